@@ -1,0 +1,159 @@
+"""What was asked: valid once built, and every unknown key an error."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, get_args, get_type_hints
+
+from quant_core.errors import RequestError
+
+MODES = ("auto", "static", "dynamic", "weight_only")
+METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+WEIGHT_METHODS = ("auto", "rtn", "mse", "gptq")
+RUNTIMES = ("folded", "qdq")
+METRICS = ("top1", "agreement", "cosine", "sqnr")
+BITS = (8, 4)
+LAYER_BITS = (32, 8, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantConfig:
+    """How models are to be quantized. Every field has the value that serves most models best.
+
+    mode         auto: each node computes as it is fastest while the outputs hold (measured);
+                 static, dynamic, weight_only: what can, computes so
+    bits         bits that a weight is stored in; 4 means blocks of `block_size` with a scale each
+    method       range of an activation: auto picks per tensor; percentile uses `percentile`
+    exclude      globs over node and weight names that stay float
+    layer_bits   globs over node and weight names -> 32 (float), 8 or 4, the last match wins
+    min_elements weights with fewer elements stay float
+    symmetric    weights around zero; asymmetric weights exist in the weight-only pattern alone
+    runtime      of weight-only weights: folded (float after loading, onnxruntime) or qdq (any runtime)
+    """
+
+    bits: int = 8
+    mode: str = "auto"
+    method: str = "auto"
+    percentile: float = 99.99
+    per_channel: bool = True
+    symmetric: bool = True
+    block_size: int = 32
+    weight_method: str = "auto"
+    bias_correction: bool = True
+    exclude: tuple[str, ...] = ()
+    min_elements: int = 0
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+    target: str = "auto"
+    runtime: str = "folded"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        one_of("bits", self.bits, BITS)
+        one_of("mode", self.mode, MODES)
+        one_of("method", self.method, METHODS)
+        one_of("weight_method", self.weight_method, WEIGHT_METHODS)
+        one_of("runtime", self.runtime, RUNTIMES)
+        for glob, bits in self.layer_bits.items():
+            one_of(f"layer_bits.{glob}", bits, LAYER_BITS)
+        if not 50 < self.percentile <= 100:
+            raise RequestError(f"is {self.percentile}", "percentile", "Above 50 and at most 100, say 99.99")
+        if self.block_size not in (16, 32, 64, 128):
+            raise RequestError(f"is {self.block_size}", "block_size", "One of 16, 32, 64, 128")
+        if self.min_elements < 0:
+            raise RequestError(f"is {self.min_elements}", "min_elements", "0 or more")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:
+        """The config with these keys set. Raises: RequestError for an unknown key or a wrong value."""
+        return replace(cls(), **known_keys(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives the config back."""
+        return asdict(self) | {"exclude": list(self.exclude), "layer_bits": dict(self.layer_bits)}
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """How much accuracy a model may lose, and what it must gain for that.
+
+    metric        top1 (share of labels right), agreement (share of decisions equal to float's), cosine,
+                  sqnr (dB), or `module:function` of your own
+    max_drop      float value minus quantized value, at most (of top1, cosine or your own metric)
+    min           quantized value, at least
+    min_speedup   float latency over quantized latency, at least
+    max_size_ratio quantized bytes over float bytes, at most
+    """
+
+    metric: str = "top1"
+    max_drop: float | None = None
+    min: float | None = None
+    min_speedup: float | None = None
+    max_size_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if ":" not in self.metric:
+            one_of("metric", self.metric, METRICS, " or module:function")
+        if self.max_drop is None and self.min is None:
+            raise RequestError("promises nothing", "contract", "Set max_drop or min")
+        if self.max_drop is not None and self.metric in ("agreement", "sqnr"):
+            raise RequestError(f"{self.metric} has no value for float itself", "contract.max_drop", "Set min")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Contract:
+        """The contract with these keys. Raises: RequestError for an unknown key or a wrong value."""
+        return cls(**known_keys(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def known_keys(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, once every key is a field of `cls`; lists become tuples. Raises: RequestError."""
+    names = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1)
+            raise RequestError("unknown key", str(key), f"Did you mean {near[0]}?" if near else f"Known: {', '.join(names)}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def one_of(key: str, value: object, allowed: tuple[object, ...], more: str = "") -> None:
+    """Raises: RequestError unless `value` is one of `allowed`."""
+    if value not in allowed or isinstance(value, bool):
+        near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
+        guess = f"Did you mean {near[0]}? " if near else ""
+        raise RequestError(f"is {value!r}", key, f"{guess}One of {', '.join(map(str, allowed))}{more}")
+
+
+def check_fields(value: Any) -> None:
+    """Raises: RequestError where a field of the dataclass `value` does not hold its annotated type."""
+    for name, hint in get_type_hints(type(value)).items():
+        got = getattr(value, name)
+        options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if not any(_is_a(got, option) for option in options):
+            raise RequestError(f"is {got!r}", name, f"Must be {' or '.join(_spell(o) for o in options)}")
+
+
+def _is_a(got: object, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(got, (int, float)) and not isinstance(got, bool)
+    if kind is int:
+        return isinstance(got, int) and not isinstance(got, bool)
+    if args := get_args(kind):
+        origin = kind.__origin__
+        if not isinstance(got, origin):
+            return False
+        if isinstance(got, Mapping):
+            return all(_is_a(k, args[0]) and _is_a(v, args[1]) for k, v in got.items())
+        return all(_is_a(item, args[0]) for item in got)  # type: ignore[attr-defined]
+    return isinstance(got, kind)
+
+
+def _spell(kind: Any) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "absent"}.get(
+        kind, "a list of texts" if get_args(kind)[:1] == (str,) and len(get_args(kind)) == 2 and get_args(kind)[1] is ... else "a mapping"
+    )
