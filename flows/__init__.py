@@ -1,0 +1,1 @@
+"""Doors and runs: the manifest, the runtime, the batch and the command line."""
