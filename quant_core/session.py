@@ -1,0 +1,145 @@
+"""How a model is run: onnxruntime on the CPU, quiet, without spinning, and with errors that a person can act on."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from quant_core.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+Model = str | Path | bytes
+Optimize = bool | Literal["basic"]
+
+LEVELS = {
+    True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+# What onnxruntime says -> what to do about it; the first match counts.
+HINTS = (
+    (r"No graph was found|[Pp]rotobuf parsing failed", "Not an ONNX model, or cut short: export or copy it again"),
+    (
+        r"[Ee]xternal data|model_path must not be empty",
+        "Its weights lie in another file: keep it in the model's folder",
+    ),
+    (r"Unsupported model IR version", "Update onnxruntime, or save the model with an older IR version"),
+    (r"Opset \d+ is under development", "Convert the model to an opset that this onnxruntime knows"),
+    (
+        r"is not a registered function/op|No Op registered for|No opset import",
+        "Custom operators are never loaded: use standard ones",
+    ),
+    (r"NOT_IMPLEMENTED|Could not find an implementation", "No CPU kernel for this type: export in float32"),
+    (r"Type Error|Type parameter|acyclic|[Ii]nvalid model", "The graph is wrong: onnx.checker.check_model says more"),
+    (r"[Ff]ailed to allocate|bad allocation", "Out of memory: use fewer jobs or a larger machine"),
+)
+
+
+def open_session(
+    model: Model, *, threads: int = 1, optimize: Optimize = True, outputs: Sequence[str] = ()
+) -> ort.InferenceSession:
+    """A session on `threads` threads that sleep when idle, for a file or for the bytes of one.
+
+    optimize  True: all that onnxruntime does by default; "basic": what stays portable; False: nothing
+    outputs   names of inner tensors that become outputs too, after the model's own
+
+    Raises: ModelError if the file is missing, is not a model, or holds what onnxruntime's CPU provider cannot run.
+    """
+    return _open(model, _options(threads, optimize), outputs)
+
+
+def run(session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str = "") -> list[np.ndarray]:
+    """All outputs for one feed. Raises: ModelError if the model cannot run on it; `where` names the feed."""
+    try:
+        return list(session.run(None, dict(feed)))
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no other class in common
+        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
+        raise ModelError(
+            f"does not run on {shapes}: {_told(error)}", where, "Do the samples have the shapes the model wants?"
+        ) from error
+
+
+def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelProto:
+    """The graph as onnxruntime really runs it: what fused into which kernel.
+
+    Only "basic" gives a model that other machines and runtimes can load. Raises: ModelError as `open_session`.
+    """
+    import onnx  # as slow as numpy and onnxruntime together, and only this function needs it
+
+    with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = _options(1, optimize)
+        options.optimized_model_filepath = str(path)
+        _open(model, options)
+        return onnx.load(path)
+
+
+def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # a failure is told once, by the exception
+    options.graph_optimization_level = LEVELS[optimize]
+    # Idle threads that spin steal the cores of every other session in the process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _open(model: Model, options: ort.SessionOptions, outputs: Sequence[str] = ()) -> ort.InferenceSession:
+    where = "model in memory" if isinstance(model, bytes) else str(model)
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
+        raise ModelError(problem, where, "Give the path of an .onnx file")
+    try:
+        if outputs:
+            if not isinstance(model, bytes):
+                folder = str(Path(model).absolute().parent)
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+                model = Path(model).read_bytes()
+            model += _exposing(outputs)
+        source = model if isinstance(model, bytes) else str(model)
+        # enable_fallback=0: a failure is an error, not a message on stdout and another try
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no other class in common
+        told = _told(error)
+        hint = next((hint for pattern, hint in HINTS if re.search(pattern, str(error))), "Does it load in onnxruntime?")
+        raise ModelError(f"onnxruntime cannot load it: {told}", where, hint) from error
+
+
+def _exposing(outputs: Sequence[str]) -> bytes:
+    """Bytes that add graph outputs to the serialized model they are appended to.
+
+    Protobuf defines that joined messages merge and that repeated fields (ModelProto.graph = 7, GraphProto.output = 12,
+    ValueInfoProto.name = 1) join, so even a large model need not be parsed; onnxruntime infers the types.
+    """
+    return _field(7, b"".join(_field(12, _field(1, name.encode())) for name in outputs))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """One length-delimited protobuf field."""
+    size, length = len(content), bytearray()
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
+
+
+def _told(error: Exception) -> str:
+    """onnxruntime's message without its prefixes, source lines and C++ signatures, on one line."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .*? failed:", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+:\d+ (?:.*?\) )?", "", text)
+    return text if len(text) <= 300 else f"{text[:300]}..."
