@@ -2,8 +2,9 @@
 
 No timeout of Prefect or Dask stops native code. So a worker keeps one child (`python -m quant_core.stage`) in its own
 process group: one JSON line per request on its stdin, one JSON line per answer on a pipe of its own (native code prints
-on stdout). The child serves the next stage too, since its imports cost more than most stages; it is killed with its whole
-group when a stage outlives its deadline or its memory, and replaced after any death. It never outlives its parent.
+on stdout). The child serves the next stage too, since its imports cost more than most stages; it is killed with its
+whole group when a stage outlives its deadline or its memory, and replaced after any death. It never outlives
+its parent.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def run_stage(
     """What the stage `name` answers to `request`: `{"result": {...}, "seconds": s, "peak_bytes": n}`.
 
     `alone` takes turns with every other such stage on this host, and adds `host_load`: the share of the host's CPU
-    time that went to others meanwhile. Raises: the QuantError that the stage raised; StageError for a deadline, a memory
-    limit or a crash; InterruptedStage where trying again makes sense.
+    time that went to others meanwhile. Raises: the QuantError that the stage raised; StageError for a deadline, a
+    memory limit or a crash; InterruptedStage where trying again makes sense.
     """
     message = {"stage": name, "request": dict(request), "memory_bytes": memory_bytes}
     with _LOCK, _host_to_itself() if alone else contextlib.nullcontext():
@@ -210,8 +211,8 @@ def _spawner() -> ThreadPoolExecutor:
 def _spawn(command: list[str], answers: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ} | ONE_THREAD
     environment["PYTHONPATH"] = os.pathsep.join(
-        entry or os.getcwd() for entry in sys.path
-    )  # what we can import, it can
+        str(Path(entry).absolute()) for entry in sys.path
+    )  # our imports are its
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -273,7 +274,7 @@ def _mb(size_bytes: int) -> str:
 
 
 def serve(stages: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answer requests from stdin until it ends, on the file descriptor that the first argument names, else on stdout."""
+    """Answer requests from stdin until it ends, on the descriptor that the first argument names, else on stdout."""
     parent = len(sys.argv) > 1
     answers = os.fdopen(int(sys.argv[1]) if parent else os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -334,7 +335,7 @@ def _error_kinds() -> dict[str, type[QuantError]]:
 
 
 def _read_requests(requests: queue.SimpleQueue[str | None], parent: bool) -> None:
-    """Pass requests on. The end of stdin means that the parent is gone: then so is this group, whatever it was doing."""
+    """Pass requests on. The end of stdin means that the parent is gone: so is this group then, whatever it does."""
     for line in sys.stdin:
         requests.put(line)
     if parent:
