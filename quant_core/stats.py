@@ -227,11 +227,15 @@ def load_stats(path: Path | str) -> dict[str, Any]:
 
 def _exponent(lo: float, hi: float) -> int:
     """The smallest e such that bins of 2**e cover [lo, hi] in at most MAX_BINS, and are exactly numbered in float32."""
-    below = math.frexp(hi - lo)[1] - MAX_BINS.bit_length()  # too fine for sure
-    exponent = max(below, math.frexp(max(-lo, hi))[1] - _INDEX_BITS, _FINEST)
+    below = _log2(hi - lo) - MAX_BINS.bit_length()  # too fine for sure
+    exponent = max(below, _log2(max(-lo, hi)) - _INDEX_BITS, _FINEST)
     while _bins(lo, hi, exponent) > MAX_BINS:
         exponent += 1
     return exponent
+
+
+def _log2(x: float) -> int:
+    return math.frexp(x)[1] if x else 2 * _FINEST  # frexp(0) would be coarser than that of a tiny number
 
 
 def _bins(lo: float, hi: float, exponent: int) -> int:

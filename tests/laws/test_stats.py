@@ -102,6 +102,13 @@ def test_an_outlier_early_or_late_is_the_same(outlier: float, tiny: float) -> No
     assert stats_of(body, outliers) == stats_of(outliers, body) == stats_of(np.concatenate([body, outliers]))
 
 
+@pytest.mark.parametrize("constant", [0.0, 0.125, -3.0, 1e-45, 3e38])
+def test_a_constant_tensor_is_no_coarser_than_what_it_grows_into(constant: float) -> None:
+    x, y = np.full(3, constant, np.float32), np.array([0.0, 1.0, 0.125], np.float32)
+
+    assert stats_of(x, y) == stats_of(y, x) == stats_of(np.concatenate([x, y]))
+
+
 def test_minus_zero_is_zero() -> None:
     minus, plus = np.array([-0.0], np.float32), np.array([0.0], np.float32)
 
