@@ -66,7 +66,7 @@ def run(session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: st
     except Exception as error:  # onnxruntime's exceptions have no other class in common
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
         raise ModelError(
-            f"does not run on {shapes}: {_told(error)}", where, "Do the samples have the shapes the model wants?"
+            f"does not run on {shapes}: {_told(error)}", where, "Give samples, or a `shape`, that the model can take"
         ) from error
 
 
