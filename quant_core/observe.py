@@ -1,0 +1,63 @@
+"""What calibration sees: every planned tensor of the float model, one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from quant_core.errors import DataError
+from quant_core.plan import QuantPlan
+from quant_core.session import open_session, run
+from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stats, save_stats
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Ranges of the tensors that may be quantized, and channel means of the inputs of weighted nodes; both by tensor."""
+
+    tensors: Mapping[str, TensorStats] = field(default_factory=dict)
+    means: Mapping[str, ChannelMoments] = field(default_factory=dict)
+
+    @classmethod
+    def merged(cls, parts: Iterable[Statistics]) -> Statistics:
+        """All parts together; the order does not matter to the last bit."""
+        parts = list(parts)
+        return cls(merge_stats(p.tensors for p in parts), merge_stats(p.means for p in parts))
+
+    def save(self, path: Path | str) -> None:
+        save_stats(path, {f"t:{k}": v for k, v in self.tensors.items()} | {f"m:{k}": v for k, v in self.means.items()})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Statistics:
+        """Raises: DataError if the file does not hold statistics."""
+        stored = load_stats(path)
+        return cls({k[2:]: v for k, v in stored.items() if k[0] == "t"}, {k[2:]: v for k, v in stored.items() if k[0] == "m"})
+
+
+def observe(model: Path | bytes, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[Any]]], threads: int = 1) -> Statistics:
+    """The statistics of one shard of samples; memory does not grow with their number.
+
+    Raises: DataError if there is no sample, or a tensor becomes NaN or infinite (the float model overflows).
+    """
+    tensors = {name: TensorStats() for name in plan.activations.values()}
+    means = {name: ChannelMoments(axis) for name, axis in plan.means.items()}
+    wanted = dict.fromkeys((*tensors, *means))
+    plain = open_session(model, threads=threads)
+    known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
+    session = open_session(model, threads=threads, outputs=[n for n in wanted if n not in known])
+    names = [o.name for o in session.get_outputs()]
+    seen = 0
+    for seen, feed in enumerate(feeds, 1):
+        values = dict(feed) | dict(zip(names, run(session, feed, f"calibration sample {seen - 1}"), strict=True))
+        for name in wanted:
+            if name in tensors:
+                tensors[name].update(values[name], name)
+            if name in means:
+                means[name].update(values[name], name)
+    if not seen:
+        raise DataError("no calibration samples", hint="At least one sample is needed")
+    return Statistics(tensors, means)

@@ -1,0 +1,262 @@
+"""How each node computes, how its weight is stored, and why: decided before anything is measured or rewritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core import graph
+from quant_core.config import QuantConfig, known_keys
+from quant_core.errors import ModelError, RequestError
+from quant_core.rules import CAPS, RULES, Rule, is_depthwise, why_not_integer
+from quant_core.targets import Target, find_target
+
+FLOAT, STATIC, DYNAMIC = "float", "static", "dynamic"
+STORED_BITS = {8: "int8", 4: "int4", 32: "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """What becomes of one node.
+
+    compute  float, static (int8, ranges from calibration) or dynamic (int8, ranges at run time)
+    storage  float32, int8 or int4, of its weights; empty where it has none
+    reason   why it does not compute in integers, or what it was fused into
+    """
+
+    node: str
+    op_type: str
+    compute: str
+    storage: str = ""
+    weights: tuple[str, ...] = ()
+    elements: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantPlan:
+    """The whole decision for one model; `to_json` and `from_json` are inverse.
+
+    activations  tensor that is quantized -> tensor whose range and parameters it has (itself, or the one that a
+                 node which only moves values took it from)
+    means        input of a node with a weight -> the axis of its channels, whose means correct what rounding shifts
+    """
+
+    config: QuantConfig
+    target: str
+    nodes: tuple[NodePlan, ...]
+    activations: Mapping[str, str]
+    means: Mapping[str, int]
+
+    def of(self, node: str) -> NodePlan | None:
+        """The plan of that node, None where nothing happens to it."""
+        return next((n for n in self.nodes if n.node == node), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        nodes = [asdict(n) | {"weights": list(n.weights)} for n in self.nodes]
+        return {"config": self.config.to_dict(), "target": self.target, "nodes": nodes,
+                "activations": dict(self.activations), "means": dict(self.means)}  # fmt: skip
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantPlan:
+        """Raises: RequestError if this is not a plan."""
+        try:
+            known_keys(cls, values)
+            nodes = tuple(NodePlan(**known_keys(NodePlan, n)) for n in values["nodes"])
+            config = QuantConfig.from_dict(values["config"])
+            return cls(config, find_target(values["target"]).name, nodes, dict(values["activations"]), dict(values["means"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RequestError(f"not a plan: {error}", hint="Write one with --dry-run --format json") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> QuantPlan:
+        """Raises: RequestError if the text is not a plan."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise RequestError(f"not JSON: {error}", "plan", "Write one with --dry-run --format json") from error
+
+
+def make_plan(model: ir.Model, config: QuantConfig, target: Target, compute: Mapping[str, str] | None = None) -> QuantPlan:
+    """The plan of a prepared model: only what onnxruntime really executes in integers on the target.
+
+    `compute` overrides how single nodes compute (what a search found out); a node that cannot, does not.
+
+    Raises: ModelError if no node has a weight that can be quantized, or a weight holds NaN or inf.
+    """
+    wanted = compute or {}
+    nodes = list(model.graph)
+    weighted = {n.name: _weighted(n, RULES[n.op_type], config, config.mode, wanted.get(n.name or ""))
+                for n in nodes if n.op_type in RULES and _weights(n, RULES[n.op_type])}  # fmt: skip
+    inner = [n for g in model.graph.subgraphs() for n in g if n.op_type in RULES and _weights(n, RULES[n.op_type])]
+    weighted |= {n.name: _weighted(n, RULES[n.op_type], config, "weight_only", FLOAT) for n in inner}
+    if not weighted:
+        raise ModelError("nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
+                         hint="A float16 model must be converted to float32 first")  # fmt: skip
+    static = _static_nodes(nodes, {name for name, n in weighted.items() if n.compute == STATIC}, config, wanted)
+    plans = [
+        weighted.get(n.name) or NodePlan(n.name or "", n.op_type, STATIC, reason=_role(n, static))
+        for n in nodes if n.name in weighted or n.name in static
+    ]  # fmt: skip
+    for node in inner:
+        if (found := weighted[node.name]) not in plans:
+            plans.append(found)
+    return QuantPlan(config, target.name, tuple(plans), _activations(nodes, static), _means(nodes, weighted, config))
+
+
+def data_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs of a node that carry activations and are not constants."""
+    rule = RULES[node.op_type]
+    positions: Iterable[int] = rule.data or range(len(node.inputs))
+    values = (node.inputs[i] for i in positions if i < len(node.inputs))
+    return [v for v in values if v is not None and not graph.is_constant(v)]
+
+
+def capped_output(node: ir.Node) -> ir.Value:
+    """The output of the node or, where a Relu or Clip(0, ...) alone reads it, of that: what will be quantized."""
+    out = node.outputs[0]
+    readers = graph.consumers(out)
+    if len(readers) == 1 and not out.is_graph_output() and _caps_at_zero(readers[0]):
+        return readers[0].outputs[0]
+    return out
+
+
+def _caps_at_zero(node: ir.Node) -> bool:
+    if node.op_type not in CAPS:
+        return False
+    if node.op_type == "Relu":
+        return True
+    low = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    high = node.inputs[2] if len(node.inputs) > 2 else None
+    return low is not None and float(low) == 0 and (high is None or graph.is_constant(high))
+
+
+def _weights(node: ir.Node, rule: Rule) -> list[ir.Value]:
+    """The constant float weights of the node."""
+    values = [node.inputs[i] for i in rule.weights if i < len(node.inputs)]
+    found = [v for v in values if v is not None and graph.is_float_weight(v)]
+    if node.op_type == "Gather" and (graph.attribute(node, "axis", 0) != 0 or any(len(v.shape) != 2 for v in found)):  # type: ignore[arg-type]
+        return []
+    return found
+
+
+def _weighted(node: ir.Node, rule: Rule, config: QuantConfig, mode: str, wanted: str | None) -> NodePlan:
+    """How a node with weights computes and stores them."""
+    name = node.name or ""
+    weights = _weights(node, rule)
+    names = tuple(w.name or "" for w in weights)
+    elements = sum(int(np.prod(w.shape.numpy())) for w in weights)  # type: ignore[union-attr]
+    stay = NodePlan(name, node.op_type, FLOAT, "float32", names, elements)
+    glob = next((g for g in config.exclude if any(fnmatchcase(n, g) for n in (name, *names))), None)
+    if glob is not None:
+        return _with(stay, reason=f"excluded by {glob}")
+    bits = config.bits
+    for pattern, layer_bits in config.layer_bits.items():
+        if any(fnmatchcase(n, pattern) for n in (name, *names)):
+            bits = layer_bits
+    if bits == 32:
+        return _with(stay, reason="layer_bits 32")
+    if elements < config.min_elements:
+        return _with(stay, reason=f"{elements} elements, fewer than min_elements {config.min_elements}")
+    for weight in weights:
+        if not np.isfinite(graph.constant(weight)).all():  # type: ignore[arg-type]
+            raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again")
+    stored = _with(stay, storage=STORED_BITS[bits])
+    choice, reason = _choose_compute(node, rule, mode, wanted)
+    return _with(stored, compute=choice, reason=reason)
+
+
+def _choose_compute(node: ir.Node, rule: Rule, mode: str, wanted: str | None) -> tuple[str, str]:
+    """(compute, reason): what was wanted if the node can, else what the mode asks for, else float."""
+    can = {FLOAT: ""}
+    obstacle = why_not_integer(node, rule)
+    if rule.kind == "anchor" and not obstacle:
+        can[STATIC] = ""
+    if rule.dynamic and not obstacle:
+        can[DYNAMIC] = ""
+    if wanted is not None and wanted in can:
+        return wanted, "" if wanted != FLOAT else "computes in float: found better"
+    if mode == "weight_only":
+        return FLOAT, "weight-only"
+    order = {"static": (STATIC,), "dynamic": (DYNAMIC,), "auto": (STATIC, DYNAMIC)}[mode]
+    chosen = next((c for c in order if c in can), FLOAT)
+    if chosen == FLOAT:
+        reason = obstacle or f"{node.op_type} has no {' or '.join(order)} integer kernel that is faster than float"
+        return FLOAT, reason
+    return chosen, ""
+
+
+def _with(plan: NodePlan, **changes: Any) -> NodePlan:
+    return NodePlan(**({f: getattr(plan, f) for f in NodePlan.__slots__} | changes))
+
+
+def _static_nodes(nodes: list[ir.Node], anchors: set[str | None], config: QuantConfig, wanted: Mapping[str, str]) -> set[str | None]:
+    """The nodes that read and write 8-bit tensors.
+
+    1. Anchors that compute static do.
+    2. Start with every elementwise and moving operator as well; drop one if an input is not 8-bit anyway (written by
+       a static node that requantizes, or read by a static anchor), or if nobody static reads its output. Repeat.
+    """
+    movers = {
+        n.name for n in nodes
+        if n.op_type in RULES and RULES[n.op_type].kind in ("elementwise", "moves") and wanted.get(n.name or "") != FLOAT
+        and not any(fnmatchcase(n.name or "", g) for g in config.exclude)
+    }  # fmt: skip
+    by_name = {n.name: n for n in nodes}
+    while True:
+        static = anchors | movers
+        live = [by_name[name] for name in by_name if name in static]
+        written = {capped_output(n) for n in live if RULES[n.op_type].kind != "anchor" or RULES[n.op_type].needs_q}
+        read_by_anchor = {v for n in live if n.name in anchors for v in data_inputs(n)}
+        read = {v for n in live for v in data_inputs(n)}
+        kept = {
+            n.name for n in live
+            if n.name in movers and data_inputs(n) and capped_output(n) in read
+            and all(v in written or v in read_by_anchor for v in data_inputs(n))
+        }  # fmt: skip
+        if kept == movers:
+            return static
+        movers = kept
+
+
+def _activations(nodes: list[ir.Node], static: set[str | None]) -> dict[str, str]:
+    """Tensor that gets a Q/DQ pair -> tensor whose parameters it has, in graph order."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        if node.name not in static:
+            continue
+        rule = RULES[node.op_type]
+        for value in data_inputs(node):
+            found.setdefault(str(value.name), str(value.name))
+        out = str(capped_output(node).name)
+        if rule.kind == "moves":
+            found[out] = found[str(data_inputs(node)[0].name)]
+        elif rule.needs_q:
+            found.setdefault(out, out)
+    return found
+
+
+def _means(nodes: list[ir.Node], weighted: Mapping[str | None, NodePlan], config: QuantConfig) -> dict[str, int]:
+    """Input tensor -> channel axis, for the nodes whose bias will be corrected."""
+    return {
+        str(n.inputs[0].name): 1 if n.op_type == "Conv" else -1  # type: ignore[union-attr]
+        for n in nodes
+        if config.bias_correction and n.name in weighted and weighted[n.name].storage != "float32"
+        and RULES[n.op_type].kind == "anchor" and not graph.is_constant(n.inputs[0])
+    }  # fmt: skip
+
+
+def _role(node: ir.Node, static: set[str | None]) -> str:
+    return "runs on 8-bit data between static neighbours"
+
+
+__all__ = ["DYNAMIC", "FLOAT", "STATIC", "NodePlan", "QuantPlan", "capped_output", "data_inputs", "is_depthwise", "make_plan"]

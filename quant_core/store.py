@@ -1,0 +1,134 @@
+"""How a weight lies in the file, and the nodes that turn it back into what its operator takes.
+
+Storage and compute are two decisions. For an integer operator the stored weight becomes int8 and then DequantizeLinear
+with one scale per channel, which onnxruntime fuses with the operator. For a float operator (weight-only) it becomes
+float32 once, when the session loads, because onnxruntime folds Cast, Mul, Reshape and Transpose of constants; or, with
+runtime `qdq`, the standard DequantizeLinear that other runtimes read and that onnxruntime runs at every inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core import graph
+from quant_core.weights import IntegerWeight, Layout
+
+
+class Writer:
+    """Adds initializers with names that are still free, and nodes ahead of one node (or, without one, to `waiting`)."""
+
+    def __init__(self, model: ir.Model, before: ir.Node | None) -> None:
+        self.model, self.before = model, before
+        self.waiting: list[ir.Node] = []
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """An initializer of the main graph (subgraphs see it too)."""
+        return graph.initializer(self.model.graph, self.free(name), array)
+
+    def node(self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
+        """The one output of a new node."""
+        return self.nodes(op_type, inputs, [name], **attributes)[0]
+
+    def nodes(self, op_type: str, inputs: Sequence[ir.Value | None], names: Sequence[str], **attributes: Any) -> list[ir.Value]:
+        """The outputs of a new node; attributes are integers or lists of them."""
+        attrs = [ir.AttrInt64s(k, v) if isinstance(v, tuple) else ir.AttrInt64(k, v) for k, v in attributes.items()]
+        outputs = [ir.Value(name=self.free(n)) for n in names]
+        node = ir.Node("", op_type, inputs, attrs, outputs=outputs, name=outputs[0].name)
+        if self.before is None:
+            self.waiting.append(node)
+        else:
+            assert self.before.graph is not None
+            self.before.graph.insert_before(self.before, node)
+        return outputs
+
+    def free(self, name: str) -> str:
+        """The name, with a number behind it if a value has it already."""
+        taken = self.model.meta.setdefault("names", set())
+        if not taken:
+            for g in graph.graphs_of(self.model):
+                taken |= set(g.initializers) | {v.name for v in g.inputs} | {v.name for n in g for v in n.outputs}
+        found, n = name, 1
+        while found in taken:
+            found, n = f"{name}_{n}", n + 1
+        taken.add(found)
+        return found
+
+
+def write_int8(write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]) -> ir.Value:
+    """The weight as an int8 value in its operator's layout."""
+    if weight.blocks is None or weight.multipliers is None:
+        return write.constant(f"{name}_int8", layout.tensor(weight.q, shape))
+    groups = (len(weight.blocks), weight.multipliers.shape[1], -1)
+    stored = write.constant(f"{name}_int4", weight.blocks.reshape(groups).astype(ml_dtypes.int4))
+    multipliers = write.constant(f"{name}_multiplier", weight.multipliers[..., None].astype(ml_dtypes.uint4))
+    wide = write.node("Cast", [stored], f"{name}_wide", to=ir.DataType.INT32)
+    factor = write.node("Cast", [multipliers], f"{name}_factor", to=ir.DataType.INT32)
+    product = write.node("Mul", [wide, factor], f"{name}_product")
+    moved = write.constant(f"{name}_shape", np.array(layout.moved_shape(shape), np.int64))
+    product = write.node("Reshape", [product, moved], f"{name}_rows")
+    if layout.inverse != tuple(range(len(shape))):
+        product = write.node("Transpose", [product], f"{name}_placed", perm=layout.inverse)
+    return write.node("Cast", [product], f"{name}_int8", to=ir.DataType.INT8)
+
+
+def write_dequantized(
+    write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...], axis: int
+) -> tuple[ir.Value, ir.Value]:
+    """(weight, scale) for an integer operator: int8 behind a DequantizeLinear with a scale per channel or one."""
+    scale = write.constant(f"{name}_scale", weight.scale)
+    zero = write.constant(f"{name}_zero_point", np.zeros(weight.scale.shape, np.int8))
+    stored = write_int8(write, name, weight, layout, shape)
+    return _dequantize(write, stored, scale, zero, name, axis if weight.scale.ndim else None), scale
+
+
+def write_folded(write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]) -> ir.Value:
+    """The weight for a float operator, float32 again once the session has loaded."""
+    stored = write_int8(write, name, weight, layout, shape)
+    scale = write.constant(f"{name}_scale", layout.beside(weight.scale, shape))
+    return write.node(
+        "Mul", [write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT), scale], f"{name}_float"
+    )
+
+
+def write_qdq(
+    write: Writer,
+    name: str,
+    q: NDArray[Any],
+    scale: NDArray[np.float32],
+    zero: NDArray[Any],
+    axis: int | None,
+    block: int | None,
+) -> ir.Value:
+    """The weight for a float operator behind the standard DequantizeLinear (4 bits and blocks: opset 21)."""
+    values = (write.constant(f"{name}_quantized", q), write.constant(f"{name}_scale", scale),
+              write.constant(f"{name}_zero_point", zero))  # fmt: skip
+    return _dequantize(write, *values, name, axis, block)
+
+
+def write_rows(write: Writer, name: str, weight: IntegerWeight, node: ir.Node, shape: tuple[int, ...]) -> ir.Value:
+    """Rows of an int8 table, scaled after they are picked: the table itself is never dequantized.
+
+    Returns the value that replaces the Gather's output. The table is (rows, width), the axis 0.
+    """
+    stored = write.constant(f"{name}_int8", weight.q.reshape(shape))
+    picked = write.node("Gather", [stored, node.inputs[1]], f"{node.name}_int8", axis=0)
+    cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
+    scale = write.constant(f"{name}_scale", weight.scale[:, None] if weight.scale.ndim else weight.scale)
+    if weight.scale.ndim:
+        scale = write.node("Gather", [scale, node.inputs[1]], f"{node.name}_scale", axis=0)
+    return write.node("Mul", [cast, scale], f"{node.name}_rows")
+
+
+def _dequantize(
+    write: Writer, q: ir.Value, scale: ir.Value, zero: ir.Value, name: str, axis: int | None, block: int | None = None
+) -> ir.Value:
+    attributes: Mapping[str, int] = ({} if axis is None else {"axis": axis}) | (
+        {} if block is None else {"block_size": block}
+    )
+    return write.node("DequantizeLinear", [q, scale, zero], f"{name}_dequantized", **attributes)
