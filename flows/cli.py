@@ -1,0 +1,182 @@
+"""`quantmill`: what a person types. Exit code 0: all met, 1: something failed, 2: the request itself was wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows import doctor as host
+from flows import options, show
+from flows.options import AccuracyOptions, Answer, SampleOptions
+from quant_core.config import QuantConfig
+from quant_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from quant_core.plan import QuantPlan
+
+# Heavy imports stand inside the commands: `--help` must not wait for onnx, nor `info` for Prefect.
+app = typer.Typer(name="quantmill", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Smaller, faster ONNX models that are still right.")  # fmt: skip
+command = options.register(app)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A float ONNX model.", show_default=False)]
+Original = Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The float model.", show_default=False)]
+Quantized = Annotated[Path, typer.Argument(metavar="QUANTIZED", help="What became of it.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Where to write; replaced if there.", show_default=False)
+]
+Folder = Annotated[Path, typer.Option("-o", "--output-dir", help="Where to write the models.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="Do exactly this: a dry run's JSON.", show_default=False)]
+Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each model.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long to measure.")]
+
+
+@command
+def info(model: Model) -> Answer:
+    """What a model is: inputs, outputs, opset, size, operators."""
+    from quant_core import api
+
+    return Answer(api.model_info(model).to_dict(), show.model_info)
+
+
+@command
+def quantize(
+    model: Model,
+    samples: SampleOptions,
+    config: QuantConfig,
+    accuracy: AccuracyOptions,
+    output: Output = None,
+    plan: PlanFile = None,
+    dry_run: DryRun = False,
+) -> Answer:
+    """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
+    if dry_run:
+        return _planned(model, config, samples)
+    if output is None:
+        raise RequestError("is missing", "--output", "Say where to write: -o OUT.onnx, or --dry-run to see the plan")
+    return _quantized(model, output, config, samples, accuracy, plan)
+
+
+@command
+def calibrate(
+    model: Model,
+    samples: SampleOptions,
+    config: QuantConfig,
+    accuracy: AccuracyOptions,
+    output: Output = None,
+    dry_run: DryRun = False,
+) -> Answer:
+    """Quantize with ranges measured on --data; written to MODEL_int8.onnx unless -o says where."""
+    if samples.data is None:
+        raise RequestError("is missing", "--data", "A .npy, a .npz, a folder of .npz feeds, or random")
+    if dry_run:
+        return _planned(model, config, samples)
+    default = model.with_name(f"{model.stem}_int{config.bits}.onnx")
+    return _quantized(model, output or default, config, samples, accuracy, None)
+
+
+@command
+def validate(
+    original: Original,
+    quantized: Quantized,
+    samples: SampleOptions,
+    accuracy: AccuracyOptions,
+    detailed: Detailed = False,
+) -> Answer:
+    """How right a quantized model is, against its original; on random samples without --data."""
+    found = _validation(original, quantized, samples, accuracy, detailed)
+    return Answer(found, show.validation, exit_code=int(found["verdict"] == "not_met"))
+
+
+@command
+def benchmark(
+    original: Original, quantized: Quantized, samples: SampleOptions, threads: Threads = 1, seconds: Seconds = 3.0
+) -> Answer:
+    """How fast a quantized model is, against its original: both in turn, in this process."""
+    from quant_core import api
+
+    timing = api.benchmark_model(original, quantized, samples.source, threads=threads, seconds=seconds)
+    return Answer(timing.to_dict(), show.timing)
+
+
+@command
+def doctor() -> Answer:
+    """What this host is: target, threads, memory, versions, and what is known not to work together."""
+    report = host.examine()
+    return Answer(report, show.health, exit_code=int(bool(report["problems"])))
+
+
+def _planned(model: Path, config: QuantConfig, samples: SampleOptions) -> Answer:
+    from quant_core import api
+
+    plan = api.plan_model(model, config, samples.source, num_samples=samples.num_samples, sample_shape=samples.shape)
+    return Answer(plan.to_dict(), show.plan)
+
+
+def _quantized(
+    model: Path, output: Path, config: QuantConfig, samples: SampleOptions, accuracy: AccuracyOptions, plan: Path | None
+) -> Answer:
+    """Quantize, and where accuracy was asked for, say what it is and whether the contract was met."""
+    from quant_core import api
+
+    result = api.quantize_model(
+        model,
+        output,
+        config,
+        calibration=samples.source,
+        labels=samples.labels,
+        num_samples=samples.num_samples,
+        sample_shape=samples.shape,
+        contract=accuracy.contract,
+        plan=_read_plan(plan) if plan else None,
+    ).to_dict()
+    if samples.data and (accuracy.metric or accuracy.contract or samples.labels):
+        result |= _validation(model, output, samples, accuracy, detailed=False)
+    return Answer(result, show.quantized, exit_code=int(result.get("verdict") == "not_met"))
+
+
+def _validation(
+    original: Path, quantized: Path, samples: SampleOptions, accuracy: AccuracyOptions, detailed: bool
+) -> dict[str, Any]:
+    from quant_core import api
+
+    return api.validate_model(
+        original,
+        quantized,
+        samples.source or "random",
+        labels=samples.labels,
+        metric=accuracy.metric,
+        contract=accuracy.contract,
+        detailed=detailed,
+    ).to_dict()
+
+
+def _read_plan(path: Path) -> QuantPlan:
+    from quant_core.plan import QuantPlan
+
+    try:
+        return QuantPlan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot be read: {error}", str(path), "Write one with --dry-run --format json") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+    try:
+        app(list(sys.argv[1:] if arguments is None else arguments), prog_name="quantmill")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""What a person sees: every answer as a rich table, every error as three short lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from quant_core.errors import QuantError
+
+PIPE_WIDTH = 200  # a file has no width; wrapped names cannot be searched for
+VERDICT_STYLES = {"met": "green", "not_met": "yellow", "failed": "bold red", "skipped": "dim"}
+WORKING = ("quantize", "calibrate", "validate", "benchmark")
+
+
+def answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
+    """Print `data` as `view` draws it, or as JSON without one."""
+    if view is not None:
+        console().print(view(data))
+    else:
+        sys.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
+
+
+def explain(error: QuantError, as_json: bool) -> None:
+    """Problem, where and hint: for a person on stderr, for a program as a JSON object on stdout."""
+    if as_json:
+        parts = {"kind": type(error).__name__, "problem": error.problem, "where": error.where, "hint": error.hint}
+        answer({"error": parts}, None)
+        return
+    lines = Text()
+    for label, text in (("error", error.problem), ("where", error.where), ("hint", error.hint)):
+        if text:  # a manifest's mistakes stand on a line each
+            lines.append(f"{label:>5}: ", style="bold red" if label == "error" else "bold")
+            lines.append("\n".join(map(printable, text.splitlines())) + "\n")
+    lines.rstrip()
+    console(stderr=True).print(lines, soft_wrap=True)
+
+
+def working(command: str, quiet: bool) -> AbstractContextManager[object]:
+    """A spinner on stderr while a slow command works, where someone may be watching."""
+    if quiet or command not in WORKING or not sys.stderr.isatty():
+        return nullcontext()
+    return console(stderr=True).status(f"{command} …")
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that is as wide as the terminal, and never narrow where there is none."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def model_info(info: Mapping[str, Any]) -> RenderableType:
+    counts = sorted(info["operators"].items(), key=lambda item: (-item[1], item[0]))
+    facts = {
+        "model": info["name"],
+        "size": size(info["size_bytes"]),
+        "parameters": f"{info['parameters']:,}",
+        "opset": info["opset"],
+        "quantized": "yes" if info["quantized"] else "no",
+        "nodes": f"{info['num_nodes']}: " + ", ".join(f"{count} {op}" for op, count in counts),
+    }
+    return Group(pairs(facts), *(_values(kind, info[kind]) for kind in ("inputs", "outputs")))
+
+
+def plan(values: Mapping[str, Any]) -> RenderableType:
+    rows = [{**n, "elements": f"{n['elements']:,}" if n["elements"] else ""} for n in values["nodes"]]
+    columns = {
+        "node": "node",
+        "op_type": "op",
+        "compute": "compute",
+        "storage": "storage",
+        "elements": "weights",
+        "reason": "reason",
+    }
+    table = rows_table(rows, columns, title=f"plan for {values['target']}", right=("weights",))
+    counts = _counts(n["compute"] for n in rows), _counts(n["storage"] for n in rows if n["storage"])
+    return Group(table, Text(f"compute: {counts[0]}   storage: {counts[1]}"))
+
+
+def quantized(result: Mapping[str, Any]) -> RenderableType:
+    before, after = result["float_size_bytes"], result["size_bytes"]
+    facts = {
+        "written": result["output"],
+        "size": f"{size(before)} -> {size(after)} ({ratio(before, after)} smaller)",
+        "target": result["target"]
+        + ("" if result["saturation_safe"] else " (some sums may saturate on x86 without VNNI)"),
+        "compute": _counts(layer["compute"] for layer in result["layers"]),
+        "storage": _counts(layer["storage"] for layer in result["layers"] if layer["storage"]),
+    }
+    if "fidelity" in result:
+        return Group(pairs(facts), validation(result))
+    return pairs(facts)
+
+
+def validation(result: Mapping[str, Any]) -> RenderableType:
+    """How right a quantized model is, and whether that was promised."""
+    fidelity = result["fidelity"]
+    facts = {
+        "agreement": percent(fidelity.get("agreement")),
+        "top-1": _change(fidelity.get("top1_float"), fidelity.get("top1"), percent),
+        "metric": _change(fidelity.get("metric_float"), fidelity.get("metric"), number),
+        "verdict": verdict(result["verdict"], result["reason"]),
+    }
+    if fidelity.get("flips_bad") is not None:
+        facts["flips"] = f"{fidelity['flips_bad']} right -> wrong, {fidelity['flips_good']} wrong -> right"
+    outputs = [
+        {
+            **o,
+            "cosine": number(o["cosine"], 6),
+            "sqnr_db": number(o["sqnr_db"], 1),
+            "max_abs_error": number(o["max_abs_error"], 6),
+        }
+        for o in fidelity["per_output"]
+    ]
+    columns = {"name": "output", "cosine": "cosine", "sqnr_db": "SQNR dB", "max_abs_error": "max error"}
+    return Group(pairs(facts), rows_table(outputs, columns, right=("cosine", "SQNR dB", "max error")))
+
+
+def timing(result: Mapping[str, Any]) -> RenderableType:
+    rows = [
+        {"model": name, "median": ms(result[f"{name}_ms"]), "p95": ms(result[f"{name}_p95_ms"])}
+        for name in ("float", "quantized")
+    ]
+    columns = {"model": "model", "median": "median", "p95": "p95"}
+    spread = f"{number(result['speedup_lo'])} to {number(result['speedup_hi'])}"
+    times = f"{number(result['speedup'])} times as fast as float ({spread})"
+    effort = f"{result['rounds']} rounds, {result['threads']} threads each"
+    return Group(rows_table(rows, columns, right=("median", "p95")), Text(f"{times}; {effort}"))
+
+
+def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One line a model, of the models table: size, accuracy and latency before and after, and the verdict."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("model", overflow="fold")
+    for heading in ("size", "smaller", "accuracy", "latency", "speed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for row in rows:
+        before, after = row.get("float_size_bytes"), row.get("size_bytes")
+        table.add_row(
+            Text(printable(row.get("model", ""))),
+            _change(before, after, size),
+            ratio(before, after),
+            _change(row.get("accuracy_float"), row.get("accuracy"), percent),
+            _change(row.get("float_ms"), row.get("quantized_ms"), ms),
+            f"{number(row['speedup'])}x" if row.get("speedup") is not None else "",
+            verdict(row.get("verdict") or row.get("outcome") or "", row.get("reason") or row.get("error") or ""),
+        )
+    return table
+
+
+def health(report: Mapping[str, Any]) -> RenderableType:
+    """doctor's findings: the host, the versions, and what is known not to work together."""
+    problems = [Text(f"problem: {printable(p)}", style="bold red") for p in report["problems"]]
+    return Group(
+        pairs(report["host"]), pairs(report["versions"]), *(problems or [Text("no known problem", style="green")])
+    )
+
+
+# Pieces
+
+
+def pairs(facts: Mapping[str, object]) -> Table:
+    """Two columns; what is absent is left out."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        if value not in (None, ""):
+            table.add_row(Text(printable(key)), value if isinstance(value, Text) else Text(printable(value)))
+    return table
+
+
+def rows_table(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None, right: Sequence[str] = ()
+) -> Table:
+    """These keys of each row, under these headings."""
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for heading in columns.values():
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(row.get(key, ""))) for key in columns))
+    return table
+
+
+def verdict(word: str, reason: str = "") -> Text:
+    return Text(word.replace("_", " "), style=VERDICT_STYLES.get(word, "")).append(
+        f": {printable(reason)}" if reason else "", style="default"
+    )
+
+
+def size(count: float | None) -> str:
+    """Bytes as kB or MB, powers of ten."""
+    if count is None:
+        return ""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def ratio(before: float | None, after: float | None) -> str:
+    return f"{before / after:.2f}x" if before and after else ""
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g} ms"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def printable(value: object) -> str:
+    """Text from a model or a manifest, which may hold anything: control characters become visible escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
+
+
+def plain(value: Any) -> Any:
+    """The same in strict JSON, which knows neither NaN nor infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [{**v, "shape": " x ".join(map(str, v["shape"])) or "scalar"} for v in values]
+    return rows_table(rows, {"name": kind, "dtype": "type", "shape": "shape"})
+
+
+def _change(before: float | None, after: float | None, form: Callable[[float | None], str]) -> str:
+    if before is None or after is None:
+        return form(after)
+    return f"{form(before)} -> {form(after)}"
+
+
+def _counts(words: Iterable[str]) -> str:
+    """How often each word: `12 static, 3 float`."""
+    seen: dict[str, int] = {}
+    for word in words:
+        seen[word] = seen.get(word, 0) + 1
+    return ", ".join(f"{count} {word}" for word, count in sorted(seen.items(), key=lambda item: -item[1]))
