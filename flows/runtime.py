@@ -1,0 +1,297 @@
+"""Where the work runs: the one place that starts Prefect's API and Dask, side by side, and that ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from quant_core.child import warm_up
+from quant_core.errors import QuantError, RequestError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Before prefect is imported, and only where the user has not said otherwise.
+ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_CLI_COLORS": "false",
+}
+WITH_EMBEDDED_SERVER = {
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_UI_ENABLED": "false",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+}
+START_UP_S = 180
+MODEL_COPIES = 3  # a float model, its quantized copy and what is between them
+KEPT_HISTORY_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many workers, and how much memory a stage may hold on each."""
+
+    workers: int
+    memory_bytes: int | None
+
+    @classmethod
+    def fitting(cls, models: int, largest_bytes: int, jobs: int | None, memory_mb: int | None) -> Size:
+        """As many workers as cores and memory allow, and no more than the models can use."""
+        cores, memory = _available_cores(), _available_memory()
+        fit = max(1, int(memory // max(1, MODEL_COPIES * largest_bytes)))
+        workers = jobs or max(1, min(cores, fit, 4 * models))
+        return cls(workers, memory_mb << 20 if memory_mb else int(0.9 * memory / workers))
+
+
+@contextlib.contextmanager
+def api_and_dask(size: Size, scheduler: str | None = None) -> Iterator[Client]:
+    """Prefect's API and a Dask client, started side by side and ended together.
+
+    `PREFECT_API_URL`, where set, is used instead of a server of our own, `scheduler` instead of a cluster of our own.
+    """
+    with contextlib.ExitStack() as stack:
+        starting = stack.enter_context(ThreadPoolExecutor(1, "quantmill-dask"))
+        server = stack.enter_context(_api_server())
+        cluster = starting.submit(lambda: stack.enter_context(dask_client(size.workers, scheduler)))
+        import prefect  # noqa: F401 - while the others start: it takes as long
+
+        client = cluster.result()
+        if server is not None:
+            server.wait()
+        yield client
+
+
+@contextlib.contextmanager
+def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+    """A client of the scheduler at that address, or of a cluster on this host that lives as long.
+
+    Raises: RequestError if nobody answers at that address.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+    from distributed.security import Security
+
+    # A worker that dies takes its stage with it: an ordinary exception at once, and our retries decide.
+    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True})
+    for name in ("distributed", "tornado"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if scheduler is not None:
+        with _answering(scheduler) as client:
+            _warm_up(client)
+            yield client
+        return
+    _hide_main()
+    # TLS with keys of its own: a scheduler's port runs any code for whoever on this host connects.
+    cluster = LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        memory_limit=0,  # the child's own limit counts
+        silence_logs=logging.CRITICAL,
+        security=Security.temporary(),  # type: ignore[no-untyped-call]
+    )
+    client = Client(cluster)  # type: ignore[no-untyped-call]
+    try:
+        _warm_up(client)
+        yield client
+    finally:
+        with contextlib.suppress(Exception):
+            client.close(timeout=2)  # type: ignore[no-untyped-call]
+        with contextlib.suppress(Exception):
+            cluster.close(timeout=4)
+
+
+def quiet_environment() -> None:
+    """Prefect offline and quiet. Call before prefect is imported."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def end_descendants() -> None:
+    """Kill every process below this one, at once."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(entry.parent.name)] = int(entry.read_text(errors="replace").rpartition(")")[2].split()[1])
+    below = {os.getpid()}
+    while found := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= found
+    for pid in below - {os.getpid()}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+# Prefect's API
+
+
+class _Server:
+    """An API server on loopback, and the folder with its database."""
+
+    def __init__(self, home: Path) -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        self.words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the server
+        command = [sys.executable, "-m", "flows.api_server", str(listener.fileno())]
+        environment = os.environ | {"PREFECT_HOME": str(home), "PYTHONPATH": os.pathsep.join(_import_paths())}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=self.words,
+            stderr=self.words,
+            pass_fds=(listener.fileno(),),
+            env=environment,
+            start_new_session=True,
+        )
+        listener.close()
+
+    def wait(self) -> None:
+        """Until it answers. Raises: QuantError if it died or stayed silent."""
+        deadline = time.monotonic() + START_UP_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            # The socket listens from the start, so the first request waits for the answer by itself.
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.url}/health", timeout=START_UP_S) as answer,
+            ):
+                if answer.status == 200:
+                    return
+            time.sleep(0.05)
+        self.words.seek(0)
+        lines = self.words.read().decode(errors="replace").strip().splitlines() or ["it left no message"]
+        raise QuantError(f"Prefect's API did not start: {lines[-1]}", "", "`quantmill doctor` checks the versions")
+
+    def stop(self) -> None:
+        """Killed: it holds nothing that we need, and asking politely takes seconds."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.words.close()
+
+
+@contextlib.contextmanager
+def _api_server() -> Iterator[_Server | None]:
+    """A server of our own, unless PREFECT_API_URL names one; for as long, PREFECT_API_URL names ours."""
+    quiet_environment()
+    if os.environ.get("PREFECT_API_URL"):
+        yield None
+        return
+    ours = {"PREFECT_API_URL": "", **{k: v for k, v in WITH_EMBEDDED_SERVER.items() if k not in os.environ}}
+    with _home() as home:
+        os.environ.update(ours)
+        del os.environ["PREFECT_API_URL"]
+        server = _Server(home)
+        os.environ["PREFECT_API_URL"] = server.url
+        try:
+            yield server
+        finally:
+            for key in ours:
+                os.environ.pop(key, None)
+            server.stop()
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[Path]:
+    """A folder that no other server uses meanwhile: two on one SQLite file would wait for each other."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("PREFECT_HOME") or cache / "quantmill" / "prefect")
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(home / "quantmill.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:  # a home that cannot be written is no reason to stop
+        with tempfile.TemporaryDirectory(prefix="quantmill-prefect-") as folder:
+            yield Path(folder)
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        with tempfile.TemporaryDirectory(prefix="quantmill-prefect-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    else:
+        _forget_history(home)
+        yield home
+    finally:
+        os.close(lock)
+
+
+def _forget_history(home: Path) -> None:
+    """The embedded server's database only grows, and nobody reads it: start a new one now and then."""
+    database = home / "prefect.db"
+    if database.exists() and database.stat().st_size > KEPT_HISTORY_BYTES:
+        for path in home.glob("prefect.db*"):
+            path.unlink(missing_ok=True)
+
+
+# Dask
+
+
+@contextlib.contextmanager
+def _answering(scheduler: str) -> Iterator[Client]:
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=20)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise RequestError(f"no Dask scheduler answers: {reason}", scheduler, "Say tcp://HOST:PORT") from None
+    with contextlib.closing(client):
+        if not client.scheduler_info()["workers"]:
+            with contextlib.suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=60)
+        if not client.scheduler_info()["workers"]:
+            raise RequestError("has no workers", scheduler, f"Start some: dask worker {scheduler}")
+        yield client
+
+
+def _warm_up(client: Client) -> None:
+    """Let each worker start its child; as a task, because what runs beside tasks would block a worker that is busy."""
+    from distributed import fire_and_forget
+
+    for address in client.scheduler_info(n_workers=-1)["workers"]:
+        fire_and_forget(client.submit(warm_up, workers=[address], pure=False))  # type: ignore[no-untyped-call]
+
+
+def _hide_main() -> None:
+    """multiprocessing imports the parent's main module in every process it starts: all of a user's script, say."""
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    with contextlib.suppress(AttributeError):
+        del main.__file__
+
+
+def _import_paths() -> list[str]:
+    return [str(Path(entry).absolute()) for entry in sys.path]
+
+
+# This host
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _available_memory() -> int:
+    """Bytes that this host or container may use in all."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory
