@@ -1,0 +1,43 @@
+"""quantmill's core: float ONNX models become INT8 and INT4 models that onnxruntime runs in integers.
+
+    import quant_core
+    quant_core.quantize_with_calibration("model.onnx", "model_int8.onnx", "calibration.npz")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quant_core.api import (
+        QuantResult as QuantResult,
+        Validation as Validation,
+        benchmark_model as benchmark_model,
+        plan_model as plan_model,
+        quantize as quantize,
+        quantize_model as quantize_model,
+        quantize_with_calibration as quantize_with_calibration,
+        validate_model as validate_model,
+    )
+    from quant_core.config import Contract as Contract, QuantConfig as QuantConfig
+    from quant_core.errors import QuantError as QuantError
+    from quant_core.info import model_info as model_info
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "api": ("QuantResult", "Validation", "benchmark_model", "plan_model", "quantize", "quantize_model",
+            "quantize_with_calibration", "validate_model"),
+    "config": ("Contract", "QuantConfig"),
+    "errors": ("QuantError",),
+    "info": ("model_info",),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Names of the API, imported when first asked for: `import quant_core` must not wait for onnxruntime."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"quant_core.{home}"), name)
+    raise AttributeError(f"module quant_core has no attribute {name}")

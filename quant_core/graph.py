@@ -46,6 +46,14 @@ def load(path: str | Path) -> ir.Model:
         ) from error
 
 
+def _bypass_identities(of: ir.Graph) -> None:
+    for node in [n for n in of if n.op_type == "Identity" and not n.domain]:
+        source, out = node.inputs[0], node.outputs[0]
+        if source is not None and not out.is_graph_output():
+            out.replace_all_uses_with(source)
+            of.remove(node, safe=True)
+
+
 def opset(model: ir.Model, where: str = "") -> int:
     """The version of ONNX's own operators that the model uses. Raises: ModelError if it declares none."""
     version = model.graph.opset_imports.get("")
@@ -95,13 +103,14 @@ def normalize(model: ir.Model) -> ir.Model:
     """The same model, in place, with every constant an initializer, no Identity, and a unique name on every node.
 
     1. Constant nodes become initializers; initializers that are graph inputs too stop being inputs.
-    2. Identity nodes go, except where one is all there is between a graph input and a graph output.
+    2. Identity nodes go, except those that write an output of a graph.
     3. Nodes without a name, or with one that another node has, get one from their first output.
     """
     try:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         passes.RemoveInitializersFromInputsPass()(model)
-        passes.IdentityEliminationPass()(model)
+        for g in graphs_of(model):
+            _bypass_identities(g)
         passes.RemoveUnusedNodesPass()(model)
     except Exception as error:
         raise ModelError(f"the graph is not valid: {_first_line(error)}", hint="Run onnx.checker on it") from error

@@ -9,8 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quant_core.errors import DataError
+from quant_core.affine import Grid
+from quant_core.errors import DataError, ModelError
 from quant_core.plan import QuantPlan
+from quant_core.ranges import find_range
 from quant_core.session import open_session, run
 from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stats, save_stats
 
@@ -21,6 +23,16 @@ class Statistics:
 
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
     means: Mapping[str, ChannelMoments] = field(default_factory=dict)
+    _ranges: dict[tuple[object, ...], tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
+
+    def range(self, tensor: str, grid: Grid, method: str, percentile: float) -> tuple[float, float]:
+        """The range of a tensor by a method, worked out once. Raises: ModelError if it was not observed."""
+        if tensor not in self.tensors:
+            raise ModelError(f"no statistics of tensor {tensor}", hint="Calibrate with the plan that is applied")
+        key = (tensor, grid, method, percentile)
+        if key not in self._ranges:
+            self._ranges[key] = find_range(self.tensors[tensor], grid, method, percentile)
+        return self._ranges[key]
 
     @classmethod
     def merged(cls, parts: Iterable[Statistics]) -> Statistics:
@@ -43,7 +55,7 @@ def observe(model: Path | bytes, plan: QuantPlan, feeds: Iterable[Mapping[str, N
 
     Raises: DataError if there is no sample, or a tensor becomes NaN or infinite (the float model overflows).
     """
-    tensors = {name: TensorStats() for name in plan.activations.values()}
+    tensors = {name: TensorStats() for name in plan.activations}
     means = {name: ChannelMoments(axis) for name, axis in plan.means.items()}
     wanted = dict.fromkeys((*tensors, *means))
     plain = open_session(model, threads=threads)

@@ -40,6 +40,7 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
     optimized = optimized_graph(source, optimize="basic")
     folded = graph.normalize(ir.from_proto(optimized))
     worst = _least_sqnr(path, optimized.SerializeToString(), samples)
+    passes.DeduplicateInitializersPass()(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
     folded.graph.opset_imports.setdefault("", graph.opset(raised))
     if worst < SAME_DB:

@@ -16,7 +16,6 @@ from quant_core.errors import ModelError
 from quant_core.observe import Statistics
 from quant_core.plan import DYNAMIC, FLOAT, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
 from quant_core.prepare import OPSET_INT4, raise_opset
-from quant_core.ranges import find_range
 from quant_core.rules import RULES, channel_axis, is_depthwise
 from quant_core.store import Writer
 from quant_core.targets import TARGETS
@@ -58,6 +57,11 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     return copy
 
 
+def weight_sqnr(model: ir.Model) -> dict[str, float]:
+    """Node -> signal to rounding noise of its worst weight in dB, in a model that `apply_plan` made."""
+    return dict(model.meta.get("weight_sqnr", {}))
+
+
 class _Rewrite:
     """The private copy that is being edited, and what was already written into it."""
 
@@ -69,9 +73,9 @@ class _Rewrite:
         self.written: dict[tuple[Any, ...], Any] = {}
 
     def _params(self, tensor: str) -> QuantParams:
-        if self.stats is None or tensor not in self.stats.tensors:
-            raise ModelError(f"no statistics of tensor {tensor}", hint="Static quantization needs calibration data")
-        lo, hi = find_range(self.stats.tensors[tensor], self.grid, self.config.method, self.config.percentile)
+        if self.stats is None:
+            raise ModelError("static quantization needs calibration", tensor, "Give calibration data, or mode dynamic")
+        lo, hi = self.stats.range(tensor, self.grid, self.config.method, self.config.percentile)
         return choose_params(lo, hi, self.grid)
 
     def activations(self, static: list[ir.Node]) -> None:
@@ -141,10 +145,12 @@ class _Rewrite:
         """The integers of a weight, worked out once for all nodes that share it."""
         value = node.inputs[position]
         assert value is not None
-        layout = layout_of(node, position)
-        key = (value, layout, planned.storage, safe, float(np.max(floor)))
+        array = np.asarray(graph.constant(value), np.float32)
+        layout = layout_of(node, array.ndim)
+        rows = layout.matrix(array)
+        needed = np.any(np.asarray(floor) > np.abs(rows).max(1, initial=0.0) / 127)
+        key = (value, layout, planned.storage, safe, float(np.max(floor)) if needed else 0.0)
         if key not in self.written:
-            rows = layout.matrix(np.asarray(graph.constant(value), np.float32))
             if planned.storage == "int4":
                 block = block_width(rows.shape[1], self.config.block_size)
                 found = quantize_int4(rows, block, safe=safe, floor=floor)
@@ -152,6 +158,8 @@ class _Rewrite:
                 found = quantize_int8(rows, per_channel=self.config.per_channel, safe=safe, floor=floor,
                                       method=self.config.weight_method)  # fmt: skip
             self.written[key] = found
+        sqnr = self.model.meta.setdefault("weight_sqnr", {})
+        sqnr[node.name] = min(_sqnr_db(rows, self.written[key].values), sqnr.get(node.name, np.inf))
         return self.written[key], layout
 
     def _static(self, node: ir.Node, planned: NodePlan, position: int) -> None:
@@ -166,8 +174,10 @@ class _Rewrite:
         safe = self.target.saturates and not is_depthwise(node)
         floor = np.abs(bias) / (BIAS_MAX * float(x_params.scale)) if bias is not None else 0.0
         found, layout = self._integers(node, position, planned, safe=safe, floor=floor)
-        write = Writer(self.model, node)
-        dequantized, _ = store.write_dequantized(write, str(weight.name), found, layout, shape, channel_axis(node, position))
+        write, axis = Writer(self.model, node), channel_axis(node, position)
+        if ("static", found) not in self.written:
+            first = Writer(self.model, self.model.graph[0])
+            self.written["static", found] = store.write_dequantized(first, str(weight.name), found, layout, shape, axis)
         if rule.bias is not None and (bias_value is None or bias is not None):
             bias = self._corrected(node, bias, layout.matrix(np.asarray(graph.constant(weight), np.float32)), found, channels)
             if bias is not None:
@@ -177,9 +187,9 @@ class _Rewrite:
                 q = np.clip(np.rint(bias / scale.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
                 zero = np.zeros(scale.shape, np.int32)
                 name = str(bias_value.name) if bias_value is not None else f"{node.name}_bias"
-                axis = 0 if scale.ndim else None
-                node.replace_input_with(rule.bias, store.write_qdq(write, name, q, scale, zero, axis, None))
-        node.replace_input_with(position, dequantized)
+                q_axis = 0 if scale.ndim else None
+                node.replace_input_with(rule.bias, store.write_qdq(write, name, q, scale, zero, q_axis, None))
+        node.replace_input_with(position, self.written["static", found])
 
     def _corrected(
         self, node: ir.Node, bias: NDArray[Any] | None, rows: NDArray[Any], found: IntegerWeight, channels: int
@@ -225,9 +235,7 @@ class _Rewrite:
         shape = tuple(weight.shape.numpy())  # type: ignore[union-attr]
         planned8 = NodePlan(planned.node, planned.op_type, FLOAT, "int8")
         found, _ = self._integers(node, 0, planned8, safe=False)
-        if out.is_graph_output():
-            return
-        out.replace_all_uses_with(store.write_rows(Writer(self.model, node), str(weight.name), found, node, shape))
+        _take_over(out, store.write_rows(Writer(self.model, node), str(weight.name), found, node, shape))
 
     def _dynamic_matmul(self, node: ir.Node, planned: NodePlan) -> None:
         """DynamicQuantizeLinear, MatMulInteger, Cast, Mul (and Add): onnxruntime fuses them into one kernel."""
@@ -255,7 +263,7 @@ class _Rewrite:
         y = write.node("Mul", [cast, scale], f"{node.name}_scaled")
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             y = write.node("Add", [y, node.inputs[2]], f"{node.name}_biased")
-        _take_over(node, out, y)
+        _take_over(out, y)
 
     def _dynamic_lstm(self, node: ir.Node, planned: NodePlan) -> None:
         """com.microsoft.DynamicQuantizeLSTM: W (D, K, 4H) and R (D, H, 4H) in int8, a scale per gate and unit (D, 4H)."""
@@ -277,10 +285,15 @@ class _Rewrite:
         new = ir.Node(graph.MICROSOFT, "DynamicQuantizeLSTM", [*inputs, *extra], attributes, outputs=outputs, name=f"{node.name}_int8")
         node.graph.insert_before(node, new)  # type: ignore[union-attr]
         for old, fresh in zip(node.outputs, outputs, strict=True):
-            _take_over(node, old, fresh)
+            _take_over(old, fresh)
 
 
-def _take_over(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+def _sqnr_db(rows: NDArray[Any], rounded: NDArray[Any]) -> float:
+    noise = float(np.square(rows - rounded, dtype=np.float64).sum())
+    return 10 * float(np.log10(max(float(np.square(rows, dtype=np.float64).sum()), 1e-30) / noise)) if noise else 200.0
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
     """Readers of `old`, and the graph output it may be, get `new`, under the old name."""
     name = old.name
     is_output = old.is_graph_output()

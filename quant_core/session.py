@@ -58,9 +58,12 @@ def open_session(
 
 
 def run(session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str = "") -> list[np.ndarray]:
-    """All outputs for one feed. Raises: ModelError if the model cannot run on it; `where` names the feed."""
+    """All outputs for one feed, one that is a list (a sequence, or a map per sample) as an array of objects.
+
+    Raises: ModelError if the model cannot run on the feed, which `where` names.
+    """
     try:
-        return list(session.run(None, dict(feed)))
+        outputs = session.run(None, dict(feed))
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
@@ -68,6 +71,7 @@ def run(session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: st
         raise ModelError(
             f"does not run on {shapes}: {_told(error)}", where, "Give samples, or a `shape`, that the model can take"
         ) from error
+    return [x if isinstance(x, np.ndarray) else np.array(x, object) for x in outputs]
 
 
 def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelProto:

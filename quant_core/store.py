@@ -79,12 +79,12 @@ def write_int8(write: Writer, name: str, weight: IntegerWeight, layout: Layout, 
 
 def write_dequantized(
     write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...], axis: int
-) -> tuple[ir.Value, ir.Value]:
-    """(weight, scale) for an integer operator: int8 behind a DequantizeLinear with a scale per channel or one."""
+) -> ir.Value:
+    """The weight for an integer operator: int8 behind a DequantizeLinear with a scale per channel, or one."""
     scale = write.constant(f"{name}_scale", weight.scale)
     zero = write.constant(f"{name}_zero_point", np.zeros(weight.scale.shape, np.int8))
     stored = write_int8(write, name, weight, layout, shape)
-    return _dequantize(write, stored, scale, zero, name, axis if weight.scale.ndim else None), scale
+    return _dequantize(write, stored, scale, zero, name, axis if weight.scale.ndim else None)
 
 
 def write_folded(write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]) -> ir.Value:

@@ -53,9 +53,8 @@ class Layout:
         return np.ascontiguousarray(per_row.reshape(kept).transpose(self.inverse))
 
 
-def layout_of(node: ir.Node, position: int) -> Layout:
-    """The layout of the weight at that input of the node."""
-    rank = len(node.inputs[position].shape)  # type: ignore[union-attr, arg-type]
+def layout_of(node: ir.Node, rank: int) -> Layout:
+    """The layout of a weight of that rank of the node."""
     match node.op_type:
         case "Conv":
             return Layout((0, *range(2, rank), 1))

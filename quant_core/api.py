@@ -1,0 +1,274 @@
+"""What Python callers use: one function per thing that a person does with a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core.config import Contract, QuantConfig
+from quant_core.errors import DataError, ModelError, RequestError
+from quant_core.fidelity import Fidelity, compare, judge, run_each
+from quant_core.info import model_info
+from quant_core.layers import layer_rows
+from quant_core.observe import Statistics, observe
+from quant_core.plan import QuantPlan, make_plan
+from quant_core.prepare import prepare
+from quant_core.proof import saturating_nodes
+from quant_core.rules import RULES
+from quant_core.samples import Samples, input_specs, open_samples
+from quant_core.search import Bench, search
+from quant_core.session import open_session
+from quant_core.targets import find_target
+from quant_core.timing import Timing, measure
+from quant_core.write import write_model
+
+Source = str | Path | NDArray[Any] | Mapping[str, NDArray[Any]] | Samples
+Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
+
+PREPARE_SAMPLES = 2  # on which folding is checked
+
+
+@dataclass(frozen=True, slots=True)
+class QuantResult:
+    """What was written, and why it is as it is. Sizes in bytes; `layers` and `trace` hold one row each."""
+
+    output: str
+    size_bytes: int
+    float_size_bytes: int
+    target: str
+    saturation_safe: bool
+    verdict: str
+    reason: str
+    plan: QuantPlan
+    layers: list[dict[str, Any]]
+    trace: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return own | {"plan": self.plan.to_dict(), "size_ratio": self.size_bytes / self.float_size_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A quantized model against its float original, and against its contract if it has one.
+
+    verdict  met, not_met or none; sensitivity: node -> SQNR in dB with that node alone quantized
+    """
+
+    fidelity: Fidelity
+    verdict: str
+    reason: str
+    saturation: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"fidelity": self.fidelity.to_dict(), "verdict": self.verdict, "reason": self.reason,
+                "saturation": self.saturation}  # fmt: skip
+
+
+def quantize(
+    input_path: str | Path, output_path: str | Path, bits: int = 8, per_channel: bool = True, **options: Any
+) -> QuantResult:
+    """A smaller model without calibration: weights in `bits`, activations at run time where that is faster.
+
+    options  fields of QuantConfig. Raises: QuantError.
+    """
+    config = QuantConfig.from_dict({"bits": bits, "per_channel": per_channel, **options})
+    return quantize_model(input_path, output_path, config)
+
+
+def quantize_with_calibration(
+    input_path: str | Path,
+    output_path: str | Path,
+    calibration_data: Source | None = None,
+    bits: int = 8,
+    per_channel: bool = True,
+    method: str = "auto",
+    num_samples: int = 100,
+    sample_shape: Shape = None,
+    **options: Any,
+) -> QuantResult:
+    """A model that computes in integers, with ranges measured on `calibration_data` (None: random samples).
+
+    sample_shape  of random samples, where the model leaves sizes open; options: fields of QuantConfig.
+    Raises: QuantError.
+    """
+    config = QuantConfig.from_dict({"bits": bits, "per_channel": per_channel, "method": method, **options})
+    source = "random" if calibration_data is None else calibration_data
+    return quantize_model(
+        input_path, output_path, config, calibration=source, num_samples=num_samples, sample_shape=sample_shape
+    )
+
+
+def plan_model(
+    path: str | Path, config: QuantConfig | None = None, samples: Source | None = None, *,
+    num_samples: int | None = None, sample_shape: Shape = None,
+) -> QuantPlan:  # fmt: skip
+    """What would be done to a model, without doing it. Raises: QuantError."""
+    config = config or QuantConfig()
+    feeds = _open(path, samples, num_samples, sample_shape)
+    return first_plan(prepare(path, some(feeds)), config, measured=samples is not None)
+
+
+def quantize_model(
+    path: str | Path,
+    output: str | Path,
+    config: QuantConfig | None = None,
+    *,
+    calibration: Source | None = None,
+    labels: str | Path | None = None,
+    num_samples: int | None = None,
+    sample_shape: Shape = None,
+    contract: Contract | None = None,
+    evaluation: Source | None = None,
+    plan: QuantPlan | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> QuantResult:
+    """The best model that `config` allows, written to `output` at once or not at all.
+
+    calibration  samples that ranges are measured on; without any, nothing computes in static integers
+    evaluation   samples that candidates are judged by, with `labels`; the calibration samples if there are none
+    plan         do exactly this (a dry run's plan, or the one that a result holds) instead of searching
+
+    Raises: QuantError.
+    """
+    config = plan.config if plan is not None else config or QuantConfig()
+    output = check_output(path, output)
+    feeds = _open(path, calibration, num_samples, sample_shape, None if evaluation is not None else labels)
+    judged = feeds if evaluation is None else _open(path, evaluation, None, sample_shape, labels)
+    model = prepare(path, some(feeds))
+    wide = plan or first_plan(model, config, measured=feeds is not None)
+    stats = None
+    if feeds is not None:
+        progress(f"calibrating on {len(feeds)} samples")
+        stats = observe(ir.to_proto(model).SerializeToString(), wide, feeds)
+    return finish(model, path, output, wide, stats, judged, contract, exact=plan is not None, progress=progress)
+
+
+def finish(
+    model: ir.Model,
+    original: str | Path,
+    output: Path,
+    plan: QuantPlan,
+    stats: Statistics | None,
+    judged: Samples | None,
+    contract: Contract | None,
+    *,
+    exact: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> QuantResult:
+    """Search, write, tell: what is left of quantizing once calibration is done. `exact`: the plan is not varied."""
+    float_size = model_info(original).size_bytes
+    metric = contract.metric if contract is not None and ":" in contract.metric else None
+    bench = Bench(Path(original), judged, float_size, metric) if judged is not None and not exact else None
+    if contract is not None and bench is None and not exact:
+        raise DataError("a contract needs samples to be judged by", str(original), "Give evaluation or calibration data")
+    found = search(model, plan, stats, bench, contract, exact=exact, progress=progress)
+    best = found.best
+    layers = layer_rows(best)
+    safe = all(row["saturation_safe"] for row in layers)
+    properties = {"target": best.plan.target, "saturation_safe": str(safe).lower(), "candidate": best.name}
+    best.model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
+    size = write_model(best.model, output)
+    return QuantResult(str(output), size, float_size, best.plan.target, safe, found.verdict, found.reason, best.plan,
+                       layers, found.trace)  # fmt: skip
+
+
+def validate_model(
+    original: str | Path,
+    quantized: str | Path,
+    samples: Source = "random",
+    *,
+    labels: str | Path | None = None,
+    metric: str | None = None,
+    contract: Contract | None = None,
+    num_samples: int | None = None,
+    sample_shape: Shape = None,
+    detailed: bool = False,
+) -> Validation:
+    """How right a quantized model is, whoever made it. Raises: QuantError."""
+    feeds = _open(original, samples, num_samples, sample_shape, labels)
+    assert feeds is not None
+    own = next((m for m in (metric, contract.metric if contract else None) if m is not None and ":" in m), None)
+    first, second = open_session(Path(original)), open_session(Path(quantized))
+    _same_interface(first, second, quantized)
+    names = [o.name for o in first.get_outputs()]
+    fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels, own)
+    verdict, reason = judge(fidelity, contract) if contract else ("none", "no contract")
+    return Validation(fidelity, verdict, reason, saturating_nodes(Path(quantized)))
+
+
+def benchmark_model(
+    original: str | Path,
+    quantized: str | Path,
+    samples: Source | None = None,
+    *,
+    threads: int = 1,
+    seconds: float = 3.0,
+    sample_shape: Shape = None,
+) -> Timing:
+    """How fast a quantized model is beside its original, in turns, on the first sample. Raises: QuantError."""
+    feeds = _open(original, "random" if samples is None else samples, 1, sample_shape)
+    assert feeds is not None
+    first, second = (open_session(Path(p), threads=threads) for p in (original, quantized))
+    _same_interface(first, second, quantized)
+    return measure(first, second, feeds[0], seconds=seconds)
+
+
+def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> QuantPlan:
+    """The plan that calibration covers: in mode auto all that may turn out static, so that every variant is covered.
+
+    Raises: RequestError if static is asked for without samples to measure ranges on.
+    """
+    if config.mode == "static" and not measured:
+        raise RequestError("is static, which needs calibration", "mode", "Give data, or mode dynamic or weight_only")
+    plan = make_plan(model, config, find_target(config.target))
+    if config.mode == "auto" and not measured:
+        wanted = {n.node: "dynamic" if RULES[n.op_type].dynamic else "float" for n in plan.nodes if n.weights}
+        return make_plan(model, config, find_target(config.target), wanted)
+    return plan
+
+
+def check_output(path: str | Path, output: str | Path) -> Path:
+    """The output path, once it can be written. Raises: RequestError if it is the input, or its folder cannot be made."""
+    path, output = Path(path), Path(output)
+    if output.exists() and path.exists() and output.samefile(path):
+        raise RequestError("the output is the input, which is never changed", str(output), "Choose another output")
+    if output.is_dir():
+        raise RequestError("is a folder", str(output), "Name a file, such as model_int8.onnx")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"the folder cannot be made: {error.strerror}", str(output.parent), "Choose another") from error
+    if not os.access(output.parent, os.W_OK):
+        raise RequestError("the folder cannot be written to", str(output.parent), "Choose another or change its rights")
+    return output
+
+
+def _open(
+    path: str | Path, source: Source | None, count: int | None, shape: Shape, labels: str | Path | None = None
+) -> Samples | None:
+    if source is None or isinstance(source, Samples):
+        return source
+    return open_samples(source, input_specs(Path(path)), count=count, shape=shape, labels=labels)
+
+
+def some(feeds: Samples | None) -> Any:
+    """The first few feeds, on which folding is checked."""
+    return (feeds[i] for i in range(min(PREPARE_SAMPLES, len(feeds)))) if feeds is not None else ()
+
+
+def _same_interface(first: Any, second: Any, where: str | Path) -> None:
+    """Raises: ModelError unless both sessions take and give tensors of the same names."""
+    for kind in ("inputs", "outputs"):
+        a, b = ([v.name for v in getattr(s, f"get_{kind}")()] for s in (first, second))
+        if a != b:
+            raise ModelError(f"has {kind} {', '.join(b)}, its original {', '.join(a)}", str(where), "Not the same model")
+

@@ -1,0 +1,246 @@
+"""Which of several plans is best: a bounded loop over plan, rewrite and compare that always ends with a usable model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core.config import Contract
+from quant_core.errors import ModelError
+from quant_core.fidelity import Fidelity, compare, judge, run_all, score
+from quant_core.observe import Statistics
+from quant_core.plan import DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
+from quant_core.rewrite import apply_plan
+from quant_core.rules import RULES
+from quant_core.samples import Samples
+from quant_core.session import open_session
+from quant_core.targets import TARGETS
+from quant_core.timing import Timing, measure
+
+MAX_EVALUATIONS = 40
+MAX_SEARCH_FEEDS = 64
+AS_FAST = 0.97  # paired medians within 3 % are noise
+FAITHFUL_DB = 30.0  # outputs this close to float's are as good as equal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One plan, the model it makes, and what that model is worth."""
+
+    name: str
+    plan: QuantPlan
+    model: ir.Model
+    size_bytes: int
+    fidelity: Fidelity | None = None
+    speedup: float | None = None
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of the worst output, 200 where there is nothing to compare."""
+        if self.fidelity is None:
+            return 200.0
+        return min((o.sqnr_db for o in self.fidelity.per_output if o.sqnr_db is not None), default=200.0)
+
+    @property
+    def worth(self) -> float:
+        """Speed gained, in doublings, less what the lost fidelity would have to buy.
+
+        Outputs 10 dB below FAITHFUL_DB must buy a speed-up of 1.11, 20 dB below of 1.5; a model slower than its float
+        original is worth less than any that is not.
+        """
+        missing = max(0.0, FAITHFUL_DB - self.sqnr_db) / 10
+        speed = 1.0 if self.speedup is None else self.speedup
+        slow = 0.0 if speed >= AS_FAST else 10.0
+        return math.log2(max(speed, 1e-3)) - 0.15 * missing**2 - slow
+
+    def trace(self) -> dict[str, Any]:
+        """One row of what was tried."""
+        return {"candidate": self.name, "speedup": self.speedup, "sqnr_db": None if self.fidelity is None else self.sqnr_db,
+                "agreement": self.fidelity.agreement if self.fidelity else None, "size_bytes": self.size_bytes}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Bench:
+    """The float model's answers and a session to race against: what every candidate is held to."""
+
+    float_model: Any
+    samples: Samples
+    float_size_bytes: int
+    metric: str | None = None
+    seconds: float = 0.15
+    _session: Any = field(init=False)
+    _reference: list[list[NDArray[Any]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.samples) > MAX_SEARCH_FEEDS and self.samples.labels is None:
+            self.samples = self.samples.shard(0, -(-len(self.samples) // MAX_SEARCH_FEEDS))
+        self._session = open_session(self.float_model)
+        self._reference = run_all(self._session, self.samples)
+
+    def judge(self, candidate: Candidate, *, timed: bool = True) -> Candidate:
+        """The candidate with its fidelity and, if timed, its speed-up."""
+        session = open_session(ir.to_proto(candidate.model).SerializeToString())
+        names = [o.name for o in session.get_outputs()]
+        outputs = run_all(session, self.samples)
+        fidelity = compare(self._reference, outputs, names, self.samples.labels, self.metric)
+        timing: Timing | None = None
+        if timed:
+            timing = measure(self._session, session, self.samples[0], seconds=self.seconds)
+        return replace(candidate, fidelity=fidelity, speedup=timing.speedup if timing else candidate.speedup)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best candidate, whether it keeps the contract, and all that was tried."""
+
+    best: Candidate
+    verdict: str  # met, not_met, none
+    reason: str
+    trace: list[dict[str, Any]]
+
+
+def search(
+    model: ir.Model,
+    plan: QuantPlan,
+    stats: Statistics | None,
+    bench: Bench | None,
+    contract: Contract | None = None,
+    *,
+    exact: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Found:
+    """The best model that can be made of a prepared one.
+
+    1. `mode: auto` races every way the weighted nodes can compute; any other mode, or a plan that was given, is one way.
+    2. Without a contract the candidate of most worth wins: speed, less what lost fidelity must buy.
+    3. With one, the candidate of most worth that keeps it wins. If none does, nodes that hurt most are restored to
+       float, most harmful first, half as many or twice as many at a time, until it holds or MAX_EVALUATIONS are spent;
+       the best file found is returned all the same, with verdict `not_met`.
+
+    Without a bench (no samples), or if the plan is to be done exactly, nothing is measured and the plan is applied.
+    """
+    trace: list[dict[str, Any]] = []
+    candidates = []
+    for name, variant in [("the plan", plan)] if exact or bench is None else variants(model, plan):
+        progress(f"trying {name}")
+        candidate = build(model, variant, stats, name)
+        if bench is not None:
+            candidate = bench.judge(candidate)
+        candidates.append(candidate)
+        trace.append(candidate.trace())
+    best = max(candidates, key=lambda c: c.worth)
+    if bench is None or contract is None:
+        return Found(best, "none", "no contract", trace)
+    met = [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
+    if met:
+        best = max(met, key=lambda c: c.worth)
+    else:
+        best = _restore(model, best, stats, bench, contract, trace, progress)
+    return Found(best, *_verdict(best, contract, bench), trace)
+
+
+def build(model: ir.Model, plan: QuantPlan, stats: Statistics | None, name: str) -> Candidate:
+    """The candidate that a plan makes, not yet judged."""
+    made = apply_plan(model, plan, stats)
+    return Candidate(name, plan, made, len(ir.to_proto(made).SerializeToString()))
+
+
+def variants(model: ir.Model, plan: QuantPlan) -> Iterator[tuple[str, QuantPlan]]:
+    """The ways in which the plan's weighted nodes can compute, without repetition."""
+    if plan.config.mode != "auto":
+        yield plan.config.mode, plan
+        return
+    ways: dict[str, Callable[[str], str]] = {
+        "static": lambda _: STATIC,
+        "dynamic": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
+        "dynamic, convolutions in float": lambda op: DYNAMIC if RULES[op].dynamic else FLOAT,
+        "weight-only": lambda _: FLOAT,
+    }
+    seen: list[Any] = []
+    for name, way in ways.items():
+        wanted = {n.node: DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == STATIC else way(n.op_type)
+                  for n in plan.nodes if n.weights}  # fmt: skip
+        variant = make_plan(model, plan.config, TARGETS[plan.target], wanted)
+        computes = [(n.node, n.compute) for n in variant.nodes]
+        if computes not in seen:
+            seen.append(computes)
+            yield name, variant
+
+
+def restored(model: ir.Model, plan: QuantPlan, nodes: set[str]) -> QuantPlan:
+    """The plan with these nodes in float, weights and all."""
+    config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): 32 for n in sorted(nodes)}})
+    wanted = {n.node: n.compute for n in plan.nodes}
+    return make_plan(model, config, TARGETS[plan.target], wanted)
+
+
+def sensitivity(
+    model: ir.Model, plan: QuantPlan, stats: Statistics | None, bench: Bench, nodes: list[str]
+) -> Mapping[str, float]:
+    """Node -> SQNR in dB of the outputs when the node alone is quantized: the lower, the more it hurts."""
+    everything = {n.node for n in plan.nodes if n.weights}
+    alone = (build(model, restored(model, plan, everything - {node}), stats, node) for node in nodes)
+    return {candidate.name: bench.judge(candidate, timed=False).sqnr_db for candidate in alone}
+
+
+def _restore(
+    model: ir.Model, start: Candidate, stats: Statistics | None, bench: Bench, contract: Contract,
+    trace: list[dict[str, Any]], progress: Callable[[str], None],
+) -> Candidate:  # fmt: skip
+    """The candidate that keeps the contract with the fewest nodes restored to float, else the best one found.
+
+    1. Nodes in groups (half of the evaluations): how good is the whole model with this group alone restored?
+    2. The groups that help most are restored first: 1, 2, 4, ... until the contract holds, then bisection.
+    """
+    nodes = [n.node for n in start.plan.nodes if n.weights and n.storage != "float32"]
+    groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), MAX_EVALUATIONS // 2))]
+    gain = []
+    for i, group in enumerate(groups):
+        progress(f"what restoring {group[0]} gains")
+        gain.append((-_value(bench.judge(_without(model, start, stats, group), timed=False), contract), i))
+    order = [groups[i] for _, i in sorted(gain)]
+    tried, low, high, step = [start], 0, None, 1
+    for _ in range(MAX_EVALUATIONS - len(groups)):
+        if low == len(order) or (high is not None and high - low <= 1):
+            break
+        count = min(low + step, len(order)) if high is None else (low + high) // 2
+        harmful = [n for group in order[:count] for n in group]
+        progress(f"{len(harmful)} of {len(nodes)} nodes restored")
+        candidate = bench.judge(_without(model, start, stats, harmful))
+        tried.append(candidate)
+        trace.append(candidate.trace())
+        if _verdict(candidate, contract, bench)[0] == "met":
+            high = count
+        else:
+            low, step = count, 2 * step
+    met = [c for c in tried if _verdict(c, contract, bench)[0] == "met"]
+    return max(met, key=lambda c: c.worth) if met else max(tried, key=lambda c: _value(c, contract))
+
+
+def _without(model: ir.Model, start: Candidate, stats: Statistics | None, nodes: list[str]) -> Candidate:
+    plan = restored(model, start.plan, set(nodes))
+    return build(model, plan, stats, f"{start.name}, {len(nodes)} nodes in float")
+
+
+def _value(candidate: Candidate, contract: Contract) -> float:
+    """What the contract looks at, and fidelity where that says nothing new."""
+    assert candidate.fidelity is not None
+    return score(candidate.fidelity, contract.metric)[0] + 1e-6 * candidate.sqnr_db
+
+
+def _verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:
+    if candidate.fidelity is None:
+        raise ModelError(f"{candidate.name} was not judged")
+    ratio = candidate.size_bytes / bench.float_size_bytes
+    return judge(candidate.fidelity, contract, speedup=candidate.speedup, size_ratio=ratio)
+
+
+def _literal(name: str) -> str:
+    """A glob that matches this name only."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -1,0 +1,92 @@
+"""What a worker can be asked to do: each stage takes JSON values and paths, and returns JSON values.
+
+`python -m quant_core.stage` serves them (child.py). Samples are given as {"source", "labels", "count", "shape", "seed"}.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quant_core import api, graph
+from quant_core.child import serve
+from quant_core.config import Contract, QuantConfig
+from quant_core.info import model_info
+from quant_core.observe import Statistics, observe
+from quant_core.plan import QuantPlan
+from quant_core.prepare import prepare as prepare_model
+from quant_core.samples import Samples, input_specs, open_samples
+from quant_core.write import write_model
+
+Spec = Mapping[str, Any] | None
+Row = dict[str, Any]
+
+
+def prepare(model: str, folder: str, config: Row, samples: Spec) -> Row:
+    """Writes prepared.onnx and plan.json into `folder`, and says what the model is and what is planned."""
+    feeds = _open(model, samples)
+    prepared = prepare_model(model, api.some(feeds))
+    plan = api.first_plan(prepared, QuantConfig.from_dict(config), measured=feeds is not None)
+    path = Path(folder, "prepared.onnx")
+    write_model(prepared, path)
+    Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    return {"info": model_info(model).to_dict(), "prepared": str(path), "plan": plan.to_dict()}
+
+
+def calibrate(prepared: str, plan: str, samples: Row, shard: tuple[int, int], out: str) -> Row:
+    """Writes the statistics of one shard of the samples to `out`."""
+    started = time.perf_counter()
+    feeds = _open(prepared, samples)
+    assert feeds is not None
+    mine = feeds.shard(*shard)
+    observe(Path(prepared), _plan(plan), mine).save(out)
+    return {"samples": len(mine), "seconds": time.perf_counter() - started}
+
+
+def quantize(
+    model: str, prepared: str, plan: str, stats: list[str], samples: Spec, config: Row, contract: Row | None,
+    evaluation: Spec, output: str,
+) -> Row:  # fmt: skip
+    """Writes the best model to `output`; judged by the evaluation samples, else by those of calibration."""
+    wide = _plan(plan)
+    measured = Statistics.merged(Statistics.load(path) for path in stats) if stats else None
+    judged = _open(model, evaluation) or _open(model, samples)
+    held_to = Contract.from_dict(contract) if contract else None
+    ready = graph.normalize(graph.load(prepared))
+    return api.finish(ready, model, api.check_output(model, output), wide, measured, judged, held_to).to_dict()
+
+
+def validate(model: str, quantized: str, samples: Row, contract: Row | None, metric: str | None, detailed: bool) -> Row:
+    """How right the quantized model is."""
+    held_to = Contract.from_dict(contract) if contract else None
+    return api.validate_model(model, quantized, _open(model, samples), metric=metric, contract=held_to, detailed=detailed).to_dict()  # fmt: skip
+
+
+def benchmark(model: str, quantized: str, samples: Spec, threads: int, seconds: float) -> Row:
+    """How fast the quantized model is beside its original."""
+    feeds = _open(model, (samples or {"source": "random"}) | {"count": 1, "labels": None})
+    return {"timing": api.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds).to_dict()}
+
+
+STAGES: dict[str, Callable[..., Row]] = {
+    "prepare": prepare, "calibrate": calibrate, "quantize": quantize, "validate": validate, "benchmark": benchmark
+}  # fmt: skip
+
+
+def _open(model: str, spec: Spec) -> Samples | None:
+    if spec is None:
+        return None
+    return open_samples(
+        spec["source"], input_specs(Path(model)), count=spec.get("count"), shape=spec.get("shape"),
+        seed=spec.get("seed") or 0, labels=spec.get("labels"),
+    )  # fmt: skip
+
+
+def _plan(path: str) -> QuantPlan:
+    return QuantPlan.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    serve(STAGES)
