@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,7 @@ Folder = Annotated[Path, typer.Option("-o", "--output-dir", help="Where to write
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="Do exactly this: a dry run's JSON.", show_default=False)]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
+Progress = Callable[[str], None]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each model.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long to measure.")]
 
@@ -40,9 +41,9 @@ Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long to 
 @command
 def info(model: Model) -> Answer:
     """What a model is: inputs, outputs, opset, size, operators."""
-    from quant_core import api
+    from quant_core.info import model_info
 
-    return Answer(api.model_info(model).to_dict(), show.model_info)
+    return Answer(model_info(model).to_dict(), show.model_info)
 
 
 @command
@@ -51,6 +52,7 @@ def quantize(
     samples: SampleOptions,
     config: QuantConfig,
     accuracy: AccuracyOptions,
+    progress: Progress,
     output: Output = None,
     plan: PlanFile = None,
     dry_run: DryRun = False,
@@ -60,7 +62,7 @@ def quantize(
         return _planned(model, config, samples)
     if output is None:
         raise RequestError("is missing", "--output", "Say where to write: -o OUT.onnx, or --dry-run to see the plan")
-    return _quantized(model, output, config, samples, accuracy, plan)
+    return _quantized(model, output, config, samples, accuracy, progress, plan)
 
 
 @command
@@ -69,6 +71,7 @@ def calibrate(
     samples: SampleOptions,
     config: QuantConfig,
     accuracy: AccuracyOptions,
+    progress: Progress,
     output: Output = None,
     dry_run: DryRun = False,
 ) -> Answer:
@@ -78,7 +81,7 @@ def calibrate(
     if dry_run:
         return _planned(model, config, samples)
     default = model.with_name(f"{model.stem}_int{config.bits}.onnx")
-    return _quantized(model, output or default, config, samples, accuracy, None)
+    return _quantized(model, output or default, config, samples, accuracy, progress)
 
 
 @command
@@ -87,21 +90,31 @@ def validate(
     quantized: Quantized,
     samples: SampleOptions,
     accuracy: AccuracyOptions,
+    progress: Progress,
     detailed: Detailed = False,
 ) -> Answer:
     """How right a quantized model is, against its original; on random samples without --data."""
+    progress("comparing the two models")
     found = _validation(original, quantized, samples, accuracy, detailed)
     return Answer(found, show.validation, exit_code=int(found["verdict"] == "not_met"))
 
 
 @command
 def benchmark(
-    original: Original, quantized: Quantized, samples: SampleOptions, threads: Threads = 1, seconds: Seconds = 3.0
+    original: Original,
+    quantized: Quantized,
+    samples: SampleOptions,
+    progress: Progress,
+    threads: Threads = 1,
+    seconds: Seconds = 3.0,
 ) -> Answer:
     """How fast a quantized model is, against its original: both in turn, in this process."""
     from quant_core import api
 
-    timing = api.benchmark_model(original, quantized, samples.source, threads=threads, seconds=seconds)
+    progress("timing both models in turn")
+    timing = api.benchmark_model(
+        original, quantized, samples.source, threads=threads, seconds=seconds, sample_shape=samples.shape
+    )
     return Answer(timing.to_dict(), show.timing)
 
 
@@ -120,7 +133,13 @@ def _planned(model: Path, config: QuantConfig, samples: SampleOptions) -> Answer
 
 
 def _quantized(
-    model: Path, output: Path, config: QuantConfig, samples: SampleOptions, accuracy: AccuracyOptions, plan: Path | None
+    model: Path,
+    output: Path,
+    config: QuantConfig,
+    samples: SampleOptions,
+    accuracy: AccuracyOptions,
+    progress: Progress,
+    plan: Path | None = None,
 ) -> Answer:
     """Quantize, and where accuracy was asked for, say what it is and whether the contract was met."""
     from quant_core import api
@@ -135,14 +154,16 @@ def _quantized(
         sample_shape=samples.shape,
         contract=accuracy.contract,
         plan=_read_plan(plan) if plan else None,
+        progress=progress,
     ).to_dict()
     if samples.data and (accuracy.metric or accuracy.contract or samples.labels):
-        result |= _validation(model, output, samples, accuracy, detailed=False)
+        progress("comparing it with the original")
+        result |= _validation(model, output, samples, accuracy)
     return Answer(result, show.quantized, exit_code=int(result.get("verdict") == "not_met"))
 
 
 def _validation(
-    original: Path, quantized: Path, samples: SampleOptions, accuracy: AccuracyOptions, detailed: bool
+    original: Path, quantized: Path, samples: SampleOptions, accuracy: AccuracyOptions, detailed: bool = False
 ) -> dict[str, Any]:
     from quant_core import api
 
@@ -153,6 +174,8 @@ def _validation(
         labels=samples.labels,
         metric=accuracy.metric,
         contract=accuracy.contract,
+        num_samples=samples.num_samples,
+        sample_shape=samples.shape,
         detailed=detailed,
     ).to_dict()
 
@@ -160,10 +183,13 @@ def _validation(
 def _read_plan(path: Path) -> QuantPlan:
     from quant_core.plan import QuantPlan
 
+    hint = "Write one with --dry-run --format json"
     try:
         return QuantPlan.from_json(path.read_text(encoding="utf-8"))
+    except RequestError as error:
+        raise RequestError(f"is not a plan: {error.problem}", str(path), hint) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot be read: {error}", str(path), "Write one with --dry-run --format json") from error
+        raise RequestError(f"cannot be read: {error}", str(path), hint) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from flows import show
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import QuantError, RequestError
 from quant_core.targets import find_target
@@ -56,13 +57,14 @@ def register(app: typer.Typer) -> Callable[[Callable[..., Answer]], Callable[...
     """A decorator that makes a function a command of `app`.
 
     1. A parameter named as one of GROUPS becomes that group's options, and the function gets what they build.
-    2. Every command has `--format`.
-    3. The answer is printed, or the error explained, in that format; the exit code is theirs.
+    2. A parameter named `progress` is called with what is being done, for who is waiting.
+    3. Every command has `--format`; the answer is printed, or the error explained, in that; the exit code is theirs.
     """
 
     def decorate(function: Callable[..., Answer]) -> Callable[..., Answer]:
         wanted = inspect.signature(function, eval_str=True).parameters
-        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in wanted.values() if p.name not in GROUPS]
+        own = [p for p in wanted.values() if p.name not in GROUPS and p.name != "progress"]
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
         for group in filter(GROUPS.__contains__, wanted):
             parameters += [_parameter(name, kind, None) for name, kind in GROUPS[group].options.items()]
         parameters.append(_parameter("format", FORMAT, "text"))
@@ -86,22 +88,25 @@ def said_keys(config: QuantConfig) -> dict[str, Any]:
 
 
 def _print_answer(function: Callable[..., Answer], given: dict[str, Any], as_json: bool) -> int:
-    from flows import show  # rich: not for --help of a shell's completion
-
+    wanted = inspect.signature(function).parameters
+    where = str(next((value for value in given.values() if isinstance(value, Path)), ""))
     try:
-        for group in filter(GROUPS.__contains__, inspect.signature(function).parameters):
+        for group in filter(GROUPS.__contains__, wanted):
             values = {name: given.pop(name) for name in GROUPS[group].options}
             given[group] = GROUPS[group].build({name: v for name, v in values.items() if v not in (None, [], ())})
-        with show.working(function.__name__, quiet=as_json):
+        if "progress" not in wanted:
             answer = function(**given)
+        else:
+            with show.working(quiet=as_json) as progress:
+                answer = function(**given, progress=progress)
     except QuantError as error:
-        show.explain(error, as_json)
+        show.explain(error if error.where else type(error)(error.problem, where, error.hint), as_json)
         return error.exit_code
     except Exception as error:
         if os.environ.get("QUANTMILL_DEBUG"):
             raise
         hint = "Please report it; QUANTMILL_DEBUG=1 shows the traceback"
-        show.explain(QuantError(f"{type(error).__name__}: {error}", "unexpected", hint), as_json)
+        show.explain(QuantError(f"unexpected {type(error).__name__}: {error}", where, hint), as_json)
         return 1
     show.answer(answer.data, None if as_json else answer.view)
     return answer.exit_code

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,7 +18,6 @@ from quant_core.errors import QuantError
 
 PIPE_WIDTH = 200  # a file has no width; wrapped names cannot be searched for
 VERDICT_STYLES = {"met": "green", "not_met": "yellow", "failed": "bold red", "skipped": "dim"}
-WORKING = ("quantize", "calibrate", "validate", "benchmark")
 
 
 def answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
@@ -44,11 +43,14 @@ def explain(error: QuantError, as_json: bool) -> None:
     console(stderr=True).print(lines, soft_wrap=True)
 
 
-def working(command: str, quiet: bool) -> AbstractContextManager[object]:
-    """A spinner on stderr while a slow command works, where someone may be watching."""
-    if quiet or command not in WORKING or not sys.stderr.isatty():
-        return nullcontext()
-    return console(stderr=True).status(f"{command} …")
+@contextmanager
+def working(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Tells on stderr what is being done, where someone may be watching."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with console(stderr=True).status("reading the model") as status:
+        yield lambda doing: status.update(Text(printable(doing)))
 
 
 def console(stderr: bool = False) -> Console:
@@ -89,7 +91,7 @@ def quantized(result: Mapping[str, Any]) -> RenderableType:
     before, after = result["float_size_bytes"], result["size_bytes"]
     facts = {
         "written": result["output"],
-        "size": f"{size(before)} -> {size(after)} ({ratio(before, after)} smaller)",
+        "size": f"{size(before)} -> {size(after)} ({ratio(before, after)})",
         "target": result["target"]
         + ("" if result["saturation_safe"] else " (some sums may saturate on x86 without VNNI)"),
         "compute": _counts(layer["compute"] for layer in result["layers"]),
@@ -104,24 +106,29 @@ def validation(result: Mapping[str, Any]) -> RenderableType:
     """How right a quantized model is, and whether that was promised."""
     fidelity = result["fidelity"]
     facts = {
-        "agreement": percent(fidelity.get("agreement")),
-        "top-1": _change(fidelity.get("top1_float"), fidelity.get("top1"), percent),
-        "metric": _change(fidelity.get("metric_float"), fidelity.get("metric"), number),
-        "verdict": verdict(result["verdict"], result["reason"]),
+        "samples": fidelity["samples"],
+        "top-1": _change(fidelity["top1_float"], fidelity["top1"], percent),
+        "metric": _change(fidelity["metric_float"], fidelity["metric"], number),
+        "agreement": percent(fidelity["agreement"]),
+        "note": fidelity["note"],
+        "verdict": "" if result["verdict"] == "none" else verdict(result["verdict"], result["reason"]),
     }
-    if fidelity.get("flips_bad") is not None:
+    if fidelity["flips_bad"] is not None:
         facts["flips"] = f"{fidelity['flips_bad']} right -> wrong, {fidelity['flips_good']} wrong -> right"
     outputs = [
         {
-            **o,
+            "output": o["name"],
+            "agreement": percent(o["agreement"]),
             "cosine": number(o["cosine"], 6),
-            "sqnr_db": number(o["sqnr_db"], 1),
-            "max_abs_error": number(o["max_abs_error"], 6),
+            "SQNR dB": number(o["sqnr_db"], 1),
+            "max error": number(o["max_abs_error"], 6),
+            "flaw": o["flaw"],
         }
         for o in fidelity["per_output"]
     ]
-    columns = {"name": "output", "cosine": "cosine", "sqnr_db": "SQNR dB", "max_abs_error": "max error"}
-    return Group(pairs(facts), rows_table(outputs, columns, right=("cosine", "SQNR dB", "max error")))
+    headings = ("output", "agreement", "cosine", "SQNR dB", "max error", "flaw")
+    table = rows_table(outputs, {h: h for h in headings}, right=headings[1:5])
+    return Group(pairs(facts), table, *_saturation(result.get("saturation", ())))
 
 
 def timing(result: Mapping[str, Any]) -> RenderableType:
@@ -140,7 +147,7 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line a model, of the models table: size, accuracy and latency before and after, and the verdict."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("model", overflow="fold")
-    for heading in ("size", "smaller", "accuracy", "latency", "speed"):
+    for heading in ("size", "", "accuracy", "latency", "speed"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
     for row in rows:
@@ -205,7 +212,10 @@ def size(count: float | None) -> str:
 
 
 def ratio(before: float | None, after: float | None) -> str:
-    return f"{before / after:.2f}x" if before and after else ""
+    """How much smaller, as 3.97x; what grew says so."""
+    if not before or not after:
+        return ""
+    return f"{before / after:.2f}x smaller" if after <= before else f"{after / before:.2f}x larger"
 
 
 def percent(share: float | None) -> str:
@@ -235,8 +245,16 @@ def plain(value: Any) -> Any:
 
 
 def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [{**v, "shape": " x ".join(map(str, v["shape"])) or "scalar"} for v in values]
+    rows = [{**v, "shape": " x ".join(map(str, v["shape"])) or "-"} for v in values]
     return rows_table(rows, {"name": kind, "dtype": "type", "shape": "shape"})
+
+
+def _saturation(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Nodes that give other results on x86 without VNNI."""
+    if not rows:
+        return []
+    columns = {"node": "saturates without VNNI", "op_type": "op", "pairs": "pairs of weights"}
+    return [rows_table(rows, columns, right=("pairs of weights",))]
 
 
 def _change(before: float | None, after: float | None, form: Callable[[float | None], str]) -> str:
