@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,8 @@ MAX_BINS = 8192
 _CHUNK = 1 << 15  # values at a time: the temporaries stay in the cache
 _INDEX_BITS = 23  # bin numbers below 2**23 in size are exact in float32
 _FINEST = -126  # 2**126 is the largest power of two that is safe to multiply by
+_SMALL = 1 << 15  # values in one sample, all of which are counted
+_ENOUGH = 64  # positions of one channel in one sample, of which none is left out
 
 _QUANTUM = 20  # a value counts as a multiple of 2**-20 in a sum
 _LIMB = 28
@@ -28,7 +31,7 @@ _LARGEST = 2.0**36  # beyond it a value counts as this in a sum, so that two lim
 
 @dataclass(slots=True, eq=False)
 class TensorStats:
-    """Count, exact minimum and maximum, and a histogram of all values of one tensor.
+    """Exact minimum and maximum, and a histogram, of the values of one tensor.
 
     Bin i holds the values in [(first + i) * width, (first + i + 1) * width). The width is the smallest power of two
     that needs at most MAX_BINS bins from `lo` to `hi` (so more than MAX_BINS / 2, unless the values are nearly equal),
@@ -40,8 +43,12 @@ class TensorStats:
     hi: float = -math.inf
     counts: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def update(self, x: NDArray[Any], where: str = "") -> None:
-        """Adds all values of `x`, of any shape. Raises: DataError if one is NaN or infinite; nothing is added then."""
+    def update(self, x: NDArray[Any], where: str = "", part: NDArray[Any] | None = None) -> None:
+        """Adds all values of `x`, of any shape.
+
+        Where every value would cost too much, `part` holds those of `x` that the histogram counts (see `thinned`);
+        `lo` and `hi` are of all. Raises: DataError if a value is NaN or infinite; nothing is added then.
+        """
         values = np.ascontiguousarray(x, np.float32).ravel()
         if not values.size:
             return
@@ -53,6 +60,8 @@ class TensorStats:
         # float64 for wide bins: in float32 a tiny negative value would underflow to -0.0 and change bins
         exact = np.float32 if exponent <= 0 else np.float64
         scale = exact(2.0**-exponent)
+        if part is not None:
+            values = np.ascontiguousarray(part, np.float32).ravel()
         for start in range(0, values.size, _CHUNK):
             bins = np.multiply(values[start : start + _CHUNK], scale, dtype=exact)
             np.floor(bins, out=bins)
@@ -133,10 +142,15 @@ class ChannelMoments:
         if not x.size:
             return
         cube = np.ascontiguousarray(x, np.float32).reshape(outer, channels, inner)
-        max_abs = np.maximum(cube.max(axis=(0, 2)), -cube.min(axis=(0, 2))) + np.float64(0)  # never -0.0
-        if not np.isfinite(max_abs).all():
-            raise DataError(_count_bad(cube), where, "Is a sample broken, or does the float model overflow?")
-        high, low = _exact_sums(cube, float(max_abs.max()))
+        max_abs, high, low = np.zeros(channels), np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+        for at in _blocks(outer, channels, inner):
+            block, some = cube[at], at[1]
+            peak = np.abs(block).max(axis=(0, 2))
+            if not np.isfinite(peak).all():
+                raise DataError(_count_bad(cube), where, "Is a sample broken, or does the float model overflow?")
+            upper, lower = _exact_sums(block, float(peak.max()))
+            max_abs[some] = np.maximum(max_abs[some], peak)
+            high[some], low[some] = _carry(high[some] + upper, low[some] + lower)
         self._add(ChannelMoments(self.axis, outer * inner, max_abs, high, low), where)
 
     def merge(self, other: ChannelMoments) -> ChannelMoments:
@@ -182,6 +196,20 @@ class ChannelMoments:
 Statistic = TensorStats | ChannelMoments
 S = TypeVar("S", TensorStats, ChannelMoments)
 _KINDS: tuple[type[TensorStats], type[ChannelMoments]] = (TensorStats, ChannelMoments)
+
+
+def thinned(x: NDArray[Any], channel_axis: int) -> NDArray[Any]:
+    """Every third or fifth row of large images or signals, where neighbours are alike; anything else as it is.
+
+    Rows are counted inside each sample, so the law holds; odd strides see both rows of a pattern of two. The axis
+    after `channel_axis` is thinned: where channels come last there is none, and nothing is left out.
+    """
+    axis = channel_axis % x.ndim + 1
+    positions = math.prod(x.shape[axis:])
+    every = 5 if positions >= 5 * _ENOUGH else 3 if positions >= 3 * _ENOUGH else 1
+    if every == 1 or x.shape[axis] < 4 * every or x.shape[axis - 1] * positions < _SMALL:
+        return x
+    return x[(slice(None),) * axis + (slice(None, None, every),)]
 
 
 def merge_stats(parts: Iterable[Mapping[str, S]]) -> dict[str, S]:
@@ -250,30 +278,25 @@ def _add_folded(counts: Counts, exponent: int, first: int, finer: TensorStats) -
     counts[offset : offset + starts.size] += np.add.reduceat(finer.counts, starts)
 
 
-def _exact_sums(cube: NDArray[np.float32], max_abs: float) -> tuple[Counts, Counts]:
-    """Sums over axes 0 and 2 of `cube`, in two limbs: no addition of it is rounded."""
-    high, low = np.zeros(cube.shape[1], np.int64), np.zeros(cube.shape[1], np.int64)
-    for block in _blocks(cube):
-        terms = block.shape[0] * block.shape[2]
-        if math.ldexp(max_abs, _QUANTUM) * terms < 2**52:  # every partial sum is an integer that float64 holds
-            steps = np.rint(block * np.float32(2**_QUANTUM))
-            low += steps.sum(axis=(0, 2), dtype=np.float64).astype(np.int64)
-        else:
-            exact = np.rint(np.clip(block.astype(np.float64), -_LARGEST, _LARGEST) * 2**_QUANTUM)
-            upper = np.floor(exact * 2.0**-_LIMB)
-            high += upper.sum(axis=(0, 2)).astype(np.int64)
-            low += (exact - upper * 2.0**_LIMB).sum(axis=(0, 2)).astype(np.int64)
-        high, low = _carry(high, low)
-    return high, low
+def _exact_sums(block: NDArray[np.float32], largest: float) -> tuple[Counts, Counts]:
+    """Sums over axes 0 and 2, in two limbs: no addition of it is rounded, so their order does not matter."""
+    terms = block.shape[0] * block.shape[2]
+    if math.ldexp(largest, _QUANTUM) * terms < 2**52:  # every partial sum is an integer that float64 holds
+        steps = np.rint(block * np.float32(2**_QUANTUM)).astype(np.float64)
+        return np.zeros(block.shape[1], np.int64), np.einsum("oci->c", steps).astype(np.int64)
+    steps = np.rint(np.clip(block.astype(np.float64), -_LARGEST, _LARGEST) * 2**_QUANTUM)
+    upper = np.floor(steps * 2.0**-_LIMB)
+    lower = steps - upper * 2.0**_LIMB
+    return np.einsum("oci->c", upper).astype(np.int64), np.einsum("oci->c", lower).astype(np.int64)
 
 
-def _blocks(cube: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
-    outer, channels, inner = cube.shape
-    columns = max(1, min(inner, 4 * _CHUNK // channels))
-    rows = max(1, _CHUNK // (channels * columns))
-    for row in range(0, outer, rows):
-        for column in range(0, inner, columns):
-            yield cube[row : row + rows, :, column : column + columns]
+def _blocks(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Parts of an (outer, channels, inner) array that fit the cache, long in memory rather than wide."""
+    columns = min(inner, _CHUNK)
+    some = min(channels, max(1, _CHUNK // columns))
+    rows = max(1, _CHUNK // (columns * some))
+    for row, channel, column in product(range(0, outer, rows), range(0, channels, some), range(0, inner, columns)):
+        yield slice(row, row + rows), slice(channel, channel + some), slice(column, column + columns)
 
 
 def _carry(high: Counts, low: Counts) -> tuple[Counts, Counts]:

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from quant_core.errors import DataError
-from quant_core.stats import MAX_BINS, ChannelMoments, TensorStats, load_stats, merge_stats, save_stats
+from quant_core.stats import MAX_BINS, ChannelMoments, TensorStats, load_stats, merge_stats, save_stats, thinned
 
 Array = NDArray[Any]
 
@@ -119,6 +119,26 @@ def test_a_large_array_counts_as_its_pieces_do() -> None:
     x = np.random.default_rng(1).standard_cauchy((7, 30_011)).astype(np.float32)
 
     assert stats_of(x) == stats_of(*x) == stats_of(x.T) == reduce(TensorStats.merge, map(stats_of, x))
+
+
+def test_a_thinned_histogram_obeys_the_law_and_keeps_the_exact_ends() -> None:
+    x = np.random.default_rng(1).normal(0, 1, (6, 8, 80, 80)).astype(np.float32)
+    together, apart = TensorStats(), [TensorStats() for _ in x]
+
+    together.update(x, part=thinned(x, 1))
+    for stats, sample in zip(apart, x, strict=True):
+        stats.update(sample[None], part=thinned(sample[None], 1))
+
+    assert reduce(TensorStats.merge, apart) == together
+    assert (together.lo, together.hi) == (x.min(), x.max())
+    assert together.count == x[:, :, ::5].size
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((1, 8, 30, 30), 1), ((1, 500, 768), -1), ((9, 5), 1), ((1, 4, 3, 9000), 1)]
+)
+def test_small_tensors_and_channels_in_the_last_axis_are_not_thinned(shape: tuple[int, ...], axis: int) -> None:
+    assert thinned(np.zeros(shape), axis).shape == shape
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
