@@ -122,10 +122,8 @@ def compare(
 
     Raises: DataError if the labels fit no output, or your function fails; ModelError if the numbers of outputs differ.
     """
-    own: dict[str, float] = {}
     if metric is not None:
         reference, outputs = list(reference), list(outputs)
-        own = _measure(metric, names, reference, outputs, labels) if reference else own
     tallies = [_Tally(name) for name in names]
     count = 0
     for wanted, got in _blocks(reference, outputs):
@@ -149,7 +147,7 @@ def compare(
         max_abs_error=max((o.max_abs_error for o in per_output if o.max_abs_error is not None), default=None),
         agreement=float(decisions[1] / decisions[0]) if decisions[0] else None,
         **(_top1(judged, labels) if judged else {}),
-        **own,
+        **(_measure(metric, names, list(reference), list(outputs), labels) if metric is not None else {}),
     )
 
 
@@ -192,7 +190,9 @@ def load_metric(metric: str) -> Metric:
     """The function `module:function`, its module found as `python -m` would find it.
 
     It is called as function(outputs, labels) with {output name: array over all samples} (a list with one array
-    per feed where their shapes differ) and the labels or None; it returns a number, more is better. Raises: RequestError.
+    per feed where their shapes differ) and the labels or None; it returns a number, more is better.
+
+    Raises: RequestError if there is no such function.
     """
     module, _, name = metric.partition(":")
     here = str(Path.cwd())
@@ -284,7 +284,7 @@ class _Tally:
 
 def _measure(
     metric: str, names: Sequence[str], reference: list[Outputs], outputs: list[Outputs], labels: np.ndarray | None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     function = load_metric(metric)
     value, of_float = (_call(function, metric, _by_output(names, o), labels) for o in (outputs, reference))
     return {"metric": value, "metric_float": of_float}

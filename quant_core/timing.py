@@ -47,8 +47,11 @@ def measure(
     *,
     seconds: float = 2.0,
     min_rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Both models on the same feed, A B A B, for about so long.
+
+    clock  time.thread_time leaves out what neighbours take from one thread; the wall clock is what users wait
 
     Raises: RequestError if the sessions have different threads, or threads that spin and so slow the other session
     (`open_session` gives neither); ModelError if one does not run on the feed.
@@ -63,7 +66,7 @@ def measure(
     for session in (reference, candidate):
         run(session, feed)  # told well if it fails, and the first call allocates
     calls = [lambda s=session: s.run(None, feed) for session in (reference, candidate)]
-    return summarize(take_turns(*calls, seconds=seconds, min_rounds=min_rounds), threads[0])
+    return summarize(take_turns(*calls, seconds=seconds, min_rounds=min_rounds, clock=clock), threads[0])
 
 
 def take_turns(

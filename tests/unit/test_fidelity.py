@@ -1,0 +1,342 @@
+"""Fidelity: sums, decisions, labels and contracts, on numbers small enough to check by eye."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from quant_core.config import Contract
+from quant_core.errors import DataError, ModelError, RequestError
+from quant_core.fidelity import compare, judge, load_metric, run_all, run_each, score
+from quant_core.samples import input_specs, open_samples
+from quant_core.session import open_session
+
+
+def feeds(*arrays):
+    """One output, one array per feed."""
+    return [[np.asarray(array)] for array in arrays]
+
+
+def rows(array):
+    """One output, one feed per row."""
+    return feeds(*(np.asarray(array)[i : i + 1] for i in range(len(array))))
+
+
+def linear(weight):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def test_a_rounded_weight_is_compared_through_onnxruntime():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((4, 3)).astype(np.float32)
+    exact, coarse = open_session(linear(weight)), open_session(linear(np.round(weight * 8) / 8))
+    samples = open_samples(rng.standard_normal((50, 4)).astype(np.float32), input_specs(exact))
+    reference = run_all(exact, samples)
+
+    fidelity = compare(reference, run_each(coarse, samples), ["y"])
+
+    wanted, got = (
+        np.concatenate([o[0] for o in outputs], dtype=np.float64) for outputs in (reference, run_all(coarse, samples))
+    )
+    sqnr_db = 10 * np.log10((wanted**2).sum() / ((got - wanted) ** 2).sum())
+    cosine = (wanted * got).sum() / np.sqrt((wanted**2).sum() * (got**2).sum())
+    assert fidelity.samples == 50
+    assert fidelity.sqnr_db == pytest.approx(sqnr_db)
+    assert fidelity.cosine == pytest.approx(cosine)
+    assert fidelity.max_abs_error == pytest.approx(np.abs(got - wanted).max())
+    assert fidelity.agreement == (wanted.argmax(1) == got.argmax(1)).mean()
+
+
+def test_identical_outputs_are_perfect():
+    outputs = rows(np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32))
+
+    fidelity = compare(outputs, outputs, ["y"])
+
+    assert (fidelity.sqnr_db, fidelity.cosine, fidelity.max_abs_error, fidelity.agreement) == (
+        200,
+        pytest.approx(1),
+        0,
+        1,
+    )
+
+
+def test_all_zeros_compare_without_a_division_by_zero():
+    zeros, ones = rows(np.zeros((2, 3), np.float32)), rows(np.ones((2, 3), np.float32))
+
+    assert compare(zeros, zeros, ["y"]).cosine == 1
+    assert compare(zeros, ones, ["y"]).cosine == 0
+    assert compare(zeros, ones, ["y"]).sqnr_db == -200
+
+
+@pytest.mark.parametrize("batches", [[6], [1] * 6, [4, 2], [1, 3, 2]])
+def test_the_split_into_feeds_does_not_matter(batches):
+    rng = np.random.default_rng(2)
+    wanted, got = rng.standard_normal((2, 6, 3))
+    labels, cuts = np.array([0, 1, 2, 0, 1, -1]), np.cumsum(batches)[:-1]
+
+    whole = compare(feeds(wanted), feeds(got), ["y"], labels)
+    split = compare(feeds(*np.split(wanted, cuts)), feeds(*np.split(got, cuts)), ["y"], labels)
+
+    assert split.sqnr_db == pytest.approx(whole.sqnr_db)
+    assert (split.samples, split.agreement, split.top1, split.flips_bad) == (
+        6,
+        whole.agreement,
+        whole.top1,
+        whole.flips_bad,
+    )
+
+
+# Decisions
+
+
+def test_labels_give_top1_and_paired_flips():
+    wanted = np.eye(3)[[0, 1, 2, 0, 1]]
+    got = np.eye(3)[[0, 2, 2, 1, 0]]
+    labels = np.array([0, 1, 1, 1, -1])
+
+    fidelity = compare(rows(wanted), rows(got), ["y"], labels)
+
+    assert (fidelity.top1_float, fidelity.top1) == (2 / 4, 2 / 4)
+    assert (fidelity.flips_bad, fidelity.flips_good) == (1, 1)
+    assert fidelity.agreement == 2 / 5
+
+
+def test_positions_of_sequences_are_judged_one_by_one_and_padding_may_be_longer():
+    wanted = feeds(np.eye(2)[[[0, 1, 1]]], np.eye(2)[[[1, 0]]])
+    got = feeds(np.eye(2)[[[0, 1, 0]]], np.eye(2)[[[1, 1]]])
+    labels = np.array([[0, 1, 1], [1, 0, -100]])
+
+    fidelity = compare(wanted, got, ["y"], labels)
+
+    assert (fidelity.top1_float, fidelity.top1, fidelity.flips_bad) == (1.0, 3 / 5, 2)
+
+
+def test_labels_beyond_the_sequence_that_are_not_ignored_do_not_fit():
+    with pytest.raises(DataError, match="fit no output"):
+        compare(feeds(np.eye(2)[[[0, 1]]]), feeds(np.eye(2)[[[0, 1]]]), ["y"], np.array([[0, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "agreement"),
+    [
+        ([[0.4], [0.6], [0.9]], [[0.6], [0.6], [0.9]], 2 / 3),
+        ([[-0.4], [0.3], [9.0]], [[-0.1], [0.6], [-1]], 2 / 3),
+        ([0.1, 0.2, 0.9], [0.4, 0.6, 1.7], 2 / 3),
+    ],
+    ids=["probabilities at a half", "scores at zero", "without a class axis"],
+)
+def test_a_single_score_decides_by_threshold(wanted, got, agreement):
+    assert compare(rows(wanted), rows(got), ["y"]).agreement == pytest.approx(agreement)
+
+
+def test_an_image_of_classes_decides_over_axis_1():
+    wanted = np.zeros((1, 3, 2, 2))
+    wanted[0, 2] = 1
+    labels = np.full((1, 2, 2), 2)
+
+    assert compare(feeds(wanted), feeds(wanted), ["y"], labels).top1 == 1
+
+
+def test_integer_outputs_are_their_own_decisions():
+    fidelity = compare(rows([3, 1, 2, 2]), rows([3, 1, 2, 0]), ["class"], np.array([3, 0, 2, 2]))
+
+    assert (fidelity.agreement, fidelity.top1_float, fidelity.top1) == (3 / 4, 3 / 4, 2 / 4)
+    assert (fidelity.sqnr_db, fidelity.cosine, fidelity.max_abs_error) == (None, None, None)
+
+
+def test_labels_choose_the_output_they_fit_and_agreement_follows():
+    scores, boxes = np.eye(3)[[0, 1, 2]], np.random.default_rng(3).standard_normal((3, 7, 4))
+    wanted = [[boxes[i : i + 1], scores[i : i + 1]] for i in range(3)]
+    got = [[-boxes[i : i + 1], scores[i : i + 1]] for i in range(3)]
+
+    fidelity = compare(wanted, got, ["boxes", "scores"], np.array([0, 1, 0]))
+
+    assert (fidelity.top1, fidelity.agreement) == (2 / 3, 1)
+    assert [o.name for o in fidelity.per_output] == ["boxes", "scores"]
+    assert fidelity.per_output[0].agreement < 1
+
+
+def test_a_state_whose_first_axis_is_no_batch_has_no_say_in_agreement():
+    scores, state = np.array([[0.9]]), np.random.default_rng(4).standard_normal((2, 1, 8))
+
+    assert compare([[scores, state]], [[scores, -state]], ["y", "state"]).agreement == 1
+
+
+def test_labels_that_fit_no_output_are_refused_with_what_would_fit():
+    with pytest.raises(DataError, match="fit no output") as caught:
+        compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], np.zeros((3, 4, 5), int))
+
+    assert "y 3 rows" in caught.value.hint
+
+
+def test_labels_that_are_all_ignored_are_refused():
+    with pytest.raises(DataError, match="below zero"):
+        compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], np.full(3, -1))
+
+
+def test_a_float_model_that_only_guesses_is_noted():
+    rng = np.random.default_rng(5)
+    guesses, labels = rng.standard_normal((300, 10)), rng.integers(0, 10, 300)
+
+    assert "guessing among 10 classes" in compare(feeds(guesses), feeds(guesses), ["y"], labels).note
+    assert compare(feeds(guesses), feeds(guesses), ["y"], guesses.argmax(1)).note == ""
+
+
+# What is broken
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_output_that_is_not_finite_is_the_worst_and_says_so(bad):
+    wanted, got = np.eye(3), np.eye(3)
+    got[1, 1] = bad
+
+    fidelity = compare(rows(wanted), rows(got), ["y"], np.arange(3))
+
+    assert (fidelity.sqnr_db, fidelity.cosine, fidelity.max_abs_error) == (-200, -1, math.inf)
+    assert fidelity.flaws == ("output y holds 1 values that are NaN or infinite",)
+    assert judge(fidelity, Contract(min=0.0))[0] == "not_met"
+
+
+def test_nan_is_no_decision():
+    got = np.eye(3)
+    got[0] = np.nan
+
+    fidelity = compare(rows(np.eye(3)), rows(got), ["y"], np.array([0, 1, 2]))
+
+    assert (fidelity.agreement, fidelity.top1) == (2 / 3, 2 / 3)
+
+
+def test_an_output_of_another_shape_is_broken_not_a_crash():
+    fidelity = compare(feeds(np.eye(3)), feeds(np.eye(4)), ["y"], np.arange(3))
+
+    assert fidelity.flaws == ("output y has shape (4, 4) where float has (3, 3)",)
+    assert (fidelity.top1, fidelity.agreement, fidelity.sqnr_db) == (0, 0, -200)
+
+
+def test_masked_logits_of_the_float_model_are_no_error():
+    wanted = np.array([[1.0, -np.inf, 2.0], [1.0, np.finfo(np.float32).min, 2.0]])
+    got = wanted.copy()
+    got[:, 0] = 1.5
+
+    fidelity = compare(rows(wanted), rows(got), ["y"])
+
+    assert fidelity.flaws == ()
+    assert fidelity.sqnr_db == pytest.approx(10 * np.log10((2 * 1 + 2 * 4) / (2 * 0.25)))
+
+
+def test_models_of_different_outputs_are_refused():
+    with pytest.raises(ModelError, match="gives 1 outputs, float gives 2"):
+        compare([[np.eye(2), np.eye(2)]], [[np.eye(2)]], ["a", "b"])
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(DataError, match="nothing to compare"):
+        compare([], [], ["y"])
+
+
+def test_fidelity_is_plain_json_even_when_infinite():
+    fidelity = compare(feeds(np.eye(2)), feeds(np.full((2, 2), np.nan)), ["y"])
+
+    values = json.loads(json.dumps(fidelity.to_dict(), allow_nan=False))
+
+    assert values["max_abs_error"] is None
+    assert values["per_output"][0]["name"] == "y"
+
+
+# Metrics of one's own
+
+
+@pytest.fixture
+def own_metrics(tmp_path, monkeypatch):
+    (tmp_path / "own_metrics_of_a_test.py").write_text(
+        "import numpy as np\n"
+        "def right(outputs, labels): return (outputs['y'].argmax(1) == labels).mean()\n"
+        "def lengths(outputs, labels): return sum(a.shape[1] for a in outputs['y'])\n"
+        "def axes(outputs, labels): return labels.ndim\n"
+        "def fails(outputs, labels): return 1 / 0\n"
+        "def nan(outputs, labels): return float('nan')\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return "own_metrics_of_a_test"
+
+
+def test_a_function_of_the_current_folder_measures_both_models(own_metrics):
+    fidelity = compare(rows(np.eye(3)), rows(np.eye(3)[[0, 2, 2]]), ["y"], np.arange(3), f"{own_metrics}:right")
+
+    assert (fidelity.metric_float, fidelity.metric) == (1, 2 / 3)
+    assert score(fidelity, f"{own_metrics}:right") == (2 / 3, 1)
+
+
+def test_ragged_outputs_reach_the_function_as_a_list(own_metrics):
+    ragged = feeds(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 3)))
+
+    assert compare(ragged, ragged, ["y"], metric=f"{own_metrics}:lengths").metric == 7
+
+
+def test_labels_of_any_shape_reach_the_function(own_metrics):
+    labels = np.zeros((2, 4, 20), int)
+
+    fidelity = compare(rows(np.eye(2)), rows(np.eye(2)), ["y"], labels, f"{own_metrics}:axes")
+
+    assert (fidelity.metric, fidelity.top1) == (3, None)
+
+
+@pytest.mark.parametrize(("name", "problem"), [("fails", "ZeroDivisionError"), ("nan", "returned nan")])
+def test_a_function_that_fails_is_named(own_metrics, name, problem):
+    with pytest.raises(DataError, match=problem) as caught:
+        compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], metric=f"{own_metrics}:{name}")
+
+    assert caught.value.where == f"{own_metrics}:{name}"
+
+
+@pytest.mark.parametrize("metric", ["no_such_module_at_all:f", "{}:no_such_function", "{}:number"])
+def test_a_function_that_is_not_there_is_a_wrong_request(own_metrics, metric):
+    with pytest.raises(RequestError):
+        load_metric(metric.format(own_metrics))
+
+
+# Contracts
+
+
+def drop_of_one_in_ten():
+    labels = np.arange(10)
+    return compare(rows(np.eye(10)), rows(np.eye(10)[[*range(9), 0]]), ["y"], labels)
+
+
+@pytest.mark.parametrize(
+    ("contract", "verdict", "reason"),
+    [
+        (Contract(max_drop=0.1), "met", "top1 1.0000 to 0.9000: drop 0.1000, at most 0.1"),
+        (Contract(max_drop=0.09), "not_met", "drop 0.1000, at most 0.09"),
+        (Contract(min=0.9), "met", "top1 0.9000, at least 0.9"),
+        (Contract(metric="agreement", min=0.95), "not_met", "agreement 0.9000, at least 0.95"),
+        (Contract(metric="cosine", max_drop=0.2), "met", "cosine 1.0000 to 0.9"),
+        (Contract(metric="sqnr", min=30.0), "not_met", "sqnr 6.9897, at least 30"),
+        (Contract(max_drop=0.1, min_speedup=1.5), "not_met", "speedup 1.20, at least 1.5"),
+        (Contract(max_drop=0.1, max_size_ratio=0.25), "not_met", "size 0.300, at most 0.25"),
+    ],
+)
+def test_a_contract_is_judged_with_its_reason(contract, verdict, reason):
+    judged = judge(drop_of_one_in_ten(), contract, speedup=1.2, size_ratio=0.3)
+
+    assert judged[0] == verdict
+    assert reason in judged[1]
+
+
+def test_speed_and_size_are_not_judged_before_they_are_measured():
+    assert judge(drop_of_one_in_ten(), Contract(max_drop=0.1, min_speedup=9.0, max_size_ratio=0.01))[0] == "met"
+
+
+def test_a_metric_that_was_not_measured_is_an_error_not_a_verdict():
+    fidelity = compare(rows(np.eye(3)), rows(np.eye(3)), ["y"])
+
+    with pytest.raises(DataError, match="not measured") as caught:
+        judge(fidelity, Contract(max_drop=0.01))
+    assert caught.value.hint == "Give labels"

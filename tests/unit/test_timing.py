@@ -1,0 +1,104 @@
+"""Timing: the order of the turns, the number of calls and the sums; never how long anything takes."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from quant_core.errors import ModelError, RequestError
+from quant_core.session import open_session
+from quant_core.timing import Timing, measure, summarize, take_turns
+
+
+class Clock:
+    """A clock that only calls move."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def call(self, name, seconds):
+        def called():
+            self.now += seconds
+            self.log.append(name)
+
+        return called
+
+    def __call__(self):
+        return self.now
+
+
+def relu():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+FEED = {"x": np.ones((1, 4), np.float32)}
+
+
+def test_the_models_take_turns():
+    clock = Clock()
+
+    times = take_turns(clock.call("A", 0.02), clock.call("B", 0.01), seconds=0.3, clock=clock)
+
+    assert "".join(clock.log) == "AB" * (len(clock.log) // 2)
+    assert len(times) == 10
+    np.testing.assert_allclose(times, [[0.02, 0.01]] * 10)
+
+
+def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
+    clock = Clock()
+
+    take_turns(clock.call("A", 2**-13), clock.call("B", 2**-14), seconds=0.1, clock=clock)
+
+    assert "".join(clock.log).endswith("A" * 17 + "B" * 17)
+
+
+def test_a_slow_model_gets_its_rounds_unless_that_takes_far_too_long():
+    slow, slower = Clock(), Clock()
+
+    assert len(take_turns(slow.call("A", 0.2), slow.call("B", 0.2), seconds=1.0, min_rounds=5, clock=slow)) == 5
+    assert len(take_turns(slower.call("A", 9), slower.call("B", 9), seconds=1.0, min_rounds=5, clock=slower)) == 1
+
+
+def test_speedup_is_the_median_of_paired_ratios():
+    """A machine that slows down for a while slows both, and pairs do not see it."""
+    times = np.array([[2, 1], [20, 10], [2, 1], [4, 1], [3, 3]]) / 1000
+
+    assert summarize(times, threads=2) == Timing(
+        float_ms=3.0,
+        quantized_ms=1.0,
+        float_p95_ms=pytest.approx(16.8),
+        quantized_p95_ms=pytest.approx(8.6),
+        speedup=2.0,
+        speedup_lo=2.0,
+        speedup_hi=2.0,
+        rounds=5,
+        threads=2,
+    )
+
+
+def test_two_sessions_are_measured():
+    timing = measure(open_session(relu()), open_session(relu()), FEED, seconds=0.02)
+
+    assert timing.threads == 1
+    assert timing.rounds >= 5
+    assert 0 < timing.float_ms <= timing.float_p95_ms
+    assert timing.speedup_lo <= timing.speedup <= timing.speedup_hi
+    assert timing.to_dict()["rounds"] == timing.rounds
+
+
+def test_sessions_that_cannot_be_compared_are_refused():
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    spinning = ort.InferenceSession(relu(), options, providers=["CPUExecutionProvider"])
+
+    with pytest.raises(RequestError, match="1 threads, quantized 2"):
+        measure(open_session(relu()), open_session(relu(), threads=2), FEED)
+    with pytest.raises(RequestError, match="spin"):
+        measure(open_session(relu(), threads=2), spinning, FEED)
+
+
+def test_a_feed_that_does_not_fit_is_told_before_anything_is_timed():
+    with pytest.raises(ModelError, match="does not run on"):
+        measure(open_session(relu()), open_session(relu()), {"x": np.ones((1, 5), np.float32)})
