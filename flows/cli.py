@@ -33,6 +33,8 @@ Folder = Annotated[Path, typer.Option("-o", "--output-dir", help="Where to write
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="Do exactly this: a dry run's JSON.", show_default=False)]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
+Reports = Annotated[Path, typer.Argument(metavar="DIR", help="A batch's output folder.", show_default=False)]
+Run = Annotated[str | None, typer.Option("--run", help="Of this run_id, not the latest.", show_default=False)]
 Progress = Callable[[str], None]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each model.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long to measure.")]
@@ -116,6 +118,14 @@ def benchmark(
         original, quantized, samples.source, threads=threads, seconds=seconds, sample_shape=samples.shape
     )
     return Answer(timing.to_dict(), show.timing)
+
+
+@command
+def report(folder: Reports, run: Run = None) -> Answer:
+    """What a batch came to: its latest run, or another one, from the Parquet in its output folder."""
+    from flows.reading import read_reports
+
+    return Answer(read_reports(folder, run), show.reports)
 
 
 @command

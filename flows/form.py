@@ -107,7 +107,7 @@ class _Samples(_Form):
     labels: PathText | None = None
     num_samples: int | None = Field(None, ge=1)
     shape: Annotated[Any, _asks(_check_shape)] = None
-    seed: int = Field(0, ge=0)
+    seed: int | None = Field(None, ge=0)
 
 
 class _Batch(_Form):
@@ -122,7 +122,6 @@ class _Batch(_Form):
 class _Limits(_Form):
     timeout_s: float | None = Field(None, gt=0, le=1e6)
     memory_mb: int | None = Field(None, ge=64)
-    retries: int | None = Field(None, ge=0, le=10)
 
 
 class _Benchmark(_Form):

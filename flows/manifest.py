@@ -26,7 +26,7 @@ class SampleSpec:
     source: str = "random"
     labels: str | None = None
     count: int | None = None
-    shape: Mapping[str, Sequence[int]] | None = None
+    shape: Mapping[str, Sequence[int]] | Sequence[int] | None = None
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -39,15 +39,20 @@ class SampleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One model: what it is made from and what it is held to."""
+    """One model: what it is made from and what it is held to. Without calibration nothing is measured."""
 
     name: str
     input: Path
     output: Path
     config: QuantConfig
-    calibration: SampleSpec
-    evaluation: SampleSpec
+    calibration: SampleSpec | None
+    evaluation: SampleSpec | None
     contract: Contract | None
+
+    @property
+    def judged_by(self) -> SampleSpec:
+        """The samples that tell how right the result is: random ones only if there are no others."""
+        return self.evaluation or self.calibration or SampleSpec()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -55,8 +60,9 @@ class Job:
             "input": str(self.input),
             "output": str(self.output),
             "config": self.config.to_dict(),
-            "calibration": self.calibration.to_dict(),
-            "evaluation": self.evaluation.to_dict(),
+            "calibration": self.calibration.to_dict() if self.calibration else None,
+            "evaluation": self.evaluation.to_dict() if self.evaluation else None,
+            "judged_by": self.judged_by.to_dict(),
             "contract": self.contract.to_dict() if self.contract else None,
         }
 
@@ -67,19 +73,18 @@ class Job:
             input=Path(values["input"]),
             output=Path(values["output"]),
             config=QuantConfig.from_dict(values["config"]),
-            calibration=SampleSpec(**values["calibration"]),
-            evaluation=SampleSpec(**values["evaluation"]),
+            calibration=SampleSpec(**values["calibration"]) if values["calibration"] else None,
+            evaluation=SampleSpec(**values["evaluation"]) if values["evaluation"] else None,
             contract=Contract.from_dict(values["contract"]) if values["contract"] else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a stage is stopped, and how often one that was lost is tried again."""
+    """When a stage is stopped."""
 
     timeout_s: float = 3600.0
     memory_mb: int | None = None
-    retries: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +210,12 @@ def _job(
     else:
         raise RequestError("is missing", "output", "Name the file to write, or give batch.output_dir")
     stem = entry["input"].stem
-    calibration = _samples(values.get("calibration"), entry.get("calibration"), folder, stem)
-    given = values.get("evaluation") or entry.get("evaluation")
-    evaluation = _samples(values.get("evaluation"), entry.get("evaluation"), folder, stem) if given else calibration
+    calibration, evaluation = (
+        _samples(values.get(key), entry.get(key), folder, stem) for key in ("calibration", "evaluation")
+    )
     promised = entry.get("contract") or values.get("contract")  # as a whole: half of another promise makes no sense
     contract = Contract.from_dict(_given(promised)) if promised else None
-    if contract and contract.metric == "top1" and evaluation.labels is None:
+    if contract and contract.metric == "top1" and not (evaluation or calibration or SampleSpec()).labels:
         raise RequestError(
             "top1 needs labels", "contract.metric", "Give evaluation.labels, or promise agreement or cosine"
         )
@@ -225,16 +230,20 @@ def _job(
     )
 
 
-def _samples(default: Mapping[str, Any] | None, own: Mapping[str, Any] | None, folder: Path, stem: str) -> SampleSpec:
+def _samples(
+    default: Mapping[str, Any] | None, own: Mapping[str, Any] | None, folder: Path, stem: str
+) -> SampleSpec | None:
     """Key by key: the model's own word, else the manifest's. `{name}` in a path is the model's file name."""
     said = {**_given(default), **_given(own)}
-    source, labels, shape = (said.get(key) for key in ("data", "labels", "shape"))
+    if not said:
+        return None
+    source, labels = said.get("data"), said.get("labels")
     return SampleSpec(
         source="random" if source in (None, "random") else str(_path(folder, source.replace("{name}", stem))),
         labels=str(_path(folder, labels.replace("{name}", stem))) if labels else None,
         count=said.get("num_samples"),
-        shape={"": shape} if isinstance(shape, list) else shape,
-        seed=said.get("seed") or 0,
+        shape=said.get("shape"),
+        seed=said.get("seed", 0),
     )
 
 
@@ -264,9 +273,7 @@ def _check_files(placed: Placed, mistakes: list[Mistake]) -> None:
         if names.setdefault(job.name, place) is not place:
             mistakes.append(Mistake((*place, "name"), f"{job.name} is taken", "Give each model its own name"))
         for key, spec in (("calibration", job.calibration), ("evaluation", job.evaluation)):
-            if key == "evaluation" and spec is job.calibration:
-                continue
-            for path in spec.files():
+            for path in spec.files() if spec else ():
                 if missing(path):
                     what = "labels" if str(path) == spec.labels else "data"
                     mistakes.append(Mistake((*place, key, what), f"no such file: {path}", _neighbour(path)))

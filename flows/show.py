@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -145,23 +146,31 @@ def timing(result: Mapping[str, Any]) -> RenderableType:
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line a model, of the models table: size, accuracy and latency before and after, and the verdict."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("model", overflow="fold")
-    for heading in ("size", "", "accuracy", "latency", "speed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
-    for row in rows:
-        before, after = row.get("float_size_bytes"), row.get("size_bytes")
-        table.add_row(
-            Text(printable(row.get("model", ""))),
-            _change(before, after, size),
-            ratio(before, after),
-            _change(row.get("accuracy_float"), row.get("accuracy"), percent),
-            _change(row.get("float_ms"), row.get("quantized_ms"), ms),
-            f"{number(row['speedup'])}x" if row.get("speedup") is not None else "",
-            verdict(row.get("verdict") or row.get("outcome") or "", row.get("reason") or row.get("error") or ""),
-        )
-    return table
+    lines = [
+        {
+            "model": row["model"],
+            "size": _change(row.get("float_size_bytes"), row.get("size_bytes"), size),
+            "": ratio(row.get("float_size_bytes"), row.get("size_bytes")),
+            "accuracy": _change(
+                row.get("accuracy_float"), row.get("accuracy"), METRIC_FORMS.get(row.get("metric"), number)
+            ),
+            "of": row.get("metric") or "",
+            "latency": _change(row.get("float_ms"), row.get("quantized_ms"), ms),
+            "speed": f"{number(row['speedup'])}x" if row.get("speedup") is not None else "",
+            "verdict": _outcome(row),
+        }
+        for row in rows
+    ]
+    headings = ("model", "size", "", "accuracy", "of", "latency", "speed", "verdict")
+    return rows_table(lines, {h: h for h in headings}, right=("size", "", "accuracy", "latency", "speed"))
+
+
+def reports(found: Mapping[str, Any]) -> RenderableType:
+    """Every run in a line, and the models of the one that was asked for."""
+    columns = ("run_id", "models", "done", "skipped", "failed", "not_met", "seconds", "host", "target")
+    runs = [{**run, "seconds": number(run["seconds"], 1)} for run in found["runs"]]
+    headings = {column: column.replace("_", " ") for column in columns}
+    return Group(rows_table(runs, headings, right=columns[1:7]), batch_table(found["models"]))
 
 
 def health(report: Mapping[str, Any]) -> RenderableType:
@@ -182,7 +191,7 @@ def pairs(facts: Mapping[str, object]) -> Table:
     table.add_column(overflow="fold")
     for key, value in facts.items():
         if value not in (None, ""):
-            table.add_row(Text(printable(key)), value if isinstance(value, Text) else Text(printable(value)))
+            table.add_row(_cell(key), _cell(value))
     return table
 
 
@@ -194,14 +203,13 @@ def rows_table(
     for heading in columns.values():
         table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(row.get(key, ""))) for key in columns))
+        table.add_row(*(_cell(row.get(key)) for key in columns))
     return table
 
 
-def verdict(word: str, reason: str = "") -> Text:
-    return Text(word.replace("_", " "), style=VERDICT_STYLES.get(word, "")).append(
-        f": {printable(reason)}" if reason else "", style="default"
-    )
+def verdict(word: str, reason: str | None = None) -> Text:
+    told = Text(word.replace("_", " "), style=VERDICT_STYLES.get(word, ""))
+    return told.append(f": {printable(reason)}", style="default") if reason else told
 
 
 def size(count: float | None) -> str:
@@ -230,6 +238,10 @@ def number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def decibel(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} dB"
+
+
 def printable(value: object) -> str:
     """Text from a model or a manifest, which may hold anything: control characters become visible escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
@@ -241,7 +253,29 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+METRIC_FORMS: Mapping[str | None, Callable[[float | None], str]] = {
+    "top1": percent,
+    "agreement": percent,
+    "cosine": lambda value: number(value, 5),
+    "sqnr": decibel,
+}
+
+
+def _cell(value: object) -> Text:
+    return value if isinstance(value, Text) else Text("" if value is None else printable(value))
+
+
+def _outcome(row: Mapping[str, Any]) -> Text:
+    """What became of a model, in a word, and why."""
+    if row["outcome"] == "failed":
+        return verdict("failed", f"{row['stage']}: {row['error']}")
+    word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
+    return verdict(word, row.get("reason") if word == "not_met" else None)
 
 
 def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
-from quant_core.rules import is_depthwise
 from quant_core.saturation import unsafe_pairs
 from quant_core.weights import layout_of
 
@@ -23,7 +22,7 @@ def saturating_nodes(path: Path) -> list[dict[str, Any]]:
 
 def saturation_of(node: ir.Node) -> dict[str, Any] | None:
     """What can saturate in a node with int8 weights behind a DequantizeLinear or straight in a MatMulInteger."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul", "MatMulInteger") or len(node.inputs) < 2 or is_depthwise(node):
+    if node.op_type not in ("Conv", "Gemm", "MatMul", "MatMulInteger") or len(node.inputs) < 2:
         return None
     source = node.inputs[1]
     producer = source.producer() if source is not None else None
@@ -35,6 +34,8 @@ def saturation_of(node: ir.Node) -> dict[str, Any] | None:
     if node.op_type != "MatMulInteger" and not _is_dequantized(node.inputs[0]):
         return None
     rows = layout_of(node, weight.ndim).matrix(weight)
+    if node.op_type == "Conv" and graph.attribute(node, "group", 1) > 1 and weight.shape[1] == 1:
+        return None  # depthwise kernels add in int32
     pairs = unsafe_pairs(rows)
     return {"node": node.name, "op_type": node.op_type, "pairs": len(pairs), "first": pairs[:3].tolist()}
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quant_core import graph, store
-from quant_core.affine import Grid, QuantParams, choose_params, quantize, range_of
+from quant_core.affine import Grid, QuantParams, choose_params, dequantize, quantize, range_of
 from quant_core.correct import corrected_bias
 from quant_core.errors import ModelError
 from quant_core.observe import Statistics
@@ -179,7 +179,7 @@ class _Rewrite:
             first = Writer(self.model, self.model.graph[0])
             self.written["static", found] = store.write_dequantized(first, str(weight.name), found, layout, shape, axis)
         if rule.bias is not None and (bias_value is None or bias is not None):
-            bias = self._corrected(node, bias, layout.matrix(np.asarray(graph.constant(weight), np.float32)), found, channels)
+            bias = self._corrected(node, bias, layout.matrix(np.asarray(graph.constant(weight), np.float32)), found.values, channels)
             if bias is not None:
                 if len(node.inputs) <= rule.bias:
                     node.resize_inputs(rule.bias + 1)
@@ -192,13 +192,13 @@ class _Rewrite:
         node.replace_input_with(position, self.written["static", found])
 
     def _corrected(
-        self, node: ir.Node, bias: NDArray[Any] | None, rows: NDArray[Any], found: IntegerWeight, channels: int
+        self, node: ir.Node, bias: NDArray[Any] | None, rows: NDArray[Any], rounded: NDArray[Any], channels: int
     ) -> NDArray[Any] | None:
         """The bias plus what rounding the weight took from each channel's mean; None if there is neither."""
         means = self.stats.means.get(str(node.inputs[0].name)) if self.stats is not None else None  # type: ignore[union-attr]
         if not self.config.bias_correction or means is None:
             return bias
-        return corrected_bias(np.zeros(channels) if bias is None else bias, rows, found.values, means.mean, node)
+        return corrected_bias(np.zeros(channels) if bias is None else bias, rows, rounded, means.mean, node)
 
     def _weight_only(self, node: ir.Node, planned: NodePlan, position: int) -> None:
         weight = node.inputs[position]
@@ -211,13 +211,31 @@ class _Rewrite:
                 self.written[key] = self._standard(write, node, planned, position, weight, shape)
             else:
                 found, layout = self._integers(node, position, planned, safe=False)
-                self.written[key] = store.write_folded(write, str(weight.name), found, layout, shape)
-        node.replace_input_with(position, self.written[key])
+                self.written[key] = (store.write_folded(write, str(weight.name), found, layout, shape), found.values)
+        value, rounded = self.written[key]
+        rule, channels = RULES[node.op_type], shape[channel_axis(node, position)]
+        if rule.kind == "anchor" and rule.bias is not None:
+            self._correct_float_bias(node, rule.bias, layout_of(node, len(shape)).matrix(graph.constant(weight)), rounded, channels)
+        node.replace_input_with(position, value)
+
+    def _correct_float_bias(self, node: ir.Node, position: int, rows: NDArray[Any], rounded: NDArray[Any], channels: int) -> None:
+        old = node.inputs[position] if len(node.inputs) > position else None
+        bias = _flat_bias(old, channels)
+        corrected = self._corrected(node, bias, rows, rounded, channels) if old is None or bias is not None else bias
+        if corrected is None or corrected is bias:
+            return
+        if len(node.inputs) <= position:
+            node.resize_inputs(position + 1)
+        name = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
+        node.replace_input_with(position, Writer(self.model, node).constant(name, corrected.astype(np.float32)))
 
     def _standard(
         self, write: Writer, node: ir.Node, planned: NodePlan, position: int, weight: ir.Value, shape: tuple[int, ...]
-    ) -> ir.Value:
-        """The DequantizeLinear pattern that every runtime reads: per tensor, per channel, or 4 bits in blocks along K."""
+    ) -> tuple[ir.Value, NDArray[Any]]:
+        """The DequantizeLinear pattern that every runtime reads: per tensor, per channel, or 4 bits in blocks along K.
+
+        Returns its output, and what the weight became as a matrix (C, K).
+        """
         array = np.asarray(graph.constant(weight), np.float32)
         bits, symmetric = int(planned.storage[3:]), self.config.symmetric
         grid = Grid(bits, symmetric, symmetric)
@@ -227,7 +245,9 @@ class _Rewrite:
             axis = 1 - channel_axis(node, position) if len(shape) == 2 else len(shape) - 2
             block = self.config.block_size if shape[axis] % self.config.block_size == 0 else shape[axis]
         params = choose_params(*range_of(array, axis, block), grid, axis, block)
-        return store.write_qdq(write, str(weight.name), quantize(array, params), params.scale, params.zero_point, axis, block)
+        q = quantize(array, params)
+        value = store.write_qdq(write, str(weight.name), q, params.scale, params.zero_point, axis, block)
+        return value, layout_of(node, array.ndim).matrix(dequantize(q, params))
 
     def _gather(self, node: ir.Node, planned: NodePlan) -> None:
         weight, out = node.inputs[0], node.outputs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -91,7 +92,7 @@ class Bench:
         fidelity = compare(self._reference, outputs, names, self.samples.labels, self.metric)
         timing: Timing | None = None
         if timed:
-            timing = measure(self._session, session, self.samples[0], seconds=self.seconds)
+            timing = measure(self._session, session, self.samples[0], seconds=self.seconds, clock=time.thread_time)
         return replace(candidate, fidelity=fidelity, speedup=timing.speedup if timing else candidate.speedup)
 
 
