@@ -215,7 +215,7 @@ def _job(
     )
     promised = entry.get("contract") or values.get("contract")  # as a whole: half of another promise makes no sense
     contract = Contract.from_dict(_given(promised)) if promised else None
-    if contract and contract.metric == "top1" and not (evaluation or calibration or SampleSpec()).labels:
+    if contract and contract.metric == "top1" and (evaluation or calibration or SampleSpec()).labels is None:
         raise RequestError(
             "top1 needs labels", "contract.metric", "Give evaluation.labels, or promise agreement or cosine"
         )

@@ -1,0 +1,179 @@
+"""`python -m flows.batch MANIFEST`: make every model of a manifest, on Dask, orchestrated by Prefect."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from flows.manifest import Manifest, read_manifest
+from flows.result import BatchResult, Listener
+from quant_core.child import STAGE_MODULE, run_stage, shut_down
+from quant_core.errors import QuantError, StageError
+
+# Prefect and Dask are imported by run_batch alone: neither --help nor --dry-run waits for them.
+
+
+def run_batch(
+    manifest: Manifest,
+    *,
+    scheduler: str | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    only: Sequence[str] = (),
+    on_progress: Listener = lambda event: None,
+    name: str = "",
+    module: str = STAGE_MODULE,
+) -> BatchResult:
+    """Make the models of a manifest on workers of this host, or of the Dask `scheduler` at that address.
+
+    A model that fails is a row of the result. Raises: QuantError if the batch as a whole cannot be worked on.
+    """
+    from flows.runtime import api_and_dask
+    from flows.selection import select, size_for
+
+    select(manifest, only)
+    on_progress({"event": "starting"})
+    with api_and_dask(size_for(manifest, jobs), scheduler) as client:
+        from flows import pipeline
+
+        here = pipeline.Attached(manifest, client, on_progress, module)
+        with pipeline.attach(here):
+            state = pipeline.batch(name or str(manifest.folder), scheduler, jobs, force, list(only), return_state=True)
+    if here.result is None:
+        problem = state.result(raise_on_failure=False)
+        if isinstance(problem, QuantError):
+            raise problem
+        raise StageError(
+            f"the batch stopped: {problem or state.message}", "", "The same command goes on where it stopped"
+        )
+    return here.result
+
+
+def plan_batch(manifest: Manifest, *, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """What would be done: each model's plan, or its error. Nothing is started but a child, nothing is written."""
+    from flows.selection import select
+
+    try:
+        for job in select(manifest, only):
+            asked = job.to_dict()
+            row = {"model": job.name, "input": asked["input"], "output": asked["output"], "plan": None, "error": None}
+            with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
+                request = {"model": asked["input"], "config": asked["config"], "samples": asked["calibration"]}
+                limits = manifest.limits
+                try:
+                    run = run_stage("prepare", {**request, "folder": folder}, timeout_s=limits.timeout_s)
+                except QuantError as problem:
+                    yield row | {"error": problem.problem, "where": problem.where, "hint": problem.hint}
+                else:
+                    yield row | {"plan": run["result"]["plan"], "info": run["result"]["info"]}
+    finally:
+        shut_down()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 all met, 1 some model failed or missed its contract, 2 the request was wrong."""
+    asked = _parser().parse_args(arguments)
+    as_json = asked.format == "json"
+    from flows import show
+
+    try:
+        manifest = read_manifest(asked.manifest)
+        if asked.dry_run:
+            return _print_plans(manifest, asked.only, as_json)
+        return run_and_show(
+            manifest,
+            scheduler=asked.scheduler,
+            jobs=asked.jobs,
+            force=asked.force,
+            only=asked.only,
+            as_json=as_json,
+            name=asked.manifest,
+        )
+    except QuantError as problem:
+        show.explain(problem, as_json)
+        return problem.exit_code
+
+
+def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -> int:
+    """As `run_batch`, with progress while it works and a table at the end; Ctrl-C and SIGTERM stop it at once."""
+    from flows import show
+    from flows.progress import progress
+
+    with _stoppable(), progress(as_json) as listener:
+        result = run_batch(manifest, on_progress=listener, **options)
+    if as_json:
+        sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
+    else:
+        show.console().print(show.batch_table(result.rows))
+        counts = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in result.counts.items() if count)
+        show.console().print(f"{counts} in {result.seconds:.1f} s; reports in {result.reports}", markup=False)
+    return result.exit_code
+
+
+def _print_plans(manifest: Manifest, only: Sequence[str], as_json: bool) -> int:
+    from flows import show
+
+    wrong = 0
+    for row in plan_batch(manifest, only=only):
+        wrong |= row["error"] is not None
+        if as_json:
+            sys.stdout.write(json.dumps({"event": "plan", **row}) + "\n")
+            continue
+        show.console().print(f"{show.printable(row['model'])} -> {show.printable(row['output'])}", markup=False)
+        if row["error"] is None:
+            show.console().print(show.plan(row["plan"]))
+        else:
+            show.explain(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
+    return int(wrong)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM end this process and all below it, with exit code 130 or 143.
+
+    At once and without ceremony: whatever is finished is in the journal, whatever is not is done again next time, and a
+    polite end would wait for native code that cannot be interrupted.
+    """
+    from flows.runtime import end_descendants
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for again in signals:
+            signal.signal(again, signal.SIG_IGN)
+        end_descendants()
+        restore_cursor = "\x1b[?25h\r" if sys.stderr.isatty() else ""
+        os.write(2, f"{restore_cursor}stopped; the same command goes on from here\n".encode())
+        os._exit(128 + number)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flows.batch", description=__doc__)
+    parser.add_argument("manifest", help="YAML or TOML")
+    parser.add_argument("--dry-run", action="store_true", help="print the plans; start and write nothing")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, say tcp://host:8786 (default: here)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="workers on this host (default: what fits)")
+    parser.add_argument("--force", action="store_true", help="make again what is up to date")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="GLOB", help="models of that name; may be repeated"
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people or for programs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

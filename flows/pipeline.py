@@ -1,0 +1,288 @@
+"""The batch as a Prefect flow: all models' stages side by side, then one benchmark at a time, then the reports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from flows.runtime import dask_client, quiet_environment
+
+quiet_environment()
+
+# Prefect reads its settings when it is imported.
+from prefect import flow, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.client.schemas.objects import State  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+
+from flows.digests import job_digest, versions  # noqa: E402
+from flows.journal import Journal, open_journal  # noqa: E402
+from flows.making import Making, failed, plain_row  # noqa: E402
+from flows.manifest import Job, Manifest, read_manifest  # noqa: E402
+from flows.result import BatchResult, Listener  # noqa: E402
+from flows.selection import select, size_for  # noqa: E402
+from quant_core.child import STAGE_MODULE  # noqa: E402
+from quant_core.errors import QuantError  # noqa: E402
+from quant_core.targets import host_target_name  # noqa: E402
+from tasks.workers import Workers  # noqa: E402
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+READERS = 4  # threads that hash models before the first stage
+
+
+class Attached:
+    """What a caller in this process brings along, and takes back: none of it is JSON, so none is a flow parameter."""
+
+    def __init__(self, manifest: Manifest, client: Client, notify: Listener, module: str = STAGE_MODULE) -> None:
+        self.manifest, self.client, self.notify, self.module = manifest, client, notify, module
+        self.result: BatchResult | None = None
+
+
+_attached: ContextVar[Attached | None] = ContextVar("attached", default=None)
+
+
+@contextlib.contextmanager
+def attach(here: Attached) -> Iterator[None]:
+    """The flow, when called inside, works with this."""
+    token = _attached.set(here)
+    try:
+        yield
+    finally:
+        _attached.reset(token)
+
+
+@flow(name="quantmill-batch", flow_run_name="batch {manifest}", persist_result=False)
+def batch(
+    manifest: str,
+    scheduler: str | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    only: list[str] | None = None,
+) -> State[Any]:
+    """Make every model of a manifest, and report.
+
+    Args:
+        manifest: A YAML or TOML file, as README.md shows one.
+        scheduler: A Dask scheduler's address; without one, workers on this host.
+        jobs: How many workers; without it, as many as cores and memory allow.
+        force: Make again what is up to date.
+        only: Globs over the names of models; without them, all.
+    """
+    with _here(manifest, scheduler, jobs) as here, open_journal(here.manifest.folder) as journal:
+        here.result = result = Batch(here, journal, force, only or []).run()
+        _show_in_prefect(result)
+    counts = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in result.counts.items() if count)
+    summary = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
+    if result.rows and result.counts["failed"] == len(result.rows):
+        return Failed(message=counts, data=summary)
+    if result.exit_code:
+        return Completed(name="CompletedWithFailures", message=counts, data=summary)
+    return Completed(message=counts, data=summary)
+
+
+class Batch:
+    """One run over a manifest."""
+
+    def __init__(self, here: Attached, journal: Journal, force: bool, only: Sequence[str]) -> None:
+        self.manifest, self.notify, self.journal = here.manifest, here.notify, journal
+        self.jobs = select(self.manifest, only)
+        self.force, self.only = force, only
+        request = json.dumps([self.manifest.digest(), force, sorted(only)])
+        self.run_id, self.finished = journal.begin_run(request)
+        self.workers = workers_of(here)
+        self.stopping = threading.Event()
+
+    def run(self) -> BatchResult:
+        started, count = time.monotonic(), self.workers.count()
+        self.notify({"event": "started", "run_id": self.run_id, "models": len(self.jobs), "workers": count})
+        makings = self._make_all(self._sort_out(), count)
+        benchmark = self.manifest.benchmark
+        if benchmark.seconds:  # alone: what runs beside it would be in its numbers
+            self.notify({"event": "phase", "phase": "benchmark", "models": len(makings)})
+        for making in makings:
+            if benchmark.seconds:
+                making.benchmark(benchmark)
+            self._finish(making)
+        rows = [self.finished[job.name]["row"] for job in self.jobs]
+        reports = self.manifest.folder / "reports"
+        result = BatchResult(self.run_id, tuple(rows), reports, time.monotonic() - started)
+        self._report(result, count)
+        return result
+
+    def _sort_out(self) -> list[tuple[Job, str]]:
+        """Jobs that have to be made, with their digests. Finished ones and unreadable ones get their row here."""
+        todo = []
+        with ThreadPoolExecutor(READERS) as readers:
+            for job, digest in zip(self.jobs, readers.map(_digest_or_error, self.jobs), strict=True):
+                before = self.finished.get(job.name)
+                if isinstance(digest, QuantError):
+                    self._reject(job, "", "read", digest)
+                elif before and before["digest"] == digest and self._still_stands(job, before):
+                    self.notify({"event": "model", **before["row"]})
+                elif not self.force and self.manifest.skip_existing and self._skip(job, digest):
+                    pass
+                else:
+                    todo.append((job, digest))
+        return todo
+
+    def _still_stands(self, job: Job, before: dict[str, Any]) -> bool:
+        failed = before["row"]["outcome"] == "failed"
+        return failed or self.journal.up_to_date(job.output, before["digest"]) is not None
+
+    def _skip(self, job: Job, digest: str) -> bool:
+        """Whether it is up to date; then its row says so, with the numbers of the run that made it."""
+        entry = self.journal.up_to_date(job.output, digest)
+        if entry is not None:
+            row = entry["row"] | {"outcome": "skipped", "model": job.name, "started_at": _now(), "finished_at": _now()}
+            self._record(job, entry | {"row": row, "layers": [], "timings": []})
+        return entry is not None
+
+    def _make_all(self, todo: Sequence[tuple[Job, str]], workers: int) -> list[Making]:
+        """Every model as far as it gets, some more at a time than there are workers; failed ones are finished."""
+        slots = threading.Semaphore(workers + 2)
+        shards = max(1, workers // max(1, len(todo)))  # few models on many workers: share out the samples
+        futures = []
+        for job, digest in todo:
+            slots.acquire()
+            if self.stopping.is_set():
+                slots.release()
+                reason = QuantError("not started: another failed", "", "Set continue_on_error, or mend that one first")
+                self._reject(job, digest, "start", reason)
+                continue
+            stages = self.journal.stages(digest)
+            if self.force and stages.answer("forced") != self.run_id:
+                stages.forget()
+                stages = self.journal.stages(digest)
+                stages.keep("forced", self.run_id)
+            making = Making(job, digest, stages, self.workers, self.notify)
+            futures.append(_make.submit(job.name, self, making, slots, shards))
+        makings = [future.result() for future in futures]
+        return [making for making in makings if making.failure is None]
+
+    def _reject(self, job: Job, digest: str, stage: str, problem: QuantError) -> None:
+        """A failed row for a model that no stage has seen."""
+        row = plain_row(job, digest, _now()) | failed(stage, problem)
+        self._record(job, {"event": "model", "digest": digest, "files": {}, "row": row, "layers": [], "timings": []})
+
+    def _finish(self, making: Making) -> None:
+        entry = making.entry(self.run_id)
+        self._record(making.job, entry)
+        if making.failure is None and not self.manifest.keep_cache:
+            making.stages.forget()
+        if making.failure is not None and not self.manifest.continue_on_error:
+            self.stopping.set()
+
+    def _record(self, job: Job, entry: dict[str, Any]) -> None:
+        entry = entry | {"run_id": self.run_id, "name": job.name, "row": entry["row"] | {"run_id": self.run_id}}
+        with _RECORDING:
+            self.journal.append(entry)
+            self.finished[job.name] = entry
+        self.notify({"event": "model", **entry["row"]})
+
+    def _report(self, result: BatchResult, workers: int) -> None:
+        """Parquet from the journal's entries of this run, then the line that says it is over."""
+        from tasks.report import report
+
+        started = datetime.fromisoformat(self.journal.started_at(self.run_id))
+        finished = datetime.now(UTC)
+        run = {
+            "run_id": self.run_id,
+            "started_at": started,
+            "finished_at": finished,
+            "seconds": (finished - started).total_seconds(),
+            "models": len(result.rows),
+            **result.counts,
+            "folder": str(self.manifest.folder),
+            "workers": workers,
+            "host": platform.node(),
+            "target": host_target_name(),
+            "python": platform.python_version(),
+            **versions(),
+        }
+        entries = [self.finished[job.name] for job in self.jobs]
+        tables = {
+            "layers": [layer for entry in entries for layer in entry["layers"]],
+            "timings": [_timed(timing) for entry in entries for timing in entry["timings"]],
+            "models": [_timed(entry["row"]) for entry in entries],
+            "runs": [run],  # last: a run that is listed has all its rows
+        }
+        report(self.run_id, result.reports, tables)
+        self.journal.append(
+            {"event": "end", "run_id": self.run_id, "finished_at": finished.isoformat(), **result.counts}
+        )
+        if not self.only:
+            self.journal.forget_all_but({entry["digest"] for entry in entries if entry["row"]["outcome"] == "failed"})
+
+
+@task(name="model", task_run_name="model {name}", cache_policy=NO_CACHE, persist_result=False)
+def _make(name: str, run: Batch, making: Making, slots: threading.Semaphore, shards: int) -> Making:
+    """All stages of one model but its benchmark."""
+    try:
+        making.make(shards)
+        if making.failure is not None:
+            run._finish(making)
+    finally:
+        slots.release()
+    return making
+
+
+_RECORDING = threading.Lock()
+
+
+def workers_of(here: Attached) -> Workers:
+    """The client's workers, with the manifest's limits; on this host none may hold more than its share of memory."""
+    limits = here.manifest.limits
+    workers = Workers(here.client, limits.timeout_s, limits.memory_mb and limits.memory_mb << 20, here.module)
+    if here.client.cluster is not None:
+        workers.memory_bytes = size_for(here.manifest, workers.count()).memory_bytes
+    return workers
+
+
+@contextlib.contextmanager
+def _here(manifest: str, scheduler: str | None, jobs: int | None) -> Iterator[Attached]:
+    """What the caller attached; what a deployment needs where nobody did."""
+    here = _attached.get()
+    if here is not None:
+        yield here
+        return
+    asked = read_manifest(manifest)
+    with dask_client(size_for(asked, jobs).workers, scheduler) as client:
+        yield Attached(asked, client, lambda event: None)
+
+
+def _show_in_prefect(result: BatchResult) -> None:
+    """One table and one summary in Prefect's UI; a lost API is no reason to lose a run."""
+    columns = ("model", "outcome", "verdict", "size_ratio", "accuracy_float", "accuracy", "speedup", "reason", "error")
+    lines = [f"- {key.replace('_', ' ')}: {count}" for key, count in result.counts.items()]
+    with contextlib.suppress(Exception):
+        create_table_artifact([{c: row.get(c) for c in columns} for row in result.rows[:500]], key="quantmill-models")
+        text = "\n".join([f"# Batch {result.run_id}", *lines, f"- reports: `{result.reports}`"])
+        create_markdown_artifact(text, key="quantmill-summary")
+
+
+def _digest_or_error(job: Job) -> str | QuantError:
+    try:
+        return job_digest(job)
+    except QuantError as problem:
+        return problem
+
+
+def _timed(row: dict[str, Any]) -> dict[str, Any]:
+    """With times that Arrow takes."""
+    moments = {key: datetime.fromisoformat(row[key]) for key in ("started_at", "finished_at") if row.get(key)}
+    return row | moments
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,44 @@
+"""What a batch came to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Told of everything that happens, from any thread: {"event": "stage", "model": ..., "stage": ...} and so on
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """One row for each model, as in the models table, and where the tables lie."""
+
+    run_id: str
+    rows: tuple[Mapping[str, Any], ...]
+    reports: Path
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many models were done, skipped, failed, and missed their contract."""
+        outcomes = Counter(row["outcome"] for row in self.rows)
+        not_met = sum(row["verdict"] == "not_met" for row in self.rows)
+        return {key: outcomes[key] for key in ("done", "skipped", "failed")} | {"not_met": not_met}
+
+    @property
+    def exit_code(self) -> int:
+        """0: every model is there and keeps its contract; 1: some are not, or do not."""
+        return int(self.counts["failed"] > 0 or self.counts["not_met"] > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "run_id": self.run_id,
+            "models": list(self.rows),
+            "reports": str(self.reports),
+            "seconds": self.seconds,
+            **self.counts,
+        }
