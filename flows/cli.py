@@ -16,6 +16,7 @@ from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
 
 if TYPE_CHECKING:
+    from flows.manifest import Manifest
     from quant_core.plan import QuantPlan
 
 # Heavy imports stand inside the commands: `--help` must not wait for onnx, nor `info` for Prefect.
@@ -30,6 +31,12 @@ Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="Where to write; replaced if there.", show_default=False)
 ]
 Folder = Annotated[Path, typer.Option("-o", "--output-dir", help="Where to write the models.", show_default=False)]
+Models = Annotated[
+    list[Path], typer.Argument(metavar="MODELS...", help="Models, or one folder or 'glob' of them.", show_default=False)
+]
+ManifestFile = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML or TOML manifest.", show_default=False)]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing/--no-skip-existing", help="Keep what is up to date.")]
+ContinueOnError = Annotated[bool, typer.Option("--continue-on-error/--stop-on-error", help="When a model fails.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="Do exactly this: a dry run's JSON.", show_default=False)]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
@@ -121,6 +128,53 @@ def benchmark(
 
 
 @command
+def batch(
+    models: Models,
+    output_dir: Folder,
+    samples: SampleOptions,
+    config: QuantConfig,
+    accuracy: AccuracyOptions,
+    running: dict[str, Any],
+    as_json: bool,
+    skip_existing: SkipExisting = True,
+    continue_on_error: ContinueOnError = True,
+    dry_run: DryRun = False,
+) -> Answer | int:
+    """Quantize many models on all cores; what is finished survives whatever happens to the rest."""
+    from flows.manifest import check_manifest
+
+    if accuracy.metric and not accuracy.contract:
+        raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
+    many = len(models) == 1 and not models[0].is_file()
+    data = {"data": samples.data, "labels": samples.labels and str(samples.labels)}
+    manifest = check_manifest(
+        {
+            **options.said_keys(config),
+            "models": [] if many else [{"input": str(model)} for model in models],
+            "batch": {
+                "input_dir": str(models[0]) if many else None,
+                "output_dir": str(output_dir),
+                "skip_existing": skip_existing,
+                "continue_on_error": continue_on_error,
+            },
+            "calibration": {**data, "num_samples": samples.num_samples, "shape": samples.shape or {}},
+            "contract": accuracy.contract and accuracy.contract.to_dict(),
+        },
+        Path.cwd(),
+        "command line",
+    )
+    return _carried_out(manifest, running, as_json, dry_run)
+
+
+@command
+def config(file: ManifestFile, running: dict[str, Any], as_json: bool, dry_run: DryRun = False) -> Answer | int:
+    """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
+    from flows.manifest import read_manifest
+
+    return _carried_out(read_manifest(file), running, as_json, dry_run)
+
+
+@command
 def report(folder: Reports, run: Run = None) -> Answer:
     """What a batch came to: its latest run, or another one, from the Parquet in its output folder."""
     from flows.reading import read_reports
@@ -133,6 +187,15 @@ def doctor() -> Answer:
     """What this host is: target, threads, memory, versions, and what is known not to work together."""
     report = host.examine()
     return Answer(report, show.health, exit_code=int(bool(report["problems"])))
+
+
+def _carried_out(manifest: Manifest, running: dict[str, Any], as_json: bool, dry_run: bool) -> Answer | int:
+    from flows.batch import plan_batch, run_and_show
+
+    if dry_run:
+        plans = list(plan_batch(manifest, only=running.get("only", ())))
+        return Answer(plans, show.plans, exit_code=int(any(row["error"] for row in plans)))
+    return run_and_show(manifest, as_json=as_json, **running)
 
 
 def _planned(model: Path, config: QuantConfig, samples: SampleOptions) -> Answer:

@@ -53,17 +53,21 @@ class AccuracyOptions:
     contract: Contract | None = None
 
 
-def register(app: typer.Typer) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+Command = Callable[..., Answer | int]
+
+
+def register(app: typer.Typer) -> Callable[[Command], Command]:
     """A decorator that makes a function a command of `app`.
 
     1. A parameter named as one of GROUPS becomes that group's options, and the function gets what they build.
-    2. A parameter named `progress` is called with what is being done, for who is waiting.
+    2. A parameter named `progress` is called with what is being done, for who is waiting; `as_json` is the format.
     3. Every command has `--format`; the answer is printed, or the error explained, in that; the exit code is theirs.
+       A function that has already told everything answers with its exit code alone.
     """
 
-    def decorate(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    def decorate(function: Command) -> Command:
         wanted = inspect.signature(function, eval_str=True).parameters
-        own = [p for p in wanted.values() if p.name not in GROUPS and p.name != "progress"]
+        own = [p for p in wanted.values() if p.name not in GROUPS and p.name not in ("progress", "as_json")]
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
         for group in filter(GROUPS.__contains__, wanted):
             parameters += [_parameter(name, kind, None) for name, kind in GROUPS[group].options.items()]
@@ -87,13 +91,15 @@ def said_keys(config: QuantConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if value != default[key]}
 
 
-def _print_answer(function: Callable[..., Answer], given: dict[str, Any], as_json: bool) -> int:
+def _print_answer(function: Command, given: dict[str, Any], as_json: bool) -> int:
     wanted = inspect.signature(function).parameters
     where = str(next((value for value in given.values() if isinstance(value, Path)), ""))
     try:
         for group in filter(GROUPS.__contains__, wanted):
             values = {name: given.pop(name) for name in GROUPS[group].options}
             given[group] = GROUPS[group].build({name: v for name, v in values.items() if v not in (None, [], ())})
+        if "as_json" in wanted:
+            given["as_json"] = as_json
         if "progress" not in wanted:
             answer = function(**given)
         else:
@@ -108,6 +114,8 @@ def _print_answer(function: Callable[..., Answer], given: dict[str, Any], as_jso
         hint = "Please report it; QUANTMILL_DEBUG=1 shows the traceback"
         show.explain(QuantError(f"unexpected {type(error).__name__}: {error}", where, hint), as_json)
         return 1
+    if isinstance(answer, int):
+        return answer
     show.answer(answer.data, None if as_json else answer.view)
     return answer.exit_code
 
@@ -137,6 +145,12 @@ def _read_samples(said: Mapping[str, Any]) -> SampleOptions:
     if "" in shapes and len(shapes) > 1:
         raise RequestError("names no input", "--shape", "INPUT=1,3,224,224 for each of several inputs")
     return SampleOptions(**{**said, "shape": shapes.get("", shapes) or None})
+
+
+def _read_running(said: Mapping[str, Any]) -> dict[str, Any]:
+    if said.get("jobs", 1) < 1:
+        raise RequestError(f"is {said['jobs']}", "--jobs", "1 or more")
+    return dict(said)
 
 
 def _glob_bits(text: str) -> tuple[str, int]:
@@ -181,7 +195,8 @@ class Group:
 
 TEXT, INT, FLOAT, BOOL, PATH, TEXTS = str | None, int | None, float | None, bool | None, Path | None, list[str] | None
 
-_config, _accuracy, _samples = (partial(_option, panel=p) for p in ("Quantization", "Accuracy", "Samples"))
+PANELS = ("Quantization", "Accuracy", "Samples", "Running")
+_config, _accuracy, _samples, _running = (partial(_option, panel=panel) for panel in PANELS)
 CONFIG = {
     "bits": _config(INT, "--bits", "Bits of a stored weight; 4 means in blocks", "8|4", default="8"),
     "mode": _config(TEXT, "--mode", "auto, static, dynamic or weight_only", "MODE", default="auto"),
@@ -211,9 +226,16 @@ SAMPLES = {
     "num_samples": _samples(INT, "--num-samples", "Use only so many samples", "N"),
     "shape": _samples(TEXTS, "--shape", "Of random samples, [INPUT=]1,3,224,224; repeatable", "SHAPE"),
 }
+RUNNING = {
+    "jobs": _running(INT, "--jobs", "Workers on this host", "N", default="what fits"),
+    "scheduler": _running(TEXT, "--scheduler", "Use this Dask cluster, tcp://host:8786", "ADDRESS"),
+    "only": _running(TEXTS, "--only", "Models of that name; repeatable", "GLOB"),
+    "force": _running(BOOL, "--force", "Make again what is up to date"),
+}
 GROUPS = {
     "config": Group(CONFIG, _read_config),
     "accuracy": Group(ACCURACY, _read_accuracy),
     "samples": Group(SAMPLES, _read_samples),
+    "running": Group(RUNNING, _read_running),
 }
 FORMAT = _option(Literal["text", "json"], "--format", "For people or for programs", default="text")

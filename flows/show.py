@@ -35,13 +35,7 @@ def explain(error: QuantError, as_json: bool) -> None:
         parts = {"kind": type(error).__name__, "problem": error.problem, "where": error.where, "hint": error.hint}
         answer({"error": parts}, None)
         return
-    lines = Text()
-    for label, text in (("error", error.problem), ("where", error.where), ("hint", error.hint)):
-        if text:  # a manifest's mistakes stand on a line each
-            lines.append(f"{label:>5}: ", style="bold red" if label == "error" else "bold")
-            lines.append("\n".join(map(printable, text.splitlines())) + "\n")
-    lines.rstrip()
-    console(stderr=True).print(lines, soft_wrap=True)
+    console(stderr=True).print(problem(error.problem, error.where, error.hint), soft_wrap=True)
 
 
 @contextmanager
@@ -86,6 +80,15 @@ def plan(values: Mapping[str, Any]) -> RenderableType:
     table = rows_table(rows, columns, title=f"plan for {values['target']}", right=("weights",))
     counts = _counts(n["compute"] for n in rows), _counts(n["storage"] for n in rows if n["storage"])
     return Group(table, Text(f"compute: {counts[0]}   storage: {counts[1]}"))
+
+
+def plans(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What a batch would do: a plan a model, or what is wrong with it."""
+    parts: list[RenderableType] = []
+    for row in rows:
+        parts.append(Text(f"{printable(row['model'])} -> {printable(row['output'])}", style="bold"))
+        parts.append(problem(row["error"], row["where"], row["hint"]) if row["error"] else plan(row["plan"]))
+    return Group(*parts)
 
 
 def quantized(result: Mapping[str, Any]) -> RenderableType:
@@ -205,6 +208,17 @@ def rows_table(
     for row in rows:
         table.add_row(*(_cell(row.get(key)) for key in columns))
     return table
+
+
+def problem(what: str, where: str, hint: str) -> Text:
+    """Up to three lines; the mistakes of a manifest stand on a line each."""
+    lines = Text()
+    for label, text in (("error", what), ("where", where), ("hint", hint)):
+        if text:
+            lines.append(f"{label:>5}: ", style="bold red" if label == "error" else "bold")
+            lines.append("\n".join(map(printable, text.splitlines())) + "\n")
+    lines.rstrip()
+    return lines
 
 
 def verdict(word: str, reason: str | None = None) -> Text:

@@ -7,12 +7,15 @@ import os
 import resource
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow
 import pytest
 import typer
+from pyarrow import parquet
 
 from flows import doctor, options, show
 from flows.cli import main
@@ -22,7 +25,7 @@ from quant_core.errors import DataError
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("info", "quantize", "calibrate", "validate", "benchmark", "doctor")
+COMMANDS = ("info", "quantize", "calibrate", "batch", "validate", "benchmark", "config", "report", "doctor")
 
 
 @pytest.fixture
@@ -335,3 +338,109 @@ def test_benchmark_times_both_models(quantized, capsys):
     assert code == 0
     assert timing["speedup_lo"] <= timing["speedup"] <= timing["speedup_hi"]
     assert timing["threads"] == 1
+
+
+@pytest.fixture
+def asked(quantized, monkeypatch):
+    """What a command asks the batch to do, which then does nothing."""
+    seen = {}
+    monkeypatch.setattr("flows.batch.run_and_show", lambda manifest, **options: seen.update(options, m=manifest) or 1)
+    return seen
+
+
+def test_batch_asks_for_what_was_typed(asked):
+    line = "batch float.onnx int8.onnx -o out --bits 4 --exclude a* --data samples.npy --num-samples 9 --jobs 3"
+    more = "--metric agreement --min 0.9 --no-skip-existing --stop-on-error --only f* --scheduler tcp://a:1"
+    code = main(f"{line} {more}".split())
+
+    manifest = asked.pop("m")
+    job = manifest.jobs[0]
+    assert code == 1
+    assert asked == {"as_json": False, "jobs": 3, "only": ["f*"], "scheduler": "tcp://a:1"}
+    assert [(j.input.name, j.output) for j in manifest.jobs] == [
+        ("float.onnx", Path.cwd() / "out/float_int4.onnx"),
+        ("int8.onnx", Path.cwd() / "out/int8_int4.onnx"),
+    ]
+    assert (manifest.skip_existing, manifest.continue_on_error) == (False, False)
+    assert job.config == QuantConfig(bits=4, exclude=("a*",))
+    assert (job.calibration.source, job.calibration.count) == (str(Path("samples.npy").absolute()), 9)
+    assert job.contract == Contract("agreement", min=0.9)
+
+
+def test_batch_takes_a_folder(asked):
+    assert main(["batch", ".", "-o", "out", "--format", "json"]) == 1
+
+    assert [job.name for job in asked["m"].jobs] == ["float", "int8"]
+    assert asked["as_json"]
+
+
+def test_config_carries_out_a_manifest(asked):
+    Path("m.yaml").write_text("models: [{input: float.onnx, output: o.onnx}]")
+
+    assert main(["config", "m.yaml", "--force"]) == 1
+
+    assert asked["m"].jobs[0].output == Path.cwd() / "o.onnx"
+    assert asked["force"]
+
+
+def test_a_dry_run_of_a_batch_prints_plans_and_errors(quantized, capsys):
+    before = sorted(Path().iterdir())
+
+    code, plans = answer_of(capsys, "batch float.onnx int8.onnx -o out --dry-run")
+
+    assert code == 1
+    assert {node["node"] for node in plans[0]["plan"]["nodes"]} >= {"conv", "gemm"}
+    assert "quantized already" in plans[1]["error"]
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("batch absent.onnx float.onnx -o out", "no such file"),
+        ("batch nowhere -o out", "no .onnx file"),
+        ("batch float.onnx -o out --metric top1 --min 0.9", "top1 needs labels"),
+        ("batch float.onnx -o out --metric cosine", "--max-drop or --min"),
+        ("batch float.onnx -o out --jobs 0", "1 or more"),
+        ("config absent.yaml", "absent.yaml"),
+        ("config float.onnx", "float.onnx"),
+        ("report .", "output folder of a batch"),
+    ],
+)
+def test_a_wrong_batch_is_not_started(asked, capsys, line, told):
+    code = main(line.split())
+
+    assert code == 2
+    assert "m" not in asked
+    assert told in capsys.readouterr().err
+
+
+def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
+    for day, outcome in ((1, "done"), (2, "failed")):
+        run_id, when = f"run{day}", datetime(2026, 1, day, tzinfo=UTC)
+        counts = {"models": 1, "done": 1, "skipped": 0, "failed": 0, "not_met": 0}
+        run = {"run_id": run_id, "started_at": when, "seconds": 2.5, "host": "h", "target": "arm64", **counts}
+        sizes = {
+            "float_size_bytes": 4_000_000,
+            "size_bytes": 1_000_000,
+            "speedup": 2.0,
+            "float_ms": 4.0,
+            "quantized_ms": 2.0,
+        }
+        told = {"metric": "top1", "accuracy_float": 0.99, "accuracy": 0.98, "verdict": "none", "reason": None}
+        why = {"outcome": outcome, "stage": "prepare", "error": "not\x1bONNX"}
+        for table, row in (("runs", run), ("models", {"run_id": run_id, "model": "m", **sizes, **told, **why})):
+            (tmp_path / "reports" / table).mkdir(parents=True, exist_ok=True)
+            parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "reports" / table / f"{run_id}.parquet")
+    (tmp_path / "reports" / "runs" / ".torn.parquet.tmp").write_bytes(b"PAR1")
+
+    assert main(["report", str(tmp_path)]) == 0
+    assert "failed: prepare: not\\x1bONNX" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "reports"), "--run", "run1"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["m"])
+    for part in ("4.00 MB -> 1.00 MB", "4.00x smaller", "99.00 % -> 98.00 %", "top1", "4 ms -> 2 ms", "2.00x", "done"):
+        assert part in line
+    assert main(["report", str(tmp_path), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["started_at"] == "2026-01-01T00:00:00+00:00"
+    assert main(["report", str(tmp_path), "--run", "run3"]) == 2
+    assert "run1, run2" in capsys.readouterr().err
