@@ -132,7 +132,7 @@ def validation(result: Mapping[str, Any]) -> RenderableType:
     ]
     headings = ("output", "agreement", "cosine", "SQNR dB", "max error", "flaw")
     table = rows_table(outputs, {h: h for h in headings}, right=headings[1:5])
-    return Group(pairs(facts), table, *_saturation(result.get("saturation", ())))
+    return Group(pairs(facts), table, *_saturation(result.get("saturation")), *_sensitivity(result.get("sensitivity")))
 
 
 def timing(result: Mapping[str, Any]) -> RenderableType:
@@ -143,7 +143,7 @@ def timing(result: Mapping[str, Any]) -> RenderableType:
     columns = {"model": "model", "median": "median", "p95": "p95"}
     spread = f"{number(result['speedup_lo'])} to {number(result['speedup_hi'])}"
     times = f"{number(result['speedup'])} times as fast as float ({spread})"
-    effort = f"{result['rounds']} rounds, {result['threads']} threads each"
+    effort = f"{result['rounds']} rounds, threads: {result['threads']}"
     return Group(rows_table(rows, columns, right=("median", "p95")), Text(f"{times}; {effort}"))
 
 
@@ -201,12 +201,14 @@ def pairs(facts: Mapping[str, object]) -> Table:
 def rows_table(
     rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None, right: Sequence[str] = ()
 ) -> Table:
-    """These keys of each row, under these headings."""
+    """These keys of each row, under these headings; a column in which nothing stands is left out."""
+    cells = [{key: _cell(row.get(key)) for key in columns} for row in rows]
+    filled = [key for key in columns if any(row[key].plain for row in cells)]
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for heading in columns.values():
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row.get(key)) for key in columns))
+    for key in filled:
+        table.add_column(columns[key], justify="right" if columns[key] in right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(row[key] for key in filled))
     return table
 
 
@@ -297,7 +299,15 @@ def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:
     return rows_table(rows, {"name": kind, "dtype": "type", "shape": "shape"})
 
 
-def _saturation(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+def _sensitivity(found: Mapping[str, float] | None) -> list[RenderableType]:
+    """What each node costs, the dearest first."""
+    if not found:
+        return []
+    rows = [{"node": node, "cost": decibel(db)} for node, db in sorted(found.items(), key=lambda item: item[1])]
+    return [rows_table(rows, {"node": "quantized alone", "cost": "SQNR"}, right=("SQNR",))]
+
+
+def _saturation(rows: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:
     """Nodes that give other results on x86 without VNNI."""
     if not rows:
         return []
