@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.affine import Grid
@@ -19,10 +20,16 @@ from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stat
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Ranges of the tensors that may be quantized, and channel means of the inputs of weighted nodes; both by tensor."""
+    """What calibration knows.
+
+    tensors  of each tensor that may be quantized, its values
+    means    of the input of each weighted node, the mean of each channel
+    grams    of each weighted node, how its inputs vary together (gram.py); empty if not collected
+    """
 
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
     means: Mapping[str, ChannelMoments] = field(default_factory=dict)
+    grams: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     _ranges: dict[tuple[object, ...], tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     def range(self, tensor: str, grid: Grid, method: str, percentile: float) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from quant_core import graph, store
 from quant_core.affine import Grid, QuantParams, choose_params, dequantize, quantize, range_of
 from quant_core.correct import corrected_bias
 from quant_core.errors import ModelError
+from quant_core.gptq import gptq_int4, gptq_int8
 from quant_core.observe import Statistics
 from quant_core.plan import DYNAMIC, FLOAT, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
 from quant_core.prepare import OPSET_INT4, raise_opset
@@ -149,18 +150,30 @@ class _Rewrite:
         layout = layout_of(node, array.ndim)
         rows = layout.matrix(array)
         needed = np.any(np.asarray(floor) > np.abs(rows).max(1, initial=0.0) / 127)
+        gram = self._gram(node)
         key = (value, layout, planned.storage, safe, float(np.max(floor)) if needed else 0.0)
         if key not in self.written:
-            if planned.storage == "int4":
-                block = block_width(rows.shape[1], self.config.block_size)
-                found = quantize_int4(rows, block, safe=safe, floor=floor)
-            else:
-                found = quantize_int8(rows, per_channel=self.config.per_channel, safe=safe, floor=floor,
-                                      method=self.config.weight_method)  # fmt: skip
-            self.written[key] = found
+            self.written[key] = self._round(rows, planned.storage, gram, safe, floor)
         sqnr = self.model.meta.setdefault("weight_sqnr", {})
         sqnr[node.name] = min(_sqnr_db(rows, self.written[key].values), sqnr.get(node.name, np.inf))
         return self.written[key], layout
+
+    def _gram(self, node: ir.Node) -> NDArray[Any] | None:
+        if self.stats is None or self.config.weight_method not in ("auto", "gptq"):
+            return None
+        return self.stats.grams.get(str(node.name))
+
+    def _round(self, rows: NDArray[Any], storage: str, gram: NDArray[Any] | None, safe: bool, floor: Any) -> IntegerWeight:
+        """The integers of a weight; by GPTQ where calibration knows how the inputs vary."""
+        per_channel, method = self.config.per_channel, self.config.weight_method
+        if storage == "int4":
+            block = block_width(rows.shape[1], self.config.block_size)
+            if gram is None:
+                return quantize_int4(rows, block, safe=safe, floor=floor)
+            return gptq_int4(rows, gram, block, safe=safe, floor=floor)
+        if gram is None:
+            return quantize_int8(rows, per_channel=per_channel, safe=safe, floor=floor, method=method)
+        return gptq_int8(rows, gram, per_channel=per_channel, safe=safe, floor=floor)
 
     def _static(self, node: ir.Node, planned: NodePlan, position: int) -> None:
         weight = node.inputs[position]

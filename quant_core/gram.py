@@ -1,0 +1,144 @@
+"""How the inputs of a weight vary together: what rounding that compensates its own errors needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core import graph
+from quant_core.plan import QuantPlan
+from quant_core.rules import RULES
+from quant_core.session import open_session, run
+
+ROWS_PER_COLUMN = 4  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
+LEAST_ROWS = 1024
+MOST_COLUMNS = 8192  # a larger Gram matrix would take more than 512 MB
+GROUP_BYTES = 256 << 20  # Gram matrices that are held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a weight meets its input: enough to take the rows that the kernel multiplies it with."""
+
+    tensor: str
+    groups: int
+    columns: int
+    centered: bool
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+
+
+def site_of(node: ir.Node, shape: tuple[int, ...]) -> Site | None:
+    """The site of a Conv, Gemm or MatMul with a weight of this shape; None where rows cannot be taken."""
+    tensor = str(node.inputs[0].name)  # type: ignore[union-attr]
+    if node.op_type != "Conv":
+        columns = shape[1] if graph.attribute(node, "transB", 0) else shape[0]
+        return Site(tensor, 1, columns, centered=node.op_type == "Gemm") if len(shape) == 2 else None
+    if graph.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    rank = len(shape) - 2
+    ones, zeros = (1,) * rank, (0,) * (2 * rank)
+    return Site(
+        tensor, graph.attribute(node, "group", 1), int(np.prod(shape[1:])), True, tuple(shape[2:]),
+        tuple(graph.attribute(node, "strides", ones)), tuple(graph.attribute(node, "dilations", ones)),
+        tuple(graph.attribute(node, "pads", zeros)),
+    )  # fmt: skip
+
+
+def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
+    """The sites of all planned anchors whose weight is rounded, by node."""
+    planned = {n.node for n in plan.nodes if n.storage not in ("", "float32")}
+    found = {}
+    for node in model.graph:
+        if node.name in planned and RULES[node.op_type].kind == "anchor" and not graph.is_constant(node.inputs[0]):
+            site = site_of(node, tuple(node.inputs[1].shape.numpy()))  # type: ignore[union-attr]
+            if site is not None and site.columns <= MOST_COLUMNS:
+                found[str(node.name)] = site
+    return found
+
+
+def grams(
+    model: Path | bytes, sites: Mapping[str, Site], feeds: Iterable[Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[np.float64]]:
+    """Node -> second moments of its input rows, (G, K, K): about their mean where a bias takes up the mean (correct.py).
+
+    The samples are read once per some hundred MB of matrices.
+    """
+    found: dict[str, NDArray[np.float64]] = {}
+    feeds = list(feeds)
+    for part in _parts(sites):
+        found |= _grams(model, part, feeds)
+    return found
+
+
+def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
+    part: dict[str, Site] = {}
+    size = 0
+    for name, site in sites.items():
+        need = 8 * site.groups * site.columns**2
+        if part and size + need > GROUP_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = site
+        size += need
+    if part:
+        yield part
+
+
+def _grams(model: Path | bytes, sites: Mapping[str, Site], feeds: list[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
+    unique = {site: None for site in sites.values()}
+    plain = open_session(model)
+    known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
+    session = open_session(model, outputs=[t for t in dict.fromkeys(s.tensor for s in unique) if t not in known])
+    names = [o.name for o in session.get_outputs()]
+    second = {s: np.zeros((s.groups, s.columns, s.columns)) for s in unique}
+    first = {s: np.zeros((s.groups, s.columns)) for s in unique}
+    count = dict.fromkeys(unique, 0)
+    for feed in feeds:
+        values = dict(feed) | dict(zip(names, run(session, feed), strict=True))
+        for site in unique:
+            rows = _rows(values[site.tensor], site, -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.columns) // len(feeds)))
+            for g, group in enumerate(rows):  # one by one: numpy hands only plain matrices to BLAS
+                second[site][g] += group.T @ group
+            first[site] += rows.sum(1)
+            count[site] += rows.shape[1]
+    out = {}
+    for name, site in sites.items():
+        n = max(count[site], 1)
+        mean = first[site] / n * site.centered
+        out[name] = second[site] / n - mean[:, :, None] * mean[:, None, :]
+    return out
+
+
+def _rows(x: NDArray[Any], site: Site, wanted: int) -> NDArray[np.float32]:
+    """Evenly spread rows of the im2col matrix of each group: (G, rows, K), K in the order (kernel..., C)."""
+    if not site.kernel:
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[_spread(len(flat), wanted)][None].astype(np.float32)
+    rank = len(site.kernel)
+    pads = [(0, 0), (0, 0), *zip(site.pads[:rank], site.pads[rank:], strict=True)]
+    padded = np.pad(x, pads) if any(site.pads) else x
+    reach = [(k - 1) * d + 1 for k, d in zip(site.kernel, site.dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
+    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in site.strides))]
+    windows = windows[(Ellipsis, *(slice(None, None, d) for d in site.dilations))]
+    n, channels, *out = windows.shape[: 2 + rank]
+    picked = np.unravel_index(_spread(n * int(np.prod(out)), wanted), (n, *out))
+    rows = windows[(picked[0], slice(None), *picked[1:])]  # (rows, C, kernel...)
+    rows = rows.reshape(len(rows), site.groups, channels // site.groups, -1)
+    return np.ascontiguousarray(rows.transpose(1, 0, 3, 2).reshape(site.groups, len(rows), -1), np.float32)
+
+
+def _spread(n: int, wanted: int) -> NDArray[np.intp]:
+    """Positions 0..n-1, at most so many, evenly spread."""
+    if n <= wanted:
+        return np.arange(n)
+    return (np.arange(wanted) * n // wanted).astype(np.intp)
