@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.fidelity import Fidelity, compare, judge, run_each
+from quant_core.gram import grams, sites_of
 from quant_core.info import model_info
 from quant_core.layers import layer_rows
 from quant_core.observe import Statistics, observe
@@ -31,6 +32,7 @@ from quant_core.write import write_model
 Source = str | Path | NDArray[Any] | Mapping[str, NDArray[Any]] | Samples
 Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
 
+GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
 PREPARE_SAMPLES = 2  # on which folding is checked
 
 
@@ -149,7 +151,7 @@ def quantize_model(
     if feeds is not None:
         progress(f"calibrating on {len(feeds)} samples")
         stats = observe(ir.to_proto(model).SerializeToString(), wide, feeds)
-    return finish(model, path, output, wide, stats, judged, contract, exact=plan is not None, progress=progress)
+    return finish(model, path, output, wide, stats, feeds, judged, contract, exact=plan is not None, progress=progress)
 
 
 def finish(
@@ -158,13 +160,18 @@ def finish(
     output: Path,
     plan: QuantPlan,
     stats: Statistics | None,
+    feeds: Samples | None,
     judged: Samples | None,
     contract: Contract | None,
     *,
     exact: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantResult:
-    """Search, write, tell: what is left of quantizing once calibration is done. `exact`: the plan is not varied."""
+    """Search, write, tell: what is left of quantizing once ranges are measured. `exact`: the plan is not varied."""
+    if stats is not None and feeds is not None and plan.config.weight_method in ("auto", "gptq"):
+        progress("measuring how inputs vary together")
+        serialized = ir.to_proto(model).SerializeToString()
+        stats = replace(stats, grams=grams(serialized, sites_of(model, plan), feeds.spread(GRAM_FEEDS)))
     float_size = model_info(original).size_bytes
     metric = contract.metric if contract is not None and ":" in contract.metric else None
     bench = Bench(Path(original), judged, float_size, metric) if judged is not None and not exact else None

@@ -30,16 +30,16 @@ class Statistics:
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
     means: Mapping[str, ChannelMoments] = field(default_factory=dict)
     grams: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    _ranges: dict[tuple[object, ...], tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what was worked out from these
 
     def range(self, tensor: str, grid: Grid, method: str, percentile: float) -> tuple[float, float]:
         """The range of a tensor by a method, worked out once. Raises: ModelError if it was not observed."""
         if tensor not in self.tensors:
             raise ModelError(f"no statistics of tensor {tensor}", hint="Calibrate with the plan that is applied")
-        key = (tensor, grid, method, percentile)
-        if key not in self._ranges:
-            self._ranges[key] = find_range(self.tensors[tensor], grid, method, percentile)
-        return self._ranges[key]
+        key = ("range", tensor, grid, method, percentile)
+        if key not in self.memo:
+            self.memo[key] = find_range(self.tensors[tensor], grid, method, percentile)
+        return self.memo[key]  # type: ignore[no-any-return]
 
     @classmethod
     def merged(cls, parts: Iterable[Statistics]) -> Statistics:

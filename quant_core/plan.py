@@ -14,10 +14,11 @@ import onnx_ir as ir
 from quant_core import graph
 from quant_core.config import QuantConfig, known_keys
 from quant_core.errors import ModelError, RequestError
-from quant_core.rules import CAPS, RULES, Rule, is_depthwise, why_not_integer
+from quant_core.rules import CAPS, RULES, Rule, channel_axis, why_not_integer
 from quant_core.targets import Target, find_target
 
 FLOAT, STATIC, DYNAMIC = "float", "static", "dynamic"
+INT4_COLUMNS = 32  # with fewer, multipliers and scales eat what 4 bits save, and the error is largest (depthwise)
 STORED_BITS = {8: "int8", 4: "int4", 32: "float32"}
 
 
@@ -170,9 +171,16 @@ def _weighted(node: ir.Node, rule: Rule, config: QuantConfig, mode: str, wanted:
     for weight in weights:
         if not np.isfinite(graph.constant(weight)).all():  # type: ignore[arg-type]
             raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again")
-    stored = _with(stay, storage=STORED_BITS[bits])
     choice, reason = _choose_compute(node, rule, mode, wanted)
-    return _with(stored, compute=choice, reason=reason)
+    if bits == 4 and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:
+        bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits")))
+    return _with(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
+
+
+def _columns(node: ir.Node, weight: ir.Value) -> int:
+    """Weights of one output channel."""
+    shape = weight.shape.numpy()  # type: ignore[union-attr]
+    return int(np.prod(shape)) // (shape[0] * shape[1] if node.op_type in ("LSTM", "GRU", "RNN") else shape[channel_axis(node, weight)])
 
 
 def _choose_compute(node: ir.Node, rule: Rule, mode: str, wanted: str | None) -> tuple[str, str]:
@@ -258,5 +266,3 @@ def _means(nodes: list[ir.Node], weighted: Mapping[str | None, NodePlan], config
 def _role(node: ir.Node, static: set[str | None]) -> str:
     return "runs on 8-bit data between static neighbours"
 
-
-__all__ = ["DYNAMIC", "FLOAT", "STATIC", "NodePlan", "QuantPlan", "capped_output", "data_inputs", "is_depthwise", "make_plan"]

@@ -150,13 +150,16 @@ class _Rewrite:
         layout = layout_of(node, array.ndim)
         rows = layout.matrix(array)
         needed = np.any(np.asarray(floor) > np.abs(rows).max(1, initial=0.0) / 127)
-        gram = self._gram(node)
-        key = (value, layout, planned.storage, safe, float(np.max(floor)) if needed else 0.0)
-        if key not in self.written:
-            self.written[key] = self._round(rows, planned.storage, gram, safe, floor)
+        config = self.config
+        key = (value.name, layout, planned.storage, safe, float(np.max(floor)) if needed else 0.0,
+               config.per_channel, config.weight_method, config.block_size)  # fmt: skip
+        memo = self.stats.memo if self.stats is not None else self.written
+        if key not in memo:
+            found = self._round(rows, planned.storage, self._gram(node), safe, floor)
+            memo[key] = found, _sqnr_db(rows, found.values)
         sqnr = self.model.meta.setdefault("weight_sqnr", {})
-        sqnr[node.name] = min(_sqnr_db(rows, self.written[key].values), sqnr.get(node.name, np.inf))
-        return self.written[key], layout
+        sqnr[node.name] = min(memo[key][1], sqnr.get(node.name, np.inf))
+        return memo[key][0], layout
 
     def _gram(self, node: ir.Node) -> NDArray[Any] | None:
         if self.stats is None or self.config.weight_method not in ("auto", "gptq"):
@@ -182,12 +185,12 @@ class _Rewrite:
         x_params = self.params[self.plan.activations[str(node.inputs[0].name)]]  # type: ignore[union-attr]
         rule = RULES[node.op_type]
         bias_value = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else None
-        channels = shape[channel_axis(node, position)]
+        channels = shape[channel_axis(node, weight)]
         bias = _flat_bias(bias_value, channels)
         safe = self.target.saturates and not is_depthwise(node)
         floor = np.abs(bias) / (BIAS_MAX * float(x_params.scale)) if bias is not None else 0.0
         found, layout = self._integers(node, position, planned, safe=safe, floor=floor)
-        write, axis = Writer(self.model, node), channel_axis(node, position)
+        write, axis = Writer(self.model, node), channel_axis(node, weight)
         if ("static", found) not in self.written:
             first = Writer(self.model, self.model.graph[0])
             self.written["static", found] = store.write_dequantized(first, str(weight.name), found, layout, shape, axis)
@@ -226,7 +229,7 @@ class _Rewrite:
                 found, layout = self._integers(node, position, planned, safe=False)
                 self.written[key] = (store.write_folded(write, str(weight.name), found, layout, shape), found.values)
         value, rounded = self.written[key]
-        rule, channels = RULES[node.op_type], shape[channel_axis(node, position)]
+        rule, channels = RULES[node.op_type], shape[channel_axis(node, weight)]
         if rule.kind == "anchor" and rule.bias is not None:
             self._correct_float_bias(node, rule.bias, layout_of(node, len(shape)).matrix(graph.constant(weight)), rounded, channels)
         node.replace_input_with(position, value)
@@ -252,10 +255,10 @@ class _Rewrite:
         array = np.asarray(graph.constant(weight), np.float32)
         bits, symmetric = int(planned.storage[3:]), self.config.symmetric
         grid = Grid(bits, symmetric, symmetric)
-        axis: int | None = channel_axis(node, position) if self.config.per_channel else None
+        axis: int | None = channel_axis(node, weight) if self.config.per_channel else None
         block = None
         if bits == 4 and node.op_type in ("MatMul", "Gemm"):
-            axis = 1 - channel_axis(node, position) if len(shape) == 2 else len(shape) - 2
+            axis = 1 - channel_axis(node, weight) if len(shape) == 2 else len(shape) - 2
             block = self.config.block_size if shape[axis] % self.config.block_size == 0 else shape[axis]
         params = choose_params(*range_of(array, axis, block), grid, axis, block)
         q = quantize(array, params)

@@ -64,16 +64,16 @@ RULES: dict[str, Rule] = {
 CAPS = ("Relu", "Clip")  # fused into the operator before them when the quantized range makes them redundant
 
 
-def channel_axis(node: ir.Node, position: int) -> int:
-    """The axis of the weight at `position` along which each slice makes one output channel.
+def channel_axis(node: ir.Node, weight: ir.Value) -> int:
+    """The axis of the node's weight along which each slice makes one output channel.
 
-    Conv (O, I/g, k...) 0; ConvTranspose (I, O/g, k...) 1; MatMul (..., K, N) -1; Gemm (K, N) 1 or, transB, (N, K) 0;
-    recurrent (directions, gates * hidden, K) 1; Gather: the table's rows, 0.
+    Conv (O, I/g, k...) 0; ConvTranspose (I, O/g, k...) 1; MatMul (..., K, N) the last; Gemm (K, N) 1 or, transB,
+    (N, K) 0; recurrent (directions, gates * hidden, K) 1; Gather: the table's rows, 0.
     """
     if node.op_type == "Gemm":
         return 0 if graph.attribute(node, "transB", 0) else 1
-    rank = len(node.inputs[position].shape)  # type: ignore[union-attr, arg-type]
-    return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1, "LSTM": 1, "GRU": 1, "RNN": 1, "Gather": 0}[node.op_type]
+    last = len(weight.shape) - 1  # type: ignore[arg-type]
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": last, "LSTM": 1, "GRU": 1, "RNN": 1, "Gather": 0}[node.op_type]
 
 
 def why_not_integer(node: ir.Node, rule: Rule) -> str:

@@ -74,6 +74,10 @@ class Samples:
             raise DataError(f"shard {k} of {n}", hint="From 0 to one less than the number of shards")
         return self._pick(np.arange(k, len(self), n))
 
+    def spread(self, most: int) -> Samples:
+        """At most so many of the feeds, evenly spread."""
+        return self if len(self) <= most else self._pick(np.arange(most) * len(self) // most)
+
     def digest(self) -> str:
         """Hex digest of what will be fed: file bytes or array bytes, which of them, and the labels."""
         digest = hashlib.blake2b(digest_size=20)

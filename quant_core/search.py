@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,9 @@ from quant_core.timing import Timing, measure
 MAX_EVALUATIONS = 40
 MAX_SEARCH_FEEDS = 64
 AS_FAST = 0.97  # paired medians within 3 % are noise
+RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
+LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
+GOOD_ENOUGH = 0.2  # doublings of net worth at which last resorts, worth about 0, need not be tried
 FAITHFUL_DB = 30.0  # outputs this close to float's are as good as equal
 
 
@@ -79,8 +82,8 @@ class Bench:
     _reference: list[list[NDArray[Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if len(self.samples) > MAX_SEARCH_FEEDS and self.samples.labels is None:
-            self.samples = self.samples.shard(0, -(-len(self.samples) // MAX_SEARCH_FEEDS))
+        if self.samples.labels is None:
+            self.samples = self.samples.spread(MAX_SEARCH_FEEDS)
         self._session = open_session(self.float_model)
         self._reference = run_all(self._session, self.samples)
 
@@ -127,22 +130,20 @@ def search(
     Without a bench (no samples), or if the plan is to be done exactly, nothing is measured and the plan is applied.
     """
     trace: list[dict[str, Any]] = []
-    candidates = []
-    for name, variant in [("the plan", plan)] if exact or bench is None else variants(model, plan):
+    if exact or bench is None:
+        return Found(build(model, plan, stats, "the plan"), "none", "no contract", trace)
+    candidates: list[Candidate] = []
+    for name, variant in variants(model, plan):
+        if name in LAST_RESORTS and candidates and max(c.worth for c in candidates) > GOOD_ENOUGH:
+            continue
         progress(f"trying {name}")
-        candidate = build(model, variant, stats, name)
-        if bench is not None:
-            candidate = bench.judge(candidate)
-        candidates.append(candidate)
-        trace.append(candidate.trace())
+        candidates.append(bench.judge(build(model, variant, stats, name)))
+        trace.append(candidates[-1].trace())
     best = max(candidates, key=lambda c: c.worth)
-    if bench is None or contract is None:
+    if contract is None:
         return Found(best, "none", "no contract", trace)
     met = [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
-    if met:
-        best = max(met, key=lambda c: c.worth)
-    else:
-        best = _restore(model, best, stats, bench, contract, trace, progress)
+    best = max(met, key=lambda c: c.worth) if met else _restore(model, best, stats, bench, contract, trace, progress)
     return Found(best, *_verdict(best, contract, bench), trace)
 
 
@@ -163,10 +164,13 @@ def variants(model: ir.Model, plan: QuantPlan) -> Iterator[tuple[str, QuantPlan]
         "dynamic, convolutions in float": lambda op: DYNAMIC if RULES[op].dynamic else FLOAT,
         "weight-only": lambda _: FLOAT,
     }
+    weighted = [n for n in plan.nodes if n.weights]
+    if sum(RULES[n.op_type].dynamic for n in weighted) < RARE * len(weighted):
+        ways = {name: way for name, way in ways.items() if not name.startswith("dynamic")}
     seen: list[Any] = []
     for name, way in ways.items():
         wanted = {n.node: DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == STATIC else way(n.op_type)
-                  for n in plan.nodes if n.weights}  # fmt: skip
+                  for n in weighted}  # fmt: skip
         variant = make_plan(model, plan.config, TARGETS[plan.target], wanted)
         computes = [(n.node, n.compute) for n in variant.nodes]
         if computes not in seen:
@@ -174,9 +178,9 @@ def variants(model: ir.Model, plan: QuantPlan) -> Iterator[tuple[str, QuantPlan]
             yield name, variant
 
 
-def restored(model: ir.Model, plan: QuantPlan, nodes: set[str]) -> QuantPlan:
-    """The plan with these nodes in float, weights and all."""
-    config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): 32 for n in sorted(nodes)}})
+def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int = 32) -> QuantPlan:
+    """The plan with the weights of these nodes in more bits: 8, or 32 and then computed in float."""
+    config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}})
     wanted = {n.node: n.compute for n in plan.nodes}
     return make_plan(model, config, TARGETS[plan.target], wanted)
 
@@ -194,39 +198,45 @@ def _restore(
     model: ir.Model, start: Candidate, stats: Statistics | None, bench: Bench, contract: Contract,
     trace: list[dict[str, Any]], progress: Callable[[str], None],
 ) -> Candidate:  # fmt: skip
-    """The candidate that keeps the contract with the fewest nodes restored to float, else the best one found.
+    """The candidate that keeps the contract with the fewest nodes restored, else the best one found.
 
-    1. Nodes in groups (half of the evaluations): how good is the whole model with this group alone restored?
-    2. The groups that help most are restored first: 1, 2, 4, ... until the contract holds, then bisection.
+    1. What is stored in 4 bits goes to 8 first; only where all of it is not enough do nodes return to float.
+    2. Nodes in groups (half of the evaluations): how good is the whole model with this group alone restored?
+    3. The groups that help most are restored first: 1, 2, 4, ... until the contract holds, then bisection.
     """
-    nodes = [n.node for n in start.plan.nodes if n.weights and n.storage != "float32"]
-    groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), MAX_EVALUATIONS // 2))]
-    gain = []
-    for i, group in enumerate(groups):
-        progress(f"what restoring {group[0]} gains")
-        gain.append((-_value(bench.judge(_without(model, start, stats, group), timed=False), contract), i))
-    order = [groups[i] for _, i in sorted(gain)]
-    tried, low, high, step = [start], 0, None, 1
-    for _ in range(MAX_EVALUATIONS - len(groups)):
-        if low == len(order) or (high is not None and high - low <= 1):
+    tried = [start]
+    for bits, storage in ((8, ("int4",)), (32, ("int4", "int8"))):
+        nodes = [n.node for n in tried[-1].plan.nodes if n.weights and n.storage in storage]
+        if not nodes:
+            continue
+        groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), MAX_EVALUATIONS // 4))]
+        base, gain = tried[-1], []
+        for i, group in enumerate(groups):
+            progress(f"what restoring {group[0]} gains")
+            gain.append((-_value(bench.judge(_raised(model, base, stats, group, bits), timed=False), contract), i))
+        order = [groups[i] for _, i in sorted(gain)]
+        low, high, step = 0, None, 1
+        for _ in range(MAX_EVALUATIONS // 4):
+            if low == len(order) or (high is not None and high - low <= 1):
+                break
+            count = min(low + step, len(order)) if high is None else (low + high) // 2
+            harmful = [n for group in order[:count] for n in group]
+            progress(f"{len(harmful)} of {len(nodes)} nodes in {bits} bits")
+            tried.append(bench.judge(_raised(model, base, stats, harmful, bits)))
+            trace.append(tried[-1].trace())
+            if _verdict(tried[-1], contract, bench)[0] == "met":
+                high = count
+            else:
+                low, step = count, 2 * step
+        if high is not None:
             break
-        count = min(low + step, len(order)) if high is None else (low + high) // 2
-        harmful = [n for group in order[:count] for n in group]
-        progress(f"{len(harmful)} of {len(nodes)} nodes restored")
-        candidate = bench.judge(_without(model, start, stats, harmful))
-        tried.append(candidate)
-        trace.append(candidate.trace())
-        if _verdict(candidate, contract, bench)[0] == "met":
-            high = count
-        else:
-            low, step = count, 2 * step
     met = [c for c in tried if _verdict(c, contract, bench)[0] == "met"]
-    return max(met, key=lambda c: c.worth) if met else max(tried, key=lambda c: _value(c, contract))
+    return min(met, key=lambda c: c.size_bytes) if met else max(tried, key=lambda c: _value(c, contract))
 
 
-def _without(model: ir.Model, start: Candidate, stats: Statistics | None, nodes: list[str]) -> Candidate:
-    plan = restored(model, start.plan, set(nodes))
-    return build(model, plan, stats, f"{start.name}, {len(nodes)} nodes in float")
+def _raised(model: ir.Model, base: Candidate, stats: Statistics | None, nodes: list[str], bits: int) -> Candidate:
+    plan = restored(model, base.plan, nodes, bits)
+    return build(model, plan, stats, f"{base.name}, {len(nodes)} nodes in {bits} bits")
 
 
 def _value(candidate: Candidate, contract: Contract) -> float:

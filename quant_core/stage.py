@@ -52,10 +52,11 @@ def quantize(
     """Writes the best model to `output`; judged by the evaluation samples, else by those of calibration."""
     wide = _plan(plan)
     measured = Statistics.merged(Statistics.load(path) for path in stats) if stats else None
-    judged = _open(model, evaluation) or _open(model, samples)
+    feeds = _open(model, samples)
+    judged = _open(model, evaluation) or feeds
     held_to = Contract.from_dict(contract) if contract else None
     ready = graph.normalize(graph.load(prepared))
-    return api.finish(ready, model, api.check_output(model, output), wide, measured, judged, held_to).to_dict()
+    return api.finish(ready, model, api.check_output(model, output), wide, measured, feeds, judged, held_to).to_dict()
 
 
 def validate(model: str, quantized: str, samples: Row, contract: Row | None, metric: str | None, detailed: bool) -> Row:
