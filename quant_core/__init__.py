@@ -1,7 +1,7 @@
 """quantmill's core: float ONNX models become INT8 and INT4 models that onnxruntime runs in integers.
 
-    import quant_core
-    quant_core.quantize_with_calibration("model.onnx", "model_int8.onnx", "calibration.npz")
+import quant_core
+quant_core.quantize_with_calibration("model.onnx", "model_int8.onnx", "calibration.npz")
 """
 
 from __future__ import annotations
@@ -12,15 +12,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quant_core.api import (
         QuantResult as QuantResult,
+    )
+    from quant_core.api import (
         Validation as Validation,
+    )
+    from quant_core.api import (
         benchmark_model as benchmark_model,
+    )
+    from quant_core.api import (
         plan_model as plan_model,
+    )
+    from quant_core.api import (
         quantize as quantize,
+    )
+    from quant_core.api import (
         quantize_model as quantize_model,
+    )
+    from quant_core.api import (
         quantize_with_calibration as quantize_with_calibration,
+    )
+    from quant_core.api import (
         validate_model as validate_model,
     )
-    from quant_core.config import Contract as Contract, QuantConfig as QuantConfig
+    from quant_core.config import Contract as Contract
+    from quant_core.config import QuantConfig as QuantConfig
     from quant_core.errors import QuantError as QuantError
     from quant_core.info import model_info as model_info
 

@@ -176,7 +176,9 @@ def finish(
     metric = contract.metric if contract is not None and ":" in contract.metric else None
     bench = Bench(Path(original), judged, float_size, metric) if judged is not None and not exact else None
     if contract is not None and bench is None and not exact:
-        raise DataError("a contract needs samples to be judged by", str(original), "Give evaluation or calibration data")
+        raise DataError(
+            "a contract needs samples to be judged by", str(original), "Give evaluation or calibration data"
+        )
     found = search(model, plan, stats, bench, contract, exact=exact, progress=progress)
     best = found.best
     layers = layer_rows(best)
@@ -244,7 +246,7 @@ def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> Quant
 
 
 def check_output(path: str | Path, output: str | Path) -> Path:
-    """The output path, once it can be written. Raises: RequestError if it is the input, or its folder cannot be made."""
+    """The output path, once it can be written. Raises: RequestError if it is the input, or cannot be written."""
     path, output = Path(path), Path(output)
     if output.exists() and path.exists() and output.samefile(path):
         raise RequestError("the output is the input, which is never changed", str(output), "Choose another output")
@@ -253,7 +255,9 @@ def check_output(path: str | Path, output: str | Path) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"the folder cannot be made: {error.strerror}", str(output.parent), "Choose another") from error
+        raise RequestError(
+            f"the folder cannot be made: {error.strerror}", str(output.parent), "Choose another"
+        ) from error
     if not os.access(output.parent, os.W_OK):
         raise RequestError("the folder cannot be written to", str(output.parent), "Choose another or change its rights")
     return output
@@ -277,5 +281,6 @@ def _same_interface(first: Any, second: Any, where: str | Path) -> None:
     for kind in ("inputs", "outputs"):
         a, b = ([v.name for v in getattr(s, f"get_{kind}")()] for s in (first, second))
         if a != b:
-            raise ModelError(f"has {kind} {', '.join(b)}, its original {', '.join(a)}", str(where), "Not the same model")
-
+            raise ModelError(
+                f"has {kind} {', '.join(b)}, its original {', '.join(a)}", str(where), "Not the same model"
+            )

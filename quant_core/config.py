@@ -117,7 +117,9 @@ def known_keys(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1)
-            raise RequestError("unknown key", str(key), f"Did you mean {near[0]}?" if near else f"Known: {', '.join(names)}")
+            raise RequestError(
+                "unknown key", str(key), f"Did you mean {near[0]}?" if near else f"Known: {', '.join(names)}"
+            )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
@@ -149,11 +151,14 @@ def _is_a(got: object, kind: Any) -> bool:
             return False
         if isinstance(got, Mapping):
             return all(_is_a(k, args[0]) and _is_a(v, args[1]) for k, v in got.items())
-        return all(_is_a(item, args[0]) for item in got)  # type: ignore[attr-defined]
+        return all(_is_a(item, args[0]) for item in got)
     return isinstance(got, kind)
 
 
 def _spell(kind: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "absent"}.get(
-        kind, "a list of texts" if get_args(kind)[:1] == (str,) and len(get_args(kind)) == 2 and get_args(kind)[1] is ... else "a mapping"
+        kind,
+        "a list of texts"
+        if get_args(kind)[:1] == (str,) and len(get_args(kind)) == 2 and get_args(kind)[1] is ...
+        else "a mapping",
     )

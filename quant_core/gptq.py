@@ -30,18 +30,22 @@ def gptq_int8(
     """
     nearest = quantize_int8(rows, per_channel=per_channel, safe=safe, floor=floor)
     widest = _row_scale(nearest, len(rows))
-    finest = np.maximum(np.abs(rows).max(1, initial=0.0) / QMAX8, floor).astype(np.float32)
+    finest = np.maximum(np.maximum(np.abs(rows).max(1, initial=0.0) / QMAX8, floor), np.finfo(np.float32).tiny)
     scales = [widest]
     if per_channel and safe:
-        scales += [np.where(finest > 0, np.sqrt(finest * widest), widest), np.where(finest > 0, finest, widest)]
+        scales += [np.minimum(s, widest).astype(np.float32) for s in (np.sqrt(finest * widest.astype(float)), finest)]
     factor = _factor(gram)
     q, scale, error = nearest.q.copy(), widest.copy(), _errors(rows, nearest.values, gram)
     for candidate in scales:
+
         def at(j: int, column: NDArray[Any], left: NDArray[Any] | None, candidate: Any = candidate) -> tuple[Any, Any]:
             steps = np.clip(np.rint(column / candidate), -QMAX8, QMAX8)
             if safe and left is not None:
-                steps = np.clip(steps, np.where(left < 0, -PAIR_LIMIT - left, -QMAX8), np.where(left > 0, PAIR_LIMIT - left, QMAX8))
+                steps = np.clip(
+                    steps, np.where(left < 0, -PAIR_LIMIT - left, -QMAX8), np.where(left > 0, PAIR_LIMIT - left, QMAX8)
+                )
             return steps, steps * candidate
+
         found = _sweep(rows, factor, at)
         found_error = _errors(rows, found * candidate[:, None], gram)
         better = found_error < error
@@ -142,4 +146,3 @@ def _best_multiplier(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.
 
 def _row_scale(weight: IntegerWeight, rows: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.broadcast_to(weight.scale, (rows,)))
-

@@ -38,7 +38,7 @@ class Site:
 
 def site_of(node: ir.Node, shape: tuple[int, ...]) -> Site | None:
     """The site of a Conv, Gemm or MatMul with a weight of this shape; None where rows cannot be taken."""
-    tensor = str(node.inputs[0].name)  # type: ignore[union-attr]
+    tensor = graph.name_of(node.inputs[0])
     if node.op_type != "Conv":
         columns = shape[1] if graph.attribute(node, "transB", 0) else shape[0]
         return Site(tensor, 1, columns, centered=node.op_type == "Gemm") if len(shape) == 2 else None
@@ -68,7 +68,7 @@ def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
 def grams(
     model: Path | bytes, sites: Mapping[str, Site], feeds: Iterable[Mapping[str, NDArray[Any]]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Node -> second moments of its input rows, (G, K, K): about their mean where a bias takes up the mean (correct.py).
+    """Node -> second moments of its input rows, (G, K, K); about their mean where a bias takes that up (correct.py).
 
     The samples are read once per some hundred MB of matrices.
     """
@@ -94,7 +94,7 @@ def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
 
 
 def _grams(model: Path | bytes, sites: Mapping[str, Site], feeds: list[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
-    unique = {site: None for site in sites.values()}
+    unique = dict.fromkeys(sites.values())
     plain = open_session(model)
     known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
     session = open_session(model, outputs=[t for t in dict.fromkeys(s.tensor for s in unique) if t not in known])
@@ -129,10 +129,10 @@ def _rows(x: NDArray[Any], site: Site, wanted: int) -> NDArray[np.float32]:
     reach = [(k - 1) * d + 1 for k, d in zip(site.kernel, site.dilations, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
     windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in site.strides))]
-    windows = windows[(Ellipsis, *(slice(None, None, d) for d in site.dilations))]
+    windows = windows[(..., *(slice(None, None, d) for d in site.dilations))]  # type: ignore[arg-type]
     n, channels, *out = windows.shape[: 2 + rank]
     picked = np.unravel_index(_spread(n * int(np.prod(out)), wanted), (n, *out))
-    rows = windows[(picked[0], slice(None), *picked[1:])]  # (rows, C, kernel...)
+    rows = windows[(picked[0], slice(None), *picked[1:])]  # type: ignore[arg-type]  # (rows, C, kernel...)
     rows = rows.reshape(len(rows), site.groups, channels // site.groups, -1)
     return np.ascontiguousarray(rows.transpose(1, 0, 3, 2).reshape(site.groups, len(rows), -1), np.float32)
 

@@ -30,7 +30,9 @@ def load(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError("no such file" if not path.exists() else "is a folder, not a file", str(path), "Check the path")
+        raise ModelError(
+            "no such file" if not path.exists() else "is a folder, not a file", str(path), "Check the path"
+        )
     try:
         model = ir.load(path)
         opset(model, str(path))
@@ -70,13 +72,17 @@ def check_external(model: ir.Model, path: Path) -> None:
         file = (folder / location).resolve()
         if location.is_absolute() or ".." in location.parts or not file.is_relative_to(folder):
             raise ModelError(
-                f"tensor {tensor.name} lies outside the model's folder: {location}", str(path), "Save it beside the model"
+                f"tensor {tensor.name} lies outside the model's folder: {location}",
+                str(path),
+                "Save it beside the model",
             )
         if not file.is_file():
             raise ModelError(f"external data file {location} is missing", str(path), "Copy it beside the model")
         end = (tensor.offset or 0) + (tensor.length or 0)
         if end > file.stat().st_size:
-            raise ModelError(f"external data file {location} is too short for {tensor.name}", str(path), "Copy it again")
+            raise ModelError(
+                f"external data file {location} is too short for {tensor.name}", str(path), "Copy it again"
+            )
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -142,7 +148,9 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether the value is an initializer, without reading it."""
-    return value is not None and value.const_value is not None and value.producer() is None and not value.is_graph_input()
+    return (
+        value is not None and value.const_value is not None and value.producer() is None and not value.is_graph_input()
+    )
 
 
 def is_float_weight(value: ir.Value | None) -> bool:
@@ -156,6 +164,44 @@ def is_float_weight(value: ir.Value | None) -> bool:
 def is_quantized(model: ir.Model) -> bool:
     """Whether a node computes in, or converts from, integers of a quantizer."""
     return any(node.op_type in INTEGER_OPS for graph in graphs_of(model) for node in graph)
+
+
+def array(weight: ir.Value) -> NDArray[Any]:
+    """The array behind a value that is constant. Not a copy: do not write to it."""
+    found = constant(weight)
+    assert found is not None, f"{weight.name} is not constant"
+    return found
+
+
+def value(of: ir.Value | None) -> ir.Value:
+    """An input that the operator cannot do without."""
+    assert of is not None
+    return of
+
+
+def name_of(of: ir.Value | None) -> str:
+    return str(value(of).name)
+
+
+def shape_of(weight: ir.Value) -> tuple[int, ...]:
+    """The shape of a constant."""
+    assert weight.const_value is not None
+    return tuple(int(n) for n in weight.const_value.shape.numpy())
+
+
+def home(node: ir.Node) -> ir.Graph:
+    """The graph that the node is in."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Readers of `old`, and the graph output it may be, get `new`, under the old name."""
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=old.is_graph_output())
+    new.type, new.shape = old.type, old.shape
+    old.name = f"{name}_replaced"
+    new.name = name
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:

@@ -47,7 +47,9 @@ def model_info(path: str | Path) -> ModelInfo:
     model = graph.load(path)
     nodes = [n for g in graph.graphs_of(model) for n in g]
     operators = Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes)
-    weights = [v.const_value for g in graph.graphs_of(model) for v in g.initializers.values() if v.const_value is not None]
+    weights = [
+        v.const_value for g in graph.graphs_of(model) for v in g.initializers.values() if v.const_value is not None
+    ]
     constants = [a.value for n in nodes if n.op_type == "Constant" for a in n.attributes.values() if a.name == "value"]
     return ModelInfo(
         name=model.graph.name or path.stem,

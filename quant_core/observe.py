@@ -54,10 +54,14 @@ class Statistics:
     def load(cls, path: Path | str) -> Statistics:
         """Raises: DataError if the file does not hold statistics."""
         stored = load_stats(path)
-        return cls({k[2:]: v for k, v in stored.items() if k[0] == "t"}, {k[2:]: v for k, v in stored.items() if k[0] == "m"})
+        return cls(
+            {k[2:]: v for k, v in stored.items() if k[0] == "t"}, {k[2:]: v for k, v in stored.items() if k[0] == "m"}
+        )
 
 
-def observe(model: Path | bytes, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[Any]]], threads: int = 1) -> Statistics:
+def observe(
+    model: Path | bytes, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[Any]]], threads: int = 1
+) -> Statistics:
     """The statistics of one shard of samples; memory does not grow with their number.
 
     Raises: DataError if there is no sample, or a tensor becomes NaN or infinite (the float model overflows).

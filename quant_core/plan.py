@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -74,7 +75,9 @@ class QuantPlan:
             known_keys(cls, values)
             nodes = tuple(NodePlan(**known_keys(NodePlan, n)) for n in values["nodes"])
             config = QuantConfig.from_dict(values["config"])
-            return cls(config, find_target(values["target"]).name, nodes, dict(values["activations"]), dict(values["means"]))
+            return cls(
+                config, find_target(values["target"]).name, nodes, dict(values["activations"]), dict(values["means"])
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"not a plan: {error}", hint="Write one with --dry-run --format json") from error
 
@@ -87,7 +90,9 @@ class QuantPlan:
             raise RequestError(f"not JSON: {error}", "plan", "Write one with --dry-run --format json") from error
 
 
-def make_plan(model: ir.Model, config: QuantConfig, target: Target, compute: Mapping[str, str] | None = None) -> QuantPlan:
+def make_plan(
+    model: ir.Model, config: QuantConfig, target: Target, compute: Mapping[str, str] | None = None
+) -> QuantPlan:
     """The plan of a prepared model: only what onnxruntime really executes in integers on the target.
 
     `compute` overrides how single nodes compute (what a search found out); a node that cannot, does not.
@@ -155,7 +160,7 @@ def _weighted(node: ir.Node, rule: Rule, config: QuantConfig, mode: str, wanted:
     name = node.name or ""
     weights = _weights(node, rule)
     names = tuple(w.name or "" for w in weights)
-    elements = sum(int(np.prod(w.shape.numpy())) for w in weights)  # type: ignore[union-attr]
+    elements = sum(math.prod(graph.shape_of(w)) for w in weights)
     stay = NodePlan(name, node.op_type, FLOAT, "float32", names, elements)
     glob = next((g for g in config.exclude if any(fnmatchcase(n, g) for n in (name, *names))), None)
     if glob is not None:
@@ -179,8 +184,10 @@ def _weighted(node: ir.Node, rule: Rule, config: QuantConfig, mode: str, wanted:
 
 def _columns(node: ir.Node, weight: ir.Value) -> int:
     """Weights of one output channel."""
-    shape = weight.shape.numpy()  # type: ignore[union-attr]
-    return int(np.prod(shape)) // (shape[0] * shape[1] if node.op_type in ("LSTM", "GRU", "RNN") else shape[channel_axis(node, weight)])
+    shape = graph.shape_of(weight)
+    return int(np.prod(shape)) // (
+        shape[0] * shape[1] if node.op_type in ("LSTM", "GRU", "RNN") else shape[channel_axis(node, weight)]
+    )
 
 
 def _choose_compute(node: ir.Node, rule: Rule, mode: str, wanted: str | None) -> tuple[str, str]:
@@ -207,7 +214,9 @@ def _with(plan: NodePlan, **changes: Any) -> NodePlan:
     return NodePlan(**({f: getattr(plan, f) for f in NodePlan.__slots__} | changes))
 
 
-def _static_nodes(nodes: list[ir.Node], anchors: set[str | None], config: QuantConfig, wanted: Mapping[str, str]) -> set[str | None]:
+def _static_nodes(
+    nodes: list[ir.Node], anchors: set[str | None], config: QuantConfig, wanted: Mapping[str, str]
+) -> set[str | None]:
     """The nodes that read and write 8-bit tensors.
 
     1. Anchors that compute static do.
@@ -216,7 +225,8 @@ def _static_nodes(nodes: list[ir.Node], anchors: set[str | None], config: QuantC
     """
     movers = {
         n.name for n in nodes
-        if n.op_type in RULES and RULES[n.op_type].kind in ("elementwise", "moves") and wanted.get(n.name or "") != FLOAT
+        if n.op_type in RULES and RULES[n.op_type].kind in ("elementwise", "moves")
+        and wanted.get(n.name or "") != FLOAT
         and not any(fnmatchcase(n.name or "", g) for g in config.exclude)
     }  # fmt: skip
     by_name = {n.name: n for n in nodes}
@@ -265,4 +275,3 @@ def _means(nodes: list[ir.Node], weighted: Mapping[str | None, NodePlan], config
 
 def _role(node: ir.Node, static: set[str | None]) -> str:
     return "runs on 8-bit data between static neighbours"
-

@@ -76,7 +76,10 @@ def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Mod
 
 def is_large(model: ir.Model) -> bool:
     """Whether the weights come near what one protobuf message can hold (2 GB)."""
-    return sum(v.const_value.nbytes for g in graph.graphs_of(model) for v in g.initializers.values() if v.const_value) > 1.9e9
+    return (
+        sum(v.const_value.nbytes for g in graph.graphs_of(model) for v in g.initializers.values() if v.const_value)
+        > 1.9e9
+    )
 
 
 def _least_sqnr(before: Path, after: bytes, samples: Iterable[Mapping[str, NDArray[Any]]]) -> float:
@@ -90,4 +93,3 @@ def _least_sqnr(before: Path, after: bytes, samples: Iterable[Mapping[str, NDArr
                 if noise > 1e-12 * a.size:  # absolute: outputs near zero have no meaningful ratio
                     worst = min(worst, 10 * np.log10(max(power, 1e-300) / noise))
     return worst
-

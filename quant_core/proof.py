@@ -15,7 +15,7 @@ from quant_core.weights import layout_of
 
 
 def saturating_nodes(path: Path) -> list[dict[str, Any]]:
-    """The nodes of any INT8 model that can saturate on x86 without VNNI: node, operator, how many pairs, the first ones."""
+    """One row per node of an INT8 model that can saturate on x86 without VNNI: node, op_type, pairs, first."""
     model = graph.normalize(graph.load(path))
     return [row for node in model.graph if (row := saturation_of(node)) is not None and row["pairs"]]
 
@@ -46,7 +46,7 @@ def _is_dequantized(value: ir.Value) -> bool:
 
 
 def _folded(value: ir.Value | None) -> NDArray[Any] | None:
-    """The constant behind a value, through the nodes that onnxruntime folds when it loads (Cast, Mul, Reshape, Transpose)."""
+    """The constant behind a value, through the nodes that onnxruntime folds when it loads (store.py)."""
     found = graph.constant(value)
     if found is not None or value is None or (node := value.producer()) is None:
         return found
@@ -60,7 +60,7 @@ def _folded(value: ir.Value | None) -> NDArray[Any] | None:
         case "Mul":
             return np.asarray(first * inputs[1])
         case "Reshape":
-            return first.reshape(inputs[1])  # type: ignore[arg-type]
+            return first.reshape(inputs[1])
         case "Transpose":
             return first.transpose(graph.attribute(node, "perm", None))
     return None

@@ -1,4 +1,4 @@
-"""Which of several plans is best: a bounded loop over plan, rewrite and compare that always ends with a usable model."""
+"""Which of several plans is best: a bounded loop over plan, rewrite and compare that always ends in a model."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ class Candidate:
 
     def trace(self) -> dict[str, Any]:
         """One row of what was tried."""
-        return {"candidate": self.name, "speedup": self.speedup, "sqnr_db": None if self.fidelity is None else self.sqnr_db,
-                "agreement": self.fidelity.agreement if self.fidelity else None, "size_bytes": self.size_bytes}  # fmt: skip
+        assert self.fidelity is not None
+        return {"candidate": self.name, "speedup": self.speedup, "sqnr_db": self.sqnr_db,
+                "agreement": self.fidelity.agreement, "size_bytes": self.size_bytes}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ def search(
 ) -> Found:
     """The best model that can be made of a prepared one.
 
-    1. `mode: auto` races every way the weighted nodes can compute; any other mode, or a plan that was given, is one way.
+    1. `mode: auto` races the ways in which weighted nodes can compute; any other mode is one way.
     2. Without a contract the candidate of most worth wins: speed, less what lost fidelity must buy.
     3. With one, the candidate of most worth that keeps it wins. If none does, nodes that hurt most are restored to
        float, most harmful first, half as many or twice as many at a time, until it holds or MAX_EVALUATIONS are spent;

@@ -1,6 +1,6 @@
 """What a worker can be asked to do: each stage takes JSON values and paths, and returns JSON values.
 
-`python -m quant_core.stage` serves them (child.py). Samples are given as {"source", "labels", "count", "shape", "seed"}.
+`python -m quant_core.stage` serves them (child.py). Samples are {"source", "labels", "count", "shape", "seed"}.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def prepare(model: str, folder: str, config: Row, samples: Spec) -> Row:
 def calibrate(prepared: str, plan: str, samples: Row, shard: tuple[int, int], out: str) -> Row:
     """Writes the statistics of one shard of the samples to `out`."""
     started = time.perf_counter()
-    feeds = _open(prepared, samples)
-    assert feeds is not None
-    mine = feeds.shard(*shard)
+    mine = _samples(prepared, samples).shard(*shard)
     observe(Path(prepared), _plan(plan), mine).save(out)
     return {"samples": len(mine), "seconds": time.perf_counter() - started}
 
@@ -62,12 +60,14 @@ def quantize(
 def validate(model: str, quantized: str, samples: Row, contract: Row | None, metric: str | None, detailed: bool) -> Row:
     """How right the quantized model is."""
     held_to = Contract.from_dict(contract) if contract else None
-    return api.validate_model(model, quantized, _open(model, samples), metric=metric, contract=held_to, detailed=detailed).to_dict()  # fmt: skip
+    feeds = _samples(model, samples)
+    found = api.validate_model(model, quantized, feeds, metric=metric, contract=held_to, detailed=detailed)
+    return found.to_dict()
 
 
 def benchmark(model: str, quantized: str, samples: Spec, threads: int, seconds: float) -> Row:
     """How fast the quantized model is beside its original."""
-    feeds = _open(model, (samples or {"source": "random"}) | {"count": 1, "labels": None})
+    feeds = _open(model, {**(samples or {"source": "random"}), "count": 1, "labels": None})
     return {"timing": api.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds).to_dict()}
 
 
@@ -77,8 +77,10 @@ STAGES: dict[str, Callable[..., Row]] = {
 
 
 def _open(model: str, spec: Spec) -> Samples | None:
-    if spec is None:
-        return None
+    return None if spec is None else _samples(model, spec)
+
+
+def _samples(model: str, spec: Mapping[str, Any]) -> Samples:
     return open_samples(
         spec["source"], input_specs(Path(model)), count=spec.get("count"), shape=spec.get("shape"),
         seed=spec.get("seed") or 0, labels=spec.get("labels"),

@@ -8,7 +8,7 @@ runtime `qdq`, the standard DequantizeLinear that other runtimes read and that o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
+from quant_core.rounding import Rounded
 from quant_core.weights import IntegerWeight, Layout
 
 
@@ -35,7 +36,9 @@ class Writer:
         """The one output of a new node."""
         return self.nodes(op_type, inputs, [name], **attributes)[0]
 
-    def nodes(self, op_type: str, inputs: Sequence[ir.Value | None], names: Sequence[str], **attributes: Any) -> list[ir.Value]:
+    def nodes(
+        self, op_type: str, inputs: Sequence[ir.Value | None], names: Sequence[str], **attributes: Any
+    ) -> list[ir.Value]:
         """The outputs of a new node; attributes are integers or lists of them."""
         attrs = [ir.AttrInt64s(k, v) if isinstance(v, tuple) else ir.AttrInt64(k, v) for k, v in attributes.items()]
         outputs = [ir.Value(name=self.free(n)) for n in names]
@@ -77,58 +80,58 @@ def write_int8(write: Writer, name: str, weight: IntegerWeight, layout: Layout, 
     return write.node("Cast", [product], f"{name}_int8", to=ir.DataType.INT8)
 
 
-def write_dequantized(
-    write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...], axis: int
-) -> ir.Value:
+def write_dequantized(write: Writer, name: str, rounded: Rounded, axis: int) -> ir.Value:
     """The weight for an integer operator: int8 behind a DequantizeLinear with a scale per channel, or one."""
-    scale = write.constant(f"{name}_scale", weight.scale)
-    zero = write.constant(f"{name}_zero_point", np.zeros(weight.scale.shape, np.int8))
-    stored = write_int8(write, name, weight, layout, shape)
-    return _dequantize(write, stored, scale, zero, name, axis if weight.scale.ndim else None)
+    scale = rounded.integers.scale
+    stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
+    scale_value = write.constant(f"{name}_scale", scale)
+    zero = write.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8))
+    return _dequantize(write, name, stored, scale_value, zero, axis if scale.ndim else None)
 
 
-def write_folded(write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]) -> ir.Value:
+def write_folded(write: Writer, name: str, rounded: Rounded) -> ir.Value:
     """The weight for a float operator, float32 again once the session has loaded."""
-    stored = write_int8(write, name, weight, layout, shape)
-    scale = write.constant(f"{name}_scale", layout.beside(weight.scale, shape))
-    return write.node(
-        "Mul", [write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT), scale], f"{name}_float"
-    )
+    stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
+    scale = write.constant(f"{name}_scale", rounded.layout.beside(rounded.integers.scale, rounded.shape))
+    cast = write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
+    return write.node("Mul", [cast, scale], f"{name}_float")
 
 
 def write_qdq(
-    write: Writer,
-    name: str,
-    q: NDArray[Any],
-    scale: NDArray[np.float32],
-    zero: NDArray[Any],
-    axis: int | None,
-    block: int | None,
-) -> ir.Value:
-    """The weight for a float operator behind the standard DequantizeLinear (4 bits and blocks: opset 21)."""
+    write: Writer, name: str, q: NDArray[Any], scale: NDArray[np.float32], zero: NDArray[Any],
+    axis: int | None = None, block: int | None = None,
+) -> ir.Value:  # fmt: skip
+    """A constant behind the standard DequantizeLinear (per channel: opset 13; 4 bits and blocks: opset 21)."""
     values = (write.constant(f"{name}_quantized", q), write.constant(f"{name}_scale", scale),
               write.constant(f"{name}_zero_point", zero))  # fmt: skip
-    return _dequantize(write, *values, name, axis, block)
+    return _dequantize(write, name, *values, axis, block)
 
 
-def write_rows(write: Writer, name: str, weight: IntegerWeight, node: ir.Node, shape: tuple[int, ...]) -> ir.Value:
+def write_pair(write: Writer, name: str, x: ir.Value, scale: NDArray[np.float32], zero_point: NDArray[Any]) -> ir.Value:
+    """An activation, quantized and dequantized with the same parameters."""
+    scale_value = write.constant(f"{name}_scale", scale)
+    zero = write.constant(f"{name}_zero_point", zero_point)
+    q = write.node("QuantizeLinear", [x, scale_value, zero], f"{name}_quantized")
+    return _dequantize(write, name, q, scale_value, zero, None)
+
+
+def write_rows(write: Writer, name: str, rounded: Rounded, node: ir.Node) -> ir.Value:
     """Rows of an int8 table, scaled after they are picked: the table itself is never dequantized.
 
     Returns the value that replaces the Gather's output. The table is (rows, width), the axis 0.
     """
-    stored = write.constant(f"{name}_int8", weight.q.reshape(shape))
+    stored = write.constant(f"{name}_int8", rounded.integers.q.reshape(rounded.shape))
     picked = write.node("Gather", [stored, node.inputs[1]], f"{node.name}_int8", axis=0)
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
-    scale = write.constant(f"{name}_scale", weight.scale[:, None] if weight.scale.ndim else weight.scale)
-    if weight.scale.ndim:
-        scale = write.node("Gather", [scale, node.inputs[1]], f"{node.name}_scale", axis=0)
-    return write.node("Mul", [cast, scale], f"{node.name}_rows")
+    scale = rounded.integers.scale
+    factor = write.constant(f"{name}_scale", scale[:, None] if scale.ndim else scale)
+    if scale.ndim:
+        factor = write.node("Gather", [factor, node.inputs[1]], f"{node.name}_scale", axis=0)
+    return write.node("Mul", [cast, factor], f"{node.name}_rows")
 
 
 def _dequantize(
-    write: Writer, q: ir.Value, scale: ir.Value, zero: ir.Value, name: str, axis: int | None, block: int | None = None
+    write: Writer, name: str, q: ir.Value, scale: ir.Value, zero: ir.Value, axis: int | None, block: int | None = None
 ) -> ir.Value:
-    attributes: Mapping[str, int] = ({} if axis is None else {"axis": axis}) | (
-        {} if block is None else {"block_size": block}
-    )
+    attributes = {k: v for k, v in (("axis", axis), ("block_size", block)) if v is not None}
     return write.node("DequantizeLinear", [q, scale, zero], f"{name}_dequantized", **attributes)

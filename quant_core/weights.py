@@ -90,7 +90,12 @@ class IntegerWeight:
 
 
 def quantize_int8(
-    rows: Matrix, *, per_channel: bool = True, safe: bool = False, method: str = "auto", floor: NDArray[Any] | float = 0.0
+    rows: Matrix,
+    *,
+    per_channel: bool = True,
+    safe: bool = False,
+    method: str = "auto",
+    floor: NDArray[Any] | float = 0.0,
 ) -> IntegerWeight:
     """int8 rows in -127..127.
 

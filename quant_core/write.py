@@ -19,7 +19,9 @@ def write_model(model: ir.Model, output: Path) -> int:
     try:
         return _write(model, output, large)
     except OSError as error:
-        raise ModelError(f"cannot be written: {error.strerror or error}", str(output), "Is there room on the disk?") from error
+        raise ModelError(
+            f"cannot be written: {error.strerror or error}", str(output), "Is there room on the disk?"
+        ) from error
 
 
 def _write(model: ir.Model, output: Path, large: bool) -> int:
@@ -32,5 +34,5 @@ def _write(model: ir.Model, output: Path, large: bool) -> int:
         for file in files:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-            os.replace(file, output.parent / file.name)
+            file.replace(output.parent / file.name)
     return size

@@ -1,0 +1,75 @@
+"""What dynamic quantization writes: integers whose activation scale is found at run time, in the patterns that fuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core import graph, store
+from quant_core.rounding import Rounding
+from quant_core.store import Writer
+from quant_core.weights import Layout
+
+
+def write_matmul(
+    model: ir.Model,
+    node: ir.Node,
+    storage: str,
+    rounding: Rounding,
+    inputs: dict[ir.Value, list[ir.Value]],
+    weights: dict[tuple[Any, ...], Any],
+    *,
+    safe: bool,
+) -> None:
+    """MatMul or Gemm as DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add, which fuse into one kernel.
+
+    `inputs` and `weights` hold what was written before: nodes that read one tensor quantize it once.
+    """
+    x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
+    rounded = rounding.integers(node, weight, storage, safe=safe)
+    key = ("dynamic", rounded.integers)
+    if key not in weights:
+        first = Writer(model, model.graph[0])
+        channels, columns = rounded.integers.q.shape
+        weights[key] = (
+            store.write_int8(first, str(weight.name), rounded.integers, Layout((1, 0)), (columns, channels)),
+            first.constant(f"{weight.name}_scale", rounded.integers.scale),
+        )
+    w_int8, w_scale = weights[key]
+    write = Writer(model, node)
+    if x not in inputs:
+        names = [f"{x.name}_dynamic", f"{x.name}_dynamic_scale", f"{x.name}_dynamic_zero_point"]
+        inputs[x] = write.nodes("DynamicQuantizeLinear", [x], names)
+    x_int8, x_scale, x_zero = inputs[x]
+    product = write.node("MatMulInteger", [x_int8, w_int8, x_zero], f"{node.name}_integer")
+    cast = write.node("Cast", [product], f"{node.name}_cast", to=ir.DataType.FLOAT)
+    scale = write.node("Mul", [x_scale, w_scale], f"{node.name}_scale")
+    y = write.node("Mul", [cast, scale], f"{node.name}_scaled")
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        y = write.node("Add", [y, node.inputs[2]], f"{node.name}_biased")
+    graph.take_over(node.outputs[0], y)
+
+
+def write_lstm(model: ir.Model, node: ir.Node, rounding: Rounding, *, safe: bool) -> None:
+    """com.microsoft.DynamicQuantizeLSTM: W (D, K, 4H) and R (D, H, 4H) in int8 with scales (D, 4H)."""
+    write = Writer(model, node)
+    inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    scales: list[ir.Value | None] = []
+    for position in (1, 2):
+        weight = graph.value(node.inputs[position])
+        directions, gates, columns = graph.shape_of(weight)
+        found = rounding.integers(node, weight, "int8", safe=safe).integers
+        q = found.q.reshape(directions, gates, columns).transpose(0, 2, 1)
+        scale = np.ascontiguousarray(np.broadcast_to(found.scale, (directions * gates,)).reshape(directions, gates))
+        inputs[position] = write.constant(f"{weight.name}_int8", q)
+        scales += [write.constant(f"{weight.name}_scale", scale),
+                   write.constant(f"{weight.name}_zero_point", np.zeros(scale.shape, np.int8))]  # fmt: skip
+    outputs = [ir.Value(name=write.free(f"{o.name}_lstm"), type=o.type, shape=o.shape) for o in node.outputs]
+    attributes = [a for a in node.attributes.values() if a.name != "layout"]
+    new = ir.Node(graph.MICROSOFT, "DynamicQuantizeLSTM", [*inputs, *scales], attributes, outputs=outputs,
+                  name=write.free(f"{node.name}_int8"))  # fmt: skip
+    graph.home(node).insert_before(node, new)
+    for old, fresh in zip(node.outputs, outputs, strict=True):
+        graph.take_over(old, fresh)

@@ -1,0 +1,123 @@
+"""Which integers each weight of a plan becomes, and what its bias must give back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core import graph
+from quant_core.affine import Grid, choose_params, dequantize, quantize, range_of
+from quant_core.config import QuantConfig
+from quant_core.correct import corrected_bias
+from quant_core.gptq import gptq_int4, gptq_int8
+from quant_core.observe import Statistics
+from quant_core.rules import channel_axis
+from quant_core.weights import QMAX8, IntegerWeight, Layout, block_width, layout_of, quantize_int4, quantize_int8
+
+Floor = NDArray[np.float64] | float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """A weight as integers, how it lies in its operator, and its signal to rounding noise in dB."""
+
+    integers: IntegerWeight
+    layout: Layout
+    shape: tuple[int, ...]
+    sqnr_db: float
+
+
+@dataclass(slots=True)
+class Rounding:
+    """Rounds weights, each once for all nodes, plans and candidates that share it.
+
+    sqnr_db  node -> the worst of its weights so far
+    """
+
+    config: QuantConfig
+    stats: Statistics | None
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    _memo: dict[Any, Any] = field(default_factory=dict)
+
+    def integers(
+        self, node: ir.Node, weight: ir.Value, storage: str, *, safe: bool = False, floor: Floor = 0.0
+    ) -> Rounded:
+        """The weight of a node in int8 or int4; `safe`: no pair can saturate int16; scales are at least `floor`."""
+        shape = graph.shape_of(weight)
+        layout = layout_of(node, len(shape))
+        rows = layout.matrix(graph.array(weight))
+        if not np.any(floor > np.abs(rows).max(1, initial=0.0) / QMAX8):
+            floor = 0.0  # it changes nothing, and nodes that share the weight can share its integers
+        config = self.config
+        memo = self._memo if self.stats is None else self.stats.memo
+        key = (weight.name, layout, storage, safe, float(np.max(floor)),
+               config.per_channel, config.weight_method, config.block_size)  # fmt: skip
+        if key not in memo:
+            found = self._round(rows, storage, self._gram(node), safe, floor)
+            memo[key] = Rounded(found, layout, shape, _sqnr_db(rows, found.values))
+        rounded: Rounded = memo[key]
+        name = str(node.name)
+        self.sqnr_db[name] = min(rounded.sqnr_db, self.sqnr_db.get(name, np.inf))
+        return rounded
+
+    def standard(
+        self, node: ir.Node, weight: ir.Value, bits: int
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any], int | None, int | None]:
+        """(integers, scale, zero_point, axis, block) for DequantizeLinear; 4 bits of a matrix are in blocks along K."""
+        array, config = graph.array(weight), self.config
+        axis = channel_axis(node, weight) if config.per_channel else None
+        block = None
+        if bits == 4 and node.op_type in ("MatMul", "Gemm") and array.ndim == 2:
+            axis = 1 - channel_axis(node, weight)
+            block = config.block_size if array.shape[axis] % config.block_size == 0 else array.shape[axis]
+        params = choose_params(
+            *range_of(array, axis, block), Grid(bits, config.symmetric, config.symmetric), axis, block
+        )
+        q = quantize(array, params)
+        self.sqnr_db[str(node.name)] = _sqnr_db(array, dequantize(q, params))
+        return q, params.scale, params.zero_point, axis, block
+
+    def bias(self, node: ir.Node, bias: NDArray[np.float64] | None, weight: ir.Value, rounded: Rounded) -> Any:
+        """The bias (C,) plus what rounding took from each channel's mean; None if there is neither."""
+        means = self.stats.means.get(graph.name_of(node.inputs[0])) if self.stats is not None else None
+        if not self.config.bias_correction or means is None:
+            return bias
+        rows, values = rounded.layout.matrix(graph.array(weight)), rounded.integers.values
+        return corrected_bias(np.zeros(len(rows)) if bias is None else bias, rows, values, means.mean, node)
+
+    def _gram(self, node: ir.Node) -> NDArray[Any] | None:
+        if self.stats is None or self.config.weight_method not in ("auto", "gptq"):
+            return None
+        return self.stats.grams.get(str(node.name))
+
+    def _round(
+        self, rows: NDArray[Any], storage: str, gram: NDArray[Any] | None, safe: bool, floor: Floor
+    ) -> IntegerWeight:
+        """By GPTQ where calibration knows how the inputs vary."""
+        per_channel, method = self.config.per_channel, self.config.weight_method
+        if storage == "int4":
+            block = block_width(rows.shape[1], self.config.block_size)
+            if gram is None:
+                return quantize_int4(rows, block, safe=safe, floor=floor)
+            return gptq_int4(rows, gram, block, safe=safe, floor=floor)
+        if gram is None:
+            return quantize_int8(rows, per_channel=per_channel, safe=safe, floor=floor, method=method)
+        return gptq_int8(rows, gram, per_channel=per_channel, safe=safe, floor=floor)
+
+
+def flat_bias(value: ir.Value | None, channels: int) -> NDArray[np.float64] | None:
+    """The constant bias as (channels,), None if it is absent, computed or of another shape."""
+    found = graph.constant(value)
+    if found is None or found.size not in (1, channels):
+        return None
+    return np.asarray(np.broadcast_to(found.reshape(-1), (channels,)), np.float64)
+
+
+def _sqnr_db(exact: NDArray[Any], rounded: NDArray[Any]) -> float:
+    noise = float(np.square(exact - rounded, dtype=np.float64).sum())
+    power = float(np.square(exact, dtype=np.float64).sum())
+    return 10 * float(np.log10(max(power, 1e-30) / noise)) if noise else 200.0
