@@ -10,6 +10,9 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -45,8 +48,10 @@ def run_batch(
         from flows import pipeline
 
         here = pipeline.Attached(manifest, client, on_progress, module)
-        with pipeline.attach(here):
-            state = pipeline.batch(name or str(manifest.folder), scheduler, jobs, force, list(only), return_state=True)
+        flow = partial(pipeline.batch, name or str(manifest.folder), scheduler, jobs, force, list(only))
+        with pipeline.attach(here), ThreadPoolExecutor(1, "quantmill-flow") as beside:
+            # Not in the main thread: there Prefect would take over SIGTERM, and end politely but late.
+            state = beside.submit(copy_context().run, lambda: flow(return_state=True)).result()
     if here.result is None:
         problem = state.result(raise_on_failure=False)
         if isinstance(problem, QuantError):

@@ -42,7 +42,7 @@ def job_digest(job: Job) -> str:
         raise ModelError(f"cannot be read: {_reason(problem)}", str(problem.filename or job.input)) from problem
     try:
         samples = [
-            {"files": [_settled_digest(path) for path in spec.files()], "count": spec.count, "seed": spec.seed}
+            {"files": [_settled_digest(path) for _, path in spec.files()], "count": spec.count, "seed": spec.seed}
             | {"shape": spec.shape, "labelled": spec.labels is not None, "calibrates": spec is job.calibration}
             for spec in (job.calibration, job.evaluation)
             if spec is not None

@@ -122,7 +122,7 @@ class Making:
         if self.failure is not None:
             stage, problem = self.failure
             row |= failed(stage, problem)
-        return finite(row)
+        return dict(finite(row))
 
     def _stats(self) -> list[str]:
         calibrated = self._result("calibrate")

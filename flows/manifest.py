@@ -32,9 +32,10 @@ class SampleSpec:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def files(self) -> tuple[Path, ...]:
-        """What has to be read."""
-        return tuple(Path(p) for p in (self.source, self.labels) if p is not None and p != "random")
+    def files(self) -> tuple[tuple[str, Path], ...]:
+        """What has to be read: data, labels, or neither."""
+        said = (("data", self.source), ("labels", self.labels))
+        return tuple((key, Path(path)) for key, path in said if path is not None and path != "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +274,8 @@ def _check_files(placed: Placed, mistakes: list[Mistake]) -> None:
         if names.setdefault(job.name, place) is not place:
             mistakes.append(Mistake((*place, "name"), f"{job.name} is taken", "Give each model its own name"))
         for key, spec in (("calibration", job.calibration), ("evaluation", job.evaluation)):
-            for path in spec.files() if spec else ():
+            for what, path in spec.files() if spec else ():
                 if missing(path):
-                    what = "labels" if str(path) == spec.labels else "data"
                     mistakes.append(Mistake((*place, key, what), f"no such file: {path}", _neighbour(path)))
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ ENVIRONMENT = {
     "PREFECT_CLI_COLORS": "false",
 }
 WITH_EMBEDDED_SERVER = {
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a model that fails is told in our words
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_UI_ENABLED": "false",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
@@ -144,24 +147,35 @@ def end_descendants() -> None:
 
 
 class _Server:
-    """An API server on loopback, and the folder with its database."""
+    """An API server on loopback. A dead one is replaced: the socket is ours, so its clients wait instead of failing."""
 
     def __init__(self, home: Path) -> None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/api"
         self.words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the server
-        command = [sys.executable, "-m", "flows.api_server", str(listener.fileno())]
-        environment = os.environ | {"PREFECT_HOME": str(home), "PYTHONPATH": os.pathsep.join(_import_paths())}
-        self.process = subprocess.Popen(
-            command,
+        self.environment = os.environ | {"PREFECT_HOME": str(home), "PYTHONPATH": os.pathsep.join(_import_paths())}
+        self.answered, self.stopping = threading.Event(), threading.Event()
+        self.process = self._start()
+        self.keeper = threading.Thread(target=self._keep_up, daemon=True)
+        self.keeper.start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        descriptor = self.listener.fileno()
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.api_server", str(descriptor)],
             stdin=subprocess.PIPE,
             stdout=self.words,
             stderr=self.words,
-            pass_fds=(listener.fileno(),),
-            env=environment,
+            pass_fds=(descriptor,),
+            env=self.environment,
             start_new_session=True,
         )
-        listener.close()
+
+    def _keep_up(self) -> None:
+        """A server that never answered is not tried again: its reason would be the same."""
+        while not self.stopping.wait(0.2):
+            if self.answered.is_set() and self.process.poll() is not None:
+                self.process = self._start()
 
     def wait(self) -> None:
         """Until it answers. Raises: QuantError if it died or stayed silent."""
@@ -173,6 +187,7 @@ class _Server:
                 urllib.request.urlopen(f"{self.url}/health", timeout=START_UP_S) as answer,
             ):
                 if answer.status == 200:
+                    self.answered.set()
                     return
             time.sleep(0.05)
         self.words.seek(0)
@@ -181,24 +196,28 @@ class _Server:
 
     def stop(self) -> None:
         """Killed: it holds nothing that we need, and asking politely takes seconds."""
+        self.stopping.set()
+        self.keeper.join()
         self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.words.close()
+        self.listener.close()
 
 
 @contextlib.contextmanager
 def _api_server() -> Iterator[_Server | None]:
     """A server of our own, unless PREFECT_API_URL names one; for as long, PREFECT_API_URL names ours."""
-    quiet_environment()
     if os.environ.get("PREFECT_API_URL"):
+        quiet_environment()
         yield None
         return
-    ours = {"PREFECT_API_URL": "", **{k: v for k, v in WITH_EMBEDDED_SERVER.items() if k not in os.environ}}
+    ours = ["PREFECT_API_URL", *(key for key in WITH_EMBEDDED_SERVER if key not in os.environ)]
+    os.environ.pop("PREFECT_API_URL", None)
     with _home() as home:
-        os.environ.update(ours)
-        del os.environ["PREFECT_API_URL"]
+        os.environ.update({key: WITH_EMBEDDED_SERVER[key] for key in ours[1:]})
+        quiet_environment()
         server = _Server(home)
         os.environ["PREFECT_API_URL"] = server.url
         try:
