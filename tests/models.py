@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 
 def tiny_cnn(opset: int = 17, seed: int = 0) -> onnx.ModelProto:
@@ -44,3 +44,40 @@ def one_graph(
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def sketch(
+    text: str, constants: Mapping[str, np.ndarray] | None = None, opset: int = 17, ir_version: int = 8
+) -> onnx.ModelProto:
+    """A model in ONNX's own text form, `(float[n, 3] x) => (float[n, 4] y) { y = MatMul(x, w) }`, with these constants.
+
+    Every node is named after its first output.
+    """
+    graph = parser.parse_graph(f"sketch {text}")
+    _name_nodes(graph)
+    given = (constants or {}).items()
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in given)
+    domains = {node.domain for node in graph.node if node.domain}
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        node.name = next(filter(None, node.output))
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _name_nodes(attribute.g)
+
+
+def random_feed(model: onnx.ModelProto, seed: int = 0, n: int = 4) -> dict[str, np.ndarray]:
+    """Standard normal floats, or integers from 0 to 4, for every input; sizes that the model leaves open are `n`."""
+    rng = np.random.default_rng(seed)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {i.name: _random(rng, i.type.tensor_type, n) for i in model.graph.input if i.name not in constants}
+
+
+def _random(rng: np.random.Generator, type_: onnx.TypeProto.Tensor, n: int) -> np.ndarray:
+    dtype = helper.tensor_dtype_to_np_dtype(type_.elem_type)
+    shape = [d.dim_value or n for d in type_.shape.dim]
+    return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 5, shape)).astype(dtype)

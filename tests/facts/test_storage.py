@@ -1,0 +1,125 @@
+"""What onnxruntime folds when a session loads: the reason why a weight can be stored in 4 bits and computed in 8."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from quant_core.session import optimized_graph
+from tests.facts.patterns import int4, kernels, pair, uint4, weight_of
+from tests.models import sketch
+
+RNG = np.random.default_rng(0)
+BLOCKS, MULTIPLIERS = RNG.integers(-7, 8, (4, 3, 12)), RNG.integers(1, 16, (4, 3, 1))
+STORED = {
+    "blocks": int4(BLOCKS),
+    "multipliers": uint4(MULTIPLIERS),
+    "rows": np.array([4, 3, 3, 4]),  # (O, kh, kw, I)
+    "scale": np.full((4, 1, 1, 1), 0.01, np.float32),
+}
+TO_INT8 = """
+    wide = Cast<to = 6>(blocks)
+    factor = Cast<to = 6>(multipliers)
+    product = Mul(wide, factor)
+    placed = Reshape(product, rows)
+    moved = Transpose<perm = [0, 3, 1, 2]>(placed)
+    w8 = Cast<to = 3>(moved)
+"""
+
+
+def test_int4_storage_loads_to_the_int8_graph():
+    body = (
+        pair("x", "a") + TO_INT8 + "wd = DequantizeLinear<axis = 0>(w8, ws, wz)\n"
+        "bd = DequantizeLinear<axis = 0>(b, bs, bz) c = Conv(a, wd, bd)\n" + pair("c", "y")
+    )
+    constants = weight_of((4, 4, 3, 3), 0) | STORED
+    constants.pop("w")
+
+    stored = kernels(body, constants, opset=21, borders=True)
+
+    direct = body.replace(TO_INT8, "").replace("w8", "w")
+    assert stored == kernels(direct, weight_of((4, 4, 3, 3), 0), opset=21, borders=True)
+    assert "QLinearConv" in stored
+
+
+def test_the_folded_weight_is_what_the_nodes_say():
+    model = sketch(f"(float[n,4,8,8] x) => (float[n,4,6,6] y) {{ {TO_INT8} w = Cast<to = 1>(w8) y = Conv(x, w) }}",
+                   STORED, 21, 10)  # fmt: skip
+
+    loaded = optimized_graph(model.SerializeToString(), optimize="basic").graph
+
+    assert [node.op_type for node in loaded.node] == ["Conv"]
+    expected = (BLOCKS * MULTIPLIERS).reshape(4, 3, 3, 4).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(numpy_helper.to_array(loaded.initializer[0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "rows"),
+    [
+        ("Conv", "float[n,4,8,8] x", [4, 3, 3, 4]),
+        ("MatMul", "float[n,1,4] x", [4, 36]),
+        ("Gemm", "float[n,4] x", [4, 36]),
+    ],
+)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_weight_that_is_cast_and_scaled_runs_as_plain_float(op, x, rows, bits):
+    folding = TO_INT8 if bits == 4 else "w8 = Cast<to = 3>(w)\n"
+    if op != "Conv":
+        folding = folding.replace("moved = Transpose<perm = [0, 3, 1, 2]>(placed)", "moved = Identity(placed)")
+    shape = (4, 4, 3, 3) if op == "Conv" else (4, 36)
+    scale = np.full((4, *[1] * (len(shape) - 1)), 0.01, np.float32)
+    constants = weight_of(shape, 0) | STORED | {"rows": np.array(rows), "scale": scale}
+
+    body = f"{folding} f = Cast<to = 1>(w8) w_float = Mul(f, scale) y = {op}(x, w_float)"
+
+    assert kernels(body, constants, x, 21, borders=True) == kernels(
+        f"y = {op}(x, w)", {"w": np.ones(shape, np.float32)}, x, 21, borders=True
+    )
+
+
+def test_a_dequantize_of_a_constant_is_not_folded():
+    ran = kernels("wd = DequantizeLinear<axis = 0>(w, ws, wz) y = Add(x, wd)", weight_of((4, 8, 8), 0), borders=True)
+
+    assert ran == ["DequantizeLinear", "Add"]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_a_weight_only_dequantize_of_matmul_becomes_matmulnbits(dtype):
+    body = "wd = DequantizeLinear<axis = 1>(w, ws, wz) y = MatMul(x, wd)"
+
+    assert kernels(body, weight_of((64, 6), 1, dtype), "float[n,64] x", 21, borders=True) == ["MatMulNBits"]
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_so_does_one_in_blocks_of_4_bits(block):
+    shape = (128 // block, 6)
+    constants = {
+        "w": int4(RNG.integers(-7, 8, (128, 6))),
+        "ws": np.ones(shape, np.float32),
+        "wz": int4(np.zeros(shape)),
+    }
+    body = f"wd = DequantizeLinear<axis = 0, block_size = {block}>(w, ws, wz) y = MatMul(x, wd)"
+
+    assert kernels(body, constants, "float[n,128] x", 21, borders=True) == ["MatMulNBits"]
+
+
+def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
+    """DequantizeLinear of the table would dequantize all of it at every run."""
+    table = {"w": np.ones((50, 4), np.int8), "scale": np.ones((50, 1), np.float32)}
+    picking = "i = Gather<axis = 0>(w, x) r = Cast<to = 1>(i) f = Gather<axis = 0>(scale, x) y = Mul(r, f)"
+
+    assert kernels(picking, table, "int64[n] x", borders=True) == ["Gather", "Cast", "Gather", "Mul"]
+
+
+def test_the_lstm_kernel_takes_int8_weights_with_a_scale_per_gate_and_unit():
+    hidden, inputs = 3, 4
+    constants = {
+        "w": np.ones((1, inputs, 4 * hidden), np.int8), "r": np.ones((1, hidden, 4 * hidden), np.int8),
+        "scale": np.full((1, 4 * hidden), 0.01, np.float32), "zero": np.zeros((1, 4 * hidden), np.int8),
+        "b": np.zeros((1, 8 * hidden), np.float32),
+    }  # fmt: skip
+    inputs = "x, w, r, b, , , , , scale, zero, scale, zero"
+    body = f"y = com.microsoft.DynamicQuantizeLSTM<hidden_size = {hidden}>({inputs})"
+
+    assert kernels(body, constants, "float[t,n,4] x") == ["DynamicQuantizeLSTM"]
