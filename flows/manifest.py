@@ -92,7 +92,7 @@ class Limits:
 class Benchmark:
     """How long and with how many threads a model is timed against its float original; 0 seconds: not at all."""
 
-    seconds: float = 0.3
+    seconds: float = 0.2
     threads: int = 1
 
 

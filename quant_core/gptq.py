@@ -24,7 +24,7 @@ def gptq_int8(
 ) -> IntegerWeight:
     """int8 rows (C, K) with less error in the outputs than rounding to nearest, judged by the Gram matrices.
 
-    gram  (G, K, K), the inputs' second moments, for each of G groups of C / G rows
+    gram  (G, P, k, k), the inputs' second moments in each of G groups of C / G rows, in P parts of k of the K columns
     Of the finest scale and, if safe, coarser ones up to that at which every pair is safe, each row takes the one with
     the least error; a row that nearest rounding serves better keeps it. Never worse than `quantize_int8` by the Gram.
     """
@@ -62,7 +62,7 @@ def gptq_int4(
     nearest = quantize_int4(rows, block, safe=safe, floor=floor)
     scale = _row_scale(nearest, len(rows))
     multipliers = np.ones((len(rows), rows.shape[1] // block), np.uint8)
-    weight = np.einsum("gkk->gk", gram).repeat(len(rows) // len(gram), axis=0)
+    weight = np.einsum("gpkk->gpk", gram).reshape(len(gram), -1).repeat(len(rows) // len(gram), axis=0)
 
     def start(j: int, ahead: NDArray[Any]) -> None:
         multipliers[:, j // block] = _best_multiplier(ahead / scale[:, None], weight[:, j : j + block])
@@ -93,6 +93,18 @@ def _sweep(
     at     (j, column, left) -> the column's integers and their values; `left` is the even neighbour of an odd column
     start  sees, before the first column j of a block, what the columns from j on have become
     """
+    _, parts, columns, _ = factor.shape
+    out = [
+        _sweep_part(rows[:, p * columns : (p + 1) * columns], factor[:, p], p * columns, at, start, block)
+        for p in range(parts)
+    ]
+    return np.concatenate(out, axis=1)
+
+
+def _sweep_part(
+    rows: NDArray[np.float32], factor: NDArray[Any], offset: int, at: Any, start: Any, block: int
+) -> NDArray[np.float32]:
+    """The integers of one part, whose first column is number `offset`; even, so that no pair is cut."""
     groups, columns = len(factor), rows.shape[1]
     stripe = block * max(1, STRIPE // block)
     rest = rows.astype(np.float32).reshape(groups, -1, columns).copy()
@@ -103,9 +115,9 @@ def _sweep(
         errors = np.empty_like(mine)
         for j in range(first, last):
             if start is not None and j % block == 0:
-                start(j, mine[j - first : j - first + block].reshape(-1, len(rows)).T)
+                start(offset + j, mine[j - first : j - first + block].reshape(-1, len(rows)).T)
             column = mine[j - first]
-            steps, values = at(j, column.reshape(-1), out[j - 1] if j % 2 else None)
+            steps, values = at(offset + j, column.reshape(-1), out[j - 1] if j % 2 else None)
             out[j] = steps
             error = (column - values.reshape(column.shape)) / factor[:, j, j, None]
             mine[j - first + 1 :] -= factor[:, j, j + 1 : last].T[:, :, None] * error
@@ -116,21 +128,22 @@ def _sweep(
 
 
 def _factor(gram: NDArray[Any]) -> NDArray[np.float32]:
-    """Upper Cholesky factor of the inverse of each damped Gram matrix: (G, K, K)."""
-    damped = gram.astype(np.float64)
+    """Upper Cholesky factor of the inverse of each damped Gram matrix: (G, P, k, k)."""
+    damped = gram.reshape(-1, *gram.shape[2:]).astype(np.float64)
     diagonal = np.einsum("gkk->gk", damped)
     mean = diagonal.mean(1, keepdims=True)
     k = damped.shape[1]
     damped[:, np.arange(k), np.arange(k)] += np.where(mean > 0, DAMPING * mean, 1.0)
     inverse = np.linalg.inv(damped)
     lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
-    return np.ascontiguousarray(lower.transpose(0, 2, 1)).astype(np.float32)
+    return np.ascontiguousarray(lower.transpose(0, 2, 1)).astype(np.float32).reshape(gram.shape)
 
 
 def _errors(rows: NDArray[Any], values: NDArray[Any], gram: NDArray[Any]) -> NDArray[np.float64]:
     """Per row, the expected squared error of its output."""
-    d = (rows - values).reshape(len(gram), -1, rows.shape[1]).astype(np.float32)
-    return np.asarray(np.einsum("gok,gok->go", d @ gram.astype(np.float32), d, dtype=np.float64)).reshape(-1)
+    groups, parts, columns, _ = gram.shape
+    d = (rows - values).reshape(groups, -1, parts, columns).transpose(0, 2, 1, 3).astype(np.float32)
+    return np.asarray(np.einsum("gpok,gpok->go", d @ gram.astype(np.float32), d, dtype=np.float64)).reshape(-1)
 
 
 def _best_multiplier(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from quant_core.session import open_session, run
 
 ROWS_PER_COLUMN = 4  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
 LEAST_ROWS = 1024
-MOST_COLUMNS = 8192  # a larger Gram matrix would take more than 512 MB
+MOST_COLUMNS = 1536  # of one matrix: inverting it takes the cube of that; wider weights get several, side by side
 GROUP_BYTES = 256 << 20  # Gram matrices that are held at once
 
 
@@ -34,6 +35,19 @@ class Site:
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> int:
+        """Into how many matrices of even size the columns are split; 0 where they cannot be."""
+        least = -(-self.columns // MOST_COLUMNS)
+        even = (p for p in range(least, self.columns) if self.columns % p == 0 and self.columns // p % 2 == 0)
+        return 1 if least == 1 else next(even, 0)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the Gram matrices: groups, parts, columns of a part twice."""
+        k = self.columns // self.parts
+        return self.groups, self.parts, k, k
 
 
 def site_of(node: ir.Node, shape: tuple[int, ...]) -> Site | None:
@@ -60,7 +74,7 @@ def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
     for node in model.graph:
         if node.name in planned and RULES[node.op_type].kind == "anchor" and not graph.is_constant(node.inputs[0]):
             site = site_of(node, tuple(node.inputs[1].shape.numpy()))  # type: ignore[union-attr]
-            if site is not None and site.columns <= MOST_COLUMNS:
+            if site is not None and site.parts:
                 found[str(node.name)] = site
     return found
 
@@ -68,7 +82,7 @@ def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
 def grams(
     model: Path | bytes, sites: Mapping[str, Site], feeds: Iterable[Mapping[str, NDArray[Any]]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Node -> second moments of its input rows, (G, K, K); about their mean where a bias takes that up (correct.py).
+    """Node -> second moments of its input rows, (G, P, k, k); about their mean where a bias takes that up (correct.py).
 
     The samples are read once per some hundred MB of matrices.
     """
@@ -83,7 +97,7 @@ def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
     part: dict[str, Site] = {}
     size = 0
     for name, site in sites.items():
-        need = 8 * site.groups * site.columns**2
+        need = 8 * math.prod(site.shape)
         if part and size + need > GROUP_BYTES:
             yield part
             part, size = {}, 0
@@ -99,22 +113,25 @@ def _grams(model: Path | bytes, sites: Mapping[str, Site], feeds: list[Mapping[s
     known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
     session = open_session(model, outputs=[t for t in dict.fromkeys(s.tensor for s in unique) if t not in known])
     names = [o.name for o in session.get_outputs()]
-    second = {s: np.zeros((s.groups, s.columns, s.columns)) for s in unique}
-    first = {s: np.zeros((s.groups, s.columns)) for s in unique}
+    second = {s: np.zeros(s.shape) for s in unique}
+    first = {s: np.zeros(s.shape[:3]) for s in unique}
     count = dict.fromkeys(unique, 0)
     for feed in feeds:
         values = dict(feed) | dict(zip(names, run(session, feed), strict=True))
         for site in unique:
-            rows = _rows(values[site.tensor], site, -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.columns) // len(feeds)))
-            for g, group in enumerate(rows):  # one by one: numpy hands only plain matrices to BLAS
-                second[site][g] += group.T @ group
-            first[site] += rows.sum(1)
+            rows = _rows(values[site.tensor], site, -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.shape[-1]) // len(feeds)))
+            split = rows.reshape(*rows.shape[:2], site.parts, -1).transpose(0, 2, 1, 3)
+            for part, total in zip(
+                split.reshape(-1, *split.shape[2:]), second[site].reshape(-1, *site.shape[2:]), strict=True
+            ):
+                total += part.T @ part  # one by one: numpy hands only plain matrices to BLAS
+            first[site] += split.sum(2)
             count[site] += rows.shape[1]
     out = {}
     for name, site in sites.items():
         n = max(count[site], 1)
         mean = first[site] / n * site.centered
-        out[name] = second[site] / n - mean[:, :, None] * mean[:, None, :]
+        out[name] = second[site] / n - mean[..., :, None] * mean[..., None, :]
     return out
 
 

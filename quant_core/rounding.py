@@ -100,7 +100,7 @@ class Rounding:
         """By GPTQ where calibration knows how the inputs vary."""
         per_channel, method = self.config.per_channel, self.config.weight_method
         if storage == "int4":
-            block = block_width(rows.shape[1], self.config.block_size)
+            block = block_width(rows.shape[1] if gram is None else gram.shape[-1], self.config.block_size)
             if gram is None:
                 return quantize_int4(rows, block, safe=safe, floor=floor)
             return gptq_int4(rows, gram, block, safe=safe, floor=floor)
