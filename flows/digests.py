@@ -91,6 +91,11 @@ def file_digest(path: Path) -> str:
     return _file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
+def forget_files() -> None:
+    """Read every file again: a long-lived process must not trust times of change for ever."""
+    _file_digest.cache_clear()
+
+
 @lru_cache(maxsize=100_000)
 def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
     """A data file that many models share is read once."""

@@ -135,9 +135,8 @@ def _place(source: Path, target: Path) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)  # also after a rename onto a link to the same file, which does nothing
 
 
 def _sync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
-from flows.digests import job_digest, versions  # noqa: E402
+from flows.digests import forget_files, job_digest, versions  # noqa: E402
 from flows.journal import Journal, open_journal  # noqa: E402
 from flows.making import Making, failed, plain_row  # noqa: E402
 from flows.manifest import Job, Manifest, read_manifest  # noqa: E402
@@ -123,6 +123,7 @@ class Batch:
     def _sort_out(self) -> list[tuple[Job, str]]:
         """Jobs that have to be made, with their digests. Finished ones and unreadable ones get their row here."""
         todo = []
+        forget_files()
         with ThreadPoolExecutor(READERS) as readers:
             for job, digest in zip(self.jobs, readers.map(_digest_or_error, self.jobs), strict=True):
                 before = self.finished.get(job.name)

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from quant_core.child import warm_up
 from quant_core.errors import QuantError, RequestError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 # Before prefect is imported, and only where the user has not said otherwise.
 ENVIRONMENT = {
@@ -71,7 +71,7 @@ def api_and_dask(size: Size, scheduler: str | None = None) -> Iterator[Client]:
     """
     with contextlib.ExitStack() as stack:
         starting = stack.enter_context(ThreadPoolExecutor(1, "quantmill-dask"))
-        server = stack.enter_context(_api_server())
+        server = stack.enter_context(api_server())
         cluster = starting.submit(lambda: stack.enter_context(dask_client(size.workers, scheduler)))
         import prefect  # noqa: F401 - while the others start: it takes as long
 
@@ -87,12 +87,9 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
 
     Raises: RequestError if nobody answers at that address.
     """
-    import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
     from distributed.security import Security
 
-    # A worker that dies takes its stage with it: an ordinary exception at once, and our retries decide.
-    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True})
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is not None:
@@ -100,18 +97,8 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
             _warm_up(client)
             yield client
         return
-    _hide_main()
     # TLS with keys of its own: a scheduler's port runs any code for whoever on this host connects.
-    cluster = LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=None,
-        memory_limit=0,  # the child's own limit counts
-        silence_logs=logging.CRITICAL,
-        security=Security.temporary(),  # type: ignore[no-untyped-call]
-    )
+    cluster = local_cluster(workers, Security.temporary())  # type: ignore[no-untyped-call]
     client = Client(cluster)  # type: ignore[no-untyped-call]
     try:
         _warm_up(client)
@@ -121,6 +108,26 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
             client.close(timeout=2)  # type: ignore[no-untyped-call]
         with contextlib.suppress(Exception):
             cluster.close(timeout=4)
+
+
+def local_cluster(workers: int, security: Any = None) -> LocalCluster:
+    """Worker processes of one thread each on this host, reachable from this host alone."""
+    import dask
+    from distributed import LocalCluster
+
+    _hide_main()
+    # A worker that dies takes its stage with it: an ordinary exception at once, and our retries decide.
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        return LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,  # the child's own limit counts
+            silence_logs=logging.CRITICAL,
+            security=security,
+        )
 
 
 def quiet_environment() -> None:
@@ -146,7 +153,7 @@ def end_descendants() -> None:
 # Prefect's API
 
 
-class _Server:
+class Server:
     """An API server on loopback. A dead one is replaced: the socket is ours, so its clients wait instead of failing."""
 
     def __init__(self, home: Path) -> None:
@@ -207,7 +214,7 @@ class _Server:
 
 
 @contextlib.contextmanager
-def _api_server() -> Iterator[_Server | None]:
+def api_server() -> Iterator[Server | None]:
     """A server of our own, unless PREFECT_API_URL names one; for as long, PREFECT_API_URL names ours."""
     if os.environ.get("PREFECT_API_URL"):
         quiet_environment()
@@ -218,7 +225,7 @@ def _api_server() -> Iterator[_Server | None]:
     with _home() as home:
         os.environ.update({key: WITH_EMBEDDED_SERVER[key] for key in ours[1:]})
         quiet_environment()
-        server = _Server(home)
+        server = Server(home)
         os.environ["PREFECT_API_URL"] = server.url
         try:
             yield server

@@ -71,7 +71,9 @@ def _told(problem: BaseException, stage: str) -> StageError:
 
     where = f"stage {stage}"
     if isinstance(problem, KilledWorker):
-        return InterruptedStage("its Dask worker died", where, "Something outside quantmill killed it; run it again")
+        # A scheduler of ours gives up at once, and Prefect tries again; another may have tried often enough.
+        kind = InterruptedStage if problem.allowed_failures == 0 else StageError
+        return kind("its Dask worker died", where, "The model may be what kills it: try it alone, with more memory")
     if isinstance(problem, (FutureCancelledError, asyncio.CancelledError, OSError, TimeoutError)):
         return InterruptedStage("the Dask scheduler was lost", where, "Is the cluster still running?")
     return StageError(f"{type(problem).__name__}: {problem}", where, "The worker failed, not the stage: same versions?")

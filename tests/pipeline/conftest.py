@@ -1,0 +1,80 @@
+"""One real Prefect server and one real Dask cluster for the whole session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from flows.manifest import Manifest, check_manifest
+from flows.result import BatchResult
+from tests.models import tiny_cnn
+
+FAULTY = "tests.pipeline.faulty_stages"
+FAST = {"benchmark": {"seconds": 0.05}}
+
+
+@pytest.fixture(scope="session")
+def harness(tmp_path_factory) -> Iterator[str]:
+    """The address of a Dask scheduler with two workers, while Prefect's API answers at PREFECT_API_URL."""
+    from flows.runtime import api_server, local_cluster
+
+    home = tmp_path_factory.mktemp("prefect")
+    before = {key: os.environ.get(key) for key in ("PREFECT_HOME", "PREFECT_API_URL")}
+    os.environ["PREFECT_HOME"] = str(home)
+    os.environ.pop("PREFECT_API_URL", None)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(api_server())
+        cluster = stack.enter_context(local_cluster(2))
+        server.wait()
+        yield cluster.scheduler_address
+    for key, value in before.items():
+        os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+
+
+@pytest.fixture
+def run(harness):
+    """`run_batch` in the harness, with models whose names may ask for a fault."""
+    from flows.batch import run_batch
+
+    def run(manifest: Manifest, **options) -> BatchResult:
+        return run_batch(manifest, scheduler=harness, module=FAULTY, **options)
+
+    return run
+
+
+@pytest.fixture
+def mill(tmp_path):
+    """Makes a folder with models of these names, their data, and a manifest over them."""
+
+    def mill(*names: str, **said) -> Manifest:
+        folder = tmp_path / "models"
+        folder.mkdir(exist_ok=True)
+        for seed, name in enumerate(names):
+            if not (folder / f"{name}.onnx").exists():
+                save_model(folder / f"{name}.onnx", seed)
+        save_data(tmp_path / "data.npy")
+        batch = {"input_dir": "models", "output_dir": "out", **said.pop("batch", {})}
+        return check_manifest({"calibration": {"data": "data.npy"}, "batch": batch, **FAST, **said}, tmp_path)
+
+    return mill
+
+
+def save_model(path: Path, seed: int = 0) -> None:
+    onnx.save(tiny_cnn(seed=seed), path)
+    age(path)
+
+
+def save_data(path: Path, seed: int = 0) -> None:
+    np.save(path, np.random.default_rng(seed).standard_normal((16, 3, 8, 8), dtype=np.float32))
+    age(path)
+
+
+def age(path: Path) -> None:
+    """As if written a while ago: a file that is only just there is waited for."""
+    os.utime(path, (1e9, 1e9))

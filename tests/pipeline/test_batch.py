@@ -1,0 +1,178 @@
+"""The batch on a real Prefect server and real Dask workers: what is right gets done, what is wrong gets its reason."""
+
+from __future__ import annotations
+
+import json
+
+import duckdb
+import numpy as np
+import onnxruntime as ort
+import pandas
+import polars
+import pyarrow.dataset
+import pytest
+
+from flows.journal import FOLDER
+from quant_core.errors import RequestError
+from tests.pipeline.conftest import age, save_data, save_model
+
+
+def by_name(result):
+    return {row["model"]: row for row in result.rows}
+
+
+def tables(result) -> dict[str, list[dict]]:
+    return {
+        name: pyarrow.dataset.dataset(result.reports / name).to_table().to_pylist()
+        for name in ("runs", "models", "layers", "timings")
+    }
+
+
+def test_models_are_made_validated_timed_and_reported(mill, run):
+    manifest = mill("a", "b", evaluation={"data": "data.npy"}, contract={"metric": "cosine", "min": 0.9})
+
+    result = run(manifest)
+
+    assert result.exit_code == 0
+    for job in manifest.jobs:
+        before, after = (ort.InferenceSession(path).get_inputs()[0].name for path in (job.input, job.output))
+        assert before == after
+    row = by_name(result)["a"]
+    assert (row["outcome"], row["verdict"], row["metric"]) == ("done", "met", "cosine")
+    assert row["size_bytes"] == manifest.jobs[0].output.stat().st_size
+    assert row["speedup"] > 0
+    found = tables(result)
+    assert [r["models"] for r in found["runs"]] == [2]
+    assert {r["model"] for r in found["models"]} == {"a", "b"}
+    assert {r["node"] for r in found["layers"]} >= {"conv", "gemm"}
+    assert {r["stage"] for r in found["timings"]} == {"prepare", "calibrate", "quantize", "validate", "benchmark"}
+    assert not list((manifest.folder / FOLDER / "cache").iterdir())
+
+
+def test_every_fault_is_one_failed_row_with_its_reason_and_all_others_finish(mill, run, tmp_path):
+    manifest = mill(
+        "good1", "segfault", "hang", "hog", "lost", "killer", "torn", "good2",
+        limits={"timeout_s": 6, "memory_mb": 500},
+    )  # fmt: skip
+    torn = tmp_path / "models" / "torn.onnx"
+    torn.write_bytes(torn.read_bytes()[:300])
+    age(torn)
+
+    result = run(manifest)
+
+    rows = by_name(result)
+    assert {name for name, row in rows.items() if row["outcome"] == "done"} == {"good1", "good2", "lost"}
+    assert "SIGSEGV" in rows["segfault"]["error"]
+    assert "took longer than 6 s" in rows["hang"]["error"]
+    assert "out of memory" in rows["hog"]["error"]
+    assert "Dask worker died" in rows["killer"]["error"]
+    assert (tmp_path / "models" / "killer.kills").read_text() == "xxx"  # three times, then set aside
+    assert rows["torn"]["stage"] == "prepare"
+    assert all(row["hint"] for row in rows.values() if row["outcome"] == "failed")
+    assert {row["stage"] for name, row in rows.items() if name in ("segfault", "hang", "hog", "killer")} == {"quantize"}
+    assert result.exit_code == 1
+    assert sorted(path.name for path in manifest.folder.glob("*.onnx")) == [
+        f"{name}_int8.onnx" for name in ("good1", "good2", "lost")
+    ]
+    assert {row["model"]: row["outcome"] for row in tables(result)["models"]} == {
+        n: r["outcome"] for n, r in rows.items()
+    }
+
+
+def test_bad_samples_fail_their_model_alone(mill, run, tmp_path):
+    samples = np.zeros((4, 3, 8, 8), np.float32)
+    samples[2, 0, 0, 0] = np.nan
+    np.save(tmp_path / "data-bad.npy", samples)
+    np.save(tmp_path / "data-good.npy", np.ones((4, 3, 8, 8), np.float32))
+    age(tmp_path / "data-bad.npy"), age(tmp_path / "data-good.npy")
+
+    result = run(mill("good", "bad", calibration={"data": "data-{name}.npy"}))
+
+    assert by_name(result)["good"]["outcome"] == "done"
+    assert by_name(result)["bad"]["outcome"] == "failed"
+    assert "NaN" in by_name(result)["bad"]["error"]
+
+
+def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run, tmp_path):
+    names = [f"m{k}" for k in range(8)]
+    manifest = mill(*names, batch={"continue_on_error": False})
+    (tmp_path / "models" / "m0.onnx").write_bytes(b"no model")
+
+    result = run(manifest)
+
+    assert result.counts["failed"] > 1
+    assert by_name(result)["m7"]["error"] == "not started: another failed"
+
+
+def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mill, run, tmp_path):
+    manifest = mill("a", "b", "c")
+    first = run(manifest)
+    assert first.counts["done"] == 3
+
+    second = run(manifest)
+    assert second.counts == {"done": 0, "skipped": 3, "failed": 0, "not_met": 0}
+    assert by_name(second)["a"]["size_bytes"] == by_name(first)["a"]["size_bytes"]
+
+    save_model(tmp_path / "models" / "a.onnx", seed=9)
+    manifest.jobs[1].output.write_bytes(b"changed by hand")
+    third = run(manifest)
+    assert {name: row["outcome"] for name, row in by_name(third).items()} == {"a": "done", "b": "done", "c": "skipped"}
+
+    assert run(manifest, force=True, only=["c"]).counts["done"] == 1
+
+    save_data(tmp_path / "data.npy", seed=1)
+    assert run(manifest).counts["done"] == 3
+
+
+def test_the_reports_of_many_runs_are_read_together_by_four_readers(mill, run):
+    manifest = mill("a", "segfault")
+    run(manifest)
+    reports = run(manifest).reports
+
+    for name, rows in {"runs": 2, "models": 4, "timings": 9}.items():
+        glob = f"{reports}/{name}/*.parquet"
+        assert pyarrow.dataset.dataset(reports / name).to_table().num_rows == rows
+        assert duckdb.sql(f"select * from read_parquet('{glob}', union_by_name=true)").fetchall().__len__() == rows
+        assert len(polars.read_parquet(glob)) == rows
+        assert len(pandas.read_parquet(reports / name)) == rows
+    models = pandas.read_parquet(reports / "models")
+    assert models["started_at"].dt.tz is not None
+    assert json.loads(models["config"].iloc[0])["bits"] == 8
+
+
+def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill, run):
+    """The journal as a killed coordinator leaves it: one model finished, another's stages half done, no end."""
+    manifest = mill("a", "b", batch={"keep_cache": True})
+    first = run(manifest)
+    path = manifest.folder / FOLDER / "journal.jsonl"
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["event"] != "end"]
+    path.write_text("\n".join(line for line in lines if json.loads(line).get("name") != "b") + "\n")
+    for stage in ("quantize", "validate", "benchmark"):
+        (manifest.folder / FOLDER / "cache" / by_name(first)["b"]["digest"] / f"{stage}.json").unlink(missing_ok=True)
+    worked = []
+
+    again = run(manifest, on_progress=lambda event: worked.append((event.get("model"), event.get("stage"))))
+
+    assert again.run_id == first.run_id
+    assert [model_stage for model_stage in worked if model_stage[1]] == [
+        ("b", stage) for stage in ("prepare", "calibrate", "quantize", "validate", "benchmark")
+    ] or [s for m, s in worked if s] == ["quantize", "validate", "benchmark"]
+    assert [row["outcome"] for row in again.rows] == ["done", "done"]
+    assert len(tables(again)["models"]) == 2
+    assert len(tables(again)["runs"]) == 1
+
+
+def test_a_missed_contract_is_a_verdict_with_its_reason_and_the_file_is_there(mill, run):
+    manifest = mill("a", contract={"metric": "cosine", "min": 0.9, "min_speedup": 1000.0})
+
+    result = run(manifest)
+
+    assert by_name(result)["a"]["verdict"] == "not_met"
+    assert "speedup" in by_name(result)["a"]["reason"]
+    assert manifest.jobs[0].output.exists()
+    assert result.exit_code == 1
+
+
+def test_only_globs_that_match_nothing_are_a_wrong_request(mill, run):
+    with pytest.raises(RequestError, match="matches no model"):
+        run(mill("a"), only=["zzz*"])

@@ -1,0 +1,134 @@
+"""`python -m flows.batch` as a person runs it: output, exit codes, signals, and kill -9."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+import yaml
+
+from tests.pipeline.conftest import FAST, save_data, save_model
+from tests.pipeline.test_child import is_alive, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path.parent / "prefect-of-commands"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (tmp_path / "models").mkdir()
+    for seed in range(6):
+        save_model(tmp_path / "models" / f"m{seed}.onnx", seed)
+    save_data(tmp_path / "data.npy")
+    batch = {"input_dir": "models", "output_dir": "out"}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump({"calibration": {"data": "data.npy"}, "batch": batch, **FAST}))
+    return tmp_path
+
+
+def command(folder, *arguments) -> list[str]:
+    return [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), *arguments]
+
+
+def start(folder, *arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(folder, *arguments), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def descendants(pid: int) -> set[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in listed.splitlines())
+    below = {pid}
+    while found := {p for p, parent in parents.items() if parent in below} - below:
+        below |= found
+    return below - {pid}
+
+
+def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
+    code = (
+        "import sys; from flows.batch import main; code = main(sys.argv[1:]);"
+        "assert not {'prefect', 'distributed', 'pyarrow'} & set(sys.modules); sys.exit(code)"
+    )
+    before = sorted(folder.rglob("*"))
+
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "m.yaml"), "--dry-run", "--format", "json"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert told.returncode == 0, told.stderr
+    plans = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [row["model"] for row in plans] == [f"m{k}" for k in range(6)]
+    assert {node["node"] for node in plans[0]["plan"]["nodes"]} >= {"conv", "gemm"}
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_wrong_manifest_is_told_whole_with_exit_code_2_and_no_traceback(folder):
+    (folder / "m.yaml").write_text("bits: 7\nbatch: {input_dir: models, output_dir: out, job: 3}\n")
+
+    told = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert told.returncode == 2
+    assert "bits: is 7" in told.stderr
+    assert "Did you mean jobs?" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not (folder / "out").exists()
+
+
+def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing_had_happened(folder):
+    """kill -9 of the coordinator, SIGTERM, kill -9 of the API server, then an undisturbed end, in JSON lines."""
+    for number, line, code in ((signal.SIGKILL, '"m1"', -9), (signal.SIGTERM, '"started"', 143)):
+        process = start(folder, "--format", "json")
+        wait_for(process, line)
+        below = descendants(process.pid)
+        sent = time.monotonic()
+        process.send_signal(number)
+        assert process.wait() == code
+        assert time.monotonic() - sent < 5
+        wait_until(lambda below=below: not any(map(is_alive, below)), seconds=5)
+
+    process = start(folder, "--format", "json")
+    wait_for(process, '"started"')
+    server = next(pid for pid in descendants(process.pid) if "flows.api_server" in command_line(pid))
+    signal_to(server)
+    lines = process.stdout.read().splitlines()
+
+    assert process.wait() == 0
+    last = json.loads(lines[-1])
+    assert last["event"] == "finished"
+    assert [row["outcome"] for row in last["models"]] == ["done"] * 6
+    models = pyarrow.dataset.dataset(folder / "out" / "reports" / "models").to_table().to_pylist()
+    assert sorted(row["model"] for row in models) == [f"m{k}" for k in range(6)]
+    assert {row["run_id"] for row in models} == {last["run_id"]}
+    left = {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()}
+    tables = {f"reports/{name}/{last['run_id']}.parquet" for name in ("runs", "models", "layers", "timings")}
+    assert left == {".quantmill/journal.jsonl", *tables, *(f"m{k}_int8.onnx" for k in range(6))}
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"{text} was never said: {''.join(seen)}")
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def signal_to(pid: int) -> None:
+    import os
+
+    os.kill(pid, signal.SIGKILL)

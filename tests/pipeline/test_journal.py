@@ -1,0 +1,112 @@
+"""The record: whole lines only, one writer, and done means that the files are still what they were."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+
+from flows.digests import job_digest, model_files
+from flows.journal import open_journal, publish
+from quant_core.errors import RequestError
+
+
+def model_entry(run_id, output, files, digest="d1", outcome="done"):
+    row = {"output": str(output), "outcome": outcome}
+    return {"event": "model", "run_id": run_id, "name": "m", "digest": digest, "row": row, "files": files}
+
+
+def test_a_torn_last_line_is_dropped_and_the_next_one_is_whole(tmp_path):
+    with open_journal(tmp_path) as journal:
+        journal.append({"event": "run", "run_id": "1", "request": "a", "started_at": "x"})
+    path = tmp_path / ".quantmill" / "journal.jsonl"
+    with path.open("a") as file:
+        file.write('{"event": "mod')
+
+    with open_journal(tmp_path) as journal:
+        journal.append({"event": "end", "run_id": "1"})
+
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["run", "end"]
+
+
+def test_a_run_that_was_cut_short_goes_on_if_the_same_is_asked_again(tmp_path):
+    with open_journal(tmp_path) as journal:
+        first, _ = journal.begin_run("this")
+        journal.append(model_entry(first, tmp_path / "m.onnx", {}))
+
+    with open_journal(tmp_path) as journal:
+        again, finished = journal.begin_run("this")
+    with open_journal(tmp_path) as journal:
+        other, nothing = journal.begin_run("that")
+
+    assert again == first
+    assert list(finished) == ["m"]
+    assert other != first
+    assert not nothing
+
+
+def test_up_to_date_means_made_from_this_and_unchanged_since(tmp_path):
+    made, output = tmp_path / "made", tmp_path / "out" / "m.onnx"
+    made.mkdir()
+    (made / "m.onnx").write_bytes(b"model")
+    (made / "m.onnx.data").write_bytes(b"weights")
+    files = publish(made, output)
+
+    with open_journal(tmp_path) as journal:
+        journal.append(model_entry("1", output, files))
+
+        assert journal.up_to_date(output, "d1")
+        assert not journal.up_to_date(output, "d2")
+        (output.parent / "m.onnx.data").write_bytes(b"WEIGHTS")
+        assert not journal.up_to_date(output, "d1")
+
+
+def test_publishing_twice_does_the_same_and_leaves_nothing_behind(tmp_path):
+    made, output = tmp_path / "made", tmp_path / "out" / "m.onnx"
+    made.mkdir()
+    (made / "m.onnx").write_bytes(b"model")
+
+    assert publish(made, output) == publish(made, output)
+
+    assert output.read_bytes() == b"model"
+    assert [path.name for path in output.parent.iterdir()] == ["m.onnx"]
+
+
+def test_two_batches_never_write_one_folder(tmp_path):
+    with open_journal(tmp_path), pytest.raises(RequestError, match="another batch"), open_journal(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(RequestError, match="cannot be written"), open_journal(tmp_path / "file"):
+        pass
+
+
+def test_a_stage_s_answer_is_there_as_a_whole_or_not_at_all(tmp_path):
+    with open_journal(tmp_path) as journal:
+        stages = journal.stages("d")
+        stages.keep("prepare", {"result": 1})
+        (stages.folder / "quantize.json").write_text('{"resu')
+
+        assert stages.answer("prepare") == {"result": 1}
+        assert stages.answer("quantize") is None
+        assert stages.answer("validate") is None
+
+
+def test_a_model_s_digest_covers_its_external_data_and_its_samples(mill, tmp_path):
+    job = mill("a").jobs[0]
+    onnx.save(onnx.load(job.input), job.input, save_as_external_data=True, location="a.weights", size_threshold=0)
+    weights = job.input.with_name("a.weights")
+
+    first = job_digest(job)
+    weights.write_bytes(weights.read_bytes()[::-1])
+    second = job_digest(job)
+    (tmp_path / "data.npy").write_bytes(b"other")
+    third = job_digest(job)
+
+    assert list(model_files(job.input)) == [job.input, weights]
+    assert len({first, second, third}) == 3
+    assert job_digest(job) == third

@@ -1,0 +1,187 @@
+"""The manifest's door: what is accepted, and how all that is wrong is told at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows.manifest import Manifest, SampleSpec, check_manifest, read_manifest
+from quant_core.config import Contract
+from quant_core.errors import RequestError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("models/resnet18.onnx", "models/b.onnx", "data.npy", "labels.npy"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def mistakes(values, folder) -> list[str]:
+    with pytest.raises(RequestError) as error:
+        check_manifest(values, folder)
+    assert error.value.exit_code == 2
+    return [line.strip() for line in error.value.problem.splitlines()[1:]]
+
+
+def test_the_readme_form_is_read_from_yaml_and_toml_alike(folder):
+    (folder / "m.yaml").write_text("""
+bits: 8
+per_channel: true
+models: [{input: models/resnet18.onnx, output: quantized/resnet18_int8.onnx}]
+batch: {input_dir: "models/b*.onnx", output_dir: quantized/, skip_existing: true}
+""")
+    (folder / "m.toml").write_text("""
+bits = 8
+per_channel = true
+models = [{input = "models/resnet18.onnx", output = "quantized/resnet18_int8.onnx"}]
+batch = {input_dir = "models/b*.onnx", output_dir = "quantized/", skip_existing = true}
+""")
+
+    manifest = read_manifest(folder / "m.yaml")
+
+    assert manifest == read_manifest(folder / "m.toml")
+    assert [job.name for job in manifest.jobs] == ["resnet18", "b"]
+    assert [job.output.name for job in manifest.jobs] == ["resnet18_int8.onnx", "b_int8.onnx"]
+    assert manifest.folder == folder / "quantized"
+
+
+def test_a_model_overrides_every_option_key_by_key_and_its_contract_as_a_whole(folder):
+    manifest = check_manifest(
+        {
+            "bits": 8,
+            "method": "mse",
+            "calibration": {"data": "data.npy", "num_samples": 5},
+            "contract": {"metric": "agreement", "min": 0.9},
+            "models": [
+                {"input": "models/b.onnx", "output": "o/b.onnx"},
+                {
+                    "input": "models/resnet18.onnx",
+                    "output": "o/r.onnx",
+                    "bits": 4,
+                    "exclude": ["/head/*"],
+                    "calibration": {"num_samples": 7},
+                    "contract": {"metric": "cosine", "max_drop": 0.1},
+                },
+            ],
+        },
+        folder,
+    )
+
+    first, second = manifest.jobs
+    assert (first.config.bits, first.config.method, first.config.exclude) == (8, "mse", ())
+    assert (second.config.bits, second.config.method, second.config.exclude) == (4, "mse", ("/head/*",))
+    assert first.calibration == SampleSpec(str(folder / "data.npy"), count=5)
+    assert second.calibration == SampleSpec(str(folder / "data.npy"), count=7)
+    assert second.contract == Contract("cosine", max_drop=0.1)
+
+
+def test_all_mistakes_are_reported_together_each_with_its_path_and_what_would_be_right(folder):
+    found = mistakes(
+        {
+            "bits": 7,
+            "per_chanel": True,
+            "models": [
+                {"input": "models/b.onnx", "output": "o/b.onnx", "contract": {"metric": "top11", "max_drop": "x"}},
+                {"output": 3, "exclude": "foo", "layer_bits": {"head": 5}},
+            ],
+            "batch": {"jobs": 0},
+            "limits": 3,
+        },
+        folder,
+    )
+
+    assert len(found) == 10
+    assert "bits: is 7 (One of 8, 4)" in found
+    assert "per_chanel: unknown key (Did you mean per_channel?)" in found
+    assert any(line.startswith("models[0].contract.metric: is 'top11' (Did you mean top1?") for line in found)
+    assert "models[0].contract.max_drop: is 'x' (Must be a number or absent)" in found
+    assert "models[1].input: is missing (Every model needs it)" in found
+    assert "models[1].output: is 3 (Must be text)" in found
+
+
+def test_files_that_are_missing_written_twice_or_overwritten_are_mistakes(folder):
+    found = mistakes(
+        {
+            "models": [
+                {"input": "models/resnet.onnx", "output": "o/r.onnx"},
+                {"input": "models/b.onnx", "output": "o/b.onnx", "calibration": {"data": "dat.npy"}, "name": "b"},
+                {"input": "models/resnet18.onnx", "output": "models/../models/b.onnx"},
+                {"input": "models/resnet18.onnx", "output": "o/b.onnx", "name": "b"},
+            ]
+        },
+        folder,
+    )
+
+    assert any("models[0].input: no such file" in line and "Did you mean resnet18.onnx?" in line for line in found)
+    assert any("models[1].calibration.data: no such file" in line and "data.npy" in line for line in found)
+    assert any(line.startswith("models[2].output: is also an input") for line in found)
+    assert any(line.startswith("models[3].output: is also the output of models[1]") for line in found)
+    assert any(line.startswith("models[3].name: b is taken") for line in found)
+
+
+def test_top1_without_labels_is_a_mistake_before_anything_runs(folder):
+    models = [{"input": "models/b.onnx", "output": "o.onnx", "contract": {"metric": "top1", "max_drop": 0.1}}]
+
+    found = mistakes({"models": models, "evaluation": {"data": "data.npy"}}, folder)
+
+    assert found == [
+        "models[0].contract.metric: top1 needs labels (Give evaluation.labels, or promise agreement or cosine)"
+    ]
+    assert check_manifest({"models": models, "evaluation": {"data": "data.npy", "labels": "labels.npy"}}, folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("bits: 8\nbits: 4\n", "'bits' is given twice"),
+        ("[[[", "is not YAML"),
+        ("[" * 100_000, "nested too deep"),
+        ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("- 1", "is not a mapping"),
+        ("", "is not a mapping"),
+        ("models: []", "names no model"),
+        ("batch: {input_dir: nothing, output_dir: o}", "no .onnx file"),
+    ],
+)
+def test_a_text_that_is_no_manifest_is_told_in_one_line(folder, text, told):
+    (folder / "m.yaml").write_text(text)
+
+    with pytest.raises(RequestError, match=r"m\.yaml") as error:
+        read_manifest(folder / "m.yaml")
+
+    assert told in str(error.value)
+
+
+def test_a_name_in_braces_gives_each_model_its_own_data(folder):
+    (folder / "data-b.npy").touch()
+
+    manifest = check_manifest(
+        {"batch": {"input_dir": "models/b.onnx", "output_dir": "o"}, "calibration": {"data": "data-{name}.npy"}}, folder
+    )
+
+    assert manifest.jobs[0].calibration.source == str(folder / "data-b.npy")
+
+
+def test_models_quantized_beside_their_originals_are_not_quantized_again(folder):
+    (folder / "models/b_int8.onnx").touch()
+
+    manifest = check_manifest({"batch": {"input_dir": "models", "output_dir": "models"}}, folder)
+
+    assert [job.name for job in manifest.jobs] == ["b", "resnet18"]
+
+
+def test_a_manifest_survives_json_and_its_digest_tells_wishes_apart(folder):
+    said = {
+        "batch": {"input_dir": "models", "output_dir": "o"},
+        "calibration": {"data": "data.npy", "shape": {"x": [1]}},
+    }
+
+    manifest = check_manifest(said, folder)
+
+    assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+    assert manifest.digest() == check_manifest(said, folder).digest()
+    assert manifest.digest() != check_manifest({**said, "bits": 4}, folder).digest()
