@@ -112,7 +112,7 @@ class Rounding:
 def flat_bias(value: ir.Value | None, channels: int) -> NDArray[np.float64] | None:
     """The constant bias as (channels,), None if it is absent, computed or of another shape."""
     found = graph.constant(value)
-    if found is None or found.size not in (1, channels):
+    if found is None or (found.size != 1 and (found.size != channels or found.shape[-1] != channels)):
         return None
     return np.asarray(np.broadcast_to(found.reshape(-1), (channels,)), np.float64)
 

@@ -15,6 +15,7 @@ from quant_core.saturation import make_safe, safe_scale
 
 Matrix = NDArray[np.float32]
 QMAX8, QMAX4, MULTIPLIER_MAX = 127, 7, 15
+BLOCK_MIN = 8
 CHUNK = 1 << 20  # weights worked on at a time, so that temporaries stay small
 
 
@@ -153,8 +154,12 @@ def _least_error(
 
 
 def block_width(columns: int, wanted: int) -> int:
-    """The divisor of `columns` nearest to the wanted block (by ratio), so that no block is cut."""
-    divisors = [d for d in range(1, columns + 1) if columns % d == 0]
+    """The divisor of `columns` nearest to the wanted block (by ratio), so that no block is cut.
+
+    Not below BLOCK_MIN (a multiplier takes as much room as a weight): a prime number of columns is one block.
+    """
+    least = min(columns, BLOCK_MIN)
+    divisors = [d for d in range(least, columns + 1) if columns % d == 0]
     return min(divisors, key=lambda d: (abs(np.log2(d / wanted)), -d))
 
 
