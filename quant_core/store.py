@@ -29,8 +29,10 @@ class Writer:
         self.waiting: list[ir.Node] = []
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """An initializer of the main graph (subgraphs see it too)."""
-        return graph.initializer(self.model.graph, self.free(name), array)
+        """An initializer of the graph that is written to."""
+        # onnxruntime does not find the integers of a DequantizeLinear in a branch among the outer graph's initializers
+        home = self.model.graph if self.before is None else graph.home(self.before)
+        return graph.initializer(home, self.free(name), array)
 
     def node(self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
         """The one output of a new node."""
