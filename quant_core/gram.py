@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quant_core import graph
 from quant_core.plan import QuantPlan
-from quant_core.rules import RULES
+from quant_core.rules import RULES, why_not_integer
 from quant_core.session import open_session, run
 
 ROWS_PER_COLUMN = 4  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
@@ -72,7 +72,7 @@ def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
     planned = {n.node for n in plan.nodes if n.storage not in ("", "float32")}
     found = {}
     for node in model.graph:
-        if node.name in planned and RULES[node.op_type].kind == "anchor" and not graph.is_constant(node.inputs[0]):
+        if node.name in planned and RULES[node.op_type].kind == "anchor" and not why_not_integer(node):
             site = site_of(node, tuple(node.inputs[1].shape.numpy()))  # type: ignore[union-attr]
             if site is not None and site.parts:
                 found[str(node.name)] = site

@@ -111,6 +111,7 @@ def normalize(model: ir.Model) -> ir.Model:
     1. Constant nodes become initializers; initializers that are graph inputs too stop being inputs.
     2. Identity nodes go, except those that write an output of a graph.
     3. Nodes without a name, or with one that another node has, get one from their first output.
+    4. AveragePool loses dilations of 1, which onnxruntime's QLinearAveragePool does not know.
     """
     try:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -129,6 +130,8 @@ def normalize(model: ir.Model) -> ir.Model:
                 name, n = f"{base}_{n}", n + 1
             node.name = name
             seen.add(name)
+            if node.op_type == "AveragePool" and set(attribute(node, "dilations", (0,))) == {1}:
+                node.attributes.pop("dilations")
     return model
 
 

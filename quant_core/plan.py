@@ -104,7 +104,7 @@ def make_plan(
     weighted = {n.name: _weighted(n, RULES[n.op_type], config, config.mode, wanted.get(n.name or ""))
                 for n in nodes if n.op_type in RULES and _weights(n, RULES[n.op_type])}  # fmt: skip
     inner = [n for g in model.graph.subgraphs() for n in g if n.op_type in RULES and _weights(n, RULES[n.op_type])]
-    weighted |= {n.name: _weighted(n, RULES[n.op_type], config, "weight_only", FLOAT) for n in inner}
+    weighted |= {n.name: _weighted(n, RULES[n.op_type], config, "weight_only", None) for n in inner}
     if not weighted:
         raise ModelError("nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
                          hint="A float16 model must be converted to float32 first")  # fmt: skip
@@ -131,7 +131,10 @@ def capped_output(node: ir.Node) -> ir.Value:
     """The output of the node or, where a Relu or Clip(0, ...) alone reads it, of that: what will be quantized."""
     out = node.outputs[0]
     readers = graph.consumers(out)
-    if len(readers) == 1 and not out.is_graph_output() and _caps_at_zero(readers[0]):
+    if RULES[node.op_type].kind == "moves":
+        return out  # it has the parameters of its input, which no cap made
+    alone = len(readers) == 1 and not out.is_graph_output() and readers[0].graph is node.graph
+    if alone and _caps_at_zero(readers[0]):
         return readers[0].outputs[0]
     return out
 
@@ -179,6 +182,8 @@ def _weighted(node: ir.Node, rule: Rule, config: QuantConfig, mode: str, wanted:
     choice, reason = _choose_compute(node, rule, mode, wanted)
     if bits == 4 and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits")))
+    if bits == 4 and (node.op_type == "Gather" or (node.op_type == "LSTM" and choice == DYNAMIC)):
+        bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes")))
     return _with(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
 
 
@@ -193,7 +198,11 @@ def _columns(node: ir.Node, weight: ir.Value) -> int:
 def _choose_compute(node: ir.Node, rule: Rule, mode: str, wanted: str | None) -> tuple[str, str]:
     """(compute, reason): what was wanted if the node can, else what the mode asks for, else float."""
     can = {FLOAT: ""}
-    obstacle = why_not_integer(node, rule)
+    obstacle = why_not_integer(node)
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if source is not None and source.op_type == "AveragePool" and why_not_integer(source):
+        # a Q behind the pool would make it a QLinearAveragePool, whatever the plan says of the pool
+        obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
     if rule.kind == "anchor" and not obstacle:
         can[STATIC] = ""
     if rule.dynamic and not obstacle:
@@ -225,7 +234,7 @@ def _static_nodes(
     """
     movers = {
         n.name for n in nodes
-        if n.op_type in RULES and RULES[n.op_type].kind in ("elementwise", "moves")
+        if n.op_type in RULES and RULES[n.op_type].kind in ("elementwise", "moves") and not why_not_integer(n)
         and wanted.get(n.name or "") != FLOAT
         and not any(fnmatchcase(n.name or "", g) for g in config.exclude)
     }  # fmt: skip
@@ -269,7 +278,7 @@ def _means(nodes: list[ir.Node], weighted: Mapping[str | None, NodePlan], config
         str(n.inputs[0].name): 1 if n.op_type == "Conv" else -1  # type: ignore[union-attr]
         for n in nodes
         if config.bias_correction and n.name in weighted and weighted[n.name].storage != "float32"
-        and RULES[n.op_type].kind == "anchor" and not graph.is_constant(n.inputs[0])
+        and RULES[n.op_type].kind == "anchor" and not graph.is_constant(n.inputs[0]) and not why_not_integer(n)
     }  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Mod
     Raises: ModelError naming the operator that cannot be converted, or a model too large for the converter.
     """
     if graph.opset(model) >= version:
+        model.ir_version = max(model.ir_version, 10 if version >= OPSET_INT4 else 8)
         return model
     if is_large(model):
         raise ModelError(

@@ -18,6 +18,7 @@ from quant_core.rounding import Rounding, flat_bias
 from quant_core.rules import RULES, channel_axis, is_depthwise
 from quant_core.store import Writer
 from quant_core.targets import TARGETS
+from quant_core.weights import layout_of
 
 BIAS_MAX = 2**30  # half of what int32 holds: the sum of products needs room as well
 
@@ -35,7 +36,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
     copy = model.clone()
-    if any(n.storage == "int4" for n in plan.nodes) and graph.opset(copy) < OPSET_INT4:
+    if any(n.storage == "int4" for n in plan.nodes):
         copy = graph.normalize(raise_opset(copy, OPSET_INT4))
     nodes = {n.name: n for g in graph.graphs_of(copy) for n in g}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
@@ -96,9 +97,9 @@ class _Rewrite:
         """A Q/DQ pair behind the value, read by all (None) or by these readers at their data inputs."""
         uses = [u for u in value.uses() if readers is None or (u.node in readers and value in data_inputs(u.node))]
         is_output, producer, name = value.is_graph_output() and readers is None, value.producer(), str(value.name)
-        if is_output:
-            value.name = f"{name}_float"
         write = Writer(self.model, None)
+        if is_output:
+            value.name = write.free(f"{name}_float")
         dq = store.write_pair(write, name, value, params.scale, params.zero_point)
         if producer is None:
             self.model.graph.insert_before(self.model.graph[0], write.waiting)
@@ -163,7 +164,13 @@ class _Rewrite:
     def _weight_only(self, node: ir.Node, planned: NodePlan, position: int) -> None:
         """Float again when the session has loaded, or behind the standard DequantizeLinear."""
         weight, config = graph.value(node.inputs[position]), self.plan.config
-        key = ("float", weight, node.graph, planned.storage)
+        key: tuple[Any, ...] = (
+            "float",
+            weight,
+            node.graph,
+            planned.storage,
+            layout_of(node, len(graph.shape_of(weight))),
+        )
         first = Writer(self.model, next(iter(graph.home(node))))
         if config.runtime == "qdq" or not config.symmetric:
             if key not in self.written:

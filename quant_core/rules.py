@@ -5,6 +5,7 @@ Source: onnxruntime's CPU kernels and its QDQ selectors; tests/facts holds each 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -76,18 +77,39 @@ def channel_axis(node: ir.Node, weight: ir.Value) -> int:
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": last, "LSTM": 1, "GRU": 1, "RNN": 1, "Gather": 0}[node.op_type]
 
 
-def why_not_integer(node: ir.Node, rule: Rule) -> str:
-    """Why this anchor has no integer kernel, empty if it has one."""
+def why_not_integer(node: ir.Node) -> str:
+    """Why this node has no integer kernel although its operator has one; empty if it has."""
     if node.op_type == "Gemm":
-        if graph.attribute(node, "transA", 0):
-            return "transA has no integer kernel"
-        if graph.attribute(node, "alpha", 1.0) != 1.0 or graph.attribute(node, "beta", 1.0) != 1.0:
-            return "alpha and beta other than 1 have no integer kernel"
-    if node.op_type == "MatMul" and len(node.inputs[1].shape) != 2:  # type: ignore[union-attr, arg-type]
+        return _why_not_gemm(node)
+    if node.op_type == "MatMul" and len(graph.value(node.inputs[1]).shape or ()) != 2:
         return "a stack of weight matrices has no integer kernel with a scale per channel"
+    if node.op_type == "AveragePool" and "dilations" in node.attributes:
+        return "QLinearAveragePool does not load with dilations"
+    if node.op_type == "AveragePool" and all(graph.attribute(node, a, 0) for a in ("ceil_mode", "count_include_pad")):
+        return "QLinearAveragePool is wrong at borders that it rounds up and counts"
+    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+        return "indices are found in float only"
+    return ""
+
+
+def _why_not_gemm(node: ir.Node) -> str:
+    if graph.attribute(node, "transA", 0):
+        return "transA has no integer kernel"
+    if graph.attribute(node, "alpha", 1.0) != 1.0 or graph.attribute(node, "beta", 1.0) != 1.0:
+        return "alpha and beta other than 1 have no integer kernel"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return ""
+    weight = graph.value(node.inputs[1])
+    if not graph.is_constant(bias) or not graph.is_constant(weight):
+        return "a computed bias has no integer kernel"
+    shape, channels = graph.shape_of(bias), graph.shape_of(weight)[channel_axis(node, weight)]
+    if math.prod(shape) != 1 and (math.prod(shape) != channels or shape[-1] != channels):
+        return "a bias with rows has no integer kernel"
     return ""
 
 
 def is_depthwise(node: ir.Node) -> bool:
     """Whether each output channel of the Conv sees one input channel."""
-    return node.op_type == "Conv" and graph.attribute(node, "group", 1) > 1 and node.inputs[1].shape[1] == 1  # type: ignore[union-attr, index]
+    grouped = node.op_type == "Conv" and graph.attribute(node, "group", 1) > 1
+    return grouped and graph.shape_of(graph.value(node.inputs[1]))[1] == 1

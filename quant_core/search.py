@@ -134,12 +134,20 @@ def search(
     if exact or bench is None:
         return Found(build(model, plan, stats, "the plan"), "none", "no contract", trace)
     candidates: list[Candidate] = []
+    refused = ModelError("there is no way to compute this model")
     for name, variant in variants(model, plan):
         if name in LAST_RESORTS and candidates and max(c.worth for c in candidates) > GOOD_ENOUGH:
             continue
         progress(f"trying {name}")
-        candidates.append(bench.judge(build(model, variant, stats, name)))
-        trace.append(candidates[-1].trace())
+        try:
+            candidates.append(bench.judge(build(model, variant, stats, name)))
+        except ModelError as error:  # one way that does not load is no reason to give up the others
+            refused = error
+            trace.append({"candidate": name, "error": str(error)})
+        else:
+            trace.append(candidates[-1].trace())
+    if not candidates:
+        raise refused
     best = max(candidates, key=lambda c: c.worth)
     if contract is None:
         return Found(best, "none", "no contract", trace)
