@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +18,13 @@ def layer_rows(candidate: Candidate) -> list[dict[str, Any]]:
     """One row per planned node: how it computes and is stored, the scale and zero point of what it writes, and why."""
     nodes = {n.name: n for g in graph.graphs_of(candidate.model) for n in g}
     sqnr = weight_sqnr(candidate.model)
-    return [_layer_row(n, nodes.get(n.node), sqnr.get(n.node)) for n in candidate.plan.nodes]
+    return [_layer_row(n, _written(n, nodes), sqnr.get(n.node)) for n in candidate.plan.nodes]
+
+
+def _written(planned: NodePlan, nodes: Mapping[str | None, ir.Node]) -> ir.Node | None:
+    """The node, or the one that dynamic.py wrote in its place."""
+    names = (planned.node, f"{planned.node}_integer", f"{planned.node}_int8")
+    return next((nodes[name] for name in names if name in nodes), None)
 
 
 def _layer_row(planned: NodePlan, node: ir.Node | None, sqnr_db: float | None) -> dict[str, Any]:

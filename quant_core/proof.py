@@ -13,35 +13,53 @@ from quant_core import graph
 from quant_core.saturation import unsafe_pairs
 from quant_core.weights import layout_of
 
+# operator -> positions of its weights; those behind the first three are what fusion makes, or another maker wrote
+WEIGHTS = {
+    "Conv": (1,), "Gemm": (1,), "MatMul": (1,), "MatMulInteger": (1,), "ConvInteger": (1,), "QLinearConv": (3,),
+    "QLinearMatMul": (3,), "QGemm": (3,), "MatMulIntegerToFloat": (1,), "DynamicQuantizeMatMul": (1,),
+    "DynamicQuantizeLSTM": (1, 2),
+}  # fmt: skip
+
 
 def saturating_nodes(path: Path) -> list[dict[str, Any]]:
     """One row per node of an INT8 model that can saturate on x86 without VNNI: node, op_type, pairs, first."""
     model = graph.normalize(graph.load(path))
-    return [row for node in model.graph if (row := saturation_of(node)) is not None and row["pairs"]]
+    nodes = (node for g in graph.graphs_of(model) for node in g)
+    return [row for node in nodes if (row := saturation_of(node)) is not None and row["pairs"]]
 
 
 def saturation_of(node: ir.Node) -> dict[str, Any] | None:
-    """What can saturate in a node with int8 weights behind a DequantizeLinear or straight in a MatMulInteger."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul", "MatMulInteger") or len(node.inputs) < 2:
+    """What can saturate in a node with int8 weights: how many pairs, and the first ones; None if it has none.
+
+    Behind a DequantizeLinear, if the activations are dequantized too; or straight in an operator on integers.
+    """
+    if node.op_type not in WEIGHTS:
         return None
-    source = node.inputs[1]
+    found = [pairs for i in WEIGHTS[node.op_type] if i < len(node.inputs) and (pairs := _pairs(node, i)) is not None]
+    if not found:
+        return None
+    first = [pair for pairs in found for pair in pairs[:3].tolist()][:3]
+    return {"node": node.name, "op_type": node.op_type, "pairs": sum(map(len, found)), "first": first}
+
+
+def _pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
+    """The unsafe pairs of the int8 weight at that input, None if there is none or its kernel adds in int32."""
+    source = node.inputs[position]
     producer = source.producer() if source is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
         source = producer.inputs[0]
     weight = _folded(source)
-    if weight is None or weight.dtype != np.int8 or node.inputs[0] is None:
+    if weight is None or weight.dtype != np.int8:
         return None
-    if node.op_type != "MatMulInteger" and not _is_dequantized(node.inputs[0]):
+    if node.op_type in ("Conv", "Gemm", "MatMul") and not _is_dequantized(node.inputs[0]):
         return None
-    rows = layout_of(node, weight.ndim).matrix(weight)
-    if node.op_type == "Conv" and graph.attribute(node, "group", 1) > 1 and weight.shape[1] == 1:
-        return None  # depthwise kernels add in int32
-    pairs = unsafe_pairs(rows)
-    return {"node": node.name, "op_type": node.op_type, "pairs": len(pairs), "first": pairs[:3].tolist()}
+    if "Conv" in node.op_type and graph.attribute(node, "group", 1) > 1 and weight.shape[1] == 1:
+        return None  # depthwise
+    return unsafe_pairs(layout_of(node, weight.ndim).matrix(weight))
 
 
-def _is_dequantized(value: ir.Value) -> bool:
-    producer = value.producer()
+def _is_dequantized(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 

@@ -57,7 +57,7 @@ class Layout:
 def layout_of(node: ir.Node, rank: int) -> Layout:
     """The layout of a weight of that rank of the node."""
     match node.op_type:
-        case "Conv":
+        case "Conv" | "QLinearConv" | "ConvInteger":
             return Layout((0, *range(2, rank), 1))
         case "ConvTranspose":
             return Layout((1, 0, *range(2, rank)))
@@ -65,7 +65,9 @@ def layout_of(node: ir.Node, rank: int) -> Layout:
             return Layout((0, 1, 2), channel_dims=2)
         case "Gather":
             return Layout((0, 1))
-        case "Gemm" if graph.attribute(node, "transB", 0):
+        case "DynamicQuantizeLSTM":  # (D, K, 4H)
+            return Layout((0, 2, 1), channel_dims=2)
+        case "Gemm" | "QGemm" if graph.attribute(node, "transB", 0):
             return Layout((0, 1))
         case _:  # MatMul (..., K, N), Gemm (K, N)
             return Layout((rank - 1, *range(rank - 1)))
