@@ -1,0 +1,89 @@
+"""One way through the core, from a float model to a quantized one and what both compute."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from quant_core.config import QuantConfig
+from quant_core.observe import Statistics, observe
+from quant_core.plan import QuantPlan, make_plan
+from quant_core.prepare import prepare
+from quant_core.rewrite import apply_plan
+from quant_core.session import open_session, optimized_graph, run
+from quant_core.targets import TARGETS
+from tests.models import random_feed
+from tests.oracle.cases import CASES
+
+Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A float model, as it came and as it is planned, and four feeds for it."""
+
+    original: onnx.ModelProto
+    model: ir.Model
+    feeds: list[dict[str, np.ndarray]]
+
+    def floats(self) -> list[list[np.ndarray]]:
+        session = open_session(self.original.SerializeToString())
+        return [run(session, feed) for feed in self.feeds]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A quantized model and the plan that it was made by."""
+
+    plan: QuantPlan
+    stats: Statistics
+    model: onnx.ModelProto
+
+    def outputs(self, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+        session = open_session(self.model.SerializeToString())
+        return [run(session, feed) for feed in feeds]
+
+    def kernels(self) -> list[str]:
+        """Operators that run, without what only changes types and places."""
+        borders = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+        ran = (node.op_type for node in optimized_graph(self.model.SerializeToString()).graph.node)
+        return [op for op in ran if op not in borders]
+
+
+@cache
+def prepared(case: str) -> Prepared:
+    return prepare_proto(CASES[case]())
+
+
+def prepare_proto(model: onnx.ModelProto) -> Prepared:
+    feeds = [random_feed(model, seed) for seed in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "float.onnx")
+        onnx.save(model, path)
+        return Prepared(model, prepare(path, feeds[:1]), feeds)
+
+
+def make(
+    given: Prepared, target: str = "x86-avx2", compute: Mapping[str, str] | None = None, **options: object
+) -> Made:
+    plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target], compute)
+    stats = observe(ir.to_proto(given.model).SerializeToString(), plan, given.feeds)
+    return Made(plan, stats, ir.to_proto(apply_plan(given.model, plan, stats)))
+
+
+def sqnr_db(wanted: list[list[np.ndarray]], got: list[list[np.ndarray]]) -> float:
+    """Of the worst float output, over all feeds."""
+    worst = 200.0
+    for i in range(len(wanted[0])):
+        a, b = (np.concatenate([np.ravel(feed[i]) for feed in outputs]).astype(np.float64) for outputs in (wanted, got))
+        noise = float(np.square(a - b).sum())
+        if noise:
+            worst = min(worst, 10 * np.log10(float(np.square(a).sum()) / noise))
+    return worst
