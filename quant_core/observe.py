@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.affine import Grid
@@ -15,7 +17,12 @@ from quant_core.errors import DataError, ModelError
 from quant_core.plan import QuantPlan
 from quant_core.ranges import find_range
 from quant_core.session import open_session, run
-from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stats, save_stats
+from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stats, save_stats, thinned
+
+# At least so many of a tensor's values and of each channel's positions count in one sample; its ends are those of all.
+VALUES, POSITIONS = 8192, 16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +76,43 @@ def observe(
     tensors = {name: TensorStats() for name in plan.activations}
     means = {name: ChannelMoments(axis) for name, axis in plan.means.items()}
     wanted = dict.fromkeys((*tensors, *means))
-    plain = open_session(model, threads=threads)
+    plain = open_session(model, optimize=False)
     known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
     session = open_session(model, threads=threads, outputs=[n for n in wanted if n not in known])
-    names = [o.name for o in session.get_outputs()]
     seen = 0
-    for seen, feed in enumerate(feeds, 1):
-        values = dict(feed) | dict(zip(names, run(session, feed, f"calibration sample {seen - 1}"), strict=True))
+    for values in _ahead(_values(session, feeds)):
         for name in wanted:
+            part = _counted(values[name], plan.means.get(name))
             if name in tensors:
-                tensors[name].update(values[name], name)
+                tensors[name].update(values[name], name, part)
             if name in means:
-                means[name].update(values[name], name)
+                means[name].update(part, name)
+        seen += 1
     if not seen:
         raise DataError("no calibration samples", hint="At least one sample is needed")
     return Statistics(tensors, means)
+
+
+def _values(
+    session: ort.InferenceSession, feeds: Iterable[Mapping[str, NDArray[Any]]]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Inputs and outputs of the session, by name, for one feed after the other."""
+    names = [o.name for o in session.get_outputs()]
+    for i, feed in enumerate(feeds):
+        yield dict(feed) | dict(zip(names, run(session, feed, f"calibration sample {i}"), strict=True))
+
+
+def _counted(x: NDArray[Any], channel_axis: int | None) -> NDArray[Any]:
+    """What histograms and means count of a tensor: of images and signals a part, as all would cost too much."""
+    if channel_axis is None:
+        return x
+    return np.ascontiguousarray(thinned(x, channel_axis, max(POSITIONS, -(-VALUES // x.shape[channel_axis]))))
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items; while one is in use, the next is made in another thread (inference and numpy let go of the lock)."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

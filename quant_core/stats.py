@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -21,8 +22,6 @@ MAX_BINS = 8192
 _CHUNK = 1 << 15  # values at a time: the temporaries stay in the cache
 _INDEX_BITS = 23  # bin numbers below 2**23 in size are exact in float32
 _FINEST = -126  # 2**126 is the largest power of two that is safe to multiply by
-_SMALL = 1 << 15  # values in one sample, all of which are counted
-_ENOUGH = 64  # positions of one channel in one sample, of which none is left out
 
 _QUANTUM = 20  # a value counts as a multiple of 2**-20 in a sum
 _LIMB = 28
@@ -56,7 +55,8 @@ class TensorStats:
         if not math.isfinite(hi - lo):
             raise DataError(_count_bad(values), where, "Is a sample broken, or does the float model overflow?")
         self._widen(lo, hi)
-        exponent, first = self.exponent, self.first
+        exponent = self.exponent
+        first = math.floor(math.ldexp(self.lo, -exponent))
         # float64 for wide bins: in float32 a tiny negative value would underflow to -0.0 and change bins
         exact = np.float32 if exponent <= 0 else np.float64
         scale = exact(2.0**-exponent)
@@ -198,18 +198,26 @@ S = TypeVar("S", TensorStats, ChannelMoments)
 _KINDS: tuple[type[TensorStats], type[ChannelMoments]] = (TensorStats, ChannelMoments)
 
 
-def thinned(x: NDArray[Any], channel_axis: int) -> NDArray[Any]:
-    """Every third or fifth row of large images or signals, where neighbours are alike; anything else as it is.
+def thinned(x: NDArray[Any], channel_axis: int, least: int) -> NDArray[Any]:
+    """A grid of an image's or a signal's positions, where neighbours are alike: at least `least` of every channel.
 
-    Rows are counted inside each sample, so the law holds; odd strides see both rows of a pattern of two. The axis
-    after `channel_axis` is thinned: where channels come last there is none, and nothing is left out.
+    Which positions is a matter of their number alone, so the law holds; odd strides see both rows of a pattern of two.
+    The axes after `channel_axis` are thinned: where channels come last there is none, and nothing is left out.
     """
-    axis = channel_axis % x.ndim + 1
-    positions = math.prod(x.shape[axis:])
-    every = 5 if positions >= 5 * _ENOUGH else 3 if positions >= 3 * _ENOUGH else 1
-    if every == 1 or x.shape[axis] < 4 * every or x.shape[axis - 1] * positions < _SMALL:
-        return x
-    return x[(slice(None),) * axis + (slice(None, None, every),)]
+    return x[_grid(x.shape, channel_axis % x.ndim + 1, least)]
+
+
+@lru_cache(maxsize=1024)
+def _grid(shape: tuple[int, ...], first: int, least: int) -> tuple[slice, ...]:
+    """The grid's slices: about the same odd stride along all axes from `first` on, rows first to be left out."""
+    spare = math.prod(shape[first:]) / least
+    grid: list[slice] = []
+    for axis in range(len(shape) - 1, first - 1, -1):
+        most = int(min(spare ** (1 / (axis - first + 1)), shape[axis] / 2))
+        stride = max(1, most - (most % 2 == 0))
+        grid.insert(0, slice((shape[axis] - 1) % stride // 2, None, stride))
+        spare /= stride
+    return (slice(None),) * first + tuple(grid)
 
 
 def merge_stats(parts: Iterable[Mapping[str, S]]) -> dict[str, S]:

@@ -21,6 +21,7 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
+import os
 import pickle
 import platform
 import resource
@@ -217,6 +218,7 @@ def in_own_process(tool: str, job: Job) -> str:
 
 def _child(tool: str, job: Job) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    os.chdir(job.output.parent)  # onnxruntime's tools leave files where they run
     told = job.output.with_suffix(".error")
     told.unlink(missing_ok=True)
     try:

@@ -125,20 +125,28 @@ def test_a_thinned_histogram_obeys_the_law_and_keeps_the_exact_ends() -> None:
     x = np.random.default_rng(1).normal(0, 1, (6, 8, 80, 80)).astype(np.float32)
     together, apart = TensorStats(), [TensorStats() for _ in x]
 
-    together.update(x, part=thinned(x, 1))
+    together.update(x, part=thinned(x, 1, 256))
     for stats, sample in zip(apart, x, strict=True):
-        stats.update(sample[None], part=thinned(sample[None], 1))
+        stats.update(sample[None], part=thinned(sample[None], 1, 256))
 
     assert reduce(TensorStats.merge, apart) == together
     assert (together.lo, together.hi) == (x.min(), x.max())
-    assert together.count == x[:, :, ::5].size
+    assert together.count == x[:, :, ::5, ::5].size
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((1, 8, 30, 30), 1), ((1, 500, 768), -1), ((9, 5), 1), ((1, 4, 3, 9000), 1)]
+    ("shape", "axis"), [((1, 8, 30, 30), 1), ((1, 500, 768), -1), ((9, 5), 1), ((1, 4, 3, 300), 1)]
 )
 def test_small_tensors_and_channels_in_the_last_axis_are_not_thinned(shape: tuple[int, ...], axis: int) -> None:
-    assert thinned(np.zeros(shape), axis).shape == shape
+    assert thinned(np.zeros(shape), axis, 900).shape == shape
+
+
+@given(hnp.array_shapes(min_dims=3, max_dims=5, max_side=40), st.integers(1, 200))
+def test_thinning_keeps_as_many_positions_as_asked_and_every_channel(shape: tuple[int, ...], least: int) -> None:
+    kept = thinned(np.zeros(shape), 1, least)
+
+    assert kept.shape[:2] == shape[:2]
+    assert math.prod(kept.shape[2:]) >= min(least, math.prod(shape[2:]))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
