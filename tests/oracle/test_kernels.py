@@ -1,0 +1,159 @@
+"""What runs: integer kernels wherever the plan says so, and the float model's own kernels for weight-only."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from quant_core import graph
+from quant_core.proof import saturation_of
+from quant_core.session import optimized_graph
+from quant_core.weights import block_width, layout_of, quantize_int4
+from tests.oracle.cases import CASES
+from tests.oracle.quantizing import make, prepared
+
+CONVS = [
+    "tiny_cnn", "conv_without_a_bias", "conv_1d", "conv_3d", "grouped_and_depthwise", "residual", "constants_that_hide",
+    "odd_strides_dilations_and_automatic_padding", "every_mover_and_elementwise_operator", "batch_norm_between",
+    "clip_and_constants_beside_activations", "graph_outputs_in_the_middle", "names_that_are_taken",
+    "nodes_without_names", "a_weight_shared_by_convs", "transposed_convolution", "dead_and_huge_channels", "opset_9",
+    "opset_22",
+    "max_pool_with_relu_and_with_indices", "average_pool_with_dilations",
+    "a_relu_in_a_branch_reads_a_conv_outside", "several_inputs_of_several_types",
+]  # fmt: skip
+
+
+def saturating(made) -> list:
+    model = graph.normalize(ir.from_proto(made.model))
+    rows = [saturation_of(node) for node in model.graph]
+    return [row for row in rows if row is not None and row["pairs"]]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", CONVS)
+def test_every_static_conv_runs_in_integers(case, bits):
+    made = make(prepared(case), mode="static", bits=bits)
+
+    static = [n for n in made.plan.nodes if n.op_type == "Conv" and n.compute == "static"]
+    ran = made.kernels()
+    assert static
+    assert ran.count("QLinearConv") == len(static)
+    assert not {"Conv", "FusedConv"} & set(ran)
+
+
+def test_a_conv_with_a_computed_bias_stays_float():
+    """It would not fuse, and dequantize its weight at every run."""
+    made = make(prepared("conv_with_a_computed_weight_or_bias"), mode="static")
+
+    assert made.plan.of("a").compute == "float"
+    assert "bias" in made.plan.of("a").reason
+
+
+def test_a_residual_network_runs_in_integers_from_input_to_output():
+    assert make(prepared("residual"), mode="static").kernels() == [
+        "QLinearConv", "QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm",
+    ]  # fmt: skip
+
+
+def test_movers_and_elementwise_operators_between_convs_run_in_8_bits():
+    ran = make(prepared("every_mover_and_elementwise_operator"), mode="static").kernels()
+
+    assert set(ran) == {
+        "QLinearConv", "QLinearLeakyRelu", "NhwcMaxPool", "QLinearAveragePool", "QLinearConcat", "QLinearSigmoid",
+        "QLinearMul", "QLinearGlobalAveragePool", "MatMulIntegerToFloat",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["matrices_of_three_dimensions", "attention", "a_vector_times_a_matrix"])
+def test_static_matmuls_leave_integers_at_once(case):
+    made = make(prepared(case), mode="static")
+
+    static = [n for n in made.plan.nodes if n.op_type in ("MatMul", "Gemm") and n.compute == "static"]
+    assert static
+    assert made.kernels().count("MatMulIntegerToFloat") + made.kernels().count("QGemm") == len(static)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "case",
+    ["tiny_cnn", "matrices_of_three_dimensions", "attention", "a_weight_and_its_transpose",
+     "gemm_with_transposed_weight", "lstm", "lstm_both_ways", "two_stacked_lstms", "an_embedding_tied_to_the_output"],
+)  # fmt: skip
+def test_what_is_dynamic_runs_in_one_kernel_each(case, bits):
+    made = make(prepared(case), mode="dynamic", bits=bits)
+
+    planned = [n.op_type for n in made.plan.nodes if n.compute == "dynamic"]
+    ran = made.kernels()
+    assert planned
+    assert ran.count("DynamicQuantizeLSTM") == planned.count("LSTM")
+    # those that share an input quantize it once
+    matmuls = ran.count("DynamicQuantizeMatMul") + ran.count("MatMulIntegerToFloat")
+    assert matmuls == len(planned) - planned.count("LSTM")
+    assert "MatMulInteger" not in ran
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@pytest.mark.parametrize("case", ["residual", "attention", "two_stacked_lstms", "grouped_and_depthwise"])
+def test_no_input_can_saturate_what_is_made_for_avx2(case, mode, bits, per_channel):
+    assert saturating(make(prepared(case), "x86-avx2", mode=mode, bits=bits, per_channel=per_channel)) == []
+
+
+def test_on_vnni_weights_are_finer_and_may_be_unsafe_elsewhere():
+    given = prepared("gemm_with_transposed_weight")
+
+    assert saturating(make(given, "x86-vnni", mode="static"))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_a_weight_only_model_runs_what_its_float_model_runs(case, bits):
+    given = prepared(case)
+    made = make(given, mode="weight_only", bits=bits)
+
+    float_model = ir.to_proto(given.model).SerializeToString()
+    float_kernels = [node.op_type for node in optimized_graph(float_model).graph.node]
+    ran = [node.op_type for node in optimized_graph(made.model.SerializeToString()).graph.node]
+
+    picked = [n for n in made.plan.nodes if n.op_type == "Gather" and n.storage != "float32"]
+    assert sorted(ran) == sorted(float_kernels + ["Cast", "Gather", "Mul"] * len(picked))
+
+
+@pytest.mark.parametrize(
+    "case", ["residual", "attention", "gemm_with_transposed_weight", "transposed_convolution", "lstm"]
+)
+def test_stored_int4_weights_load_to_what_numpy_decodes(case):
+    given = prepared(case)
+
+    made = make(given, mode="weight_only", bits=4, min_elements=0, bias_correction=False)
+
+    loaded = optimized_graph(made.model.SerializeToString(), optimize="basic").graph
+    arrays = [numpy_helper.to_array(t) for t in loaded.initializer]
+    nodes = {n.name: n for n in given.model.graph}
+    stored = [n for n in made.plan.nodes if n.storage == "int4"]
+    assert stored
+    for planned in stored:
+        node = nodes[planned.node]
+        for name in planned.weights:
+            weight = graph.array(next(v for v in node.inputs if v is not None and v.name == name))
+            layout = layout_of(node, weight.ndim)
+            rows = layout.matrix(weight)
+            wanted = quantize_int4(rows, block_width(rows.shape[1], 32))
+            decoded = wanted.blocks * np.repeat(
+                wanted.multipliers, rows.shape[1] // wanted.multipliers.shape[1], axis=1
+            )
+            expected = layout.tensor(decoded.astype(np.float32) * wanted.scale[:, None], weight.shape)
+            assert any(a.shape == expected.shape and np.array_equal(a, expected) for a in arrays), planned.node
+
+
+def test_int4_takes_a_seventh_of_float():
+    given = prepared("attention")
+    weights = [v.const_value.nbytes for v in given.model.graph.initializers.values() if len(v.const_value.shape) == 2]
+
+    made = make(given, mode="static", bits=4)
+
+    stored = sum(len(t.raw_data) for t in made.model.graph.initializer if t.data_type in (21, 22))
+    assert sum(weights) / stored > 7.5
