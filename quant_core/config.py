@@ -113,6 +113,8 @@ class Contract:
 
 def known_keys(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values`, once every key is a field of `cls`; lists become tuples. Raises: RequestError."""
+    if not isinstance(values, Mapping):
+        raise RequestError(f"is {values!r}", cls.__name__, "A mapping of keys to values")
     names = [f.name for f in fields(cls)]
     for key in values:
         if key not in names:

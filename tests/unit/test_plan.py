@@ -1,0 +1,209 @@
+"""A plan says what becomes of every node and why, and obeys what was asked."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from quant_core.config import QuantConfig
+from quant_core.errors import ModelError, RequestError
+from quant_core.graph import normalize
+from quant_core.plan import QuantPlan, make_plan
+from quant_core.prepare import prepare
+from quant_core.targets import TARGETS
+from tests.models import sketch, tiny_cnn
+from tests.oracle.cases import CASES, weights
+
+AVX2 = TARGETS["x86-avx2"]
+
+
+def plan_of(model: onnx.ModelProto | str, compute=None, **options: object) -> QuantPlan:
+    proto = CASES[model]() if isinstance(model, str) else model
+    return make_plan(normalize(ir.from_proto(proto)), QuantConfig.from_dict(options), AVX2, compute)
+
+
+def chosen(plan: QuantPlan) -> dict[str, tuple[str, str]]:
+    """Node with a weight -> (compute, storage)."""
+    return {n.node: (n.compute, n.storage) for n in plan.nodes if n.weights}
+
+
+def test_a_plan_survives_json():
+    for case in (
+        "residual",
+        "two_stacked_lstms",
+        "an_embedding_tied_to_the_output",
+        "a_branch_with_weights_of_its_own",
+    ):
+        plan = plan_of(case, bits=4, layer_bits={"x*": 32}, exclude=["nothing"])
+
+        assert QuantPlan.from_json(plan.to_json()) == plan
+        assert json.loads(plan.to_json()) == plan.to_dict()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": {}}', "null", '{"target": 3}'])
+def test_what_is_no_plan_is_a_request_error(text):
+    with pytest.raises(RequestError):
+        QuantPlan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("mode", "conv", "gemm", "lstm", "table"),
+    [
+        ("static", "static", "static", "float", "float"),
+        ("dynamic", "float", "dynamic", "dynamic", "float"),
+        ("weight_only", "float", "float", "float", "float"),
+        ("auto", "static", "static", "dynamic", "float"),
+    ],
+)
+def test_each_mode_computes_what_can_its_way_and_says_why_the_rest_does_not(mode, conv, gemm, lstm, table):
+    expected = {"Conv": conv, "Gemm": gemm, "LSTM": lstm, "Gather": table}
+    for case in ("residual", "lstm", "an_embedding_alone"):
+        for node in plan_of(case, mode=mode).nodes:
+            if node.weights:
+                assert (node.compute, node.storage) == (expected[node.op_type], "int8")
+                assert node.reason or node.compute != "float"
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("gemm_with_transposed_input", "transA"),
+        ("gemm_with_alpha", "alpha"),
+        ("gemm_with_beta", "beta"),
+        ("a_stack_of_matrices", "stack"),
+        ("gru", "GRU"),
+        ("transposed_convolution", "ConvTranspose"),
+    ],
+)
+def test_what_cannot_compute_in_integers_says_what_stands_in_the_way(case, reason):
+    float_nodes = [n for n in plan_of(case, mode="static").nodes if n.compute == "float"]
+
+    assert [n.storage for n in float_nodes] == ["int8"]  # the weight is stored in 8 bits all the same
+    assert reason in float_nodes[0].reason
+
+
+def test_weights_in_a_branch_are_weight_only():
+    plan = plan_of("a_branch_with_weights_of_its_own", mode="static")
+
+    assert chosen(plan) == {"a": ("static", "int8"), "p": ("float", "int8"), "q": ("float", "int8")}
+
+
+@pytest.mark.parametrize(
+    ("options", "float_nodes"),
+    [
+        ({"exclude": ["conv"]}, {"conv"}),
+        ({"exclude": ["g*"]}, {"gemm"}),
+        ({"exclude": ["w"]}, {"conv"}),
+        ({"exclude": ["*"]}, {"conv", "gemm"}),
+        ({"exclude": ["CONV", "con", ""]}, set()),
+        ({"layer_bits": {"conv": 32}}, {"conv"}),
+        ({"layer_bits": {"*": 32, "gemm": 8}}, {"conv"}),
+        ({"layer_bits": {"gemm": 8, "*": 32}}, {"conv", "gemm"}),
+        ({"min_elements": 161}, {"gemm"}),
+        ({"min_elements": 160}, set()),
+        ({"min_elements": 10**6}, {"conv", "gemm"}),
+    ],
+    ids=str,
+)
+def test_what_is_to_stay_float_stays_float_and_says_who_asked(options, float_nodes):
+    plan = plan_of(tiny_cnn(), mode="static", **options)
+
+    assert {node for node, (_, storage) in chosen(plan).items() if storage == "float32"} == float_nodes
+    key = next(iter(options))
+    named = {"exclude": "excluded by", "layer_bits": "layer_bits", "min_elements": "min_elements"}[key]
+    assert all(named in n.reason for n in plan.nodes if n.node in float_nodes)
+    assert all(n.compute == "float" for n in plan.nodes if n.node in float_nodes)
+
+
+def test_layer_bits_mix_four_and_eight():
+    model = sketch("(float[n,64] x) => (float[n,8] y) { a = Gemm(x, u) b = Relu(a) y = Gemm(b, v) }",
+                   weights(u=(64, 64), v=(64, 8)))  # fmt: skip
+
+    assert chosen(plan_of(model, bits=8, layer_bits={"a": 4}))["a"] == ("static", "int4")
+    assert chosen(plan_of(model, bits=4, layer_bits={"v": 8})) == {"a": ("static", "int4"), "y": ("static", "int8")}
+
+
+def test_too_few_columns_for_four_bits_are_stored_in_eight():
+    plan = plan_of(tiny_cnn(), bits=4)
+
+    assert {n.node: n.storage for n in plan.nodes if n.weights} == {"conv": "int8", "gemm": "int8"}  # 27 and 16 columns
+    assert "too few" in plan.of("gemm").reason
+
+
+def test_the_plan_does_not_claim_int4_for_what_is_written_in_int8():
+    table = sketch("(int64[n] ids) => (float[n,64] y) { y = Gather(w, ids) }", weights(w=(40, 64)))
+
+    assert chosen(plan_of(table, bits=4)) == {"y": ("float", "int8")}
+    assert chosen(plan_of("lstm", bits=4, mode="dynamic")) == {"s": ("dynamic", "int8")}
+
+
+def test_a_node_that_cannot_compute_as_wanted_computes_as_the_mode_says():
+    plan = plan_of(tiny_cnn(), {"conv": "dynamic", "gemm": "dynamic"}, mode="static")
+
+    assert chosen(plan) == {"conv": ("static", "int8"), "gemm": ("dynamic", "int8")}
+
+
+def test_movers_are_static_between_static_neighbours_only():
+    model = sketch(
+        """(float[n,4,8,8] x) => (float[n,4,6,6] y, float[n,4,3,3] z) {
+            first = MaxPool<kernel_shape = [3, 3]>(x) y = Conv(first, w, b) last = AveragePool<kernel_shape = [4, 4]>(y)
+            z = Tanh(last)
+        }""".replace("[n,4,6,6]", "[n,4,h,k]"),
+        weights(w=(4, 4, 1, 1), b=(4,)),
+    )
+
+    assert {n.node for n in plan_of(model, mode="static").nodes} == {"y"}
+
+
+def test_a_mover_shares_the_parameters_of_its_input():
+    plan = plan_of("every_mover_and_elementwise_operator", mode="static")
+
+    assert plan.activations["m"] == plan.activations["l"] == "l"
+    assert {plan.activations[t] for t in ("t", "r", "i", "o")} == {"h"}
+
+
+def test_relu_and_clip_are_part_of_what_is_before_them():
+    plan = plan_of("clip_and_constants_beside_activations", mode="static")
+
+    assert "a" not in plan.activations
+    assert {"c", "f"} <= plan.activations.keys()  # Clip(-1, 6) is no cap at zero: f itself is quantized
+
+
+def test_only_inputs_of_rounded_weights_need_means():
+    assert plan_of("residual", mode="static").means == {"x": 1, "r": 1, "f": -1}
+    assert plan_of("residual", mode="static", exclude=["a", "y"]).means == {"r": 1}
+    assert plan_of("residual", mode="static", bias_correction=False).means == {}
+
+
+def test_a_model_without_weights_has_nothing_to_quantize():
+    with pytest.raises(ModelError, match="nothing to quantize"):
+        plan_of(sketch("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }"))
+
+
+def test_a_float16_model_is_told_to_become_float32(tmp_path):
+    text = "(float16[n,4] x) => (float16[n,3] y) { y = MatMul(x, w) }"
+    onnx.save(sketch(text, {"w": np.ones((4, 3), np.float16)}), tmp_path / "half.onnx")
+
+    with pytest.raises(ModelError, match="float32") as caught:
+        make_plan(prepare(tmp_path / "half.onnx"), QuantConfig(), AVX2)
+
+    assert "float16" in caught.value.hint
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named(bad):
+    model = tiny_cnn()
+    w = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    w[3, 1, 0, 0] = bad
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(w, "w"))
+
+    with pytest.raises(ModelError, match="weight w") as caught:
+        plan_of(model)
+
+    assert caught.value.where == "conv"
+    assert chosen(plan_of(model, exclude=["conv"]))["conv"] == ("float", "float32")
