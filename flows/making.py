@@ -44,6 +44,7 @@ class Making:
         for stage, call in steps.items():
             self._step(stage, call)
         self._guarded("publish", self._publish)
+        self.notify({"event": "made", "model": self.job.name})
 
     def benchmark(self, how: Benchmark) -> None:
         """Time what was published."""

@@ -275,7 +275,7 @@ def _answering(scheduler: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout=20)  # type: ignore[no-untyped-call]
+        client = Client(scheduler, timeout=10)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as problem:
         reason = str(problem).splitlines()[0]
         raise RequestError(f"no Dask scheduler answers: {reason}", scheduler, "Say tcp://HOST:PORT") from None
