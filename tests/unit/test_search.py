@@ -1,0 +1,181 @@
+"""The search keeps the contract with what must be restored and no more, says so if it cannot, and always ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from quant_core.config import Contract, QuantConfig
+from quant_core.graph import normalize
+from quant_core.layers import layer_rows
+from quant_core.observe import observe
+from quant_core.plan import make_plan
+from quant_core.samples import input_specs, open_samples
+from quant_core.search import MAX_EVALUATIONS, Bench, build, restored, search, sensitivity, variants
+from quant_core.targets import TARGETS
+from tests.models import sketch
+from tests.oracle.cases import weights
+
+
+def harmful(first: str = "a") -> onnx.ModelProto:
+    """Three layers; in the weight of one, a channel that nothing reads makes the scale too coarse for all others."""
+    arrays = weights(u=(32, 32), v=(32, 32), w=(32, 8))
+    name, reader = {"a": ("u", "v"), "b": ("v", "w")}[first]
+    arrays[name][:, 0] *= 3000
+    arrays[reader][0] = 0
+    text = "(float[n,32] x) => (float[n,8] y) { a = Gemm(x, u) r = Relu(a) b = Gemm(r, v) s = Relu(b) y = Gemm(s, w) }"
+    return sketch(text, arrays)
+
+
+def deep(layers: int) -> onnx.ModelProto:
+    """That many layers, every one a little wrong in 4 bits."""
+    arrays = weights(**{f"w{i}": (32, 32) for i in range(layers)})
+    chain = " ".join(f"l{i + 1} = MatMul(l{i}, w{i})" for i in range(layers)).replace(f"l{layers} =", "y =")
+    return sketch(f"(float[n,32] x) => (float[n,32] y) {{ {chain.replace('MatMul(l0,', 'MatMul(x,')} }}", arrays)
+
+
+class Problem:
+    """A model, what is asked of it, and a bench that counts."""
+
+    def __init__(self, proto: onnx.ModelProto, **options: object) -> None:
+        source = proto.SerializeToString()
+        self.model = normalize(ir.from_proto(proto))
+        self.plan = make_plan(self.model, QuantConfig.from_dict(options), TARGETS["x86-avx2"])
+        x = np.random.default_rng(0).standard_normal((64, 32), dtype=np.float32)
+        samples = open_samples({"x": x}, input_specs(source))
+        self.stats = observe(source, self.plan, samples)
+        self.bench = Bench(source, samples, len(source), seconds=0.005)
+
+    def search(self, contract: Contract | None = None):
+        return search(self.model, self.plan, self.stats, self.bench, contract)
+
+
+def in_float(candidate) -> set[str]:
+    return {n.node for n in candidate.plan.nodes if n.storage == "float32"}
+
+
+@pytest.fixture
+def judged(monkeypatch) -> list[str]:
+    """Names of the candidates that were evaluated."""
+    names: list[str] = []
+    judge = Bench.judge
+
+    def counting(bench, candidate, **options):
+        names.append(candidate.name)
+        return judge(bench, candidate, **options)
+
+    monkeypatch.setattr(Bench, "judge", counting)
+    return names
+
+
+HARD = {"mode": "weight_only", "per_channel": False, "bias_correction": False}
+
+
+@pytest.mark.parametrize("node", ["a", "b"])
+def test_the_node_that_hurts_is_restored_and_no_other(node):
+    problem = Problem(harmful(node), **HARD)
+
+    without, kept = problem.search(), problem.search(Contract("sqnr", min=25.0))
+
+    assert without.best.sqnr_db < 25
+    assert (kept.verdict, in_float(kept.best)) == ("met", {node})
+    assert kept.best.sqnr_db >= 25
+
+
+def test_a_contract_that_holds_restores_nothing(judged):
+    found = Problem(deep(3), mode="static").search(Contract("sqnr", min=15.0))
+
+    assert (found.verdict, in_float(found.best)) == ("met", set())
+    assert judged == ["static"]
+
+
+@pytest.mark.parametrize(
+    ("contract", "told"),
+    [
+        (Contract("sqnr", min=500.0), "sqnr"),
+        (Contract("agreement", min=0.0, min_speedup=1e6), "speed"),
+        (Contract("cosine", max_drop=1.0, max_size_ratio=1e-3), "size"),
+    ],
+    ids=["fidelity", "speed", "size"],
+)
+def test_a_contract_that_nothing_keeps_gives_a_model_and_the_reason(contract, told):
+    found = Problem(harmful(), **HARD).search(contract)
+
+    assert found.verdict == "not_met"
+    assert told in found.reason
+    onnx.checker.check_model(ir.to_proto(found.best.model))
+
+
+def test_a_contract_without_anything_quantized_still_ends():
+    found = Problem(harmful(), mode="static", exclude=["*"]).search(Contract("agreement", min=0.0, min_speedup=1e6))
+
+    assert found.verdict == "not_met"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_evaluations_are_bounded_however_deep_the_model(judged, bits):
+    problem = Problem(deep(45), mode="weight_only", bits=bits)
+
+    found = problem.search(Contract("sqnr", min=500.0))
+
+    assert found.verdict == "not_met"
+    assert len(judged) <= MAX_EVALUATIONS + 1
+
+
+def test_what_is_stored_in_4_bits_goes_to_8_before_it_goes_to_float():
+    found = Problem(deep(4), mode="weight_only", bits=4).search(Contract("sqnr", min=20.0))
+
+    assert found.verdict == "met"
+    assert {n.storage for n in found.best.plan.nodes} == {"int4", "int8"}
+
+
+def test_without_a_contract_what_is_fast_and_faithful_wins_and_all_that_was_tried_is_told():
+    problem = Problem(harmful(), mode="auto")
+
+    found = problem.search()
+
+    assert found.verdict == "none"
+    assert found.best.name in {row["candidate"] for row in found.trace}
+    assert next(name for name, _ in variants(problem.model, problem.plan)) == "static"
+
+
+def test_without_samples_the_plan_is_applied_as_it_is():
+    problem = Problem(harmful(), mode="static")
+
+    found = search(problem.model, problem.plan, problem.stats, None)
+
+    assert (found.best.plan, found.verdict, found.trace) == (problem.plan, "none", [])
+
+
+def test_restoring_takes_names_as_they_are_not_as_globs():
+    model = sketch(
+        "(float[n,32] x) => (float[n,8] y) { a = Gemm(x, u) y = Gemm(a, w) }", weights(u=(32, 32), w=(32, 8))
+    )
+    model.graph.node[0].name, model.graph.node[1].name = "block[1]/*?", "block1/ab"
+    problem = Problem(model, mode="static")
+
+    plan = restored(problem.model, problem.plan, {"block[1]/*?"})
+
+    assert {n.node for n in plan.nodes if n.storage == "float32"} == {"block[1]/*?"}
+
+
+def test_sensitivity_is_least_where_rounding_hurts_most():
+    problem = Problem(harmful("b"), **HARD)
+
+    found = sensitivity(problem.model, problem.plan, problem.stats, problem.bench, ["a", "b", "y"])
+
+    assert min(found, key=found.get) == "b"
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_layers_are_proven_safe_or_said_not_to_be(mode):
+    problem = Problem(harmful(), mode=mode)
+    unsafe = make_plan(problem.model, QuantConfig(mode=mode), TARGETS["x86-vnni"])
+
+    rows = layer_rows(build(problem.model, problem.plan, problem.stats, mode))
+    risky = layer_rows(build(problem.model, unsafe, problem.stats, mode))
+
+    assert all(row["saturation_safe"] for row in rows)
+    assert not any(row["saturation_safe"] for row in risky if row["weight"])
