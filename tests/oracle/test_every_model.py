@@ -10,6 +10,7 @@ import pytest
 from quant_core.observe import Statistics
 from quant_core.plan import QuantPlan
 from quant_core.rewrite import apply_plan
+from quant_core.targets import TARGETS, host_target_name
 from tests.oracle.cases import CASES
 from tests.oracle.quantizing import make, prepared, sqnr_db
 
@@ -54,6 +55,8 @@ def test_a_quantized_model_is_valid_and_near(case, way):
 @pytest.mark.parametrize("target", ["x86-vnni", "arm64", "portable"])
 @pytest.mark.parametrize("case", ["residual", "every_mover_and_elementwise_operator", "attention"])
 def test_every_target_is_near(case, target):
+    if TARGETS[host_target_name()].saturates and not TARGETS[target].saturates:
+        pytest.skip("what is made for a CPU that does not saturate is wrong on this one")
     given = prepared(case)
 
     made = make(given, target, mode="static")
