@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quant_core import graph, store
+from quant_core.outliers import inverse
 from quant_core.rounding import Rounding
 from quant_core.store import Writer
-from quant_core.weights import Layout
+from quant_core.weights import Layout, layout_of
 
 
 def write_matmul(
@@ -22,13 +24,15 @@ def write_matmul(
     weights: dict[tuple[Any, ...], Any],
     *,
     safe: bool,
+    factors: NDArray[np.float32] | None,
 ) -> None:
     """MatMul or Gemm as DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add, which fuse into one kernel.
 
-    `inputs` and `weights` hold what was written before: nodes that read one tensor quantize it once.
+    `inputs` and `weights` hold what was written before: nodes that read one tensor quantize it once. The input is
+    divided by `factors` (K,), which the weight takes up; channels with factor 0 are multiplied in float (outliers.py).
     """
     x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
-    rounded = rounding.integers(node, weight, storage, safe=safe)
+    rounded = rounding.integers(node, weight, storage, safe=safe, factors=factors)
     key = ("dynamic", rounded.integers)
     if key not in weights:
         first = Writer(model, model.graph[0])
@@ -40,16 +44,32 @@ def write_matmul(
     w_int8, w_scale = weights[key]
     write = Writer(model, node)
     if x not in inputs:
+        smooth = x
+        if factors is not None:
+            smooth = write.node("Mul", [x, write.constant(f"{x.name}_easing", inverse(factors))], f"{x.name}_eased")
         names = [f"{x.name}_dynamic", f"{x.name}_dynamic_scale", f"{x.name}_dynamic_zero_point"]
-        inputs[x] = write.nodes("DynamicQuantizeLinear", [x], names)
+        inputs[x] = write.nodes("DynamicQuantizeLinear", [smooth], names)
     x_int8, x_scale, x_zero = inputs[x]
     product = write.node("MatMulInteger", [x_int8, w_int8, x_zero], f"{node.name}_integer")
     cast = write.node("Cast", [product], f"{node.name}_cast", to=ir.DataType.FLOAT)
     scale = write.node("Mul", [x_scale, w_scale], f"{node.name}_scale")
     y = write.node("Mul", [cast, scale], f"{node.name}_scaled")
+    if factors is not None and not factors.all():
+        y = write.node("Add", [y, _split_product(write, node, x, weight, factors)], f"{node.name}_joined")
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         y = write.node("Add", [y, node.inputs[2]], f"{node.name}_biased")
     graph.take_over(node.outputs[0], y)
+
+
+def _split_product(
+    write: Writer, node: ir.Node, x: ir.Value, weight: ir.Value, factors: NDArray[np.float32]
+) -> ir.Value:
+    """The product of the channels that are split off, in float."""
+    channels = np.flatnonzero(factors == 0)
+    rows = layout_of(node, 2).matrix(graph.array(weight))
+    picked = write.node("Gather", [x, write.constant(f"{node.name}_split", channels)], f"{node.name}_outliers", axis=-1)
+    few = write.constant(f"{weight.name}_split", np.ascontiguousarray(rows[:, channels].T))
+    return write.node("MatMul", [picked, few], f"{node.name}_split_product")
 
 
 def write_lstm(model: ir.Model, node: ir.Node, rounding: Rounding, *, safe: bool) -> None:

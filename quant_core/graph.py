@@ -231,8 +231,11 @@ def initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 
 
 def drop_unused(model: ir.Model) -> None:
-    """Nodes and initializers that nothing reads go."""
+    """Nodes and initializers that nothing reads go, those of branches too."""
     passes.RemoveUnusedNodesPass()(model)
+    for g in model.graph.subgraphs():
+        for name in [n for n, v in g.initializers.items() if not v.uses() and not v.is_graph_output()]:
+            del g.initializers[name]
 
 
 def _first_line(error: BaseException) -> str:

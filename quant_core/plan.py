@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from quant_core import graph
 from quant_core.config import QuantConfig, known_keys
 from quant_core.errors import ModelError, RequestError
+from quant_core.outliers import Easing
 from quant_core.rules import CAPS, RULES, Rule, channel_axis, why_not_integer
 from quant_core.targets import Target, find_target
 
@@ -47,6 +48,7 @@ class QuantPlan:
 
     activations  tensor that is quantized -> tensor whose range and parameters it has (itself, or the one that a
                  node which only moves values took it from)
+    eased        input of dynamic nodes whose outliers are kept from spoiling the rest -> how (outliers.py)
     means        input of a node with a weight -> the axis of its channels, whose means correct what rounding shifts
     """
 
@@ -55,6 +57,7 @@ class QuantPlan:
     nodes: tuple[NodePlan, ...]
     activations: Mapping[str, str]
     means: Mapping[str, int]
+    eased: Mapping[str, Easing] = field(default_factory=dict)
 
     def of(self, node: str) -> NodePlan | None:
         """The plan of that node, None where nothing happens to it."""
@@ -62,8 +65,14 @@ class QuantPlan:
 
     def to_dict(self) -> dict[str, Any]:
         nodes = [asdict(n) | {"weights": list(n.weights)} for n in self.nodes]
-        return {"config": self.config.to_dict(), "target": self.target, "nodes": nodes,
-                "activations": dict(self.activations), "means": dict(self.means)}  # fmt: skip
+        tensors = {
+            "activations": self.activations,
+            "means": self.means,
+            "eased": {t: asdict(e) for t, e in self.eased.items()},
+        }
+        return {"config": self.config.to_dict(), "target": self.target, "nodes": nodes} | {
+            key: dict(value) for key, value in tensors.items()
+        }
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
@@ -75,9 +84,10 @@ class QuantPlan:
             known_keys(cls, values)
             nodes = tuple(NodePlan(**known_keys(NodePlan, n)) for n in values["nodes"])
             config = QuantConfig.from_dict(values["config"])
-            return cls(
-                config, find_target(values["target"]).name, nodes, dict(values["activations"]), dict(values["means"])
-            )
+            target = find_target(values["target"]).name
+            eased = {t: Easing(**known_keys(Easing, e)) for t, e in values["eased"].items()}
+            tensors = dict(values["activations"]), dict(values["means"]), eased
+            return cls(config, target, nodes, *tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"not a plan: {error}", hint="Write one with --dry-run --format json") from error
 
@@ -91,11 +101,17 @@ class QuantPlan:
 
 
 def make_plan(
-    model: ir.Model, config: QuantConfig, target: Target, compute: Mapping[str, str] | None = None
+    model: ir.Model,
+    config: QuantConfig,
+    target: Target,
+    compute: Mapping[str, str] | None = None,
+    *,
+    eased: Mapping[str, Easing] | None = None,
 ) -> QuantPlan:
     """The plan of a prepared model: only what onnxruntime really executes in integers on the target.
 
-    `compute` overrides how single nodes compute (what a search found out); a node that cannot, does not.
+    `compute` overrides how single nodes compute (what a search found out); a node that cannot, does not. `eased`: how
+    outliers of tensors are treated where dynamic nodes read them.
 
     Raises: ModelError if no node has a weight that can be quantized, or a weight holds NaN or inf.
     """
@@ -116,7 +132,11 @@ def make_plan(
     for node in inner:
         if (found := weighted[node.name]) not in plans:
             plans.append(found)
-    return QuantPlan(config, target.name, tuple(plans), _activations(nodes, static), _means(nodes, weighted, config))
+    means = _means(nodes, weighted, config)
+    dynamic = {n.node for n in plans if n.compute == DYNAMIC and n.op_type != "LSTM"}
+    read = {graph.name_of(n.inputs[0]) for n in nodes if n.name in dynamic}
+    kept = {t: way for t, way in (eased or {}).items() if t in read}
+    return QuantPlan(config, target.name, tuple(plans), _activations(nodes, static), means, kept)
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quant_core import dynamic, graph, store
 from quant_core.affine import Grid, QuantParams, choose_params, quantize
 from quant_core.errors import ModelError
 from quant_core.observe import Statistics
+from quant_core.outliers import weights_reading
 from quant_core.plan import DYNAMIC, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
 from quant_core.prepare import OPSET_INT4, raise_opset
 from quant_core.rounding import Rounding, flat_bias
@@ -69,6 +71,8 @@ class _Rewrite:
         self.grid = Grid(8, self.target.activation_signed, symmetric=False)
         self.rounding = Rounding(plan.config, stats)
         self.params = {t: self._params(t) for t in dict.fromkeys(plan.activations.values())}
+        self.dynamic = {n.node for n in plan.nodes if n.compute == DYNAMIC and n.op_type != "LSTM"}
+        self.factors: dict[ir.Value, NDArray[np.float32]] = {}
         self.inputs: dict[ir.Value, list[ir.Value]] = {}  # what a dynamic node reads -> its DynamicQuantizeLinear
         self.written: dict[tuple[Any, ...], Any] = {}  # weight and how it is used -> the value that stands for it
 
@@ -126,7 +130,8 @@ class _Rewrite:
         if planned.compute == DYNAMIC and node.op_type == "LSTM":
             dynamic.write_lstm(self.model, node, self.rounding, safe=safe)
         elif planned.compute == DYNAMIC:
-            dynamic.write_matmul(self.model, node, planned.storage, self.rounding, self.inputs, self.written, safe=safe)
+            dynamic.write_matmul(self.model, node, planned.storage, self.rounding, self.inputs, self.written, safe=safe,
+                                 factors=self._factors(graph.value(node.inputs[0])))  # fmt: skip
         elif planned.compute == STATIC:
             self._static(node, planned, safe=safe)
         elif node.op_type == "Gather":
@@ -135,6 +140,18 @@ class _Rewrite:
             for position in RULES[node.op_type].weights:
                 if position < len(node.inputs) and graph.is_float_weight(node.inputs[position]):
                     self._weight_only(node, planned, position)
+
+    def _factors(self, x: ir.Value) -> NDArray[np.float32] | None:
+        """What eases the tensor for all dynamic nodes that read it, None if the plan does not."""
+        easing = self.plan.eased.get(str(x.name))
+        if easing is None:
+            return None
+        if x not in self.factors:
+            if self.stats is None or x.name not in self.stats.means:
+                raise ModelError("easing outliers needs calibration", str(x.name), "Give calibration data")
+            weights = weights_reading(self.model, str(x.name), self.dynamic)
+            self.factors[x] = easing.factors(self.stats.means[str(x.name)].max_abs, weights)
+        return self.factors[x]
 
     def _static(self, node: ir.Node, planned: NodePlan, *, safe: bool) -> None:
         """int8 weight behind a DequantizeLinear, int32 bias on the grid of the products."""

@@ -15,6 +15,7 @@ from quant_core.config import QuantConfig
 from quant_core.correct import corrected_bias
 from quant_core.gptq import gptq_int4, gptq_int8
 from quant_core.observe import Statistics
+from quant_core.outliers import inverse
 from quant_core.rules import channel_axis
 from quant_core.weights import QMAX8, IntegerWeight, Layout, block_width, layout_of, quantize_int4, quantize_int8
 
@@ -44,20 +45,27 @@ class Rounding:
     _memo: dict[Any, Any] = field(default_factory=dict)
 
     def integers(
-        self, node: ir.Node, weight: ir.Value, storage: str, *, safe: bool = False, floor: Floor = 0.0
-    ) -> Rounded:
-        """The weight of a node in int8 or int4; `safe`: no pair can saturate int16; scales are at least `floor`."""
+        self, node: ir.Node, weight: ir.Value, storage: str, *, safe: bool = False, floor: Floor = 0.0,
+        factors: NDArray[np.float32] | None = None,
+    ) -> Rounded:  # fmt: skip
+        """The weight of a node in int8 or int4; `safe`: no pair can saturate int16; scales are at least `floor`.
+
+        factors  (K,) that the columns are multiplied by first, and the inputs are divided by (outliers.py)
+        """
         shape = graph.shape_of(weight)
         layout = layout_of(node, len(shape))
         rows = layout.matrix(graph.array(weight))
+        if factors is not None:
+            rows = rows * factors
         if not np.any(floor > np.abs(rows).max(1, initial=0.0) / QMAX8):
             floor = 0.0  # it changes nothing, and nodes that share the weight can share its integers
         config = self.config
         memo = self._memo if self.stats is None else self.stats.memo
-        key = (weight.name, layout, storage, safe, float(np.max(floor)),
+        eased = (graph.name_of(node.inputs[0]), factors.tobytes()) if factors is not None else None
+        key = (weight.name, eased, layout, storage, safe, float(np.max(floor)),
                config.per_channel, config.weight_method, config.block_size)  # fmt: skip
         if key not in memo:
-            found = self._round(rows, storage, self._gram(node), safe, floor)
+            found = self._round(rows, storage, self._gram(node, factors), safe, floor)
             memo[key] = Rounded(found, layout, shape, _sqnr_db(rows, found.values))
         rounded: Rounded = memo[key]
         name = str(node.name)
@@ -89,10 +97,14 @@ class Rounding:
         rows, values = rounded.layout.matrix(graph.array(weight)), rounded.integers.values
         return corrected_bias(np.zeros(len(rows)) if bias is None else bias, rows, values, means.mean, node)
 
-    def _gram(self, node: ir.Node) -> NDArray[Any] | None:
+    def _gram(self, node: ir.Node, factors: NDArray[np.float32] | None) -> NDArray[Any] | None:
         if self.stats is None or self.config.weight_method not in ("auto", "gptq"):
             return None
-        return self.stats.grams.get(str(node.name))
+        gram = self.stats.grams.get(str(node.name))
+        if gram is None or factors is None:
+            return gram
+        s = inverse(factors).reshape(gram.shape[1], -1)
+        return np.asarray(gram * (s[:, :, None] * s[:, None, :]))
 
     def _round(
         self, rows: NDArray[Any], storage: str, gram: NDArray[Any] | None, safe: bool, floor: Floor

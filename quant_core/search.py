@@ -16,6 +16,7 @@ from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.fidelity import Fidelity, compare, judge, run_all, score
 from quant_core.observe import Statistics
+from quant_core.outliers import Easing, easings
 from quant_core.plan import DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
 from quant_core.rewrite import apply_plan
 from quant_core.rules import RULES
@@ -27,6 +28,7 @@ from quant_core.timing import Timing, measure
 MAX_EVALUATIONS = 40
 MAX_SEARCH_FEEDS = 64
 AS_FAST = 0.97  # paired medians within 3 % are noise
+POLISH_GROUPS, POLISH_FEEDS = 12, 16
 RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
 LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
 GOOD_ENOUGH = 0.2  # doublings of net worth at which last resorts, worth about 0, need not be tried
@@ -55,13 +57,13 @@ class Candidate:
     def worth(self) -> float:
         """Speed gained, in doublings, less what the lost fidelity would have to buy.
 
-        Outputs 10 dB below FAITHFUL_DB must buy a speed-up of 1.11, 20 dB below of 1.5; a model slower than its float
+        Outputs 10 dB below FAITHFUL_DB must buy a speed-up of 1.5, 20 dB below of 5; a model slower than its float
         original is worth less than any that is not.
         """
         missing = max(0.0, FAITHFUL_DB - self.sqnr_db) / 10
         speed = 1.0 if self.speedup is None else self.speedup
         slow = 0.0 if speed >= AS_FAST else 10.0
-        return math.log2(max(speed, 1e-3)) - 0.15 * missing**2 - slow
+        return math.log2(max(speed, 1e-3)) - 0.6 * missing**2 - slow
 
     def trace(self) -> dict[str, Any]:
         """One row of what was tried."""
@@ -134,8 +136,18 @@ def search(
     if exact or bench is None:
         return Found(build(model, plan, stats, "the plan"), "none", "no contract", trace)
     candidates: list[Candidate] = []
+
+    def eased() -> Mapping[str, Easing]:
+        dynamic = [
+            n.node for n in plan.nodes if n.compute != FLOAT and RULES[n.op_type].dynamic and n.op_type != "LSTM"
+        ]
+        if stats is None or not candidates or candidates[-1].sqnr_db > FAITHFUL_DB:
+            return {}
+        progress("measuring what easing outliers gains")
+        return easings(model, dynamic, stats.means, bench.samples)
+
     refused = ModelError("there is no way to compute this model")
-    for name, variant in variants(model, plan):
+    for name, variant in variants(model, plan, eased):
         if name in LAST_RESORTS and candidates and max(c.worth for c in candidates) > GOOD_ENOUGH:
             continue
         progress(f"trying {name}")
@@ -149,6 +161,8 @@ def search(
     if not candidates:
         raise refused
     best = max(candidates, key=lambda c: c.worth)
+    if contract is None and best.sqnr_db < FAITHFUL_DB:
+        best = _polish(model, best, stats, bench, trace, progress)
     if contract is None:
         return Found(best, "none", "no contract", trace)
     met = [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
@@ -162,14 +176,20 @@ def build(model: ir.Model, plan: QuantPlan, stats: Statistics | None, name: str)
     return Candidate(name, plan, made, len(ir.to_proto(made).SerializeToString()))
 
 
-def variants(model: ir.Model, plan: QuantPlan) -> Iterator[tuple[str, QuantPlan]]:
-    """The ways in which the plan's weighted nodes can compute, without repetition."""
+def variants(
+    model: ir.Model, plan: QuantPlan, eased: Callable[[], Mapping[str, Easing]]
+) -> Iterator[tuple[str, QuantPlan]]:
+    """The ways in which the plan's weighted nodes can compute, without repetition.
+
+    `eased` is asked, when its turn comes, how the outliers of which tensors are worth easing.
+    """
     if plan.config.mode != "auto":
         yield plan.config.mode, plan
         return
     ways: dict[str, Callable[[str], str]] = {
         "static": lambda _: STATIC,
         "dynamic": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
+        "dynamic, eased": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
         "dynamic, convolutions in float": lambda op: DYNAMIC if RULES[op].dynamic else FLOAT,
         "weight-only": lambda _: FLOAT,
     }
@@ -180,8 +200,9 @@ def variants(model: ir.Model, plan: QuantPlan) -> Iterator[tuple[str, QuantPlan]
     for name, way in ways.items():
         wanted = {n.node: DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == STATIC else way(n.op_type)
                   for n in weighted}  # fmt: skip
-        variant = make_plan(model, plan.config, TARGETS[plan.target], wanted)
-        computes = [(n.node, n.compute) for n in variant.nodes]
+        how = eased() if name == "dynamic, eased" else None
+        variant = make_plan(model, plan.config, TARGETS[plan.target], wanted, eased=how)
+        computes = [tuple(variant.eased), *((n.node, n.compute) for n in variant.nodes)]
         if computes not in seen:
             seen.append(computes)
             yield name, variant
@@ -191,7 +212,7 @@ def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int
     """The plan with the weights of these nodes in more bits: 8, or 32 and then computed in float."""
     config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}})
     wanted = {n.node: n.compute for n in plan.nodes}
-    return make_plan(model, config, TARGETS[plan.target], wanted)
+    return make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased)
 
 
 def sensitivity(
@@ -201,6 +222,40 @@ def sensitivity(
     everything = {n.node for n in plan.nodes if n.weights}
     alone = (build(model, restored(model, plan, everything - {node}), stats, node) for node in nodes)
     return {candidate.name: bench.judge(candidate, timed=False).sqnr_db for candidate in alone}
+
+
+def _polish(
+    model: ir.Model, start: Candidate, stats: Statistics | None, bench: Bench, trace: list[dict[str, Any]],
+    progress: Callable[[str], None],
+) -> Candidate:  # fmt: skip
+    """The candidate of most worth among `start` and those with the most harmful nodes in float: 1, 2, 4, ... groups.
+
+    Nodes are ranked in at most POLISH_GROUPS groups of neighbours, on a few samples.
+    """
+    nodes = [n.node for n in start.plan.nodes if n.weights and n.compute != FLOAT]
+    quick = replace(bench, samples=bench.samples.spread(POLISH_FEEDS))
+    groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), POLISH_GROUPS))] if nodes else []
+    gain = []
+    for i, group in enumerate(groups):
+        progress(f"what {group[0]} in float gains")
+        gain.append((-quick.judge(_floated(model, start, stats, group), timed=False).sqnr_db, i))
+    order = [groups[i] for _, i in sorted(gain)]
+    best, count = start, 1
+    while count < len(order):
+        harmful = [n for group in order[:count] for n in group]
+        candidate = bench.judge(_floated(model, start, stats, harmful))
+        trace.append(candidate.trace())
+        if candidate.worth <= best.worth:
+            break
+        best, count = candidate, 2 * count
+    return best
+
+
+def _floated(model: ir.Model, start: Candidate, stats: Statistics | None, nodes: list[str]) -> Candidate:
+    """The candidate with these nodes computed in float, their weights stored as they were."""
+    wanted = {n.node: FLOAT if n.node in nodes else n.compute for n in start.plan.nodes if n.weights}
+    plan = make_plan(model, start.plan.config, TARGETS[start.plan.target], wanted, eased=start.plan.eased)
+    return build(model, plan, stats, f"{start.name}, {len(nodes)} nodes in float")
 
 
 def _restore(

@@ -85,6 +85,7 @@ def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelPro
         path = Path(folder) / "optimized.onnx"
         options = _options(1, optimize)
         options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         _open(model, options)
         return onnx.load(path)
 
