@@ -81,13 +81,19 @@ def why_not_integer(node: ir.Node) -> str:
     """Why this node has no integer kernel although its operator has one; empty if it has."""
     if node.op_type == "Gemm":
         return _why_not_gemm(node)
+    if (
+        node.op_type == "Conv"
+        and len(node.inputs) > 2
+        and not (node.inputs[2] is None or graph.is_constant(node.inputs[2]))
+    ):
+        return "a computed bias has no integer kernel"
     if node.op_type == "MatMul" and len(graph.value(node.inputs[1]).shape or ()) != 2:
         return "a stack of weight matrices has no integer kernel with a scale per channel"
     if node.op_type == "AveragePool" and "dilations" in node.attributes:
         return "QLinearAveragePool does not load with dilations"
     if node.op_type == "AveragePool" and all(graph.attribute(node, a, 0) for a in ("ceil_mode", "count_include_pad")):
         return "QLinearAveragePool is wrong at borders that it rounds up and counts"
-    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+    if node.op_type == "MaxPool" and any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return "indices are found in float only"
     return ""
 
