@@ -20,6 +20,8 @@ from quant_core import graph
 from quant_core.rounding import Rounded
 from quant_core.weights import IntegerWeight, Layout
 
+UNNAMED = ("QuantizeLinear", "DequantizeLinear")  # their outputs' names say all, and there are many
+
 
 class Writer:
     """Adds initializers with names that are still free, and nodes ahead of one node (or, without one, to `waiting`)."""
@@ -30,9 +32,15 @@ class Writer:
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """An initializer of the graph that is written to."""
-        # onnxruntime does not find the integers of a DequantizeLinear in a branch among the outer graph's initializers
-        home = self.model.graph if self.before is None else graph.home(self.before)
-        return graph.initializer(home, self.free(name), array)
+        return graph.initializer(self._home(), self.free(name), array)
+
+    def zeros(self, shape: tuple[int, ...]) -> ir.Value:
+        """int8 zeros, the zero point of weights; onnxruntime's selectors want one, so all weights share it."""
+        known, key = self.model.meta.setdefault("zeros", {}), (self._home(), shape)
+        if key not in known:
+            known[key] = self.constant("_".join(map(str, ("zeros", *shape))), np.zeros(shape, np.int8))
+        found: ir.Value = known[key]
+        return found
 
     def node(self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
         """The one output of a new node."""
@@ -44,13 +52,18 @@ class Writer:
         """The outputs of a new node; attributes are integers or lists of them."""
         attrs = [ir.AttrInt64s(k, v) if isinstance(v, tuple) else ir.AttrInt64(k, v) for k, v in attributes.items()]
         outputs = [ir.Value(name=self.free(n)) for n in names]
-        node = ir.Node("", op_type, inputs, attrs, outputs=outputs, name=outputs[0].name)
+        name = None if op_type in UNNAMED else outputs[0].name
+        node = ir.Node("", op_type, inputs, attrs, outputs=outputs, name=name)
         if self.before is None:
             self.waiting.append(node)
         else:
             assert self.before.graph is not None
             self.before.graph.insert_before(self.before, node)
         return outputs
+
+    def _home(self) -> ir.Graph:
+        # onnxruntime does not find the integers of a DequantizeLinear in a branch among the outer graph's initializers
+        return self.model.graph if self.before is None else graph.home(self.before)
 
     def free(self, name: str) -> str:
         """The name, with a number behind it if a value has it already."""
@@ -87,8 +100,7 @@ def write_dequantized(write: Writer, name: str, rounded: Rounded, axis: int) -> 
     scale = rounded.integers.scale
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
     scale_value = write.constant(f"{name}_scale", scale)
-    zero = write.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8))
-    return _dequantize(write, name, stored, scale_value, zero, axis if scale.ndim else None)
+    return _dequantize(write, name, stored, scale_value, write.zeros(scale.shape), axis if scale.ndim else None)
 
 
 def write_folded(write: Writer, name: str, rounded: Rounded) -> ir.Value:
@@ -103,17 +115,20 @@ def write_qdq(
     write: Writer, name: str, q: NDArray[Any], scale: NDArray[np.float32], zero: NDArray[Any],
     axis: int | None = None, block: int | None = None,
 ) -> ir.Value:  # fmt: skip
-    """A constant behind the standard DequantizeLinear (per channel: opset 13; 4 bits and blocks: opset 21)."""
-    values = (write.constant(f"{name}_quantized", q), write.constant(f"{name}_scale", scale),
-              write.constant(f"{name}_zero_point", zero))  # fmt: skip
-    return _dequantize(write, name, *values, axis, block)
+    """A constant behind the standard DequantizeLinear (per channel: opset 13; 4 bits and blocks: opset 21).
+
+    int32, which a bias is, has no zero point.
+    """
+    stored, scale_value = write.constant(f"{name}_q", q), write.constant(f"{name}_scale", scale)
+    zero_value = write.constant(f"{name}_zero", zero) if q.dtype != np.int32 else None
+    return _dequantize(write, name, stored, scale_value, zero_value, axis, block)
 
 
 def write_pair(write: Writer, name: str, x: ir.Value, scale: NDArray[np.float32], zero_point: NDArray[Any]) -> ir.Value:
     """An activation, quantized and dequantized with the same parameters."""
     scale_value = write.constant(f"{name}_scale", scale)
-    zero = write.constant(f"{name}_zero_point", zero_point)
-    q = write.node("QuantizeLinear", [x, scale_value, zero], f"{name}_quantized")
+    zero = write.constant(f"{name}_zero", zero_point)
+    q = write.node("QuantizeLinear", [x, scale_value, zero], f"{name}_q")
     return _dequantize(write, name, q, scale_value, zero, None)
 
 
@@ -133,7 +148,14 @@ def write_rows(write: Writer, name: str, rounded: Rounded, node: ir.Node) -> ir.
 
 
 def _dequantize(
-    write: Writer, name: str, q: ir.Value, scale: ir.Value, zero: ir.Value, axis: int | None, block: int | None = None
+    write: Writer,
+    name: str,
+    q: ir.Value,
+    scale: ir.Value,
+    zero: ir.Value | None,
+    axis: int | None,
+    block: int | None = None,
 ) -> ir.Value:
     attributes = {k: v for k, v in (("axis", axis), ("block_size", block)) if v is not None}
-    return write.node("DequantizeLinear", [q, scale, zero], f"{name}_dequantized", **attributes)
+    inputs = [q, scale] if zero is None else [q, scale, zero]
+    return write.node("DequantizeLinear", inputs, f"{name}_dq", **attributes)
