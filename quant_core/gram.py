@@ -17,8 +17,8 @@ from quant_core.plan import QuantPlan
 from quant_core.rules import RULES, why_not_integer
 from quant_core.session import open_session, run
 
-ROWS_PER_COLUMN = 4  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
-LEAST_ROWS = 1024
+ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
+LEAST_ROWS, ROWS_AT_ONCE = 1024, 512
 MOST_COLUMNS = 1536  # of one matrix: inverting it takes the cube of that; wider weights get several, side by side
 GROUP_BYTES = 256 << 20  # Gram matrices that are held at once
 
@@ -113,26 +113,48 @@ def _grams(model: Path | bytes, sites: Mapping[str, Site], feeds: list[Mapping[s
     known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
     session = open_session(model, outputs=[t for t in dict.fromkeys(s.tensor for s in unique) if t not in known])
     names = [o.name for o in session.get_outputs()]
-    second = {s: np.zeros(s.shape) for s in unique}
-    first = {s: np.zeros(s.shape[:3]) for s in unique}
-    count = dict.fromkeys(unique, 0)
+    sums = {site: _Sums(site) for site in unique}
     for feed in feeds:
         values = dict(feed) | dict(zip(names, run(session, feed), strict=True))
         for site in unique:
-            rows = _rows(values[site.tensor], site, -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.shape[-1]) // len(feeds)))
-            split = rows.reshape(*rows.shape[:2], site.parts, -1).transpose(0, 2, 1, 3)
-            for part, total in zip(
-                split.reshape(-1, *split.shape[2:]), second[site].reshape(-1, *site.shape[2:]), strict=True
-            ):
-                total += part.T @ part  # one by one: numpy hands only plain matrices to BLAS
-            first[site] += split.sum(2)
-            count[site] += rows.shape[1]
-    out = {}
-    for name, site in sites.items():
-        n = max(count[site], 1)
-        mean = first[site] / n * site.centered
-        out[name] = second[site] / n - mean[..., :, None] * mean[..., None, :]
-    return out
+            wanted = -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.shape[-1]) // len(feeds))
+            sums[site].add(_rows(values[site.tensor], site, wanted))
+    found = {site: total.moments() for site, total in sums.items()}
+    return {name: found[site] for name, site in sites.items()}
+
+
+class _Sums:
+    """First and second moments of rows, added a few hundred at a time."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.count = site, 0
+        self.first, self.second = np.zeros(site.shape[:3]), np.zeros(site.shape)
+        self.waiting: list[NDArray[np.float32]] = []
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Rows (G, n, K)."""
+        self.waiting.append(rows)
+        if sum(r.shape[1] for r in self.waiting) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def moments(self) -> NDArray[np.float64]:
+        """(G, P, k, k), about the mean if the site is centered."""
+        self._flush()
+        n = max(self.count, 1)
+        mean = self.first / n * self.site.centered
+        return np.asarray(self.second / n - mean[..., :, None] * mean[..., None, :])
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        rows = np.concatenate(self.waiting, axis=1)
+        self.waiting, self.count = [], self.count + rows.shape[1]
+        parts = np.ascontiguousarray(rows.reshape(*rows.shape[:2], self.site.parts, -1).transpose(0, 2, 1, 3))
+        self.first += parts.sum(2, dtype=np.float64)
+        for part, total in zip(
+            parts.reshape(-1, *parts.shape[2:]), self.second.reshape(-1, *self.site.shape[2:]), strict=True
+        ):
+            total += part.T @ part  # one by one: numpy hands only plain matrices to BLAS
 
 
 def _rows(x: NDArray[Any], site: Site, wanted: int) -> NDArray[np.float32]:

@@ -40,7 +40,7 @@ class Easing:
     gain_db: float
 
     def factors(self, x_max: NDArray[np.float64], weights: Iterable[Rows]) -> NDArray[np.float32]:
-        """(K,) that the weights (C, K) are multiplied by and the input is divided by; 0 where a channel is split off."""
+        """(K,) that weights (C, K) are multiplied by and the input is divided by; 0 where a channel is split off."""
         factors = _smoothing(x_max, weights) if self.smooth else np.ones(len(x_max), np.float32)
         factors[list(self.split)] = 0
         return factors

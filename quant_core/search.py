@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,18 +77,18 @@ class Candidate:
 class Bench:
     """The float model's answers and a session to race against: what every candidate is held to."""
 
-    float_model: Any
+    float_path: Path
     samples: Samples
     float_size_bytes: int
     metric: str | None = None
-    seconds: float = 0.15
+    seconds: float = 0.1
     _session: Any = field(init=False)
     _reference: list[list[NDArray[Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.samples.labels is None:
             self.samples = self.samples.spread(MAX_SEARCH_FEEDS)
-        self._session = open_session(self.float_model)
+        self._session = open_session(self.float_path)
         self._reference = run_all(self._session, self.samples)
 
     def judge(self, candidate: Candidate, *, timed: bool = True) -> Candidate:
