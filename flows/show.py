@@ -132,7 +132,7 @@ def validation(result: Mapping[str, Any]) -> RenderableType:
     ]
     headings = ("output", "agreement", "cosine", "SQNR dB", "max error", "flaw")
     table = rows_table(outputs, {h: h for h in headings}, right=headings[1:5])
-    return Group(pairs(facts), table, *_saturation(result.get("saturation")), *_sensitivity(result.get("sensitivity")))
+    return Group(pairs(facts), table, *_saturation(result.get("saturation")), *_damage(result.get("damage")))
 
 
 def timing(result: Mapping[str, Any]) -> RenderableType:
@@ -299,12 +299,13 @@ def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:
     return rows_table(rows, {"name": kind, "dtype": "type", "shape": "shape"})
 
 
-def _sensitivity(found: Mapping[str, float] | None) -> list[RenderableType]:
-    """What each node costs, the dearest first."""
+def _damage(found: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:
+    """What each node costs, in the order of the graph."""
     if not found:
         return []
-    rows = [{"node": node, "cost": decibel(db)} for node, db in sorted(found.items(), key=lambda item: item[1])]
-    return [rows_table(rows, {"node": "quantized alone", "cost": "SQNR"}, right=("SQNR",))]
+    rows = [{**row, "alone": decibel(row["alone_db"]), "so far": decibel(row["so_far_db"])} for row in found]
+    columns = {"node": "node", "op_type": "op", "alone": "SQNR alone", "so far": "SQNR so far"}
+    return [rows_table(rows, columns, right=("SQNR alone", "SQNR so far"))]
 
 
 def _saturation(rows: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core import graph
 from quant_core.config import Contract, QuantConfig
+from quant_core.damage import damage
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.fidelity import Fidelity, compare, judge, run_each
 from quant_core.gram import grams, sites_of
@@ -33,6 +35,7 @@ Source = str | Path | NDArray[Any] | Mapping[str, NDArray[Any]] | Samples
 Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
 
 GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
+DAMAGE_FEEDS = 8  # on which the cost of each node is measured
 PREPARE_SAMPLES = 2  # on which folding is checked
 
 
@@ -61,18 +64,21 @@ class QuantResult:
 class Validation:
     """A quantized model against its float original, and against its contract if it has one.
 
-    verdict  met, not_met or none; sensitivity: node -> SQNR in dB with that node alone quantized
+    verdict     met, not_met or none
+    saturation  the nodes that give other results on x86 without VNNI
+    damage      per node, in dB, what it costs alone and what has added up by then; only if asked for
     """
 
     fidelity: Fidelity
     verdict: str
     reason: str
     saturation: list[dict[str, Any]] = field(default_factory=list)
+    damage: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"fidelity": self.fidelity.to_dict(), "verdict": self.verdict, "reason": self.reason,
-                "saturation": self.saturation}  # fmt: skip
+                "saturation": self.saturation, "damage": self.damage}  # fmt: skip
 
 
 def quantize(
@@ -172,16 +178,15 @@ def finish(
         progress("measuring how inputs vary together")
         serialized = ir.to_proto(model).SerializeToString()
         stats = replace(stats, grams=grams(serialized, sites_of(model, plan), feeds.spread(GRAM_FEEDS)))
+    if contract is not None and judged is None:
+        raise DataError("a contract needs samples to judge by", str(original), "Give evaluation or calibration data")
     float_size = model_info(original).size_bytes
     metric = contract.metric if contract is not None and ":" in contract.metric else None
-    bench = Bench(Path(original), judged, float_size, metric) if judged is not None and not exact else None
-    if contract is not None and bench is None and not exact:
-        raise DataError(
-            "a contract needs samples to be judged by", str(original), "Give evaluation or calibration data"
-        )
+    bench = Bench(Path(original), judged, float_size, metric) if judged is not None else None
     found = search(model, plan, stats, bench, contract, exact=exact, progress=progress)
     best = found.best
-    layers = layer_rows(best)
+    costs = damage(model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
+    layers = layer_rows(best, costs)
     safe = all(row["saturation_safe"] for row in layers)
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower(), "candidate": best.name}
     best.model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
@@ -211,7 +216,8 @@ def validate_model(
     names = [o.name for o in first.get_outputs()]
     fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels, own)
     verdict, reason = judge(fidelity, contract) if contract else ("none", "no contract")
-    return Validation(fidelity, verdict, reason, saturating_nodes(Path(quantized)))
+    costs = damage(prepare(original), graph.load(quantized), feeds.spread(DAMAGE_FEEDS)) if detailed else []
+    return Validation(fidelity, verdict, reason, saturating_nodes(Path(quantized)), [asdict(cost) for cost in costs])
 
 
 def benchmark_model(

@@ -209,7 +209,7 @@ class _Rewrite:
 
     def _gather(self, node: ir.Node) -> None:
         """An int8 table whose rows are scaled after they are picked."""
-        rounded = self.rounding.integers(node, graph.value(node.inputs[0]), "int8")
+        rounded = self.rounding.table(node, graph.value(node.inputs[0]))
         rows = store.write_rows(Writer(self.model, node), str(graph.name_of(node.inputs[0])), rounded, node)
         graph.take_over(node.outputs[0], rows)
 

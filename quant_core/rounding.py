@@ -19,6 +19,7 @@ from quant_core.outliers import inverse
 from quant_core.rules import channel_axis
 from quant_core.weights import QMAX8, IntegerWeight, Layout, block_width, layout_of, quantize_int4, quantize_int8
 
+TABLES = (Layout((0, 1)), Layout((1, 0)))  # a scale per row, a scale per column
 Floor = NDArray[np.float64] | float
 
 
@@ -71,6 +72,20 @@ class Rounding:
         name = str(node.name)
         self.sqnr_db[name] = min(rounded.sqnr_db, self.sqnr_db.get(name, np.inf))
         return rounded
+
+    def table(self, node: ir.Node, weight: ir.Value) -> Rounded:
+        """An embedding table (rows, width) in int8, with a scale per row or per column, whichever is nearer.
+
+        Columns that are larger than others throughout (outliers of transformers) need scales of their own.
+        """
+        array = graph.array(weight)
+        found = [
+            (layout, quantize_int8(layout.matrix(array), per_channel=self.config.per_channel)) for layout in TABLES
+        ]
+        tried = [Rounded(q, at, array.shape, _sqnr_db(at.matrix(array), q.values)) for at, q in found]
+        best = max(tried, key=lambda rounded: rounded.sqnr_db)
+        self.sqnr_db[str(node.name)] = best.sqnr_db
+        return best
 
     def standard(
         self, node: ir.Node, weight: ir.Value, bits: int

@@ -135,7 +135,11 @@ def search(
     """
     trace: list[dict[str, Any]] = []
     if exact or bench is None:
-        return Found(build(model, plan, stats, "the plan"), "none", "no contract", trace)
+        best = build(model, plan, stats, "the plan")
+        if bench is None or contract is None:
+            return Found(best, "none", "no contract", trace)
+        best = bench.judge(best)
+        return Found(best, *_verdict(best, contract, bench), [best.trace()])
     candidates: list[Candidate] = []
 
     def eased() -> Mapping[str, Easing]:
@@ -214,15 +218,6 @@ def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int
     config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}})
     wanted = {n.node: n.compute for n in plan.nodes}
     return make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased)
-
-
-def sensitivity(
-    model: ir.Model, plan: QuantPlan, stats: Statistics | None, bench: Bench, nodes: list[str]
-) -> Mapping[str, float]:
-    """Node -> SQNR in dB of the outputs when the node alone is quantized: the lower, the more it hurts."""
-    everything = {n.node for n in plan.nodes if n.weights}
-    alone = (build(model, restored(model, plan, everything - {node}), stats, node) for node in nodes)
-    return {candidate.name: bench.judge(candidate, timed=False).sqnr_db for candidate in alone}
 
 
 def _polish(

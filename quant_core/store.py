@@ -137,13 +137,14 @@ def write_rows(write: Writer, name: str, rounded: Rounded, node: ir.Node) -> ir.
 
     Returns the value that replaces the Gather's output. The table is (rows, width), the axis 0.
     """
-    stored = write.constant(f"{name}_int8", rounded.integers.q.reshape(rounded.shape))
+    stored = write.constant(f"{name}_int8", rounded.layout.tensor(rounded.integers.q, rounded.shape))
     picked = write.node("Gather", [stored, node.inputs[1]], f"{node.name}_int8", axis=0)
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
     scale = rounded.integers.scale
-    factor = write.constant(f"{name}_scale", scale[:, None] if scale.ndim else scale)
-    if scale.ndim:
-        factor = write.node("Gather", [factor, node.inputs[1]], f"{node.name}_scale", axis=0)
+    if scale.ndim == 0 or rounded.layout.perm == (1, 0):  # one for all, or one per column
+        return write.node("Mul", [cast, write.constant(f"{name}_scale", scale)], f"{node.name}_rows")
+    factor = write.constant(f"{name}_scale", scale[:, None])
+    factor = write.node("Gather", [factor, node.inputs[1]], f"{node.name}_scale", axis=0)
     return write.node("Mul", [cast, factor], f"{node.name}_rows")
 
 

@@ -90,6 +90,9 @@ LAYERS = {
     "scale": REAL,
     "zero_point": WHOLE,
     "sqnr_db": REAL,
+    "alone_db": REAL,
+    "so_far_db": REAL,
+    "saturation_safe": YES,
     "elements": WHOLE,
     "reason": TEXT,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -119,7 +121,11 @@ def test_a_weight_only_model_runs_what_its_float_model_runs(case, bits):
     ran = [node.op_type for node in optimized_graph(made.model.SerializeToString()).graph.node]
 
     picked = [n for n in made.plan.nodes if n.op_type == "Gather" and n.storage != "float32"]
-    assert sorted(ran) == sorted(float_kernels + ["Cast", "Gather", "Mul"] * len(picked))
+    more = Counter(ran)
+    more.subtract(Counter(float_kernels))
+    assert more["Cast"] == more["Mul"] == len(picked)
+    assert 0 <= more["Gather"] <= len(picked)  # a second one where rows have scales
+    assert not {op for op, n in more.items() if n and op not in ("Cast", "Gather", "Mul")}
 
 
 @pytest.mark.parametrize("case", ["residual", "attention", "gemm_with_transposed_weight", "transposed_convolution"])

@@ -13,7 +13,7 @@ from quant_core.layers import layer_rows
 from quant_core.observe import observe
 from quant_core.plan import make_plan
 from quant_core.samples import input_specs, open_samples
-from quant_core.search import MAX_EVALUATIONS, Bench, build, restored, search, sensitivity
+from quant_core.search import MAX_EVALUATIONS, Bench, build, restored, search
 from quant_core.targets import TARGETS
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -159,14 +159,6 @@ def test_restoring_takes_names_as_they_are_not_as_globs():
     plan = restored(problem.model, problem.plan, {"block[1]/*?"})
 
     assert {n.node for n in plan.nodes if n.storage == "float32"} == {"block[1]/*?"}
-
-
-def test_sensitivity_is_least_where_rounding_hurts_most():
-    problem = Problem(harmful("b"), **HARD)
-
-    found = sensitivity(problem.model, problem.plan, problem.stats, problem.bench, ["a", "b", "y"])
-
-    assert min(found, key=found.get) == "b"
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])

@@ -1,0 +1,99 @@
+"""Which node costs how much: what each adds by itself, and what has added up by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core import graph
+from quant_core.rules import RULES
+from quant_core.session import open_session, run
+
+CAP_DB = 200.0  # of a node that changes nothing
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDamage:
+    """Signal to noise of what a node writes, in dB: given float's inputs (alone), in the quantized model (so_far)."""
+
+    node: str
+    op_type: str
+    alone_db: float
+    so_far_db: float
+
+
+def damage(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> list[NodeDamage]:
+    """One row per node that changes an output which both models have, in graph order.
+
+    model      the prepared float model, which names tensors as the quantized one does
+    quantized  its child. It is run twice: as it is, and cut at every shared tensor, so that each node gets what float
+               would give it; both in one pass over the feeds
+
+    Raises: ModelError if a model does not run.
+    """
+    nodes = {str(n.outputs[0].name): n for n in model.graph if n.op_type in RULES}
+    shared = [str(v.name) for n in quantized.graph for v in n.outputs if v.name in nodes and not v.is_graph_output()]
+    shared += [str(v.name) for v in quantized.graph.outputs if v.name in nodes]
+    known = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
+    inner = [t for t in shared if t not in known]
+    float_session = open_session(_bytes(model), outputs=inner)
+    whole = open_session(_bytes(quantized), outputs=inner)
+    kinds = {o.name: o.type for o in float_session.get_outputs()}
+    shared = [t for t in shared if kinds[t] == "tensor(float)"]
+    cut = open_session(_bytes(_cut(quantized, shared)))
+    wanted_inputs = {i.name for i in cut.get_inputs()}
+    signal, noise = dict.fromkeys(shared, 0.0), {t: np.zeros(2) for t in shared}
+    for feed in feeds:
+        exact = _values(float_session, feed)
+        inputs = {k: v for k, v in (dict(feed) | exact).items() if k in wanted_inputs}
+        alone = {k.removesuffix(_MADE): v for k, v in _values(cut, inputs).items()}
+        so_far = _values(whole, feed)
+        for t in shared:
+            if t in alone and alone[t].shape == exact[t].shape == so_far[t].shape:
+                signal[t] += float(np.square(exact[t], dtype=np.float64).sum())
+                noise[t] += [float(np.square(x[t] - exact[t], dtype=np.float64).sum()) for x in (alone, so_far)]
+    order = [t for t in nodes if signal.get(t)]
+    rows = (NodeDamage(str(nodes[t].name), nodes[t].op_type, *(_db(signal[t], n) for n in noise[t])) for t in order)
+    return [row for row in rows if row.alone_db < CAP_DB]
+
+
+_MADE = "/made"
+
+
+def _cut(quantized: ir.Model, tensors: list[str]) -> ir.Model:
+    """The model with each of these tensors read from outside, and what it makes of them given under NAME/made."""
+    copy = quantized.clone()
+    made = {str(v.name): v for n in copy.graph for v in n.outputs}
+    outputs = []
+    for name in tensors:
+        value = made[name]
+        value.name = f"{name}{_MADE}"
+        outside = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, outside)
+        if outside.uses():
+            copy.graph.inputs.append(outside)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        outputs.append(value)
+    copy.graph.outputs[:] = outputs
+    graph.drop_unused(copy)
+    for value in [v for v in copy.graph.inputs if not v.uses()]:
+        copy.graph.inputs.remove(value)
+    return copy
+
+
+def _values(session: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return dict(zip((o.name for o in session.get_outputs()), run(session, feed), strict=True))
+
+
+def _bytes(model: ir.Model) -> bytes:
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def _db(signal: float, noise: float) -> float:
+    return min(CAP_DB, 10 * float(np.log10(signal / noise))) if noise else CAP_DB

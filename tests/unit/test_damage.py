@@ -1,0 +1,51 @@
+"""What a node costs is told node by node: alone, and with all before it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx import helper
+
+from quant_core.config import QuantConfig
+from quant_core.damage import damage
+from quant_core.observe import observe
+from quant_core.plan import make_plan
+from quant_core.rewrite import apply_plan
+from quant_core.targets import TARGETS
+from tests.models import one_graph
+
+FEEDS = [{"x": np.random.default_rng(k).standard_normal((4, 32), dtype=np.float32)} for k in range(4)]
+
+
+def chain() -> ir.Model:
+    rng = np.random.default_rng(0)
+    weights = {f"w{k}": rng.standard_normal((32, 32), dtype=np.float32) / 6 for k in range(3)}
+    nodes = [helper.make_node("MatMul", [["x", "a", "b"][k], f"w{k}"], [["a", "b", "y"][k]], f"m{k}") for k in range(3)]
+    return ir.from_proto(one_graph(nodes, weights, input=("n", 32), output=("n", 32)))
+
+
+def costs(**config: object) -> dict[str, tuple[float, float]]:
+    model = chain()
+    plan = make_plan(model, QuantConfig.from_dict({"mode": "static", **config}), TARGETS["portable"])
+    stats = observe(ir.to_proto(model).SerializeToString(), plan, FEEDS)
+    rows = damage(model, apply_plan(model, plan, stats), FEEDS)
+    return {row.node: (row.alone_db, row.so_far_db) for row in rows}
+
+
+def test_only_what_is_quantized_costs_anything():
+    assert list(costs(exclude=["m0", "m2"])) == ["m1"]
+
+
+def test_later_nodes_pay_for_earlier_ones_but_are_not_blamed_for_them():
+    coarse, fine = costs(layer_bits={"m0": 4}), costs()
+
+    assert coarse["m0"][0] < fine["m0"][0] - 6
+    assert coarse["m2"][0] == fine["m2"][0]
+    assert coarse["m2"][1] < fine["m2"][1] - 6
+    assert all(alone == so_far for alone, so_far in (coarse["m0"], fine["m0"]))
+
+
+def test_a_model_against_itself_costs_nothing():
+    model = chain()
+
+    assert damage(model, model, FEEDS) == []
