@@ -18,6 +18,7 @@ from quant_core.rules import RULES, why_not_integer
 from quant_core.session import open_session, run
 
 ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
+ROUNDING_NOISE = 1e-5
 LEAST_ROWS, ROWS_AT_ONCE = 1024, 512
 MOST_COLUMNS = 1536  # of one matrix: inverting it takes the cube of that; wider weights get several, side by side
 GROUP_BYTES = 256 << 20  # Gram matrices that are held at once
@@ -142,7 +143,11 @@ class _Sums:
         self._flush()
         n = max(self.count, 1)
         mean = self.first / n * self.site.centered
-        return np.asarray(self.second / n - mean[..., :, None] * mean[..., None, :])
+        found = self.second / n - mean[..., :, None] * mean[..., None, :]
+        # what a nearly constant column leaves is rounding noise of float32 products, which can be negative
+        diagonal = np.arange(found.shape[-1])
+        found[..., diagonal, diagonal] += ROUNDING_NOISE * self.second[..., diagonal, diagonal] / n
+        return np.asarray(found)
 
     def _flush(self) -> None:
         if not self.waiting:
