@@ -111,7 +111,7 @@ class Making:
         if quantized := self._result("quantize"):
             row |= {key: quantized[key] for key in ("target", "saturation_safe", "size_bytes", "float_size_bytes")}
             row |= {"size_ratio": quantized["size_bytes"] / quantized["float_size_bytes"]}
-            row |= {"trace": json.dumps(quantized["trace"])}
+            row |= {"trace": json.dumps(quantized["trace"]), "note": quantized["note"]}
         if validated := self._result("validate"):
             row |= {key: validated[key] for key in ("verdict", "reason")} | _accuracy(job, validated["fidelity"])
         if timing := self._result("benchmark"):
@@ -157,6 +157,7 @@ def failed(stage: str, problem: QuantError) -> dict[str, Any]:
         "outcome": "failed",
         "verdict": "none",
         "reason": None,
+        "note": None,
         "stage": stage,
         "error": problem.problem,
         "where": problem.where,

@@ -100,6 +100,7 @@ def quantized(result: Mapping[str, Any]) -> RenderableType:
         + ("" if result["saturation_safe"] else " (some sums may saturate on x86 without VNNI)"),
         "compute": _counts(layer["compute"] for layer in result["layers"]),
         "storage": _counts(layer["storage"] for layer in result["layers"] if layer["storage"]),
+        "note": result["note"],
     }
     if "fidelity" in result:
         return Group(pairs(facts), validation(result))

@@ -25,7 +25,7 @@ from quant_core.prepare import prepare
 from quant_core.proof import saturating_nodes
 from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
-from quant_core.search import Bench, search
+from quant_core.search import AS_FAST, Bench, Found, search
 from quant_core.session import open_session
 from quant_core.targets import find_target
 from quant_core.timing import Timing, measure
@@ -41,7 +41,10 @@ PREPARE_SAMPLES = 2  # on which folding is checked
 
 @dataclass(frozen=True, slots=True)
 class QuantResult:
-    """What was written, and why it is as it is. Sizes in bytes; `layers` and `trace` hold one row each."""
+    """What was written, and why it is as it is. Sizes in bytes; `layers` and `trace` hold one row each.
+
+    note  what makes the result doubtful, "" if nothing
+    """
 
     output: str
     size_bytes: int
@@ -50,6 +53,7 @@ class QuantResult:
     saturation_safe: bool
     verdict: str
     reason: str
+    note: str
     plan: QuantPlan
     layers: list[dict[str, Any]]
     trace: list[dict[str, Any]]
@@ -191,8 +195,9 @@ def finish(
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower(), "candidate": best.name}
     best.model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
     size = write_model(best.model, output)
-    return QuantResult(str(output), size, float_size, best.plan.target, safe, found.verdict, found.reason, best.plan,
-                       layers, found.trace)  # fmt: skip
+    note = _note(found, feeds, judged)
+    return QuantResult(str(output), size, float_size, best.plan.target, safe, found.verdict, found.reason, note,
+                       best.plan, layers, found.trace)  # fmt: skip
 
 
 def validate_model(
@@ -267,6 +272,15 @@ def check_output(path: str | Path, output: str | Path) -> Path:
     if not os.access(output.parent, os.W_OK):
         raise RequestError("the folder cannot be written to", str(output.parent), "Choose another or change its rights")
     return output
+
+
+def _note(found: Found, feeds: Samples | None, judged: Samples | None) -> str:
+    notes = [found.best.fidelity.note] if found.best.fidelity is not None else []
+    if found.verdict != "none" and feeds is not None and judged is not None and judged.feeds_as(feeds):
+        notes.append("the contract was judged by the samples that ranges were measured on")
+    if (found.best.speedup or 1.0) < AS_FAST:
+        notes.append(f"{found.best.speedup:.2f}x of float's speed: nothing faster was found")
+    return "; ".join(filter(None, notes))
 
 
 def _open(

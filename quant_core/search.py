@@ -55,6 +55,11 @@ class Candidate:
         return min((o.sqnr_db for o in self.fidelity.per_output if o.sqnr_db is not None), default=200.0)
 
     @property
+    def noise(self) -> float:
+        """Noise over signal of the worst output."""
+        return float(10 ** (-self.sqnr_db / 10))
+
+    @property
     def worth(self) -> float:
         """Speed gained, in doublings, less what the lost fidelity would have to buy.
 
@@ -261,8 +266,8 @@ def _restore(
     """The candidate that keeps the contract with the fewest nodes restored, else the best one found.
 
     1. What is stored in 4 bits goes to 8 first; only where all of it is not enough do nodes return to float.
-    2. Nodes in groups (half of the evaluations): how good is the whole model with this group alone restored?
-    3. The groups that help most are restored first: 1, 2, 4, ... until the contract holds, then bisection.
+    2. Nodes in groups: how much less noise has the whole model with this group alone restored?
+    3. The groups that help most per weight are restored first: 1, 2, 4, ... until the contract holds, then bisection.
     """
     tried = [start]
     for bits, storage in ((8, ("int4",)), (32, ("int4", "int8"))):
@@ -273,8 +278,10 @@ def _restore(
         base, gain = tried[-1], []
         for i, group in enumerate(groups):
             progress(f"what restoring {group[0]} gains")
-            gain.append((-_value(bench.judge(_raised(model, base, stats, group, bits), timed=False), contract), i))
-        order = [groups[i] for _, i in sorted(gain)]
+            raised = bench.judge(_raised(model, base, stats, group, bits), timed=False)
+            elements = sum(n.elements for n in base.plan.nodes if n.node in group)
+            gain.append((-(base.noise - raised.noise) / elements, -_value(raised, contract), i))
+        order = [groups[i] for *_, i in sorted(gain)]
         low, high, step = 0, None, 1
         for _ in range(MAX_EVALUATIONS // 4):
             if low == len(order) or (high is not None and high - low <= 1):

@@ -46,6 +46,7 @@ MODELS = {
     "outcome": TEXT,
     "verdict": TEXT,
     "reason": TEXT,
+    "note": TEXT,
     "stage": TEXT,
     "error": TEXT,
     "where": TEXT,
