@@ -20,6 +20,7 @@ from flows.manifest import Manifest, read_manifest
 from flows.result import BatchResult, Listener
 from quant_core.child import STAGE_MODULE, run_stage, shut_down
 from quant_core.errors import QuantError, StageError
+from quant_core.plain import printable
 
 # Prefect and Dask are imported by run_batch alone: neither --help nor --dry-run waits for them.
 
@@ -45,11 +46,13 @@ def run_batch(
     select(manifest, only)
     on_progress({"event": "starting"})
     with api_and_dask(size_for(manifest, jobs), scheduler) as client:
+        from prefect import tags
+
         from flows import pipeline
 
         here = pipeline.Attached(manifest, client, on_progress, module)
         flow = partial(pipeline.batch, name or str(manifest.folder), scheduler, jobs, force, list(only))
-        with pipeline.attach(here), ThreadPoolExecutor(1, "quantmill-flow") as beside:
+        with pipeline.attach(here), tags("quantmill", "batch"), ThreadPoolExecutor(1, "quantmill-flow") as beside:
             # Not in the main thread: there Prefect would take over SIGTERM, and end politely but late.
             state = beside.submit(copy_context().run, lambda: flow(return_state=True)).result()
     if here.result is None:
@@ -132,7 +135,7 @@ def _print_plans(manifest: Manifest, only: Sequence[str], as_json: bool) -> int:
         if as_json:
             sys.stdout.write(json.dumps({"event": "plan", **row}) + "\n")
             continue
-        show.console().print(f"{show.printable(row['model'])} -> {show.printable(row['output'])}", markup=False)
+        show.console().print(f"{printable(row['model'])} -> {printable(row['output'])}", markup=False)
         if row["error"] is None:
             show.console().print(show.plan(row["plan"]))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -267,6 +268,7 @@ def _read_plan(path: Path) -> QuantPlan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # it would print names as they are
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail

@@ -78,15 +78,15 @@ def model_files(model: Path) -> Iterator[Path]:
             found = {_location(content, match) for match in LOCATION.finditer(content)}
     for name in sorted(found):
         path = model.parent / name
-        if Path(name).name == name and path.is_file():
+        if "\0" not in name and path.is_file() and path.resolve().is_relative_to(model.parent.resolve()):
             yield path
 
 
 def file_digest(path: Path) -> str:
-    """Of a file's bytes, or of the names and bytes of everything in a folder."""
+    """Of a file's bytes, or of the names and bytes of the arrays in a folder of samples."""
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file())
-        return _hash(json.dumps([(str(p.relative_to(path)), file_digest(p)) for p in inside]).encode())
+        inside = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy") and p.is_file())
+        return _hash(json.dumps([(p.name, file_digest(p)) for p in inside]).encode())
     stat = path.stat()
     return _file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
+import re
 import reprlib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +21,9 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.errors import RequestError
 
 MAX_BYTES = 8 << 20
+MAX_VALUES = 1_000_000
+LONGEST_NAME = 255  # bytes, of one folder or file
+LONG_KEY = re.compile(r"""(?:\.[ \t]*+(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+){16}""")
 Place = tuple[str | int, ...]
 
 
@@ -41,9 +47,11 @@ def spell(place: Place) -> str:
 def read_values(path: Path) -> object:
     """What the text of that file says. Raises: RequestError if it cannot be read, or is neither YAML nor TOML."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a device, or a pipe, does not tell its size
+        if len(content) > MAX_BYTES:
             raise RequestError("is larger than 8 MB", str(path), "Use the batch form with a folder of models")
-        return _parse(path.read_text(encoding="utf-8"), path)
+        return _parse(content.decode("utf-8"), path)
     except OSError as error:
         problem = f"cannot be read: {(error.strerror or str(error)).lower()}"
         raise RequestError(problem, str(path), "Name a YAML or TOML manifest") from None
@@ -91,8 +99,12 @@ def _check_shape(value: object) -> None:
 
 
 def _check_path(text: str) -> None:
-    if not text or "\0" in text:
-        raise RequestError(f"is {text!r}", "path", "A path, relative to the manifest's folder")
+    try:
+        too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(text).expanduser().parts)
+    except RuntimeError:
+        raise RequestError(f"is {reprlib.repr(text)}", "path", "There is no such user") from None
+    if not text or "\0" in text or too_long:
+        raise RequestError(f"is {reprlib.repr(text)}", "path", "A path, relative to the manifest's folder")
 
 
 class _Form(BaseModel):
@@ -194,7 +206,26 @@ def _mistake(found: Any) -> Mistake:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that is given twice is a mistake, not a silent loss of the first."""
+    """Safe YAML in which a key that is given twice is a mistake, not a silent loss of the first.
+
+    Aliases may not unfold to more than MAX_VALUES: a kilobyte of them can name each other a billion times.
+    """
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _unfolded(node, {}) > MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases unfold to more than {MAX_VALUES:,} values")
+        return node
+
+
+def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values the node stands for, all aliases followed; infinitely many if it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until all of it is counted
+        children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inside = 0 if isinstance(node, yaml.ScalarNode) else sum(_unfolded(child, known) for child in children)
+        known[id(node)] = 1 + inside
+    return known[id(node)]
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
@@ -210,11 +241,34 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> Iterato
 _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
+def _read_toml(text: str) -> object:
+    """Raises: ValueError."""
+    if LONG_KEY.search(text):  # memory and time that tomllib takes grow with the square of their number
+        raise ValueError("a key has more than 16 parts")
+    return tomllib.loads(text)
+
+
+def _check_scalars(values: object) -> None:
+    """Raises: ValueError for a number of more than 64 bits, or text that is not Unicode: neither survives JSON."""
+    if isinstance(values, dict):
+        for pair in values.items():
+            _check_scalars(pair)
+    elif isinstance(values, (list, tuple, set)):
+        for value in values:
+            _check_scalars(value)
+    elif isinstance(values, str):
+        values.encode()
+    elif isinstance(values, int) and values.bit_length() > 63:
+        raise ValueError("a number has more than 64 bits")
+
+
 def _parse(text: str, path: Path) -> object:
     kind = "TOML" if path.suffix == ".toml" else "YAML"
     try:
-        return tomllib.loads(text) if kind == "TOML" else yaml.load(text, _UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = _read_toml(text) if kind == "TOML" else yaml.load(text, _UniqueKeyLoader)
+        _check_scalars(values)
+        return values
+    except Exception as error:  # constructors of YAML's types raise anything for a text that they do not like
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or ("nested too deep" if isinstance(error, RecursionError) else error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +11,7 @@ from flows.journal import Stages, publish
 from flows.manifest import Benchmark, Job
 from flows.result import Listener
 from quant_core.errors import QuantError
+from quant_core.plain import plain, printable
 from tasks import stages as tasks
 from tasks.workers import Workers
 
@@ -31,7 +31,8 @@ class Making:
 
     def make(self, shards: int) -> None:
         """Prepare, calibrate, quantize, validate, publish."""
-        name, folder, output = self.job.name, self.stages.folder, self.stages.folder / "out" / self.job.output.name
+        name, folder = printable(self.job.name), self.stages.folder
+        output = folder / "out" / self.job.output.name
         outs = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
         steps: dict[str, Callable[[], Run]] = {
             "prepare": lambda: tasks.prepare(name, self.workers, self.asked, folder),
@@ -51,7 +52,7 @@ class Making:
         job, threads, seconds = self.job, how.threads, how.seconds
         self._step(
             "benchmark",
-            lambda: tasks.benchmark(job.name, self.workers, self.asked, job.output, threads, seconds),
+            lambda: tasks.benchmark(printable(job.name), self.workers, self.asked, job.output, threads, seconds),
         )
 
     def entry(self, run_id: str) -> dict[str, Any]:
@@ -66,8 +67,8 @@ class Making:
             "digest": self.digest,
             "files": self.files,
             "row": row,
-            "layers": [finite({**of, "position": k, **layer}) for k, layer in enumerate(layers)],
-            "timings": [finite({**of, **_timing(stage, run)}) for stage, run in self.answers.items()],
+            "layers": [plain({**of, "position": k, **layer}) for k, layer in enumerate(layers)],
+            "timings": [plain({**of, **_timing(stage, run)}) for stage, run in self.answers.items()],
         }
 
     def _step(self, stage: str, call: Callable[[], Run]) -> None:
@@ -123,7 +124,7 @@ class Making:
         if self.failure is not None:
             stage, problem = self.failure
             row |= failed(stage, problem)
-        return dict(finite(row))
+        return dict(plain(row))
 
     def _stats(self) -> list[str]:
         calibrated = self._result("calibrate")
@@ -163,15 +164,6 @@ def failed(stage: str, problem: QuantError) -> dict[str, Any]:
         "where": problem.where,
         "hint": problem.hint,
     }
-
-
-def finite(value: Any) -> Any:
-    """The same in strict JSON, which knows neither NaN nor infinity: they become null."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _accuracy(job: Job, fidelity: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -208,6 +208,8 @@ def _job(
     elif output_dir is not None:
         inside = entry["input"].relative_to(entry["base"]).parent if "base" in entry else Path()
         output = output_dir / inside / f"{entry['input'].stem}_int{config.bits}.onnx"
+        if not Path(os.path.realpath(output.parent)).is_relative_to(os.path.realpath(output_dir)):
+            raise RequestError(f"a link leads out of output_dir: {output.parent}", "output", "Name the file to write")
     else:
         raise RequestError("is missing", "output", "Name the file to write, or give batch.output_dir")
     stem = entry["input"].stem
@@ -258,10 +260,10 @@ def _check_files(placed: Placed, mistakes: list[Mistake]) -> None:
     inputs = {os.path.realpath(job.input): place for place, job in placed}
     outputs: dict[str, Place] = {}
     names: dict[str, Place] = {}
-    missing = cache(lambda path: not path.exists())
+    missing = cache(lambda path: not _is_a(Path.is_file, path) and not _is_a(Path.is_dir, path))
     for place, job in placed:
         real = os.path.realpath(job.output)
-        if not job.input.is_file():
+        if missing(job.input) or job.input.is_dir():
             mistakes.append(Mistake((*place, "input"), f"no such file: {job.input}", _neighbour(job.input)))
         if real in inputs:
             problem = f"is also an input: {job.output}"
@@ -269,7 +271,7 @@ def _check_files(placed: Placed, mistakes: list[Mistake]) -> None:
         if outputs.setdefault(real, place) is not place:
             problem = f"is also the output of {spell(outputs[real])}: {job.output}"
             mistakes.append(Mistake((*place, "output"), problem, "Name another file"))
-        if job.output.is_dir():
+        if _is_a(Path.is_dir, job.output):
             mistakes.append(Mistake((*place, "output"), f"is a folder: {job.output}", "Name a file, ending in .onnx"))
         if names.setdefault(job.name, place) is not place:
             mistakes.append(Mistake((*place, "name"), f"{job.name} is taken", "Give each model its own name"))
@@ -277,6 +279,13 @@ def _check_files(placed: Placed, mistakes: list[Mistake]) -> None:
             for what, path in spec.files() if spec else ():
                 if missing(path):
                     mistakes.append(Mistake((*place, key, what), f"no such file: {path}", _neighbour(path)))
+
+
+def _is_a(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
 
 
 def _neighbour(path: Path) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.runtime import dask_client, quiet_environment
@@ -18,10 +19,9 @@ from flows.runtime import dask_client, quiet_environment
 quiet_environment()
 
 # Prefect reads its settings when it is imported.
-from prefect import flow, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect import Flow, flow, runtime, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.schemas.objects import State  # noqa: E402
+from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.digests import forget_files, job_digest, versions  # noqa: E402
@@ -30,8 +30,10 @@ from flows.making import Making, failed, plain_row  # noqa: E402
 from flows.manifest import Job, Manifest, read_manifest  # noqa: E402
 from flows.result import BatchResult, Listener  # noqa: E402
 from flows.selection import select, size_for  # noqa: E402
+from flows.telling import says, show_in_prefect, write_summary, wrong  # noqa: E402
 from quant_core.child import STAGE_MODULE  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
+from quant_core.plain import printable  # noqa: E402
 from quant_core.targets import host_target_name  # noqa: E402
 from tasks.workers import Workers  # noqa: E402
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 READERS = 4  # threads that hash models before the first stage
+SUMMARY = "summary.json"
+SHOWN = ("model", "outcome", "verdict", "size_ratio", "accuracy_float", "accuracy", "speedup", "reason", "error")
 
 
 class Attached:
@@ -62,7 +66,25 @@ def attach(here: Attached) -> Iterator[None]:
         _attached.reset(token)
 
 
-@flow(name="quantmill-batch", flow_run_name="batch {manifest}", persist_result=False)
+def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Prefect's hook: a batch that broke off says so where its reports lie, or else beside its manifest."""
+    here, manifest = _attached.get(), Path(flow_run.parameters["manifest"])
+    try:
+        path = (here.manifest if here else read_manifest(manifest)).folder / "reports" / SUMMARY
+    except QuantError:
+        path = manifest.with_name(f"{manifest.name}.{SUMMARY}")
+    if not says(path, str(flow_run.id)):
+        told = {"kind": "batch", "flow_run": flow_run.name, "flow_run_id": str(flow_run.id), "state": state.name}
+        write_summary(path, told | {"message": state.message})
+
+
+@flow(
+    name="quantmill-batch",
+    flow_run_name="batch {manifest}",
+    persist_result=False,
+    on_failure=[_summarize_failure],
+    on_crashed=[_summarize_failure],
+)
 def batch(
     manifest: str,
     scheduler: str | None = None,
@@ -81,9 +103,24 @@ def batch(
     """
     with _here(manifest, scheduler, jobs) as here, open_journal(here.manifest.folder) as journal:
         here.result = result = Batch(here, journal, force, only or []).run()
-        _show_in_prefect(result)
+        summary = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
+        show_in_prefect("batch", result.run_id, result.rows, SHOWN, summary)
+        state = _state(result, summary)
+        told = {
+            "kind": "batch",
+            "flow_run": runtime.flow_run.name,
+            "flow_run_id": runtime.flow_run.id,
+            "state": state.name,
+        }
+        write_summary(
+            result.reports / SUMMARY, {**told, "message": state.message, **summary, "wrong": wrong(result.rows)}
+        )
+    return state
+
+
+def _state(result: BatchResult, summary: dict[str, Any]) -> State[Any]:
+    """How the batch ended, in Prefect's words."""
     counts = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in result.counts.items() if count)
-    summary = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
     if result.rows and result.counts["failed"] == len(result.rows):
         return Failed(message=counts, data=summary)
     if result.exit_code:
@@ -167,7 +204,7 @@ class Batch:
                 stages = self.journal.stages(digest)
                 stages.keep("forced", self.run_id)
             making = Making(job, digest, stages, self.workers, self.notify)
-            futures.append(_make.submit(job.name, self, making, slots, shards))
+            futures.append(_make.submit(printable(job.name), self, making, slots, shards))
         makings = [future.result() for future in futures]
         return [making for making in makings if making.failure is None]
 
@@ -260,16 +297,6 @@ def _here(manifest: str, scheduler: str | None, jobs: int | None) -> Iterator[At
     asked = read_manifest(manifest)
     with dask_client(size_for(asked, jobs).workers, scheduler) as client:
         yield Attached(asked, client, lambda event: None)
-
-
-def _show_in_prefect(result: BatchResult) -> None:
-    """One table and one summary in Prefect's UI; a lost API is no reason to lose a run."""
-    columns = ("model", "outcome", "verdict", "size_ratio", "accuracy_float", "accuracy", "speedup", "reason", "error")
-    lines = [f"- {key.replace('_', ' ')}: {count}" for key, count in result.counts.items()]
-    with contextlib.suppress(Exception):
-        create_table_artifact([{c: row.get(c) for c in columns} for row in result.rows[:500]], key="quantmill-models")
-        text = "\n".join([f"# Batch {result.run_id}", *lines, f"- reports: `{result.reports}`"])
-        create_markdown_artifact(text, key="quantmill-summary")
 
 
 def _digest_or_error(job: Job) -> str | QuantError:

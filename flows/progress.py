@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.result import Listener
-from flows.show import printable, verdict
+from flows.show import verdict
+from quant_core.plain import printable
 
 SHOWN = 12  # models in the live table
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from quant_core.child import warm_up
+from flows.doctor import memory_bytes, usable_cores
+from quant_core.child import KEPT_ENVIRONMENT, warm_up
 from quant_core.errors import QuantError, RequestError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ WITH_EMBEDDED_SERVER = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }
 START_UP_S = 180
+ASSUMED_BYTES = 8 << 30  # memory of a host that does not tell
 MODEL_COPIES = 3  # a float model, its quantized copy and what is between them
 KEPT_HISTORY_BYTES = 256 << 20
 
@@ -57,7 +59,7 @@ class Size:
     @classmethod
     def fitting(cls, models: int, largest_bytes: int, jobs: int | None, memory_mb: int | None) -> Size:
         """As many workers as cores and memory allow, and no more than the models can use."""
-        cores, memory = _available_cores(), _available_memory()
+        cores, memory = usable_cores(), memory_bytes() or ASSUMED_BYTES
         fit = max(1, int(memory // max(1, MODEL_COPIES * largest_bytes)))
         workers = jobs or max(1, min(cores, fit, 4 * models))
         return cls(workers, memory_mb << 20 if memory_mb else int(0.9 * memory / workers))
@@ -160,7 +162,8 @@ class Server:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/api"
         self.words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the server
-        self.environment = os.environ | {"PREFECT_HOME": str(home), "PYTHONPATH": os.pathsep.join(_import_paths())}
+        self.environment = {key: value for key, value in os.environ.items() if _is_prefects(key)}
+        self.environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": os.pathsep.join(_import_paths())}
         self.answered, self.stopping = threading.Event(), threading.Event()
         self.process = self._start()
         self.keeper = threading.Thread(target=self._keep_up, daemon=True)
@@ -211,6 +214,11 @@ class Server:
         self.process.stdin.close()
         self.words.close()
         self.listener.close()
+
+
+def _is_prefects(key: str) -> bool:
+    """Whether the server needs that environment variable: it gets no more, as a child does."""
+    return key in KEPT_ENVIRONMENT or key == "DO_NOT_TRACK" or key.startswith("PREFECT_")
 
 
 @contextlib.contextmanager
@@ -306,18 +314,3 @@ def _hide_main() -> None:
 
 def _import_paths() -> list[str]:
     return [str(Path(entry).absolute()) for entry in sys.path]
-
-
-# This host
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _available_memory() -> int:
-    """Bytes that this host or container may use in all."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return memory

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quant_core.errors import QuantError
+from quant_core.plain import plain, printable
 
 PIPE_WIDTH = 200  # a file has no width; wrapped names cannot be searched for
 VERDICT_STYLES = {"met": "green", "not_met": "yellow", "failed": "bold red", "skipped": "dim"}
@@ -257,22 +256,6 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def decibel(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} dB"
-
-
-def printable(value: object) -> str:
-    """Text from a model or a manifest, which may hold anything: control characters become visible escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
-
-
-def plain(value: Any) -> Any:
-    """The same in strict JSON, which knows neither NaN nor infinity: they become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 METRIC_FORMS: Mapping[str | None, Callable[[float | None], str]] = {

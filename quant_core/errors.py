@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from quant_core.plain import printable
+
 
 class QuantError(Exception):
     """A failure that a person can act on.
@@ -17,9 +19,10 @@ class QuantError(Exception):
         self.problem, self.where, self.hint = problem, str(where), hint
 
     def __str__(self) -> str:
+        """On one line, or on as many as the problem has: names from strangers' files cannot steer a terminal."""
         place = f"{self.where}: " if self.where else ""
         advice = f" ({self.hint})" if self.hint else ""
-        return f"{place}{self.problem}{advice}"
+        return "\n".join(map(printable, f"{place}{self.problem}{advice}".split("\n")))
 
 
 class RequestError(QuantError):

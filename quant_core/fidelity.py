@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from quant_core.config import Contract
 from quant_core.errors import DataError, ModelError, RequestError
+from quant_core.plain import plain
 from quant_core.samples import Samples
 from quant_core.session import run
 
@@ -78,7 +79,7 @@ class Fidelity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: an infinite error is null."""
-        return _finite(asdict(self))  # type: ignore[no-any-return]
+        return plain(asdict(self))  # type: ignore[no-any-return]
 
 
 # metric of a contract -> its value, and float's own where that means something
@@ -406,11 +407,3 @@ def _chance_note(top1_float: float, classes: int, n: int) -> str:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

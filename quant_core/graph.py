@@ -86,11 +86,20 @@ def check_external(model: ir.Model, path: Path) -> None:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Every initializer that lies in a file of its own."""
-    for graph in graphs_of(model):
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+    """Every tensor that lies in a file of its own: initializers, and those in attributes of nodes."""
+    functions = [g for function in model.functions.values() for g in (function.graph, *function.graph.subgraphs())]
+    for graph in (*graphs_of(model), *functions):
+        held = [value.const_value for value in graph.initializers.values()]
+        held += [tensor for node in graph for tensor in _attribute_tensors(node)]
+        yield from (tensor for tensor in held if isinstance(tensor, ir.ExternalTensor))
+
+
+def _attribute_tensors(node: ir.Node) -> Iterator[Any]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.TENSOR:
+            yield attribute.value
+        elif attribute.type == ir.AttributeType.TENSORS:
+            yield from attribute.value
 
 
 def size_on_disk(path: Path, model: ir.Model) -> int:

@@ -64,6 +64,8 @@ def open_arrays(path: Path, resident_bytes: int = RESIDENT_BYTES) -> dict[str, A
     """
     where = str(path)
     with _reading(where):
+        if path.exists() and not path.is_file():
+            raise DataError("is no regular file", where, EXPORT)  # a pipe would be waited for, a device never ends
         with path.open("rb") as file:
             magic = file.read(6)
         if magic == npy.MAGIC_PREFIX:

@@ -1,0 +1,104 @@
+"""Names from strangers' files never steer a terminal: control characters are shown, not sent."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+
+from flows import show
+from flows.manifest import check_manifest
+from flows.progress import progress
+from quant_core.errors import ModelError, QuantError, RequestError
+from tests.models import tiny_cnn
+
+ROOT = Path(__file__).parents[2]
+EVIL = "\x1b]0;owned\x07\x1b[31m\r\x9b2J\u202egnp\u2028\x00"
+ROW = {"event": "model", "model": EVIL, "outcome": "failed", "verdict": "none", "stage": EVIL, "error": EVIL}
+
+
+def is_tame(text: str) -> bool:
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+def drawn(view) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(view)
+    return console.file.getvalue()
+
+
+def test_tables_show_them():
+    for row in (ROW, ROW | {"outcome": "done", "verdict": "not_met", "reason": EVIL, "metric": EVIL}):
+        text = drawn(show.batch_table([row]))
+        assert is_tame(text)
+        assert r"\x1b" in text
+
+
+def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
+    for as_json in (False, True):
+        with progress(as_json) as tell:
+            tell(ROW)
+    seen = capsys.readouterr()
+
+    assert is_tame(seen.out + seen.err)
+    assert json.loads(seen.out)["model"] == EVIL
+
+
+def test_errors_show_them_however_they_are_printed(capsys):
+    error = ModelError(f"bad {EVIL}\nsecond line", EVIL, EVIL)
+
+    show.explain(error, as_json=False)
+
+    assert is_tame(capsys.readouterr().err)
+    assert is_tame(str(error))
+    assert str(error).count("\n") == 1
+    assert is_tame(repr(error))
+    assert pickle.loads(pickle.dumps(error)).problem == error.problem  # what is kept is what was there
+
+
+def test_a_manifest_s_mistakes_show_them(tmp_path):
+    with pytest.raises(RequestError) as error:
+        check_manifest({EVIL: 1, "models": [{"input": EVIL.strip("\0"), "output": "o.onnx"}]}, tmp_path)
+
+    assert is_tame(str(error.value))
+
+
+def test_prefect_s_tables_neither_steer_nor_format():
+    from flows.telling import cell
+
+    assert cell(f"a|b`<img src=x>{EVIL}") == r"a\|b&#96;&lt;img src=x&gt;" + cell(EVIL)
+    assert is_tame(cell(EVIL))
+    assert cell(0.123456) == "0.1235"
+    assert cell(None) == ""
+
+
+@pytest.mark.parametrize("command", ["info", "quantize"])
+def test_commands_show_them(tmp_path, command):
+    name = EVIL.replace("\0", "")
+    model = tiny_cnn()
+    model.graph.name = model.graph.node[0].name = name
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = name
+    onnx.save(model, tmp_path / f"{name}.onnx")
+    np.save(tmp_path / "d.npy", np.ones((1, 1)))
+    arguments = {"info": [], "quantize": ["-o", "out.onnx", "--data", "d.npy"]}[command]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", command, f"{name}.onnx", *arguments],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, check=False,
+    )  # fmt: skip
+
+    assert is_tame(done.stdout.decode() + done.stderr.decode())
+    assert b"x1b" in done.stdout + done.stderr
+
+
+def test_a_quant_error_is_one_line_a_line():
+    assert str(QuantError("a\nb", "c", "d")) == "c: a\nb (d)"
