@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,6 +20,7 @@ from quant_core.rules import CAPS, RULES, Rule, channel_axis, why_not_integer
 from quant_core.targets import Target, find_target
 
 FLOAT, STATIC, DYNAMIC = "float", "static", "dynamic"
+BETWEEN = "runs on 8-bit data between static neighbours"
 INT4_COLUMNS = 32  # with fewer, multipliers and scales eat what 4 bits save, and the error is largest (depthwise)
 STORED_BITS = {8: "int8", 4: "int4", 32: "float32"}
 
@@ -117,16 +118,16 @@ def make_plan(
     """
     wanted = compute or {}
     nodes = list(model.graph)
-    weighted = {n.name: _weighted(n, RULES[n.op_type], config, config.mode, wanted.get(n.name or ""))
+    weighted = {n.name: _weighted(n, config, target, config.mode, wanted.get(n.name or ""))
                 for n in nodes if n.op_type in RULES and _weights(n, RULES[n.op_type])}  # fmt: skip
     inner = [n for g in model.graph.subgraphs() for n in g if n.op_type in RULES and _weights(n, RULES[n.op_type])]
-    weighted |= {n.name: _weighted(n, RULES[n.op_type], config, "weight_only", None) for n in inner}
+    weighted |= {n.name: _weighted(n, config, target, "weight_only", None) for n in inner}
     if not weighted:
         raise ModelError("nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
                          hint="A float16 model must be converted to float32 first")  # fmt: skip
     static = _static_nodes(nodes, {name for name, n in weighted.items() if n.compute == STATIC}, config, wanted)
     plans = [
-        weighted.get(n.name) or NodePlan(n.name or "", n.op_type, STATIC, reason=_role(n, static))
+        weighted.get(n.name) or NodePlan(n.name or "", n.op_type, STATIC, reason=BETWEEN)
         for n in nodes if n.name in weighted or n.name in static
     ]  # fmt: skip
     for node in inner:
@@ -178,8 +179,9 @@ def _weights(node: ir.Node, rule: Rule) -> list[ir.Value]:
     return found
 
 
-def _weighted(node: ir.Node, rule: Rule, config: QuantConfig, mode: str, wanted: str | None) -> NodePlan:
+def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wanted: str | None) -> NodePlan:
     """How a node with weights computes and stores them."""
+    rule = RULES[node.op_type]
     name = node.name or ""
     weights = _weights(node, rule)
     names = tuple(w.name or "" for w in weights)
@@ -187,24 +189,24 @@ def _weighted(node: ir.Node, rule: Rule, config: QuantConfig, mode: str, wanted:
     stay = NodePlan(name, node.op_type, FLOAT, "float32", names, elements)
     glob = next((g for g in config.exclude if any(fnmatchcase(n, g) for n in (name, *names))), None)
     if glob is not None:
-        return _with(stay, reason=f"excluded by {glob}")
+        return replace(stay, reason=f"excluded by {glob}")
     bits = config.bits
     for pattern, layer_bits in config.layer_bits.items():
         if any(fnmatchcase(n, pattern) for n in (name, *names)):
             bits = layer_bits
     if bits == 32:
-        return _with(stay, reason="layer_bits 32")
+        return replace(stay, reason="layer_bits 32")
     if elements < config.min_elements:
-        return _with(stay, reason=f"{elements} elements, fewer than min_elements {config.min_elements}")
+        return replace(stay, reason=f"{elements} elements, fewer than min_elements {config.min_elements}")
     for weight in weights:
         if not np.isfinite(graph.constant(weight)).all():  # type: ignore[arg-type]
             raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again")
-    choice, reason = _choose_compute(node, rule, mode, wanted)
+    choice, reason = _choose_compute(node, rule, target, mode, wanted)
     if bits == 4 and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits")))
     if bits == 4 and (node.op_type == "Gather" or (node.op_type == "LSTM" and choice == DYNAMIC)):
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes")))
-    return _with(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
+    return replace(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
 
 
 def _columns(node: ir.Node, weight: ir.Value) -> int:
@@ -215,19 +217,20 @@ def _columns(node: ir.Node, weight: ir.Value) -> int:
     )
 
 
-def _choose_compute(node: ir.Node, rule: Rule, mode: str, wanted: str | None) -> tuple[str, str]:
+def _choose_compute(node: ir.Node, rule: Rule, target: Target, mode: str, wanted: str | None) -> tuple[str, str]:
     """(compute, reason): what was wanted if the node can, else what the mode asks for, else float."""
-    can = {FLOAT: ""}
     obstacle = why_not_integer(node)
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     if source is not None and source.op_type == "AveragePool" and why_not_integer(source):
         # a Q behind the pool would make it a QLinearAveragePool, whatever the plan says of the pool
         obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
-    if rule.kind == "anchor" and not obstacle:
-        can[STATIC] = ""
-    if rule.dynamic and not obstacle:
-        can[DYNAMIC] = ""
-    if wanted is not None and wanted in can:
+    if node.op_type == "LSTM" and not target.is_onnxruntime:
+        obstacle = f"DynamicQuantizeLSTM is onnxruntime's own, not for {target.name}"
+    can = {FLOAT}
+    if not obstacle:
+        can |= {STATIC} if rule.kind == "anchor" else set()
+        can |= {DYNAMIC} if rule.dynamic else set()
+    if wanted in can:
         return wanted, "" if wanted != FLOAT else "computes in float: found better"
     if mode == "weight_only":
         return FLOAT, "weight-only"
@@ -237,10 +240,6 @@ def _choose_compute(node: ir.Node, rule: Rule, mode: str, wanted: str | None) ->
         reason = obstacle or f"{node.op_type} has no {' or '.join(order)} integer kernel that is faster than float"
         return FLOAT, reason
     return chosen, ""
-
-
-def _with(plan: NodePlan, **changes: Any) -> NodePlan:
-    return NodePlan(**({f: getattr(plan, f) for f in NodePlan.__slots__} | changes))
 
 
 def _static_nodes(
@@ -300,7 +299,3 @@ def _means(nodes: list[ir.Node], weighted: Mapping[str | None, NodePlan], config
         if config.bias_correction and n.name in weighted and weighted[n.name].storage != "float32"
         and RULES[n.op_type].kind == "anchor" and not graph.is_constant(n.inputs[0]) and not why_not_integer(n)
     }  # fmt: skip
-
-
-def _role(node: ir.Node, static: set[str | None]) -> str:
-    return "runs on 8-bit data between static neighbours"

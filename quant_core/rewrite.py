@@ -189,7 +189,7 @@ class _Rewrite:
             layout_of(node, len(graph.shape_of(weight))),
         )
         first = Writer(self.model, next(iter(graph.home(node))))
-        if config.runtime == "qdq" or not config.symmetric:
+        if config.runtime == "qdq" or not config.symmetric or not self.target.is_onnxruntime:
             if key not in self.written:
                 parts = self.rounding.standard(node, weight, int(planned.storage[3:]))
                 self.written[key] = store.write_qdq(first, str(weight.name), *parts)

@@ -17,11 +17,14 @@ class Target:
     activation_signed  int8 activations (ARM dot product) or uint8 ones (x86: an int8 tensor with two
                        consumers does not fuse there)
     saturates          neighbours of the reduction axis are added in saturating int16 (vpmaddubsw)
+    is_onnxruntime     folds constants when it loads, and has operators of its own; otherwise only standard ONNX, with
+                       weights behind DequantizeLinear, is written
     """
 
     name: str
     activation_signed: bool
     saturates: bool
+    is_onnxruntime: bool = True
 
 
 TARGETS = {
@@ -30,7 +33,7 @@ TARGETS = {
         Target("x86-avx2", activation_signed=False, saturates=True),
         Target("x86-vnni", activation_signed=False, saturates=False),
         Target("arm64", activation_signed=True, saturates=False),
-        Target("portable", activation_signed=False, saturates=True),  # plain QDQ, safe wherever it runs
+        Target("portable", activation_signed=False, saturates=True, is_onnxruntime=False),  # safe wherever it runs
     )
 }
 
