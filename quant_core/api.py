@@ -27,7 +27,7 @@ from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
 from quant_core.search import AS_FAST, Bench, Found, search
 from quant_core.session import open_session
-from quant_core.targets import find_target
+from quant_core.targets import find_target, host_target_name
 from quant_core.timing import Timing, measure
 from quant_core.write import write_model
 
@@ -186,7 +186,8 @@ def finish(
         raise DataError("a contract needs samples to judge by", str(original), "Give evaluation or calibration data")
     float_size = model_info(original).size_bytes
     metric = contract.metric if contract is not None and ":" in contract.metric else None
-    bench = Bench(Path(original), judged, float_size, metric) if judged is not None else None
+    is_host = (plan.target == "arm64") == (host_target_name() == "arm64")
+    bench = Bench(Path(original), judged, float_size, metric, is_host=is_host) if judged is not None else None
     found = search(model, plan, stats, bench, contract, exact=exact, progress=progress)
     best = found.best
     costs = damage(model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
