@@ -72,7 +72,7 @@ class Candidate:
         return math.log2(max(speed, 1e-3)) - 0.6 * missing**2 - slow
 
     def _expected_speedup(self) -> float:
-        """Where nothing can be timed, because the model is for another kind of CPU: integers take half of float's time."""
+        """For a CPU of another kind, where nothing can be timed: integers take half of float's time."""
         weighted = [n for n in self.plan.nodes if n.weights]
         integer = sum(n.elements for n in weighted if n.compute != FLOAT)
         return 1 / (1 - 0.5 * integer / max(1, sum(n.elements for n in weighted)))
