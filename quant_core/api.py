@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
+from quant_core.candidate import AS_FAST, Bench
 from quant_core.config import Contract, QuantConfig
 from quant_core.damage import damage
 from quant_core.errors import DataError, ModelError, RequestError
@@ -25,7 +26,7 @@ from quant_core.prepare import prepare
 from quant_core.proof import saturating_nodes
 from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
-from quant_core.search import AS_FAST, Bench, Found, search
+from quant_core.search import Found, search
 from quant_core.session import open_session
 from quant_core.targets import find_target, host_target_name
 from quant_core.timing import Timing, measure

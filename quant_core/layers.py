@@ -8,11 +8,11 @@ from typing import Any
 import onnx_ir as ir
 
 from quant_core import graph
+from quant_core.candidate import Candidate
 from quant_core.damage import NodeDamage
 from quant_core.plan import STATIC, NodePlan
 from quant_core.proof import saturation_of
 from quant_core.rewrite import weight_sqnr
-from quant_core.search import Candidate
 
 
 def layer_rows(candidate: Candidate, damaged: Iterable[NodeDamage] = ()) -> list[dict[str, Any]]:

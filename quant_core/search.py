@@ -2,117 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from quant_core.candidate import FAITHFUL_DB, Bench, Candidate, build
 from quant_core.config import Contract
 from quant_core.errors import ModelError
-from quant_core.fidelity import Fidelity, compare, judge, run_all, score
+from quant_core.fidelity import judge, score
 from quant_core.observe import Statistics
 from quant_core.outliers import Easing, easings
 from quant_core.plan import DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
-from quant_core.rewrite import apply_plan
 from quant_core.rules import RULES
-from quant_core.samples import Samples
-from quant_core.session import open_session
 from quant_core.targets import TARGETS
-from quant_core.timing import Timing, measure
 
 MAX_EVALUATIONS = 40
-MAX_SEARCH_FEEDS = 64
-AS_FAST = 0.97  # paired medians within 3 % are noise
 POLISH_GROUPS, POLISH_FEEDS = 12, 16
 RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
 LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
 GOOD_ENOUGH = 0.2  # doublings of net worth at which last resorts, worth about 0, need not be tried
-FAITHFUL_DB = 30.0  # outputs this close to float's are as good as equal
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """One plan, the model it makes, and what that model is worth."""
-
-    name: str
-    plan: QuantPlan
-    model: ir.Model
-    size_bytes: int
-    fidelity: Fidelity | None = None
-    speedup: float | None = None
-
-    @property
-    def sqnr_db(self) -> float:
-        """Of the worst output, 200 where there is nothing to compare."""
-        if self.fidelity is None:
-            return 200.0
-        return min((o.sqnr_db for o in self.fidelity.per_output if o.sqnr_db is not None), default=200.0)
-
-    @property
-    def noise(self) -> float:
-        """Noise over signal of the worst output."""
-        return float(10 ** (-self.sqnr_db / 10))
-
-    @property
-    def worth(self) -> float:
-        """Speed gained, in doublings, less what the lost fidelity would have to buy.
-
-        Outputs 10 dB below FAITHFUL_DB must buy a speed-up of 1.5, 20 dB below of 5; a model slower than its float
-        original is worth less than any that is not.
-        """
-        missing = max(0.0, FAITHFUL_DB - self.sqnr_db) / 10
-        speed = self._expected_speedup() if self.speedup is None else self.speedup
-        slow = 0.0 if speed >= AS_FAST else 10.0
-        return math.log2(max(speed, 1e-3)) - 0.6 * missing**2 - slow
-
-    def _expected_speedup(self) -> float:
-        """For a CPU of another kind, where nothing can be timed: integers take half of float's time."""
-        weighted = [n for n in self.plan.nodes if n.weights]
-        integer = sum(n.elements for n in weighted if n.compute != FLOAT)
-        return 1 / (1 - 0.5 * integer / max(1, sum(n.elements for n in weighted)))
-
-    def trace(self) -> dict[str, Any]:
-        """One row of what was tried."""
-        assert self.fidelity is not None
-        return {"candidate": self.name, "speedup": self.speedup, "sqnr_db": self.sqnr_db,
-                "agreement": self.fidelity.agreement, "size_bytes": self.size_bytes}  # fmt: skip
-
-
-@dataclass(slots=True)
-class Bench:
-    """The float model's answers and a session to race against: what every candidate is held to."""
-
-    float_path: Path
-    samples: Samples
-    float_size_bytes: int
-    metric: str | None = None
-    seconds: float = 0.1
-    is_host: bool = True  # models are for CPUs like this one, so that their speed can be measured here
-    _session: Any = field(init=False)
-    _reference: list[list[NDArray[Any]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.samples.labels is None:
-            self.samples = self.samples.spread(MAX_SEARCH_FEEDS)
-        self._session = open_session(self.float_path)
-        self._reference = run_all(self._session, self.samples)
-
-    def judge(self, candidate: Candidate, *, timed: bool = True) -> Candidate:
-        """The candidate with its fidelity and, if timed, its speed-up."""
-        session = open_session(ir.to_proto(candidate.model).SerializeToString())
-        names = [o.name for o in session.get_outputs()]
-        outputs = run_all(session, self.samples)
-        fidelity = compare(self._reference, outputs, names, self.samples.labels, self.metric)
-        timing: Timing | None = None
-        if timed and self.is_host:
-            timing = measure(self._session, session, self.samples[0], seconds=self.seconds, clock=time.thread_time)
-        return replace(candidate, fidelity=fidelity, speedup=timing.speedup if timing else candidate.speedup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +76,8 @@ def search(
 
     refused = ModelError("there is no way to compute this model")
     for name, variant in variants(model, plan, eased):
-        if name in LAST_RESORTS and candidates and max(c.worth for c in candidates) > GOOD_ENOUGH:
+        keeping = candidates if contract is None else _keeping(candidates, contract, bench)
+        if name in LAST_RESORTS and max((c.worth for c in keeping), default=0.0) > GOOD_ENOUGH:
             continue
         progress(f"trying {name}")
         try:
@@ -182,15 +94,13 @@ def search(
         best = _polish(model, best, stats, bench, trace, progress)
     if contract is None:
         return Found(best, "none", "no contract", trace)
-    met = [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
-    best = max(met, key=lambda c: c.worth) if met else _restore(model, best, stats, bench, contract, trace, progress)
+    keeping = _keeping(candidates, contract, bench)
+    best = (
+        max(keeping, key=lambda c: c.worth)
+        if keeping
+        else _restore(model, best, stats, bench, contract, trace, progress)
+    )
     return Found(best, *_verdict(best, contract, bench), trace)
-
-
-def build(model: ir.Model, plan: QuantPlan, stats: Statistics | None, name: str) -> Candidate:
-    """The candidate that a plan makes, not yet judged."""
-    made = apply_plan(model, plan, stats)
-    return Candidate(name, plan, made, len(ir.to_proto(made).SerializeToString()))
 
 
 def variants(
@@ -304,8 +214,8 @@ def _restore(
                 low, step = count, 2 * step
         if high is not None:
             break
-    met = [c for c in tried if _verdict(c, contract, bench)[0] == "met"]
-    return min(met, key=lambda c: c.size_bytes) if met else max(tried, key=lambda c: _value(c, contract))
+    keeping = _keeping(tried, contract, bench)
+    return min(keeping, key=lambda c: c.size_bytes) if keeping else max(tried, key=lambda c: _value(c, contract))
 
 
 def _raised(model: ir.Model, base: Candidate, stats: Statistics | None, nodes: list[str], bits: int) -> Candidate:
@@ -317,6 +227,11 @@ def _value(candidate: Candidate, contract: Contract) -> float:
     """What the contract looks at, and fidelity where that says nothing new."""
     assert candidate.fidelity is not None
     return score(candidate.fidelity, contract.metric)[0] + 1e-6 * candidate.sqnr_db
+
+
+def _keeping(candidates: Iterable[Candidate], contract: Contract, bench: Bench) -> list[Candidate]:
+    """Those that keep the contract."""
+    return [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
 
 
 def _verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:

@@ -1,0 +1,110 @@
+"""What one plan is worth: the model it makes, how faithful that is, and how fast."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core.fidelity import Fidelity, compare, run_all
+from quant_core.observe import Statistics
+from quant_core.plan import FLOAT, QuantPlan
+from quant_core.rewrite import apply_plan
+from quant_core.samples import Samples
+from quant_core.session import open_session
+from quant_core.timing import Timing, measure
+
+MAX_SEARCH_FEEDS = 64
+AS_FAST = 0.97  # paired medians within 3 % are noise
+FAITHFUL_DB = 30.0  # outputs this close to float's are as good as equal
+DOUBLINGS_PER_10_DB = 0.6  # what the first 10 dB below that must buy; it grows with the square
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One plan, the model it makes, and what that model is worth."""
+
+    name: str
+    plan: QuantPlan
+    model: ir.Model
+    size_bytes: int
+    fidelity: Fidelity | None = None
+    speedup: float | None = None
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of the worst output, 200 where there is nothing to compare."""
+        if self.fidelity is None:
+            return 200.0
+        return min((o.sqnr_db for o in self.fidelity.per_output if o.sqnr_db is not None), default=200.0)
+
+    @property
+    def noise(self) -> float:
+        """Noise over signal of the worst output."""
+        return float(10 ** (-self.sqnr_db / 10))
+
+    @property
+    def worth(self) -> float:
+        """Speed gained, in doublings, less what the lost fidelity would have to buy.
+
+        Outputs 10 dB below FAITHFUL_DB must buy a speed-up of 1.5, 20 dB below of 5; a model slower than its float
+        original is worth less than any that is not.
+        """
+        missing = max(0.0, FAITHFUL_DB - self.sqnr_db) / 10
+        speed = self._expected_speedup() if self.speedup is None else self.speedup
+        slow = 0.0 if speed >= AS_FAST else 10.0
+        return math.log2(max(speed, 1e-3)) - DOUBLINGS_PER_10_DB * missing**2 - slow
+
+    def _expected_speedup(self) -> float:
+        """For a CPU of another kind, where nothing can be timed: integers take half of float's time."""
+        weighted = [n for n in self.plan.nodes if n.weights]
+        integer = sum(n.elements for n in weighted if n.compute != FLOAT)
+        return 1 / (1 - 0.5 * integer / max(1, sum(n.elements for n in weighted)))
+
+    def trace(self) -> dict[str, Any]:
+        """One row of what was tried."""
+        assert self.fidelity is not None
+        return {"candidate": self.name, "speedup": self.speedup, "sqnr_db": self.sqnr_db,
+                "agreement": self.fidelity.agreement, "size_bytes": self.size_bytes}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Bench:
+    """The float model's answers and a session to race against: what every candidate is held to."""
+
+    float_path: Path
+    samples: Samples
+    float_size_bytes: int
+    metric: str | None = None
+    seconds: float = 0.1
+    is_host: bool = True  # models are for CPUs like this one, so that their speed can be measured here
+    _session: Any = field(init=False)
+    _reference: list[list[NDArray[Any]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.samples.labels is None:
+            self.samples = self.samples.spread(MAX_SEARCH_FEEDS)
+        self._session = open_session(self.float_path)
+        self._reference = run_all(self._session, self.samples)
+
+    def judge(self, candidate: Candidate, *, timed: bool = True) -> Candidate:
+        """The candidate with its fidelity and, if timed, its speed-up."""
+        session = open_session(ir.to_proto(candidate.model).SerializeToString())
+        names = [o.name for o in session.get_outputs()]
+        outputs = run_all(session, self.samples)
+        fidelity = compare(self._reference, outputs, names, self.samples.labels, self.metric)
+        timing: Timing | None = None
+        if timed and self.is_host:
+            timing = measure(self._session, session, self.samples[0], seconds=self.seconds, clock=time.thread_time)
+        return replace(candidate, fidelity=fidelity, speedup=timing.speedup if timing else candidate.speedup)
+
+
+def build(model: ir.Model, plan: QuantPlan, stats: Statistics | None, name: str) -> Candidate:
+    """The candidate that a plan makes, not yet judged."""
+    made = apply_plan(model, plan, stats)
+    return Candidate(name, plan, made, len(ir.to_proto(made).SerializeToString()))
