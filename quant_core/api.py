@@ -17,6 +17,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.damage import damage
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.fidelity import Fidelity, compare, judge, run_each
+from quant_core.follow import follow
 from quant_core.gram import grams, sites_of
 from quant_core.info import model_info
 from quant_core.layers import layer_rows
@@ -181,8 +182,7 @@ def finish(
     """Search, write, tell: what is left of quantizing once ranges are measured. `exact`: the plan is not varied."""
     if stats is not None and feeds is not None and plan.config.weight_method in ("auto", "gptq"):
         progress("measuring how inputs vary together")
-        serialized = ir.to_proto(model).SerializeToString()
-        stats = replace(stats, grams=grams(serialized, sites_of(model, plan), feeds.spread(GRAM_FEEDS)))
+        stats = _moments(model, plan, stats, feeds.spread(GRAM_FEEDS))
     if contract is not None and judged is None:
         raise DataError("a contract needs samples to judge by", str(original), "Give evaluation or calibration data")
     float_size = model_info(original).size_bytes
@@ -296,6 +296,16 @@ def _open(
 def some(feeds: Samples | None) -> Any:
     """The first few feeds, on which folding is checked."""
     return (feeds[i] for i in range(min(PREPARE_SAMPLES, len(feeds)))) if feeds is not None else ()
+
+
+def _moments(model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Samples) -> Statistics:
+    """The statistics with what rounding must know of each weight's inputs."""
+    if any(n.storage == "int4" for n in plan.nodes):
+        try:
+            return follow(model, plan, stats, feeds)
+        except ModelError:  # a part that does not run by itself: an operator between sequences, say
+            stats = replace(stats, memo={})
+    return replace(stats, grams=grams(ir.to_proto(model).SerializeToString(), sites_of(model, plan), feeds))
 
 
 def _same_interface(first: Any, second: Any, where: str | Path) -> None:

@@ -127,17 +127,17 @@ def _sweep_part(
     return np.ascontiguousarray(out.T)
 
 
-def _factor(gram: NDArray[Any], damping: float = DAMPING) -> NDArray[np.float32]:
+def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
     """Upper Cholesky factor of the inverse of each damped Gram matrix: (G, P, k, k)."""
     damped = gram.reshape(-1, *gram.shape[2:]).astype(np.float64)
     mean = np.einsum("gkk->gk", damped).mean(1, keepdims=True)
     diagonal = np.arange(damped.shape[1])
-    damped[:, diagonal, diagonal] += np.where(mean > 0, damping * mean, 1.0)
+    damped[:, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
     try:
         inverse = np.linalg.inv(damped)
         lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
     except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
-        return _factor(gram, 10 * damping)
+        return _factor(gram, 10 * times)
     return np.ascontiguousarray(lower.transpose(0, 2, 1)).astype(np.float32).reshape(gram.shape)
 
 

@@ -51,6 +51,27 @@ class Site:
         return self.groups, self.parts, k, k
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Aim:
+    """What rounding a weight aims at, where the layers before it are rounded already (follow.py).
+
+    rows     (C, K), what is rounded in place of the weight
+    gram     (G, P, k, k), of the inputs that rounded layers leave, about their mean if the site is centered
+    outputs  (C,), mean of what the float weight makes of the float inputs, without its bias
+    means    (G, K), of the rounded model's inputs
+    """
+
+    rows: NDArray[np.float32]
+    gram: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+    means: NDArray[np.float64]
+
+    def shift(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """(C,): what the bias gives back, when the weight has become `values` (C, K)."""
+        split = values.astype(np.float64).reshape(len(self.means), -1, values.shape[1])
+        return np.asarray(self.outputs - np.einsum("gok,gk->go", split, self.means).reshape(-1))
+
+
 def site_of(node: ir.Node, shape: tuple[int, ...]) -> Site | None:
     """The site of a Conv, Gemm or MatMul with a weight of this shape; None where rows cannot be taken."""
     tensor = graph.name_of(node.inputs[0])
@@ -119,7 +140,7 @@ def _grams(model: Path | bytes, sites: Mapping[str, Site], feeds: list[Mapping[s
         values = dict(feed) | dict(zip(names, run(session, feed), strict=True))
         for site in unique:
             wanted = -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.shape[-1]) // len(feeds))
-            sums[site].add(_rows(values[site.tensor], site, wanted))
+            sums[site].add(rows_of(values[site.tensor], site, wanted))
     found = {site: total.moments() for site, total in sums.items()}
     return {name: found[site] for name, site in sites.items()}
 
@@ -162,7 +183,7 @@ class _Sums:
             total += part.T @ part  # one by one: numpy hands only plain matrices to BLAS
 
 
-def _rows(x: NDArray[Any], site: Site, wanted: int) -> NDArray[np.float32]:
+def rows_of(x: NDArray[Any], site: Site, wanted: int) -> NDArray[np.float32]:
     """Evenly spread rows of the im2col matrix of each group: (G, rows, K), K in the order (kernel..., C)."""
     if not site.kernel:
         flat = x.reshape(-1, x.shape[-1])

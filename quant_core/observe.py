@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quant_core.affine import Grid
 from quant_core.errors import DataError, ModelError
+from quant_core.gram import Aim
 from quant_core.plan import QuantPlan
 from quant_core.ranges import find_range
 from quant_core.session import open_session, run
@@ -32,11 +33,13 @@ class Statistics:
     tensors  of each tensor that may be quantized, its values
     means    of the input of each weighted node, the mean of each channel
     grams    of each weighted node, how its inputs vary together (gram.py); empty if not collected
+    aims     of each weighted node, what rounding aims at once the layers before it are rounded (follow.py); or empty
     """
 
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
     means: Mapping[str, ChannelMoments] = field(default_factory=dict)
     grams: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    aims: Mapping[str, Aim] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what was worked out from these
 
     def range(self, tensor: str, grid: Grid, method: str, percentile: float) -> tuple[float, float]:

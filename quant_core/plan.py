@@ -22,6 +22,7 @@ from quant_core.targets import Target, find_target
 FLOAT, STATIC, DYNAMIC = "float", "static", "dynamic"
 BETWEEN = "runs on 8-bit data between static neighbours"
 INT4_COLUMNS = 32  # with fewer, multipliers and scales eat what 4 bits save, and the error is largest (depthwise)
+INT8_SHARE = 1 / 64  # of all weights: the smallest layers save next to nothing in 4 bits, and the first are among them
 STORED_BITS = {8: "int8", 4: "int4", 32: "float32"}
 
 
@@ -125,6 +126,8 @@ def make_plan(
     if not weighted:
         raise ModelError("nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
                          hint="A float16 model must be converted to float32 first")  # fmt: skip
+    weighted |= {n.node: replace(n, storage="int8", reason="; ".join(filter(None, (n.reason, "int8: few weights"))))
+                 for n in _few(weighted.values(), config)}  # fmt: skip
     static = _static_nodes(nodes, {name for name, n in weighted.items() if n.compute == STATIC}, config, wanted)
     plans = [
         weighted.get(n.name) or NodePlan(n.name or "", n.op_type, STATIC, reason=BETWEEN)
@@ -207,6 +210,23 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
     if bits == 4 and (node.op_type == "Gather" or (node.op_type == "LSTM" and choice == DYNAMIC)):
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes")))
     return replace(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
+
+
+def _few(plans: Iterable[NodePlan], config: QuantConfig) -> list[NodePlan]:
+    """The smallest of the nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.
+
+    Where a node's bits were asked for by name, they stay.
+    """
+    plans = list(plans)
+    room = INT8_SHARE * sum(n.elements for n in plans)
+    found = []
+    for plan in sorted((n for n in plans if n.storage == "int4"), key=lambda n: n.elements):
+        room -= plan.elements
+        if room < 0:
+            break
+        if not any(fnmatchcase(n, glob) for glob in config.layer_bits for n in (plan.node, *plan.weights)):
+            found.append(plan)
+    return found
 
 
 def _columns(node: ir.Node, weight: ir.Value) -> int:

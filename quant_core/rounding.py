@@ -14,6 +14,7 @@ from quant_core.affine import Grid, choose_params, dequantize, quantize, range_o
 from quant_core.config import QuantConfig
 from quant_core.correct import corrected_bias
 from quant_core.gptq import gptq_int4, gptq_int8
+from quant_core.gram import Aim
 from quant_core.observe import Statistics
 from quant_core.outliers import inverse
 from quant_core.rules import channel_axis
@@ -55,7 +56,8 @@ class Rounding:
         """
         shape = graph.shape_of(weight)
         layout = layout_of(node, len(shape))
-        rows = layout.matrix(graph.array(weight))
+        aim = self._aim(node)
+        rows = layout.matrix(graph.array(weight)) if aim is None else aim.rows
         if factors is not None:
             rows = rows * factors
         if not np.any(floor > np.abs(rows).max(1, initial=0.0) / QMAX8):
@@ -107,15 +109,21 @@ class Rounding:
     def bias(self, node: ir.Node, bias: NDArray[np.float64] | None, weight: ir.Value, rounded: Rounded) -> Any:
         """The bias (C,) plus what rounding took from each channel's mean; None if there is neither."""
         means = self.stats.means.get(graph.name_of(node.inputs[0])) if self.stats is not None else None
+        if (aim := self._aim(node)) is not None:
+            return aim.shift(rounded.integers.values) + (0 if bias is None else bias)
         if not self.config.bias_correction or means is None:
             return bias
         rows, values = rounded.layout.matrix(graph.array(weight)), rounded.integers.values
         return corrected_bias(np.zeros(len(rows)) if bias is None else bias, rows, values, means.mean, node)
 
+    def _aim(self, node: ir.Node) -> Aim | None:
+        return self.stats.aims.get(str(node.name)) if self.stats is not None else None
+
     def _gram(self, node: ir.Node, factors: NDArray[np.float32] | None) -> NDArray[Any] | None:
         if self.stats is None or self.config.weight_method not in ("auto", "gptq"):
             return None
-        gram = self.stats.grams.get(str(node.name))
+        aim = self._aim(node)
+        gram = self.stats.grams.get(str(node.name)) if aim is None else aim.gram
         if gram is None or factors is None:
             return gram
         s = inverse(factors).reshape(gram.shape[1], -1)

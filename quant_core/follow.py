@@ -1,0 +1,187 @@
+"""What each weight should become, layer after layer, once the layers before it are rounded.
+
+Rounding a layer for the inputs that the float model gives it leaves the errors of the layers before it as they are.
+Here each layer sees both the float model's inputs X and those X' that the layers already rounded really leave it: what
+is then rounded is the W' for which W' X' comes nearest to W X, and the bias gives back the difference of the means.
+
+Source: Li et al. 2025, GPTAQ (arXiv 2504.02692), whose asymmetric calibration this is, in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core import graph
+from quant_core.gram import Aim, Site, rows_of, sites_of
+from quant_core.observe import Statistics
+from quant_core.plan import FLOAT, QuantPlan
+from quant_core.rounding import Rounding, flat_bias
+from quant_core.rules import RULES, is_depthwise
+from quant_core.session import open_session
+from quant_core.session import run as run_session
+from quant_core.targets import TARGETS
+from quant_core.weights import layout_of
+
+ROWS_PER_COLUMN, LEAST_ROWS = 12, 2048  # of both inputs, as they vary: fewer are fitted too closely
+RIDGE = 0.1  # of the mean diagonal, and more where rows are few: how strongly W' is held to W
+HELD_BYTES = 768 << 20  # of tensors between layers, of all samples; above, every second sample is let go
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def follow(
+    model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Iterable[Mapping[str, NDArray[Any]]]
+) -> Statistics:
+    """The statistics with an aim for each weight of the plan whose inputs can be taken as rows.
+
+    Both models run once, cut where a layer must be rounded before its output is known. Raises: ModelError if a part of
+    the model does not run by itself.
+    """
+    aims: dict[str, Aim] = {}
+    stats = replace(stats, aims=aims)
+    rounding, sites, planned = Rounding(plan.config, stats), sites_of(model, plan), {n.node: n for n in plan.nodes}
+    walk = _Walk(model, feeds)
+    waiting = [n for n in model.graph if n.name in sites]
+    while waiting:
+        blocked = {n.name for n in waiting}
+        ready = [n for n in waiting if not blocked & {a.name for a in walk.ahead({sites[str(n.name)].tensor})}]
+        waiting = [n for n in waiting if n not in ready]
+        walk.advance({sites[str(n.name)].tensor for n in ready})
+        for node in ready:
+            name, weight = str(node.name), graph.value(node.inputs[1])
+            layout = layout_of(node, len(graph.shape_of(weight)))
+            aims[name] = _aim(layout.matrix(graph.array(weight)), sites[name], walk.pairs(sites[name]))
+            compute, storage = planned[name].compute, planned[name].storage
+            safe = TARGETS[plan.target].saturates and compute != FLOAT and not is_depthwise(node)
+            rounded = rounding.integers(node, weight, storage, safe=safe)
+            values = rounded.layout.tensor(rounded.integers.values, rounded.shape)
+            position, bias = RULES[node.op_type].bias, None
+            if position is not None:
+                old = node.inputs[position] if len(node.inputs) > position else None
+                flat = flat_bias(old, len(rounded.integers.q))
+                bias = rounding.bias(node, flat, weight, rounded) if old is None or flat is not None else None
+            walk.replace(node, values, position, bias)
+    return stats
+
+
+class _Walk:
+    """The float model and a copy whose weights become rounded, advanced side by side over all samples."""
+
+    def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        self.models = model, model.clone()
+        self.twins = {n.name: n for n in self.models[1].graph}
+        self.producers = {v.name: n for n in model.graph for v in n.outputs}
+        self.done: set[ir.Node] = set()
+        self.states: tuple[list[Arrays], list[Arrays]] = [dict(f) for f in feeds], []
+        self.states = self.states[0], [dict(s) for s in self.states[0]]
+
+    def ahead(self, tensors: set[str]) -> set[ir.Node]:
+        """The nodes that must still run before these tensors are known."""
+        found: set[ir.Node] = set()
+        open_ends = list(tensors)
+        while open_ends:
+            node = self.producers.get(open_ends.pop())
+            if node is not None and node not in self.done and node not in found:
+                found.add(node)
+                open_ends += [str(v.name) for v in _reads(node)]
+        return found
+
+    def advance(self, tensors: set[str]) -> None:
+        """Run both models until these tensors are known; keep only what later nodes read."""
+        now = self.ahead(tensors)
+        self.done |= now
+        later = {str(v.name) for n in self.models[0].graph if n not in self.done for v in _reads(n)} | tensors
+        names = {n.name for n in now}
+        for model, states in zip(self.models, self.states, strict=True):
+            part = [n for n in model.graph if n.name in names]
+            if part:
+                _run(model, part, later, states)
+            for state in states:
+                for name in state.keys() - later:
+                    del state[name]
+        while (
+            len(self.states[0]) > 1 and sum(x.nbytes for s in self.states for f in s for x in f.values()) > HELD_BYTES
+        ):
+            for states in self.states:
+                del states[1::2]
+
+    def _held(self) -> int:
+        return sum(x.nbytes for states in self.states for state in states for x in state.values())
+
+    def pairs(self, site: Site) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same rows of the site's input in the float and the rounded model, (G, P, n, k) each."""
+        wanted = -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.shape[-1]) // len(self.states[0]))
+        found = [np.concatenate([rows_of(f[site.tensor], site, wanted) for f in s], axis=1) for s in self.states]
+        split = [x.reshape(*x.shape[:2], site.parts, -1).transpose(0, 2, 1, 3) for x in found]
+        return split[0], split[1]
+
+    def replace(self, node: ir.Node, weight: NDArray[Any], position: int | None, bias: NDArray[Any] | None) -> None:
+        """The weight, and the bias if there is one, in the copy."""
+        twin, home = self.twins[node.name], self.models[1].graph
+        twin.replace_input_with(1, graph.initializer(home, f"{node.name}_weight_rounded", weight))
+        if position is not None and bias is not None:
+            if len(twin.inputs) <= position:
+                twin.resize_inputs(position + 1)
+            value = graph.initializer(home, f"{node.name}_bias_rounded", bias.astype(np.float32))
+            twin.replace_input_with(position, value)
+
+
+def _run(model: ir.Model, part: list[ir.Node], later: set[str], states: list[Arrays]) -> None:
+    """Run these nodes on each state and add what is read later to it."""
+    made = {v for n in part for v in n.outputs}
+    read = dict.fromkeys(v for n in part for v in _reads(n) if v not in made)
+    constants = [v for v in read if graph.is_constant(v)]
+    inputs, outputs = [v for v in read if not graph.is_constant(v)], [v for v in made if v.name in later]
+    view = ir.GraphView(
+        inputs, outputs, nodes=part, initializers=constants, opset_imports=model.graph.opset_imports, name="part"
+    )
+    proto = ir.to_proto(ir.Model(view, ir_version=model.ir_version))  # type: ignore[arg-type]  # written as a graph is
+    for value in proto.graph.input:
+        value.type.tensor_type.Clear()  # the samples know, shapes included
+        value.type.tensor_type.elem_type = int(ir.DataType.from_numpy(states[0][value.name].dtype))
+    session = open_session(proto.SerializeToString())
+    for state in states:
+        state.update(
+            zip([str(v.name) for v in outputs], run_session(session, {str(v.name): state[str(v.name)] for v in inputs}),
+                strict=True)
+        )  # fmt: skip
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """The values that a node reads, and those that its branches take from the graph around it."""
+    found = [v for v in node.inputs if v is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            inner = attribute.as_graph()
+            own = {v for n in inner for v in n.outputs} | set(inner.inputs) | set(inner.initializers.values())
+            found += [v for n in inner for v in _reads(n) if v not in own]
+            found += [v for v in inner.outputs if v not in own]
+    return found
+
+
+def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Aim:
+    """W' = W + W (X X'^T - X' X'^T) (X' X'^T + ridge)^-1, each part of the columns by itself."""
+    (exact, found), (groups, parts, k, _) = pair, site.shape
+    n = exact.shape[2]
+    means = [x.mean(2, dtype=np.float64) for x in (exact, found)]
+    if site.centered:
+        exact, found = (x - m[:, :, None].astype(np.float32) for x, m in zip((exact, found), means, strict=True))
+    gram, drift = np.empty(site.shape), np.empty(site.shape)
+    for g in np.ndindex(groups, parts):  # one by one: numpy hands only plain matrices to BLAS
+        gram[g] = found[g].T @ found[g] / n
+        drift[g] = (exact[g] - found[g]).T @ found[g] / n
+    mean = np.einsum("gpkk->gp", gram) / k
+    ridge = RIDGE * mean * max(1.0, 4 * k / n)
+    damped = gram + np.where(ridge > 0, ridge, 1.0)[..., None, None] * np.eye(k)
+    split = rows.astype(np.float64).reshape(groups, -1, parts, k).transpose(0, 2, 1, 3)
+    moved = split + split @ np.linalg.solve(damped, drift.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+    means = [m * site.centered for m in means]
+    outputs = np.einsum("gpok,gpk->go", split, means[0]).reshape(-1)
+    target = moved.transpose(0, 2, 1, 3).reshape(rows.shape).astype(np.float32)
+    return Aim(target, gram, outputs, means[1].reshape(groups, -1))

@@ -1,0 +1,77 @@
+"""Layers rounded one after the other make up for the layers before them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from quant_core.config import QuantConfig
+from quant_core.follow import follow
+from quant_core.gram import grams, sites_of
+from quant_core.graph import normalize
+from quant_core.observe import Statistics, observe
+from quant_core.plan import make_plan
+from quant_core.rewrite import apply_plan
+from quant_core.session import open_session
+from quant_core.targets import TARGETS
+from tests.models import random_feed, sketch
+
+WAYS = {
+    "a chain": "a = Conv<pads = [1, 1, 1, 1]>(x, w, b)  r = Relu(a)  c = Conv(r, v)  y = GlobalAveragePool(c)",
+    "a shortcut": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(a)  c = Conv<pads = [1, 1, 1, 1]>(r, w)"
+    "  s = Add(c, x)  d = Conv(s, v)  y = GlobalAveragePool(d)",
+    "a branch": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  m = ReduceMean<keepdims = 0>(a)  z = Greater(m, zero)"
+    "  c = If(z) <then_branch = t () => (float[n,8,h,k] p) { p = Relu(a) },"
+    " else_branch = e () => (float[n,8,h,k] o) { o = Neg(a) }>  d = Conv(c, v)  y = GlobalAveragePool(d)",
+}
+
+
+def network(way: str) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((8, 8, 3, 3), np.float32) / 8,
+        "v": rng.standard_normal((12, 8, 3, 3), np.float32) / 8,
+        "b": rng.standard_normal(8).astype(np.float32),
+        "zero": np.float32(0),
+    }
+    used = {k: v for k, v in weights.items() if f"{k}," in WAYS[way] or f"{k})" in WAYS[way]}
+    return sketch(f"(float[n,8,6,6] x) => (float[n,12,1,1] y) {{ {WAYS[way]} }}", used)
+
+
+def noise(model: ir.Model, reference: onnx.ModelProto, feeds: list) -> float:
+    a, b = (open_session(p.SerializeToString()) for p in (reference, ir.to_proto(model)))
+    return sum(float(((a.run(None, f)[0] - b.run(None, f)[0]) ** 2).sum()) for f in feeds)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_following_rounded_inputs_is_nearer_than_rounding_each_layer_alone(way):
+    proto = network(way)
+    model = normalize(ir.from_proto(proto))
+    config = QuantConfig(bits=4, mode="weight_only", layer_bits={"*": 4})
+    plan = make_plan(model, config, TARGETS["x86-avx2"])
+    feeds = [random_feed(proto, seed, 4) for seed in range(24)]
+    stats = observe(proto.SerializeToString(), plan, feeds)
+
+    followed = follow(model, plan, stats, feeds)
+    alone = Statistics(stats.tensors, stats.means, grams(proto.SerializeToString(), sites_of(model, plan), feeds))
+
+    assert set(followed.aims) == set(sites_of(model, plan))
+    assert noise(apply_plan(model, plan, followed), proto, feeds) < noise(apply_plan(model, plan, alone), proto, feeds)
+
+
+def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
+    proto = network("a chain")
+    model = normalize(ir.from_proto(proto))
+    before = ir.to_proto(model).SerializeToString()
+    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
+    feeds = [random_feed(proto, seed, 4) for seed in range(4)]
+
+    aims = follow(model, plan, observe(before, plan, feeds), feeds).aims
+
+    first, second = (aims[str(n.name)] for n in model.graph if n.op_type == "Conv")
+    weight = onnx.numpy_helper.to_array(proto.graph.initializer[0]).transpose(0, 2, 3, 1).reshape(8, -1)
+    np.testing.assert_allclose(first.rows, weight, atol=1e-6)
+    assert np.abs(second.rows).max() > 0
+    assert ir.to_proto(model).SerializeToString() == before
