@@ -22,6 +22,7 @@ from quant_core.store import Writer
 from quant_core.targets import TARGETS
 from quant_core.weights import layout_of
 
+SHORT_BIAS = 64  # channels, for which four more nodes take less room than they save
 BIAS_MAX = 2**30  # half of what int32 holds: the sum of products needs room as well
 
 
@@ -52,6 +53,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     passes.RemoveUnusedOpsetsPass()(copy)
     for domain in {n.domain for g in graph.graphs_of(copy) for n in g if n.domain}:
         copy.graph.opset_imports.setdefault(domain, 1)
+    for value in (v for g in graph.graphs_of(copy) for v in g.initializers.values()):
+        value.type = value.shape = None  # the tensor says both: half as many value_info in the file
     copy.producer_name = "quantmill"
     copy.meta["weight_sqnr"] = rewrite.rounding.sqnr_db
     return copy
@@ -70,6 +73,7 @@ class _Rewrite:
         self.target = TARGETS[plan.target]
         self.grid = Grid(8, self.target.activation_signed, symmetric=False)
         self.rounding = Rounding(plan.config, stats)
+        self.folds = any(n.storage == "int4" for n in plan.nodes)  # and so counts on what onnxruntime does at load
         self.params = {t: self._params(t) for t in dict.fromkeys(plan.activations.values())}
         self.dynamic = {n.node for n in plan.nodes if n.compute == DYNAMIC and n.op_type != "LSTM"}
         self.factors: dict[ir.Value, NDArray[np.float32]] = {}
@@ -173,8 +177,11 @@ class _Rewrite:
                 scale = (x_scale * rounded.integers.scale.astype(np.float64)).astype(np.float32)
                 q = np.clip(np.rint(bias / scale.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
                 name = str(old.name) if old is not None else f"{node.name}_bias"
-                zero = np.zeros(scale.shape, np.int32)
-                value = store.write_qdq(Writer(self.model, node), name, q, scale, zero, 0 if scale.ndim else None)
+                zero, write = np.zeros(scale.shape, np.int32), Writer(self.model, node)
+                if self.folds and len(q) >= SHORT_BIAS:
+                    value = store.write_bias(write, name, q, x_scale, self.written[key], 0 if scale.ndim else None)
+                else:
+                    value = store.write_qdq(write, name, q, scale, zero, 0 if scale.ndim else None)
                 _set_input(node, position, value)
         node.replace_input_with(1, self.written[key])
 

@@ -99,16 +99,32 @@ def write_dequantized(write: Writer, name: str, rounded: Rounded, axis: int) -> 
     """The weight for an integer operator: int8 behind a DequantizeLinear with a scale per channel, or one."""
     scale = rounded.integers.scale
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
-    scale_value = write.constant(f"{name}_scale", scale)
+    scale_value = _scale(write, name, scale, rounded)
     return _dequantize(write, name, stored, scale_value, write.zeros(scale.shape), axis if scale.ndim else None)
 
 
 def write_folded(write: Writer, name: str, rounded: Rounded) -> ir.Value:
     """The weight for a float operator, float32 again once the session has loaded."""
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
-    scale = write.constant(f"{name}_scale", rounded.layout.beside(rounded.integers.scale, rounded.shape))
+    scale = _scale(write, name, rounded.layout.beside(rounded.integers.scale, rounded.shape), rounded)
     cast = write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
     return write.node("Mul", [cast, scale], f"{name}_float")
+
+
+def write_bias(
+    write: Writer, name: str, bias: NDArray[np.int32], x_scale: float, weight: ir.Value, axis: int | None
+) -> ir.Value:
+    """A bias in 16 bits and a power of two for all channels; int32 once the session has loaded.
+
+    Its scale is the product of the input's and that of the weight behind the DequantizeLinear `weight`.
+    """
+    step = 1 << max(int(np.abs(bias.astype(np.int64)).max(initial=0)).bit_length() - 15, 0)
+    short = np.clip(np.rint(bias / step), -(2**15), 2**15 - 1).astype(np.int16)
+    wide = write.node("Cast", [write.constant(f"{name}_int16", short)], f"{name}_wide", to=ir.DataType.INT32)
+    q = write.node("Mul", [wide, write.constant(f"{name}_step", np.array(step, np.int32))], f"{name}_q")
+    w_scale = graph.value(weight.producer().inputs[1])  # type: ignore[union-attr]
+    scale = write.node("Mul", [w_scale, write.constant(f"{name}_x", np.array(x_scale, np.float32))], f"{name}_scale")
+    return _dequantize(write, name, q, scale, None, axis)
 
 
 def write_qdq(
@@ -146,6 +162,14 @@ def write_rows(write: Writer, name: str, rounded: Rounded, node: ir.Node) -> ir.
     factor = write.constant(f"{name}_scale", scale[:, None])
     factor = write.node("Gather", [factor, node.inputs[1]], f"{node.name}_scale", axis=0)
     return write.node("Mul", [cast, factor], f"{node.name}_rows")
+
+
+def _scale(write: Writer, name: str, scale: NDArray[np.float32], rounded: Rounded) -> ir.Value:
+    """The scales of a weight; those beside four bits are bfloat16 numbers, and stored as such."""
+    if rounded.integers.blocks is None:
+        return write.constant(f"{name}_scale", scale)
+    short = write.constant(f"{name}_bfloat16", scale.astype(ml_dtypes.bfloat16))
+    return write.node("Cast", [short], f"{name}_scale", to=ir.DataType.FLOAT)
 
 
 def _dequantize(

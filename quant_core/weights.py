@@ -169,11 +169,12 @@ def quantize_int4(rows: Matrix, block: int, *, safe: bool = False, floor: NDArra
     """int4 in blocks of `block` columns (which divide K): w ~ scale[c] * multiplier[c, block] * int4.
 
     The channel's scale lets the block with the largest weight use multiplier 15; each block takes the multiplier with
-    the least squared error. All products are within +-105, so they are int8 on the channel's own grid.
+    the least squared error. All products are within +-105, so they are int8 on the channel's own grid. Scales are
+    bfloat16 numbers, which take half the room.
     """
     channels, columns = rows.shape
     finest = np.abs(rows).max(1, initial=0.0).astype(np.float64) / (QMAX4 * MULTIPLIER_MAX)
-    scale = _usable(np.maximum(finest, floor))
+    scale = _short(_usable(np.maximum(finest, floor)))
     blocks = np.empty(rows.shape, np.int8)
     multipliers = np.empty((channels, columns // block), np.uint8)
     for part in _row_parts(rows):
@@ -224,6 +225,11 @@ def _row_parts(rows: Matrix) -> Iterator[slice]:
     """Slices of rows with about CHUNK weights each."""
     step = max(1, CHUNK // max(rows.shape[1], 1))
     return (slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step))
+
+
+def _short(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The next bfloat16 number that is no smaller."""
+    return np.asarray((scale.view(np.uint32) + np.uint32(0xFFFF) & np.uint32(0xFFFF0000)).view(np.float32))
 
 
 def _usable(scale: NDArray[np.float64]) -> NDArray[np.float32]:
