@@ -1,4 +1,7 @@
-"""The nightly batch from one process: `python -m deployments.serve MANIFEST`; PREFECT_API_URL names the server."""
+"""The nightly batch and the weekly audit from one process: `python -m deployments.serve MANIFEST`.
+
+PREFECT_API_URL names the server.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from prefect import serve
+
+from flows.auditing import audit
 from flows.manifest import read_manifest
 from flows.pipeline import batch
 from quant_core.errors import QuantError
@@ -15,21 +21,30 @@ def main() -> int:
     """Serve until interrupted. The manifest is checked first: better now than at two in the morning."""
     parser = argparse.ArgumentParser(prog="python -m deployments.serve", description=__doc__)
     parser.add_argument("manifest", type=Path)
-    parser.add_argument("--cron", default="0 2 * * *", help="when (default: every night at 2:00 UTC)")
+    parser.add_argument("--cron", default="0 2 * * *", help="when to make (default: every night at 2:00 UTC)")
+    parser.add_argument("--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)")
     parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
     asked = parser.parse_args()
     try:
-        read_manifest(asked.manifest)
+        manifest = read_manifest(asked.manifest)
     except QuantError as problem:
         print(problem, file=sys.stderr)
         return problem.exit_code
-    batch.serve(
+    nightly = batch.to_deployment(
         name="nightly",
         cron=asked.cron,
         tags=["quantmill", "batch"],
         parameters={"manifest": str(asked.manifest.absolute()), "scheduler": asked.scheduler},
-        limit=1,
+        concurrency_limit=1,
     )
+    weekly = audit.to_deployment(
+        name="weekly",
+        cron=asked.audit_cron,
+        tags=["quantmill", "audit"],
+        parameters={"output_dir": str(manifest.folder), "scheduler": asked.scheduler},
+        concurrency_limit=1,
+    )
+    serve(nightly, weekly, limit=1)  # one at a time: they would be in each other's timings
     return 0
 
 

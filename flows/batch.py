@@ -55,7 +55,7 @@ def run_batch(
         with pipeline.attach(here), tags("quantmill", "batch"), ThreadPoolExecutor(1, "quantmill-flow") as beside:
             # Not in the main thread: there Prefect would take over SIGTERM, and end politely but late.
             state = beside.submit(copy_context().run, lambda: flow(return_state=True)).result()
-    if here.result is None:
+    if not isinstance(here.result, BatchResult):
         problem = state.result(raise_on_failure=False)
         if isinstance(problem, QuantError):
             raise problem
@@ -115,7 +115,7 @@ def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -
     from flows import show
     from flows.progress import progress
 
-    with _stoppable(), progress(as_json) as listener:
+    with stoppable(), progress(as_json) as listener:
         result = run_batch(manifest, on_progress=listener, **options)
     if as_json:
         sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
@@ -144,7 +144,7 @@ def _print_plans(manifest: Manifest, only: Sequence[str], as_json: bool) -> int:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """SIGINT and SIGTERM end this process and all below it, with exit code 130 or 143.
 
     At once and without ceremony: whatever is finished is in the journal, whatever is not is done again next time, and a

@@ -8,7 +8,7 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -31,8 +31,10 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in PACKAGES}
 
 
-def job_digest(job: Job) -> str:
-    """The name of everything that is made for this job: the same bytes and wishes give the same name.
+def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
+    """The name of everything that is made for this job: the same bytes, wishes and versions give the same name.
+
+    made_with  versions other than those installed here
 
     Raises: ModelError or DataError for a file that cannot be read, or that is still being written.
     """
@@ -55,7 +57,7 @@ def job_digest(job: Job) -> str:
         "config": job.config.to_dict() | {"target": find_target(job.config.target).name},
         "contract": job.contract.to_dict() if job.contract else None,
         "output": job.output.name,
-        "versions": versions(),
+        "versions": dict(made_with or versions()),
     }
     return _hash(json.dumps(made_of, sort_keys=True).encode())
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from flows.digests import versions
 from flows.journal import Stages, publish
 from flows.manifest import Benchmark, Job
 from flows.result import Listener
@@ -66,6 +67,8 @@ class Making:
             "name": self.job.name,
             "digest": self.digest,
             "files": self.files,
+            "job": self.asked,
+            "versions": versions(),
             "row": row,
             "layers": [plain({**of, "position": k, **layer}) for k, layer in enumerate(layers)],
             "timings": [plain({**of, **_timing(stage, run)}) for stage, run in self.answers.items()],
@@ -114,7 +117,7 @@ class Making:
             row |= {"size_ratio": quantized["size_bytes"] / quantized["float_size_bytes"]}
             row |= {"trace": json.dumps(quantized["trace"]), "note": quantized["note"]}
         if validated := self._result("validate"):
-            row |= {key: validated[key] for key in ("verdict", "reason")} | _accuracy(job, validated["fidelity"])
+            row |= {key: validated[key] for key in ("verdict", "reason")} | accuracy_of(job, validated["fidelity"])
         if timing := self._result("benchmark"):
             timing = timing["timing"]
             row |= {key: timing[key] for key in ("float_ms", "quantized_ms", "speedup")}
@@ -166,7 +169,7 @@ def failed(stage: str, problem: QuantError) -> dict[str, Any]:
     }
 
 
-def _accuracy(job: Job, fidelity: Mapping[str, Any]) -> dict[str, Any]:
+def accuracy_of(job: Job, fidelity: Mapping[str, Any]) -> dict[str, Any]:
     """The number that matters: the contract's metric, else top-1 where there are labels, else agreement."""
     own = {key: fidelity[key] for key in ("agreement", "cosine", "sqnr_db", "max_abs_error")}
     metric = job.contract.metric if job.contract else "top1" if fidelity["top1"] is not None else "agreement"

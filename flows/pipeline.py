@@ -28,7 +28,7 @@ from flows.digests import forget_files, job_digest, versions  # noqa: E402
 from flows.journal import Journal, open_journal  # noqa: E402
 from flows.making import Making, failed, plain_row  # noqa: E402
 from flows.manifest import Job, Manifest, read_manifest  # noqa: E402
-from flows.result import BatchResult, Listener  # noqa: E402
+from flows.result import AuditResult, BatchResult, Listener  # noqa: E402
 from flows.selection import select, size_for  # noqa: E402
 from flows.telling import says, show_in_prefect, write_summary, wrong  # noqa: E402
 from quant_core.child import STAGE_MODULE  # noqa: E402
@@ -50,10 +50,15 @@ class Attached:
 
     def __init__(self, manifest: Manifest, client: Client, notify: Listener, module: str = STAGE_MODULE) -> None:
         self.manifest, self.client, self.notify, self.module = manifest, client, notify, module
-        self.result: BatchResult | None = None
+        self.result: BatchResult | AuditResult | None = None
 
 
 _attached: ContextVar[Attached | None] = ContextVar("attached", default=None)
+
+
+def attached() -> Attached | None:
+    """What the caller brought, if there is one in this process."""
+    return _attached.get()
 
 
 @contextlib.contextmanager
@@ -183,7 +188,7 @@ class Batch:
         entry = self.journal.up_to_date(job.output, digest)
         if entry is not None:
             row = entry["row"] | {"outcome": "skipped", "model": job.name, "started_at": _now(), "finished_at": _now()}
-            self._record(job, entry | {"row": row, "layers": [], "timings": []})
+            self._record(job, entry | {"job": job.to_dict(), "row": row, "layers": [], "timings": []})
         return entry is not None
 
     def _make_all(self, todo: Sequence[tuple[Job, str]], workers: int) -> list[Making]:

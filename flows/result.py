@@ -42,3 +42,34 @@ class BatchResult:
             "seconds": self.seconds,
             **self.counts,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """One row for each model that was there, as in the audits table, and where that lies."""
+
+    run_id: str
+    rows: tuple[Mapping[str, Any], ...]
+    reports: Path
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many models are as good as ever, got worse, cannot be compared any more, and cannot be run."""
+        outcomes = Counter(row["outcome"] for row in self.rows)
+        return {key: outcomes[key] for key in ("kept", "regressed", "stale", "failed")}
+
+    @property
+    def exit_code(self) -> int:
+        """0: nothing got worse; 1: something did."""
+        return int(self.counts["failed"] > 0 or self.counts["regressed"] > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "run_id": self.run_id,
+            "models": list(self.rows),
+            "reports": str(self.reports),
+            "seconds": self.seconds,
+            **self.counts,
+        }

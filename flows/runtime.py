@@ -75,8 +75,10 @@ def api_and_dask(size: Size, scheduler: str | None = None) -> Iterator[Client]:
         starting = stack.enter_context(ThreadPoolExecutor(1, "quantmill-dask"))
         server = stack.enter_context(api_server())
         cluster = starting.submit(lambda: stack.enter_context(dask_client(size.workers, scheduler)))
-        import prefect  # noqa: F401 - while the others start: it takes as long
+        from prefect.settings import PREFECT_API_URL, temporary_settings  # while the others start: it takes as long
 
+        # It may have been imported, and have read the environment, long ago.
+        stack.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
         client = cluster.result()
         if server is not None:
             server.wait()

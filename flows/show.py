@@ -17,7 +17,15 @@ from quant_core.errors import QuantError
 from quant_core.plain import plain, printable
 
 PIPE_WIDTH = 200  # a file has no width; wrapped names cannot be searched for
-VERDICT_STYLES = {"met": "green", "not_met": "yellow", "failed": "bold red", "skipped": "dim"}
+VERDICT_STYLES = {
+    "met": "green",
+    "kept": "green",
+    "regressed": "bold red",
+    "stale": "yellow",
+    "not_met": "yellow",
+    "failed": "bold red",
+    "skipped": "dim",
+}
 
 
 def answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
@@ -166,6 +174,24 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     ]
     headings = ("model", "size", "", "accuracy", "of", "latency", "speed", "verdict")
     return rows_table(lines, {h: h for h in headings}, right=("size", "", "accuracy", "latency", "speed"))
+
+
+def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One line a model, of the audits table: accuracy and speed-up then and now, and whether it stands."""
+    lines = [
+        {
+            "model": row["model"],
+            "accuracy": _change(
+                row.get("accuracy_before"), row.get("accuracy"), METRIC_FORMS.get(row.get("metric"), number)
+            ),
+            "of": row.get("metric") or "",
+            "speed": _change(row.get("speedup_before"), row.get("speedup"), lambda x: f"{x:.2f}x" if x else ""),
+            "verdict": verdict(row["outcome"], row.get("reason") or row.get("error")),
+        }
+        for row in rows
+    ]
+    headings = ("model", "accuracy", "of", "speed", "verdict")
+    return rows_table(lines, {h: h for h in headings}, right=("accuracy", "speed"))
 
 
 def reports(found: Mapping[str, Any]) -> RenderableType:

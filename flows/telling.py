@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
 from quant_core.plain import plain, printable
 
 SHOWN_ROWS = 500  # in Prefect's UI
@@ -22,6 +20,8 @@ def show_in_prefect(
     kind: str, run_id: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], facts: Mapping[str, object]
 ) -> None:
     """One table and one summary in Prefect's UI; a lost API is no reason to lose a run."""
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact  # `cell` needs no Prefect
+
     lines = [f"- {cell(key.replace('_', ' '))}: {cell(value)}" for key, value in facts.items()]
     with contextlib.suppress(Exception):
         table = [{column: cell(row.get(column)) for column in columns} for row in rows[:SHOWN_ROWS]]

@@ -1,4 +1,4 @@
-"""The evidence as Parquet: one typed table each for runs, models, layers and timings, one file per run."""
+"""The evidence as Parquet: one typed table each for runs, models, layers, timings and audits, one file per run."""
 
 from __future__ import annotations
 
@@ -119,10 +119,35 @@ TIMINGS = {
     "host_load": REAL,
 }
 
-SCHEMAS = {
-    name: pa.schema(list(columns.items()))
-    for name, columns in {"runs": RUNS, "models": MODELS, "layers": LAYERS, "timings": TIMINGS}.items()
+# outcome  kept; regressed (missing, changed, less right, slower); stale (not comparable any more); failed
+AUDITS = {
+    "run_id": TEXT,
+    "model": TEXT,
+    "digest": TEXT,
+    "output": TEXT,
+    "outcome": TEXT,
+    "reason": TEXT,
+    "stage": TEXT,
+    "error": TEXT,
+    "where": TEXT,
+    "hint": TEXT,
+    "metric": TEXT,
+    "accuracy_before": REAL,
+    "accuracy": REAL,
+    "speedup_before": REAL,
+    "speedup": REAL,
+    "host_load": REAL,
+    "made_with": TEXT,
+    "host": TEXT,
+    "quantmill": TEXT,
+    "onnx": TEXT,
+    "onnxruntime": TEXT,
+    "started_at": TIME,
+    "finished_at": TIME,
 }
+
+TABLES = {"runs": RUNS, "models": MODELS, "layers": LAYERS, "timings": TIMINGS, "audits": AUDITS}
+SCHEMAS = {name: pa.schema(list(columns.items())) for name, columns in TABLES.items()}
 
 
 @task(name="report", task_run_name="report {run_id}", cache_policy=NO_CACHE, persist_result=False)

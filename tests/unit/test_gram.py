@@ -71,7 +71,9 @@ def test_a_gemm_has_moments_about_the_mean_and_a_matmul_about_zero():
     feeds = [{"x": feed["x"] + 1} for feed in (random_feed(gemm, seed, 50) for seed in range(3))]
     x = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
 
-    np.testing.assert_allclose(measured(gemm, feeds)[1][0, 0], np.cov(x.T, bias=True), atol=1e-5 * (x**2).mean(0).max() + 1e-5)
+    np.testing.assert_allclose(
+        measured(gemm, feeds)[1][0, 0], np.cov(x.T, bias=True), atol=1e-5 * (x**2).mean(0).max() + 1e-5
+    )
     np.testing.assert_allclose(measured(matmul, feeds)[1][0, 0], x.T @ x / len(x), rtol=1e-4)
 
 

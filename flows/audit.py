@@ -1,0 +1,100 @@
+"""`python -m flows.audit OUTPUT_DIR`: is all that a batch has made still there, as right and as fast, today?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from pathlib import Path
+
+from flows.result import AuditResult, Listener
+from quant_core.child import STAGE_MODULE
+from quant_core.errors import QuantError, StageError
+
+# Prefect and Dask are imported by run_audit alone: --help does not wait for them.
+
+
+def run_audit(
+    folder: Path,
+    *,
+    scheduler: str | None = None,
+    jobs: int | None = None,
+    only: Sequence[str] = (),
+    max_slowdown: float = 0.1,
+    on_progress: Listener = lambda event: None,
+    module: str = STAGE_MODULE,
+) -> AuditResult:
+    """Audit what a batch has made in that folder. Raises: QuantError if there is nothing to audit."""
+    from flows.runtime import Size, api_and_dask
+
+    on_progress({"event": "starting"})
+    with api_and_dask(Size.fitting(1, 1, jobs, None), scheduler) as client:
+        from prefect import tags
+
+        from flows import auditing, pipeline
+        from flows.manifest import Manifest
+
+        folder = folder.absolute()
+        standing = auditing.read_standing(folder, only)
+        manifest = Manifest(tuple(one.job for one in standing), folder)
+        here = pipeline.Attached(manifest, client, on_progress, module)
+        flow = partial(auditing.audit, str(folder), scheduler, jobs, list(only), max_slowdown)
+        with pipeline.attach(here), tags("quantmill", "audit"), ThreadPoolExecutor(1, "quantmill-flow") as beside:
+            state = beside.submit(copy_context().run, lambda: flow(return_state=True)).result()
+    if not isinstance(here.result, AuditResult):
+        problem = state.result(raise_on_failure=False)
+        if isinstance(problem, QuantError):
+            raise problem
+        raise StageError(f"the audit stopped: {problem or state.message}", str(folder), "Run it again")
+    return here.result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 all stands, 1 something got worse, 2 the request was wrong."""
+    asked = _parser().parse_args(arguments)
+    as_json = asked.format == "json"
+    from flows import show
+    from flows.batch import stoppable
+    from flows.progress import progress
+
+    try:
+        with stoppable(), progress(as_json) as listener:
+            result = run_audit(
+                asked.output_dir,
+                scheduler=asked.scheduler,
+                jobs=asked.jobs,
+                only=asked.only,
+                max_slowdown=asked.max_slowdown,
+                on_progress=listener,
+            )
+    except QuantError as problem:
+        show.explain(problem, as_json)
+        return problem.exit_code
+    if as_json:
+        sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
+    else:
+        show.console().print(show.audit_table(result.rows))
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in result.counts.items() if count)
+        show.console().print(f"{counts} in {result.seconds:.1f} s; reports in {result.reports}", markup=False)
+    return result.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flows.audit", description=__doc__)
+    parser.add_argument("output_dir", type=Path, help="of a batch")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, say tcp://host:8786 (default: here)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="workers on this host (default: what fits)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="GLOB", help="models of that name; may be repeated"
+    )
+    parser.add_argument("--max-slowdown", type=float, default=0.1, metavar="SHARE", help="of a speed-up (default: 0.1)")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people or for programs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""The audit: what stands is kept, and every way to get worse is a failed audit with its reason."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+
+from flows.audit import run_audit
+from flows.digests import files_digest
+from flows.journal import FOLDER
+from quant_core.errors import RequestError
+from tests.pipeline.conftest import save_model
+
+
+def rewrite_journal(manifest, change) -> None:
+    """As if the batch had measured something else."""
+    path = manifest.folder / FOLDER / "journal.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    for entry in entries:
+        if entry["event"] == "model":
+            change(entry)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
+    manifest = mill("kept", "altered", "missing", "stale", "slower", "wronger", "broken")
+    run(manifest)
+    outputs = {job.name: job.output for job in manifest.jobs}
+    outputs["altered"].write_bytes(outputs["kept"].read_bytes())
+    outputs["wronger"].write_bytes(outputs["slower"].read_bytes())
+    outputs["missing"].unlink()
+    save_model(tmp_path / "models" / "stale.onnx", seed=99)
+
+    def change(entry):
+        if entry["name"] == "slower":
+            entry["timings"][-1] |= {"speedup": 1000.0, "speedup_lo": 900.0}
+        if entry["name"] in ("kept", "stale"):
+            entry["timings"][-1] |= {"speedup_lo": 0.01}
+        if entry["name"] == "wronger":
+            entry["files"] = files_digest(manifest.folder, ["wronger_int8.onnx"])
+        if entry["name"] == "broken":
+            entry["job"]["judged_by"] = entry["job"]["calibration"] = {
+                **entry["job"]["calibration"],
+                "shape": {"z": [1]},
+            }
+
+    rewrite_journal(manifest, change)
+
+    result = run_audit(manifest.folder, scheduler=harness)
+
+    rows = {row["model"]: row for row in result.rows}
+    assert {name: row["outcome"] for name, row in rows.items()} == {
+        "kept": "kept", "altered": "regressed", "missing": "regressed", "stale": "stale", "slower": "regressed",
+        "wronger": "regressed", "broken": "stale",
+    }  # fmt: skip
+    assert "not what the batch wrote" in rows["altered"]["reason"]
+    assert "missing_int8.onnx" in rows["missing"]["reason"]
+    assert "speedup" in rows["slower"]["reason"]
+    assert "agreement" in rows["wronger"]["reason"]
+    assert result.exit_code == 1
+    table = pyarrow.dataset.dataset(result.reports / "audits").to_table().to_pylist()
+    assert {row["model"] for row in table} == set(outputs)
+    summary = json.loads((result.reports / "audit-summary.json").read_text())
+    assert (summary["state"], summary["regressed"]) == ("Failed", 4)
+    assert {row["model"] for row in summary["wrong"]} == {"altered", "missing", "slower", "wronger"}
+
+
+def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(mill, run, harness, tmp_path):
+    manifest = mill("a", "b", contract={"metric": "cosine", "min": 0.5}, benchmark={"seconds": 0})
+    run(manifest)
+
+    result = run_audit(manifest.folder, scheduler=harness, only=["a"])
+
+    assert result.exit_code == 0
+    assert [(row["model"], row["outcome"]) for row in result.rows] == [("a", "kept")]
+    with pytest.raises(RequestError, match="no batch"):
+        run_audit(tmp_path / "models", scheduler=harness)
+
+
+def test_noise_is_a_standard_error_of_the_samples_and_never_less_than_one_of_them():
+    from flows.auditing import NOISE  # imports Prefect, which reads PREFECT_API_URL then
+
+    assert NOISE["top1"](0.5, 100) == pytest.approx(0.05)
+    assert NOISE["top1"](1.0, 100) == pytest.approx(0.01)
+    assert np.isfinite(NOISE["agreement"](1.0, 0))

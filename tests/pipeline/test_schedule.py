@@ -1,0 +1,103 @@
+"""A scheduled run fires: a real server, `deployments.serve`, and a process for each run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.runtime import ENVIRONMENT
+from tests.pipeline.conftest import FAST, save_data, save_model
+
+ROOT = Path(__file__).parents[2]
+LONGEST_S = 150
+EAGER = {
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_UI_ENABLED": "false",
+}
+
+
+@pytest.fixture
+def api(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A server with its scheduler, and the environment in which everything finds it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, **ENVIRONMENT, **EAGER, "PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": url}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, environment):
+        wait_until(lambda: ask(url, "/health") is True, 60)
+        yield url, environment
+
+
+@contextlib.contextmanager
+def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.wait()
+
+
+def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, tmp_path):
+    url, environment = api
+    (tmp_path / "models").mkdir()
+    save_model(tmp_path / "models" / "m.onnx")
+    save_data(tmp_path / "data.npy")
+    batch = {"input_dir": "models", "output_dir": "out", "jobs": 1}
+    manifest = {"calibration": {"data": "data.npy"}, "batch": batch, **FAST}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+    often = "* * * * * */5"  # every five seconds
+    command = [sys.executable, "-m", "deployments.serve", str(tmp_path / "m.yaml")]
+
+    with running([*command, "--cron", often, "--audit-cron", often], environment):
+        batches, audits = (wait_for_run(url, name) for name in ("quantmill-batch", "quantmill-audit"))
+
+    assert batches["auto_scheduled"]
+    assert batches["name"] == f"batch {tmp_path / 'm.yaml'}"
+    assert {"quantmill", "batch"} <= set(batches["tags"])
+    assert audits["auto_scheduled"]
+    artifacts = {artifact["key"] for artifact in ask(url, "/artifacts/filter", {})}
+    assert artifacts >= {"quantmill-batch-models", "quantmill-batch-summary", "quantmill-audit-summary"}
+    assert json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"] == "Completed"
+
+
+def wait_for_run(url: str, flow: str) -> dict:
+    """The first run of that flow that is completed."""
+    wanted = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    found: list[dict] = []
+    wait_until(lambda: found.extend(ask(url, "/flow_runs/filter", wanted) or []) or found, LONGEST_S)
+    return found[0]
+
+
+def ask(url: str, path: str, body: dict | None = None):
+    """What the API answers, None if it does not."""
+    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    with contextlib.suppress(OSError):
+        return json.loads(urllib.request.urlopen(request, timeout=10).read())
+    return None
+
+
+def wait_until(holds, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.5)
