@@ -23,6 +23,7 @@ from quant_core.targets import TARGETS
 from quant_core.weights import layout_of
 
 SHORT_BIAS = 64  # channels, for which four more nodes take less room than they save
+INT32_MAX = 2**31 - 2**17  # with room for the rounding of `store.write_bias`
 BIAS_MAX = 2**30  # half of what int32 holds: the sum of products needs room as well
 
 
@@ -175,11 +176,13 @@ class _Rewrite:
             bias = self.rounding.bias(node, bias, weight, rounded)
             if bias is not None:
                 scale = (x_scale * rounded.integers.scale.astype(np.float64)).astype(np.float32)
-                q = np.clip(np.rint(bias / scale.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+                q = np.clip(np.rint(bias / scale.astype(np.float64)), -INT32_MAX, INT32_MAX).astype(np.int32)
                 name = str(old.name) if old is not None else f"{node.name}_bias"
                 zero, write = np.zeros(scale.shape, np.int32), Writer(self.model, node)
                 if self.folds and len(q) >= SHORT_BIAS:
-                    value = store.write_bias(write, name, q, x_scale, self.written[key], 0 if scale.ndim else None)
+                    value = store.write_bias(
+                        write, name, q * scale.astype(float), x_scale, self.written[key], 0 if scale.ndim else None
+                    )
                 else:
                     value = store.write_qdq(write, name, q, scale, zero, 0 if scale.ndim else None)
                 _set_input(node, position, value)

@@ -112,19 +112,21 @@ def write_folded(write: Writer, name: str, rounded: Rounded) -> ir.Value:
 
 
 def write_bias(
-    write: Writer, name: str, bias: NDArray[np.int32], x_scale: float, weight: ir.Value, axis: int | None
+    write: Writer, name: str, bias: NDArray[np.float64], x_scale: float, weight: ir.Value, axis: int | None
 ) -> ir.Value:
-    """A bias in 16 bits and a power of two for all channels; int32 once the session has loaded.
+    """A bias in 16 bits of the largest; on the int32 grid of its operator once the session has loaded.
 
-    Its scale is the product of the input's and that of the weight behind the DequantizeLinear `weight`.
+    Its scale is the product of the input's and that of the weight behind the DequantizeLinear `weight`. It is in bits
+    of the bias, not of int32: a channel of tiny weights has a huge integer there, beside which others would vanish.
     """
-    step = 1 << max(int(np.abs(bias.astype(np.int64)).max(initial=0)).bit_length() - 15, 0)
-    short = np.clip(np.rint(bias / step), -(2**15), 2**15 - 1).astype(np.int16)
-    wide = write.node("Cast", [write.constant(f"{name}_int16", short)], f"{name}_wide", to=ir.DataType.INT32)
-    q = write.node("Mul", [wide, write.constant(f"{name}_step", np.array(step, np.int32))], f"{name}_q")
+    step = np.float32(np.abs(bias).max(initial=0.0) / (2**15 - 1)) or np.float32(1)
+    short = np.clip(np.rint(bias / step), -(2**15) + 1, 2**15 - 1).astype(np.int16)
     w_scale = graph.value(weight.producer().inputs[1])  # type: ignore[union-attr]
     scale = write.node("Mul", [w_scale, write.constant(f"{name}_x", np.array(x_scale, np.float32))], f"{name}_scale")
-    return _dequantize(write, name, q, scale, None, axis)
+    wide = write.node("Cast", [write.constant(f"{name}_int16", short)], f"{name}_wide", to=ir.DataType.FLOAT)
+    exact = write.node("Mul", [wide, write.constant(f"{name}_step", np.array(step))], f"{name}_float")
+    steps = write.node("Div", [exact, scale], f"{name}_steps")
+    return _dequantize(write, name, write.node("Cast", [steps], f"{name}_q", to=ir.DataType.INT32), scale, None, axis)
 
 
 def write_qdq(
