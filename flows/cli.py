@@ -72,6 +72,12 @@ def quantize(
         return _planned(model, config, samples)
     if output is None:
         raise RequestError("is missing", "--output", "Say where to write: -o OUT.onnx, or --dry-run to see the plan")
+    if plan is not None and (said := options.said_keys(config)):
+        option = "--" + next(iter(said)).replace("_", "-")
+        raise RequestError("is decided by the plan already", option, f"Leave it out, or change it in {plan}")
+    idle = next((key for key, value in _needing_data(samples, accuracy).items() if value is not None), None)
+    if samples.data is None and idle:
+        raise RequestError("means nothing without samples", f"--{idle}", "Give --data")
     return _quantized(model, output, config, samples, accuracy, progress, plan)
 
 
@@ -204,6 +210,13 @@ def _planned(model: Path, config: QuantConfig, samples: SampleOptions) -> Answer
 
     plan = api.plan_model(model, config, samples.source, num_samples=samples.num_samples, sample_shape=samples.shape)
     return Answer(plan.to_dict(), show.plan)
+
+
+def _needing_data(samples: SampleOptions, accuracy: AccuracyOptions) -> dict[str, Any]:
+    """What was typed of options that samples are needed for."""
+    told = {"labels": samples.labels, "num-samples": samples.num_samples, "shape": samples.shape}
+    promised = accuracy.contract.to_dict() if accuracy.contract else {}
+    return {**told, "metric": accuracy.metric, "max-drop": promised.get("max_drop"), "min": promised.get("min")}
 
 
 def _quantized(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows import show
-from quant_core.config import Contract, QuantConfig
+from quant_core.config import METRICS, Contract, QuantConfig, one_of
 from quant_core.errors import QuantError, RequestError
 from quant_core.targets import find_target
 
@@ -132,8 +132,11 @@ def _read_config(said: Mapping[str, Any]) -> QuantConfig:
 
 def _read_accuracy(said: Mapping[str, Any]) -> AccuracyOptions:
     promised = said.keys() & {"max_drop", "min"}
+    metric = said.get("metric")
     try:
-        return AccuracyOptions(said.get("metric"), Contract.from_dict(said) if promised else None)
+        if metric is not None and ":" not in metric:
+            one_of("metric", metric, METRICS, " or module:function")
+        return AccuracyOptions(metric, Contract.from_dict(said) if promised else None)
     except RequestError as error:
         raise _at_option(error) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,8 @@ def quantize_model(
     feeds = _open(path, calibration, num_samples, sample_shape, None if evaluation is not None else labels)
     judged = feeds if evaluation is None else _open(path, evaluation, None, sample_shape, labels)
     model = prepare(path, some(feeds))
+    if plan is not None:
+        _check_plan(model, plan, feeds)
     wide = plan or first_plan(model, config, measured=feeds is not None)
     stats = None
     if feeds is not None:
@@ -194,10 +197,11 @@ def finish(
     costs = damage(model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
     layers = layer_rows(best, costs)
     safe = all(row["saturation_safe"] for row in layers)
-    properties = {"target": best.plan.target, "saturation_safe": str(safe).lower(), "candidate": best.name}
+    # nothing of how it was found: a plan that is replayed makes the same bytes
+    properties = {"target": best.plan.target, "saturation_safe": str(safe).lower()}
     best.model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
     size = write_model(best.model, output)
-    note = _note(found, feeds, judged)
+    note = "; ".join(filter(None, [_note(found, feeds, judged), *_idle_globs(model, plan)]))
     return QuantResult(str(output), size, float_size, best.plan.target, safe, found.verdict, found.reason, note,
                        best.plan, layers, found.trace)  # fmt: skip
 
@@ -283,6 +287,30 @@ def _note(found: Found, feeds: Samples | None, judged: Samples | None) -> str:
     if (found.best.speedup or 1.0) < AS_FAST:
         notes.append(f"{found.best.speedup:.2f}x of float's speed: nothing faster was found")
     return "; ".join(filter(None, notes))
+
+
+def _idle_globs(model: ir.Model, plan: QuantPlan) -> list[str]:
+    """The globs of the config that name nothing in the model."""
+    names = {name for g in graph.graphs_of(model) for n in g for name in (n.name, *(v.name for v in n.inputs if v))}
+    globs = {"exclude": plan.config.exclude, "layer_bits": plan.config.layer_bits}
+    return [
+        f"{key} {glob} matches no node and no weight"
+        for key, said in globs.items()
+        for glob in said
+        if not any(fnmatchcase(name or "", glob) for name in names)
+    ]
+
+
+def _check_plan(model: ir.Model, plan: QuantPlan, feeds: Samples | None) -> None:
+    """Raises: RequestError if the plan names nodes or tensors that the model has not, or needs ranges of no samples."""
+    nodes = [n for g in graph.graphs_of(model) for n in g]
+    tensors = {v.name for v in model.graph.inputs} | {v.name for n in nodes for v in n.outputs}
+    planned = {n.node for n in plan.nodes} - {n.name for n in nodes}
+    unknown = sorted(planned | ({*plan.activations, *plan.means, *plan.eased} - tensors))
+    if unknown:
+        raise RequestError(f"is of another model: this one has no {unknown[0]}", "plan", "Plan this model anew")
+    if plan.activations and feeds is None:
+        raise RequestError("has static nodes, which need calibration", "plan", "Give the data that they are to fit")
 
 
 def _open(

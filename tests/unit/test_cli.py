@@ -112,6 +112,7 @@ def test_a_metric_without_a_promise_is_only_measured(typed):
         (["--layer-bits", "head=5"], ["--layer-bits head", "is 5", "32, 8, 4"]),
         (["--target", "x86"], ["--target", "x86-avx2"]),
         (["--metric", "accuracy", "--min", "1"], ["--metric", "top1"]),
+        (["--metric", "accuracy"], ["--metric", "top1"]),
         (["--metric", "sqnr", "--max-drop", "1"], ["--max-drop", "Set min"]),
         (["--num-samples", "0"], ["--num-samples", "1 or more"]),
         (["--shape", "1,a"], ["--shape", "'1,a'", "224"]),
@@ -310,6 +311,42 @@ def test_a_dry_run_writes_nothing_and_its_plan_can_be_carried_out(quantized, cap
         node["node"]: node["compute"] for node in plan["nodes"]
     }
     assert next(node for node in plan["nodes"] if node["node"] == "gemm")["reason"] == "excluded by gemm"
+
+
+def test_a_replayed_plan_makes_the_same_bytes(quantized):
+    Path("plan.json").write_text(json.dumps(quantized["plan"]))
+
+    assert main(["quantize", "float.onnx", "-o", "again.onnx", "--plan", "plan.json", "--data", "samples.npy"]) == 0
+
+    assert Path("again.onnx").read_bytes() == Path("int8.onnx").read_bytes()
+
+
+def test_a_plan_is_of_its_model_and_says_everything(quantized, capsys):
+    other = json.dumps(quantized["plan"]).replace('"gemm"', '"head"')
+    Path("plan.json").write_text(json.dumps(quantized["plan"]))
+    Path("other.json").write_text(other)
+    line = "quantize float.onnx -o again.onnx"
+
+    for rest, told in (
+        ("--plan other.json --data samples.npy", "another model: this one has no head"),
+        ("--plan plan.json", "need calibration"),
+        ("--plan plan.json --data samples.npy --bits 4", "--bits"),
+    ):
+        assert main(f"{line} {rest}".split()) == 2
+        assert told in capsys.readouterr().err
+    assert not Path("again.onnx").exists()
+
+
+@pytest.mark.parametrize("idle", ["--labels l.npy", "--num-samples 3", "--shape 1,3,8,8", "--metric sqnr", "--min 0.5"])
+def test_an_option_that_needs_samples_is_not_ignored_without(quantized, capsys, idle):
+    assert main(f"quantize float.onnx -o again.onnx {idle}".split()) == 2
+    assert idle.split()[0] in capsys.readouterr().err
+
+
+def test_a_glob_that_matches_nothing_is_noted(quantized, capsys):
+    _, result = answer_of(capsys, "quantize float.onnx -o again.onnx --exclude hea* --layer-bits gem?=32")
+
+    assert result["note"] == "exclude hea* matches no node and no weight"
 
 
 def test_calibrate_names_its_output_after_the_model(quantized, capsys):
