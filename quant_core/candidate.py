@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.errors import DataError
 from quant_core.fidelity import Fidelity, compare, run_all
 from quant_core.observe import Statistics
 from quant_core.plan import FLOAT, QuantPlan
@@ -83,6 +84,7 @@ class Bench:
     metric: str | None = None
     seconds: float = 0.1
     is_host: bool = True  # models are for CPUs like this one, so that their speed can be measured here
+    metric_failure: DataError | None = None  # of a metric of the user's own; fidelity is judged without it then
     _session: Any = field(init=False)
     _reference: list[list[NDArray[Any]]] = field(init=False)
 
@@ -97,7 +99,13 @@ class Bench:
         session = open_session(ir.to_proto(candidate.model).SerializeToString())
         names = [o.name for o in session.get_outputs()]
         outputs = run_all(session, self.samples)
-        fidelity = compare(self._reference, outputs, names, self.samples.labels, self.metric)
+        try:
+            fidelity = compare(self._reference, outputs, names, self.samples.labels, self.metric)
+        except DataError as failure:
+            if self.metric is None:
+                raise
+            self.metric, self.metric_failure = None, failure
+            fidelity = compare(self._reference, outputs, names, self.samples.labels)
         timing: Timing | None = None
         if timed and self.is_host:
             timing = measure(self._session, session, self.samples[0], seconds=self.seconds, clock=time.thread_time)

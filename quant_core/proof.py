@@ -59,8 +59,12 @@ def _pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
+    """Whether it comes from 8 bits: activations of 16 do not fuse, so their operator computes in float."""
     producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return False
+    zero = graph.constant(producer.inputs[2]) if len(producer.inputs) > 2 else None
+    return zero is None or zero.dtype.itemsize == 1
 
 
 def _folded(value: ir.Value | None) -> NDArray[Any] | None:

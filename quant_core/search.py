@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from quant_core.candidate import FAITHFUL_DB, Bench, Candidate, build
 from quant_core.config import Contract
-from quant_core.errors import ModelError
+from quant_core.errors import DataError, ModelError
 from quant_core.fidelity import judge, score
 from quant_core.observe import Statistics
 from quant_core.outliers import Easing, easings
@@ -94,12 +94,13 @@ def search(
         best = _polish(model, best, stats, bench, trace, progress)
     if contract is None:
         return Found(best, "none", "no contract", trace)
-    keeping = _keeping(candidates, contract, bench)
-    best = (
-        max(keeping, key=lambda c: c.worth)
-        if keeping
-        else _restore(model, best, stats, bench, contract, trace, progress)
-    )
+    if keeping := _keeping(candidates, contract, bench):
+        best = max(keeping, key=lambda c: c.worth)
+    elif right := _keeping(candidates, replace(contract, min_speedup=None, max_size_ratio=None), bench):
+        # only size or speed are missed, which restoring makes worse
+        best = min(right, key=lambda c: c.size_bytes) if contract.max_size_ratio else max(right, key=lambda c: c.worth)
+    else:
+        best = _restore(model, best, stats, bench, contract, trace, progress)
     return Found(best, *_verdict(best, contract, bench), trace)
 
 
@@ -226,7 +227,10 @@ def _raised(model: ir.Model, base: Candidate, stats: Statistics | None, nodes: l
 def _value(candidate: Candidate, contract: Contract) -> float:
     """What the contract looks at, and fidelity where that says nothing new."""
     assert candidate.fidelity is not None
-    return score(candidate.fidelity, contract.metric)[0] + 1e-6 * candidate.sqnr_db
+    try:
+        return score(candidate.fidelity, contract.metric)[0] + 1e-6 * candidate.sqnr_db
+    except DataError:  # a metric of the user's own that failed: _verdict tells
+        return candidate.sqnr_db
 
 
 def _keeping(candidates: Iterable[Candidate], contract: Contract, bench: Bench) -> list[Candidate]:
@@ -237,6 +241,8 @@ def _keeping(candidates: Iterable[Candidate], contract: Contract, bench: Bench) 
 def _verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:
     if candidate.fidelity is None:
         raise ModelError(f"{candidate.name} was not judged")
+    if bench.metric_failure is not None:
+        return "not_met", str(bench.metric_failure)
     ratio = candidate.size_bytes / bench.float_size_bytes
     return judge(candidate.fidelity, contract, speedup=candidate.speedup, size_ratio=ratio)
 

@@ -25,7 +25,7 @@ from quant_core.prepare import prepare
 from quant_core.rules import RULES
 from tests.bench.accuracy import feeds_of, load_zoo
 
-WIDTHS = {"float": 32, "float16": 16, "bfloat16": 16, "int64": 64, "int32": 32, "int16": 16, "int8": 8, "uint8": 8,
+WIDTHS = {"float": 32, "bfloat16": 16, "int16": 16, "float16": 16, "bfloat16": 16, "int64": 64, "int32": 32, "int16": 16, "int8": 8, "uint8": 8,
           "int4": 4, "uint4": 4}  # fmt: skip
 PASSING = ("Cast", "Mul", "Reshape", "Transpose", "DequantizeLinear", "Gather")  # between stored integers and operator
 

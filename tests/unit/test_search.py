@@ -171,3 +171,22 @@ def test_layers_are_proven_safe_or_said_not_to_be(mode):
 
     assert all(row["saturation_safe"] for row in rows)
     assert not any(row["saturation_safe"] for row in risky if row["weight"])
+
+
+def test_what_misses_its_size_alone_is_not_made_larger():
+    problem = Problem(harmful(), mode="static")
+
+    found = problem.search(Contract("sqnr", min=-50.0, max_size_ratio=0.01))
+
+    assert found.verdict == "not_met" and "size" in found.reason
+    assert all(n.storage == "int8" for n in found.best.plan.nodes if n.weights)
+
+
+def test_a_metric_that_fails_costs_the_verdict_not_the_model():
+    problem = Problem(harmful(), mode="static")
+    problem.bench.metric = "math:prod"
+
+    found = problem.search(Contract("math:prod", min=0.5))
+
+    assert found.verdict == "not_met" and "math:prod" in found.reason
+    assert found.best.size_bytes > 0
