@@ -297,11 +297,12 @@ def _cell(value: object) -> Text:
 
 
 def _outcome(row: Mapping[str, Any]) -> Text:
-    """What became of a model, in a word, and why."""
+    """What became of a model, in a word, and why; and what makes that doubtful."""
     if row["outcome"] == "failed":
         return verdict("failed", f"{row['stage']}: {row['error']}")
     word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
-    return verdict(word, row.get("reason") if word == "not_met" else None)
+    told = [row.get("reason") if word == "not_met" else None, row.get("note")]
+    return verdict(word, "; ".join(filter(None, told)))
 
 
 def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:

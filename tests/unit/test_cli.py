@@ -213,6 +213,12 @@ def test_a_table_in_a_pipe_is_not_squeezed(capsys):
     assert "block/" * 20 in capsys.readouterr().out
 
 
+def test_a_batch_tells_what_makes_a_verdict_doubtful(capsys):
+    show.answer([{"model": "m", "outcome": "done", "verdict": "met", "note": "only guesses"}], show.batch_table)
+
+    assert "met: only guesses" in capsys.readouterr().out
+
+
 def test_sizes_and_shares_read_as_a_person_writes_them():
     assert (show.size(1234), show.size(2_500_000), show.size(None)) == ("1.2 kB", "2.50 MB", "")
     assert [show.ratio(4, after) for after in (1, 4, 8, None)] == ["4.00x smaller", "1.00x smaller", "2.00x larger", ""]
