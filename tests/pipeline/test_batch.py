@@ -49,36 +49,6 @@ def test_models_are_made_validated_timed_and_reported(mill, run):
     assert not list((manifest.folder / FOLDER / "cache").iterdir())
 
 
-def test_every_fault_is_one_failed_row_with_its_reason_and_all_others_finish(mill, run, tmp_path):
-    manifest = mill(
-        "good1", "segfault", "hang", "hog", "lost", "killer", "torn", "good2",
-        limits={"timeout_s": 6, "memory_mb": 500},
-    )  # fmt: skip
-    torn = tmp_path / "models" / "torn.onnx"
-    torn.write_bytes(torn.read_bytes()[:300])
-    age(torn)
-
-    result = run(manifest)
-
-    rows = by_name(result)
-    assert {name for name, row in rows.items() if row["outcome"] == "done"} == {"good1", "good2", "lost"}
-    assert "SIGSEGV" in rows["segfault"]["error"]
-    assert "took longer than 6 s" in rows["hang"]["error"]
-    assert "out of memory" in rows["hog"]["error"]
-    assert "Dask worker died" in rows["killer"]["error"]
-    assert (tmp_path / "models" / "killer.kills").read_text() == "xxx"  # three times, then set aside
-    assert rows["torn"]["stage"] == "prepare"
-    assert all(row["hint"] for row in rows.values() if row["outcome"] == "failed")
-    assert {row["stage"] for name, row in rows.items() if name in ("segfault", "hang", "hog", "killer")} == {"quantize"}
-    assert result.exit_code == 1
-    assert sorted(path.name for path in manifest.folder.glob("*.onnx")) == [
-        f"{name}_int8.onnx" for name in ("good1", "good2", "lost")
-    ]
-    assert {row["model"]: row["outcome"] for row in tables(result)["models"]} == {
-        n: r["outcome"] for n, r in rows.items()
-    }
-
-
 def test_bad_samples_fail_their_model_alone(mill, run, tmp_path):
     samples = np.zeros((4, 3, 8, 8), np.float32)
     samples[2, 0, 0, 0] = np.nan

@@ -1,0 +1,130 @@
+"""kill -9 of the coordinator at random moments: `python -m tests.bench.kills [KILLS] [MODELS]`.
+
+Then one full run: its rows and files have to be those of a batch that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow.dataset
+import yaml
+
+from flows.digests import file_digest
+from tests.models import tiny_cnn
+
+ROOT = Path(__file__).parents[2]
+# What a clock, a chance or this host's load decides; everything else has to be the same.
+VARYING = {"run_id", "started_at", "finished_at", "seconds", "peak_bytes", "host_load", "rounds", "trace"}
+VARYING |= {f"{kind}{part}_ms" for kind in ("float", "quantized") for part in ("", "_p95")}
+VARYING |= {"speedup", "speedup_lo", "speedup_hi"}
+
+
+def make_models(folder: Path, models: int) -> None:
+    """A manifest over models whose plan no timing decides."""
+    (folder / "models").mkdir(parents=True)
+    for seed in range(models):
+        onnx.save(tiny_cnn(seed=seed), folder / "models" / f"m{seed:02d}.onnx")
+    np.save(folder / "data.npy", np.random.default_rng(0).standard_normal((16, 3, 8, 8), dtype=np.float32))
+    for path in folder.rglob("*"):
+        os.utime(path, (1e9, 1e9))  # settled
+    said = {"mode": "weight_only", "calibration": {"data": "data.npy"}, "benchmark": {"seconds": 0.02}}
+    said |= {"batch": {"input_dir": "models", "output_dir": "out", "jobs": 2}}
+    (folder / "m.yaml").write_text(yaml.safe_dump(said))
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json"]
+    environment = {**os.environ, "PREFECT_HOME": str(folder.parent / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+
+
+def run(folder: Path) -> float:
+    """Undisturbed; the seconds between its first event and its end."""
+    process = start(folder)
+    assert process.stdout is not None
+    times = [time.monotonic() for line in process.stdout if '"started"' in line or '"finished"' in line]
+    assert process.wait() == 0
+    return times[-1] - times[0]
+
+
+def kill_at(folder: Path, after: float) -> bool:
+    """Killed so many seconds after the first event; whether it was still at work then."""
+    process = start(folder)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"started"' in line:
+            break
+    try:
+        process.wait(after)
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return True
+    finally:
+        process.wait()
+        process.stdout.close()
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Every file with its content, every table of the last run without what varies."""
+    out = folder / "out"
+    runs = pyarrow.dataset.dataset(out / "reports" / "runs").to_table().to_pylist()
+    last = max(runs, key=lambda row: row["started_at"])["run_id"]
+    tables: dict[str, Any] = {}
+    for name in ("runs", "models", "layers", "timings"):
+        rows = pyarrow.dataset.dataset(out / "reports" / name).to_table().to_pylist()
+        mine = [{k: v for k, v in row.items() if k not in VARYING} for row in rows if row["run_id"] == last]
+        tables[name] = json.loads(json.dumps(mine, default=str).replace(str(folder), ""))
+    files = [path for path in out.rglob("*") if path.is_file()]
+    kept = {str(path.relative_to(out)): file_digest(path) for path in files if path.suffix == ".onnx"}
+    others = sorted(str(path.relative_to(out)).replace(last, "RUN") for path in files if path.suffix != ".onnx")
+    return {"tables": tables, "files": kept, "others": others, "runs": len(runs)}
+
+
+def storm(work: Path, kills: int, models: int, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """The state after so many kills and one full run, the undisturbed one, and how many kills hit a batch at work.
+
+    A batch that was done before it could be killed starts again from nothing.
+    """
+    make_models(work / "calm", models)
+    seconds = run(work / "calm")
+    shutil.copytree(work / "calm", work / "storm", ignore=shutil.ignore_patterns("out"), symlinks=True)
+    chance, hits = random.Random(seed), 0
+    for _ in range(kills):
+        hits += kill_at(work / "storm", chance.uniform(0, seconds))
+        done = len(list((work / "storm" / "out").glob("*.onnx")))
+        if done == models and hits < kills - 1:
+            shutil.rmtree(work / "storm" / "out")
+    run(work / "storm")
+    return state(work / "storm"), state(work / "calm"), hits
+
+
+def main(kills: int, models: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.monotonic()
+        after, calm, hits = storm(Path(folder), kills, models)
+        same = {key: after[key] == calm[key] for key in ("tables", "files")}
+        stray = set(after["others"]) - set(calm["others"])
+        print(f"{kills} kills, {hits} of them at work, {models} models, {time.monotonic() - begun:.0f} s")
+        print(
+            f"rows the same: {same['tables']}, models the same: {same['files']}, stray files: {sorted(stray) or 'none'}"
+        )
+        return int(not all(same.values()))
+
+
+if __name__ == "__main__":
+    asked = [int(text) for text in sys.argv[1:]]
+    sys.exit(main(*asked, *(50, 20)[len(asked) :]))
