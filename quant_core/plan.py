@@ -193,10 +193,10 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
     glob = next((g for g in config.exclude if any(fnmatchcase(n, g) for n in (name, *names))), None)
     if glob is not None:
         return replace(stay, reason=f"excluded by {glob}")
-    bits = config.bits
+    bits, by_name = config.bits, False
     for pattern, layer_bits in config.layer_bits.items():
         if any(fnmatchcase(n, pattern) for n in (name, *names)):
-            bits = layer_bits
+            bits, by_name = layer_bits, True
     if bits == 32:
         return replace(stay, reason="layer_bits 32")
     if elements < config.min_elements:
@@ -205,7 +205,7 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
         if not np.isfinite(graph.constant(weight)).all():  # type: ignore[arg-type]
             raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again")
     choice, reason = _choose_compute(node, rule, target, mode, wanted)
-    if bits == 4 and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:
+    if bits == 4 and not by_name and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits")))
     if bits == 4 and (node.op_type == "Gather" or (node.op_type == "LSTM" and choice == DYNAMIC)):
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes")))
