@@ -291,7 +291,8 @@ def _note(found: Found, feeds: Samples | None, judged: Samples | None) -> str:
     if found.verdict != "none" and feeds is not None and judged is not None and judged.feeds_as(feeds):
         notes.append("the contract was judged by the samples that ranges were measured on")
     if (found.best.speedup or 1.0) < AS_FAST:
-        notes.append(f"{found.best.speedup:.2f}x of float's speed: nothing faster was found")
+        why = "nothing faster was found" if found.best.plan.config.mode == "auto" else "mode auto may find faster"
+        notes.append(f"{found.best.speedup:.2f}x of float's speed: {why}")
     return "; ".join(filter(None, notes))
 
 

@@ -65,7 +65,8 @@ def row(zoo: Any, case: Any, bits: int, args: argparse.Namespace) -> dict[str, A
         before = weights_of(ir.to_proto(prepare(case.model)), replaced)
         after = weights_of(model, replaced)
         return {
-            "case": case.name, "bits": "4, every layer" if bits == 44 else bits, "file_float": case.model.stat().st_size, "file": path.stat().st_size,
+            "case": case.name, "bits": "4, every layer" if by_name else bits,
+            "file_float": case.model.stat().st_size, "file": path.stat().st_size,
             "weights_float": sum(before.values()), "weights": sum(after.values()), "rest": rest_of(model, after),
         }  # fmt: skip
 
