@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.saturation import PAIR_LIMIT
-from quant_core.weights import MULTIPLIER_MAX, QMAX4, QMAX8, IntegerWeight, quantize_int4, quantize_int8
+from quant_core.weights import MULTIPLIER_MAX, QMAX4, QMAX8, IntegerWeight, bfloat16, quantize_int4, quantize_int8
 
 DAMPING = 0.01  # of the mean diagonal, so that the Gram matrix can be inverted
+# Of the finest scale of four bits: narrower ones clip the largest block, wider ones leave pairs more room.
+STRETCHES, SAFE_STRETCHES = (1.0, 0.8, 0.9, 1.07, 1.15), (1.0, 0.9, 1.15, 1.35, 1.6)
+DESCENTS = 2  # passes over all columns, after which hardly one moves
 STRIPE = 64  # columns after which the rest of the matrix is updated at once
 
 
@@ -60,9 +63,30 @@ def gptq_int4(
 ) -> IntegerWeight:
     """int4 in blocks, as `quantize_int4` stores them; each block's multiplier is chosen when its turn comes."""
     nearest = quantize_int4(rows, block, safe=safe, floor=floor)
-    scale = _row_scale(nearest, len(rows))
-    multipliers = np.ones((len(rows), rows.shape[1] // block), np.uint8)
+    assert nearest.multipliers is not None
     weight = np.einsum("gpkk->gpk", gram).reshape(len(gram), -1).repeat(len(rows) // len(gram), axis=0)
+    factor, error = _factor(gram), _errors(rows, nearest.values, gram)
+    product, multipliers, scale = nearest.q.copy(), nearest.multipliers.copy(), nearest.scale.copy()
+    for stretch in SAFE_STRETCHES if safe else STRETCHES:
+        wider = bfloat16(np.maximum(nearest.scale * stretch, floor).astype(np.float32))
+        found, chosen = _int4_sweep(rows, factor, wider, weight, block, safe=safe)
+        found_error = _errors(rows, found * wider[:, None], gram)
+        better = found_error < error
+        product[better], multipliers[better] = found[better].astype(np.int8), chosen[better]
+        scale[better], error[better] = wider[better], found_error[better]
+    moved = _descend(rows, product, multipliers, scale, gram, safe=safe)
+    better = _errors(rows, moved * scale[:, None], gram) < error
+    product[better] = moved[better]
+    blocks = (product // np.repeat(multipliers, block, axis=1).astype(np.int8)).astype(np.int8)
+    return IntegerWeight(product, scale, blocks, multipliers)
+
+
+def _int4_sweep(
+    rows: NDArray[np.float32], factor: NDArray[Any], scale: NDArray[np.float32], weight: NDArray[Any], block: int, *,
+    safe: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:  # fmt: skip
+    """The integers and multipliers of all columns on the grids of these scales."""
+    multipliers = np.ones((len(rows), rows.shape[1] // block), np.uint8)
 
     def start(j: int, ahead: NDArray[Any]) -> None:
         multipliers[:, j // block] = _best_multiplier(ahead / scale[:, None], weight[:, j : j + block])
@@ -75,13 +99,50 @@ def gptq_int4(
             steps = np.clip(steps, np.ceil(room[1] / m), np.floor(room[0] / m))
         return steps * m, steps * m * scale
 
-    product = _sweep(rows, _factor(gram), at, start, block)
-    error, nearest_error = (_errors(rows, p * scale[:, None], gram) for p in (product, nearest.q.astype(np.float32)))
-    worse = error > nearest_error
-    assert nearest.multipliers is not None
-    product[worse], multipliers[worse] = nearest.q[worse], nearest.multipliers[worse]
-    blocks = (product / np.repeat(multipliers, block, axis=1)).astype(np.int8)
-    return IntegerWeight(product.astype(np.int8), scale, blocks, multipliers)
+    return _sweep(rows, factor, at, start, block), multipliers
+
+
+def _descend(
+    rows: NDArray[np.float32], product: NDArray[np.int8], multipliers: NDArray[np.uint8], scale: NDArray[np.float32],
+    gram: NDArray[Any], *, safe: bool,
+) -> NDArray[np.int8]:  # fmt: skip
+    """The integers after each in turn was moved to where the error is least, all others as they are, a few times.
+
+    Source: Behdin et al. 2023, QuantEase (arXiv 2309.01885), algorithm 1.
+    """
+    groups, parts, k, _ = gram.shape
+    spread = np.repeat(multipliers, product.shape[1] // multipliers.shape[1], axis=1).astype(np.float32)
+    out = product.astype(np.float32)
+    gram32 = gram.astype(np.float32)
+    diagonal = np.einsum("gpkk->gpk", gram32)  # a view; damped as in _factor, as what was not seen must not drift
+    diagonal += DAMPING * diagonal.mean(2, keepdims=True)
+    each, most = rows.reshape(groups, -1, rows.shape[1]), np.float32(QMAX4)
+    q, m = (x.reshape(each.shape) for x in (out, spread))
+    s = scale.reshape(groups, -1)
+    for g, p in np.ndindex(groups, parts):
+        first, matrix = p * k, gram32[g, p]
+        mine = slice(first, first + k)
+        slope = np.ascontiguousarray(((each[g, :, mine] - q[g, :, mine] * s[g, :, None]) @ matrix).T)  # (k, rows)
+        steps, sizes = (np.ascontiguousarray(x[g, :, mine].T) for x in (q, m))
+        for _ in range(DESCENTS):
+            for j in range(k):
+                if matrix[j, j] <= 0:
+                    continue
+                wanted = steps[j] + slope[j] / (matrix[j, j] * s[g])
+                low, high = -most * sizes[j], most * sizes[j]
+                if safe and (beside := j ^ 1) < k:
+                    other = steps[beside]
+                    low = np.maximum(low, np.where(other < 0, -PAIR_LIMIT - other, -QMAX8))
+                    high = np.minimum(high, np.where(other > 0, PAIR_LIMIT - other, QMAX8))
+                found = (
+                    np.clip(np.rint(wanted / sizes[j]), np.ceil(low / sizes[j]), np.floor(high / sizes[j])) * sizes[j]
+                )
+                moved = (found - steps[j]) * s[g]
+                if moved.any():
+                    slope -= matrix[j][:, None] * moved
+                    steps[j] = found
+        q[g, :, mine] = steps.T
+    return out.astype(np.int8)
 
 
 def _sweep(

@@ -174,7 +174,7 @@ def quantize_int4(rows: Matrix, block: int, *, safe: bool = False, floor: NDArra
     """
     channels, columns = rows.shape
     finest = np.abs(rows).max(1, initial=0.0).astype(np.float64) / (QMAX4 * MULTIPLIER_MAX)
-    scale = _short(_usable(np.maximum(finest, floor)))
+    scale = bfloat16(_usable(np.maximum(finest, floor)))
     blocks = np.empty(rows.shape, np.int8)
     multipliers = np.empty((channels, columns // block), np.uint8)
     for part in _row_parts(rows):
@@ -195,6 +195,11 @@ def quantize_int4(rows: Matrix, block: int, *, safe: bool = False, floor: NDArra
         blocks = _safe_blocks(blocks, multipliers, block)
     product = (blocks.astype(np.int16) * np.repeat(multipliers, block, axis=1)).astype(np.int8)
     return IntegerWeight(product, scale, blocks, multipliers)
+
+
+def bfloat16(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The next bfloat16 number that is no smaller."""
+    return np.asarray((scale.view(np.uint32) + np.uint32(0xFFFF) & np.uint32(0xFFFF0000)).view(np.float32))
 
 
 def _safe_blocks(blocks: NDArray[np.int8], multipliers: NDArray[np.uint8], block: int) -> NDArray[np.int8]:
@@ -225,11 +230,6 @@ def _row_parts(rows: Matrix) -> Iterator[slice]:
     """Slices of rows with about CHUNK weights each."""
     step = max(1, CHUNK // max(rows.shape[1], 1))
     return (slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step))
-
-
-def _short(scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The next bfloat16 number that is no smaller."""
-    return np.asarray((scale.view(np.uint32) + np.uint32(0xFFFF) & np.uint32(0xFFFF0000)).view(np.float32))
 
 
 def _usable(scale: NDArray[np.float64]) -> NDArray[np.float32]:

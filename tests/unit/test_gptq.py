@@ -98,3 +98,21 @@ def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
     width = 100 // found.multipliers.shape[1]
     assert 50 % width == 0
     np.testing.assert_array_equal(found.q, found.blocks * np.repeat(found.multipliers, width, axis=1).astype(int))
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_no_int4_step_up_or_down_lessens_the_error_much_further(safe):
+    """Descent ends where no single weight can gain more than a hundredth, pairs allowing."""
+    rows, gram = problem(5)
+    found = gptq_int4(rows, gram, block_width(gram.shape[-1], 16), safe=safe)
+    spread = np.repeat(found.multipliers, rows.shape[1] // found.multipliers.shape[1], axis=1).astype(int)
+    start, gains = error(rows, found, gram).sum(), []
+
+    for column in range(rows.shape[1]):
+        for sign in (-1, 1):
+            q = found.q.astype(int)
+            q[:, column] += sign * spread[:, column]
+            if np.abs(q).max() <= 105 and not (safe and len(unsafe_pairs(q))):
+                gains.append(start - error(rows, IntegerWeight(q, found.scale), gram).sum())
+
+    assert max(gains, default=0.0) < 0.01 * start
