@@ -30,7 +30,7 @@ from flows.digests import files_digest, forget_files, job_digest, versions  # no
 from flows.journal import FOLDER, open_journal  # noqa: E402
 from flows.making import accuracy_of  # noqa: E402
 from flows.manifest import Job, Manifest  # noqa: E402
-from flows.pipeline import Attached, attached, workers_of  # noqa: E402
+from flows.pipeline import Attached, attached, untagged, workers_of  # noqa: E402
 from flows.result import AuditResult  # noqa: E402
 from flows.selection import select, size_for  # noqa: E402
 from flows.telling import says, show_in_prefect, write_summary, wrong  # noqa: E402
@@ -84,7 +84,7 @@ def audit(
         only: Globs over the names of models; without them, all.
         max_slowdown: The share of the speed-up that may be lost beyond what varied when it was measured.
     """
-    with _here(output_dir, scheduler, jobs, only or []) as (here, standing):
+    with _here(output_dir, scheduler, jobs, only or []) as (here, standing), untagged():
         here.result = result = Audit(here, standing, max_slowdown).run()
         facts = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
         show_in_prefect("audit", result.run_id, result.rows, SHOWN, facts)

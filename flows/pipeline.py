@@ -22,6 +22,7 @@ quiet_environment()
 from prefect import Flow, flow, runtime, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
+from prefect.context import TagsContext  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.digests import forget_files, job_digest, versions  # noqa: E402
@@ -54,6 +55,11 @@ class Attached:
 
 
 _attached: ContextVar[Attached | None] = ContextVar("attached", default=None)
+
+
+def untagged() -> TagsContext:
+    """Tasks would inherit the run's tags, and Prefect ask its API for a concurrency limit of each before every task."""
+    return TagsContext(current_tags=set())
 
 
 def attached() -> Attached | None:
@@ -106,7 +112,7 @@ def batch(
         force: Make again what is up to date.
         only: Globs over the names of models; without them, all.
     """
-    with _here(manifest, scheduler, jobs) as here, open_journal(here.manifest.folder) as journal:
+    with _here(manifest, scheduler, jobs) as here, open_journal(here.manifest.folder) as journal, untagged():
         here.result = result = Batch(here, journal, force, only or []).run()
         summary = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
         show_in_prefect("batch", result.run_id, result.rows, SHOWN, summary)

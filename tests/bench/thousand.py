@@ -32,16 +32,16 @@ def main(count: int) -> int:
         time.sleep(1.1)  # until the last model has settled
         seconds, workers, peak_mb, cpu_s = timed(folder)
         timings = f"{folder}/out/reports/timings/*.parquet"
-        told = duckdb.sql(f"select sum(seconds), count(*) from read_parquet('{timings}')").fetchone()
-        assert told is not None
-        stages, runs = told
+        stages, runs = duckdb.sql(f"select sum(seconds), count(*) from read_parquet('{timings}')").fetchall()[0]
         journal = (folder / "out" / ".quantmill" / "journal.jsonl").stat().st_size
+        database = sum(path.stat().st_size for path in (folder / "prefect").glob("prefect.db*"))
         overhead_ms = 1000 * (seconds - stages / workers) / count
         print(f"{count} models, {runs} stages, {workers} workers: {seconds:.1f} s, stages {stages / workers:.1f} s")
         print(
             f"a model: overhead {overhead_ms:.1f} ms (at most {MOST_MS}), coordinator CPU {1000 * cpu_s / count:.1f} ms"
         )
-        print(f"coordinator's peak {peak_mb:.0f} MB (at most {MOST_MB}); journal {journal / count:.0f} bytes a model")
+        print(f"coordinator's peak {peak_mb:.0f} MB (at most {MOST_MB})")
+        print(f"a model: {journal / count:.0f} bytes of journal, {database / count:.0f} of Prefect's database")
         return int(overhead_ms > MOST_MS or peak_mb > MOST_MB)
 
 
