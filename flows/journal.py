@@ -17,6 +17,8 @@ from flows.digests import files_digest
 from quant_core.errors import RequestError
 
 FOLDER = ".quantmill"
+FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+LARGE_BYTES = 16 << 20  # a journal of that size forgets what nobody will ask for
 
 
 class Journal:
@@ -25,6 +27,7 @@ class Journal:
     def __init__(self, folder: Path, fd: int) -> None:
         self.folder, self._fd = folder, fd
         self.entries = _read(folder / "journal.jsonl")
+        self.latest = {(e["row"]["output"], e["digest"]): e for e in self.entries if e["event"] == "model"}
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """On the disk when this returns: one write, so that no other line can come between."""
@@ -33,6 +36,8 @@ class Journal:
             line = line[os.write(self._fd, line) :]
         os.fsync(self._fd)
         self.entries.append(dict(entry))
+        if entry["event"] == "model":
+            self.latest[entry["row"]["output"], entry["digest"]] = self.entries[-1]
 
     def begin_run(self, request: str) -> tuple[str, dict[str, dict[str, Any]]]:
         """A run's id, and what it has finished by name. A run that was cut short goes on if the same is asked again."""
@@ -51,10 +56,9 @@ class Journal:
 
     def up_to_date(self, output: Path, digest: str) -> dict[str, Any] | None:
         """The entry that made `output` from exactly this, if its files are still what they were then."""
-        for entry in reversed(self.entries):
-            if entry["event"] == "model" and entry.get("digest") == digest and entry["row"]["output"] == str(output):
-                return entry if entry["row"]["outcome"] != "failed" and _unchanged(output.parent, entry) else None
-        return None
+        entry = self.latest.get((str(output), digest))
+        stands = entry is not None and entry["row"]["outcome"] != "failed" and _unchanged(output.parent, entry)
+        return entry if stands else None
 
     def forget_all_but(self, digests: set[str]) -> None:
         """Stages of models that nobody asks for any more."""
@@ -95,13 +99,15 @@ def open_journal(folder: Path) -> Iterator[Journal]:
     own = folder / FOLDER
     try:
         own.mkdir(parents=True, exist_ok=True)
-        fd = os.open(own / "journal.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        fd = os.open(own / "journal.jsonl", FLAGS, 0o644)
     except OSError as problem:
         reason = (problem.strerror or str(problem)).lower()
         raise RequestError(f"cannot be written: {reason}", str(folder), "Choose another output_dir") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _drop_torn_line(fd)
+        if os.fstat(fd).st_size > LARGE_BYTES:
+            fd = _shortened(own / "journal.jsonl", fd)
         yield Journal(own, fd)
     except BlockingIOError:
         raise RequestError("another batch is working there", str(folder), "Wait for it, or stop it") from None
@@ -152,6 +158,35 @@ def _unchanged(folder: Path, entry: Mapping[str, Any]) -> bool:
         return bool(entry["files"]) and files_digest(folder, list(entry["files"])) == entry["files"]
     except OSError:
         return False
+
+
+def _shortened(path: Path, fd: int) -> int:
+    """The journal with what is asked of it after a run: each output's last entry, and the one that timed it.
+
+    Returns the descriptor of the new file, locked; the old one if a run has been cut short and needs all of it.
+    """
+    entries = _read(path)
+    if not entries or entries[-1]["event"] != "end":
+        return fd
+    models = [entry for entry in entries if entry["event"] == "model"]
+    latest = {entry["row"]["output"]: entry for entry in models}
+    timed = {(entry["row"]["output"], entry["digest"]): entry for entry in models if entry["timings"]}
+    wanted = {id(entry) for entry in latest.values()}
+    wanted |= {
+        id(timed[output, entry["digest"]]) for output, entry in latest.items() if (output, entry["digest"]) in timed
+    }
+    temporary = path.with_name(".journal.tmp")
+    with temporary.open("wb") as file:
+        for entry in (*(entry for entry in models if id(entry) in wanted), entries[-1]):
+            file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new = os.open(temporary, FLAGS)
+    fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anyone can find it
+    temporary.replace(path)
+    _sync_folder(path.parent)
+    os.close(fd)
+    return new
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

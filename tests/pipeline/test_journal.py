@@ -7,14 +7,22 @@ import json
 import onnx
 import pytest
 
-from flows.digests import job_digest, model_files
+from flows.digests import files_digest, job_digest, model_files
 from flows.journal import open_journal, publish
 from quant_core.errors import RequestError
 
 
 def model_entry(run_id, output, files, digest="d1", outcome="done"):
     row = {"output": str(output), "outcome": outcome}
-    return {"event": "model", "run_id": run_id, "name": "m", "digest": digest, "row": row, "files": files}
+    return {
+        "event": "model",
+        "run_id": run_id,
+        "name": "m",
+        "digest": digest,
+        "row": row,
+        "files": files,
+        "timings": [],
+    }
 
 
 def test_a_torn_last_line_is_dropped_and_the_next_one_is_whole(tmp_path):
@@ -60,6 +68,33 @@ def test_up_to_date_means_made_from_this_and_unchanged_since(tmp_path):
         assert not journal.up_to_date(output, "d2")
         (output.parent / "m.onnx.data").write_bytes(b"WEIGHTS")
         assert not journal.up_to_date(output, "d1")
+
+
+def test_a_large_journal_forgets_what_nobody_will_ask_for_but_never_a_run_that_was_cut_short(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.journal.LARGE_BYTES", 100)
+    output = tmp_path / "m.onnx"
+    output.write_bytes(b"model")
+    files = files_digest(tmp_path, ["m.onnx"])
+    path = tmp_path / ".quantmill" / "journal.jsonl"
+    with open_journal(tmp_path) as journal:
+        for number, (digest, timings) in enumerate([("old", [{}]), ("new", [{}]), ("new", []), ("new", [])]):
+            journal.append({"event": "run", "run_id": str(number), "request": "a", "started_at": "x"})
+            journal.append({**model_entry(str(number), output, files, digest), "timings": timings})
+            journal.append({"event": "end", "run_id": str(number)})
+
+    with open_journal(tmp_path) as journal:
+        kept = [(entry["run_id"], entry["event"]) for entry in journal.entries]
+        assert journal.up_to_date(output, "new")
+        assert not journal.up_to_date(output, "old")
+        with pytest.raises(RequestError, match="another batch"), open_journal(tmp_path):
+            pass
+        journal.append({"event": "run", "run_id": "4", "request": "a", "started_at": "x"})
+    before = path.read_bytes()
+    with open_journal(tmp_path):
+        pass
+
+    assert kept == [("1", "model"), ("3", "model"), ("3", "end")]
+    assert path.read_bytes() == before
 
 
 def test_publishing_twice_does_the_same_and_leaves_nothing_behind(tmp_path):
