@@ -78,6 +78,12 @@ def kill_at(folder: Path, after: float) -> bool:
         process.stdout.close()
 
 
+def is_over(folder: Path) -> bool:
+    """Whether its batch came to its end before the kill came: a new one would only skip."""
+    lines = (folder / "out" / ".quantmill" / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    return any('"event":"end"' in line for line in lines)
+
+
 def state(folder: Path) -> dict[str, Any]:
     """Every file with its content, every table of the last run without what varies."""
     out = folder / "out"
@@ -103,10 +109,14 @@ def storm(work: Path, kills: int, models: int, seed: int = 0) -> tuple[dict[str,
     seconds = run(work / "calm")
     shutil.copytree(work / "calm", work / "storm", ignore=shutil.ignore_patterns("out"), symlinks=True)
     chance, hits = random.Random(seed), 0
-    for _ in range(kills):
-        hits += kill_at(work / "storm", chance.uniform(0, seconds))
-        if (work / "storm" / "out" / "reports" / "runs").exists():
+    for _ in range(3 * kills):
+        killed = kill_at(work / "storm", chance.uniform(0, seconds))
+        if is_over(work / "storm"):
             shutil.rmtree(work / "storm" / "out")
+        else:
+            hits += killed
+        if hits == kills:
+            break
     run(work / "storm")
     return state(work / "storm"), state(work / "calm"), hits
 
