@@ -56,7 +56,7 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "segfault": _segfault,
     "hang": _hang,
     "hog": _hog,
-    "lost": _lost_once,
+    "astray": _lost_once,
     "killer": _killer,
 }
 

@@ -54,7 +54,7 @@ def manifest(tmp_path):
     """The good, the bad, and one whose child is killed from outside, once. Each has data of its own."""
     (tmp_path / "models").mkdir()
     (tmp_path / "data").mkdir()
-    for seed, name in enumerate([*GOOD, "lost", *REASONS]):
+    for seed, name in enumerate([*GOOD, "astray", *REASONS]):
         save_model(tmp_path / "models" / f"{name}.onnx", seed)
         save_data(tmp_path / "data" / f"{name}.npy")
     torn = tmp_path / "models" / "torn.onnx"
@@ -94,7 +94,7 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(manifest, 
     rows = {row["model"]: row for row in result.rows}
     assert killed
     assert len(rows) >= 30
-    assert {name for name, row in rows.items() if row["outcome"] == "done"} == {*GOOD, "lost"}
+    assert {name for name, row in rows.items() if row["outcome"] == "done"} == {*GOOD, "astray"}
     for name in rows.keys() & REASONS.keys():
         stage, told = REASONS[name]
         assert rows[name]["stage"] == stage or not stage, name
@@ -102,7 +102,7 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(manifest, 
         assert rows[name]["hint"]
     assert (tmp_path / "models" / "killer.kills").read_text() == "xxx"  # three times, then set aside
     assert result.exit_code == 1
-    assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {f"{n}_int8.onnx" for n in (*GOOD, "lost")}
+    assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {f"{n}_int8.onnx" for n in (*GOOD, "astray")}
     if full_disk:
         assert [path.name for path in full_disk.iterdir()] == ["filler"]
         (full_disk / "filler").unlink()
@@ -110,4 +110,4 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(manifest, 
     again = {row["model"]: row["outcome"] for row in run(manifest(full_disk)).rows}
 
     assert {name for name, outcome in again.items() if outcome == "done"} == again.keys() & {TRANSIENT}
-    assert {name for name, outcome in again.items() if outcome == "skipped"} == {*GOOD, "lost"}
+    assert {name for name, outcome in again.items() if outcome == "skipped"} == {*GOOD, "astray"}
