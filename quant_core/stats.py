@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -137,21 +136,22 @@ class ChannelMoments:
 
     def update(self, x: NDArray[Any], where: str = "") -> None:
         """Adds a tensor. Raises: DataError if it has another number of channels, or values that are not finite."""
-        axis = self.axis % x.ndim
-        outer, channels, inner = math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])
         if not x.size:
             return
-        cube = np.ascontiguousarray(x, np.float32).reshape(outer, channels, inner)
+        rows = np.ascontiguousarray(np.moveaxis(x, self.axis, -1), np.float32).reshape(-1, x.shape[self.axis])
+        channels = rows.shape[1]
         max_abs, high, low = np.zeros(channels), np.zeros(channels, np.int64), np.zeros(channels, np.int64)
-        for at in _blocks(outer, channels, inner):
-            block, some = cube[at], at[1]
-            peak = np.abs(block).max(axis=(0, 2))
-            if not np.isfinite(peak).all():
-                raise DataError(_count_bad(cube), where, "Is a sample broken, or does the float model overflow?")
-            upper, lower = _exact_sums(block, float(peak.max()))
-            max_abs[some] = np.maximum(max_abs[some], peak)
-            high[some], low[some] = _carry(high[some] + upper, low[some] + lower)
-        self._add(ChannelMoments(self.axis, outer * inner, max_abs, high, low), where)
+        step = max(1, _CHUNK // channels)
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            peak = np.abs(block).max(0)
+            largest = float(peak.max())
+            if not math.isfinite(largest):
+                raise DataError(_count_bad(rows), where, "Is a sample broken, or does the float model overflow?")
+            upper, lower = _exact_sums(block, largest)
+            max_abs = np.maximum(max_abs, peak)
+            high, low = _carry(high + upper, low + lower)
+        self._add(ChannelMoments(self.axis, len(rows), max_abs, high, low), where)
 
     def merge(self, other: ChannelMoments) -> ChannelMoments:
         """The statistic of the values of both."""
@@ -286,25 +286,15 @@ def _add_folded(counts: Counts, exponent: int, first: int, finer: TensorStats) -
     counts[offset : offset + starts.size] += np.add.reduceat(finer.counts, starts)
 
 
-def _exact_sums(block: NDArray[np.float32], largest: float) -> tuple[Counts, Counts]:
-    """Sums over axes 0 and 2, in two limbs: no addition of it is rounded, so their order does not matter."""
-    terms = block.shape[0] * block.shape[2]
-    if math.ldexp(largest, _QUANTUM) * terms < 2**52:  # every partial sum is an integer that float64 holds
-        steps = np.rint(block * np.float32(2**_QUANTUM)).astype(np.float64)
-        return np.zeros(block.shape[1], np.int64), np.einsum("oci->c", steps).astype(np.int64)
-    steps = np.rint(np.clip(block.astype(np.float64), -_LARGEST, _LARGEST) * 2**_QUANTUM)
+def _exact_sums(rows: NDArray[np.float32], largest: float) -> tuple[Counts, Counts]:
+    """Sums of the columns, in two limbs: no addition of it is rounded, so their order does not matter."""
+    if math.ldexp(largest, _QUANTUM) * len(rows) < 2**52:  # every partial sum is an integer that float64 holds
+        steps = np.rint(rows * np.float32(2**_QUANTUM))
+        return np.zeros(rows.shape[1], np.int64), steps.sum(0, dtype=np.float64).astype(np.int64)
+    steps = np.rint(np.clip(rows.astype(np.float64), -_LARGEST, _LARGEST) * 2**_QUANTUM)
     upper = np.floor(steps * 2.0**-_LIMB)
     lower = steps - upper * 2.0**_LIMB
-    return np.einsum("oci->c", upper).astype(np.int64), np.einsum("oci->c", lower).astype(np.int64)
-
-
-def _blocks(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Parts of an (outer, channels, inner) array that fit the cache, long in memory rather than wide."""
-    columns = min(inner, _CHUNK)
-    some = min(channels, max(1, _CHUNK // columns))
-    rows = max(1, _CHUNK // (columns * some))
-    for row, channel, column in product(range(0, outer, rows), range(0, channels, some), range(0, inner, columns)):
-        yield slice(row, row + rows), slice(channel, channel + some), slice(column, column + columns)
+    return upper.sum(0).astype(np.int64), lower.sum(0).astype(np.int64)
 
 
 def _carry(high: Counts, low: Counts) -> tuple[Counts, Counts]:
