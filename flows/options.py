@@ -213,10 +213,13 @@ CONFIG = {
         BOOL, "--bias-correction/--no-bias-correction", "Give back the means that rounding took"
     ),
     "exclude": _config(TEXTS, "--exclude", "Nodes or weights that stay float; repeatable", "GLOB"),
-    "layer_bits": _config(TEXTS, "--layer-bits", "32, 8 or 4 bits for these; repeatable", "GLOB=BITS"),
+    "layer_bits": _config(TEXTS, "--layer-bits", "32, 16, 8 or 4 bits for these; repeatable", "GLOB=BITS"),
     "min_elements": _config(INT, "--min-elements", "Smaller weights stay float", "N", default="0"),
     "target": _config(TEXT, "--target", "auto (this CPU), x86-avx2, x86-vnni, arm64, portable", "CPU", default="auto"),
     "runtime": _config(TEXT, "--runtime", "Weight-only pattern: folded or qdq", "PATTERN", default="folded"),
+    "float_storage": _config(
+        TEXT, "--float-storage", "Of what stays float: float32, float16", "TYPE", default="float32"
+    ),
 }
 ACCURACY = {
     "metric": _accuracy(TEXT, "--metric", "top1, agreement, cosine, sqnr or module:function", "METRIC"),

@@ -16,7 +16,8 @@ WEIGHT_METHODS = ("auto", "rtn", "mse", "gptq")
 RUNTIMES = ("folded", "qdq")
 METRICS = ("top1", "agreement", "cosine", "sqnr")
 BITS = (8, 4)
-LAYER_BITS = (32, 8, 4)
+LAYER_BITS = (32, 16, 8, 4)
+FLOAT_STORAGE = ("float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,11 @@ class QuantConfig:
     bits         bits that a weight is stored in; 4 means blocks of `block_size` with a scale each
     method       range of an activation: auto picks per tensor; percentile uses `percentile`
     exclude      globs over node and weight names that stay float
-    layer_bits   globs over node and weight names -> 32 (float), 8 or 4, the last match wins
+    layer_bits   globs over node and weight names -> 32 or 16 (both compute in float), 8 or 4, the last match wins
     min_elements weights with fewer elements stay float
     symmetric    weights around zero; asymmetric weights exist in the weight-only pattern alone
     runtime      of weight-only weights: folded (float after loading, onnxruntime) or qdq (any runtime)
+    float_storage what stays float lies in the file as float32, or as float16 where that holds it
     """
 
     bits: int = 8
@@ -48,6 +50,7 @@ class QuantConfig:
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     target: str = "auto"
     runtime: str = "folded"
+    float_storage: str = "float32"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -56,6 +59,7 @@ class QuantConfig:
         one_of("method", self.method, METHODS)
         one_of("weight_method", self.weight_method, WEIGHT_METHODS)
         one_of("runtime", self.runtime, RUNTIMES)
+        one_of("float_storage", self.float_storage, FLOAT_STORAGE)
         for glob, bits in self.layer_bits.items():
             one_of(f"layer_bits.{glob}", bits, LAYER_BITS)
         if not 50 < self.percentile <= 100:

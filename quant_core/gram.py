@@ -91,7 +91,7 @@ def site_of(node: ir.Node, shape: tuple[int, ...]) -> Site | None:
 
 def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
     """The sites of all planned anchors whose weight is rounded, by node."""
-    planned = {n.node for n in plan.nodes if n.storage not in ("", "float32")}
+    planned = {n.node for n in plan.nodes if n.is_rounded}
     found = {}
     for node in model.graph:
         if node.name in planned and RULES[node.op_type].kind == "anchor" and not why_not_integer(node):

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from quant_core import graph
 from quant_core.config import QuantConfig, known_keys
 from quant_core.errors import ModelError, RequestError
+from quant_core.halves import HALF, half_constants, why_not_half
 from quant_core.outliers import Easing
 from quant_core.rules import CAPS, RULES, Rule, channel_axis, why_not_integer
 from quant_core.targets import Target, find_target
@@ -23,7 +24,7 @@ FLOAT, STATIC, DYNAMIC = "float", "static", "dynamic"
 BETWEEN = "runs on 8-bit data between static neighbours"
 INT4_COLUMNS = 32  # with fewer, multipliers and scales eat what 4 bits save, and the error is largest (depthwise)
 INT8_SHARE = 1 / 64  # of all weights: the smallest layers save next to nothing in 4 bits, and the first are among them
-STORED_BITS = {8: "int8", 4: "int4", 32: "float32"}
+STORED_BITS = {32: "float32", 16: HALF, 8: "int8", 4: "int4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class NodePlan:
     """What becomes of one node.
 
     compute  float, static (int8, ranges from calibration) or dynamic (int8, ranges at run time)
-    storage  float32, int8 or int4, of its weights; empty where it has none
+    storage  float32, float16, int8 or int4, of its weights; empty where it has none
     reason   why it does not compute in integers, or what it was fused into
     """
 
@@ -43,6 +44,11 @@ class NodePlan:
     elements: int = 0
     reason: str = ""
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether its weights become integers."""
+        return self.storage.startswith("int")
+
 
 @dataclass(frozen=True, slots=True)
 class QuantPlan:
@@ -52,6 +58,7 @@ class QuantPlan:
                  node which only moves values took it from)
     eased        input of dynamic nodes whose outliers are kept from spoiling the rest -> how (outliers.py)
     means        input of a node with a weight -> the axis of its channels, whose means correct what rounding shifts
+    constants    other constants -> float16, or why they stay float32; empty unless float_storage is float16
     """
 
     config: QuantConfig
@@ -60,6 +67,7 @@ class QuantPlan:
     activations: Mapping[str, str]
     means: Mapping[str, int]
     eased: Mapping[str, Easing] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, node: str) -> NodePlan | None:
         """The plan of that node, None where nothing happens to it."""
@@ -71,6 +79,7 @@ class QuantPlan:
             "activations": self.activations,
             "means": self.means,
             "eased": {t: asdict(e) for t, e in self.eased.items()},
+            "constants": self.constants,
         }
         return {"config": self.config.to_dict(), "target": self.target, "nodes": nodes} | {
             key: dict(value) for key, value in tensors.items()
@@ -88,7 +97,7 @@ class QuantPlan:
             config = QuantConfig.from_dict(values["config"])
             target = find_target(values["target"]).name
             eased = {t: Easing(**known_keys(Easing, e)) for t, e in values["eased"].items()}
-            tensors = dict(values["activations"]), dict(values["means"]), eased
+            tensors = dict(values["activations"]), dict(values["means"]), eased, dict(values["constants"])
             return cls(config, target, nodes, *tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"not a plan: {error}", hint="Write one with --dry-run --format json") from error
@@ -140,7 +149,9 @@ def make_plan(
     dynamic = {n.node for n in plans if n.compute == DYNAMIC and n.op_type != "LSTM"}
     read = {graph.name_of(n.inputs[0]) for n in nodes if n.name in dynamic}
     kept = {t: way for t, way in (eased or {}).items() if t in read}
-    return QuantPlan(config, target.name, tuple(plans), _activations(nodes, static), means, kept)
+    owned = {name for n in plans for name in n.weights}
+    constants = half_constants(model, owned) if config.float_storage == HALF else {}
+    return QuantPlan(config, target.name, tuple(plans), _activations(nodes, static), means, kept, constants)
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
@@ -189,18 +200,18 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
     weights = _weights(node, rule)
     names = tuple(w.name or "" for w in weights)
     elements = sum(math.prod(graph.shape_of(w)) for w in weights)
-    stay = NodePlan(name, node.op_type, FLOAT, "float32", names, elements)
+    stay = NodePlan(name, node.op_type, FLOAT, config.float_storage, names, elements)
     glob = next((g for g in config.exclude if any(fnmatchcase(n, g) for n in (name, *names))), None)
     if glob is not None:
-        return replace(stay, reason=f"excluded by {glob}")
+        return _held(stay, weights, f"excluded by {glob}")
     bits, by_name = config.bits, False
     for pattern, layer_bits in config.layer_bits.items():
         if any(fnmatchcase(n, pattern) for n in (name, *names)):
             bits, by_name = layer_bits, True
-    if bits == 32:
-        return replace(stay, reason="layer_bits 32")
+    if bits in (32, 16):
+        return _held(replace(stay, storage=STORED_BITS[bits]), weights, f"layer_bits {bits}")
     if elements < config.min_elements:
-        return replace(stay, reason=f"{elements} elements, fewer than min_elements {config.min_elements}")
+        return _held(stay, weights, f"{elements} elements, fewer than min_elements {config.min_elements}")
     for weight in weights:
         if not np.isfinite(graph.constant(weight)).all():  # type: ignore[arg-type]
             raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again")
@@ -210,6 +221,14 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
     if bits == 4 and (node.op_type == "Gather" or (node.op_type == "LSTM" and choice == DYNAMIC)):
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes")))
     return replace(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
+
+
+def _held(stay: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:
+    """The plan of a node that stays float: in float32 where float16 cannot hold its weights."""
+    obstacles = (why_not_half(graph.array(w)) for w in weights if stay.storage == HALF)
+    if obstacle := next(filter(None, obstacles), ""):
+        return replace(stay, storage="float32", reason=f"{reason}; float32: {obstacle}")
+    return replace(stay, reason=reason)
 
 
 def _few(plans: Iterable[NodePlan], config: QuantConfig) -> list[NodePlan]:
@@ -316,6 +335,6 @@ def _means(nodes: list[ir.Node], weighted: Mapping[str | None, NodePlan], config
     return {
         str(n.inputs[0].name): 1 if n.op_type == "Conv" else -1  # type: ignore[union-attr]
         for n in nodes
-        if config.bias_correction and n.name in weighted and weighted[n.name].storage != "float32"
+        if config.bias_correction and n.name in weighted and weighted[n.name].is_rounded
         and RULES[n.op_type].kind == "anchor" and not graph.is_constant(n.inputs[0]) and not why_not_integer(n)
     }  # fmt: skip

@@ -12,6 +12,7 @@ from onnx_ir.passes import common as passes
 from quant_core import dynamic, graph, store
 from quant_core.affine import Grid, QuantParams, choose_params, quantize
 from quant_core.errors import ModelError
+from quant_core.halves import HALF
 from quant_core.observe import Statistics
 from quant_core.outliers import weights_reading
 from quant_core.plan import DYNAMIC, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
@@ -36,6 +37,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     3. A bias of a Conv or Gemm gives back what rounding the weight takes from each channel's mean; of a static one
        it becomes int32 with scale x_scale * w_scale.
     4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic.py).
+    5. Constants that are to be float16, and are still read, are.
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
@@ -51,6 +53,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
         rewrite.weights(nodes[planned.node], planned)
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == STATIC])
     graph.drop_unused(copy)
+    rewrite.halves()
     passes.RemoveUnusedOpsetsPass()(copy)
     for domain in {n.domain for g in graph.graphs_of(copy) for n in g if n.domain}:
         copy.graph.opset_imports.setdefault(domain, 1)
@@ -129,7 +132,9 @@ class _Rewrite:
 
     def weights(self, node: ir.Node, planned: NodePlan) -> None:
         """Rules 2 to 4."""
-        if planned.storage in ("", "float32"):
+        if planned.storage == HALF:
+            self._half(node)
+        if not planned.is_rounded:
             return
         safe = self.target.saturates and not is_depthwise(node)
         if planned.compute == DYNAMIC and node.op_type == "LSTM":
@@ -216,6 +221,33 @@ class _Rewrite:
                     name = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
                     _set_input(node, bias, first.constant(name, corrected.astype(np.float32)))
         node.replace_input_with(position, self.written[key])
+
+    def _half(self, node: ir.Node) -> None:
+        """float16 in the file, float32 when the session has loaded; rows of a table when they are picked."""
+        weights = [(i, graph.value(node.inputs[i])) for i in RULES[node.op_type].weights
+                   if i < len(node.inputs) and graph.is_float_weight(node.inputs[i])]  # fmt: skip
+        for position, weight in weights:
+            halved = self._halved(weight, graph.home(node))
+            if node.op_type == "Gather":
+                graph.take_over(node.outputs[0], store.write_half_rows(Writer(self.model, node), halved, node))
+            else:
+                node.replace_input_with(position, halved)
+
+    def _halved(self, value: ir.Value, home: ir.Graph) -> ir.Value:
+        key = (HALF, value, home)
+        if key not in self.written:
+            first = Writer(self.model, next(iter(home)))
+            self.written[key] = store.write_half(first, str(value.name), graph.array(value))
+        found: ir.Value = self.written[key]
+        return found
+
+    def halves(self) -> None:
+        """Rule 5."""
+        for g in graph.graphs_of(self.model):
+            for name in [n for n in g.initializers if self.plan.constants.get(n) == HALF]:
+                for use in list(g.initializers[name].uses()):
+                    use.node.replace_input_with(use.idx, self._halved(g.initializers[name], g))
+        graph.drop_unused(self.model)
 
     def _gather(self, node: ir.Node) -> None:
         """An int8 table whose rows are scaled after they are picked."""

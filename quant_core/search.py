@@ -136,8 +136,8 @@ def variants(
             yield name, variant
 
 
-def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int = 32) -> QuantPlan:
-    """The plan with the weights of these nodes in more bits: 8, or 32 and then computed in float."""
+def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int = 16) -> QuantPlan:
+    """The plan with the weights of these nodes in more bits: 8, or 16 (if those hold it) and then computed in float."""
     config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}})
     wanted = {n.node: n.compute for n in plan.nodes}
     return make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased)
@@ -188,7 +188,7 @@ def _restore(
     3. The groups that help most per weight are restored first: 1, 2, 4, ... until the contract holds, then bisection.
     """
     tried = [start]
-    for bits, storage in ((8, ("int4",)), (32, ("int4", "int8"))):
+    for bits, storage in ((8, ("int4",)), (16, ("int4", "int8"))):
         nodes = [n.node for n in tried[-1].plan.nodes if n.weights and n.storage in storage]
         if not nodes:
             continue

@@ -111,6 +111,19 @@ def write_folded(write: Writer, name: str, rounded: Rounded) -> ir.Value:
     return write.node("Mul", [cast, scale], f"{name}_float")
 
 
+def write_half(write: Writer, name: str, array: NDArray[Any]) -> ir.Value:
+    """A float constant in 16 bits, float32 again once the session has loaded."""
+    stored = write.constant(f"{name}_float16", array.astype(np.float16))
+    return write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
+
+
+def write_half_rows(write: Writer, halved: ir.Value, node: ir.Node) -> ir.Value:
+    """Rows of a table that `write_half` wrote, float32 after they are picked: what replaces the Gather's output."""
+    table = halved.producer().inputs[0]  # type: ignore[union-attr]
+    picked = write.node("Gather", [table, node.inputs[1]], f"{node.name}_float16", axis=0)
+    return write.node("Cast", [picked], f"{node.name}_rows", to=ir.DataType.FLOAT)
+
+
 def write_bias(
     write: Writer, name: str, bias: NDArray[np.float64], x_scale: float, weight: ir.Value, axis: int | None
 ) -> ir.Value:

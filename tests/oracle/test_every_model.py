@@ -16,7 +16,7 @@ from tests.oracle.quantizing import make, prepared, sqnr_db
 
 # What 8 and 4 bits leave of normally distributed weights and activations is near 40 and 20 dB a layer; here up to
 # five layers follow each other.
-NEAR_DB = {8: 24.0, 4: 12.0}
+NEAR_DB = {16: 55.0, 8: 24.0, 4: 12.0}
 WAYS = {
     "static": {"mode": "static"},
     "static per tensor": {"mode": "static", "per_channel": False},
@@ -28,6 +28,8 @@ WAYS = {
     "qdq": {"mode": "weight_only", "runtime": "qdq"},
     "qdq from int4": {"mode": "weight_only", "runtime": "qdq", "bits": 4},
     "asymmetric": {"mode": "weight_only", "symmetric": False},
+    "float16": {"layer_bits": {"*": 16}, "float_storage": "float16"},
+    "float16 beside": {"mode": "static", "min_elements": 300, "float_storage": "float16"},
 }
 
 
@@ -44,7 +46,9 @@ def test_a_quantized_model_is_valid_and_near(case, way):
     assert [(o.name, o.type.tensor_type.elem_type) for o in made.model.graph.output] == [
         (o.name, o.type.tensor_type.elem_type) for o in given.original.graph.output
     ]
-    assert sqnr_db(given.floats(), made.outputs(given.feeds)) > NEAR_DB[WAYS[way].get("bits", 8)]
+    assert (
+        sqnr_db(given.floats(), made.outputs(given.feeds)) > NEAR_DB[16 if way == "float16" else made.plan.config.bits]
+    )
     assert ir.to_proto(given.model).SerializeToString(deterministic=True) == before
     again = apply_plan(
         given.model, QuantPlan.from_json(made.plan.to_json()), Statistics(made.stats.tensors, made.stats.means)
