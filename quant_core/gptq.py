@@ -116,37 +116,33 @@ def _descend(
     gram32 = gram.astype(np.float32)
     diagonal = np.einsum("gpkk->gpk", gram32)  # a view; damped as in _factor, as what was not seen must not drift
     diagonal += DAMPING * diagonal.mean(2, keepdims=True)
-    each = rows.reshape(groups, -1, rows.shape[1])
+    each, most = rows.reshape(groups, -1, rows.shape[1]), np.float32(QMAX4)
     q, m = (x.reshape(each.shape) for x in (out, spread))
     s = scale.reshape(groups, -1)
     for g, p in np.ndindex(groups, parts):
-        matrix, mine = gram32[g, p], slice(p * k, p * k + k)
+        first, matrix = p * k, gram32[g, p]
+        mine = slice(first, first + k)
         slope = np.ascontiguousarray(((each[g, :, mine] - q[g, :, mine] * s[g, :, None]) @ matrix).T)  # (k, rows)
         steps, sizes = (np.ascontiguousarray(x[g, :, mine].T) for x in (q, m))
-        for first in [*range(0, k, STRIPE)] * DESCENTS:
-            stripe = slice(first, min(first + STRIPE, k))
-            before, near = steps[stripe].copy(), slope[stripe]
-            for j in range(k)[stripe]:
+        for _ in range(DESCENTS):
+            for j in range(k):
                 if matrix[j, j] <= 0:
                     continue
-                wanted = np.rint((steps[j] + near[j - first] / (matrix[j, j] * s[g])) / sizes[j])
-                found = np.clip(wanted, -QMAX4, QMAX4)
+                wanted = steps[j] + slope[j] / (matrix[j, j] * s[g])
+                low, high = -most * sizes[j], most * sizes[j]
                 if safe and (beside := j ^ 1) < k:
-                    low, high = _room(steps[beside])
-                    found = np.clip(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
-                found *= sizes[j]
-                near -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
-                steps[j] = found
-            moved = (steps[stripe] - before) * s[g]
-            slope[:first] -= matrix[:first, stripe] @ moved
-            slope[stripe.stop :] -= matrix[stripe.stop :, stripe] @ moved
+                    other = steps[beside]
+                    low = np.maximum(low, np.where(other < 0, -PAIR_LIMIT - other, -QMAX8))
+                    high = np.minimum(high, np.where(other > 0, PAIR_LIMIT - other, QMAX8))
+                found = (
+                    np.clip(np.rint(wanted / sizes[j]), np.ceil(low / sizes[j]), np.floor(high / sizes[j])) * sizes[j]
+                )
+                moved = (found - steps[j]) * s[g]
+                if moved.any():
+                    slope -= matrix[j][:, None] * moved
+                    steps[j] = found
         q[g, :, mine] = steps.T
     return out.astype(np.int8)
-
-
-def _room(beside: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The least and the largest integers that are safe beside these."""
-    return np.where(beside < 0, -PAIR_LIMIT - beside, -QMAX8), np.where(beside > 0, PAIR_LIMIT - beside, QMAX8)
 
 
 def _sweep(
@@ -205,18 +201,19 @@ def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
         upper = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
         return _factor(gram, 10 * times)
-    return np.stack([_inverse(matrix) for matrix in upper]).astype(np.float32).reshape(gram.shape)
+    return _inverse(upper).astype(np.float32).reshape(gram.shape)
 
 
 def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of an upper triangular matrix, by halves."""
-    n = len(upper)
-    if n <= STRIPE:
+    """Of upper triangular matrices (G, k, k), by halves."""
+    k = upper.shape[1]
+    if k <= STRIPE:
         return np.triu(np.linalg.inv(upper))
-    half = n // 2
+    half = k // 2
     out = np.zeros_like(upper)
-    out[:half, :half], out[half:, half:] = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
-    out[:half, half:] = -(out[:half, :half] @ np.ascontiguousarray(upper[:half, half:])) @ out[half:, half:]
+    first, second, corner = out[:, :half, :half], out[:, half:, half:], np.ascontiguousarray(upper[:, :half, half:])
+    first[:], second[:] = _inverse(upper[:, :half, :half]), _inverse(upper[:, half:, half:])
+    out[:, :half, half:] = -(first @ corner) @ second
     return out
 
 
