@@ -116,33 +116,37 @@ def _descend(
     gram32 = gram.astype(np.float32)
     diagonal = np.einsum("gpkk->gpk", gram32)  # a view; damped as in _factor, as what was not seen must not drift
     diagonal += DAMPING * diagonal.mean(2, keepdims=True)
-    each, most = rows.reshape(groups, -1, rows.shape[1]), np.float32(QMAX4)
+    each = rows.reshape(groups, -1, rows.shape[1])
     q, m = (x.reshape(each.shape) for x in (out, spread))
     s = scale.reshape(groups, -1)
     for g, p in np.ndindex(groups, parts):
-        first, matrix = p * k, gram32[g, p]
-        mine = slice(first, first + k)
+        matrix, mine = gram32[g, p], slice(p * k, p * k + k)
         slope = np.ascontiguousarray(((each[g, :, mine] - q[g, :, mine] * s[g, :, None]) @ matrix).T)  # (k, rows)
         steps, sizes = (np.ascontiguousarray(x[g, :, mine].T) for x in (q, m))
-        for _ in range(DESCENTS):
-            for j in range(k):
+        for first in [*range(0, k, STRIPE)] * DESCENTS:
+            stripe = slice(first, min(first + STRIPE, k))
+            before, near = steps[stripe].copy(), slope[stripe]
+            for j in range(k)[stripe]:
                 if matrix[j, j] <= 0:
                     continue
-                wanted = steps[j] + slope[j] / (matrix[j, j] * s[g])
-                low, high = -most * sizes[j], most * sizes[j]
+                wanted = np.rint((steps[j] + near[j - first] / (matrix[j, j] * s[g])) / sizes[j])
+                found = np.clip(wanted, -QMAX4, QMAX4)
                 if safe and (beside := j ^ 1) < k:
-                    other = steps[beside]
-                    low = np.maximum(low, np.where(other < 0, -PAIR_LIMIT - other, -QMAX8))
-                    high = np.minimum(high, np.where(other > 0, PAIR_LIMIT - other, QMAX8))
-                found = (
-                    np.clip(np.rint(wanted / sizes[j]), np.ceil(low / sizes[j]), np.floor(high / sizes[j])) * sizes[j]
-                )
-                moved = (found - steps[j]) * s[g]
-                if moved.any():
-                    slope -= matrix[j][:, None] * moved
-                    steps[j] = found
+                    low, high = _room(steps[beside])
+                    found = np.clip(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
+                found *= sizes[j]
+                near -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
+                steps[j] = found
+            moved = (steps[stripe] - before) * s[g]
+            slope[:first] -= matrix[:first, stripe] @ moved
+            slope[stripe.stop :] -= matrix[stripe.stop :, stripe] @ moved
         q[g, :, mine] = steps.T
     return out.astype(np.int8)
+
+
+def _room(beside: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the largest integers that are safe beside these."""
+    return np.where(beside < 0, -PAIR_LIMIT - beside, -QMAX8), np.where(beside > 0, PAIR_LIMIT - beside, QMAX8)
 
 
 def _sweep(
