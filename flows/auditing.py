@@ -15,7 +15,7 @@ from threading import Semaphore
 from typing import Annotated, Any
 from uuid import uuid4
 
-from flows.runtime import dask_client, quiet_environment
+from flows.runtime import dask_client, fitting_workers, quiet_environment
 
 quiet_environment()
 
@@ -32,7 +32,7 @@ from flows.making import accuracy_of  # noqa: E402
 from flows.manifest import Job, Manifest  # noqa: E402
 from flows.pipeline import Attached, attached, untagged, workers_of  # noqa: E402
 from flows.result import AuditResult  # noqa: E402
-from flows.selection import select, size_for  # noqa: E402
+from flows.selection import select  # noqa: E402
 from flows.telling import says, show_in_prefect, write_summary, wrong  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.plain import plain, printable  # noqa: E402
@@ -132,6 +132,7 @@ class Audit:
         self.standing, self.max_slowdown = standing, max_slowdown
         self.notify, self.benchmark = here.notify, here.manifest.benchmark
         self.folder, self.workers = here.manifest.folder, workers_of(here)
+        self.workers.peaks |= {(str(s.job.input), ""): s.row["peak_bytes"] or 0 for s in standing}
         self.started = datetime.now(UTC)
         self.run_id = f"{self.started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
 
@@ -222,7 +223,7 @@ def _here(
         yield here, standing
         return
     manifest = Manifest(tuple(s.job for s in standing), folder)
-    with dask_client(size_for(manifest, jobs).workers, scheduler) as client:
+    with dask_client(jobs or fitting_workers(len(standing)), scheduler) as client:
         yield Attached(manifest, client, lambda event: None), standing
 
 

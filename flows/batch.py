@@ -40,12 +40,12 @@ def run_batch(
 
     A model that fails is a row of the result. Raises: QuantError if the batch as a whole cannot be worked on.
     """
-    from flows.runtime import api_and_dask
-    from flows.selection import select, size_for
+    from flows.runtime import api_and_dask, fitting_workers
+    from flows.selection import select
 
-    select(manifest, only)
+    models = len(select(manifest, only))
     on_progress({"event": "starting"})
-    with api_and_dask(size_for(manifest, jobs), scheduler) as client:
+    with api_and_dask(jobs or manifest.workers or fitting_workers(models), scheduler) as client:
         from prefect import tags
 
         from flows import pipeline

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from quant_core.room import total_bytes
 from quant_core.targets import cpu_flags, host_target_name
 
 PACKAGES = (
@@ -41,7 +42,7 @@ def host() -> dict[str, str]:
         "cpu": _cpu_name(),
         "cpu flags": " ".join(flag for flag in TELLING_FLAGS if flag in flags),
         "threads": f"{usable_cores()} of {os.cpu_count()}",
-        "memory": f"{memory_bytes() / 2**30:.1f} GiB" if memory_bytes() else "",
+        "memory": f"{total_bytes() / 2**30:.1f} GiB",
         "python": f"{platform.python_version()} ({sys.executable})",
     }
 
@@ -69,28 +70,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory_bytes() -> int:
-    """Memory this process may have: the machine's, or its container's limit where that is less; 0 if unknown."""
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
-    limits = [
-        _number_in(Path("/sys/fs/cgroup/memory.max")),
-        _number_in(Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")),
-    ]
-    return min([physical, *(limit for limit in limits if limit)])
-
-
 def _order(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
-
-
-def _number_in(path: Path) -> int:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # `max` means no limit
-        return 0
 
 
 def _cpu_name() -> str:

@@ -60,6 +60,11 @@ class Journal:
         stands = entry is not None and entry["row"]["outcome"] != "failed" and _unchanged(output.parent, entry)
         return entry if stands else None
 
+    def peaks(self) -> dict[tuple[str, str], int]:
+        """(input, stage) -> the memory that this stage of that model held last time."""
+        models = (entry for entry in self.entries if entry["event"] == "model")
+        return {(e["row"]["input"], t["stage"]): t.get("peak_bytes") or 0 for e in models for t in e["timings"]}
+
     def forget_all_but(self, digests: set[str]) -> None:
         """Stages of models that nobody asks for any more."""
         for path in (self.folder / "cache").glob("*"):

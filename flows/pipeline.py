@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.runtime import dask_client, quiet_environment
+from flows.runtime import dask_client, fitting_workers, quiet_environment
 
 quiet_environment()
 
@@ -25,12 +26,12 @@ from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.context import TagsContext  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
-from flows.digests import forget_files, job_digest, versions  # noqa: E402
-from flows.journal import Journal, open_journal  # noqa: E402
+from flows.digests import forget_files, job_digest, model_files, versions  # noqa: E402
+from flows.journal import FOLDER, Journal, open_journal  # noqa: E402
 from flows.making import Making, failed, plain_row  # noqa: E402
 from flows.manifest import Job, Manifest, read_manifest  # noqa: E402
 from flows.result import AuditResult, BatchResult, Listener  # noqa: E402
-from flows.selection import select, size_for  # noqa: E402
+from flows.selection import select  # noqa: E402
 from flows.telling import says, show_in_prefect, write_summary, wrong  # noqa: E402
 from quant_core.child import STAGE_MODULE  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
@@ -149,6 +150,7 @@ class Batch:
         request = json.dumps([self.manifest.digest(), force, sorted(only)])
         self.run_id, self.finished = journal.begin_run(request)
         self.workers = workers_of(here)
+        self.workers.peaks |= journal.peaks()
         self.stopping = threading.Event()
 
     def run(self) -> BatchResult:
@@ -214,6 +216,8 @@ class Batch:
                 stages.forget()
                 stages = self.journal.stages(digest)
                 stages.keep("forced", self.run_id)
+            with contextlib.suppress(OSError):
+                self.workers.expect(str(job.input), sum(path.stat().st_size for path in model_files(job.input)))
             making = Making(job, digest, stages, self.workers, self.notify)
             futures.append(_make.submit(printable(job.name), self, making, slots, shards))
         makings = [future.result() for future in futures]
@@ -290,12 +294,11 @@ _RECORDING = threading.Lock()
 
 
 def workers_of(here: Attached) -> Workers:
-    """The client's workers, with the manifest's limits; on this host none may hold more than its share of memory."""
-    limits = here.manifest.limits
-    workers = Workers(here.client, limits.timeout_s, limits.memory_mb and limits.memory_mb << 20, here.module)
-    if here.client.cluster is not None:
-        workers.memory_bytes = size_for(here.manifest, workers.count()).memory_bytes
-    return workers
+    """The client's workers, with the manifest's limits. A batch that was killed may have left marks."""
+    limits, marks = here.manifest.limits, here.manifest.folder / FOLDER / "begun"
+    shutil.rmtree(marks, ignore_errors=True)
+    marks.mkdir(parents=True)
+    return Workers(here.client, limits.timeout_s, limits.memory_mb and limits.memory_mb << 20, marks, here.module)
 
 
 @contextlib.contextmanager
@@ -306,7 +309,7 @@ def _here(manifest: str, scheduler: str | None, jobs: int | None) -> Iterator[At
         yield here
         return
     asked = read_manifest(manifest)
-    with dask_client(size_for(asked, jobs).workers, scheduler) as client:
+    with dask_client(jobs or asked.workers or fitting_workers(len(asked.jobs)), scheduler) as client:
         yield Attached(asked, client, lambda event: None)
 
 

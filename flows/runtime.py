@@ -16,13 +16,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from flows.doctor import memory_bytes, usable_cores
+from flows.doctor import usable_cores
 from quant_core.child import KEPT_ENVIRONMENT, warm_up
 from quant_core.errors import QuantError, RequestError
+from quant_core.room import total_bytes
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -44,29 +44,18 @@ WITH_EMBEDDED_SERVER = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }
 START_UP_S = 180
-ASSUMED_BYTES = 8 << 30  # memory of a host that does not tell
-MODEL_COPIES = 3  # a float model, its quantized copy and what is between them
+WORKER_BYTES = 400 << 20  # of a worker and its child with a small model
 KEPT_HISTORY_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How many workers, and how much memory a stage may hold on each."""
-
-    workers: int
-    memory_bytes: int | None
-
-    @classmethod
-    def fitting(cls, models: int, largest_bytes: int, jobs: int | None, memory_mb: int | None) -> Size:
-        """As many workers as cores and memory allow, and no more than the models can use."""
-        cores, memory = usable_cores(), memory_bytes() or ASSUMED_BYTES
-        fit = max(1, int(memory // max(1, MODEL_COPIES * largest_bytes)))
-        workers = jobs or max(1, min(cores, fit, 4 * models))
-        return cls(workers, memory_mb << 20 if memory_mb else int(0.9 * memory / workers))
+def fitting_workers(models: int) -> int:
+    """As many as there are cores, and no more than the models can use. What fits at once is decided by room.py."""
+    idle = max(1, total_bytes() // WORKER_BYTES)
+    return max(1, min(usable_cores(), idle, 4 * models))
 
 
 @contextlib.contextmanager
-def api_and_dask(size: Size, scheduler: str | None = None) -> Iterator[Client]:
+def api_and_dask(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     """Prefect's API and a Dask client, started side by side and ended together.
 
     `PREFECT_API_URL`, where set, is used instead of a server of our own, `scheduler` instead of a cluster of our own.
@@ -74,7 +63,7 @@ def api_and_dask(size: Size, scheduler: str | None = None) -> Iterator[Client]:
     with contextlib.ExitStack() as stack:
         starting = stack.enter_context(ThreadPoolExecutor(1, "quantmill-dask"))
         server = stack.enter_context(api_server())
-        cluster = starting.submit(lambda: stack.enter_context(dask_client(size.workers, scheduler)))
+        cluster = starting.submit(lambda: stack.enter_context(dask_client(workers, scheduler)))
         from prefect.settings import PREFECT_API_URL, temporary_settings  # while the others start: it takes as long
 
         # It may have been imported, and have read the environment, long ago.

@@ -33,12 +33,14 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from quant_core import errors
+from quant_core import errors, room
 from quant_core.errors import QuantError, StageError
 
 STAGE_MODULE = "quant_core.stage"
 TIMEOUT_S = 3600.0
-POLL_S = 0.02
+MEMORY_SHARE = 0.9  # of this host: what a stage may hold that no other limit is set for
+POLL_S = 0.05
+BUSY_CORES = 0.25  # of others beside a benchmark: batch and system take a twentieth
 STAGES_PER_CHILD = 500  # then a fresh one: small leaks of native code never add up
 IDLE_BYTES = 1 << 30  # a child that holds more than this between stages is replaced
 BUSY = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ENFILE, errno.EMFILE}
@@ -51,37 +53,54 @@ class InterruptedStage(StageError):
     """A stage was lost for a reason outside itself: the same stage may pass another time."""
 
 
+class NoRoom(InterruptedStage):
+    """A stage took more memory than it had asked for, when others needed it: it may pass if it asks for more."""
+
+
 def run_stage(
     name: str,
     request: Mapping[str, Any],
     timeout_s: float = TIMEOUT_S,
     memory_bytes: int | None = None,
+    need_bytes: int = 0,
     alone: bool = False,
+    mark: str | None = None,
     module: str = STAGE_MODULE,
 ) -> dict[str, Any]:
     """What the stage `name` answers to `request`: `{"result": {...}, "seconds": s, "peak_bytes": n}`.
 
-    `alone` takes turns with every other such stage on this host, and adds `host_load`: the share of the host's CPU
-    time that went to others meanwhile. Raises: the QuantError that the stage raised; StageError for a deadline, a
-    memory limit or a crash; InterruptedStage where trying again makes sense.
+    memory_bytes  what the stage may hold at most; most of this host without it
+    need_bytes    what it is expected to hold: it begins when there is room for that (room.py)
+    alone         takes turns with every other such stage on this host, and adds `host_load`: the share of the host's
+                  CPU time that went to others meanwhile, and `busy`: whether that is too much to trust a timing
+    mark          a file that has a byte for each time the stage was begun and its process died in it
+
+    Raises: the QuantError that the stage raised; StageError for a deadline, a memory limit or a crash;
+    InterruptedStage where trying again makes sense.
     """
+    memory_bytes = memory_bytes or int(MEMORY_SHARE * room.total_bytes())
     message = {"stage": name, "request": dict(request), "memory_bytes": memory_bytes}
-    with _LOCK, _host_to_itself() if alone else contextlib.nullcontext():
-        started, busy = time.perf_counter(), _busy_seconds()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_LOCK)
+        if alone:
+            stack.enter_context(_host_to_itself())
         child = _warm_child(module)
-        own = child.cpu_seconds()
+        stack.enter_context(room.promised(need_bytes, child.process.pid))
+        stack.enter_context(_marked(mark))
+        started, busy, own = time.perf_counter(), _busy_seconds(), child.cpu_seconds()
         try:
-            answer = child.ask(message, timeout_s, memory_bytes)
+            answer = child.ask(message, timeout_s, memory_bytes, need_bytes)
         except BaseException:
             shut_down()
             raise
         if error := answer.get("error"):
             raise _as_exception(error, name, child)
         seconds = time.perf_counter() - started
-        run = {"result": answer["result"], "seconds": seconds, "peak_bytes": child.peak_bytes()}
+        run = {"result": answer["result"], "seconds": seconds, "peak_bytes": room.peak_bytes(child.process.pid)}
         if alone:
             others = _busy_seconds() - busy - (child.cpu_seconds() - own)
             run["host_load"] = max(0.0, others) / (seconds * (os.cpu_count() or 1))
+            run["busy"] = others / seconds > BUSY_CORES
         return run
 
 
@@ -123,9 +142,10 @@ class Child:
         finally:
             os.close(theirs)
 
-    def ask(self, message: Mapping[str, Any], timeout_s: float, memory_bytes: int | None) -> dict[str, Any]:
+    def ask(self, message: Mapping[str, Any], timeout_s: float, memory_bytes: int, need_bytes: int) -> dict[str, Any]:
         """The answer to one message. Raises: StageError when the child died of it, or has to."""
         name, kills, deadline = message["stage"], _kernel_kills(), time.monotonic() + timeout_s
+        where = f"stage {name}"
         self.stages += 1
         self.words.truncate(0)
         with contextlib.suppress(OSError):
@@ -146,17 +166,24 @@ class Child:
                     self.unread += chunk
                 elif time.monotonic() > deadline:
                     late = f"took longer than {timeout_s:g} s"
-                    raise StageError(late, f"stage {name}", "Raise limits.timeout_s, or use fewer samples")
-                elif memory_bytes is not None and self.held_bytes() > memory_bytes:
-                    limit = f"{_mb(self.peak_bytes())} held, {_mb(memory_bytes)} allowed"
-                    raise StageError(f"out of memory: {limit}", f"stage {name}", MORE_MEMORY)
+                    raise StageError(late, where, "Raise limits.timeout_s, or use fewer samples")
+                elif (held := room.held_bytes(self.process.pid)) > min(need_bytes, memory_bytes):
+                    peak = _mb(room.peak_bytes(self.process.pid))
+                    if held > memory_bytes:
+                        raise StageError(f"out of memory: {peak} held, {_mb(memory_bytes)} allowed", where, MORE_MEMORY)
+                    if room.available_bytes() < 0:
+                        raise NoRoom(f"out of memory: {peak} held, and this host has no more", where, MORE_MEMORY)
         line, self.unread = self.unread.split(b"\n", 1)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def is_fresh(self) -> bool:
         """Alive, and worth keeping for another stage."""
-        return self.process.poll() is None and self.stages < STAGES_PER_CHILD and self.held_bytes() < IDLE_BYTES
+        return (
+            self.process.poll() is None
+            and self.stages < STAGES_PER_CHILD
+            and room.held_bytes(self.process.pid) < IDLE_BYTES
+        )
 
     def kill(self) -> None:
         """End the whole group, at once."""
@@ -169,31 +196,27 @@ class Child:
         self.words.close()
         os.close(self.answers)
 
-    def held_bytes(self) -> int:
-        """Memory that only this process can give back: mapped files do not count."""
-        return sum(self._status(key) for key in ("RssAnon:", "RssShmem:", "VmSwap:"))
-
-    def peak_bytes(self) -> int:
-        """The most memory that was resident since the last request."""
-        return self._status("VmHWM:")
-
     def cpu_seconds(self) -> float:
         ticks = _read(f"/proc/{self.process.pid}/stat").rpartition(")")[2].split()[11:15]
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
-    def _status(self, key: str) -> int:
-        lines = _read(f"/proc/{self.process.pid}/status").splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
-
     def _death(self, name: str, kills_before: int) -> StageError:
         """Why the child is gone, told from its exit code and its last words."""
-        code, where, words = self.process.wait(), f"stage {name}", self._last_words()
-        if "bad_alloc" in words or (code == -signal.SIGKILL and _kernel_kills() > kills_before):
-            return StageError("out of memory: " + (words or "killed by the kernel"), where, MORE_MEMORY)
+        (code, peak), where, words = self._end(), f"stage {name}", self._last_words()
+        if code == -signal.SIGKILL and _kernel_kills() > kills_before:
+            return NoRoom(f"out of memory: killed by the kernel, {_mb(peak)} held", where, MORE_MEMORY)
+        if "bad_alloc" in words:
+            return StageError(f"out of memory: {words} ({_mb(peak)} held)", where, MORE_MEMORY)
         if code == -signal.SIGKILL:
             return InterruptedStage("killed by SIGKILL", where, "Something outside quantmill killed it; run it again")
         how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return StageError(how, where, f"Last seen: {words}" if words else "It left no message")
+
+    def _end(self) -> tuple[int, int]:
+        """The exit code of what is dead, and its peak memory."""
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return self.process.returncode, usage.ru_maxrss << 10
 
     def _last_words(self) -> str:
         """The innermost frame that faulthandler saw, else the last line on stderr."""
@@ -227,9 +250,24 @@ def _spawn(command: list[str], answers: int, words: IO[bytes]) -> subprocess.Pop
 def _as_exception(error: Mapping[str, str], name: str, child: Child) -> QuantError:
     problem = error["problem"]
     if problem.startswith("out of memory"):
-        problem += f" ({_mb(child.peak_bytes())} held)"
+        problem += f" ({_mb(room.peak_bytes(child.process.pid))} held)"
         shut_down()
     return _error_kinds()[error["kind"]](problem, error["where"] or f"stage {name}", error["hint"])
+
+
+@contextlib.contextmanager
+def _marked(mark: str | None) -> Iterator[None]:
+    """The file has one byte more for as long as this lasts, and for ever if this process dies meanwhile."""
+    if mark is None:
+        yield
+        return
+    with contextlib.suppress(OSError), open(mark, "ab") as file:  # noqa: PTH123
+        file.write(b"x")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.truncate(mark, os.stat(mark).st_size - 1)  # noqa: PTH116
 
 
 @contextlib.contextmanager
@@ -248,9 +286,10 @@ def _host_to_itself() -> Iterator[None]:
 
 
 def _busy_seconds() -> float:
-    """CPU seconds that this host has worked since it started."""
-    user, nice, system, _idle, _wait, irq, softirq = map(int, (_read("/proc/stat") or "cpu" + 7 * " 0").split()[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds that this host has worked since it started, or that its own host took away."""
+    spent = list(map(int, (_read("/proc/stat") or "cpu" + 8 * " 0").split()[1:9]))
+    user, nice, system, _idle, _wait, irq, softirq, stolen = spent
+    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _kernel_kills() -> int:
@@ -331,7 +370,7 @@ _OS_HINTS = {
 @cache
 def _error_kinds() -> dict[str, type[QuantError]]:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QuantError)]
-    return {kind.__name__: kind for kind in (*kinds, InterruptedStage)}
+    return {kind.__name__: kind for kind in (*kinds, InterruptedStage, NoRoom)}
 
 
 def _read_requests(requests: queue.SimpleQueue[str | None], parent: bool) -> None:

@@ -30,16 +30,15 @@ ONE_STAGE: dict[str, Any] = {
 def prepare(name: str, workers: Workers, job: Job, folder: Path) -> Run:
     """Read the model, fold what is constant, and decide what becomes of each node."""
     request = {"model": job["input"], "folder": str(folder), "config": job["config"], "samples": job["calibration"]}
-    return workers.run("prepare", request)
+    return workers.run("prepare", job["input"], request)
 
 
 @task(name="calibrate", task_run_name="calibrate {name}", **ONE_STAGE)
 def calibrate(name: str, workers: Workers, job: Job, folder: Path, outs: Sequence[Path]) -> Run:
     """Run the samples, one share of them for each file of statistics in `outs`."""
     request = {**_prepared(folder), "samples": job["calibration"]}
-    runs = workers.run_all(
-        "calibrate", [{**request, "shard": [k, len(outs)], "out": str(o)} for k, o in enumerate(outs)]
-    )
+    shares = [{**request, "shard": [k, len(outs)], "out": str(out)} for k, out in enumerate(outs)]
+    runs = workers.run_all("calibrate", job["input"], shares)
     return {
         "result": {"stats": [str(out) for out in outs], "samples": sum(run["result"]["samples"] for run in runs)},
         "seconds": max(run["seconds"] for run in runs),
@@ -60,7 +59,7 @@ def quantize(name: str, workers: Workers, job: Job, folder: Path, stats: Sequenc
         "evaluation": job["evaluation"],
         "output": str(output),
     }
-    return workers.run("quantize", request)
+    return workers.run("quantize", job["input"], request)
 
 
 @task(name="validate", task_run_name="validate {name}", **ONE_STAGE)
@@ -75,7 +74,7 @@ def validate(name: str, workers: Workers, job: Job, quantized: Path) -> Run:
         "metric": contract["metric"] if contract else None,
         "detailed": False,
     }
-    return workers.run("validate", request)
+    return workers.run("validate", job["input"], request)
 
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)
@@ -88,7 +87,7 @@ def benchmark(name: str, workers: Workers, job: Job, quantized: Path, threads: i
         "threads": threads,
         "seconds": seconds,
     }
-    return workers.run("benchmark", request, alone=True)
+    return workers.run("benchmark", job["input"], request, alone=True)
 
 
 def _prepared(folder: Path) -> dict[str, str]:

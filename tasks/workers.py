@@ -3,54 +3,127 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+import time
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant_core.child import STAGE_MODULE, InterruptedStage, run_stage
+from quant_core.child import STAGE_MODULE, InterruptedStage, NoRoom, run_stage
 from quant_core.errors import QuantError, StageError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
+
+STRIKES = 3  # deaths of a worker in the midst of a stage, after which the model is set aside
+NEIGHBOURS = 30  # deaths of a worker on which the stage had not begun: they are no fault of it, but not borne for ever
+STAGES = ("", "prepare", "calibrate", "quantize", "validate", "benchmark")
+BARE_BYTES = 150_000_000  # what a stage needs without a model
+MODEL_COPIES = 10  # what it needs with one of which nothing is known yet, in sizes of its file
+GROWTH = {"quantize": 2}  # what it needs beside stages before it: several candidates are in memory
 
 
 class Workers:
-    """A Dask client, and what a stage may use there. Not a dataclass: Prefect would look for futures inside it."""
+    """A Dask client, and what a stage may use there. Not a dataclass: Prefect would look for futures inside it.
 
-    def __init__(self, client: Client, timeout_s: float, memory_bytes: int | None, module: str = STAGE_MODULE) -> None:
-        self.client, self.timeout_s, self.memory_bytes = client, timeout_s, memory_bytes
+    peaks  (model, stage) -> the most bytes that this stage was seen to hold; "" for what is only expected
+    marks  a folder that all workers reach: which stages died in their midst
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        timeout_s: float,
+        memory_bytes: int | None,
+        marks: Path,
+        module: str = STAGE_MODULE,
+    ) -> None:
+        self.client, self.timeout_s, self.memory_bytes, self.marks = client, timeout_s, memory_bytes, marks
         self.module = module
+        self.peaks: dict[tuple[str, str], int] = {}
 
-    def run(self, stage: str, request: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
+    def run(self, stage: str, model: str, request: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
         """What `quant_core.child.run_stage` returns. Raises: as it does; InterruptedStage if the worker was lost."""
-        return self.run_all(stage, [request], alone)[0]
+        return self.run_all(stage, model, [request], alone)[0]
 
-    def run_all(self, stage: str, requests: Sequence[Mapping[str, Any]], alone: bool = False) -> list[dict[str, Any]]:
-        """One stage several times, on as many workers as are free."""
-        futures = [
-            self.client.submit(
-                run_stage,
-                stage,
-                dict(request),
-                timeout_s=self.timeout_s,
-                memory_bytes=self.memory_bytes,
-                alone=alone,
-                module=self.module,
-                key=f"{stage}-{uuid.uuid4().hex}",
-            )
-            for request in requests
-        ]
+    def run_all(
+        self, stage: str, model: str, requests: Sequence[Mapping[str, Any]], alone: bool = False
+    ) -> list[dict[str, Any]]:
+        """One stage of a model several times, on as many workers as are free."""
+        need = self.need(stage, model)
+        calls = [_Call(self, stage, {"request": dict(r), "need_bytes": need, "alone": alone}) for r in requests]
         try:
-            return [future.result() for future in futures]
-        except QuantError:
+            runs = [call.result() for call in calls]
+            self.peaks[model, stage] = max(run["peak_bytes"] for run in runs)
+            return runs
+        except NoRoom:
+            self.peaks[model, stage] = 2 * need
             raise
-        except (Exception, asyncio.CancelledError) as problem:
-            raise _told(problem, stage) from problem
         finally:
-            self.client.cancel([f for f in futures if not f.done()])  # type: ignore[no-untyped-call]
+            for call in calls:
+                call.end()
+
+    def need(self, stage: str, model: str) -> int:
+        """What that stage held last time; else what is expected of the model, or follows from its other stages."""
+        if known := self.peaks.get((model, stage)):
+            return known
+        seen = max(self.peaks.get((model, other), 0) for other in STAGES[1:])
+        return max(BARE_BYTES, self.peaks.get((model, ""), 0), GROWTH.get(stage, 1) * seen)
+
+    def expect(self, model: str, size_bytes: int) -> None:
+        """A model of which nothing is known but the size of its files."""
+        self.peaks[model, ""] = BARE_BYTES + MODEL_COPIES * size_bytes
 
     def count(self) -> int:
         return max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+
+
+class _Call:
+    """One request, handed out again for as long as only its neighbours kill the workers that it waits on."""
+
+    def __init__(self, workers: Workers, stage: str, options: Mapping[str, Any]) -> None:
+        self.workers, self.stage = workers, stage
+        self.mark = workers.marks / uuid.uuid4().hex
+        limits = {"timeout_s": workers.timeout_s, "memory_bytes": workers.memory_bytes}
+        self.options = {**options, **limits, "mark": str(self.mark), "module": workers.module}
+        self.future = self._submit()
+
+    def result(self) -> dict[str, Any]:
+        from distributed.scheduler import KilledWorker
+
+        for death in range(NEIGHBOURS):
+            try:
+                answer: dict[str, Any] = self.future.result()
+                return answer
+            except QuantError:
+                raise
+            except KilledWorker as problem:
+                if strikes := self._strikes():
+                    kind = InterruptedStage if strikes < STRIKES else StageError
+                    hint = "The model may be what kills it: try it alone, with more memory"
+                    raise kind("its Dask worker died", f"stage {self.stage}", hint) from problem
+                time.sleep(min(5.0, 0.05 * 2**death) * random.random())
+                self.future = self._submit()
+            except (Exception, asyncio.CancelledError) as problem:
+                raise _told(problem, self.stage) from problem
+        raise StageError("every Dask worker died before it began", f"stage {self.stage}", "What else runs on them?")
+
+    def end(self) -> None:
+        if not self.future.done():  # type: ignore[no-untyped-call]
+            self.workers.client.cancel([self.future])  # type: ignore[no-untyped-call]
+        self.mark.unlink(missing_ok=True)
+
+    def _submit(self) -> Future[dict[str, Any]]:
+        key = f"{self.stage}-{uuid.uuid4().hex}"
+        return self.workers.client.submit(run_stage, self.stage, key=key, **self.options)
+
+    def _strikes(self) -> int:
+        """How many workers died in the midst of it."""
+        with contextlib.suppress(OSError):
+            return self.mark.stat().st_size
+        return 0
 
 
 def is_transient(task: object, run: object, state: Any) -> bool:
@@ -67,13 +140,8 @@ def is_transient(task: object, run: object, state: Any) -> bool:
 def _told(problem: BaseException, stage: str) -> StageError:
     """An exception of Dask's own in our words."""
     from distributed.client import FutureCancelledError
-    from distributed.scheduler import KilledWorker
 
     where = f"stage {stage}"
-    if isinstance(problem, KilledWorker):
-        # A scheduler of ours gives up at once, and Prefect tries again; another may have tried often enough.
-        kind = InterruptedStage if problem.allowed_failures == 0 else StageError
-        return kind("its Dask worker died", where, "The model may be what kills it: try it alone, with more memory")
     if isinstance(problem, (FutureCancelledError, asyncio.CancelledError, OSError, TimeoutError)):
         return InterruptedStage("the Dask scheduler was lost", where, "Is the cluster still running?")
     return StageError(f"{type(problem).__name__}: {problem}", where, "The worker failed, not the stage: same versions?")

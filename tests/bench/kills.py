@@ -26,7 +26,18 @@ from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parents[2]
 # What a clock, a chance or this host's load decides; everything else has to be the same.
-VARYING = {"run_id", "started_at", "finished_at", "seconds", "peak_bytes", "host_load", "rounds", "trace"}
+VARYING = {
+    "run_id",
+    "started_at",
+    "finished_at",
+    "seconds",
+    "peak_bytes",
+    "host_load",
+    "rounds",
+    "trace",
+    "busy",
+    "note",
+}
 VARYING |= {f"{kind}{part}_ms" for kind in ("float", "quantized") for part in ("", "_p95")}
 VARYING |= {"speedup", "speedup_lo", "speedup_hi"}
 

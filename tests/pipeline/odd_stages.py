@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from quant_core.child import serve
@@ -73,6 +74,23 @@ def hang(mark=None):
     ctypes.PyDLL(None).sleep(3600)  # holds the interpreter's lock: no thread of ours can run
 
 
+def kill_the_worker(ready):
+    """Once that file is there."""
+    while not Path(ready).exists():
+        time.sleep(0.02)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def hold(megabytes, mark, until):
+    """So much memory, from when `mark` is there until `until` is."""
+    held = b"x" * (megabytes << 20)
+    Path(mark).touch()
+    while not Path(until).exists():
+        time.sleep(0.02)
+    return {"held": len(held)}
+
+
 def hog():
     held = []
     while True:
@@ -81,4 +99,4 @@ def hog():
 
 if __name__ == "__main__":
     names = (echo, pid, environment, segfault, abort, leave, exit, killed, disk_full, busy, wrong_data, bug, too_large)
-    serve({stage.__name__: stage for stage in (*names, hang, hog)})
+    serve({stage.__name__: stage for stage in (*names, hang, hog, hold, kill_the_worker)})

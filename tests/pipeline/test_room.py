@@ -1,0 +1,113 @@
+"""No more stages at once than the memory they will need allows, and none waits for what is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from quant_core import child, room
+from quant_core.child import NoRoom, run_stage
+from tests.pipeline.test_child import wait_until
+
+STAGES = "tests.pipeline.odd_stages"
+GB = 1 << 30
+NOBODY = 1 << 30  # no process has that number: what was promised to it is never taken
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A host of ten gigabytes on which nothing else runs."""
+    monkeypatch.setattr(room, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(room, "available_bytes", lambda: 10 * GB)
+    return tmp_path
+
+
+def test_stages_begin_while_what_they_need_fits_and_never_more(host):
+    at_once, most, lock = 0, [], threading.Lock()
+
+    def stage(need: int) -> None:
+        nonlocal at_once
+        with room.promised(need, NOBODY):
+            with lock:
+                at_once += need
+                most.append(at_once)
+            time.sleep(0.05)
+            with lock:
+                at_once -= need
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(stage, [3 * GB, 4 * GB, 1 * GB, 6 * GB] * 3))
+
+    assert len(most) == 12
+    assert max(most) <= 10 * GB
+    assert max(most) > 6 * GB  # not one after another
+    assert [path.name for path in host.iterdir()] == ["gate"]
+
+
+def test_what_is_alone_begins_whatever_it_needs(host):
+    with room.promised(1000 * GB, NOBODY):
+        assert len(list(host.glob("stage-*"))) == 1
+
+
+def test_what_a_stage_holds_already_is_not_counted_twice(host):
+    held = room.held_bytes(os.getpid())
+
+    with room.promised(held + 9 * GB, os.getpid()), room.promised(GB - 1, NOBODY):
+        pass  # `available_bytes` is less what is held: nine gigabytes are still to be taken
+
+
+def test_a_process_that_is_killed_keeps_nothing(host):
+    code = f"""
+import sys, time
+from pathlib import Path
+from quant_core import room
+room._folder = lambda: Path({str(host)!r})
+with room.promised(9 << 30, {NOBODY}):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"in\n"
+    waiting = threading.Thread(target=lambda: room.promised(8 * GB, NOBODY).__enter__())
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_who_outgrows_what_was_asked_for_gives_way_when_the_host_has_no_more(host, tmp_path):
+    request = {"megabytes": 300, "mark": str(tmp_path / "mark"), "until": str(tmp_path / "until")}
+    (tmp_path / "until").touch()
+    assert run_stage("hold", request, need_bytes=GB, module=STAGES)["peak_bytes"] > 300_000_000
+
+    (tmp_path / "until").unlink()
+    (tmp_path / "mark").unlink()
+    with ThreadPoolExecutor(1) as threads:
+        held = threads.submit(run_stage, "hold", request, need_bytes=GB // 8, module=STAGES)
+        wait_until(lambda: (tmp_path / "mark").exists(), 30)
+        room.available_bytes = lambda: -1
+
+        with pytest.raises(NoRoom, match=r"out of memory: \d+ MB held, and this host has no more"):
+            held.result()
+
+    child.shut_down()
+
+
+def test_this_host_tells_what_it_has():
+    assert 0 < room.available_bytes() < room.total_bytes()
+    assert room.held_bytes(os.getpid()) > 1_000_000
+    assert room.peak_bytes(os.getpid()) >= room.held_bytes(os.getpid()) // 2
+    assert room.held_bytes(NOBODY) == 0

@@ -1,0 +1,110 @@
+"""Whose fault a dead worker is: a model in whose midst it died has lost a try, what only waited there has not."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from distributed import Client
+from distributed.scheduler import KilledWorker
+
+from flows.runtime import local_cluster
+from quant_core.child import InterruptedStage, NoRoom
+from quant_core.errors import StageError
+from tasks.workers import BARE_BYTES, NEIGHBOURS, STRIKES, Workers
+from tests.pipeline.test_child import wait_until
+
+STAGES = "tests.pipeline.odd_stages"
+
+
+def test_what_waits_on_a_worker_that_is_killed_loses_no_try(tmp_path):
+    with local_cluster(1) as cluster, Client(cluster) as client, ThreadPoolExecutor(2) as threads:
+        workers = Workers(client, 60.0, None, tmp_path, STAGES)
+
+        killer = threads.submit(workers.run, "kill_the_worker", "bad", {"ready": str(tmp_path / "ready")})
+        wait_until(lambda: any(mark.stat().st_size for mark in tmp_path.iterdir()), 30)
+        neighbour = threads.submit(workers.run, "echo", "good", {"text": "alive"})
+        wait_until(lambda: len(next(iter(client.processing().values()))) == 2, 30)
+        (tmp_path / "ready").touch()
+
+        with pytest.raises(InterruptedStage, match="Dask worker died"):
+            killer.result()
+        assert neighbour.result()["result"] == {"text": "alive"}  # of one call: Prefect tried it once
+
+
+class Deadly:
+    """A Dask client on which every worker dies; `begun` of them in the midst of the stage."""
+
+    def __init__(self, begun: int) -> None:
+        self.begun, self.deaths = begun, 0
+
+    def submit(self, function, stage, mark, **options):
+        def result():
+            self.deaths += 1
+            Path(mark).write_bytes(b"x" * self.begun)
+            raise KilledWorker("task", SimpleNamespace(address="tcp://nowhere"), 0)
+
+        return SimpleNamespace(result=result, done=lambda: True)
+
+
+def test_deaths_before_a_stage_began_are_borne_for_long_but_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    client = Deadly(begun=0)
+
+    with pytest.raises(StageError, match="every Dask worker died before it began"):
+        Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
+
+    assert client.deaths == NEIGHBOURS
+
+
+def test_a_death_in_the_midst_of_a_stage_is_a_try(tmp_path):
+    client = Deadly(begun=1)
+
+    with pytest.raises(InterruptedStage, match="Dask worker died"):
+        Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
+
+    assert client.deaths == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_that_tries_again_by_itself_has_used_up_the_tries(tmp_path):
+    with pytest.raises(StageError, match="Dask worker died") as error:
+        Workers(Deadly(begun=STRIKES), 60.0, None, tmp_path).run("prepare", "m", {})
+
+    assert type(error.value) is StageError
+
+
+def test_what_a_stage_will_need_is_what_it_held_or_what_is_known_of_its_model(tmp_path):
+    workers = Workers(SimpleNamespace(), 60.0, None, tmp_path)
+    assert workers.need("quantize", "m") == BARE_BYTES
+
+    workers.expect("m", 100_000_000)
+    expected = workers.need("quantize", "m")
+    workers.peaks["m", "prepare"] = 5 * expected
+    workers.peaks["m", "validate"] = 1000
+    workers.peaks["other", "quantize"] = 100 * expected
+
+    assert expected > 500_000_000
+    assert workers.need("quantize", "m") == 10 * expected
+    assert workers.need("validate", "m") == 1000
+
+
+def test_a_stage_for_which_there_was_no_room_asks_for_twice_as_much_and_what_it_held_is_remembered(tmp_path):
+    def submit(function, stage, need_bytes, **options):
+        def result():
+            if need_bytes < 3 * BARE_BYTES:
+                raise NoRoom("out of memory")
+            return {"result": {}, "peak_bytes": 12345}
+
+        return SimpleNamespace(result=result, done=lambda: True)
+
+    workers = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path)
+
+    for _ in range(2):
+        with pytest.raises(NoRoom):
+            workers.run("prepare", "m", {})
+    workers.run("prepare", "m", {})
+
+    assert workers.need("prepare", "m") == 12345
