@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.result import AuditResult, Listener
+from flows.stopping import stopped_at_once
 from quant_core.child import STAGE_MODULE
 from quant_core.errors import QuantError, StageError
 
@@ -58,11 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     as_json = asked.format == "json"
     from flows import show
-    from flows.batch import stoppable
     from flows.progress import progress
 
     try:
-        with stoppable(), progress(as_json) as listener:
+        with stopped_at_once(), progress(as_json) as listener:
             result = run_audit(
                 asked.output_dir,
                 scheduler=asked.scheduler,

@@ -195,7 +195,7 @@ class Audit:
             except QuantError as problem:
                 error = {"stage": "benchmark", "error": problem.problem, "where": problem.where, "hint": problem.hint}
                 return told | {"outcome": "failed", **error}
-            told |= {"speedup": run["result"]["timing"]["speedup"], "host_load": run.get("host_load")}
+            told |= {"speedup": run["result"]["timing"]["speedup"]} | {key: run[key] for key in ("host_load", "busy")}
             if told["speedup"] >= least:
                 return told
         lost = f"speedup {told['speedup']:.2f}, was {before['speedup']:.2f} ({before['speedup_lo']:.2f} at the least)"

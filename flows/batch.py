@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from types import FrameType
 from typing import Any
 
 from flows.manifest import Manifest, read_manifest
 from flows.result import BatchResult, Listener
+from flows.stopping import stopped_at_once, stopped_in_order
 from quant_core.child import STAGE_MODULE, run_stage, shut_down
 from quant_core.errors import QuantError, StageError
 from quant_core.plain import printable
@@ -95,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         manifest = read_manifest(asked.manifest)
         if asked.dry_run:
-            return _print_plans(manifest, asked.only, as_json)
+            with stopped_in_order():
+                return _print_plans(manifest, asked.only, as_json)
         return run_and_show(
             manifest,
             scheduler=asked.scheduler,
@@ -115,7 +113,7 @@ def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -
     from flows import show
     from flows.progress import progress
 
-    with stoppable(), progress(as_json) as listener:
+    with stopped_at_once(), progress(as_json) as listener:
         result = run_batch(manifest, on_progress=listener, **options)
     if as_json:
         sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
@@ -141,32 +139,6 @@ def _print_plans(manifest: Manifest, only: Sequence[str], as_json: bool) -> int:
         else:
             show.explain(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
     return int(wrong)
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM end this process and all below it, with exit code 130 or 143.
-
-    At once and without ceremony: whatever is finished is in the journal, whatever is not is done again next time, and a
-    polite end would wait for native code that cannot be interrupted.
-    """
-    from flows.runtime import end_descendants
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for again in signals:
-            signal.signal(again, signal.SIG_IGN)
-        end_descendants()
-        restore_cursor = "\x1b[?25h\r" if sys.stderr.isatty() else ""
-        os.write(2, f"{restore_cursor}stopped; the same command goes on from here\n".encode())
-        os._exit(128 + number)
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

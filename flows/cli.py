@@ -13,6 +13,7 @@ import typer
 from flows import doctor as host
 from flows import options, show
 from flows.options import AccuracyOptions, Answer, SampleOptions
+from flows.stopping import stopped_in_order
 from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
 
@@ -286,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
-        app(list(sys.argv[1:] if arguments is None else arguments), prog_name="quantmill")
+        with stopped_in_order():
+            app(list(sys.argv[1:] if arguments is None else arguments), prog_name="quantmill")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else 1
     return 0

@@ -121,7 +121,7 @@ class Making:
         if timing := self._result("benchmark"):
             timing = timing["timing"]
             row |= {key: timing[key] for key in ("float_ms", "quantized_ms", "speedup")}
-            row |= {"host_load": self.answers["benchmark"].get("host_load")}
+            row |= {key: self.answers["benchmark"].get(key) for key in ("host_load", "busy")}
         if job.contract and row["verdict"] == "met":
             row |= _kept_rest(job, row)
         if self.failure is not None:
@@ -195,7 +195,10 @@ def _kept_rest(job: Job, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _timing(stage: str, run: Run) -> dict[str, Any]:
-    own = {"stage": stage, **{key: run.get(key) for key in ("started_at", "seconds", "peak_bytes", "host_load")}}
+    own = {
+        "stage": stage,
+        **{key: run.get(key) for key in ("started_at", "seconds", "peak_bytes", "host_load", "busy")},
+    }
     return own | (run["result"]["timing"] if stage == "benchmark" else {})
 
 

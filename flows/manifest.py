@@ -147,10 +147,12 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
     if not isinstance(values, Mapping):
         raise RequestError("is not a mapping of keys to values", where, "Start with `models:` or `batch:`")
     mistakes = form_mistakes(values)
-    if not mistakes:  # what a half-understood manifest means would only mislead
-        placed = _placed_jobs(values, folder, mistakes)
-        _check_files(placed, mistakes)
-    if mistakes:
+    meant: list[Mistake] = []
+    placed = _placed_jobs(_sound(values, mistakes), folder, meant)
+    if any(mistake.place[:1] != ("models",) for mistake in mistakes):
+        meant.clear()  # what a half-understood manifest means would only mislead; what it names is there or not
+    _check_files(placed, meant)
+    if mistakes := mistakes + meant:
         raise _rejected(mistakes, where)
     batch, jobs = values.get("batch") or {}, tuple(job for _, job in placed)
     output_dir = batch.get("output_dir")
@@ -166,6 +168,22 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
 
 # The meaning: defaults merged, globs expanded, paths resolved
 
+
+def _sound(values: Mapping[str, Any], mistakes: Sequence[Mistake]) -> dict[str, Any]:
+    """The values without what is wrong in form; None instead of a model in which something is."""
+    said = dict(values)
+    for mistake in mistakes:
+        key, *rest = mistake.place or ("",)
+        section = said.get(str(key))
+        if key == "models" and rest and isinstance(section, list):
+            said["models"] = [None if index == rest[0] else model for index, model in enumerate(section)]
+        elif rest and isinstance(section, Mapping):
+            said[str(key)] = {name: value for name, value in section.items() if name != rest[0]}
+        else:
+            said.pop(str(key), None)
+    return said
+
+
 Placed = list[tuple[Place, Job]]
 
 
@@ -176,6 +194,7 @@ def _placed_jobs(values: Mapping[str, Any], folder: Path, mistakes: list[Mistake
     entries: list[tuple[Place, dict[str, Any]]] = [
         (("models", index), {**model, "input": _path(folder, model["input"])})
         for index, model in enumerate(values.get("models") or [])
+        if model is not None
     ]
     if pattern := batch.get("input_dir"):
         if output_dir is None:

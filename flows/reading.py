@@ -18,7 +18,7 @@ def read_reports(folder: Path, run_id: str | None = None) -> dict[str, Rows]:
 
     `folder` is a batch's output folder, or the reports folder in it. Raises: RequestError if there is no report.
     """
-    reports = folder / "reports" if (folder / "reports").is_dir() else folder
+    reports = folder if (folder / "runs").is_dir() else folder / "reports"
     runs = sorted(_rows(reports / "runs"), key=lambda run: run["started_at"])
     wanted = runs[-1]["run_id"] if run_id is None else run_id
     if wanted not in [run["run_id"] for run in runs]:
@@ -33,8 +33,9 @@ def _rows(table: Path, run_id: str | None = None) -> Rows:
         found = ds.dataset(table, format="parquet")  # passes over names that start with a dot
         rows: Rows = found.to_table(filter=None if run_id is None else ds.field("run_id") == run_id).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
-        told = f"cannot be read: {str(error).splitlines()[0]}" if table.is_dir() else "is not there"
-        raise RequestError(told, str(table), hint) from error
+        if table.is_dir():
+            raise RequestError(f"cannot be read: {str(error).splitlines()[0]}", str(table), hint) from error
+        raise RequestError("holds no report", str(table.parent), hint) from error
     if not rows:
         raise RequestError("holds no report", str(table), hint)
     return rows

@@ -86,7 +86,14 @@ def plan(values: Mapping[str, Any]) -> RenderableType:
     }
     table = rows_table(rows, columns, title=f"plan for {values['target']}", right=("weights",))
     counts = _counts(n["compute"] for n in rows), _counts(n["storage"] for n in rows if n["storage"])
-    return Group(table, Text(f"compute: {counts[0]}   storage: {counts[1]}"))
+    total = Text(f"compute: {counts[0]}   storage: {counts[1]}")
+    return Group(table, total, *([WIDEST] if values.get("config", {}).get("mode") == "auto" else []))
+
+
+WIDEST = Text(
+    "mode auto: this is where the search starts. It keeps of it what measures as faster and right on this host.",
+    style="dim",
+)
 
 
 def plans(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -156,7 +163,11 @@ def timing(result: Mapping[str, Any]) -> RenderableType:
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One line a model, of the models table: size, accuracy and latency before and after, and the verdict."""
+    """One line a model, of the models table: size, accuracy and latency before and after, and the verdict.
+
+    The latency after is float's over the speed-up, which both models were timed in turns for: two medians taken by
+    themselves would contradict it where a clock steps or a neighbour wakes up. The reports have them.
+    """
     lines = [
         {
             "model": row["model"],
@@ -166,8 +177,8 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
                 row.get("accuracy_float"), row.get("accuracy"), METRIC_FORMS.get(row.get("metric"), number)
             ),
             "of": row.get("metric") or "",
-            "latency": _change(row.get("float_ms"), row.get("quantized_ms"), ms),
-            "speed": f"{number(row['speedup'])}x" if row.get("speedup") is not None else "",
+            "latency": _change(row.get("float_ms"), row["float_ms"] / row["speedup"], ms) if row.get("speedup") else "",
+            "speed": _times(row.get("speedup")) + _BUSY[bool(row.get("busy"))],
             "verdict": _outcome(row),
         }
         for row in rows
@@ -185,7 +196,7 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
                 row.get("accuracy_before"), row.get("accuracy"), METRIC_FORMS.get(row.get("metric"), number)
             ),
             "of": row.get("metric") or "",
-            "speed": _change(row.get("speedup_before"), row.get("speedup"), lambda x: f"{x:.2f}x" if x else ""),
+            "speed": _change(row.get("speedup_before"), row.get("speedup"), _times) + _BUSY[bool(row.get("busy"))],
             "verdict": verdict(row["outcome"], row.get("reason") or row.get("error")),
         }
         for row in rows
@@ -303,6 +314,13 @@ def _outcome(row: Mapping[str, Any]) -> Text:
     word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
     told = [row.get("reason") if word == "not_met" else None, row.get("note")]
     return verdict(word, "; ".join(filter(None, told)))
+
+
+_BUSY = ("", " (busy host)")
+
+
+def _times(speedup: float | None) -> str:
+    return "" if speedup is None else f"{speedup:.2f}x"
 
 
 def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:

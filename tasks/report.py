@@ -37,6 +37,7 @@ RUNS = {
 
 # outcome  done, skipped (up to date: the numbers are those of the run that made it), failed
 # verdict  met, not_met, none (no contract, or no result)
+# busy     others took more than a quarter of a core of the host while it was timed: a speed to doubt
 MODELS = {
     "run_id": TEXT,
     "model": TEXT,
@@ -70,6 +71,7 @@ MODELS = {
     "quantized_ms": REAL,
     "speedup": REAL,
     "host_load": REAL,
+    "busy": YES,
     "seconds": REAL,
     "peak_bytes": WHOLE,
     "started_at": TIME,
@@ -117,6 +119,7 @@ TIMINGS = {
     "rounds": WHOLE,
     "threads": WHOLE,
     "host_load": REAL,
+    "busy": YES,
 }
 
 # outcome  kept; regressed (missing, changed, less right, slower); stale (not comparable any more); failed
@@ -137,6 +140,7 @@ AUDITS = {
     "speedup_before": REAL,
     "speedup": REAL,
     "host_load": REAL,
+    "busy": YES,
     "made_with": TEXT,
     "host": TEXT,
     "quantmill": TEXT,

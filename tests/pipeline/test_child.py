@@ -102,7 +102,19 @@ run_stage("hang", {{"mark": {str(tmp_path / "pid")!r}}}, module={STAGES!r})
 
 
 def test_a_benchmark_has_the_host_to_itself_and_tells_how_busy_others_were():
-    assert 0 <= ask("echo", request={"text": ""}, alone=True)["host_load"] <= 1.5
+    told = ask("echo", request={"text": ""}, alone=True)
+
+    assert 0 <= told["host_load"] <= 1.5
+    assert isinstance(told["busy"], bool)
+
+
+def test_a_benchmark_beside_others_is_marked(monkeypatch):
+    passed = iter(range(1000))  # as many CPU seconds at every look, however short the time between
+    monkeypatch.setattr(child, "_busy_seconds", lambda: next(passed))
+
+    assert ask("echo", request={"text": ""}, alone=True)["busy"]
+    monkeypatch.setattr(child, "_busy_seconds", lambda: 0.0)
+    assert not ask("echo", request={"text": ""}, alone=True)["busy"]
 
 
 def wait_until(holds, seconds: float = 10) -> None:

@@ -82,6 +82,24 @@ def test_a_wrong_manifest_is_told_whole_with_exit_code_2_and_no_traceback(folder
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_model_is_stopped_in_a_word_and_leaves_nothing(folder, number, code):
+    slow = (
+        "import sys, time; from flows.cli import main; from quant_core import write;"
+        "write.ir.save = lambda *a, **k: (print('writing', flush=True), time.sleep(60)); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", slow, "quantize", str(folder / "models" / "m0.onnx"), "-o", str(folder / "o.onnx")]
+    before = sorted(folder.rglob("*"))
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "writing\n"
+
+    process.send_signal(number)
+
+    _, told = process.communicate()
+    assert (process.returncode, told) == (code, "stopped\n")
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing_had_happened(folder):
     """SIGTERM, kill -9 of the API server, then an undisturbed end, in JSON lines."""
     process = start(folder, "--format", "json")

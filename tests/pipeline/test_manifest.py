@@ -103,6 +103,26 @@ def test_all_mistakes_are_reported_together_each_with_its_path_and_what_would_be
     assert "models[1].output: is 3 (Must be text)" in found
 
 
+def test_what_is_wrong_in_form_does_not_hide_what_is_wrong_in_meaning(folder):
+    top1 = {"contract": {"metric": "top1", "max_drop": 0.1}, "calibration": {"data": "data.npy"}}
+    models = [
+        {"input": "models/resnet81.onnx", "output": "o/r.onnx"},
+        {"input": "models/missing.onnx", "output": 3},
+        {"input": "models/b.onnx", "output": "o/b.onnx", **top1},
+    ]
+
+    in_a_model = mistakes({"models": models}, folder)
+    in_all = mistakes({"models": models, "evaluation": {"data": 3}}, folder)
+
+    told = [line.partition(" (")[0].partition(": ")[::2] for line in in_a_model]
+    assert [(place, problem.partition(":")[0]) for place, problem in told] == [
+        ("models[1].output", "is 3"),
+        ("models[2].contract.metric", "top1 needs labels"),
+        ("models[0].input", "no such file"),
+    ]
+    assert {line.partition(":")[0] for line in in_all} == {"models[1].output", "evaluation.data", "models[0].input"}
+
+
 def test_files_that_are_missing_written_twice_or_overwritten_are_mistakes(folder):
     found = mistakes(
         {

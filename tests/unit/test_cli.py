@@ -468,7 +468,8 @@ def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
             "size_bytes": 1_000_000,
             "speedup": 2.0,
             "float_ms": 4.0,
-            "quantized_ms": 2.0,
+            "quantized_ms": 2.1,
+            "busy": run_id == "run1",
         }
         told = {"metric": "top1", "accuracy_float": 0.99, "accuracy": 0.98, "verdict": "none", "reason": None}
         why = {"outcome": outcome, "stage": "prepare", "error": "not\x1bONNX"}
@@ -481,9 +482,19 @@ def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
     assert "failed: prepare: not\\x1bONNX" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "reports"), "--run", "run1"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["m"])
-    for part in ("4.00 MB -> 1.00 MB", "4.00x smaller", "99.00 % -> 98.00 %", "top1", "4 ms -> 2 ms", "2.00x", "done"):
+    for part in (
+        "4.00 MB -> 1.00 MB",
+        "4.00x smaller",
+        "99.00 % -> 98.00 %",
+        "top1",
+        "4 ms -> 2 ms",
+        "2.00x (busy host)",
+        "done",
+    ):
         assert part in line
     assert main(["report", str(tmp_path), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["started_at"] == "2026-01-01T00:00:00+00:00"
     assert main(["report", str(tmp_path), "--run", "run3"]) == 2
     assert "run1, run2" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "elsewhere")]) == 2
+    assert f"holds no report\nwhere: {tmp_path}/elsewhere/reports\n" in capsys.readouterr().err
