@@ -77,15 +77,6 @@ def test_memory_is_limited_and_the_peak_is_told():
         ask("hog", memory_bytes=210_000_000)
 
 
-def test_a_child_sees_a_minimal_environment(monkeypatch):
-    monkeypatch.setenv("SECRET_TOKEN", "x")
-
-    seen = ask("environment")["result"]["keys"]
-
-    assert "SECRET_TOKEN" not in seen
-    assert "PATH" in seen
-
-
 def test_a_child_dies_with_its_parent_even_while_native_code_holds_the_interpreter(tmp_path):
     code = f"""
 from quant_core.child import run_stage

@@ -1,0 +1,40 @@
+"""A table of files that have to be refused before they cost anything."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quant_core.errors import DataError
+from quant_core.stored import open_arrays
+
+Cases = dict[str, tuple[Callable[[Path], object], str]]
+
+
+def adder(cases: Cases):
+    """A decorator for functions that write a file, of which `told` is said."""
+
+    def case(told: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
+        def add(write: Callable[[Path], object]) -> Callable[[Path], object]:
+            cases[write.__name__] = (write, told)
+            return write
+
+        return add
+
+    return case
+
+
+def check(cases: Cases, name: str, folder: Path) -> None:
+    """It is refused as told, with less than eight megabytes."""
+    write, told = cases[name]
+    write(folder / "samples")
+    tracemalloc.start()
+
+    with pytest.raises(DataError, match=told):
+        open_arrays(folder / "samples")
+
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    tracemalloc.stop()

@@ -1,0 +1,17 @@
+"""A child process, in which strangers' models run, is told nothing of this one's secrets."""
+
+from __future__ import annotations
+
+from quant_core import child
+from quant_core.child import KEPT_ENVIRONMENT, ONE_THREAD, run_stage
+
+
+def test_a_child_sees_a_minimal_environment(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    child.shut_down()
+
+    seen = run_stage("environment", {}, module="tests.pipeline.odd_stages")["result"]["keys"]
+
+    child.shut_down()
+    assert set(seen) <= {*KEPT_ENVIRONMENT, *ONE_THREAD, "PYTHONPATH", "LC_CTYPE"}
+    assert "PATH" in seen
