@@ -165,7 +165,7 @@ def quantize_model(
     stats = None
     if feeds is not None:
         progress(f"calibrating on {len(feeds)} samples")
-        stats = observe(ir.to_proto(model).SerializeToString(), wide, feeds)
+        stats = observe(model, wide, feeds)
     return finish(model, path, output, wide, stats, feeds, judged, contract, exact=plan is not None, progress=progress)
 
 
@@ -193,7 +193,7 @@ def finish(
     is_host = (plan.target == "arm64") == (host_target_name() == "arm64")
     bench = Bench(Path(original), judged, float_size, metric, is_host=is_host) if judged is not None else None
     found = search(model, plan, stats, bench, contract, exact=exact, progress=progress)
-    best = found.best
+    best, bench = found.best, None  # and its sessions go
     costs = damage(model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
     layers = layer_rows(best, costs)
     safe = all(row["saturation_safe"] for row in layers)
@@ -340,7 +340,7 @@ def _moments(model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Samples
             return follow(model, plan, stats, feeds)
         except ModelError:  # a part that does not run by itself: an operator between sequences, say
             stats = replace(stats, memo={})
-    return replace(stats, grams=grams(ir.to_proto(model).SerializeToString(), sites_of(model, plan), feeds))
+    return replace(stats, grams=grams(model, sites_of(model, plan), feeds))
 
 
 def _same_interface(first: Any, second: Any, where: str | Path) -> None:

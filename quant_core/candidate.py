@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core import graph
 from quant_core.errors import DataError
 from quant_core.fidelity import Fidelity, compare, run_all
 from quant_core.observe import Statistics
@@ -96,7 +97,7 @@ class Bench:
 
     def judge(self, candidate: Candidate, *, timed: bool = True) -> Candidate:
         """The candidate with its fidelity and, if timed, its speed-up."""
-        session = open_session(ir.to_proto(candidate.model).SerializeToString())
+        session = open_session(candidate.model)
         names = [o.name for o in session.get_outputs()]
         outputs = run_all(session, self.samples)
         try:
@@ -115,4 +116,4 @@ class Bench:
 def build(model: ir.Model, plan: QuantPlan, stats: Statistics | None, name: str) -> Candidate:
     """The candidate that a plan makes, not yet judged."""
     made = apply_plan(model, plan, stats)
-    return Candidate(name, plan, made, len(ir.to_proto(made).SerializeToString()))
+    return Candidate(name, plan, made, graph.size_in_file(made))

@@ -41,11 +41,11 @@ def damage(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, ND
     shared += [str(v.name) for v in quantized.graph.outputs if v.name in nodes]
     known = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
     inner = [t for t in shared if t not in known]
-    float_session = open_session(_bytes(model), outputs=inner)
-    whole = open_session(_bytes(quantized), outputs=inner)
+    float_session = open_session(model, outputs=inner)
+    whole = open_session(quantized, outputs=inner)
     kinds = {o.name: o.type for o in float_session.get_outputs()}
     shared = [t for t in shared if kinds[t] == "tensor(float)"]
-    cut = open_session(_bytes(_cut(quantized, shared)))
+    cut = open_session(_cut(quantized, shared))
     wanted_inputs = {i.name for i in cut.get_inputs()}
     signal, noise = dict.fromkeys(shared, 0.0), {t: np.zeros(2) for t in shared}
     for feed in feeds:
@@ -89,10 +89,6 @@ def _cut(quantized: ir.Model, tensors: list[str]) -> ir.Model:
 
 def _values(session: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return dict(zip((o.name for o in session.get_outputs()), run(session, feed), strict=True))
-
-
-def _bytes(model: ir.Model) -> bytes:
-    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _db(signal: float, noise: float) -> float:

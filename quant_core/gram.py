@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from quant_core import graph
 from quant_core.plan import QuantPlan
 from quant_core.rules import RULES, why_not_integer
-from quant_core.session import open_session, run
+from quant_core.session import Model, open_session, run
 
 ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
 ROUNDING_NOISE = 1e-5
@@ -102,7 +101,7 @@ def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
 
 
 def grams(
-    model: Path | bytes, sites: Mapping[str, Site], feeds: Iterable[Mapping[str, NDArray[Any]]]
+    model: Model, sites: Mapping[str, Site], feeds: Iterable[Mapping[str, NDArray[Any]]]
 ) -> dict[str, NDArray[np.float64]]:
     """Node -> second moments of its input rows, (G, P, k, k); about their mean where a bias takes that up (correct.py).
 
@@ -129,9 +128,9 @@ def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
         yield part
 
 
-def _grams(model: Path | bytes, sites: Mapping[str, Site], feeds: list[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
+def _grams(model: Model, sites: Mapping[str, Site], feeds: list[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
     unique = dict.fromkeys(sites.values())
-    plain = open_session(model)
+    plain = open_session(model, optimize=False)
     known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
     session = open_session(model, outputs=[t for t in dict.fromkeys(s.tensor for s in unique) if t not in known])
     names = [o.name for o in session.get_outputs()]

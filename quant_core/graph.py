@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ INTEGER_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
      "ConvInteger", "MatMulNBits", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "QGemm"}
 )  # fmt: skip
-PROTO_LIMIT = 2**31 - 1  # bytes that protobuf can hold in one message
+MESSAGE_BYTES = 1_900_000_000  # of tensors in one file: protobuf holds 2 GB in a message
 
 
 def load(path: str | Path) -> ir.Model:
@@ -94,6 +95,13 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         yield from (tensor for tensor in held if isinstance(tensor, ir.ExternalTensor))
 
 
+def let_go(model: ir.Model) -> None:
+    """Tensors that lie in files leave the memory; they come back when they are read."""
+    for tensor in external_tensors(model):
+        with suppress(BufferError):  # an array of it is in use
+            tensor.release()
+
+
 def _attribute_tensors(node: ir.Node) -> Iterator[Any]:
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.TENSOR:
@@ -106,6 +114,36 @@ def size_on_disk(path: Path, model: ir.Model) -> int:
     """Bytes of the model file and of its external data files."""
     files = {Path(os.fspath(t.location)) for t in external_tensors(model)}
     return path.stat().st_size + sum((path.parent / f).stat().st_size for f in files)
+
+
+def is_large(model: ir.Model, *, as_float: bool = False) -> bool:
+    """Whether the tensors, wherever they lie, come near what one protobuf message can hold; or would in float32."""
+    return sum(4 * t.size if as_float else t.nbytes for t in _initializers(model)) > MESSAGE_BYTES
+
+
+def size_in_file(model: ir.Model) -> int:
+    """Bytes that the model takes when it is written; of a large one, those of its tensors."""
+    if is_large(model):
+        return sum(t.nbytes for t in _initializers(model))
+    return int(ir.to_proto(model).ByteSize())
+
+
+def serialized(model: ir.Model, folder: Path) -> tuple[bytes, Path | None]:
+    """The model as one protobuf message, and the folder of the tensors that are not in it: theirs, or the one given.
+
+    Tensors that lie in files stay there, unless they are in several folders; all others only if they are too large.
+    """
+    tensors = list(_initializers(model))
+    folders = {Path(t.base_dir).absolute() for t in tensors if isinstance(t, ir.ExternalTensor)}
+    if len(folders) > 1 or sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor)) > MESSAGE_BYTES:
+        path = folder / "model.onnx"
+        ir.save(model, path, external_data="tensors")
+        return path.read_bytes(), folder
+    return ir.to_proto(model).SerializeToString(), next(iter(folders), None)
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    return (v.const_value for g in graphs_of(model) for v in g.initializers.values() if v.const_value is not None)
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:

@@ -17,7 +17,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.gram import Aim
 from quant_core.plan import QuantPlan
 from quant_core.ranges import find_range
-from quant_core.session import open_session, run
+from quant_core.session import Model, open_session, run
 from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stats, save_stats, thinned
 
 # At least so many of a tensor's values and of each channel's positions count in one sample; its ends are those of all.
@@ -69,9 +69,7 @@ class Statistics:
         )
 
 
-def observe(
-    model: Path | bytes, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[Any]]], threads: int = 1
-) -> Statistics:
+def observe(model: Model, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[Any]]], threads: int = 1) -> Statistics:
     """The statistics of one shard of samples; memory does not grow with their number.
 
     Raises: DataError if there is no sample, or a tensor becomes NaN or infinite (the float model overflows).

@@ -69,7 +69,7 @@ def easings(
     ways = {t: _ways(means[t].max_abs) for t in tensors}
     noise = {t: np.zeros(len(ways[t])) for t in tensors}
     given = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
-    session = open_session(ir.to_proto(model).SerializeToString(), outputs=[t for t in tensors if t not in given])
+    session = open_session(model, outputs=[t for t in tensors if t not in given])
     names = [o.name for o in session.get_outputs()]
     for feed in samples.spread(FEEDS):
         values = dict(feed) | dict(zip(names, run(session, feed), strict=True))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ from onnx_ir.passes import common as passes
 
 from quant_core import graph
 from quant_core.errors import ModelError
-from quant_core.session import open_session, optimized_graph, run
+from quant_core.session import open_session, run, write_optimized
 
 OPSET_QDQ = 13  # per-channel DequantizeLinear
 OPSET_RAISED = 17  # what an older model is raised to
 OPSET_INT4 = 21  # 4-bit types and blocks
+CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
 
 
@@ -36,11 +40,9 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
     if graph.is_quantized(model):
         raise ModelError("the model is quantized already", str(path), "Start from its float original")
     raised = raise_opset(model, OPSET_RAISED, path) if graph.opset(model) < OPSET_QDQ else model
-    source: str | Path | bytes = path if raised is model else ir.to_proto(raised).SerializeToString()
-    optimized = optimized_graph(source, optimize="basic")
-    folded = graph.normalize(ir.from_proto(optimized))
-    worst = _least_sqnr(path, optimized.SerializeToString(), samples)
-    passes.DeduplicateInitializersPass()(folded)
+    folded = graph.normalize(_optimized(path if raised is model else raised))
+    worst = _least_sqnr(path, folded, samples)
+    passes.DeduplicateHashedInitializersPass()(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
     folded.graph.opset_imports.setdefault("", graph.opset(raised))
     if worst < SAME_DB:
@@ -53,44 +55,76 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
 def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Model:
     """The model at that opset, converted (not just renumbered), with an IR version that allows it.
 
-    Raises: ModelError naming the operator that cannot be converted, or a model too large for the converter.
+    Raises: ModelError naming the operator that cannot be converted.
     """
     if graph.opset(model) >= version:
         model.ir_version = max(model.ir_version, 10 if version >= OPSET_INT4 else 8)
         return model
-    if is_large(model):
-        raise ModelError(
-            f"opset {graph.opset(model)} must become {version}, but ONNX's converter cannot take models above 2 GB",
-            str(where), f"Export the model with opset {version} or newer",
-        )  # fmt: skip
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), version)
+        raised = _converted(model, version)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError
         raise ModelError(
             f"opset {graph.opset(model)} cannot be raised to {version}: {str(error).strip().splitlines()[-1][:200]}",
             str(where), f"Export the model with opset {version} or newer",
         ) from error  # fmt: skip
-    raised = ir.from_proto(proto)
     raised.ir_version = max(model.ir_version, 10 if version >= OPSET_INT4 else 8)
     return raised
 
 
-def is_large(model: ir.Model) -> bool:
-    """Whether the weights come near what one protobuf message can hold (2 GB)."""
-    return (
-        sum(v.const_value.nbytes for g in graph.graphs_of(model) for v in g.initializers.values() if v.const_value)
-        > 1.9e9
-    )
+def _converted(model: ir.Model, version: int) -> ir.Model:
+    """By ONNX's converter, for which large tensors are inputs: no operator asks what they hold, and none is copied."""
+    copy = model.clone()
+    held = {}
+    for name, value in list(copy.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input():
+            continue
+        if tensor.nbytes > CONVERTER_BYTES:
+            held[name], value.const_value = tensor, None
+            value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+            del copy.graph.initializers[name]
+            copy.graph.inputs.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.tensor(tensor.numpy(), name=name)
+    raised = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(copy), version))
+    for value in [v for v in raised.graph.inputs if v.name in held]:
+        raised.graph.inputs.remove(value)
+        value.const_value = held[str(value.name)]
+        raised.graph.register_initializer(value)
+    return raised
 
 
-def _least_sqnr(before: Path, after: bytes, samples: Iterable[Mapping[str, NDArray[Any]]]) -> float:
-    """The worst signal-to-noise ratio over the float outputs, in dB; inf without samples."""
-    worst, first, second = np.inf, open_session(before), open_session(after)
-    for feed in samples:
-        for a, b in zip(run(first, feed, str(before)), run(second, feed, str(before)), strict=True):
-            if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size and np.isfinite(a).all():
-                noise = float(np.sum((a.astype(np.float64) - b) ** 2))
-                power = float(np.sum(a.astype(np.float64) ** 2))
-                if noise > 1e-12 * a.size:  # absolute: outputs near zero have no meaningful ratio
-                    worst = min(worst, 10 * np.log10(max(power, 1e-300) / noise))
+def _optimized(model: Path | ir.Model) -> ir.Model:
+    """What onnxruntime's BASIC optimizer makes of it; tensors of a large model stay in a file that goes with them."""
+    folder = _Folder()
+    folded = ir.load(write_optimized(model, folder.path, optimize="basic"))
+    if not graph.is_large(folded):
+        return ir.external_data.load_to_model(folded)
+    for tensor in graph.external_tensors(folded):
+        tensor.meta["folder"] = folder
+    return folded
+
+
+class _Folder:
+    """A folder that is gone when nothing holds this any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="quantmill-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _least_sqnr(before: Path, after: ir.Model, samples: Iterable[Mapping[str, NDArray[Any]]]) -> float:
+    """The worst signal-to-noise ratio over the float outputs, in dB; inf without samples. One is loaded at a time."""
+    feeds, outputs = list(samples), []
+    for model in (before, after):
+        session = open_session(model)
+        outputs.append([x for feed in feeds for x in run(session, feed, str(before))])
+        del session
+    worst = np.inf
+    for a, b in zip(*outputs, strict=True):
+        if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size and np.isfinite(a).all():
+            noise = float(np.sum((a.astype(np.float64) - b) ** 2))
+            power = float(np.sum(a.astype(np.float64) ** 2))
+            if noise > 1e-12 * a.size:  # absolute: outputs near zero have no meaningful ratio
+                worst = min(worst, 10 * np.log10(max(power, 1e-300) / noise))
     return worst

@@ -54,6 +54,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == STATIC])
     graph.drop_unused(copy)
     rewrite.halves()
+    graph.let_go(model)
     passes.RemoveUnusedOpsetsPass()(copy)
     for domain in {n.domain for g in graph.graphs_of(copy) for n in g if n.domain}:
         copy.graph.opset_imports.setdefault(domain, 1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Union
 
 import numpy as np
 import onnxruntime as ort
@@ -15,8 +16,9 @@ from quant_core.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
-Model = str | Path | bytes
+Model = Union[str, Path, bytes, "ir.Model"]
 Optimize = bool | Literal["basic"]
 
 LEVELS = {
@@ -47,7 +49,7 @@ HINTS = (
 def open_session(
     model: Model, *, threads: int = 1, optimize: Optimize = True, outputs: Sequence[str] = ()
 ) -> ort.InferenceSession:
-    """A session on `threads` threads that sleep when idle, for a file or for the bytes of one.
+    """A session on `threads` threads that sleep when idle, for a file, the bytes of one, or a model.
 
     optimize  True: all that onnxruntime does by default; "basic": what stays portable; False: nothing
     outputs   names of inner tensors that become outputs too, after the model's own
@@ -82,12 +84,18 @@ def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelPro
     import onnx  # as slow as numpy and onnxruntime together, and only this function needs it
 
     with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
-        path = Path(folder) / "optimized.onnx"
-        options = _options(1, optimize)
-        options.optimized_model_filepath = str(path)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        _open(model, options)
-        return onnx.load(path)
+        return onnx.load(write_optimized(model, Path(folder), optimize=optimize))
+
+
+def write_optimized(model: Model, folder: Path, *, optimize: Optimize = True) -> Path:
+    """The same as a file in the folder, large tensors in another file beside it; none is held in memory."""
+    path = folder / "optimized.onnx"
+    options = _options(1, optimize)
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    options.add_session_config_entry("session.disable_prepacking", "1")  # copies for kernels that never run
+    _open(model, options)
+    return path
 
 
 def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
@@ -97,30 +105,46 @@ def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
     options.graph_optimization_level = LEVELS[optimize]
     # Idle threads that spin steal the cores of every other session in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimize:
+        options.add_session_config_entry("session.disable_prepacking", "1")  # copies of the weights
     return options
 
 
 def _open(model: Model, options: ort.SessionOptions, outputs: Sequence[str] = ()) -> ort.InferenceSession:
-    where = "model in memory" if isinstance(model, bytes) else str(model)
-    if not isinstance(model, bytes) and not Path(model).is_file():
+    where = str(model) if isinstance(model, (str, Path)) else "model in memory"
+    if isinstance(model, (str, Path)) and not Path(model).is_file():
         problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
         raise ModelError(problem, where, "Give the path of an .onnx file")
     try:
-        if outputs:
-            if not isinstance(model, bytes):
-                folder = str(Path(model).absolute().parent)
-                options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-                model = Path(model).read_bytes()
-            model += _exposing(outputs)
-        source = model if isinstance(model, bytes) else str(model)
-        # enable_fallback=0: a failure is an error, not a message on stdout and another try
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    except MemoryError:
+        with _source(model, in_memory=bool(outputs)) as (source, folder):
+            if folder is not None:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            if isinstance(source, bytes) and outputs:
+                source += _exposing(outputs)
+            # enable_fallback=0: a failure is an error, not a message on stdout and another try
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except (MemoryError, ModelError):
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
         told = _told(error)
         hint = next((hint for pattern, hint in HINTS if re.search(pattern, str(error))), "Does it load in onnxruntime?")
         raise ModelError(f"onnxruntime cannot load it: {told}", where, hint) from error
+
+
+@contextmanager
+def _source(model: Model, *, in_memory: bool) -> Iterator[tuple[str | bytes, Path | None]]:
+    """A path or a model in memory, and the folder of what is not in it."""
+    if isinstance(model, bytes):
+        yield model, None
+    elif not isinstance(model, (str, Path)):
+        from quant_core.graph import serialized  # imports onnx, see above
+
+        with tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as folder:
+            yield serialized(model, Path(folder))  # once loaded, files are mapped into memory, or read
+    elif in_memory:
+        yield Path(model).read_bytes(), Path(model).absolute().parent
+    else:
+        yield str(model), None
 
 
 def _exposing(outputs: Sequence[str]) -> bytes:
