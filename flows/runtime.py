@@ -43,6 +43,14 @@ WITH_EMBEDDED_SERVER = {
     "PREFECT_UI_ENABLED": "false",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }
+OUR_CLUSTER = {
+    # A worker that dies takes its stage with it: an ordinary exception at once, and our retries decide.
+    "distributed.scheduler.allowed-failures": 0,
+    # Idle workers look at themselves a hundred times a second, which a benchmark beside them would feel.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 START_UP_S = 180
 WORKER_BYTES = 400 << 20  # of a worker and its child with a small model
 KEPT_HISTORY_BYTES = 256 << 20
@@ -109,8 +117,7 @@ def local_cluster(workers: int, security: Any = None) -> LocalCluster:
     from distributed import LocalCluster
 
     _hide_main()
-    # A worker that dies takes its stage with it: an ordinary exception at once, and our retries decide.
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+    with dask.config.set(OUR_CLUSTER):
         return LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=workers,
             threads_per_worker=1,
