@@ -3,8 +3,10 @@
 Rounding a layer for the inputs that the float model gives it leaves the errors of the layers before it as they are.
 Here each layer sees both the float model's inputs X and those X' that the layers already rounded really leave it: what
 is then rounded is the W' for which W' X' comes nearest to W X, and the bias gives back the difference of the means.
+A few dozen samples say little of how a thousand inputs vary together: the less they agree, the less is made of it.
 
-Source: Li et al. 2025, GPTAQ (arXiv 2504.02692), whose asymmetric calibration this is, in closed form.
+Source: Li et al. 2025, GPTAQ (arXiv 2504.02692), whose asymmetric calibration this is, in closed form; Schaefer and
+Strimmer 2005, A Shrinkage Approach to Large-Scale Covariance Matrix Estimation.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from quant_core.targets import TARGETS
 from quant_core.weights import layout_of
 
 ROWS_PER_COLUMN, LEAST_ROWS = 12, 2048  # of both inputs, as they vary: fewer are fitted too closely
-RIDGE = 0.1  # of the mean diagonal, and more where rows are few: how strongly W' is held to W
+SPANS = 16  # of the rows, which are compared to see what is chance; each holds some samples
+RIDGE = 4.0  # of the mean diagonal times what is chance: how strongly W' is held to W
 HELD_BYTES = 768 << 20  # of tensors between layers, of all samples; above, every second sample is let go
 
 Arrays = dict[str, NDArray[Any]]
@@ -40,14 +43,18 @@ def follow(
 ) -> Statistics:
     """The statistics with an aim for each weight of the plan whose inputs can be taken as rows.
 
-    Both models run once, cut where a layer must be rounded before its output is known. Raises: ModelError if a part of
-    the model does not run by itself.
+    Depthwise weights in 8 bits are left as they are: they are all but exact, and each meets only a few inputs. Both
+    models run once, cut where a layer must be rounded before its output is known. Raises: ModelError if a part of the
+    model does not run by itself.
     """
     aims: dict[str, Aim] = {}
     stats = replace(stats, aims=aims)
     rounding, sites, planned = Rounding(plan.config, stats), sites_of(model, plan), {n.node: n for n in plan.nodes}
     walk = _Walk(model, feeds)
-    waiting = [n for n in model.graph if n.name in sites]
+    waiting = [
+        n for n in model.graph
+        if n.name in sites and not (is_depthwise(n) and planned[str(n.name)].storage == "int8")
+    ]  # fmt: skip
     while waiting:
         blocked = {n.name for n in waiting}
         ready = [n for n in waiting if not blocked & {a.name for a in walk.ahead({sites[str(n.name)].tensor})}]
@@ -105,9 +112,7 @@ class _Walk:
             for state in states:
                 for name in state.keys() - later:
                     del state[name]
-        while (
-            len(self.states[0]) > 1 and sum(x.nbytes for s in self.states for f in s for x in f.values()) > HELD_BYTES
-        ):
+        while len(self.states[0]) > 1 and self._held() > HELD_BYTES:
             for states in self.states:
                 del states[1::2]
 
@@ -166,22 +171,37 @@ def _reads(node: ir.Node) -> list[ir.Value]:
 
 
 def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Aim:
-    """W' = W + W (X X'^T - X' X'^T) (X' X'^T + ridge)^-1, each part of the columns by itself."""
+    """W' = W + W (X X'^T - X' X'^T) (X' X'^T + ridge)^-1, each part of the columns by itself; spoils the pair."""
     (exact, found), (groups, parts, k, _) = pair, site.shape
     n = exact.shape[2]
-    means = [x.mean(2, dtype=np.float64) for x in (exact, found)]
-    if site.centered:
-        exact, found = (x - m[:, :, None].astype(np.float32) for x, m in zip((exact, found), means, strict=True))
+    means = [x.mean(2) * np.float32(site.centered) for x in pair]
+    exact -= found
+    found -= means[1][:, :, None]
+    exact -= (means[0] - means[1])[:, :, None]  # in place, as both are as large as memory allows
     gram, drift = np.empty(site.shape), np.empty(site.shape)
     for g in np.ndindex(groups, parts):  # one by one: numpy hands only plain matrices to BLAS
         gram[g] = found[g].T @ found[g] / n
-        drift[g] = (exact[g] - found[g]).T @ found[g] / n
-    mean = np.einsum("gpkk->gp", gram) / k
-    ridge = RIDGE * mean * max(1.0, 4 * k / n)
+        drift[g] = exact[g].T @ found[g] / n
+    chance = _chance(found, gram)
+    ridge = RIDGE * chance * np.einsum("gpkk->gp", gram) / k
     damped = gram + np.where(ridge > 0, ridge, 1.0)[..., None, None] * np.eye(k)
     split = rows.astype(np.float64).reshape(groups, -1, parts, k).transpose(0, 2, 1, 3)
-    moved = split + split @ np.linalg.solve(damped, drift.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
-    means = [m * site.centered for m in means]
+    moved = split + np.linalg.solve(damped, (split @ drift).transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+    gram *= np.where(np.eye(k), 1.0, 1 - chance[..., None, None])
     outputs = np.einsum("gpok,gpk->go", split, means[0]).reshape(-1)
     target = moved.transpose(0, 2, 1, 3).reshape(rows.shape).astype(np.float32)
     return Aim(target, gram, outputs, means[1].reshape(groups, -1))
+
+
+def _chance(x: NDArray[np.float32], gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(G, P): variance of what lies beside the diagonal over its square, 0 if all spans of rows x agree, 1 at most."""
+    n, k = x.shape[2:]
+    spans = min(SPANS, n)
+    squares = np.zeros(gram.shape[:2])
+    for span in np.array_split(x, spans, axis=2):
+        turned = span.swapaxes(2, 3)
+        products = turned @ span if k < span.shape[2] else span @ turned  # both have the same sum of squares
+        squares += np.square(products).sum((2, 3)) - np.square(np.square(span).sum(2)).sum(2)
+    whole = np.square(n * gram).sum((2, 3)) - np.square(n * np.einsum("gpkk->gpk", gram)).sum(2)
+    share = np.divide(squares, whole, out=np.ones_like(whole), where=whole > 0)
+    return np.asarray(np.clip((spans * share - 1) / max(spans - 1, 1), 0.0, 1.0))

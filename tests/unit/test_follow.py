@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from quant_core.config import QuantConfig
-from quant_core.follow import follow
+from quant_core.follow import _chance, follow
 from quant_core.gram import grams, sites_of
 from quant_core.graph import normalize
 from quant_core.observe import Statistics, observe
@@ -75,3 +75,28 @@ def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
     np.testing.assert_allclose(first.rows, weight, atol=1e-6)
     assert np.abs(second.rows).max() > 0
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_what_few_rows_say_of_inputs_that_have_nothing_in_common_is_chance():
+    rng = np.random.default_rng(0)
+    apart, together = rng.standard_normal((2, 1, 1, 256, 32), dtype=np.float32)
+    together += 3 * together[..., :1]
+
+    chances = [float(_chance(x, x.swapaxes(2, 3) @ x.astype(float) / 256)[0, 0]) for x in (apart, together)]
+
+    assert chances[0] > 0.8
+    assert chances[1] < 0.1
+
+
+def test_depthwise_weights_in_8_bits_have_no_aim():
+    proto = sketch(
+        "(float[n,8,6,6] x) => (float[n,12,6,6] y) { d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, w) y = Conv(d, v) }",
+        {"w": np.ones((8, 1, 3, 3), np.float32), "v": np.ones((12, 8, 1, 1), np.float32)},
+    )
+    model = normalize(ir.from_proto(proto))
+    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
+    feeds = [random_feed(proto, seed, 4) for seed in range(4)]
+
+    aims = follow(model, plan, observe(proto.SerializeToString(), plan, feeds), feeds).aims
+
+    assert list(aims) == [model.graph[1].name]
