@@ -31,7 +31,8 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
 
     1. An opset below 13 is raised to 17 with ONNX's version converter.
     2. onnxruntime's BASIC optimizer folds constants and batch norms; its output stays portable ONNX.
-    3. Where the outputs on `samples` differ by more than rounding, the model stays unfolded (metadata says so).
+    3. A Pad before a Conv that it leaves alone stays one: merged, the Conv may be slower.
+    4. Where the outputs on `samples` differ by more than rounding, the model stays unfolded (metadata says so).
 
     Raises: ModelError if the file is not a model, is quantized already, or its opset cannot be raised.
     """
@@ -44,6 +45,7 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
     worst = _least_sqnr(path, folded, samples)
     passes.DeduplicateHashedInitializersPass()(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
+    _keep_pads(folded)
     folded.graph.opset_imports.setdefault("", graph.opset(raised))
     if worst < SAME_DB:
         kept = graph.normalize(raised)
@@ -103,6 +105,16 @@ def _optimized(model: Path | ir.Model) -> ir.Model:
     for tensor in graph.external_tensors(folded):
         tensor.meta["folder"] = folder
     return folded
+
+
+def _keep_pads(model: ir.Model) -> None:
+    """Rule 3: onnxruntime, which would merge them when it loads the model again, leaves a Conv with auto_pad alone."""
+    for node in (n for g in graph.graphs_of(model) for n in g if n.op_type == "Conv"):
+        before = graph.value(node.inputs[0]).producer()
+        zeros = not any(graph.attribute(node, "pads", ())) and graph.attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+        if before is not None and before.op_type == "Pad" and zeros:
+            node.attributes.pop("pads", None)
+            node.attributes["auto_pad"] = ir.AttrString("auto_pad", "VALID")
 
 
 class _Folder:

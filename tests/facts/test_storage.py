@@ -104,6 +104,15 @@ def test_so_does_one_in_blocks_of_4_bits(block):
     assert kernels(body, constants, "float[n,128] x", 21, borders=True) == ["MatMulNBits"]
 
 
+def test_a_pad_is_merged_into_a_conv_without_auto_pad_only():
+    """A float model whose pads are computed keeps its Pad; so must what is made of it, where they are constant."""
+    constants = weight_of((4, 4, 3, 3), 0) | {"w": np.ones((4, 4, 3, 3), np.float32), "p": np.array([0, 0, 1, 1] * 2)}
+    body = "a = Pad(x, p) y = Conv(a, w)"
+
+    assert "Pad" not in kernels(body, constants)
+    assert "Pad" in kernels(body.replace("Conv", 'Conv<auto_pad = "VALID">'), constants)
+
+
 def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
     """DequantizeLinear of the table would dequantize all of it at every run."""
     table = {"w": np.ones((50, 4), np.int8), "scale": np.ones((50, 1), np.float32)}

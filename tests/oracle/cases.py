@@ -101,6 +101,13 @@ def clip_and_constants_beside_activations():
 
 
 @case
+def a_pad_that_is_not_merged_into_its_conv():
+    text = f"({IMAGE}) => (float[n,6,8,8] y) {{ p = Pad(x, pads, , axes) a = Conv(p, u, b) y = Relu(a) }}"
+    sizes = {"pads": np.array([1, 1, 1, 1]), "axes": np.array([2, 3])}
+    return sketch(text, weights(u=(6, 4, 3, 3), b=(6,)) | sizes, opset=18)
+
+
+@case
 def max_pool_with_relu_and_with_indices():
     text = f"""({IMAGE}) => (float[n,8,4,4] y, int64[n,4,4,4] i) {{
         a = Conv<{SAME}>(x, u) m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(a) r = Relu(m)

@@ -128,6 +128,18 @@ def test_a_weight_only_model_runs_what_its_float_model_runs(case, bits):
     assert not {op for op, n in more.items() if n and op not in ("Cast", "Gather", "Mul")}
 
 
+def test_a_pad_that_onnxruntime_left_alone_is_left_alone_when_what_is_made_loads():
+    """Merged into the Conv it may be slower: computed pads, which become constants, would be merged."""
+    made = make(prepared("a_pad_that_is_not_merged_into_its_conv"), mode="weight_only").model
+    pad, conv = (next(n for n in made.graph.node if n.op_type == op) for op in ("Pad", "Conv"))
+    constant = numpy_helper.from_array(np.array([0, 0, 1, 1] * 2), "all_pads")
+    made.graph.initializer.append(constant)
+    pad.input[1:] = ["all_pads"]
+
+    assert {a.name: a.s for a in conv.attribute}["auto_pad"] == b"VALID"
+    assert "Pad" in [n.op_type for n in optimized_graph(made.SerializeToString()).graph.node]
+
+
 @pytest.mark.parametrize("case", ["residual", "attention", "gemm_with_transposed_weight", "transposed_convolution"])
 def test_stored_int4_weights_load_to_what_numpy_decodes(case):
     given = prepared(case)
