@@ -48,7 +48,7 @@ def follow(
     model does not run by itself.
     """
     aims: dict[str, Aim] = {}
-    stats = replace(stats, aims=aims)
+    stats = replace(stats, aims=aims, memo=dict(stats.memo))  # what it holds by now does not depend on aims
     rounding, sites, planned = Rounding(plan.config, stats), sites_of(model, plan), {n.node: n for n in plan.nodes}
     walk = _Walk(model, feeds)
     waiting = [
@@ -147,6 +147,9 @@ def _run(model: ir.Model, part: list[ir.Node], later: set[str], states: list[Arr
         inputs, outputs, nodes=part, initializers=constants, opset_imports=model.graph.opset_imports, name="part"
     )
     proto = ir.to_proto(ir.Model(view, ir_version=model.ir_version))  # type: ignore[arg-type]  # written as a graph is
+    for constant, tensor in zip(constants, proto.graph.initializer, strict=True):
+        if isinstance(constant.const_value, ir.ExternalTensor):  # read for this part alone
+            tensor.CopyFrom(ir.to_proto(ir.tensor(graph.array(constant), name=constant.name)))
     for value in proto.graph.input:
         value.type.tensor_type.Clear()  # the samples know, shapes included
         value.type.tensor_type.elem_type = int(ir.DataType.from_numpy(states[0][value.name].dtype))
