@@ -16,6 +16,7 @@ from quant_core import graph
 from quant_core.candidate import AS_FAST, Bench
 from quant_core.config import Contract, QuantConfig
 from quant_core.damage import damage
+from quant_core.equalize import equalized
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.fidelity import Fidelity, compare, judge, run_each
 from quant_core.follow import follow
@@ -26,6 +27,7 @@ from quant_core.observe import Statistics, observe
 from quant_core.plan import QuantPlan, make_plan
 from quant_core.prepare import prepare
 from quant_core.proof import saturating_nodes
+from quant_core.rewrite import apply_plan
 from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
 from quant_core.search import Found, search
@@ -40,6 +42,7 @@ Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
 GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
 DAMAGE_FEEDS = 8  # on which the cost of each node is measured
 PREPARE_SAMPLES = 2  # on which folding is checked
+HELD_OUT = 4  # one in so many samples judges what 4 bits make of the others, where nothing else is there to judge by
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,8 @@ def quantize_model(
     model = prepare(path, some(feeds))
     if plan is not None:
         _check_plan(model, plan, feeds)
+    if plan is not None and plan.equalized_db and feeds is not None:
+        model = equalized(model, feeds.spread(GRAM_FEEDS)) or model
     wide = plan or first_plan(model, config, measured=feeds is not None)
     stats = None
     if feeds is not None:
@@ -182,26 +187,50 @@ def finish(
     exact: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantResult:
-    """Search, write, tell: what is left of quantizing once ranges are measured. `exact`: the plan is not varied."""
-    if stats is not None and feeds is not None and plan.config.weight_method in ("auto", "gptq"):
+    """Search, write, tell: what is left of quantizing once ranges are measured. `exact`: the plan is not varied.
+
+    Weights in 4 bits are fitted to the samples so closely that these cannot judge them: without others, a contract is
+    judged by a part held out, and what is written is then fitted to all.
+    """
+    whole, ranges, apart = feeds, stats, _held_out(plan, contract, feeds, judged) if not exact else None
+    if apart is not None:
+        feeds, judged = apart
+    if stats is not None and feeds is not None:
         progress("measuring how inputs vary together")
-        stats = _moments(model, plan, stats, feeds.spread(GRAM_FEEDS))
+        stats = _moments(model, plan, stats, feeds)
     if contract is not None and judged is None:
         raise DataError("a contract needs samples to judge by", str(original), "Give evaluation or calibration data")
     float_size = model_info(original).size_bytes
     metric = contract.metric if contract is not None and ":" in contract.metric else None
     is_host = (plan.target == "arm64") == (host_target_name() == "arm64")
     bench = Bench(Path(original), judged, float_size, metric, is_host=is_host) if judged is not None else None
-    found = search(model, plan, stats, bench, contract, exact=exact, progress=progress)
+
+    def even() -> tuple[ir.Model, Statistics] | None:
+        if feeds is None or any(n.storage == "int4" for n in plan.nodes):
+            return None  # what 4 bits cost is not in the activations
+        progress("evening out channels")
+        evened = equalized(model, feeds.spread(GRAM_FEEDS))
+        if evened is None:
+            return None
+        return evened, _moments(evened, plan, observe(evened, plan, feeds), feeds)
+
+    def fit(plan: QuantPlan) -> Statistics | None:
+        return _moments(model, plan, ranges, feeds) if ranges is not None and feeds is not None else ranges
+
+    found = search(model, plan, stats, bench, contract, exact=exact, even=even, fit=fit, progress=progress)
     best, bench = found.best, None  # and its sessions go
-    costs = damage(model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
+    if apart is not None and ranges is not None and whole is not None:
+        progress("fitting all samples")
+        best = replace(best, model=apply_plan(found.model, best.plan, _moments(found.model, best.plan, ranges, whole)))
+    costs = damage(found.model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
     layers = layer_rows(best, costs)
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower()}
     best.model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
     size = write_model(best.model, output)
-    note = "; ".join(filter(None, [_note(found, feeds, judged), *_idle_globs(model, plan)]))
+    part = f"the contract was judged by {len(judged)} samples held out of calibration" if apart and judged else ""
+    note = "; ".join(filter(None, [_note(found, feeds, judged), part, *_idle_globs(model, plan)]))
     return QuantResult(str(output), size, float_size, best.plan.target, safe, found.verdict, found.reason, note,
                        best.plan, layers, found.trace)  # fmt: skip
 
@@ -286,6 +315,16 @@ def check_output(path: str | Path, output: str | Path) -> Path:
     return output
 
 
+def _held_out(
+    plan: QuantPlan, contract: Contract | None, feeds: Samples | None, judged: Samples | None
+) -> tuple[Samples, Samples] | None:
+    """(what is fitted, what judges) where the samples that 4 bits are fitted to would judge the contract."""
+    if contract is None or feeds is None or judged is None or len(feeds) < 2 * HELD_OUT:
+        return None
+    four = any(n.storage == "int4" for n in plan.nodes) and plan.config.weight_method in ("auto", "gptq")
+    return feeds.apart(HELD_OUT) if four and judged.feeds_as(feeds) else None
+
+
 def _note(found: Found, feeds: Samples | None, judged: Samples | None) -> str:
     notes = [found.best.fidelity.note] if found.best.fidelity is not None else []
     if found.verdict != "none" and feeds is not None and judged is not None and judged.feeds_as(feeds):
@@ -335,6 +374,9 @@ def some(feeds: Samples | None) -> Any:
 
 def _moments(model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Samples) -> Statistics:
     """The statistics with what rounding must know of each weight's inputs."""
+    if plan.config.weight_method not in ("auto", "gptq"):
+        return stats
+    feeds = feeds.spread(GRAM_FEEDS)
     if any(n.storage == "int4" for n in plan.nodes):
         try:
             return follow(model, plan, stats, feeds)

@@ -202,13 +202,13 @@ def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
     diagonal = np.arange(damped.shape[1])
     damped[:, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
     try:
-        upper = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+        upper: NDArray[Any] = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
         return _factor(gram, 10 * times)
     return _inverse(upper).astype(np.float32).reshape(gram.shape)
 
 
-def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inverse(upper: NDArray[Any]) -> NDArray[Any]:
     """Of upper triangular matrices (G, k, k), by halves."""
     k = upper.shape[1]
     if k <= STRIPE:

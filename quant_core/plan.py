@@ -20,7 +20,7 @@ from quant_core.outliers import Easing
 from quant_core.rules import CAPS, RULES, Rule, channel_axis, why_not_integer
 from quant_core.targets import Target, find_target
 
-FLOAT, STATIC, DYNAMIC = "float", "static", "dynamic"
+FLOAT, STATIC, DYNAMIC, BLOCKS = "float", "static", "dynamic", "blocks"
 BETWEEN = "runs on 8-bit data between static neighbours"
 INT4_COLUMNS = 32  # with fewer, multipliers and scales eat what 4 bits save, and the error is largest (depthwise)
 INT8_SHARE = 1 / 64  # of all weights: the smallest layers save next to nothing in 4 bits, and the first are among them
@@ -31,7 +31,8 @@ STORED_BITS = {32: "float32", 16: HALF, 8: "int8", 4: "int4"}
 class NodePlan:
     """What becomes of one node.
 
-    compute  float, static (int8, ranges from calibration) or dynamic (int8, ranges at run time)
+    compute  float, static (int8, ranges from calibration), dynamic (int8, ranges at run time) or blocks (int4 weights
+             by int8, ranges of blocks at run time: best where the input has one row)
     storage  float32, float16, int8 or int4, of its weights; empty where it has none
     reason   why it does not compute in integers, or what it was fused into
     """
@@ -59,6 +60,8 @@ class QuantPlan:
     eased        input of dynamic nodes whose outliers are kept from spoiling the rest -> how (outliers.py)
     means        input of a node with a weight -> the axis of its channels, whose means correct what rounding shifts
     constants    other constants -> float16, or why they stay float32; empty unless float_storage is float16
+    equalized_db by how much evening out the channels between Convs (equalize.py) brought outputs nearer to float's, 0
+                 where it was not done
     """
 
     config: QuantConfig
@@ -68,6 +71,7 @@ class QuantPlan:
     means: Mapping[str, int]
     eased: Mapping[str, Easing] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
+    equalized_db: float = 0.0
 
     def of(self, node: str) -> NodePlan | None:
         """The plan of that node, None where nothing happens to it."""
@@ -81,9 +85,8 @@ class QuantPlan:
             "eased": {t: asdict(e) for t, e in self.eased.items()},
             "constants": self.constants,
         }
-        return {"config": self.config.to_dict(), "target": self.target, "nodes": nodes} | {
-            key: dict(value) for key, value in tensors.items()
-        }
+        own = {"config": self.config.to_dict(), "target": self.target, "equalized_db": self.equalized_db}
+        return own | {"nodes": nodes} | {key: dict(value) for key, value in tensors.items()}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
@@ -98,7 +101,7 @@ class QuantPlan:
             target = find_target(values["target"]).name
             eased = {t: Easing(**known_keys(Easing, e)) for t, e in values["eased"].items()}
             tensors = dict(values["activations"]), dict(values["means"]), eased, dict(values["constants"])
-            return cls(config, target, nodes, *tensors)
+            return cls(config, target, nodes, *tensors, float(values["equalized_db"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"not a plan: {error}", hint="Write one with --dry-run --format json") from error
 
@@ -135,7 +138,8 @@ def make_plan(
     if not weighted:
         raise ModelError("nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
                          hint="A float16 model must be converted to float32 first")  # fmt: skip
-    weighted |= {n.node: replace(n, storage="int8", reason="; ".join(filter(None, (n.reason, "int8: few weights"))))
+    weighted |= {n.node: replace(n, storage="int8", compute=DYNAMIC if n.compute == BLOCKS else n.compute,
+                                 reason="; ".join(filter(None, (n.reason, "int8: few weights"))))
                  for n in _few(weighted.values(), config)}  # fmt: skip
     static = _static_nodes(nodes, {name for name, n in weighted.items() if n.compute == STATIC}, config, wanted)
     plans = [
@@ -220,6 +224,8 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits")))
     if bits == 4 and (node.op_type == "Gather" or (node.op_type == "LSTM" and choice == DYNAMIC)):
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes")))
+    if choice == BLOCKS and (bits != 4 or _columns(node, weights[0]) % config.block_size):
+        choice = DYNAMIC
     return replace(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
 
 
@@ -269,6 +275,7 @@ def _choose_compute(node: ir.Node, rule: Rule, target: Target, mode: str, wanted
     if not obstacle:
         can |= {STATIC} if rule.kind == "anchor" else set()
         can |= {DYNAMIC} if rule.dynamic else set()
+        can |= {BLOCKS} if rule.dynamic and node.op_type != "LSTM" and target.is_onnxruntime else set()
     if wanted in can:
         return wanted, "" if wanted != FLOAT else "computes in float: found better"
     if mode == "weight_only":

@@ -21,6 +21,8 @@ from quant_core.targets import TARGETS
 
 MAX_EVALUATIONS = 40
 POLISH_GROUPS, POLISH_FEEDS = 12, 16
+EXACT_DB = 50.0  # outputs this close to float's need no other channels
+EVEN_GAIN_DB = 0.5  # less is luck
 RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
 LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
 GOOD_ENOUGH = 0.2  # doublings of net worth at which last resorts, worth about 0, need not be tried
@@ -28,9 +30,10 @@ GOOD_ENOUGH = 0.2  # doublings of net worth at which last resorts, worth about 0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best candidate, whether it keeps the contract, and all that was tried."""
+    """The best candidate, the float model it was made of, whether it keeps the contract, and all that was tried."""
 
     best: Candidate
+    model: ir.Model
     verdict: str  # met, not_met, none
     reason: str
     trace: list[dict[str, Any]]
@@ -44,6 +47,8 @@ def search(
     contract: Contract | None = None,
     *,
     exact: bool = False,
+    even: Callable[[], tuple[ir.Model, Statistics] | None] = lambda: None,
+    fit: Callable[[QuantPlan], Statistics | None] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """The best model that can be made of a prepared one.
@@ -54,16 +59,23 @@ def search(
        float, most harmful first, half as many or twice as many at a time, until it holds or MAX_EVALUATIONS are spent;
        the best file found is returned all the same, with verdict `not_met`.
 
+    `even` gives the same model with channels evened out (equalize.py) and its statistics; it is asked where static
+    outputs are not exact, and what it gives is used from there on if it brings them nearer to float's.
+    `fit` gives the statistics anew for a plan with other bits, where rounding a weight depends on those before it.
     Without a bench (no samples), or if the plan is to be done exactly, nothing is measured and the plan is applied.
     """
     trace: list[dict[str, Any]] = []
     if exact or bench is None:
         best = build(model, plan, stats, "the plan")
         if bench is None or contract is None:
-            return Found(best, "none", "no contract", trace)
+            return Found(best, model, "none", "no contract", trace)
         best = bench.judge(best)
-        return Found(best, *_verdict(best, contract, bench), [best.trace()])
+        return Found(best, model, *_verdict(best, contract, bench), [best.trace()])
     candidates: list[Candidate] = []
+    even_db = 0.0
+
+    def found(best: Candidate, verdict: str = "none", reason: str = "no contract") -> Found:
+        return Found(replace(best, plan=replace(best.plan, equalized_db=even_db)), model, verdict, reason, trace)
 
     def eased() -> Mapping[str, Easing]:
         dynamic = [
@@ -87,21 +99,27 @@ def search(
             trace.append({"candidate": name, "error": str(error)})
         else:
             trace.append(candidates[-1].trace())
+        if name == STATIC and candidates and candidates[-1].sqnr_db < EXACT_DB and (evened := even()):
+            candidate = build(evened[0], variant, evened[1], "static, channels evened out")
+            candidate = replace(bench.judge(candidate, timed=False), speedup=candidates[-1].speedup)
+            trace.append(candidate.trace())
+            if (gained := candidate.sqnr_db - candidates[-1].sqnr_db) > EVEN_GAIN_DB:
+                candidates[-1], (model, stats), even_db = candidate, evened, gained
     if not candidates:
         raise refused
     best = max(candidates, key=lambda c: c.worth)
     if contract is None and best.sqnr_db < FAITHFUL_DB:
         best = _polish(model, best, stats, bench, trace, progress)
     if contract is None:
-        return Found(best, "none", "no contract", trace)
+        return found(best)
     if keeping := _keeping(candidates, contract, bench):
         best = max(keeping, key=lambda c: c.worth)
     elif right := _keeping(candidates, replace(contract, min_speedup=None, max_size_ratio=None), bench):
         # only size or speed are missed, which restoring makes worse
         best = min(right, key=lambda c: c.size_bytes) if contract.max_size_ratio else max(right, key=lambda c: c.worth)
     else:
-        best = _restore(model, best, stats, bench, contract, trace, progress)
-    return Found(best, *_verdict(best, contract, bench), trace)
+        best = _restore(model, best, stats, fit, bench, contract, trace, progress)
+    return found(best, *_verdict(best, contract, bench))
 
 
 def variants(
@@ -178,15 +196,27 @@ def _floated(model: ir.Model, start: Candidate, stats: Statistics | None, nodes:
 
 
 def _restore(
-    model: ir.Model, start: Candidate, stats: Statistics | None, bench: Bench, contract: Contract,
-    trace: list[dict[str, Any]], progress: Callable[[str], None],
+    model: ir.Model, start: Candidate, stats: Statistics | None, fit: Callable[[QuantPlan], Statistics | None] | None,
+    bench: Bench, contract: Contract, trace: list[dict[str, Any]], progress: Callable[[str], None],
 ) -> Candidate:  # fmt: skip
     """The candidate that keeps the contract with the fewest nodes restored, else the best one found.
 
     1. What is stored in 4 bits goes to 8 first; only where all of it is not enough do nodes return to float.
     2. Nodes in groups: how much less noise has the whole model with this group alone restored?
     3. The groups that help most per weight are restored first: 1, 2, 4, ... until the contract holds, then bisection.
+       What stays in 4 bits is rounded anew each time: it made up for errors that are gone.
+    4. While there are 4 bits to give, the contract must hold with a standard error to spare: which of some near-equal
+       plans agrees most often with float on these very samples is luck.
     """
+
+    def raised(base: Candidate, nodes: list[str], bits: int, known: Statistics | None) -> Candidate:
+        plan = restored(model, base.plan, nodes, bits)
+        name = f"{base.name}, {len(nodes)} nodes in {bits} bits"
+        return build(model, plan, anew(plan) if known is None else known, name)
+
+    def anew(plan: QuantPlan) -> Statistics | None:
+        return fit(plan) if fit is not None and stats is not None and stats.aims else stats
+
     tried = [start]
     for bits, storage in ((8, ("int4",)), (16, ("int4", "int8"))):
         nodes = [n.node for n in tried[-1].plan.nodes if n.weights and n.storage in storage]
@@ -194,11 +224,12 @@ def _restore(
             continue
         groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), MAX_EVALUATIONS // 4))]
         base, gain = tried[-1], []
+        known = stats if base is start else anew(base.plan)
         for i, group in enumerate(groups):
             progress(f"what restoring {group[0]} gains")
-            raised = bench.judge(_raised(model, base, stats, group, bits), timed=False)
+            better = bench.judge(raised(base, group, bits, known), timed=False)
             elements = sum(n.elements for n in base.plan.nodes if n.node in group)
-            gain.append((-(base.noise - raised.noise) / elements, -_value(raised, contract), i))
+            gain.append((-(base.noise - better.noise) / elements, -_value(better, contract), i))
         order = [groups[i] for *_, i in sorted(gain)]
         low, high, step = 0, None, 1
         for _ in range(MAX_EVALUATIONS // 4):
@@ -207,21 +238,20 @@ def _restore(
             count = min(low + step, len(order)) if high is None else (low + high) // 2
             harmful = [n for group in order[:count] for n in group]
             progress(f"{len(harmful)} of {len(nodes)} nodes in {bits} bits")
-            tried.append(bench.judge(_raised(model, base, stats, harmful, bits)))
+            tried.append(bench.judge(raised(base, harmful, bits, None)))
             trace.append(tried[-1].trace())
-            if _verdict(tried[-1], contract, bench)[0] == "met":
+            if _keeping(tried[-1:], contract, bench, spare=bits == 8):
                 high = count
             else:
                 low, step = count, 2 * step
-        if high is not None:
+        if high is not None or _keeping(tried, contract, bench):
             break
-    keeping = _keeping(tried, contract, bench)
-    return min(keeping, key=lambda c: c.size_bytes) if keeping else max(tried, key=lambda c: _value(c, contract))
-
-
-def _raised(model: ir.Model, base: Candidate, stats: Statistics | None, nodes: list[str], bits: int) -> Candidate:
-    plan = restored(model, base.plan, nodes, bits)
-    return build(model, plan, stats, f"{base.name}, {len(nodes)} nodes in {bits} bits")
+    sure = _keeping(tried, contract, bench, spare=True)
+    return (
+        min(sure, key=lambda c: c.size_bytes)
+        if sure
+        else max(_keeping(tried, contract, bench) or tried, key=lambda c: _value(c, contract))
+    )
 
 
 def _value(candidate: Candidate, contract: Contract) -> float:
@@ -233,9 +263,23 @@ def _value(candidate: Candidate, contract: Contract) -> float:
         return candidate.sqnr_db
 
 
-def _keeping(candidates: Iterable[Candidate], contract: Contract, bench: Bench) -> list[Candidate]:
-    """Those that keep the contract."""
-    return [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
+def _keeping(
+    candidates: Iterable[Candidate], contract: Contract, bench: Bench, *, spare: bool = False
+) -> list[Candidate]:
+    """Those that keep the contract, `spare`: with a standard error of what is counted to spare."""
+    return [c for c in candidates if _verdict(c, _tighter(contract, c) if spare else contract, bench)[0] == "met"]
+
+
+def _tighter(contract: Contract, candidate: Candidate) -> Contract:
+    """The contract with a standard error to spare, where it looks at decisions."""
+    fidelity = candidate.fidelity
+    if contract.metric not in ("top1", "agreement") or fidelity is None or fidelity.agreement is None:
+        return contract
+    error = float(np.sqrt((1 - fidelity.agreement) / fidelity.samples))  # of the share of those that differ from float
+    drop, least = contract.max_drop, contract.min
+    return replace(
+        contract, max_drop=None if drop is None else drop - error, min=None if least is None else least + error
+    )
 
 
 def _verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:

@@ -1,0 +1,102 @@
+"""Channels between Convs become more alike, the model computes what it did, and the integers come nearer to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from quant_core.api import quantize_model, validate_model
+from quant_core.config import QuantConfig
+from quant_core.equalize import bonds, channel_maxima, equalized
+from quant_core.graph import normalize
+from quant_core.plan import QuantPlan
+from quant_core.session import open_session
+from tests.models import sketch
+from tests.oracle.cases import weights
+
+X = np.random.default_rng(0).standard_normal((32, 3, 12, 12), dtype=np.float32)
+INPUT, IMAGE, VECTOR = "(float[n,3,12,12] x)", "(float[n,c,h,w] y)", "(float[n,c] y)"
+ARRAYS = weights(
+    u=(16, 3, 3, 3), b=(16,), d=(16, 1, 3, 3), v=(16, 16, 1, 1), w=(16, 5), k=(16, 4, 1, 1), s=(16, 3, 1, 1)
+)
+FREE = {
+    "a Relu between": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u, b) r = Relu(a) y = Conv(r, v) }}", 1),
+    "depthwise": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) e = Conv<group = 16>(r, d) y = Conv(e, v) }}", 2),
+    "groups": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) y = Conv<group = 4>(r, k) }}", 1),
+    "a shortcut": (
+        f"{INPUT} => {VECTOR} {{ a = Conv(x, u, b) r = Relu(a) e = Conv(r, v) f = Add(e, r) g = Relu(f) "
+        "p = GlobalAveragePool(g) q = Flatten(p) y = Gemm(q, w) }",
+        1,
+    ),
+    "a pool": (
+        f"{INPUT} => {IMAGE} {{ a = Conv(x, u) p = MaxPool<kernel_shape = [2, 2]>(a) "
+        "r = LeakyRelu(p) y = Conv(r, v) }",
+        1,
+    ),
+}
+BOUND = {
+    "a Clip": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Clip(a, zero, six) y = Conv(r, v) }}",
+    "a Sigmoid": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Sigmoid(a) y = Conv(r, v) }}",
+    "an output": f"{INPUT} => (float[n,c,h,w] y, float[n,c,h,w] r) {{ a = Conv(x, u) r = Relu(a) y = Conv(r, v) }}",
+    "an input": f"{INPUT} => {IMAGE} {{ a = Conv(x, t) r = Relu(a) f = Add(r, x) y = Conv(f, s) }}",
+    "a constant": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Add(a, one) y = Conv(r, v) }}",
+    "a weight that two share": f"{INPUT} => {IMAGE} {{ a = Conv(x, s) r = Relu(a) e = Conv(r, v) y = Conv(e, v) }}",
+    "a flattened image": f"{INPUT} => {VECTOR} {{ a = Conv(x, u) r = Relu(a) q = Flatten(r) y = MatMul(q, big) }}",
+}
+
+
+def model_of(text: str) -> ir.Model:
+    arrays = {**ARRAYS, **weights(t=(3, 3, 1, 1), big=(1600, 4))}
+    numbers = {"zero": np.float32(0), "six": np.float32(6), "one": np.ones((16, 1, 1), np.float32)}
+    named = {n: a for n, a in {**arrays, **numbers}.items() if any(f" {n}{end}" in text for end in ",)")}
+    loud = np.where(np.arange(16) < 8, 100, 1).astype(np.float32).reshape(-1, 1, 1)
+    if "u" in named:
+        named["u"] = named["u"] * loud[..., None]
+    if "v" in named:  # what reads them makes up for it
+        named["v"] = named["v"] / loud
+    return normalize(ir.from_proto(sketch(text, named)))
+
+
+def run(model: ir.Model) -> np.ndarray:
+    return open_session(ir.to_proto(model).SerializeToString()).run(None, {"x": X})[0]
+
+
+@pytest.mark.parametrize("case", FREE)
+def test_an_equalized_model_computes_the_same_from_channels_more_alike(case: str) -> None:
+    text, count = FREE[case]
+    model = model_of(text)
+    before = run(model)
+
+    made = equalized(model, [{"x": X}])
+
+    assert made is not None
+    assert len(bonds(model)) == count
+    np.testing.assert_allclose(run(made), before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+    np.testing.assert_array_equal(run(model), before)
+    quiet, even = (channel_maxima(m, {"r"}, [{"x": X}])["r"] for m in (model, made))
+    assert even.max() / even.min() < 0.5 * quiet.max() / quiet.min()
+
+
+@pytest.mark.parametrize("case", BOUND)
+def test_channels_that_something_else_reads_stay_as_they_are(case: str) -> None:
+    assert equalized(model_of(BOUND[case]), [{"x": X}]) is None
+
+
+def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_bytes(tmp_path: Path) -> None:
+    proto = ir.to_proto(model_of(FREE["a Relu between"][0]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    config = QuantConfig.from_dict({"mode": "static", "target": "x86-vnni"})
+
+    found = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", config, calibration=X)
+
+    assert found.plan.equalized_db > 3
+    plan = QuantPlan.from_json(found.plan.to_json())
+    assert plan == found.plan
+    again = quantize_model(tmp_path / "m.onnx", tmp_path / "again.onnx", plan=plan, calibration=X)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
+    assert again.plan.equalized_db == found.plan.equalized_db
+    assert validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", X).fidelity.per_output[0].sqnr_db > 25
