@@ -40,6 +40,7 @@ STAGE_MODULE = "quant_core.stage"
 TIMEOUT_S = 3600.0
 MEMORY_SHARE = 0.9  # of this host: what a stage may hold that no other limit is set for
 POLL_S = 0.05
+STRIKES = 3  # deaths of its worker in the midst of a stage, after which the stage is set aside
 BUSY_CORES = 0.25  # of others beside a benchmark: batch and system take a twentieth
 STAGES_PER_CHILD = 500  # then a fresh one: small leaks of native code never add up
 IDLE_BYTES = 1 << 30  # a child that holds more than this between stages is replaced
@@ -86,7 +87,7 @@ def run_stage(
             stack.enter_context(_host_to_itself())
         child = _warm_child(module)
         stack.enter_context(room.promised(need_bytes, child.process.pid))
-        stack.enter_context(_marked(mark))
+        stack.enter_context(_marked(mark, name))
         started, busy, own = time.perf_counter(), _busy_seconds(), child.cpu_seconds()
         try:
             answer = child.ask(message, timeout_s, memory_bytes, need_bytes)
@@ -102,6 +103,14 @@ def run_stage(
             run["host_load"] = max(0.0, others) / (seconds * (os.cpu_count() or 1))
             run["busy"] = others / seconds > BUSY_CORES
         return run
+
+
+def lost_worker(strikes: int, name: str) -> StageError:
+    """What to say of a stage in whose midst so many workers have died."""
+    kind = InterruptedStage if strikes < STRIKES else StageError
+    return kind(
+        "its Dask worker died", f"stage {name}", "The model may be what kills it: try it alone, with more memory"
+    )
 
 
 def warm_up(module: str = STAGE_MODULE) -> None:
@@ -256,18 +265,23 @@ def _as_exception(error: Mapping[str, str], name: str, child: Child) -> QuantErr
 
 
 @contextlib.contextmanager
-def _marked(mark: str | None) -> Iterator[None]:
-    """The file has one byte more for as long as this lasts, and for ever if this process dies meanwhile."""
+def _marked(mark: str | None, name: str) -> Iterator[None]:
+    """The file has one byte more for as long as this lasts, and for ever if this process dies meanwhile.
+
+    Raises: StageError if that has happened too often.
+    """
     if mark is None:
         yield
         return
-    with contextlib.suppress(OSError), open(mark, "ab") as file:  # noqa: PTH123
+    with contextlib.suppress(OSError), Path(mark).open("ab") as file:
+        if file.tell() >= STRIKES:  # a scheduler that tries again by itself does not ask for a reason
+            raise lost_worker(file.tell(), name)
         file.write(b"x")
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.truncate(mark, os.stat(mark).st_size - 1)  # noqa: PTH116
+            os.truncate(mark, Path(mark).stat().st_size - 1)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant_core.child import STAGE_MODULE, InterruptedStage, NoRoom, run_stage
+from quant_core.child import STAGE_MODULE, InterruptedStage, NoRoom, lost_worker, run_stage
 from quant_core.errors import QuantError, StageError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-STRIKES = 3  # deaths of a worker in the midst of a stage, after which the model is set aside
 NEIGHBOURS = 30  # deaths of a worker on which the stage had not begun: they are no fault of it, but not borne for ever
 STAGES = ("", "prepare", "calibrate", "quantize", "validate", "benchmark")
 BARE_BYTES = 150_000_000  # what a stage needs without a model
@@ -101,9 +100,7 @@ class _Call:
                 raise
             except KilledWorker as problem:
                 if strikes := self._strikes():
-                    kind = InterruptedStage if strikes < STRIKES else StageError
-                    hint = "The model may be what kills it: try it alone, with more memory"
-                    raise kind("its Dask worker died", f"stage {self.stage}", hint) from problem
+                    raise lost_worker(strikes, self.stage) from problem
                 time.sleep(min(5.0, 0.05 * 2**death) * random.random())
                 self.future = self._submit()
             except (Exception, asyncio.CancelledError) as problem:

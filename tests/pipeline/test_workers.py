@@ -11,9 +11,9 @@ from distributed import Client
 from distributed.scheduler import KilledWorker
 
 from flows.runtime import local_cluster
-from quant_core.child import InterruptedStage, NoRoom
+from quant_core.child import STRIKES, InterruptedStage, NoRoom, run_stage, shut_down
 from quant_core.errors import StageError
-from tasks.workers import BARE_BYTES, NEIGHBOURS, STRIKES, Workers
+from tasks.workers import BARE_BYTES, NEIGHBOURS, Workers
 from tests.pipeline.test_child import wait_until
 
 STAGES = "tests.pipeline.odd_stages"
@@ -74,6 +74,19 @@ def test_a_scheduler_that_tries_again_by_itself_has_used_up_the_tries(tmp_path):
         Workers(Deadly(begun=STRIKES), 60.0, None, tmp_path).run("prepare", "m", {})
 
     assert type(error.value) is StageError
+
+
+def test_a_stage_in_whose_midst_workers_died_too_often_is_not_begun_again(tmp_path):
+    mark = tmp_path / "mark"
+    mark.write_bytes(b"x" * (STRIKES - 1))
+    assert run_stage("echo", {"text": ""}, mark=str(mark), module=STAGES)["result"]
+    assert mark.stat().st_size == STRIKES - 1
+
+    mark.write_bytes(b"x" * STRIKES)
+    with pytest.raises(StageError, match="Dask worker died"):
+        run_stage("echo", {"text": ""}, mark=str(mark), module=STAGES)
+
+    shut_down()
 
 
 def test_what_a_stage_will_need_is_what_it_held_or_what_is_known_of_its_model(tmp_path):
