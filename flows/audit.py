@@ -30,10 +30,10 @@ def run_audit(
     module: str = STAGE_MODULE,
 ) -> AuditResult:
     """Audit what a batch has made in that folder. Raises: QuantError if there is nothing to audit."""
-    from flows.runtime import api_and_dask, fitting_workers
+    from flows.runtime import api_and_dask, how_many_workers
 
     on_progress({"event": "starting"})
-    with api_and_dask(jobs or fitting_workers(1), scheduler) as client:
+    with api_and_dask(how_many_workers(1, jobs), scheduler) as client:
         from prefect import tags
 
         from flows import auditing, pipeline

@@ -15,7 +15,7 @@ from threading import Semaphore
 from typing import Annotated, Any
 from uuid import uuid4
 
-from flows.runtime import dask_client, fitting_workers, quiet_environment
+from flows.runtime import dask_client, how_many_workers, quiet_environment
 
 quiet_environment()
 
@@ -223,7 +223,7 @@ def _here(
         yield here, standing
         return
     manifest = Manifest(tuple(s.job for s in standing), folder)
-    with dask_client(jobs or fitting_workers(len(standing)), scheduler) as client:
+    with dask_client(how_many_workers(len(standing), jobs), scheduler) as client:
         yield Attached(manifest, client, lambda event: None), standing
 
 

@@ -37,12 +37,12 @@ def run_batch(
 
     A model that fails is a row of the result. Raises: QuantError if the batch as a whole cannot be worked on.
     """
-    from flows.runtime import api_and_dask, fitting_workers
+    from flows.runtime import api_and_dask, how_many_workers
     from flows.selection import select
 
     models = len(select(manifest, only))
     on_progress({"event": "starting"})
-    with api_and_dask(jobs or manifest.workers or fitting_workers(models), scheduler) as client:
+    with api_and_dask(how_many_workers(models, jobs, manifest.workers), scheduler) as client:
         from prefect import tags
 
         from flows import pipeline

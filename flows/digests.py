@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -20,6 +21,7 @@ from quant_core.targets import find_target
 
 PACKAGES = ("quantmill", "onnx", "onnxruntime")
 SETTLED_S = 1.0
+PATIENCE_S = 60.0  # for a file that is being copied; then its model has to wait for the next run
 
 # StringStringEntryProto("location", ...) of TensorProto.external_data, as every protobuf library writes it
 LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
@@ -106,8 +108,11 @@ def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
 
 
 def _settled_digest(path: Path) -> str:
-    """As `file_digest`, once nobody has written to a file that is only just there."""
+    """As `file_digest`, once nobody has written to a file that is only just there. Raises: OSError if that goes on."""
+    deadline = time.monotonic() + PATIENCE_S
     while 0 <= time.time() - path.stat().st_mtime < SETTLED_S:
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, "still being written", str(path))
         time.sleep(0.1)
     return file_digest(path)
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from flows.runtime import dask_client, fitting_workers, quiet_environment
+from flows.runtime import dask_client, how_many_workers, quiet_environment
 
 quiet_environment()
 
@@ -25,6 +25,7 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.context import TagsContext  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
+from pydantic import Field  # noqa: E402
 
 from flows.digests import forget_files, job_digest, model_files, versions  # noqa: E402
 from flows.journal import FOLDER, Journal, open_journal  # noqa: E402
@@ -100,7 +101,7 @@ def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any
 def batch(
     manifest: str,
     scheduler: str | None = None,
-    jobs: int | None = None,
+    jobs: Annotated[int, Field(ge=1)] | None = None,
     force: bool = False,
     only: list[str] | None = None,
 ) -> State[Any]:
@@ -309,7 +310,7 @@ def _here(manifest: str, scheduler: str | None, jobs: int | None) -> Iterator[At
         yield here
         return
     asked = read_manifest(manifest)
-    with dask_client(jobs or asked.workers or fitting_workers(len(asked.jobs)), scheduler) as client:
+    with dask_client(how_many_workers(len(asked.jobs), jobs, asked.workers), scheduler) as client:
         yield Attached(asked, client, lambda event: None)
 
 

@@ -56,8 +56,15 @@ WORKER_BYTES = 400 << 20  # of a worker and its child with a small model
 KEPT_HISTORY_BYTES = 256 << 20
 
 
-def fitting_workers(models: int) -> int:
-    """As many as there are cores, and no more than the models can use. What fits at once is decided by room.py."""
+def how_many_workers(models: int, *asked: int | None) -> int:
+    """The first that is asked for; else as many as there are cores, and no more than the models can use.
+
+    How many of them work at once is decided by memory (quant_core/room.py). Raises: RequestError for none.
+    """
+    if said := [workers for workers in asked if workers is not None]:
+        if said[0] < 1:
+            raise RequestError(f"is {said[0]}", "jobs", "At least 1")
+        return said[0]
     idle = max(1, total_bytes() // WORKER_BYTES)
     return max(1, min(usable_cores(), idle, 4 * models))
 

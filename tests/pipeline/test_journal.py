@@ -9,7 +9,7 @@ import pytest
 
 from flows.digests import files_digest, job_digest, model_files
 from flows.journal import open_journal, publish
-from quant_core.errors import RequestError
+from quant_core.errors import ModelError, RequestError
 
 
 def model_entry(run_id, output, files, digest="d1", outcome="done"):
@@ -129,6 +129,27 @@ def test_a_stage_s_answer_is_there_as_a_whole_or_not_at_all(tmp_path):
         assert stages.answer("prepare") == {"result": 1}
         assert stages.answer("quantize") is None
         assert stages.answer("validate") is None
+
+
+def test_a_file_that_is_still_being_written_is_waited_for_but_not_for_ever(mill, monkeypatch):
+    job = mill("a").jobs[0]
+    settled = job_digest(job)
+    now = 0.0
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("flows.digests.time.monotonic", lambda: now)
+    monkeypatch.setattr("flows.digests.time.sleep", sleep)
+    clock = job.input.stat().st_mtime
+    monkeypatch.setattr("flows.digests.time.time", lambda: clock + min(now, 1.0))
+    assert job_digest(job) == settled
+
+    monkeypatch.setattr("flows.digests.time.time", lambda: clock + 0.5)  # as new as ever
+    with pytest.raises(ModelError, match="still being written"):
+        job_digest(job)
+    assert now > 60
 
 
 def test_a_model_s_digest_covers_its_external_data_and_its_samples(mill, tmp_path):
