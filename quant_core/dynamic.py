@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quant_core import graph, store
 from quant_core.outliers import inverse
-from quant_core.rounding import Rounding
+from quant_core.rounding import Rounded, Rounding
 from quant_core.store import Writer
 from quant_core.weights import Layout, layout_of
 
@@ -70,6 +70,38 @@ def _split_product(
     picked = write.node("Gather", [x, write.constant(f"{node.name}_split", channels)], f"{node.name}_outliers", axis=-1)
     few = write.constant(f"{weight.name}_split", np.ascontiguousarray(rows[:, channels].T))
     return write.node("MatMul", [picked, few], f"{node.name}_split_product")
+
+
+def takes_blocks(rounded: Rounded) -> bool:
+    """Whether MatMulNBits can compute with these blocks: a weight that is rounded in parts may have odd ones."""
+    multipliers = rounded.integers.multipliers
+    return multipliers is not None and rounded.integers.q.shape[1] // multipliers.shape[1] in (16, 32, 64, 128, 256)
+
+
+def write_blocks(
+    model: ir.Model, node: ir.Node, rounded: Rounded, bias: NDArray[Any] | None, weights: dict[tuple[Any, ...], Any]
+) -> None:
+    """MatMul or Gemm as com.microsoft.MatMulNBits, whose integers stay in 4 bits in memory too: B (N, K / block, ...).
+
+    A block's scale is that of its channel times its multiplier.
+    """
+    name, integers, write = graph.name_of(node.inputs[1]), rounded.integers, Writer(model, node)
+    assert integers.blocks is not None
+    assert integers.multipliers is not None
+    (n, k), count = integers.blocks.shape, integers.multipliers.shape[1]
+    key = ("blocks", integers)
+    if key not in weights:
+        first = Writer(model, model.graph[0])
+        nibbles = (integers.blocks + 8).astype(np.uint8).reshape(n, count, -1)
+        weights[key] = (
+            first.constant(f"{name}_nibbles", nibbles[..., ::2] | nibbles[..., 1::2] << 4),
+            store.write_block_scales(first, name, rounded),
+        )
+    y = write.nodes("MatMulNBits", [node.inputs[0], *weights[key]], [f"{node.name}_blocks"], graph.MICROSOFT,
+                    K=k, N=n, bits=4, block_size=k // count, accuracy_level=4)[0]  # fmt: skip
+    if bias is not None:
+        y = write.node("Add", [y, write.constant(f"{node.name}_bias", bias.astype(np.float32))], f"{node.name}_biased")
+    graph.take_over(node.outputs[0], y)
 
 
 def write_lstm(model: ir.Model, node: ir.Node, rounding: Rounding, *, safe: bool) -> None:

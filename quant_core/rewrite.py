@@ -15,7 +15,7 @@ from quant_core.errors import ModelError
 from quant_core.halves import HALF
 from quant_core.observe import Statistics
 from quant_core.outliers import weights_reading
-from quant_core.plan import DYNAMIC, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
+from quant_core.plan import BLOCKS, DYNAMIC, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
 from quant_core.prepare import OPSET_INT4, raise_opset
 from quant_core.rounding import Rounding, flat_bias
 from quant_core.rules import RULES, channel_axis, is_depthwise
@@ -140,7 +140,9 @@ class _Rewrite:
         safe = self.target.saturates and not is_depthwise(node)
         if planned.compute == DYNAMIC and node.op_type == "LSTM":
             dynamic.write_lstm(self.model, node, self.rounding, safe=safe)
-        elif planned.compute == DYNAMIC:
+        elif planned.compute == BLOCKS and self._blocks(node):
+            return
+        elif planned.compute in (DYNAMIC, BLOCKS):
             dynamic.write_matmul(self.model, node, planned.storage, self.rounding, self.inputs, self.written, safe=safe,
                                  factors=self._factors(graph.value(node.inputs[0])))  # fmt: skip
         elif planned.compute == STATIC:
@@ -193,6 +195,19 @@ class _Rewrite:
                     value = store.write_qdq(write, name, q, scale, zero, 0 if scale.ndim else None)
                 _set_input(node, position, value)
         node.replace_input_with(1, self.written[key])
+
+    def _blocks(self, node: ir.Node) -> bool:
+        """Weights that stay in 4 bits, in an operator of onnxruntime's own; False if it does not take their blocks."""
+        weight, position = graph.value(node.inputs[1]), RULES[node.op_type].bias
+        rounded = self.rounding.integers(node, weight, "int4")
+        if not dynamic.takes_blocks(rounded):
+            return False
+        bias = None
+        if position is not None:
+            old = node.inputs[position] if len(node.inputs) > position else None
+            bias = self.rounding.bias(node, flat_bias(old, len(rounded.integers.q)), weight, rounded)
+        dynamic.write_blocks(self.model, node, rounded, bias, self.written)
+        return True
 
     def _weight_only(self, node: ir.Node, planned: NodePlan, position: int) -> None:
         """Float again when the session has loaded, or behind the standard DequantizeLinear."""

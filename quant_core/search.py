@@ -15,7 +15,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.fidelity import judge, score
 from quant_core.observe import Statistics
 from quant_core.outliers import Easing, easings
-from quant_core.plan import DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
+from quant_core.plan import BLOCKS, DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
 from quant_core.rules import RULES
 from quant_core.targets import TARGETS
 
@@ -136,12 +136,13 @@ def variants(
         "static": lambda _: STATIC,
         "dynamic": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
         "dynamic, eased": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
+        "blocks": lambda op: BLOCKS if RULES[op].dynamic and op != "LSTM" else STATIC,
         "dynamic, convolutions in float": lambda op: DYNAMIC if RULES[op].dynamic else FLOAT,
         "weight-only": lambda _: FLOAT,
     }
     weighted = [n for n in plan.nodes if n.weights]
     if sum(RULES[n.op_type].dynamic for n in weighted) < RARE * len(weighted):
-        ways = {name: way for name, way in ways.items() if not name.startswith("dynamic")}
+        ways = {name: way for name, way in ways.items() if not name.startswith(("dynamic", "blocks"))}
     seen: list[Any] = []
     for name, way in ways.items():
         wanted = {n.node: DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == STATIC else way(n.op_type)

@@ -47,13 +47,13 @@ class Writer:
         return self.nodes(op_type, inputs, [name], **attributes)[0]
 
     def nodes(
-        self, op_type: str, inputs: Sequence[ir.Value | None], names: Sequence[str], **attributes: Any
+        self, op_type: str, inputs: Sequence[ir.Value | None], names: Sequence[str], domain: str = "", **attributes: Any
     ) -> list[ir.Value]:
         """The outputs of a new node; attributes are integers or lists of them."""
         attrs = [ir.AttrInt64s(k, v) if isinstance(v, tuple) else ir.AttrInt64(k, v) for k, v in attributes.items()]
         outputs = [ir.Value(name=self.free(n)) for n in names]
         name = None if op_type in UNNAMED else outputs[0].name
-        node = ir.Node("", op_type, inputs, attrs, outputs=outputs, name=name)
+        node = ir.Node(domain, op_type, inputs, attrs, outputs=outputs, name=name)
         if self.before is None:
             self.waiting.append(node)
         else:
@@ -109,6 +109,16 @@ def write_folded(write: Writer, name: str, rounded: Rounded) -> ir.Value:
     scale = _scale(write, name, rounded.layout.beside(rounded.integers.scale, rounded.shape), rounded)
     cast = write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
     return write.node("Mul", [cast, scale], f"{name}_float")
+
+
+def write_block_scales(write: Writer, name: str, rounded: Rounded) -> ir.Value:
+    """(N, blocks): the scale of each channel times the multiplier of each block."""
+    multipliers = rounded.integers.multipliers
+    assert multipliers is not None
+    factor = write.constant(f"{name}_multiplier", multipliers.astype(ml_dtypes.uint4))
+    cast = write.node("Cast", [factor], f"{name}_factor", to=ir.DataType.FLOAT)
+    scale = _scale(write, name, rounded.integers.scale[:, None], rounded)
+    return write.node("Mul", [cast, scale], f"{name}_block_scales")
 
 
 def write_half(write: Writer, name: str, array: NDArray[Any]) -> ir.Value:

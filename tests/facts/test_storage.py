@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from quant_core.session import optimized_graph
+from quant_core.session import open_session, optimized_graph
 from tests.facts.patterns import int4, kernels, pair, uint4, weight_of
 from tests.models import sketch
 
@@ -89,6 +89,25 @@ def test_a_weight_only_dequantize_of_matmul_becomes_matmulnbits(dtype):
     body = "wd = DequantizeLinear<axis = 1>(w, ws, wz) y = MatMul(x, wd)"
 
     assert kernels(body, weight_of((64, 6), 1, dtype), "float[n,64] x", 21, borders=True) == ["MatMulNBits"]
+
+
+def test_matmulnbits_takes_4_bits_without_a_zero_point_and_scales_that_are_folded():
+    q, multipliers = RNG.integers(-7, 8, (6, 4, 32)), RNG.integers(1, 16, (6, 4))
+    nibbles = (q + 8).astype(np.uint8)
+    constants = {
+        "b": nibbles[..., ::2] | nibbles[..., 1::2] << 4,
+        "m": uint4(multipliers), "scale": np.full((6, 1), 0.01, np.float32),
+    }  # fmt: skip
+    sizes = "K = 128, N = 6, bits = 4, block_size = 32, accuracy_level = 4"
+    body = f"f = Cast<to = 1>(m) k = Mul(f, scale) y = com.microsoft.MatMulNBits<{sizes}>(x, b, k)"
+    model = sketch(f"(float[n,128] x) => (float[n,6] y) {{ {body} }}", constants, 21, 10)
+    x = RNG.standard_normal((3, 128), np.float32)
+
+    y = open_session(model.SerializeToString()).run(None, {"x": x})[0]
+
+    assert kernels(body, constants, "float[n,128] x", 21, borders=True) == ["MatMulNBits"]
+    exact = x @ (q * multipliers[..., None] * 0.01).reshape(6, 128).T
+    assert np.square(y - exact).sum() < 1e-3 * np.square(exact).sum()
 
 
 @pytest.mark.parametrize("block", [16, 32, 64])

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 from quant_core import graph
+from quant_core.plan import QuantPlan
 from quant_core.proof import saturation_of
 from quant_core.session import optimized_graph
 from quant_core.weights import block_width, layout_of, quantize_int4
 from tests.oracle.cases import CASES
-from tests.oracle.quantizing import make, prepared
+from tests.oracle.quantizing import make, prepared, sqnr_db
 
 CONVS = [
     "tiny_cnn", "conv_without_a_bias", "conv_1d", "conv_3d", "grouped_and_depthwise", "residual", "constants_that_hide",
@@ -173,3 +175,40 @@ def test_int4_takes_a_seventh_of_float():
 
     stored = sum(len(t.raw_data) for t in made.model.graph.initializer if t.data_type in (21, 22))
     assert sum(weights) / stored > 7.5
+
+
+BLOCKWISE = ["attention", "matrices_of_three_dimensions", "gemm_with_transposed_weight", "a_weight_and_its_transpose"]
+
+
+@pytest.mark.parametrize("case", BLOCKWISE)
+def test_blocks_stay_in_4_bits_and_compute_what_the_stored_weights_say(case):
+    given = prepared(case)
+    all_blocks = dict.fromkeys((n.name for n in given.model.graph), "blocks")
+    said = {"bits": 4, "layer_bits": {"*": 4}}
+
+    made, exact = make(given, compute=all_blocks, **said), make(given, mode="weight_only", **said)
+
+    onnx.checker.check_model(made.model, full_check=True)
+    weighted = [n for n in made.plan.nodes if n.weights]
+    assert {(n.compute, n.storage) for n in weighted} == {("blocks", "int4")}
+    assert made.kernels().count("MatMulNBits") == len(weighted)
+    assert sqnr_db(exact.outputs(given.feeds), made.outputs(given.feeds)) > 35  # blocks of activations have 8 bits
+    assert len(made.model.SerializeToString()) < len(exact.model.SerializeToString())
+    assert QuantPlan.from_json(made.plan.to_json()) == made.plan
+
+
+@pytest.mark.parametrize(
+    ("case", "target", "options", "compute"),
+    [
+        ("attention", "x86-avx2", {"bits": 8}, "dynamic"),  # as fast, and one kernel fewer to know
+        ("attention", "x86-avx2", {"bits": 4, "layer_bits": {"*": 4}, "block_size": 64}, "dynamic"),  # 32 columns
+        ("attention", "portable", {"bits": 4, "layer_bits": {"*": 4}}, "static"),  # onnxruntime's own operator
+        ("gemm_with_alpha", "x86-avx2", {"bits": 4}, "float"),
+    ],
+)
+def test_what_cannot_compute_in_blocks_does_not(case, target, options, compute):
+    given = prepared(case)
+
+    made = make(given, target, dict.fromkeys((n.name for n in given.model.graph), "blocks"), **options)
+
+    assert {n.compute for n in made.plan.nodes if n.weights} == {compute}

@@ -13,7 +13,7 @@ from quant_core.layers import layer_rows
 from quant_core.observe import observe
 from quant_core.plan import make_plan
 from quant_core.samples import input_specs, open_samples
-from quant_core.search import MAX_EVALUATIONS, Bench, build, restored, search
+from quant_core.search import MAX_EVALUATIONS, Bench, build, restored, search, variants
 from quant_core.targets import TARGETS
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -192,3 +192,10 @@ def test_a_metric_that_fails_costs_the_verdict_not_the_model():
     assert found.verdict == "not_met"
     assert "math:prod" in found.reason
     assert found.best.size_bytes > 0
+
+
+@pytest.mark.parametrize(("bits", "raced"), [(4, True), (8, False)])
+def test_blocks_are_raced_where_there_are_4_bit_weights(bits, raced):
+    problem = Problem(deep(3), bits=bits, layer_bits={"*": bits})
+
+    assert ("blocks" in dict(variants(problem.model, problem.plan, dict))) == raced
