@@ -74,6 +74,11 @@ class Samples:
             raise DataError(f"shard {k} of {n}", hint="From 0 to one less than the number of shards")
         return self._pick(np.arange(k, len(self), n))
 
+    def apart(self, n: int) -> tuple[Samples, Samples]:
+        """All feeds but every n-th, and every n-th."""
+        chosen = np.arange(len(self)) % n == n - 1
+        return self._pick(np.flatnonzero(~chosen)), self._pick(np.flatnonzero(chosen))
+
     def spread(self, most: int) -> Samples:
         """At most so many of the feeds, evenly spread."""
         return self if len(self) <= most else self._pick(np.arange(most) * len(self) // most)

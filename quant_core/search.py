@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from quant_core.rules import RULES
 from quant_core.targets import TARGETS
 
 MAX_EVALUATIONS = 40
+MOST_GROUPS = {8: 16, 16: 10}  # of nodes, by the bits that they are raised to; with the steps there is room for both
 POLISH_GROUPS, POLISH_FEEDS = 12, 16
 EXACT_DB = 50.0  # outputs this close to float's need no other channels
 EVEN_GAIN_DB = 0.5  # less is luck
@@ -206,8 +207,8 @@ def _restore(
     2. Nodes in groups: how much less noise has the whole model with this group alone restored?
     3. The groups that help most per weight are restored first: 1, 2, 4, ... until the contract holds, then bisection.
        What stays in 4 bits is rounded anew each time: it made up for errors that are gone.
-    4. While there are 4 bits to give, the contract must hold with a standard error to spare: which of some near-equal
-       plans agrees most often with float on these very samples is luck.
+    4. While there are 4 bits to give, the contract must also hold by the agreement that a plan's noise leads one to
+       expect: which of some near-equal plans agrees most often with float on these very samples is luck.
     """
 
     def raised(base: Candidate, nodes: list[str], bits: int, known: Statistics | None) -> Candidate:
@@ -223,7 +224,7 @@ def _restore(
         nodes = [n.node for n in tried[-1].plan.nodes if n.weights and n.storage in storage]
         if not nodes:
             continue
-        groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), MAX_EVALUATIONS // 4))]
+        groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), MOST_GROUPS[bits]))]
         base, gain = tried[-1], []
         known = stats if base is start else anew(base.plan)
         for i, group in enumerate(groups):
@@ -241,13 +242,13 @@ def _restore(
             progress(f"{len(harmful)} of {len(nodes)} nodes in {bits} bits")
             tried.append(bench.judge(raised(base, harmful, bits, None)))
             trace.append(tried[-1].trace())
-            if _keeping(tried[-1:], contract, bench, spare=bits == 8):
+            if _keeping(tried[-1:], contract, bench, tried if bits == 8 else ()):
                 high = count
             else:
                 low, step = count, 2 * step
         if high is not None or _keeping(tried, contract, bench):
             break
-    sure = _keeping(tried, contract, bench, spare=True)
+    sure = _keeping(tried, contract, bench, tried)
     return (
         min(sure, key=lambda c: c.size_bytes)
         if sure
@@ -265,22 +266,16 @@ def _value(candidate: Candidate, contract: Contract) -> float:
 
 
 def _keeping(
-    candidates: Iterable[Candidate], contract: Contract, bench: Bench, *, spare: bool = False
+    candidates: Iterable[Candidate], contract: Contract, bench: Bench, seen: Sequence[Candidate] = ()
 ) -> list[Candidate]:
-    """Those that keep the contract, `spare`: with a standard error of what is counted to spare."""
-    return [c for c in candidates if _verdict(c, _tighter(contract, c) if spare else contract, bench)[0] == "met"]
-
-
-def _tighter(contract: Contract, candidate: Candidate) -> Contract:
-    """The contract with a standard error to spare, where it looks at decisions."""
-    fidelity = candidate.fidelity
-    if contract.metric not in ("top1", "agreement") or fidelity is None or fidelity.agreement is None:
-        return contract
-    error = float(np.sqrt((1 - fidelity.agreement) / fidelity.samples))  # of the share of those that differ from float
-    drop, least = contract.max_drop, contract.min
-    return replace(
-        contract, max_drop=None if drop is None else drop - error, min=None if least is None else least + error
-    )
+    """Those that keep the contract, also by the agreement to be expected of them after all that was seen."""
+    keeping = [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
+    if contract.metric != "agreement" or contract.min is None or not seen:
+        return keeping
+    # what differs from float is proportional to how far outputs are from float's
+    differing = sum(1 - (c.fidelity.agreement or 0.0) for c in seen if c.fidelity is not None)
+    rate = differing / max(sum(c.noise**0.5 for c in seen), 1e-30)
+    return [c for c in keeping if 1 - rate * c.noise**0.5 >= contract.min]
 
 
 def _verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:
