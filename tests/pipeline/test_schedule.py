@@ -1,4 +1,4 @@
-"""A scheduled run fires: a real server, `deployments.serve`, and a process for each run."""
+"""A scheduled run fires: a real server, and a process for each run, of `deployments.serve` or of a process worker."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ EAGER = {
 }
 
 
-@pytest.fixture
-def api(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
+OFTEN = "* * * * * */5"  # every five seconds
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
     """A server with its scheduler, and the environment in which everything finds it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    environment = {**os.environ, **ENVIRONMENT, **EAGER, "PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": url}
+    home = str(tmp_path_factory.mktemp("home"))
+    environment = {**os.environ, **ENVIRONMENT, **EAGER, "PREFECT_HOME": home, "PREFECT_API_URL": url}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, environment):
         wait_until(lambda: ask(url, "/health") is True, 60)
@@ -56,22 +60,47 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
         process.wait()
 
 
-def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, tmp_path):
-    url, environment = api
+@pytest.fixture
+def manifest(tmp_path) -> Path:
+    """Of one model."""
     (tmp_path / "models").mkdir()
     save_model(tmp_path / "models" / "m.onnx")
     save_data(tmp_path / "data.npy")
     batch = {"input_dir": "models", "output_dir": "out", "jobs": 1}
-    manifest = {"calibration": {"data": "data.npy"}, "batch": batch, **FAST}
-    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
-    often = "* * * * * */5"  # every five seconds
-    command = [sys.executable, "-m", "deployments.serve", str(tmp_path / "m.yaml")]
+    said = {"calibration": {"data": "data.npy"}, "batch": batch, **FAST}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(said))
+    return tmp_path / "m.yaml"
 
-    with running([*command, "--cron", often, "--audit-cron", often], environment):
-        batches, audits = (wait_for_run(url, name) for name in ("quantmill-batch", "quantmill-audit"))
+
+def test_a_process_worker_runs_what_prefect_yaml_deploys(api, manifest, tmp_path):
+    url, environment = api
+    said = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
+    said["deployments"] = [one for one in said["deployments"] if one["name"] == "nightly"]
+    said["deployments"][0] |= {"parameters": {"manifest": str(manifest)}, "schedules": [{"cron": OFTEN}]}
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(said))
+    prefect = [sys.executable, "-m", "prefect"]
+    deploy = ["--no-prompt", "deploy", "--prefect-file", str(tmp_path / "prefect.yaml"), "--all"]
+    for command in (["work-pool", "create", "quantmill", "--type", "process"], deploy):
+        subprocess.run([*prefect, *command], cwd=ROOT, env=environment, check=True, capture_output=True)
+
+    with running([*prefect, "worker", "start", "--pool", "quantmill"], environment):
+        batches = wait_for_run(url, f"batch {manifest}")
 
     assert batches["auto_scheduled"]
-    assert batches["name"] == f"batch {tmp_path / 'm.yaml'}"
+    assert batches["work_pool_name"] == "quantmill"
+    assert json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"] == "Completed"
+    for deployment in ask(url, "/deployments/filter", {}):  # what was cut off would keep its one slot for minutes
+        ask(url, f"/deployments/{deployment['id']}", method="DELETE")
+
+
+def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, manifest, tmp_path):
+    url, environment = api
+    command = [sys.executable, "-m", "deployments.serve", str(manifest)]
+
+    with running([*command, "--cron", OFTEN, "--audit-cron", OFTEN], environment):
+        batches, audits = (wait_for_run(url, name) for name in (f"batch {manifest}", f"audit {tmp_path / 'out'}"))
+
+    assert batches["auto_scheduled"]
     assert {"quantmill", "batch"} <= set(batches["tags"])
     assert audits["auto_scheduled"]
     artifacts = {artifact["key"] for artifact in ask(url, "/artifacts/filter", {})}
@@ -79,20 +108,20 @@ def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, tmp_path):
     assert json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"] == "Completed"
 
 
-def wait_for_run(url: str, flow: str) -> dict:
-    """The first run of that flow that is completed."""
-    wanted = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+def wait_for_run(url: str, name: str) -> dict:
+    """The first run of that name that is completed."""
+    wanted = {"flow_runs": {"name": {"any_": [name]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
     found: list[dict] = []
     wait_until(lambda: found.extend(ask(url, "/flow_runs/filter", wanted) or []) or found, LONGEST_S)
     return found[0]
 
 
-def ask(url: str, path: str, body: dict | None = None):
+def ask(url: str, path: str, body: dict | None = None, method: str | None = None):
     """What the API answers, None if it does not."""
-    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode())
+    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode(), method=method)
     request.add_header("Content-Type", "application/json")
     with contextlib.suppress(OSError):
-        return json.loads(urllib.request.urlopen(request, timeout=10).read())
+        return json.loads(urllib.request.urlopen(request, timeout=10).read() or "null")
     return None
 
 
