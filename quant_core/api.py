@@ -25,12 +25,12 @@ from quant_core.info import model_info
 from quant_core.layers import layer_rows
 from quant_core.observe import Statistics, observe
 from quant_core.plan import QuantPlan, make_plan
-from quant_core.prepare import prepare
+from quant_core.prepare import OPSET_INT4, prepare, raise_opset
 from quant_core.proof import saturating_nodes
 from quant_core.rewrite import apply_plan
 from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
-from quant_core.search import Found, search
+from quant_core.search import Found, restored, search
 from quant_core.session import open_session
 from quant_core.targets import find_target, host_target_name
 from quant_core.timing import Timing, measure
@@ -192,6 +192,7 @@ def finish(
     Weights in 4 bits are fitted to the samples so closely that these cannot judge them: without others, a contract is
     judged by a part held out, and what is written is then fitted to all.
     """
+    asked, (plan, why) = plan, _storable(model, plan, contract)
     whole, ranges, apart = feeds, stats, _held_out(plan, contract, feeds, judged) if not exact else None
     if apart is not None:
         feeds, judged = apart
@@ -218,7 +219,7 @@ def finish(
         return _moments(model, plan, ranges, feeds) if ranges is not None and feeds is not None else ranges
 
     found = search(model, plan, stats, bench, contract, exact=exact, even=even, fit=fit, progress=progress)
-    best, bench = found.best, None  # and its sessions go
+    best, bench = replace(found.best, plan=_explained(found.best.plan, asked, why)), None  # and its sessions go
     if apart is not None and ranges is not None and whole is not None:
         progress("fitting all samples")
         best = replace(best, model=apply_plan(found.model, best.plan, _moments(found.model, best.plan, ranges, whole)))
@@ -313,6 +314,30 @@ def check_output(path: str | Path, output: str | Path) -> Path:
     if not os.access(output.parent, os.W_OK):
         raise RequestError("the folder cannot be written to", str(output.parent), "Choose another or change its rights")
     return output
+
+
+def _storable(model: ir.Model, plan: QuantPlan, contract: Contract | None) -> tuple[QuantPlan, str]:
+    """The plan, and why 4 bits became 8: in 8 where the model cannot hold 4 and a contract is asked for.
+
+    Raises: ModelError where exactly 4 bits are asked for.
+    """
+    four = [n.node for n in plan.nodes if n.storage == "int4"]
+    if four and graph.opset(model) < OPSET_INT4:
+        try:
+            raise_opset(model, OPSET_INT4)
+        except ModelError as error:
+            if contract is None:
+                raise ModelError(error.problem, four[0], f"{error.hint}, or ask for 8 bits, or a contract") from error
+            return restored(model, plan, four, 8), error.problem
+    return plan, "4 bits break the contract"
+
+
+def _explained(plan: QuantPlan, asked: QuantPlan, why: str) -> QuantPlan:
+    """The plan with the reason at each node that was to be in 4 bits and is not."""
+    four = {n.node for n in asked.nodes if n.storage == "int4"}
+    lifted = {n.node for n in plan.nodes if n.node in four and n.storage not in ("int4", "")}
+    reasons = {n.node: "; ".join(filter(None, (n.reason, f"{n.storage}: {why}"))) for n in plan.nodes}
+    return replace(plan, nodes=tuple(replace(n, reason=reasons[n.node]) if n.node in lifted else n for n in plan.nodes))
 
 
 def _held_out(

@@ -218,7 +218,7 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
         return _held(stay, weights, f"{elements} elements, fewer than min_elements {config.min_elements}")
     for weight in weights:
         if not np.isfinite(graph.constant(weight)).all():  # type: ignore[arg-type]
-            raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again")
+            raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again, or exclude it")
     choice, reason = _choose_compute(node, rule, target, mode, wanted)
     if bits == 4 and not by_name and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits")))

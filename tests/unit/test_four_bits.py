@@ -1,0 +1,118 @@
+"""What 4 bits are asked for and cannot be, or must not be, comes out in 8, with the reason, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from quant_core import api, prepare
+from quant_core.config import Contract, QuantConfig
+from quant_core.errors import ModelError
+from quant_core.session import open_session
+from tests.models import sketch
+from tests.oracle.cases import weights
+
+FOUR = QuantConfig(bits=4, mode="static")
+SAMPLES = np.random.default_rng(0).standard_normal((32, 32), dtype=np.float32)
+
+
+def saved(folder: Path, layers: int = 3, **changed: np.ndarray) -> Path:
+    arrays = weights(**{f"w{i}": (32, 32) for i in range(layers)}) | changed
+    chain = " ".join(f"l{i + 1} = Gemm(l{i}, w{i})" for i in range(layers)).replace(f"l{layers} =", "y =")
+    text = f"(float[n,32] x) => (float[n,32] y) {{ {chain.replace('Gemm(l0,', 'Gemm(x,')} }}"
+    onnx.save(sketch(text, arrays), folder / "float.onnx")
+    return folder / "float.onnx"
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """The opset cannot be raised."""
+
+    def fail(model, version):
+        raise RuntimeError("no adapter for Gemm")
+
+    monkeypatch.setattr(prepare, "_converted", fail)
+
+
+def test_a_contract_is_judged_by_samples_that_nothing_was_fitted_to(tmp_path):
+    contract = Contract("sqnr", min=5.0)
+
+    alone = api.quantize_model(saved(tmp_path), tmp_path / "a.onnx", FOUR, calibration=SAMPLES, contract=contract)
+    given = api.quantize_model(
+        saved(tmp_path), tmp_path / "b.onnx", FOUR, calibration=SAMPLES, contract=contract, evaluation=-SAMPLES
+    )
+
+    assert "judged by 8 samples held out" in alone.note
+    assert "held out" not in given.note
+    assert Path(alone.output).read_bytes() == Path(given.output).read_bytes()  # both are fitted to all samples
+
+
+def test_a_hybrid_says_why_layers_are_in_8_bits_and_its_plan_makes_the_same_bytes(tmp_path):
+    made = api.quantize_model(
+        saved(tmp_path, 5), tmp_path / "a.onnx", FOUR, calibration=SAMPLES, contract=Contract("sqnr", min=20.0)
+    )
+    again = api.quantize_model(tmp_path / "float.onnx", tmp_path / "b.onnx", plan=made.plan, calibration=SAMPLES)
+
+    storages = {n.storage: n.reason for n in made.plan.nodes}
+    assert made.verdict == "met"
+    assert set(storages) == {"int4", "int8"}
+    assert "4 bits break the contract" in storages["int8"]
+    assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
+
+
+def test_exactly_4_bits_in_an_opset_that_cannot_be_raised_names_the_node_and_the_way_out(tmp_path, stuck):
+    with pytest.raises(ModelError, match="cannot be raised to 21: no adapter for Gemm") as caught:
+        api.quantize_model(saved(tmp_path), tmp_path / "out.onnx", FOUR, calibration=SAMPLES)
+
+    assert caught.value.where
+    assert "8 bits" in caught.value.hint
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_contract_in_an_opset_that_cannot_be_raised_is_kept_in_8_bits(tmp_path, stuck):
+    made = api.quantize_model(
+        saved(tmp_path), tmp_path / "out.onnx", FOUR, calibration=SAMPLES, contract=Contract("sqnr", min=5.0)
+    )
+
+    assert made.verdict == "met"
+    assert {n.storage for n in made.plan.nodes if n.weights} == {"int8"}
+    assert all("cannot be raised to 21" in row["reason"] for row in made.layers if row["weight"])
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_a_weight_of_zeros_stays_one(tmp_path, mode):
+    path = saved(tmp_path, w1=np.zeros((32, 32), np.float32))
+
+    api.quantize_model(path, tmp_path / "out.onnx", QuantConfig(bits=4, mode=mode), calibration=SAMPLES)
+
+    (y,) = open_session(tmp_path / "out.onnx").run(None, {"x": SAMPLES})
+    np.testing.assert_array_equal(y, np.zeros_like(y))
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_weight_that_is_not_finite_is_refused_by_name_and_can_be_excluded(tmp_path, value):
+    broken = np.eye(32, dtype=np.float32)
+    broken[3, 3] = value
+    path = saved(tmp_path, w2=broken)
+
+    with pytest.raises(ModelError, match=r"w2 holds NaN or inf.*exclude"):
+        api.quantize_model(path, tmp_path / "out.onnx", FOUR, calibration=SAMPLES)
+
+    plan = api.plan_model(path, QuantConfig(bits=4, exclude=("w2",)))
+    assert {n.storage for n in plan.nodes if "w2" in n.weights} == {"float32"}
+
+
+@pytest.mark.parametrize("columns", [31, 37, 40, 97])
+def test_a_block_that_does_not_divide_gives_way_to_one_that_does(tmp_path, columns):
+    arrays = weights(w=(columns, 48))
+    onnx.save(sketch(f"(float[n,{columns}] x) => (float[n,48] y) {{ y = Gemm(x, w) }}", arrays), tmp_path / "f.onnx")
+    x = np.random.default_rng(0).standard_normal((24, columns), dtype=np.float32)
+    config = QuantConfig(bits=4, mode="static", layer_bits={"*": 4}, block_size=32)
+
+    made = api.quantize_model(tmp_path / "f.onnx", tmp_path / "out.onnx", config, calibration=x)
+
+    assert made.plan.nodes[0].storage == "int4"
+    assert api.validate_model(tmp_path / "f.onnx", tmp_path / "out.onnx", x).fidelity.sqnr_db > 10
