@@ -17,6 +17,7 @@ from onnx_ir.passes import common as passes
 
 from quant_core import graph
 from quant_core.errors import ModelError
+from quant_core.gates import fuse_gates
 from quant_core.session import open_session, run, write_optimized
 
 OPSET_QDQ = 13  # per-channel DequantizeLinear
@@ -31,8 +32,9 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
 
     1. An opset below 13 is raised to 17 with ONNX's version converter.
     2. onnxruntime's BASIC optimizer folds constants and batch norms; its output stays portable ONNX.
-    3. A Pad before a Conv that it leaves alone stays one: merged, the Conv may be slower.
-    4. Where the outputs on `samples` differ by more than rounding, the model stays unfolded (metadata says so).
+    3. Gates that are spelled out become HardSigmoids (gates.py).
+    4. A Pad before a Conv that the optimizer leaves alone stays one: merged, the Conv may be slower.
+    5. Where the outputs on `samples` differ by more than rounding, the model stays unfolded (metadata says so).
 
     Raises: ModelError if the file is not a model, is quantized already, or its opset cannot be raised.
     """
@@ -42,6 +44,7 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
         raise ModelError("the model is quantized already", str(path), "Start from its float original")
     raised = raise_opset(model, OPSET_RAISED, path) if graph.opset(model) < OPSET_QDQ else model
     folded = graph.normalize(_optimized(path if raised is model else raised))
+    fuse_gates(folded)
     worst = _least_sqnr(path, folded, samples)
     passes.DeduplicateHashedInitializersPass()(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
@@ -108,7 +111,7 @@ def _optimized(model: Path | ir.Model) -> ir.Model:
 
 
 def _keep_pads(model: ir.Model) -> None:
-    """Rule 3: onnxruntime, which would merge them when it loads the model again, leaves a Conv with auto_pad alone."""
+    """Rule 4: onnxruntime, which would merge them when it loads the model again, leaves a Conv with auto_pad alone."""
     for node in (n for g in graph.graphs_of(model) for n in g if n.op_type == "Conv"):
         before = graph.value(node.inputs[0]).producer()
         zeros = not any(graph.attribute(node, "pads", ())) and graph.attribute(node, "auto_pad", "NOTSET") == "NOTSET"
