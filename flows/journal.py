@@ -30,11 +30,15 @@ class Journal:
         self.latest = {(e["row"]["output"], e["digest"]): e for e in self.entries if e["event"] == "model"}
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """On the disk when this returns: one write, so that no other line can come between."""
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        while line:
-            line = line[os.write(self._fd, line) :]
-        os.fsync(self._fd)
+        """On the disk when this returns, or not there at all: half a line would spoil the next. Raises: OSError."""
+        line, size = json.dumps(entry, separators=(",", ":")).encode() + b"\n", os.fstat(self._fd).st_size
+        try:
+            while line:
+                line = line[os.write(self._fd, line) :]
+            os.fsync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, size)
+            raise
         self.entries.append(dict(entry))
         if entry["event"] == "model":
             self.latest[entry["row"]["output"], entry["digest"]] = self.entries[-1]

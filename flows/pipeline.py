@@ -172,7 +172,10 @@ class Batch:
         return result
 
     def _sort_out(self) -> list[tuple[Job, str]]:
-        """Jobs that have to be made, with their digests. Finished ones and unreadable ones get their row here."""
+        """Jobs that have to be made, with their digests. Finished ones and unreadable ones get their row here.
+
+        What failed in a run that was cut short is tried again: what was in its way may be what cut the run short.
+        """
         todo = []
         forget_files()
         with ThreadPoolExecutor(READERS) as readers:
@@ -180,17 +183,13 @@ class Batch:
                 before = self.finished.get(job.name)
                 if isinstance(digest, QuantError):
                     self._reject(job, "", "read", digest)
-                elif before and before["digest"] == digest and self._still_stands(job, before):
+                elif before and before["digest"] == digest and self.journal.up_to_date(job.output, digest):
                     self.notify({"event": "model", **before["row"]})
                 elif not self.force and self.manifest.skip_existing and self._skip(job, digest):
                     pass
                 else:
                     todo.append((job, digest))
         return todo
-
-    def _still_stands(self, job: Job, before: dict[str, Any]) -> bool:
-        failed = before["row"]["outcome"] == "failed"
-        return failed or self.journal.up_to_date(job.output, before["digest"]) is not None
 
     def _skip(self, job: Job, digest: str) -> bool:
         """Whether it is up to date; then its row says so, with the numbers of the run that made it."""

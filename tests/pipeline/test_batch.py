@@ -132,6 +132,23 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     assert len(tables(again)["runs"]) == 1
 
 
+def test_what_failed_in_a_run_that_was_cut_short_is_tried_again_from_the_stage_that_failed(mill, run):
+    manifest = mill("a", "segfault")
+    first = run(manifest)
+    path = manifest.folder / FOLDER / "journal.jsonl"
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["event"] != "end"]
+    path.write_text("\n".join(lines) + "\n")
+    worked = []
+
+    again = run(manifest, on_progress=worked.append)
+
+    assert again.run_id == first.run_id
+    begun = [(event["model"], event["stage"]) for event in worked if event["event"] == "stage"]
+    assert begun == [("segfault", "quantize")]
+    assert [row["outcome"] for row in again.rows] == ["done", "failed"]
+    assert len(tables(again)["models"]) == 2
+
+
 def test_a_missed_contract_is_a_verdict_with_its_reason_and_the_file_is_there(mill, run):
     manifest = mill("a", contract={"metric": "cosine", "min": 0.9, "min_speedup": 1000.0})
 

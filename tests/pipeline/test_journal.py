@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import onnx
 import pytest
@@ -36,6 +38,26 @@ def test_a_torn_last_line_is_dropped_and_the_next_one_is_whole(tmp_path):
         journal.append({"event": "end", "run_id": "1"})
 
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["run", "end"]
+
+
+def test_a_line_for_which_the_disk_has_no_room_is_not_there_by_half(tmp_path, monkeypatch):
+    with open_journal(tmp_path) as journal:
+        journal.append({"event": "run", "run_id": "1", "request": "a", "started_at": "x"})
+        write = os.write
+
+        def full(fd, line):
+            if len(line) < 20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(fd, line[:10])
+
+        monkeypatch.setattr("os.write", full)
+        with pytest.raises(OSError, match="No space left"):
+            journal.append({"event": "model", "name": "a" * 100})
+        monkeypatch.undo()
+        journal.append({"event": "end", "run_id": "1"})
+
+    lines = (tmp_path / ".quantmill" / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["run", "end"]
 
 
 def test_a_run_that_was_cut_short_goes_on_if_the_same_is_asked_again(tmp_path):
