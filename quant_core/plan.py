@@ -222,11 +222,19 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
     choice, reason = _choose_compute(node, rule, target, mode, wanted)
     if bits == 4 and not by_name and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits")))
-    if bits == 4 and (node.op_type == "Gather" or (node.op_type == "LSTM" and choice == DYNAMIC)):
+    if bits == 4 and _takes_bytes(node, choice, config, target):
         bits, reason = 8, "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes")))
     if choice == BLOCKS and (bits != 4 or _columns(node, weights[0]) % config.block_size):
         choice = DYNAMIC
     return replace(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
+
+
+def _takes_bytes(node: ir.Node, compute: str, config: QuantConfig, target: Target) -> bool:
+    """Whether 4 bits are not for this node: rows of tables need whole blocks, and an operator of onnxruntime's own."""
+    if node.op_type != "Gather":
+        return node.op_type == "LSTM" and compute == DYNAMIC
+    whole = graph.shape_of(graph.value(node.inputs[0]))[1] % config.block_size == 0
+    return not (whole and target.is_onnxruntime and config.runtime == "folded" and config.symmetric)
 
 
 def _held(stay: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:

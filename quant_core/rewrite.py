@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,9 @@ from quant_core.errors import ModelError
 from quant_core.halves import HALF
 from quant_core.observe import Statistics
 from quant_core.outliers import weights_reading
-from quant_core.plan import BLOCKS, DYNAMIC, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
+from quant_core.plan import BLOCKS, DYNAMIC, FLOAT, STATIC, NodePlan, QuantPlan, capped_output, data_inputs
 from quant_core.prepare import OPSET_INT4, raise_opset
-from quant_core.rounding import Rounding, flat_bias
+from quant_core.rounding import TABLES, Rounded, Rounding, flat_bias
 from quant_core.rules import RULES, channel_axis, is_depthwise
 from quant_core.store import Writer
 from quant_core.targets import TARGETS
@@ -48,8 +50,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     missing = [n.node for n in plan.nodes if n.node not in nodes]
     if missing:
         raise ModelError(f"the plan names nodes that the model lacks: {', '.join(missing[:3])}", hint="Plan it anew")
-    rewrite = _Rewrite(copy, plan, stats)
-    for planned in plan.nodes:
+    rewrite = _Rewrite(copy, plan, stats, nodes)
+    for planned in sorted(plan.nodes, key=lambda n: n.op_type != "Gather"):  # tables first: others may share them
         rewrite.weights(nodes[planned.node], planned)
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == STATIC])
     graph.drop_unused(copy)
@@ -73,8 +75,10 @@ def weight_sqnr(model: ir.Model) -> dict[str, float]:
 class _Rewrite:
     """The private copy that is being edited, and what was already written into it."""
 
-    def __init__(self, model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> None:
-        self.model, self.plan, self.stats = model, plan, stats
+    def __init__(
+        self, model: ir.Model, plan: QuantPlan, stats: Statistics | None, nodes: Mapping[str | None, ir.Node]
+    ) -> None:
+        self.model, self.plan, self.stats, self.nodes = model, plan, stats, nodes
         self.target = TARGETS[plan.target]
         self.grid = Grid(8, self.target.activation_signed, symmetric=False)
         self.rounding = Rounding(plan.config, stats)
@@ -148,7 +152,7 @@ class _Rewrite:
         elif planned.compute == STATIC:
             self._static(node, planned, safe=safe)
         elif node.op_type == "Gather":
-            self._gather(node)
+            self._gather(node, planned)
         else:
             for position in RULES[node.op_type].weights:
                 if position < len(node.inputs) and graph.is_float_weight(node.inputs[position]):
@@ -265,11 +269,28 @@ class _Rewrite:
                     use.node.replace_input_with(use.idx, self._halved(g.initializers[name], g))
         graph.drop_unused(self.model)
 
-    def _gather(self, node: ir.Node) -> None:
-        """An int8 table whose rows are scaled after they are picked."""
-        rounded = self.rounding.table(node, graph.value(node.inputs[0]))
-        rows = store.write_rows(Writer(self.model, node), str(graph.name_of(node.inputs[0])), rounded, node)
+    def _gather(self, node: ir.Node, planned: NodePlan) -> None:
+        """A table whose rows are scaled after they are picked."""
+        table = graph.value(node.inputs[0])
+        rounded = self._tied(table, planned) or self.rounding.table(node, table, planned.storage)
+        rows = store.write_rows(Writer(self.model, node), graph.name_of(table), rounded, node)
         graph.take_over(node.outputs[0], rows)
+
+    def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
+        """The integers of the MatMul or Gemm whose weight is this table, rows as output channels: stored once."""
+        for other in self.plan.nodes:
+            if other.op_type in ("MatMul", "Gemm") and other.weights and other.storage == planned.storage:
+                node = self.nodes[other.node]
+                weight = graph.value(node.inputs[1])
+                layout = layout_of(node, len(graph.shape_of(weight)))
+                if layout.moved_shape(graph.shape_of(weight)) != graph.shape_of(table):
+                    continue
+                if weight is table or np.array_equal(layout.matrix(graph.array(weight)), graph.array(table)):
+                    safe = self.target.saturates and other.compute != FLOAT
+                    found = self.rounding.integers(node, weight, other.storage, safe=safe)
+                    if other.storage != "int4" or dynamic.takes_blocks(found):
+                        return replace(found, layout=TABLES[0], shape=graph.shape_of(table))
+        return None
 
 
 def _set_input(node: ir.Node, position: int, value: ir.Value) -> None:

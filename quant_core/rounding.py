@@ -75,17 +75,22 @@ class Rounding:
         self.sqnr_db[name] = min(rounded.sqnr_db, self.sqnr_db.get(name, np.inf))
         return rounded
 
-    def table(self, node: ir.Node, weight: ir.Value) -> Rounded:
-        """An embedding table (rows, width) in int8, with a scale per row or per column, whichever is nearer.
+    def table(self, node: ir.Node, weight: ir.Value, storage: str) -> Rounded:
+        """An embedding table (rows, width): in int8, with a scale per row or per column, whichever is nearer; or int4.
 
         Columns that are larger than others throughout (outliers of transformers) need scales of their own.
         """
-        array = graph.array(weight)
-        found = [
-            (layout, quantize_int8(layout.matrix(array), per_channel=self.config.per_channel)) for layout in TABLES
-        ]
-        tried = [Rounded(q, at, array.shape, _sqnr_db(at.matrix(array), q.values)) for at, q in found]
-        best = max(tried, key=lambda rounded: rounded.sqnr_db)
+        memo = self._memo if self.stats is None else self.stats.memo
+        key = ("table", weight.name, storage, self.config.per_channel, self.config.block_size)
+        if key not in memo:
+            array, config = graph.array(weight), self.config
+            if storage == "int4":
+                found = [(TABLES[0], quantize_int4(array, config.block_size))]
+            else:
+                found = [(at, quantize_int8(at.matrix(array), per_channel=config.per_channel)) for at in TABLES]
+            tried = [Rounded(q, at, array.shape, _sqnr_db(at.matrix(array), q.values)) for at, q in found]
+            memo[key] = max(tried, key=lambda rounded: rounded.sqnr_db)
+        best: Rounded = memo[key]
         self.sqnr_db[str(node.name)] = best.sqnr_db
         return best
 

@@ -42,6 +42,11 @@ class Writer:
         found: ir.Value = known[key]
         return found
 
+    def tables(self) -> dict[IntegerWeight, ir.Value]:
+        """The rows (C, K) of tables that were written here, which may be the weight of another operator too."""
+        found: dict[IntegerWeight, ir.Value] = self.model.meta.setdefault(f"tables {id(self._home())}", {})
+        return found
+
     def node(self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
         """The one output of a new node."""
         return self.nodes(op_type, inputs, [name], **attributes)[0]
@@ -79,13 +84,22 @@ class Writer:
 
 
 def write_int8(write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]) -> ir.Value:
-    """The weight as an int8 value in its operator's layout."""
+    """The weight as an int8 value in its operator's layout; from the rows of a table, where that holds the same."""
+    rows = write.tables().get(weight)
     if weight.blocks is None or weight.multipliers is None:
-        return write.constant(f"{name}_int8", layout.tensor(weight.q, shape))
+        if rows is None:
+            return write.constant(f"{name}_int8", layout.tensor(weight.q, shape))
+        straight = layout.inverse == tuple(range(len(shape)))
+        return rows if straight else write.node("Transpose", [rows], f"{name}_int8", perm=layout.inverse)
     groups = (len(weight.blocks), weight.multipliers.shape[1], -1)
-    stored = write.constant(f"{name}_int4", weight.blocks.reshape(groups).astype(ml_dtypes.int4))
     multipliers = write.constant(f"{name}_multiplier", weight.multipliers[..., None].astype(ml_dtypes.uint4))
-    wide = write.node("Cast", [stored], f"{name}_wide", to=ir.DataType.INT32)
+    if rows is None:
+        stored = write.constant(f"{name}_int4", weight.blocks.reshape(groups).astype(ml_dtypes.int4))
+        wide = write.node("Cast", [stored], f"{name}_wide", to=ir.DataType.INT32)
+    else:
+        wide = write.node("Cast", [rows], f"{name}_wide", to=ir.DataType.INT32)
+        blocks = write.constant(f"{name}_groups", np.array(groups, np.int64))
+        wide = write.node("Reshape", [wide, blocks], f"{name}_blocks")
     factor = write.node("Cast", [multipliers], f"{name}_factor", to=ir.DataType.INT32)
     product = write.node("Mul", [wide, factor], f"{name}_product")
     moved = write.constant(f"{name}_shape", np.array(layout.moved_shape(shape), np.int64))
@@ -174,18 +188,25 @@ def write_pair(write: Writer, name: str, x: ir.Value, scale: NDArray[np.float32]
 
 
 def write_rows(write: Writer, name: str, rounded: Rounded, node: ir.Node) -> ir.Value:
-    """Rows of an int8 table, scaled after they are picked: the table itself is never dequantized.
+    """Rows of an int8 or int4 table, scaled after they are picked: the table itself is never dequantized.
 
     Returns the value that replaces the Gather's output. The table is (rows, width), the axis 0.
     """
-    stored = write.constant(f"{name}_int8", rounded.layout.tensor(rounded.integers.q, rounded.shape))
-    picked = write.node("Gather", [stored, node.inputs[1]], f"{node.name}_int8", axis=0)
+    ids, weight, tables = node.inputs[1], rounded.integers, write.tables()
+    if weight not in tables:
+        rows = weight.blocks.astype(ml_dtypes.int4) if weight.blocks is not None else None
+        stored = rounded.layout.tensor(weight.q, rounded.shape) if rows is None else rows
+        tables[weight] = write.constant(f"{name}_{'int8' if rows is None else 'int4'}", stored)
+    if weight.multipliers is not None:
+        scales, block = write_block_scales(write, name, rounded), rounded.shape[1] // weight.multipliers.shape[1]
+        return write.nodes("GatherBlockQuantized", [tables[weight], ids, scales], [f"{node.name}_rows"],
+                           graph.MICROSOFT, gather_axis=0, quantize_axis=1, block_size=block)[0]  # fmt: skip
+    picked = write.node("Gather", [tables[weight], ids], f"{node.name}_int8", axis=0)
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
-    scale = rounded.integers.scale
-    if scale.ndim == 0 or rounded.layout.perm == (1, 0):  # one for all, or one per column
-        return write.node("Mul", [cast, write.constant(f"{name}_scale", scale)], f"{node.name}_rows")
-    factor = write.constant(f"{name}_scale", scale[:, None])
-    factor = write.node("Gather", [factor, node.inputs[1]], f"{node.name}_scale", axis=0)
+    if weight.scale.ndim == 0 or rounded.layout.perm == (1, 0):  # one for all, or one per column
+        return write.node("Mul", [cast, write.constant(f"{name}_scale", weight.scale)], f"{node.name}_rows")
+    factor = write.constant(f"{name}_scale", weight.scale[:, None])
+    factor = write.node("Gather", [factor, ids], f"{node.name}_scale", axis=0)
     return write.node("Mul", [cast, factor], f"{node.name}_rows")
 
 

@@ -140,6 +140,20 @@ def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
     assert sorted(kernels(picking, table, "int64[n] x", borders=True)) == ["Cast", "Gather", "Gather", "Mul"]
 
 
+def test_rows_of_an_int4_table_have_a_kernel_of_their_own_whose_scales_are_folded():
+    q, multipliers = RNG.integers(-7, 8, (50, 64)), RNG.integers(1, 16, (50, 2))
+    constants = {"t": int4(q), "m": uint4(multipliers), "scale": np.full((50, 1), 0.01, np.float32)}
+    picking = "com.microsoft.GatherBlockQuantized<gather_axis = 0, quantize_axis = 1, block_size = 32>(t, x, k)"
+    body = f"f = Cast<to = 1>(m) k = Mul(f, scale) y = {picking}"
+    model = sketch(f"(int64[n] x) => (float[n,64] y) {{ {body} }}", constants, 21, 10)
+
+    y = open_session(model.SerializeToString()).run(None, {"x": np.array([3, 49, 3])})[0]
+
+    assert kernels(body, constants, "int64[n] x", 21, borders=True) == ["GatherBlockQuantized"]
+    table = q * np.repeat(multipliers, 32, axis=1) * np.float32(0.01)
+    np.testing.assert_allclose(y, table[[3, 49, 3]], rtol=1e-6)
+
+
 def test_the_lstm_kernel_takes_int8_weights_with_a_scale_per_gate_and_unit():
     hidden, inputs = 3, 4
     constants = {

@@ -15,8 +15,9 @@ from quant_core.plan import QuantPlan
 from quant_core.proof import saturation_of
 from quant_core.session import optimized_graph
 from quant_core.weights import block_width, layout_of, quantize_int4
-from tests.oracle.cases import CASES
-from tests.oracle.quantizing import make, prepared, sqnr_db
+from tests.models import sketch
+from tests.oracle.cases import CASES, weights
+from tests.oracle.quantizing import make, prepare_proto, prepared, sqnr_db
 
 CONVS = [
     "tiny_cnn", "conv_without_a_bias", "conv_1d", "conv_3d", "grouped_and_depthwise", "residual", "constants_that_hide",
@@ -125,9 +126,35 @@ def test_a_weight_only_model_runs_what_its_float_model_runs(case, bits):
     picked = [n for n in made.plan.nodes if n.op_type == "Gather" and n.storage != "float32"]
     more = Counter(ran)
     more.subtract(Counter(float_kernels))
+    if bits == 4 and picked and picked[0].storage == "int4":
+        assert (more["GatherBlockQuantized"], more["Gather"]) == (len(picked), -len(picked))
+        assert not {op for op, n in more.items() if n and "Gather" not in op}
+        return
     assert more["Cast"] == more["Mul"] == len(picked)
     assert 0 <= more["Gather"] <= len(picked)  # a second one where rows have scales
     assert not {op for op, n in more.items() if n and op not in ("Cast", "Gather", "Mul")}
+
+
+TIED = {
+    "a copy, transposed": "t = Tanh(h) y = MatMul(t, v)",
+    "the same": "a = Tanh(h) t = Reshape(a, flat) z = Gemm<transB = 1>(t, w) y = Reshape(z, all)",
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+@pytest.mark.parametrize("head", TIED)
+def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
+    arrays = weights(w=(40, 32), u=(32, 32)) | {"flat": np.array([-1, 32]), "all": np.array([-1, 5, 40])}
+    arrays |= {"v": np.ascontiguousarray(arrays["w"].T)} if "copy" in head else {}
+    text = f"(int64[n,5] ids) => (float[n,5,40] y) {{ e = Gather(w, ids) h = MatMul(e, u) {TIED[head]} }}"
+    given = prepare_proto(sketch(text, arrays))
+
+    made = make(given, mode=mode, bits=bits, layer_bits={"*": bits})
+
+    onnx.checker.check_model(made.model, full_check=True)
+    assert [t.name for t in made.model.graph.initializer if np.prod(t.dims) == 40 * 32] == [f"w_int{bits}"]
+    assert sqnr_db(given.floats(), made.outputs(given.feeds)) > {8: 30, 4: 12}[bits]
 
 
 def test_a_pad_that_onnxruntime_left_alone_is_left_alone_when_what_is_made_loads():

@@ -138,7 +138,9 @@ def test_too_few_columns_for_four_bits_are_stored_in_eight():
 def test_the_plan_does_not_claim_int4_for_what_is_written_in_int8():
     table = sketch("(int64[n] ids) => (float[n,64] y) { y = Gather(w, ids) }", weights(w=(40, 64)))
 
-    assert chosen(plan_of(table, bits=4)) == {"y": ("float", "int8")}
+    assert chosen(plan_of(table, bits=4)) == {"y": ("float", "int4")}
+    assert chosen(plan_of(table, bits=4, runtime="qdq")) == {"y": ("float", "int8")}
+    assert chosen(plan_of(table, bits=4, block_size=128)) == {"y": ("float", "int8")}
     assert chosen(plan_of("lstm", bits=4, mode="dynamic")) == {"s": ("dynamic", "int8")}
 
 
