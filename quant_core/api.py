@@ -20,7 +20,7 @@ from quant_core.equalize import equalized
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.fidelity import Fidelity, compare, judge, run_each
 from quant_core.follow import follow
-from quant_core.gram import grams, sites_of
+from quant_core.gram import ScaledGrams, grams, sites_of
 from quant_core.info import model_info
 from quant_core.layers import layer_rows
 from quant_core.observe import Statistics, observe
@@ -164,8 +164,6 @@ def quantize_model(
     model = prepare(path, some(feeds))
     if plan is not None:
         _check_plan(model, plan, feeds)
-    if plan is not None and plan.equalized_db and feeds is not None:
-        model = equalized(model, feeds.spread(GRAM_FEEDS)) or model
     wide = plan or first_plan(model, config, measured=feeds is not None)
     stats = None
     if feeds is not None:
@@ -207,13 +205,16 @@ def finish(
     bench = Bench(Path(original), judged, float_size, metric, is_host=is_host) if judged is not None else None
 
     def even() -> tuple[ir.Model, Statistics] | None:
-        if feeds is None or any(n.storage == "int4" for n in plan.nodes):
+        if stats is None or feeds is None or any(n.storage == "int4" for n in plan.nodes):
             return None  # what 4 bits cost is not in the activations
         progress("evening out channels")
-        evened = equalized(model, feeds.spread(GRAM_FEEDS))
-        if evened is None:
+        if (evened := equalized(model, feeds.spread(GRAM_FEEDS))) is None:
             return None
-        return evened, _moments(evened, plan, observe(evened, plan, feeds), feeds)
+        made, grown = evened
+        return made, replace(observe(made, plan, feeds), grams=ScaledGrams(stats.grams, sites_of(model, plan), grown))
+
+    if exact and plan.equalized_db and (evened := even()):
+        model, stats = evened
 
     def fit(plan: QuantPlan) -> Statistics | None:
         return _moments(model, plan, ranges, feeds) if ranges is not None and feeds is not None else ranges

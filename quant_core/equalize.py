@@ -94,10 +94,13 @@ def channel_maxima(
     return found
 
 
-def equalized(model: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> ir.Model | None:
+def equalized(
+    model: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]
+) -> tuple[ir.Model, dict[str, Factors]] | None:
     """A copy that computes the same, with channels more alike wherever they are free; None where none is.
 
-    Raises: ModelError if the model does not run.
+    Beside it, by how much (C,) each tensor that is not as it was has grown. Raises: ModelError if the model does not
+    run.
     """
     free = bonds(model)
     if not free:
@@ -105,15 +108,17 @@ def equalized(model: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> i
     maxima = channel_maxima(model, {t for b in free for t in b.heard}, feeds)
     copy = model.clone()
     twins = {n.name: n for n in copy.graph}
+    grown: dict[str, Factors] = {}
     for bond in free:
         peaks = [maxima[t] for t in bond.heard]
         if {len(p) for p in peaks} == bond.channels:
             factors = _factors(np.array(peaks, np.float64))
+            grown |= {str(v.name): factors for v in bond.tensors}
             for node in bond.writers:
                 _scale_outputs(twins[node.name], factors)
             for node in bond.readers:
                 _scale_inputs(twins[node.name], factors)
-    return copy
+    return copy, grown
 
 
 def _takes_up(node: ir.Node) -> bool:

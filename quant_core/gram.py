@@ -114,6 +114,33 @@ def grams(
     return found
 
 
+class ScaledGrams(Mapping[str, NDArray[np.float64]]):
+    """Gram matrices of the same nodes once the channels of the tensors that they read are so many times as large.
+
+    Each is worked out when it is asked for, so that none is held twice.
+    """
+
+    def __init__(
+        self, grams: Mapping[str, NDArray[np.float64]], sites: Mapping[str, Site], factors: Mapping[str, NDArray[Any]]
+    ) -> None:
+        self.grams, self.sites, self.factors = grams, sites, factors
+
+    def __getitem__(self, node: str) -> NDArray[np.float64]:
+        gram, site = self.grams[node], self.sites[node]
+        if site.tensor not in self.factors:
+            return gram
+        groups, parts, k, _ = gram.shape
+        columns = np.tile(self.factors[site.tensor].reshape(groups, -1), math.prod(site.kernel))  # (kernel..., C)
+        columns = columns.reshape(groups, parts, k).astype(np.float64)
+        return np.asarray(gram * columns[..., :, None] * columns[..., None, :])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.grams)
+
+    def __len__(self) -> int:
+        return len(self.grams)
+
+
 def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
     part: dict[str, Site] = {}
     size = 0

@@ -12,9 +12,11 @@ import pytest
 from quant_core.api import quantize_model, validate_model
 from quant_core.config import QuantConfig
 from quant_core.equalize import bonds, channel_maxima, equalized
+from quant_core.gram import ScaledGrams, grams, sites_of
 from quant_core.graph import normalize
-from quant_core.plan import QuantPlan
+from quant_core.plan import QuantPlan, make_plan
 from quant_core.session import open_session
+from quant_core.targets import TARGETS
 from tests.models import sketch
 from tests.oracle.cases import weights
 
@@ -71,7 +73,7 @@ def test_an_equalized_model_computes_the_same_from_channels_more_alike(case: str
     model = model_of(text)
     before = run(model)
 
-    made = equalized(model, [{"x": X}])
+    made, _ = equalized(model, [{"x": X}]) or (None, {})
 
     assert made is not None
     assert len(bonds(model)) == count
@@ -79,6 +81,22 @@ def test_an_equalized_model_computes_the_same_from_channels_more_alike(case: str
     np.testing.assert_array_equal(run(model), before)
     quiet, even = (channel_maxima(m, {"r"}, [{"x": X}])["r"] for m in (model, made))
     assert even.max() / even.min() < 0.5 * quiet.max() / quiet.min()
+
+
+@pytest.mark.parametrize("case", FREE)
+def test_gram_matrices_of_evened_channels_need_no_samples(case: str) -> None:
+    model = model_of(FREE[case][0])
+    made, grown = equalized(model, [{"x": X}]) or (model, {})
+    sites = sites_of(model, make_plan(model, QuantConfig(), TARGETS["x86-vnni"]))
+    first = grams(model, sites, [{"x": X}])
+
+    scaled = ScaledGrams(first, sites, grown)
+
+    measured = grams(made, sites, [{"x": X}])
+    assert len(grown) >= 2
+    assert list(scaled) == list(measured)
+    for node, gram in scaled.items():
+        np.testing.assert_allclose(gram, measured[node], rtol=1e-3, atol=1e-5 * np.abs(gram).max())
 
 
 @pytest.mark.parametrize("case", BOUND)
