@@ -19,7 +19,7 @@ from tests.pipeline.test_command import command_line, descendants
 GOOD = [f"good{k:02d}" for k in range(23)]
 REASONS = {
     "segfault": ("quantize", "SIGSEGV"),
-    "hang": ("quantize", "took longer than 6 s"),
+    "hang": ("quantize", "took longer than 15 s"),
     "hog": ("quantize", "out of memory"),
     "killer": ("quantize", "Dask worker died"),
     "torn": ("prepare", ""),
@@ -71,7 +71,7 @@ def manifest(tmp_path):
                 "models": [{"input": "models/full.onnx", "output": str(disk / "full.onnx")}] if disk else [],
                 "batch": {"input_dir": "models/[!f]*.onnx", "output_dir": "out"},
                 "calibration": {"data": "data/{name}.npy"},
-                "limits": {"timeout_s": 6, "memory_mb": 500},
+                "limits": {"timeout_s": 15, "memory_mb": 500},
                 **FAST,
             },
             tmp_path,
