@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
-from quant_core.candidate import AS_FAST, Bench
+from quant_core.candidate import AS_FAST, Bench, Candidate
 from quant_core.config import Contract, QuantConfig
 from quant_core.damage import damage
 from quant_core.equalize import equalized
@@ -32,6 +32,7 @@ from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
 from quant_core.search import Found, restored, search
 from quant_core.session import open_session
+from quant_core.settle import settled
 from quant_core.targets import find_target, host_target_name
 from quant_core.timing import Timing, measure
 from quant_core.write import write_model
@@ -219,7 +220,16 @@ def finish(
     def fit(plan: QuantPlan) -> Statistics | None:
         return _moments(model, plan, ranges, feeds) if ranges is not None and feeds is not None else ranges
 
-    found = search(model, plan, stats, bench, contract, exact=exact, even=even, fit=fit, progress=progress)
+    def settle(model: ir.Model, candidate: Candidate) -> ir.Model | None:
+        inner = candidate.plan
+        if feeds is None or not inner.config.bias_correction or any(n.storage == "int4" for n in inner.nodes):
+            return None  # biases beside 4 bits know what the layers before them leave
+        progress("settling biases")
+        return settled(model, candidate.model, inner, feeds.spread(GRAM_FEEDS))
+
+    found = search(
+        model, plan, stats, bench, contract, exact=exact, even=even, fit=fit, settle=settle, progress=progress
+    )
     best, bench = replace(found.best, plan=_explained(found.best.plan, asked, why)), None  # and its sessions go
     if apart is not None and ranges is not None and whole is not None:
         progress("fitting all samples")

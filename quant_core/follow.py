@@ -50,7 +50,8 @@ def follow(
     aims: dict[str, Aim] = {}
     stats = replace(stats, aims=aims, memo=dict(stats.memo))  # what it holds by now does not depend on aims
     rounding, sites, planned = Rounding(plan.config, stats), sites_of(model, plan), {n.node: n for n in plan.nodes}
-    walk = _Walk(model, feeds)
+    copy = model.clone()
+    walk, twins = Walk((model, copy), feeds), {n.name: n for n in copy.graph}
     waiting = [
         n for n in model.graph
         if n.name in sites and not (is_depthwise(n) and planned[str(n.name)].storage == "int8")
@@ -73,20 +74,19 @@ def follow(
                 old = node.inputs[position] if len(node.inputs) > position else None
                 flat = flat_bias(old, len(rounded.integers.q))
                 bias = rounding.bias(node, flat, weight, rounded) if old is None or flat is not None else None
-            walk.replace(node, values, position, bias)
+            _replace(copy, twins[node.name], values, position, bias)
     return stats
 
 
-class _Walk:
-    """The float model and a copy whose weights become rounded, advanced side by side over all samples."""
+class Walk:
+    """Models with the same nodes, advanced side by side over all samples while their constants change."""
 
-    def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> None:
-        self.models = model, model.clone()
-        self.twins = {n.name: n for n in self.models[1].graph}
-        self.producers = {v.name: n for n in model.graph for v in n.outputs}
+    def __init__(self, models: tuple[ir.Model, ...], feeds: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        self.models = models
+        self.producers = {v.name: n for n in models[0].graph for v in n.outputs}
         self.done: set[ir.Node] = set()
-        self.states: tuple[list[Arrays], list[Arrays]] = [dict(f) for f in feeds], []
-        self.states = self.states[0], [dict(s) for s in self.states[0]]
+        first = [dict(f) for f in feeds]
+        self.states: tuple[list[Arrays], ...] = tuple([dict(f) for f in first] for _ in models)
 
     def ahead(self, tensors: set[str]) -> set[ir.Node]:
         """The nodes that must still run before these tensors are known."""
@@ -100,13 +100,12 @@ class _Walk:
         return found
 
     def advance(self, tensors: set[str]) -> None:
-        """Run both models until these tensors are known; keep only what later nodes read."""
+        """Run all models until these tensors are known; keep only what later nodes read."""
         now = self.ahead(tensors)
         self.done |= now
         later = {str(v.name) for n in self.models[0].graph if n not in self.done for v in _reads(n)} | tensors
-        names = {n.name for n in now}
         for model, states in zip(self.models, self.states, strict=True):
-            part = [n for n in model.graph if n.name in names]
+            part = [n for n, twin in zip(model.graph, self.models[0].graph, strict=True) if twin in now]
             if part:
                 _run(model, part, later, states)
             for state in states:
@@ -126,15 +125,17 @@ class _Walk:
         split = [x.reshape(*x.shape[:2], site.parts, -1).transpose(0, 2, 1, 3) for x in found]
         return split[0], split[1]
 
-    def replace(self, node: ir.Node, weight: NDArray[Any], position: int | None, bias: NDArray[Any] | None) -> None:
-        """The weight, and the bias if there is one, in the copy."""
-        twin, home = self.twins[node.name], self.models[1].graph
-        twin.replace_input_with(1, graph.initializer(home, f"{node.name}_weight_rounded", weight))
-        if position is not None and bias is not None:
-            if len(twin.inputs) <= position:
-                twin.resize_inputs(position + 1)
-            value = graph.initializer(home, f"{node.name}_bias_rounded", bias.astype(np.float32))
-            twin.replace_input_with(position, value)
+
+def _replace(
+    model: ir.Model, node: ir.Node, weight: NDArray[Any], position: int | None, bias: NDArray[Any] | None
+) -> None:
+    """The weight, and the bias if there is one, of a node."""
+    node.replace_input_with(1, graph.initializer(model.graph, f"{node.name}_weight_rounded", weight))
+    if position is not None and bias is not None:
+        if len(node.inputs) <= position:
+            node.resize_inputs(position + 1)
+        value = graph.initializer(model.graph, f"{node.name}_bias_rounded", bias.astype(np.float32))
+        node.replace_input_with(position, value)
 
 
 def _run(model: ir.Model, part: list[ir.Node], later: set[str], states: list[Arrays]) -> None:

@@ -50,6 +50,7 @@ def search(
     exact: bool = False,
     even: Callable[[], tuple[ir.Model, Statistics] | None] = lambda: None,
     fit: Callable[[QuantPlan], Statistics | None] | None = None,
+    settle: Callable[[ir.Model, Candidate], ir.Model | None] = lambda *_: None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """The best model that can be made of a prepared one.
@@ -63,11 +64,13 @@ def search(
     `even` gives the same model with channels evened out (equalize.py) and its statistics; it is asked where static
     outputs are not exact, and what it gives is used from there on if it brings them nearer to float's.
     `fit` gives the statistics anew for a plan with other bits, where rounding a weight depends on those before it.
+    `settle` gives a candidate's model with biases that bring it nearer to float, if there are any (settle.py).
     Without a bench (no samples), or if the plan is to be done exactly, nothing is measured and the plan is applied.
     """
     trace: list[dict[str, Any]] = []
     if exact or bench is None:
         best = build(model, plan, stats, "the plan")
+        best = replace(best, model=settle(model, best) or best.model)
         if bench is None or contract is None:
             return Found(best, model, "none", "no contract", trace)
         best = bench.judge(best)
@@ -77,6 +80,14 @@ def search(
 
     def found(best: Candidate, verdict: str = "none", reason: str = "no contract") -> Found:
         return Found(replace(best, plan=replace(best.plan, equalized_db=even_db)), model, verdict, reason, trace)
+
+    def at_rest(best: Candidate) -> Candidate:
+        if (made := settle(model, best)) is None:
+            return best
+        found = bench.judge(replace(best, name=f"{best.name}, biases settled", model=made), timed=False)
+        trace.append(found.trace())
+        broken = contract is not None and _keeping([best], contract, bench) and not _keeping([found], contract, bench)
+        return best if broken else found
 
     def eased() -> Mapping[str, Easing]:
         dynamic = [
@@ -112,7 +123,7 @@ def search(
     if contract is None and best.sqnr_db < FAITHFUL_DB:
         best = _polish(model, best, stats, bench, trace, progress)
     if contract is None:
-        return found(best)
+        return found(at_rest(best))
     if keeping := _keeping(candidates, contract, bench):
         best = max(keeping, key=lambda c: c.worth)
     elif right := _keeping(candidates, replace(contract, min_speedup=None, max_size_ratio=None), bench):
@@ -120,6 +131,7 @@ def search(
         best = min(right, key=lambda c: c.size_bytes) if contract.max_size_ratio else max(right, key=lambda c: c.worth)
     else:
         best = _restore(model, best, stats, fit, bench, contract, trace, progress)
+    best = at_rest(best)
     return found(best, *_verdict(best, contract, bench))
 
 

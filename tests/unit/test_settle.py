@@ -1,0 +1,94 @@
+"""Biases take up what the quantized model leaves of each mean, where that brings outputs nearer to float's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from quant_core import api
+from quant_core.config import QuantConfig
+from quant_core.graph import normalize
+from quant_core.observe import observe
+from quant_core.plan import make_plan
+from quant_core.rewrite import apply_plan
+from quant_core.samples import Samples, input_specs, open_samples
+from quant_core.session import open_session
+from quant_core.settle import settled
+from quant_core.targets import TARGETS
+from tests.models import sketch
+
+WAYS = {
+    "convolutions": "(float[n,6,8,8] x) => (float[n,6,8,8] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)"
+    " c = Conv<pads = [1, 1, 1, 1]>(r, v, b) s = Relu(c) y = Conv<pads = [1, 1, 1, 1]>(s, u, b) }",
+    "matrices": "(float[n,6] x) => (float[n,6] y) { a = Gemm(x, w, b) r = Relu(a) c = Gemm(r, v, b) s = Relu(c)"
+    " y = Gemm(s, u, b) }",
+}
+
+
+def network(way: str) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    shape = (6, 6, 3, 3) if way == "convolutions" else (6, 6)
+    arrays = {k: rng.standard_normal(shape).astype(np.float32) / 3 for k in "wvu"}
+    return sketch(WAYS[way], arrays | {"b": rng.standard_normal(6).astype(np.float32)})
+
+
+def problem(way: str) -> tuple[ir.Model, ir.Model, object, Samples]:
+    """A float model, a quantized one whose biases are all a little wrong, its plan, and samples."""
+    proto = network(way)
+    model = normalize(ir.from_proto(proto))
+    plan = make_plan(model, QuantConfig(mode="static"), TARGETS["x86-avx2"])
+    x = np.random.default_rng(1).standard_normal((24, 6, *[8] * (way == "convolutions") * 2), dtype=np.float32)
+    samples = open_samples({"x": x}, input_specs(proto.SerializeToString()))
+    quantized = apply_plan(model, plan, observe(model, plan, samples))
+    for value in quantized.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.INT32:
+            value.const_value = ir.tensor(value.const_value.numpy() * 9 // 10, name=value.name)
+    return model, quantized, plan, samples
+
+
+def means(model: ir.Model, samples: Samples) -> np.ndarray:
+    session = open_session(model)
+    y = np.concatenate([session.run(None, feed)[0] for feed in samples])
+    return y.mean((0, *range(2, y.ndim)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(way):
+    model, quantized, plan, samples = problem(way)
+    before = [ir.to_proto(m).SerializeToString() for m in (model, quantized)]
+
+    found = settled(model, quantized, plan, samples)
+
+    exact, wrong, right = (means(m, samples) for m in (model, quantized, found))
+    assert np.abs(right - exact).max() < np.abs(wrong - exact).max() / 5
+    assert [ir.to_proto(m).SerializeToString() for m in (model, quantized)] == before
+
+
+def test_biases_that_are_settled_are_not_moved_again_for_nothing():
+    model, quantized, plan, samples = problem("convolutions")
+
+    once = settled(model, quantized, plan, samples)
+    twice = settled(model, once, plan, samples)
+
+    assert twice is None or np.abs(means(twice, samples) - means(once, samples)).max() < 0.01
+
+
+def test_a_model_without_biases_in_integers_is_not_settled():
+    model, _, _, samples = problem("matrices")
+    plan = make_plan(model, QuantConfig(mode="weight_only"), TARGETS["x86-avx2"])
+
+    assert settled(model, apply_plan(model, plan, None), plan, samples) is None
+
+
+def test_a_replayed_plan_settles_its_biases_in_the_same_way(tmp_path):
+    onnx.save(network("convolutions"), tmp_path / "float.onnx")
+    x = np.random.default_rng(1).standard_normal((24, 6, 8, 8), dtype=np.float32)
+
+    made = api.quantize_model(tmp_path / "float.onnx", tmp_path / "a.onnx", QuantConfig(mode="static"), calibration=x)
+    again = api.quantize_model(tmp_path / "float.onnx", tmp_path / "b.onnx", plan=made.plan, calibration=x)
+
+    assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
