@@ -34,6 +34,10 @@ HINTS = (
         r"[Ee]xternal data|model_path must not be empty",
         "Its weights lie in another file: keep it in the model's folder",
     ),
+    (
+        r"Cast\(21\)|tensor\(u?int4\)|tensor type 2[12] |(GatherBlockQuantized|MatMulNBits)\(.*not a registered",
+        "4-bit weights need onnxruntime 1.23 or newer: update it, or quantize to 8 bits",
+    ),
     (r"Unsupported model IR version", "Update onnxruntime, or save the model with an older IR version"),
     (r"Opset \d+ is under development", "Convert the model to an opset that this onnxruntime knows"),
     (

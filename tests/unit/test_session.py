@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -107,6 +108,27 @@ def test_a_model_that_cannot_be_loaded_says_where_and_what_to_do(tmp_path, conte
     assert caught.value.where == str(path)
     assert hint in caught.value.hint
     assert "onnxruntime_src" not in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Could not find an implementation for Cast(21) node with name 'w_wide'",
+        "Exception during initialization: tensor type 21 is not supported",
+        "MLDataType for: tensor(int4) is not currently registered or supported",
+        "Fatal error: com.microsoft:GatherBlockQuantized(-1) is not a registered function/op",
+    ],
+)  # what onnxruntime 1.18 to 1.22 say
+def test_a_runtime_too_old_for_4_bits_is_told_so(monkeypatch, told):
+    def refuse(*_, **__):
+        raise RuntimeError(f"[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : {told}")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+
+    with pytest.raises(ModelError) as caught:
+        open_session(matmul_model().SerializeToString())
+
+    assert "1.23" in caught.value.hint
 
 
 def test_missing_external_weights_are_named(tmp_path):
