@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quant_core.affine import Grid, choose_params
-from quant_core.config import one_of
+from quant_core.config import METHODS, one_of
 from quant_core.errors import DataError
 from quant_core.stats import TensorStats
 
@@ -19,7 +19,7 @@ Range = tuple[float, float]
 
 _PERCENTILES = (99.9, 99.99, 99.999)  # that `auto` tries besides the one asked for
 _THRESHOLDS = 32  # that entropy tries, and half as many around the best of them
-_STEPS = (0.1, 0.05, 0.02, 0.01, 0.005)  # by which mse moves the ends
+_STEPS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002)  # by which mse moves the ends
 _REFUSED = 2.0  # times the error of minmax: an entropy range that costs more is a collapse, not a calibration
 
 
@@ -40,16 +40,18 @@ def find_range(stats: TensorStats, grid: Grid, method: str = "auto", percentile:
     """
     one_of("method", method, ("auto", *RANGE_METHODS))
     _check_seen(stats)
-    if method == "auto":
-        best = rank_ranges(stats, grid, percentile)[0]
+    if method == "auto":  # entropy looks at other things: by the expected error, it cannot win over mse
+        best = rank_ranges(stats, grid, percentile, RANGE_METHODS.keys() - {"entropy"})[0]
         return best.lo, best.hi
     return RANGE_METHODS[method](stats, grid, percentile)
 
 
-def rank_ranges(stats: TensorStats, grid: Grid, percentile: float = 99.99) -> list[RangeChoice]:
-    """Every method's range, the least expected error first; of equal ones the simpler method. Raises: DataError."""
+def rank_ranges(
+    stats: TensorStats, grid: Grid, percentile: float = 99.99, among: Collection[str] = METHODS
+) -> list[RangeChoice]:
+    """These methods' ranges, the least expected error first; of equal ones the simpler method. Raises: DataError."""
     _check_seen(stats)
-    ranges = [(name, method(stats, grid, percentile)) for name, method in RANGE_METHODS.items()]
+    ranges = [(name, method(stats, grid, percentile)) for name, method in RANGE_METHODS.items() if name in among]
     ranges += [("percentile", percentile_range(stats, grid, p)) for p in _PERCENTILES if p != percentile]
     los, his = np.array([r for _, r in ranges]).T
     errors = _expected_errors(_Histogram.of(stats), los, his, grid)
