@@ -31,7 +31,7 @@ from quant_core.targets import TARGETS
 from quant_core.weights import layout_of
 
 ROWS_PER_COLUMN, LEAST_ROWS = 12, 2048  # of both inputs, as they vary: fewer are fitted too closely
-SPANS = 16  # of the rows, which are compared to see what is chance; each holds some samples
+LEAST_SPANS = 16  # of the rows, which are compared to see what is chance; one for each sample
 RIDGE = 4.0  # of the mean diagonal times what is chance: how strongly W' is held to W
 HELD_BYTES = 768 << 20  # of tensors between layers, of all samples; above, every second sample is let go
 
@@ -52,6 +52,7 @@ def follow(
     rounding, sites, planned = Rounding(plan.config, stats), sites_of(model, plan), {n.node: n for n in plan.nodes}
     copy = model.clone()
     walk, twins = Walk((model, copy), feeds), {n.name: n for n in copy.graph}
+    spans = max(LEAST_SPANS, len(walk.states[0]))
     waiting = [
         n for n in model.graph
         if n.name in sites and not (is_depthwise(n) and planned[str(n.name)].storage == "int8")
@@ -64,7 +65,7 @@ def follow(
         for node in ready:
             name, weight = str(node.name), graph.value(node.inputs[1])
             layout = layout_of(node, len(graph.shape_of(weight)))
-            aims[name] = _aim(layout.matrix(graph.array(weight)), sites[name], walk.pairs(sites[name]))
+            aims[name] = _aim(layout.matrix(graph.array(weight)), sites[name], walk.pairs(sites[name]), spans)
             compute, storage = planned[name].compute, planned[name].storage
             safe = TARGETS[plan.target].saturates and compute != FLOAT and not is_depthwise(node)
             rounded = rounding.integers(node, weight, storage, safe=safe)
@@ -174,7 +175,7 @@ def _reads(node: ir.Node) -> list[ir.Value]:
     return found
 
 
-def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Aim:
+def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArray[np.float32]], spans: int) -> Aim:
     """W' = W + W (X X'^T - X' X'^T) (X' X'^T + ridge)^-1, each part of the columns by itself; spoils the pair."""
     (exact, found), (groups, parts, k, _) = pair, site.shape
     n = exact.shape[2]
@@ -186,7 +187,7 @@ def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArra
     for g in np.ndindex(groups, parts):  # one by one: numpy hands only plain matrices to BLAS
         gram[g] = found[g].T @ found[g] / n
         drift[g] = exact[g].T @ found[g] / n
-    chance = _chance(found, gram)
+    chance = _chance(found, gram, spans)
     ridge = RIDGE * chance * np.einsum("gpkk->gp", gram) / k
     damped = gram + np.where(ridge > 0, ridge, 1.0)[..., None, None] * np.eye(k)
     split = rows.astype(np.float64).reshape(groups, -1, parts, k).transpose(0, 2, 1, 3)
@@ -197,10 +198,10 @@ def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArra
     return Aim(target, gram, outputs, means[1].reshape(groups, -1))
 
 
-def _chance(x: NDArray[np.float32], gram: NDArray[np.float64]) -> NDArray[np.float64]:
+def _chance(x: NDArray[np.float32], gram: NDArray[np.float64], spans: int) -> NDArray[np.float64]:
     """(G, P): variance of what lies beside the diagonal over its square, 0 if all spans of rows x agree, 1 at most."""
     n, k = x.shape[2:]
-    spans = min(SPANS, n)
+    spans = min(spans, n)
     squares = np.zeros(gram.shape[:2])
     for span in np.array_split(x, spans, axis=2):
         turned = span.swapaxes(2, 3)
