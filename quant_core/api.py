@@ -233,7 +233,9 @@ def finish(
     best, bench = replace(found.best, plan=_explained(found.best.plan, asked, why)), None  # and its sessions go
     if apart is not None and ranges is not None and whole is not None:
         progress("fitting all samples")
+        feeds = whole
         best = replace(best, model=apply_plan(found.model, best.plan, _moments(found.model, best.plan, ranges, whole)))
+        best = replace(best, model=settle(found.model, best) or best.model)
     costs = damage(found.model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
     layers = layer_rows(best, costs)
     safe = all(row["saturation_safe"] for row in layers)
@@ -418,7 +420,7 @@ def _moments(model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Samples
             return follow(model, plan, stats, feeds)
         except ModelError:  # a part that does not run by itself: an operator between sequences, say
             stats = replace(stats, memo={})
-    return replace(stats, grams=grams(model, sites_of(model, plan), feeds))
+    return replace(stats, grams=grams(model, sites_of(model, plan), feeds), memo=dict(stats.memo))
 
 
 def _same_interface(first: Any, second: Any, where: str | Path) -> None:
