@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quant_core import graph
 from quant_core.plan import QuantPlan
 from quant_core.rules import RULES, why_not_integer
-from quant_core.session import Model, open_session, run
+from quant_core.session import Model, interface, open_session, run
 
 ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
 ROUNDING_NOISE = 1e-5
@@ -157,8 +157,7 @@ def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
 
 def _grams(model: Model, sites: Mapping[str, Site], feeds: list[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
     unique = dict.fromkeys(sites.values())
-    plain = open_session(model, optimize=False)
-    known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
+    known = interface(model)
     session = open_session(model, outputs=[t for t in dict.fromkeys(s.tensor for s in unique) if t not in known])
     names = [o.name for o in session.get_outputs()]
     sums = {site: _Sums(site) for site in unique}

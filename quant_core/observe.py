@@ -17,7 +17,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.gram import Aim
 from quant_core.plan import QuantPlan
 from quant_core.ranges import find_range
-from quant_core.session import Model, open_session, run
+from quant_core.session import Model, interface, open_session, run
 from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stats, save_stats, thinned
 
 # At least so many of a tensor's values and of each channel's positions count in one sample; its ends are those of all.
@@ -77,8 +77,7 @@ def observe(model: Model, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[
     tensors = {name: TensorStats() for name in plan.activations}
     means = {name: ChannelMoments(-1) for name in plan.means}
     wanted = dict.fromkeys((*tensors, *means))
-    plain = open_session(model, optimize=False)
-    known = {v.name for v in (*plain.get_inputs(), *plain.get_outputs())}
+    known = interface(model)
     session = open_session(model, threads=threads, outputs=[n for n in wanted if n not in known])
     seen = 0
     for values in _ahead(_values(session, feeds)):

@@ -80,6 +80,14 @@ def run(session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: st
     return [x if isinstance(x, np.ndarray) else np.array(x, object) for x in outputs]
 
 
+def interface(model: Model) -> set[str]:
+    """The names of a model's inputs and outputs. Raises: ModelError as `open_session`."""
+    if not isinstance(model, (str, Path, bytes)):
+        return {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
+    session = open_session(model, optimize=False)
+    return {v.name for v in (*session.get_inputs(), *session.get_outputs())}
+
+
 def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelProto:
     """The graph as onnxruntime really runs it: what fused into which kernel.
 
