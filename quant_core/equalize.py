@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
-from quant_core.session import open_session, run
+from quant_core.session import values_of
 
 RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
 PASSING = RECTIFIERS | {"MaxPool", "AveragePool", "GlobalAveragePool"}
@@ -83,14 +83,12 @@ def channel_maxima(
     model: ir.Model, tensors: Collection[str], feeds: Iterable[Mapping[str, NDArray[Any]]]
 ) -> dict[str, NDArray[np.float32]]:
     """Tensor -> largest magnitude of each channel, its axis 1, (C,). Raises: ModelError if the model does not run."""
-    session = open_session(model, outputs=list(tensors))
-    names = [o.name for o in session.get_outputs()]
     found: dict[str, NDArray[np.float32]] = {}
-    for feed in feeds:
-        for name, x in zip(names, run(session, feed), strict=True):
-            if name in tensors:
-                peak = np.maximum(x.max(axis=(0, *range(2, x.ndim))), -x.min(axis=(0, *range(2, x.ndim))))
-                found[name] = np.maximum(found.get(name, 0), peak)
+    for values in values_of(model, tensors, feeds):
+        for name in tensors:
+            x = values[name]
+            peak = np.maximum(x.max(axis=(0, *range(2, x.ndim))), -x.min(axis=(0, *range(2, x.ndim))))
+            found[name] = np.maximum(found.get(name, 0), peak)
     return found
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quant_core import graph
 from quant_core.plan import QuantPlan
 from quant_core.rules import RULES, why_not_integer
-from quant_core.session import Model, interface, open_session, run
+from quant_core.session import Model, values_of
 
 ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
 ROUNDING_NOISE = 1e-5
@@ -157,12 +157,8 @@ def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
 
 def _grams(model: Model, sites: Mapping[str, Site], feeds: list[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
     unique = dict.fromkeys(sites.values())
-    known = interface(model)
-    session = open_session(model, outputs=[t for t in dict.fromkeys(s.tensor for s in unique) if t not in known])
-    names = [o.name for o in session.get_outputs()]
     sums = {site: _Sums(site) for site in unique}
-    for feed in feeds:
-        values = dict(feed) | dict(zip(names, run(session, feed), strict=True))
+    for values in values_of(model, (site.tensor for site in unique), feeds):
         for site in unique:
             wanted = -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.shape[-1]) // len(feeds))
             sums[site].add(rows_of(values[site.tensor], site, wanted))

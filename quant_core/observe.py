@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.affine import Grid
@@ -17,7 +16,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.gram import Aim
 from quant_core.plan import QuantPlan
 from quant_core.ranges import find_range
-from quant_core.session import Model, interface, open_session, run
+from quant_core.session import Model, values_of
 from quant_core.stats import ChannelMoments, TensorStats, load_stats, merge_stats, save_stats, thinned
 
 # At least so many of a tensor's values and of each channel's positions count in one sample; its ends are those of all.
@@ -77,10 +76,8 @@ def observe(model: Model, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[
     tensors = {name: TensorStats() for name in plan.activations}
     means = {name: ChannelMoments(-1) for name in plan.means}
     wanted = dict.fromkeys((*tensors, *means))
-    known = interface(model)
-    session = open_session(model, threads=threads, outputs=[n for n in wanted if n not in known])
     seen = 0
-    for values in _ahead(_values(session, feeds)):
+    for values in _ahead(values_of(model, wanted, feeds, threads=threads, told="calibration sample")):
         for name in wanted:
             part = _counted(values[name], plan.means.get(name))
             if name in tensors:
@@ -91,15 +88,6 @@ def observe(model: Model, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[
     if not seen:
         raise DataError("no calibration samples", hint="At least one sample is needed")
     return Statistics(tensors, means)
-
-
-def _values(
-    session: ort.InferenceSession, feeds: Iterable[Mapping[str, NDArray[Any]]]
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """Inputs and outputs of the session, by name, for one feed after the other."""
-    names = [o.name for o in session.get_outputs()]
-    for i, feed in enumerate(feeds):
-        yield dict(feed) | dict(zip(names, run(session, feed, f"calibration sample {i}"), strict=True))
 
 
 def _counted(x: NDArray[Any], channel_axis: int | None) -> NDArray[Any]:

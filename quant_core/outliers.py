@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quant_core import graph
 from quant_core.affine import Grid, choose_params, dequantize, quantize
 from quant_core.samples import Samples
-from quant_core.session import open_session, run
+from quant_core.session import values_of
 from quant_core.stats import ChannelMoments
 from quant_core.weights import layout_of, quantize_int8
 
@@ -68,11 +68,7 @@ def easings(
     weights = {t: weights_reading(model, t, nodes) for t in tensors}
     ways = {t: _ways(means[t].max_abs) for t in tensors}
     noise = {t: np.zeros(len(ways[t])) for t in tensors}
-    given = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
-    session = open_session(model, outputs=[t for t in tensors if t not in given])
-    names = [o.name for o in session.get_outputs()]
-    for feed in samples.spread(FEEDS):
-        values = dict(feed) | dict(zip(names, run(session, feed), strict=True))
+    for values in values_of(model, tensors, samples.spread(FEEDS)):
         for t in tensors:
             rows = values[t].reshape(-1, values[t].shape[-1])
             for i, way in enumerate(ways[t]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
@@ -86,6 +86,22 @@ def interface(model: Model) -> set[str]:
         return {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
     session = open_session(model, optimize=False)
     return {v.name for v in (*session.get_inputs(), *session.get_outputs())}
+
+
+def values_of(
+    model: Model, tensors: Iterable[str], feeds: Iterable[Mapping[str, np.ndarray]], *, threads: int = 1, told: str = ""
+) -> Iterator[dict[str, np.ndarray]]:
+    """For each feed its inputs, the model's outputs and these inner tensors, by name; `told` names feeds in errors.
+
+    Raises: ModelError as `open_session` at once, as `run` when a feed's turn comes.
+    """
+    known = interface(model)
+    session = open_session(model, threads=threads, outputs=[t for t in dict.fromkeys(tensors) if t not in known])
+    names = [o.name for o in session.get_outputs()]
+    return (
+        dict(feed) | dict(zip(names, run(session, feed, told and f"{told} {i}"), strict=True))
+        for i, feed in enumerate(feeds)
+    )
 
 
 def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelProto:

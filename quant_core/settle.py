@@ -22,7 +22,7 @@ from quant_core.plan import STATIC, QuantPlan
 from quant_core.rewrite import INT32_MAX
 from quant_core.rules import RULES
 from quant_core.samples import Samples
-from quant_core.session import open_session, run
+from quant_core.session import open_session, values_of
 
 CLOSE_DB = 40.0  # a hundredth of the signal: nobody would see what is left
 
@@ -89,15 +89,8 @@ def _biases(model: ir.Model, static: set[str]) -> dict[ir.Node, tuple[ir.Value, 
 
 def _means(model: ir.Model, tensors: Collection[str], samples: Samples) -> dict[str, NDArray[np.float64]]:
     """Tensor -> the mean of each channel in each sample (samples, C)."""
-    own, wanted = {v.name for v in model.graph.outputs}, set(tensors)
-    session = open_session(model, outputs=[t for t in tensors if t not in own])
-    names = [o.name for o in session.get_outputs()]
-    rows: dict[str, list[NDArray[np.float64]]] = {}
-    for feed in samples:
-        for name, x in zip(names, run(session, feed), strict=True):
-            if name in wanted:
-                rows.setdefault(name, []).append(_mean(x))
-    return {name: np.stack(found) for name, found in rows.items()}
+    rows = [{name: _mean(values[name]) for name in tensors} for values in values_of(model, tensors, samples)]
+    return {name: np.stack([row[name] for row in rows]) for name in tensors}
 
 
 def _sqnr_db(model: ir.Model, reference: list[list[NDArray[Any]]], samples: Samples) -> float:
