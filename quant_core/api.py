@@ -206,7 +206,7 @@ def finish(
     bench = Bench(Path(original), judged, float_size, metric, is_host=is_host) if judged is not None else None
 
     def even() -> tuple[ir.Model, Statistics] | None:
-        if stats is None or feeds is None or any(n.storage == "int4" for n in plan.nodes):
+        if stats is None or feeds is None or plan.in_four_bits:
             return None  # what 4 bits cost is not in the activations
         progress("evening out channels")
         if (evened := equalized(model, feeds.spread(GRAM_FEEDS))) is None:
@@ -222,7 +222,7 @@ def finish(
 
     def settle(model: ir.Model, candidate: Candidate) -> ir.Model | None:
         inner = candidate.plan
-        if feeds is None or not inner.config.bias_correction or any(n.storage == "int4" for n in inner.nodes):
+        if feeds is None or not inner.config.bias_correction or inner.in_four_bits:
             return None  # biases beside 4 bits know what the layers before them leave
         progress("settling biases")
         return settled(model, candidate.model, inner, feeds.spread(GRAM_FEEDS))
@@ -334,7 +334,7 @@ def _storable(model: ir.Model, plan: QuantPlan, contract: Contract | None) -> tu
 
     Raises: ModelError where exactly 4 bits are asked for.
     """
-    four = [n.node for n in plan.nodes if n.storage == "int4"]
+    four = plan.in_four_bits
     if four and graph.opset(model) < OPSET_INT4:
         try:
             raise_opset(model, OPSET_INT4)
@@ -347,7 +347,7 @@ def _storable(model: ir.Model, plan: QuantPlan, contract: Contract | None) -> tu
 
 def _explained(plan: QuantPlan, asked: QuantPlan, why: str) -> QuantPlan:
     """The plan with the reason at each node that was to be in 4 bits and is not."""
-    four = {n.node for n in asked.nodes if n.storage == "int4"}
+    four = set(asked.in_four_bits)
     lifted = {n.node for n in plan.nodes if n.node in four and n.storage not in ("int4", "")}
     reasons = {n.node: "; ".join(filter(None, (n.reason, f"{n.storage}: {why}"))) for n in plan.nodes}
     return replace(plan, nodes=tuple(replace(n, reason=reasons[n.node]) if n.node in lifted else n for n in plan.nodes))
@@ -359,7 +359,7 @@ def _held_out(
     """(what is fitted, what judges) where the samples that 4 bits are fitted to would judge the contract."""
     if contract is None or feeds is None or judged is None or len(feeds) < 2 * HELD_OUT:
         return None
-    four = any(n.storage == "int4" for n in plan.nodes) and plan.config.weight_method in ("auto", "gptq")
+    four = plan.in_four_bits and plan.config.weight_method in ("auto", "gptq")
     return feeds.apart(HELD_OUT) if four and judged.feeds_as(feeds) else None
 
 
@@ -415,7 +415,7 @@ def _moments(model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Samples
     if plan.config.weight_method not in ("auto", "gptq"):
         return stats
     feeds = feeds.spread(GRAM_FEEDS)
-    if any(n.storage == "int4" for n in plan.nodes):
+    if plan.in_four_bits:
         try:
             return follow(model, plan, stats, feeds)
         except ModelError:  # a part that does not run by itself: an operator between sequences, say

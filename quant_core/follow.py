@@ -133,10 +133,8 @@ def _replace(
     """The weight, and the bias if there is one, of a node."""
     node.replace_input_with(1, graph.initializer(model.graph, f"{node.name}_weight_rounded", weight))
     if position is not None and bias is not None:
-        if len(node.inputs) <= position:
-            node.resize_inputs(position + 1)
         value = graph.initializer(model.graph, f"{node.name}_bias_rounded", bias.astype(np.float32))
-        node.replace_input_with(position, value)
+        graph.set_input(node, position, value)
 
 
 def _run(model: ir.Model, part: list[ir.Node], later: set[str], states: list[Arrays]) -> None:

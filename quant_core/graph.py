@@ -259,6 +259,13 @@ def consumers(value: ir.Value) -> list[ir.Node]:
     return list(dict.fromkeys(use.node for use in value.uses()))
 
 
+def set_input(node: ir.Node, position: int, value: ir.Value) -> None:
+    """The node reads `value` there, also where it had no such input."""
+    if len(node.inputs) <= position:
+        node.resize_inputs(position + 1)
+    node.replace_input_with(position, value)
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """The value of a node's attribute, or the default where it is absent."""
     found = node.attributes.get(name)

@@ -77,6 +77,11 @@ class QuantPlan:
         """The plan of that node, None where nothing happens to it."""
         return next((n for n in self.nodes if n.node == node), None)
 
+    @property
+    def in_four_bits(self) -> list[str]:
+        """The nodes whose weights are stored in 4 bits."""
+        return [n.node for n in self.nodes if n.storage == "int4"]
+
     def to_dict(self) -> dict[str, Any]:
         nodes = [asdict(n) | {"weights": list(n.weights)} for n in self.nodes]
         tensors = {

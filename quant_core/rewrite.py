@@ -44,7 +44,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
     copy = model.clone()
-    if any(n.storage == "int4" for n in plan.nodes):
+    if plan.in_four_bits:
         copy = graph.normalize(raise_opset(copy, OPSET_INT4))
     nodes = {n.name: n for g in graph.graphs_of(copy) for n in g}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
@@ -82,7 +82,7 @@ class _Rewrite:
         self.target = TARGETS[plan.target]
         self.grid = Grid(8, self.target.activation_signed, symmetric=False)
         self.rounding = Rounding(plan.config, stats)
-        self.folds = any(n.storage == "int4" for n in plan.nodes)  # and so counts on what onnxruntime does at load
+        self.folds = bool(plan.in_four_bits)  # and so counts on what onnxruntime does at load
         self.params = {t: self._params(t) for t in dict.fromkeys(plan.activations.values())}
         self.dynamic = {n.node for n in plan.nodes if n.compute == DYNAMIC and n.op_type != "LSTM"}
         self.factors: dict[ir.Value, NDArray[np.float32]] = {}
@@ -197,7 +197,7 @@ class _Rewrite:
                     )
                 else:
                     value = store.write_qdq(write, name, q, scale, zero, 0 if scale.ndim else None)
-                _set_input(node, position, value)
+                graph.set_input(node, position, value)
         node.replace_input_with(1, self.written[key])
 
     def _blocks(self, node: ir.Node) -> bool:
@@ -239,7 +239,7 @@ class _Rewrite:
                 corrected = self.rounding.bias(node, flat, weight, rounded) if old is None or flat is not None else None
                 if corrected is not None and corrected is not flat:
                     name = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
-                    _set_input(node, bias, first.constant(name, corrected.astype(np.float32)))
+                    graph.set_input(node, bias, first.constant(name, corrected.astype(np.float32)))
         node.replace_input_with(position, self.written[key])
 
     def _half(self, node: ir.Node) -> None:
@@ -291,9 +291,3 @@ class _Rewrite:
                     if other.storage != "int4" or dynamic.takes_blocks(found):
                         return replace(found, layout=TABLES[0], shape=graph.shape_of(table))
         return None
-
-
-def _set_input(node: ir.Node, position: int, value: ir.Value) -> None:
-    if len(node.inputs) <= position:
-        node.resize_inputs(position + 1)
-    node.replace_input_with(position, value)

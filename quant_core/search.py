@@ -84,10 +84,10 @@ def search(
     def at_rest(best: Candidate) -> Candidate:
         if (made := settle(model, best)) is None:
             return best
-        found = bench.judge(replace(best, name=f"{best.name}, biases settled", model=made), timed=False)
-        trace.append(found.trace())
-        broken = contract is not None and _keeping([best], contract, bench) and not _keeping([found], contract, bench)
-        return best if broken else found
+        rested = bench.judge(replace(best, name=f"{best.name}, biases settled", model=made), timed=False)
+        trace.append(rested.trace())
+        broken = contract is not None and _keeping([best], contract, bench) and not _keeping([rested], contract, bench)
+        return best if broken else rested
 
     def eased() -> Mapping[str, Easing]:
         dynamic = [
