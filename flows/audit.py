@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,12 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QuantError as problem:
         show.explain(problem, as_json)
         return problem.exit_code
-    if as_json:
-        sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
-    else:
-        show.console().print(show.audit_table(result.rows))
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in result.counts.items() if count)
-        show.console().print(f"{counts} in {result.seconds:.1f} s; reports in {result.reports}", markup=False)
+    show.finished(result, show.audit_table, as_json)
     return result.exit_code
 
 

@@ -115,12 +115,7 @@ def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -
 
     with stopped_at_once(), progress(as_json) as listener:
         result = run_batch(manifest, on_progress=listener, **options)
-    if as_json:
-        sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
-    else:
-        show.console().print(show.batch_table(result.rows))
-        counts = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in result.counts.items() if count)
-        show.console().print(f"{counts} in {result.seconds:.1f} s; reports in {result.reports}", markup=False)
+    show.finished(result, show.batch_table, as_json)
     return result.exit_code
 
 

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flows.result import Result
 from quant_core.errors import QuantError
 from quant_core.plain import plain, printable
 
@@ -43,6 +44,16 @@ def explain(error: QuantError, as_json: bool) -> None:
         answer({"error": parts}, None)
         return
     console(stderr=True).print(problem(error.problem, error.where, error.hint), soft_wrap=True)
+
+
+def finished(result: Result, table: Callable[[Sequence[Mapping[str, Any]]], RenderableType], as_json: bool) -> None:
+    """How a batch or an audit ended: its table and counts, or one JSON line."""
+    if as_json:
+        sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
+        return
+    console().print(table(result.rows))
+    counts = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in result.counts.items() if count)
+    console().print(f"{counts} in {result.seconds:.1f} s; reports in {result.reports}", markup=False)
 
 
 @contextmanager

@@ -43,10 +43,7 @@ def model(seed: int) -> onnx.ModelProto:
 def main(count: int) -> None:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        (folder / "models").mkdir()
-        for seed in range(count):
-            onnx.save(model(seed), folder / "models" / f"model{seed:03d}.onnx")
-        np.save(folder / "data.npy", np.random.default_rng(0).standard_normal((32, 3, 16, 16), dtype=np.float32))
+        write_inputs(folder, count, 32)
         batch = {"input_dir": "models", "output_dir": "out"}
         (folder / "m.yaml").write_text(yaml.safe_dump({"calibration": {"data": "data.npy"}, "batch": batch}))
 
@@ -55,6 +52,14 @@ def main(count: int) -> None:
             print(f"{home}: start-up {start_up:.1f} s, {seconds / count:.2f} s a model, {failed} of {count} failed")
             if home == "cold":
                 stages(folder)
+
+
+def write_inputs(folder: Path, count: int, samples: int) -> None:
+    """So many models in `models`, and `data.npy` to calibrate them on."""
+    (folder / "models").mkdir()
+    for seed in range(count):
+        onnx.save(model(seed), folder / "models" / f"model{seed:03d}.onnx")
+    np.save(folder / "data.npy", np.random.default_rng(0).standard_normal((samples, 3, 16, 16), dtype=np.float32))
 
 
 def timed(folder: Path, home: Path) -> tuple[float, float, int]:

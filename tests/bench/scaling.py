@@ -17,12 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
-import numpy as np
-import onnx
 import yaml
 
 from flows.digests import file_digest
-from tests.bench.batch100 import model
+from tests.bench.batch100 import write_inputs
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -33,10 +31,7 @@ def main(count: int) -> int:
     seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        (folder / "models").mkdir()
-        for seed in range(count):
-            onnx.save(model(seed), folder / "models" / f"m{seed:02d}.onnx")
-        np.save(folder / "data.npy", np.random.default_rng(0).standard_normal((128, 3, 16, 16), dtype=np.float32))
+        write_inputs(folder, count, 128)
         time.sleep(1.1)
         for workers in (1, 2, 4):
             with cluster(workers) as address:
