@@ -2,6 +2,8 @@
 
 Source: Frantar et al. 2022, GPTQ (arXiv 2210.17323), algorithm 1, without reordering: neighbours must stay neighbours,
 so that the pair rule of saturation.py can be kept on the way (the later of two takes what the earlier one left).
+Computed as Babai's nearest plane, which it equals (Chen et al. 2025, arXiv 2507.18553): with the Gram matrix H = R R'
+for an upper R, and d_i what rounding took from column i, column j aims at w_j + sum of d_i R_ij / R_jj over i < j.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from quant_core.saturation import PAIR_LIMIT
 from quant_core.weights import MULTIPLIER_MAX, QMAX4, QMAX8, IntegerWeight, bfloat16, quantize_int4, quantize_int8
 
-DAMPING = 0.01  # of the mean diagonal, so that the Gram matrix can be inverted
+DAMPING = 0.01  # of the mean diagonal, so that the Gram matrix can be factored
 # Of the finest scale of four bits: narrower ones clip the largest block, wider ones leave pairs more room.
 STRETCHES, SAFE_STRETCHES = (1.0, 0.8, 0.9, 1.07, 1.15), (1.0, 0.9, 1.15, 1.35, 1.6)
 DESCENTS = 2  # passes over all columns, after which hardly one moves
@@ -42,11 +44,8 @@ def gptq_int8(
     for candidate in scales:
 
         def at(j: int, column: NDArray[Any], left: NDArray[Any] | None, candidate: Any = candidate) -> tuple[Any, Any]:
-            steps = np.clip(np.rint(column / candidate), -QMAX8, QMAX8)
-            if safe and left is not None:
-                steps = np.clip(
-                    steps, np.where(left < 0, -PAIR_LIMIT - left, -QMAX8), np.where(left > 0, PAIR_LIMIT - left, QMAX8)
-                )
+            low, high = _room(left) if safe and left is not None else (-QMAX8, QMAX8)
+            steps = _within(np.rint(column / candidate), low, high)
             return steps, steps * candidate
 
         found = _sweep(rows, factor, at)
@@ -93,10 +92,10 @@ def _int4_sweep(
 
     def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
         m = multipliers[:, j // block].astype(np.float32)
-        steps = np.clip(np.rint(column / (scale * m)), -QMAX4, QMAX4)
+        steps = _within(np.rint(column / (scale * m)), -QMAX4, QMAX4)
         if safe and left is not None:
-            room = np.where(left > 0, PAIR_LIMIT - left, np.inf), np.where(left < 0, -PAIR_LIMIT - left, -np.inf)
-            steps = np.clip(steps, np.ceil(room[1] / m), np.floor(room[0] / m))
+            low, high = _room(left)
+            steps = _within(steps, np.ceil(low / m), np.floor(high / m))
         return steps * m, steps * m * scale
 
     return _sweep(rows, factor, at, start, block), multipliers
@@ -130,10 +129,10 @@ def _descend(
                 if matrix[j, j] <= 0:
                     continue
                 wanted = np.rint((steps[j] + near[j - first] / (matrix[j, j] * s[g])) / sizes[j])
-                found = np.clip(wanted, -QMAX4, QMAX4)
+                found = _within(wanted, -QMAX4, QMAX4)
                 if safe and (beside := j ^ 1) < k:
                     low, high = _room(steps[beside])
-                    found = np.clip(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
+                    found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
                 found *= sizes[j]
                 near -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
                 steps[j] = found
@@ -156,7 +155,7 @@ def _sweep(
     """The integers (C, K) of all columns, from left to right.
 
     at     (j, column, left) -> the column's integers and their values; `left` is the even neighbour of an odd column
-    start  sees, before the first column j of a block, what the columns from j on have become
+    start  sees, before the first column j of a block, what the columns from j on should become if they could freely
     """
     _, parts, columns, _ = factor.shape
     out = [
@@ -172,53 +171,45 @@ def _sweep_part(
     """The integers of one part, whose first column is number `offset`; even, so that no pair is cut."""
     groups, columns = len(factor), rows.shape[1]
     stripe = block * max(1, STRIPE // block)
-    rest = rows.astype(np.float32).reshape(groups, -1, columns).copy()
+    exact = rows.astype(np.float32).reshape(groups, -1, columns)
+    aims = exact.copy()
     out = np.empty((columns, len(rows)), np.float32)
     for first in range(0, columns, stripe):
         last = min(first + stripe, columns)
-        mine = np.ascontiguousarray(rest[:, :, first:last].transpose(2, 0, 1))  # a column is contiguous
-        errors = np.empty_like(mine)
+        aim, asked = (np.ascontiguousarray(x[:, :, first:last].transpose(2, 0, 1)) for x in (aims, exact))
+        taken = np.empty_like(aim)  # a column of any of the three is contiguous
         for j in range(first, last):
+            i = j - first
             if start is not None and j % block == 0:
-                start(offset + j, mine[j - first : j - first + block].reshape(-1, len(rows)).T)
-            column = mine[j - first]
+                near = np.linalg.inv(factor[:, j : j + block, j : j + block])
+                moved = np.einsum("bgr,gbc->cgr", aim[i : i + block] - asked[i : i + block], near)
+                start(offset + j, (asked[i : i + block] + moved).reshape(-1, len(rows)).T)
+            column = aim[i]
             steps, values = at(offset + j, column.reshape(-1), out[j - 1] if j % 2 else None)
             out[j] = steps
-            error = (column - values.reshape(column.shape)) / factor[:, j, j, None]
-            mine[j - first + 1 :] -= factor[:, j, j + 1 : last].T[:, :, None] * error
-            errors[j - first] = error
+            taken[i] = asked[i] - values.reshape(column.shape)
+            aim[i + 1 :] += factor[:, j, j + 1 : last].T[:, :, None] * taken[i]
         if last < columns:
-            rest[:, :, last:] -= errors.transpose(1, 2, 0) @ factor[:, first:last, last:]
+            aims[:, :, last:] += taken.transpose(1, 2, 0) @ factor[:, first:last, last:]
     return np.ascontiguousarray(out.T)
 
 
 def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
-    """Upper Cholesky factor U of the inverse of each damped Gram matrix H, (G, P, k, k): U' U = inverse of H.
-
-    With the columns in reverse order, H = R R' for an upper R, and U is its inverse: no inverse of H is needed.
-    """
+    """R_ij / R_jj of the upper R with R R' = H for each damped Gram matrix H, (G, P, k, k)."""
     damped = gram.reshape(-1, *gram.shape[2:]).astype(np.float64)
     mean = np.einsum("gkk->gk", damped).mean(1, keepdims=True)
     diagonal = np.arange(damped.shape[1])
     damped[:, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
-    try:
+    try:  # a lower factor of the columns in reverse order is an upper one
         upper: NDArray[Any] = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
         return _factor(gram, 10 * times)
-    return _inverse(upper).astype(np.float32).reshape(gram.shape)
+    return (upper / upper[:, None, diagonal, diagonal]).astype(np.float32).reshape(gram.shape)
 
 
-def _inverse(upper: NDArray[Any]) -> NDArray[Any]:
-    """Of upper triangular matrices (G, k, k), by halves."""
-    k = upper.shape[1]
-    if k <= STRIPE:
-        return np.triu(np.linalg.inv(upper))
-    half = k // 2
-    out = np.zeros_like(upper)
-    first, second, corner = out[:, :half, :half], out[:, half:, half:], np.ascontiguousarray(upper[:, :half, half:])
-    first[:], second[:] = _inverse(upper[:, :half, :half]), _inverse(upper[:, half:, half:])
-    out[:, :half, half:] = -(first @ corner) @ second
-    return out
+def _within(steps: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:
+    """As numpy.clip, which takes several times as long on a column."""
+    return np.asarray(np.minimum(np.maximum(steps, low), high))
 
 
 def _errors(rows: NDArray[Any], values: NDArray[Any], gram: NDArray[Any]) -> NDArray[np.float64]:

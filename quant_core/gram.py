@@ -19,7 +19,7 @@ from quant_core.session import Model, values_of
 ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
 ROUNDING_NOISE = 1e-5
 LEAST_ROWS, ROWS_AT_ONCE = 1024, 512
-MOST_COLUMNS = 1536  # of one matrix: inverting it takes the cube of that; wider weights get several, side by side
+MOST_COLUMNS = 1536  # of one matrix: factoring it takes the cube of that; wider weights get several, side by side
 GROUP_BYTES = 256 << 20  # Gram matrices that are held at once
 
 
