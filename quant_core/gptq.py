@@ -204,7 +204,8 @@ def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
         upper: NDArray[Any] = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
         return _factor(gram, 10 * times)
-    return (upper / upper[:, None, diagonal, diagonal]).astype(np.float32).reshape(gram.shape)
+    ratios = upper / upper[:, None, diagonal, diagonal]
+    return np.asarray(ratios.reshape(gram.shape), np.float32)
 
 
 def _within(steps: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:
