@@ -92,7 +92,7 @@ class Limits:
 class Benchmark:
     """How long and with how many threads a model is timed against its float original; 0 seconds: not at all."""
 
-    seconds: float = 0.2
+    seconds: float = 0.1
     threads: int = 1
 
 

@@ -196,7 +196,7 @@ def _sweep_part(
 
 def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
     """R_ij / R_jj of the upper R with R R' = H for each damped Gram matrix H, (G, P, k, k)."""
-    damped = gram.reshape(-1, *gram.shape[2:]).astype(np.float64)
+    damped = gram.reshape(-1, *gram.shape[2:]).astype(np.float32)
     mean = np.einsum("gkk->gk", damped).mean(1, keepdims=True)
     diagonal = np.arange(damped.shape[1])
     damped[:, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
