@@ -24,6 +24,7 @@ def write_matmul(
     weights: dict[tuple[Any, ...], Any],
     *,
     safe: bool,
+    one_scale: bool,
     factors: NDArray[np.float32] | None,
 ) -> None:
     """MatMul or Gemm as DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add, which fuse into one kernel.
@@ -32,7 +33,7 @@ def write_matmul(
     divided by `factors` (K,), which the weight takes up; channels with factor 0 are multiplied in float (outliers.py).
     """
     x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
-    rounded = rounding.integers(node, weight, storage, safe=safe, factors=factors)
+    rounded = rounding.integers(node, weight, storage, safe=safe, one_scale=one_scale, factors=factors)
     key = ("dynamic", rounded.integers)
     if key not in weights:
         first = Writer(model, model.graph[0])
@@ -104,17 +105,20 @@ def write_blocks(
     graph.take_over(node.outputs[0], y)
 
 
-def write_lstm(model: ir.Model, node: ir.Node, rounding: Rounding, *, safe: bool) -> None:
-    """com.microsoft.DynamicQuantizeLSTM: W (D, K, 4H) and R (D, H, 4H) in int8 with scales (D, 4H)."""
+def write_lstm(model: ir.Model, node: ir.Node, rounding: Rounding, *, safe: bool, one_scale: bool) -> None:
+    """com.microsoft.DynamicQuantizeLSTM: W (D, K, 4H) and R (D, H, 4H) in int8 with scales (D, 4H), or (D,)."""
     write = Writer(model, node)
     inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
     scales: list[ir.Value | None] = []
     for position in (1, 2):
         weight = graph.value(node.inputs[position])
         directions, gates, columns = graph.shape_of(weight)
-        found = rounding.integers(node, weight, "int8", safe=safe).integers
+        found = rounding.integers(node, weight, "int8", safe=safe, one_scale=one_scale).integers
         q = found.q.reshape(directions, gates, columns).transpose(0, 2, 1)
-        scale = np.ascontiguousarray(np.broadcast_to(found.scale, (directions * gates,)).reshape(directions, gates))
+        each = (directions, gates) if found.scale.ndim else (directions,)
+        scale = np.ascontiguousarray(
+            found.scale.reshape(each) if found.scale.ndim else np.broadcast_to(found.scale, each)
+        )
         inputs[position] = write.constant(f"{weight.name}_int8", q)
         scales += [write.constant(f"{weight.name}_scale", scale),
                    write.constant(f"{weight.name}_zero_point", np.zeros(scale.shape, np.int8))]  # fmt: skip

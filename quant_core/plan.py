@@ -62,6 +62,7 @@ class QuantPlan:
     constants    other constants -> float16, or why they stay float32; empty unless float_storage is float16
     equalized_db by how much evening out the channels between Convs (equalize.py) brought outputs nearer to float's, 0
                  where it was not done
+    one_scale    weights of dynamic nodes have one scale each, though others have one per channel
     """
 
     config: QuantConfig
@@ -72,6 +73,7 @@ class QuantPlan:
     eased: Mapping[str, Easing] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
     equalized_db: float = 0.0
+    one_scale: bool = False
 
     def of(self, node: str) -> NodePlan | None:
         """The plan of that node, None where nothing happens to it."""
@@ -90,7 +92,8 @@ class QuantPlan:
             "eased": {t: asdict(e) for t, e in self.eased.items()},
             "constants": self.constants,
         }
-        own = {"config": self.config.to_dict(), "target": self.target, "equalized_db": self.equalized_db}
+        own: dict[str, Any] = {"config": self.config.to_dict(), "target": self.target}
+        own |= {"equalized_db": self.equalized_db, "one_scale": self.one_scale}
         return own | {"nodes": nodes} | {key: dict(value) for key, value in tensors.items()}
 
     def to_json(self) -> str:
@@ -106,7 +109,7 @@ class QuantPlan:
             target = find_target(values["target"]).name
             eased = {t: Easing(**known_keys(Easing, e)) for t, e in values["eased"].items()}
             tensors = dict(values["activations"]), dict(values["means"]), eased, dict(values["constants"])
-            return cls(config, target, nodes, *tensors, float(values["equalized_db"]))
+            return cls(config, target, nodes, *tensors, float(values["equalized_db"]), bool(values["one_scale"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"not a plan: {error}", hint="Write one with --dry-run --format json") from error
 

@@ -143,11 +143,12 @@ class _Rewrite:
             return
         safe = self.target.saturates and not is_depthwise(node)
         if planned.compute == DYNAMIC and node.op_type == "LSTM":
-            dynamic.write_lstm(self.model, node, self.rounding, safe=safe)
+            dynamic.write_lstm(self.model, node, self.rounding, safe=safe, one_scale=self.plan.one_scale)
         elif planned.compute == BLOCKS and self._blocks(node):
             return
         elif planned.compute in (DYNAMIC, BLOCKS):
             dynamic.write_matmul(self.model, node, planned.storage, self.rounding, self.inputs, self.written, safe=safe,
+                                 one_scale=self.plan.one_scale,
                                  factors=self._factors(graph.value(node.inputs[0])))  # fmt: skip
         elif planned.compute == STATIC:
             self._static(node, planned, safe=safe)
@@ -279,7 +280,8 @@ class _Rewrite:
     def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
         """The integers of the MatMul or Gemm whose weight is this table, rows as output channels: stored once."""
         for other in self.plan.nodes:
-            if other.op_type in ("MatMul", "Gemm") and other.weights and other.storage == planned.storage:
+            coarse = self.plan.one_scale and other.compute == DYNAMIC  # for a product, not for rows of a table
+            if other.op_type in ("MatMul", "Gemm") and other.storage == planned.storage and not coarse:
                 node = self.nodes[other.node]
                 weight = graph.value(node.inputs[1])
                 layout = layout_of(node, len(graph.shape_of(weight)))

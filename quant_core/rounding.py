@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,12 +47,13 @@ class Rounding:
     _memo: dict[Any, Any] = field(default_factory=dict)
 
     def integers(
-        self, node: ir.Node, weight: ir.Value, storage: str, *, safe: bool = False, floor: Floor = 0.0,
-        factors: NDArray[np.float32] | None = None,
+        self, node: ir.Node, weight: ir.Value, storage: str, *, safe: bool = False, one_scale: bool = False,
+        floor: Floor = 0.0, factors: NDArray[np.float32] | None = None,
     ) -> Rounded:  # fmt: skip
         """The weight of a node in int8 or int4; `safe`: no pair can saturate int16; scales are at least `floor`.
 
-        factors  (K,) that the columns are multiplied by first, and the inputs are divided by (outliers.py)
+        one_scale  for the whole weight, though others have one per channel
+        factors    (K,) that the columns are multiplied by first, and the inputs are divided by (outliers.py)
         """
         shape = graph.shape_of(weight)
         layout = layout_of(node, len(shape))
@@ -62,13 +63,13 @@ class Rounding:
             rows = rows * factors
         if not np.any(floor > np.abs(rows).max(1, initial=0.0) / QMAX8):
             floor = 0.0  # it changes nothing, and nodes that share the weight can share its integers
-        config = self.config
+        config = self.config if not one_scale else replace(self.config, per_channel=False)
         memo = self._memo if self.stats is None else self.stats.memo
         eased = (graph.name_of(node.inputs[0]), factors.tobytes()) if factors is not None else None
         key = (weight.name, eased, layout, storage, safe, float(np.max(floor)),
                config.per_channel, config.weight_method, config.block_size)  # fmt: skip
         if key not in memo:
-            found = self._round(rows, storage, self._gram(node, factors), safe, floor)
+            found = self._round(rows, storage, self._gram(node, factors), config.per_channel, safe, floor)
             memo[key] = Rounded(found, layout, shape, _sqnr_db(rows, found.values))
         rounded: Rounded = memo[key]
         name = str(node.name)
@@ -135,10 +136,10 @@ class Rounding:
         return np.asarray(gram * (s[:, :, None] * s[:, None, :]))
 
     def _round(
-        self, rows: NDArray[Any], storage: str, gram: NDArray[Any] | None, safe: bool, floor: Floor
+        self, rows: NDArray[Any], storage: str, gram: NDArray[Any] | None, per_channel: bool, safe: bool, floor: Floor
     ) -> IntegerWeight:
         """By GPTQ where calibration knows how the inputs vary."""
-        per_channel, method = self.config.per_channel, self.config.weight_method
+        method = self.config.weight_method
         if storage == "int4":
             block = block_width(rows.shape[1] if gram is None else gram.shape[-1], self.config.block_size)
             if gram is None:

@@ -24,6 +24,7 @@ MOST_GROUPS = {8: 16, 16: 10}  # of nodes, by the bits that they are raised to; 
 POLISH_GROUPS, POLISH_FEEDS = 12, 16
 EXACT_DB = 50.0  # outputs this close to float's need no other channels
 EVEN_GAIN_DB = 0.5  # less is luck
+ONE_SCALE, ONE_SCALE_GAIN = "dynamic, one scale a weight", 0.3  # doublings that it can gain at most
 RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
 LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
 GOOD_ENOUGH = 0.2  # doublings of net worth at which last resorts, worth about 0, need not be tried
@@ -98,8 +99,15 @@ def search(
         progress("measuring what easing outliers gains")
         return easings(model, dynamic, stats.means, bench.samples)
 
+    def is_spare() -> bool:
+        """Whether the last candidate is known to be near to float, and is not far from the best."""
+        last = candidates[-1] if candidates else None
+        if last is None or last.fidelity is None or last.fidelity.sqnr_db is None or last.sqnr_db < FAITHFUL_DB:
+            return False  # of outputs that are integers only agreement is known
+        return last.worth > max(c.worth for c in candidates) - ONE_SCALE_GAIN
+
     refused = ModelError("there is no way to compute this model")
-    for name, variant in variants(model, plan, eased):
+    for name, variant in variants(model, plan, eased, is_spare):
         keeping = candidates if contract is None else _keeping(candidates, contract, bench)
         if name in LAST_RESORTS and max((c.worth for c in keeping), default=0.0) > GOOD_ENOUGH:
             continue
@@ -136,11 +144,13 @@ def search(
 
 
 def variants(
-    model: ir.Model, plan: QuantPlan, eased: Callable[[], Mapping[str, Easing]]
+    model: ir.Model, plan: QuantPlan, eased: Callable[[], Mapping[str, Easing]], is_spare: Callable[[], bool]
 ) -> Iterator[tuple[str, QuantPlan]]:
     """The ways in which the plan's weighted nodes can compute, without repetition.
 
-    `eased` is asked, when its turn comes, how the outliers of which tensors are worth easing.
+    `eased` is asked, when its turn comes, how the outliers of which tensors are worth easing; `is_spare`, behind the
+    dynamic candidates, whether there is fidelity to spare for one scale a weight, which kernels of few rows multiply
+    with some 10 % sooner.
     """
     if plan.config.mode != "auto":
         yield plan.config.mode, plan
@@ -149,6 +159,7 @@ def variants(
         "static": lambda _: STATIC,
         "dynamic": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
         "dynamic, eased": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
+        ONE_SCALE: lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
         "blocks": lambda op: BLOCKS if RULES[op].dynamic and op != "LSTM" else STATIC,
         "dynamic, convolutions in float": lambda op: DYNAMIC if RULES[op].dynamic else FLOAT,
         "weight-only": lambda _: FLOAT,
@@ -162,7 +173,10 @@ def variants(
                   for n in weighted}  # fmt: skip
         how = eased() if name == "dynamic, eased" else None
         variant = make_plan(model, plan.config, TARGETS[plan.target], wanted, eased=how)
-        computes = [tuple(variant.eased), *((n.node, n.compute) for n in variant.nodes)]
+        if name == ONE_SCALE and plan.config.per_channel and not plan.in_four_bits:
+            some = any(n.compute == DYNAMIC for n in variant.nodes)
+            variant = replace(variant, one_scale=some and is_spare())
+        computes = [variant.one_scale, tuple(variant.eased), *((n.node, n.compute) for n in variant.nodes)]
         if computes not in seen:
             seen.append(computes)
             yield name, variant
@@ -172,7 +186,8 @@ def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int
     """The plan with the weights of these nodes in more bits: 8, or 16 (if those hold it) and then computed in float."""
     config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}})
     wanted = {n.node: n.compute for n in plan.nodes}
-    return make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased)
+    made = make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased)
+    return replace(made, one_scale=plan.one_scale)
 
 
 def _polish(
@@ -206,6 +221,7 @@ def _floated(model: ir.Model, start: Candidate, stats: Statistics | None, nodes:
     """The candidate with these nodes computed in float, their weights stored as they were."""
     wanted = {n.node: FLOAT if n.node in nodes else n.compute for n in start.plan.nodes if n.weights}
     plan = make_plan(model, start.plan.config, TARGETS[start.plan.target], wanted, eased=start.plan.eased)
+    plan = replace(plan, one_scale=start.plan.one_scale)
     return build(model, plan, stats, f"{start.name}, {len(nodes)} nodes in float")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -71,9 +71,11 @@ def prepare_proto(model: onnx.ModelProto) -> Prepared:
 
 
 def make(
-    given: Prepared, target: str = "x86-avx2", compute: Mapping[str, str] | None = None, **options: object
-) -> Made:
+    given: Prepared, target: str = "x86-avx2", compute: Mapping[str, str] | None = None, *, one_scale: bool = False,
+    **options: object,
+) -> Made:  # fmt: skip
     plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target], compute)
+    plan = replace(plan, one_scale=one_scale)
     stats = observe(ir.to_proto(given.model).SerializeToString(), plan, given.feeds)
     return Made(plan, stats, ir.to_proto(apply_plan(given.model, plan, stats)))
 

@@ -80,14 +80,14 @@ def test_static_matmuls_leave_integers_at_once(case):
     assert made.kernels().count("MatMulIntegerToFloat") + made.kernels().count("QGemm") == len(static)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("bits", "one_scale"), [(8, False), (8, True), (4, False)])
 @pytest.mark.parametrize(
     "case",
     ["tiny_cnn", "matrices_of_three_dimensions", "attention", "a_weight_and_its_transpose",
      "gemm_with_transposed_weight", "lstm", "lstm_both_ways", "two_stacked_lstms", "an_embedding_tied_to_the_output"],
 )  # fmt: skip
-def test_what_is_dynamic_runs_in_one_kernel_each(case, bits):
-    made = make(prepared(case), mode="dynamic", bits=bits)
+def test_what_is_dynamic_runs_in_one_kernel_each(case, bits, one_scale):
+    made = make(prepared(case), mode="dynamic", bits=bits, one_scale=one_scale)
 
     planned = [n.op_type for n in made.plan.nodes if n.compute == "dynamic"]
     ran = made.kernels()
@@ -97,6 +97,20 @@ def test_what_is_dynamic_runs_in_one_kernel_each(case, bits):
     matmuls = ran.count("DynamicQuantizeMatMul") + ran.count("MatMulIntegerToFloat")
     assert matmuls == len(planned) - planned.count("LSTM")
     assert "MatMulInteger" not in ran
+
+
+@pytest.mark.parametrize("case", ["attention", "gemm_with_transposed_weight", "two_stacked_lstms", "lstm_both_ways"])
+def test_one_scale_a_weight_is_one_number_for_each_direction_and_stays_near(case):
+    given = prepared(case)
+    fine, coarse = (make(given, mode="dynamic", one_scale=one_scale) for one_scale in (False, True))
+
+    sizes = [sorted(n.op_type for n in made.model.graph.node) for made in (fine, coarse)]
+    scales = [i for i in coarse.model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and "_scale" in i.name]
+    assert sizes[0] == sizes[1]
+    assert scales
+    assert all(np.prod(i.dims) <= 2 for i in scales if "dynamic" not in i.name)
+    assert sqnr_db(given.floats(), coarse.outputs(given.feeds)) > 25
+    assert saturating(coarse) == []
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

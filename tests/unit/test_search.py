@@ -198,4 +198,30 @@ def test_a_metric_that_fails_costs_the_verdict_not_the_model():
 def test_blocks_are_raced_where_there_are_4_bit_weights(bits, raced):
     problem = Problem(deep(3), bits=bits, layer_bits={"*": bits})
 
-    assert ("blocks" in dict(variants(problem.model, problem.plan, dict))) == raced
+    assert ("blocks" in dict(variants(problem.model, problem.plan, dict, bool))) == raced
+
+
+@pytest.mark.parametrize(("asked", "spare", "raced"), [
+    ({}, True, True), ({}, False, False), ({"per_channel": False}, True, False), ({"bits": 4}, True, False)
+])  # fmt: skip
+def test_one_scale_a_weight_is_raced_where_fidelity_is_to_spare(asked, spare, raced):
+    problem = Problem(deep(3), **asked, layer_bits={"*": asked.get("bits", 8)})
+
+    ways = dict(variants(problem.model, problem.plan, dict, lambda: spare))
+
+    assert any(plan.one_scale for plan in ways.values()) == raced
+    assert not any(plan.one_scale and "dynamic" not in name for name, plan in ways.items())
+
+
+def test_fidelity_that_is_unknown_is_not_spent(judged):
+    """Of integer outputs only agreement is known."""
+    text = "(float[n,32] x) => ({0}[n{1}] y) {{ a = MatMul(x, u) b = MatMul(a, v) {2} }}"
+    arrays = weights(u=(32, 32), v=(32, 32))
+    for output in (("int64", "", "y = ArgMax<axis = 1, keepdims = 0>(b)"), ("float", ",32", "y = Identity(b)")):
+        problem = Problem(sketch(text.format(*output), arrays))
+        problem.bench.is_host = False  # so that no candidate is faster by luck
+        problem.search()
+
+    half = judged.index("static", 1)
+    assert not any("one scale" in name for name in judged[:half])
+    assert any("one scale" in name for name in judged[half:])
