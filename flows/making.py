@@ -31,7 +31,7 @@ class Making:
         self.failure: tuple[str, QuantError] | None = None
 
     def make(self, shards: int) -> None:
-        """Prepare, calibrate, quantize, validate, publish."""
+        """Prepare, calibrate, quantize, validate, find what each node costs, publish."""
         name, folder = printable(self.job.name), self.stages.folder
         output = folder / "out" / self.job.output.name
         outs = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
@@ -40,6 +40,7 @@ class Making:
             "calibrate": lambda: tasks.calibrate(name, self.workers, self.asked, folder, outs),
             "quantize": lambda: tasks.quantize(name, self.workers, self.asked, folder, self._stats(), output),
             "validate": lambda: tasks.validate(name, self.workers, self.asked, output),
+            "sensitivity": lambda: tasks.sensitivity(name, self.workers, self.asked, folder, output, shards),
         }
         if self.job.calibration is None:
             del steps["calibrate"]
@@ -60,7 +61,8 @@ class Making:
         """What the journal keeps of it."""
         row = self._row() | {"run_id": run_id}
         of = {"run_id": run_id, "model": self.job.name, "digest": self.digest}
-        layers = self.answers.get("quantize", {"result": {"layers": []}})["result"]["layers"]
+        layers = (self._result("quantize") or {"layers": []})["layers"]
+        costs = {row["node"]: row for row in (self._result("sensitivity") or {"damage": []})["damage"]}
         return {
             "event": "model",
             "run_id": run_id,
@@ -70,7 +72,9 @@ class Making:
             "job": self.asked,
             "versions": versions(),
             "row": row,
-            "layers": [plain({**of, "position": k, **layer}) for k, layer in enumerate(layers)],
+            "layers": [
+                plain({**of, "position": k, **layer, **costs.get(layer["node"], {})}) for k, layer in enumerate(layers)
+            ],
             "timings": [plain({**of, **_timing(stage, run)}) for stage, run in self.answers.items()],
         }
 

@@ -184,9 +184,13 @@ def finish(
     contract: Contract | None,
     *,
     exact: bool = False,
+    detailed: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantResult:
-    """Search, write, tell: what is left of quantizing once ranges are measured. `exact`: the plan is not varied.
+    """Search, write, tell: what is left of quantizing once ranges are measured.
+
+    exact     the plan is not varied
+    detailed  layers tell what each node costs
 
     Weights in 4 bits are fitted to the samples so closely that these cannot judge them: without others, a contract is
     judged by a part held out, and what is written is then fitted to all.
@@ -236,7 +240,7 @@ def finish(
         feeds = whole
         best = replace(best, model=apply_plan(found.model, best.plan, _moments(found.model, best.plan, ranges, whole)))
         best = replace(best, model=settle(found.model, best) or best.model)
-    costs = damage(found.model, best.model, judged.spread(DAMAGE_FEEDS)) if judged is not None else []
+    costs = damage(found.model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
     layers = layer_rows(best, costs)
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
@@ -276,7 +280,8 @@ def validate_model(
             raise
         fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels)
         verdict, reason = "not_met", str(failure)
-    costs = damage(prepare(original), graph.load(quantized), feeds.spread(DAMAGE_FEEDS)) if detailed else []
+    few = feeds.spread(DAMAGE_FEEDS)
+    costs = damage(prepare(original, some(feeds)), graph.load(quantized), few) if detailed else []
     return Validation(fidelity, verdict, reason, saturating_nodes(Path(quantized)), [asdict(cost) for cost in costs])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,31 +10,28 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
+from quant_core.equalize import as_equalized
+from quant_core.power import NodeDamage, NodePower, damage_of
 from quant_core.rules import RULES
 from quant_core.session import open_session, run
 
-CAP_DB = 200.0  # of a node that changes nothing
-
-
-@dataclass(frozen=True, slots=True)
-class NodeDamage:
-    """Signal to noise of what a node writes, in dB: given float's inputs (alone), in the quantized model (so_far)."""
-
-    node: str
-    op_type: str
-    alone_db: float
-    so_far_db: float
-
 
 def damage(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> list[NodeDamage]:
-    """One row per node that changes an output which both models have, in graph order.
+    """What `powers` finds, in dB. Raises: as it does."""
+    return damage_of([powers(model, quantized, feeds)])
 
-    model      the prepared float model, which names tensors as the quantized one does
+
+def powers(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> list[NodePower]:
+    """One row per node whose output both models have, in graph order.
+
+    model      the prepared float model, which names tensors as the quantized one does, with the channels that its
+               metadata tells of (equalize.py)
     quantized  its child. It is run twice: as it is, and cut at every shared tensor, so that each node gets what float
                would give it; both in one pass over the feeds
 
-    Raises: ModelError if a model does not run.
+    Raises: ModelError if a model does not run, or they are not of one making.
     """
+    model = as_equalized(model, quantized)
     nodes = {str(n.outputs[0].name): n for n in model.graph if n.op_type in RULES}
     shared = [str(v.name) for n in quantized.graph for v in n.outputs if v.name in nodes and not v.is_graph_output()]
     shared += [str(v.name) for v in quantized.graph.outputs if v.name in nodes]
@@ -47,7 +43,7 @@ def damage(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, ND
     shared = [t for t in shared if kinds[t] == "tensor(float)"]
     cut = open_session(_cut(quantized, shared))
     wanted_inputs = {i.name for i in cut.get_inputs()}
-    signal, noise = dict.fromkeys(shared, 0.0), {t: np.zeros(2) for t in shared}
+    found: dict[str, list[tuple[float, float, float]]] = {t: [] for t in shared}
     for feed in feeds:
         exact = _values(float_session, feed)
         inputs = {k: v for k, v in (dict(feed) | exact).items() if k in wanted_inputs}
@@ -55,11 +51,10 @@ def damage(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, ND
         so_far = _values(whole, feed)
         for t in shared:
             if t in alone and alone[t].shape == exact[t].shape == so_far[t].shape:
-                signal[t] += float(np.square(exact[t], dtype=np.float64).sum())
-                noise[t] += [float(np.square(x[t] - exact[t], dtype=np.float64).sum()) for x in (alone, so_far)]
-    order = [t for t in nodes if signal.get(t)]
-    rows = (NodeDamage(str(nodes[t].name), nodes[t].op_type, *(_db(signal[t], n) for n in noise[t])) for t in order)
-    return [row for row in rows if row.alone_db < CAP_DB]
+                x = exact[t]
+                found[t].append((_square(x), _square(alone[t] - x), _square(so_far[t] - x)))
+    order = [t for t in nodes if found.get(t)]
+    return [NodePower(str(nodes[t].name), nodes[t].op_type, *zip(*found[t], strict=True)) for t in order]
 
 
 _MADE = "/made"
@@ -91,5 +86,5 @@ def _values(session: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     return dict(zip((o.name for o in session.get_outputs()), run(session, feed), strict=True))
 
 
-def _db(signal: float, noise: float) -> float:
-    return min(CAP_DB, 10 * float(np.log10(signal / noise))) if noise else CAP_DB
+def _square(x: NDArray[Any]) -> float:
+    return float(np.square(x, dtype=np.float64).sum())

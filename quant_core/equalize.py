@@ -10,6 +10,8 @@ channel of a weight has a scale of its own, only activations still share one.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +21,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
+from quant_core.errors import ModelError
 from quant_core.session import values_of
 
 RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
 PASSING = RECTIFIERS | {"MaxPool", "AveragePool", "GlobalAveragePool"}
+METADATA = "quantmill.equalized"
 MOST = 8.0  # a channel that hardly ever speaks is not made louder than this
 
 Factors = NDArray[np.float32]
@@ -35,6 +39,10 @@ class Bond:
     tensors: list[ir.Value] = field(default_factory=list)
     writers: list[ir.Node] = field(default_factory=list)
     readers: list[ir.Node] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.tensors[0].name)
 
     @property
     def heard(self) -> list[str]:
@@ -97,26 +105,64 @@ def equalized(
 ) -> tuple[ir.Model, dict[str, Factors]] | None:
     """A copy that computes the same, with channels more alike wherever they are free; None where none is.
 
-    Beside it, by how much (C,) each tensor that is not as it was has grown. Raises: ModelError if the model does not
-    run.
+    Beside it, by how much (C,) each tensor that is not as it was has grown. The copy's metadata tells as well, and so
+    does that of what is made of it. Raises: ModelError if the model does not run.
     """
     free = bonds(model)
     if not free:
         return None
     maxima = channel_maxima(model, {t for b in free for t in b.heard}, feeds)
+    factors: dict[str, Factors] = {}
+    for bond in free:
+        peaks = [maxima[t] for t in bond.heard]
+        if {len(p) for p in peaks} == bond.channels:
+            factors[bond.name] = _factors(np.array(peaks, np.float64))
+    return _scaled(model, free, factors)
+
+
+def as_equalized(model: ir.Model, quantized: ir.Model) -> ir.Model:
+    """The prepared float model with its channels as those of a model that was made of it; itself if they are.
+
+    Raises: ModelError if the quantized model tells of channels that this one lacks.
+    """
+    told = quantized.metadata_props.get(METADATA)
+    if told is None or told == model.metadata_props.get(METADATA):
+        return model
+    try:
+        factors = {name: _decoded(text) for name, text in json.loads(told).items()}
+        free = bonds(model)
+        missing = factors.keys() - {b.name for b in free if b.channels == {len(factors.get(b.name, ()))}}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{METADATA} in its metadata cannot be read: {error}", hint="Quantize it again") from error
+    if missing:
+        tensors = ", ".join(sorted(missing)[:3])
+        raise ModelError(f"was made of a model with other channels of {tensors}", hint="Give its own original")
+    return _scaled(model, free, factors)[0]
+
+
+def _scaled(
+    model: ir.Model, free: Iterable[Bond], factors: Mapping[str, Factors]
+) -> tuple[ir.Model, dict[str, Factors]]:
     copy = model.clone()
     twins = {n.name: n for n in copy.graph}
     grown: dict[str, Factors] = {}
     for bond in free:
-        peaks = [maxima[t] for t in bond.heard]
-        if {len(p) for p in peaks} == bond.channels:
-            factors = _factors(np.array(peaks, np.float64))
-            grown |= {str(v.name): factors for v in bond.tensors}
+        if bond.name in factors:
+            grown |= {str(v.name): factors[bond.name] for v in bond.tensors}
             for node in bond.writers:
-                _scale_outputs(twins[node.name], factors)
+                _scale_outputs(twins[node.name], factors[bond.name])
             for node in bond.readers:
-                _scale_inputs(twins[node.name], factors)
+                _scale_inputs(twins[node.name], factors[bond.name])
+    copy.metadata_props[METADATA] = json.dumps({name: _encoded(found) for name, found in factors.items()})
     return copy, grown
+
+
+def _encoded(factors: Factors) -> str:
+    return base64.b64encode(factors.astype("<f2").tobytes()).decode()
+
+
+def _decoded(text: str) -> Factors:
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float32)
 
 
 def _takes_up(node: ir.Node) -> bool:
@@ -139,10 +185,14 @@ def _passes(node: ir.Node) -> bool:
 
 
 def _factors(peaks: NDArray[np.float64]) -> Factors:
-    """(C,), at least 1: of several tensors (T, C) the geometric mean; 1 for a channel that never speaks in one."""
+    """(C,), at least 1: of several tensors (T, C) the geometric mean; 1 for a channel that never speaks in one.
+
+    float16 holds them, so that metadata can.
+    """
     speaks = (peaks > 0).all(0)
     ratios = np.where(speaks, peaks.max(1, keepdims=True) / np.where(speaks, peaks, 1), 1)
-    return np.asarray(np.clip(np.exp(np.log(ratios).mean(0) / 2), 1, MOST), np.float32)
+    factors = np.clip(np.exp(np.log(ratios).mean(0) / 2), 1, MOST)
+    return np.asarray(factors.astype(np.float16), np.float32)
 
 
 def _groups(node: ir.Node) -> int:

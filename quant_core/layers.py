@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from quant_core import graph
 from quant_core.candidate import Candidate
-from quant_core.damage import NodeDamage
 from quant_core.plan import STATIC, NodePlan
+from quant_core.power import NodeDamage
 from quant_core.proof import saturation_of
 from quant_core.rewrite import weight_sqnr
 

@@ -13,6 +13,7 @@ from typing import Any
 from quant_core import api, graph
 from quant_core.child import serve
 from quant_core.config import Contract, QuantConfig
+from quant_core.damage import powers
 from quant_core.info import model_info
 from quant_core.observe import Statistics, observe
 from quant_core.plan import QuantPlan
@@ -54,7 +55,8 @@ def quantize(
     judged = _open(model, evaluation) or feeds
     held_to = Contract.from_dict(contract) if contract else None
     ready = graph.normalize(graph.load(prepared))
-    return api.finish(ready, model, api.check_output(model, output), wide, measured, feeds, judged, held_to).to_dict()
+    made = api.check_output(model, output)
+    return api.finish(ready, model, made, wide, measured, feeds, judged, held_to, detailed=False).to_dict()
 
 
 def validate(model: str, quantized: str, samples: Row, contract: Row | None, metric: str | None, detailed: bool) -> Row:
@@ -65,6 +67,14 @@ def validate(model: str, quantized: str, samples: Row, contract: Row | None, met
     return found.to_dict()
 
 
+def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, int]) -> Row:
+    """What each node costs on one shard of a few samples."""
+    feeds = _samples(prepared, samples).spread(api.DAMAGE_FEEDS)
+    mine = feeds.shard(*shard) if shard[0] < len(feeds) else ()
+    ready = graph.normalize(graph.load(prepared))
+    return {"powers": [power.to_dict() for power in powers(ready, graph.load(quantized), mine)]}
+
+
 def benchmark(model: str, quantized: str, samples: Spec, threads: int, seconds: float) -> Row:
     """How fast the quantized model is beside its original."""
     feeds = _open(model, {**(samples or {"source": "random"}), "count": 1, "labels": None})
@@ -72,7 +82,8 @@ def benchmark(model: str, quantized: str, samples: Spec, threads: int, seconds: 
 
 
 STAGES: dict[str, Callable[..., Row]] = {
-    "prepare": prepare, "calibrate": calibrate, "quantize": quantize, "validate": validate, "benchmark": benchmark
+    "prepare": prepare, "calibrate": calibrate, "quantize": quantize, "validate": validate,
+    "sensitivity": sensitivity, "benchmark": benchmark,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
+from quant_core.power import NodePower, damage_of
 from tasks.workers import Workers, is_transient
 
 Job = Mapping[str, Any]  # a job of the manifest, as JSON
@@ -39,11 +41,8 @@ def calibrate(name: str, workers: Workers, job: Job, folder: Path, outs: Sequenc
     request = {**_prepared(folder), "samples": job["calibration"]}
     shares = [{**request, "shard": [k, len(outs)], "out": str(out)} for k, out in enumerate(outs)]
     runs = workers.run_all("calibrate", job["input"], shares)
-    return {
-        "result": {"stats": [str(out) for out in outs], "samples": sum(run["result"]["samples"] for run in runs)},
-        "seconds": max(run["seconds"] for run in runs),
-        "peak_bytes": max(run["peak_bytes"] for run in runs),
-    }
+    samples = sum(run["result"]["samples"] for run in runs)
+    return _together({"stats": [str(out) for out in outs], "samples": samples}, runs)
 
 
 @task(name="quantize", task_run_name="quantize {name}", **ONE_STAGE)
@@ -77,6 +76,15 @@ def validate(name: str, workers: Workers, job: Job, quantized: Path) -> Run:
     return workers.run("validate", job["input"], request)
 
 
+@task(name="sensitivity", task_run_name="sensitivity {name}", **ONE_STAGE)
+def sensitivity(name: str, workers: Workers, job: Job, folder: Path, quantized: Path, shards: int) -> Run:
+    """What each node costs, on one share of a few samples for each of `shards`."""
+    request = {"prepared": str(folder / "prepared.onnx"), "quantized": str(quantized), "samples": job["judged_by"]}
+    runs = workers.run_all("sensitivity", job["input"], [{**request, "shard": [k, shards]} for k in range(shards)])
+    parts = [[NodePower(**power) for power in run["result"]["powers"]] for run in runs]
+    return _together({"damage": [asdict(row) for row in damage_of(parts)]}, runs)
+
+
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)
 def benchmark(name: str, workers: Workers, job: Job, quantized: Path, threads: int, seconds: float) -> Run:
     """Time the two models against each other, with the host to themselves."""
@@ -88,6 +96,11 @@ def benchmark(name: str, workers: Workers, job: Job, quantized: Path, threads: i
         "seconds": seconds,
     }
     return workers.run("benchmark", job["input"], request, alone=True)
+
+
+def _together(result: dict[str, Any], runs: Sequence[Run]) -> Run:
+    """One answer of several shares."""
+    return {"result": result, **{key: max(run[key] for run in runs) for key in ("seconds", "peak_bytes")}}
 
 
 def _prepared(folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 NEIGHBOURS = 30  # deaths of a worker on which the stage had not begun: they are no fault of it, but not borne for ever
-STAGES = ("", "prepare", "calibrate", "quantize", "validate", "benchmark")
+STAGES = ("", "prepare", "calibrate", "quantize", "validate", "sensitivity", "benchmark")
 BARE_BYTES = 150_000_000  # what a stage needs without a model
 MODEL_COPIES = 10  # what it needs with one of which nothing is known yet, in sizes of its file
 GROWTH = {"quantize": 2}  # what it needs beside stages before it: several candidates are in memory

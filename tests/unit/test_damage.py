@@ -8,9 +8,10 @@ import pytest
 from onnx import helper
 
 from quant_core.config import QuantConfig
-from quant_core.damage import damage
+from quant_core.damage import damage, powers
 from quant_core.observe import observe
 from quant_core.plan import make_plan
+from quant_core.power import NodePower, damage_of
 from quant_core.rewrite import apply_plan
 from quant_core.targets import TARGETS
 from tests.models import one_graph
@@ -50,3 +51,15 @@ def test_a_model_against_itself_costs_nothing():
     model = chain()
 
     assert damage(model, model, FEEDS) == []
+
+
+@pytest.mark.parametrize("shards", [2, 3, 5])
+def test_shares_of_the_samples_tell_the_same_to_the_last_bit(shards):
+    model = chain()
+    plan = make_plan(model, QuantConfig(mode="static"), TARGETS["portable"])
+    quantized = apply_plan(model, plan, observe(ir.to_proto(model).SerializeToString(), plan, FEEDS))
+
+    parts = [powers(model, quantized, FEEDS[k::shards]) for k in range(shards)]
+
+    told = [NodePower(**power.to_dict()) for part in reversed(parts) for power in part]
+    assert sorted(map(repr, damage_of([told]))) == sorted(map(repr, damage(model, quantized, FEEDS)))

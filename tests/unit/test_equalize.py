@@ -11,7 +11,8 @@ import pytest
 
 from quant_core.api import quantize_model, validate_model
 from quant_core.config import QuantConfig
-from quant_core.equalize import bonds, channel_maxima, equalized
+from quant_core.equalize import METADATA, as_equalized, bonds, channel_maxima, equalized
+from quant_core.errors import ModelError
 from quant_core.gram import ScaledGrams, grams, sites_of
 from quant_core.graph import normalize
 from quant_core.plan import QuantPlan, make_plan
@@ -117,4 +118,32 @@ def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_byte
     again = quantize_model(tmp_path / "m.onnx", tmp_path / "again.onnx", plan=plan, calibration=X)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
     assert again.plan.equalized_db == found.plan.equalized_db
-    assert validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", X).fidelity.per_output[0].sqnr_db > 25
+    checked = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", X, detailed=True)
+    assert checked.fidelity.per_output[0].sqnr_db > 25
+    told = {row["node"]: (row["alone_db"], row["so_far_db"]) for row in found.layers}
+    assert {row["node"]: (row["alone_db"], row["so_far_db"]) for row in checked.damage} == told
+
+
+def test_a_model_made_of_one_whose_channels_were_evened_out_tells_of_them() -> None:
+    model = model_of(FREE["a shortcut"][0])
+    made, _ = equalized(model, [{"x": X}]) or (model, {})
+
+    again = as_equalized(model, made)
+
+    assert as_equalized(made, made) is made
+    assert as_equalized(model, model) is model
+    np.testing.assert_array_equal(run(again), run(made))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("[", "cannot be read"), ('["r"]', "cannot be read"), ('{"a": "?"}', "cannot be read"), ('{"a": 1}', "cannot"),
+     ('{"a": "ADwAPA=="}', "other channels of a"), ('{"b": ""}', "other channels of b")],
+)  # fmt: skip
+def test_metadata_that_is_not_about_the_model_is_refused(text: str, told: str) -> None:
+    model = model_of(FREE["a Relu between"][0])
+    other = model.clone()
+    other.metadata_props[METADATA] = text
+
+    with pytest.raises(ModelError, match=told):
+        as_equalized(model, other)
