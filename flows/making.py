@@ -31,7 +31,7 @@ class Making:
         self.failure: tuple[str, QuantError] | None = None
 
     def make(self, shards: int) -> None:
-        """Prepare, calibrate, quantize, validate, find what each node costs, publish."""
+        """Prepare, calibrate, quantize, validate, publish; samples are shared out among so many workers."""
         name, folder = printable(self.job.name), self.stages.folder
         output = folder / "out" / self.job.output.name
         outs = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
@@ -39,13 +39,14 @@ class Making:
             "prepare": lambda: tasks.prepare(name, self.workers, self.asked, folder),
             "calibrate": lambda: tasks.calibrate(name, self.workers, self.asked, folder, outs),
             "quantize": lambda: tasks.quantize(name, self.workers, self.asked, folder, self._stats(), output),
-            "validate": lambda: tasks.validate(name, self.workers, self.asked, output),
-            "sensitivity": lambda: tasks.sensitivity(name, self.workers, self.asked, folder, output, shards),
+            "validate": lambda: tasks.validate(name, self.workers, self.asked, output, detailed=shards == 1),
         }
         if self.job.calibration is None:
             del steps["calibrate"]
         for stage, call in steps.items():
             self._step(stage, call)
+        if (judged := self._result("validate")) and not judged["detailed"]:
+            self._step("sensitivity", lambda: tasks.sensitivity(name, self.workers, self.asked, folder, output, shards))
         self._guarded("publish", self._publish)
         self.notify({"event": "made", "model": self.job.name})
 
@@ -62,7 +63,8 @@ class Making:
         row = self._row() | {"run_id": run_id}
         of = {"run_id": run_id, "model": self.job.name, "digest": self.digest}
         layers = (self._result("quantize") or {"layers": []})["layers"]
-        costs = {row["node"]: row for row in (self._result("sensitivity") or {"damage": []})["damage"]}
+        judged = self._result("sensitivity") or self._result("validate") or {"damage": []}
+        costs = {row["node"]: row for row in judged["damage"]}
         return {
             "event": "model",
             "run_id": run_id,

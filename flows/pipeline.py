@@ -274,7 +274,7 @@ class Batch:
         self.journal.append(
             {"event": "end", "run_id": self.run_id, "finished_at": finished.isoformat(), **result.counts}
         )
-        if not self.only:
+        if not self.only and not self.manifest.keep_cache:
             self.journal.forget_all_but({entry["digest"] for entry in entries if entry["row"]["outcome"] == "failed"})
 
 

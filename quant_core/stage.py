@@ -64,7 +64,7 @@ def validate(model: str, quantized: str, samples: Row, contract: Row | None, met
     held_to = Contract.from_dict(contract) if contract else None
     feeds = _samples(model, samples)
     found = api.validate_model(model, quantized, feeds, metric=metric, contract=held_to, detailed=detailed)
-    return found.to_dict()
+    return found.to_dict() | {"detailed": detailed}
 
 
 def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, int]) -> Row:

@@ -62,8 +62,8 @@ def quantize(name: str, workers: Workers, job: Job, folder: Path, stats: Sequenc
 
 
 @task(name="validate", task_run_name="validate {name}", **ONE_STAGE)
-def validate(name: str, workers: Workers, job: Job, quantized: Path) -> Run:
-    """Compare what the two models answer, and hold that against the contract."""
+def validate(name: str, workers: Workers, job: Job, quantized: Path, *, detailed: bool = False) -> Run:
+    """Compare what the two models answer, hold that against the contract, and if detailed find what each node costs."""
     contract = job["contract"]
     request = {
         "model": job["input"],
@@ -71,14 +71,14 @@ def validate(name: str, workers: Workers, job: Job, quantized: Path) -> Run:
         "samples": job["judged_by"],
         "contract": contract,
         "metric": contract["metric"] if contract else None,
-        "detailed": False,
+        "detailed": detailed,
     }
     return workers.run("validate", job["input"], request)
 
 
 @task(name="sensitivity", task_run_name="sensitivity {name}", **ONE_STAGE)
 def sensitivity(name: str, workers: Workers, job: Job, folder: Path, quantized: Path, shards: int) -> Run:
-    """What each node costs, on one share of a few samples for each of `shards`."""
+    """What each node costs, where workers are idle enough to share the samples: `shards` ways."""
     request = {"prepared": str(folder / "prepared.onnx"), "quantized": str(quantized), "samples": job["judged_by"]}
     runs = workers.run_all("sensitivity", job["input"], [{**request, "shard": [k, shards]} for k in range(shards)])
     parts = [[NodePower(**power) for power in run["result"]["powers"]] for run in runs]
