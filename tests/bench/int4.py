@@ -50,6 +50,7 @@ def by_onnxruntime_matmul(job: Job) -> None:
 
 TOOLS: dict[str, Callable[[Job], None]] = {
     INT8: partial(by_quantmill, mode="static"),
+    "quantmill int8 folded": partial(by_quantmill, mode="weight_only"),
     "quantmill int4 static": partial(by_quantmill, mode="static", bits=4),
     "quantmill int4 folded": partial(by_quantmill, mode="weight_only", bits=4),
     "quantmill int4 auto": partial(by_quantmill, bits=4),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -13,7 +15,7 @@ from quant_core.layers import layer_rows
 from quant_core.observe import observe
 from quant_core.plan import make_plan
 from quant_core.samples import input_specs, open_samples
-from quant_core.search import MAX_EVALUATIONS, Bench, build, restored, search, variants
+from quant_core.search import MAX_EVALUATIONS, Bench, _keeping, build, restored, search, variants
 from quant_core.targets import TARGETS
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -129,6 +131,22 @@ def test_what_is_stored_in_4_bits_goes_to_8_before_it_goes_to_float():
 
     assert found.verdict == "met"
     assert {n.storage for n in found.best.plan.nodes} == {"int4", "int8"}
+
+
+def test_agreement_that_is_luck_does_not_keep_a_contract_but_what_noise_leads_one_to_expect():
+    problem = Problem(deep(2), mode="static")
+    judged = problem.bench.judge(build(problem.model, problem.plan, problem.stats, "static"), timed=False)
+    contract = Contract("agreement", min=0.85)
+
+    def like(sqnr_db: float, agreement: float):
+        outputs = tuple(replace(o, sqnr_db=sqnr_db) for o in judged.fidelity.per_output)
+        return replace(judged, fidelity=replace(judged.fidelity, agreement=agreement, per_output=outputs))
+
+    seen = [like(10, 0.6), like(10, 0.64), like(16, 0.8)]
+    lucky, sure = like(10, 0.9), like(22, 0.9)
+
+    assert _keeping([lucky, sure], contract, problem.bench) == [lucky, sure]
+    assert _keeping([lucky, sure], contract, problem.bench, [*seen, lucky, sure]) == [sure]
 
 
 def test_without_a_contract_what_is_fast_and_faithful_wins_and_all_that_was_tried_is_told():
