@@ -129,11 +129,13 @@ def make_plan(
     compute: Mapping[str, str] | None = None,
     *,
     eased: Mapping[str, Easing] | None = None,
+    one_scale: bool = False,
 ) -> QuantPlan:
     """The plan of a prepared model: only what onnxruntime really executes in integers on the target.
 
     `compute` overrides how single nodes compute (what a search found out); a node that cannot, does not. `eased`: how
-    outliers of tensors are treated where dynamic nodes read them.
+    outliers of tensors are treated where dynamic nodes read them. `one_scale`: the weights of dynamic nodes, if
+    there are any, have one scale each.
 
     Raises: ModelError if no node has a weight that can be quantized, or a weight holds NaN or inf.
     """
@@ -163,7 +165,9 @@ def make_plan(
     kept = {t: way for t, way in (eased or {}).items() if t in read}
     owned = {name for n in plans for name in n.weights}
     constants = half_constants(model, owned) if config.float_storage == HALF else {}
-    return QuantPlan(config, target.name, tuple(plans), _activations(nodes, static), means, kept, constants)
+    one_scale = one_scale and any(n.compute == DYNAMIC for n in plans)
+    tensors = _activations(nodes, static), means, kept, constants
+    return QuantPlan(config, target.name, tuple(plans), *tensors, one_scale=one_scale)
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:

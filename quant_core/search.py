@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.candidate import FAITHFUL_DB, Bench, Candidate, build
-from quant_core.config import Contract
+from quant_core.config import Contract, QuantConfig
 from quant_core.errors import DataError, ModelError
 from quant_core.fidelity import judge, score
 from quant_core.observe import Statistics
@@ -172,10 +172,8 @@ def variants(
         wanted = {n.node: DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == STATIC else way(n.op_type)
                   for n in weighted}  # fmt: skip
         how = eased() if name == "dynamic, eased" else None
-        variant = make_plan(model, plan.config, TARGETS[plan.target], wanted, eased=how)
-        if name == ONE_SCALE and plan.config.per_channel and not plan.in_four_bits:
-            some = any(n.compute == DYNAMIC for n in variant.nodes)
-            variant = replace(variant, one_scale=some and is_spare())
+        coarse = name == ONE_SCALE and plan.config.per_channel and not plan.in_four_bits and is_spare()
+        variant = make_plan(model, plan.config, TARGETS[plan.target], wanted, eased=how, one_scale=coarse)
         computes = [variant.one_scale, tuple(variant.eased), *((n.node, n.compute) for n in variant.nodes)]
         if computes not in seen:
             seen.append(computes)
@@ -186,8 +184,12 @@ def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int
     """The plan with the weights of these nodes in more bits: 8, or 16 (if those hold it) and then computed in float."""
     config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}})
     wanted = {n.node: n.compute for n in plan.nodes}
-    made = make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased)
-    return replace(made, one_scale=plan.one_scale)
+    return _varied(model, plan, config, wanted)
+
+
+def _varied(model: ir.Model, plan: QuantPlan, config: QuantConfig, wanted: Mapping[str, str]) -> QuantPlan:
+    """The plan anew with another config, or where nodes compute in other ways; what a search found out stays."""
+    return make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased, one_scale=plan.one_scale)
 
 
 def _polish(
@@ -220,8 +222,7 @@ def _polish(
 def _floated(model: ir.Model, start: Candidate, stats: Statistics | None, nodes: list[str]) -> Candidate:
     """The candidate with these nodes computed in float, their weights stored as they were."""
     wanted = {n.node: FLOAT if n.node in nodes else n.compute for n in start.plan.nodes if n.weights}
-    plan = make_plan(model, start.plan.config, TARGETS[start.plan.target], wanted, eased=start.plan.eased)
-    plan = replace(plan, one_scale=start.plan.one_scale)
+    plan = _varied(model, start.plan, start.plan.config, wanted)
     return build(model, plan, stats, f"{start.name}, {len(nodes)} nodes in float")
 
 
