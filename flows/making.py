@@ -35,11 +35,14 @@ class Making:
         name, folder = printable(self.job.name), self.stages.folder
         output = folder / "out" / self.job.output.name
         outs = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
+        prepared = (
+            folder / "prepared.onnx" if shards == 1 else None
+        )  # with more, a stage of its own tells what nodes cost
         steps: dict[str, Callable[[], Run]] = {
             "prepare": lambda: tasks.prepare(name, self.workers, self.asked, folder),
             "calibrate": lambda: tasks.calibrate(name, self.workers, self.asked, folder, outs),
             "quantize": lambda: tasks.quantize(name, self.workers, self.asked, folder, self._stats(), output),
-            "validate": lambda: tasks.validate(name, self.workers, self.asked, output, detailed=shards == 1),
+            "validate": lambda: tasks.validate(name, self.workers, self.asked, output, prepared),
         }
         if self.job.calibration is None:
             del steps["calibrate"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quant_core.damage import powers
 from quant_core.info import model_info
 from quant_core.observe import Statistics, observe
 from quant_core.plan import QuantPlan
+from quant_core.power import NodePower, damage_of
 from quant_core.prepare import prepare as prepare_model
 from quant_core.samples import Samples, input_specs, open_samples
 from quant_core.write import write_model
@@ -59,20 +61,21 @@ def quantize(
     return api.finish(ready, model, made, wide, measured, feeds, judged, held_to, detailed=False).to_dict()
 
 
-def validate(model: str, quantized: str, samples: Row, contract: Row | None, metric: str | None, detailed: bool) -> Row:
-    """How right the quantized model is."""
+def validate(
+    model: str, quantized: str, samples: Row, contract: Row | None, metric: str | None, prepared: str | None
+) -> Row:
+    """How right the quantized model is, and what each node costs if the prepared model is given."""
     held_to = Contract.from_dict(contract) if contract else None
     feeds = _samples(model, samples)
-    found = api.validate_model(model, quantized, feeds, metric=metric, contract=held_to, detailed=detailed)
-    return found.to_dict() | {"detailed": detailed}
+    found = api.validate_model(model, quantized, feeds, metric=metric, contract=held_to).to_dict()
+    if prepared is not None:
+        found |= {"damage": [asdict(row) for row in damage_of([_powers(prepared, quantized, feeds)])]}
+    return found | {"detailed": prepared is not None}
 
 
 def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, int]) -> Row:
     """What each node costs on one shard of a few samples."""
-    feeds = _samples(prepared, samples).spread(api.DAMAGE_FEEDS)
-    mine = feeds.shard(*shard) if shard[0] < len(feeds) else ()
-    ready = graph.normalize(graph.load(prepared))
-    return {"powers": [power.to_dict() for power in powers(ready, graph.load(quantized), mine)]}
+    return {"powers": [power.to_dict() for power in _powers(prepared, quantized, _samples(prepared, samples), shard)]}
 
 
 def benchmark(model: str, quantized: str, samples: Spec, threads: int, seconds: float) -> Row:
@@ -96,6 +99,12 @@ def _samples(model: str, spec: Mapping[str, Any]) -> Samples:
         spec["source"], input_specs(Path(model)), count=spec.get("count"), shape=spec.get("shape"),
         seed=spec.get("seed") or 0, labels=spec.get("labels"),
     )  # fmt: skip
+
+
+def _powers(prepared: str, quantized: str, samples: Samples, shard: tuple[int, int] = (0, 1)) -> list[NodePower]:
+    few = samples.spread(api.DAMAGE_FEEDS)
+    mine = few.shard(*shard) if shard[0] < len(few) else ()
+    return powers(graph.normalize(graph.load(prepared)), graph.load(quantized), mine)
 
 
 def _plan(path: str) -> QuantPlan:

@@ -62,8 +62,8 @@ def quantize(name: str, workers: Workers, job: Job, folder: Path, stats: Sequenc
 
 
 @task(name="validate", task_run_name="validate {name}", **ONE_STAGE)
-def validate(name: str, workers: Workers, job: Job, quantized: Path, *, detailed: bool = False) -> Run:
-    """Compare what the two models answer, hold that against the contract, and if detailed find what each node costs."""
+def validate(name: str, workers: Workers, job: Job, quantized: Path, prepared: Path | None = None) -> Run:
+    """Compare what both models answer, and hold that against the contract; tell what nodes cost if given `prepared`."""
     contract = job["contract"]
     request = {
         "model": job["input"],
@@ -71,7 +71,7 @@ def validate(name: str, workers: Workers, job: Job, quantized: Path, *, detailed
         "samples": job["judged_by"],
         "contract": contract,
         "metric": contract["metric"] if contract else None,
-        "detailed": detailed,
+        "prepared": str(prepared) if prepared is not None else None,
     }
     return workers.run("validate", job["input"], request)
 
