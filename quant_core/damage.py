@@ -25,8 +25,8 @@ def powers(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, ND
     """One row per node whose output both models have, in graph order.
 
     model      the prepared float model, which names tensors as the quantized one does
-    quantized  its child, whose metadata tells what became of channels (equalize.py). It is run twice: as it is, and cut at every shared tensor, so that each node gets what float
-               would give it; both in one pass over the feeds
+    quantized  its child, whose metadata tells what became of channels (equalize.py). It is run twice: as it is, and
+               cut at every shared tensor, so that each node gets what float would give it; both in one pass
 
     Raises: ModelError if a model does not run, or they are not of one making.
     """
