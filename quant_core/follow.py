@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from quant_core import graph
 from quant_core.gram import Aim, Site, rows_of, sites_of
 from quant_core.observe import Statistics
+from quant_core.part import part_of, reads
 from quant_core.plan import FLOAT, QuantPlan
 from quant_core.rounding import Rounding, flat_bias
 from quant_core.rules import RULES, is_depthwise
@@ -97,14 +98,14 @@ class Walk:
             node = self.producers.get(open_ends.pop())
             if node is not None and node not in self.done and node not in found:
                 found.add(node)
-                open_ends += [str(v.name) for v in _reads(node)]
+                open_ends += [str(v.name) for v in reads(node)]
         return found
 
     def advance(self, tensors: set[str]) -> None:
         """Run all models until these tensors are known; keep only what later nodes read."""
         now = self.ahead(tensors)
         self.done |= now
-        later = {str(v.name) for n in self.models[0].graph if n not in self.done for v in _reads(n)} | tensors
+        later = {str(v.name) for n in self.models[0].graph if n not in self.done for v in reads(n)} | tensors
         for model, states in zip(self.models, self.states, strict=True):
             part = [n for n, twin in zip(model.graph, self.models[0].graph, strict=True) if twin in now]
             if part:
@@ -139,38 +140,10 @@ def _replace(
 
 def _run(model: ir.Model, part: list[ir.Node], later: set[str], states: list[Arrays]) -> None:
     """Run these nodes on each state and add what is read later to it."""
-    made = {v for n in part for v in n.outputs}
-    read = dict.fromkeys(v for n in part for v in _reads(n) if v not in made)
-    constants = [v for v in read if graph.is_constant(v)]
-    inputs, outputs = [v for v in read if not graph.is_constant(v)], [v for v in made if v.name in later]
-    view = ir.GraphView(
-        inputs, outputs, nodes=part, initializers=constants, opset_imports=model.graph.opset_imports, name="part"
-    )
-    proto = ir.to_proto(ir.Model(view, ir_version=model.ir_version))  # type: ignore[arg-type]  # written as a graph is
-    for constant, tensor in zip(constants, proto.graph.initializer, strict=True):
-        if isinstance(constant.const_value, ir.ExternalTensor):  # read for this part alone
-            tensor.CopyFrom(ir.to_proto(ir.tensor(graph.array(constant), name=constant.name)))
-    for value in proto.graph.input:
-        value.type.tensor_type.Clear()  # the samples know, shapes included
-        value.type.tensor_type.elem_type = int(ir.DataType.from_numpy(states[0][value.name].dtype))
-    session = open_session(proto.SerializeToString())
+    session = open_session(part_of(model, part, later, states[0]).SerializeToString())
+    inputs, outputs = ([v.name for v in values] for values in (session.get_inputs(), session.get_outputs()))
     for state in states:
-        state.update(
-            zip([str(v.name) for v in outputs], run_session(session, {str(v.name): state[str(v.name)] for v in inputs}),
-                strict=True)
-        )  # fmt: skip
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads, and those that its branches take from the graph around it."""
-    found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            inner = attribute.as_graph()
-            own = {v for n in inner for v in n.outputs} | set(inner.inputs) | set(inner.initializers.values())
-            found += [v for n in inner for v in _reads(n) if v not in own]
-            found += [v for v in inner.outputs if v not in own]
-    return found
+        state.update(zip(outputs, run_session(session, {name: state[name] for name in inputs}), strict=True))
 
 
 def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArray[np.float32]], spans: int) -> Aim:
