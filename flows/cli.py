@@ -41,6 +41,9 @@ SkipExisting = Annotated[bool, typer.Option("--skip-existing/--no-skip-existing"
 ContinueOnError = Annotated[bool, typer.Option("--continue-on-error/--stop-on-error", help="When a model fails.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="Do exactly this: a dry run's JSON.", show_default=False)]
+CostsFile = Annotated[
+    Path | None, typer.Option("--costs", help="What was timed: looked up, and added to.", show_default=False)
+]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
 Reports = Annotated[Path, typer.Argument(metavar="DIR", help="A batch's output folder.", show_default=False)]
 Run = Annotated[str | None, typer.Option("--run", help="Of this run_id, not the latest.", show_default=False)]
@@ -66,6 +69,7 @@ def quantize(
     progress: Progress,
     output: Output = None,
     plan: PlanFile = None,
+    costs: CostsFile = None,
     dry_run: DryRun = False,
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
@@ -79,7 +83,7 @@ def quantize(
     idle = next((key for key, value in _needing_data(samples, accuracy).items() if value is not None), None)
     if samples.data is None and idle:
         raise RequestError("means nothing without samples", f"--{idle}", "Give --data")
-    return _quantized(model, output, config, samples, accuracy, progress, plan)
+    return _quantized(model, output, config, samples, accuracy, progress, costs, plan)
 
 
 @command
@@ -90,6 +94,7 @@ def calibrate(
     accuracy: AccuracyOptions,
     progress: Progress,
     output: Output = None,
+    costs: CostsFile = None,
     dry_run: DryRun = False,
 ) -> Answer:
     """Quantize with ranges measured on --data; written to MODEL_int8.onnx unless -o says where."""
@@ -98,7 +103,7 @@ def calibrate(
     if dry_run:
         return _planned(model, config, samples)
     default = model.with_name(f"{model.stem}_int{config.bits}.onnx")
-    return _quantized(model, output or default, config, samples, accuracy, progress)
+    return _quantized(model, output or default, config, samples, accuracy, progress, costs)
 
 
 @command
@@ -227,6 +232,7 @@ def _quantized(
     samples: SampleOptions,
     accuracy: AccuracyOptions,
     progress: Progress,
+    costs: Path | None,
     plan: Path | None = None,
 ) -> Answer:
     """Quantize, and where accuracy was asked for, say what it is and whether the contract was met."""
@@ -242,6 +248,7 @@ def _quantized(
         sample_shape=samples.shape,
         contract=accuracy.contract,
         plan=_read_plan(plan) if plan else None,
+        costs=costs,
         progress=progress,
     ).to_dict()
     if samples.data and (accuracy.metric or accuracy.contract or samples.labels):

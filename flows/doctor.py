@@ -7,11 +7,10 @@ import platform
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from quant_core.room import total_bytes
-from quant_core.targets import cpu_flags, host_target_name
+from quant_core.targets import cpu_flags, cpu_name, host_target_name
 
 PACKAGES = (
     "quantmill", "onnxruntime", "onnx", "onnx_ir", "numpy", "ml_dtypes", "prefect", "fastapi", "sqlalchemy",
@@ -39,7 +38,7 @@ def host() -> dict[str, str]:
     return {
         "target": host_target_name(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu flags": " ".join(flag for flag in TELLING_FLAGS if flag in flags),
         "threads": f"{usable_cores()} of {os.cpu_count()}",
         "memory": f"{total_bytes() / 2**30:.1f} GiB",
@@ -72,11 +71,3 @@ def usable_cores() -> int:
 
 def _order(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")

@@ -128,6 +128,7 @@ class _Batch(_Form):
     skip_existing: bool | None = None
     continue_on_error: bool | None = None
     keep_cache: bool | None = None
+    costs: PathText | None = None
     jobs: int | None = Field(None, ge=1, le=4096)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from flows.digests import versions
@@ -22,8 +23,9 @@ Run = dict[str, Any]
 class Making:
     """One job on its way. `failure` is set once a stage has failed, and nothing more happens then."""
 
-    def __init__(self, job: Job, digest: str, stages: Stages, workers: Workers, notify: Listener) -> None:
+    def __init__(self, job: Job, digest: str, stages: Stages, workers: Workers, costs: Path, notify: Listener) -> None:
         self.job, self.digest, self.stages, self.workers, self.notify = job, digest, stages, workers, notify
+        self.costs = costs
         self.asked = job.to_dict()
         self.started_at = _now()
         self.answers: dict[str, Run] = {}
@@ -41,7 +43,9 @@ class Making:
         steps: dict[str, Callable[[], Run]] = {
             "prepare": lambda: tasks.prepare(name, self.workers, self.asked, folder),
             "calibrate": lambda: tasks.calibrate(name, self.workers, self.asked, folder, outs),
-            "quantize": lambda: tasks.quantize(name, self.workers, self.asked, folder, self._stats(), output),
+            "quantize": lambda: tasks.quantize(
+                name, self.workers, self.asked, folder, self._stats(), output, self.costs
+            ),
             "validate": lambda: tasks.validate(name, self.workers, self.asked, output, prepared),
         }
         if self.job.calibration is None:

@@ -98,13 +98,17 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Jobs, and how to run them. Its `digest` is the same whenever the same things are asked for."""
+    """Jobs, and how to run them. Its `digest` is the same whenever the same things are asked for.
+
+    costs  where what is timed is looked up and kept (costs.py); None: in the output folder's own records
+    """
 
     jobs: tuple[Job, ...]
     folder: Path
     skip_existing: bool = True
     continue_on_error: bool = True
     keep_cache: bool = False
+    costs: Path | None = None
     workers: int | None = None
     limits: Limits = Limits()
     benchmark: Benchmark = Benchmark()
@@ -115,6 +119,7 @@ class Manifest:
         return own | {
             "jobs": [job.to_dict() for job in self.jobs],
             "folder": str(self.folder),
+            "costs": str(self.costs) if self.costs else None,
             "limits": asdict(self.limits),
             "benchmark": asdict(self.benchmark),
         }
@@ -126,6 +131,7 @@ class Manifest:
                 **values,
                 "jobs": tuple(Job.from_dict(job) for job in values["jobs"]),
                 "folder": Path(values["folder"]),
+                "costs": Path(values["costs"]) if values["costs"] else None,
                 "limits": Limits(**values["limits"]),
                 "benchmark": Benchmark(**values["benchmark"]),
             }
@@ -148,18 +154,21 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
         raise RequestError("is not a mapping of keys to values", where, "Start with `models:` or `batch:`")
     mistakes = form_mistakes(values)
     meant: list[Mistake] = []
-    placed = _placed_jobs(_sound(values, mistakes), folder, meant)
+    sound = _sound(values, mistakes)
+    batch: Mapping[str, Any] = sound.get("batch") or {}
+    placed = _placed_jobs(sound, folder, meant)
     if any(mistake.place[:1] != ("models",) for mistake in mistakes):
         meant.clear()  # what a half-understood manifest means would only mislead; what it names is there or not
     _check_files(placed, meant)
+    costs = _costs(batch, folder, meant)
     if mistakes := mistakes + meant:
         raise _rejected(mistakes, where)
-    batch, jobs = values.get("batch") or {}, tuple(job for _, job in placed)
-    output_dir = batch.get("output_dir")
+    jobs, output_dir = tuple(job for _, job in placed), batch.get("output_dir")
     return Manifest(
         jobs=jobs,
         folder=_path(folder, output_dir) if output_dir else jobs[0].output.parent,
         workers=batch.get("jobs"),
+        costs=costs,
         limits=Limits(**_given(values.get("limits"))),
         benchmark=Benchmark(**_given(values.get("benchmark"))),
         **_given({key: batch.get(key) for key in ("skip_existing", "continue_on_error", "keep_cache")}),
@@ -267,6 +276,20 @@ def _samples(
         shape=said.get("shape"),
         seed=said.get("seed", 0),
     )
+
+
+def _costs(batch: Mapping[str, Any], folder: Path, mistakes: list[Mistake]) -> Path | None:
+    """The table of costs that is named, once it can be read."""
+    if not batch.get("costs"):
+        return None
+    from quant_core.costs import Costs  # imports onnxruntime, which hardly any manifest needs
+
+    path = _path(folder, batch["costs"])
+    try:
+        Costs(path)
+    except RequestError as error:
+        mistakes.append(Mistake(("batch", "costs"), f"{error.problem}: {path}", error.hint))
+    return path
 
 
 def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -152,6 +152,7 @@ class Batch:
         self.run_id, self.finished = journal.begin_run(request)
         self.workers = workers_of(here)
         self.workers.peaks |= journal.peaks()
+        self.costs = self.manifest.costs or journal.folder / "costs.jsonl"
         self.stopping = threading.Event()
 
     def run(self) -> BatchResult:
@@ -218,7 +219,7 @@ class Batch:
                 stages.keep("forced", self.run_id)
             with contextlib.suppress(OSError):
                 self.workers.expect(str(job.input), sum(path.stat().st_size for path in model_files(job.input)))
-            making = Making(job, digest, stages, self.workers, self.notify)
+            making = Making(job, digest, stages, self.workers, self.costs, self.notify)
             futures.append(_make.submit(printable(job.name), self, making, slots, shards))
         makings = [future.result() for future in futures]
         return [making for making in makings if making.failure is None]

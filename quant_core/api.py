@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quant_core import graph
 from quant_core.candidate import AS_FAST, Bench, Candidate
 from quant_core.config import Contract, QuantConfig
+from quant_core.costs import Costs
 from quant_core.damage import damage
 from quant_core.equalize import equalized
 from quant_core.errors import DataError, ModelError, RequestError
@@ -148,6 +149,7 @@ def quantize_model(
     contract: Contract | None = None,
     evaluation: Source | None = None,
     plan: QuantPlan | None = None,
+    costs: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantResult:
     """The best model that `config` allows, written to `output` at once or not at all.
@@ -155,6 +157,7 @@ def quantize_model(
     calibration  samples that ranges are measured on; without any, nothing computes in static integers
     evaluation   samples that candidates are judged by, with `labels`; the calibration samples if there are none
     plan         do exactly this (a dry run's plan, or the one that a result holds) instead of searching
+    costs        file of what was timed (costs.py), read and added to: with all in it, the same bytes again
 
     Raises: QuantError.
     """
@@ -170,7 +173,10 @@ def quantize_model(
     if feeds is not None:
         progress(f"calibrating on {len(feeds)} samples")
         stats = observe(model, wide, feeds)
-    return finish(model, path, output, wide, stats, feeds, judged, contract, exact=plan is not None, progress=progress)
+    return finish(
+        model, path, output, wide, stats, feeds, judged, contract,
+        exact=plan is not None, costs=Costs(costs), progress=progress,
+    )  # fmt: skip
 
 
 def finish(
@@ -185,12 +191,14 @@ def finish(
     *,
     exact: bool = False,
     detailed: bool = True,
+    costs: Costs | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantResult:
     """Search, write, tell: what is left of quantizing once ranges are measured.
 
     exact     the plan is not varied
-    detailed  layers tell what each node costs
+    detailed  layers tell what damage each node does
+    costs     what was timed before, and what will be
 
     Weights in 4 bits are fitted to the samples so closely that these cannot judge them: without others, a contract is
     judged by a part held out, and what is written is then fitted to all.
@@ -207,7 +215,9 @@ def finish(
     float_size = model_info(original).size_bytes
     metric = contract.metric if contract is not None and ":" in contract.metric else None
     is_host = (plan.target == "arm64") == (host_target_name() == "arm64")
-    bench = Bench(Path(original), judged, float_size, metric, is_host=is_host) if judged is not None else None
+    bench = None
+    if judged is not None:
+        bench = Bench(Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host)
 
     def even() -> tuple[ir.Model, Statistics] | None:
         if stats is None or feeds is None or plan.in_four_bits:
@@ -240,8 +250,8 @@ def finish(
         feeds = whole
         best = replace(best, model=apply_plan(found.model, best.plan, _moments(found.model, best.plan, ranges, whole)))
         best = replace(best, model=settle(found.model, best) or best.model)
-    costs = damage(found.model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
-    layers = layer_rows(best, costs)
+    harm = damage(found.model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
+    layers = layer_rows(best, harm)
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower()}

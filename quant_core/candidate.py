@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core import graph
+from quant_core.costs import Cost, Costs
 from quant_core.errors import DataError
 from quant_core.fidelity import Fidelity, compare, run_all
 from quant_core.observe import Statistics
@@ -19,7 +23,7 @@ from quant_core.plan import FLOAT, QuantPlan
 from quant_core.rewrite import apply_plan
 from quant_core.samples import Samples
 from quant_core.session import open_session
-from quant_core.timing import Timing, measure
+from quant_core.timing import measure
 
 MAX_SEARCH_FEEDS = 64
 AS_FAST = 0.97  # paired medians within 3 % are noise
@@ -36,7 +40,12 @@ class Candidate:
     model: ir.Model
     size_bytes: int
     fidelity: Fidelity | None = None
-    speedup: float | None = None
+    cost: Cost | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """Over float, None where it cannot be timed."""
+        return self.cost.speedup if self.cost is not None else None
 
     @property
     def sqnr_db(self) -> float:
@@ -84,15 +93,18 @@ class Bench:
     float_size_bytes: int
     metric: str | None = None
     seconds: float = 0.1
+    costs: Costs = field(default_factory=Costs)
     is_host: bool = True  # models are for CPUs like this one, so that their speed can be measured here
     metric_failure: DataError | None = None  # of a metric of the user's own; fidelity is judged without it then
     _session: Any = field(init=False)
+    _digest: str = field(init=False)
     _reference: list[list[NDArray[Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.samples.labels is None:
             self.samples = self.samples.spread(MAX_SEARCH_FEEDS)
         self._session = open_session(self.float_path)
+        self._digest = _digest(self.float_path.read_bytes()) if self.costs.path is not None else ""
         self._reference = run_all(self._session, self.samples)
 
     def judge(self, candidate: Candidate, *, timed: bool = True) -> Candidate:
@@ -107,13 +119,22 @@ class Bench:
                 raise
             self.metric, self.metric_failure = None, failure
             fidelity = compare(self._reference, outputs, names, self.samples.labels)
-        timing: Timing | None = None
-        if timed and self.is_host:
-            timing = measure(self._session, session, self.samples[0], seconds=self.seconds, clock=time.thread_time)
-        return replace(candidate, fidelity=fidelity, speedup=timing.speedup if timing else candidate.speedup)
+        cost = self._cost(candidate.plan, session) if timed and self.is_host else candidate.cost
+        return replace(candidate, fidelity=fidelity, cost=cost)
+
+    def _cost(self, plan: QuantPlan, session: ort.InferenceSession) -> Cost:
+        feed = self.samples[0]
+        shapes = {name: list(x.shape) for name, x in feed.items()}
+        what = f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
+        race = partial(measure, self._session, session, feed, seconds=self.seconds, clock=time.thread_time)
+        return self.costs.of(what, race)
 
 
 def build(model: ir.Model, plan: QuantPlan, stats: Statistics | None, name: str) -> Candidate:
     """The candidate that a plan makes, not yet judged."""
     made = apply_plan(model, plan, stats)
     return Candidate(name, plan, made, graph.size_in_file(made))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.candidate import FAITHFUL_DB, Bench, Candidate, build
+from quant_core.candidate import AS_FAST, FAITHFUL_DB, Bench, Candidate, build
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import DataError, ModelError
 from quant_core.fidelity import judge, score
 from quant_core.observe import Statistics
 from quant_core.outliers import Easing, easings
 from quant_core.plan import BLOCKS, DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
+from quant_core.products import is_product, product_costs
 from quant_core.rules import RULES
 from quant_core.targets import TARGETS
 
@@ -121,12 +122,15 @@ def search(
             trace.append(candidates[-1].trace())
         if name == STATIC and candidates and candidates[-1].sqnr_db < EXACT_DB and (evened := even()):
             candidate = build(evened[0], variant, evened[1], "static, channels evened out")
-            candidate = replace(bench.judge(candidate, timed=False), speedup=candidates[-1].speedup)
+            candidate = replace(bench.judge(candidate, timed=False), cost=candidates[-1].cost)
             trace.append(candidate.trace())
             if (gained := candidate.sqnr_db - candidates[-1].sqnr_db) > EVEN_GAIN_DB:
                 candidates[-1], (model, stats), even_db = candidate, evened, gained
     if not candidates:
         raise refused
+    if plan.config.mode == "auto" and (cheaper := _cheaper(model, stats, bench, candidates, progress)) is not None:
+        candidates.append(cheaper)
+        trace.append(cheaper.trace())
     best = max(candidates, key=lambda c: c.worth)
     if contract is None and best.sqnr_db < FAITHFUL_DB:
         best = _polish(model, best, stats, bench, trace, progress)
@@ -178,6 +182,35 @@ def variants(
         if computes not in seen:
             seen.append(computes)
             yield name, variant
+
+
+def _cheaper(
+    model: ir.Model, stats: Statistics | None, bench: Bench, candidates: Sequence[Candidate],
+    progress: Callable[[str], None],
+) -> Candidate | None:  # fmt: skip
+    """The candidate of most worth with each product in the way that costs least by itself; None if that saves nothing.
+
+    A way is open to single products if it does not spoil the outputs where all take it; float always is.
+    """
+    best = max(candidates, key=lambda c: c.worth)
+    products = [n.node for n in best.plan.nodes if is_product(n)]
+    if best.cost is None or len(products) < RARE * sum(bool(n.weights) for n in best.plan.nodes):
+        return None
+    spared = [c.name for c in candidates if c.sqnr_db >= min(FAITHFUL_DB, best.sqnr_db)]
+    now = {n.node: n.compute for n in best.plan.nodes if n.weights}
+    ways = [now | dict.fromkeys(products, way) for way in (FLOAT, STATIC, DYNAMIC, BLOCKS) if way in (FLOAT, *spared)]
+    plans = [_varied(model, best.plan, best.plan.config, way) for way in (now, *ways)]
+    progress("timing products by themselves")
+    chosen, saved_ms = {}, 0.0
+    for node, costs in product_costs(model, plans, stats, bench.samples[0], bench.costs).items():
+        way, cost = max(costs.items(), key=lambda item: item[1].speedup)
+        if cost.speedup * AS_FAST > costs[now[node]].speedup:
+            chosen[node] = way
+            saved_ms += cost.float_ms / costs[now[node]].speedup - cost.quantized_ms
+    if saved_ms <= (1 - AS_FAST) * best.cost.quantized_ms:
+        return None
+    plan = _varied(model, best.plan, best.plan.config, now | chosen)
+    return bench.judge(build(model, plan, stats, f"{best.name}, {len(chosen)} products by their own cost"))
 
 
 def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int = 16) -> QuantPlan:

@@ -14,6 +14,7 @@ from typing import Any
 from quant_core import api, graph
 from quant_core.child import serve
 from quant_core.config import Contract, QuantConfig
+from quant_core.costs import Costs
 from quant_core.damage import powers
 from quant_core.info import model_info
 from quant_core.observe import Statistics, observe
@@ -48,9 +49,12 @@ def calibrate(prepared: str, plan: str, samples: Row, shard: tuple[int, int], ou
 
 def quantize(
     model: str, prepared: str, plan: str, stats: list[str], samples: Spec, config: Row, contract: Row | None,
-    evaluation: Spec, output: str,
+    evaluation: Spec, output: str, costs: str | None = None,
 ) -> Row:  # fmt: skip
-    """Writes the best model to `output`; judged by the evaluation samples, else by those of calibration."""
+    """Writes the best model to `output`; judged by the evaluation samples, else by those of calibration.
+
+    What is timed for that is looked up in the file `costs`, and added to it.
+    """
     wide = _plan(plan)
     measured = Statistics.merged(Statistics.load(path) for path in stats) if stats else None
     feeds = _open(model, samples)
@@ -58,7 +62,8 @@ def quantize(
     held_to = Contract.from_dict(contract) if contract else None
     ready = graph.normalize(graph.load(prepared))
     made = api.check_output(model, output)
-    return api.finish(ready, model, made, wide, measured, feeds, judged, held_to, detailed=False).to_dict()
+    timed = Costs(costs)
+    return api.finish(ready, model, made, wide, measured, feeds, judged, held_to, detailed=False, costs=timed).to_dict()
 
 
 def validate(

@@ -57,10 +57,18 @@ def host_target_name() -> str:
 
 def cpu_flags() -> frozenset[str]:
     """Instruction sets that Linux reports, empty elsewhere (so that an unknown x86 counts as AVX2, which is safe)."""
+    return frozenset(_of_cpu("flags").split())
+
+
+def cpu_name() -> str:
+    """As its maker calls it."""
+    return _of_cpu("model name") or platform.processor()
+
+
+def _of_cpu(key: str) -> str:
+    """What Linux says of the first CPU, empty elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return frozenset()
-    return frozenset(
-        next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
-    )
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key)), "")

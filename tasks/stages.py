@@ -46,7 +46,9 @@ def calibrate(name: str, workers: Workers, job: Job, folder: Path, outs: Sequenc
 
 
 @task(name="quantize", task_run_name="quantize {name}", **ONE_STAGE)
-def quantize(name: str, workers: Workers, job: Job, folder: Path, stats: Sequence[str], output: Path) -> Run:
+def quantize(
+    name: str, workers: Workers, job: Job, folder: Path, stats: Sequence[str], output: Path, costs: Path
+) -> Run:
     """Rewrite the model by its plan and its statistics, until its contract is met or nothing is left to try."""
     request = {
         **_prepared(folder),
@@ -57,6 +59,7 @@ def quantize(name: str, workers: Workers, job: Job, folder: Path, stats: Sequenc
         "contract": job["contract"],
         "evaluation": job["evaluation"],
         "output": str(output),
+        "costs": str(costs),
     }
     return workers.run("quantize", job["input"], request)
 
