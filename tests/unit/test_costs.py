@@ -88,7 +88,9 @@ def test_a_table_that_cannot_be_written_says_so(tmp_path):
 # A search that goes by the table
 
 
-WORDS = "(float[n,64] x) => (float[n,16] y) { a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) s = Relu(b) y = MatMul(s, w) }"
+WORDS = (
+    "(float[n,64] x) => (float[n,16] y) { a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) s = Relu(b) y = MatMul(s, w) }"
+)
 
 
 class Words:
