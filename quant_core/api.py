@@ -28,10 +28,11 @@ from quant_core.observe import Statistics, observe
 from quant_core.plan import QuantPlan, make_plan
 from quant_core.prepare import OPSET_INT4, prepare, raise_opset
 from quant_core.proof import saturating_nodes
+from quant_core.restore import restored
 from quant_core.rewrite import apply_plan
 from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
-from quant_core.search import Found, restored, search
+from quant_core.search import Found, search
 from quant_core.session import open_session
 from quant_core.settle import settled
 from quant_core.targets import find_target, host_target_name

@@ -67,9 +67,13 @@ class Candidate:
         original is worth less than any that is not.
         """
         missing = max(0.0, FAITHFUL_DB - self.sqnr_db) / 10
-        speed = self._expected_speedup() if self.speedup is None else self.speedup
-        slow = 0.0 if speed >= AS_FAST else 10.0
-        return math.log2(max(speed, 1e-3)) - DOUBLINGS_PER_10_DB * missing**2 - slow
+        slow = 0.0 if self.gain >= math.log2(AS_FAST) else 10.0
+        return self.gain - DOUBLINGS_PER_10_DB * missing**2 - slow
+
+    @property
+    def gain(self) -> float:
+        """Speed gained over float, in doublings."""
+        return math.log2(max(self._expected_speedup() if self.speedup is None else self.speedup, 1e-3))
 
     def _expected_speedup(self) -> float:
         """For a CPU of another kind, where nothing can be timed: integers take half of float's time."""

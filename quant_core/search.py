@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from quant_core.candidate import AS_FAST, FAITHFUL_DB, Bench, Candidate, build
-from quant_core.config import Contract, QuantConfig
-from quant_core.errors import DataError, ModelError
-from quant_core.fidelity import judge, score
+from quant_core.config import Contract
+from quant_core.errors import ModelError
+from quant_core.keeping import keeping, verdict
 from quant_core.observe import Statistics
 from quant_core.outliers import Easing, easings
 from quant_core.plan import BLOCKS, DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
 from quant_core.products import is_product, product_costs
+from quant_core.restore import polish, restore, varied
 from quant_core.rules import RULES
 from quant_core.targets import TARGETS
 
-MAX_EVALUATIONS = 40
-MOST_GROUPS = {8: 16, 16: 10}  # of nodes, by the bits that they are raised to; with the steps there is room for both
-POLISH_GROUPS, POLISH_FEEDS = 12, 16
 EXACT_DB = 50.0  # outputs this close to float's need no other channels
 EVEN_GAIN_DB = 0.5  # less is luck
 ONE_SCALE, ONE_SCALE_GAIN = "dynamic, one scale a weight", 0.3  # doublings that it can gain at most
 RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
 LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
-GOOD_ENOUGH = 0.2  # doublings of net worth at which last resorts, worth about 0, need not be tried
+GOOD_ENOUGH = (
+    0.2  # doublings of net worth at which last resorts need not be tried, of speed for which nodes are restored
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ def search(
 
     1. `mode: auto` races the ways in which weighted nodes can compute; any other mode is one way.
     2. Without a contract the candidate of most worth wins: speed, less what lost fidelity must buy.
-    3. With one, the candidate of most worth that keeps it wins. If none does, nodes that hurt most are restored to
-       float, most harmful first, half as many or twice as many at a time, until it holds or MAX_EVALUATIONS are spent;
-       the best file found is returned all the same, with verdict `not_met`.
+    3. With one, the candidate of most worth that keeps it wins. Where a faster one misses it, or none keeps it, the
+       nodes that hurt most are given more bits, or computed in float (restore.py); the best file found is returned
+       all the same, with verdict `not_met`.
 
     `even` gives the same model with channels evened out (equalize.py) and its statistics; it is asked where static
     outputs are not exact, and what it gives is used from there on if it brings them nearer to float's.
@@ -76,7 +76,7 @@ def search(
         if bench is None or contract is None:
             return Found(best, model, "none", "no contract", trace)
         best = bench.judge(best)
-        return Found(best, model, *_verdict(best, contract, bench), [best.trace()])
+        return Found(best, model, *verdict(best, contract, bench), [best.trace()])
     candidates: list[Candidate] = []
     even_db = 0.0
 
@@ -88,7 +88,7 @@ def search(
             return best
         rested = bench.judge(replace(best, name=f"{best.name}, biases settled", model=made), timed=False)
         trace.append(rested.trace())
-        broken = contract is not None and _keeping([best], contract, bench) and not _keeping([rested], contract, bench)
+        broken = contract is not None and keeping([best], contract, bench) and not keeping([rested], contract, bench)
         return best if broken else rested
 
     def eased() -> Mapping[str, Easing]:
@@ -109,8 +109,8 @@ def search(
 
     refused = ModelError("there is no way to compute this model")
     for name, variant in variants(model, plan, eased, is_spare):
-        keeping = candidates if contract is None else _keeping(candidates, contract, bench)
-        if name in LAST_RESORTS and max((c.worth for c in keeping), default=0.0) > GOOD_ENOUGH:
+        usable = candidates if contract is None else keeping(candidates, contract, bench)
+        if name in LAST_RESORTS and max((c.worth for c in usable), default=0.0) > GOOD_ENOUGH:
             continue
         progress(f"trying {name}")
         try:
@@ -133,18 +133,21 @@ def search(
         trace.append(cheaper.trace())
     best = max(candidates, key=lambda c: c.worth)
     if contract is None and best.sqnr_db < FAITHFUL_DB:
-        best = _polish(model, best, stats, bench, trace, progress)
+        best = polish(model, best, stats, bench, trace, progress)
     if contract is None:
         return found(at_rest(best))
-    if keeping := _keeping(candidates, contract, bench):
-        best = max(keeping, key=lambda c: c.worth)
-    elif right := _keeping(candidates, replace(contract, min_speedup=None, max_size_ratio=None), bench):
-        # only size or speed are missed, which restoring makes worse
-        best = min(right, key=lambda c: c.size_bytes) if contract.max_size_ratio else max(right, key=lambda c: c.worth)
-    else:
-        best = _restore(model, best, stats, fit, bench, contract, trace, progress)
+    options = keeping(candidates, contract, bench)
+    right = keeping(candidates, replace(contract, min_speedup=None, max_size_ratio=None), bench)
+    if right and not options:  # only size or speed are missed, which restoring makes worse
+        options = [min(right, key=lambda c: c.size_bytes)] if contract.max_size_ratio else right
+    least = max((c.gain for c in options), default=-math.inf) + GOOD_ENOUGH
+    faster = [c for c in candidates if c not in right and c.gain > least]
+    if faster and bench.metric_failure is None:
+        start = max(faster, key=lambda c: c.worth)
+        options.append(restore(model, start, stats, fit, bench, contract, trace, progress))
+    best = max(keeping(options, contract, bench) or options or candidates, key=lambda c: c.worth)
     best = at_rest(best)
-    return found(best, *_verdict(best, contract, bench))
+    return found(best, *verdict(best, contract, bench))
 
 
 def variants(
@@ -199,7 +202,7 @@ def _cheaper(
     spared = [c.name for c in candidates if c.sqnr_db >= min(FAITHFUL_DB, best.sqnr_db)]
     now = {n.node: n.compute for n in best.plan.nodes if n.weights}
     ways = [now | dict.fromkeys(products, way) for way in (FLOAT, STATIC, DYNAMIC, BLOCKS) if way in (FLOAT, *spared)]
-    plans = [_varied(model, best.plan, best.plan.config, way) for way in (now, *ways)]
+    plans = [varied(model, best.plan, best.plan.config, way) for way in (now, *ways)]
     progress("timing products by themselves")
     chosen, saved_ms = {}, 0.0
     for node, costs in product_costs(model, plans, stats, bench.samples[0], bench.costs).items():
@@ -209,146 +212,5 @@ def _cheaper(
             saved_ms += cost.float_ms / costs[now[node]].speedup - cost.quantized_ms
     if saved_ms <= (1 - AS_FAST) * best.cost.quantized_ms:
         return None
-    plan = _varied(model, best.plan, best.plan.config, now | chosen)
+    plan = varied(model, best.plan, best.plan.config, now | chosen)
     return bench.judge(build(model, plan, stats, f"{best.name}, {len(chosen)} products by their own cost"))
-
-
-def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int = 16) -> QuantPlan:
-    """The plan with the weights of these nodes in more bits: 8, or 16 (if those hold it) and then computed in float."""
-    config = replace(plan.config, layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}})
-    wanted = {n.node: n.compute for n in plan.nodes}
-    return _varied(model, plan, config, wanted)
-
-
-def _varied(model: ir.Model, plan: QuantPlan, config: QuantConfig, wanted: Mapping[str, str]) -> QuantPlan:
-    """The plan anew with another config, or where nodes compute in other ways; what a search found out stays."""
-    return make_plan(model, config, TARGETS[plan.target], wanted, eased=plan.eased, one_scale=plan.one_scale)
-
-
-def _polish(
-    model: ir.Model, start: Candidate, stats: Statistics | None, bench: Bench, trace: list[dict[str, Any]],
-    progress: Callable[[str], None],
-) -> Candidate:  # fmt: skip
-    """The candidate of most worth among `start` and those with the most harmful nodes in float: 1, 2, 4, ... groups.
-
-    Nodes are ranked in at most POLISH_GROUPS groups of neighbours, on a few samples.
-    """
-    nodes = [n.node for n in start.plan.nodes if n.weights and n.compute != FLOAT]
-    quick = replace(bench, samples=bench.samples.spread(POLISH_FEEDS))
-    groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), POLISH_GROUPS))] if nodes else []
-    gain = []
-    for i, group in enumerate(groups):
-        progress(f"what {group[0]} in float gains")
-        gain.append((-quick.judge(_floated(model, start, stats, group), timed=False).sqnr_db, i))
-    order = [groups[i] for _, i in sorted(gain)]
-    best, count = start, 1
-    while count < len(order):
-        harmful = [n for group in order[:count] for n in group]
-        candidate = bench.judge(_floated(model, start, stats, harmful))
-        trace.append(candidate.trace())
-        if candidate.worth <= best.worth:
-            break
-        best, count = candidate, 2 * count
-    return best
-
-
-def _floated(model: ir.Model, start: Candidate, stats: Statistics | None, nodes: list[str]) -> Candidate:
-    """The candidate with these nodes computed in float, their weights stored as they were."""
-    wanted = {n.node: FLOAT if n.node in nodes else n.compute for n in start.plan.nodes if n.weights}
-    plan = _varied(model, start.plan, start.plan.config, wanted)
-    return build(model, plan, stats, f"{start.name}, {len(nodes)} nodes in float")
-
-
-def _restore(
-    model: ir.Model, start: Candidate, stats: Statistics | None, fit: Callable[[QuantPlan], Statistics | None] | None,
-    bench: Bench, contract: Contract, trace: list[dict[str, Any]], progress: Callable[[str], None],
-) -> Candidate:  # fmt: skip
-    """The candidate that keeps the contract with the fewest nodes restored, else the best one found.
-
-    1. What is stored in 4 bits goes to 8 first; only where all of it is not enough do nodes return to float.
-    2. Nodes in groups: how much less noise has the whole model with this group alone restored?
-    3. The groups that help most per weight are restored first: 1, 2, 4, ... until the contract holds, then bisection.
-       What stays in 4 bits is rounded anew each time: it made up for errors that are gone.
-    4. While there are 4 bits to give, the contract must also hold by the agreement that a plan's noise leads one to
-       expect: which of some near-equal plans agrees most often with float on these very samples is luck.
-    """
-
-    def raised(base: Candidate, nodes: list[str], bits: int, known: Statistics | None) -> Candidate:
-        plan = restored(model, base.plan, nodes, bits)
-        name = f"{base.name}, {len(nodes)} nodes in {bits} bits"
-        return build(model, plan, anew(plan) if known is None else known, name)
-
-    def anew(plan: QuantPlan) -> Statistics | None:
-        return fit(plan) if fit is not None and stats is not None and stats.aims else stats
-
-    tried = [start]
-    for bits, storage in ((8, ("int4",)), (16, ("int4", "int8"))):
-        nodes = [n.node for n in tried[-1].plan.nodes if n.weights and n.storage in storage]
-        if not nodes:
-            continue
-        groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), MOST_GROUPS[bits]))]
-        base, gain = tried[-1], []
-        known = stats if base is start else anew(base.plan)
-        for i, group in enumerate(groups):
-            progress(f"what restoring {group[0]} gains")
-            better = bench.judge(raised(base, group, bits, known), timed=False)
-            elements = sum(n.elements for n in base.plan.nodes if n.node in group)
-            gain.append((-(base.noise - better.noise) / elements, -_value(better, contract), i))
-        order = [groups[i] for *_, i in sorted(gain)]
-        low, high, step = 0, None, 1
-        for _ in range(MAX_EVALUATIONS // 4):
-            if low == len(order) or (high is not None and high - low <= 1):
-                break
-            count = min(low + step, len(order)) if high is None else (low + high) // 2
-            harmful = [n for group in order[:count] for n in group]
-            progress(f"{len(harmful)} of {len(nodes)} nodes in {bits} bits")
-            tried.append(bench.judge(raised(base, harmful, bits, None)))
-            trace.append(tried[-1].trace())
-            if _keeping(tried[-1:], contract, bench, tried if bits == 8 else ()):
-                high = count
-            else:
-                low, step = count, 2 * step
-        if high is not None or _keeping(tried, contract, bench):
-            break
-    sure = _keeping(tried, contract, bench, tried)
-    return (
-        min(sure, key=lambda c: c.size_bytes)
-        if sure
-        else max(_keeping(tried, contract, bench) or tried, key=lambda c: _value(c, contract))
-    )
-
-
-def _value(candidate: Candidate, contract: Contract) -> float:
-    """What the contract looks at, and fidelity where that says nothing new."""
-    assert candidate.fidelity is not None
-    try:
-        return score(candidate.fidelity, contract.metric)[0] + 1e-6 * candidate.sqnr_db
-    except DataError:  # a metric of the user's own that failed: _verdict tells
-        return candidate.sqnr_db
-
-
-def _keeping(
-    candidates: Iterable[Candidate], contract: Contract, bench: Bench, seen: Sequence[Candidate] = ()
-) -> list[Candidate]:
-    """Those that keep the contract, also by the agreement to be expected of them after all that was seen."""
-    keeping = [c for c in candidates if _verdict(c, contract, bench)[0] == "met"]
-    if contract.metric != "agreement" or contract.min is None or not seen:
-        return keeping
-    # what differs from float is proportional to how far outputs are from float's
-    differing = sum(1 - (c.fidelity.agreement or 0.0) for c in seen if c.fidelity is not None)
-    rate = differing / max(sum(c.noise**0.5 for c in seen), 1e-30)
-    return [c for c in keeping if 1 - rate * c.noise**0.5 >= contract.min]
-
-
-def _verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:
-    if candidate.fidelity is None:
-        raise ModelError(f"{candidate.name} was not judged")
-    if bench.metric_failure is not None:
-        return "not_met", str(bench.metric_failure)
-    ratio = candidate.size_bytes / bench.float_size_bytes
-    return judge(candidate.fidelity, contract, speedup=candidate.speedup, size_ratio=ratio)
-
-
-def _literal(name: str) -> str:
-    """A glob that matches this name only."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

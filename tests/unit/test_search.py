@@ -9,13 +9,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from quant_core.candidate import Bench, build
 from quant_core.config import Contract, QuantConfig
 from quant_core.graph import normalize
+from quant_core.keeping import keeping
 from quant_core.layers import layer_rows
 from quant_core.observe import observe
 from quant_core.plan import make_plan
+from quant_core.restore import MAX_EVALUATIONS, restored
 from quant_core.samples import input_specs, open_samples
-from quant_core.search import MAX_EVALUATIONS, Bench, _keeping, build, restored, search, variants
+from quant_core.search import search, variants
 from quant_core.targets import TARGETS
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -38,6 +41,15 @@ def deep(layers: int) -> onnx.ModelProto:
     return sketch(f"(float[n,32] x) => (float[n,32] y) {{ {chain.replace('MatMul(l0,', 'MatMul(x,')} }}", arrays)
 
 
+def loud() -> onnx.ModelProto:
+    """Three convolutions; of the input a channel is so loud that 8 bits spoil the others, and nobody reads it."""
+    arrays = weights(l=(1, 32, 1, 1), u=(32, 32, 1, 1), v=(32, 32, 1, 1), w=(8, 32, 1, 1))
+    arrays["l"] = np.where(np.arange(32) == 0, 3000, 1).astype(np.float32).reshape(1, 32, 1, 1)
+    arrays["u"][:, 0] = 0
+    text = "{ m = Mul(x, l) a = Conv(m, u) r = Relu(a) b = Conv(r, v) s = Relu(b) y = Conv(s, w) }"
+    return sketch(f"(float[n,32,1,1] x) => (float[n,8,1,1] y) {text}", arrays)
+
+
 class Problem:
     """A model, what is asked of it, and a bench that counts."""
 
@@ -45,8 +57,9 @@ class Problem:
         source = proto.SerializeToString()
         self.model = normalize(ir.from_proto(proto))
         self.plan = make_plan(self.model, QuantConfig.from_dict(options), TARGETS["x86-avx2"])
-        x = np.random.default_rng(0).standard_normal((64, 32), dtype=np.float32)
-        samples = open_samples({"x": x}, input_specs(source))
+        specs = input_specs(source)
+        x = np.random.default_rng(0).standard_normal((64, *specs[0].shape[1:]), dtype=np.float32)
+        samples = open_samples({"x": x}, specs)
         self.stats = observe(source, self.plan, samples)
         self.bench = Bench(source, samples, len(source), seconds=0.005)
 
@@ -91,6 +104,19 @@ def test_a_contract_that_holds_restores_nothing(judged):
 
     assert (found.verdict, in_float(found.best)) == ("met", set())
     assert judged == ["static"]
+
+
+@pytest.mark.parametrize("mode", ["static", "auto"])
+def test_a_node_that_integers_spoil_computes_in_float_and_stays_small(mode):
+    """Though storing weights alone would keep the contract too, at the speed of float."""
+    problem = Problem(loud(), mode=mode)
+    problem.bench.is_host = False  # speed by the share of integers
+    found = problem.search(Contract("sqnr", min=25.0))
+
+    assert found.verdict == "met"
+    assert {n.node: (n.compute, n.storage) for n in found.best.plan.nodes if n.weights} == {
+        "a": ("float", "int8"), "b": ("static", "int8"), "y": ("static", "int8")
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -145,8 +171,8 @@ def test_agreement_that_is_luck_does_not_keep_a_contract_but_what_noise_leads_on
     seen = [like(10, 0.6), like(10, 0.64), like(16, 0.8)]
     lucky, sure = like(10, 0.9), like(22, 0.9)
 
-    assert _keeping([lucky, sure], contract, problem.bench) == [lucky, sure]
-    assert _keeping([lucky, sure], contract, problem.bench, [*seen, lucky, sure]) == [sure]
+    assert keeping([lucky, sure], contract, problem.bench) == [lucky, sure]
+    assert keeping([lucky, sure], contract, problem.bench, [*seen, lucky, sure]) == [sure]
 
 
 def test_without_a_contract_what_is_fast_and_faithful_wins_and_all_that_was_tried_is_told():
