@@ -36,11 +36,11 @@ def powers(model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, ND
     shared += [str(v.name) for v in quantized.graph.outputs if v.name in nodes]
     known = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
     inner = [t for t in shared if t not in known]
-    float_session = open_session(model, outputs=inner)
-    whole = open_session(quantized, outputs=inner)
+    float_session = open_session(model, outputs=inner, packed=False)
+    whole = open_session(quantized, outputs=inner, packed=False)
     kinds = {o.name: o.type for o in float_session.get_outputs()}
     shared = [t for t in shared if kinds[t] == "tensor(float)"]
-    cut = open_session(_cut(quantized, shared))
+    cut = open_session(_cut(quantized, shared), packed=False)
     wanted_inputs = {i.name for i in cut.get_inputs()}
     found: dict[str, list[tuple[float, float, float]]] = {t: [] for t in shared}
     for feed in feeds:

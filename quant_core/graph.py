@@ -278,7 +278,7 @@ def initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
         name=name,
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name),
+        const_value=ir.tensor(array, name=name),
     )
     graph.register_initializer(value)
     return value

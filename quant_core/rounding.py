@@ -57,18 +57,15 @@ class Rounding:
         """
         shape = graph.shape_of(weight)
         layout = layout_of(node, len(shape))
-        aim = self._aim(node)
-        rows = layout.matrix(graph.array(weight)) if aim is None else aim.rows
-        if factors is not None:
-            rows = rows * factors
-        if not np.any(floor > np.abs(rows).max(1, initial=0.0) / QMAX8):
+        if np.any(floor) and not np.any(floor > np.abs(self._rows(node, weight, layout, factors)).max(1) / QMAX8):
             floor = 0.0  # it changes nothing, and nodes that share the weight can share its integers
         config = self.config if not one_scale else replace(self.config, per_channel=False)
         memo = self._memo if self.stats is None else self.stats.memo
         eased = (graph.name_of(node.inputs[0]), factors.tobytes()) if factors is not None else None
         key = (weight.name, eased, layout, storage, safe, float(np.max(floor)),
                config.per_channel, config.weight_method, config.block_size)  # fmt: skip
-        if key not in memo:
+        if key not in memo:  # and only then is the weight read
+            rows = self._rows(node, weight, layout, factors)
             found = self._round(rows, storage, self._gram(node, factors), config.per_channel, safe, floor)
             memo[key] = Rounded(found, layout, shape, _sqnr_db(rows, found.values))
         rounded: Rounded = memo[key]
@@ -121,6 +118,14 @@ class Rounding:
             return bias
         rows, values = rounded.layout.matrix(graph.array(weight)), rounded.integers.values
         return corrected_bias(np.zeros(len(rows)) if bias is None else bias, rows, values, means.mean, node)
+
+    def _rows(
+        self, node: ir.Node, weight: ir.Value, layout: Layout, factors: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """What is rounded, (C, K)."""
+        aim = self._aim(node)
+        rows: NDArray[np.float32] = layout.matrix(graph.array(weight)) if aim is None else aim.rows
+        return rows if factors is None else rows * factors
 
     def _aim(self, node: ir.Node) -> Aim | None:
         return self.stats.aims.get(str(node.name)) if self.stats is not None else None

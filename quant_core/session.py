@@ -51,16 +51,20 @@ HINTS = (
 
 
 def open_session(
-    model: Model, *, threads: int = 1, optimize: Optimize = True, outputs: Sequence[str] = ()
+    model: Model, *, threads: int = 1, optimize: Optimize = True, outputs: Sequence[str] = (), packed: bool = True
 ) -> ort.InferenceSession:
     """A session on `threads` threads that sleep when idle, for a file, the bytes of one, or a model.
 
     optimize  True: all that onnxruntime does by default; "basic": what stays portable; False: nothing
     outputs   names of inner tensors that become outputs too, after the model's own
+    packed    weights are copied once as kernels read them best: what runs a few times only does not need it
 
     Raises: ModelError if the file is missing, is not a model, or holds what onnxruntime's CPU provider cannot run.
     """
-    return _open(model, _options(threads, optimize), outputs)
+    options = _options(threads, optimize)
+    if not (packed and optimize):
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return _open(model, options, outputs)
 
 
 def run(session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str = "") -> list[np.ndarray]:
@@ -133,8 +137,6 @@ def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
     options.graph_optimization_level = LEVELS[optimize]
     # Idle threads that spin steal the cores of every other session in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not optimize:
-        options.add_session_config_entry("session.disable_prepacking", "1")  # copies of the weights
     return options
 
 

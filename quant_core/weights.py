@@ -34,9 +34,8 @@ class Layout:
         return np.ascontiguousarray(moved).reshape(int(np.prod(moved.shape[: self.channel_dims])), -1)
 
     def tensor(self, rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The inverse of `matrix`, for a weight of that shape."""
-        moved = rows.reshape(self.moved_shape(shape))
-        return np.ascontiguousarray(moved.transpose(self.inverse))
+        """The inverse of `matrix`, for a weight of that shape: a view, so that all models made of the rows share them."""
+        return rows.reshape(self.moved_shape(shape)).transpose(self.inverse)
 
     def moved_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(shape[i] for i in self.perm)

@@ -126,7 +126,13 @@ def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing
     assert {row["run_id"] for row in models} == {last["run_id"]}
     left = {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()}
     tables = {f"reports/{name}/{last['run_id']}.parquet" for name in ("runs", "models", "layers", "timings")}
-    assert left == {".quantmill/journal.jsonl", "reports/summary.json", *tables, *(f"m{k}_int8.onnx" for k in range(6))}
+    assert left == {
+        ".quantmill/journal.jsonl",
+        ".quantmill/costs.jsonl",
+        "reports/summary.json",
+        *tables,
+        *(f"m{k}_int8.onnx" for k in range(6)),
+    }
 
 
 def wait_for(process: subprocess.Popen, text: str) -> None:
