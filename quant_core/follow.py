@@ -166,7 +166,7 @@ def _aim(rows: NDArray[Any], site: Site, pair: tuple[NDArray[np.float32], NDArra
     gram *= np.where(np.eye(k), 1.0, 1 - chance[..., None, None])
     outputs = np.einsum("gpok,gpk->go", split, means[0]).reshape(-1)
     target = moved.transpose(0, 2, 1, 3).reshape(rows.shape).astype(np.float32)
-    return Aim(target, gram, outputs, means[1].reshape(groups, -1))
+    return Aim(target, gram.astype(np.float32), outputs, means[1].reshape(groups, -1))
 
 
 def _chance(x: NDArray[np.float32], gram: NDArray[np.float64], spans: int) -> NDArray[np.float64]:

@@ -217,7 +217,9 @@ def _errors(rows: NDArray[Any], values: NDArray[Any], gram: NDArray[Any]) -> NDA
     """Per row, the expected squared error of its output."""
     groups, parts, columns, _ = gram.shape
     d = (rows - values).reshape(groups, -1, parts, columns).transpose(0, 2, 1, 3).astype(np.float32)
-    return np.asarray(np.einsum("gpok,gpok->go", d @ gram.astype(np.float32), d, dtype=np.float64)).reshape(-1)
+    return np.asarray(np.einsum("gpok,gpok->go", d @ gram.astype(np.float32, copy=False), d, dtype=np.float64)).reshape(
+        -1
+    )
 
 
 def _best_multiplier(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:

@@ -61,7 +61,7 @@ class Aim:
     """
 
     rows: NDArray[np.float32]
-    gram: NDArray[np.float64]
+    gram: NDArray[np.float32]
     outputs: NDArray[np.float64]
     means: NDArray[np.float64]
 
@@ -102,36 +102,36 @@ def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
 
 def grams(
     model: Model, sites: Mapping[str, Site], feeds: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, NDArray[np.float32]]:
     """Node -> second moments of its input rows, (G, P, k, k); about their mean where a bias takes that up (correct.py).
 
     The samples are read once per some hundred MB of matrices.
     """
-    found: dict[str, NDArray[np.float64]] = {}
+    found: dict[str, NDArray[np.float32]] = {}
     feeds = list(feeds)
     for part in _parts(sites):
         found |= _grams(model, part, feeds)
     return found
 
 
-class ScaledGrams(Mapping[str, NDArray[np.float64]]):
+class ScaledGrams(Mapping[str, NDArray[np.float32]]):
     """Gram matrices of the same nodes once the channels of the tensors that they read are so many times as large.
 
     Each is worked out when it is asked for, so that none is held twice.
     """
 
     def __init__(
-        self, grams: Mapping[str, NDArray[np.float64]], sites: Mapping[str, Site], factors: Mapping[str, NDArray[Any]]
+        self, grams: Mapping[str, NDArray[np.float32]], sites: Mapping[str, Site], factors: Mapping[str, NDArray[Any]]
     ) -> None:
         self.grams, self.sites, self.factors = grams, sites, factors
 
-    def __getitem__(self, node: str) -> NDArray[np.float64]:
+    def __getitem__(self, node: str) -> NDArray[np.float32]:
         gram, site = self.grams[node], self.sites[node]
         if site.tensor not in self.factors:
             return gram
         groups, parts, k, _ = gram.shape
         columns = np.tile(self.factors[site.tensor].reshape(groups, -1), math.prod(site.kernel))  # (kernel..., C)
-        columns = columns.reshape(groups, parts, k).astype(np.float64)
+        columns = columns.reshape(groups, parts, k)
         return np.asarray(gram * columns[..., :, None] * columns[..., None, :])
 
     def __iter__(self) -> Iterator[str]:
@@ -180,8 +180,8 @@ class _Sums:
         if sum(r.shape[1] for r in self.waiting) >= ROWS_AT_ONCE:
             self._flush()
 
-    def moments(self) -> NDArray[np.float64]:
-        """(G, P, k, k), about the mean if the site is centered."""
+    def moments(self) -> NDArray[np.float32]:
+        """(G, P, k, k), as precisely as rounding needs them, about the mean if the site is centered."""
         self._flush()
         n = max(self.count, 1)
         mean = self.first / n * self.site.centered
@@ -189,7 +189,7 @@ class _Sums:
         # what a nearly constant column leaves is rounding noise of float32 products, which can be negative
         diagonal = np.arange(found.shape[-1])
         found[..., diagonal, diagonal] += ROUNDING_NOISE * self.second[..., diagonal, diagonal] / n
-        return np.asarray(found)
+        return found.astype(np.float32)
 
     def _flush(self) -> None:
         if not self.waiting:

@@ -37,7 +37,7 @@ class Statistics:
 
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
     means: Mapping[str, ChannelMoments] = field(default_factory=dict)
-    grams: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    grams: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     aims: Mapping[str, Aim] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what was worked out from these
 
