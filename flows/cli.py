@@ -151,6 +151,7 @@ def batch(
     as_json: bool,
     skip_existing: SkipExisting = True,
     continue_on_error: ContinueOnError = True,
+    costs: CostsFile = None,
     dry_run: DryRun = False,
 ) -> Answer | int:
     """Quantize many models on all cores; what is finished survives whatever happens to the rest."""
@@ -169,6 +170,7 @@ def batch(
                 "output_dir": str(output_dir),
                 "skip_existing": skip_existing,
                 "continue_on_error": continue_on_error,
+                "costs": costs and str(costs),
             },
             "calibration": {**data, "num_samples": samples.num_samples, "shape": samples.shape or {}},
             "contract": accuracy.contract and accuracy.contract.to_dict(),

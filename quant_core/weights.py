@@ -34,7 +34,7 @@ class Layout:
         return np.ascontiguousarray(moved).reshape(int(np.prod(moved.shape[: self.channel_dims])), -1)
 
     def tensor(self, rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The inverse of `matrix`, for a weight of that shape: a view, so that models share the rows they are made of."""
+        """The inverse of `matrix`, for a weight of that shape: a view, so that models share what it is of."""
         return rows.reshape(self.moved_shape(shape)).transpose(self.inverse)
 
     def moved_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -112,6 +112,20 @@ def test_the_reports_of_many_runs_are_read_together_by_four_readers(mill, run):
     assert json.loads(models["config"].iloc[0])["bits"] == 8
 
 
+def test_what_was_timed_is_kept_and_makes_the_same_models_again(mill, run):
+    manifest = mill("a", "b")
+    run(manifest)
+    table = manifest.folder / FOLDER / "costs.jsonl"
+    timed, made = table.read_bytes(), [job.output.read_bytes() for job in manifest.jobs]
+
+    again = run(manifest, force=True)
+
+    assert timed
+    assert [row["outcome"] for row in again.rows] == ["done", "done"]
+    assert table.read_bytes() == timed
+    assert [job.output.read_bytes() for job in manifest.jobs] == made
+
+
 def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill, run):
     """The journal as a killed coordinator leaves it: one model finished, another's stages half done, no end."""
     manifest = mill("a", "b", batch={"keep_cache": True})

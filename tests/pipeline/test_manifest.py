@@ -143,6 +143,17 @@ def test_files_that_are_missing_written_twice_or_overwritten_are_mistakes(folder
     assert any(line.startswith("models[3].name: b is taken") for line in found)
 
 
+def test_a_table_of_costs_is_named_from_the_manifests_folder_and_must_be_one(folder):
+    batch = {"input_dir": "models", "output_dir": "o", "costs": "costs.jsonl"}
+
+    assert check_manifest({"batch": batch}, folder).costs == folder / "costs.jsonl"
+    (folder / "costs.jsonl").write_text("input: model.onnx\n")
+    assert mistakes({"batch": batch}, folder)[0].startswith("batch.costs: holds no costs")
+    assert mistakes({"batch": {**batch, "costs": "no/costs.jsonl"}}, folder)[0].startswith(
+        "batch.costs: lies in no folder"
+    )
+
+
 def test_top1_without_labels_is_a_mistake_before_anything_runs(folder):
     models = [{"input": "models/b.onnx", "output": "o.onnx", "contract": {"metric": "top1", "max_drop": 0.1}}]
 
@@ -196,7 +207,7 @@ def test_models_quantized_beside_their_originals_are_not_quantized_again(folder)
 
 def test_a_manifest_survives_json_and_its_digest_tells_wishes_apart(folder):
     said = {
-        "batch": {"input_dir": "models", "output_dir": "o"},
+        "batch": {"input_dir": "models", "output_dir": "o", "costs": "costs.jsonl"},
         "calibration": {"data": "data.npy", "shape": {"x": [1]}},
     }
 
