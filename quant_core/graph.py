@@ -95,11 +95,12 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         yield from (tensor for tensor in held if isinstance(tensor, ir.ExternalTensor))
 
 
-def let_go(model: ir.Model) -> None:
-    """Tensors that lie in files leave the memory; they come back when they are read."""
-    for tensor in external_tensors(model):
-        with suppress(BufferError):  # an array of it is in use
-            tensor.release()
+def let_go(*tensors: Any) -> None:
+    """Those that lie in files leave the memory; they come back when they are read."""
+    for tensor in tensors:
+        if isinstance(tensor, ir.ExternalTensor):
+            with suppress(BufferError):  # an array of it is in use
+                tensor.release()
 
 
 def _attribute_tensors(node: ir.Node) -> Iterator[Any]:

@@ -229,7 +229,9 @@ def _weighted(node: ir.Node, config: QuantConfig, target: Target, mode: str, wan
     if elements < config.min_elements:
         return _held(stay, weights, f"{elements} elements, fewer than min_elements {config.min_elements}")
     for weight in weights:
-        if not np.isfinite(graph.constant(weight)).all():  # type: ignore[arg-type]
+        finite = np.isfinite(graph.array(weight)).all()
+        graph.let_go(weight.const_value)
+        if not finite:
             raise ModelError(f"weight {weight.name} holds NaN or inf", name, "Export the model again, or exclude it")
     choice, reason = _choose_compute(node, rule, target, mode, wanted)
     if bits == 4 and not by_name and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS:

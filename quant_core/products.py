@@ -40,7 +40,7 @@ def product_costs(
     nodes = {n.name: n for n in model.graph}
     ways = {(n.node, n.compute): (plan, n) for plan in plans for n in plan.nodes if is_product(n) and n.node in nodes}
     inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in ways}
-    values = next(values_of(model, inputs.values(), [feed]))
+    values = next(values_of(model, inputs.values(), [feed], packed=False))
     found: dict[str, dict[str, Cost]] = {}
     for (name, compute), (plan, planned) in ways.items():
         x = {inputs[name]: values[inputs[name]]}

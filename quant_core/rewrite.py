@@ -52,11 +52,13 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
         raise ModelError(f"the plan names nodes that the model lacks: {', '.join(missing[:3])}", hint="Plan it anew")
     rewrite = _Rewrite(copy, plan, stats, nodes)
     for planned in sorted(plan.nodes, key=lambda n: n.op_type != "Gather"):  # tables first: others may share them
+        read = [v.const_value for v in nodes[planned.node].inputs if v is not None]
         rewrite.weights(nodes[planned.node], planned)
+        graph.let_go(*read)
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == STATIC])
     graph.drop_unused(copy)
     rewrite.halves()
-    graph.let_go(model)
+    graph.let_go(*graph.external_tensors(model))
     passes.RemoveUnusedOpsetsPass()(copy)
     for domain in {n.domain for g in graph.graphs_of(copy) for n in g if n.domain}:
         copy.graph.opset_imports.setdefault(domain, 1)

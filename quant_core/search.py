@@ -26,9 +26,7 @@ EVEN_GAIN_DB = 0.5  # less is luck
 ONE_SCALE, ONE_SCALE_GAIN = "dynamic, one scale a weight", 0.3  # doublings that it can gain at most
 RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
 LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
-GOOD_ENOUGH = (
-    0.2  # doublings of net worth at which last resorts need not be tried, of speed for which nodes are restored
-)
+GOOD_ENOUGH = 0.2  # doublings: of worth at which last resorts are not tried, of speed that restoring must promise
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,14 +93,16 @@ def interface(model: Model) -> set[str]:
 
 
 def values_of(
-    model: Model, tensors: Iterable[str], feeds: Iterable[Mapping[str, np.ndarray]], *, threads: int = 1, told: str = ""
-) -> Iterator[dict[str, np.ndarray]]:
+    model: Model, tensors: Iterable[str], feeds: Iterable[Mapping[str, np.ndarray]], *, threads: int = 1,
+    packed: bool = True, told: str = "",
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
     """For each feed its inputs, the model's outputs and these inner tensors, by name; `told` names feeds in errors.
 
     Raises: ModelError as `open_session` at once, as `run` when a feed's turn comes.
     """
     known = interface(model)
-    session = open_session(model, threads=threads, outputs=[t for t in dict.fromkeys(tensors) if t not in known])
+    inner = [t for t in dict.fromkeys(tensors) if t not in known]
+    session = open_session(model, threads=threads, outputs=inner, packed=packed)
     names = [o.name for o in session.get_outputs()]
     return (
         dict(feed) | dict(zip(names, run(session, feed, told and f"{told} {i}"), strict=True))

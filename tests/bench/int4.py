@@ -1,6 +1,6 @@
 """Four bits on disk: quantmill, quantize-rs and onnxruntime's MatMulNBits quantizer on real models, side by side.
 
-    python -m tests.bench.int4 --zoo DIR [--cases efficientnet_lite0,mnist_resnet] [--target x86-avx2] [--samples 64]
+    python -m tests.bench.int4 --zoo DIR [--cases efficientnet_lite0,...] [--target x86-avx2] [--samples 64]
                                [--seconds 1] [--json FILE]
 
 agreement  decisions as float's; value and flips where there are labels
@@ -33,6 +33,7 @@ from tests.bench.accuracy import Job, by_quantize_rs, by_quantmill, feeds_of, lo
 from tests.bench.size import WIDTHS
 
 INT8 = "quantmill int8 static"
+CASES = ["crepe_tiny", "efficientnet_lite0", "magika_v3_3", "minilm_movie_sentiment", "mnist_resnet"]
 LOADS = 5
 
 
@@ -63,7 +64,7 @@ COLUMNS = ("seconds", "agreement", "value", "flips", "sqnr_db", "file", "constan
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, required=True)
-    parser.add_argument("--cases", type=lambda s: s.split(","), default=["efficientnet_lite0", "mnist_resnet"])
+    parser.add_argument("--cases", type=lambda s: s.split(","), default=CASES)
     parser.add_argument("--tools", type=lambda s: s.split(","), default=list(TOOLS), help=", ".join(TOOLS))
     parser.add_argument("--target", default="auto")
     parser.add_argument("--samples", type=int, default=64)

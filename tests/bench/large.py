@@ -1,6 +1,6 @@
 """Models above 2 GB: what quantizing one takes, in memory and time, and whether what comes out is right.
 
-    python -m tests.bench.large --folder DIR [--gigabytes 2.4] [--ways weight_only,int4,dynamic,partly]
+    python -m tests.bench.large --folder DIR [--gigabytes 2.4] [--ways weight_only,int4,dynamic,raced]
 
 peak  the most memory of the process, mapped files counted, over the float model's size; db: outputs against float's
 """
@@ -29,13 +29,16 @@ WAYS = {
     "dynamic": {"mode": "dynamic"},
     "partly": {"mode": "weight_only", "exclude": ["m*[1-9]"]},  # what stays float is above 2 GB itself
     "float16": {"layer_bits": {"*": 16}},
+    "raced": {"calibration_data": "samples.npy"},
 }
 # VmHWM, as ru_maxrss begins with the memory of the process that forked
 QUANTIZE = """
 import json, re, sys, time
 from pathlib import Path
-from quant_core import quantize
-size = quantize(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3])).size_bytes
+from quant_core import quantize, quantize_with_calibration
+options = json.loads(sys.argv[3])
+make = quantize_with_calibration if "calibration_data" in options else quantize
+size = make(sys.argv[1], sys.argv[2], **options).size_bytes
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
 print(size, 1024 * int(peak), time.process_time())
 """
@@ -51,12 +54,13 @@ def main() -> None:
     x = np.random.default_rng(1).standard_normal((2, WIDTH), np.float32)
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         path, made = Path(scratch, "float.onnx"), Path(scratch, "made.onnx")
+        np.save(Path(scratch, "samples.npy"), np.concatenate([x, -x]))
         float_bytes = write_float(path, round(args.gigabytes * 1e9 / 4 / WIDTH**2))
         (exact,) = open_session(path).run(None, {"x": x})
         print(f"| way ({float_bytes / 1e9:.2f} GB) | peak | cpu s | size | files | db |\n|---|---|---|---|---|---|")
         for way in args.ways:
             child = [sys.executable, "-c", QUANTIZE, str(path), str(made), json.dumps(WAYS[way])]
-            told = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout
+            told = subprocess.run(child, check=True, cwd=scratch, stdout=subprocess.PIPE, text=True).stdout
             size, peak, seconds = map(float, told.split())
             (y,) = open_session(made).run(None, {"x": x})
             noise = np.square(y - exact, dtype=np.float64).sum() or 1e-30
