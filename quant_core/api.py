@@ -13,28 +13,24 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core import graph
-from quant_core.candidate import AS_FAST, Bench, Candidate
+from quant_core.candidate import AS_FAST, Bench
 from quant_core.config import Contract, QuantConfig
 from quant_core.costs import Costs
 from quant_core.damage import damage
-from quant_core.equalize import equalized
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.fidelity import Fidelity, compare, judge, run_each
-from quant_core.follow import follow
-from quant_core.gram import ScaledGrams, grams, sites_of
 from quant_core.info import model_info
 from quant_core.layers import layer_rows
+from quant_core.material import Material
 from quant_core.observe import Statistics, observe
 from quant_core.plan import QuantPlan, make_plan
 from quant_core.prepare import OPSET_INT4, prepare, raise_opset
 from quant_core.proof import saturating_nodes
 from quant_core.restore import restored
-from quant_core.rewrite import apply_plan
 from quant_core.rules import RULES
 from quant_core.samples import Samples, input_specs, open_samples
 from quant_core.search import Found, search
 from quant_core.session import open_session
-from quant_core.settle import settled
 from quant_core.targets import find_target, host_target_name
 from quant_core.timing import Timing, measure
 from quant_core.write import write_model
@@ -42,7 +38,6 @@ from quant_core.write import write_model
 Source = str | Path | NDArray[Any] | Mapping[str, NDArray[Any]] | Samples
 Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
 
-GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
 DAMAGE_FEEDS = 8  # on which the cost of each node is measured
 PREPARE_SAMPLES = 2  # on which folding is checked
 HELD_OUT = 4  # one in so many samples judges what 4 bits make of the others, where nothing else is there to judge by
@@ -205,12 +200,12 @@ def finish(
     judged by a part held out, and what is written is then fitted to all.
     """
     asked, (plan, why) = plan, _storable(model, plan, contract)
-    whole, ranges, apart = feeds, stats, _held_out(plan, contract, feeds, judged) if not exact else None
+    whole, apart = feeds, _held_out(plan, contract, feeds, judged) if not exact else None
     if apart is not None:
         feeds, judged = apart
-    if stats is not None and feeds is not None:
+    if stats is not None:
         progress("measuring how inputs vary together")
-        stats = _moments(model, plan, stats, feeds)
+    material = Material(model, feeds, stats).fitted(plan)
     if contract is not None and judged is None:
         raise DataError("a contract needs samples to judge by", str(original), "Give evaluation or calibration data")
     float_size = model_info(original).size_bytes
@@ -219,39 +214,17 @@ def finish(
     bench = None
     if judged is not None:
         bench = Bench(Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host)
-
-    def even() -> tuple[ir.Model, Statistics] | None:
-        if stats is None or feeds is None or plan.in_four_bits:
-            return None  # what 4 bits cost is not in the activations
-        progress("evening out channels")
-        if (evened := equalized(model, feeds.spread(GRAM_FEEDS))) is None:
-            return None
-        made, grown = evened
-        return made, replace(observe(made, plan, feeds), grams=ScaledGrams(stats.grams, sites_of(model, plan), grown))
-
-    if exact and plan.equalized_db and (evened := even()):
-        model, stats = evened
-
-    def fit(plan: QuantPlan) -> Statistics | None:
-        return _moments(model, plan, ranges, feeds) if ranges is not None and feeds is not None else ranges
-
-    def settle(model: ir.Model, candidate: Candidate) -> ir.Model | None:
-        inner = candidate.plan
-        if feeds is None or not inner.config.bias_correction or inner.in_four_bits:
-            return None  # biases beside 4 bits know what the layers before them leave
-        progress("settling biases")
-        return settled(model, candidate.model, inner, feeds.spread(GRAM_FEEDS))
-
-    found = search(
-        model, plan, stats, bench, contract, exact=exact, even=even, fit=fit, settle=settle, progress=progress
-    )
+    if exact and plan.equalized_db and (evened := material.evened(plan)):
+        material = evened
+    found = search(material, plan, bench, contract, exact=exact, progress=progress)
     best, bench = replace(found.best, plan=_explained(found.best.plan, asked, why)), None  # and its sessions go
-    if apart is not None and ranges is not None and whole is not None:
+    if apart is not None:
         progress("fitting all samples")
-        feeds = whole
-        best = replace(best, model=apply_plan(found.model, best.plan, _moments(found.model, best.plan, ranges, whole)))
-        best = replace(best, model=settle(found.model, best) or best.model)
-    harm = damage(found.model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
+        material = replace(found.material, feeds=whole).fitted(best.plan)
+        best = material.build(best.plan, best.name)
+        best = replace(found.best, plan=best.plan, model=material.settled(best) or best.model)
+    exact_model = found.material.model
+    harm = damage(exact_model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
     layers = layer_rows(best, harm)
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
@@ -424,19 +397,6 @@ def _open(
 def some(feeds: Samples | None) -> Any:
     """The first few feeds, on which folding is checked."""
     return (feeds[i] for i in range(min(PREPARE_SAMPLES, len(feeds)))) if feeds is not None else ()
-
-
-def _moments(model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Samples) -> Statistics:
-    """The statistics with what rounding must know of each weight's inputs."""
-    if plan.config.weight_method not in ("auto", "gptq"):
-        return stats
-    feeds = feeds.spread(GRAM_FEEDS)
-    if plan.in_four_bits:
-        try:
-            return follow(model, plan, stats, feeds)
-        except ModelError:  # a part that does not run by itself: an operator between sequences, say
-            stats = replace(stats, memo={})
-    return replace(stats, grams=grams(model, sites_of(model, plan), feeds), memo=dict(stats.memo))
 
 
 def _same_interface(first: Any, second: Any, where: str | Path) -> None:

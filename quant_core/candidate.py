@@ -14,13 +14,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quant_core import graph
 from quant_core.costs import Cost, Costs
 from quant_core.errors import DataError
 from quant_core.fidelity import Fidelity, compare, run_all
-from quant_core.observe import Statistics
 from quant_core.plan import FLOAT, QuantPlan
-from quant_core.rewrite import apply_plan
 from quant_core.samples import Samples
 from quant_core.session import open_session
 from quant_core.timing import measure
@@ -132,12 +129,6 @@ class Bench:
         what = f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
         race = partial(measure, self._session, session, feed, seconds=self.seconds, clock=time.thread_time)
         return self.costs.of(what, race)
-
-
-def build(model: ir.Model, plan: QuantPlan, stats: Statistics | None, name: str) -> Candidate:
-    """The candidate that a plan makes, not yet judged."""
-    made = apply_plan(model, plan, stats)
-    return Candidate(name, plan, made, graph.size_in_file(made))
 
 
 def _digest(content: bytes) -> str:

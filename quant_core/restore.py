@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.candidate import Bench, Candidate, build
+from quant_core.candidate import Bench, Candidate
 from quant_core.config import Contract, QuantConfig
 from quant_core.keeping import keeping, value
-from quant_core.observe import Statistics
+from quant_core.material import Material
 from quant_core.plan import FLOAT, NodePlan, QuantPlan, make_plan
 from quant_core.targets import TARGETS
 
@@ -63,9 +63,13 @@ MAX_EVALUATIONS = sum(step.most_groups + MOST_TRIED for step in STEPS)
 
 
 def restore(
-    model: ir.Model, start: Candidate, stats: Statistics | None, fit: Callable[[QuantPlan], Statistics | None] | None,
-    bench: Bench, contract: Contract, trace: list[dict[str, Any]], progress: Callable[[str], None],
-) -> Candidate:  # fmt: skip
+    material: Material,
+    start: Candidate,
+    bench: Bench,
+    contract: Contract,
+    trace: list[dict[str, Any]],
+    progress: Callable[[str], None],
+) -> Candidate:
     """The candidate that keeps the contract with the fewest nodes restored, else the best one found.
 
     1. One of STEPS after the other: the next only where all that this one can give is not enough.
@@ -76,13 +80,9 @@ def restore(
        expect: which of some near-equal plans agrees most often with float on these very samples is luck.
     """
 
-    def anew(plan: QuantPlan) -> Statistics | None:
-        return fit(plan) if fit is not None and stats is not None and stats.aims else stats
-
-    def given_back(step: Step, base: Candidate, nodes: list[str], known: Statistics | None) -> Candidate:
-        plan = step.made(model, base.plan, nodes)
-        known = anew(plan) if known is None else known
-        return build(model, plan, known, f"{base.name}, {len(nodes)} nodes {step.name}")
+    def given_back(step: Step, base: Candidate, nodes: list[str], known: Material | None) -> Candidate:
+        plan = step.made(material.model, base.plan, nodes)
+        return (known or material.refitted(plan)).build(plan, f"{base.name}, {len(nodes)} nodes {step.name}")
 
     tried, places = [start], [(0, 0)]
     for number, step in enumerate(STEPS):
@@ -92,7 +92,7 @@ def restore(
             continue
         groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), step.most_groups))]
         gain = []
-        known = stats if base is start else anew(base.plan)
+        known = material if base is start else material.refitted(base.plan)
         for i, group in enumerate(groups):
             progress(f"what {group[0]} {step.name} gains")
             better = bench.judge(given_back(step, base, group, known), timed=step.slows)
@@ -128,9 +128,8 @@ def _price(base: Candidate, better: Candidate, nodes: list[str], step: Step) -> 
 
 
 def polish(
-    model: ir.Model, start: Candidate, stats: Statistics | None, bench: Bench, trace: list[dict[str, Any]],
-    progress: Callable[[str], None],
-) -> Candidate:  # fmt: skip
+    material: Material, start: Candidate, bench: Bench, trace: list[dict[str, Any]], progress: Callable[[str], None]
+) -> Candidate:
     """The candidate of most worth among `start` and those with the most harmful nodes in float: 1, 2, 4, ... groups.
 
     Nodes are ranked in at most POLISH_GROUPS groups of neighbours, on a few samples.
@@ -141,12 +140,12 @@ def polish(
     gain = []
     for i, group in enumerate(groups):
         progress(f"what {group[0]} in float gains")
-        gain.append((-quick.judge(_in_float(model, start, stats, group), timed=False).sqnr_db, i))
+        gain.append((-quick.judge(_in_float(material, start, group), timed=False).sqnr_db, i))
     order = [groups[i] for _, i in sorted(gain)]
     best, count = start, 1
     while count < len(order):
         harmful = [n for group in order[:count] for n in group]
-        candidate = bench.judge(_in_float(model, start, stats, harmful))
+        candidate = bench.judge(_in_float(material, start, harmful))
         trace.append(candidate.trace())
         if candidate.worth <= best.worth:
             break
@@ -154,8 +153,8 @@ def polish(
     return best
 
 
-def _in_float(model: ir.Model, start: Candidate, stats: Statistics | None, nodes: list[str]) -> Candidate:
-    return build(model, floated(model, start.plan, nodes), stats, f"{start.name}, {len(nodes)} nodes in float")
+def _in_float(material: Material, start: Candidate, nodes: list[str]) -> Candidate:
+    return material.build(floated(material.model, start.plan, nodes), f"{start.name}, {len(nodes)} nodes in float")
 
 
 def _literal(name: str) -> str:

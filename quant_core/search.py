@@ -9,11 +9,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quant_core.candidate import AS_FAST, FAITHFUL_DB, Bench, Candidate, build
+from quant_core.candidate import AS_FAST, FAITHFUL_DB, Bench, Candidate
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.keeping import keeping, verdict
-from quant_core.observe import Statistics
+from quant_core.material import Material
 from quant_core.outliers import Easing, easings
 from quant_core.plan import BLOCKS, DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
 from quant_core.products import is_product, product_costs
@@ -31,26 +31,22 @@ GOOD_ENOUGH = 0.2  # doublings: of worth at which last resorts are not tried, of
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best candidate, the float model it was made of, whether it keeps the contract, and all that was tried."""
+    """The best candidate, what it was made of, whether it keeps the contract, and all that was tried."""
 
     best: Candidate
-    model: ir.Model
+    material: Material
     verdict: str  # met, not_met, none
     reason: str
     trace: list[dict[str, Any]]
 
 
 def search(
-    model: ir.Model,
+    material: Material,
     plan: QuantPlan,
-    stats: Statistics | None,
     bench: Bench | None,
     contract: Contract | None = None,
     *,
     exact: bool = False,
-    even: Callable[[], tuple[ir.Model, Statistics] | None] = lambda: None,
-    fit: Callable[[QuantPlan], Statistics | None] | None = None,
-    settle: Callable[[ir.Model, Candidate], ir.Model | None] = lambda *_: None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """The best model that can be made of a prepared one.
@@ -61,28 +57,27 @@ def search(
        nodes that hurt most are given more bits, or computed in float (restore.py); the best file found is returned
        all the same, with verdict `not_met`.
 
-    `even` gives the same model with channels evened out (equalize.py) and its statistics; it is asked where static
-    outputs are not exact, and what it gives is used from there on if it brings them nearer to float's.
-    `fit` gives the statistics anew for a plan with other bits, where rounding a weight depends on those before it.
-    `settle` gives a candidate's model with biases that bring it nearer to float, if there are any (settle.py).
+    Channels are evened out where static outputs are not exact, if that brings them nearer to float's; from there on all
+    is made of that model. The biases of what wins settle.
     Without a bench (no samples), or if the plan is to be done exactly, nothing is measured and the plan is applied.
     """
     trace: list[dict[str, Any]] = []
     if exact or bench is None:
-        best = build(model, plan, stats, "the plan")
-        best = replace(best, model=settle(model, best) or best.model)
+        best = material.build(plan, "the plan")
+        best = replace(best, model=material.settled(best) or best.model)
         if bench is None or contract is None:
-            return Found(best, model, "none", "no contract", trace)
+            return Found(best, material, "none", "no contract", trace)
         best = bench.judge(best)
-        return Found(best, model, *verdict(best, contract, bench), [best.trace()])
+        return Found(best, material, *verdict(best, contract, bench), [best.trace()])
     candidates: list[Candidate] = []
     even_db = 0.0
 
     def found(best: Candidate, verdict: str = "none", reason: str = "no contract") -> Found:
-        return Found(replace(best, plan=replace(best.plan, equalized_db=even_db)), model, verdict, reason, trace)
+        return Found(replace(best, plan=replace(best.plan, equalized_db=even_db)), material, verdict, reason, trace)
 
     def at_rest(best: Candidate) -> Candidate:
-        if (made := settle(model, best)) is None:
+        progress("settling biases")
+        if (made := material.settled(best)) is None:
             return best
         rested = bench.judge(replace(best, name=f"{best.name}, biases settled", model=made), timed=False)
         trace.append(rested.trace())
@@ -93,10 +88,10 @@ def search(
         dynamic = [
             n.node for n in plan.nodes if n.compute != FLOAT and RULES[n.op_type].dynamic and n.op_type != "LSTM"
         ]
-        if stats is None or not candidates or candidates[-1].sqnr_db > FAITHFUL_DB:
+        if material.stats is None or not candidates or candidates[-1].sqnr_db > FAITHFUL_DB:
             return {}
         progress("measuring what easing outliers gains")
-        return easings(model, dynamic, stats.means, bench.samples)
+        return easings(material.model, dynamic, material.stats.means, bench.samples)
 
     def is_spare() -> bool:
         """Whether the last candidate is known to be near to float, and is not far from the best."""
@@ -106,32 +101,35 @@ def search(
         return last.worth > max(c.worth for c in candidates) - ONE_SCALE_GAIN
 
     refused = ModelError("there is no way to compute this model")
-    for name, variant in variants(model, plan, eased, is_spare):
+    for name, variant in variants(material.model, plan, eased, is_spare):
         usable = candidates if contract is None else keeping(candidates, contract, bench)
         if name in LAST_RESORTS and max((c.worth for c in usable), default=0.0) > GOOD_ENOUGH:
             continue
         progress(f"trying {name}")
         try:
-            candidates.append(bench.judge(build(model, variant, stats, name)))
+            candidates.append(bench.judge(material.build(variant, name)))
         except ModelError as error:  # one way that does not load is no reason to give up the others
             refused = error
             trace.append({"candidate": name, "error": str(error)})
         else:
             trace.append(candidates[-1].trace())
-        if name == STATIC and candidates and candidates[-1].sqnr_db < EXACT_DB and (evened := even()):
-            candidate = build(evened[0], variant, evened[1], "static, channels evened out")
+        if name == STATIC and candidates and candidates[-1].sqnr_db < EXACT_DB:
+            progress("evening out channels")
+            if (evened := material.evened(plan)) is None:
+                continue
+            candidate = evened.build(variant, "static, channels evened out")
             candidate = replace(bench.judge(candidate, timed=False), cost=candidates[-1].cost)
             trace.append(candidate.trace())
             if (gained := candidate.sqnr_db - candidates[-1].sqnr_db) > EVEN_GAIN_DB:
-                candidates[-1], (model, stats), even_db = candidate, evened, gained
+                candidates[-1], material, even_db = candidate, evened, gained
     if not candidates:
         raise refused
-    if plan.config.mode == "auto" and (cheaper := _cheaper(model, stats, bench, candidates, progress)) is not None:
+    if plan.config.mode == "auto" and (cheaper := _cheaper(material, bench, candidates, progress)) is not None:
         candidates.append(cheaper)
         trace.append(cheaper.trace())
     best = max(candidates, key=lambda c: c.worth)
     if contract is None and best.sqnr_db < FAITHFUL_DB:
-        best = polish(model, best, stats, bench, trace, progress)
+        best = polish(material, best, bench, trace, progress)
     if contract is None:
         return found(at_rest(best))
     options = keeping(candidates, contract, bench)
@@ -142,7 +140,7 @@ def search(
     faster = [c for c in candidates if c not in right and c.gain > least]
     if faster and bench.metric_failure is None:
         start = max(faster, key=lambda c: c.worth)
-        options.append(restore(model, start, stats, fit, bench, contract, trace, progress))
+        options.append(restore(material, start, bench, contract, trace, progress))
     best = max(keeping(options, contract, bench) or options or candidates, key=lambda c: c.worth)
     best = at_rest(best)
     return found(best, *verdict(best, contract, bench))
@@ -186,9 +184,8 @@ def variants(
 
 
 def _cheaper(
-    model: ir.Model, stats: Statistics | None, bench: Bench, candidates: Sequence[Candidate],
-    progress: Callable[[str], None],
-) -> Candidate | None:  # fmt: skip
+    material: Material, bench: Bench, candidates: Sequence[Candidate], progress: Callable[[str], None]
+) -> Candidate | None:
     """The candidate of most worth with each product in the way that costs least by itself; None if that saves nothing.
 
     A way is open to single products if it does not spoil the outputs where all take it; float always is.
@@ -200,15 +197,15 @@ def _cheaper(
     spared = [c.name for c in candidates if c.sqnr_db >= min(FAITHFUL_DB, best.sqnr_db)]
     now = {n.node: n.compute for n in best.plan.nodes if n.weights}
     ways = [now | dict.fromkeys(products, way) for way in (FLOAT, STATIC, DYNAMIC, BLOCKS) if way in (FLOAT, *spared)]
-    plans = [varied(model, best.plan, best.plan.config, way) for way in (now, *ways)]
+    plans = [varied(material.model, best.plan, best.plan.config, way) for way in (now, *ways)]
     progress("timing products by themselves")
     chosen, saved_ms = {}, 0.0
-    for node, costs in product_costs(model, plans, stats, bench.samples[0], bench.costs).items():
+    for node, costs in product_costs(material.model, plans, material.stats, bench.samples[0], bench.costs).items():
         way, cost = max(costs.items(), key=lambda item: item[1].speedup)
         if cost.speedup * AS_FAST > costs[now[node]].speedup:
             chosen[node] = way
             saved_ms += cost.float_ms / costs[now[node]].speedup - cost.quantized_ms
     if saved_ms <= (1 - AS_FAST) * best.cost.quantized_ms:
         return None
-    plan = varied(model, best.plan, best.plan.config, now | chosen)
-    return bench.judge(build(model, plan, stats, f"{best.name}, {len(chosen)} products by their own cost"))
+    plan = varied(material.model, best.plan, best.plan.config, now | chosen)
+    return bench.judge(material.build(plan, f"{best.name}, {len(chosen)} products by their own cost"))

@@ -9,11 +9,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.candidate import Bench, build
+from quant_core.candidate import Bench
 from quant_core.config import Contract, QuantConfig
 from quant_core.graph import normalize
 from quant_core.keeping import keeping
 from quant_core.layers import layer_rows
+from quant_core.material import Material
 from quant_core.observe import observe
 from quant_core.plan import make_plan
 from quant_core.restore import MAX_EVALUATIONS, restored
@@ -60,11 +61,11 @@ class Problem:
         specs = input_specs(source)
         x = np.random.default_rng(0).standard_normal((64, *specs[0].shape[1:]), dtype=np.float32)
         samples = open_samples({"x": x}, specs)
-        self.stats = observe(source, self.plan, samples)
+        self.material = Material(self.model, stats=observe(source, self.plan, samples))
         self.bench = Bench(source, samples, len(source), seconds=0.005)
 
     def search(self, contract: Contract | None = None):
-        return search(self.model, self.plan, self.stats, self.bench, contract)
+        return search(self.material, self.plan, self.bench, contract)
 
 
 def in_float(candidate) -> set[str]:
@@ -161,7 +162,7 @@ def test_what_is_stored_in_4_bits_goes_to_8_before_it_goes_to_float():
 
 def test_agreement_that_is_luck_does_not_keep_a_contract_but_what_noise_leads_one_to_expect():
     problem = Problem(deep(2), mode="static")
-    judged = problem.bench.judge(build(problem.model, problem.plan, problem.stats, "static"), timed=False)
+    judged = problem.bench.judge(problem.material.build(problem.plan, "static"), timed=False)
     contract = Contract("agreement", min=0.85)
 
     def like(sqnr_db: float, agreement: float):
@@ -188,7 +189,7 @@ def test_without_a_contract_what_is_fast_and_faithful_wins_and_all_that_was_trie
 def test_without_samples_the_plan_is_applied_as_it_is():
     problem = Problem(harmful(), mode="static")
 
-    found = search(problem.model, problem.plan, problem.stats, None)
+    found = search(problem.material, problem.plan, None)
 
     assert (found.best.plan, found.verdict, found.trace) == (problem.plan, "none", [])
 
@@ -210,8 +211,8 @@ def test_layers_are_proven_safe_or_said_not_to_be(mode):
     problem = Problem(harmful(), mode=mode)
     unsafe = make_plan(problem.model, QuantConfig(mode=mode), TARGETS["x86-vnni"])
 
-    rows = layer_rows(build(problem.model, problem.plan, problem.stats, mode))
-    risky = layer_rows(build(problem.model, unsafe, problem.stats, mode))
+    rows = layer_rows(problem.material.build(problem.plan, mode))
+    risky = layer_rows(problem.material.build(unsafe, mode))
 
     assert all(row["saturation_safe"] for row in rows)
     assert not any(row["saturation_safe"] for row in risky if row["weight"])
