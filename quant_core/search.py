@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -24,6 +25,7 @@ from quant_core.targets import TARGETS
 EXACT_DB = 50.0  # outputs this close to float's need no other channels
 EVEN_GAIN_DB = 0.5  # less is luck
 ONE_SCALE, ONE_SCALE_GAIN = "dynamic, one scale a weight", 0.3  # doublings that it can gain at most
+CHEAPER = "products by their own cost"
 RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
 LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
 GOOD_ENOUGH = 0.2  # doublings: of worth at which last resorts are not tried, of speed that restoring must promise
@@ -100,19 +102,25 @@ def search(
             return False  # of outputs that are integers only agreement is known
         return last.worth > max(c.worth for c in candidates) - ONE_SCALE_GAIN
 
-    refused = ModelError("there is no way to compute this model")
+    def attempt(name: str, make: Callable[[], Candidate | None]) -> None:
+        """A candidate more, if there is one; a way that does not load is no reason to give up the others."""
+        try:
+            made = make()
+        except ModelError as error:
+            refused.append(error)
+            trace.append({"candidate": name, "error": str(error)})
+            return
+        if made is not None:
+            candidates.append(made)
+            trace.append(made.trace())
+
+    refused: list[ModelError] = []
     for name, variant in variants(material.model, plan, eased, is_spare):
         usable = candidates if contract is None else keeping(candidates, contract, bench)
         if name in LAST_RESORTS and max((c.worth for c in usable), default=0.0) > GOOD_ENOUGH:
             continue
         progress(f"trying {name}")
-        try:
-            candidates.append(bench.judge(material.build(variant, name)))
-        except ModelError as error:  # one way that does not load is no reason to give up the others
-            refused = error
-            trace.append({"candidate": name, "error": str(error)})
-        else:
-            trace.append(candidates[-1].trace())
+        attempt(name, partial(_judged, material, bench, variant, name))
         if name == STATIC and candidates and candidates[-1].sqnr_db < EXACT_DB:
             progress("evening out channels")
             if (evened := material.evened(plan)) is None:
@@ -123,10 +131,10 @@ def search(
             if (gained := candidate.sqnr_db - candidates[-1].sqnr_db) > EVEN_GAIN_DB:
                 candidates[-1], material, even_db = candidate, evened, gained
     if not candidates:
-        raise refused
-    if plan.config.mode == "auto" and (cheaper := _cheaper(material, bench, candidates, progress)) is not None:
-        candidates.append(cheaper)
-        trace.append(cheaper.trace())
+        raise refused[-1]
+    if plan.config.mode == "auto":
+        progress("timing products by themselves")
+        attempt(CHEAPER, partial(_cheaper, material, bench, candidates))
     best = max(candidates, key=lambda c: c.worth)
     if contract is None and best.sqnr_db < FAITHFUL_DB:
         best = polish(material, best, bench, trace, progress)
@@ -183,9 +191,11 @@ def variants(
             yield name, variant
 
 
-def _cheaper(
-    material: Material, bench: Bench, candidates: Sequence[Candidate], progress: Callable[[str], None]
-) -> Candidate | None:
+def _judged(material: Material, bench: Bench, plan: QuantPlan, name: str) -> Candidate:
+    return bench.judge(material.build(plan, name))
+
+
+def _cheaper(material: Material, bench: Bench, candidates: Sequence[Candidate]) -> Candidate | None:
     """The candidate of most worth with each product in the way that costs least by itself; None if that saves nothing.
 
     A way is open to single products if it does not spoil the outputs where all take it; float always is.
@@ -198,7 +208,6 @@ def _cheaper(
     now = {n.node: n.compute for n in best.plan.nodes if n.weights}
     ways = [now | dict.fromkeys(products, way) for way in (FLOAT, STATIC, DYNAMIC, BLOCKS) if way in (FLOAT, *spared)]
     plans = [varied(material.model, best.plan, best.plan.config, way) for way in (now, *ways)]
-    progress("timing products by themselves")
     chosen, saved_ms = {}, 0.0
     for node, costs in product_costs(material.model, plans, material.stats, bench.samples[0], bench.costs).items():
         way, cost = max(costs.items(), key=lambda item: item[1].speedup)
@@ -208,4 +217,4 @@ def _cheaper(
     if saved_ms <= (1 - AS_FAST) * best.cost.quantized_ms:
         return None
     plan = varied(material.model, best.plan, best.plan.config, now | chosen)
-    return bench.judge(material.build(plan, f"{best.name}, {len(chosen)} products by their own cost"))
+    return _judged(material, bench, plan, f"{best.name}, {len(chosen)} {CHEAPER}")

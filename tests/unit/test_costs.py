@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core import candidate, products
+from quant_core import candidate, products, search
 from quant_core.api import quantize_model
 from quant_core.costs import Cost, Costs, this_cpu
-from quant_core.errors import RequestError
+from quant_core.errors import ModelError, RequestError
 from quant_core.timing import Timing
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -154,3 +154,15 @@ def test_products_are_left_as_they_are_where_that_would_save_next_to_nothing(tmp
     words.say("float", 1.0, 2.0)
     words.search()
     assert not [row for row in words.trace if "by their own cost" in row["candidate"]]
+
+
+def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ModelError("a part does not run")
+
+    monkeypatch.setattr(search, "product_costs", fails)
+
+    words = Words(tmp_path)
+
+    assert {"candidate": "products by their own cost", "error": "a part does not run"} in words.trace
+    assert words.output.exists()
