@@ -221,10 +221,11 @@ def finish(
     if apart is not None:
         progress("fitting all samples")
         material = replace(found.material, feeds=whole).fitted(best.plan)
-        best = material.build(best.plan, best.name)
-        best = replace(found.best, plan=best.plan, model=material.settled(best) or best.model)
-    exact_model = found.material.model
-    harm = damage(exact_model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
+        best = replace(best, model=material.build(best.plan, best.name).model)
+        best = replace(best, model=material.settled(best) or best.model)
+    model = found.material.model
+    material, found = Material(model), replace(found, material=Material(model))  # statistics go too
+    harm = damage(model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
     layers = layer_rows(best, harm)
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
