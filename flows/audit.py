@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 
 from flows.result import AuditResult, Listener
-from flows.stopping import stopped_at_once
+from flows.stopping import in_another_thread, stopped_at_once
 from quant_core.child import STAGE_MODULE
 from quant_core.errors import QuantError, StageError
 
@@ -43,8 +41,8 @@ def run_audit(
         manifest = Manifest(tuple(one.job for one in standing), folder)
         here = pipeline.Attached(manifest, client, on_progress, module)
         flow = partial(auditing.audit, str(folder), scheduler, jobs, list(only), max_slowdown)
-        with pipeline.attach(here), tags("quantmill", "audit"), ThreadPoolExecutor(1, "quantmill-flow") as beside:
-            state = beside.submit(copy_context().run, lambda: flow(return_state=True)).result()
+        with pipeline.attach(here), tags("quantmill", "audit"):
+            state = in_another_thread(lambda: flow(return_state=True))
     if not isinstance(here.result, AuditResult):
         problem = state.result(raise_on_failure=False)
         if isinstance(problem, QuantError):

@@ -7,14 +7,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from flows.manifest import Manifest, read_manifest
 from flows.result import BatchResult, Listener
-from flows.stopping import stopped_at_once, stopped_in_order
+from flows.stopping import in_another_thread, stopped_at_once, stopped_in_order
 from quant_core.child import STAGE_MODULE, run_stage, shut_down
 from quant_core.errors import QuantError, StageError
 from quant_core.plain import printable
@@ -49,9 +47,8 @@ def run_batch(
 
         here = pipeline.Attached(manifest, client, on_progress, module)
         flow = partial(pipeline.batch, name or str(manifest.folder), scheduler, jobs, force, list(only))
-        with pipeline.attach(here), tags("quantmill", "batch"), ThreadPoolExecutor(1, "quantmill-flow") as beside:
-            # Not in the main thread: there Prefect would take over SIGTERM, and end politely but late.
-            state = beside.submit(copy_context().run, lambda: flow(return_state=True)).result()
+        with pipeline.attach(here), tags("quantmill", "batch"):
+            state = in_another_thread(lambda: flow(return_state=True))
     if not isinstance(here.result, BatchResult):
         problem = state.result(raise_on_failure=False)
         if isinstance(problem, QuantError):

@@ -7,9 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from types import FrameType
+from typing import TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WAKE_S = 0.1
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -46,6 +52,18 @@ def stopped_at_once() -> Iterator[None]:
 
     with _handled_by(stop):
         yield
+
+
+def in_another_thread(work: Callable[[], T]) -> T:
+    """What `work` returns. In the main thread Prefect would take over SIGTERM, and end politely but late.
+
+    The main thread wakes up meanwhile: only there do handlers run, and the kernel may give a signal to another thread.
+    """
+    with ThreadPoolExecutor(1, "quantmill-flow") as beside:
+        working = beside.submit(copy_context().run, work)
+        while not working.done():
+            wait([working], timeout=WAKE_S)
+        return working.result()
 
 
 class _Stopped(BaseException):
