@@ -19,17 +19,22 @@ def value(candidate: Candidate, contract: Contract) -> float:
         return candidate.sqnr_db
 
 
-def keeping(
-    candidates: Iterable[Candidate], contract: Contract, bench: Bench, seen: Sequence[Candidate] = ()
-) -> list[Candidate]:
-    """Those that keep the contract, also by the agreement to be expected of them after all that was seen."""
-    kept = [c for c in candidates if verdict(c, contract, bench)[0] == "met"]
-    if contract.metric != "agreement" or contract.min is None or not seen:
-        return kept
-    # what differs from float is proportional to how far outputs are from float's
+def keeping(candidates: Iterable[Candidate], contract: Contract, bench: Bench) -> list[Candidate]:
+    """Those that keep the contract."""
+    return [c for c in candidates if verdict(c, contract, bench)[0] == "met"]
+
+
+def is_expected_to_keep(candidate: Candidate, contract: Contract, bench: Bench, seen: Sequence[Candidate]) -> bool:
+    """Whether the candidate keeps the contract, by the agreement to be expected of it after all that was seen.
+
+    Which of some near-equal candidates agrees most often with float on a few samples is luck. What differs from float
+    is proportional to how far outputs are from float's.
+    """
+    if contract.metric != "agreement" or contract.min is None:
+        return bool(keeping([candidate], contract, bench))
     differing = sum(1 - (c.fidelity.agreement or 0.0) for c in seen if c.fidelity is not None)
     rate = differing / max(sum(c.noise**0.5 for c in seen), 1e-30)
-    return [c for c in kept if 1 - rate * c.noise**0.5 >= contract.min]
+    return bool(1 - rate * candidate.noise**0.5 >= contract.min)
 
 
 def verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:

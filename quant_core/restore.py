@@ -12,12 +12,11 @@ import onnx_ir as ir
 
 from quant_core.candidate import Bench, Candidate
 from quant_core.config import Contract, QuantConfig
-from quant_core.keeping import keeping, value
+from quant_core.keeping import is_expected_to_keep, keeping, value
 from quant_core.material import Material
 from quant_core.plan import FLOAT, NodePlan, QuantPlan, make_plan
 from quant_core.targets import TARGETS
 
-MOST_TRIED = 8  # of one step, beside its groups
 POLISH_GROUPS, POLISH_FEEDS = 12, 16
 LEAST_PRICE = 0.01  # of a model's time: less cannot be told from nothing
 
@@ -59,7 +58,7 @@ STEPS = (
     Step("in float", 10, lambda n: n.is_rounded and n.compute != FLOAT, floated, slows=True),
     Step("in 16 bits", 8, lambda n: n.is_rounded, partial(restored, bits=16)),
 )
-MAX_EVALUATIONS = sum(step.most_groups + MOST_TRIED for step in STEPS)
+MAX_EVALUATIONS = sum(1 + step.most_groups + 2 * step.most_groups.bit_length() for step in STEPS)
 
 
 def restore(
@@ -70,61 +69,109 @@ def restore(
     trace: list[dict[str, Any]],
     progress: Callable[[str], None],
 ) -> Candidate:
-    """The candidate that keeps the contract with the fewest nodes restored, else the best one found.
+    """The candidate that keeps the contract's accuracy with the fewest nodes restored, else the best one found.
 
     1. One of STEPS after the other: the next only where all that this one can give is not enough.
-    2. Nodes in groups: how much less noise has the whole model with this group alone restored?
-    3. The groups that help most per millisecond, or per weight, are restored first: 1, 2, 4, ... until the contract
-       holds, then bisection. What stays in 4 bits is rounded anew each time: it made up for errors that are gone.
-    4. While there are 4 bits to give, the contract must also hold by the agreement that a plan's noise leads one to
-       expect: which of some near-equal plans agrees most often with float on these very samples is luck.
+    2. Nodes in groups: which give most per weight, or per millisecond?
+    3. How many groups, best first, are enough? Bisection. What stays in 4 bits is rounded anew each time: it made up
+       for errors that are gone.
+    4. While there are 4 bits to give, bisection goes by the agreement that is to be expected; what it finds must keep
+       the contract both as expected and as measured.
     """
-
-    def given_back(step: Step, base: Candidate, nodes: list[str], known: Material | None) -> Candidate:
-        plan = step.made(material.model, base.plan, nodes)
-        return (known or material.refitted(plan)).build(plan, f"{base.name}, {len(nodes)} nodes {step.name}")
-
-    tried, places = [start], [(0, 0)]
-    for number, step in enumerate(STEPS):
-        base = tried[-1]
+    accuracy = replace(contract, min_speedup=None, max_size_ratio=None)
+    work = _Restoring(material, bench, accuracy, trace, progress, [start])
+    base, known = start, material
+    for step in STEPS:
         nodes = [n.node for n in base.plan.nodes if n.weights and step.concerns(n)]
         if not nodes:
             continue
-        groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), step.most_groups))]
-        gain = []
-        known = material if base is start else material.refitted(base.plan)
-        for i, group in enumerate(groups):
-            progress(f"what {group[0]} {step.name} gains")
-            better = bench.judge(given_back(step, base, group, known), timed=step.slows)
-            price = _price(base, better, group, step)
-            gain.append((-(base.noise - better.noise) / price, -value(better, contract), i))
-        order = [groups[i] for *_, i in sorted(gain)]
-        low, high, width = 0, None, 1
-        for _ in range(MOST_TRIED):
-            if low == len(order) or (high is not None and high - low <= 1):
-                break
-            count = min(low + width, len(order)) if high is None else (low + high) // 2
-            harmful = [n for group in order[:count] for n in group]
-            progress(f"{len(harmful)} of {len(nodes)} nodes {step.name}")
-            tried.append(bench.judge(given_back(step, base, harmful, None)))
-            places.append((number, count))
-            trace.append(tried[-1].trace())
-            if keeping(tried[-1:], contract, bench, tried if step is STEPS[0] else ()):
-                high = count
-            else:
-                low, width = count, 2 * width
-        if high is not None or keeping(tried, contract, bench):
+        fitted = work.attempt(step, base, nodes)
+        full = work.tried[-1]
+        if work.keeps(step, full):
+            groups = work.ranked(step, base, nodes, *((base, known) if step.slows else (full, fitted)))
+            return work.fewest(step, base, groups)
+        if keeping(work.tried, accuracy, bench):
             break
-    if sure := keeping(tried, contract, bench, tried):
-        return min(sure, key=lambda c: places[tried.index(c)])
-    return max(keeping(tried, contract, bench) or tried, key=lambda c: value(c, contract))
+        base, known = full, fitted
+    return max(keeping(work.tried, accuracy, bench) or work.tried, key=lambda c: value(c, contract))
 
 
-def _price(base: Candidate, better: Candidate, nodes: list[str], step: Step) -> float:
+@dataclass(frozen=True, slots=True)
+class _Restoring:
+    """What `restore` works with, and the candidates that it has tried."""
+
+    material: Material
+    bench: Bench
+    accuracy: Contract
+    trace: list[dict[str, Any]]
+    progress: Callable[[str], None]
+    tried: list[Candidate]
+
+    def attempt(self, step: Step, base: Candidate, nodes: list[str]) -> Material:
+        """Tries the candidate with these nodes restored. Returns what its weights were rounded by."""
+        name = f"{base.name}, {len(nodes)} nodes {step.name}"
+        self.progress(name)
+        plan = step.made(self.material.model, base.plan, nodes)
+        fitted = self.material.refitted(plan)
+        self.tried.append(self.bench.judge(fitted.build(plan, name)))
+        self.trace.append(self.tried[-1].trace())
+        return fitted
+
+    def should_keep(self, step: Step, candidate: Candidate) -> bool:
+        """As expected while there are 4 bits to give, else as measured."""
+        if step is STEPS[0]:
+            return is_expected_to_keep(candidate, self.accuracy, self.bench, self.tried)
+        return bool(keeping([candidate], self.accuracy, self.bench))
+
+    def keeps(self, step: Step, candidate: Candidate) -> bool:
+        """As expected and as measured."""
+        return self.should_keep(step, candidate) and bool(keeping([candidate], self.accuracy, self.bench))
+
+    def ranked(self, step: Step, base: Candidate, nodes: list[str], end: Candidate, known: Material) -> list[list[str]]:
+        """Groups of neighbours, those that give most for what they take first.
+
+        Bits: a group gives what the model with all nodes restored (`end`) loses without it. Beside others in 4 bits,
+        which were rounded to make up for its errors, it would seem to give nothing. Time: it gives what the model with
+        none restored (`end`) gains with it. Beside others in float, integers would seem to save nothing: they pay for
+        conversions.
+        """
+        sign = 1 if step.slows else -1
+        gains = []
+        groups = [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), step.most_groups))]
+        for group in groups:
+            self.progress(f"what {group[0]} {step.name} gains")
+            chosen = group if step.slows else [n for n in nodes if n not in group]
+            made = known.build(step.made(self.material.model, base.plan, chosen), base.name)
+            other = self.bench.judge(made, timed=step.slows)
+            price = _price(end, other, group, step)
+            better = value(other, self.accuracy) - value(end, self.accuracy)  # where outputs are integers
+            gains.append((sign * (end.noise - other.noise) / price, sign * better))
+        return [groups[i] for i in sorted(range(len(groups)), key=lambda i: gains[i], reverse=True)]
+
+    def fewest(self, step: Step, base: Candidate, groups: list[list[str]]) -> Candidate:
+        """The candidate with the fewest groups restored that keeps the contract. The last one tried has all of them."""
+        made = {len(groups): self.tried[-1]}
+
+        def of(count: int) -> Candidate:
+            if count not in made:
+                self.attempt(step, base, [n for group in groups[:count] for n in group])
+                made[count] = self.tried[-1]
+            return made[count]
+
+        low, high, width = 0, len(groups), 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.should_keep(step, of(middle)) else (middle, high)
+        while high < len(groups) and not self.keeps(step, of(high)):
+            high, width = min(high + width, len(groups)), 2 * width
+        return made[high]
+
+
+def _price(end: Candidate, other: Candidate, nodes: list[str], step: Step) -> float:
     """What restoring these nodes takes: milliseconds, or weights to be stored in more bits."""
-    if step.slows and base.cost is not None and better.cost is not None:
-        return max(better.cost.quantized_ms - base.cost.quantized_ms, LEAST_PRICE * base.cost.quantized_ms)
-    return float(sum(n.elements for n in base.plan.nodes if n.node in nodes))
+    if step.slows and end.cost is not None and other.cost is not None:
+        return max(other.cost.quantized_ms - end.cost.quantized_ms, LEAST_PRICE * end.cost.quantized_ms)
+    return float(sum(n.elements for n in end.plan.nodes if n.node in nodes))
 
 
 def polish(
