@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from quant_core.candidate import Bench, Candidate
 from quant_core.config import Contract, QuantConfig
+from quant_core.errors import ModelError
 from quant_core.keeping import is_expected_to_keep, keeping, value
 from quant_core.material import Material
 from quant_core.plan import FLOAT, NodePlan, QuantPlan, make_plan
@@ -80,20 +81,12 @@ def restore(
     """
     accuracy = replace(contract, min_speedup=None, max_size_ratio=None)
     work = _Restoring(material, bench, accuracy, trace, progress, [start])
-    base, known = start, material
-    for step in STEPS:
-        nodes = [n.node for n in base.plan.nodes if n.weights and step.concerns(n)]
-        if not nodes:
-            continue
-        fitted = work.attempt(step, base, nodes)
-        full = work.tried[-1]
-        if work.keeps(step, full):
-            groups = work.ranked(step, base, nodes, *((base, known) if step.slows else (full, fitted)))
-            return work.fewest(step, base, groups)
-        if keeping(work.tried, accuracy, bench):
-            break
-        base, known = full, fitted
-    return max(keeping(work.tried, accuracy, bench) or work.tried, key=lambda c: value(c, contract))
+    try:
+        enough = work.enough()
+    except ModelError as error:  # one that does not load is no reason to lose the others
+        trace.append({"candidate": f"more than {work.tried[-1].name}", "error": str(error)})
+        enough = None
+    return enough or max(keeping(work.tried, accuracy, bench) or work.tried, key=lambda c: value(c, contract))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +99,23 @@ class _Restoring:
     trace: list[dict[str, Any]]
     progress: Callable[[str], None]
     tried: list[Candidate]
+
+    def enough(self) -> Candidate | None:
+        """The candidate with the fewest nodes restored, by the first of STEPS that can make it keep the contract."""
+        base, known = self.tried[0], self.material
+        for step in STEPS:
+            nodes = [n.node for n in base.plan.nodes if n.weights and step.concerns(n)]
+            if not nodes:
+                continue
+            fitted = self.attempt(step, base, nodes)
+            full = self.tried[-1]
+            if self.keeps(step, full):
+                groups = self.ranked(step, base, nodes, *((base, known) if step.slows else (full, fitted)))
+                return self.fewest(step, base, groups)
+            if keeping(self.tried, self.accuracy, self.bench):
+                return None
+            base, known = full, fitted
+        return None
 
     def attempt(self, step: Step, base: Candidate, nodes: list[str]) -> Material:
         """Tries the candidate with these nodes restored. Returns what its weights were rounded by."""

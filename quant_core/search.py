@@ -137,7 +137,10 @@ def search(
         attempt(CHEAPER, partial(_cheaper, material, bench, candidates))
     best = max(candidates, key=lambda c: c.worth)
     if contract is None and best.sqnr_db < FAITHFUL_DB:
-        best = polish(material, best, bench, trace, progress)
+        try:
+            best = polish(material, best, bench, trace, progress)
+        except ModelError as error:
+            trace.append({"candidate": f"more than {best.name}", "error": str(error)})
     if contract is None:
         return found(at_rest(best))
     options = keeping(candidates, contract, bench)

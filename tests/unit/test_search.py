@@ -11,6 +11,7 @@ import pytest
 
 from quant_core.candidate import Bench
 from quant_core.config import Contract, QuantConfig
+from quant_core.errors import ModelError
 from quant_core.graph import normalize
 from quant_core.keeping import is_expected_to_keep, keeping
 from quant_core.layers import layer_rows
@@ -158,6 +159,26 @@ def test_what_is_stored_in_4_bits_goes_to_8_before_it_goes_to_float():
 
     assert found.verdict == "met"
     assert {n.storage for n in found.best.plan.nodes} == {"int4", "int8"}
+
+
+@pytest.mark.parametrize(
+    ("contract", "options"),
+    [(Contract("sqnr", min=500.0), {"mode": "weight_only", "bits": 4}), (None, {"mode": "static"})],
+)
+def test_a_restored_model_that_does_not_load_loses_none_of_the_others(monkeypatch, contract, options):
+    judge = Bench.judge
+
+    def refusing(bench, candidate, **asked):
+        if "nodes in" in candidate.name:
+            raise ModelError("does not load")
+        return judge(bench, candidate, **asked)
+
+    monkeypatch.setattr(Bench, "judge", refusing)
+
+    found = Problem(loud(), **options).search(contract)
+
+    assert "nodes in" not in found.best.name
+    assert [row["error"] for row in found.trace if "error" in row] == ["does not load"]
 
 
 def test_agreement_that_is_luck_does_not_keep_a_contract_but_what_noise_leads_one_to_expect():
