@@ -40,6 +40,7 @@ Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
 
 DAMAGE_FEEDS = 8  # on which the cost of each node is measured
 PREPARE_SAMPLES = 2  # on which folding is checked
+FEW = 64  # samples tell two candidates apart, where none are given to judge a contract by
 HELD_OUT = 4  # one in so many samples judges what 4 bits make of the others, where nothing else is there to judge by
 
 
@@ -151,7 +152,8 @@ def quantize_model(
     """The best model that `config` allows, written to `output` at once or not at all.
 
     calibration  samples that ranges are measured on; without any, nothing computes in static integers
-    evaluation   samples that candidates are judged by, with `labels`; the calibration samples if there are none
+    evaluation   samples that candidates are judged by, with `labels`: all of them if there is a contract or labels;
+                 the calibration samples if there are none
     plan         do exactly this (a dry run's plan, or the one that a result holds) instead of searching
     costs        file of what was timed (costs.py), read and added to: with all in it, the same bytes again
 
@@ -200,9 +202,10 @@ def finish(
     judged by a part held out, and what is written is then fitted to all.
     """
     asked, (plan, why) = plan, _storable(model, plan, contract)
-    whole, apart = feeds, _held_out(plan, contract, feeds, judged) if not exact else None
-    if apart is not None:
-        feeds, judged = apart
+    stand_in = contract is not None and feeds is not None and judged is not None and judged.feeds_as(feeds)
+    whole, apart = feeds, None
+    if stand_in and feeds is not None and not exact and len(feeds) >= 2 * HELD_OUT and _fits_samples(plan):
+        feeds, judged = apart = feeds.apart(HELD_OUT)
     if stats is not None:
         progress("measuring how inputs vary together")
     material = Material(model, feeds, stats).fitted(plan)
@@ -213,6 +216,8 @@ def finish(
     is_host = (plan.target == "arm64") == (host_target_name() == "arm64")
     bench = None
     if judged is not None:
+        if judged.labels is None and (contract is None or stand_in):
+            judged = judged.spread(FEW)
         bench = Bench(Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host)
     if exact and plan.equalized_db and (evened := material.evened(plan)):
         material = evened
@@ -233,7 +238,7 @@ def finish(
     best.model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
     size = write_model(best.model, output)
     part = f"the contract was judged by {len(judged)} samples held out of calibration" if apart and judged else ""
-    note = "; ".join(filter(None, [_note(found, feeds, judged), part, *_idle_globs(model, plan)]))
+    note = "; ".join(filter(None, [_note(found, stand_in and apart is None), part, *_idle_globs(model, plan)]))
     return QuantResult(str(output), size, float_size, best.plan.target, safe, found.verdict, found.reason, note,
                        best.plan, layers, found.trace)  # fmt: skip
 
@@ -343,19 +348,14 @@ def _explained(plan: QuantPlan, asked: QuantPlan, why: str) -> QuantPlan:
     return replace(plan, nodes=tuple(replace(n, reason=reasons[n.node]) if n.node in lifted else n for n in plan.nodes))
 
 
-def _held_out(
-    plan: QuantPlan, contract: Contract | None, feeds: Samples | None, judged: Samples | None
-) -> tuple[Samples, Samples] | None:
-    """(what is fitted, what judges) where the samples that 4 bits are fitted to would judge the contract."""
-    if contract is None or feeds is None or judged is None or len(feeds) < 2 * HELD_OUT:
-        return None
-    four = plan.in_four_bits and plan.config.weight_method in ("auto", "gptq")
-    return feeds.apart(HELD_OUT) if four and judged.feeds_as(feeds) else None
+def _fits_samples(plan: QuantPlan) -> bool:
+    """Whether the samples that weights are fitted to could not judge them."""
+    return bool(plan.in_four_bits) and plan.config.weight_method in ("auto", "gptq")
 
 
-def _note(found: Found, feeds: Samples | None, judged: Samples | None) -> str:
+def _note(found: Found, stand_in: bool) -> str:
     notes = [found.best.fidelity.note] if found.best.fidelity is not None else []
-    if found.verdict != "none" and feeds is not None and judged is not None and judged.feeds_as(feeds):
+    if stand_in:
         notes.append("the contract was judged by the samples that ranges were measured on")
     if (found.best.speedup or 1.0) < AS_FAST:
         why = "nothing faster was found" if found.best.plan.config.mode == "auto" else "mode auto may find faster"

@@ -22,7 +22,6 @@ from quant_core.samples import Samples
 from quant_core.session import open_session
 from quant_core.timing import measure
 
-MAX_SEARCH_FEEDS = 64
 AS_FAST = 0.97  # paired medians within 3 % are noise
 FAITHFUL_DB = 30.0  # outputs this close to float's are as good as equal
 DOUBLINGS_PER_10_DB = 0.6  # what the first 10 dB below that must buy; it grows with the square
@@ -102,8 +101,6 @@ class Bench:
     _reference: list[list[NDArray[Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.samples.labels is None:
-            self.samples = self.samples.spread(MAX_SEARCH_FEEDS)
         self._session = open_session(self.float_path)
         self._digest = _digest(self.float_path.read_bytes()) if self.costs.path is not None else ""
         self._reference = run_all(self._session, self.samples)

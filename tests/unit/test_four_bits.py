@@ -50,6 +50,18 @@ def test_a_contract_is_judged_by_samples_that_nothing_was_fitted_to(tmp_path):
     assert Path(alone.output).read_bytes() == Path(given.output).read_bytes()  # both are fitted to all samples
 
 
+def test_a_verdict_is_by_all_evaluation_samples_or_says_what_stood_in_for_them(tmp_path):
+    original, contract = saved(tmp_path), Contract("sqnr", min=5.0)
+    many = np.random.default_rng(1).normal(size=(200, *SAMPLES.shape[1:])).astype(np.float32)
+
+    given = api.quantize_model(original, tmp_path / "a.onnx", calibration=SAMPLES, contract=contract, evaluation=many)
+    alone = api.quantize_model(original, tmp_path / "b.onnx", calibration=many, contract=contract)
+
+    assert given.reason == api.validate_model(original, given.output, many, contract=contract).reason
+    assert "samples that ranges were measured on" in alone.note
+    assert "samples that ranges were measured on" not in given.note
+
+
 @pytest.mark.parametrize(("least", "wanted"), [(20.0, {"int4", "int8"}), (30.0, {"int8"})])
 def test_a_hybrid_says_why_layers_are_in_8_bits_and_its_plan_makes_the_same_bytes(tmp_path, least, wanted):
     made = api.quantize_model(
