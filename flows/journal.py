@@ -84,7 +84,7 @@ class Stages:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "out").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def answer(self, stage: str) -> Any:
         """What that stage answered, None if it has not."""

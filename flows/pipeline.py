@@ -298,7 +298,7 @@ def workers_of(here: Attached) -> Workers:
     """The client's workers, with the manifest's limits. A batch that was killed may have left marks."""
     limits, marks = here.manifest.limits, here.manifest.folder / FOLDER / "begun"
     shutil.rmtree(marks, ignore_errors=True)
-    marks.mkdir(parents=True)
+    marks.mkdir(parents=True, exist_ok=True)
     return Workers(here.client, limits.timeout_s, limits.memory_mb and limits.memory_mb << 20, marks, here.module)
 
 

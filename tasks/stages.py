@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,12 @@ def calibrate(name: str, workers: Workers, job: Job, folder: Path, outs: Sequenc
 def quantize(
     name: str, workers: Workers, job: Job, folder: Path, stats: Sequence[str], output: Path, costs: Path
 ) -> Run:
-    """Rewrite the model by its plan and its statistics, until its contract is met or nothing is left to try."""
+    """Rewrite the model by its plan and its statistics, until its contract is met or nothing is left to try.
+
+    All that lies beside `output` is published: a try that was killed leaves nothing of its own there.
+    """
+    shutil.rmtree(output.parent, ignore_errors=True)
+    output.parent.mkdir(parents=True)
     request = {
         **_prepared(folder),
         "model": job["input"],

@@ -66,8 +66,9 @@ def run(folder: Path) -> float:
     """Undisturbed; the seconds between its first event and its end."""
     process = start(folder)
     assert process.stdout is not None
-    times = [time.monotonic() for line in process.stdout if '"started"' in line or '"finished"' in line]
-    assert process.wait() == 0
+    lines = [(time.monotonic(), line) for line in process.stdout]
+    assert process.wait() == 0, f"exit code {process.returncode}:\n" + "".join(line for _, line in lines)
+    times = [at for at, line in lines if '"started"' in line or '"finished"' in line]
     return times[-1] - times[0]
 
 

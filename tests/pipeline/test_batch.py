@@ -133,8 +133,11 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     path = manifest.folder / FOLDER / "journal.jsonl"
     lines = [line for line in path.read_text().splitlines() if json.loads(line)["event"] != "end"]
     path.write_text("\n".join(line for line in lines if json.loads(line).get("name") != "b") + "\n")
+    cache = manifest.folder / FOLDER / "cache" / by_name(first)["b"]["digest"]
     for stage in ("quantize", "validate", "sensitivity", "benchmark"):
-        (manifest.folder / FOLDER / "cache" / by_name(first)["b"]["digest"] / f"{stage}.json").unlink(missing_ok=True)
+        (cache / f"{stage}.json").unlink(missing_ok=True)
+    (cache / "out" / ".quantmill-half").mkdir()  # killed while it wrote the model
+    (cache / "out" / ".quantmill-half" / "b_int8.onnx").write_bytes(b"half")
     before, worked = tables(first)["layers"], []
 
     again = run(manifest, on_progress=lambda event: worked.append((event.get("model"), event.get("stage"))))
@@ -146,6 +149,7 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     ]
     assert sorted(map(str, tables(again)["layers"])) == sorted(map(str, before))
     assert [row["outcome"] for row in again.rows] == ["done", "done"]
+    assert sorted(path.name for path in manifest.folder.glob("*")) == [FOLDER, "a_int8.onnx", "b_int8.onnx", "reports"]
     assert len(tables(again)["models"]) == 2
     assert len(tables(again)["runs"]) == 1
 
