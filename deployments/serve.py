@@ -11,9 +11,9 @@ from pathlib import Path
 
 from prefect import serve
 
-from flows.auditing import audit
-from flows.manifest import read_manifest
-from flows.pipeline import batch
+from flows.audit.flow import audit
+from flows.batch.flow import batch
+from flows.manifest.jobs import read_manifest
 from quant_core.errors import QuantError
 
 
@@ -21,8 +21,12 @@ def main() -> int:
     """Serve until interrupted. The manifest is checked first: better now than at two in the morning."""
     parser = argparse.ArgumentParser(prog="python -m deployments.serve", description=__doc__)
     parser.add_argument("manifest", type=Path)
-    parser.add_argument("--cron", default="0 2 * * *", help="when to make (default: every night at 2:00 UTC)")
-    parser.add_argument("--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)")
+    parser.add_argument(
+        "--cron", default="0 2 * * *", help="when to make (default: every night at 2:00 UTC)"
+    )
+    parser.add_argument(
+        "--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)"
+    )
     parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
     asked = parser.parse_args()
     try:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from quant_core.config import Contract as Contract
     from quant_core.config import QuantConfig as QuantConfig
     from quant_core.errors import QuantError as QuantError
-    from quant_core.info import model_info as model_info
+    from quant_core.model.info import model_info as model_info
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _HOMES = {
             "quantize_with_calibration", "validate_model"),
     "config": ("Contract", "QuantConfig"),
     "errors": ("QuantError",),
-    "info": ("model_info",),
+    "model.info": ("model_info",),
 }  # fmt: skip
 
 

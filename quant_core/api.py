@@ -12,28 +12,28 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core import graph
-from quant_core.candidate import AS_FAST, Bench
+from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
-from quant_core.costs import Costs
-from quant_core.damage import damage
+from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.fidelity import Fidelity, compare, judge, run_each
-from quant_core.info import model_info
-from quant_core.layers import layer_rows
-from quant_core.material import Material
-from quant_core.observe import Statistics, observe
-from quant_core.plan import QuantPlan, make_plan
-from quant_core.prepare import OPSET_INT4, prepare, raise_opset
-from quant_core.proof import saturating_nodes
-from quant_core.restore import restored
-from quant_core.rules import RULES
-from quant_core.samples import Samples, input_specs, open_samples
-from quant_core.search import Found, search
-from quant_core.session import open_session
-from quant_core.targets import find_target, host_target_name
-from quant_core.timing import Timing, measure
-from quant_core.write import write_model
+from quant_core.evaluate.fidelity import Fidelity, compare, judge, run_each
+from quant_core.evaluate.layer_report import layer_rows
+from quant_core.evaluate.saturation_check import saturating_nodes
+from quant_core.evaluate.sensitivity import damage
+from quant_core.evaluate.timing import Timing, measure
+from quant_core.evaluate.timing_cache import Costs
+from quant_core.model import graph
+from quant_core.model.info import model_info
+from quant_core.model.prepare import OPSET_INT4, prepare, raise_opset
+from quant_core.model.session import open_session
+from quant_core.model.write import write_model
+from quant_core.plan.make import QuantPlan, make_plan
+from quant_core.plan.operators import RULES
+from quant_core.plan.targets import find_target, host_target_name
+from quant_core.search.calibrated import Material
+from quant_core.search.candidate import AS_FAST, Bench
+from quant_core.search.mixed_precision import restored
+from quant_core.search.search import Found, search
 
 Source = str | Path | NDArray[Any] | Mapping[str, NDArray[Any]] | Samples
 Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
@@ -66,7 +66,10 @@ class QuantResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         own = {name: getattr(self, name) for name in self.__slots__}
-        return own | {"plan": self.plan.to_dict(), "size_ratio": self.size_bytes / self.float_size_bytes}
+        return own | {
+            "plan": self.plan.to_dict(),
+            "size_ratio": self.size_bytes / self.float_size_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,11 @@ class Validation:
 
 
 def quantize(
-    input_path: str | Path, output_path: str | Path, bits: int = 8, per_channel: bool = True, **options: Any
+    input_path: str | Path,
+    output_path: str | Path,
+    bits: int = 8,
+    per_channel: bool = True,
+    **options: Any,
 ) -> QuantResult:
     """A smaller model without calibration: weights in `bits`, activations at run time where that is faster.
 
@@ -117,10 +124,17 @@ def quantize_with_calibration(
     sample_shape  of random samples, where the model leaves sizes open; options: fields of QuantConfig.
     Raises: QuantError.
     """
-    config = QuantConfig.from_dict({"bits": bits, "per_channel": per_channel, "method": method, **options})
+    config = QuantConfig.from_dict(
+        {"bits": bits, "per_channel": per_channel, "method": method, **options}
+    )
     source = "random" if calibration_data is None else calibration_data
     return quantize_model(
-        input_path, output_path, config, calibration=source, num_samples=num_samples, sample_shape=sample_shape
+        input_path,
+        output_path,
+        config,
+        calibration=source,
+        num_samples=num_samples,
+        sample_shape=sample_shape,
     )
 
 
@@ -161,7 +175,9 @@ def quantize_model(
     """
     config = plan.config if plan is not None else config or QuantConfig()
     output = check_output(path, output)
-    feeds = _open(path, calibration, num_samples, sample_shape, None if evaluation is not None else labels)
+    feeds = _open(
+        path, calibration, num_samples, sample_shape, None if evaluation is not None else labels
+    )
     judged = feeds if evaluation is None else _open(path, evaluation, None, sample_shape, labels)
     model = prepare(path, some(feeds))
     if plan is not None:
@@ -202,15 +218,27 @@ def finish(
     judged by a part held out, and what is written is then fitted to all.
     """
     asked, (plan, why) = plan, _storable(model, plan, contract)
-    stand_in = contract is not None and feeds is not None and judged is not None and judged.feeds_as(feeds)
+    stand_in = (
+        contract is not None and feeds is not None and judged is not None and judged.feeds_as(feeds)
+    )
     whole, apart = feeds, None
-    if stand_in and feeds is not None and not exact and len(feeds) >= 2 * HELD_OUT and _fits_samples(plan):
+    if (
+        stand_in
+        and feeds is not None
+        and not exact
+        and len(feeds) >= 2 * HELD_OUT
+        and _fits_samples(plan)
+    ):
         feeds, judged = apart = feeds.apart(HELD_OUT)
     if stats is not None:
         progress("measuring how inputs vary together")
     material = Material(model, feeds, stats).fitted(plan)
     if contract is not None and judged is None:
-        raise DataError("a contract needs samples to judge by", str(original), "Give evaluation or calibration data")
+        raise DataError(
+            "a contract needs samples to judge by",
+            str(original),
+            "Give evaluation or calibration data",
+        )
     float_size = model_info(original).size_bytes
     metric = contract.metric if contract is not None and ":" in contract.metric else None
     is_host = (plan.target == "arm64") == (host_target_name() == "arm64")
@@ -218,11 +246,16 @@ def finish(
     if judged is not None:
         if judged.labels is None and (contract is None or stand_in):
             judged = judged.spread(FEW)
-        bench = Bench(Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host)
+        bench = Bench(
+            Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host
+        )
     if exact and plan.equalized_db and (evened := material.evened(plan)):
         material = evened
     found = search(material, plan, bench, contract, exact=exact, progress=progress)
-    best, bench = replace(found.best, plan=_explained(found.best.plan, asked, why)), None  # and its sessions go
+    best, bench = (
+        replace(found.best, plan=_explained(found.best.plan, asked, why)),
+        None,
+    )  # and its sessions go
     if apart is not None:
         progress("fitting all samples")
         material = replace(found.material, feeds=whole).fitted(best.plan)
@@ -230,15 +263,25 @@ def finish(
         best = replace(best, model=material.settled(best) or best.model)
     model = found.material.model
     material, found = Material(model), replace(found, material=Material(model))  # statistics go too
-    harm = damage(model, best.model, judged.spread(DAMAGE_FEEDS)) if detailed and judged is not None else []
+    harm = (
+        damage(model, best.model, judged.spread(DAMAGE_FEEDS))
+        if detailed and judged is not None
+        else []
+    )
     layers = layer_rows(best, harm)
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower()}
     best.model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
     size = write_model(best.model, output)
-    part = f"the contract was judged by {len(judged)} samples held out of calibration" if apart and judged else ""
-    note = "; ".join(filter(None, [_note(found, stand_in and apart is None), part, *_idle_globs(model, plan)]))
+    part = (
+        f"the contract was judged by {len(judged)} samples held out of calibration"
+        if apart and judged
+        else ""
+    )
+    note = "; ".join(
+        filter(None, [_note(found, stand_in and apart is None), part, *_idle_globs(model, plan)])
+    )
     return QuantResult(str(output), size, float_size, best.plan.target, safe, found.verdict, found.reason, note,
                        best.plan, layers, found.trace)  # fmt: skip
 
@@ -258,12 +301,17 @@ def validate_model(
     """How right a quantized model is, whoever made it. Raises: QuantError."""
     feeds = _open(original, samples, num_samples, sample_shape, labels)
     assert feeds is not None
-    own = next((m for m in (metric, contract.metric if contract else None) if m is not None and ":" in m), None)
+    own = next(
+        (m for m in (metric, contract.metric if contract else None) if m is not None and ":" in m),
+        None,
+    )
     first, second = open_session(Path(original)), open_session(Path(quantized))
     _same_interface(first, second, quantized)
     names = [o.name for o in first.get_outputs()]
     try:
-        fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels, own)
+        fidelity = compare(
+            run_each(first, feeds), run_each(second, feeds), names, feeds.labels, own
+        )
         verdict, reason = judge(fidelity, contract) if contract else ("none", "no contract")
     except DataError as failure:
         if own is None or contract is None:
@@ -272,7 +320,13 @@ def validate_model(
         verdict, reason = "not_met", str(failure)
     few = feeds.spread(DAMAGE_FEEDS)
     costs = damage(prepare(original, some(feeds)), graph.load(quantized), few) if detailed else []
-    return Validation(fidelity, verdict, reason, saturating_nodes(Path(quantized)), [asdict(cost) for cost in costs])
+    return Validation(
+        fidelity,
+        verdict,
+        reason,
+        saturating_nodes(Path(quantized)),
+        [asdict(cost) for cost in costs],
+    )
 
 
 def benchmark_model(
@@ -298,10 +352,18 @@ def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> Quant
     Raises: RequestError if static is asked for without samples to measure ranges on.
     """
     if config.mode == "static" and not measured:
-        raise RequestError("is static, which needs calibration", "mode", "Give data, or mode dynamic or weight_only")
+        raise RequestError(
+            "is static, which needs calibration",
+            "mode",
+            "Give data, or mode dynamic or weight_only",
+        )
     plan = make_plan(model, config, find_target(config.target))
     if config.mode == "auto" and not measured:
-        wanted = {n.node: "dynamic" if RULES[n.op_type].dynamic else "float" for n in plan.nodes if n.weights}
+        wanted = {
+            n.node: "dynamic" if RULES[n.op_type].dynamic else "float"
+            for n in plan.nodes
+            if n.weights
+        }
         return make_plan(model, config, find_target(config.target), wanted)
     return plan
 
@@ -310,7 +372,9 @@ def check_output(path: str | Path, output: str | Path) -> Path:
     """The output path, once it can be written. Raises: RequestError if it is the input, or cannot be written."""
     path, output = Path(path), Path(output)
     if output.exists() and path.exists() and output.samefile(path):
-        raise RequestError("the output is the input, which is never changed", str(output), "Choose another output")
+        raise RequestError(
+            "the output is the input, which is never changed", str(output), "Choose another output"
+        )
     if output.is_dir():
         raise RequestError("is a folder", str(output), "Name a file, such as model_int8.onnx")
     try:
@@ -320,7 +384,11 @@ def check_output(path: str | Path, output: str | Path) -> Path:
             f"the folder cannot be made: {error.strerror}", str(output.parent), "Choose another"
         ) from error
     if not os.access(output.parent, os.W_OK):
-        raise RequestError("the folder cannot be written to", str(output.parent), "Choose another or change its rights")
+        raise RequestError(
+            "the folder cannot be written to",
+            str(output.parent),
+            "Choose another or change its rights",
+        )
     return output
 
 
@@ -335,7 +403,9 @@ def _storable(model: ir.Model, plan: QuantPlan, contract: Contract | None) -> tu
             raise_opset(model, OPSET_INT4)
         except ModelError as error:
             if contract is None:
-                raise ModelError(error.problem, four[0], f"{error.hint}, or ask for 8 bits, or a contract") from error
+                raise ModelError(
+                    error.problem, four[0], f"{error.hint}, or ask for 8 bits, or a contract"
+                ) from error
             return restored(model, plan, four, 8), error.problem
     return plan, "4 bits break the contract"
 
@@ -344,8 +414,15 @@ def _explained(plan: QuantPlan, asked: QuantPlan, why: str) -> QuantPlan:
     """The plan with the reason at each node that was to be in 4 bits and is not."""
     four = set(asked.in_four_bits)
     lifted = {n.node for n in plan.nodes if n.node in four and n.storage not in ("int4", "")}
-    reasons = {n.node: "; ".join(filter(None, (n.reason, f"{n.storage}: {why}"))) for n in plan.nodes}
-    return replace(plan, nodes=tuple(replace(n, reason=reasons[n.node]) if n.node in lifted else n for n in plan.nodes))
+    reasons = {
+        n.node: "; ".join(filter(None, (n.reason, f"{n.storage}: {why}"))) for n in plan.nodes
+    }
+    return replace(
+        plan,
+        nodes=tuple(
+            replace(n, reason=reasons[n.node]) if n.node in lifted else n for n in plan.nodes
+        ),
+    )
 
 
 def _fits_samples(plan: QuantPlan) -> bool:
@@ -358,14 +435,23 @@ def _note(found: Found, stand_in: bool) -> str:
     if stand_in:
         notes.append("the contract was judged by the samples that ranges were measured on")
     if (found.best.speedup or 1.0) < AS_FAST:
-        why = "nothing faster was found" if found.best.plan.config.mode == "auto" else "mode auto may find faster"
+        why = (
+            "nothing faster was found"
+            if found.best.plan.config.mode == "auto"
+            else "mode auto may find faster"
+        )
         notes.append(f"{found.best.speedup:.2f}x of float's speed: {why}")
     return "; ".join(filter(None, notes))
 
 
 def _idle_globs(model: ir.Model, plan: QuantPlan) -> list[str]:
     """The globs of the config that name nothing in the model."""
-    names = {name for g in graph.graphs_of(model) for n in g for name in (n.name, *(v.name for v in n.inputs if v))}
+    names = {
+        name
+        for g in graph.graphs_of(model)
+        for n in g
+        for name in (n.name, *(v.name for v in n.inputs if v))
+    }
     globs = {"exclude": plan.config.exclude, "layer_bits": plan.config.layer_bits}
     return [
         f"{key} {glob} matches no node and no weight"
@@ -382,13 +468,21 @@ def _check_plan(model: ir.Model, plan: QuantPlan, feeds: Samples | None) -> None
     planned = {n.node for n in plan.nodes} - {n.name for n in nodes}
     unknown = sorted(planned | ({*plan.activations, *plan.means, *plan.eased} - tensors))
     if unknown:
-        raise RequestError(f"is of another model: this one has no {unknown[0]}", "plan", "Plan this model anew")
+        raise RequestError(
+            f"is of another model: this one has no {unknown[0]}", "plan", "Plan this model anew"
+        )
     if plan.activations and feeds is None:
-        raise RequestError("has static nodes, which need calibration", "plan", "Give the data that they are to fit")
+        raise RequestError(
+            "has static nodes, which need calibration", "plan", "Give the data that they are to fit"
+        )
 
 
 def _open(
-    path: str | Path, source: Source | None, count: int | None, shape: Shape, labels: str | Path | None = None
+    path: str | Path,
+    source: Source | None,
+    count: int | None,
+    shape: Shape,
+    labels: str | Path | None = None,
 ) -> Samples | None:
     if source is None or isinstance(source, Samples):
         return source
@@ -406,5 +500,7 @@ def _same_interface(first: Any, second: Any, where: str | Path) -> None:
         a, b = ([v.name for v in getattr(s, f"get_{kind}")()] for s in (first, second))
         if a != b:
             raise ModelError(
-                f"has {kind} {', '.join(b)}, its original {', '.join(a)}", str(where), "Not the same model"
+                f"has {kind} {', '.join(b)}, its original {', '.join(a)}",
+                str(where),
+                "Not the same model",
             )

@@ -63,7 +63,9 @@ class QuantConfig:
         for glob, bits in self.layer_bits.items():
             one_of(f"layer_bits.{glob}", bits, LAYER_BITS)
         if not 50 < self.percentile <= 100:
-            raise RequestError(f"is {self.percentile}", "percentile", "Above 50 and at most 100, say 99.99")
+            raise RequestError(
+                f"is {self.percentile}", "percentile", "Above 50 and at most 100, say 99.99"
+            )
         if self.block_size not in (16, 32, 64, 128):
             raise RequestError(f"is {self.block_size}", "block_size", "One of 16, 32, 64, 128")
         if self.min_elements < 0:
@@ -104,7 +106,9 @@ class Contract:
         if self.max_drop is None and self.min is None:
             raise RequestError("promises nothing", "contract", "Set max_drop or min")
         if self.max_drop is not None and self.metric in ("agreement", "sqnr"):
-            raise RequestError(f"{self.metric} has no value for float itself", "contract.max_drop", "Set min")
+            raise RequestError(
+                f"{self.metric} has no value for float itself", "contract.max_drop", "Set min"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Contract:
@@ -124,7 +128,9 @@ def known_keys(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1)
             raise RequestError(
-                "unknown key", str(key), f"Did you mean {near[0]}?" if near else f"Known: {', '.join(names)}"
+                "unknown key",
+                str(key),
+                f"Did you mean {near[0]}?" if near else f"Known: {', '.join(names)}",
             )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
@@ -134,7 +140,9 @@ def one_of(key: str, value: object, allowed: tuple[object, ...], more: str = "")
     if value not in allowed or isinstance(value, bool):
         near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
         guess = f"Did you mean {near[0]}? " if near else ""
-        raise RequestError(f"is {value!r}", key, f"{guess}One of {', '.join(map(str, allowed))}{more}")
+        raise RequestError(
+            f"is {value!r}", key, f"{guess}One of {', '.join(map(str, allowed))}{more}"
+        )
 
 
 def check_fields(value: Any) -> None:
@@ -143,7 +151,9 @@ def check_fields(value: Any) -> None:
         got = getattr(value, name)
         options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if not any(_is_a(got, option) for option in options):
-            raise RequestError(f"is {got!r}", name, f"Must be {' or '.join(_spell(o) for o in options)}")
+            raise RequestError(
+                f"is {got!r}", name, f"Must be {' or '.join(_spell(o) for o in options)}"
+            )
 
 
 def _is_a(got: object, kind: Any) -> bool:
@@ -162,7 +172,13 @@ def _is_a(got: object, kind: Any) -> bool:
 
 
 def _spell(kind: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "absent"}.get(
+    return {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        type(None): "absent",
+    }.get(
         kind,
         "a list of texts"
         if get_args(kind)[:1] == (str,) and len(get_args(kind)) == 2 and get_args(kind)[1] is ...

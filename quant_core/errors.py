@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quant_core.plain import printable
+from quant_core.text import printable
 
 
 class QuantError(Exception):

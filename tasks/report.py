@@ -155,7 +155,9 @@ SCHEMAS = {name: pa.schema(list(columns.items())) for name, columns in TABLES.it
 
 
 @task(name="report", task_run_name="report {run_id}", cache_policy=NO_CACHE, persist_result=False)
-def report(run_id: str, folder: Path, tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Path]:
+def report(
+    run_id: str, folder: Path, tables: Mapping[str, Iterable[Mapping[str, Any]]]
+) -> list[Path]:
     """Write this run's rows of every table, replacing what an interrupted attempt left."""
     return [write_table(folder, name, run_id, rows) for name, rows in tables.items()]
 
@@ -168,7 +170,9 @@ def write_table(folder: Path, name: str, run_id: str, rows: Iterable[Mapping[str
         stray.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # readers pass over names that start with a dot
     with temporary.open("wb") as file:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMAS[name]), file, compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist(list(rows), schema=SCHEMAS[name]), file, compression="zstd"
+        )
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

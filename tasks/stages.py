@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from quant_core.power import NodePower, damage_of
+from quant_core.evaluate.power import NodePower, damage_of
 from tasks.workers import Workers, is_transient
 
 Job = Mapping[str, Any]  # a job of the manifest, as JSON
@@ -32,7 +32,12 @@ ONE_STAGE: dict[str, Any] = {
 @task(name="prepare", task_run_name="prepare {name}", **ONE_STAGE)
 def prepare(name: str, workers: Workers, job: Job, folder: Path) -> Run:
     """Read the model, fold what is constant, and decide what becomes of each node."""
-    request = {"model": job["input"], "folder": str(folder), "config": job["config"], "samples": job["calibration"]}
+    request = {
+        "model": job["input"],
+        "folder": str(folder),
+        "config": job["config"],
+        "samples": job["calibration"],
+    }
     return workers.run("prepare", job["input"], request)
 
 
@@ -48,7 +53,13 @@ def calibrate(name: str, workers: Workers, job: Job, folder: Path, outs: Sequenc
 
 @task(name="quantize", task_run_name="quantize {name}", **ONE_STAGE)
 def quantize(
-    name: str, workers: Workers, job: Job, folder: Path, stats: Sequence[str], output: Path, costs: Path
+    name: str,
+    workers: Workers,
+    job: Job,
+    folder: Path,
+    stats: Sequence[str],
+    output: Path,
+    costs: Path,
 ) -> Run:
     """Rewrite the model by its plan and its statistics, until its contract is met or nothing is left to try.
 
@@ -71,7 +82,9 @@ def quantize(
 
 
 @task(name="validate", task_run_name="validate {name}", **ONE_STAGE)
-def validate(name: str, workers: Workers, job: Job, quantized: Path, prepared: Path | None = None) -> Run:
+def validate(
+    name: str, workers: Workers, job: Job, quantized: Path, prepared: Path | None = None
+) -> Run:
     """Compare what both models answer, and hold that against the contract; tell what nodes cost if given `prepared`."""
     contract = job["contract"]
     request = {
@@ -86,16 +99,26 @@ def validate(name: str, workers: Workers, job: Job, quantized: Path, prepared: P
 
 
 @task(name="sensitivity", task_run_name="sensitivity {name}", **ONE_STAGE)
-def sensitivity(name: str, workers: Workers, job: Job, folder: Path, quantized: Path, shards: int) -> Run:
+def sensitivity(
+    name: str, workers: Workers, job: Job, folder: Path, quantized: Path, shards: int
+) -> Run:
     """What each node costs, where workers are idle enough to share the samples: `shards` ways."""
-    request = {"prepared": str(folder / "prepared.onnx"), "quantized": str(quantized), "samples": job["judged_by"]}
-    runs = workers.run_all("sensitivity", job["input"], [{**request, "shard": [k, shards]} for k in range(shards)])
+    request = {
+        "prepared": str(folder / "prepared.onnx"),
+        "quantized": str(quantized),
+        "samples": job["judged_by"],
+    }
+    runs = workers.run_all(
+        "sensitivity", job["input"], [{**request, "shard": [k, shards]} for k in range(shards)]
+    )
     parts = [[NodePower(**power) for power in run["result"]["powers"]] for run in runs]
     return _together({"damage": [asdict(row) for row in damage_of(parts)]}, runs)
 
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)
-def benchmark(name: str, workers: Workers, job: Job, quantized: Path, threads: int, seconds: float) -> Run:
+def benchmark(
+    name: str, workers: Workers, job: Job, quantized: Path, threads: int, seconds: float
+) -> Run:
     """Time the two models against each other, with the host to themselves."""
     request = {
         "model": job["input"],
@@ -109,7 +132,10 @@ def benchmark(name: str, workers: Workers, job: Job, quantized: Path, threads: i
 
 def _together(result: dict[str, Any], runs: Sequence[Run]) -> Run:
     """One answer of several shares."""
-    return {"result": result, **{key: max(run[key] for run in runs) for key in ("seconds", "peak_bytes")}}
+    return {
+        "result": result,
+        **{key: max(run[key] for run in runs) for key in ("seconds", "peak_bytes")},
+    }
 
 
 def _prepared(folder: Path) -> dict[str, str]:

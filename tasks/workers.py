@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant_core.child import STAGE_MODULE, InterruptedStage, NoRoom, lost_worker, run_stage
 from quant_core.errors import QuantError, StageError
+from quant_core.worker.child import STAGE_MODULE, InterruptedStage, NoRoom, lost_worker, run_stage
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -39,11 +39,18 @@ class Workers:
         marks: Path,
         module: str = STAGE_MODULE,
     ) -> None:
-        self.client, self.timeout_s, self.memory_bytes, self.marks = client, timeout_s, memory_bytes, marks
+        self.client, self.timeout_s, self.memory_bytes, self.marks = (
+            client,
+            timeout_s,
+            memory_bytes,
+            marks,
+        )
         self.module = module
         self.peaks: dict[tuple[str, str], int] = {}
 
-    def run(self, stage: str, model: str, request: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
+    def run(
+        self, stage: str, model: str, request: Mapping[str, Any], alone: bool = False
+    ) -> dict[str, Any]:
         """What `quant_core.child.run_stage` returns. Raises: as it does; InterruptedStage if the worker was lost."""
         return self.run_all(stage, model, [request], alone)[0]
 
@@ -52,7 +59,10 @@ class Workers:
     ) -> list[dict[str, Any]]:
         """One stage of a model several times, on as many workers as are free."""
         need = self.need(stage, model)
-        calls = [_Call(self, stage, {"request": dict(r), "need_bytes": need, "alone": alone}) for r in requests]
+        calls = [
+            _Call(self, stage, {"request": dict(r), "need_bytes": need, "alone": alone})
+            for r in requests
+        ]
         try:
             runs = [call.result() for call in calls]
             self.peaks[model, stage] = max(run["peak_bytes"] for run in runs)
@@ -105,7 +115,11 @@ class _Call:
                 self.future = self._submit()
             except (Exception, asyncio.CancelledError) as problem:
                 raise _told(problem, self.stage) from problem
-        raise StageError("every Dask worker died before it began", f"stage {self.stage}", "What else runs on them?")
+        raise StageError(
+            "every Dask worker died before it began",
+            f"stage {self.stage}",
+            "What else runs on them?",
+        )
 
     def end(self) -> None:
         if not self.future.done():  # type: ignore[no-untyped-call]
@@ -140,5 +154,11 @@ def _told(problem: BaseException, stage: str) -> StageError:
 
     where = f"stage {stage}"
     if isinstance(problem, (FutureCancelledError, asyncio.CancelledError, OSError, TimeoutError)):
-        return InterruptedStage("the Dask scheduler was lost", where, "Is the cluster still running?")
-    return StageError(f"{type(problem).__name__}: {problem}", where, "The worker failed, not the stage: same versions?")
+        return InterruptedStage(
+            "the Dask scheduler was lost", where, "Is the cluster still running?"
+        )
+    return StageError(
+        f"{type(problem).__name__}: {problem}",
+        where,
+        "The worker failed, not the stage: same versions?",
+    )

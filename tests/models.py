@@ -47,7 +47,10 @@ def one_graph(
 
 
 def sketch(
-    text: str, constants: Mapping[str, np.ndarray] | None = None, opset: int = 17, ir_version: int = 8
+    text: str,
+    constants: Mapping[str, np.ndarray] | None = None,
+    opset: int = 17,
+    ir_version: int = 8,
 ) -> onnx.ModelProto:
     """A model in ONNX's own text form, `(float[n, 3] x) => (float[n, 4] y) { y = MatMul(x, w) }`, with these constants.
 
@@ -56,9 +59,14 @@ def sketch(
     graph = parser.parse_graph(f"sketch {text}")
     _name_nodes(graph)
     given = (constants or {}).items()
-    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in given)
+    graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(array), name) for name, array in given
+    )
     domains = {node.domain for node in graph.node if node.domain}
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+    imports = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(domain, 1) for domain in sorted(domains)),
+    ]
     return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
 
 
@@ -74,10 +82,16 @@ def random_feed(model: onnx.ModelProto, seed: int = 0, n: int = 4) -> dict[str, 
     """Standard normal floats, or integers from 0 to 4, for every input; sizes that the model leaves open are `n`."""
     rng = np.random.default_rng(seed)
     constants = {tensor.name for tensor in model.graph.initializer}
-    return {i.name: _random(rng, i.type.tensor_type, n) for i in model.graph.input if i.name not in constants}
+    return {
+        i.name: _random(rng, i.type.tensor_type, n)
+        for i in model.graph.input
+        if i.name not in constants
+    }
 
 
 def _random(rng: np.random.Generator, type_: onnx.TypeProto.Tensor, n: int) -> np.ndarray:
     dtype = helper.tensor_dtype_to_np_dtype(type_.elem_type)
     shape = [d.dim_value or n for d in type_.shape.dim]
-    return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 5, shape)).astype(dtype)
+    return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 5, shape)).astype(
+        dtype
+    )

@@ -43,11 +43,13 @@ import onnxruntime as ort
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
-from quant_core.session import open_session
-from quant_core.targets import host_target_name
-from quant_core.timing import measure
+from quant_core.evaluate.timing import measure
+from quant_core.model.session import open_session
+from quant_core.plan.targets import host_target_name
 
-MEMORY_BYTES = 12 << 30  # one tool on one model; keeping every activation of every sample takes more
+MEMORY_BYTES = (
+    12 << 30
+)  # one tool on one model; keeping every activation of every sample takes more
 SECONDS = 1800
 NOISE = 0.03  # of a speed
 LUCK = {"sqnr_db": 0.5}  # differences of a value that say nothing
@@ -66,20 +68,26 @@ class Job:
 
 
 def by_quantmill(job: Job, **config: Any) -> None:
-    quantize_model(job.model, job.output, QuantConfig(target=job.target, **config), calibration=job.feeds)
+    quantize_model(
+        job.model, job.output, QuantConfig(target=job.target, **config), calibration=job.feeds
+    )
 
 
 def by_onnxruntime_static(job: Job, method: str = "MinMax", **options: Any) -> None:
     from onnxruntime.quantization import CalibrationMethod, quantize_static
 
     method = getattr(CalibrationMethod, method)
-    quantize_static(_processed(job), job.output, Reader(job.feeds), calibrate_method=method, **options)
+    quantize_static(
+        _processed(job), job.output, Reader(job.feeds), calibrate_method=method, **options
+    )
 
 
 def by_onnxruntime_dynamic(job: Job, **options: Any) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(_processed(job), job.output, per_channel=True, weight_type=QuantType.QInt8, **options)
+    quantize_dynamic(
+        _processed(job), job.output, per_channel=True, weight_type=QuantType.QInt8, **options
+    )
 
 
 def by_quantize_rs(job: Job, **options: Any) -> None:
@@ -94,7 +102,11 @@ def by_quantize_rs_calibrated(job: Job) -> None:
     feeds = [dict(np.load(path)) for path in sorted(job.feeds.glob("*.npz"))]
     if len(feeds[0]) > 1:
         raise ValueError("takes models with one input only")
-    model, data, fixed = onnx.load(job.modern), job.output.with_suffix(".npy"), job.output.with_suffix(".fixed")
+    model, data, fixed = (
+        onnx.load(job.modern),
+        job.output.with_suffix(".npy"),
+        job.output.with_suffix(".fixed"),
+    )
     ((name, first),) = feeds[0].items()
     np.save(data, np.concatenate([feed[name] for feed in feeds]))
     shape = next(i for i in model.graph.input if i.name == name).type.tensor_type.shape
@@ -102,7 +114,9 @@ def by_quantize_rs_calibrated(job: Job) -> None:
     for dim, size in zip(shape.dim, first.shape, strict=True):
         dim.dim_value = size  # it takes fixed shapes only, and evaluation has batches
     onnx.save(model, fixed)
-    quantize_rs.quantize_with_calibration(str(fixed), str(job.output), calibration_data=str(data), per_channel=True)
+    quantize_rs.quantize_with_calibration(
+        str(fixed), str(job.output), calibration_data=str(data), per_channel=True
+    )
     made = onnx.load(job.output)
     next(i for i in made.graph.input if i.name == name).type.tensor_type.shape.CopyFrom(free)
     del made.graph.value_info[:]
@@ -115,7 +129,11 @@ def _x86() -> dict[str, Any]:
     """What onnxruntime's documentation advises for x86."""
     from onnxruntime.quantization import QuantType
 
-    return {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+    return {
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+    }
 
 
 TOOLS: dict[str, Callable[[Job], None]] = {
@@ -145,10 +163,14 @@ class Reader:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--cases", type=lambda s: s.split(","), help="all that are stored")
-    parser.add_argument("--tools", type=lambda s: s.split(","), default=list(TOOLS), help=", ".join(TOOLS))
+    parser.add_argument(
+        "--tools", type=lambda s: s.split(","), default=list(TOOLS), help=", ".join(TOOLS)
+    )
     parser.add_argument("--target", default="auto", help="of quantmill's files")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples, at most")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per model")
@@ -169,7 +191,10 @@ def main() -> None:
                 row["tools"][tool] = cell = measured(zoo, case, tool, args, Path(scratch))
                 row["float"] = cell.get("fp32", row.get("float"))
                 took = time.monotonic() - started
-                print(f"{case.name} {tool}: {text(cell)}  [{took:.0f} s] {cell.get('error', '')}", file=sys.stderr)
+                print(
+                    f"{case.name} {tool}: {text(cell)}  [{took:.0f} s] {cell.get('error', '')}",
+                    file=sys.stderr,
+                )
                 if args.json:
                     args.json.write_text(json.dumps(results, indent=1))
     print(f"{processor()}, {host_target_name()}, onnxruntime {ort.__version__}\n")
@@ -177,7 +202,9 @@ def main() -> None:
     print(table_of_verdicts(results, args.cases))
 
 
-def measured(zoo: ModuleType, case: Any, tool: str, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def measured(
+    zoo: ModuleType, case: Any, tool: str, args: argparse.Namespace, scratch: Path
+) -> dict[str, Any]:
     """What one tool makes of one case: its file made, scored and timed; with an `error` as far as it came."""
     folder = args.keep / case.name if args.keep else scratch
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,13 +217,17 @@ def measured(zoo: ModuleType, case: Any, tool: str, args: argparse.Namespace, sc
     cell["size_ratio"] = job.output.stat().st_size / case.model.stat().st_size
     try:
         cell |= zoo.evaluate(case, job.output)
-        first, second = (open_session(path, threads=args.threads) for path in (case.model, job.output))
+        first, second = (
+            open_session(path, threads=args.threads) for path in (case.model, job.output)
+        )
         clock = time.thread_time if args.threads == 1 else time.perf_counter
         feed = zoo.load_calibration(case, 1)[0]
         cell["timing"] = measure(first, second, feed, seconds=args.seconds, clock=clock).to_dict()
         if args.emulate_avx2:
             cell["avx2"] = evaluate_emulated(zoo, case, job.output, args.zoo)
-    except Exception as problem:  # whatever a broken file makes onnxruntime raise is the result here
+    except (
+        Exception
+    ) as problem:  # whatever a broken file makes onnxruntime raise is the result here
         return cell | {"outcome": "!", "error": _line(problem)}
     return cell
 
@@ -256,7 +287,10 @@ def _processed(job: Job) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = job.output.with_suffix(".prepared")
-    for without_shapes in (False, True):  # "incomplete symbolic shape inference": users leave that out
+    for without_shapes in (
+        False,
+        True,
+    ):  # "incomplete symbolic shape inference": users leave that out
         try:
             quant_pre_process(job.modern, path, skip_symbolic_shape=without_shapes)
         except Exception:  # it raises whatever it likes
@@ -315,7 +349,11 @@ def text(cell: dict[str, Any] | None) -> str:
         return ""
     if cell["outcome"] != "ok":
         return str(cell["outcome"])
-    value, speed, sqnr = _short(cell["value"]), cell["timing"]["speedup"], _short(cell["sqnr_db"], 2)
+    value, speed, sqnr = (
+        _short(cell["value"]),
+        cell["timing"]["speedup"],
+        _short(cell["sqnr_db"], 2),
+    )
     told = f"{value} @{speed:.2f} / {sqnr} / {cell['size_ratio']:.2f}"
     if cell["flips_bad"] is not None:
         told += f", -{cell['flips_bad']} +{cell['flips_good']}"
@@ -326,7 +364,10 @@ def text(cell: dict[str, Any] | None) -> str:
 
 def table_of_verdicts(results: dict[str, Any], cases: list[str] | None = None) -> str:
     """Markdown: what quantmill loses, and which of onnxruntime's files are as good in all and better in one."""
-    lines = ["| case | loss in points | speed | as right or better and faster |", "|---|---|---|---|"]
+    lines = [
+        "| case | loss in points | speed | as right or better and faster |",
+        "|---|---|---|---|",
+    ]
     for name, row in results.items():
         own = row["tools"].get("quantmill")
         if own is None or (cases and name not in cases):
@@ -334,9 +375,17 @@ def table_of_verdicts(results: dict[str, Any], cases: list[str] | None = None) -
         if own["outcome"] != "ok":
             lines.append(f"| {name} | {own['outcome']} | {own['error']} | |")
             continue
-        loss = "-" if row["metric"] in ("sqnr_db", "agreement") else f"{100 * (own['fp32'] - own['value']):.2f}"
+        loss = (
+            "-"
+            if row["metric"] in ("sqnr_db", "agreement")
+            else f"{100 * (own['fp32'] - own['value']):.2f}"
+        )
         luck = LUCK.get(row["metric"], LUCK_OF_SHARES)
-        better = [tool for tool, cell in row["tools"].items() if tool.startswith("ort") and dominates(cell, own, luck)]
+        better = [
+            tool
+            for tool, cell in row["tools"].items()
+            if tool.startswith("ort") and dominates(cell, own, luck)
+        ]
         lines.append(f"| {name} | {loss} | {own['timing']['speedup']:.2f} | {', '.join(better)} |")
     return "\n".join(lines) + "\n"
 
@@ -345,7 +394,10 @@ def dominates(other: dict[str, Any], own: dict[str, Any], luck: float) -> bool:
     """Whether `other` is as right and clearly faster, or clearly righter and as fast."""
     if other["outcome"] != "ok":
         return False
-    ratio, more = other["timing"]["speedup"] / own["timing"]["speedup"], other["value"] - own["value"]
+    ratio, more = (
+        other["timing"]["speedup"] / own["timing"]["speedup"],
+        other["value"] - own["value"],
+    )
     return bool((more >= -luck and ratio > 1 + NOISE) or (more > luck and ratio > 1 - NOISE))
 
 
@@ -356,7 +408,9 @@ def _short(value: float | None, digits: int = 4) -> str:
 def processor() -> str:
     """Its name, as Linux reports it."""
     info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")
+    ]
     return names[0] if names else platform.machine()
 
 

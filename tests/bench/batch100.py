@@ -29,8 +29,14 @@ def model(seed: int) -> onnx.ModelProto:
         scale = np.float32(np.sqrt(2 / (9 * channels)))
         weights[f"w{k}"] = rng.standard_normal((WIDTH, channels, 3, 3), dtype=np.float32) * scale
         weights[f"b{k}"] = rng.standard_normal(WIDTH, dtype=np.float32) * np.float32(0.1)
-        shape = {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [2, 2] if k in (1, 3) else [1, 1]}
-        nodes.append(helper.make_node("Conv", [value, f"w{k}", f"b{k}"], [f"c{k}"], f"conv{k}", **shape))
+        shape = {
+            "kernel_shape": [3, 3],
+            "pads": [1] * 4,
+            "strides": [2, 2] if k in (1, 3) else [1, 1],
+        }
+        nodes.append(
+            helper.make_node("Conv", [value, f"w{k}", f"b{k}"], [f"c{k}"], f"conv{k}", **shape)
+        )
         nodes.append(helper.make_node("Relu", [f"c{k}"], [f"r{k}"], f"relu{k}"))
         value, channels = f"r{k}", WIDTH
     weights["head"] = rng.standard_normal((WIDTH, 10), dtype=np.float32)
@@ -45,11 +51,15 @@ def main(count: int) -> None:
         folder = Path(text)
         write_inputs(folder, count, 32)
         batch = {"input_dir": "models", "output_dir": "out"}
-        (folder / "m.yaml").write_text(yaml.safe_dump({"calibration": {"data": "data.npy"}, "batch": batch}))
+        (folder / "m.yaml").write_text(
+            yaml.safe_dump({"calibration": {"data": "data.npy"}, "batch": batch})
+        )
 
         for home in ("cold", "warm"):  # Prefect's database is new, then not
             start_up, seconds, failed = timed(folder, folder / "prefect")
-            print(f"{home}: start-up {start_up:.1f} s, {seconds / count:.2f} s a model, {failed} of {count} failed")
+            print(
+                f"{home}: start-up {start_up:.1f} s, {seconds / count:.2f} s a model, {failed} of {count} failed"
+            )
             if home == "cold":
                 stages(folder)
 
@@ -59,14 +69,25 @@ def write_inputs(folder: Path, count: int, samples: int) -> None:
     (folder / "models").mkdir()
     for seed in range(count):
         onnx.save(model(seed), folder / "models" / f"model{seed:03d}.onnx")
-    np.save(folder / "data.npy", np.random.default_rng(0).standard_normal((samples, 3, 16, 16), dtype=np.float32))
+    np.save(
+        folder / "data.npy",
+        np.random.default_rng(0).standard_normal((samples, 3, 16, 16), dtype=np.float32),
+    )
 
 
 def timed(folder: Path, home: Path) -> tuple[float, float, int]:
     """Seconds until the first stage could start, seconds from there to the end, failures."""
     environment = {**os.environ, "PREFECT_HOME": str(home)}
     environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json", "--force"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.batch",
+        str(folder / "m.yaml"),
+        "--format",
+        "json",
+        "--force",
+    ]
     begun = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None

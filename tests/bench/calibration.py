@@ -28,11 +28,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir import to_proto
 
 from quant_core.api import first_plan
+from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.observe import observe
-from quant_core.prepare import prepare
-from quant_core.samples import Samples, input_specs, open_samples
-from quant_core.session import open_session
+from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.model.prepare import prepare
+from quant_core.model.session import open_session
 
 Feed = dict[str, np.ndarray]
 
@@ -57,11 +57,20 @@ class Network:
         return name
 
     def conv(
-        self, x: str, n: int, out: int, kernel: int = 1, stride: int = 1, group: int = 1, relu: bool = True
+        self,
+        x: str,
+        n: int,
+        out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        group: int = 1,
+        relu: bool = True,
     ) -> str:
         pads, both = [kernel // 2] * 4, [stride] * 2
         inputs = (x, self.weight(out, n // group, kernel, kernel))
-        y = self.add("Conv", *inputs, kernel_shape=[kernel] * 2, strides=both, pads=pads, group=group)
+        y = self.add(
+            "Conv", *inputs, kernel_shape=[kernel] * 2, strides=both, pads=pads, group=group
+        )
         return self.add("Relu", y) if relu else y
 
     def save(self, x: str, channels: int, path: Path) -> Path:
@@ -71,7 +80,10 @@ class Network:
         given = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 224, 224])
         made = helper.make_tensor_value_info(y, TensorProto.FLOAT, ["N", 1000])
         graph = helper.make_graph(self.nodes, "network", [given], [made], self.weights)
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+            path,
+        )
         return path
 
 
@@ -93,10 +105,27 @@ def mobile(path: Path) -> Path:
 def residual(path: Path) -> Path:
     """Basic blocks as in ResNet-18."""
     net, n = Network(), 64
-    x = net.add("MaxPool", net.conv("image", 3, n, 7, 2), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    for out, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
+    x = net.add(
+        "MaxPool", net.conv("image", 3, n, 7, 2), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4
+    )
+    for out, stride in (
+        (64, 1),
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        (512, 1),
+    ):
         y = net.conv(net.conv(x, n, out, 3, stride), out, out, 3, relu=False)
-        x, n = net.add("Relu", net.add("Add", y, x if n == out else net.conv(x, n, out, 1, stride, relu=False))), out
+        x, n = (
+            net.add(
+                "Relu",
+                net.add("Add", y, x if n == out else net.conv(x, n, out, 1, stride, relu=False)),
+            ),
+            out,
+        )
     return net.save(x, n, path)
 
 
@@ -104,15 +133,21 @@ NETWORKS: dict[str, Callable[[Path], Path]] = {"mobile 224": mobile, "residual 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", help="as quantmill takes it; random samples without")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=lambda s: [int(n) for n in s.split(",")], default=[32, 512])
+    parser.add_argument(
+        "--memory", type=lambda s: [int(n) for n in s.split(",")], default=[32, 512]
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # only this many samples, and tell the memory
+    parser.add_argument(
+        "--peak", type=int, help=argparse.SUPPRESS
+    )  # only this many samples, and tell the memory
     args = parser.parse_args()
     if args.peak:
         observed(args.model, args.data, args.peak, args.threads)
@@ -120,7 +155,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         made = [(name, make(Path(folder, f"{name}.onnx"))) for name, make in NETWORKS.items()]
-        rows = [row(name, path, args) for name, path in ([(args.model.name, args.model)] if args.model else made)]
+        rows = [
+            row(name, path, args)
+            for name, path in ([(args.model.name, args.model)] if args.model else made)
+        ]
     few, many = args.memory
     print(f"| model | inference, ms a sample | wall | CPU | MB for {few} | for {many} | ratio |")
     print("|---" * 7 + "|")
@@ -145,7 +183,13 @@ def row(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     wall, cpu = np.median(ratios, axis=0)
     peaks = [peak_mb(path, args, n) for n in args.memory]
     ms = float(np.median(inference)) / len(samples) * 1e3
-    return {"model": name, "inference_ms": ms, "wall": float(wall), "cpu": float(cpu), "peak_mb": peaks}
+    return {
+        "model": name,
+        "inference_ms": ms,
+        "wall": float(wall),
+        "cpu": float(cpu),
+        "peak_mb": peaks,
+    }
 
 
 def feeds(path: Path, data: str | None, count: int) -> Samples:
@@ -169,7 +213,15 @@ def repeated(samples: Samples, count: int) -> Iterator[Any]:
 
 def peak_mb(path: Path, args: argparse.Namespace, count: int) -> float:
     """Of a fresh process that calibrates on so many samples."""
-    command = [sys.executable, "-m", "tests.bench.calibration", "--model", str(path), "--peak", str(count)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.calibration",
+        "--model",
+        str(path),
+        "--peak",
+        str(count),
+    ]
     command += ["--threads", str(args.threads), *(["--data", args.data] if args.data else [])]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

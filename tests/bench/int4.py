@@ -27,13 +27,19 @@ from typing import Any
 import numpy as np
 import onnx
 
-from quant_core.session import open_session
-from quant_core.timing import measure
+from quant_core.evaluate.timing import measure
+from quant_core.model.session import open_session
 from tests.bench.accuracy import Job, by_quantize_rs, by_quantmill, feeds_of, load_zoo, modern
 from tests.bench.size import WIDTHS
 
 INT8 = "quantmill int8 static"
-CASES = ["crepe_tiny", "efficientnet_lite0", "magika_v3_3", "minilm_movie_sentiment", "mnist_resnet"]
+CASES = [
+    "crepe_tiny",
+    "efficientnet_lite0",
+    "magika_v3_3",
+    "minilm_movie_sentiment",
+    "mnist_resnet",
+]
 LOADS = 5
 
 
@@ -58,14 +64,29 @@ TOOLS: dict[str, Callable[[Job], None]] = {
     "quantize-rs int4": partial(by_quantize_rs, bits=4, native_int4=True),
     "onnxruntime MatMulNBits": by_onnxruntime_matmul,
 }
-COLUMNS = ("seconds", "agreement", "value", "flips", "sqnr_db", "file", "constants", "float x", "int8 x", "load")
+COLUMNS = (
+    "seconds",
+    "agreement",
+    "value",
+    "flips",
+    "sqnr_db",
+    "file",
+    "constants",
+    "float x",
+    "int8 x",
+    "load",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--cases", type=lambda s: s.split(","), default=CASES)
-    parser.add_argument("--tools", type=lambda s: s.split(","), default=list(TOOLS), help=", ".join(TOOLS))
+    parser.add_argument(
+        "--tools", type=lambda s: s.split(","), default=list(TOOLS), help=", ".join(TOOLS)
+    )
     parser.add_argument("--target", default="auto")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -82,7 +103,13 @@ def main() -> None:
                 rows.append(row(zoo, case, tool, args, Path(scratch)))
                 cells = (rows[-1].get(c, "") for c in COLUMNS)
                 told = [f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells]
-                print(f"| {case.name} | {tool} |", " | ".join(told), "|", rows[-1].get("error", ""), flush=True)
+                print(
+                    f"| {case.name} | {tool} |",
+                    " | ".join(told),
+                    "|",
+                    rows[-1].get("error", ""),
+                    flush=True,
+                )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 
@@ -98,14 +125,22 @@ def row(zoo: Any, case: Any, tool: str, args: argparse.Namespace, scratch: Path)
         scores = zoo.evaluate(case, made)
         feed = zoo.load_calibration(case, 1)[0]
         found |= {k: scores[k] for k in ("agreement", "value", "sqnr_db")}
-        found["flips"] = f"-{scores['flips_bad']} +{scores['flips_good']}" if scores["flips_bad"] is not None else ""
+        found["flips"] = (
+            f"-{scores['flips_bad']} +{scores['flips_good']}"
+            if scores["flips_bad"] is not None
+            else ""
+        )
         found["file"] = case.model.stat().st_size / made.stat().st_size
         found["constants"] = constants(case.model)[0] / constants(made)[0]
         found["float x"] = faster(case.model, made, feed, args.seconds)
         rival = scratch / f"{INT8.replace(' ', '_')}.onnx"
         found["int8 x"] = faster(rival, made, feed, args.seconds) if rival.exists() else ""
-        found["load"] = 1e9 * (load_seconds(made) - load_seconds(case.model)) / constants(case.model)[1]
-    except BaseException as problem:  # whatever a tool raises is its result; a Rust panic is no Exception
+        found["load"] = (
+            1e9 * (load_seconds(made) - load_seconds(case.model)) / constants(case.model)[1]
+        )
+    except (
+        BaseException
+    ) as problem:  # whatever a tool raises is its result; a Rust panic is no Exception
         if isinstance(problem, KeyboardInterrupt):
             raise
         found["error"] = f"{type(problem).__name__}: {str(problem).strip()[:120]}"
@@ -133,7 +168,9 @@ def constants(path: Path) -> tuple[int, int]:
     tensors = [*onnx.load(path).graph.initializer]
     sizes = [int(np.prod(t.dims)) for t in tensors]
     kinds = [onnx.TensorProto.DataType.Name(t.data_type).lower() for t in tensors]
-    return sum(-(-WIDTHS.get(k, 64) * n // 8) for k, n in zip(kinds, sizes, strict=True)), sum(sizes)
+    return sum(-(-WIDTHS.get(k, 64) * n // 8) for k, n in zip(kinds, sizes, strict=True)), sum(
+        sizes
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import onnx
 import pyarrow.dataset
 import yaml
 
-from flows.digests import file_digest
+from flows.batch.digests import file_digest
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +47,17 @@ def make_models(folder: Path, models: int) -> None:
     (folder / "models").mkdir(parents=True)
     for seed in range(models):
         onnx.save(tiny_cnn(seed=seed), folder / "models" / f"m{seed:02d}.onnx")
-    np.save(folder / "data.npy", np.random.default_rng(0).standard_normal((16, 3, 8, 8), dtype=np.float32))
+    np.save(
+        folder / "data.npy",
+        np.random.default_rng(0).standard_normal((16, 3, 8, 8), dtype=np.float32),
+    )
     for path in folder.rglob("*"):
         os.utime(path, (1e9, 1e9))  # settled
-    said = {"mode": "weight_only", "calibration": {"data": "data.npy"}, "benchmark": {"seconds": 0.02}}
+    said = {
+        "mode": "weight_only",
+        "calibration": {"data": "data.npy"},
+        "benchmark": {"seconds": 0.02},
+    }
     said |= {"batch": {"input_dir": "models", "output_dir": "out", "jobs": 2}}
     (folder / "m.yaml").write_text(yaml.safe_dump(said))
 
@@ -67,7 +74,9 @@ def run(folder: Path) -> float:
     process = start(folder)
     assert process.stdout is not None
     lines = [(time.monotonic(), line) for line in process.stdout]
-    assert process.wait() == 0, f"exit code {process.returncode}:\n" + "".join(line for _, line in lines)
+    assert process.wait() == 0, f"exit code {process.returncode}:\n" + "".join(
+        line for _, line in lines
+    )
     times = [at for at, line in lines if '"started"' in line or '"finished"' in line]
     return times[-1] - times[0]
 
@@ -92,7 +101,9 @@ def kill_at(folder: Path, after: float) -> bool:
 
 def is_over(folder: Path) -> bool:
     """Whether its batch came to its end before the kill came: a new one would only skip."""
-    lines = (folder / "out" / ".quantmill" / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (folder / "out" / ".quantmill" / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     return any('"event":"end"' in line for line in lines)
 
 
@@ -104,22 +115,34 @@ def state(folder: Path) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name in ("runs", "models", "layers", "timings"):
         rows = pyarrow.dataset.dataset(out / "reports" / name).to_table().to_pylist()
-        mine = [{k: v for k, v in row.items() if k not in VARYING} for row in rows if row["run_id"] == last]
+        mine = [
+            {k: v for k, v in row.items() if k not in VARYING}
+            for row in rows
+            if row["run_id"] == last
+        ]
         tables[name] = json.loads(json.dumps(mine, default=str).replace(str(folder), ""))
     files = [path for path in out.rglob("*") if path.is_file()]
-    kept = {str(path.relative_to(out)): file_digest(path) for path in files if path.suffix == ".onnx"}
-    others = sorted(str(path.relative_to(out)).replace(last, "RUN") for path in files if path.suffix != ".onnx")
+    kept = {
+        str(path.relative_to(out)): file_digest(path) for path in files if path.suffix == ".onnx"
+    }
+    others = sorted(
+        str(path.relative_to(out)).replace(last, "RUN") for path in files if path.suffix != ".onnx"
+    )
     return {"tables": tables, "files": kept, "others": others, "runs": len(runs)}
 
 
-def storm(work: Path, kills: int, models: int, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any], int]:
+def storm(
+    work: Path, kills: int, models: int, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, Any], int]:
     """The state after so many kills and one full run, the undisturbed one, and how many kills hit a batch at work.
 
     A batch that was done before it was killed starts again from nothing: its next run would only skip.
     """
     make_models(work / "calm", models)
     seconds = run(work / "calm")
-    shutil.copytree(work / "calm", work / "storm", ignore=shutil.ignore_patterns("out"), symlinks=True)
+    shutil.copytree(
+        work / "calm", work / "storm", ignore=shutil.ignore_patterns("out"), symlinks=True
+    )
     chance, hits = random.Random(seed), 0
     for _ in range(3 * kills):
         killed = kill_at(work / "storm", chance.uniform(0, seconds))
@@ -139,7 +162,9 @@ def main(kills: int, models: int) -> int:
         after, calm, hits = storm(Path(folder), kills, models)
         same = {key: after[key] == calm[key] for key in ("tables", "files")}
         stray = set(after["others"]) - set(calm["others"])
-        print(f"{kills} kills, {hits} of them at work, {models} models, {time.monotonic() - begun:.0f} s")
+        print(
+            f"{kills} kills, {hits} of them at work, {models} models, {time.monotonic() - begun:.0f} s"
+        )
         print(
             f"rows the same: {same['tables']}, models the same: {same['files']}, stray files: {sorted(stray) or 'none'}"
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 import duckdb
 import yaml
 
-from flows.digests import file_digest
+from flows.batch.digests import file_digest
 from tests.bench.batch100 import write_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,15 @@ def main(count: int) -> int:
             with cluster(workers) as address:
                 seconds[workers], made[workers] = timed(folder, f"out{workers}", address)
             timings = f"{folder}/out{workers}/reports/timings/*.parquet"
-            query = f"select stage, sum(seconds) from read_parquet('{timings}') group by 1 order by 1"
-            stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in duckdb.sql(query).fetchall())
-            print(f"{workers} workers: {seconds[workers]:.1f} s, x {seconds[1] / seconds[workers]:.2f} ({stages})")
+            query = (
+                f"select stage, sum(seconds) from read_parquet('{timings}') group by 1 order by 1"
+            )
+            stages = ", ".join(
+                f"{stage} {spent:.1f}" for stage, spent in duckdb.sql(query).fetchall()
+            )
+            print(
+                f"{workers} workers: {seconds[workers]:.1f} s, x {seconds[1] / seconds[workers]:.2f} ({stages})"
+            )
     same = made[1] == made[2] == made[4]
     print(f"{count} models, the same to the last byte: {same}")
     return int(not same)
@@ -48,11 +54,25 @@ def main(count: int) -> int:
 def timed(folder: Path, out: str, address: str) -> tuple[float, dict[str, str]]:
     """Seconds from the first stage to the end, and each model's digest. Nothing here depends on a timing."""
     said = {"mode": "weight_only", "bits": 4, "weight_method": "gptq", "benchmark": {"seconds": 0}}
-    said |= {"calibration": {"data": "data.npy"}, "batch": {"input_dir": "models", "output_dir": out}}
+    said |= {
+        "calibration": {"data": "data.npy"},
+        "batch": {"input_dir": "models", "output_dir": out},
+    }
     (folder / "m.yaml").write_text(yaml.safe_dump(said))
-    command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json", "--scheduler", address]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.batch.run",
+        str(folder / "m.yaml"),
+        "--format",
+        "json",
+        "--scheduler",
+        address,
+    ]
     environment = {**ENVIRONMENT, "PREFECT_HOME": str(folder / "prefect")}
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             event = json.loads(line)
@@ -71,7 +91,17 @@ def cluster(workers: int) -> Iterator[str]:
         port = listener.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
     scheduler = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-    worker = ["worker", address, "--nworkers", str(workers), "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
+    worker = [
+        "worker",
+        address,
+        "--nworkers",
+        str(workers),
+        "--nthreads",
+        "1",
+        "--no-dashboard",
+        "--host",
+        "127.0.0.1",
+    ]
     with contextlib.ExitStack() as stack:
         for command in (scheduler, worker):
             process = subprocess.Popen(

@@ -21,19 +21,30 @@ import onnx_ir as ir
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
-from quant_core.prepare import prepare
-from quant_core.rules import RULES
+from quant_core.model.prepare import prepare
+from quant_core.plan.operators import RULES
 from tests.bench.accuracy import feeds_of, load_zoo
 
 WIDTHS = {"float": 32, "bfloat16": 16, "float16": 16, "int64": 64, "int32": 32, "int16": 16, "int8": 8, "uint8": 8,
           "int4": 4, "uint4": 4}  # fmt: skip
-PASSING = ("Cast", "Mul", "Reshape", "Transpose", "DequantizeLinear", "Gather")  # between stored integers and operator
+PASSING = (
+    "Cast",
+    "Mul",
+    "Reshape",
+    "Transpose",
+    "DequantizeLinear",
+    "Gather",
+)  # between stored integers and operator
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--zoo", type=Path, required=True)
-    parser.add_argument("--cases", type=lambda s: s.split(","), default=["efficientnet_lite0", "mnist_resnet"])
+    parser.add_argument(
+        "--cases", type=lambda s: s.split(","), default=["efficientnet_lite0", "mnist_resnet"]
+    )
     parser.add_argument("--target", default="auto")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--json", type=Path)
@@ -42,10 +53,14 @@ def main() -> None:
     for case in zoo.cases(args.zoo):
         if case.name in args.cases and case.model.exists():
             rows += [row(zoo, case, bits, args) for bits in (8, 4, 44)]
-    print("| case | bits | weights, float bytes | quantized | ratio | file, float | quantized | ratio | rest of it |")
+    print(
+        "| case | bits | weights, float bytes | quantized | ratio | file, float | quantized | ratio | rest of it |"
+    )
     print("|---" * 9 + "|")
     for r in rows:
-        weights = f"{r['weights_float']} | {r['weights']} | {r['weights_float'] / r['weights']:.2f}x"
+        weights = (
+            f"{r['weights_float']} | {r['weights']} | {r['weights_float'] / r['weights']:.2f}x"
+        )
         files = f"{r['file_float']} | {r['file']} | {r['file_float'] / r['file']:.2f}x"
         rest = ", ".join(f"{size} {name}" for name, size in r["rest"].items())
         print(f"| {r['case']} | {r['bits']} | {weights} | {files} | {rest} |")
@@ -57,11 +72,19 @@ def row(zoo: Any, case: Any, bits: int, args: argparse.Namespace) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         feeds = feeds_of(zoo, case, args.samples, Path(folder))
         path = Path(folder, "quantized.onnx")
-        by_name = {"*": 4} if bits == 44 else {}  # also what is too narrow for 4 bits to be worth its error
-        config = QuantConfig(bits=8 if bits == 8 else 4, mode="static", target=args.target, layer_bits=by_name)
+        by_name = (
+            {"*": 4} if bits == 44 else {}
+        )  # also what is too narrow for 4 bits to be worth its error
+        config = QuantConfig(
+            bits=8 if bits == 8 else 4, mode="static", target=args.target, layer_bits=by_name
+        )
         result = quantize_model(case.model, path, config, calibration=feeds)
         model = onnx.load(path)
-        replaced = {layer["node"] for layer in result.layers if layer["storage"] != "float32" and layer["weight"]}
+        replaced = {
+            layer["node"]
+            for layer in result.layers
+            if layer["storage"] != "float32" and layer["weight"]
+        }
         before = weights_of(ir.to_proto(prepare(case.model)), replaced)
         after = weights_of(model, replaced)
         return {
@@ -79,7 +102,11 @@ def weights_of(model: onnx.ModelProto, nodes: set[str]) -> dict[str, int]:
     for node in model.graph.node:
         if node.name in nodes:
             for position in RULES[node.op_type].weights:
-                found |= {name: sizes[name] for name in constants_behind(node.input[position], makers) if name in sizes}
+                found |= {
+                    name: sizes[name]
+                    for name in constants_behind(node.input[position], makers)
+                    if name in sizes
+                }
     return found
 
 

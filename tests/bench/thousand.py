@@ -26,22 +26,32 @@ def main(count: int) -> int:
         (folder / "models").mkdir()
         for seed in range(count):
             onnx.save(tiny_cnn(seed=seed), folder / "models" / f"m{seed:05d}.onnx")
-        said = {"mode": "weight_only", "benchmark": {"seconds": 0}, "evaluation": {"data": "random", "num_samples": 2}}
+        said = {
+            "mode": "weight_only",
+            "benchmark": {"seconds": 0},
+            "evaluation": {"data": "random", "num_samples": 2},
+        }
         said |= {"batch": {"input_dir": "models", "output_dir": "out"}}
         (folder / "m.yaml").write_text(yaml.safe_dump(said))
         time.sleep(1.1)  # until the last model has settled
         seconds, workers, peak_mb, cpu_s = timed(folder)
         timings = f"{folder}/out/reports/timings/*.parquet"
-        stages, runs = duckdb.sql(f"select sum(seconds), count(*) from read_parquet('{timings}')").fetchall()[0]
+        stages, runs = duckdb.sql(
+            f"select sum(seconds), count(*) from read_parquet('{timings}')"
+        ).fetchall()[0]
         journal = (folder / "out" / ".quantmill" / "journal.jsonl").stat().st_size
         database = sum(path.stat().st_size for path in (folder / "prefect").glob("prefect.db*"))
         overhead_ms = 1000 * (seconds - stages / workers) / count
-        print(f"{count} models, {runs} stages, {workers} workers: {seconds:.1f} s, stages {stages / workers:.1f} s")
+        print(
+            f"{count} models, {runs} stages, {workers} workers: {seconds:.1f} s, stages {stages / workers:.1f} s"
+        )
         print(
             f"a model: overhead {overhead_ms:.1f} ms (at most {MOST_MS}), coordinator CPU {1000 * cpu_s / count:.1f} ms"
         )
         print(f"coordinator's peak {peak_mb:.0f} MB (at most {MOST_MB})")
-        print(f"a model: {journal / count:.0f} bytes of journal, {database / count:.0f} of Prefect's database")
+        print(
+            f"a model: {journal / count:.0f} bytes of journal, {database / count:.0f} of Prefect's database"
+        )
         return int(overhead_ms > MOST_MS or peak_mb > MOST_MB)
 
 
@@ -50,7 +60,9 @@ def timed(folder: Path) -> tuple[float, int, float, float]:
     environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
     for line in process.stdout:
         event = json.loads(line)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from quant_core.session import optimized_graph
+from quant_core.model.session import optimized_graph
 from tests.models import sketch
 
 # Placing and layout are no arithmetic: Q and DQ at the borders, Transposes around NHWC kernels, copies of scales.
@@ -33,7 +33,9 @@ def weight_of(shape: tuple[int, ...], axis: int, dtype: type = np.int8) -> dict[
     channels = shape[axis]
     ones = np.ones(channels, np.float32)
     return {
-        "w": np.random.default_rng(0).integers(0 if dtype is np.uint8 else -60, 60, shape).astype(dtype),
+        "w": np.random.default_rng(0)
+        .integers(0 if dtype is np.uint8 else -60, 60, shape)
+        .astype(dtype),
         "ws": W_SCALE * ones,
         "wz": np.zeros(channels, dtype),
         "b": np.arange(channels, dtype=np.int32),
@@ -52,7 +54,9 @@ def kernels(
     borders: bool = False,
 ) -> list[str]:
     """The operators that compute y from x once onnxruntime has optimized the model, in order."""
-    model = sketch(f"({x}) => (float y) {{ {body} }}", ACTIVATIONS | dict(constants), opset, ir_version=10)
+    model = sketch(
+        f"({x}) => (float y) {{ {body} }}", ACTIVATIONS | dict(constants), opset, ir_version=10
+    )
     model.graph.output[0].type.tensor_type.ClearField("shape")
     ran = [node.op_type for node in optimized_graph(model.SerializeToString()).graph.node]
     return ran if borders else [op for op in ran if op not in BORDERS]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quant_core.targets import TARGETS, host_target_name
+from quant_core.plan.targets import TARGETS, host_target_name
 from tests.facts.patterns import kernels, pair, weight_of
 
 CONV_WEIGHT = weight_of((4, 4, 3, 3), 0)
-DEQUANTIZED = "wd = DequantizeLinear<axis = 0>(w, ws, wz) bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
+DEQUANTIZED = (
+    "wd = DequantizeLinear<axis = 0>(w, ws, wz) bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
+)
 QUANTIZED_CONV = pair("x", "a") + DEQUANTIZED + "c = Conv(a, wd, bd)\n"
 
 
@@ -36,7 +38,9 @@ def test_every_kind_of_conv_fuses(weight, group, x):
     assert kernels(body, weight_of(weight, 0), x) == ["QLinearConv"]
 
 
-@pytest.mark.parametrize("inputs", ["a, wd", "a, wd, float_bias", "a, wd, bd"], ids=["none", "float", "int32"])
+@pytest.mark.parametrize(
+    "inputs", ["a, wd", "a, wd, float_bias", "a, wd, bd"], ids=["none", "float", "int32"]
+)
 def test_a_conv_bias_may_be_absent_float_or_int32(inputs):
     body = pair("x", "a") + DEQUANTIZED + f"c = Conv({inputs})\n" + pair("c", "y")
 
@@ -123,7 +127,9 @@ MATMUL = pair("x", "a") + "wd = DequantizeLinear<axis = 1>(w, ws, wz)\n"
 def test_matmul_with_an_output_pair_requantizes_and_without_one_it_does_not(x):
     constants = weight_of((4, 6), 1)
 
-    assert kernels(MATMUL + "c = MatMul(a, wd)\n" + pair("c", "y"), constants, x) == ["QLinearMatMul"]
+    assert kernels(MATMUL + "c = MatMul(a, wd)\n" + pair("c", "y"), constants, x) == [
+        "QLinearMatMul"
+    ]
     assert kernels(MATMUL + "y = MatMul(a, wd)\n", constants, x) == ["MatMulIntegerToFloat"]
 
 
@@ -133,8 +139,10 @@ def test_matmul_with_an_output_pair_requantizes_and_without_one_it_does_not(x):
 def test_gemm_needs_an_output_pair_only_beside_a_float_bias(trans_b, bias, requantized):
     shape, axis = ((6, 4), 0) if trans_b else ((4, 6), 1)
     body = (
-        pair("x", "a") + f"wd = DequantizeLinear<axis = {axis}>(w, ws, wz) bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
-        f"c = Gemm<transB = {trans_b}>(a, wd{bias})\n" + (pair("c", "y") if requantized else "y = Identity(c)")
+        pair("x", "a")
+        + f"wd = DequantizeLinear<axis = {axis}>(w, ws, wz) bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
+        f"c = Gemm<transB = {trans_b}>(a, wd{bias})\n"
+        + (pair("c", "y") if requantized else "y = Identity(c)")
     )
 
     fused = requantized or bias != ", float_bias"
@@ -155,7 +163,9 @@ def test_dynamic_quantization_of_matmul_is_one_kernel():
     assert kernels(added, weight_of((4, 6), 1), "float[n,4] x") == ["DynamicQuantizeMatMul"]
 
 
-@pytest.mark.skipif(TARGETS[host_target_name()].activation_signed, reason="int8 activations are right on ARM")
+@pytest.mark.skipif(
+    TARGETS[host_target_name()].activation_signed, reason="int8 activations are right on ARM"
+)
 def test_a_residual_block_fuses_with_uint8_activations_and_not_with_int8_ones():
     same = "Conv<pads = [1, 1, 1, 1]>"
     body = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quant_core.rules import RULES
+from quant_core.plan.operators import RULES
 from tests.facts.patterns import kernels, pair
 
 POOL = "kernel_shape = [2, 2]"
@@ -31,15 +31,28 @@ CONSTANTS = {
 }  # fmt: skip
 
 
-def between_pairs(expression: str, opset: int = 17, *, scale: str = "s", zero: str = "z", x: str = "float[1,4,8,8] x"):
-    constant = "k = DequantizeLinear(k_q, s, z)\n" if "k" in expression.partition("(")[2].replace("kernel", "") else ""
+def between_pairs(
+    expression: str,
+    opset: int = 17,
+    *,
+    scale: str = "s",
+    zero: str = "z",
+    x: str = "float[1,4,8,8] x",
+):
+    constant = (
+        "k = DequantizeLinear(k_q, s, z)\n"
+        if "k" in expression.partition("(")[2].replace("kernel", "")
+        else ""
+    )
     body = pair("x", "a") + constant + f"b = {expression}\n" + pair("b", "y", scale, zero)
     ran = kernels(body, CONSTANTS, x, opset, borders=True)
     return ran[1:-1] if (ran[0], ran[-1]) == ("QuantizeLinear", "DequantizeLinear") else ran
 
 
 def test_every_rule_has_its_fact():
-    assert EXPRESSIONS.keys() == {op for op, rule in RULES.items() if rule.kind in ("elementwise", "moves")}
+    assert EXPRESSIONS.keys() == {
+        op for op, rule in RULES.items() if rule.kind in ("elementwise", "moves")
+    }
 
 
 @pytest.mark.parametrize("op", [op for op, rule in RULES.items() if rule.kind == "elementwise"])
@@ -47,7 +60,9 @@ def test_what_the_rules_call_elementwise_has_a_qlinear_kernel(op):
     for opset in OPSETS:
         for expression in EXPRESSIONS[op]:
             assert between_pairs(expression, opset) == [f"QLinear{op}"], (expression, opset)
-            assert between_pairs(expression, opset, scale="unit_scale", zero="z0") == [f"QLinear{op}"]
+            assert between_pairs(expression, opset, scale="unit_scale", zero="z0") == [
+                f"QLinear{op}"
+            ]
 
 
 @pytest.mark.parametrize("op", [op for op, rule in RULES.items() if rule.kind == "moves"])
@@ -58,11 +73,15 @@ def test_what_the_rules_call_moving_runs_on_8_bit_data_that_keeps_its_parameters
 
 
 @pytest.mark.parametrize("op", ["AveragePool", "GlobalAveragePool", "MaxPool"])
-@pytest.mark.parametrize(("shape", "kernel"), [("1,4,8", "2"), ("1,4,8,8,8", "2, 2, 2")], ids=["1-D", "3-D"])
+@pytest.mark.parametrize(
+    ("shape", "kernel"), [("1,4,8", "2"), ("1,4,8,8,8", "2, 2, 2")], ids=["1-D", "3-D"]
+)
 def test_pools_of_any_rank_run_in_8_bits(op, shape, kernel):
     expression = f"{op}<kernel_shape = [{kernel}]>(a)" if op != "GlobalAveragePool" else f"{op}(a)"
 
-    assert between_pairs(expression, x=f"float[{shape}] x") == [op if op == "MaxPool" else f"QLinear{op}"]
+    assert between_pairs(expression, x=f"float[{shape}] x") == [
+        op if op == "MaxPool" else f"QLinear{op}"
+    ]
 
 
 @pytest.mark.parametrize("op", ["Tanh", "Erf", "Exp", "Relu", "HardSigmoid"])

@@ -7,13 +7,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.graph import normalize
-from quant_core.observe import observe
-from quant_core.plan import make_plan
-from quant_core.rewrite import SHORT_BIAS, apply_plan
-from quant_core.session import open_session, optimized_graph
-from quant_core.targets import TARGETS
+from quant_core.model.graph import normalize
+from quant_core.model.session import open_session, optimized_graph
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.rewrite.apply import SHORT_BIAS, apply_plan
 from tests.models import random_feed, sketch
 
 RNG = np.random.default_rng(0)
@@ -21,7 +21,9 @@ CONV = "(float[n,64,6,6] x) => (float[n,96,4,4] y) { y = Conv(x, w, b) }"
 GEMM = "(float[n,64] x) => (float[n,96] y) { y = Gemm<transB = 1>(x, w, b) }"
 
 
-def quantized(text: str, weight: np.ndarray, bias: np.ndarray) -> tuple[onnx.ModelProto, onnx.ModelProto, dict]:
+def quantized(
+    text: str, weight: np.ndarray, bias: np.ndarray
+) -> tuple[onnx.ModelProto, onnx.ModelProto, dict]:
     """A model, what it becomes from 4 bits, and a feed."""
     proto = sketch(text, {"w": weight, "b": bias})
     config = QuantConfig(bits=4, mode="static", layer_bits={"*": 4})
@@ -35,14 +37,21 @@ def quantized(text: str, weight: np.ndarray, bias: np.ndarray) -> tuple[onnx.Mod
     ("text", "shape", "kernel"), [(CONV, (96, 64, 3, 3), "QLinearConv"), (GEMM, (96, 64), "QGemm")]
 )
 def test_only_the_integer_kernel_is_left_once_loaded(text, shape, kernel):
-    _, made, _ = quantized(text, RNG.standard_normal(shape, np.float32), RNG.standard_normal(96).astype(np.float32))
+    _, made, _ = quantized(
+        text, RNG.standard_normal(shape, np.float32), RNG.standard_normal(96).astype(np.float32)
+    )
 
     loaded = [n.op_type for n in optimized_graph(made.SerializeToString()).graph.node]
 
     stored = {t.data_type for t in made.graph.initializer}
     assert {onnx.TensorProto.INT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.INT4} <= stored
     assert kernel in loaded
-    assert set(loaded) <= {kernel, "QuantizeLinear", "DequantizeLinear", "Transpose"}  # of the activations
+    assert set(loaded) <= {
+        kernel,
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Transpose",
+    }  # of the activations
 
 
 def test_a_channel_of_tiny_weights_leaves_the_biases_of_others_alone():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from quant_core.session import open_session, optimized_graph
+from quant_core.model.session import open_session, optimized_graph
 from tests.facts.patterns import int4, kernels, pair, uint4, weight_of
 from tests.models import sketch
 
@@ -66,7 +66,9 @@ def test_the_folded_weight_is_what_the_nodes_say():
 def test_a_weight_that_is_cast_and_scaled_runs_as_plain_float(op, x, rows, bits):
     folding = TO_INT8 if bits == 4 else "w8 = Cast<to = 3>(w)\n"
     if op != "Conv":
-        folding = folding.replace("moved = Transpose<perm = [0, 3, 1, 2]>(placed)", "moved = Identity(placed)")
+        folding = folding.replace(
+            "moved = Transpose<perm = [0, 3, 1, 2]>(placed)", "moved = Identity(placed)"
+        )
     shape = (4, 4, 3, 3) if op == "Conv" else (4, 36)
     scale = np.full((4, *[1] * (len(shape) - 1)), 0.01, np.float32)
     constants = weight_of(shape, 0) | STORED | {"rows": np.array(rows), "scale": scale}
@@ -79,7 +81,11 @@ def test_a_weight_that_is_cast_and_scaled_runs_as_plain_float(op, x, rows, bits)
 
 
 def test_a_dequantize_of_a_constant_is_not_folded():
-    ran = kernels("wd = DequantizeLinear<axis = 0>(w, ws, wz) y = Add(x, wd)", weight_of((4, 8, 8), 0), borders=True)
+    ran = kernels(
+        "wd = DequantizeLinear<axis = 0>(w, ws, wz) y = Add(x, wd)",
+        weight_of((4, 8, 8), 0),
+        borders=True,
+    )
 
     assert ran == ["DequantizeLinear", "Add"]
 
@@ -88,7 +94,9 @@ def test_a_dequantize_of_a_constant_is_not_folded():
 def test_a_weight_only_dequantize_of_matmul_becomes_matmulnbits(dtype):
     body = "wd = DequantizeLinear<axis = 1>(w, ws, wz) y = MatMul(x, wd)"
 
-    assert kernels(body, weight_of((64, 6), 1, dtype), "float[n,64] x", 21, borders=True) == ["MatMulNBits"]
+    assert kernels(body, weight_of((64, 6), 1, dtype), "float[n,64] x", 21, borders=True) == [
+        "MatMulNBits"
+    ]
 
 
 def test_matmulnbits_takes_4_bits_without_a_zero_point_and_scales_that_are_folded():
@@ -125,7 +133,10 @@ def test_so_does_one_in_blocks_of_4_bits(block):
 
 def test_a_pad_is_merged_into_a_conv_without_auto_pad_only():
     """A float model whose pads are computed keeps its Pad; so must what is made of it, where they are constant."""
-    constants = weight_of((4, 4, 3, 3), 0) | {"w": np.ones((4, 4, 3, 3), np.float32), "p": np.array([0, 0, 1, 1] * 2)}
+    constants = weight_of((4, 4, 3, 3), 0) | {
+        "w": np.ones((4, 4, 3, 3), np.float32),
+        "p": np.array([0, 0, 1, 1] * 2),
+    }
     body = "a = Pad(x, p) y = Conv(a, w)"
 
     assert "Pad" not in kernels(body, constants)
@@ -137,7 +148,12 @@ def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
     table = {"w": np.ones((50, 4), np.int8), "scale": np.ones((50, 1), np.float32)}
     picking = "i = Gather<axis = 0>(w, x) r = Cast<to = 1>(i) f = Gather<axis = 0>(scale, x) y = Mul(r, f)"
 
-    assert sorted(kernels(picking, table, "int64[n] x", borders=True)) == ["Cast", "Gather", "Gather", "Mul"]
+    assert sorted(kernels(picking, table, "int64[n] x", borders=True)) == [
+        "Cast",
+        "Gather",
+        "Gather",
+        "Mul",
+    ]
 
 
 def test_rows_of_an_int4_table_have_a_kernel_of_their_own_whose_scales_are_folded():

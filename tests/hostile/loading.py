@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quant_core import graph
-from quant_core.child import serve
-from quant_core.info import model_info
-from quant_core.proof import saturating_nodes
-from quant_core.samples import input_specs
+from quant_core.data.samples import input_specs
+from quant_core.evaluate.saturation_check import saturating_nodes
+from quant_core.model import graph
+from quant_core.model.info import model_info
+from quant_core.worker.child import serve
 
 
 def load(path: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from quant_core.data.npz import open_arrays
 from quant_core.errors import DataError
-from quant_core.stored import open_arrays
 
 Cases = dict[str, tuple[Callable[[Path], object], str]]
 

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from quant_core.stored import MAX_BYTES, MAX_MEMBERS
+from quant_core.data.npz import MAX_BYTES, MAX_MEMBERS
 from tests.hostile.archives import header, repeat_member, write_zip
 from tests.hostile.refused import Cases, adder, check
 
@@ -23,7 +23,10 @@ def zeros_that_unpack_a_thousandfold(path):
 def more_than_may_be_declared(path):
     write_zip(path, {"x.npy": (header((4,)), 16)})
     content = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x01\x02", 24), (b"PK\x03\x04", 22)):  # the uncompressed size, both times it stands
+    for signature, offset in (
+        (b"PK\x01\x02", 24),
+        (b"PK\x03\x04", 22),
+    ):  # the uncompressed size, both times it stands
         at = content.index(signature) + offset
         content[at : at + 4] = b"\xfe\xff\xff\xff"
     content = bytes(content)

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from quant_core.errors import ModelError
-from quant_core.session import open_session
+from quant_core.model.session import open_session
 from tests.models import one_graph
 
 

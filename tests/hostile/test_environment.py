@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quant_core import child
-from quant_core.child import KEPT_ENVIRONMENT, ONE_THREAD, run_stage
+from quant_core.worker import child
+from quant_core.worker.child import KEPT_ENVIRONMENT, ONE_THREAD, run_stage
 
 
 def test_a_child_sees_a_minimal_environment(monkeypatch):

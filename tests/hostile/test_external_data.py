@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from flows.digests import model_files
-from quant_core import graph
+from flows.batch.digests import model_files
+from quant_core.data.samples import input_specs
 from quant_core.errors import ModelError
-from quant_core.info import model_info
-from quant_core.prepare import prepare
-from quant_core.proof import saturating_nodes
-from quant_core.samples import input_specs
-from quant_core.session import open_session, optimized_graph
+from quant_core.evaluate.saturation_check import saturating_nodes
+from quant_core.model import graph
+from quant_core.model.info import model_info
+from quant_core.model.prepare import prepare
+from quant_core.model.session import open_session, optimized_graph
 from tests.models import tiny_cnn
 
 OPENERS: list[Callable[[Path], object]] = [
@@ -88,10 +88,19 @@ def test_a_constant_node_s_tensor_is_held_to_it_too(tmp_path, secret):
 def test_data_in_a_folder_below_the_model_s_is_read_and_counts(tmp_path):
     (tmp_path / "sub").mkdir()
     model = tiny_cnn()
-    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="sub/w.bin", size_threshold=0)
+    onnx.save(
+        model,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="sub/w.bin",
+        size_threshold=0,
+    )
 
     assert graph.load(tmp_path / "m.onnx")
-    assert list(model_files(tmp_path / "m.onnx")) == [tmp_path / "m.onnx", tmp_path / "sub" / "w.bin"]
+    assert list(model_files(tmp_path / "m.onnx")) == [
+        tmp_path / "m.onnx",
+        tmp_path / "sub" / "w.bin",
+    ]
 
 
 def _move_out(tensor: TensorProto, location: str) -> None:

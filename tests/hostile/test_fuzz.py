@@ -14,16 +14,37 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from flows.manifest import Manifest, read_manifest
-from quant_core.child import run_stage, shut_down
+from flows.manifest.jobs import Manifest, read_manifest
+from quant_core.data.samples import InputSpec, open_samples
 from quant_core.errors import DataError, ModelError, RequestError, StageError
-from quant_core.samples import InputSpec, open_samples
+from quant_core.worker.child import run_stage, shut_down
 from tests.models import sketch, tiny_cnn
 
-EXAMPLES = {"models": 600, "yaml": 700, "toml": 300, "npy": 400, "npz": 500}  # 2,500 in all; QUANTMILL_FUZZ times that
+EXAMPLES = {
+    "models": 600,
+    "yaml": 700,
+    "toml": 300,
+    "npy": 400,
+    "npz": 500,
+}  # 2,500 in all; QUANTMILL_FUZZ times that
 TIMES = int(os.environ.get("QUANTMILL_FUZZ", "1"))
 LONGEST_S = 60.0  # for one input: more is a hang
-PIECES = [b"\0", b"\xff", b"\x80", b"\x7f", b"\n", b"'", b"*", b"&", b"[", b"{", b": ", b"-1", b"9" * 30, b"\xff" * 9]
+PIECES = [
+    b"\0",
+    b"\xff",
+    b"\x80",
+    b"\x7f",
+    b"\n",
+    b"'",
+    b"*",
+    b"&",
+    b"[",
+    b"{",
+    b": ",
+    b"-1",
+    b"9" * 30,
+    b"\xff" * 9,
+]
 
 YAML = b"""\
 bits: 8
@@ -54,13 +75,21 @@ min = 0.99
 
 def seeds() -> dict[str, list[bytes]]:
     w = np.ones((3, 4), np.float32)
-    branchy = sketch("(float[n, 3] x) => (float[n, 4] y) { h = MatMul(x, w)  y = Add(h, b) }", {"w": w, "b": w[0]})
+    branchy = sketch(
+        "(float[n, 3] x) => (float[n, 4] y) { h = MatMul(x, w)  y = Add(h, b) }",
+        {"w": w, "b": w[0]},
+    )
     return {
         "models": [tiny_cnn().SerializeToString(), branchy.SerializeToString()],
         "yaml": [YAML],
         "toml": [TOML],
-        "npy": [saved(np.save, np.ones((4, 3), np.float32)), saved(np.save, np.eye(3, dtype=">i8"))],
-        "npz": [saved(save, x=np.ones((4, 3), np.float32)) for save in (np.savez, np.savez_compressed)],
+        "npy": [
+            saved(np.save, np.ones((4, 3), np.float32)),
+            saved(np.save, np.eye(3, dtype=">i8")),
+        ],
+        "npz": [
+            saved(save, x=np.ones((4, 3), np.float32)) for save in (np.savez, np.savez_compressed)
+        ],
     }
 
 
@@ -77,7 +106,9 @@ def damaged(kind: str) -> st.SearchStrategy[bytes]:
         st.floats(0, 1, exclude_max=True),
         st.one_of(st.sampled_from(PIECES), st.binary(min_size=1, max_size=8)),
     )
-    return st.builds(_edited, st.sampled_from(seeds()[kind]), st.lists(edit, min_size=1, max_size=6))
+    return st.builds(
+        _edited, st.sampled_from(seeds()[kind]), st.lists(edit, min_size=1, max_size=6)
+    )
 
 
 def _edited(content: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
@@ -107,7 +138,13 @@ def folder(tmp_path_factory) -> Path:
 def read_model(path: Path) -> None:
     """In a child, so that a crash is told instead of ending the tests. Its StageErrors are our failures."""
     try:
-        run_stage("load", {"path": str(path)}, timeout_s=10, memory_bytes=1 << 30, module="tests.hostile.loading")
+        run_stage(
+            "load",
+            {"path": str(path)},
+            timeout_s=10,
+            memory_bytes=1 << 30,
+            module="tests.hostile.loading",
+        )
     except StageError as error:
         if "out of memory" not in error.problem:
             raise

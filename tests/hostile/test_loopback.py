@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from flows.runtime import api_server
+from flows.runtime.dask import api_server
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def test_it_is_reached_from_this_host_alone(server):
 
     assert address == "127.0.0.1"
     with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.2", port), timeout=5)  # this host, by another of its addresses
+        socket.create_connection(
+            ("127.0.0.2", port), timeout=5
+        )  # this host, by another of its addresses
 
 
 def test_it_gets_a_minimal_environment_with_telemetry_off(server):

@@ -7,20 +7,24 @@ import threading
 
 import pytest
 
-from flows.form import MAX_BYTES
-from flows.manifest import read_manifest
+from flows.manifest.jobs import read_manifest
+from flows.manifest.schema import MAX_BYTES
 from quant_core.errors import RequestError
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 30)
 )
 CASES = {
-    "a_program.yaml": ("a: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
+    "a_program.yaml": (
+        "a: !!python/object/apply:os.system ['touch ran']",
+        "could not determine a constructor",
+    ),
     "a_module.yaml": ("a: !!python/module:antigravity x", "could not determine a constructor"),
     "a_billion_laughs.yaml": (LAUGHS, "unfold to more than"),
     "a_list_of_itself.yaml": ("&a [*a]", "unfold to more than"),
     "a_merge_of_merges.yaml": (
-        "a0: &a0 {x: 1}\n" + "".join(f"a{k}: &a{k} {{<<: [*a{k - 1}, *a{k - 1}]}}\n" for k in range(1, 40)),
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{k}: &a{k} {{<<: [*a{k - 1}, *a{k - 1}]}}\n" for k in range(1, 40)),
         "unfold to more than",
     ),
     "no_number.yaml": ('bits: !!int ""', "is not YAML"),

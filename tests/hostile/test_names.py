@@ -14,15 +14,22 @@ import onnx
 import pytest
 from rich.console import Console
 
-from flows import show
-from flows.manifest import check_manifest
-from flows.progress import progress
+from flows.console import render
+from flows.console.progress import progress
+from flows.manifest.jobs import check_manifest
 from quant_core.errors import ModelError, QuantError, RequestError
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parents[2]
 EVIL = "\x1b]0;owned\x07\x1b[31m\r\x9b2J\u202egnp\u2028\x00"
-ROW = {"event": "model", "model": EVIL, "outcome": "failed", "verdict": "none", "stage": EVIL, "error": EVIL}
+ROW = {
+    "event": "model",
+    "model": EVIL,
+    "outcome": "failed",
+    "verdict": "none",
+    "stage": EVIL,
+    "error": EVIL,
+}
 
 
 def is_tame(text: str) -> bool:
@@ -36,8 +43,11 @@ def drawn(view) -> str:
 
 
 def test_tables_show_them():
-    for row in (ROW, ROW | {"outcome": "done", "verdict": "not_met", "reason": EVIL, "metric": EVIL}):
-        text = drawn(show.batch_table([row]))
+    for row in (
+        ROW,
+        ROW | {"outcome": "done", "verdict": "not_met", "reason": EVIL, "metric": EVIL},
+    ):
+        text = drawn(render.batch_table([row]))
         assert is_tame(text)
         assert r"\x1b" in text
 
@@ -55,24 +65,28 @@ def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
 def test_errors_show_them_however_they_are_printed(capsys):
     error = ModelError(f"bad {EVIL}\nsecond line", EVIL, EVIL)
 
-    show.explain(error, as_json=False)
+    render.explain(error, as_json=False)
 
     assert is_tame(capsys.readouterr().err)
     assert is_tame(str(error))
     assert str(error).count("\n") == 1
     assert is_tame(repr(error))
-    assert pickle.loads(pickle.dumps(error)).problem == error.problem  # what is kept is what was there
+    assert (
+        pickle.loads(pickle.dumps(error)).problem == error.problem
+    )  # what is kept is what was there
 
 
 def test_a_manifest_s_mistakes_show_them(tmp_path):
     with pytest.raises(RequestError) as error:
-        check_manifest({EVIL: 1, "models": [{"input": EVIL.strip("\0"), "output": "o.onnx"}]}, tmp_path)
+        check_manifest(
+            {EVIL: 1, "models": [{"input": EVIL.strip("\0"), "output": "o.onnx"}]}, tmp_path
+        )
 
     assert is_tame(str(error.value))
 
 
 def test_prefect_s_tables_neither_steer_nor_format():
-    from flows.telling import cell
+    from flows.console.summary import cell
 
     assert cell(f"a|b`<img src=x>{EVIL}") == r"a\|b&#96;&lt;img src=x&gt;" + cell(EVIL)
     assert is_tame(cell(EVIL))
@@ -92,7 +106,7 @@ def test_commands_show_them(tmp_path, command):
     arguments = {"info": [], "quantize": ["-o", "out.onnx", "--data", "d.npy"]}[command]
 
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", command, f"{name}.onnx", *arguments],
+        [sys.executable, "-m", "flows.cli.commands", command, f"{name}.onnx", *arguments],
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, check=False,
     )  # fmt: skip
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flows.journal import publish
-from flows.manifest import check_manifest
+from flows.batch.journal import publish
+from flows.manifest.jobs import check_manifest
 from quant_core.errors import RequestError
 
 

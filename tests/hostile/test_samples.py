@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from quant_core.data.npz import open_arrays, read_arrays
 from quant_core.errors import DataError
-from quant_core.stored import open_arrays, read_arrays
 
 
 def test_a_pipe_is_refused_unread(tmp_path):

@@ -12,10 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quant_core.affine import Grid, choose_params, dequantize, quantize
+from quant_core.calibrate.ranges import (
+    RANGE_METHODS,
+    _divergence,
+    _Histogram,
+    expected_error,
+    find_range,
+    rank_ranges,
+)
+from quant_core.calibrate.stats import TensorStats
 from quant_core.errors import DataError, RequestError
-from quant_core.ranges import RANGE_METHODS, _divergence, _Histogram, expected_error, find_range, rank_ranges
-from quant_core.stats import TensorStats
+from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize
 
 Array = NDArray[Any]
 UINT8, INT8 = Grid(8, signed=False, symmetric=False), Grid(8, signed=True, symmetric=True)
@@ -43,7 +50,9 @@ DISTRIBUTIONS = {
     "large": lambda rng: rng.normal(0, 5e37, 1_000),
 }
 each_distribution = pytest.mark.parametrize("shape", DISTRIBUTIONS)
-each_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.dtype.name}{'s' * g.symmetric}")
+each_grid = pytest.mark.parametrize(
+    "grid", GRIDS, ids=lambda g: f"{g.dtype.name}{'s' * g.symmetric}"
+)
 
 
 def draw(shape: str, seed: int = 0) -> Array:
@@ -64,7 +73,9 @@ def true_error(x: Array, lo: float, hi: float, grid: Grid) -> float:
 @each_distribution
 @each_grid
 @pytest.mark.parametrize("method", ["auto", *RANGE_METHODS])
-def test_a_range_holds_zero_and_never_exceeds_what_was_seen(shape: str, grid: Grid, method: str) -> None:
+def test_a_range_holds_zero_and_never_exceeds_what_was_seen(
+    shape: str, grid: Grid, method: str
+) -> None:
     x = draw(shape)
 
     lo, hi = find_range(stats_of(x), grid, method)
@@ -87,7 +98,9 @@ def test_auto_is_at_least_as_good_as_every_method(shape: str, grid: Grid) -> Non
 
 @each_distribution
 @each_grid
-def test_mse_is_never_worse_than_minmax_and_entropy_never_twice_as_bad(shape: str, grid: Grid) -> None:
+def test_mse_is_never_worse_than_minmax_and_entropy_never_twice_as_bad(
+    shape: str, grid: Grid
+) -> None:
     stats = stats_of(draw(shape))
     errors = {m: expected_error(stats, *find_range(stats, grid, m), grid) for m in RANGE_METHODS}
 
@@ -96,7 +109,8 @@ def test_mse_is_never_worse_than_minmax_and_entropy_never_twice_as_bad(shape: st
 
 
 @pytest.mark.parametrize(
-    "shape", ["normal", "relu", "swish", "laplace", "lognormal", "one outlier", "two peaks", "negative"]
+    "shape",
+    ["normal", "relu", "swish", "laplace", "lognormal", "one outlier", "two peaks", "negative"],
 )
 @each_grid
 def test_mse_is_as_good_as_trying_all_pairs(shape: str, grid: Grid) -> None:
@@ -105,13 +119,17 @@ def test_mse_is_as_good_as_trying_all_pairs(shape: str, grid: Grid) -> None:
     lo, hi = find_range(stats, grid, "minmax")
     shares = np.linspace(1, 0.02, 50)
 
-    pairs = [(a * lo, b * hi) for a in shares[:: 1 if lo else 50] for b in shares[:: 1 if hi else 50]][::3]
+    pairs = [
+        (a * lo, b * hi) for a in shares[:: 1 if lo else 50] for b in shares[:: 1 if hi else 50]
+    ][::3]
     brute = min(expected_error(stats, a, b, grid) for a, b in pairs[:: 1 + len(pairs) // 150])
 
     assert expected_error(stats, *find_range(stats, grid, "mse"), grid) <= brute * 1.02
 
 
-@pytest.mark.parametrize("shape", ["normal", "relu", "relu6", "swish", "laplace", "lognormal", "two peaks", "negative"])
+@pytest.mark.parametrize(
+    "shape", ["normal", "relu", "relu6", "swish", "laplace", "lognormal", "two peaks", "negative"]
+)
 @each_grid
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.3])
 def test_the_expected_error_is_the_error(shape: str, grid: Grid, share: float) -> None:
@@ -119,7 +137,9 @@ def test_the_expected_error_is_the_error(shape: str, grid: Grid, share: float) -
     lo, hi = share * min(float(x.min()), 0), share * max(float(x.max()), 0)
 
     # 20 000 values in 5 000 bins: each bin's mean is only known to the width of the bin
-    assert expected_error(stats_of(x), lo, hi, grid) == pytest.approx(true_error(x, lo, hi, grid), rel=0.05)
+    assert expected_error(stats_of(x), lo, hi, grid) == pytest.approx(
+        true_error(x, lo, hi, grid), rel=0.05
+    )
 
 
 def test_the_expected_error_of_even_values_is_a_twelfth_of_a_step() -> None:
@@ -134,18 +154,31 @@ def test_clipping_costs_the_square_of_what_is_cut() -> None:
     assert expected_error(stats, 0, 1, UINT8) == pytest.approx(9, rel=1e-6)
 
 
-@given(st.sampled_from(sorted(DISTRIBUTIONS)), st.integers(0, 99), st.floats(50.1, 100), st.floats(50.1, 100))
+@given(
+    st.sampled_from(sorted(DISTRIBUTIONS)),
+    st.integers(0, 99),
+    st.floats(50.1, 100),
+    st.floats(50.1, 100),
+)
 def test_a_higher_percentile_is_a_wider_range(shape: str, seed: int, p: float, q: float) -> None:
     stats = stats_of(draw(shape, seed)[:500])
 
-    narrow, wide = (find_range(stats, UINT8, "percentile", percentile) for percentile in sorted((p, q)))
+    narrow, wide = (
+        find_range(stats, UINT8, "percentile", percentile) for percentile in sorted((p, q))
+    )
 
     assert wide[0] <= narrow[0]
     assert narrow[1] <= wide[1]
 
 
-@given(st.sampled_from(["normal", "swish", "laplace", "relu"]), st.integers(0, 99), st.sampled_from([60, 90, 99, 99.9]))
-def test_a_percentile_is_numpys_up_to_a_bin_and_a_neighbour(shape: str, seed: int, percentile: float) -> None:
+@given(
+    st.sampled_from(["normal", "swish", "laplace", "relu"]),
+    st.integers(0, 99),
+    st.sampled_from([60, 90, 99, 99.9]),
+)
+def test_a_percentile_is_numpys_up_to_a_bin_and_a_neighbour(
+    shape: str, seed: int, percentile: float
+) -> None:
     x = np.sort(draw(shape, seed)[:2000])
     stats = stats_of(x)
 
@@ -154,7 +187,11 @@ def test_a_percentile_is_numpys_up_to_a_bin_and_a_neighbour(shape: str, seed: in
     cut = percentile / 100 * x.size
     assert min(x[max(math.floor(x.size - cut) - 1, 0)], 0) - stats.width <= lo
     assert lo <= min(x[math.ceil(x.size - cut)], 0) + stats.width
-    assert x[math.floor(cut) - 1] - stats.width <= hi <= x[min(math.ceil(cut), x.size - 1)] + stats.width
+    assert (
+        x[math.floor(cut) - 1] - stats.width
+        <= hi
+        <= x[min(math.ceil(cut), x.size - 1)] + stats.width
+    )
 
 
 @each_distribution
@@ -178,11 +215,17 @@ def slow_divergence(edges: Array, counts: Array, lo: float, hi: float, step: flo
     if any(p[i] and not q[i] for i in inside):
         return math.inf
     return sum(
-        p[i] / sum(p.values()) * math.log(p[i] / sum(p.values()) / (q[i] / sum(q.values()))) for i in inside if p[i]
+        p[i] / sum(p.values()) * math.log(p[i] / sum(p.values()) / (q[i] / sum(q.values())))
+        for i in inside
+        if p[i]
     )
 
 
-@given(st.lists(st.integers(0, 9), min_size=3, max_size=30).filter(any), st.integers(-20, 0), st.floats(0.3, 9))
+@given(
+    st.lists(st.integers(0, 9), min_size=3, max_size=30).filter(any),
+    st.integers(-20, 0),
+    st.floats(0.3, 9),
+)
 def test_the_divergence_is_the_definition(counts: list[int], first: int, step: float) -> None:
     edges = first + np.arange(len(counts) + 1.0)
     lo, hi = edges[0] * 0.7, max(edges[-1] * 0.7, edges[0] * 0.7 + 1)
@@ -224,7 +267,9 @@ def test_ranges_scale_with_the_tensor(exponent: int, shape: str) -> None:
 
     for method in ("auto", *RANGE_METHODS):
         lo, hi = find_range(stats_of(x), UINT8, method)
-        assert find_range(stats_of(x * np.float32(factor)), UINT8, method) == pytest.approx((lo * factor, hi * factor))
+        assert find_range(stats_of(x * np.float32(factor)), UINT8, method) == pytest.approx(
+            (lo * factor, hi * factor)
+        )
 
 
 def test_the_ranking_names_each_method_best_first() -> None:

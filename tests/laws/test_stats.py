@@ -16,14 +16,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from quant_core.calibrate.stats import (
+    MAX_BINS,
+    ChannelMoments,
+    TensorStats,
+    load_stats,
+    merge_stats,
+    save_stats,
+    thinned,
+)
 from quant_core.errors import DataError
-from quant_core.stats import MAX_BINS, ChannelMoments, TensorStats, load_stats, merge_stats, save_stats, thinned
 
 Array = NDArray[Any]
 
 any_float = st.floats(allow_nan=False, allow_infinity=False, width=32)
 sizes = st.sampled_from([1e-45, 1e-38, 1e-3, 1.0, 6.0, 1e4, 1e9, 3e38])
-usual_float = st.builds(lambda size, part: np.float32(size * part), sizes, st.floats(-1, 1, width=32))
+usual_float = st.builds(
+    lambda size, part: np.float32(size * part), sizes, st.floats(-1, 1, width=32)
+)
 arrays = hnp.arrays(np.float32, st.integers(0, 40), elements=any_float | usual_float)
 parts_of_arrays = st.lists(arrays, max_size=6)
 
@@ -62,7 +72,9 @@ def test_any_split_over_workers_merges_to_the_same(parts: list[Array], workers: 
 
 
 @given(arrays, arrays, arrays)
-def test_merge_is_associative_and_commutative_and_leaves_its_operands(a: Array, b: Array, c: Array) -> None:
+def test_merge_is_associative_and_commutative_and_leaves_its_operands(
+    a: Array, b: Array, c: Array
+) -> None:
     x, y, z = stats_of(a), stats_of(b), stats_of(c)
 
     assert x.merge(y).merge(z) == x.merge(y.merge(z))
@@ -81,15 +93,23 @@ def test_the_empty_statistic_is_the_identity(a: Array) -> None:
 def test_every_value_lies_in_its_bin(a: Array) -> None:
     stats = stats_of(a)
 
-    numbers = [math.floor(Fraction(float(value)) / Fraction(stats.width)) - stats.first for value in a]
-    assert stats.counts.tolist() == np.bincount(numbers, minlength=0).tolist() if numbers else not stats.count
+    numbers = [
+        math.floor(Fraction(float(value)) / Fraction(stats.width)) - stats.first for value in a
+    ]
+    assert (
+        stats.counts.tolist() == np.bincount(numbers, minlength=0).tolist()
+        if numbers
+        else not stats.count
+    )
     assert stats.count == a.size
     assert stats.counts.size <= MAX_BINS
 
 
 @given(st.integers(-100, 110), st.integers(0, 2**32 - 1), st.floats(-1, 1))
 def test_a_range_has_at_least_2048_bins(exponent: int, seed: int, shift: float) -> None:
-    x = (np.random.default_rng(seed).random(100) + shift).astype(np.float32) * np.float32(2.0**exponent)
+    x = (np.random.default_rng(seed).random(100) + shift).astype(np.float32) * np.float32(
+        2.0**exponent
+    )
 
     assert MAX_BINS // 2 <= stats_of(x).counts.size <= MAX_BINS
 
@@ -97,9 +117,16 @@ def test_a_range_has_at_least_2048_bins(exponent: int, seed: int, shift: float) 
 @pytest.mark.parametrize("outlier", [1e4, -1e9, 3.4e38, -3.4e38])
 @pytest.mark.parametrize("tiny", [-1e-30, -1e-45, 1e-45])
 def test_an_outlier_early_or_late_is_the_same(outlier: float, tiny: float) -> None:
-    body, outliers = np.array([tiny, -0.5, 0.0, 2.0, -0.0], np.float32), np.array([outlier], np.float32)
+    body, outliers = (
+        np.array([tiny, -0.5, 0.0, 2.0, -0.0], np.float32),
+        np.array([outlier], np.float32),
+    )
 
-    assert stats_of(body, outliers) == stats_of(outliers, body) == stats_of(np.concatenate([body, outliers]))
+    assert (
+        stats_of(body, outliers)
+        == stats_of(outliers, body)
+        == stats_of(np.concatenate([body, outliers]))
+    )
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.125, -3.0, 1e-45, 3e38])
@@ -118,7 +145,9 @@ def test_minus_zero_is_zero() -> None:
 def test_a_large_array_counts_as_its_pieces_do() -> None:
     x = np.random.default_rng(1).standard_cauchy((7, 30_011)).astype(np.float32)
 
-    assert stats_of(x) == stats_of(*x) == stats_of(x.T) == reduce(TensorStats.merge, map(stats_of, x))
+    assert (
+        stats_of(x) == stats_of(*x) == stats_of(x.T) == reduce(TensorStats.merge, map(stats_of, x))
+    )
 
 
 def test_a_thinned_histogram_obeys_the_law_and_keeps_the_exact_ends() -> None:
@@ -137,12 +166,16 @@ def test_a_thinned_histogram_obeys_the_law_and_keeps_the_exact_ends() -> None:
 @pytest.mark.parametrize(
     ("shape", "axis"), [((1, 8, 30, 30), 1), ((1, 500, 768), -1), ((9, 5), 1), ((1, 4, 3, 300), 1)]
 )
-def test_small_tensors_and_channels_in_the_last_axis_are_not_thinned(shape: tuple[int, ...], axis: int) -> None:
+def test_small_tensors_and_channels_in_the_last_axis_are_not_thinned(
+    shape: tuple[int, ...], axis: int
+) -> None:
     assert thinned(np.zeros(shape), axis, 900).shape == shape
 
 
 @given(hnp.array_shapes(min_dims=3, max_dims=5, max_side=40), st.integers(1, 200))
-def test_thinning_keeps_as_many_positions_as_asked_and_every_channel(shape: tuple[int, ...], least: int) -> None:
+def test_thinning_keeps_as_many_positions_as_asked_and_every_channel(
+    shape: tuple[int, ...], least: int
+) -> None:
     kept = thinned(np.zeros(shape), 1, least)
 
     assert kept.shape[:2] == shape[:2]
@@ -162,7 +195,9 @@ def test_nan_and_infinity_are_refused_and_leave_the_statistic_alone(bad: float) 
     assert moments == moments_of(np.ones((2, 3)))
 
 
-batches = hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.just(3), st.integers(1, 5)), elements=any_float)
+batches = hnp.arrays(
+    np.float32, st.tuples(st.integers(0, 6), st.just(3), st.integers(1, 5)), elements=any_float
+)
 
 
 @given(st.lists(batches, max_size=4), st.integers(1, 3))
@@ -173,7 +208,10 @@ def test_channel_moments_obey_the_same_law(parts: list[Array], workers: int) -> 
 
     assert reduce(ChannelMoments.merge, shards) == everything
     assert reduce(ChannelMoments.merge, reversed(shards)) == everything
-    assert moments_of(*(np.moveaxis(s, 1, 2) for s in samples), axis=-1).mean.tolist() == everything.mean.tolist()
+    assert (
+        moments_of(*(np.moveaxis(s, 1, 2) for s in samples), axis=-1).mean.tolist()
+        == everything.mean.tolist()
+    )
     assert everything.merge(ChannelMoments(1)) == everything == ChannelMoments(1).merge(everything)
 
 
@@ -193,7 +231,11 @@ def test_a_channel_mean_is_the_exact_mean_of_rounded_values(x: Array) -> None:
 def test_a_large_tensor_sums_as_its_pieces_do(scale: float) -> None:
     x = (np.random.default_rng(2).normal(0.1, 1, (6, 5, 20_000)) * scale).astype(np.float32)
 
-    assert moments_of(x) == moments_of(*x[:, None]) == reduce(ChannelMoments.merge, map(moments_of, x[:, None]))
+    assert (
+        moments_of(x)
+        == moments_of(*x[:, None])
+        == reduce(ChannelMoments.merge, map(moments_of, x[:, None]))
+    )
     np.testing.assert_allclose(
         moments_of(x[:, :2]).mean, np.clip(x[:, :2], -(2.0**36), 2.0**36).mean((0, 2), float), 1e-6
     )
@@ -221,7 +263,11 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     save_stats(tmp_path / "good.npz", {"x": stats_of(np.arange(9.0))})
     whole = (tmp_path / "good.npz").read_bytes()
 
-    for name, content in {"truncated": whole[: len(whole) // 2], "text": b"hello", "empty": b""}.items():
+    for name, content in {
+        "truncated": whole[: len(whole) // 2],
+        "text": b"hello",
+        "empty": b"",
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match="no calibration statistics"):
             load_stats(tmp_path / name)
@@ -232,6 +278,8 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
 def test_parts_merge_name_by_name() -> None:
     a, b = np.array([1.0, 2.0]), np.array([5.0])
 
-    merged = merge_stats([{"x": stats_of(a), "y": stats_of(a)}, {"x": stats_of(b)}, {"z": stats_of(b)}])
+    merged = merge_stats(
+        [{"x": stats_of(a), "y": stats_of(a)}, {"x": stats_of(b)}, {"z": stats_of(b)}]
+    )
 
     assert merged == {"x": stats_of(a, b), "y": stats_of(a), "z": stats_of(b)}

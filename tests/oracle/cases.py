@@ -25,9 +25,14 @@ def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Standard normal weights, scaled so that what flows through stays near one; vectors as they are."""
     rng = np.random.default_rng(1)
     scale = {
-        name: np.sqrt(max(np.prod(shape) / max(shape[0], shape[-1]), 1)) for name, shape in shapes.items() if shape
+        name: np.sqrt(max(np.prod(shape) / max(shape[0], shape[-1]), 1))
+        for name, shape in shapes.items()
+        if shape
     }
-    return {n: (rng.standard_normal(s) / (scale[n] if len(s) > 1 else 1)).astype(np.float32) for n, s in shapes.items()}
+    return {
+        n: (rng.standard_normal(s) / (scale[n] if len(s) > 1 else 1)).astype(np.float32)
+        for n, s in shapes.items()
+    }
 
 
 @case
@@ -37,7 +42,9 @@ def conv_without_a_bias():
 
 @case
 def conv_1d():
-    return sketch("(float[n,4,9] x) => (float[n,8,7] y) { y = Conv(x, w, b) }", weights(w=(8, 4, 3), b=(8,)))
+    return sketch(
+        "(float[n,4,9] x) => (float[n,8,7] y) { y = Conv(x, w, b) }", weights(w=(8, 4, 3), b=(8,))
+    )
 
 
 @case
@@ -52,7 +59,9 @@ def grouped_and_depthwise():
         d = Conv<group = 4, {SAME}>(x, u, b) r = Relu(d) g = Conv<group = 2, {SAME}>(r, w) y = Identity(g)
     }}"""
     return sketch(
-        text, weights(u=(8, 1, 3, 3), b=(8,), w=(8, 4, 3, 3)) | weights(u=(4, 1, 3, 3), b=(4,), w=(8, 2, 3, 3))
+        text,
+        weights(u=(8, 1, 3, 3), b=(8,), w=(8, 4, 3, 3))
+        | weights(u=(4, 1, 3, 3), b=(4,), w=(8, 2, 3, 3)),
     )
 
 
@@ -62,7 +71,10 @@ def odd_strides_dilations_and_automatic_padding():
         a = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, w, b) r = Relu(a)
         y = Conv<dilations = [2, 1], strides = [1, 2], pads = [0, 0, 1, 1]>(r, v)
     }}"""
-    return sketch(text.replace("float[n,8,2,2] y", "float[n,8,h,k] y"), weights(w=(8, 4, 3, 3), b=(8,), v=(8, 8, 2, 2)))
+    return sketch(
+        text.replace("float[n,8,2,2] y", "float[n,8,h,k] y"),
+        weights(w=(8, 4, 3, 3), b=(8,), v=(8, 8, 2, 2)),
+    )
 
 
 @case
@@ -84,7 +96,9 @@ def every_mover_and_elementwise_operator():
         y = MatMul(o, f)
     }}"""
     shape = {"shape": np.array([0, 2, -1]), "axes": np.array([1])}
-    return sketch(text, weights(u=(4, 4, 3, 3), b=(4,), w=(8, 8, 1, 1), k=(8, 8, 1, 1), f=(64, 8)) | shape)
+    return sketch(
+        text, weights(u=(4, 4, 3, 3), b=(4,), w=(8, 8, 1, 1), k=(8, 8, 1, 1), f=(64, 8)) | shape
+    )
 
 
 @case
@@ -178,13 +192,17 @@ def an_embedding_tied_to_the_output():
 
 @case
 def an_embedding_alone():
-    return sketch("(int64[n,5] ids) => (float[n,5,32] y) { y = Gather(w, ids) }", weights(w=(40, 32)))
+    return sketch(
+        "(int64[n,5] ids) => (float[n,5,32] y) { y = Gather(w, ids) }", weights(w=(40, 32))
+    )
 
 
 def gemm_bias(
     attributes: str, bias: tuple[int, ...], w: tuple[int, int] = (32, 6), x: str = "float[4,32] x"
 ) -> onnx.ModelProto:
-    return sketch(f"({x}) => (float[4,6] y) {{ y = Gemm<{attributes}>(x, w, b) }}", weights(w=w, b=bias))
+    return sketch(
+        f"({x}) => (float[4,6] y) {{ y = Gemm<{attributes}>(x, w, b) }}", weights(w=w, b=bias)
+    )
 
 
 CASES |= {
@@ -202,7 +220,9 @@ CASES |= {
 
 @case
 def gemm_with_as_many_rows_as_channels_and_a_bias_per_row():
-    return sketch("(float[6,32] x) => (float[6,6] y) { y = Gemm(x, w, b) }", weights(w=(32, 6), b=(6, 1)))
+    return sketch(
+        "(float[6,32] x) => (float[6,6] y) { y = Gemm(x, w, b) }", weights(w=(32, 6), b=(6, 1))
+    )
 
 
 @case
@@ -228,7 +248,9 @@ def matrices_of_three_dimensions():
 
 @case
 def a_stack_of_matrices():
-    return sketch("(float[3,5,32] x) => (float[3,5,8] y) { y = MatMul(x, w) }", weights(w=(3, 32, 8)))
+    return sketch(
+        "(float[3,5,32] x) => (float[3,5,8] y) { y = MatMul(x, w) }", weights(w=(3, 32, 8))
+    )
 
 
 @case
@@ -253,7 +275,9 @@ def transposed_convolution():
     return sketch(text, weights(u=(4, 4, 3, 3), w=(4, 3, 3, 3), b=(6,)))
 
 
-def recurrent(op: str, gates: int, directions: int = 1, extra: str = "", inputs: str = "") -> onnx.ModelProto:
+def recurrent(
+    op: str, gates: int, directions: int = 1, extra: str = "", inputs: str = ""
+) -> onnx.ModelProto:
     side = "bidirectional" if directions == 2 else "forward"
     outputs = ", ".join(["s", "h", "c"][: 3 if op == "LSTM" else 2])
     more = f", float[{directions},n,16] c" if op == "LSTM" else ""
@@ -261,7 +285,12 @@ def recurrent(op: str, gates: int, directions: int = 1, extra: str = "", inputs:
         {outputs} = {op}<hidden_size = 16, direction = "{side}">(x, w, r, b{extra})
     }}"""
     return sketch(
-        text, weights(w=(directions, gates * 16, 32), r=(directions, gates * 16, 16), b=(directions, gates * 32))
+        text,
+        weights(
+            w=(directions, gates * 16, 32),
+            r=(directions, gates * 16, 16),
+            b=(directions, gates * 32),
+        ),
     )
 
 
@@ -307,7 +336,9 @@ def a_branch_with_weights_of_its_own():
     }}"""
     model = sketch(text, weights(w=(32, 32), outer=(32, 8), b=(8,)))
     inner = numpy_helper.from_array(weights(inner=(32, 8))["inner"], "inner")
-    next(a.g for n in model.graph.node for a in n.attribute if a.name == "then_branch").initializer.append(inner)
+    next(
+        a.g for n in model.graph.node for a in n.attribute if a.name == "then_branch"
+    ).initializer.append(inner)
     return model
 
 
@@ -335,12 +366,16 @@ def constants_that_hide():
     )
     g = numpy_helper.from_array(weights(g=(4, 3))["g"], "g")
     model.graph.node.insert(0, helper.make_node("Constant", [], ["g"], "constant", value=g))
-    declared = (helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer)
+    declared = (
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+    )
     model.graph.input.extend(list(declared))
     return model
 
 
-CASES |= {f"opset_{opset}": lambda opset=opset: residual(opset) for opset in (9, 11, 13, 19, 22, 23)}
+CASES |= {
+    f"opset_{opset}": lambda opset=opset: residual(opset) for opset in (9, 11, 13, 19, 22, 23)
+}
 
 
 @case
@@ -357,7 +392,10 @@ def batch_norm_between():
         y = BatchNormalization(c, g, b, m, v)
     }}"""
     ones = np.ones(4, np.float32)
-    return sketch(text, weights(u=(4, 4, 3, 3), w=(4, 4, 3, 3), g=(4,), b=(4,)) | {"m": 0.1 * ones, "v": 2 * ones})
+    return sketch(
+        text,
+        weights(u=(4, 4, 3, 3), w=(4, 4, 3, 3), g=(4,), b=(4,)) | {"m": 0.1 * ones, "v": 2 * ones},
+    )
 
 
 @case

@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
-from quant_core.observe import Statistics, observe
-from quant_core.plan import QuantPlan, make_plan
-from quant_core.prepare import prepare
-from quant_core.rewrite import apply_plan
-from quant_core.session import open_session, optimized_graph, run
-from quant_core.targets import TARGETS
+from quant_core.model.prepare import prepare
+from quant_core.model.session import open_session, optimized_graph, run
+from quant_core.plan.make import QuantPlan, make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.rewrite.apply import apply_plan
 from tests.models import random_feed
 from tests.oracle.cases import CASES
 
@@ -52,7 +52,15 @@ class Made:
 
     def kernels(self) -> list[str]:
         """Operators that run, without what only changes types and places."""
-        borders = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+        borders = (
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "Transpose",
+            "Reshape",
+            "Squeeze",
+            "Unsqueeze",
+            "Flatten",
+        )
         ran = (node.op_type for node in optimized_graph(self.model.SerializeToString()).graph.node)
         return [op for op in ran if op not in borders]
 
@@ -84,7 +92,10 @@ def sqnr_db(wanted: list[list[np.ndarray]], got: list[list[np.ndarray]]) -> floa
     """Of the worst float output, over all feeds."""
     worst = 200.0
     for i in range(len(wanted[0])):
-        a, b = (np.concatenate([np.ravel(feed[i]) for feed in outputs]).astype(np.float64) for outputs in (wanted, got))
+        a, b = (
+            np.concatenate([np.ravel(feed[i]) for feed in outputs]).astype(np.float64)
+            for outputs in (wanted, got)
+        )
         noise = float(np.square(a - b).sum())
         if noise:
             worst = min(worst, 10 * np.log10(float(np.square(a).sum()) / noise))

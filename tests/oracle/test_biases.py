@@ -37,7 +37,8 @@ ANCHORS = {
 def shifts(given: Prepared, **options: object) -> np.ndarray:
     """How far the mean of each channel is from the float model's."""
     outputs = [
-        np.concatenate([o[0] for o in many]) for many in (given.floats(), make(given, **options).outputs(given.feeds))
+        np.concatenate([o[0] for o in many])
+        for many in (given.floats(), make(given, **options).outputs(given.feeds))
     ]
     return np.abs(outputs[0].mean(0, dtype=np.float64) - outputs[1].mean(0, dtype=np.float64))
 
@@ -47,7 +48,9 @@ def shifts(given: Prepared, **options: object) -> np.ndarray:
 def test_weight_only_channels_keep_their_means_or_are_left_alone(name, bits):
     given = ANCHORS[name]()
 
-    shifted, kept = (shifts(given, mode="weight_only", bits=bits, bias_correction=on) for on in (False, True))
+    shifted, kept = (
+        shifts(given, mode="weight_only", bits=bits, bias_correction=on) for on in (False, True)
+    )
 
     if name in ("gemm with alpha and beta", "gemm with transposed input"):
         np.testing.assert_array_equal(kept, shifted)
@@ -55,7 +58,9 @@ def test_weight_only_channels_keep_their_means_or_are_left_alone(name, bits):
         assert kept.max() < 1e-4 < shifted.max()
 
 
-@pytest.mark.parametrize("name", ["conv", "conv without bias", "grouped conv", "gemm", "gemm without bias"])
+@pytest.mark.parametrize(
+    "name", ["conv", "conv without bias", "grouped conv", "gemm", "gemm without bias"]
+)
 def test_static_channels_do_too_up_to_the_rounding_of_activations(name):
     given = ANCHORS[name]()
 

@@ -7,10 +7,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.observe import Statistics
-from quant_core.plan import QuantPlan
-from quant_core.rewrite import apply_plan
-from quant_core.targets import TARGETS, host_target_name
+from quant_core.calibrate.observe import Statistics
+from quant_core.plan.make import QuantPlan
+from quant_core.plan.targets import TARGETS, host_target_name
+from quant_core.rewrite.apply import apply_plan
 from tests.oracle.cases import CASES
 from tests.oracle.quantizing import make, prepared, sqnr_db
 
@@ -47,11 +47,14 @@ def test_a_quantized_model_is_valid_and_near(case, way):
         (o.name, o.type.tensor_type.elem_type) for o in given.original.graph.output
     ]
     assert (
-        sqnr_db(given.floats(), made.outputs(given.feeds)) > NEAR_DB[16 if way == "float16" else made.plan.config.bits]
+        sqnr_db(given.floats(), made.outputs(given.feeds))
+        > NEAR_DB[16 if way == "float16" else made.plan.config.bits]
     )
     assert ir.to_proto(given.model).SerializeToString(deterministic=True) == before
     again = apply_plan(
-        given.model, QuantPlan.from_json(made.plan.to_json()), Statistics(made.stats.tensors, made.stats.means)
+        given.model,
+        QuantPlan.from_json(made.plan.to_json()),
+        Statistics(made.stats.tensors, made.stats.means),
     )
     assert ir.to_proto(again).SerializeToString() == made.model.SerializeToString()
 

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.session import optimized_graph
+from quant_core.model.session import optimized_graph
 from tests.models import sketch
 from tests.oracle.cases import CASES, weights
 from tests.oracle.quantizing import make, prepare_proto, prepared
@@ -19,7 +19,9 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
     return {t.name: t.data_type for t in model.graph.initializer}
 
 
-@pytest.mark.parametrize("case", sorted(CASES.keys() - {"an_embedding_alone", "an_embedding_tied_to_the_output"}))
+@pytest.mark.parametrize(
+    "case", sorted(CASES.keys() - {"an_embedding_alone", "an_embedding_tied_to_the_output"})
+)
 def test_once_loaded_the_float_model_is_left(case):
     given = prepared(case)
     made = make(given, **PLAIN)
@@ -38,7 +40,10 @@ def test_once_loaded_the_float_model_is_left(case):
 def test_a_table_keeps_16_bits_in_memory_and_its_rows_become_float():
     made = make(prepared("an_embedding_alone"), **PLAIN)
 
-    assert [n.op_type for n in optimized_graph(made.model.SerializeToString()).graph.node] == ["Gather", "Cast"]
+    assert [n.op_type for n in optimized_graph(made.model.SerializeToString()).graph.node] == [
+        "Gather",
+        "Cast",
+    ]
 
 
 def test_what_float16_cannot_hold_stays_float32_and_says_why():

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from quant_core import graph
-from quant_core.plan import QuantPlan
-from quant_core.proof import saturation_of
-from quant_core.session import optimized_graph
-from quant_core.weights import block_width, layout_of, quantize_int4
+from quant_core.evaluate.saturation_check import saturation_of
+from quant_core.model import graph
+from quant_core.model.session import optimized_graph
+from quant_core.numerics.weights import block_width, layout_of, quantize_int4
+from quant_core.plan.make import QuantPlan
 from tests.models import sketch
 from tests.oracle.cases import CASES, weights
 from tests.oracle.quantizing import make, prepare_proto, prepared, sqnr_db
@@ -71,13 +71,19 @@ def test_movers_and_elementwise_operators_between_convs_run_in_8_bits():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["matrices_of_three_dimensions", "attention", "a_vector_times_a_matrix"])
+@pytest.mark.parametrize(
+    "case", ["matrices_of_three_dimensions", "attention", "a_vector_times_a_matrix"]
+)
 def test_static_matmuls_leave_integers_at_once(case):
     made = make(prepared(case), mode="static")
 
-    static = [n for n in made.plan.nodes if n.op_type in ("MatMul", "Gemm") and n.compute == "static"]
+    static = [
+        n for n in made.plan.nodes if n.op_type in ("MatMul", "Gemm") and n.compute == "static"
+    ]
     assert static
-    assert made.kernels().count("MatMulIntegerToFloat") + made.kernels().count("QGemm") == len(static)
+    assert made.kernels().count("MatMulIntegerToFloat") + made.kernels().count("QGemm") == len(
+        static
+    )
 
 
 @pytest.mark.parametrize(("bits", "one_scale"), [(8, False), (8, True), (4, False)])
@@ -99,13 +105,19 @@ def test_what_is_dynamic_runs_in_one_kernel_each(case, bits, one_scale):
     assert "MatMulInteger" not in ran
 
 
-@pytest.mark.parametrize("case", ["attention", "gemm_with_transposed_weight", "two_stacked_lstms", "lstm_both_ways"])
+@pytest.mark.parametrize(
+    "case", ["attention", "gemm_with_transposed_weight", "two_stacked_lstms", "lstm_both_ways"]
+)
 def test_one_scale_a_weight_is_one_number_for_each_direction_and_stays_near(case):
     given = prepared(case)
     fine, coarse = (make(given, mode="dynamic", one_scale=one_scale) for one_scale in (False, True))
 
     sizes = [sorted(n.op_type for n in made.model.graph.node) for made in (fine, coarse)]
-    scales = [i for i in coarse.model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and "_scale" in i.name]
+    scales = [
+        i
+        for i in coarse.model.graph.initializer
+        if i.data_type == onnx.TensorProto.FLOAT and "_scale" in i.name
+    ]
     assert sizes[0] == sizes[1]
     assert scales
     assert all(np.prod(i.dims) <= 2 for i in scales if "dynamic" not in i.name)
@@ -116,9 +128,14 @@ def test_one_scale_a_weight_is_one_number_for_each_direction_and_stays_near(case
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
-@pytest.mark.parametrize("case", ["residual", "attention", "two_stacked_lstms", "grouped_and_depthwise"])
+@pytest.mark.parametrize(
+    "case", ["residual", "attention", "two_stacked_lstms", "grouped_and_depthwise"]
+)
 def test_no_input_can_saturate_what_is_made_for_avx2(case, mode, bits, per_channel):
-    assert saturating(make(prepared(case), "x86-avx2", mode=mode, bits=bits, per_channel=per_channel)) == []
+    assert (
+        saturating(make(prepared(case), "x86-avx2", mode=mode, bits=bits, per_channel=per_channel))
+        == []
+    )
 
 
 def test_on_vnni_weights_are_finer_and_may_be_unsafe_elsewhere():
@@ -159,7 +176,10 @@ TIED = {
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 @pytest.mark.parametrize("head", TIED)
 def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
-    arrays = weights(w=(40, 32), u=(32, 32)) | {"flat": np.array([-1, 32]), "all": np.array([-1, 5, 40])}
+    arrays = weights(w=(40, 32), u=(32, 32)) | {
+        "flat": np.array([-1, 32]),
+        "all": np.array([-1, 5, 40]),
+    }
     arrays |= {"v": np.ascontiguousarray(arrays["w"].T)} if "copy" in head else {}
     text = f"(int64[n,5] ids) => (float[n,5,40] y) {{ e = Gather(w, ids) h = MatMul(e, u) {TIED[head]} }}"
     given = prepare_proto(sketch(text, arrays))
@@ -167,7 +187,9 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
     made = make(given, mode=mode, bits=bits, layer_bits={"*": bits})
 
     onnx.checker.check_model(made.model, full_check=True)
-    assert [t.name for t in made.model.graph.initializer if np.prod(t.dims) == 40 * 32] == [f"w_int{bits}"]
+    assert [t.name for t in made.model.graph.initializer if np.prod(t.dims) == 40 * 32] == [
+        f"w_int{bits}"
+    ]
     assert sqnr_db(given.floats(), made.outputs(given.feeds)) > {8: 30, 4: 12}[bits]
 
 
@@ -183,7 +205,9 @@ def test_a_pad_that_onnxruntime_left_alone_is_left_alone_when_what_is_made_loads
     assert "Pad" in [n.op_type for n in optimized_graph(made.SerializeToString()).graph.node]
 
 
-@pytest.mark.parametrize("case", ["residual", "attention", "gemm_with_transposed_weight", "transposed_convolution"])
+@pytest.mark.parametrize(
+    "case", ["residual", "attention", "gemm_with_transposed_weight", "transposed_convolution"]
+)
 def test_stored_int4_weights_load_to_what_numpy_decodes(case):
     given = prepared(case)
 
@@ -204,13 +228,21 @@ def test_stored_int4_weights_load_to_what_numpy_decodes(case):
             decoded = wanted.blocks * np.repeat(
                 wanted.multipliers, rows.shape[1] // wanted.multipliers.shape[1], axis=1
             )
-            expected = layout.tensor(decoded.astype(np.float32) * wanted.scale[:, None], weight.shape)
-            assert any(a.shape == expected.shape and np.array_equal(a, expected) for a in arrays), planned.node
+            expected = layout.tensor(
+                decoded.astype(np.float32) * wanted.scale[:, None], weight.shape
+            )
+            assert any(a.shape == expected.shape and np.array_equal(a, expected) for a in arrays), (
+                planned.node
+            )
 
 
 def test_int4_takes_a_seventh_of_float():
     given = prepared("attention")
-    weights = [v.const_value.nbytes for v in given.model.graph.initializers.values() if len(v.const_value.shape) == 2]
+    weights = [
+        v.const_value.nbytes
+        for v in given.model.graph.initializers.values()
+        if len(v.const_value.shape) == 2
+    ]
 
     made = make(given, mode="static", bits=4)
 
@@ -218,7 +250,12 @@ def test_int4_takes_a_seventh_of_float():
     assert sum(weights) / stored > 7.5
 
 
-BLOCKWISE = ["attention", "matrices_of_three_dimensions", "gemm_with_transposed_weight", "a_weight_and_its_transpose"]
+BLOCKWISE = [
+    "attention",
+    "matrices_of_three_dimensions",
+    "gemm_with_transposed_weight",
+    "a_weight_and_its_transpose",
+]
 
 
 @pytest.mark.parametrize("case", BLOCKWISE)
@@ -233,7 +270,9 @@ def test_blocks_stay_in_4_bits_and_compute_what_the_stored_weights_say(case):
     weighted = [n for n in made.plan.nodes if n.weights]
     assert {(n.compute, n.storage) for n in weighted} == {("blocks", "int4")}
     assert made.kernels().count("MatMulNBits") == len(weighted)
-    assert sqnr_db(exact.outputs(given.feeds), made.outputs(given.feeds)) > 35  # blocks of activations have 8 bits
+    assert (
+        sqnr_db(exact.outputs(given.feeds), made.outputs(given.feeds)) > 35
+    )  # blocks of activations have 8 bits
     assert len(made.model.SerializeToString()) < len(exact.model.SerializeToString())
     assert QuantPlan.from_json(made.plan.to_json()) == made.plan
 
@@ -242,14 +281,26 @@ def test_blocks_stay_in_4_bits_and_compute_what_the_stored_weights_say(case):
     ("case", "target", "options", "compute"),
     [
         ("attention", "x86-avx2", {"bits": 8}, "dynamic"),  # as fast, and one kernel fewer to know
-        ("attention", "x86-avx2", {"bits": 4, "layer_bits": {"*": 4}, "block_size": 64}, "dynamic"),  # 32 columns
-        ("attention", "portable", {"bits": 4, "layer_bits": {"*": 4}}, "static"),  # onnxruntime's own operator
+        (
+            "attention",
+            "x86-avx2",
+            {"bits": 4, "layer_bits": {"*": 4}, "block_size": 64},
+            "dynamic",
+        ),  # 32 columns
+        (
+            "attention",
+            "portable",
+            {"bits": 4, "layer_bits": {"*": 4}},
+            "static",
+        ),  # onnxruntime's own operator
         ("gemm_with_alpha", "x86-avx2", {"bits": 4}, "float"),
     ],
 )
 def test_what_cannot_compute_in_blocks_does_not(case, target, options, compute):
     given = prepared(case)
 
-    made = make(given, target, dict.fromkeys((n.name for n in given.model.graph), "blocks"), **options)
+    made = make(
+        given, target, dict.fromkeys((n.name for n in given.model.graph), "blocks"), **options
+    )
 
     assert {n.compute for n in made.plan.nodes if n.weights} == {compute}

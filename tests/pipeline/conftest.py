@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from flows.manifest import Manifest, check_manifest
-from flows.result import BatchResult
+from flows.console.result import BatchResult
+from flows.manifest.jobs import Manifest, check_manifest
 from tests.models import tiny_cnn
 
 FAULTY = "tests.pipeline.faulty_stages"
@@ -22,7 +22,7 @@ FAST = {"benchmark": {"seconds": 0.05}}
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory) -> Iterator[str]:
     """The address of a Dask scheduler with two workers, while Prefect's API answers at PREFECT_API_URL."""
-    from flows.runtime import api_server, local_cluster
+    from flows.runtime.dask import api_server, local_cluster
 
     home = tmp_path_factory.mktemp("prefect")
     before = {key: os.environ.get(key) for key in ("PREFECT_HOME", "PREFECT_API_URL")}
@@ -40,7 +40,7 @@ def harness(tmp_path_factory) -> Iterator[str]:
 @pytest.fixture
 def run(harness):
     """`run_batch` in the harness, with models whose names may ask for a fault."""
-    from flows.batch import run_batch
+    from flows.batch.run import run_batch
 
     def run(manifest: Manifest, **options) -> BatchResult:
         return run_batch(manifest, scheduler=harness, module=FAULTY, **options)
@@ -60,7 +60,9 @@ def mill(tmp_path):
                 save_model(folder / f"{name}.onnx", seed)
         save_data(tmp_path / "data.npy")
         batch = {"input_dir": "models", "output_dir": "out", **said.pop("batch", {})}
-        return check_manifest({"calibration": {"data": "data.npy"}, "batch": batch, **FAST, **said}, tmp_path)
+        return check_manifest(
+            {"calibration": {"data": "data.npy"}, "batch": batch, **FAST, **said}, tmp_path
+        )
 
     return mill
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from quant_core import stage
-from quant_core.child import serve
+from quant_core.worker import stages
+from quant_core.worker.child import serve
 
 
 def quantize(**request: Any) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def quantize(**request: Any) -> dict[str, Any]:
     for name, fault in FAULTS.items():
         if name in model.name:
             fault(model)
-    return stage.quantize(**request)
+    return stages.quantize(**request)
 
 
 def _segfault(model: Path) -> None:
@@ -62,4 +62,4 @@ FAULTS: dict[str, Callable[[Path], None]] = {
 
 
 if __name__ == "__main__":
-    serve(stage.STAGES | {"quantize": quantize})
+    serve(stages.STAGES | {"quantize": quantize})

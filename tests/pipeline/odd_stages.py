@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from quant_core.child import serve
 from quant_core.errors import DataError
+from quant_core.worker.child import serve
 
 
 def echo(text):
@@ -98,5 +98,19 @@ def hog():
 
 
 if __name__ == "__main__":
-    names = (echo, pid, environment, segfault, abort, leave, exit, killed, disk_full, busy, wrong_data, bug, too_large)
+    names = (
+        echo,
+        pid,
+        environment,
+        segfault,
+        abort,
+        leave,
+        exit,
+        killed,
+        disk_full,
+        busy,
+        wrong_data,
+        bug,
+        too_large,
+    )
     serve({stage.__name__: stage for stage in (*names, hang, hog, hold, kill_the_worker)})

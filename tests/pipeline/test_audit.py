@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.dataset
 import pytest
 
-from flows.audit import run_audit
-from flows.digests import files_digest
-from flows.journal import FOLDER
+from flows.audit.run import run_audit
+from flows.batch.digests import files_digest
+from flows.batch.journal import FOLDER
 from quant_core.errors import RequestError
 from tests.pipeline.conftest import save_model
 
@@ -68,7 +68,9 @@ def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
     assert {row["model"] for row in summary["wrong"]} == {"altered", "missing", "slower", "wronger"}
 
 
-def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(mill, run, harness, tmp_path):
+def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(
+    mill, run, harness, tmp_path
+):
     manifest = mill("a", "b", contract={"metric": "cosine", "min": 0.5}, benchmark={"seconds": 0})
     run(manifest)
 
@@ -81,7 +83,7 @@ def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(mill
 
 
 def test_noise_is_a_standard_error_of_the_samples_and_never_less_than_one_of_them():
-    from flows.auditing import NOISE  # imports Prefect, which reads PREFECT_API_URL then
+    from flows.audit.flow import NOISE  # imports Prefect, which reads PREFECT_API_URL then
 
     assert NOISE["top1"](0.5, 100) == pytest.approx(0.05)
     assert NOISE["top1"](1.0, 100) == pytest.approx(0.01)

@@ -12,7 +12,7 @@ import polars
 import pyarrow.dataset
 import pytest
 
-from flows.journal import FOLDER
+from flows.batch.journal import FOLDER
 from quant_core.errors import RequestError
 from tests.pipeline.conftest import age, save_data, save_model
 
@@ -31,13 +31,17 @@ def tables(result) -> dict[str, list[dict]]:
 
 
 def test_models_are_made_validated_timed_and_reported(mill, run):
-    manifest = mill("a", "b", evaluation={"data": "data.npy"}, contract={"metric": "cosine", "min": 0.9})
+    manifest = mill(
+        "a", "b", evaluation={"data": "data.npy"}, contract={"metric": "cosine", "min": 0.9}
+    )
 
     result = run(manifest)
 
     assert result.exit_code == 0
     for job in manifest.jobs:
-        before, after = (ort.InferenceSession(path).get_inputs()[0].name for path in (job.input, job.output))
+        before, after = (
+            ort.InferenceSession(path).get_inputs()[0].name for path in (job.input, job.output)
+        )
         assert before == after
     row = by_name(result)["a"]
     assert (row["outcome"], row["verdict"], row["metric"]) == ("done", "met", "cosine")
@@ -46,7 +50,10 @@ def test_models_are_made_validated_timed_and_reported(mill, run):
     found = tables(result)
     assert [r["models"] for r in found["runs"]] == [2]
     assert {r["model"] for r in found["models"]} == {"a", "b"}
-    assert {r["node"] for r in found["layers"] if r["alone_db"] and r["so_far_db"]} >= {"conv", "gemm"}
+    assert {r["node"] for r in found["layers"] if r["alone_db"] and r["so_far_db"]} >= {
+        "conv",
+        "gemm",
+    }
     assert {r["stage"] for r in found["timings"]} == {*STAGES}
     assert not list((manifest.folder / FOLDER / "cache").iterdir())
 
@@ -88,7 +95,11 @@ def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mi
     save_model(tmp_path / "models" / "a.onnx", seed=9)
     manifest.jobs[1].output.write_bytes(b"changed by hand")
     third = run(manifest)
-    assert {name: row["outcome"] for name, row in by_name(third).items()} == {"a": "done", "b": "done", "c": "skipped"}
+    assert {name: row["outcome"] for name, row in by_name(third).items()} == {
+        "a": "done",
+        "b": "done",
+        "c": "skipped",
+    }
 
     assert run(manifest, force=True, only=["c"]).counts["done"] == 1
 
@@ -104,7 +115,12 @@ def test_the_reports_of_many_runs_are_read_together_by_four_readers(mill, run):
     for name, rows in {"runs": 2, "models": 4, "timings": 9}.items():
         glob = f"{reports}/{name}/*.parquet"
         assert pyarrow.dataset.dataset(reports / name).to_table().num_rows == rows
-        assert duckdb.sql(f"select * from read_parquet('{glob}', union_by_name=true)").fetchall().__len__() == rows
+        assert (
+            duckdb.sql(f"select * from read_parquet('{glob}', union_by_name=true)")
+            .fetchall()
+            .__len__()
+            == rows
+        )
         assert len(polars.read_parquet(glob)) == rows
         assert len(pandas.read_parquet(reports / name)) == rows
     models = pandas.read_parquet(reports / "models")
@@ -140,7 +156,9 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     (cache / "out" / ".quantmill-half" / "b_int8.onnx").write_bytes(b"half")
     before, worked = tables(first)["layers"], []
 
-    again = run(manifest, on_progress=lambda event: worked.append((event.get("model"), event.get("stage"))))
+    again = run(
+        manifest, on_progress=lambda event: worked.append((event.get("model"), event.get("stage")))
+    )
 
     assert again.run_id == first.run_id
     # one model on two workers: they share the samples that tell what each node costs
@@ -149,12 +167,19 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     ]
     assert sorted(map(str, tables(again)["layers"])) == sorted(map(str, before))
     assert [row["outcome"] for row in again.rows] == ["done", "done"]
-    assert sorted(path.name for path in manifest.folder.glob("*")) == [FOLDER, "a_int8.onnx", "b_int8.onnx", "reports"]
+    assert sorted(path.name for path in manifest.folder.glob("*")) == [
+        FOLDER,
+        "a_int8.onnx",
+        "b_int8.onnx",
+        "reports",
+    ]
     assert len(tables(again)["models"]) == 2
     assert len(tables(again)["runs"]) == 1
 
 
-def test_what_failed_in_a_run_that_was_cut_short_is_tried_again_from_the_stage_that_failed(mill, run):
+def test_what_failed_in_a_run_that_was_cut_short_is_tried_again_from_the_stage_that_failed(
+    mill, run
+):
     manifest = mill("a", "segfault")
     first = run(manifest)
     path = manifest.folder / FOLDER / "journal.jsonl"

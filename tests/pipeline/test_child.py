@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from quant_core import child
-from quant_core.child import InterruptedStage, run_stage
 from quant_core.errors import DataError, StageError
+from quant_core.worker import child
+from quant_core.worker.child import InterruptedStage, run_stage
 
 STAGES = "tests.pipeline.odd_stages"
 
@@ -79,7 +79,7 @@ def test_memory_is_limited_and_the_peak_is_told():
 
 def test_a_child_dies_with_its_parent_even_while_native_code_holds_the_interpreter(tmp_path):
     code = f"""
-from quant_core.child import run_stage
+from quant_core.worker.child import run_stage
 run_stage("hang", {{"mark": {str(tmp_path / "pid")!r}}}, module={STAGES!r})
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])

@@ -28,7 +28,9 @@ def folder(tmp_path, monkeypatch):
         save_model(tmp_path / "models" / f"m{seed}.onnx", seed)
     save_data(tmp_path / "data.npy")
     batch = {"input_dir": "models", "output_dir": "out"}
-    (tmp_path / "m.yaml").write_text(yaml.safe_dump({"calibration": {"data": "data.npy"}, "batch": batch, **FAST}))
+    (tmp_path / "m.yaml").write_text(
+        yaml.safe_dump({"calibration": {"data": "data.npy"}, "batch": batch, **FAST})
+    )
     return tmp_path
 
 
@@ -38,12 +40,18 @@ def command(folder, *arguments) -> list[str]:
 
 def start(folder, *arguments) -> subprocess.Popen:
     return subprocess.Popen(
-        command(folder, *arguments), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(folder, *arguments),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
 def descendants(pid: int) -> set[int]:
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
     parents = dict(map(int, line.split()) for line in listed.splitlines())
     below = {pid}
     while found := {p for p, parent in parents.items() if parent in below} - below:
@@ -53,7 +61,7 @@ def descendants(pid: int) -> set[int]:
 
 def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
     code = (
-        "import sys; from flows.batch import main; code = main(sys.argv[1:]);"
+        "import sys; from flows.batch.run import main; code = main(sys.argv[1:]);"
         "assert not {'prefect', 'distributed', 'pyarrow'} & set(sys.modules); sys.exit(code)"
     )
     before = sorted(folder.rglob("*"))
@@ -85,12 +93,22 @@ def test_a_wrong_manifest_is_told_whole_with_exit_code_2_and_no_traceback(folder
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_one_model_is_stopped_in_a_word_and_leaves_nothing(folder, number, code):
     slow = (
-        "import sys, time; from flows.cli import main; from quant_core import write;"
+        "import sys, time; from flows.cli.commands import main; from quant_core.model import write;"
         "write.ir.save = lambda *a, **k: (print('writing', flush=True), time.sleep(60)); sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", slow, "quantize", str(folder / "models" / "m0.onnx"), "-o", str(folder / "o.onnx")]
+    command = [
+        sys.executable,
+        "-c",
+        slow,
+        "quantize",
+        str(folder / "models" / "m0.onnx"),
+        "-o",
+        str(folder / "o.onnx"),
+    ]
     before = sorted(folder.rglob("*"))
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout.readline() == "writing\n"
 
     process.send_signal(number)
@@ -100,11 +118,15 @@ def test_one_model_is_stopped_in_a_word_and_leaves_nothing(folder, number, code)
     assert sorted(folder.rglob("*")) == before
 
 
-def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing_had_happened(folder):
+def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing_had_happened(
+    folder,
+):
     """SIGTERM, kill -9 of the API server, then an undisturbed end, in JSON lines."""
     process = start(folder, "--format", "json")
     wait_for(process, '"started"')
-    process.send_signal(signal.SIGSTOP)  # or a busy machine would finish six tiny models while we look around
+    process.send_signal(
+        signal.SIGSTOP
+    )  # or a busy machine would finish six tiny models while we look around
     below = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
@@ -116,7 +138,9 @@ def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing
 
     process = start(folder, "--format", "json")
     wait_for(process, '"started"')
-    server = next(pid for pid in descendants(process.pid) if "flows.api_server" in command_line(pid))
+    server = next(
+        pid for pid in descendants(process.pid) if "flows.runtime.api_server" in command_line(pid)
+    )
     signal_to(server)
     lines = process.stdout.read().splitlines()
 
@@ -127,8 +151,15 @@ def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing
     models = pyarrow.dataset.dataset(folder / "out" / "reports" / "models").to_table().to_pylist()
     assert sorted(row["model"] for row in models) == [f"m{k}" for k in range(6)]
     assert {row["run_id"] for row in models} == {last["run_id"]}
-    left = {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()}
-    tables = {f"reports/{name}/{last['run_id']}.parquet" for name in ("runs", "models", "layers", "timings")}
+    left = {
+        path.relative_to(folder / "out").as_posix()
+        for path in (folder / "out").rglob("*")
+        if path.is_file()
+    }
+    tables = {
+        f"reports/{name}/{last['run_id']}.parquet"
+        for name in ("runs", "models", "layers", "timings")
+    }
     assert left == {
         ".quantmill/journal.jsonl",
         ".quantmill/costs.jsonl",

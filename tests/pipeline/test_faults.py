@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.manifest import check_manifest
+from flows.manifest.jobs import check_manifest
 from tests.pipeline.conftest import FAST, age, save_data, save_model
 from tests.pipeline.test_command import command_line, descendants
 
@@ -36,7 +36,10 @@ def full_disk(tmp_path) -> Iterator[Path | None]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = ["mount", "-t", "tmpfs", "-o", "size=64k", "quantmill-test", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mounted, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mounted, capture_output=True, check=False).returncode
+    ):
         yield None
         return
     try:
@@ -68,7 +71,9 @@ def manifest(tmp_path):
         return check_manifest(
             {
                 "mode": "weight_only",
-                "models": [{"input": "models/full.onnx", "output": str(disk / "full.onnx")}] if disk else [],
+                "models": [{"input": "models/full.onnx", "output": str(disk / "full.onnx")}]
+                if disk
+                else [],
                 "batch": {"input_dir": "models/[!f]*.onnx", "output_dir": "out"},
                 "calibration": {"data": "data/{name}.npy"},
                 "limits": {"timeout_s": 15, "memory_mb": 500},
@@ -80,12 +85,18 @@ def manifest(tmp_path):
     return manifest
 
 
-def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(manifest, run, tmp_path, full_disk):
+def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(
+    manifest, run, tmp_path, full_disk
+):
     killed: list[int] = []
 
     def kill_the_api_server(event) -> None:
         if event["event"] == "stage" and event["model"] == "good05" and not killed:
-            killed.extend(pid for pid in descendants(os.getpid()) if "flows.api_server" in command_line(pid))
+            killed.extend(
+                pid
+                for pid in descendants(os.getpid())
+                if "flows.runtime.api_server" in command_line(pid)
+            )
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -100,14 +111,20 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(manifest, 
         assert rows[name]["stage"] == stage or not stage, name
         assert told in rows[name]["error"]
         assert rows[name]["hint"]
-    assert (tmp_path / "models" / "killer.kills").read_text() == "xxx"  # three times, then set aside
+    assert (
+        tmp_path / "models" / "killer.kills"
+    ).read_text() == "xxx"  # three times, then set aside
     assert result.exit_code == 1
-    assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {f"{n}_int8.onnx" for n in (*GOOD, "astray")}
+    assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {
+        f"{n}_int8.onnx" for n in (*GOOD, "astray")
+    }
     if full_disk:
         assert [path.name for path in full_disk.iterdir()] == ["filler"]
         (full_disk / "filler").unlink()
 
     again = {row["model"]: row["outcome"] for row in run(manifest(full_disk)).rows}
 
-    assert {name for name, outcome in again.items() if outcome == "done"} == again.keys() & {TRANSIENT}
+    assert {name for name, outcome in again.items() if outcome == "done"} == again.keys() & {
+        TRANSIENT
+    }
     assert {name for name, outcome in again.items() if outcome == "skipped"} == {*GOOD, "astray"}

@@ -9,8 +9,8 @@ import os
 import onnx
 import pytest
 
-from flows.digests import files_digest, job_digest, model_files
-from flows.journal import open_journal, publish
+from flows.batch.digests import files_digest, job_digest, model_files
+from flows.batch.journal import open_journal, publish
 from quant_core.errors import ModelError, RequestError
 
 
@@ -92,15 +92,21 @@ def test_up_to_date_means_made_from_this_and_unchanged_since(tmp_path):
         assert not journal.up_to_date(output, "d1")
 
 
-def test_a_large_journal_forgets_what_nobody_will_ask_for_but_never_a_run_that_was_cut_short(tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.journal.LARGE_BYTES", 100)
+def test_a_large_journal_forgets_what_nobody_will_ask_for_but_never_a_run_that_was_cut_short(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("flows.batch.journal.LARGE_BYTES", 100)
     output = tmp_path / "m.onnx"
     output.write_bytes(b"model")
     files = files_digest(tmp_path, ["m.onnx"])
     path = tmp_path / ".quantmill" / "journal.jsonl"
     with open_journal(tmp_path) as journal:
-        for number, (digest, timings) in enumerate([("old", [{}]), ("new", [{}]), ("new", []), ("new", [])]):
-            journal.append({"event": "run", "run_id": str(number), "request": "a", "started_at": "x"})
+        for number, (digest, timings) in enumerate(
+            [("old", [{}]), ("new", [{}]), ("new", []), ("new", [])]
+        ):
+            journal.append(
+                {"event": "run", "run_id": str(number), "request": "a", "started_at": "x"}
+            )
             journal.append({**model_entry(str(number), output, files, digest), "timings": timings})
             journal.append({"event": "end", "run_id": str(number)})
 
@@ -131,7 +137,11 @@ def test_publishing_twice_does_the_same_and_leaves_nothing_behind(tmp_path):
 
 
 def test_two_batches_never_write_one_folder(tmp_path):
-    with open_journal(tmp_path), pytest.raises(RequestError, match="another batch"), open_journal(tmp_path):
+    with (
+        open_journal(tmp_path),
+        pytest.raises(RequestError, match="another batch"),
+        open_journal(tmp_path),
+    ):
         pass
 
 
@@ -162,13 +172,13 @@ def test_a_file_that_is_still_being_written_is_waited_for_but_not_for_ever(mill,
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr("flows.digests.time.monotonic", lambda: now)
-    monkeypatch.setattr("flows.digests.time.sleep", sleep)
+    monkeypatch.setattr("flows.batch.digests.time.monotonic", lambda: now)
+    monkeypatch.setattr("flows.batch.digests.time.sleep", sleep)
     clock = job.input.stat().st_mtime
-    monkeypatch.setattr("flows.digests.time.time", lambda: clock + min(now, 1.0))
+    monkeypatch.setattr("flows.batch.digests.time.time", lambda: clock + min(now, 1.0))
     assert job_digest(job) == settled
 
-    monkeypatch.setattr("flows.digests.time.time", lambda: clock + 0.5)  # as new as ever
+    monkeypatch.setattr("flows.batch.digests.time.time", lambda: clock + 0.5)  # as new as ever
     with pytest.raises(ModelError, match="still being written"):
         job_digest(job)
     assert now > 60
@@ -176,7 +186,13 @@ def test_a_file_that_is_still_being_written_is_waited_for_but_not_for_ever(mill,
 
 def test_a_model_s_digest_covers_its_external_data_and_its_samples(mill, tmp_path):
     job = mill("a").jobs[0]
-    onnx.save(onnx.load(job.input), job.input, save_as_external_data=True, location="a.weights", size_threshold=0)
+    onnx.save(
+        onnx.load(job.input),
+        job.input,
+        save_as_external_data=True,
+        location="a.weights",
+        size_threshold=0,
+    )
     weights = job.input.with_name("a.weights")
 
     first = job_digest(job)

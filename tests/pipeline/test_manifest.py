@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flows.manifest import Manifest, SampleSpec, check_manifest, read_manifest
+from flows.manifest.jobs import Manifest, SampleSpec, check_manifest, read_manifest
 from quant_core.config import Contract
 from quant_core.errors import RequestError
 
@@ -73,7 +73,11 @@ def test_a_model_overrides_every_option_key_by_key_and_its_contract_as_a_whole(f
 
     first, second = manifest.jobs
     assert (first.config.bits, first.config.method, first.config.exclude) == (8, "mse", ())
-    assert (second.config.bits, second.config.method, second.config.exclude) == (4, "mse", ("/head/*",))
+    assert (second.config.bits, second.config.method, second.config.exclude) == (
+        4,
+        "mse",
+        ("/head/*",),
+    )
     assert first.calibration == SampleSpec(str(folder / "data.npy"), count=5)
     assert second.calibration == SampleSpec(str(folder / "data.npy"), count=7)
     assert second.contract == Contract("cosine", max_drop=0.1)
@@ -85,7 +89,11 @@ def test_all_mistakes_are_reported_together_each_with_its_path_and_what_would_be
             "bits": 7,
             "per_chanel": True,
             "models": [
-                {"input": "models/b.onnx", "output": "o/b.onnx", "contract": {"metric": "top11", "max_drop": "x"}},
+                {
+                    "input": "models/b.onnx",
+                    "output": "o/b.onnx",
+                    "contract": {"metric": "top11", "max_drop": "x"},
+                },
                 {"output": 3, "exclude": "foo", "layer_bits": {"head": 5}},
             ],
             "batch": {"jobs": 0},
@@ -97,7 +105,10 @@ def test_all_mistakes_are_reported_together_each_with_its_path_and_what_would_be
     assert len(found) == 10
     assert "bits: is 7 (One of 8, 4)" in found
     assert "per_chanel: unknown key (Did you mean per_channel?)" in found
-    assert any(line.startswith("models[0].contract.metric: is 'top11' (Did you mean top1?") for line in found)
+    assert any(
+        line.startswith("models[0].contract.metric: is 'top11' (Did you mean top1?")
+        for line in found
+    )
     assert "models[0].contract.max_drop: is 'x' (Must be a number or absent)" in found
     assert "models[1].input: is missing (Every model needs it)" in found
     assert "models[1].output: is 3 (Must be text)" in found
@@ -120,7 +131,11 @@ def test_what_is_wrong_in_form_does_not_hide_what_is_wrong_in_meaning(folder):
         ("models[2].contract.metric", "top1 needs labels"),
         ("models[0].input", "no such file"),
     ]
-    assert {line.partition(":")[0] for line in in_all} == {"models[1].output", "evaluation.data", "models[0].input"}
+    assert {line.partition(":")[0] for line in in_all} == {
+        "models[1].output",
+        "evaluation.data",
+        "models[0].input",
+    }
 
 
 def test_files_that_are_missing_written_twice_or_overwritten_are_mistakes(folder):
@@ -128,7 +143,12 @@ def test_files_that_are_missing_written_twice_or_overwritten_are_mistakes(folder
         {
             "models": [
                 {"input": "models/resnet.onnx", "output": "o/r.onnx"},
-                {"input": "models/b.onnx", "output": "o/b.onnx", "calibration": {"data": "dat.npy"}, "name": "b"},
+                {
+                    "input": "models/b.onnx",
+                    "output": "o/b.onnx",
+                    "calibration": {"data": "dat.npy"},
+                    "name": "b",
+                },
                 {"input": "models/resnet18.onnx", "output": "models/../models/b.onnx"},
                 {"input": "models/resnet18.onnx", "output": "o/b.onnx", "name": "b"},
             ]
@@ -136,10 +156,17 @@ def test_files_that_are_missing_written_twice_or_overwritten_are_mistakes(folder
         folder,
     )
 
-    assert any("models[0].input: no such file" in line and "Did you mean resnet18.onnx?" in line for line in found)
-    assert any("models[1].calibration.data: no such file" in line and "data.npy" in line for line in found)
+    assert any(
+        "models[0].input: no such file" in line and "Did you mean resnet18.onnx?" in line
+        for line in found
+    )
+    assert any(
+        "models[1].calibration.data: no such file" in line and "data.npy" in line for line in found
+    )
     assert any(line.startswith("models[2].output: is also an input") for line in found)
-    assert any(line.startswith("models[3].output: is also the output of models[1]") for line in found)
+    assert any(
+        line.startswith("models[3].output: is also the output of models[1]") for line in found
+    )
     assert any(line.startswith("models[3].name: b is taken") for line in found)
 
 
@@ -155,14 +182,22 @@ def test_a_table_of_costs_is_named_from_the_manifests_folder_and_must_be_one(fol
 
 
 def test_top1_without_labels_is_a_mistake_before_anything_runs(folder):
-    models = [{"input": "models/b.onnx", "output": "o.onnx", "contract": {"metric": "top1", "max_drop": 0.1}}]
+    models = [
+        {
+            "input": "models/b.onnx",
+            "output": "o.onnx",
+            "contract": {"metric": "top1", "max_drop": 0.1},
+        }
+    ]
 
     found = mistakes({"models": models, "evaluation": {"data": "data.npy"}}, folder)
 
     assert found == [
         "models[0].contract.metric: top1 needs labels (Give evaluation.labels, or promise agreement or cosine)"
     ]
-    assert check_manifest({"models": models, "evaluation": {"data": "data.npy", "labels": "labels.npy"}}, folder)
+    assert check_manifest(
+        {"models": models, "evaluation": {"data": "data.npy", "labels": "labels.npy"}}, folder
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +226,11 @@ def test_a_name_in_braces_gives_each_model_its_own_data(folder):
     (folder / "data-b.npy").touch()
 
     manifest = check_manifest(
-        {"batch": {"input_dir": "models/b.onnx", "output_dir": "o"}, "calibration": {"data": "data-{name}.npy"}}, folder
+        {
+            "batch": {"input_dir": "models/b.onnx", "output_dir": "o"},
+            "calibration": {"data": "data-{name}.npy"},
+        },
+        folder,
     )
 
     assert manifest.jobs[0].calibration.source == str(folder / "data-b.npy")

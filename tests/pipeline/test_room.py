@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from quant_core import child, room
-from quant_core.child import NoRoom, run_stage
+from quant_core.worker import child, memory
+from quant_core.worker.child import NoRoom, run_stage
 from tests.pipeline.test_child import wait_until
 
 STAGES = "tests.pipeline.odd_stages"
@@ -25,8 +25,8 @@ NOBODY = 1 << 30  # no process has that number: what was promised to it is never
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     """A host of ten gigabytes on which nothing else runs."""
-    monkeypatch.setattr(room, "_folder", lambda: tmp_path)
-    monkeypatch.setattr(room, "available_bytes", lambda: 10 * GB)
+    monkeypatch.setattr(memory, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10 * GB)
     return tmp_path
 
 
@@ -35,7 +35,7 @@ def test_stages_begin_while_what_they_need_fits_and_never_more(host):
 
     def stage(need: int) -> None:
         nonlocal at_once
-        with room.promised(need, NOBODY):
+        with memory.promised(need, NOBODY):
             with lock:
                 at_once += need
                 most.append(at_once)
@@ -53,14 +53,14 @@ def test_stages_begin_while_what_they_need_fits_and_never_more(host):
 
 
 def test_what_is_alone_begins_whatever_it_needs(host):
-    with room.promised(1000 * GB, NOBODY):
+    with memory.promised(1000 * GB, NOBODY):
         assert len(list(host.glob("stage-*"))) == 1
 
 
 def test_what_a_stage_holds_already_is_not_counted_twice(host):
-    held = room.held_bytes(os.getpid())
+    held = memory.held_bytes(os.getpid())
 
-    with room.promised(held + 9 * GB, os.getpid()), room.promised(GB - 1, NOBODY):
+    with memory.promised(held + 9 * GB, os.getpid()), memory.promised(GB - 1, NOBODY):
         pass  # `available_bytes` is less what is held: nine gigabytes are still to be taken
 
 
@@ -68,15 +68,17 @@ def test_a_process_that_is_killed_keeps_nothing(host):
     code = f"""
 import sys, time
 from pathlib import Path
-from quant_core import room
-room._folder = lambda: Path({str(host)!r})
-with room.promised(9 << 30, {NOBODY}):
+from quant_core.worker import memory
+memory._folder = lambda: Path({str(host)!r})
+with memory.promised(9 << 30, {NOBODY}):
     print("in", flush=True)
     time.sleep(60)
 """
-    other = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE
+    )
     assert other.stdout.readline() == b"in\n"
-    waiting = threading.Thread(target=lambda: room.promised(8 * GB, NOBODY).__enter__())
+    waiting = threading.Thread(target=lambda: memory.promised(8 * GB, NOBODY).__enter__())
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive()
@@ -98,7 +100,7 @@ def test_who_outgrows_what_was_asked_for_gives_way_when_the_host_has_no_more(hos
     with ThreadPoolExecutor(1) as threads:
         held = threads.submit(run_stage, "hold", request, need_bytes=GB // 8, module=STAGES)
         wait_until(lambda: (tmp_path / "mark").exists(), 30)
-        room.available_bytes = lambda: -1
+        memory.available_bytes = lambda: -1
 
         with pytest.raises(NoRoom, match=r"out of memory: \d+ MB held, and this host has no more"):
             held.result()
@@ -107,7 +109,7 @@ def test_who_outgrows_what_was_asked_for_gives_way_when_the_host_has_no_more(hos
 
 
 def test_this_host_tells_what_it_has():
-    assert 0 < room.available_bytes() < room.total_bytes()
-    assert room.held_bytes(os.getpid()) > 1_000_000
-    assert room.peak_bytes(os.getpid()) >= room.held_bytes(os.getpid()) // 2
-    assert room.held_bytes(NOBODY) == 0
+    assert 0 < memory.available_bytes() < memory.total_bytes()
+    assert memory.held_bytes(os.getpid()) > 1_000_000
+    assert memory.peak_bytes(os.getpid()) >= memory.held_bytes(os.getpid()) // 2
+    assert memory.held_bytes(NOBODY) == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.runtime import ENVIRONMENT
+from flows.runtime.dask import ENVIRONMENT
 from tests.pipeline.conftest import FAST, save_data, save_model
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +39,24 @@ def api(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     home = str(tmp_path_factory.mktemp("home"))
-    environment = {**os.environ, **ENVIRONMENT, **EAGER, "PREFECT_HOME": home, "PREFECT_API_URL": url}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        **EAGER,
+        "PREFECT_HOME": home,
+        "PREFECT_API_URL": url,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with running(command, environment):
         wait_until(lambda: ask(url, "/health") is True, 60)
         yield url, environment
@@ -76,20 +92,30 @@ def test_a_process_worker_runs_what_prefect_yaml_deploys(api, manifest, tmp_path
     url, environment = api
     said = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
     said["deployments"] = [one for one in said["deployments"] if one["name"] == "nightly"]
-    said["deployments"][0] |= {"parameters": {"manifest": str(manifest)}, "schedules": [{"cron": OFTEN}]}
+    said["deployments"][0] |= {
+        "parameters": {"manifest": str(manifest)},
+        "schedules": [{"cron": OFTEN}],
+    }
     (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(said))
     prefect = [sys.executable, "-m", "prefect"]
     deploy = ["--no-prompt", "deploy", "--prefect-file", str(tmp_path / "prefect.yaml"), "--all"]
     for command in (["work-pool", "create", "quantmill", "--type", "process"], deploy):
-        subprocess.run([*prefect, *command], cwd=ROOT, env=environment, check=True, capture_output=True)
+        subprocess.run(
+            [*prefect, *command], cwd=ROOT, env=environment, check=True, capture_output=True
+        )
 
     with running([*prefect, "worker", "start", "--pool", "quantmill"], environment):
         batches = wait_for_run(url, f"batch {manifest}")
 
     assert batches["auto_scheduled"]
     assert batches["work_pool_name"] == "quantmill"
-    assert json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"] == "Completed"
-    for deployment in ask(url, "/deployments/filter", {}):  # what was cut off would keep its one slot for minutes
+    assert (
+        json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"]
+        == "Completed"
+    )
+    for deployment in ask(
+        url, "/deployments/filter", {}
+    ):  # what was cut off would keep its one slot for minutes
         ask(url, f"/deployments/{deployment['id']}", method="DELETE")
 
 
@@ -98,27 +124,40 @@ def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, manifest, 
     command = [sys.executable, "-m", "deployments.serve", str(manifest)]
 
     with running([*command, "--cron", OFTEN, "--audit-cron", OFTEN], environment):
-        batches, audits = (wait_for_run(url, name) for name in (f"batch {manifest}", f"audit {tmp_path / 'out'}"))
+        batches, audits = (
+            wait_for_run(url, name) for name in (f"batch {manifest}", f"audit {tmp_path / 'out'}")
+        )
 
     assert batches["auto_scheduled"]
     assert {"quantmill", "batch"} <= set(batches["tags"])
     assert audits["auto_scheduled"]
     artifacts = {artifact["key"] for artifact in ask(url, "/artifacts/filter", {})}
-    assert artifacts >= {"quantmill-batch-models", "quantmill-batch-summary", "quantmill-audit-summary"}
-    assert json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"] == "Completed"
+    assert artifacts >= {
+        "quantmill-batch-models",
+        "quantmill-batch-summary",
+        "quantmill-audit-summary",
+    }
+    assert (
+        json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"]
+        == "Completed"
+    )
 
 
 def wait_for_run(url: str, name: str) -> dict:
     """The first run of that name that is completed."""
     wanted = {"flow_runs": {"name": {"any_": [name]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
     found: list[dict] = []
-    wait_until(lambda: found.extend(ask(url, "/flow_runs/filter", wanted) or []) or found, LONGEST_S)
+    wait_until(
+        lambda: found.extend(ask(url, "/flow_runs/filter", wanted) or []) or found, LONGEST_S
+    )
     return found[0]
 
 
 def ask(url: str, path: str, body: dict | None = None, method: str | None = None):
     """What the API answers, None if it does not."""
-    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode(), method=method)
+    request = urllib.request.Request(
+        url + path, None if body is None else json.dumps(body).encode(), method=method
+    )
     request.add_header("Content-Type", "application/json")
     with contextlib.suppress(OSError):
         return json.loads(urllib.request.urlopen(request, timeout=10).read() or "null")

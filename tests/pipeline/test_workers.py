@@ -10,9 +10,9 @@ import pytest
 from distributed import Client
 from distributed.scheduler import KilledWorker
 
-from flows.runtime import local_cluster
-from quant_core.child import STRIKES, InterruptedStage, NoRoom, run_stage, shut_down
+from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError
+from quant_core.worker.child import STRIKES, InterruptedStage, NoRoom, run_stage, shut_down
 from tasks.workers import BARE_BYTES, NEIGHBOURS, Workers
 from tests.pipeline.test_child import wait_until
 
@@ -23,7 +23,9 @@ def test_what_waits_on_a_worker_that_is_killed_loses_no_try(tmp_path):
     with local_cluster(1) as cluster, Client(cluster) as client, ThreadPoolExecutor(2) as threads:
         workers = Workers(client, 60.0, None, tmp_path, STAGES)
 
-        killer = threads.submit(workers.run, "kill_the_worker", "bad", {"ready": str(tmp_path / "ready")})
+        killer = threads.submit(
+            workers.run, "kill_the_worker", "bad", {"ready": str(tmp_path / "ready")}
+        )
         wait_until(lambda: any(mark.stat().st_size for mark in tmp_path.iterdir()), 30)
         neighbour = threads.submit(workers.run, "echo", "good", {"text": "alive"})
         wait_until(lambda: len(next(iter(client.processing().values()))) == 2, 30)
@@ -31,7 +33,9 @@ def test_what_waits_on_a_worker_that_is_killed_loses_no_try(tmp_path):
 
         with pytest.raises(InterruptedStage, match="Dask worker died"):
             killer.result()
-        assert neighbour.result()["result"] == {"text": "alive"}  # of one call: Prefect tried it once
+        assert neighbour.result()["result"] == {
+            "text": "alive"
+        }  # of one call: Prefect tried it once
 
 
 class Deadly:
@@ -104,7 +108,9 @@ def test_what_a_stage_will_need_is_what_it_held_or_what_is_known_of_its_model(tm
     assert workers.need("validate", "m") == 1000
 
 
-def test_a_stage_for_which_there_was_no_room_asks_for_twice_as_much_and_what_it_held_is_remembered(tmp_path):
+def test_a_stage_for_which_there_was_no_room_asks_for_twice_as_much_and_what_it_held_is_remembered(
+    tmp_path,
+):
     def submit(function, stage, need_bytes, **options):
         def result():
             if need_bytes < 3 * BARE_BYTES:

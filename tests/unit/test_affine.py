@@ -12,13 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from quant_core.affine import Grid, QuantParams, choose_params, dequantize, quantize, range_of
 from quant_core.errors import DataError, ModelError
+from quant_core.numerics.affine import (
+    Grid,
+    QuantParams,
+    choose_params,
+    dequantize,
+    quantize,
+    range_of,
+)
 
 INT8, UINT8 = Grid(8, signed=True, symmetric=False), Grid(8, signed=False, symmetric=False)
 INT4, UINT4 = Grid(4, signed=True, symmetric=False), Grid(4, signed=False, symmetric=False)
 GRIDS = [
-    Grid(bits, signed, symmetric) for bits in (4, 8, 16) for signed in (True, False) for symmetric in (True, False)
+    Grid(bits, signed, symmetric)
+    for bits in (4, 8, 16)
+    for signed in (True, False)
+    for symmetric in (True, False)
 ]
 ONNX_TYPES = {
     "int8": TensorProto.INT8,
@@ -30,7 +40,9 @@ ONNX_TYPES = {
 floats = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
-def in_onnxruntime(x: np.ndarray[Any, Any], params: QuantParams) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def in_onnxruntime(
+    x: np.ndarray[Any, Any], params: QuantParams
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """What QuantizeLinear (as float) and DequantizeLinear after it give in onnxruntime."""
     kind = ONNX_TYPES[params.grid.dtype.name]
     where = {} if params.axis is None else {"axis": params.axis, "block_size": params.block or 0}
@@ -41,23 +53,34 @@ def in_onnxruntime(x: np.ndarray[Any, Any], params: QuantParams) -> tuple[np.nda
     ]
     constants = [
         helper.make_tensor("scale", TensorProto.FLOAT, params.scale.shape, params.scale.ravel()),
-        helper.make_tensor("zero", kind, params.scale.shape, params.zero_point.astype(np.int32).ravel()),
+        helper.make_tensor(
+            "zero", kind, params.scale.shape, params.zero_point.astype(np.int32).ravel()
+        ),
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, x.shape) for name in ("integers", "y")]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, x.shape)
+        for name in ("integers", "y")
+    ]
     graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     integers, y = session.run(None, {"x": x})
     return integers, y
 
 
 @pytest.mark.parametrize("grid", [INT8, UINT8, INT4, UINT4], ids=lambda g: g.dtype.name)
-@pytest.mark.parametrize(("axis", "block"), [(None, None), (0, None), (2, None), (1, 4), (0, 2), (1, 16)])
-def test_onnxruntime_computes_the_same_integers_and_floats(grid: Grid, axis: int | None, block: int | None) -> None:
+@pytest.mark.parametrize(
+    ("axis", "block"), [(None, None), (0, None), (2, None), (1, 4), (0, 2), (1, 16)]
+)
+def test_onnxruntime_computes_the_same_integers_and_floats(
+    grid: Grid, axis: int | None, block: int | None
+) -> None:
     x = np.random.default_rng(0).normal(0.3, 2, (4, 16, 6)).astype(np.float32)
     lo, hi = range_of(x, axis, block)
     params = choose_params(0.8 * lo, 0.8 * hi, grid, axis, block)  # so that some values are clipped
@@ -80,7 +103,9 @@ def test_halves_round_to_even_as_in_onnxruntime() -> None:
 
 
 @given(st.sampled_from(GRIDS), floats, floats, st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_a_value_in_the_range_comes_back_within_half_a_step(grid: Grid, a: float, b: float, parts: list[float]) -> None:
+def test_a_value_in_the_range_comes_back_within_half_a_step(
+    grid: Grid, a: float, b: float, parts: list[float]
+) -> None:
     lo, hi = min(a, b), max(a, b)
     params = choose_params(lo, hi, grid)
     x = np.clip(lo + (hi - lo) * np.array(parts), lo, hi).astype(np.float32)
@@ -110,7 +135,9 @@ def test_a_dead_channel_round_trips_to_zeros(grid: Grid) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-38, 1e38, 3.4028235e38])
-def test_the_smallest_and_the_largest_floats_stay_finite_and_do_not_grow(grid: Grid, size: float) -> None:
+def test_the_smallest_and_the_largest_floats_stay_finite_and_do_not_grow(
+    grid: Grid, size: float
+) -> None:
     x = np.array([-size, 0, size], np.float32)
     params = choose_params(x.min(), x.max(), grid)
 
@@ -118,7 +145,9 @@ def test_the_smallest_and_the_largest_floats_stay_finite_and_do_not_grow(grid: G
 
     assert params.scale >= np.finfo(np.float32).tiny
     assert np.all(np.isfinite(y))
-    assert np.all(np.abs(y.astype(np.float64) - x) <= params.scale * 1.01)  # a whole step: the last would be inf
+    assert np.all(
+        np.abs(y.astype(np.float64) - x) <= params.scale * 1.01
+    )  # a whole step: the last would be inf
 
 
 @pytest.mark.parametrize("cap", [6.0, 1.0, 2.5, 20.0, 0.1, 3.3])
@@ -159,7 +188,9 @@ def test_the_last_block_may_be_short() -> None:
 
 def test_an_int32_bias_keeps_more_digits_than_float32_has() -> None:
     bias = np.array([1.0, -0.123456789], np.float32)
-    params = QuantParams(np.array([1e-9, 1e-9], np.float32), np.zeros(2, np.int32), 0, Grid(32, True, True))
+    params = QuantParams(
+        np.array([1e-9, 1e-9], np.float32), np.zeros(2, np.int32), 0, Grid(32, True, True)
+    )
 
     expected = np.rint(bias.astype(np.float64) / params.scale)
     np.testing.assert_array_equal(quantize(bias, params), expected)

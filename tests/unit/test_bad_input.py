@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from flows.cli import main
+from flows.cli.commands import main
 from tests.models import one_graph, tiny_cnn
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,7 +21,9 @@ SAMPLES = np.random.default_rng(7).standard_normal((8, 3, 8, 8), dtype=np.float3
 CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {}
 
 
-def case(exit_code: int, told: str) -> Callable[[Callable[[Path], list[str]]], Callable[[Path], list[str]]]:
+def case(
+    exit_code: int, told: str
+) -> Callable[[Callable[[Path], list[str]]], Callable[[Path], list[str]]]:
     """A row of CASES: prepares a folder and says what is typed in it."""
 
     def add(prepare: Callable[[Path], list[str]]) -> Callable[[Path], list[str]]:
@@ -77,21 +79,35 @@ def an_opset_from_the_future(folder):
 
 @case(1, "Upsample")
 def an_opset_that_nothing_runs(folder):
-    old = helper.make_node("Upsample", ["x"], ["y"], "old", mode="nearest", width_scale=2.0, height_scale=2.0)
+    old = helper.make_node(
+        "Upsample", ["x"], ["y"], "old", mode="nearest", width_scale=2.0, height_scale=2.0
+    )
     onnx.save(one_graph([old], {}, opset=1), folder / "old.onnx")
     return quantizing("old.onnx")
 
 
 @case(1, "weights.bin")
 def missing_external_data(folder):
-    onnx.save(tiny_cnn(), folder / "apart.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        tiny_cnn(),
+        folder / "apart.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
     (folder / "weights.bin").unlink()
     return quantizing("apart.onnx")
 
 
 @case(1, "too short")
 def truncated_external_data(folder):
-    onnx.save(tiny_cnn(), folder / "apart.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        tiny_cnn(),
+        folder / "apart.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
     (folder / "weights.bin").write_bytes(b"\0" * 10)
     return quantizing("apart.onnx")
 
@@ -173,7 +189,21 @@ def too_few_labels(folder):
 
 @case(1, "quantized already")
 def a_model_that_is_quantized_already(folder):
-    assert main(["quantize", "float.onnx", "-o", "int8.onnx", "--mode", "static", "--data", "samples.npy"]) == 0
+    assert (
+        main(
+            [
+                "quantize",
+                "float.onnx",
+                "-o",
+                "int8.onnx",
+                "--mode",
+                "static",
+                "--data",
+                "samples.npy",
+            ]
+        )
+        == 0
+    )
     return quantizing("int8.onnx")
 
 
@@ -188,7 +218,9 @@ def a_model_with_nan_weights(folder):
     broken = tiny_cnn()
     for tensor in broken.graph.initializer:
         if tensor.name == "w":
-            tensor.CopyFrom(numpy_helper.from_array(np.full((16, 3, 3, 3), np.nan, np.float32), "w"))
+            tensor.CopyFrom(
+                numpy_helper.from_array(np.full((16, 3, 3, 3), np.nan, np.float32), "w")
+            )
     onnx.save(broken, folder / "nan.onnx")
     return quantizing("nan.onnx")
 
@@ -271,7 +303,11 @@ def folder(tmp_path, monkeypatch):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -308,11 +344,21 @@ def test_native_code_says_nothing_of_its_own(folder):
     (folder / "cut.onnx").write_bytes((folder / "float.onnx").read_bytes()[:200])
 
     for typed in (calibrating(str(folder / "bad.npy")), ["info", "cut.onnx"]):
-        command = [sys.executable, "-c", f"import sys; from flows.cli import main; sys.exit(main({typed!r}))"]
-        done = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-c",
+            f"import sys; from flows.cli.commands import main; sys.exit(main({typed!r}))",
+        ]
+        done = subprocess.run(
+            command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
 
         assert done.returncode == 1
-        assert [line[:7] for line in done.stderr.splitlines()] == ["error: ", "where: ", " hint: "], done.stderr
+        assert [line[:7] for line in done.stderr.splitlines()] == [
+            "error: ",
+            "where: ",
+            " hint: ",
+        ], done.stderr
 
 
 def test_a_good_request_overwrites_its_output_and_not_its_input(folder):

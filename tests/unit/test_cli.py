@@ -17,15 +17,26 @@ import pytest
 import typer
 from pyarrow import parquet
 
-from flows import doctor, options, show
-from flows.cli import main
-from flows.options import Answer
+from flows.cli import doctor, options
+from flows.cli.commands import main
+from flows.cli.options import Answer
+from flows.console import render
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import DataError
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("info", "quantize", "calibrate", "batch", "validate", "benchmark", "config", "report", "doctor")
+COMMANDS = (
+    "info",
+    "quantize",
+    "calibrate",
+    "batch",
+    "validate",
+    "benchmark",
+    "config",
+    "report",
+    "doctor",
+)
 
 
 @pytest.fixture
@@ -34,7 +45,9 @@ def typed():
     app, seen = typer.Typer(), {}
 
     @options.register(app)
-    def probe(config: QuantConfig, samples: options.SampleOptions, accuracy: options.AccuracyOptions) -> Answer:
+    def probe(
+        config: QuantConfig, samples: options.SampleOptions, accuracy: options.AccuracyOptions
+    ) -> Answer:
         """Probe."""
         seen.update(config=config, samples=samples, accuracy=accuracy)
         return Answer({}, lambda data: "")
@@ -58,9 +71,37 @@ def test_options_that_are_not_typed_leave_every_default(typed):
 
 def test_every_option_of_a_config_can_be_typed(typed):
     code, seen = typed(
-        *("--bits", "4", "--mode", "static", "--method", "percentile", "--percentile", "99.5", "--per-tensor"),
-        *("--asymmetric", "--block-size", "64", "--weight-method", "rtn", "--no-bias-correction", "--exclude", "a*"),
-        *("--exclude", "b", "--layer-bits", "head=32", "--layer-bits", "x=y=8", "--min-elements", "9"),
+        *(
+            "--bits",
+            "4",
+            "--mode",
+            "static",
+            "--method",
+            "percentile",
+            "--percentile",
+            "99.5",
+            "--per-tensor",
+        ),
+        *(
+            "--asymmetric",
+            "--block-size",
+            "64",
+            "--weight-method",
+            "rtn",
+            "--no-bias-correction",
+            "--exclude",
+            "a*",
+        ),
+        *(
+            "--exclude",
+            "b",
+            "--layer-bits",
+            "head=32",
+            "--layer-bits",
+            "x=y=8",
+            "--min-elements",
+            "9",
+        ),
         *("--target", "arm64", "--runtime", "qdq"),
     )
 
@@ -86,7 +127,18 @@ def test_every_option_of_a_config_can_be_typed(typed):
 
 def test_samples_and_a_contract_can_be_typed(typed):
     code, seen = typed(
-        *("--data", "d.npz", "--labels", "l.npy", "--num-samples", "5", "--shape", "x=1,3,8,8", "--shape", "y=1,2"),
+        *(
+            "--data",
+            "d.npz",
+            "--labels",
+            "l.npy",
+            "--num-samples",
+            "5",
+            "--shape",
+            "x=1,3,8,8",
+            "--shape",
+            "y=1,2",
+        ),
         *("--metric", "top1", "--max-drop", "0.01"),
     )
 
@@ -152,7 +204,9 @@ def answering(function):
 
 def test_an_answer_is_text_or_json(capsys):
     def probe() -> Answer:
-        return Answer({"snr": float("inf"), "rows": ({"a": 1},)}, lambda data: "for people", exit_code=1)
+        return Answer(
+            {"snr": float("inf"), "rows": ({"a": 1},)}, lambda data: "for people", exit_code=1
+        )
 
     run = answering(probe)
 
@@ -173,7 +227,12 @@ def test_an_error_is_three_lines_or_a_json_object(capsys):
     out, err = capsys.readouterr()
     assert (out, err) == ("", "error: holds NaN\nwhere: d.npy, sample 3\n hint: Drop it\n")
     assert run("--format", "json") == 1
-    error = {"kind": "DataError", "problem": "holds NaN", "where": "d.npy, sample 3", "hint": "Drop it"}
+    error = {
+        "kind": "DataError",
+        "problem": "holds NaN",
+        "where": "d.npy, sample 3",
+        "hint": "Drop it",
+    }
     assert json.loads(capsys.readouterr().out) == {"error": error}
 
 
@@ -192,10 +251,19 @@ def test_a_bug_shows_no_traceback_unless_asked(capsys, monkeypatch):
 
 def test_names_from_files_cannot_drive_the_terminal(capsys):
     evil = "conv\x1b[31m\x07\u202e[bold]x[/bold]\udc80"
-    nodes = [{"node": evil, "op_type": "Conv", "compute": "float", "storage": "int8", "elements": 9, "reason": evil}]
+    nodes = [
+        {
+            "node": evil,
+            "op_type": "Conv",
+            "compute": "float",
+            "storage": "int8",
+            "elements": 9,
+            "reason": evil,
+        }
+    ]
 
-    show.answer({"target": "portable", "nodes": nodes}, show.plan)
-    show.explain(DataError(evil, evil, evil), as_json=False)
+    render.answer({"target": "portable", "nodes": nodes}, render.plan)
+    render.explain(DataError(evil, evil, evil), as_json=False)
 
     out, err = capsys.readouterr()
     for text in (out, err):
@@ -205,25 +273,44 @@ def test_names_from_files_cannot_drive_the_terminal(capsys):
 
 def test_a_table_in_a_pipe_is_not_squeezed(capsys):
     rows = [
-        {"node": "block/" * 20, "op_type": "Conv", "compute": "static", "storage": "int8", "elements": 1, "reason": ""}
+        {
+            "node": "block/" * 20,
+            "op_type": "Conv",
+            "compute": "static",
+            "storage": "int8",
+            "elements": 1,
+            "reason": "",
+        }
     ]
 
-    show.answer({"target": "portable", "nodes": rows}, show.plan)
+    render.answer({"target": "portable", "nodes": rows}, render.plan)
 
     assert "block/" * 20 in capsys.readouterr().out
 
 
 def test_a_batch_tells_what_makes_a_verdict_doubtful(capsys):
-    show.answer([{"model": "m", "outcome": "done", "verdict": "met", "note": "only guesses"}], show.batch_table)
+    render.answer(
+        [{"model": "m", "outcome": "done", "verdict": "met", "note": "only guesses"}],
+        render.batch_table,
+    )
 
     assert "met: only guesses" in capsys.readouterr().out
 
 
 def test_sizes_and_shares_read_as_a_person_writes_them():
-    assert (show.size(1234), show.size(2_500_000), show.size(None)) == ("1.2 kB", "2.50 MB", "")
-    assert [show.ratio(4, after) for after in (1, 4, 8, None)] == ["4.00x smaller", "1.00x smaller", "2.00x larger", ""]
-    assert (show.percent(0.98765), show.percent(None)) == ("98.77 %", "")
-    assert (show.ms(1.23456), show.ms(None)) == ("1.23 ms", "")
+    assert (render.size(1234), render.size(2_500_000), render.size(None)) == (
+        "1.2 kB",
+        "2.50 MB",
+        "",
+    )
+    assert [render.ratio(4, after) for after in (1, 4, 8, None)] == [
+        "4.00x smaller",
+        "1.00x smaller",
+        "2.00x larger",
+        "",
+    ]
+    assert (render.percent(0.98765), render.percent(None)) == ("98.77 %", "")
+    assert (render.ms(1.23456), render.ms(None)) == ("1.23 ms", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -241,7 +328,9 @@ def test_a_command_line_without_a_command_is_answered_with_help(capsys):
 def test_doctor_names_versions_that_are_known_not_to_work():
     assert doctor.broken({"fastapi": "0.150.0", "sqlalchemy": "2.0.58", "prefect": "3.8.8"}) == []
 
-    found = doctor.broken({"fastapi": "0.165.0", "sqlalchemy": "2.1.0b1", "prefect": "3.9.0", "dask": None})
+    found = doctor.broken(
+        {"fastapi": "0.165.0", "sqlalchemy": "2.1.0b1", "prefect": "3.9.0", "dask": None}
+    )
 
     assert [problem.split()[0] for problem in found] == ["fastapi", "sqlalchemy", "prefect"]
 
@@ -255,16 +344,24 @@ def test_doctor_tells_the_target_threads_and_versions(capsys):
     assert report["versions"]["onnxruntime"]
 
 
-@pytest.mark.parametrize(("arguments", "limit_s"), [(["--help"], 0.7), (["info", "model.onnx"], 1.5)])
+@pytest.mark.parametrize(
+    ("arguments", "limit_s"), [(["--help"], 0.7), (["info", "model.onnx"], 1.5)]
+)
 def test_one_model_is_answered_at_once(arguments, limit_s, tmp_path):
     """CPU seconds, which neighbours on the machine stretch least; the best of three."""
     onnx.save(tiny_cnn(), tmp_path / "model.onnx")
-    program = f"import sys; from flows.cli import main; sys.exit(main({arguments!r}))"
+    program = f"import sys; from flows.cli.commands import main; sys.exit(main({arguments!r}))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     taken = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
@@ -276,7 +373,9 @@ def quantized(tmp_path, monkeypatch, capsys):
     """A folder with float.onnx, int8.onnx and samples.npy; what quantizing answered."""
     monkeypatch.chdir(tmp_path)
     onnx.save(tiny_cnn(), "float.onnx")
-    np.save("samples.npy", np.random.default_rng(3).standard_normal((32, 3, 8, 8), dtype=np.float32))
+    np.save(
+        "samples.npy", np.random.default_rng(3).standard_normal((32, 3, 8, 8), dtype=np.float32)
+    )
     line = "quantize float.onnx -o int8.onnx --mode static --data samples.npy --format json"
     assert main(line.split()) == 0
     return json.loads(capsys.readouterr().out)
@@ -307,22 +406,43 @@ def test_quantize_tells_sizes_and_layers(quantized):
 
 def test_a_dry_run_writes_nothing_and_its_plan_can_be_carried_out(quantized, capsys):
     before = sorted(Path().iterdir())
-    _, plan = answer_of(capsys, "quantize float.onnx --dry-run --exclude gemm --mode static --data samples.npy")
+    _, plan = answer_of(
+        capsys, "quantize float.onnx --dry-run --exclude gemm --mode static --data samples.npy"
+    )
     assert sorted(Path().iterdir()) == before
 
     Path("plan.json").write_text(json.dumps(plan))
-    _, result = answer_of(capsys, "quantize float.onnx -o planned.onnx --plan plan.json --data samples.npy")
+    _, result = answer_of(
+        capsys, "quantize float.onnx -o planned.onnx --plan plan.json --data samples.npy"
+    )
 
     assert {layer["node"]: layer["compute"] for layer in result["layers"]} == {
         node["node"]: node["compute"] for node in plan["nodes"]
     }
-    assert next(node for node in plan["nodes"] if node["node"] == "gemm")["reason"] == "excluded by gemm"
+    assert (
+        next(node for node in plan["nodes"] if node["node"] == "gemm")["reason"]
+        == "excluded by gemm"
+    )
 
 
 def test_a_replayed_plan_makes_the_same_bytes(quantized):
     Path("plan.json").write_text(json.dumps(quantized["plan"]))
 
-    assert main(["quantize", "float.onnx", "-o", "again.onnx", "--plan", "plan.json", "--data", "samples.npy"]) == 0
+    assert (
+        main(
+            [
+                "quantize",
+                "float.onnx",
+                "-o",
+                "again.onnx",
+                "--plan",
+                "plan.json",
+                "--data",
+                "samples.npy",
+            ]
+        )
+        == 0
+    )
 
     assert Path("again.onnx").read_bytes() == Path("int8.onnx").read_bytes()
 
@@ -343,20 +463,26 @@ def test_a_plan_is_of_its_model_and_says_everything(quantized, capsys):
     assert not Path("again.onnx").exists()
 
 
-@pytest.mark.parametrize("idle", ["--labels l.npy", "--num-samples 3", "--shape 1,3,8,8", "--metric sqnr", "--min 0.5"])
+@pytest.mark.parametrize(
+    "idle", ["--labels l.npy", "--num-samples 3", "--shape 1,3,8,8", "--metric sqnr", "--min 0.5"]
+)
 def test_an_option_that_needs_samples_is_not_ignored_without(quantized, capsys, idle):
     assert main(f"quantize float.onnx -o again.onnx {idle}".split()) == 2
     assert idle.split()[0] in capsys.readouterr().err
 
 
 def test_a_glob_that_matches_nothing_is_noted(quantized, capsys):
-    _, result = answer_of(capsys, "quantize float.onnx -o again.onnx --exclude hea* --layer-bits gem?=32")
+    _, result = answer_of(
+        capsys, "quantize float.onnx -o again.onnx --exclude hea* --layer-bits gem?=32"
+    )
 
     assert result["note"] == "exclude hea* matches no node and no weight"
 
 
 def test_calibrate_names_its_output_after_the_model(quantized, capsys):
-    code, result = answer_of(capsys, "calibrate float.onnx --data samples.npy --method minmax --bits 4")
+    code, result = answer_of(
+        capsys, "calibrate float.onnx --data samples.npy --method minmax --bits 4"
+    )
 
     assert (code, result["output"]) == (0, "float_int4.onnx")
     assert Path("float_int4.onnx").is_file()
@@ -387,7 +513,10 @@ def test_benchmark_times_both_models(quantized, capsys):
 def asked(quantized, monkeypatch):
     """What a command asks the batch to do, which then does nothing."""
     seen = {}
-    monkeypatch.setattr("flows.batch.run_and_show", lambda manifest, **options: seen.update(options, m=manifest) or 1)
+    monkeypatch.setattr(
+        "flows.batch.run.run_and_show",
+        lambda manifest, **options: seen.update(options, m=manifest) or 1,
+    )
     return seen
 
 
@@ -406,7 +535,10 @@ def test_batch_asks_for_what_was_typed(asked):
     ]
     assert (manifest.skip_existing, manifest.continue_on_error) == (False, False)
     assert job.config == QuantConfig(bits=4, exclude=("a*",))
-    assert (job.calibration.source, job.calibration.count) == (str(Path("samples.npy").absolute()), 9)
+    assert (job.calibration.source, job.calibration.count) == (
+        str(Path("samples.npy").absolute()),
+        9,
+    )
     assert job.contract == Contract("agreement", min=0.9)
 
 
@@ -462,7 +594,14 @@ def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
     for day, outcome in ((1, "done"), (2, "failed")):
         run_id, when = f"run{day}", datetime(2026, 1, day, tzinfo=UTC)
         counts = {"models": 1, "done": 1, "skipped": 0, "failed": 0, "not_met": 0}
-        run = {"run_id": run_id, "started_at": when, "seconds": 2.5, "host": "h", "target": "arm64", **counts}
+        run = {
+            "run_id": run_id,
+            "started_at": when,
+            "seconds": 2.5,
+            "host": "h",
+            "target": "arm64",
+            **counts,
+        }
         sizes = {
             "float_size_bytes": 4_000_000,
             "size_bytes": 1_000_000,
@@ -471,11 +610,22 @@ def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
             "quantized_ms": 2.1,
             "busy": run_id == "run1",
         }
-        told = {"metric": "top1", "accuracy_float": 0.99, "accuracy": 0.98, "verdict": "none", "reason": None}
+        told = {
+            "metric": "top1",
+            "accuracy_float": 0.99,
+            "accuracy": 0.98,
+            "verdict": "none",
+            "reason": None,
+        }
         why = {"outcome": outcome, "stage": "prepare", "error": "not\x1bONNX"}
-        for table, row in (("runs", run), ("models", {"run_id": run_id, "model": "m", **sizes, **told, **why})):
+        for table, row in (
+            ("runs", run),
+            ("models", {"run_id": run_id, "model": "m", **sizes, **told, **why}),
+        ):
             (tmp_path / "reports" / table).mkdir(parents=True, exist_ok=True)
-            parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "reports" / table / f"{run_id}.parquet")
+            parquet.write_table(
+                pyarrow.Table.from_pylist([row]), tmp_path / "reports" / table / f"{run_id}.parquet"
+            )
     (tmp_path / "reports" / "runs" / ".torn.parquet.tmp").write_bytes(b"PAR1")
 
     assert main(["report", str(tmp_path)]) == 0
@@ -493,7 +643,9 @@ def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
     ):
         assert part in line
     assert main(["report", str(tmp_path), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["started_at"] == "2026-01-01T00:00:00+00:00"
+    assert (
+        json.loads(capsys.readouterr().out)["runs"][0]["started_at"] == "2026-01-01T00:00:00+00:00"
+    )
     assert main(["report", str(tmp_path), "--run", "run3"]) == 2
     assert "run1, run2" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "elsewhere")]) == 2

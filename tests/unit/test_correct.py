@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quant_core.correct import corrected_bias
-from quant_core.weights import layout_of
+from quant_core.numerics.weights import layout_of
+from quant_core.rewrite.bias_correction import corrected_bias
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -44,4 +44,6 @@ def test_a_gemm_does_too(transposed):
 def test_a_weight_that_rounds_exactly_changes_nothing():
     rows = np.ones((3, 4))
 
-    assert corrected_bias(np.arange(3.0), rows, rows, np.ones(4), ir.Node("", "Gemm", [])).tolist() == [0, 1, 2]
+    assert corrected_bias(
+        np.arange(3.0), rows, rows, np.ones(4), ir.Node("", "Gemm", [])
+    ).tolist() == [0, 1, 2]

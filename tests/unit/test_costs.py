@@ -10,17 +10,19 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core import candidate, products, search
 from quant_core.api import quantize_model
-from quant_core.costs import Cost, Costs, this_cpu
 from quant_core.errors import ModelError, RequestError
-from quant_core.timing import Timing
+from quant_core.evaluate.timing import Timing
+from quant_core.evaluate.timing_cache import Cost, Costs, this_cpu
+from quant_core.search import candidate, matmul_costs, search
 from tests.models import sketch
 from tests.oracle.cases import weights
 
 
 def timing(float_ms: float, speedup: float) -> Timing:
-    return Timing(float_ms, float_ms / speedup, float_ms, float_ms / speedup, speedup, speedup, speedup, 5, 1)
+    return Timing(
+        float_ms, float_ms / speedup, float_ms, float_ms / speedup, speedup, speedup, speedup, 5, 1
+    )
 
 
 def refuse() -> Timing:
@@ -45,7 +47,10 @@ def test_of_two_lines_the_first_counts_and_those_of_other_cpus_do_not(tmp_path):
     path = tmp_path / "costs.jsonl"
     lines = [("Another CPU", 1.0), (this_cpu(), 2.0), (this_cpu(), 3.0)]
     path.write_text(
-        "\n".join(json.dumps({"cpu": cpu, "what": "x", "float_ms": ms, "speedup": 1.0}) for cpu, ms in lines)
+        "\n".join(
+            json.dumps({"cpu": cpu, "what": "x", "float_ms": ms, "speedup": 1.0})
+            for cpu, ms in lines
+        )
     )
     assert Costs(path).of("x", refuse).float_ms == 2.0
 
@@ -68,7 +73,8 @@ def test_many_can_add_to_one_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(b"models:\n  - input: m.onnx\n", "holds no costs"), (b"\xff\xfe", "cannot be read")]
+    ("content", "problem"),
+    [(b"models:\n  - input: m.onnx\n", "holds no costs"), (b"\xff\xfe", "cannot be read")],
 )
 def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path, content, problem):
     path = tmp_path / "costs.jsonl"
@@ -88,16 +94,18 @@ def test_a_table_that_cannot_be_written_says_so(tmp_path):
 # A search that goes by the table
 
 
-WORDS = (
-    "(float[n,64] x) => (float[n,16] y) { a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) s = Relu(b) y = MatMul(s, w) }"
-)
+WORDS = "(float[n,64] x) => (float[n,16] y) { a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) s = Relu(b) y = MatMul(s, w) }"
 
 
 class Words:
     """A model of three products, its samples, and the table that a first search leaves."""
 
     def __init__(self, folder: Path) -> None:
-        self.model, self.table, self.output = folder / "m.onnx", folder / "costs.jsonl", folder / "out.onnx"
+        self.model, self.table, self.output = (
+            folder / "m.onnx",
+            folder / "costs.jsonl",
+            folder / "out.onnx",
+        )
         onnx.save(sketch(WORDS, weights(u=(64, 96), v=(96, 48), w=(48, 16))), self.model)
         self.x = np.random.default_rng(0).standard_normal((16, 64), dtype=np.float32)
         self.plan = self.search()
@@ -119,10 +127,12 @@ class Words:
         return {n.node: n.compute for n in self.plan.nodes if n.weights}
 
 
-def test_with_a_table_that_knows_all_nothing_is_timed_and_the_bytes_are_the_same(tmp_path, monkeypatch):
+def test_with_a_table_that_knows_all_nothing_is_timed_and_the_bytes_are_the_same(
+    tmp_path, monkeypatch
+):
     words = Words(tmp_path)
     first, table = words.bytes, words.table.read_bytes()
-    for module in (candidate, products):
+    for module in (candidate, matmul_costs):
         monkeypatch.setattr(module, "measure", lambda *_, **__: refuse())
     words.search()
     assert words.bytes == first
@@ -164,5 +174,8 @@ def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path
 
     words = Words(tmp_path)
 
-    assert {"candidate": "products by their own cost", "error": "a part does not run"} in words.trace
+    assert {
+        "candidate": "products by their own cost",
+        "error": "a part does not run",
+    } in words.trace
     assert words.output.exists()

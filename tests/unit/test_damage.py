@@ -7,28 +7,35 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.damage import damage, powers
-from quant_core.observe import observe
-from quant_core.plan import make_plan
-from quant_core.power import NodePower, damage_of
-from quant_core.rewrite import apply_plan
-from quant_core.targets import TARGETS
+from quant_core.evaluate.power import NodePower, damage_of
+from quant_core.evaluate.sensitivity import damage, powers
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.rewrite.apply import apply_plan
 from tests.models import one_graph
 
-FEEDS = [{"x": np.random.default_rng(k).standard_normal((4, 32), dtype=np.float32)} for k in range(4)]
+FEEDS = [
+    {"x": np.random.default_rng(k).standard_normal((4, 32), dtype=np.float32)} for k in range(4)
+]
 
 
 def chain() -> ir.Model:
     rng = np.random.default_rng(0)
     weights = {f"w{k}": rng.standard_normal((32, 32), dtype=np.float32) / 6 for k in range(3)}
-    nodes = [helper.make_node("MatMul", [["x", "a", "b"][k], f"w{k}"], [["a", "b", "y"][k]], f"m{k}") for k in range(3)]
+    nodes = [
+        helper.make_node("MatMul", [["x", "a", "b"][k], f"w{k}"], [["a", "b", "y"][k]], f"m{k}")
+        for k in range(3)
+    ]
     return ir.from_proto(one_graph(nodes, weights, input=("n", 32), output=("n", 32)))
 
 
 def costs(**config: object) -> dict[str, tuple[float, float]]:
     model = chain()
-    plan = make_plan(model, QuantConfig.from_dict({"mode": "static", **config}), TARGETS["portable"])
+    plan = make_plan(
+        model, QuantConfig.from_dict({"mode": "static", **config}), TARGETS["portable"]
+    )
     stats = observe(ir.to_proto(model).SerializeToString(), plan, FEEDS)
     rows = damage(model, apply_plan(model, plan, stats), FEEDS)
     return {row.node: (row.alone_db, row.so_far_db) for row in rows}
@@ -57,9 +64,13 @@ def test_a_model_against_itself_costs_nothing():
 def test_shares_of_the_samples_tell_the_same_to_the_last_bit(shards):
     model = chain()
     plan = make_plan(model, QuantConfig(mode="static"), TARGETS["portable"])
-    quantized = apply_plan(model, plan, observe(ir.to_proto(model).SerializeToString(), plan, FEEDS))
+    quantized = apply_plan(
+        model, plan, observe(ir.to_proto(model).SerializeToString(), plan, FEEDS)
+    )
 
     parts = [powers(model, quantized, FEEDS[k::shards]) for k in range(shards)]
 
     told = [NodePower(**power.to_dict()) for part in reversed(parts) for power in part]
-    assert sorted(map(repr, damage_of([told]))) == sorted(map(repr, damage(model, quantized, FEEDS)))
+    assert sorted(map(repr, damage_of([told]))) == sorted(
+        map(repr, damage(model, quantized, FEEDS))
+    )

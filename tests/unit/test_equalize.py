@@ -10,25 +10,34 @@ import onnx_ir as ir
 import pytest
 
 from quant_core.api import quantize_model, validate_model
+from quant_core.calibrate.equalize import METADATA, as_equalized, bonds, channel_maxima, equalized
+from quant_core.calibrate.gram import ScaledGrams, grams, sites_of
 from quant_core.config import QuantConfig
-from quant_core.equalize import METADATA, as_equalized, bonds, channel_maxima, equalized
 from quant_core.errors import ModelError
-from quant_core.gram import ScaledGrams, grams, sites_of
-from quant_core.graph import normalize
-from quant_core.plan import QuantPlan, make_plan
-from quant_core.session import open_session
-from quant_core.targets import TARGETS
+from quant_core.model.graph import normalize
+from quant_core.model.session import open_session
+from quant_core.plan.make import QuantPlan, make_plan
+from quant_core.plan.targets import TARGETS
 from tests.models import sketch
 from tests.oracle.cases import weights
 
 X = np.random.default_rng(0).standard_normal((32, 3, 12, 12), dtype=np.float32)
 INPUT, IMAGE, VECTOR = "(float[n,3,12,12] x)", "(float[n,c,h,w] y)", "(float[n,c] y)"
 ARRAYS = weights(
-    u=(16, 3, 3, 3), b=(16,), d=(16, 1, 3, 3), v=(16, 16, 1, 1), w=(16, 5), k=(16, 4, 1, 1), s=(16, 3, 1, 1)
+    u=(16, 3, 3, 3),
+    b=(16,),
+    d=(16, 1, 3, 3),
+    v=(16, 16, 1, 1),
+    w=(16, 5),
+    k=(16, 4, 1, 1),
+    s=(16, 3, 1, 1),
 )
 FREE = {
     "a Relu between": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u, b) r = Relu(a) y = Conv(r, v) }}", 1),
-    "depthwise": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) e = Conv<group = 16>(r, d) y = Conv(e, v) }}", 2),
+    "depthwise": (
+        f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) e = Conv<group = 16>(r, d) y = Conv(e, v) }}",
+        2,
+    ),
     "groups": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) y = Conv<group = 4>(r, k) }}", 1),
     "a shortcut": (
         f"{INPUT} => {VECTOR} {{ a = Conv(x, u, b) r = Relu(a) e = Conv(r, v) f = Add(e, r) g = Relu(f) "
@@ -55,7 +64,9 @@ BOUND = {
 def model_of(text: str) -> ir.Model:
     arrays = {**ARRAYS, **weights(t=(3, 3, 1, 1), big=(1600, 4))}
     numbers = {"zero": np.float32(0), "six": np.float32(6), "one": np.ones((16, 1, 1), np.float32)}
-    named = {n: a for n, a in {**arrays, **numbers}.items() if any(f" {n}{end}" in text for end in ",)")}
+    named = {
+        n: a for n, a in {**arrays, **numbers}.items() if any(f" {n}{end}" in text for end in ",)")
+    }
     loud = np.where(np.arange(16) < 8, 100, 1).astype(np.float32).reshape(-1, 1, 1)
     if "u" in named:
         named["u"] = named["u"] * loud[..., None]
@@ -105,7 +116,9 @@ def test_channels_that_something_else_reads_stay_as_they_are(case: str) -> None:
     assert equalized(model_of(BOUND[case]), [{"x": X}]) is None
 
 
-def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_bytes(tmp_path: Path) -> None:
+def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_bytes(
+    tmp_path: Path,
+) -> None:
     proto = ir.to_proto(model_of(FREE["a Relu between"][0]))
     onnx.save(proto, tmp_path / "m.onnx")
     config = QuantConfig.from_dict({"mode": "static", "target": "x86-vnni"})

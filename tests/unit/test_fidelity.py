@@ -8,10 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quant_core.config import Contract
+from quant_core.data.samples import input_specs, open_samples
 from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.fidelity import compare, judge, load_metric, run_all, run_each, score
-from quant_core.samples import input_specs, open_samples
-from quant_core.session import open_session
+from quant_core.evaluate.fidelity import compare, judge, load_metric, run_all, run_each, score
+from quant_core.model.session import open_session
 
 
 def feeds(*arrays):
@@ -29,7 +29,9 @@ def linear(weight):
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weight, "w")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
 
 
 def test_a_rounded_weight_is_compared_through_onnxruntime():
@@ -42,7 +44,8 @@ def test_a_rounded_weight_is_compared_through_onnxruntime():
     fidelity = compare(reference, run_each(coarse, samples), ["y"])
 
     wanted, got = (
-        np.concatenate([o[0] for o in outputs], dtype=np.float64) for outputs in (reference, run_all(coarse, samples))
+        np.concatenate([o[0] for o in outputs], dtype=np.float64)
+        for outputs in (reference, run_all(coarse, samples))
     )
     sqnr_db = 10 * np.log10((wanted**2).sum() / ((got - wanted) ** 2).sum())
     cosine = (wanted * got).sum() / np.sqrt((wanted**2).sum() * (got**2).sum())
@@ -119,7 +122,9 @@ def test_positions_of_sequences_are_judged_one_by_one_and_padding_may_be_longer(
 
 def test_labels_beyond_the_sequence_that_are_not_ignored_do_not_fit():
     with pytest.raises(DataError, match="fit no output"):
-        compare(feeds(np.eye(2)[[[0, 1]]]), feeds(np.eye(2)[[[0, 1]]]), ["y"], np.array([[0, 1, 1]]))
+        compare(
+            feeds(np.eye(2)[[[0, 1]]]), feeds(np.eye(2)[[[0, 1]]]), ["y"], np.array([[0, 1, 1]])
+        )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,9 @@ def test_a_float_model_that_only_guesses_is_noted():
     rng = np.random.default_rng(5)
     guesses, labels = rng.standard_normal((300, 10)), rng.integers(0, 10, 300)
 
-    assert "guessing among 10 classes" in compare(feeds(guesses), feeds(guesses), ["y"], labels).note
+    assert (
+        "guessing among 10 classes" in compare(feeds(guesses), feeds(guesses), ["y"], labels).note
+    )
     assert compare(feeds(guesses), feeds(guesses), ["y"], guesses.argmax(1)).note == ""
 
 
@@ -268,7 +275,9 @@ def own_metrics(tmp_path, monkeypatch):
 
 
 def test_a_function_of_the_current_folder_measures_both_models(own_metrics):
-    fidelity = compare(rows(np.eye(3)), rows(np.eye(3)[[0, 2, 2]]), ["y"], np.arange(3), f"{own_metrics}:right")
+    fidelity = compare(
+        rows(np.eye(3)), rows(np.eye(3)[[0, 2, 2]]), ["y"], np.arange(3), f"{own_metrics}:right"
+    )
 
     assert (fidelity.metric_float, fidelity.metric) == (1, 2 / 3)
     assert score(fidelity, f"{own_metrics}:right") == (2 / 3, 1)
@@ -288,7 +297,9 @@ def test_labels_of_any_shape_reach_the_function(own_metrics):
     assert (fidelity.metric, fidelity.top1) == (3, None)
 
 
-@pytest.mark.parametrize(("name", "problem"), [("fails", "ZeroDivisionError"), ("nan", "returned nan")])
+@pytest.mark.parametrize(
+    ("name", "problem"), [("fails", "ZeroDivisionError"), ("nan", "returned nan")]
+)
 def test_a_function_that_fails_is_named(own_metrics, name, problem):
     with pytest.raises(DataError, match=problem) as caught:
         compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], metric=f"{own_metrics}:{name}")
@@ -331,7 +342,10 @@ def test_a_contract_is_judged_with_its_reason(contract, verdict, reason):
 
 
 def test_speed_and_size_are_not_judged_before_they_are_measured():
-    assert judge(drop_of_one_in_ten(), Contract(max_drop=0.1, min_speedup=9.0, max_size_ratio=0.01))[0] == "met"
+    assert (
+        judge(drop_of_one_in_ten(), Contract(max_drop=0.1, min_speedup=9.0, max_size_ratio=0.01))[0]
+        == "met"
+    )
 
 
 def test_a_metric_that_was_not_measured_is_an_error_not_a_verdict():

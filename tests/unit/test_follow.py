@@ -7,15 +7,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from quant_core.calibrate.gram import grams, sites_of
+from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
-from quant_core.follow import _chance, follow
-from quant_core.gram import grams, sites_of
-from quant_core.graph import normalize
-from quant_core.observe import Statistics, observe
-from quant_core.plan import make_plan
-from quant_core.rewrite import apply_plan
-from quant_core.session import open_session
-from quant_core.targets import TARGETS
+from quant_core.model.graph import normalize
+from quant_core.model.session import open_session
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.rewrite.apply import apply_plan
+from quant_core.rewrite.sequential import _chance, follow
 from tests.models import random_feed, sketch
 
 WAYS = {
@@ -55,10 +55,14 @@ def test_following_rounded_inputs_is_nearer_than_rounding_each_layer_alone(way):
     stats = observe(proto.SerializeToString(), plan, feeds)
 
     followed = follow(model, plan, stats, feeds)
-    alone = Statistics(stats.tensors, stats.means, grams(proto.SerializeToString(), sites_of(model, plan), feeds))
+    alone = Statistics(
+        stats.tensors, stats.means, grams(proto.SerializeToString(), sites_of(model, plan), feeds)
+    )
 
     assert set(followed.aims) == set(sites_of(model, plan))
-    assert noise(apply_plan(model, plan, followed), proto, feeds) < noise(apply_plan(model, plan, alone), proto, feeds)
+    assert noise(apply_plan(model, plan, followed), proto, feeds) < noise(
+        apply_plan(model, plan, alone), proto, feeds
+    )
 
 
 def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
@@ -71,7 +75,9 @@ def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
     aims = follow(model, plan, observe(before, plan, feeds), feeds).aims
 
     first, second = (aims[str(n.name)] for n in model.graph if n.op_type == "Conv")
-    weight = onnx.numpy_helper.to_array(proto.graph.initializer[0]).transpose(0, 2, 3, 1).reshape(8, -1)
+    weight = (
+        onnx.numpy_helper.to_array(proto.graph.initializer[0]).transpose(0, 2, 3, 1).reshape(8, -1)
+    )
     np.testing.assert_allclose(first.rows, weight, atol=1e-6)
     assert np.abs(second.rows).max() > 0
     assert ir.to_proto(model).SerializeToString() == before
@@ -82,7 +88,10 @@ def test_what_few_rows_say_of_inputs_that_have_nothing_in_common_is_chance():
     apart, together = rng.standard_normal((2, 1, 1, 256, 32), dtype=np.float32)
     together += 3 * together[..., :1]
 
-    chances = [float(_chance(x, x.swapaxes(2, 3) @ x.astype(float) / 256, 16)[0, 0]) for x in (apart, together)]
+    chances = [
+        float(_chance(x, x.swapaxes(2, 3) @ x.astype(float) / 256, 16)[0, 0])
+        for x in (apart, together)
+    ]
 
     assert chances[0] > 0.8
     assert chances[1] < 0.1

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core import api, prepare
+from quant_core import api
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import ModelError
-from quant_core.session import open_session
+from quant_core.model import prepare
+from quant_core.model.session import open_session
 from tests.models import sketch
 from tests.oracle.cases import weights
 
@@ -21,7 +22,9 @@ SAMPLES = np.random.default_rng(0).standard_normal((32, 32), dtype=np.float32)
 
 def saved(folder: Path, layers: int = 3, **changed: np.ndarray) -> Path:
     arrays = weights(**{f"w{i}": (32, 32) for i in range(layers)}) | changed
-    chain = " ".join(f"l{i + 1} = Gemm(l{i}, w{i})" for i in range(layers)).replace(f"l{layers} =", "y =")
+    chain = " ".join(f"l{i + 1} = Gemm(l{i}, w{i})" for i in range(layers)).replace(
+        f"l{layers} =", "y ="
+    )
     text = f"(float[n,32] x) => (float[n,32] y) {{ {chain.replace('Gemm(l0,', 'Gemm(x,')} }}"
     onnx.save(sketch(text, arrays), folder / "float.onnx")
     return folder / "float.onnx"
@@ -40,34 +43,55 @@ def stuck(monkeypatch):
 def test_a_contract_is_judged_by_samples_that_nothing_was_fitted_to(tmp_path):
     contract = Contract("sqnr", min=5.0)
 
-    alone = api.quantize_model(saved(tmp_path), tmp_path / "a.onnx", FOUR, calibration=SAMPLES, contract=contract)
+    alone = api.quantize_model(
+        saved(tmp_path), tmp_path / "a.onnx", FOUR, calibration=SAMPLES, contract=contract
+    )
     given = api.quantize_model(
-        saved(tmp_path), tmp_path / "b.onnx", FOUR, calibration=SAMPLES, contract=contract, evaluation=-SAMPLES
+        saved(tmp_path),
+        tmp_path / "b.onnx",
+        FOUR,
+        calibration=SAMPLES,
+        contract=contract,
+        evaluation=-SAMPLES,
     )
 
     assert "judged by 8 samples held out" in alone.note
     assert "held out" not in given.note
-    assert Path(alone.output).read_bytes() == Path(given.output).read_bytes()  # both are fitted to all samples
+    assert (
+        Path(alone.output).read_bytes() == Path(given.output).read_bytes()
+    )  # both are fitted to all samples
 
 
 def test_a_verdict_is_by_all_evaluation_samples_or_says_what_stood_in_for_them(tmp_path):
     original, contract = saved(tmp_path), Contract("sqnr", min=5.0)
     many = np.random.default_rng(1).normal(size=(200, *SAMPLES.shape[1:])).astype(np.float32)
 
-    given = api.quantize_model(original, tmp_path / "a.onnx", calibration=SAMPLES, contract=contract, evaluation=many)
+    given = api.quantize_model(
+        original, tmp_path / "a.onnx", calibration=SAMPLES, contract=contract, evaluation=many
+    )
     alone = api.quantize_model(original, tmp_path / "b.onnx", calibration=many, contract=contract)
 
-    assert given.reason == api.validate_model(original, given.output, many, contract=contract).reason
+    assert (
+        given.reason == api.validate_model(original, given.output, many, contract=contract).reason
+    )
     assert "samples that ranges were measured on" in alone.note
     assert "samples that ranges were measured on" not in given.note
 
 
 @pytest.mark.parametrize(("least", "wanted"), [(20.0, {"int4", "int8"}), (30.0, {"int8"})])
-def test_a_hybrid_says_why_layers_are_in_8_bits_and_its_plan_makes_the_same_bytes(tmp_path, least, wanted):
+def test_a_hybrid_says_why_layers_are_in_8_bits_and_its_plan_makes_the_same_bytes(
+    tmp_path, least, wanted
+):
     made = api.quantize_model(
-        saved(tmp_path, 5), tmp_path / "a.onnx", FOUR, calibration=SAMPLES, contract=Contract("sqnr", min=least)
+        saved(tmp_path, 5),
+        tmp_path / "a.onnx",
+        FOUR,
+        calibration=SAMPLES,
+        contract=Contract("sqnr", min=least),
     )
-    again = api.quantize_model(tmp_path / "float.onnx", tmp_path / "b.onnx", plan=made.plan, calibration=SAMPLES)
+    again = api.quantize_model(
+        tmp_path / "float.onnx", tmp_path / "b.onnx", plan=made.plan, calibration=SAMPLES
+    )
 
     storages = {n.storage: n.reason for n in made.plan.nodes}
     assert made.verdict == "met"
@@ -76,7 +100,9 @@ def test_a_hybrid_says_why_layers_are_in_8_bits_and_its_plan_makes_the_same_byte
     assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
 
 
-def test_exactly_4_bits_in_an_opset_that_cannot_be_raised_names_the_node_and_the_way_out(tmp_path, stuck):
+def test_exactly_4_bits_in_an_opset_that_cannot_be_raised_names_the_node_and_the_way_out(
+    tmp_path, stuck
+):
     with pytest.raises(ModelError, match="cannot be raised to 21: no adapter for Gemm") as caught:
         api.quantize_model(saved(tmp_path), tmp_path / "out.onnx", FOUR, calibration=SAMPLES)
 
@@ -87,7 +113,11 @@ def test_exactly_4_bits_in_an_opset_that_cannot_be_raised_names_the_node_and_the
 
 def test_a_contract_in_an_opset_that_cannot_be_raised_is_kept_in_8_bits(tmp_path, stuck):
     made = api.quantize_model(
-        saved(tmp_path), tmp_path / "out.onnx", FOUR, calibration=SAMPLES, contract=Contract("sqnr", min=5.0)
+        saved(tmp_path),
+        tmp_path / "out.onnx",
+        FOUR,
+        calibration=SAMPLES,
+        contract=Contract("sqnr", min=5.0),
     )
 
     assert made.verdict == "met"
@@ -99,7 +129,9 @@ def test_a_contract_in_an_opset_that_cannot_be_raised_is_kept_in_8_bits(tmp_path
 def test_a_weight_of_zeros_stays_one(tmp_path, mode):
     path = saved(tmp_path, w1=np.zeros((32, 32), np.float32))
 
-    api.quantize_model(path, tmp_path / "out.onnx", QuantConfig(bits=4, mode=mode), calibration=SAMPLES)
+    api.quantize_model(
+        path, tmp_path / "out.onnx", QuantConfig(bits=4, mode=mode), calibration=SAMPLES
+    )
 
     (y,) = open_session(tmp_path / "out.onnx").run(None, {"x": SAMPLES})
     np.testing.assert_array_equal(y, np.zeros_like(y))
@@ -121,7 +153,10 @@ def test_a_weight_that_is_not_finite_is_refused_by_name_and_can_be_excluded(tmp_
 @pytest.mark.parametrize("columns", [31, 37, 40, 97])
 def test_a_block_that_does_not_divide_gives_way_to_one_that_does(tmp_path, columns):
     arrays = weights(w=(columns, 48))
-    onnx.save(sketch(f"(float[n,{columns}] x) => (float[n,48] y) {{ y = Gemm(x, w) }}", arrays), tmp_path / "f.onnx")
+    onnx.save(
+        sketch(f"(float[n,{columns}] x) => (float[n,48] y) {{ y = Gemm(x, w) }}", arrays),
+        tmp_path / "f.onnx",
+    )
     x = np.random.default_rng(0).standard_normal((24, columns), dtype=np.float32)
     config = QuantConfig(bits=4, mode="static", layer_bits={"*": 4}, block_size=32)
 

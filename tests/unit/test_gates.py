@@ -7,9 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.gates import fuse_gates
-from quant_core.graph import normalize
-from quant_core.session import open_session
+from quant_core.model.fuse_hard_sigmoid import fuse_gates
+from quant_core.model.graph import normalize
+from quant_core.model.session import open_session
 from tests.models import sketch
 
 X = np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32) * 5
@@ -36,7 +36,9 @@ OTHERS = {
 
 
 def model_of(text: str) -> ir.Model:
-    named = {n: np.float32(v) for n, v in NUMBERS.items() if any(f"{n}{end}" in text for end in ",)")}
+    named = {
+        n: np.float32(v) for n, v in NUMBERS.items() if any(f"{n}{end}" in text for end in ",)")
+    }
     return normalize(ir.from_proto(sketch(f"{HEAD} {text}", named)))
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from quant_core.calibrate.observe import Statistics
 from quant_core.config import QuantConfig
-from quant_core.gptq import gptq_int4, gptq_int8
-from quant_core.observe import Statistics
-from quant_core.rounding import Rounding
-from quant_core.saturation import unsafe_pairs
-from quant_core.weights import IntegerWeight, block_width, quantize_int4, quantize_int8
+from quant_core.numerics.gptq import gptq_int4, gptq_int8
+from quant_core.numerics.saturation import unsafe_pairs
+from quant_core.numerics.weights import IntegerWeight, block_width, quantize_int4, quantize_int8
+from quant_core.rewrite.rounding import Rounding
 
 SEEDS = range(8)
 
@@ -23,7 +23,11 @@ def problem(seed: int) -> tuple[np.ndarray, np.ndarray]:
     parts = 1 if seed < 6 else 2
     rows = rng.standard_normal((6 * groups, columns)).astype(np.float32)
     rows[0] = 0
-    x = rng.standard_normal((groups, 200, columns)) @ rng.standard_normal((groups, columns, columns)) + 1
+    x = (
+        rng.standard_normal((groups, 200, columns))
+        @ rng.standard_normal((groups, columns, columns))
+        + 1
+    )
     x[:, :, ::5] = 0 if seed % 3 == 0 else x[:, :, ::5]
     x = x.reshape(groups, 200, parts, columns // parts)
     return rows, np.einsum("gnpk,gnpl->gpkl", x, x) / 200
@@ -47,7 +51,9 @@ def test_int8_is_safe_and_never_worse_than_rounding_to_nearest(seed, safe, per_c
     assert not safe or len(unsafe_pairs(found.q)) == 0
     assert found.scale.shape == nearest.scale.shape
     worst, scale = error(rows, nearest, gram).sum(), np.einsum("gpkk->", gram)
-    assert error(rows, found, gram).sum() <= worst * (1 + 1e-4) + 1e-12 * scale  # errors are judged in float32
+    assert (
+        error(rows, found, gram).sum() <= worst * (1 + 1e-4) + 1e-12 * scale
+    )  # errors are judged in float32
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -61,7 +67,9 @@ def test_int4_fits_its_types_is_safe_and_never_worse_than_rounding_to_nearest(se
 
     assert np.abs(found.blocks).max() <= 7
     assert 1 <= found.multipliers.min() <= found.multipliers.max() <= 15
-    np.testing.assert_array_equal(found.q, found.blocks * np.repeat(found.multipliers, block, axis=1).astype(int))
+    np.testing.assert_array_equal(
+        found.q, found.blocks * np.repeat(found.multipliers, block, axis=1).astype(int)
+    )
     assert not safe or len(unsafe_pairs(found.q)) == 0
     assert error(rows, found, gram).sum() <= error(rows, nearest, gram).sum() * (1 + 1e-4)
 
@@ -69,7 +77,9 @@ def test_int4_fits_its_types_is_safe_and_never_worse_than_rounding_to_nearest(se
 def test_it_gains_where_inputs_vary_together():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((16, 64)).astype(np.float32)
-    x = rng.standard_normal((500, 4)) @ rng.standard_normal((4, 64)) + 0.1 * rng.standard_normal((500, 64))
+    x = rng.standard_normal((500, 4)) @ rng.standard_normal((4, 64)) + 0.1 * rng.standard_normal(
+        (500, 64)
+    )
     gram = (x.T @ x / 500)[None, None]
 
     for nearest, found in (
@@ -89,15 +99,24 @@ def test_scales_are_at_least_the_floor():
 
 def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
     """100 columns in two parts of 50: blocks of 20 would lie in both."""
-    weight = ir.Value(name="w", const_value=ir.tensor(np.random.default_rng(0).standard_normal((4, 100), np.float32)))
-    node = ir.Node("", "Gemm", [ir.Value(name="x"), weight], [ir.AttrInt64("transB", 1)], name="gemm")
-    rounding = Rounding(QuantConfig(bits=4, block_size=16), Statistics(grams={"gemm": np.stack([[np.eye(50)] * 2])}))
+    weight = ir.Value(
+        name="w",
+        const_value=ir.tensor(np.random.default_rng(0).standard_normal((4, 100), np.float32)),
+    )
+    node = ir.Node(
+        "", "Gemm", [ir.Value(name="x"), weight], [ir.AttrInt64("transB", 1)], name="gemm"
+    )
+    rounding = Rounding(
+        QuantConfig(bits=4, block_size=16), Statistics(grams={"gemm": np.stack([[np.eye(50)] * 2])})
+    )
 
     found = rounding.integers(node, weight, "int4", safe=True).integers
 
     width = 100 // found.multipliers.shape[1]
     assert 50 % width == 0
-    np.testing.assert_array_equal(found.q, found.blocks * np.repeat(found.multipliers, width, axis=1).astype(int))
+    np.testing.assert_array_equal(
+        found.q, found.blocks * np.repeat(found.multipliers, width, axis=1).astype(int)
+    )
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -105,7 +124,9 @@ def test_no_int4_step_up_or_down_lessens_the_error_much_further(safe):
     """Descent ends where no single weight can gain more than a hundredth, pairs allowing."""
     rows, gram = problem(5)
     found = gptq_int4(rows, gram, block_width(gram.shape[-1], 16), safe=safe)
-    spread = np.repeat(found.multipliers, rows.shape[1] // found.multipliers.shape[1], axis=1).astype(int)
+    spread = np.repeat(
+        found.multipliers, rows.shape[1] // found.multipliers.shape[1], axis=1
+    ).astype(int)
     start, gains = error(rows, found, gram).sum(), []
 
     for column in range(rows.shape[1]):

@@ -7,12 +7,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from quant_core.calibrate.gram import LEAST_ROWS, grams, sites_of
 from quant_core.config import QuantConfig
-from quant_core.gram import LEAST_ROWS, grams, sites_of
-from quant_core.graph import normalize
-from quant_core.plan import make_plan
-from quant_core.targets import TARGETS
-from quant_core.weights import layout_of
+from quant_core.model.graph import normalize
+from quant_core.numerics.weights import layout_of
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
 from tests.models import random_feed, sketch
 
 RNG = np.random.default_rng(0)
@@ -28,10 +28,12 @@ def measured(model: onnx.ModelProto, feeds: list) -> tuple[ir.Node, np.ndarray]:
 
 
 def outputs(model: onnx.ModelProto, feeds: list) -> np.ndarray:
-    from quant_core.session import open_session
+    from quant_core.model.session import open_session
 
     session = open_session(model.SerializeToString())
-    return np.concatenate([np.moveaxis(session.run(None, feed)[0], 1, -1).reshape(-1, 8) for feed in feeds])
+    return np.concatenate(
+        [np.moveaxis(session.run(None, feed)[0], 1, -1).reshape(-1, 8) for feed in feeds]
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,9 @@ def test_a_conv_output_has_the_variance_that_the_gram_matrix_says(attributes, sh
     grouped = rows.reshape(len(gram), -1, rows.shape[1])
     assert len(outputs(model, feeds)) <= LEAST_ROWS  # so that every row counts
     np.testing.assert_allclose(
-        np.einsum("gok,gkl,gol->go", grouped, gram[:, 0], grouped).ravel(), outputs(model, feeds).var(0), rtol=1e-3
+        np.einsum("gok,gkl,gol->go", grouped, gram[:, 0], grouped).ravel(),
+        outputs(model, feeds).var(0),
+        rtol=1e-3,
     )
 
 
@@ -66,23 +70,30 @@ def test_a_gemm_has_moments_about_the_mean_and_a_matmul_about_zero():
     """A Gemm's bias takes up the mean of what rounding shifts, a MatMul has none."""
     w = RNG.standard_normal((6, 8), np.float32)
     gemm, matmul = (
-        sketch(f"(float[n,6] x) => (float[n,8] y) {{ y = {op}(x, w) }}", {"w": w}) for op in ("Gemm", "MatMul")
+        sketch(f"(float[n,6] x) => (float[n,8] y) {{ y = {op}(x, w) }}", {"w": w})
+        for op in ("Gemm", "MatMul")
     )
     feeds = [{"x": feed["x"] + 1} for feed in (random_feed(gemm, seed, 50) for seed in range(3))]
     x = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
 
     np.testing.assert_allclose(
-        measured(gemm, feeds)[1][0, 0], np.cov(x.T, bias=True), atol=1e-5 * (x**2).mean(0).max() + 1e-5
+        measured(gemm, feeds)[1][0, 0],
+        np.cov(x.T, bias=True),
+        atol=1e-5 * (x**2).mean(0).max() + 1e-5,
     )
     np.testing.assert_allclose(measured(matmul, feeds)[1][0, 0], x.T @ x / len(x), rtol=1e-4)
 
 
 def test_the_split_into_feeds_does_not_matter():
     model = sketch(
-        "(float[n,6] x) => (float[n,8] y) { y = Gemm(x, w) }", {"w": RNG.standard_normal((6, 8), np.float32)}
+        "(float[n,6] x) => (float[n,8] y) { y = Gemm(x, w) }",
+        {"w": RNG.standard_normal((6, 8), np.float32)},
     )
     whole = random_feed(model, n=30)["x"]
 
-    at_once, one_by_one = measured(model, [{"x": whole}])[1], measured(model, [{"x": row[None]} for row in whole])[1]
+    at_once, one_by_one = (
+        measured(model, [{"x": whole}])[1],
+        measured(model, [{"x": row[None]} for row in whole])[1],
+    )
 
     np.testing.assert_allclose(at_once, one_by_one, rtol=1e-5, atol=1e-6)

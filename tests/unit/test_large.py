@@ -10,11 +10,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core import graph, stage
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
-from quant_core.prepare import prepare, raise_opset
-from quant_core.session import open_session
+from quant_core.model import graph
+from quant_core.model.prepare import prepare, raise_opset
+from quant_core.model.session import open_session
+from quant_core.worker import stages
 from tests.models import sketch
 from tests.oracle.cases import weights
 
@@ -36,7 +37,13 @@ WAYS = {
 def large(folder: Path, opset: int = 17) -> Path:
     path = folder / "float.onnx"
     arrays = weights(u=(96, 96), v=(96, 96), w=(96, 96), k=(96,), z=(96,))
-    onnx.save(sketch(TEXT, arrays, opset), path, save_as_external_data=True, location="float.data", size_threshold=0)
+    onnx.save(
+        sketch(TEXT, arrays, opset),
+        path,
+        save_as_external_data=True,
+        location="float.data",
+        size_threshold=0,
+    )
     return path
 
 
@@ -48,17 +55,27 @@ def x() -> np.ndarray:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("opset", [11, 17])
 def test_a_large_model_becomes_what_a_small_one_does(tmp_path, monkeypatch, x, way, opset):
-    config, path = QuantConfig.from_dict({"target": "x86-avx2", **WAYS[way]}), large(tmp_path, opset)
+    config, path = (
+        QuantConfig.from_dict({"target": "x86-avx2", **WAYS[way]}),
+        large(tmp_path, opset),
+    )
     samples = None if way == "float16" else x
-    plan = quantize_model(path, tmp_path / "small.onnx", config, calibration=samples).plan  # a race has many winners
+    plan = quantize_model(
+        path, tmp_path / "small.onnx", config, calibration=samples
+    ).plan  # a race has many winners
 
     monkeypatch.setattr(graph, "MESSAGE_BYTES", LIMIT)
     made = quantize_model(path, tmp_path / "large.onnx", calibration=samples, plan=plan)
 
     assert made.size_bytes == sum(f.stat().st_size for f in tmp_path.glob("large.onnx*"))
     assert (tmp_path / "large.onnx.data").exists()
-    assert not any(t.HasField("raw_data") for t in stored(tmp_path / "large.onnx") if np.prod(t.dims) > 512)
-    small, large_ = (open_session(tmp_path / f"{name}.onnx").run(None, {"x": x})[0] for name in ("small", "large"))
+    assert not any(
+        t.HasField("raw_data") for t in stored(tmp_path / "large.onnx") if np.prod(t.dims) > 512
+    )
+    small, large_ = (
+        open_session(tmp_path / f"{name}.onnx").run(None, {"x": x})[0]
+        for name in ("small", "large")
+    )
     np.testing.assert_array_equal(small, large_)
 
 
@@ -75,7 +92,9 @@ def test_it_is_searched_as_well(tmp_path, monkeypatch, x):
     assert not any("error" in row for row in made.trace)
 
 
-def test_a_prepared_model_leaves_its_tensors_in_a_file_that_goes_when_they_do(tmp_path, monkeypatch):
+def test_a_prepared_model_leaves_its_tensors_in_a_file_that_goes_when_they_do(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(graph, "MESSAGE_BYTES", LIMIT)
 
     prepared = prepare(large(tmp_path))
@@ -95,13 +114,25 @@ def test_a_prepared_model_leaves_its_tensors_in_a_file_that_goes_when_they_do(tm
 
 
 def test_a_small_output_of_a_large_model_needs_no_other_file(tmp_path, monkeypatch, x):
-    monkeypatch.setattr(graph, "MESSAGE_BYTES", 60_000)  # the float model is larger, the quantized one is not
+    monkeypatch.setattr(
+        graph, "MESSAGE_BYTES", 60_000
+    )  # the float model is larger, the quantized one is not
     path, output = large(tmp_path), tmp_path / "out.onnx"
     config = QuantConfig(mode="weight_only", exclude=("y",)).to_dict()
 
-    found = stage.prepare(str(path), str(tmp_path), config, None)
+    found = stages.prepare(str(path), str(tmp_path), config, None)
     assert (tmp_path / "prepared.onnx.data").exists()
-    stage.quantize(str(path), found["prepared"], str(tmp_path / "plan.json"), [], None, config, None, None, str(output))
+    stages.quantize(
+        str(path),
+        found["prepared"],
+        str(tmp_path / "plan.json"),
+        [],
+        None,
+        config,
+        None,
+        None,
+        str(output),
+    )
     for file in tmp_path.glob("prepared.*"):
         file.unlink()
 
@@ -112,7 +143,9 @@ def test_a_small_output_of_a_large_model_needs_no_other_file(tmp_path, monkeypat
 
 def test_raising_the_opset_touches_no_large_tensor(tmp_path):
     model = graph.load(large(tmp_path, 11))
-    held = {n: v.const_value for n, v in model.graph.initializers.items() if v.const_value.nbytes > 1024}
+    held = {
+        n: v.const_value for n, v in model.graph.initializers.items() if v.const_value.nbytes > 1024
+    }
 
     raised = raise_opset(model, 21)
 

@@ -12,10 +12,10 @@ from onnx import numpy_helper
 
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
-from quant_core.graph import normalize
-from quant_core.plan import QuantPlan, make_plan
-from quant_core.prepare import prepare
-from quant_core.targets import TARGETS
+from quant_core.model.graph import normalize
+from quant_core.model.prepare import prepare
+from quant_core.plan.make import QuantPlan, make_plan
+from quant_core.plan.targets import TARGETS
 from tests.models import sketch, tiny_cnn
 from tests.oracle.cases import CASES, weights
 
@@ -60,7 +60,9 @@ def test_what_is_no_plan_is_a_request_error(text):
         ("auto", "static", "static", "dynamic", "float"),
     ],
 )
-def test_each_mode_computes_what_can_its_way_and_says_why_the_rest_does_not(mode, conv, gemm, lstm, table):
+def test_each_mode_computes_what_can_its_way_and_says_why_the_rest_does_not(
+    mode, conv, gemm, lstm, table
+):
     expected = {"Conv": conv, "Gemm": gemm, "LSTM": lstm, "Gather": table}
     for case in ("residual", "lstm", "an_embedding_alone"):
         for node in plan_of(case, mode=mode).nodes:
@@ -83,7 +85,9 @@ def test_each_mode_computes_what_can_its_way_and_says_why_the_rest_does_not(mode
 def test_what_cannot_compute_in_integers_says_what_stands_in_the_way(case, reason):
     float_nodes = [n for n in plan_of(case, mode="static").nodes if n.compute == "float"]
 
-    assert [n.storage for n in float_nodes] == ["int8"]  # the weight is stored in 8 bits all the same
+    assert [n.storage for n in float_nodes] == [
+        "int8"
+    ]  # the weight is stored in 8 bits all the same
     assert reason in float_nodes[0].reason
 
 
@@ -113,9 +117,13 @@ def test_weights_in_a_branch_are_weight_only():
 def test_what_is_to_stay_float_stays_float_and_says_who_asked(options, float_nodes):
     plan = plan_of(tiny_cnn(), mode="static", **options)
 
-    assert {node for node, (_, storage) in chosen(plan).items() if storage == "float32"} == float_nodes
+    assert {
+        node for node, (_, storage) in chosen(plan).items() if storage == "float32"
+    } == float_nodes
     key = next(iter(options))
-    named = {"exclude": "excluded by", "layer_bits": "layer_bits", "min_elements": "min_elements"}[key]
+    named = {"exclude": "excluded by", "layer_bits": "layer_bits", "min_elements": "min_elements"}[
+        key
+    ]
     assert all(named in n.reason for n in plan.nodes if n.node in float_nodes)
     assert all(n.compute == "float" for n in plan.nodes if n.node in float_nodes)
 
@@ -125,13 +133,19 @@ def test_layer_bits_mix_four_and_eight():
                    weights(u=(64, 64), v=(64, 8)))  # fmt: skip
 
     assert chosen(plan_of(model, bits=8, layer_bits={"a": 4}))["a"] == ("static", "int4")
-    assert chosen(plan_of(model, bits=4, layer_bits={"v": 8})) == {"a": ("static", "int4"), "y": ("static", "int8")}
+    assert chosen(plan_of(model, bits=4, layer_bits={"v": 8})) == {
+        "a": ("static", "int4"),
+        "y": ("static", "int8"),
+    }
 
 
 def test_too_few_columns_for_four_bits_are_stored_in_eight():
     plan = plan_of(tiny_cnn(), bits=4)
 
-    assert {n.node: n.storage for n in plan.nodes if n.weights} == {"conv": "int8", "gemm": "int8"}  # 27 and 16 columns
+    assert {n.node: n.storage for n in plan.nodes if n.weights} == {
+        "conv": "int8",
+        "gemm": "int8",
+    }  # 27 and 16 columns
     assert "too few" in plan.of("gemm").reason
 
 
@@ -173,7 +187,10 @@ def test_relu_and_clip_are_part_of_what_is_before_them():
     plan = plan_of("clip_and_constants_beside_activations", mode="static")
 
     assert "a" not in plan.activations
-    assert {"c", "f"} <= plan.activations.keys()  # Clip(-1, 6) is no cap at zero: f itself is quantized
+    assert {
+        "c",
+        "f",
+    } <= plan.activations.keys()  # Clip(-1, 6) is no cap at zero: f itself is quantized
 
 
 def test_only_inputs_of_rounded_weights_need_means():

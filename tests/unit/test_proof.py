@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core.proof import saturating_nodes
+from quant_core.evaluate.saturation_check import saturating_nodes
 from tests.models import sketch
 
 PAIR = "q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)"
@@ -36,7 +36,9 @@ def test_pairs_of_a_conv_are_neighbours_in_the_order_of_the_kernel(tmp_path):
     assert proof_of(tmp_path, text, {"w": CONV}) == [row("Conv", [[0, 1], [1, 0]])]
 
 
-@pytest.mark.parametrize(("op", "attributes"), [("MatMul", ""), ("Gemm", ""), ("Gemm", "transB = 1")])
+@pytest.mark.parametrize(
+    ("op", "attributes"), [("MatMul", ""), ("Gemm", ""), ("Gemm", "transB = 1")]
+)
 def test_pairs_of_a_matrix_are_neighbours_along_k(tmp_path, op, attributes):
     w = FULLY.T.copy() if attributes else FULLY
     text = f"(float[n,5] x) => (float[n,3] c) {{ {PAIR} d = DequantizeLinear(w, ws) c = {op}<{attributes}>(a, d) }}"
@@ -74,9 +76,7 @@ def test_what_does_not_multiply_uint8_by_int8_cannot_saturate(tmp_path, text):
 
 
 def test_depthwise_convs_cannot_saturate(tmp_path):
-    text = (
-        f"(float[n,2,8,8] x) => (float[n,2,6,6] c) {{ {PAIR} d = DequantizeLinear(w, ws) c = Conv<group = 2>(a, d) }}"
-    )
+    text = f"(float[n,2,8,8] x) => (float[n,2,6,6] c) {{ {PAIR} d = DequantizeLinear(w, ws) c = Conv<group = 2>(a, d) }}"
 
     assert proof_of(tmp_path, text, {"w": np.full((2, 1, 3, 3), 127, np.int8)}) == []
 
@@ -84,8 +84,14 @@ def test_depthwise_convs_cannot_saturate(tmp_path):
 @pytest.mark.parametrize(
     ("text", "op"),
     [
-        ("q = QuantizeLinear(x, s, z) c = QLinearMatMul(q, s, z, w, ws, wz, s, z)", "QLinearMatMul"),
-        ("q = QuantizeLinear(x, s, z) c = com.microsoft.QGemm(q, s, z, w, ws, wz, , s, z)", "QGemm"),
+        (
+            "q = QuantizeLinear(x, s, z) c = QLinearMatMul(q, s, z, w, ws, wz, s, z)",
+            "QLinearMatMul",
+        ),
+        (
+            "q = QuantizeLinear(x, s, z) c = com.microsoft.QGemm(q, s, z, w, ws, wz, , s, z)",
+            "QGemm",
+        ),
     ],
 )
 def test_the_operators_that_fusion_would_make_are_seen_as_well(tmp_path, text, op):
@@ -100,7 +106,9 @@ def test_so_is_qlinearconv(tmp_path):
         q = QuantizeLinear(x, s, z) c = QLinearConv(q, s, z, w, ws, wz, s, z)
     }"""
 
-    assert proof_of(tmp_path, text, {"w": CONV, "wz": np.int8(0)}) == [row("QLinearConv", [[0, 1], [1, 0]])]
+    assert proof_of(tmp_path, text, {"w": CONV, "wz": np.int8(0)}) == [
+        row("QLinearConv", [[0, 1], [1, 0]])
+    ]
 
 
 def test_so_are_both_weights_of_a_dynamic_lstm(tmp_path):

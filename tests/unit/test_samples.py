@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from quant_core import stored
+from quant_core.data import npz
+from quant_core.data.samples import InputSpec, input_specs, open_samples
 from quant_core.errors import DataError, ModelError
-from quant_core.samples import InputSpec, input_specs, open_samples
 
 
 def spec(name, dtype, *shape):
@@ -53,7 +53,9 @@ def values(samples):
 
 def model(inputs):
     infos = [helper.make_tensor_value_info(name, dtype, shape) for name, dtype, shape in inputs]
-    outputs = [helper.make_tensor_value_info(f"{name}_out", dtype, None) for name, dtype, _ in inputs]
+    outputs = [
+        helper.make_tensor_value_info(f"{name}_out", dtype, None) for name, dtype, _ in inputs
+    ]
     nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name, _, _ in inputs]
     graph = helper.make_graph(nodes, "g", infos, outputs)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -61,7 +63,11 @@ def model(inputs):
 
 def test_input_specs_tell_name_dtype_and_axes(tmp_path):
     path = tmp_path / "m.onnx"
-    inputs = [("a", TensorProto.FLOAT, ["N", 3, None]), ("b", TensorProto.INT64, []), ("c", TensorProto.BOOL, [1, -1])]
+    inputs = [
+        ("a", TensorProto.FLOAT, ["N", 3, None]),
+        ("b", TensorProto.INT64, []),
+        ("c", TensorProto.BOOL, [1, -1]),
+    ]
     onnx.save(model(inputs), path)
 
     assert input_specs(path) == [
@@ -74,8 +80,12 @@ def test_input_specs_tell_name_dtype_and_axes(tmp_path):
 def test_an_input_that_is_no_tensor_is_a_model_error():
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     length = helper.make_tensor_value_info("n", TensorProto.INT64, [])
-    graph = helper.make_graph([helper.make_node("SequenceLength", ["s"], ["n"])], "g", [sequence], [length])
-    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    graph = helper.make_graph(
+        [helper.make_node("SequenceLength", ["s"], ["n"])], "g", [sequence], [length]
+    )
+    content = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
 
     with pytest.raises(ModelError, match=r"takes seq\(tensor\(float\)\)"):
         input_specs(content)
@@ -85,9 +95,13 @@ def test_an_input_that_is_no_tensor_is_a_model_error():
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 1 << 20], ids=["row by row", "in memory"])
-@pytest.mark.parametrize("kind", ["npy", "fortran", "npz", "deflate", "lzma", "array", "mapping", "feeds", "folder"])
-def test_every_kind_of_source_gives_the_same_feeds_in_any_order(tmp_path, monkeypatch, kind, resident_bytes):
-    monkeypatch.setattr("quant_core.stored.open_arrays.__defaults__", (resident_bytes,))
+@pytest.mark.parametrize(
+    "kind", ["npy", "fortran", "npz", "deflate", "lzma", "array", "mapping", "feeds", "folder"]
+)
+def test_every_kind_of_source_gives_the_same_feeds_in_any_order(
+    tmp_path, monkeypatch, kind, resident_bytes
+):
+    monkeypatch.setattr("quant_core.data.npz.open_arrays.__defaults__", (resident_bytes,))
     data = images(5)
     match kind:
         case "npy":
@@ -128,42 +142,60 @@ def test_a_model_with_a_fixed_batch_gets_feeds_of_that_many_and_leaves_out_the_r
 
 
 def test_scalars_are_fed_each_time_and_one_axis_more_means_one_feed_each():
-    specs = [spec("x", "float32", "N", 2), spec("state", "float32", 2, "N", 3), spec("rate", "int64")]
+    specs = [
+        spec("x", "float32", "N", 2),
+        spec("state", "float32", 2, "N", 3),
+        spec("rate", "int64"),
+    ]
     arrays = {"x": np.ones((4, 2)), "state": np.zeros((4, 2, 1, 3)), "rate": np.array(16000)}
 
     samples = open_samples(arrays, specs)
     one_each = open_samples(arrays | {"rate": np.arange(4)}, specs)
 
-    assert {name: array.shape for name, array in samples[3].items()} == {"x": (1, 2), "state": (2, 1, 3), "rate": ()}
+    assert {name: array.shape for name, array in samples[3].items()} == {
+        "x": (1, 2),
+        "state": (2, 1, 3),
+        "rate": (),
+    }
     assert [int(feed["rate"]) for feed in samples] == [16000] * 4
     assert [int(feed["rate"]) for feed in one_each] == [0, 1, 2, 3]
 
 
 def test_a_folder_is_fed_exactly_as_stored_and_may_be_ragged(tmp_path):
     for i, (batch, length) in enumerate([(2, 5), (1, 3)]):
-        np.savez(tmp_path / f"{i}.npz", ids=np.ones((batch, length), np.int16), lengths=np.full(batch, length))
+        np.savez(
+            tmp_path / f"{i}.npz",
+            ids=np.ones((batch, length), np.int16),
+            lengths=np.full(batch, length),
+        )
     (tmp_path / "._0.npz").write_bytes(b"left by a file manager")
 
-    shapes = [(feed["ids"].shape, feed["lengths"].tolist()) for feed in open_samples(tmp_path, TOKENS)]
+    shapes = [
+        (feed["ids"].shape, feed["lengths"].tolist()) for feed in open_samples(tmp_path, TOKENS)
+    ]
 
     assert shapes == [((2, 5), [5, 5]), ((1, 3), [3])]
 
 
 def test_an_input_of_unknown_rank_is_fed_row_by_row():
-    assert open_samples(np.zeros((3, 2, 2), np.float32), [spec("x", "float32")])[0]["x"].shape == (1, 2, 2)
+    assert open_samples(np.zeros((3, 2, 2), np.float32), [spec("x", "float32")])[0]["x"].shape == (
+        1,
+        2,
+        2,
+    )
 
 
 def test_memory_does_not_grow_with_a_large_file(tmp_path, monkeypatch):
     """A large .npy and a compressed member are read by the row."""
-    monkeypatch.setattr("quant_core.stored.open_arrays.__defaults__", (0,))
+    monkeypatch.setattr("quant_core.data.npz.open_arrays.__defaults__", (0,))
     paths = [
         saved(tmp_path / "x.npy", images(100)),
         zipped(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=images(100)),
     ]
 
     for path in paths:
-        (array,) = stored.open_arrays(path).values()
-        assert isinstance(array, stored.StoredArray)
+        (array,) = npz.open_arrays(path).values()
+        assert isinstance(array, npz.StoredArray)
         np.testing.assert_array_equal(array[7:9], images(100)[7:9])
 
 
@@ -218,7 +250,12 @@ def test_values_that_would_change_are_refused(array, wanted, problem):
 
 
 def test_random_feeds_are_the_same_for_a_seed_and_however_they_are_split():
-    specs = [*IMAGE, spec("ids", "int64", "N", "T"), spec("attention_mask", "int64", "N", "T"), spec("on", "bool")]
+    specs = [
+        *IMAGE,
+        spec("ids", "int64", "N", "T"),
+        spec("attention_mask", "int64", "N", "T"),
+        spec("on", "bool"),
+    ]
 
     whole = values(open_samples("random", specs, count=6, seed=3))
     parts = [values(open_samples("random", specs, count=6, seed=3).shard(k, 2)) for k in (0, 1)]
@@ -236,7 +273,12 @@ def test_random_shapes_come_from_the_model_then_from_shape_then_from_habit():
 
     assert open_samples("random", image)[0]["x"].shape == (1, 3, 224, 224)
     assert open_samples("random", image, shape=[3, 32, 64])[0]["x"].shape == (1, 3, 32, 64)
-    assert open_samples("random", image, shape={"x": [4, 3, 32, 64]})[0]["x"].shape == (4, 3, 32, 64)
+    assert open_samples("random", image, shape={"x": [4, 3, 32, 64]})[0]["x"].shape == (
+        4,
+        3,
+        32,
+        64,
+    )
     assert open_samples("random", [tokens, state], shape={"ids": [1, 9]})[0]["ids"].shape == (1, 9)
     assert open_samples("random", [tokens, state])[0]["state"].shape == (2, 1, 8)
 
@@ -346,14 +388,22 @@ def test_the_digest_changes_with_whatever_would_be_fed_and_with_nothing_else(tmp
 @pytest.mark.parametrize(
     ("arrays", "problem", "hint"),
     [
-        ({"ids": np.ones((2, 3)), "length": np.ones(2)}, "'length' is no input", "Did you mean lengths?"),
+        (
+            {"ids": np.ones((2, 3)), "length": np.ones(2)},
+            "'length' is no input",
+            "Did you mean lengths?",
+        ),
         ({"ids": np.ones((2, 3), int)}, "lacks lengths", "lengths int64[N]"),
         (
             {"ids": np.ones((2, 3), int), "lengths": np.ones(3, int)},
             "different numbers of samples: ids 2, lengths 3",
             "",
         ),
-        ({"ids": np.ones(2, int), "lengths": np.ones(2, int)}, "has shape (2,)", "Samples of ids int64[N, T]"),
+        (
+            {"ids": np.ones(2, int), "lengths": np.ones(2, int)},
+            "has shape (2,)",
+            "Samples of ids int64[N, T]",
+        ),
     ],
     ids=["misspelt", "missing", "uneven", "rank"],
 )
@@ -453,7 +503,11 @@ def test_a_broken_file_is_a_data_error_wherever_it_lies(tmp_path, name):
     (path := tmp_path / "x.npy").write_bytes(BROKEN[name])
     (folder / "0.npz").write_bytes(BROKEN[name])
 
-    for source in (path, folder, zipped(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=BROKEN[name])):
+    for source in (
+        path,
+        folder,
+        zipped(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=BROKEN[name]),
+    ):
         with pytest.raises(DataError) as caught:
             open_samples(source, IMAGE)[0]
         assert str(tmp_path) in caught.value.where
@@ -461,7 +515,7 @@ def test_a_broken_file_is_a_data_error_wherever_it_lies(tmp_path, name):
 
 
 def test_a_file_that_breaks_off_while_it_is_read_is_a_data_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("quant_core.stored.open_arrays.__defaults__", (0,))
+    monkeypatch.setattr("quant_core.data.npz.open_arrays.__defaults__", (0,))
     path = saved(tmp_path / "x.npy", images(2000))
     samples = open_samples(path, IMAGE)
     path.write_bytes(path.read_bytes()[:-2000])
@@ -478,14 +532,16 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_archive_that_declares_more_than_the_limits_is_not_unpacked(tmp_path, monkeypatch):
-    path = zipped(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=np.zeros((1000, 1, 2, 2), np.float32))
+    path = zipped(
+        tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=np.zeros((1000, 1, 2, 2), np.float32)
+    )
 
     assert len(open_samples(path, IMAGE)) == 1000
-    monkeypatch.setattr(stored, "BOMB_BYTES", 1000)
-    monkeypatch.setattr(stored, "MAX_RATIO", 50)
+    monkeypatch.setattr(npz, "BOMB_BYTES", 1000)
+    monkeypatch.setattr(npz, "MAX_RATIO", 50)
     with pytest.raises(DataError, match="unpacks from"):
         open_samples(path, IMAGE)
-    monkeypatch.setattr(stored, "MAX_BYTES", 1000)
+    monkeypatch.setattr(npz, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="unpacks to"):
         open_samples(path, IMAGE)
 

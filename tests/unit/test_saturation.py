@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quant_core.saturation import PAIR_LIMIT, make_safe, safe_scale, unsafe_pairs
+from quant_core.numerics.saturation import PAIR_LIMIT, make_safe, safe_scale, unsafe_pairs
 
 INT16 = np.iinfo(np.int16)
-rows = hnp.arrays(np.int8, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.integers(-127, 127))
+rows = hnp.arrays(
+    np.int8, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.integers(-127, 127)
+)
 
 
 def saturates(first: int, second: int) -> bool:
@@ -47,8 +49,13 @@ def test_make_safe_leaves_no_unsafe_pair_and_touches_no_safe_one(q):
 
 def test_make_safe_moves_every_pair_as_little_as_possible():
     """Against all safe pairs: no other is nearer by the sum of squares."""
-    unsafe = np.array([p for p in itertools.product((65, 70, 100, 126, 127), repeat=2) if sum(p) > PAIR_LIMIT], np.int8)
-    safe = np.array([p for p in itertools.product(range(-127, 128), repeat=2) if not saturates(*p)], np.int64)
+    unsafe = np.array(
+        [p for p in itertools.product((65, 70, 100, 126, 127), repeat=2) if sum(p) > PAIR_LIMIT],
+        np.int8,
+    )
+    safe = np.array(
+        [p for p in itertools.product(range(-127, 128), repeat=2) if not saturates(*p)], np.int64
+    )
 
     found = make_safe(np.concatenate([unsafe, -unsafe])).astype(int)
 
@@ -63,7 +70,9 @@ def test_at_the_safe_scale_only_rounding_can_make_a_pair_unsafe(seed):
 
     scale = safe_scale(weights)
 
-    truncated = np.trunc(weights / np.where(scale > 0, scale, 1)[:, None] * (1 - 1e-12)).astype(np.int64)
+    truncated = np.trunc(weights / np.where(scale > 0, scale, 1)[:, None] * (1 - 1e-12)).astype(
+        np.int64
+    )
     assert len(unsafe_pairs(truncated)) == 0
     assert np.all(unsafe_pairs(np.floor(weights / (0.97 * scale)[:, None]).astype(int))[:, 0] >= 0)
 

@@ -9,19 +9,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.candidate import Bench
+from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
+from quant_core.data.samples import input_specs, open_samples
 from quant_core.errors import ModelError
-from quant_core.graph import normalize
-from quant_core.keeping import is_expected_to_keep, keeping
-from quant_core.layers import layer_rows
-from quant_core.material import Material
-from quant_core.observe import observe
-from quant_core.plan import make_plan
-from quant_core.restore import MAX_EVALUATIONS, restored
-from quant_core.samples import input_specs, open_samples
-from quant_core.search import search, variants
-from quant_core.targets import TARGETS
+from quant_core.evaluate.layer_report import layer_rows
+from quant_core.model.graph import normalize
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.search.calibrated import Material
+from quant_core.search.candidate import Bench
+from quant_core.search.keeping import is_expected_to_keep, keeping
+from quant_core.search.mixed_precision import MAX_EVALUATIONS, restored
+from quant_core.search.search import search, variants
 from tests.models import sketch
 from tests.oracle.cases import weights
 
@@ -39,8 +39,13 @@ def harmful(first: str = "a") -> onnx.ModelProto:
 def deep(layers: int) -> onnx.ModelProto:
     """That many layers, every one a little wrong in 4 bits."""
     arrays = weights(**{f"w{i}": (32, 32) for i in range(layers)})
-    chain = " ".join(f"l{i + 1} = MatMul(l{i}, w{i})" for i in range(layers)).replace(f"l{layers} =", "y =")
-    return sketch(f"(float[n,32] x) => (float[n,32] y) {{ {chain.replace('MatMul(l0,', 'MatMul(x,')} }}", arrays)
+    chain = " ".join(f"l{i + 1} = MatMul(l{i}, w{i})" for i in range(layers)).replace(
+        f"l{layers} =", "y ="
+    )
+    return sketch(
+        f"(float[n,32] x) => (float[n,32] y) {{ {chain.replace('MatMul(l0,', 'MatMul(x,')} }}",
+        arrays,
+    )
 
 
 def loud() -> onnx.ModelProto:
@@ -139,7 +144,9 @@ def test_a_contract_that_nothing_keeps_gives_a_model_and_the_reason(contract, to
 
 
 def test_a_contract_without_anything_quantized_still_ends():
-    found = Problem(harmful(), mode="static", exclude=["*"]).search(Contract("agreement", min=0.0, min_speedup=1e6))
+    found = Problem(harmful(), mode="static", exclude=["*"]).search(
+        Contract("agreement", min=0.0, min_speedup=1e6)
+    )
 
     assert found.verdict == "not_met"
 
@@ -165,7 +172,9 @@ def test_what_is_stored_in_4_bits_goes_to_8_before_it_goes_to_float():
     ("contract", "options"),
     [(Contract("sqnr", min=500.0), {"mode": "weight_only", "bits": 4}), (None, {"mode": "static"})],
 )
-def test_a_restored_model_that_does_not_load_loses_none_of_the_others(monkeypatch, contract, options):
+def test_a_restored_model_that_does_not_load_loses_none_of_the_others(
+    monkeypatch, contract, options
+):
     judge = Bench.judge
 
     def refusing(bench, candidate, **asked):
@@ -188,13 +197,17 @@ def test_agreement_that_is_luck_does_not_keep_a_contract_but_what_noise_leads_on
 
     def like(sqnr_db: float, agreement: float):
         outputs = tuple(replace(o, sqnr_db=sqnr_db) for o in judged.fidelity.per_output)
-        return replace(judged, fidelity=replace(judged.fidelity, agreement=agreement, per_output=outputs))
+        return replace(
+            judged, fidelity=replace(judged.fidelity, agreement=agreement, per_output=outputs)
+        )
 
     seen = [like(10, 0.6), like(10, 0.64), like(16, 0.8)]
     lucky, sure = like(10, 0.9), like(22, 0.9)
 
     assert keeping([lucky, sure], contract, problem.bench) == [lucky, sure]
-    expected = [is_expected_to_keep(c, contract, problem.bench, [*seen, lucky, sure]) for c in (lucky, sure)]
+    expected = [
+        is_expected_to_keep(c, contract, problem.bench, [*seen, lucky, sure]) for c in (lucky, sure)
+    ]
     assert expected == [False, True]
 
 
@@ -218,14 +231,17 @@ def test_without_samples_the_plan_is_applied_as_it_is():
 
 def test_restoring_takes_names_as_they_are_not_as_globs():
     model = sketch(
-        "(float[n,32] x) => (float[n,8] y) { a = Gemm(x, u) y = Gemm(a, w) }", weights(u=(32, 32), w=(32, 8))
+        "(float[n,32] x) => (float[n,8] y) { a = Gemm(x, u) y = Gemm(a, w) }",
+        weights(u=(32, 32), w=(32, 8)),
     )
     model.graph.node[0].name, model.graph.node[1].name = "block[1]/*?", "block1/ab"
     problem = Problem(model, mode="static")
 
     plan = restored(problem.model, problem.plan, {"block[1]/*?"})
 
-    assert {n.node: n.storage for n in plan.nodes if n.compute == "float"} == {"block[1]/*?": "float16"}
+    assert {n.node: n.storage for n in plan.nodes if n.compute == "float"} == {
+        "block[1]/*?": "float16"
+    }
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
@@ -284,7 +300,10 @@ def test_fidelity_that_is_unknown_is_not_spent(judged):
     """Of integer outputs only agreement is known."""
     text = "(float[n,32] x) => ({0}[n{1}] y) {{ a = MatMul(x, u) b = MatMul(a, v) {2} }}"
     arrays = weights(u=(32, 32), v=(32, 32))
-    for output in (("int64", "", "y = ArgMax<axis = 1, keepdims = 0>(b)"), ("float", ",32", "y = Identity(b)")):
+    for output in (
+        ("int64", "", "y = ArgMax<axis = 1, keepdims = 0>(b)"),
+        ("float", ",32", "y = Identity(b)"),
+    ):
         problem = Problem(sketch(text.format(*output), arrays))
         problem.bench.is_host = False  # so that no candidate is faster by luck
         problem.search()

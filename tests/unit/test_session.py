@@ -7,20 +7,30 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quant_core.errors import ModelError
-from quant_core.session import open_session, optimized_graph, run
+from quant_core.model.session import open_session, optimized_graph, run
 
 
-def relu_model(op: str = "Relu", domain: str = "", opset: int = 17, ir_version: int = 8) -> onnx.ModelProto:
+def relu_model(
+    op: str = "Relu", domain: str = "", opset: int = 17, ir_version: int = 8
+) -> onnx.ModelProto:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy")
-    nodes = [helper.make_node(op, ["x"], ["a"], domain=domain), helper.make_node("Neg", ["a"], ["y"])]
+    nodes = [
+        helper.make_node(op, ["x"], ["a"], domain=domain),
+        helper.make_node("Neg", ["a"], ["y"]),
+    ]
     opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
-    return helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=opsets, ir_version=ir_version)
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y]), opset_imports=opsets, ir_version=ir_version
+    )
 
 
 def matmul_model() -> onnx.ModelProto:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 64]) for name in "xy")
     weight = numpy_helper.from_array(np.eye(64, dtype=np.float32), "w")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Identity", ["a"], ["y"])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Identity", ["a"], ["y"]),
+    ]
     graph = helper.make_graph(nodes, "g", [x], [y], [weight])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -50,7 +60,9 @@ def test_inner_tensors_become_outputs_after_the_models_own():
     session = open_session(relu_model().SerializeToString(), outputs=["a"])
 
     assert [o.name for o in session.get_outputs()] == ["y", "a"]
-    np.testing.assert_array_equal(run(session, {"x": np.full((1, 4), 3, np.float32)})[1], np.full((1, 4), 3))
+    np.testing.assert_array_equal(
+        run(session, {"x": np.full((1, 4), 3, np.float32)})[1], np.full((1, 4), 3)
+    )
 
 
 def test_more_outputs_than_one_length_byte_holds_are_exposed():
@@ -58,10 +70,14 @@ def test_more_outputs_than_one_length_byte_holds_are_exposed():
     model = relu_model()
     model.graph.node[0].output[0] = model.graph.node[1].input[0] = name
 
-    assert [o.name for o in open_session(model.SerializeToString(), outputs=[name]).get_outputs()] == ["y", name]
+    assert [
+        o.name for o in open_session(model.SerializeToString(), outputs=[name]).get_outputs()
+    ] == ["y", name]
 
 
-def test_external_weights_are_found_beside_the_model_with_and_without_more_outputs(tmp_path, monkeypatch):
+def test_external_weights_are_found_beside_the_model_with_and_without_more_outputs(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "m.onnx"
     onnx.save(matmul_model(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     monkeypatch.chdir("/")
@@ -94,7 +110,10 @@ def test_external_weights_outside_the_models_folder_are_refused(tmp_path):
         (relu_model(opset=99).SerializeToString(), "Convert the model to an opset"),
         (relu_model(ir_version=99).SerializeToString(), "Update onnxruntime"),
         (relu_model("Reluu").SerializeToString(), "Custom operators are never loaded"),
-        (relu_model("Foo", domain="my.ops").SerializeToString(), "Custom operators are never loaded"),
+        (
+            relu_model("Foo", domain="my.ops").SerializeToString(),
+            "Custom operators are never loaded",
+        ),
     ],
     ids=["empty", "junk", "truncated", "opset", "ir_version", "unknown operator", "custom domain"],
 )

@@ -10,15 +10,15 @@ import onnx_ir as ir
 import pytest
 
 from quant_core import api
+from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.graph import normalize
-from quant_core.observe import observe
-from quant_core.plan import make_plan
-from quant_core.rewrite import apply_plan
-from quant_core.samples import Samples, input_specs, open_samples
-from quant_core.session import open_session
-from quant_core.settle import settled
-from quant_core.targets import TARGETS
+from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.model.graph import normalize
+from quant_core.model.session import open_session
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.rewrite.apply import apply_plan
+from quant_core.search.tune_biases import settled
 from tests.models import sketch
 
 WAYS = {
@@ -41,7 +41,9 @@ def problem(way: str) -> tuple[ir.Model, ir.Model, object, Samples]:
     proto = network(way)
     model = normalize(ir.from_proto(proto))
     plan = make_plan(model, QuantConfig(mode="static"), TARGETS["x86-avx2"])
-    x = np.random.default_rng(1).standard_normal((24, 6, *[8] * (way == "convolutions") * 2), dtype=np.float32)
+    x = np.random.default_rng(1).standard_normal(
+        (24, 6, *[8] * (way == "convolutions") * 2), dtype=np.float32
+    )
     samples = open_samples({"x": x}, input_specs(proto.SerializeToString()))
     quantized = apply_plan(model, plan, observe(model, plan, samples))
     for value in quantized.graph.initializers.values():
@@ -88,7 +90,11 @@ def test_a_replayed_plan_settles_its_biases_in_the_same_way(tmp_path):
     onnx.save(network("convolutions"), tmp_path / "float.onnx")
     x = np.random.default_rng(1).standard_normal((24, 6, 8, 8), dtype=np.float32)
 
-    made = api.quantize_model(tmp_path / "float.onnx", tmp_path / "a.onnx", QuantConfig(mode="static"), calibration=x)
-    again = api.quantize_model(tmp_path / "float.onnx", tmp_path / "b.onnx", plan=made.plan, calibration=x)
+    made = api.quantize_model(
+        tmp_path / "float.onnx", tmp_path / "a.onnx", QuantConfig(mode="static"), calibration=x
+    )
+    again = api.quantize_model(
+        tmp_path / "float.onnx", tmp_path / "b.onnx", plan=made.plan, calibration=x
+    )
 
     assert Path(made.output).read_bytes() == Path(again.output).read_bytes()

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from quant_core.errors import ModelError, RequestError
-from quant_core.session import open_session
-from quant_core.timing import Timing, measure, summarize, take_turns
+from quant_core.evaluate.timing import Timing, measure, summarize, take_turns
+from quant_core.model.session import open_session
 
 
 class Clock:
@@ -30,7 +30,9 @@ class Clock:
 def relu():
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
 
 
 FEED = {"x": np.ones((1, 4), np.float32)}
@@ -57,8 +59,22 @@ def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
 def test_a_slow_model_gets_its_rounds_unless_that_takes_far_too_long():
     slow, slower = Clock(), Clock()
 
-    assert len(take_turns(slow.call("A", 0.2), slow.call("B", 0.2), seconds=1.0, min_rounds=5, clock=slow)) == 5
-    assert len(take_turns(slower.call("A", 9), slower.call("B", 9), seconds=1.0, min_rounds=5, clock=slower)) == 1
+    assert (
+        len(
+            take_turns(
+                slow.call("A", 0.2), slow.call("B", 0.2), seconds=1.0, min_rounds=5, clock=slow
+            )
+        )
+        == 5
+    )
+    assert (
+        len(
+            take_turns(
+                slower.call("A", 9), slower.call("B", 9), seconds=1.0, min_rounds=5, clock=slower
+            )
+        )
+        == 1
+    )
 
 
 def test_speedup_is_the_median_of_paired_ratios():

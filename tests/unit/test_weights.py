@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx_ir import AttrInt64, Node
 
-from quant_core.saturation import unsafe_pairs
-from quant_core.weights import BLOCK_MIN, Layout, block_width, layout_of, quantize_int4, quantize_int8
+from quant_core.numerics.saturation import unsafe_pairs
+from quant_core.numerics.weights import (
+    BLOCK_MIN,
+    Layout,
+    block_width,
+    layout_of,
+    quantize_int4,
+    quantize_int8,
+)
 
 SEEDS = range(12)
 
@@ -72,7 +79,9 @@ def test_a_row_of_zeros_has_scale_1():
     assert quantize_int4(matrix(0), 1).scale[0] == 1
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, lambda rows, **more: quantize_int4(rows, 1, **more)])
+@pytest.mark.parametrize(
+    "quantize", [quantize_int8, lambda rows, **more: quantize_int4(rows, 1, **more)]
+)
 def test_scales_are_at_least_the_floor(quantize):
     rows = matrix(3)
     floor = np.geomspace(1e-6, 1e6, len(rows))
@@ -90,7 +99,9 @@ def test_int4_products_fit_their_types(seed, safe):
 
     assert np.abs(found.blocks).max() <= 7
     assert 1 <= found.multipliers.min() <= found.multipliers.max() <= 15
-    np.testing.assert_array_equal(found.q, found.blocks * np.repeat(found.multipliers, block, axis=1).astype(int))
+    np.testing.assert_array_equal(
+        found.q, found.blocks * np.repeat(found.multipliers, block, axis=1).astype(int)
+    )
     assert not safe or len(unsafe_pairs(found.q)) == 0
 
 
@@ -103,7 +114,9 @@ def test_each_int4_block_has_the_best_of_all_multipliers(seed):
     every = [m * np.clip(np.rint(steps / np.float32(m)), -7, 7) for m in range(1, 16)]
 
     least = np.min([np.square(steps - q, dtype=np.float64).sum(1) for q in every], axis=0)
-    np.testing.assert_allclose(np.square(steps - found.q, dtype=np.float64).sum(1), least, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        np.square(steps - found.q, dtype=np.float64).sum(1), least, rtol=1e-3, atol=1e-6
+    )
 
 
 @given(st.integers(1, 3000), st.sampled_from([16, 32, 64, 128]))

@@ -1,0 +1,1 @@
+"""An audit: what a batch has made is judged and timed again."""

@@ -1,0 +1,1 @@
+"""A batch: every model of a manifest made, judged, timed and reported."""

@@ -1,0 +1,151 @@
+"""What made a result: one digest of the model's, data's and config's bytes, the target and the versions."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flows.manifest.jobs import Job
+from quant_core.errors import DataError, ModelError
+from quant_core.plan.targets import find_target
+
+PACKAGES = ("quantmill", "onnx", "onnxruntime")
+SETTLED_S = 1.0
+PATIENCE_S = 60.0  # for a file that is being copied; then its model has to wait for the next run
+
+# StringStringEntryProto("location", ...) of TensorProto.external_data, as every protobuf library writes it
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what decides a result; `unknown` for what is not installed as a package."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
+    """The name of everything that is made for this job: the same bytes, wishes and versions give the same name.
+
+    made_with  versions other than those installed here
+
+    Raises: ModelError or DataError for a file that cannot be read, or that is still being written.
+    """
+    try:
+        model = [_settled_digest(path) for path in model_files(job.input)]
+    except OSError as problem:
+        raise ModelError(
+            f"cannot be read: {_reason(problem)}", str(problem.filename or job.input)
+        ) from problem
+    try:
+        samples = [
+            {
+                "files": [_settled_digest(path) for _, path in spec.files()],
+                "count": spec.count,
+                "seed": spec.seed,
+            }
+            | {
+                "shape": spec.shape,
+                "labelled": spec.labels is not None,
+                "calibrates": spec is job.calibration,
+            }
+            for spec in (job.calibration, job.evaluation)
+            if spec is not None
+        ]
+    except OSError as problem:
+        raise DataError(f"cannot be read: {_reason(problem)}", str(problem.filename)) from problem
+    made_of = {
+        "model": model,
+        "samples": samples,
+        "config": job.config.to_dict() | {"target": find_target(job.config.target).name},
+        "contract": job.contract.to_dict() if job.contract else None,
+        "output": job.output.name,
+        "versions": dict(made_with or versions()),
+    }
+    return _hash(json.dumps(made_of, sort_keys=True).encode())
+
+
+def files_digest(folder: Path, names: list[str]) -> dict[str, list[Any]]:
+    """Size and content of each file: what has to be there for a result to count as done."""
+    return {name: [(folder / name).stat().st_size, file_digest(folder / name)] for name in names}
+
+
+def model_files(model: Path) -> Iterator[Path]:
+    """The model, then the files beside it that hold its external data.
+
+    They are found without parsing it, which is for a child that may be killed: a name too many does no harm.
+    """
+    yield model
+    with model.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = {_location(content, match) for match in LOCATION.finditer(content)}
+    for name in sorted(found):
+        path = model.parent / name
+        if (
+            "\0" not in name
+            and path.is_file()
+            and path.resolve().is_relative_to(model.parent.resolve())
+        ):
+            yield path
+
+
+def file_digest(path: Path) -> str:
+    """Of a file's bytes, or of the names and bytes of the arrays in a folder of samples."""
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy") and p.is_file())
+        return _hash(json.dumps([(p.name, file_digest(p)) for p in inside]).encode())
+    stat = path.stat()
+    return _file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def forget_files() -> None:
+    """Read every file again: a long-lived process must not trust times of change for ever."""
+    _file_digest.cache_clear()
+
+
+@lru_cache(maxsize=100_000)
+def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """A data file that many models share is read once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _settled_digest(path: Path) -> str:
+    """As `file_digest`, once nobody has written to a file that is only just there. Raises: OSError if that goes on."""
+    deadline = time.monotonic() + PATIENCE_S
+    while 0 <= time.time() - path.stat().st_mtime < SETTLED_S:
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, "still being written", str(path))
+        time.sleep(0.1)
+    return file_digest(path)
+
+
+def _location(content: mmap.mmap, match: re.Match[bytes]) -> str:
+    size = match[1][0] if len(match[1]) == 1 else (match[1][0] & 127) | match[1][1] << 7
+    return content[match.end() : match.end() + size].decode(errors="replace")
+
+
+def _reason(problem: OSError) -> str:
+    return (problem.strerror or str(problem)).lower()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""What a manifest asks for: read, checked, and turned into jobs."""

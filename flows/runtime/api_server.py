@@ -1,0 +1,34 @@
+"""Prefect's API on a socket that the parent listens on: `python -m flows.runtime.api_server FD`. It ends with its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+
+
+def main() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, where Linux can
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    # No background services: nothing is scheduled here, and what Prefect records is never our record.
+    app = create_app(ephemeral=True, webserver_only=True, final=True)
+    config = uvicorn.Config(app, log_level="critical", lifespan="on", access_log=False)
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of stdin: reading ends when it is gone."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""What calibration remembers of a tensor: the same to the last bit, however samples were split, batched or ordered."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant_core.errors import DataError
+
+Counts = NDArray[np.int64]
+
+MAX_BINS = 8192
+_CHUNK = 1 << 15  # values at a time: the temporaries stay in the cache
+_INDEX_BITS = 23  # bin numbers below 2**23 in size are exact in float32
+_FINEST = -126  # 2**126 is the largest power of two that is safe to multiply by
+
+_QUANTUM = 20  # a value counts as a multiple of 2**-20 in a sum
+_LIMB = 28
+_LARGEST = 2.0**36  # beyond it a value counts as this in a sum, so that two limbs always hold it
+
+
+@dataclass(slots=True, eq=False)
+class TensorStats:
+    """Exact minimum and maximum, and a histogram, of the values of one tensor.
+
+    Bin i holds the values in [(first + i) * width, (first + i + 1) * width). The width is the smallest power of two
+    that needs at most MAX_BINS bins from `lo` to `hi` (so more than MAX_BINS / 2, unless the values are nearly equal),
+    hence a function of the values alone; a wider range folds neighbouring bins exactly. `update` changes the
+    statistic, `merge` makes a new one; the empty statistic is the identity of `merge`.
+    """
+
+    lo: float = math.inf
+    hi: float = -math.inf
+    counts: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def update(self, x: NDArray[Any], where: str = "", part: NDArray[Any] | None = None) -> None:
+        """Adds all values of `x`, of any shape.
+
+        Where every value would cost too much, `part` holds those of `x` that the histogram counts (see `thinned`);
+        `lo` and `hi` are of all. Raises: DataError if a value is NaN or infinite; nothing is added then.
+        """
+        values = np.ascontiguousarray(x, np.float32).ravel()
+        if not values.size:
+            return
+        lo, hi = float(values.min()), float(values.max())
+        if not math.isfinite(hi - lo):
+            raise DataError(
+                _count_bad(values), where, "Is a sample broken, or does the float model overflow?"
+            )
+        self._widen(lo, hi)
+        exponent = self.exponent
+        first = math.floor(math.ldexp(self.lo, -exponent))
+        # float64 for wide bins: in float32 a tiny negative value would underflow to -0.0 and change bins
+        exact = np.float32 if exponent <= 0 else np.float64
+        scale = exact(2.0**-exponent)
+        if part is not None:
+            values = np.ascontiguousarray(part, np.float32).ravel()
+        for start in range(0, values.size, _CHUNK):
+            bins = np.multiply(values[start : start + _CHUNK], scale, dtype=exact)
+            np.floor(bins, out=bins)
+            bins -= first
+            part = np.bincount(bins.astype(np.int32))
+            self.counts[: part.size] += part
+
+    def merge(self, other: TensorStats) -> TensorStats:
+        """The statistic of the values of both."""
+        both = TensorStats(self.lo, self.hi, self.counts.copy())
+        if other.counts.size:
+            both._widen(other.lo, other.hi)
+            _add_folded(both.counts, both.exponent, both.first, other)
+        return both
+
+    @property
+    def count(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def exponent(self) -> int:
+        """A bin is 2 ** exponent wide."""
+        return _exponent(self.lo, self.hi)
+
+    @property
+    def width(self) -> float:
+        return 2.0**self.exponent
+
+    @property
+    def first(self) -> int:
+        """The number of the first bin, which holds `lo`: its left edge in widths."""
+        return math.floor(math.ldexp(self.lo, -self.exponent))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorStats):
+            return NotImplemented
+        return (self.lo, self.hi) == (other.lo, other.hi) and np.array_equal(
+            self.counts, other.counts
+        )
+
+    def pack(self) -> tuple[NDArray[np.float64], Counts]:
+        """Everything in two arrays; `unpack` gives the statistic back."""
+        return np.array([self.lo, self.hi]), self.counts
+
+    @classmethod
+    def unpack(cls, floats: NDArray[np.float64], integers: Counts) -> Self:
+        return cls(float(floats[0]), float(floats[1]), integers)
+
+    def _widen(self, lo: float, hi: float) -> None:
+        lo, hi = (
+            min(self.lo, lo) + 0.0,
+            max(self.hi, hi) + 0.0,
+        )  # + 0.0: never -0.0, which min takes by order
+        if (lo, hi) == (self.lo, self.hi):
+            return
+        old = TensorStats(self.lo, self.hi, self.counts)
+        self.lo, self.hi = lo, hi
+        exponent, first = self.exponent, self.first
+        self.counts = np.zeros(_bins(lo, hi, exponent), np.int64)
+        if old.counts.size:
+            _add_folded(self.counts, exponent, first, old)
+
+
+@dataclass(slots=True, eq=False)
+class ChannelMoments:
+    """Exact mean and largest magnitude of every slice along `axis`.
+
+    Sums are integers (each value a multiple of 2**-20) in two limbs, high * 2**28 + low with 0 <= low < 2**28, so no
+    order of adding changes them. `update` changes the statistic, `merge` makes a new one; one without channels
+    is the identity.
+    """
+
+    axis: int
+    count: int = 0  # values per channel
+    max_abs: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    high: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    low: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def update(self, x: NDArray[Any], where: str = "") -> None:
+        """Adds a tensor. Raises: DataError if it has another number of channels, or values that are not finite."""
+        if not x.size:
+            return
+        rows = np.ascontiguousarray(np.moveaxis(x, self.axis, -1), np.float32).reshape(
+            -1, x.shape[self.axis]
+        )
+        channels = rows.shape[1]
+        max_abs, high, low = (
+            np.zeros(channels),
+            np.zeros(channels, np.int64),
+            np.zeros(channels, np.int64),
+        )
+        step = max(1, _CHUNK // channels)
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            peak = np.abs(block).max(0)
+            largest = float(peak.max())
+            if not math.isfinite(largest):
+                raise DataError(
+                    _count_bad(rows), where, "Is a sample broken, or does the float model overflow?"
+                )
+            upper, lower = _exact_sums(block, largest)
+            max_abs = np.maximum(max_abs, peak)
+            high, low = _carry(high + upper, low + lower)
+        self._add(ChannelMoments(self.axis, len(rows), max_abs, high, low), where)
+
+    def merge(self, other: ChannelMoments) -> ChannelMoments:
+        """The statistic of the values of both."""
+        both = ChannelMoments(self.axis, self.count, self.max_abs, self.high, self.low)
+        both._add(other, "")
+        return both
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(C,), within 2**-21 of the true mean; empty if nothing was seen."""
+        return (self.high * 2.0**_LIMB + self.low) * 2.0**-_QUANTUM / max(self.count, 1)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChannelMoments):
+            return NotImplemented
+        mine, theirs = self.pack(), other.pack()
+        return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    def pack(self) -> tuple[NDArray[np.float64], Counts]:
+        """Everything in two arrays; `unpack` gives the statistic back."""
+        return self.max_abs, np.concatenate([[self.axis, self.count], self.high, self.low]).astype(
+            np.int64
+        )
+
+    @classmethod
+    def unpack(cls, floats: NDArray[np.float64], integers: Counts) -> Self:
+        high, low = integers[2:].reshape(2, -1)
+        return cls(int(integers[0]), int(integers[1]), floats, high, low)
+
+    def _add(self, other: ChannelMoments, where: str) -> None:
+        if not other.count:
+            return
+        if not self.count:
+            self.max_abs, self.high, self.low = other.max_abs, other.high, other.low
+        elif self.max_abs.size != other.max_abs.size:
+            sizes = f"{self.max_abs.size} and {other.max_abs.size}"
+            raise DataError(
+                f"axis {self.axis} has {sizes} channels",
+                where,
+                "Its size must not change between samples",
+            )
+        else:
+            self.max_abs = np.maximum(self.max_abs, other.max_abs)
+            self.high, self.low = _carry(self.high + other.high, self.low + other.low)
+        self.count += other.count
+
+
+Statistic = TensorStats | ChannelMoments
+S = TypeVar("S", TensorStats, ChannelMoments)
+_KINDS: tuple[type[TensorStats], type[ChannelMoments]] = (TensorStats, ChannelMoments)
+
+
+def thinned(x: NDArray[Any], channel_axis: int, least: int) -> NDArray[Any]:
+    """A grid of an image's or a signal's positions, where neighbours are alike: at least `least` of every channel.
+
+    Which positions is a matter of their number alone, so the law holds; odd strides see both rows of a pattern of two.
+    The axes after `channel_axis` are thinned: where channels come last there is none, and nothing is left out.
+    """
+    return x[_grid(x.shape, channel_axis % x.ndim + 1, least)]
+
+
+@lru_cache(maxsize=1024)
+def _grid(shape: tuple[int, ...], first: int, least: int) -> tuple[slice, ...]:
+    """The grid's slices: about the same odd stride along all axes from `first` on, rows first to be left out."""
+    spare = math.prod(shape[first:]) / least
+    grid: list[slice] = []
+    for axis in range(len(shape) - 1, first - 1, -1):
+        most = int(min(spare ** (1 / (axis - first + 1)), shape[axis] / 2))
+        stride = max(1, most - (most % 2 == 0))
+        grid.insert(0, slice((shape[axis] - 1) % stride // 2, None, stride))
+        spare /= stride
+    return (slice(None),) * first + tuple(grid)
+
+
+def merge_stats(parts: Iterable[Mapping[str, S]]) -> dict[str, S]:
+    """The statistics of all parts together, name by name; a name may be missing in some parts."""
+    merged: dict[str, S] = {}
+    for part in parts:
+        for name, stats in part.items():
+            merged[name] = merged[name].merge(stats) if name in merged else stats
+    return merged
+
+
+def save_stats(path: Path | str, stats: Mapping[str, Statistic]) -> None:
+    """One .npz file of a few arrays, whose bytes depend on the names and statistics alone."""
+    names = sorted(stats)
+    packed = [stats[name].pack() for name in names]
+    floats, integers = [p[0] for p in packed], [p[1] for p in packed]
+    with Path(path).open("wb") as file:
+        np.savez(
+            file,
+            names=np.array(names, np.str_),
+            kinds=np.array([_KINDS.index(type(stats[name])) for name in names], np.int64),
+            float_sizes=np.array([f.size for f in floats], np.int64),
+            floats=np.concatenate([np.zeros(0), *floats]),
+            integer_sizes=np.array([i.size for i in integers], np.int64),
+            integers=np.concatenate([np.zeros(0, np.int64), *integers]),
+        )
+
+
+def load_stats(path: Path | str) -> dict[str, Any]:
+    """The mapping that `save_stats` wrote, in the order of the names.
+
+    Raises: DataError if the file is missing, truncated or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            floats = np.split(file["floats"], np.cumsum(file["float_sizes"]))
+            integers = np.split(file["integers"], np.cumsum(file["integer_sizes"]))
+            kinds, names = file["kinds"].tolist(), file["names"].tolist()
+        return {
+            n: _KINDS[k].unpack(f, i)
+            for n, k, f, i in zip(names, kinds, floats, integers, strict=False)
+        }
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise DataError(
+            f"no calibration statistics: {error}", str(path), "Calibrate again"
+        ) from error
+
+
+def _exponent(lo: float, hi: float) -> int:
+    """The smallest e such that bins of 2**e cover [lo, hi] in at most MAX_BINS, and are exactly numbered in float32."""
+    below = _log2(hi - lo) - MAX_BINS.bit_length()  # too fine for sure
+    exponent = max(below, _log2(max(-lo, hi)) - _INDEX_BITS, _FINEST)
+    while _bins(lo, hi, exponent) > MAX_BINS:
+        exponent += 1
+    return exponent
+
+
+def _log2(x: float) -> int:
+    return (
+        math.frexp(x)[1] if x else 2 * _FINEST
+    )  # frexp(0) would be coarser than that of a tiny number
+
+
+def _bins(lo: float, hi: float, exponent: int) -> int:
+    return math.floor(math.ldexp(hi, -exponent)) - math.floor(math.ldexp(lo, -exponent)) + 1
+
+
+def _add_folded(counts: Counts, exponent: int, first: int, finer: TensorStats) -> None:
+    """Adds the histogram of `finer`, whose range lies inside, to `counts`."""
+    bins = (finer.first + np.arange(finer.counts.size)) >> (exponent - finer.exponent)
+    starts = np.flatnonzero(np.diff(bins, prepend=bins[0] - 1))
+    offset = int(bins[0]) - first
+    counts[offset : offset + starts.size] += np.add.reduceat(finer.counts, starts)
+
+
+def _exact_sums(rows: NDArray[np.float32], largest: float) -> tuple[Counts, Counts]:
+    """Sums of the columns, in two limbs: no addition of it is rounded, so their order does not matter."""
+    if (
+        math.ldexp(largest, _QUANTUM) * len(rows) < 2**52
+    ):  # every partial sum is an integer that float64 holds
+        steps = np.rint(rows * np.float32(2**_QUANTUM))
+        return np.zeros(rows.shape[1], np.int64), steps.sum(0, dtype=np.float64).astype(np.int64)
+    steps = np.rint(np.clip(rows.astype(np.float64), -_LARGEST, _LARGEST) * 2**_QUANTUM)
+    upper = np.floor(steps * 2.0**-_LIMB)
+    lower = steps - upper * 2.0**_LIMB
+    return upper.sum(0).astype(np.int64), lower.sum(0).astype(np.int64)
+
+
+def _carry(high: Counts, low: Counts) -> tuple[Counts, Counts]:
+    return high + (low >> _LIMB), low & ((1 << _LIMB) - 1)
+
+
+def _count_bad(values: NDArray[np.float32]) -> str:
+    return f"{values.size - np.count_nonzero(np.isfinite(values))} of {values.size} values are NaN or infinite"

@@ -1,0 +1,1 @@
+"""Where samples come from, and whether they fit a model."""

@@ -1,0 +1,170 @@
+"""How arrays are read from .npy and .npz files of strangers: row by row, without pickles, within declared limits."""
+
+from __future__ import annotations
+
+import math
+import weakref
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from quant_core.errors import DataError
+
+RESIDENT_BYTES = (
+    16 << 20
+)  # files below this are read once and kept; larger ones are read row by row, every time
+MAX_BYTES = 16 << 30  # that one .npz may declare
+MAX_MEMBERS = 1000
+MAX_RATIO = 200  # declared bytes over compressed bytes, asked above BOMB_BYTES only: a constant mask packs 1000 to 1
+BOMB_BYTES = 256 << 20
+
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+EXPORT = "Save it again with np.save or np.savez"
+PLAIN = "Save plain numeric arrays"
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class StoredArray:
+    """An array in a file of which only slices of rows are read: `array[3:7]` has shape (4, *shape[1:]).
+
+    Reading forward is cheap; in a compressed file, reading backward starts again from its beginning.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    where: str
+    stream: IO[bytes] = field(repr=False)
+    offset: int
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.stream.close)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        with _reading(self.where):
+            # read, not mapped: mapped pages count as this process's memory for as long as the machine has room
+            self.stream.seek(self.offset + start * row_bytes)
+            content = self.stream.read((stop - start) * row_bytes)
+            return np.frombuffer(content, self.dtype).reshape(stop - start, *self.shape[1:])
+
+
+Array = np.ndarray | StoredArray
+
+
+def open_arrays(path: Path, resident_bytes: int = RESIDENT_BYTES) -> dict[str, Array]:
+    """The arrays of an .npz by name, or the one of an .npy under the name "".
+
+    Raises: DataError if the file cannot be read, is neither, holds pickled objects, text beside numbers or nothing,
+    is cut short, or declares more than the limits above.
+    """
+    where = str(path)
+    with _reading(where):
+        if path.exists() and not path.is_file():
+            raise DataError(
+                "is no regular file", where, EXPORT
+            )  # a pipe would be waited for, a device never ends
+        with path.open("rb") as file:
+            magic = file.read(6)
+        if magic == npy.MAGIC_PREFIX:
+            size = path.stat().st_size
+            return {"": _open(path.open("rb"), size, where, resident=size <= resident_bytes)}
+        if not magic.startswith(b"PK"):
+            raise DataError("is neither an .npy nor an .npz file", where, EXPORT)
+        archive = zipfile.ZipFile(path)
+        members = archive.infolist()
+        size = _check_limits(members, where)
+        return {
+            m.filename.removesuffix(".npy"): _open(
+                archive.open(m),
+                m.file_size,
+                f"{where}:{m.filename}",
+                resident=size <= resident_bytes,
+            )
+            for m in members
+        }
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The same arrays, all in memory. Raises: DataError as `open_arrays`."""
+    return {
+        name: array if isinstance(array, np.ndarray) else array[:]
+        for name, array in open_arrays(path).items()
+    }
+
+
+def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Their shapes, from the headers alone. Raises: DataError as `open_arrays`."""
+    return {name: array.shape for name, array in open_arrays(path, resident_bytes=0).items()}
+
+
+def _check_limits(members: list[zipfile.ZipInfo], where: str) -> int:
+    """Bytes that an archive says it holds."""
+    size, packed = sum(m.file_size for m in members), sum(m.compress_size for m in members)
+    if not members:
+        raise DataError("holds no array", where, EXPORT)
+    if len(members) > MAX_MEMBERS or len({m.filename for m in members}) < len(members):
+        raise DataError(
+            f"holds {len(members)} arrays, or two of one name", where, "One array per model input"
+        )
+    if size > MAX_BYTES:
+        raise DataError(
+            f"unpacks to {size:,} bytes",
+            where,
+            f"At most {MAX_BYTES:,}: use a folder of .npz, or .npy",
+        )
+    if size > BOMB_BYTES and size > MAX_RATIO * packed:
+        raise DataError(
+            f"unpacks from {packed:,} to {size:,} bytes",
+            where,
+            "Looks like a zip bomb: use np.savez",
+        )
+    return size
+
+
+def _open(stream: IO[bytes], size: int, where: str, *, resident: bool) -> Array:
+    """The array that begins at the stream's header, `size` bytes with it."""
+    with ExitStack() as closing:
+        closing.callback(stream.close)
+        version = npy.read_magic(stream)
+        if version not in HEADERS:
+            raise DataError(f"is .npy of version {version}", where, EXPORT)
+        shape, fortran_order, dtype = HEADERS[version](stream)
+        if dtype.hasobject:
+            raise DataError("holds pickled Python objects, which are never loaded", where, PLAIN)
+        if dtype.kind not in "biufU":
+            raise DataError(f"holds {dtype}, not numbers", where, PLAIN)
+        count = math.prod(shape)
+        if count == 0 or min(shape, default=1) < 0:
+            raise DataError(f"is empty: its shape is {shape}", where, "At least one sample")
+        offset, nbytes = stream.tell(), count * dtype.itemsize
+        if offset + nbytes > size:
+            problem = (
+                f"is cut short: {dtype} {shape} takes {nbytes:,} bytes, {size - offset:,} are there"
+            )
+            raise DataError(problem, where, EXPORT)
+        if resident or not shape or (fortran_order and len(shape) > 1):
+            flat = np.frombuffer(stream.read(nbytes), dtype)
+            return flat.reshape(shape, order="F" if fortran_order else "C")
+        closing.pop_all()
+        return StoredArray(shape, dtype, where, stream, offset)
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DataError("no such file", where, "Check the path") from error
+    except Exception as error:  # zlib, lzma, struct, tokenize, RuntimeError: a hostile file finds many ways to be wrong
+        raise DataError(
+            f"cannot be read: {error or type(error).__name__}", where, EXPORT
+        ) from error

@@ -1,0 +1,339 @@
+"""Where feeds come from: files, arrays, Python or chance, by position, not yet checked against the model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
+from quant_core.errors import DataError
+
+Feed = dict[str, np.ndarray]
+T = TypeVar("T")
+
+RANDOM_COUNT = 16
+RANDOM_SIDE = 224  # of a symbolic spatial axis of an image (rank 4)
+RANDOM_LENGTH = 32  # of any other symbolic axis that is not the batch
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a model takes under one name. An axis is a size, a symbol, or None where anything goes.
+
+    onnxruntime shows a scalar and an input of unknown rank alike: both have the shape ().
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def batch(self) -> int:
+        """Samples in one feed of this input: its first axis where that is fixed, else 1."""
+        return self.shape[0] if self.shape and isinstance(self.shape[0], int) else 1
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+class Source(Protocol):
+    """Where feeds come from, by position, not yet checked against the model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    def read(self, position: int) -> Mapping[str, np.ndarray]: ...
+    def where(self, position: int) -> str: ...
+    def size(self, position: int) -> int:
+        """Samples in that feed, which is how many rows of labels belong to it."""
+        ...
+
+    def hash_into(self, update: Callable[[bytes], None]) -> None: ...
+
+
+def open_source(source: Any, inputs: tuple[InputSpec, ...], count: int | None, seed: int) -> Source:
+    if isinstance(source, str) and source == "random":
+        return _random(inputs, count or RANDOM_COUNT, seed)
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.is_dir():
+            paths = sorted(
+                p
+                for p in path.iterdir()
+                if p.suffix in (".npz", ".npy") and not p.name.startswith(".")
+            )
+            if not paths:
+                raise DataError("the folder holds no .npz file", str(path), "One .npz per feed")
+            return FileSource(str(path), paths, inputs)
+        return _arrays(str(path), open_arrays(path), inputs, path)
+    if isinstance(source, np.ndarray):
+        return _arrays("array", {"": source}, inputs)
+    if isinstance(source, Mapping):
+        return _arrays(
+            "arrays", {str(name): np.asarray(array) for name, array in source.items()}, inputs
+        )
+    if isinstance(source, Iterable):
+        feeds = list(source)
+        for i, feed in enumerate(feeds):
+            if not isinstance(feed, Mapping):
+                raise DataError(
+                    f"is {type(feed).__name__}", f"feed {i}", "A feed maps input names to arrays"
+                )
+        return FeedSource("feeds", feeds, inputs)
+    raise DataError(
+        f"is {source!r}", "samples", "A path, an array, a mapping of arrays, feeds, or 'random'"
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArraySource:
+    """Arrays of all samples; `steps` says how many rows of each make a feed (0: a row without its axis)."""
+
+    name: str
+    arrays: Mapping[str, Array]
+    steps: Mapping[str, int | None]
+    length: int
+    path: Path | None
+
+    def read(self, position: int) -> Feed:
+        return {name: self._part(name, array, position) for name, array in self.arrays.items()}
+
+    def _part(self, name: str, array: Array, position: int) -> np.ndarray:
+        step = self.steps[name]
+        if step is None:
+            return np.asarray(array)
+        if step == 0:
+            return array[position : position + 1].reshape(array.shape[1:])
+        return array[position * step : (position + 1) * step]
+
+    def where(self, position: int) -> str:
+        return f"{self.name}, sample {position}"
+
+    def size(self, position: int) -> int:
+        return max((step for step in self.steps.values() if step), default=1)
+
+    def hash_into(self, update: Callable[[bytes], None]) -> None:
+        if self.path is not None:
+            _hash_file(self.path, update)
+        else:
+            for name, array in sorted(self.arrays.items()):
+                hash_array(name, np.asarray(array), update)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FileSource:
+    """A file per feed."""
+
+    name: str
+    paths: Sequence[Path]
+    inputs: Sequence[InputSpec]
+
+    @property
+    def length(self) -> int:
+        return len(self.paths)
+
+    def read(self, position: int) -> Feed:
+        return read_arrays(self.paths[position])
+
+    def where(self, position: int) -> str:
+        return str(self.paths[position])
+
+    def size(self, position: int) -> int:
+        return _batch_size(array_shapes(self.paths[position]), self.inputs)
+
+    def hash_into(self, update: Callable[[bytes], None]) -> None:
+        for path in self.paths:
+            _hash_file(path, update)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeedSource:
+    """Feeds from Python."""
+
+    name: str
+    feeds: Sequence[Mapping[str, np.ndarray]]
+    inputs: Sequence[InputSpec]
+
+    @property
+    def length(self) -> int:
+        return len(self.feeds)
+
+    def read(self, position: int) -> Mapping[str, np.ndarray]:
+        return self.feeds[position]
+
+    def where(self, position: int) -> str:
+        return f"{self.name}, feed {position}"
+
+    def size(self, position: int) -> int:
+        return _batch_size(
+            {name: np.shape(array) for name, array in self.feeds[position].items()}, self.inputs
+        )
+
+    def hash_into(self, update: Callable[[bytes], None]) -> None:
+        for feed in self.feeds:
+            for name, array in sorted(feed.items()):
+                hash_array(name, np.asarray(array), update)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RandomSource:
+    """Feeds drawn from (seed, position), so that they are the same however they are split."""
+
+    inputs: Sequence[InputSpec]
+    shapes: Mapping[str, tuple[int, ...]]
+    seed: int
+    length: int
+    name: str = "random"
+
+    def read(self, position: int) -> Feed:
+        rng = np.random.default_rng([self.seed, position])
+        return {spec.name: _draw(spec, self.shapes[spec.name], rng) for spec in self.inputs}
+
+    def where(self, position: int) -> str:
+        return f"random sample {position}"
+
+    def size(self, position: int) -> int:
+        return max((spec.batch for spec in self.inputs), default=1)
+
+    def hash_into(self, update: Callable[[bytes], None]) -> None:
+        update(
+            repr(
+                ("random", self.seed, [(str(spec), self.shapes[spec.name]) for spec in self.inputs])
+            ).encode()
+        )
+
+
+def _arrays(
+    where: str, arrays: Mapping[str, Array], inputs: tuple[InputSpec, ...], path: Path | None = None
+) -> ArraySource:
+    arrays = by_name(arrays, inputs, where)
+    steps = {spec.name: _step(arrays[spec.name], spec, where) for spec in inputs}
+    counts = {n: arrays[n].shape[0] // (step or 1) for n, step in steps.items() if step is not None}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DataError(
+            f"the arrays hold different numbers of samples: {told}",
+            where,
+            "One row of each per sample",
+        )
+    if not min(counts.values(), default=1):
+        rows = {name: arrays[name].shape[0] for name in counts}
+        raise DataError(
+            f"has too few samples for one feed: {rows}",
+            where,
+            f"The model takes {told_inputs(inputs)}",
+        )
+    return ArraySource(where, arrays, steps, min(counts.values(), default=1), path)
+
+
+def _step(array: Array, spec: InputSpec, where: str) -> int | None:
+    """Rows in a feed, 0 where a row is a feed without its axis, None where the array is fed as it is."""
+    rank = len(array.shape)
+    if rank == 0 and not spec.shape:
+        return None
+    if rank >= 1 and rank == len(spec.shape):
+        return spec.batch
+    if rank == len(spec.shape) + 1:
+        return 0
+    if rank and not spec.shape:
+        return 1  # unknown rank
+    raise DataError(
+        f"has shape {array.shape}", f"{where}, {spec.name}", f"Samples of {spec}, or one axis more"
+    )
+
+
+def _random(inputs: tuple[InputSpec, ...], count: int, seed: int) -> RandomSource:
+    if seed < 0:
+        raise DataError(f"seed is {seed}", hint="0 or more")
+    batch_symbols = {spec.shape[0] for spec in inputs if spec.shape}
+    shapes = {}
+    for spec in inputs:
+        if spec.dtype.kind == "U":
+            raise DataError(
+                "takes text, for which there is no random", spec.name, "Give real samples"
+            )
+        length = RANDOM_SIDE if len(spec.shape) == 4 else RANDOM_LENGTH
+        shapes[spec.name] = tuple(
+            d
+            if isinstance(d, int)
+            else 1
+            if axis == 0 or (d is not None and d in batch_symbols)
+            else length
+            for axis, d in enumerate(spec.shape)
+        )
+    feeds = count // max((spec.batch for spec in inputs), default=1)
+    return RandomSource(inputs, shapes, seed, max(1, feeds))
+
+
+def _draw(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if spec.dtype.kind == "f":
+        return rng.standard_normal(shape).astype(spec.dtype)
+    if "mask" in spec.name.lower():
+        return np.ones(shape, spec.dtype)  # a row that is masked altogether is NaN in many models
+    return rng.integers(0, 256 if spec.dtype == np.uint8 else 2, shape).astype(
+        spec.dtype
+    )  # in range of any table
+
+
+def by_name(arrays: Mapping[str, T], inputs: Sequence[InputSpec], where: str) -> Mapping[str, T]:
+    """One array per input. A single array for a single input may have any name."""
+    names = [spec.name for spec in inputs]
+    if len(arrays) == len(names) == 1:
+        return {names[0]: next(iter(arrays.values()))}
+    if list(arrays) == [""]:
+        raise DataError(
+            f"is one array, but the model has {len(names)} inputs",
+            where,
+            f"An .npz with {told_inputs(inputs)}",
+        )
+    for name in arrays:
+        if name not in names:
+            raise DataError(f"{name!r} is no input of the model", where, did_you_mean(name, inputs))
+    if missing := [name for name in names if name not in arrays]:
+        raise DataError(
+            f"lacks {', '.join(missing)}", where, f"The model takes {told_inputs(inputs)}"
+        )
+    return arrays
+
+
+def _batch_size(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec]) -> int:
+    """Samples in a feed: the first axis of the first input whose first axis is free, else of the first with one."""
+    if len(shapes) == len(inputs) == 1:
+        shapes = {inputs[0].name: next(iter(shapes.values()))}
+    batched = [spec for spec in inputs if shapes.get(spec.name)]
+    free = [spec for spec in batched if not (spec.shape and isinstance(spec.shape[0], int))]
+    return next((shapes[spec.name][0] for spec in (*free, *batched)), 1)
+
+
+def _hash_file(path: Path, update: Callable[[bytes], None]) -> None:
+    try:
+        with path.open("rb") as file:
+            update(f"file {path.stat().st_size}\n".encode())
+            while block := file.read(1 << 20):
+                update(block)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}", str(path), "Check the path") from error
+
+
+def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) -> None:
+    update(f"array {name!r} {array.dtype.str} {array.shape}\n".encode())
+    update(np.ascontiguousarray(array).tobytes())
+
+
+def did_you_mean(name: str, inputs: Sequence[InputSpec]) -> str:
+    near = difflib.get_close_matches(name, [spec.name for spec in inputs], 1)
+    return (
+        f"Did you mean {near[0]}? The model takes {told_inputs(inputs)}"
+        if near
+        else f"The model takes {told_inputs(inputs)}"
+    )
+
+
+def told_inputs(inputs: Sequence[InputSpec]) -> str:
+    return ", ".join(map(str, inputs))

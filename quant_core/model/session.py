@@ -1,0 +1,247 @@
+"""How a model is run: onnxruntime on the CPU, quiet, without spinning, and with errors that a person can act on."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Union
+
+import numpy as np
+import onnxruntime as ort
+
+from quant_core.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+Model = Union[str, Path, bytes, "ir.Model"]
+Optimize = bool | Literal["basic"]
+
+LEVELS = {
+    True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+# What onnxruntime says -> what to do about it; the first match counts.
+HINTS = (
+    (
+        r"No graph was found|[Pp]rotobuf parsing failed",
+        "Not an ONNX model, or cut short: export or copy it again",
+    ),
+    (
+        r"[Ee]xternal data|model_path must not be empty",
+        "Its weights lie in another file: keep it in the model's folder",
+    ),
+    (
+        r"Cast\(21\)|tensor\(u?int4\)|tensor type 2[12] |(GatherBlockQuantized|MatMulNBits)\(.*not a registered",
+        "4-bit weights need onnxruntime 1.23 or newer: update it, or quantize to 8 bits",
+    ),
+    (
+        r"Unsupported model IR version",
+        "Update onnxruntime, or save the model with an older IR version",
+    ),
+    (
+        r"Opset \d+ is under development",
+        "Convert the model to an opset that this onnxruntime knows",
+    ),
+    (
+        r"is not a registered function/op|No Op registered for|No opset import",
+        "Custom operators are never loaded: use standard ones",
+    ),
+    (
+        r"NOT_IMPLEMENTED|Could not find an implementation",
+        "No CPU kernel for this type: export in float32",
+    ),
+    (
+        r"Type Error|Type parameter|acyclic|[Ii]nvalid model",
+        "The graph is wrong: onnx.checker.check_model says more",
+    ),
+    (r"[Ff]ailed to allocate|bad allocation", "Out of memory: use fewer jobs or a larger machine"),
+)
+
+
+def open_session(
+    model: Model,
+    *,
+    threads: int = 1,
+    optimize: Optimize = True,
+    outputs: Sequence[str] = (),
+    packed: bool = True,
+) -> ort.InferenceSession:
+    """A session on `threads` threads that sleep when idle, for a file, the bytes of one, or a model.
+
+    optimize  True: all that onnxruntime does by default; "basic": what stays portable; False: nothing
+    outputs   names of inner tensors that become outputs too, after the model's own
+    packed    weights are copied once as kernels read them best: what runs a few times only does not need it
+
+    Raises: ModelError if the file is missing, is not a model, or holds what onnxruntime's CPU provider cannot run.
+    """
+    options = _options(threads, optimize)
+    if not (packed and optimize):
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return _open(model, options, outputs)
+
+
+def run(
+    session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str = ""
+) -> list[np.ndarray]:
+    """All outputs for one feed, one that is a list (a sequence, or a map per sample) as an array of objects.
+
+    Raises: ModelError if the model cannot run on the feed, which `where` names.
+    """
+    try:
+        outputs = session.run(None, dict(feed))
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no other class in common
+        shapes = ", ".join(
+            f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items()
+        )
+        raise ModelError(
+            f"does not run on {shapes}: {_told(error)}",
+            where,
+            "Give samples, or a `shape`, that the model can take",
+        ) from error
+    return [x if isinstance(x, np.ndarray) else np.array(x, object) for x in outputs]
+
+
+def interface(model: Model) -> set[str]:
+    """The names of a model's inputs and outputs. Raises: ModelError as `open_session`."""
+    if not isinstance(model, (str, Path, bytes)):
+        return {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
+    session = open_session(model, optimize=False)
+    return {v.name for v in (*session.get_inputs(), *session.get_outputs())}
+
+
+def values_of(
+    model: Model, tensors: Iterable[str], feeds: Iterable[Mapping[str, np.ndarray]], *, threads: int = 1,
+    packed: bool = True, told: str = "",
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
+    """For each feed its inputs, the model's outputs and these inner tensors, by name; `told` names feeds in errors.
+
+    Raises: ModelError as `open_session` at once, as `run` when a feed's turn comes.
+    """
+    known = interface(model)
+    inner = [t for t in dict.fromkeys(tensors) if t not in known]
+    session = open_session(model, threads=threads, outputs=inner, packed=packed)
+    names = [o.name for o in session.get_outputs()]
+    return (
+        dict(feed) | dict(zip(names, run(session, feed, told and f"{told} {i}"), strict=True))
+        for i, feed in enumerate(feeds)
+    )
+
+
+def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelProto:
+    """The graph as onnxruntime really runs it: what fused into which kernel.
+
+    Only "basic" gives a model that other machines and runtimes can load. Raises: ModelError as `open_session`.
+    """
+    import onnx  # as slow as numpy and onnxruntime together, and only this function needs it
+
+    with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
+        return onnx.load(write_optimized(model, Path(folder), optimize=optimize))
+
+
+def write_optimized(model: Model, folder: Path, *, optimize: Optimize = True) -> Path:
+    """The same as a file in the folder, large tensors in another file beside it; none is held in memory."""
+    path = folder / "optimized.onnx"
+    options = _options(1, optimize)
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", "weights"
+    )
+    options.add_session_config_entry(
+        "session.disable_prepacking", "1"
+    )  # copies for kernels that never run
+    _open(model, options)
+    return path
+
+
+def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # a failure is told once, by the exception
+    options.graph_optimization_level = LEVELS[optimize]
+    # Idle threads that spin steal the cores of every other session in the process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _open(
+    model: Model, options: ort.SessionOptions, outputs: Sequence[str] = ()
+) -> ort.InferenceSession:
+    where = str(model) if isinstance(model, (str, Path)) else "model in memory"
+    if isinstance(model, (str, Path)) and not Path(model).is_file():
+        problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
+        raise ModelError(problem, where, "Give the path of an .onnx file")
+    try:
+        with _source(model, in_memory=bool(outputs)) as (source, folder):
+            if folder is not None:
+                options.add_session_config_entry(
+                    "session.model_external_initializers_file_folder_path", str(folder)
+                )
+            if isinstance(source, bytes) and outputs:
+                source += _exposing(outputs)
+            # enable_fallback=0: a failure is an error, not a message on stdout and another try
+            return ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+    except (MemoryError, ModelError):
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no other class in common
+        told = _told(error)
+        hint = next(
+            (hint for pattern, hint in HINTS if re.search(pattern, str(error))),
+            "Does it load in onnxruntime?",
+        )
+        raise ModelError(f"onnxruntime cannot load it: {told}", where, hint) from error
+
+
+@contextmanager
+def _source(model: Model, *, in_memory: bool) -> Iterator[tuple[str | bytes, Path | None]]:
+    """A path or a model in memory, and the folder of what is not in it."""
+    if isinstance(model, bytes):
+        yield model, None
+    elif not isinstance(model, (str, Path)):
+        from quant_core.model.graph import serialized  # imports onnx, see above
+
+        with tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as folder:
+            yield serialized(
+                model, Path(folder)
+            )  # once loaded, files are mapped into memory, or read
+    elif in_memory:
+        yield Path(model).read_bytes(), Path(model).absolute().parent
+    else:
+        yield str(model), None
+
+
+def _exposing(outputs: Sequence[str]) -> bytes:
+    """Bytes that add graph outputs to the serialized model they are appended to.
+
+    Protobuf defines that joined messages merge and that repeated fields (ModelProto.graph = 7, GraphProto.output = 12,
+    ValueInfoProto.name = 1) join, so even a large model need not be parsed; onnxruntime infers the types.
+    """
+    return _field(7, b"".join(_field(12, _field(1, name.encode())) for name in outputs))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """One length-delimited protobuf field."""
+    size, length = len(content), bytearray()
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
+
+
+def _told(error: Exception) -> str:
+    """onnxruntime's message without its prefixes, source lines and C++ signatures, on one line."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .*? failed:", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+:\d+ (?:.*?\) )?", "", text)
+    return text if len(text) <= 300 else f"{text[:300]}..."

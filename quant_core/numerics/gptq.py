@@ -1,0 +1,282 @@
+"""Rounding in which each column makes up for the errors of the columns before it.
+
+Source: Frantar et al. 2022, GPTQ (arXiv 2210.17323), algorithm 1, without reordering: neighbours must stay neighbours,
+so that the pair rule of saturation.py can be kept on the way (the later of two takes what the earlier one left).
+Computed as Babai's nearest plane, which it equals (Chen et al. 2025, arXiv 2507.18553): with the Gram matrix H = R R'
+for an upper R, and d_i what rounding took from column i, column j aims at w_j + sum of d_i R_ij / R_jj over i < j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant_core.numerics.saturation import PAIR_LIMIT
+from quant_core.numerics.weights import (
+    MULTIPLIER_MAX,
+    QMAX4,
+    QMAX8,
+    IntegerWeight,
+    bfloat16,
+    quantize_int4,
+    quantize_int8,
+)
+
+DAMPING = 0.01  # of the mean diagonal, so that the Gram matrix can be factored
+# Of the finest scale of four bits: narrower ones clip the largest block, wider ones leave pairs more room.
+STRETCHES, SAFE_STRETCHES = (1.0, 0.8, 0.9, 1.07, 1.15), (1.0, 0.9, 1.15, 1.35, 1.6)
+DESCENTS = 2  # passes over all columns, after which hardly one moves
+STRIPE = 64  # columns after which the rest of the matrix is updated at once
+
+
+def gptq_int8(
+    rows: NDArray[np.float32],
+    gram: NDArray[Any],
+    *,
+    per_channel: bool = True,
+    safe: bool = False,
+    floor: Any = 0.0,
+) -> IntegerWeight:
+    """int8 rows (C, K) with less error in the outputs than rounding to nearest, judged by the Gram matrices.
+
+    gram  (G, P, k, k), the inputs' second moments in each of G groups of C / G rows, in P parts of k of the K columns
+    Of the finest scale and, if safe, coarser ones up to that at which every pair is safe, each row takes the one with
+    the least error; a row that nearest rounding serves better keeps it. Never worse than `quantize_int8` by the Gram.
+    """
+    nearest = quantize_int8(rows, per_channel=per_channel, safe=safe, floor=floor)
+    widest = _row_scale(nearest, len(rows))
+    finest = np.maximum(
+        np.maximum(np.abs(rows).max(1, initial=0.0) / QMAX8, floor), np.finfo(np.float32).tiny
+    )
+    scales = [widest]
+    if per_channel and safe:
+        scales += [
+            np.minimum(s, widest).astype(np.float32)
+            for s in (np.sqrt(finest * widest.astype(float)), finest)
+        ]
+    factor = _factor(gram)
+    q, scale, error = nearest.q.copy(), widest.copy(), _errors(rows, nearest.values, gram)
+    for candidate in scales:
+
+        def at(
+            j: int, column: NDArray[Any], left: NDArray[Any] | None, candidate: Any = candidate
+        ) -> tuple[Any, Any]:
+            low, high = _room(left) if safe and left is not None else (-QMAX8, QMAX8)
+            steps = _within(np.rint(column / candidate), low, high)
+            return steps, steps * candidate
+
+        found = _sweep(rows, factor, at)
+        found_error = _errors(rows, found * candidate[:, None], gram)
+        better = found_error < error
+        if not per_channel:
+            better[:] = found_error.sum() < error.sum()
+        q[better], scale[better], error[better] = (
+            found[better].astype(np.int8),
+            candidate[better],
+            found_error[better],
+        )
+    return IntegerWeight(q, scale if per_channel else scale[0])
+
+
+def gptq_int4(
+    rows: NDArray[np.float32],
+    gram: NDArray[Any],
+    block: int,
+    *,
+    safe: bool = False,
+    floor: Any = 0.0,
+) -> IntegerWeight:
+    """int4 in blocks, as `quantize_int4` stores them; each block's multiplier is chosen when its turn comes."""
+    nearest = quantize_int4(rows, block, safe=safe, floor=floor)
+    assert nearest.multipliers is not None
+    weight = (
+        np.einsum("gpkk->gpk", gram).reshape(len(gram), -1).repeat(len(rows) // len(gram), axis=0)
+    )
+    factor, error = _factor(gram), _errors(rows, nearest.values, gram)
+    product, multipliers, scale = nearest.q.copy(), nearest.multipliers.copy(), nearest.scale.copy()
+    for stretch in SAFE_STRETCHES if safe else STRETCHES:
+        wider = bfloat16(np.maximum(nearest.scale * stretch, floor).astype(np.float32))
+        found, chosen = _int4_sweep(rows, factor, wider, weight, block, safe=safe)
+        found_error = _errors(rows, found * wider[:, None], gram)
+        better = found_error < error
+        product[better], multipliers[better] = found[better].astype(np.int8), chosen[better]
+        scale[better], error[better] = wider[better], found_error[better]
+    moved = _descend(rows, product, multipliers, scale, gram, safe=safe)
+    better = _errors(rows, moved * scale[:, None], gram) < error
+    product[better] = moved[better]
+    blocks = (product // np.repeat(multipliers, block, axis=1).astype(np.int8)).astype(np.int8)
+    return IntegerWeight(product, scale, blocks, multipliers)
+
+
+def _int4_sweep(
+    rows: NDArray[np.float32], factor: NDArray[Any], scale: NDArray[np.float32], weight: NDArray[Any], block: int, *,
+    safe: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:  # fmt: skip
+    """The integers and multipliers of all columns on the grids of these scales."""
+    multipliers = np.ones((len(rows), rows.shape[1] // block), np.uint8)
+
+    def start(j: int, ahead: NDArray[Any]) -> None:
+        multipliers[:, j // block] = _best_multiplier(
+            ahead / scale[:, None], weight[:, j : j + block]
+        )
+
+    def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
+        m = multipliers[:, j // block].astype(np.float32)
+        steps = _within(np.rint(column / (scale * m)), -QMAX4, QMAX4)
+        if safe and left is not None:
+            low, high = _room(left)
+            steps = _within(steps, np.ceil(low / m), np.floor(high / m))
+        return steps * m, steps * m * scale
+
+    return _sweep(rows, factor, at, start, block), multipliers
+
+
+def _descend(
+    rows: NDArray[np.float32], product: NDArray[np.int8], multipliers: NDArray[np.uint8], scale: NDArray[np.float32],
+    gram: NDArray[Any], *, safe: bool,
+) -> NDArray[np.int8]:  # fmt: skip
+    """The integers after each in turn was moved to where the error is least, all others as they are, a few times.
+
+    Source: Behdin et al. 2023, QuantEase (arXiv 2309.01885), algorithm 1.
+    """
+    groups, parts, k, _ = gram.shape
+    spread = np.repeat(multipliers, product.shape[1] // multipliers.shape[1], axis=1).astype(
+        np.float32
+    )
+    out = product.astype(np.float32)
+    gram32 = gram.astype(np.float32)
+    diagonal = np.einsum(
+        "gpkk->gpk", gram32
+    )  # a view; damped as in _factor, as what was not seen must not drift
+    diagonal += DAMPING * diagonal.mean(2, keepdims=True)
+    each = rows.reshape(groups, -1, rows.shape[1])
+    q, m = (x.reshape(each.shape) for x in (out, spread))
+    s = scale.reshape(groups, -1)
+    for g, p in np.ndindex(groups, parts):
+        matrix, mine = gram32[g, p], slice(p * k, p * k + k)
+        slope = np.ascontiguousarray(
+            ((each[g, :, mine] - q[g, :, mine] * s[g, :, None]) @ matrix).T
+        )  # (k, rows)
+        steps, sizes = (np.ascontiguousarray(x[g, :, mine].T) for x in (q, m))
+        for first in [*range(0, k, STRIPE)] * DESCENTS:
+            stripe = slice(first, min(first + STRIPE, k))
+            before, near = steps[stripe].copy(), slope[stripe]
+            for j in range(k)[stripe]:
+                if matrix[j, j] <= 0:
+                    continue
+                wanted = np.rint((steps[j] + near[j - first] / (matrix[j, j] * s[g])) / sizes[j])
+                found = _within(wanted, -QMAX4, QMAX4)
+                if safe and (beside := j ^ 1) < k:
+                    low, high = _room(steps[beside])
+                    found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
+                found *= sizes[j]
+                near -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
+                steps[j] = found
+            moved = (steps[stripe] - before) * s[g]
+            slope[:first] -= matrix[:first, stripe] @ moved
+            slope[stripe.stop :] -= matrix[stripe.stop :, stripe] @ moved
+        q[g, :, mine] = steps.T
+    return out.astype(np.int8)
+
+
+def _room(beside: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the largest integers that are safe beside these."""
+    return np.where(beside < 0, -PAIR_LIMIT - beside, -QMAX8), np.where(
+        beside > 0, PAIR_LIMIT - beside, QMAX8
+    )
+
+
+def _sweep(
+    rows: NDArray[np.float32], factor: NDArray[Any], at: Callable[..., tuple[Any, Any]],
+    start: Callable[[int, NDArray[Any]], None] | None = None, block: int = 1,
+) -> NDArray[np.float32]:  # fmt: skip
+    """The integers (C, K) of all columns, from left to right.
+
+    at     (j, column, left) -> the column's integers and their values; `left` is the even neighbour of an odd column
+    start  sees, before the first column j of a block, what the columns from j on should become if they could freely
+    """
+    _, parts, columns, _ = factor.shape
+    out = [
+        _sweep_part(
+            rows[:, p * columns : (p + 1) * columns], factor[:, p], p * columns, at, start, block
+        )
+        for p in range(parts)
+    ]
+    return np.concatenate(out, axis=1)
+
+
+def _sweep_part(
+    rows: NDArray[np.float32], factor: NDArray[Any], offset: int, at: Any, start: Any, block: int
+) -> NDArray[np.float32]:
+    """The integers of one part, whose first column is number `offset`; even, so that no pair is cut."""
+    groups, columns = len(factor), rows.shape[1]
+    stripe = block * max(1, STRIPE // block)
+    exact = rows.astype(np.float32).reshape(groups, -1, columns)
+    aims = exact.copy()
+    out = np.empty((columns, len(rows)), np.float32)
+    for first in range(0, columns, stripe):
+        last = min(first + stripe, columns)
+        aim, asked = (
+            np.ascontiguousarray(x[:, :, first:last].transpose(2, 0, 1)) for x in (aims, exact)
+        )
+        taken = np.empty_like(aim)  # a column of any of the three is contiguous
+        for j in range(first, last):
+            i = j - first
+            if start is not None and j % block == 0:
+                near = np.linalg.inv(factor[:, j : j + block, j : j + block])
+                moved = np.einsum("bgr,gbc->cgr", aim[i : i + block] - asked[i : i + block], near)
+                start(offset + j, (asked[i : i + block] + moved).reshape(-1, len(rows)).T)
+            column = aim[i]
+            steps, values = at(offset + j, column.reshape(-1), out[j - 1] if j % 2 else None)
+            out[j] = steps
+            taken[i] = asked[i] - values.reshape(column.shape)
+            aim[i + 1 :] += factor[:, j, j + 1 : last].T[:, :, None] * taken[i]
+        if last < columns:
+            aims[:, :, last:] += taken.transpose(1, 2, 0) @ factor[:, first:last, last:]
+    return np.ascontiguousarray(out.T)
+
+
+def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
+    """R_ij / R_jj of the upper R with R R' = H for each damped Gram matrix H, (G, P, k, k)."""
+    damped = gram.reshape(-1, *gram.shape[2:]).astype(np.float32)
+    mean = np.einsum("gkk->gk", damped).mean(1, keepdims=True)
+    diagonal = np.arange(damped.shape[1])
+    damped[:, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
+    try:  # a lower factor of the columns in reverse order is an upper one
+        upper: NDArray[Any] = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+    except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
+        return _factor(gram, 10 * times)
+    ratios = upper / upper[:, None, diagonal, diagonal]
+    return np.asarray(ratios.reshape(gram.shape), np.float32)
+
+
+def _within(steps: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:
+    """As numpy.clip, which takes several times as long on a column."""
+    return np.asarray(np.minimum(np.maximum(steps, low), high))
+
+
+def _errors(rows: NDArray[Any], values: NDArray[Any], gram: NDArray[Any]) -> NDArray[np.float64]:
+    """Per row, the expected squared error of its output."""
+    groups, parts, columns, _ = gram.shape
+    d = (rows - values).reshape(groups, -1, parts, columns).transpose(0, 2, 1, 3).astype(np.float32)
+    return np.asarray(
+        np.einsum("gpok,gpok->go", d @ gram.astype(np.float32, copy=False), d, dtype=np.float64)
+    ).reshape(-1)
+
+
+def _best_multiplier(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:
+    """Per row, the multiplier with the least weighted squared error of one block (C, block)."""
+    least, best = np.full(len(grouped), np.inf), np.ones(len(grouped), np.uint8)
+    for m in range(1, MULTIPLIER_MAX + 1):
+        d = grouped - np.clip(np.rint(grouped / m), -QMAX4, QMAX4) * m
+        error = np.einsum("ck,ck,ck->c", d, d, weight)
+        better = error < least
+        least, best = np.where(better, error, least), np.where(better, np.uint8(m), best)
+    return best
+
+
+def _row_scale(weight: IntegerWeight, rows: int) -> NDArray[np.float32]:
+    return np.ascontiguousarray(np.broadcast_to(weight.scale, (rows,)))

@@ -1,0 +1,1 @@
+"""What becomes of each node, and why: decided before anything is measured or rewritten."""

@@ -1,0 +1,1 @@
+"""How a plan and its statistics become a quantized model, node by node."""

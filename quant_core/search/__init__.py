@@ -1,0 +1,1 @@
+"""Which of several plans is best: a bounded loop over plan, rewrite and evaluate."""

@@ -1,0 +1,89 @@
+"""A prepared float model with what calibration knows of it: what every candidate is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from quant_core.calibrate.equalize import equalized
+from quant_core.calibrate.gram import ScaledGrams, grams, sites_of
+from quant_core.calibrate.observe import Statistics, observe
+from quant_core.data.samples import Samples
+from quant_core.errors import ModelError
+from quant_core.model import graph
+from quant_core.plan.make import QuantPlan
+from quant_core.rewrite.apply import apply_plan
+from quant_core.rewrite.sequential import follow
+from quant_core.search.candidate import Candidate
+from quant_core.search.tune_biases import settled
+
+GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """A model, and what is known of its tensors; without calibration neither samples nor anything known.
+
+    feeds   the samples
+    ranges  what `observe` found in all of them
+    stats   the same, and what rounding must know of the inputs of each weight
+    """
+
+    model: ir.Model
+    feeds: Samples | None = None
+    ranges: Statistics | None = None
+    stats: Statistics | None = None
+
+    def fitted(self, plan: QuantPlan) -> Material:
+        """With what rounding the weights of this plan must know: how their inputs vary together."""
+        if (
+            self.feeds is None
+            or self.ranges is None
+            or plan.config.weight_method not in ("auto", "gptq")
+        ):
+            return replace(self, stats=self.ranges)
+        few, ranges = self.feeds.spread(GRAM_FEEDS), self.ranges
+        if plan.in_four_bits:
+            try:
+                return replace(self, stats=follow(self.model, plan, ranges, few))
+            except (
+                ModelError
+            ):  # a part that does not run by itself: an operator between sequences, say
+                ranges = replace(ranges, memo={})
+        found = grams(self.model, sites_of(self.model, plan), few)
+        return replace(self, stats=replace(ranges, grams=found, memo=dict(ranges.memo)))
+
+    def refitted(self, plan: QuantPlan) -> Material:
+        """The same for a plan with other bits, where rounding a weight depends on those before it."""
+        return self.fitted(plan) if self.stats is not None and self.stats.aims else self
+
+    def evened(self, plan: QuantPlan) -> Material | None:
+        """With channels evened out (equalize.py); None where none are free, or 4 bits cost more."""
+        if self.feeds is None or self.stats is None or plan.in_four_bits:
+            return None
+        if (found := equalized(self.model, self.feeds.spread(GRAM_FEEDS))) is None:
+            return None
+        model, grown = found
+        ranges, sites = observe(model, plan, self.feeds), sites_of(self.model, plan)
+        return Material(
+            model,
+            self.feeds,
+            ranges,
+            replace(ranges, grams=ScaledGrams(self.stats.grams, sites, grown)),
+        )
+
+    def build(self, plan: QuantPlan, name: str) -> Candidate:
+        """The candidate that a plan makes, not yet judged."""
+        made = apply_plan(self.model, plan, self.stats)
+        return Candidate(name, plan, made, graph.size_in_file(made))
+
+    def settled(self, candidate: Candidate) -> ir.Model | None:
+        """The candidate's model with biases that bring it nearer to float (settle.py), if there are any.
+
+        Biases beside 4 bits know already what the layers before them leave.
+        """
+        plan = candidate.plan
+        if self.feeds is None or not plan.config.bias_correction or plan.in_four_bits:
+            return None
+        return settled(self.model, candidate.model, plan, self.feeds.spread(GRAM_FEEDS))
