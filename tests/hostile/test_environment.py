@@ -10,7 +10,7 @@ def test_a_child_sees_a_minimal_environment(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "x")
     child.shut_down()
 
-    seen = run_stage("environment", {}, module="tests.pipeline.odd_stages")["result"]["keys"]
+    seen = run_stage("environment", {}, module="tests.odd_stages")["result"]["keys"]
 
     child.shut_down()
     assert set(seen) <= {*KEPT_ENVIRONMENT, *ONE_THREAD, "PYTHONPATH", "LC_CTYPE"}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.pipeline.conftest import FAST, save_data, save_model
-from tests.pipeline.test_child import is_alive, wait_until
+from tests.unit.worker.test_child import is_alive, wait_until
 
 ROOT = Path(__file__).parents[2]
 

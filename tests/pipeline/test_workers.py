@@ -14,9 +14,9 @@ from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError
 from quant_core.worker.child import STRIKES, InterruptedStage, NoRoom, run_stage, shut_down
 from tasks.workers import BARE_BYTES, NEIGHBOURS, Workers
-from tests.pipeline.test_child import wait_until
+from tests.unit.worker.test_child import wait_until
 
-STAGES = "tests.pipeline.odd_stages"
+STAGES = "tests.odd_stages"
 
 
 def test_what_waits_on_a_worker_that_is_killed_loses_no_try(tmp_path):

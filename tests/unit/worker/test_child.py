@@ -14,7 +14,7 @@ from quant_core.errors import DataError, StageError
 from quant_core.worker import child
 from quant_core.worker.child import InterruptedStage, run_stage
 
-STAGES = "tests.pipeline.odd_stages"
+STAGES = "tests.odd_stages"
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_a_child_dies_with_its_parent_even_while_native_code_holds_the_interpret
 from quant_core.worker.child import run_stage
 run_stage("hang", {{"mark": {str(tmp_path / "pid")!r}}}, module={STAGES!r})
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
     wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
 

@@ -25,7 +25,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.errors import DataError
 from tests.models import tiny_cnn
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 COMMANDS = (
     "info",
     "quantize",

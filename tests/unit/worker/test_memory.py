@@ -15,9 +15,9 @@ import pytest
 
 from quant_core.worker import child, memory
 from quant_core.worker.child import NoRoom, run_stage
-from tests.pipeline.test_child import wait_until
+from tests.unit.worker.test_child import wait_until
 
-STAGES = "tests.pipeline.odd_stages"
+STAGES = "tests.odd_stages"
 GB = 1 << 30
 NOBODY = 1 << 30  # no process has that number: what was promised to it is never taken
 
@@ -75,7 +75,7 @@ with memory.promised(9 << 30, {NOBODY}):
     time.sleep(60)
 """
     other = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE
     )
     assert other.stdout.readline() == b"in\n"
     waiting = threading.Thread(target=lambda: memory.promised(8 * GB, NOBODY).__enter__())

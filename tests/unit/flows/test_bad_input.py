@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from flows.cli.commands import main
 from tests.models import one_graph, tiny_cnn
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SAMPLES = np.random.default_rng(7).standard_normal((8, 3, 8, 8), dtype=np.float32)
 CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {}
 
