@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource, SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.fidelity import Fidelity, compare, judge, run_each
 from quant_core.evaluate.layer_report import layer_rows
@@ -34,9 +34,6 @@ from quant_core.search.calibrated import Material
 from quant_core.search.candidate import AS_FAST, Bench
 from quant_core.search.mixed_precision import restored
 from quant_core.search.search import Found, search
-
-Source = str | Path | NDArray[Any] | Mapping[str, NDArray[Any]] | Samples
-Shape = Mapping[str, Sequence[int]] | Sequence[int] | None
 
 DAMAGE_FEEDS = 8  # on which the cost of each node is measured
 PREPARE_SAMPLES = 2  # on which folding is checked
@@ -111,12 +108,12 @@ def quantize(
 def quantize_with_calibration(
     input_path: str | Path,
     output_path: str | Path,
-    calibration_data: Source | None = None,
+    calibration_data: SampleSource | None = None,
     bits: int = 8,
     per_channel: bool = True,
     method: str = "auto",
     num_samples: int = 100,
-    sample_shape: Shape = None,
+    sample_shape: SampleShape | None = None,
     **options: Any,
 ) -> QuantResult:
     """A model that computes in integers, with ranges measured on `calibration_data` (None: random samples).
@@ -127,7 +124,7 @@ def quantize_with_calibration(
     config = QuantConfig.from_dict(
         {"bits": bits, "per_channel": per_channel, "method": method, **options}
     )
-    source = "random" if calibration_data is None else calibration_data
+    source = RANDOM if calibration_data is None else calibration_data
     return quantize_model(
         input_path,
         output_path,
@@ -139,12 +136,18 @@ def quantize_with_calibration(
 
 
 def plan_model(
-    path: str | Path, config: QuantConfig | None = None, samples: Source | None = None, *,
-    num_samples: int | None = None, sample_shape: Shape = None,
-) -> QuantPlan:  # fmt: skip
+    path: str | Path,
+    config: QuantConfig | None = None,
+    samples: SampleSource | None = None,
+    *,
+    num_samples: int | None = None,
+    sample_shape: SampleShape | None = None,
+) -> QuantPlan:
     """What would be done to a model, without doing it. Raises: QuantError."""
     config = config or QuantConfig()
-    feeds = _open(path, samples, num_samples, sample_shape)
+    feeds = None
+    if samples is not None:
+        feeds = _open(path, SampleSpec(samples, count=num_samples, shape=sample_shape))
     return first_plan(prepare(path, some(feeds)), config, measured=samples is not None)
 
 
@@ -153,12 +156,12 @@ def quantize_model(
     output: str | Path,
     config: QuantConfig | None = None,
     *,
-    calibration: Source | None = None,
-    labels: str | Path | None = None,
+    calibration: SampleSource | None = None,
+    labels: SampleLabels | None = None,
     num_samples: int | None = None,
-    sample_shape: Shape = None,
+    sample_shape: SampleShape | None = None,
     contract: Contract | None = None,
-    evaluation: Source | None = None,
+    evaluation: SampleSource | None = None,
     plan: QuantPlan | None = None,
     costs: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -175,10 +178,14 @@ def quantize_model(
     """
     config = plan.config if plan is not None else config or QuantConfig()
     output = check_output(path, output)
-    feeds = _open(
-        path, calibration, num_samples, sample_shape, None if evaluation is not None else labels
-    )
-    judged = feeds if evaluation is None else _open(path, evaluation, None, sample_shape, labels)
+    feeds = None
+    if calibration is not None:
+        own_labels = labels if evaluation is None else None
+        spec = SampleSpec(calibration, own_labels, num_samples, sample_shape)
+        feeds = _open(path, spec)
+    judged = feeds
+    if evaluation is not None:
+        judged = _open(path, SampleSpec(evaluation, labels, shape=sample_shape))
     model = prepare(path, some(feeds))
     if plan is not None:
         _check_plan(model, plan, feeds)
@@ -219,7 +226,10 @@ def finish(
     """
     asked, (plan, why) = plan, _storable(model, plan, contract)
     stand_in = (
-        contract is not None and feeds is not None and judged is not None and judged.feeds_as(feeds)
+        contract is not None
+        and feeds is not None
+        and judged is not None
+        and judged.same_feeds(feeds)
     )
     whole, apart = feeds, None
     if (
@@ -229,7 +239,7 @@ def finish(
         and len(feeds) >= 2 * HELD_OUT
         and _fits_samples(plan)
     ):
-        feeds, judged = apart = feeds.apart(HELD_OUT)
+        feeds, judged = apart = feeds.split_holdout(HELD_OUT)
     if stats is not None:
         progress("measuring how inputs vary together")
     material = Material(model, feeds, stats).fitted(plan)
@@ -245,7 +255,7 @@ def finish(
     bench = None
     if judged is not None:
         if judged.labels is None and (contract is None or stand_in):
-            judged = judged.spread(FEW)
+            judged = judged.subsample(FEW)
         bench = Bench(
             Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host
         )
@@ -264,7 +274,7 @@ def finish(
     model = found.material.model
     material, found = Material(model), replace(found, material=Material(model))  # statistics go too
     harm = (
-        damage(model, best.model, judged.spread(DAMAGE_FEEDS))
+        damage(model, best.model, judged.subsample(DAMAGE_FEEDS))
         if detailed and judged is not None
         else []
     )
@@ -289,18 +299,17 @@ def finish(
 def validate_model(
     original: str | Path,
     quantized: str | Path,
-    samples: Source = "random",
+    samples: SampleSource = RANDOM,
     *,
-    labels: str | Path | None = None,
+    labels: SampleLabels | None = None,
     metric: str | None = None,
     contract: Contract | None = None,
     num_samples: int | None = None,
-    sample_shape: Shape = None,
+    sample_shape: SampleShape | None = None,
     detailed: bool = False,
 ) -> Validation:
     """How right a quantized model is, whoever made it. Raises: QuantError."""
-    feeds = _open(original, samples, num_samples, sample_shape, labels)
-    assert feeds is not None
+    feeds = _open(original, SampleSpec(samples, labels, num_samples, sample_shape))
     own = next(
         (m for m in (metric, contract.metric if contract else None) if m is not None and ":" in m),
         None,
@@ -318,7 +327,7 @@ def validate_model(
             raise
         fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels)
         verdict, reason = "not_met", str(failure)
-    few = feeds.spread(DAMAGE_FEEDS)
+    few = feeds.subsample(DAMAGE_FEEDS)
     costs = damage(prepare(original, some(feeds)), graph.load(quantized), few) if detailed else []
     return Validation(
         fidelity,
@@ -332,15 +341,15 @@ def validate_model(
 def benchmark_model(
     original: str | Path,
     quantized: str | Path,
-    samples: Source | None = None,
+    samples: SampleSource | None = None,
     *,
     threads: int = 1,
     seconds: float = 3.0,
-    sample_shape: Shape = None,
+    sample_shape: SampleShape | None = None,
 ) -> Timing:
     """How fast a quantized model is beside its original, in turns, on the first sample. Raises: QuantError."""
-    feeds = _open(original, "random" if samples is None else samples, 1, sample_shape)
-    assert feeds is not None
+    source = RANDOM if samples is None else samples
+    feeds = _open(original, SampleSpec(source, count=1, shape=sample_shape))
     first, second = (open_session(Path(p), threads=threads) for p in (original, quantized))
     _same_interface(first, second, quantized)
     return measure(first, second, feeds[0], seconds=seconds)
@@ -477,16 +486,9 @@ def _check_plan(model: ir.Model, plan: QuantPlan, feeds: Samples | None) -> None
         )
 
 
-def _open(
-    path: str | Path,
-    source: Source | None,
-    count: int | None,
-    shape: Shape,
-    labels: str | Path | None = None,
-) -> Samples | None:
-    if source is None or isinstance(source, Samples):
-        return source
-    return open_samples(source, input_specs(Path(path)), count=count, shape=shape, labels=labels)
+def _open(model: str | Path, spec: SampleSpec) -> Samples:
+    """The samples of `spec` for the model in that file."""
+    return open_samples(spec, input_specs(Path(model)))
 
 
 def some(feeds: Samples | None) -> Any:

@@ -12,10 +12,11 @@ import typer
 
 from flows.cli import doctor as host
 from flows.cli import options
-from flows.cli.options import AccuracyOptions, Answer, SampleOptions
+from flows.cli.options import AccuracyOptions, Answer
 from flows.console import render
 from flows.runtime.signals import stopped_in_order
 from quant_core.config import QuantConfig
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def info(model: Model) -> Answer:
 @command
 def quantize(
     model: Model,
-    samples: SampleOptions,
+    calibration: SampleSpec | None,
     config: QuantConfig,
     accuracy: AccuracyOptions,
     progress: Progress,
@@ -101,7 +102,7 @@ def quantize(
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
     if dry_run:
-        return _planned(model, config, samples)
+        return _planned(model, config, calibration)
     if output is None:
         raise RequestError(
             "is missing",
@@ -113,18 +114,15 @@ def quantize(
         raise RequestError(
             "is decided by the plan already", option, f"Leave it out, or change it in {plan}"
         )
-    idle = next(
-        (key for key, value in _needing_data(samples, accuracy).items() if value is not None), None
-    )
-    if samples.data is None and idle:
+    if calibration is None and (idle := _typed_accuracy(accuracy)):
         raise RequestError("means nothing without samples", f"--{idle}", "Give --data")
-    return _quantized(model, output, config, samples, accuracy, progress, costs, plan)
+    return _quantized(model, output, config, calibration, accuracy, progress, costs, plan)
 
 
 @command
 def calibrate(
     model: Model,
-    samples: SampleOptions,
+    calibration: SampleSpec | None,
     config: QuantConfig,
     accuracy: AccuracyOptions,
     progress: Progress,
@@ -133,21 +131,21 @@ def calibrate(
     dry_run: DryRun = False,
 ) -> Answer:
     """Quantize with ranges measured on --data; written to MODEL_int8.onnx unless -o says where."""
-    if samples.data is None:
+    if calibration is None:
         raise RequestError(
             "is missing", "--data", "A .npy, a .npz, a folder of .npz feeds, or random"
         )
     if dry_run:
-        return _planned(model, config, samples)
+        return _planned(model, config, calibration)
     default = model.with_name(f"{model.stem}_int{config.bits}.onnx")
-    return _quantized(model, output or default, config, samples, accuracy, progress, costs)
+    return _quantized(model, output or default, config, calibration, accuracy, progress, costs)
 
 
 @command
 def validate(
     original: Original,
     quantized: Quantized,
-    samples: SampleOptions,
+    samples: SampleSpec,
     accuracy: AccuracyOptions,
     progress: Progress,
     detailed: Detailed = False,
@@ -162,7 +160,7 @@ def validate(
 def benchmark(
     original: Original,
     quantized: Quantized,
-    samples: SampleOptions,
+    samples: SampleSpec,
     progress: Progress,
     threads: Threads = 1,
     seconds: Seconds = 3.0,
@@ -186,7 +184,7 @@ def benchmark(
 def batch(
     models: Models,
     output_dir: Folder,
-    samples: SampleOptions,
+    samples: SampleSpec,
     config: QuantConfig,
     accuracy: AccuracyOptions,
     running: dict[str, Any],
@@ -202,7 +200,6 @@ def batch(
     if accuracy.metric and not accuracy.contract:
         raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
     many = len(models) == 1 and not models[0].is_file()
-    data = {"data": samples.data, "labels": samples.labels and str(samples.labels)}
     manifest = check_manifest(
         {
             **options.said_keys(config),
@@ -215,8 +212,9 @@ def batch(
                 "costs": costs and str(costs),
             },
             "calibration": {
-                **data,
-                "num_samples": samples.num_samples,
+                "data": samples.source,
+                "labels": samples.labels and str(samples.labels),
+                "num_samples": samples.count,
                 "shape": samples.shape or {},
             },
             "contract": accuracy.contract and accuracy.contract.to_dict(),
@@ -263,32 +261,36 @@ def _carried_out(
     return run_and_show(manifest, as_json=as_json, **running)
 
 
-def _planned(model: Path, config: QuantConfig, samples: SampleOptions) -> Answer:
+def _planned(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
     from quant_core import api
 
+    samples = calibration or SampleSpec()
     plan = api.plan_model(
-        model, config, samples.source, num_samples=samples.num_samples, sample_shape=samples.shape
+        model,
+        config,
+        None if calibration is None else samples.source,
+        num_samples=samples.count,
+        sample_shape=samples.shape,
     )
     return Answer(plan.to_dict(), render.plan)
 
 
-def _needing_data(samples: SampleOptions, accuracy: AccuracyOptions) -> dict[str, Any]:
-    """What was typed of options that samples are needed for."""
-    told = {"labels": samples.labels, "num-samples": samples.num_samples, "shape": samples.shape}
-    promised = accuracy.contract.to_dict() if accuracy.contract else {}
-    return {
-        **told,
+def _typed_accuracy(accuracy: AccuracyOptions) -> str | None:
+    """The first option about accuracy that was typed, None if there is none."""
+    contract = accuracy.contract
+    typed = {
         "metric": accuracy.metric,
-        "max-drop": promised.get("max_drop"),
-        "min": promised.get("min"),
+        "max-drop": contract and contract.max_drop,
+        "min": contract and contract.min,
     }
+    return next((option for option, value in typed.items() if value is not None), None)
 
 
 def _quantized(
     model: Path,
     output: Path,
     config: QuantConfig,
-    samples: SampleOptions,
+    calibration: SampleSpec | None,
     accuracy: AccuracyOptions,
     progress: Progress,
     costs: Path | None,
@@ -297,29 +299,30 @@ def _quantized(
     """Quantize, and where accuracy was asked for, say what it is and whether the contract was met."""
     from quant_core import api
 
+    samples = calibration or SampleSpec()
     result = api.quantize_model(
         model,
         output,
         config,
-        calibration=samples.source,
+        calibration=None if calibration is None else samples.source,
         labels=samples.labels,
-        num_samples=samples.num_samples,
+        num_samples=samples.count,
         sample_shape=samples.shape,
         contract=accuracy.contract,
         plan=_read_plan(plan) if plan else None,
         costs=costs,
         progress=progress,
     ).to_dict()
-    if samples.data and (accuracy.metric or accuracy.contract or samples.labels):
+    if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
-        result |= _validation(model, output, samples, accuracy)
+        result |= _validation(model, output, calibration, accuracy)
     return Answer(result, render.quantized, exit_code=int(result.get("verdict") == "not_met"))
 
 
 def _validation(
     original: Path,
     quantized: Path,
-    samples: SampleOptions,
+    samples: SampleSpec,
     accuracy: AccuracyOptions,
     detailed: bool = False,
 ) -> dict[str, Any]:
@@ -328,11 +331,11 @@ def _validation(
     return api.validate_model(
         original,
         quantized,
-        samples.source or "random",
+        samples.source,
         labels=samples.labels,
         metric=accuracy.metric,
         contract=accuracy.contract,
-        num_samples=samples.num_samples,
+        num_samples=samples.count,
         sample_shape=samples.shape,
         detailed=detailed,
     ).to_dict()

@@ -14,6 +14,7 @@ import typer
 
 from flows.console import render
 from quant_core.config import METRICS, Contract, QuantConfig, one_of
+from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import QuantError, RequestError
 from quant_core.plan.targets import find_target
 
@@ -28,21 +29,6 @@ class Answer:
     data: Any
     view: Callable[[Any], RenderableType]
     exit_code: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SampleOptions:
-    """Where samples come from: `data` is a path, `random` or absent; `shape` is of the input, or by input."""
-
-    data: str | None = None
-    labels: Path | None = None
-    num_samples: int | None = None
-    shape: Mapping[str, list[int]] | list[int] | None = None
-
-    @property
-    def source(self) -> Path | str | None:
-        """What `open_samples` takes."""
-        return self.data if self.data is None or self.data == "random" else Path(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +139,8 @@ def _read_accuracy(said: Mapping[str, Any]) -> AccuracyOptions:
         raise _at_option(error) from None
 
 
-def _read_samples(said: Mapping[str, Any]) -> SampleOptions:
+def _read_samples(said: Mapping[str, Any]) -> SampleSpec:
+    """The samples that were typed; random ones without `--data`."""
     if said.get("num_samples", 1) < 1:
         raise RequestError(f"is {said['num_samples']}", "--num-samples", "1 or more")
     shapes = dict(_input_shape(text) for text in said.get("shape", ()))
@@ -161,7 +148,22 @@ def _read_samples(said: Mapping[str, Any]) -> SampleOptions:
         raise RequestError(
             "names no input", "--shape", "INPUT=1,3,224,224 for each of several inputs"
         )
-    return SampleOptions(**{**said, "shape": shapes.get("", shapes) or None})
+    return SampleSpec(
+        source=said.get("data", RANDOM),
+        labels=said.get("labels"),
+        count=said.get("num_samples"),
+        shape=shapes.get("", shapes) or None,
+    )
+
+
+def _read_calibration(said: Mapping[str, Any]) -> SampleSpec | None:
+    """The samples that were typed; None without `--data`."""
+    if "data" in said:
+        return _read_samples(said)
+    if said:
+        option = "--" + next(iter(said)).replace("_", "-")
+        raise RequestError("means nothing without samples", option, "Give --data")
+    return None
 
 
 def _read_running(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,6 +298,7 @@ GROUPS = {
     "config": Group(CONFIG, _read_config),
     "accuracy": Group(ACCURACY, _read_accuracy),
     "samples": Group(SAMPLES, _read_samples),
+    "calibration": Group(SAMPLES, _read_calibration),
     "running": Group(RUNNING, _read_running),
 }
 FORMAT = _option(Literal["text", "json"], "--format", "For people or for programs", default="text")

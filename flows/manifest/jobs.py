@@ -16,28 +16,8 @@ from typing import Any
 
 from flows.manifest.schema import Mistake, Place, form_mistakes, read_values, spell
 from quant_core.config import Contract, QuantConfig
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
-
-
-@dataclass(frozen=True, slots=True)
-class SampleSpec:
-    """Which samples: a file or folder of them, or `random` ones."""
-
-    source: str = "random"
-    labels: str | None = None
-    count: int | None = None
-    shape: Mapping[str, Sequence[int]] | Sequence[int] | None = None
-    seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def files(self) -> tuple[tuple[str, Path], ...]:
-        """What has to be read: data, labels, or neither."""
-        said = (("data", self.source), ("labels", self.labels))
-        return tuple(
-            (key, Path(path)) for key, path in said if path is not None and path != "random"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +56,10 @@ class Job:
             input=Path(values["input"]),
             output=Path(values["output"]),
             config=QuantConfig.from_dict(values["config"]),
-            calibration=SampleSpec(**values["calibration"]) if values["calibration"] else None,
-            evaluation=SampleSpec(**values["evaluation"]) if values["evaluation"] else None,
+            calibration=SampleSpec.from_dict(values["calibration"])
+            if values["calibration"]
+            else None,
+            evaluation=SampleSpec.from_dict(values["evaluation"]) if values["evaluation"] else None,
             contract=Contract.from_dict(values["contract"]) if values["contract"] else None,
         )
 

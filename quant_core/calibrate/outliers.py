@@ -73,7 +73,7 @@ def easings(
     weights = {t: weights_reading(model, t, nodes) for t in tensors}
     ways = {t: _ways(means[t].max_abs) for t in tensors}
     noise = {t: np.zeros(len(ways[t])) for t in tensors}
-    for values in values_of(model, tensors, samples.spread(FEEDS), packed=False):
+    for values in values_of(model, tensors, samples.subsample(FEEDS), packed=False):
         for t in tensors:
             rows = values[t].reshape(-1, values[t].shape[-1])
             for i, way in enumerate(ways[t]):

@@ -58,13 +58,15 @@ class StoredArray:
 Array = np.ndarray | StoredArray
 
 
-def open_arrays(path: Path, resident_bytes: int = RESIDENT_BYTES) -> dict[str, Array]:
+def open_arrays(path: Path, resident_bytes: int | None = None) -> dict[str, Array]:
     """The arrays of an .npz by name, or the one of an .npy under the name "".
 
     Raises: DataError if the file cannot be read, is neither, holds pickled objects, text beside numbers or nothing,
     is cut short, or declares more than the limits above.
     """
     where = str(path)
+    if resident_bytes is None:
+        resident_bytes = RESIDENT_BYTES
     with _reading(where):
         if path.exists() and not path.is_file():
             raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from quant_core.data.sources import (
     hash_array,
     open_source,
 )
+from quant_core.data.spec import SampleLabels, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import Model, open_session
 
@@ -80,16 +81,16 @@ class Samples:
             )
         return self._pick(np.arange(k, len(self), n))
 
-    def apart(self, n: int) -> tuple[Samples, Samples]:
+    def split_holdout(self, n: int) -> tuple[Samples, Samples]:
         """All feeds but every n-th, and every n-th."""
         chosen = np.arange(len(self)) % n == n - 1
         return self._pick(np.flatnonzero(~chosen)), self._pick(np.flatnonzero(chosen))
 
-    def spread(self, most: int) -> Samples:
+    def subsample(self, most: int) -> Samples:
         """At most so many of the feeds, evenly spread."""
         return self if len(self) <= most else self._pick(np.arange(most) * len(self) // most)
 
-    def feeds_as(self, other: Samples) -> bool:
+    def same_feeds(self, other: Samples) -> bool:
         """Whether both feed the same, whatever their labels."""
         return replace(self, labels=None).digest() == replace(other, labels=None).digest()
 
@@ -133,50 +134,27 @@ def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
     ]
 
 
-def open_samples(
-    source: str | Path | np.ndarray | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]],
-    inputs: Sequence[InputSpec],
-    *,
-    count: int | None = None,
-    shape: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
-    seed: int = 0,
-    labels: str | Path | np.ndarray | None = None,
-) -> Samples:
-    """Samples for a model that takes `inputs`.
+def open_samples(spec: SampleSpec, inputs: Sequence[InputSpec]) -> Samples:
+    """The samples that `spec` names, for a model that takes `inputs`; samples already open stay as they are.
 
-    source  .npy              the samples of a single-input model
-            .npz              one array per input (a single-input model: any name)
-            folder of them    one feed per file, in the order of the names, fed as stored
-            "random"          seeded normal floats, 0 or 1 for integers; to try a model, not to calibrate it
-            array, mapping of arrays, iterable of feeds: the same, from Python
-            Of an array with the input's rank, the first axis is the sample and each feed takes as many as the model's
-            batch axis is fixed to (else 1; a remainder is left out). Of an array with one axis more, or an array for
-            a scalar input, each element is a feed. A scalar is fed every time.
-    count   at most so many samples (of a folder: files; of an iterable: feeds), spread evenly over the source, so that
-            data sorted by class keep every class
-    shape   sizes for symbolic axes, {input: sizes} or the sizes for a single-input model, the batch axis optional
-    labels  .npy or array whose first axis counts the samples of the whole source
+    Values that the model's dtype holds exactly are converted (uint8 to float32, int64 to int32),
+    floats are rounded to narrower floats, anything else is refused.
 
-    Values that the model's dtype holds exactly are converted (uint8 to float32, int64 to int32), floats are rounded
-    to narrower floats, anything else is refused. Raises: DataError where the source, its names, its number of samples
-    or the labels do not fit; what single feeds hold is checked when they are read.
+    Raises: DataError if the source, its names, its number of samples, the shape or the labels do not
+    fit the model. The content of a single feed is checked when it is read.
     """
-    specs = _pinned(inputs, shape)
-    if count is not None and count < 1:
-        raise DataError(f"count is {count}", hint="At least 1 sample")
-    opened = open_source(source, specs, count, seed)
-    if not opened.length:
-        raise DataError("holds no samples", opened.name, "At least one")
-    samples = Samples(
-        specs, opened, np.arange(opened.length), None if labels is None else _labels(labels, opened)
-    )
-    per_feed = opened.size(0) if isinstance(opened, ArraySource) else 1
-    feeds = len(samples) if count is None else max(1, count // per_feed)
-    return (
-        samples
-        if feeds >= len(samples)
-        else samples._pick(np.arange(feeds) * len(samples) // feeds)
-    )
+    if isinstance(spec.source, Samples):
+        return spec.source
+    pinned = _pinned(inputs, spec.shape)
+    source = open_source(spec.source, pinned, spec.count, spec.seed)
+    if not source.length:
+        raise DataError("holds no samples", source.name, "At least one")
+    labels = None if spec.labels is None else _labels(spec.labels, source)
+    samples = Samples(pinned, source, np.arange(source.length), labels)
+    if spec.count is None:
+        return samples
+    per_feed = source.size(0) if isinstance(source, ArraySource) else 1
+    return samples.subsample(max(1, spec.count // per_feed))
 
 
 def _pinned(inputs: Sequence[InputSpec], shape: Any) -> tuple[InputSpec, ...]:
@@ -198,10 +176,6 @@ def _pinned(inputs: Sequence[InputSpec], shape: Any) -> tuple[InputSpec, ...]:
 
 
 def _pin(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise DataError(
-            f"is {list(sizes)}", f"shape of {spec.name}", f"Positive whole numbers that fit {spec}"
-        )
     wanted = [*spec.shape[: len(spec.shape) - len(sizes)], *sizes]
     missing = len(spec.shape) - len(sizes)
     fits = all(
@@ -249,7 +223,7 @@ def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
     raise DataError(f"is {array.dtype}", where, f"The model takes {spec}")
 
 
-def _labels(source: str | Path | np.ndarray, samples: Source) -> np.ndarray:
+def _labels(source: SampleLabels, samples: Source) -> np.ndarray:
     """Labels for every sample of the source."""
     if isinstance(samples, RandomSource):
         raise DataError(

@@ -43,7 +43,7 @@ class Material:
             or plan.config.weight_method not in ("auto", "gptq")
         ):
             return replace(self, stats=self.ranges)
-        few, ranges = self.feeds.spread(GRAM_FEEDS), self.ranges
+        few, ranges = self.feeds.subsample(GRAM_FEEDS), self.ranges
         if plan.in_four_bits:
             try:
                 return replace(self, stats=follow(self.model, plan, ranges, few))
@@ -62,7 +62,7 @@ class Material:
         """With channels evened out (equalize.py); None where none are free, or 4 bits cost more."""
         if self.feeds is None or self.stats is None or plan.in_four_bits:
             return None
-        if (found := equalized(self.model, self.feeds.spread(GRAM_FEEDS))) is None:
+        if (found := equalized(self.model, self.feeds.subsample(GRAM_FEEDS))) is None:
             return None
         model, grown = found
         ranges, sites = observe(model, plan, self.feeds), sites_of(self.model, plan)
@@ -86,4 +86,4 @@ class Material:
         plan = candidate.plan
         if self.feeds is None or not plan.config.bias_correction or plan.in_four_bits:
             return None
-        return settled(self.model, candidate.model, plan, self.feeds.spread(GRAM_FEEDS))
+        return settled(self.model, candidate.model, plan, self.feeds.subsample(GRAM_FEEDS))

@@ -218,7 +218,7 @@ def polish(
     Nodes are ranked in at most POLISH_GROUPS groups of neighbours, on a few samples.
     """
     nodes = [n.node for n in start.plan.nodes if n.weights and n.compute != FLOAT]
-    quick = replace(bench, samples=bench.samples.spread(POLISH_FEEDS))
+    quick = replace(bench, samples=bench.samples.subsample(POLISH_FEEDS))
     groups = (
         [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), POLISH_GROUPS))]
         if nodes

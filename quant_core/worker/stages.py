@@ -1,13 +1,13 @@
 """What a worker can be asked to do: each stage takes JSON values and paths, and returns JSON values.
 
-`python -m quant_core.worker.stages` serves them (child.py). Samples are {"source", "labels", "count", "shape", "seed"}.
+`python -m quant_core.worker.stages` serves them (child.py). Samples are given as `SampleSpec.to_dict` writes them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from quant_core import api
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.evaluate.power import NodePower, damage_of
 from quant_core.evaluate.sensitivity import powers
 from quant_core.evaluate.timing_cache import Costs
@@ -25,13 +26,12 @@ from quant_core.model.write import write_model
 from quant_core.plan.make import QuantPlan
 from quant_core.worker.child import serve
 
-Spec = Mapping[str, Any] | None
 Row = dict[str, Any]
 
 
-def prepare(model: str, folder: str, config: Row, samples: Spec) -> Row:
+def prepare(model: str, folder: str, config: Row, samples: Row | None) -> Row:
     """Writes prepared.onnx and plan.json into `folder`, and says what the model is and what is planned."""
-    feeds = _open(model, samples)
+    feeds = _open(model, samples) if samples else None
     prepared = prepare_model(model, api.some(feeds))
     plan = api.first_plan(prepared, QuantConfig.from_dict(config), measured=feeds is not None)
     path = Path(folder, "prepared.onnx")
@@ -43,14 +43,14 @@ def prepare(model: str, folder: str, config: Row, samples: Spec) -> Row:
 def calibrate(prepared: str, plan: str, samples: Row, shard: tuple[int, int], out: str) -> Row:
     """Writes the statistics of one shard of the samples to `out`."""
     started = time.perf_counter()
-    mine = _samples(prepared, samples).shard(*shard)
+    mine = _open(prepared, samples).shard(*shard)
     observe(Path(prepared), _plan(plan), mine).save(out)
     return {"samples": len(mine), "seconds": time.perf_counter() - started}
 
 
 def quantize(
-    model: str, prepared: str, plan: str, stats: list[str], samples: Spec, config: Row, contract: Row | None,
-    evaluation: Spec, output: str, costs: str | None = None,
+    model: str, prepared: str, plan: str, stats: list[str], samples: Row | None, config: Row, contract: Row | None,
+    evaluation: Row | None, output: str, costs: str | None = None,
 ) -> Row:  # fmt: skip
     """Writes the best model to `output`; judged by the evaluation samples, else by those of calibration.
 
@@ -58,8 +58,8 @@ def quantize(
     """
     wide = _plan(plan)
     measured = Statistics.merged(Statistics.load(path) for path in stats) if stats else None
-    feeds = _open(model, samples)
-    judged = _open(model, evaluation) or feeds
+    feeds = _open(model, samples) if samples else None
+    judged = _open(model, evaluation) if evaluation else feeds
     held_to = Contract.from_dict(contract) if contract else None
     ready = graph.normalize(graph.load(prepared))
     made = api.check_output(model, output)
@@ -79,7 +79,7 @@ def validate(
 ) -> Row:
     """How right the quantized model is, and what each node costs if the prepared model is given."""
     held_to = Contract.from_dict(contract) if contract else None
-    feeds = _samples(model, samples)
+    feeds = _open(model, samples)
     found = api.validate_model(model, quantized, feeds, metric=metric, contract=held_to).to_dict()
     if prepared is not None:
         found |= {
@@ -93,14 +93,15 @@ def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, i
     return {
         "powers": [
             power.to_dict()
-            for power in _powers(prepared, quantized, _samples(prepared, samples), shard)
+            for power in _powers(prepared, quantized, _open(prepared, samples), shard)
         ]
     }
 
 
-def benchmark(model: str, quantized: str, samples: Spec, threads: int, seconds: float) -> Row:
+def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
     """How fast the quantized model is beside its original."""
-    feeds = _open(model, {**(samples or {"source": "random"}), "count": 1, "labels": None})
+    spec = SampleSpec.from_dict(samples or {})
+    feeds = open_samples(replace(spec, count=1, labels=None), input_specs(Path(model)))
     return {
         "timing": api.benchmark_model(
             model, quantized, feeds, threads=threads, seconds=seconds
@@ -114,21 +115,15 @@ STAGES: dict[str, Callable[..., Row]] = {
 }  # fmt: skip
 
 
-def _open(model: str, spec: Spec) -> Samples | None:
-    return None if spec is None else _samples(model, spec)
-
-
-def _samples(model: str, spec: Mapping[str, Any]) -> Samples:
-    return open_samples(
-        spec["source"], input_specs(Path(model)), count=spec.get("count"), shape=spec.get("shape"),
-        seed=spec.get("seed") or 0, labels=spec.get("labels"),
-    )  # fmt: skip
+def _open(model: str, samples: Row) -> Samples:
+    """The samples of a request, for the model in that file."""
+    return open_samples(SampleSpec.from_dict(samples), input_specs(Path(model)))
 
 
 def _powers(
     prepared: str, quantized: str, samples: Samples, shard: tuple[int, int] = (0, 1)
 ) -> list[NodePower]:
-    few = samples.spread(api.DAMAGE_FEEDS)
+    few = samples.subsample(api.DAMAGE_FEEDS)
     mine = few.shard(*shard) if shard[0] < len(few) else ()
     return powers(graph.normalize(graph.load(prepared)), graph.load(quantized), mine)
 

@@ -31,6 +31,7 @@ from quant_core.api import first_plan
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
 
@@ -193,7 +194,9 @@ def row(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def feeds(path: Path, data: str | None, count: int) -> Samples:
-    return open_samples(Path(data) if data else "random", input_specs(path), count=count)
+    return open_samples(
+        SampleSpec(Path(data) if data else "random", count=count), input_specs(path)
+    )
 
 
 def planned(path: Path, samples: Samples) -> tuple[bytes, Any]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from flows.manifest.jobs import Manifest, read_manifest
 from quant_core.data.samples import InputSpec, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError, StageError
 from quant_core.worker.child import run_stage, shut_down
 from tests.models import sketch, tiny_cnn
@@ -158,7 +159,7 @@ def read_jobs(path: Path) -> None:
 
 def read_samples(path: Path) -> None:
     spec = InputSpec("x", np.dtype(np.float32), ("n", 3))
-    for feed in open_samples(path, [spec]):
+    for feed in open_samples(SampleSpec(path), [spec]):
         assert feed["x"].dtype == np.float32
         assert np.isfinite(feed["x"]).all()
 

@@ -1,6 +1,7 @@
 """Samples: every kind of source gives the feeds a model takes, and whatever is wrong is said with its place."""
 
 import io
+import json
 import pickle
 import struct
 import zipfile
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 
 from quant_core.data import npz
 from quant_core.data.samples import InputSpec, input_specs, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 
 
@@ -42,6 +44,10 @@ def zipped(path, method, **arrays):
                 array = buffer.getvalue()
             archive.writestr(f"{name}.npy", array)
     return path
+
+
+def opened(source, inputs, **options):
+    return open_samples(SampleSpec(source, **options), inputs)
 
 
 def values(samples):
@@ -101,7 +107,7 @@ def test_an_input_that_is_no_tensor_is_a_model_error():
 def test_every_kind_of_source_gives_the_same_feeds_in_any_order(
     tmp_path, monkeypatch, kind, resident_bytes
 ):
-    monkeypatch.setattr("quant_core.data.npz.open_arrays.__defaults__", (resident_bytes,))
+    monkeypatch.setattr(npz, "RESIDENT_BYTES", resident_bytes)
     data = images(5)
     match kind:
         case "npy":
@@ -126,7 +132,7 @@ def test_every_kind_of_source_gives_the_same_feeds_in_any_order(
             for i in range(5):
                 np.savez(source / f"{i:03}.npz", image=data[i : i + 1])
 
-    samples = open_samples(source, IMAGE)
+    samples = opened(source, IMAGE)
 
     assert len(samples) == 5
     for i in (0, 1, 2, 3, 4, 2, 0):
@@ -135,7 +141,7 @@ def test_every_kind_of_source_gives_the_same_feeds_in_any_order(
 
 
 def test_a_model_with_a_fixed_batch_gets_feeds_of_that_many_and_leaves_out_the_rest():
-    samples = open_samples(images(7), [spec("image", "float32", 3, 1, 2, 2)], labels=np.arange(7))
+    samples = opened(images(7), [spec("image", "float32", 3, 1, 2, 2)], labels=np.arange(7))
 
     assert [feed["image"].shape for feed in samples] == [(3, 1, 2, 2)] * 2
     assert samples.labels.tolist() == [0, 1, 2, 3, 4, 5]
@@ -149,8 +155,8 @@ def test_scalars_are_fed_each_time_and_one_axis_more_means_one_feed_each():
     ]
     arrays = {"x": np.ones((4, 2)), "state": np.zeros((4, 2, 1, 3)), "rate": np.array(16000)}
 
-    samples = open_samples(arrays, specs)
-    one_each = open_samples(arrays | {"rate": np.arange(4)}, specs)
+    samples = opened(arrays, specs)
+    one_each = opened(arrays | {"rate": np.arange(4)}, specs)
 
     assert {name: array.shape for name, array in samples[3].items()} == {
         "x": (1, 2),
@@ -170,15 +176,13 @@ def test_a_folder_is_fed_exactly_as_stored_and_may_be_ragged(tmp_path):
         )
     (tmp_path / "._0.npz").write_bytes(b"left by a file manager")
 
-    shapes = [
-        (feed["ids"].shape, feed["lengths"].tolist()) for feed in open_samples(tmp_path, TOKENS)
-    ]
+    shapes = [(feed["ids"].shape, feed["lengths"].tolist()) for feed in opened(tmp_path, TOKENS)]
 
     assert shapes == [((2, 5), [5, 5]), ((1, 3), [3])]
 
 
 def test_an_input_of_unknown_rank_is_fed_row_by_row():
-    assert open_samples(np.zeros((3, 2, 2), np.float32), [spec("x", "float32")])[0]["x"].shape == (
+    assert opened(np.zeros((3, 2, 2), np.float32), [spec("x", "float32")])[0]["x"].shape == (
         1,
         2,
         2,
@@ -187,7 +191,7 @@ def test_an_input_of_unknown_rank_is_fed_row_by_row():
 
 def test_memory_does_not_grow_with_a_large_file(tmp_path, monkeypatch):
     """A large .npy and a compressed member are read by the row."""
-    monkeypatch.setattr("quant_core.data.npz.open_arrays.__defaults__", (0,))
+    monkeypatch.setattr(npz, "RESIDENT_BYTES", 0)
     paths = [
         saved(tmp_path / "x.npy", images(100)),
         zipped(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=images(100)),
@@ -219,7 +223,7 @@ def test_memory_does_not_grow_with_a_large_file(tmp_path, monkeypatch):
 def test_values_that_the_model_can_hold_are_converted(stored_as, fed_as):
     array = np.array([[0, 1], [1, 0]]).astype(stored_as)
 
-    fed = open_samples(array, [spec("x", fed_as, "N", 2)])[0]["x"]
+    fed = opened(array, [spec("x", fed_as, "N", 2)])[0]["x"]
 
     assert fed.dtype == np.dtype(fed_as)
     assert fed.tolist() == [[0, 1]]
@@ -240,7 +244,7 @@ def test_values_that_the_model_can_hold_are_converted(stored_as, fed_as):
 )
 def test_values_that_would_change_are_refused(array, wanted, problem):
     with pytest.raises(DataError) as caught:
-        open_samples(array, [spec("x", wanted, "N", 1)])[0]
+        opened(array, [spec("x", wanted, "N", 1)])[0]
 
     assert problem in caught.value.problem
     assert caught.value.where == "array, sample 0, x"
@@ -257,12 +261,12 @@ def test_random_feeds_are_the_same_for_a_seed_and_however_they_are_split():
         spec("on", "bool"),
     ]
 
-    whole = values(open_samples("random", specs, count=6, seed=3))
-    parts = [values(open_samples("random", specs, count=6, seed=3).shard(k, 2)) for k in (0, 1)]
+    whole = values(opened("random", specs, count=6, seed=3))
+    parts = [values(opened("random", specs, count=6, seed=3).shard(k, 2)) for k in (0, 1)]
 
     assert whole[::2] == parts[0]
     assert whole[1::2] == parts[1]
-    assert whole != values(open_samples("random", specs, count=6, seed=4))
+    assert whole != values(opened("random", specs, count=6, seed=4))
     assert {v for feed in whole for v in feed["ids"][0]} == {0, 1}
     assert {v for feed in whole for v in feed["attention_mask"][0]} == {1}
 
@@ -271,16 +275,16 @@ def test_random_shapes_come_from_the_model_then_from_shape_then_from_habit():
     image, tokens = [spec("x", "float32", None, 3, "H", "W")], spec("ids", "int64", "N", "T")
     state = spec("state", "float32", 2, "N", 8)
 
-    assert open_samples("random", image)[0]["x"].shape == (1, 3, 224, 224)
-    assert open_samples("random", image, shape=[3, 32, 64])[0]["x"].shape == (1, 3, 32, 64)
-    assert open_samples("random", image, shape={"x": [4, 3, 32, 64]})[0]["x"].shape == (
+    assert opened("random", image)[0]["x"].shape == (1, 3, 224, 224)
+    assert opened("random", image, shape=[3, 32, 64])[0]["x"].shape == (1, 3, 32, 64)
+    assert opened("random", image, shape={"x": [4, 3, 32, 64]})[0]["x"].shape == (
         4,
         3,
         32,
         64,
     )
-    assert open_samples("random", [tokens, state], shape={"ids": [1, 9]})[0]["ids"].shape == (1, 9)
-    assert open_samples("random", [tokens, state])[0]["state"].shape == (2, 1, 8)
+    assert opened("random", [tokens, state], shape={"ids": [1, 9]})[0]["ids"].shape == (1, 9)
+    assert opened("random", [tokens, state])[0]["state"].shape == (2, 1, 8)
 
 
 @pytest.mark.parametrize(
@@ -294,17 +298,17 @@ def test_random_shapes_come_from_the_model_then_from_shape_then_from_habit():
 )
 def test_a_shape_that_does_not_fit_the_model_is_refused(shape, problem):
     with pytest.raises(DataError, match=problem):
-        open_samples("random", IMAGE, shape=shape)
+        opened("random", IMAGE, shape=shape)
 
 
 def test_one_shape_for_several_inputs_is_refused():
     with pytest.raises(DataError, match="2 inputs"):
-        open_samples("random", TOKENS, shape=[1, 5])
+        opened("random", TOKENS, shape=[1, 5])
 
 
 def test_text_cannot_be_random():
     with pytest.raises(DataError, match="text"):
-        open_samples("random", [spec("words", "str", "N")])
+        opened("random", [spec("words", "str", "N")])
 
 
 # Count, shards, labels, digest
@@ -313,7 +317,7 @@ def test_text_cannot_be_random():
 def test_count_takes_samples_from_all_over_the_source_with_their_labels():
     labels = np.arange(10)
 
-    samples = open_samples(images(10), IMAGE, count=5, labels=labels)
+    samples = opened(images(10), IMAGE, count=5, labels=labels)
 
     assert samples.labels.tolist() == [0, 2, 4, 6, 8]
     for feed, label in zip(samples, samples.labels, strict=True):
@@ -321,13 +325,13 @@ def test_count_takes_samples_from_all_over_the_source_with_their_labels():
 
 
 def test_count_beyond_the_source_takes_it_whole():
-    assert len(open_samples(images(3), IMAGE, count=100)) == 3
+    assert len(opened(images(3), IMAGE, count=100)) == 3
 
 
 def test_shards_hold_every_feed_once_with_its_labels(tmp_path):
     for i, batch in enumerate([2, 1, 3]):
         np.savez(tmp_path / f"{i}.npz", image=np.full((batch, 1, 2, 2), i, np.float32))
-    samples = open_samples(tmp_path, IMAGE, labels=np.array([0, 0, 1, 2, 2, 2]))
+    samples = opened(tmp_path, IMAGE, labels=np.array([0, 0, 1, 2, 2, 2]))
 
     shards = [samples.shard(k, 2) for k in range(2)]
 
@@ -350,12 +354,12 @@ def test_shards_hold_every_feed_once_with_its_labels(tmp_path):
 def test_labels_that_do_not_fit_the_samples_are_refused(tmp_path, labels, problem):
     for source in (labels, saved(tmp_path / "labels.npy", labels)):
         with pytest.raises(DataError, match=problem):
-            open_samples(images(5), IMAGE, labels=source)
+            opened(images(5), IMAGE, labels=source)
 
 
 def test_random_samples_have_no_labels():
     with pytest.raises(DataError, match="no right answers"):
-        open_samples("random", IMAGE, labels=np.zeros(16, int))
+        opened("random", IMAGE, labels=np.zeros(16, int))
 
 
 def test_the_digest_changes_with_whatever_would_be_fed_and_with_nothing_else(tmp_path):
@@ -366,18 +370,18 @@ def test_the_digest_changes_with_whatever_would_be_fed_and_with_nothing_else(tmp
     folder.mkdir()
     np.savez(folder / "0.npz", image=images(1))
 
-    assert open_samples(path, IMAGE).digest() == open_samples(copy, IMAGE).digest()
+    assert opened(path, IMAGE).digest() == opened(copy, IMAGE).digest()
     different = [
-        open_samples(path, IMAGE),
-        open_samples(path, IMAGE, count=2),
-        open_samples(path, IMAGE).shard(0, 2).shard(0, 2),
-        open_samples(path, IMAGE, labels=np.zeros(4, int)),
-        open_samples(saved(tmp_path / "c.npy", changed), IMAGE),
-        open_samples(images(4), IMAGE),
-        open_samples(changed, IMAGE),
-        open_samples(folder, IMAGE),
-        open_samples("random", IMAGE, seed=0),
-        open_samples("random", IMAGE, seed=1),
+        opened(path, IMAGE),
+        opened(path, IMAGE, count=2),
+        opened(path, IMAGE).shard(0, 2).shard(0, 2),
+        opened(path, IMAGE, labels=np.zeros(4, int)),
+        opened(saved(tmp_path / "c.npy", changed), IMAGE),
+        opened(images(4), IMAGE),
+        opened(changed, IMAGE),
+        opened(folder, IMAGE),
+        opened("random", IMAGE, seed=0),
+        opened("random", IMAGE, seed=1),
     ]
     assert len({samples.digest() for samples in different}) == len(different)
 
@@ -412,7 +416,7 @@ def test_wrong_names_and_counts_are_told_at_once(tmp_path, arrays, problem, hint
     np.savez(path, **arrays)
 
     with pytest.raises(DataError) as caught:
-        open_samples(path, TOKENS)
+        opened(path, TOKENS)
 
     assert problem in caught.value.problem
     assert hint in caught.value.hint
@@ -421,14 +425,14 @@ def test_wrong_names_and_counts_are_told_at_once(tmp_path, arrays, problem, hint
 
 def test_one_array_is_not_enough_for_two_inputs(tmp_path):
     with pytest.raises(DataError, match="is one array, but the model has 2 inputs"):
-        open_samples(saved(tmp_path / "x.npy", np.ones((2, 3), int)), TOKENS)
+        opened(saved(tmp_path / "x.npy", np.ones((2, 3), int)), TOKENS)
 
 
 def test_a_sample_of_the_wrong_shape_names_both_shapes(tmp_path):
     np.savez(tmp_path / "7.npz", image=np.zeros((1, 3, 2, 2), np.float32))
 
     with pytest.raises(DataError, match=r"has shape \(1, 3, 2, 2\)") as caught:
-        open_samples(tmp_path, IMAGE)[0]
+        opened(tmp_path, IMAGE)[0]
 
     assert caught.value.where == f"{tmp_path / '7.npz'}, image"
     assert caught.value.hint == "The model takes image float32[N, 1, 2, 2]"
@@ -438,7 +442,7 @@ def test_a_sample_of_the_wrong_shape_names_both_shapes(tmp_path):
 def test_a_sample_that_is_not_finite_is_named_with_its_place(bad):
     data = images(4)
     data[2, 0, 1, 0] = bad
-    samples = open_samples(data, IMAGE)
+    samples = opened(data, IMAGE)
 
     assert samples[1] is not None
     with pytest.raises(DataError, match=r"the first \(-?(nan|inf)\) at \(0, 0, 1, 0\)") as caught:
@@ -460,12 +464,12 @@ def test_an_empty_source_is_refused(tmp_path):
 
     for source in sources:
         with pytest.raises(DataError):
-            open_samples(source, IMAGE)
+            opened(source, IMAGE)
 
 
 def test_too_few_samples_for_a_fixed_batch_are_refused():
     with pytest.raises(DataError, match="too few samples"):
-        open_samples(images(3), [spec("image", "float32", 4, 1, 2, 2)])
+        opened(images(3), [spec("image", "float32", 4, 1, 2, 2)])
 
 
 def npy_bytes(array):
@@ -509,15 +513,15 @@ def test_a_broken_file_is_a_data_error_wherever_it_lies(tmp_path, name):
         zipped(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=BROKEN[name]),
     ):
         with pytest.raises(DataError) as caught:
-            open_samples(source, IMAGE)[0]
+            opened(source, IMAGE)[0]
         assert str(tmp_path) in caught.value.where
         assert caught.value.hint
 
 
 def test_a_file_that_breaks_off_while_it_is_read_is_a_data_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("quant_core.data.npz.open_arrays.__defaults__", (0,))
+    monkeypatch.setattr(npz, "RESIDENT_BYTES", 0)
     path = saved(tmp_path / "x.npy", images(2000))
-    samples = open_samples(path, IMAGE)
+    samples = opened(path, IMAGE)
     path.write_bytes(path.read_bytes()[:-2000])
 
     with pytest.raises(DataError, match="cannot be read"):
@@ -526,7 +530,7 @@ def test_a_file_that_breaks_off_while_it_is_read_is_a_data_error(tmp_path, monke
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="no such file") as caught:
-        open_samples(tmp_path / "none.npz", IMAGE)
+        opened(tmp_path / "none.npz", IMAGE)
 
     assert caught.value.where == str(tmp_path / "none.npz")
 
@@ -536,23 +540,53 @@ def test_an_archive_that_declares_more_than_the_limits_is_not_unpacked(tmp_path,
         tmp_path / "x.npz", zipfile.ZIP_DEFLATED, image=np.zeros((1000, 1, 2, 2), np.float32)
     )
 
-    assert len(open_samples(path, IMAGE)) == 1000
+    assert len(opened(path, IMAGE)) == 1000
     monkeypatch.setattr(npz, "BOMB_BYTES", 1000)
     monkeypatch.setattr(npz, "MAX_RATIO", 50)
     with pytest.raises(DataError, match="unpacks from"):
-        open_samples(path, IMAGE)
+        opened(path, IMAGE)
     monkeypatch.setattr(npz, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="unpacks to"):
-        open_samples(path, IMAGE)
+        opened(path, IMAGE)
 
 
 def test_feeds_that_are_no_mappings_are_refused():
     with pytest.raises(DataError, match="is tuple") as caught:
-        open_samples([(images(1), 0)], IMAGE)
+        opened([(images(1), 0)], IMAGE)
 
     assert "input names" in caught.value.hint
 
 
-def test_a_count_below_one_is_refused():
-    with pytest.raises(DataError, match="count is 0"):
-        open_samples(images(2), IMAGE, count=0)
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"count": 0}, "count is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"shape": [1, 0]}, r"is \[1, 0\]"),
+        ({"shape": {"x": [1, -2]}}, r"is \[1, -2\]"),
+    ],
+)
+def test_a_spec_is_valid_once_built(wrong, problem):
+    with pytest.raises(DataError, match=problem):
+        SampleSpec(**wrong)
+
+
+def test_a_spec_survives_json():
+    spec = SampleSpec("data.npz", "labels.npy", 7, {"x": [1, 3]}, 2)
+
+    written = spec.to_dict()
+
+    assert written == {
+        "source": "data.npz",
+        "labels": "labels.npy",
+        "count": 7,
+        "shape": {"x": [1, 3]},
+        "seed": 2,
+    }
+    assert SampleSpec.from_dict(json.loads(json.dumps(written))) == spec
+
+
+def test_samples_that_are_open_stay_as_they_are():
+    samples = opened(images(4), IMAGE)
+
+    assert open_samples(SampleSpec(samples), IMAGE) is samples

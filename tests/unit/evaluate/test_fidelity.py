@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quant_core.config import Contract
 from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.fidelity import compare, judge, load_metric, run_all, run_each, score
 from quant_core.model.session import open_session
@@ -38,7 +39,9 @@ def test_a_rounded_weight_is_compared_through_onnxruntime():
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((4, 3)).astype(np.float32)
     exact, coarse = open_session(linear(weight)), open_session(linear(np.round(weight * 8) / 8))
-    samples = open_samples(rng.standard_normal((50, 4)).astype(np.float32), input_specs(exact))
+    samples = open_samples(
+        SampleSpec(rng.standard_normal((50, 4)).astype(np.float32)), input_specs(exact)
+    )
     reference = run_all(exact, samples)
 
     fidelity = compare(reference, run_each(coarse, samples), ["y"])

@@ -22,6 +22,7 @@ from flows.cli.commands import main
 from flows.cli.options import Answer
 from flows.console import render
 from quant_core.config import Contract, QuantConfig
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
 from tests.models import tiny_cnn
 
@@ -46,7 +47,7 @@ def typed():
 
     @options.register(app)
     def probe(
-        config: QuantConfig, samples: options.SampleOptions, accuracy: options.AccuracyOptions
+        config: QuantConfig, samples: SampleSpec, accuracy: options.AccuracyOptions
     ) -> Answer:
         """Probe."""
         seen.update(config=config, samples=samples, accuracy=accuracy)
@@ -65,7 +66,7 @@ def test_options_that_are_not_typed_leave_every_default(typed):
 
     assert code == 0
     assert seen["config"] == QuantConfig()
-    assert seen["samples"] == options.SampleOptions()
+    assert seen["samples"] == SampleSpec()
     assert seen["accuracy"] == options.AccuracyOptions()
 
 
@@ -143,7 +144,7 @@ def test_samples_and_a_contract_can_be_typed(typed):
     )
 
     assert code == 0
-    assert seen["samples"].source == Path("d.npz")
+    assert seen["samples"].source == "d.npz"
     assert seen["samples"].shape == {"x": [1, 3, 8, 8], "y": [1, 2]}
     assert seen["accuracy"].contract == Contract("top1", max_drop=0.01)
 

@@ -12,6 +12,7 @@ import pytest
 from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import ModelError
 from quant_core.evaluate.layer_report import layer_rows
 from quant_core.model.graph import normalize
@@ -66,7 +67,7 @@ class Problem:
         self.plan = make_plan(self.model, QuantConfig.from_dict(options), TARGETS["x86-avx2"])
         specs = input_specs(source)
         x = np.random.default_rng(0).standard_normal((64, *specs[0].shape[1:]), dtype=np.float32)
-        samples = open_samples({"x": x}, specs)
+        samples = open_samples(SampleSpec({"x": x}), specs)
         self.material = Material(self.model, stats=observe(source, self.plan, samples))
         self.bench = Bench(source, samples, len(source), seconds=0.005)
 

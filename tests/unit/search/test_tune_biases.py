@@ -13,6 +13,7 @@ from quant_core import api
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.model.graph import normalize
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
@@ -44,7 +45,7 @@ def problem(way: str) -> tuple[ir.Model, ir.Model, object, Samples]:
     x = np.random.default_rng(1).standard_normal(
         (24, 6, *[8] * (way == "convolutions") * 2), dtype=np.float32
     )
-    samples = open_samples({"x": x}, input_specs(proto.SerializeToString()))
+    samples = open_samples(SampleSpec({"x": x}), input_specs(proto.SerializeToString()))
     quantized = apply_plan(model, plan, observe(model, plan, samples))
     for value in quantized.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype == ir.DataType.INT32:
