@@ -27,9 +27,10 @@ from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, prepare, raise_opset
 from quant_core.model.session import open_session
 from quant_core.model.write import write_model
-from quant_core.plan.make import QuantPlan, make_plan
+from quant_core.plan.make import make_plan
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target, host_target_name
+from quant_core.plan.types import Compute, NodeChoice, QuantPlan, Storage
 from quant_core.search.calibrated import Material
 from quant_core.search.candidate import AS_FAST, Bench
 from quant_core.search.mixed_precision import restored
@@ -269,8 +270,8 @@ def finish(
     if apart is not None:
         progress("fitting all samples")
         material = replace(found.material, feeds=whole).fitted(best.plan)
-        best = replace(best, model=material.build(best.plan, best.name).model)
-        best = replace(best, model=material.settled(best) or best.model)
+        best = replace(best, quantized=material.build(best.plan, best.name).quantized)
+        best = replace(best, quantized=material.settled(best) or best.quantized)
     model = found.material.model
     material, found = Material(model), replace(found, material=Material(model))  # statistics go too
     harm = (
@@ -278,7 +279,7 @@ def finish(
         if detailed and judged is not None
         else []
     )
-    layers = layer_rows(best, harm)
+    layers = layer_rows(best.plan, best.quantized, harm)
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower()}
@@ -369,7 +370,7 @@ def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> Quant
     plan = make_plan(model, config, find_target(config.target))
     if config.mode == "auto" and not measured:
         wanted = {
-            n.node: "dynamic" if RULES[n.op_type].dynamic else "float"
+            n.node: NodeChoice(Compute.DYNAMIC if RULES[n.op_type].dynamic else Compute.FLOAT)
             for n in plan.nodes
             if n.weights
         }
@@ -415,14 +416,16 @@ def _storable(model: ir.Model, plan: QuantPlan, contract: Contract | None) -> tu
                 raise ModelError(
                     error.problem, four[0], f"{error.hint}, or ask for 8 bits, or a contract"
                 ) from error
-            return restored(model, plan, four, 8), error.problem
+            return restored(model, plan, four, Storage.INT8), error.problem
     return plan, "4 bits break the contract"
 
 
 def _explained(plan: QuantPlan, asked: QuantPlan, why: str) -> QuantPlan:
     """The plan with the reason at each node that was to be in 4 bits and is not."""
     four = set(asked.in_four_bits)
-    lifted = {n.node for n in plan.nodes if n.node in four and n.storage not in ("int4", "")}
+    lifted = {
+        n.node for n in plan.nodes if n.node in four and n.storage not in (Storage.INT4, None)
+    }
     reasons = {
         n.node: "; ".join(filter(None, (n.reason, f"{n.storage}: {why}"))) for n in plan.nodes
     }
@@ -475,7 +478,7 @@ def _check_plan(model: ir.Model, plan: QuantPlan, feeds: Samples | None) -> None
     nodes = [n for g in graph.graphs_of(model) for n in g]
     tensors = {v.name for v in model.graph.inputs} | {v.name for n in nodes for v in n.outputs}
     planned = {n.node for n in plan.nodes} - {n.name for n in nodes}
-    unknown = sorted(planned | ({*plan.activations, *plan.means, *plan.eased} - tensors))
+    unknown = sorted(planned | ({*plan.activations, *plan.means, *plan.outliers} - tensors))
     if unknown:
         raise RequestError(
             f"is of another model: this one has no {unknown[0]}", "plan", "Plan this model anew"

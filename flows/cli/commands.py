@@ -21,7 +21,7 @@ from quant_core.errors import RequestError
 
 if TYPE_CHECKING:
     from flows.manifest.jobs import Manifest
-    from quant_core.plan.make import QuantPlan
+    from quant_core.plan.types import QuantPlan
 
 # Heavy imports stand inside the commands: `--help` must not wait for onnx, nor `info` for Prefect.
 app = typer.Typer(name="quantmill", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -342,7 +342,7 @@ def _validation(
 
 
 def _read_plan(path: Path) -> QuantPlan:
-    from quant_core.plan.make import QuantPlan
+    from quant_core.plan.types import QuantPlan
 
     hint = "Write one with --dry-run --format json"
     try:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from quant_core.model import graph
 from quant_core.model.session import Model, values_of
-from quant_core.plan.make import QuantPlan
 from quant_core.plan.operators import RULES, why_not_integer
+from quant_core.plan.types import QuantPlan
 
 ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
 ROUNDING_NOISE = 1e-5

@@ -24,7 +24,7 @@ from quant_core.calibrate.stats import (
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import Model, values_of
 from quant_core.numerics.affine import Grid
-from quant_core.plan.make import QuantPlan
+from quant_core.plan.types import QuantPlan
 
 # At least so many of a tensor's values and of each channel's positions count in one sample; its ends are those of all.
 VALUES, POSITIONS = 8192, 16

@@ -10,7 +10,6 @@ split   the few largest channels are multiplied in float, the others in int8, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from quant_core.model import graph
 from quant_core.model.session import values_of
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize
 from quant_core.numerics.weights import layout_of, quantize_int8
+from quant_core.plan.types import OutlierTreatment
 
 Rows = NDArray[Any]
 
@@ -34,19 +34,13 @@ SPLIT_SHARE = 96  # one in so many channels is split off
 FEEDS = 8  # on whose rows gains are measured
 
 
-@dataclass(frozen=True, slots=True)
-class Easing:
-    """What is done to one tensor, and the dB by which its products come nearer to float's."""
-
-    smooth: bool
-    split: tuple[int, ...]
-    gain_db: float
-
-    def factors(self, x_max: NDArray[np.float64], weights: Iterable[Rows]) -> NDArray[np.float32]:
-        """(K,) that weights (C, K) are multiplied by and the input is divided by; 0 where a channel is split off."""
-        factors = _smoothing(x_max, weights) if self.smooth else np.ones(len(x_max), np.float32)
-        factors[list(self.split)] = 0
-        return factors
+def factors_of(
+    treatment: OutlierTreatment, x_max: NDArray[np.float64], weights: Iterable[Rows]
+) -> NDArray[np.float32]:
+    """(K,) that weights (C, K) are multiplied by and the input is divided by; 0 where a channel is split off."""
+    factors = _smoothing(x_max, weights) if treatment.smooth else np.ones(len(x_max), np.float32)
+    factors[list(treatment.split)] = 0
+    return factors
 
 
 def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> list[Rows]:
@@ -59,7 +53,7 @@ def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> list[
 
 def easings(
     model: ir.Model, nodes: Sequence[str], means: Mapping[str, ChannelMoments], samples: Samples
-) -> dict[str, Easing]:
+) -> dict[str, OutlierTreatment]:
     """Tensor -> how to ease it, for what these MatMul and Gemm nodes read, where that is worth its cost.
 
     Each feed's rows are quantized with their own range, as dynamic nodes do.
@@ -77,7 +71,7 @@ def easings(
         for t in tensors:
             rows = values[t].reshape(-1, values[t].shape[-1])
             for i, way in enumerate(ways[t]):
-                factors = way.factors(means[t].max_abs, weights[t])
+                factors = factors_of(way, means[t].max_abs, weights[t])
                 noise[t][i] += sum(_noise(rows, w, factors) for w in weights[t])
     chosen = {t: _choose(ways[t], noise[t]) for t in tensors}
     return {t: way for t, way in chosen.items() if way.gain_db > 0}
@@ -88,21 +82,23 @@ def inverse(factors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(1, factors, out=np.zeros_like(factors), where=factors > 0)
 
 
-def _ways(x_max: NDArray[np.float64]) -> list[Easing]:
+def _ways(x_max: NDArray[np.float64]) -> list[OutlierTreatment]:
     largest = np.argsort(-x_max, kind="stable")[: len(x_max) // SPLIT_SHARE]
     split = tuple(sorted(int(i) for i in largest))
     return [
-        Easing(smooth, part, 0.0) for part in dict.fromkeys(((), split)) for smooth in (False, True)
+        OutlierTreatment(smooth, part, 0.0)
+        for part in dict.fromkeys(((), split))
+        for smooth in (False, True)
     ]
 
 
-def _choose(ways: Sequence[Easing], noise: NDArray[np.float64]) -> Easing:
+def _choose(ways: Sequence[OutlierTreatment], noise: NDArray[np.float64]) -> OutlierTreatment:
     """The way with the least noise, each after what it must gain for its cost."""
     floor = np.maximum(noise, 1e-30)
     gains = 10 * np.log10(floor[0] / floor)
     price = [SMOOTH_GAIN_DB * w.smooth + SPLIT_GAIN_DB * bool(w.split) for w in ways]
     best = int(np.argmax(gains - price))
-    return Easing(ways[best].smooth, ways[best].split, float(gains[best]))
+    return OutlierTreatment(ways[best].smooth, ways[best].split, float(gains[best]))
 
 
 def _noise(rows: Rows, weight: Rows, factors: NDArray[np.float32]) -> float:

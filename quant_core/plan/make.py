@@ -2,197 +2,116 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.calibrate.outliers import Easing
-from quant_core.config import QuantConfig, known_keys
-from quant_core.errors import ModelError, RequestError
+from quant_core.config import QuantConfig
+from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.numerics.float16 import HALF, half_constants, why_not_half
-from quant_core.plan.operators import CAPS, RULES, Rule, channel_axis, why_not_integer
-from quant_core.plan.targets import Target, find_target
+from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
+from quant_core.plan.operators import CAPS, RULES, channel_axis, why_not_integer
+from quant_core.plan.targets import TARGETS, Target
+from quant_core.plan.types import (
+    Compute,
+    NodeChoice,
+    NodePlan,
+    OutlierTreatment,
+    QuantPlan,
+    Storage,
+)
 
-FLOAT, STATIC, DYNAMIC, BLOCKS = "float", "static", "dynamic", "blocks"
+NO_CHOICE = NodeChoice()
 BETWEEN = "runs on 8-bit data between static neighbours"
-INT4_COLUMNS = 32  # with fewer, multipliers and scales eat what 4 bits save, and the error is largest (depthwise)
-INT8_SHARE = (
-    1 / 64
-)  # of all weights: the smallest layers save next to nothing in 4 bits, and the first are among them
-STORED_BITS = {32: "float32", 16: HALF, 8: "int8", 4: "int4"}
-
-
-@dataclass(frozen=True, slots=True)
-class NodePlan:
-    """What becomes of one node.
-
-    compute  float, static (int8, ranges from calibration), dynamic (int8, ranges at run time) or blocks (int4 weights
-             by int8, ranges of blocks at run time: best where the input has one row)
-    storage  float32, float16, int8 or int4, of its weights; empty where it has none
-    reason   why it does not compute in integers, or what it was fused into
-    """
-
-    node: str
-    op_type: str
-    compute: str
-    storage: str = ""
-    weights: tuple[str, ...] = ()
-    elements: int = 0
-    reason: str = ""
-
-    @property
-    def is_rounded(self) -> bool:
-        """Whether its weights become integers."""
-        return self.storage.startswith("int")
-
-
-@dataclass(frozen=True, slots=True)
-class QuantPlan:
-    """The whole decision for one model; `to_json` and `from_json` are inverse.
-
-    activations  tensor that is quantized -> tensor whose range and parameters it has (itself, or the one that a
-                 node which only moves values took it from)
-    eased        input of dynamic nodes whose outliers are kept from spoiling the rest -> how (outliers.py)
-    means        input of a node with a weight -> the axis of its channels, whose means correct what rounding shifts
-    constants    other constants -> float16, or why they stay float32; empty unless float_storage is float16
-    equalized_db by how much evening out the channels between Convs (equalize.py) brought outputs nearer to float's, 0
-                 where it was not done
-    one_scale    weights of dynamic nodes have one scale each, though others have one per channel
-    """
-
-    config: QuantConfig
-    target: str
-    nodes: tuple[NodePlan, ...]
-    activations: Mapping[str, str]
-    means: Mapping[str, int]
-    eased: Mapping[str, Easing] = field(default_factory=dict)
-    constants: Mapping[str, str] = field(default_factory=dict)
-    equalized_db: float = 0.0
-    one_scale: bool = False
-
-    def of(self, node: str) -> NodePlan | None:
-        """The plan of that node, None where nothing happens to it."""
-        return next((n for n in self.nodes if n.node == node), None)
-
-    @property
-    def in_four_bits(self) -> list[str]:
-        """The nodes whose weights are stored in 4 bits."""
-        return [n.node for n in self.nodes if n.storage == "int4"]
-
-    def to_dict(self) -> dict[str, Any]:
-        nodes = [asdict(n) | {"weights": list(n.weights)} for n in self.nodes]
-        tensors = {
-            "activations": self.activations,
-            "means": self.means,
-            "eased": {t: asdict(e) for t, e in self.eased.items()},
-            "constants": self.constants,
-        }
-        own: dict[str, Any] = {"config": self.config.to_dict(), "target": self.target}
-        own |= {"equalized_db": self.equalized_db, "one_scale": self.one_scale}
-        return own | {"nodes": nodes} | {key: dict(value) for key, value in tensors.items()}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> QuantPlan:
-        """Raises: RequestError if this is not a plan."""
-        try:
-            known_keys(cls, values)
-            nodes = tuple(NodePlan(**known_keys(NodePlan, n)) for n in values["nodes"])
-            config = QuantConfig.from_dict(values["config"])
-            target = find_target(values["target"]).name
-            eased = {t: Easing(**known_keys(Easing, e)) for t, e in values["eased"].items()}
-            tensors = (
-                dict(values["activations"]),
-                dict(values["means"]),
-                eased,
-                dict(values["constants"]),
-            )
-            return cls(
-                config,
-                target,
-                nodes,
-                *tensors,
-                float(values["equalized_db"]),
-                bool(values["one_scale"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RequestError(
-                f"not a plan: {error}", hint="Write one with --dry-run --format json"
-            ) from error
-
-    @classmethod
-    def from_json(cls, text: str) -> QuantPlan:
-        """Raises: RequestError if the text is not a plan."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise RequestError(
-                f"not JSON: {error}", "plan", "Write one with --dry-run --format json"
-            ) from error
+# With fewer columns, multipliers and scales eat what 4 bits save, and the error is largest (depthwise).
+INT4_COLUMNS = 32
+# Of all weights: the smallest layers save next to nothing in 4 bits, and the first are among them.
+INT8_SHARE = 1 / 64
+_MODES = {
+    "static": (Compute.STATIC,),
+    "dynamic": (Compute.DYNAMIC,),
+    "auto": (Compute.STATIC, Compute.DYNAMIC),
+}
 
 
 def make_plan(
     model: ir.Model,
     config: QuantConfig,
     target: Target,
-    compute: Mapping[str, str] | None = None,
+    choices: Mapping[str, NodeChoice] | None = None,
     *,
-    eased: Mapping[str, Easing] | None = None,
-    one_scale: bool = False,
+    outliers: Mapping[str, OutlierTreatment] | None = None,
 ) -> QuantPlan:
     """The plan of a prepared model: only what onnxruntime really executes in integers on the target.
 
-    `compute` overrides how single nodes compute (what a search found out); a node that cannot, does not. `eased`: how
-    outliers of tensors are treated where dynamic nodes read them. `one_scale`: the weights of dynamic nodes, if
-    there are any, have one scale each.
+    choices   node -> what a search found out for it; a node that cannot compute or be stored so, is not
+    outliers  tensor -> how its outliers are treated, where dynamic nodes read it
 
     Raises: ModelError if no node has a weight that can be quantized, or a weight holds NaN or inf.
     """
-    wanted = compute or {}
+    choices = choices or {}
     nodes = list(model.graph)
-    weighted = {n.name: _weighted(n, config, target, config.mode, wanted.get(n.name or ""))
-                for n in nodes if n.op_type in RULES and _weights(n, RULES[n.op_type])}  # fmt: skip
-    inner = [
-        n
-        for g in model.graph.subgraphs()
-        for n in g
-        if n.op_type in RULES and _weights(n, RULES[n.op_type])
-    ]
-    weighted |= {n.name: _weighted(n, config, target, "weight_only", None) for n in inner}
-    if not weighted:
-        raise ModelError("nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
-                         hint="A float16 model must be converted to float32 first")  # fmt: skip
-    weighted |= {n.node: replace(n, storage="int8", compute=DYNAMIC if n.compute == BLOCKS else n.compute,
-                                 reason="; ".join(filter(None, (n.reason, "int8: few weights"))))
-                 for n in _few(weighted.values(), config)}  # fmt: skip
-    static = _static_nodes(
-        nodes, {name for name, n in weighted.items() if n.compute == STATIC}, config, wanted
-    )
-    plans = [
-        weighted.get(n.name) or NodePlan(n.name or "", n.op_type, STATIC, reason=BETWEEN)
-        for n in nodes if n.name in weighted or n.name in static
-    ]  # fmt: skip
+    weighted = {
+        str(n.name): _weighted(n, config, target, config.mode, choices.get(str(n.name), NO_CHOICE))
+        for n in nodes
+        if has_weights(n)
+    }
+    inner = [n for g in model.graph.subgraphs() for n in g if has_weights(n)]
     for node in inner:
-        if (found := weighted[node.name]) not in plans:
-            plans.append(found)
-    means = _means(nodes, weighted, config)
-    dynamic = {n.node for n in plans if n.compute == DYNAMIC and n.op_type != "LSTM"}
-    read = {graph.name_of(n.inputs[0]) for n in nodes if n.name in dynamic}
-    kept = {t: way for t, way in (eased or {}).items() if t in read}
-    owned = {name for n in plans for name in n.weights}
-    constants = half_constants(model, owned) if config.float_storage == HALF else {}
-    one_scale = one_scale and any(n.compute == DYNAMIC for n in plans)
-    tensors = _activations(nodes, static), means, kept, constants
-    return QuantPlan(config, target.name, tuple(plans), *tensors, one_scale=one_scale)
+        choice = replace(choices.get(str(node.name), NO_CHOICE), compute=None)
+        weighted[str(node.name)] = _weighted(node, config, target, "weight_only", choice)
+    if not weighted:
+        raise ModelError(
+            "nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
+            hint="A float16 model must be converted to float32 first",
+        )
+    weighted |= {n.node: _in_int8(n, config) for n in _few(weighted.values(), config, choices)}
+    anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
+    static = _static_nodes(nodes, anchors, config, choices)
+    plans = [
+        weighted.get(str(n.name))
+        or NodePlan(str(n.name), n.op_type, Compute.STATIC, reason=BETWEEN)
+        for n in nodes
+        if n.name in weighted or n.name in static
+    ]
+    plans += [weighted[name] for name in dict.fromkeys(str(n.name) for n in inner)]
+    dynamic = {n.node for n in plans if n.compute is Compute.DYNAMIC and n.op_type != "LSTM"}
+    read_dynamically = {graph.name_of(n.inputs[0]) for n in nodes if n.name in dynamic}
+    planned = {name for n in plans for name in n.weights}
+    return QuantPlan(
+        config=config,
+        target=target.name,
+        nodes=tuple(plans),
+        activations=_activations(nodes, static),
+        means=_means(nodes, weighted, config),
+        outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
+        constants=half_constants(model, planned) if config.float_storage == HALF else {},
+        stored={node: choice.storage for node, choice in choices.items() if choice.storage},
+    )
+
+
+def replan(
+    model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice] | None = None
+) -> QuantPlan:
+    """The plan anew with these changes; what was chosen for all other nodes stays. Raises: as `make_plan`."""
+    choices = {
+        n.node: NodeChoice(n.compute, plan.stored.get(n.node), n.granularity)
+        for n in plan.nodes
+        if n.weights
+    }
+    for node, change in (changes or {}).items():
+        before = choices.get(node, NO_CHOICE)
+        choices[node] = NodeChoice(
+            change.compute or before.compute,
+            change.storage or before.storage,
+            change.granularity or before.granularity,
+        )
+    return make_plan(model, plan.config, TARGETS[plan.target], choices, outliers=plan.outliers)
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
@@ -225,9 +144,15 @@ def _caps_at_zero(node: ir.Node) -> bool:
     return low is not None and float(low) == 0 and (high is None or graph.is_constant(high))
 
 
-def _weights(node: ir.Node, rule: Rule) -> list[ir.Value]:
+def has_weights(node: ir.Node) -> bool:
+    """Whether the node has a constant float weight that can be quantized."""
+    return node.op_type in RULES and bool(_weights(node))
+
+
+def _weights(node: ir.Node) -> list[ir.Value]:
     """The constant float weights of the node."""
-    values = [node.inputs[i] for i in rule.weights if i < len(node.inputs)]
+    positions = RULES[node.op_type].weights
+    values = [node.inputs[i] for i in positions if i < len(node.inputs)]
     found = [v for v in values if v is not None and graph.is_float_weight(v)]
     if node.op_type != "Gather":
         return found
@@ -238,140 +163,189 @@ def _weights(node: ir.Node, rule: Rule) -> list[ir.Value]:
 
 
 def _weighted(
-    node: ir.Node, config: QuantConfig, target: Target, mode: str, wanted: str | None
+    node: ir.Node, config: QuantConfig, target: Target, mode: str, choice: NodeChoice
 ) -> NodePlan:
     """How a node with weights computes and stores them."""
-    rule = RULES[node.op_type]
-    name = node.name or ""
-    weights = _weights(node, rule)
-    names = tuple(w.name or "" for w in weights)
+    name, weights = str(node.name), _weights(node)
+    names = tuple(str(w.name) for w in weights)
     elements = sum(math.prod(graph.shape_of(w)) for w in weights)
-    stay = NodePlan(name, node.op_type, FLOAT, config.float_storage, names, elements)
-    glob = next((g for g in config.exclude if any(fnmatchcase(n, g) for n in (name, *names))), None)
+    stay = NodePlan(
+        name, node.op_type, Compute.FLOAT, Storage(config.float_storage), names, elements
+    )
+    glob = next((g for g in config.exclude if _matches(g, name, *names)), None)
     if glob is not None:
-        return _held(stay, weights, f"excluded by {glob}")
-    bits, by_name = config.bits, False
-    for pattern, layer_bits in config.layer_bits.items():
-        if any(fnmatchcase(n, pattern) for n in (name, *names)):
-            bits, by_name = layer_bits, True
-    if bits in (32, 16):
-        return _held(replace(stay, storage=STORED_BITS[bits]), weights, f"layer_bits {bits}")
+        return _in_float(stay, weights, f"excluded by {glob}")
+    named = [bits for glob, bits in config.layer_bits.items() if _matches(glob, name, *names)]
+    storage = choice.storage or Storage.of_bits(named[-1] if named else config.bits)
+    if not storage.is_integer:
+        reason = f"layer_bits {storage.bits}" if named else "in float: found better"
+        return _in_float(replace(stay, storage=storage), weights, reason)
     if elements < config.min_elements:
-        return _held(
-            stay, weights, f"{elements} elements, fewer than min_elements {config.min_elements}"
-        )
+        reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
+        return _in_float(stay, weights, reason)
     for weight in weights:
-        finite = np.isfinite(graph.array(weight)).all()
-        graph.let_go(weight.const_value)
-        if not finite:
-            raise ModelError(
-                f"weight {weight.name} holds NaN or inf",
-                name,
-                "Export the model again, or exclude it",
-            )
-    choice, reason = _choose_compute(node, rule, target, mode, wanted)
-    if (
-        bits == 4
-        and not by_name
-        and (columns := min(_columns(node, w) for w in weights)) < INT4_COLUMNS
-    ):
-        bits, reason = (
-            8,
-            "; ".join(
-                filter(None, (reason, f"int8: {columns} weights a channel are too few for 4 bits"))
-            ),
+        _check_finite(weight, name)
+    compute, reason = _choose_compute(node, target, mode, choice.compute)
+    if storage is Storage.INT4:
+        is_named = bool(named) or choice.storage is not None
+        if obstacle := _why_not_int4(node, weights, compute, config, target, is_named=is_named):
+            storage, reason = Storage.INT8, _joined(reason, f"int8: {obstacle}")
+    if compute is Compute.BLOCKS:
+        whole_blocks = _columns(node, weights[0]) % config.block_size == 0
+        if storage is not Storage.INT4 or not whole_blocks:
+            compute = Compute.DYNAMIC
+    return replace(
+        stay,
+        storage=storage,
+        compute=compute,
+        reason=reason,
+        granularity=_granularity(storage, compute, config, choice),
+    )
+
+
+def _granularity(
+    storage: Storage, compute: Compute, config: QuantConfig, choice: NodeChoice
+) -> Granularity:
+    """How many of the node's weights share a scale: a choice counts for dynamic nodes in 8 bits."""
+    if storage is Storage.INT4:
+        return PerBlock(config.block_size)
+    if compute is Compute.DYNAMIC and choice.granularity == PerTensor():
+        return PerTensor()
+    return PerChannel() if config.per_channel else PerTensor()
+
+
+def _in_int8(planned: NodePlan, config: QuantConfig) -> NodePlan:
+    """The plan of a node whose 4 bits save next to nothing."""
+    was_blocks = planned.compute is Compute.BLOCKS
+    compute = Compute.DYNAMIC if was_blocks else planned.compute
+    return replace(
+        planned,
+        storage=Storage.INT8,
+        compute=compute,
+        granularity=_granularity(Storage.INT8, compute, config, NO_CHOICE),
+        reason=_joined(planned.reason, "int8: few weights"),
+    )
+
+
+def _why_not_int4(
+    node: ir.Node,
+    weights: list[ir.Value],
+    compute: Compute,
+    config: QuantConfig,
+    target: Target,
+    *,
+    is_named: bool,
+) -> str:
+    """Why 4 bits are not for this node, "" if they are; few columns matter only if nobody named it."""
+    columns = min(_columns(node, w) for w in weights)
+    if columns < INT4_COLUMNS and not is_named:
+        return f"{columns} weights a channel are too few for 4 bits"
+    if node.op_type == "LSTM" and compute is Compute.DYNAMIC:
+        return "LSTM takes whole bytes"
+    if node.op_type == "Gather":  # rows of tables need whole blocks, and onnxruntime's operator
+        whole_blocks = graph.shape_of(weights[0])[1] % config.block_size == 0
+        folds = target.is_onnxruntime and config.runtime == "folded" and config.symmetric
+        if not (whole_blocks and folds):
+            return "Gather takes whole bytes"
+    return ""
+
+
+def _check_finite(weight: ir.Value, node: str) -> None:
+    """Raises: ModelError if the weight holds NaN or inf."""
+    finite = np.isfinite(graph.array(weight)).all()
+    graph.let_go(weight.const_value)
+    if not finite:
+        raise ModelError(
+            f"weight {weight.name} holds NaN or inf", node, "Export the model again, or exclude it"
         )
-    if bits == 4 and _takes_bytes(node, choice, config, target):
-        bits, reason = (
-            8,
-            "; ".join(filter(None, (reason, f"int8: {node.op_type} takes whole bytes"))),
-        )
-    if choice == BLOCKS and (bits != 4 or _columns(node, weights[0]) % config.block_size):
-        choice = DYNAMIC
-    return replace(stay, storage=STORED_BITS[bits], compute=choice, reason=reason)
 
 
-def _takes_bytes(node: ir.Node, compute: str, config: QuantConfig, target: Target) -> bool:
-    """Whether 4 bits are not for this node: rows of tables need whole blocks, and an operator of onnxruntime's own."""
-    if node.op_type != "Gather":
-        return node.op_type == "LSTM" and compute == DYNAMIC
-    whole = graph.shape_of(graph.value(node.inputs[0]))[1] % config.block_size == 0
-    return not (whole and target.is_onnxruntime and config.runtime == "folded" and config.symmetric)
-
-
-def _held(stay: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:
+def _in_float(stay: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:
     """The plan of a node that stays float: in float32 where float16 cannot hold its weights."""
-    obstacles = (why_not_half(graph.array(w)) for w in weights if stay.storage == HALF)
-    if obstacle := next(filter(None, obstacles), ""):
-        return replace(stay, storage="float32", reason=f"{reason}; float32: {obstacle}")
+    if stay.storage is Storage.FLOAT16:
+        obstacles = (why_not_half(graph.array(w)) for w in weights)
+        if obstacle := next(filter(None, obstacles), ""):
+            reason = f"{reason}; float32: {obstacle}"
+            return replace(stay, storage=Storage.FLOAT32, reason=reason)
     return replace(stay, reason=reason)
 
 
-def _few(plans: Iterable[NodePlan], config: QuantConfig) -> list[NodePlan]:
-    """The smallest of the nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.
+def _few(
+    plans: Iterable[NodePlan], config: QuantConfig, choices: Mapping[str, NodeChoice]
+) -> list[NodePlan]:
+    """The smallest nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.
 
-    Where a node's bits were asked for by name, they stay.
+    Where a node's bits were chosen by name, they stay.
     """
     plans = list(plans)
-    room = INT8_SHARE * sum(n.elements for n in plans)
+    left = INT8_SHARE * sum(n.elements for n in plans)
     found = []
-    for plan in sorted((n for n in plans if n.storage == "int4"), key=lambda n: n.elements):
-        room -= plan.elements
-        if room < 0:
+    in_four_bits = (n for n in plans if n.storage is Storage.INT4)
+    for planned in sorted(in_four_bits, key=lambda n: n.elements):
+        left -= planned.elements
+        if left < 0:
             break
-        if not any(
-            fnmatchcase(n, glob) for glob in config.layer_bits for n in (plan.node, *plan.weights)
-        ):
-            found.append(plan)
+        names = (planned.node, *planned.weights)
+        is_named = any(_matches(glob, *names) for glob in config.layer_bits)
+        if not is_named and choices.get(planned.node, NO_CHOICE).storage is None:
+            found.append(planned)
     return found
 
 
 def _columns(node: ir.Node, weight: ir.Value) -> int:
     """Weights of one output channel."""
     shape = graph.shape_of(weight)
-    return int(np.prod(shape)) // (
-        shape[0] * shape[1]
-        if node.op_type in ("LSTM", "GRU", "RNN")
-        else shape[channel_axis(node, weight)]
-    )
+    is_recurrent = node.op_type in ("LSTM", "GRU", "RNN")
+    channels = shape[0] * shape[1] if is_recurrent else shape[channel_axis(node, weight)]
+    return math.prod(shape) // channels
 
 
 def _choose_compute(
-    node: ir.Node, rule: Rule, target: Target, mode: str, wanted: str | None
-) -> tuple[str, str]:
-    """(compute, reason): what was wanted if the node can, else what the mode asks for, else float."""
-    obstacle = why_not_integer(node)
+    node: ir.Node, target: Target, mode: str, chosen: Compute | None
+) -> tuple[Compute, str]:
+    """(compute, reason): what was chosen if the node can, else what the mode wants, else float."""
+    rule, obstacle = RULES[node.op_type], why_not_integer(node)
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     if source is not None and source.op_type == "AveragePool" and why_not_integer(source):
         # a Q behind the pool would make it a QLinearAveragePool, whatever the plan says of the pool
         obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
     if node.op_type == "LSTM" and not target.is_onnxruntime:
         obstacle = f"DynamicQuantizeLSTM is onnxruntime's own, not for {target.name}"
-    can = {FLOAT}
-    if not obstacle:
-        can |= {STATIC} if rule.kind == "anchor" else set()
-        can |= {DYNAMIC} if rule.dynamic else set()
-        can |= (
-            {BLOCKS} if rule.dynamic and node.op_type != "LSTM" and target.is_onnxruntime else set()
-        )
-    if wanted in can:
-        return wanted, "" if wanted != FLOAT else "computes in float: found better"
+    possible = {Compute.FLOAT}
+    if not obstacle and rule.kind == "anchor":
+        possible.add(Compute.STATIC)
+    if not obstacle and rule.dynamic:
+        possible.add(Compute.DYNAMIC)
+        if node.op_type != "LSTM" and target.is_onnxruntime:
+            possible.add(Compute.BLOCKS)
+    if chosen in possible:
+        return chosen, "" if chosen.is_integer else "computes in float: found better"
     if mode == "weight_only":
-        return FLOAT, "weight-only"
-    order = {"static": (STATIC,), "dynamic": (DYNAMIC,), "auto": (STATIC, DYNAMIC)}[mode]
-    chosen = next((c for c in order if c in can), FLOAT)
-    if chosen == FLOAT:
-        reason = (
-            obstacle
-            or f"{node.op_type} has no {' or '.join(order)} integer kernel that is faster than float"
-        )
-        return FLOAT, reason
-    return chosen, ""
+        return Compute.FLOAT, "weight-only"
+    wanted = _MODES[mode]
+    best = next((compute for compute in wanted if compute in possible), None)
+    if best is not None:
+        return best, ""
+    kernels = " or ".join(wanted)
+    return (
+        Compute.FLOAT,
+        obstacle or f"{node.op_type} has no {kernels} integer kernel that is faster than float",
+    )
+
+
+def _matches(glob: str, *names: str) -> bool:
+    """Whether one of the names matches the glob."""
+    return any(fnmatchcase(name, glob) for name in names)
+
+
+def _joined(*reasons: str) -> str:
+    """The reasons that there are, as one."""
+    return "; ".join(filter(None, reasons))
 
 
 def _static_nodes(
-    nodes: list[ir.Node], anchors: set[str | None], config: QuantConfig, wanted: Mapping[str, str]
-) -> set[str | None]:
+    nodes: list[ir.Node], anchors: set[str], config: QuantConfig, choices: Mapping[str, NodeChoice]
+) -> set[str]:
     """The nodes that read and write 8-bit tensors.
 
     1. Anchors that compute static do.
@@ -379,12 +353,12 @@ def _static_nodes(
        a static node that requantizes, or read by a static anchor), or if nobody static reads its output. Repeat.
     """
     movers = {
-        n.name for n in nodes
+        str(n.name) for n in nodes
         if n.op_type in RULES and RULES[n.op_type].kind in ("elementwise", "moves") and not why_not_integer(n)
-        and wanted.get(n.name or "") != FLOAT
-        and not any(fnmatchcase(n.name or "", g) for g in config.exclude)
+        and choices.get(str(n.name), NO_CHOICE).compute is not Compute.FLOAT
+        and not any(_matches(glob, str(n.name)) for glob in config.exclude)
     }  # fmt: skip
-    by_name = {n.name: n for n in nodes}
+    by_name = {str(n.name): n for n in nodes}
     while True:
         static = anchors | movers
         live = [by_name[name] for name in by_name if name in static]
@@ -396,7 +370,7 @@ def _static_nodes(
         read_by_anchor = {v for n in live if n.name in anchors for v in data_inputs(n)}
         read = {v for n in live for v in data_inputs(n)}
         kept = {
-            n.name for n in live
+            str(n.name) for n in live
             if n.name in movers and data_inputs(n) and capped_output(n) in read
             and all(v in written or v in read_by_anchor for v in data_inputs(n))
         }  # fmt: skip
@@ -405,7 +379,7 @@ def _static_nodes(
         movers = kept
 
 
-def _activations(nodes: list[ir.Node], static: set[str | None]) -> dict[str, str]:
+def _activations(nodes: list[ir.Node], static: set[str]) -> dict[str, str]:
     """Tensor that gets a Q/DQ pair -> tensor whose parameters it has, in graph order."""
     found: dict[str, str] = {}
     for node in nodes:
@@ -423,12 +397,12 @@ def _activations(nodes: list[ir.Node], static: set[str | None]) -> dict[str, str
 
 
 def _means(
-    nodes: list[ir.Node], weighted: Mapping[str | None, NodePlan], config: QuantConfig
+    nodes: list[ir.Node], weighted: Mapping[str, NodePlan], config: QuantConfig
 ) -> dict[str, int]:
     """Input tensor -> channel axis, for the nodes whose bias will be corrected."""
     return {
         str(n.inputs[0].name): 1 if n.op_type == "Conv" else -1  # type: ignore[union-attr]
         for n in nodes
-        if config.bias_correction and n.name in weighted and weighted[n.name].is_rounded
+        if config.bias_correction and n.name in weighted and weighted[str(n.name)].is_rounded
         and RULES[n.op_type].kind == "anchor" and not graph.is_constant(n.inputs[0]) and not why_not_integer(n)
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,18 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quant_core.calibrate.observe import Statistics
-from quant_core.calibrate.outliers import weights_reading
+from quant_core.calibrate.outliers import factors_of, weights_reading
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.numerics.affine import Grid, QuantParams, choose_params, quantize
 from quant_core.numerics.float16 import HALF
+from quant_core.numerics.granularity import PerTensor
 from quant_core.numerics.weights import layout_of
-from quant_core.plan.make import (
-    BLOCKS,
-    DYNAMIC,
-    FLOAT,
-    STATIC,
-    NodePlan,
-    QuantPlan,
-    capped_output,
-    data_inputs,
-)
+from quant_core.plan.make import capped_output, data_inputs
 from quant_core.plan.operators import RULES, channel_axis, is_depthwise
 from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite import dynamic, emit
 from quant_core.rewrite.emit import Writer
 from quant_core.rewrite.rounding import TABLES, Rounded, Rounding, flat_bias
@@ -40,7 +33,20 @@ INT32_MAX = 2**31 - 2**17  # with room for the rounding of `emit.write_bias`
 BIAS_MAX = 2**30  # half of what int32 holds: the sum of products needs room as well
 
 
-def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir.Model:
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """What `apply_plan` makes.
+
+    written         planned node -> the node that computes in its place
+    weight_sqnr_db  planned node -> signal to rounding noise of its worst weight in dB
+    """
+
+    model: ir.Model
+    written: Mapping[str, ir.Node]
+    weight_sqnr_db: Mapping[str, float]
+
+
+def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> Quantized:
     """The quantized model; `model` is not changed.
 
     1. Every activation of the plan gets one QuantizeLinear and one DequantizeLinear. Where a static node writes it,
@@ -70,7 +76,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
         read = [v.const_value for v in nodes[planned.node].inputs if v is not None]
         rewrite.weights(nodes[planned.node], planned)
         graph.let_go(*read)
-    rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == STATIC])
+    rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == Compute.STATIC])
     graph.drop_unused(copy)
     rewrite.halves()
     graph.let_go(*graph.external_tensors(model))
@@ -80,13 +86,19 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> ir
     for value in (v for g in graph.graphs_of(copy) for v in g.initializers.values()):
         value.type = value.shape = None  # the tensor says both: half as many value_info in the file
     copy.producer_name = "quantmill"
-    copy.meta["weight_sqnr"] = rewrite.rounding.sqnr_db
-    return copy
+    return Quantized(copy, _written(copy, plan), rewrite.rounding.sqnr_db)
 
 
-def weight_sqnr(model: ir.Model) -> dict[str, float]:
-    """Node -> signal to rounding noise of its worst weight in dB, in a model that `apply_plan` made."""
-    return dict(model.meta.get("weight_sqnr", {}))
+def _written(model: ir.Model, plan: QuantPlan) -> dict[str, ir.Node]:
+    """Planned node -> the node that computes in its place, which dynamic.py may have written."""
+    nodes = {n.name: n for g in graph.graphs_of(model) for n in g}
+    found = {}
+    for planned in plan.nodes:
+        names = (planned.node, f"{planned.node}_integer", f"{planned.node}_int8")
+        written = next((nodes[name] for name in names if name in nodes), None)
+        if written is not None:
+            found[planned.node] = written
+    return found
 
 
 class _Rewrite:
@@ -105,7 +117,9 @@ class _Rewrite:
         self.rounding = Rounding(plan.config, stats)
         self.folds = bool(plan.in_four_bits)  # and so counts on what onnxruntime does at load
         self.params = {t: self._params(t) for t in dict.fromkeys(plan.activations.values())}
-        self.dynamic = {n.node for n in plan.nodes if n.compute == DYNAMIC and n.op_type != "LSTM"}
+        self.dynamic = {
+            n.node for n in plan.nodes if n.compute == Compute.DYNAMIC and n.op_type != "LSTM"
+        }
         self.factors: dict[ir.Value, NDArray[np.float32]] = {}
         self.inputs: dict[
             ir.Value, list[ir.Value]
@@ -189,22 +203,22 @@ class _Rewrite:
 
     def weights(self, node: ir.Node, planned: NodePlan) -> None:
         """Rules 2 to 4."""
-        if planned.storage == HALF:
+        if planned.storage is Storage.FLOAT16:
             self._half(node)
         if not planned.is_rounded:
             return
         safe = self.target.saturates and not is_depthwise(node)
-        if planned.compute == DYNAMIC and node.op_type == "LSTM":
+        if planned.compute == Compute.DYNAMIC and node.op_type == "LSTM":
             dynamic.write_lstm(
-                self.model, node, self.rounding, safe=safe, one_scale=self.plan.one_scale
+                self.model, node, self.rounding, safe=safe, granularity=planned.granularity
             )
-        elif planned.compute == BLOCKS and self._blocks(node):
+        elif planned.compute == Compute.BLOCKS and self._blocks(node):
             return
-        elif planned.compute in (DYNAMIC, BLOCKS):
-            dynamic.write_matmul(self.model, node, planned.storage, self.rounding, self.inputs, self.written, safe=safe,
-                                 one_scale=self.plan.one_scale,
+        elif planned.compute in (Compute.DYNAMIC, Compute.BLOCKS):
+            dynamic.write_matmul(self.model, node, planned.weight_storage, self.rounding, self.inputs, self.written, safe=safe,
+                                 granularity=planned.granularity,
                                  factors=self._factors(graph.value(node.inputs[0])))  # fmt: skip
-        elif planned.compute == STATIC:
+        elif planned.compute == Compute.STATIC:
             self._static(node, planned, safe=safe)
         elif node.op_type == "Gather":
             self._gather(node, planned)
@@ -215,16 +229,16 @@ class _Rewrite:
 
     def _factors(self, x: ir.Value) -> NDArray[np.float32] | None:
         """What eases the tensor for all dynamic nodes that read it, None if the plan does not."""
-        easing = self.plan.eased.get(str(x.name))
-        if easing is None:
+        treatment = self.plan.outliers.get(str(x.name))
+        if treatment is None:
             return None
         if x not in self.factors:
             if self.stats is None or x.name not in self.stats.means:
                 raise ModelError(
-                    "easing outliers needs calibration", str(x.name), "Give calibration data"
+                    "treating outliers needs calibration", str(x.name), "Give calibration data"
                 )
             weights = weights_reading(self.model, str(x.name), self.dynamic)
-            self.factors[x] = easing.factors(self.stats.means[str(x.name)].max_abs, weights)
+            self.factors[x] = factors_of(treatment, self.stats.means[str(x.name)].max_abs, weights)
         return self.factors[x]
 
     def _static(self, node: ir.Node, planned: NodePlan, *, safe: bool) -> None:
@@ -238,7 +252,9 @@ class _Rewrite:
         bias = flat_bias(old, channels)
         x_scale = float(self.params[self.plan.activations[graph.name_of(node.inputs[0])]].scale)
         floor = np.abs(bias) / (BIAS_MAX * x_scale) if bias is not None else 0.0
-        rounded = self.rounding.integers(node, weight, planned.storage, safe=safe, floor=floor)
+        rounded = self.rounding.integers(
+            node, weight, planned.weight_storage, safe=safe, floor=floor
+        )
         key = ("static", rounded.integers)
         if key not in self.written:
             write = Writer(self.model, self.model.graph[0])
@@ -269,7 +285,7 @@ class _Rewrite:
     def _blocks(self, node: ir.Node) -> bool:
         """Weights that stay in 4 bits, in an operator of onnxruntime's own; False if it does not take their blocks."""
         weight, position = graph.value(node.inputs[1]), RULES[node.op_type].bias
-        rounded = self.rounding.integers(node, weight, "int4")
+        rounded = self.rounding.integers(node, weight, Storage.INT4)
         if not dynamic.takes_blocks(rounded):
             return False
         bias = None
@@ -294,10 +310,10 @@ class _Rewrite:
         first = Writer(self.model, next(iter(graph.home(node))))
         if config.runtime == "qdq" or not config.symmetric or not self.target.is_onnxruntime:
             if key not in self.written:
-                parts = self.rounding.standard(node, weight, int(planned.storage[3:]))
+                parts = self.rounding.standard(node, weight, planned.weight_storage.bits)
                 self.written[key] = emit.write_qdq(first, str(weight.name), *parts)
         else:
-            rounded = self.rounding.integers(node, weight, planned.storage)
+            rounded = self.rounding.integers(node, weight, planned.weight_storage)
             if key not in self.written:
                 self.written[key] = emit.write_folded(first, str(weight.name), rounded)
             bias = RULES[node.op_type].bias
@@ -346,16 +362,17 @@ class _Rewrite:
     def _gather(self, node: ir.Node, planned: NodePlan) -> None:
         """A table whose rows are scaled after they are picked."""
         table = graph.value(node.inputs[0])
-        rounded = self._tied(table, planned) or self.rounding.table(node, table, planned.storage)
+        rounded = self._tied(table, planned) or self.rounding.table(
+            node, table, planned.weight_storage
+        )
         rows = emit.write_rows(Writer(self.model, node), graph.name_of(table), rounded, node)
         graph.take_over(node.outputs[0], rows)
 
     def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
         """The integers of the MatMul or Gemm whose weight is this table, rows as output channels: stored once."""
         for other in self.plan.nodes:
-            coarse = (
-                self.plan.one_scale and other.compute == DYNAMIC
-            )  # for a product, not for rows of a table
+            # one scale serves a product, not the rows of a table
+            coarse = self.plan.config.per_channel and other.granularity == PerTensor()
             if (
                 other.op_type in ("MatMul", "Gemm")
                 and other.storage == planned.storage
@@ -369,8 +386,8 @@ class _Rewrite:
                 if weight is table or np.array_equal(
                     layout.matrix(graph.array(weight)), graph.array(table)
                 ):
-                    safe = self.target.saturates and other.compute != FLOAT
-                    found = self.rounding.integers(node, weight, other.storage, safe=safe)
-                    if other.storage != "int4" or dynamic.takes_blocks(found):
+                    safe = self.target.saturates and other.compute != Compute.FLOAT
+                    found = self.rounding.integers(node, weight, other.weight_storage, safe=safe)
+                    if other.storage is not Storage.INT4 or dynamic.takes_blocks(found):
                         return replace(found, layout=TABLES[0], shape=graph.shape_of(table))
         return None

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from quant_core.calibrate.outliers import inverse
 from quant_core.model import graph
+from quant_core.numerics.granularity import Granularity
 from quant_core.numerics.weights import Layout, layout_of
+from quant_core.plan.types import Storage
 from quant_core.rewrite import emit
 from quant_core.rewrite.emit import Writer
 from quant_core.rewrite.rounding import Rounded, Rounding
@@ -19,13 +21,13 @@ from quant_core.rewrite.rounding import Rounded, Rounding
 def write_matmul(
     model: ir.Model,
     node: ir.Node,
-    storage: str,
+    storage: Storage,
     rounding: Rounding,
     inputs: dict[ir.Value, list[ir.Value]],
     weights: dict[tuple[Any, ...], Any],
     *,
     safe: bool,
-    one_scale: bool,
+    granularity: Granularity | None,
     factors: NDArray[np.float32] | None,
 ) -> None:
     """MatMul or Gemm as DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add, which fuse into one kernel.
@@ -35,7 +37,7 @@ def write_matmul(
     """
     x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
     rounded = rounding.integers(
-        node, weight, storage, safe=safe, one_scale=one_scale, factors=factors
+        node, weight, storage, safe=safe, granularity=granularity, factors=factors
     )
     key = ("dynamic", rounded.integers)
     if key not in weights:
@@ -134,7 +136,12 @@ def write_blocks(
 
 
 def write_lstm(
-    model: ir.Model, node: ir.Node, rounding: Rounding, *, safe: bool, one_scale: bool
+    model: ir.Model,
+    node: ir.Node,
+    rounding: Rounding,
+    *,
+    safe: bool,
+    granularity: Granularity | None,
 ) -> None:
     """com.microsoft.DynamicQuantizeLSTM: W (D, K, 4H) and R (D, H, 4H) in int8 with scales (D, 4H), or (D,)."""
     write = Writer(model, node)
@@ -143,7 +150,9 @@ def write_lstm(
     for position in (1, 2):
         weight = graph.value(node.inputs[position])
         directions, gates, columns = graph.shape_of(weight)
-        found = rounding.integers(node, weight, "int8", safe=safe, one_scale=one_scale).integers
+        found = rounding.integers(
+            node, weight, Storage.INT8, safe=safe, granularity=granularity
+        ).integers
         q = found.q.reshape(directions, gates, columns).transpose(0, 2, 1)
         each = (directions, gates) if found.scale.ndim else (directions,)
         scale = np.ascontiguousarray(

@@ -16,6 +16,7 @@ from quant_core.config import QuantConfig
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
 from quant_core.numerics.gptq import gptq_int4, gptq_int8
+from quant_core.numerics.granularity import Granularity, PerTensor
 from quant_core.numerics.weights import (
     QMAX8,
     IntegerWeight,
@@ -26,6 +27,7 @@ from quant_core.numerics.weights import (
     quantize_int8,
 )
 from quant_core.plan.operators import channel_axis
+from quant_core.plan.types import Storage
 from quant_core.rewrite.bias_correction import corrected_bias
 
 TABLES = (Layout((0, 1)), Layout((1, 0)))  # a scale per row, a scale per column
@@ -55,12 +57,13 @@ class Rounding:
     _memo: dict[Any, Any] = field(default_factory=dict)
 
     def integers(
-        self, node: ir.Node, weight: ir.Value, storage: str, *, safe: bool = False, one_scale: bool = False,
+        self, node: ir.Node, weight: ir.Value, storage: Storage, *, safe: bool = False,
+        granularity: Granularity | None = None,
         floor: Floor = 0.0, factors: NDArray[np.float32] | None = None,
     ) -> Rounded:  # fmt: skip
         """The weight of a node in int8 or int4; `safe`: no pair can saturate int16; scales are at least `floor`.
 
-        one_scale  for the whole weight, though others have one per channel
+        granularity  of int8; None is the config's
         factors    (K,) that the columns are multiplied by first, and the inputs are divided by (outliers.py)
         """
         shape = graph.shape_of(weight)
@@ -71,7 +74,9 @@ class Rounding:
             floor = (
                 0.0  # it changes nothing, and nodes that share the weight can share its integers
             )
-        config = self.config if not one_scale else replace(self.config, per_channel=False)
+        config = self.config
+        if granularity == PerTensor():
+            config = replace(config, per_channel=False)
         memo = self._memo if self.stats is None else self.stats.memo
         eased = (graph.name_of(node.inputs[0]), factors.tobytes()) if factors is not None else None
         key = (weight.name, eased, layout, storage, safe, float(np.max(floor)),
@@ -87,7 +92,7 @@ class Rounding:
         self.sqnr_db[name] = min(rounded.sqnr_db, self.sqnr_db.get(name, np.inf))
         return rounded
 
-    def table(self, node: ir.Node, weight: ir.Value, storage: str) -> Rounded:
+    def table(self, node: ir.Node, weight: ir.Value, storage: Storage) -> Rounded:
         """An embedding table (rows, width): in int8, with a scale per row or per column, whichever is nearer; or int4.
 
         Columns that are larger than others throughout (outliers of transformers) need scales of their own.
@@ -96,7 +101,7 @@ class Rounding:
         key = ("table", weight.name, storage, self.config.per_channel, self.config.block_size)
         if key not in memo:
             array, config = graph.array(weight), self.config
-            if storage == "int4":
+            if storage is Storage.INT4:
                 found = [(TABLES[0], quantize_int4(array, config.block_size))]
             else:
                 found = [
@@ -175,7 +180,7 @@ class Rounding:
     def _round(
         self,
         rows: NDArray[Any],
-        storage: str,
+        storage: Storage,
         gram: NDArray[Any] | None,
         per_channel: bool,
         safe: bool,
@@ -183,7 +188,7 @@ class Rounding:
     ) -> IntegerWeight:
         """By GPTQ where calibration knows how the inputs vary."""
         method = self.config.weight_method
-        if storage == "int4":
+        if storage is Storage.INT4:
             block = block_width(
                 rows.shape[1] if gram is None else gram.shape[-1], self.config.block_size
             )

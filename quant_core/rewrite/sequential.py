@@ -26,9 +26,9 @@ from quant_core.model.session import open_session
 from quant_core.model.session import run as run_session
 from quant_core.model.subgraph import part_of, reads
 from quant_core.numerics.weights import layout_of
-from quant_core.plan.make import FLOAT, QuantPlan
 from quant_core.plan.operators import RULES, is_depthwise
 from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, QuantPlan, Storage
 from quant_core.rewrite.rounding import Rounding, flat_bias
 
 ROWS_PER_COLUMN, LEAST_ROWS = 12, 2048  # of both inputs, as they vary: fewer are fitted too closely
@@ -64,7 +64,7 @@ def follow(
     spans = max(LEAST_SPANS, len(walk.states[0]))
     waiting = [
         n for n in model.graph
-        if n.name in sites and not (is_depthwise(n) and planned[str(n.name)].storage == "int8")
+        if n.name in sites and not (is_depthwise(n) and planned[str(n.name)].storage is Storage.INT8)
     ]  # fmt: skip
     while waiting:
         blocked = {n.name for n in waiting}
@@ -81,8 +81,12 @@ def follow(
             aims[name] = _aim(
                 layout.matrix(graph.array(weight)), sites[name], walk.pairs(sites[name]), spans
             )
-            compute, storage = planned[name].compute, planned[name].storage
-            safe = TARGETS[plan.target].saturates and compute != FLOAT and not is_depthwise(node)
+            compute, storage = planned[name].compute, planned[name].weight_storage
+            safe = (
+                TARGETS[plan.target].saturates
+                and compute != Compute.FLOAT
+                and not is_depthwise(node)
+            )
             rounded = rounding.integers(node, weight, storage, safe=safe)
             values = rounded.layout.tensor(rounded.integers.values, rounded.shape)
             position, bias = RULES[node.op_type].bias, None

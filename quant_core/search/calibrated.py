@@ -12,8 +12,8 @@ from quant_core.calibrate.observe import Statistics, observe
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.model import graph
-from quant_core.plan.make import QuantPlan
-from quant_core.rewrite.apply import apply_plan
+from quant_core.plan.types import QuantPlan
+from quant_core.rewrite.apply import Quantized, apply_plan
 from quant_core.rewrite.sequential import follow
 from quant_core.search.candidate import Candidate
 from quant_core.search.tune_biases import settled
@@ -76,9 +76,9 @@ class Material:
     def build(self, plan: QuantPlan, name: str) -> Candidate:
         """The candidate that a plan makes, not yet judged."""
         made = apply_plan(self.model, plan, self.stats)
-        return Candidate(name, plan, made, graph.size_in_file(made))
+        return Candidate(name, plan, made, graph.size_in_file(made.model))
 
-    def settled(self, candidate: Candidate) -> ir.Model | None:
+    def settled(self, candidate: Candidate) -> Quantized | None:
         """The candidate's model with biases that bring it nearer to float (settle.py), if there are any.
 
         Biases beside 4 bits know already what the layers before them leave.
@@ -86,4 +86,4 @@ class Material:
         plan = candidate.plan
         if self.feeds is None or not plan.config.bias_correction or plan.in_four_bits:
             return None
-        return settled(self.model, candidate.model, plan, self.feeds.subsample(GRAM_FEEDS))
+        return settled(self.model, candidate.quantized, plan, self.feeds.subsample(GRAM_FEEDS))

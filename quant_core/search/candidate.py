@@ -20,7 +20,8 @@ from quant_core.evaluate.fidelity import Fidelity, compare, run_all
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, Costs
 from quant_core.model.session import open_session
-from quant_core.plan.make import FLOAT, QuantPlan
+from quant_core.plan.types import Compute, QuantPlan
+from quant_core.rewrite.apply import Quantized
 
 AS_FAST = 0.97  # paired medians within 3 % are noise
 FAITHFUL_DB = 30.0  # outputs this close to float's are as good as equal
@@ -33,10 +34,15 @@ class Candidate:
 
     name: str
     plan: QuantPlan
-    model: ir.Model
+    quantized: Quantized
     size_bytes: int
     fidelity: Fidelity | None = None
     cost: Cost | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """The quantized model."""
+        return self.quantized.model
 
     @property
     def speedup(self) -> float | None:
@@ -78,7 +84,7 @@ class Candidate:
     def _expected_speedup(self) -> float:
         """For a CPU of another kind, where nothing can be timed: integers take half of float's time."""
         weighted = [n for n in self.plan.nodes if n.weights]
-        integer = sum(n.elements for n in weighted if n.compute != FLOAT)
+        integer = sum(n.elements for n in weighted if n.compute != Compute.FLOAT)
         return 1 / (1 - 0.5 * integer / max(1, sum(n.elements for n in weighted)))
 
     def trace(self) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from quant_core.evaluate.timing_cache import Cost, Costs
 from quant_core.model import graph
 from quant_core.model.session import open_session, values_of
 from quant_core.model.subgraph import part_of
-from quant_core.plan.make import DYNAMIC, STATIC, NodePlan, QuantPlan
+from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.operators import RULES
+from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.apply import apply_plan
 
 SECONDS = 0.01  # a product in one way, and as long in float
@@ -33,7 +34,7 @@ def is_product(node: NodePlan) -> bool:
 def product_costs(
     model: ir.Model, plans: Iterable[QuantPlan], stats: Statistics | None, feed: Mapping[str, NDArray[Any]],
     costs: Costs,
-) -> dict[str, dict[str, Cost]]:  # fmt: skip
+) -> dict[str, dict[Compute, Cost]]:  # fmt: skip
     """Node -> how it computes in one of the plans -> what that costs on this feed.
 
     Each product is cut out and run by itself, once for all that multiply tensors of the same shapes. Raises: ModelError
@@ -48,7 +49,7 @@ def product_costs(
     }
     inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in ways}
     values = next(values_of(model, inputs.values(), [feed], packed=False))
-    found: dict[str, dict[str, Cost]] = {}
+    found: dict[str, dict[Compute, Cost]] = {}
     for (name, compute), (plan, planned) in ways.items():
         x = {inputs[name]: values[inputs[name]]}
         found.setdefault(name, {})[compute] = _cost(
@@ -66,19 +67,24 @@ def _cost(
         "x".join(map(str, array.shape)),
         "x".join(map(str, graph.shape_of(graph.value(node.inputs[1])))),
     )
-    more = [f"block {plan.config.block_size}"] * (planned.storage == "int4") + [
-        "one scale"
-    ] * plan.one_scale
-    more += ["split"] * any(e.split for e in plan.eased.values()) + ["smooth"] * bool(plan.eased)
+    more = []
+    if planned.storage is Storage.INT4:
+        more.append(f"block {plan.config.block_size}")
+    if plan.config.per_channel and planned.granularity == PerTensor():
+        more.append("one scale")
+    if any(how.split for how in plan.outliers.values()):
+        more.append("split")
+    if plan.outliers:
+        more.append("smooth")
     what = " ".join(
-        [node.op_type, *shapes, planned.compute, planned.storage, *more, f"for {plan.target}"]
+        [node.op_type, *shapes, planned.compute, planned.storage or "", *more, f"for {plan.target}"]
     )
 
     def timed() -> Any:
         alone = graph.normalize(
             ir.from_proto(part_of(model, [node], {str(node.outputs[0].name)}, {tensor: array}))
         )
-        sessions = open_session(alone), open_session(apply_plan(alone, plan, stats))
+        sessions = open_session(alone), open_session(apply_plan(alone, plan, stats).model)
         return measure(*sessions, x, seconds=SECONDS, clock=time.thread_time)
 
     return costs.of(what, timed)
@@ -86,15 +92,9 @@ def _cost(
 
 def _alone(plan: QuantPlan, node: NodePlan, tensor: str) -> QuantPlan:
     """The plan of this node by itself, which reads that tensor."""
-    static = {tensor: plan.activations[tensor]} if node.compute == STATIC else {}
-    eased = {t: e for t, e in plan.eased.items() if t == tensor and node.compute == DYNAMIC}
-    coarse = plan.one_scale and node.compute == DYNAMIC
+    static = {tensor: plan.activations[tensor]} if node.compute == Compute.STATIC else {}
+    is_dynamic = node.compute is Compute.DYNAMIC
+    outliers = {t: how for t, how in plan.outliers.items() if t == tensor and is_dynamic}
     return replace(
-        plan,
-        nodes=(node,),
-        activations=static,
-        means={},
-        eased=eased,
-        constants={},
-        one_scale=coarse,
+        plan, nodes=(node,), activations=static, means={}, outliers=outliers, constants={}
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.config import Contract, QuantConfig
+from quant_core.config import Contract
 from quant_core.errors import ModelError
-from quant_core.plan.make import FLOAT, NodePlan, QuantPlan, make_plan
-from quant_core.plan.targets import TARGETS
+from quant_core.plan.make import replan
+from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
 from quant_core.search.calibrated import Material
 from quant_core.search.candidate import Bench, Candidate
 from quant_core.search.keeping import is_expected_to_keep, keeping, value
@@ -22,29 +22,16 @@ POLISH_GROUPS, POLISH_FEEDS = 12, 16
 LEAST_PRICE = 0.01  # of a model's time: less cannot be told from nothing
 
 
-def restored(model: ir.Model, plan: QuantPlan, nodes: Collection[str], bits: int = 16) -> QuantPlan:
-    """The plan with the weights of these nodes in more bits: 8, or 16 (if those hold it) and then computed in float."""
-    config = replace(
-        plan.config,
-        layer_bits={**plan.config.layer_bits, **{_literal(n): bits for n in sorted(nodes)}},
-    )
-    wanted = {n.node: n.compute for n in plan.nodes}
-    return varied(model, plan, config, wanted)
+def restored(
+    model: ir.Model, plan: QuantPlan, nodes: Collection[str], storage: Storage = Storage.FLOAT16
+) -> QuantPlan:
+    """The plan with the weights of these nodes in more bits: int8, or float16 if that holds them, computed in float."""
+    return replan(model, plan, dict.fromkeys(nodes, NodeChoice(storage=storage)))
 
 
 def floated(model: ir.Model, plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:
     """The plan with these nodes computed in float, their weights stored as they are."""
-    wanted = {n.node: FLOAT if n.node in nodes else n.compute for n in plan.nodes if n.weights}
-    return varied(model, plan, plan.config, wanted)
-
-
-def varied(
-    model: ir.Model, plan: QuantPlan, config: QuantConfig, wanted: Mapping[str, str]
-) -> QuantPlan:
-    """The plan anew with another config, or where nodes compute in other ways; what a search found out stays."""
-    return make_plan(
-        model, config, TARGETS[plan.target], wanted, eased=plan.eased, one_scale=plan.one_scale
-    )
+    return replan(model, plan, dict.fromkeys(nodes, NodeChoice(Compute.FLOAT)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +49,16 @@ class Step:
 
 
 STEPS = (
-    Step("in 8 bits", 16, lambda n: n.storage == "int4", partial(restored, bits=8)),
-    Step("in float", 10, lambda n: n.is_rounded and n.compute != FLOAT, floated, slows=True),
-    Step("in 16 bits", 8, lambda n: n.is_rounded, partial(restored, bits=16)),
+    Step(
+        "in 8 bits",
+        16,
+        lambda n: n.storage is Storage.INT4,
+        partial(restored, storage=Storage.INT8),
+    ),
+    Step(
+        "in float", 10, lambda n: n.is_rounded and n.compute != Compute.FLOAT, floated, slows=True
+    ),
+    Step("in 16 bits", 8, lambda n: n.is_rounded, restored),
 )
 MAX_EVALUATIONS = sum(1 + step.most_groups + 2 * step.most_groups.bit_length() for step in STEPS)
 
@@ -217,7 +211,7 @@ def polish(
 
     Nodes are ranked in at most POLISH_GROUPS groups of neighbours, on a few samples.
     """
-    nodes = [n.node for n in start.plan.nodes if n.weights and n.compute != FLOAT]
+    nodes = [n.node for n in start.plan.nodes if n.weights and n.compute != Compute.FLOAT]
     quick = replace(bench, samples=bench.samples.subsample(POLISH_FEEDS))
     groups = (
         [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), POLISH_GROUPS))]
@@ -244,8 +238,3 @@ def _in_float(material: Material, start: Candidate, nodes: list[str]) -> Candida
     return material.build(
         floated(material.model, start.plan, nodes), f"{start.name}, {len(nodes)} nodes in float"
     )
-
-
-def _literal(name: str) -> str:
-    """A glob that matches this name only."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

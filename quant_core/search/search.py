@@ -10,17 +10,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quant_core.calibrate.outliers import Easing, easings
+from quant_core.calibrate.outliers import easings
 from quant_core.config import Contract
 from quant_core.errors import ModelError
-from quant_core.plan.make import BLOCKS, DYNAMIC, FLOAT, STATIC, QuantPlan, make_plan
+from quant_core.numerics.granularity import PerTensor
+from quant_core.plan.make import replan
 from quant_core.plan.operators import RULES
-from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, NodeChoice, OutlierTreatment, QuantPlan
 from quant_core.search.calibrated import Material
 from quant_core.search.candidate import AS_FAST, FAITHFUL_DB, Bench, Candidate
 from quant_core.search.keeping import keeping, verdict
 from quant_core.search.matmul_costs import is_product, product_costs
-from quant_core.search.mixed_precision import polish, restore, varied
+from quant_core.search.mixed_precision import polish, restore
 
 EXACT_DB = 50.0  # outputs this close to float's need no other channels
 EVEN_GAIN_DB = 0.5  # less is luck
@@ -66,7 +67,7 @@ def search(
     trace: list[dict[str, Any]] = []
     if exact or bench is None:
         best = material.build(plan, "the plan")
-        best = replace(best, model=material.settled(best) or best.model)
+        best = replace(best, quantized=material.settled(best) or best.quantized)
         if bench is None or contract is None:
             return Found(best, material, "none", "no contract", trace)
         best = bench.judge(best)
@@ -88,7 +89,7 @@ def search(
         if (made := material.settled(best)) is None:
             return best
         rested = bench.judge(
-            replace(best, name=f"{best.name}, biases settled", model=made), timed=False
+            replace(best, name=f"{best.name}, biases settled", quantized=made), timed=False
         )
         trace.append(rested.trace())
         broken = (
@@ -98,11 +99,11 @@ def search(
         )
         return best if broken else rested
 
-    def eased() -> Mapping[str, Easing]:
+    def eased() -> Mapping[str, OutlierTreatment]:
         dynamic = [
             n.node
             for n in plan.nodes
-            if n.compute != FLOAT and RULES[n.op_type].dynamic and n.op_type != "LSTM"
+            if n.compute != Compute.FLOAT and RULES[n.op_type].dynamic and n.op_type != "LSTM"
         ]
         if material.stats is None or not candidates or candidates[-1].sqnr_db > FAITHFUL_DB:
             return {}
@@ -140,7 +141,7 @@ def search(
             continue
         progress(f"trying {name}")
         attempt(name, partial(_judged, material, bench, variant, name))
-        if name == STATIC and candidates and candidates[-1].sqnr_db < EXACT_DB:
+        if name == "static" and candidates and candidates[-1].sqnr_db < EXACT_DB:
             progress("evening out channels")
             if (evened := material.evened(plan)) is None:
                 continue
@@ -179,7 +180,7 @@ def search(
 def variants(
     model: ir.Model,
     plan: QuantPlan,
-    eased: Callable[[], Mapping[str, Easing]],
+    eased: Callable[[], Mapping[str, OutlierTreatment]],
     is_spare: Callable[[], bool],
 ) -> Iterator[tuple[str, QuantPlan]]:
     """The ways in which the plan's weighted nodes can compute, without repetition.
@@ -191,14 +192,18 @@ def variants(
     if plan.config.mode != "auto":
         yield plan.config.mode, plan
         return
-    ways: dict[str, Callable[[str], str]] = {
-        "static": lambda _: STATIC,
-        "dynamic": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
-        "dynamic, eased": lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
-        ONE_SCALE: lambda op: DYNAMIC if RULES[op].dynamic else STATIC,
-        "blocks": lambda op: BLOCKS if RULES[op].dynamic and op != "LSTM" else STATIC,
-        "dynamic, convolutions in float": lambda op: DYNAMIC if RULES[op].dynamic else FLOAT,
-        "weight-only": lambda _: FLOAT,
+    ways: dict[str, Callable[[str], Compute]] = {
+        "static": lambda _: Compute.STATIC,
+        "dynamic": lambda op: Compute.DYNAMIC if RULES[op].dynamic else Compute.STATIC,
+        "dynamic, eased": lambda op: Compute.DYNAMIC if RULES[op].dynamic else Compute.STATIC,
+        ONE_SCALE: lambda op: Compute.DYNAMIC if RULES[op].dynamic else Compute.STATIC,
+        "blocks": lambda op: (
+            Compute.BLOCKS if RULES[op].dynamic and op != "LSTM" else Compute.STATIC
+        ),
+        "dynamic, convolutions in float": lambda op: (
+            Compute.DYNAMIC if RULES[op].dynamic else Compute.FLOAT
+        ),
+        "weight-only": lambda _: Compute.FLOAT,
     }
     weighted = [n for n in plan.nodes if n.weights]
     if sum(RULES[n.op_type].dynamic for n in weighted) < RARE * len(weighted):
@@ -207,18 +212,20 @@ def variants(
         }
     seen: list[Any] = []
     for name, way in ways.items():
-        wanted = {n.node: DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == STATIC else way(n.op_type)
+        wanted = {n.node: Compute.DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == Compute.STATIC else way(n.op_type)
                   for n in weighted}  # fmt: skip
         how = eased() if name == "dynamic, eased" else None
         coarse = (
             name == ONE_SCALE and plan.config.per_channel and not plan.in_four_bits and is_spare()
         )
-        variant = make_plan(
-            model, plan.config, TARGETS[plan.target], wanted, eased=how, one_scale=coarse
-        )
+        granularity = PerTensor() if coarse else None
+        changes = {
+            node: NodeChoice(compute, granularity=granularity) for node, compute in wanted.items()
+        }
+        variant = replan(model, replace(plan, outliers=how or {}), changes)
         computes = [
-            variant.one_scale,
-            tuple(variant.eased),
+            coarse and any(n.compute is Compute.DYNAMIC for n in variant.nodes),
+            tuple(variant.outliers),
             *((n.node, n.compute) for n in variant.nodes),
         ]
         if computes not in seen:
@@ -243,10 +250,10 @@ def _cheaper(material: Material, bench: Bench, candidates: Sequence[Candidate]) 
     now = {n.node: n.compute for n in best.plan.nodes if n.weights}
     ways = [
         now | dict.fromkeys(products, way)
-        for way in (FLOAT, STATIC, DYNAMIC, BLOCKS)
-        if way in (FLOAT, *spared)
+        for way in (Compute.FLOAT, Compute.STATIC, Compute.DYNAMIC, Compute.BLOCKS)
+        if way in (Compute.FLOAT, *spared)
     ]
-    plans = [varied(material.model, best.plan, best.plan.config, way) for way in (now, *ways)]
+    plans = [_computing(material.model, best.plan, way) for way in (now, *ways)]
     chosen, saved_ms = {}, 0.0
     for node, costs in product_costs(
         material.model, plans, material.stats, bench.samples[0], bench.costs
@@ -257,5 +264,10 @@ def _cheaper(material: Material, bench: Bench, candidates: Sequence[Candidate]) 
             saved_ms += cost.float_ms / costs[now[node]].speedup - cost.quantized_ms
     if saved_ms <= (1 - AS_FAST) * best.cost.quantized_ms:
         return None
-    plan = varied(material.model, best.plan, best.plan.config, now | chosen)
+    plan = _computing(material.model, best.plan, now | chosen)
     return _judged(material, bench, plan, f"{best.name}, {len(chosen)} {CHEAPER}")
+
+
+def _computing(model: ir.Model, plan: QuantPlan, ways: Mapping[str, Compute]) -> QuantPlan:
+    """The plan with these nodes computing in these ways."""
+    return replan(model, plan, {node: NodeChoice(way) for node, way in ways.items()})

@@ -8,6 +8,7 @@ what is left of its channels' mean shift before the next layer is looked at.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,36 +20,39 @@ from quant_core.errors import ModelError
 from quant_core.evaluate.fidelity import compare, run_all, run_each
 from quant_core.model import graph
 from quant_core.model.session import open_session, values_of
-from quant_core.plan.make import STATIC, QuantPlan
 from quant_core.plan.operators import RULES
-from quant_core.rewrite.apply import INT32_MAX
+from quant_core.plan.types import Compute, QuantPlan
+from quant_core.rewrite.apply import INT32_MAX, Quantized
 from quant_core.rewrite.sequential import Walk
 
 CLOSE_DB = 40.0  # a hundredth of the signal: nobody would see what is left
 
 
 def settled(
-    model: ir.Model, quantized: ir.Model, plan: QuantPlan, samples: Samples
-) -> ir.Model | None:
+    model: ir.Model, quantized: Quantized, plan: QuantPlan, samples: Samples
+) -> Quantized | None:
     """A copy of the quantized model with other int32 biases; `model` is its float original.
 
     None if there are no such biases, outputs are close to float's already, a part of the model does not run by itself,
     or outputs come no nearer.
     """
-    copy = quantized.clone()
-    copy.meta.update(quantized.meta)
-    biases = _biases(copy, {n.node for n in plan.nodes if n.compute == STATIC})
+    copy = quantized.model.clone()
+    biases = _biases(copy, {n.node for n in plan.nodes if n.compute == Compute.STATIC})
     if not biases:
         return None
     reference = run_all(open_session(model), samples)
-    before = _sqnr_db(quantized, reference, samples)
+    before = _sqnr_db(quantized.model, reference, samples)
     if before > CLOSE_DB:
         return None
     try:
         _settle(model, copy, biases, samples)
     except ModelError:  # an operator between sequences, say
         return None
-    return copy if _sqnr_db(copy, reference, samples) > before else None
+    if _sqnr_db(copy, reference, samples) <= before:
+        return None
+    twins = {n.name: n for g in graph.graphs_of(copy) for n in g}
+    written = {planned: twins[node.name] for planned, node in quantized.written.items()}
+    return replace(quantized, model=copy, written=written)
 
 
 def _settle(

@@ -23,7 +23,7 @@ from quant_core.model import graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare as prepare_model
 from quant_core.model.write import write_model
-from quant_core.plan.make import QuantPlan
+from quant_core.plan.types import QuantPlan
 from quant_core.worker.child import serve
 
 Row = dict[str, Any]

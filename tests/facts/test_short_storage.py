@@ -30,7 +30,11 @@ def quantized(
     plan = make_plan(normalize(ir.from_proto(proto)), config, TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(8)]
     stats = observe(proto.SerializeToString(), plan, feeds)
-    return proto, ir.to_proto(apply_plan(normalize(ir.from_proto(proto)), plan, stats)), feeds[0]
+    return (
+        proto,
+        ir.to_proto(apply_plan(normalize(ir.from_proto(proto)), plan, stats).model),
+        feeds[0],
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def make(
     plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target], compute)
     plan = replace(plan, one_scale=one_scale)
     stats = observe(ir.to_proto(given.model).SerializeToString(), plan, given.feeds)
-    return Made(plan, stats, ir.to_proto(apply_plan(given.model, plan, stats)))
+    return Made(plan, stats, ir.to_proto(apply_plan(given.model, plan, stats).model))
 
 
 def sqnr_db(wanted: list[list[np.ndarray]], got: list[list[np.ndarray]]) -> float:

@@ -1,0 +1,245 @@
+"""The words of a plan: how a node computes, how its weights are stored, and the whole decision for one model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from quant_core.config import QuantConfig, known_keys
+from quant_core.errors import RequestError
+from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
+from quant_core.plan.targets import find_target
+
+
+class Compute(StrEnum):
+    """How a node computes.
+
+    FLOAT    in float32
+    STATIC   in int8, with activation ranges from calibration
+    DYNAMIC  in int8, with activation ranges found at run time
+    BLOCKS   int4 weights by int8 activations whose ranges are found block by block at run time: best where the input
+             has one row
+    """
+
+    FLOAT = "float"
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    BLOCKS = "blocks"
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the node multiplies integers."""
+        return self is not Compute.FLOAT
+
+
+class Storage(StrEnum):
+    """In which type a weight lies in the file."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight."""
+        return _BITS[self]
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether weights are rounded to integers."""
+        return self in (Storage.INT8, Storage.INT4)
+
+    @classmethod
+    def of_bits(cls, bits: int) -> Storage:
+        """The storage that `bits` of a config ask for: 32, 16, 8 or 4."""
+        return next(storage for storage, width in _BITS.items() if width == bits)
+
+
+_BITS = {Storage.FLOAT32: 32, Storage.FLOAT16: 16, Storage.INT8: 8, Storage.INT4: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierTreatment:
+    """How the outliers of one tensor are treated where dynamic nodes read it (calibrate/outliers.py).
+
+    smooth   channels are divided, and weights multiplied, by SmoothQuant's factors
+    split    the channels that are multiplied in float
+    gain_db  by how many dB that brings the products nearer to float's
+    """
+
+    smooth: bool
+    split: tuple[int, ...]
+    gain_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChoice:
+    """What a search asks of one node; None leaves the decision to the config.
+
+    compute      how the node computes, if it can
+    storage      how its weights are stored, if they can be
+    granularity  of the weights of a dynamic node
+    """
+
+    compute: Compute | None = None
+    storage: Storage | None = None
+    granularity: Granularity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """What becomes of one node.
+
+    storage      of its weights, None where it has none
+    granularity  of its rounded weights, None where none is rounded
+    reason       why it does not compute in integers, or what it was fused into
+    """
+
+    node: str
+    op_type: str
+    compute: Compute
+    storage: Storage | None = None
+    weights: tuple[str, ...] = ()
+    elements: int = 0
+    reason: str = ""
+    granularity: Granularity | None = None
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether its weights become integers."""
+        return self.storage is not None and self.storage.is_integer
+
+    @property
+    def weight_storage(self) -> Storage:
+        """The storage of a node that has weights."""
+        assert self.storage is not None, f"{self.node} has no weights"
+        return self.storage
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives the node's plan back."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return own | {
+            "compute": str(self.compute),
+            "storage": str(self.storage or ""),
+            "weights": list(self.weights),
+            "granularity": _granularity_to_json(self.granularity),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NodePlan:
+        """Raises: RequestError for an unknown key, ValueError for an unknown word."""
+        known = known_keys(cls, values)
+        known["compute"] = Compute(known["compute"])
+        known["storage"] = Storage(known["storage"]) if known.get("storage") else None
+        known["granularity"] = _granularity_from_json(known.get("granularity"))
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantPlan:
+    """The whole decision for one model; `to_json` and `from_json` are inverse.
+
+    activations   tensor that is quantized -> tensor whose range and parameters it has (itself, or the one that a node
+                  which only moves values took it from)
+    means         input of a node with a weight -> axis of its channels, whose means bias correction needs
+    outliers      input of dynamic nodes -> how its outliers are treated
+    constants     other constants -> float16, or why they stay float32; empty unless float_storage is float16
+    stored        node -> how a search chose to store its weights, where the config would store them otherwise
+    equalized_db  by how much cross-layer equalization brought outputs nearer to float's, 0 where it was not done
+    """
+
+    config: QuantConfig
+    target: str
+    nodes: tuple[NodePlan, ...]
+    activations: Mapping[str, str]
+    means: Mapping[str, int]
+    outliers: Mapping[str, OutlierTreatment] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, Storage] = field(default_factory=dict)
+    equalized_db: float = 0.0
+
+    @property
+    def in_four_bits(self) -> list[str]:
+        """The nodes whose weights are stored in 4 bits."""
+        return [n.node for n in self.nodes if n.storage is Storage.INT4]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "config": self.config.to_dict(),
+            "target": self.target,
+            "equalized_db": self.equalized_db,
+            "nodes": [n.to_dict() for n in self.nodes],
+            "activations": dict(self.activations),
+            "means": dict(self.means),
+            "outliers": {tensor: asdict(how) for tensor, how in self.outliers.items()},
+            "constants": dict(self.constants),
+            "stored": {node: str(storage) for node, storage in self.stored.items()},
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantPlan:
+        """The plan that `to_dict` wrote. Raises: RequestError if this is not a plan."""
+        try:
+            known = known_keys(cls, values)
+            outliers = {
+                tensor: OutlierTreatment(**known_keys(OutlierTreatment, how))
+                for tensor, how in known["outliers"].items()
+            }
+            return cls(
+                config=QuantConfig.from_dict(known["config"]),
+                target=find_target(known["target"]).name,
+                nodes=tuple(NodePlan.from_dict(node) for node in known["nodes"]),
+                activations=dict(known["activations"]),
+                means=dict(known["means"]),
+                outliers=outliers,
+                constants=dict(known["constants"]),
+                stored={node: Storage(word) for node, word in known["stored"].items()},
+                equalized_db=float(known["equalized_db"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RequestError(
+                f"not a plan: {error}", hint="Write one with --dry-run --format json"
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> QuantPlan:
+        """Raises: RequestError if the text is not a plan."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise RequestError(
+                f"not JSON: {error}", "plan", "Write one with --dry-run --format json"
+            ) from error
+
+
+def _granularity_to_json(granularity: Granularity | None) -> str | int | None:
+    """Words for whole tensors and channels, the size of a block."""
+    match granularity:
+        case PerTensor():
+            return "tensor"
+        case PerChannel():
+            return "channel"
+        case PerBlock(size):
+            return size
+    return None
+
+
+def _granularity_from_json(value: str | int | None) -> Granularity | None:
+    """The inverse of `_granularity_to_json`. Raises: ValueError for another word."""
+    if value is None:
+        return None
+    if isinstance(value, int):
+        return PerBlock(value)
+    words: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
+    if value not in words:
+        raise ValueError(f"granularity {value!r} is not tensor, channel or a block size")
+    return words[value]
