@@ -318,7 +318,7 @@ def _choose_compute(
         possible.add(Compute.DYNAMIC)
         if node.op_type != "LSTM" and target.is_onnxruntime:
             possible.add(Compute.BLOCKS)
-    if chosen in possible:
+    if chosen in possible and len(possible) > 1:
         return chosen, "" if chosen.is_integer else "computes in float: found better"
     if mode == "weight_only":
         return Compute.FLOAT, "weight-only"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, optimized_graph, run
-from quant_core.plan.make import QuantPlan, make_plan
+from quant_core.numerics.granularity import PerTensor
+from quant_core.plan.make import make_plan, replan
 from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan
 from quant_core.rewrite.apply import apply_plan
 from tests.models import random_feed
 from tests.oracle.cases import CASES
@@ -79,13 +81,24 @@ def prepare_proto(model: onnx.ModelProto) -> Prepared:
 
 
 def make(
-    given: Prepared, target: str = "x86-avx2", compute: Mapping[str, str] | None = None, *, one_scale: bool = False,
+    given: Prepared, target: str = "x86-avx2", compute: Mapping[str, Compute] | None = None, *, one_scale: bool = False,
     **options: object,
 ) -> Made:  # fmt: skip
-    plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target], compute)
-    plan = replace(plan, one_scale=one_scale)
+    plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target])
+    granularity = PerTensor() if one_scale else None
+    changes = {
+        n.node: NodeChoice((compute or {}).get(n.node), granularity=granularity)
+        for n in plan.nodes
+        if n.weights
+    }
+    plan = replan(given.model, plan, changes)
     stats = observe(ir.to_proto(given.model).SerializeToString(), plan, given.feeds)
     return Made(plan, stats, ir.to_proto(apply_plan(given.model, plan, stats).model))
+
+
+def planned(plan: QuantPlan, node: str) -> NodePlan:
+    """The plan of that node."""
+    return next(n for n in plan.nodes if n.node == node)
 
 
 def sqnr_db(wanted: list[list[np.ndarray]], got: list[list[np.ndarray]]) -> float:

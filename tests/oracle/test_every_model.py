@@ -56,7 +56,7 @@ def test_a_quantized_model_is_valid_and_near(case, way):
         QuantPlan.from_json(made.plan.to_json()),
         Statistics(made.stats.tensors, made.stats.means),
     )
-    assert ir.to_proto(again).SerializeToString() == made.model.SerializeToString()
+    assert ir.to_proto(again.model).SerializeToString() == made.model.SerializeToString()
 
 
 @pytest.mark.parametrize("target", ["x86-vnni", "arm64", "portable"])

@@ -14,10 +14,10 @@ from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.model import graph
 from quant_core.model.session import optimized_graph
 from quant_core.numerics.weights import block_width, layout_of, quantize_int4
-from quant_core.plan.make import QuantPlan
+from quant_core.plan.types import Compute, QuantPlan
 from tests.models import sketch
 from tests.oracle.cases import CASES, weights
-from tests.oracle.quantizing import make, prepare_proto, prepared, sqnr_db
+from tests.oracle.quantizing import make, planned, prepare_proto, prepared, sqnr_db
 
 CONVS = [
     "tiny_cnn", "conv_without_a_bias", "conv_1d", "conv_3d", "grouped_and_depthwise", "residual", "constants_that_hide",
@@ -52,8 +52,8 @@ def test_a_conv_with_a_computed_bias_stays_float():
     """It would not fuse, and dequantize its weight at every run."""
     made = make(prepared("conv_with_a_computed_weight_or_bias"), mode="static")
 
-    assert made.plan.of("a").compute == "float"
-    assert "bias" in made.plan.of("a").reason
+    assert planned(made.plan, "a").compute == "float"
+    assert "bias" in planned(made.plan, "a").reason
 
 
 def test_a_residual_network_runs_in_integers_from_input_to_output():
@@ -218,9 +218,9 @@ def test_stored_int4_weights_load_to_what_numpy_decodes(case):
     nodes = {n.name: n for n in given.model.graph}
     stored = [n for n in made.plan.nodes if n.storage == "int4"]
     assert stored
-    for planned in stored:
-        node = nodes[planned.node]
-        for name in planned.weights:
+    for stored_node in stored:
+        node = nodes[stored_node.node]
+        for name in stored_node.weights:
             weight = graph.array(next(v for v in node.inputs if v is not None and v.name == name))
             layout = layout_of(node, weight.ndim)
             rows = layout.matrix(weight)
@@ -232,7 +232,7 @@ def test_stored_int4_weights_load_to_what_numpy_decodes(case):
                 decoded.astype(np.float32) * wanted.scale[:, None], weight.shape
             )
             assert any(a.shape == expected.shape and np.array_equal(a, expected) for a in arrays), (
-                planned.node
+                stored_node.node
             )
 
 
@@ -261,7 +261,7 @@ BLOCKWISE = [
 @pytest.mark.parametrize("case", BLOCKWISE)
 def test_blocks_stay_in_4_bits_and_compute_what_the_stored_weights_say(case):
     given = prepared(case)
-    all_blocks = dict.fromkeys((n.name for n in given.model.graph), "blocks")
+    all_blocks = dict.fromkeys((n.name for n in given.model.graph), Compute.BLOCKS)
     said = {"bits": 4, "layer_bits": {"*": 4}}
 
     made, exact = make(given, compute=all_blocks, **said), make(given, mode="weight_only", **said)
@@ -300,7 +300,7 @@ def test_what_cannot_compute_in_blocks_does_not(case, target, options, compute):
     given = prepared(case)
 
     made = make(
-        given, target, dict.fromkeys((n.name for n in given.model.graph), "blocks"), **options
+        given, target, dict.fromkeys((n.name for n in given.model.graph), Compute.BLOCKS), **options
     )
 
     assert {n.compute for n in made.plan.nodes if n.weights} == {compute}

@@ -37,7 +37,7 @@ def costs(**config: object) -> dict[str, tuple[float, float]]:
         model, QuantConfig.from_dict({"mode": "static", **config}), TARGETS["portable"]
     )
     stats = observe(ir.to_proto(model).SerializeToString(), plan, FEEDS)
-    rows = damage(model, apply_plan(model, plan, stats), FEEDS)
+    rows = damage(model, apply_plan(model, plan, stats).model, FEEDS)
     return {row.node: (row.alone_db, row.so_far_db) for row in rows}
 
 
@@ -66,7 +66,7 @@ def test_shares_of_the_samples_tell_the_same_to_the_last_bit(shards):
     plan = make_plan(model, QuantConfig(mode="static"), TARGETS["portable"])
     quantized = apply_plan(
         model, plan, observe(ir.to_proto(model).SerializeToString(), plan, FEEDS)
-    )
+    ).model
 
     parts = [powers(model, quantized, FEEDS[k::shards]) for k in range(shards)]
 

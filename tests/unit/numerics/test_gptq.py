@@ -11,6 +11,7 @@ from quant_core.config import QuantConfig
 from quant_core.numerics.gptq import gptq_int4, gptq_int8
 from quant_core.numerics.saturation import unsafe_pairs
 from quant_core.numerics.weights import IntegerWeight, block_width, quantize_int4, quantize_int8
+from quant_core.plan.types import Storage
 from quant_core.rewrite.rounding import Rounding
 
 SEEDS = range(8)
@@ -110,7 +111,7 @@ def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
         QuantConfig(bits=4, block_size=16), Statistics(grams={"gemm": np.stack([[np.eye(50)] * 2])})
     )
 
-    found = rounding.integers(node, weight, "int4", safe=True).integers
+    found = rounding.integers(node, weight, Storage.INT4, safe=True).integers
 
     width = 100 // found.multipliers.shape[1]
     assert 50 % width == 0

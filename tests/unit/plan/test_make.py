@@ -14,17 +14,20 @@ from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
 from quant_core.model.graph import normalize
 from quant_core.model.prepare import prepare
-from quant_core.plan.make import QuantPlan, make_plan
+from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, NodeChoice, QuantPlan
 from tests.models import sketch, tiny_cnn
 from tests.oracle.cases import CASES, weights
+from tests.oracle.quantizing import planned
 
 AVX2 = TARGETS["x86-avx2"]
 
 
 def plan_of(model: onnx.ModelProto | str, compute=None, **options: object) -> QuantPlan:
     proto = CASES[model]() if isinstance(model, str) else model
-    return make_plan(normalize(ir.from_proto(proto)), QuantConfig.from_dict(options), AVX2, compute)
+    choices = {node: NodeChoice(Compute(way)) for node, way in (compute or {}).items()}
+    return make_plan(normalize(ir.from_proto(proto)), QuantConfig.from_dict(options), AVX2, choices)
 
 
 def chosen(plan: QuantPlan) -> dict[str, tuple[str, str]]:
@@ -146,7 +149,7 @@ def test_too_few_columns_for_four_bits_are_stored_in_eight():
         "conv": "int8",
         "gemm": "int8",
     }  # 27 and 16 columns
-    assert "too few" in plan.of("gemm").reason
+    assert "too few" in planned(plan, "gemm").reason
 
 
 def test_the_plan_does_not_claim_int4_for_what_is_written_in_int8():

@@ -60,8 +60,8 @@ def test_following_rounded_inputs_is_nearer_than_rounding_each_layer_alone(way):
     )
 
     assert set(followed.aims) == set(sites_of(model, plan))
-    assert noise(apply_plan(model, plan, followed), proto, feeds) < noise(
-        apply_plan(model, plan, alone), proto, feeds
+    assert noise(apply_plan(model, plan, followed).model, proto, feeds) < noise(
+        apply_plan(model, plan, alone).model, proto, feeds
     )
 
 

@@ -16,13 +16,14 @@ from quant_core.data.spec import SampleSpec
 from quant_core.errors import ModelError
 from quant_core.evaluate.layer_report import layer_rows
 from quant_core.model.graph import normalize
+from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.search.calibrated import Material
 from quant_core.search.candidate import Bench
 from quant_core.search.keeping import is_expected_to_keep, keeping
 from quant_core.search.mixed_precision import MAX_EVALUATIONS, restored
-from quant_core.search.search import search, variants
+from quant_core.search.search import ONE_SCALE, search, variants
 from tests.models import sketch
 from tests.oracle.cases import weights
 
@@ -250,8 +251,10 @@ def test_layers_are_proven_safe_or_said_not_to_be(mode):
     problem = Problem(harmful(), mode=mode)
     unsafe = make_plan(problem.model, QuantConfig(mode=mode), TARGETS["x86-vnni"])
 
-    rows = layer_rows(problem.material.build(problem.plan, mode))
-    risky = layer_rows(problem.material.build(unsafe, mode))
+    rows, risky = (
+        layer_rows(plan, problem.material.build(plan, mode).quantized)
+        for plan in (problem.plan, unsafe)
+    )
 
     assert all(row["saturation_safe"] for row in rows)
     assert not any(row["saturation_safe"] for row in risky if row["weight"])
@@ -293,8 +296,11 @@ def test_one_scale_a_weight_is_raced_where_fidelity_is_to_spare(asked, spare, ra
 
     ways = dict(variants(problem.model, problem.plan, dict, lambda: spare))
 
-    assert any(plan.one_scale for plan in ways.values()) == raced
-    assert not any(plan.one_scale and "dynamic" not in name for name, plan in ways.items())
+    coarse = {
+        name for name, plan in ways.items() for n in plan.nodes if n.granularity == PerTensor()
+    }
+    expected = {ONE_SCALE} if raced else set()
+    assert coarse == (expected if asked.get("per_channel", True) else set(ways))
 
 
 def test_fidelity_that_is_unknown_is_not_spent(judged):
