@@ -16,12 +16,13 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource, SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.evaluate.fidelity import Fidelity, compare, judge, run_each
+from quant_core.evaluate.fidelity import compare, judge, run_each
 from quant_core.evaluate.layer_report import layer_rows
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.sensitivity import damage
 from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import Costs
+from quant_core.metrics import Fidelity
 from quant_core.model import graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, prepare, raise_opset

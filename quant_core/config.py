@@ -1,4 +1,4 @@
-"""What was asked: valid once built, and every unknown key an error."""
+"""The settings of a quantization and its contract: valid once built, unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from quant_core.errors import RequestError
+from quant_core.metrics import METRICS, find_metric
 
 MODES = ("auto", "static", "dynamic", "weight_only")
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 WEIGHT_METHODS = ("auto", "rtn", "mse", "gptq")
 RUNTIMES = ("folded", "qdq")
-METRICS = ("top1", "agreement", "cosine", "sqnr")
 BITS = (8, 4)
 LAYER_BITS = (32, 16, 8, 4)
 FLOAT_STORAGE = ("float32", "float16")
@@ -22,18 +22,24 @@ FLOAT_STORAGE = ("float32", "float16")
 
 @dataclass(frozen=True, slots=True)
 class QuantConfig:
-    """How models are to be quantized. Every field has the value that serves most models best.
+    """How models are quantized. The default of every field serves most models best.
 
-    mode         auto: each node computes as it is fastest while the outputs hold (measured);
-                 static, dynamic, weight_only: what can, computes so
-    bits         bits that a weight is stored in; 4 means blocks of `block_size` with a scale each
-    method       range of an activation: auto picks per tensor; percentile uses `percentile`
-    exclude      globs over node and weight names that stay float
-    layer_bits   globs over node and weight names -> 32 or 16 (both compute in float), 8 or 4, the last match wins
-    min_elements weights with fewer elements stay float
-    symmetric    weights around zero; asymmetric weights exist in the weight-only pattern alone
-    runtime      of weight-only weights: folded (float after loading, onnxruntime) or qdq (any runtime)
-    float_storage what stays float lies in the file as float32, or as float16 where that holds it
+    bits           bits of a stored weight; 4 means blocks of `block_size` with one scale each
+    mode           auto measures which computation of each node is fastest while the outputs stay
+                   close to float's; static, dynamic and weight_only use that computation for every
+                   node that supports it
+    method         how the range of an activation is chosen; auto chooses a method per tensor, and
+                   percentile uses `percentile`
+    symmetric      whether weights have zero point 0; only weight-only weights may be asymmetric
+    exclude        globs over names of nodes and weights that stay float
+    min_elements   weights with fewer elements stay float
+    layer_bits     glob over names of nodes and weights -> 32, 16, 8 or 4 bits; 32 and 16 compute
+                   in float; the last glob that matches wins
+    runtime        pattern of weight-only weights: folded is for onnxruntime, which makes the
+                   weights float when it loads the model; qdq runs in any runtime
+    float_storage  type of float weights in the file: float32, or float16 where their values fit
+
+    Raises: RequestError for a wrong value.
     """
 
     bits: int = 8
@@ -73,7 +79,10 @@ class QuantConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:
-        """The config with these keys set. Raises: RequestError for an unknown key or a wrong value."""
+        """The config with these keys set.
+
+        Raises: RequestError for an unknown key or a wrong value.
+        """
         return replace(cls(), **known_keys(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,12 +94,15 @@ class QuantConfig:
 class Contract:
     """How much accuracy a model may lose, and what it must gain for that.
 
-    metric        top1 (share of labels right), agreement (share of decisions equal to float's), cosine,
-                  sqnr (dB), or `module:function` of your own
-    max_drop      float value minus quantized value, at most (of top1, cosine or your own metric)
-    min           quantized value, at least
-    min_speedup   float latency over quantized latency, at least
-    max_size_ratio quantized bytes over float bytes, at most
+    metric          top1 (share of labels predicted), agreement (share of decisions equal to
+                    float's), cosine, sqnr (dB), or `module:function` of the user's own
+    max_drop        upper bound of float value - quantized value; not for agreement and sqnr, which
+                    have no float value
+    min             lower bound of the quantized value
+    min_speedup     lower bound of float latency / quantized latency
+    max_size_ratio  upper bound of quantized bytes / float bytes
+
+    Raises: RequestError for a wrong value, or without `max_drop` and `min`.
     """
 
     metric: str = "top1"
@@ -101,18 +113,20 @@ class Contract:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if ":" not in self.metric:
-            one_of("metric", self.metric, METRICS, " or module:function")
+        check_metric(self.metric)
         if self.max_drop is None and self.min is None:
             raise RequestError("promises nothing", "contract", "Set max_drop or min")
-        if self.max_drop is not None and self.metric in ("agreement", "sqnr"):
+        if self.max_drop is not None and find_metric(self.metric).of_float is None:
             raise RequestError(
                 f"{self.metric} has no value for float itself", "contract.max_drop", "Set min"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Contract:
-        """The contract with these keys. Raises: RequestError for an unknown key or a wrong value."""
+        """The contract with these keys.
+
+        Raises: RequestError for an unknown key or a wrong value.
+        """
         return cls(**known_keys(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +134,10 @@ class Contract:
 
 
 def known_keys(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values`, once every key is a field of `cls`; lists become tuples. Raises: RequestError."""
+    """`values` with lists as tuples.
+
+    Raises: RequestError for a key that is no field of `cls`, with the nearest field that is.
+    """
     if not isinstance(values, Mapping):
         raise RequestError(f"is {values!r}", cls.__name__, "A mapping of keys to values")
     names = [f.name for f in fields(cls)]
@@ -145,8 +162,14 @@ def one_of(key: str, value: object, allowed: tuple[object, ...], more: str = "")
         )
 
 
+def check_metric(name: str) -> None:
+    """Raises: RequestError unless `name` is a metric of the table or a `module:function`."""
+    if ":" not in name:
+        one_of("metric", name, tuple(METRICS), " or module:function")
+
+
 def check_fields(value: Any) -> None:
-    """Raises: RequestError where a field of the dataclass `value` does not hold its annotated type."""
+    """Raises: RequestError where a field of the dataclass `value` has not its annotated type."""
     for name, hint in get_type_hints(type(value)).items():
         got = getattr(value, name)
         options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

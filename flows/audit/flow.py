@@ -6,10 +6,9 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import sqrt
 from pathlib import Path
 from threading import Semaphore
 from typing import Annotated, Any
@@ -35,6 +34,7 @@ from flows.console.summary import says, show_in_prefect, write_summary, wrong  #
 from flows.manifest.jobs import Job, Manifest  # noqa: E402
 from flows.manifest.selection import select  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
+from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
 from tasks.report import report  # noqa: E402
@@ -51,14 +51,6 @@ SHOWN = (
     "error",
 )
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
-
-# metric -> how much of the recorded value may be noise, for so many samples: other kernels round otherwise
-NOISE: dict[str, Callable[[float, int], float]] = {
-    "top1": lambda value, samples: _standard_error(value, samples),
-    "agreement": lambda value, samples: _standard_error(value, samples),
-    "cosine": lambda value, samples: 0.12 * (1 - value) + 1e-6,  # half a decibel
-    "sqnr": lambda value, samples: 0.5,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +303,5 @@ def _lost(metric: str, before: float | None, today: float | None, samples: int) 
         return None
     if today is None:
         return f"{metric} was {before:.4f} and cannot be measured"
-    noise = NOISE.get(metric, _one_percent)(before, samples)
+    noise = find_metric(metric).noise(before, samples)
     return f"{metric} {today:.4f}, was {before:.4f}" if today < before - noise else None
-
-
-def _one_percent(value: float, samples: int) -> float:
-    return 0.01 * abs(value)
-
-
-def _standard_error(share: float, samples: int) -> float:
-    """Of a share of so many samples; never less than one sample."""
-    return max(1.0, sqrt(max(0.0, samples * share * (1 - share)))) / max(1, samples) + 1e-9

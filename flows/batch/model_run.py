@@ -13,6 +13,7 @@ from flows.batch.journal import Stages, publish
 from flows.console.result import Listener
 from flows.manifest.jobs import Benchmark, Job
 from quant_core.errors import QuantError
+from quant_core.metrics import Fidelity, default_metric, find_metric
 from quant_core.text import plain, printable
 from tasks import stages as tasks
 from tasks.workers import Workers
@@ -209,22 +210,18 @@ def failed(stage: str, problem: QuantError) -> dict[str, Any]:
 
 
 def accuracy_of(job: Job, fidelity: Mapping[str, Any]) -> dict[str, Any]:
-    """The number that matters: the contract's metric, else top-1 where there are labels, else agreement."""
-    own = {key: fidelity[key] for key in ("agreement", "cosine", "sqnr_db", "max_abs_error")}
-    metric = (
-        job.contract.metric
-        if job.contract
-        else "top1"
-        if fidelity["top1"] is not None
-        else "agreement"
-    )
-    value, of_float = {
-        "top1": (fidelity["top1"], fidelity["top1_float"]),
-        "agreement": (fidelity["agreement"], None),
-        "cosine": (fidelity["cosine"], None),
-        "sqnr": (fidelity["sqnr_db"], None),
-    }.get(metric, (fidelity["metric"], fidelity["metric_float"]))
-    return own | {"metric": metric, "accuracy": value, "accuracy_float": of_float}
+    """The columns of accuracy: the contract's metric, or the default one, and what else was measured."""
+    measured = Fidelity.from_dict(fidelity)
+    metric = find_metric(job.contract.metric) if job.contract else default_metric(measured)
+    return {
+        "agreement": measured.agreement,
+        "cosine": measured.cosine,
+        "sqnr_db": measured.sqnr_db,
+        "max_abs_error": measured.max_abs_error,
+        "metric": metric.name,
+        "accuracy": metric.value(measured),
+        "accuracy_float": metric.of_float(measured) if metric.of_float is not None else None,
+    }
 
 
 def _kept_rest(job: Job, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.console import render
-from quant_core.config import METRICS, Contract, QuantConfig, one_of
+from quant_core.config import Contract, QuantConfig, check_metric
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import QuantError, RequestError
+from quant_core.metrics import METRICS
 from quant_core.plan.targets import find_target
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ def _read_accuracy(said: Mapping[str, Any]) -> AccuracyOptions:
     promised = said.keys() & {"max_drop", "min"}
     metric = said.get("metric")
     try:
-        if metric is not None and ":" not in metric:
-            one_of("metric", metric, METRICS, " or module:function")
+        if metric is not None:
+            check_metric(metric)
         return AccuracyOptions(metric, Contract.from_dict(said) if promised else None)
     except RequestError as error:
         raise _at_option(error) from None
@@ -274,9 +275,7 @@ CONFIG = {
     ),
 }
 ACCURACY = {
-    "metric": _accuracy(
-        TEXT, "--metric", "top1, agreement, cosine, sqnr or module:function", "METRIC"
-    ),
+    "metric": _accuracy(TEXT, "--metric", f"{', '.join(METRICS)} or module:function", "METRIC"),
     "max_drop": _accuracy(FLOAT, "--max-drop", "Exit 1 if the metric falls by more", "D"),
     "min": _accuracy(FLOAT, "--min", "Exit 1 if the metric is lower", "V"),
 }

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from flows.console.result import Result
 from quant_core.errors import QuantError
+from quant_core.metrics import find_metric
 from quant_core.text import plain, printable
 
 PIPE_WIDTH = 200  # a file has no width; wrapped names cannot be searched for
@@ -213,7 +214,7 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             "accuracy": _change(
                 row.get("accuracy_float"),
                 row.get("accuracy"),
-                METRIC_FORMS.get(row.get("metric"), number),
+                in_metric(row.get("metric")),
             ),
             "of": row.get("metric") or "",
             "latency": _change(row.get("float_ms"), row["float_ms"] / row["speedup"], ms)
@@ -238,7 +239,7 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             "accuracy": _change(
                 row.get("accuracy_before"),
                 row.get("accuracy"),
-                METRIC_FORMS.get(row.get("metric"), number),
+                in_metric(row.get("metric")),
             ),
             "of": row.get("metric") or "",
             "speed": _change(row.get("speedup_before"), row.get("speedup"), _times)
@@ -358,12 +359,10 @@ def decibel(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} dB"
 
 
-METRIC_FORMS: Mapping[str | None, Callable[[float | None], str]] = {
-    "top1": percent,
-    "agreement": percent,
-    "cosine": lambda value: number(value, 5),
-    "sqnr": decibel,
-}
+def in_metric(name: str | None) -> Callable[[float | None], str]:
+    """How values of this metric are shown; nothing where there is no value."""
+    form = find_metric(name or "").form
+    return lambda value: "" if value is None else form(value)
 
 
 def _cell(value: object) -> Text:

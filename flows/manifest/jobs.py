@@ -18,6 +18,7 @@ from flows.manifest.schema import Mistake, Place, form_mistakes, read_values, sp
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
+from quant_core.metrics import find_metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +271,11 @@ def _job(
     contract = Contract.from_dict(_given(promised)) if promised else None
     if (
         contract
-        and contract.metric == "top1"
+        and find_metric(contract.metric).needs_labels
         and (evaluation or calibration or SampleSpec()).labels is None
     ):
         raise RequestError(
-            "top1 needs labels",
+            f"{contract.metric} needs labels",
             "contract.metric",
             "Give evaluation.labels, or promise agreement or cosine",
         )

@@ -6,7 +6,6 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import onnxruntime as ort
 from quant_core.config import Contract
 from quant_core.data.samples import Samples
 from quant_core.errors import DataError, ModelError, RequestError
+from quant_core.metrics import Fidelity, OutputFidelity, find_metric
 from quant_core.model.session import run
-from quant_core.text import plain
 
 Outputs = list[np.ndarray]  # of one feed
-Metric = Callable[[dict[str, Any], np.ndarray | None], float]
+CustomMetric = Callable[[dict[str, Any], np.ndarray | None], float]
 
 SQNR_CAP = 200.0  # dB of identical outputs; its negative where an output is broken
 BLOCK_ELEMENTS = 1 << 20  # feeds of one shape are compared together up to this size
@@ -29,74 +28,6 @@ NO_DECISIONS = np.zeros(
     6, np.int64
 )  # all, same as float's, labelled, right, right in float, right in both
 SLACK = 1e-9  # 0.985 - 0.975 is a little more than 0.01 in binary
-
-
-@dataclass(frozen=True, slots=True)
-class OutputFidelity:
-    """One output over all samples.
-
-    cosine, sqnr_db, max_abs_error  of float outputs, None of integer ones
-    agreement                       share of decisions equal to float's
-    flaw                            what makes the output unusable: NaN or infinite where float is not, another shape;
-                                    then sqnr_db is -200, cosine -1 and max_abs_error infinite
-    """
-
-    name: str
-    cosine: float | None
-    sqnr_db: float | None
-    max_abs_error: float | None
-    agreement: float | None
-    flaw: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """A model against its float original.
-
-    cosine, sqnr_db  mean over the float outputs; max_abs_error is their largest
-    agreement        over the output that the labels judge, else over all whose first axis is that of the first output
-    top1             share of labels that are decided right, below zero ignored; flips_bad counts what float had right
-                     and is wrong now, flips_good the reverse
-    metric           value of your own function
-    note             what makes the numbers doubtful, "" if nothing
-    """
-
-    per_output: tuple[OutputFidelity, ...]
-    samples: int
-    cosine: float | None
-    sqnr_db: float | None
-    max_abs_error: float | None
-    agreement: float | None
-    top1: float | None = None
-    top1_float: float | None = None
-    flips_bad: int | None = None
-    flips_good: int | None = None
-    metric: float | None = None
-    metric_float: float | None = None
-    note: str = ""
-
-    @property
-    def flaws(self) -> tuple[str, ...]:
-        return tuple(f"output {o.name} {o.flaw}" for o in self.per_output if o.flaw)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: an infinite error is null."""
-        return plain(asdict(self))  # type: ignore[no-any-return]
-
-
-# metric of a contract -> its value, and float's own where that means something
-METRICS: dict[str, Callable[[Fidelity], tuple[float | None, float | None]]] = {
-    "top1": lambda f: (f.top1, f.top1_float),
-    "agreement": lambda f: (f.agreement, None),
-    "cosine": lambda f: (f.cosine, 1.0),
-    "sqnr": lambda f: (f.sqnr_db, None),
-}
-MISSING = {
-    "top1": "Give labels",
-    "agreement": "No output decides anything: use cosine, sqnr or module:function",
-    "cosine": "No output is float: use agreement",
-    "sqnr": "No output is float: use agreement",
-}
 
 
 def run_each(session: ort.InferenceSession, samples: Samples) -> Iterator[Outputs]:
@@ -162,16 +93,16 @@ def compare(
     )
 
 
-def score(fidelity: Fidelity, metric: str) -> tuple[float, float | None]:
-    """Value of a contract's metric, and float's own. Raises: DataError if it could not be measured."""
-    value, of_float = (
-        METRICS[metric](fidelity) if metric in METRICS else (fidelity.metric, fidelity.metric_float)
-    )
+def score(fidelity: Fidelity, name: str) -> tuple[float, float | None]:
+    """Value of a contract's metric, and the float model's own value if that means something.
+
+    Raises: DataError if the metric was not measured.
+    """
+    metric = find_metric(name)
+    value = metric.value(fidelity)
     if value is None:
-        raise DataError(
-            "was not measured", metric, MISSING.get(metric, "Pass the function to compare")
-        )
-    return value, of_float
+        raise DataError("was not measured", name, metric.missing)
+    return value, metric.of_float(fidelity) if metric.of_float is not None else None
 
 
 def judge(
@@ -214,7 +145,7 @@ def judge(
     return ("not_met", "; ".join(missed)) if missed else ("met", "; ".join(kept))
 
 
-def load_metric(metric: str) -> Metric:
+def load_metric(metric: str) -> CustomMetric:
     """The function `module:function`, its module found as `python -m` would find it.
 
     It is called as function(outputs, labels) with {output name: array over all samples} (a list with one array
@@ -343,7 +274,7 @@ def _measure(
 
 
 def _call(
-    function: Metric, metric: str, outputs: dict[str, Any], labels: np.ndarray | None
+    function: CustomMetric, metric: str, outputs: dict[str, Any], labels: np.ndarray | None
 ) -> float:
     try:
         value = float(function(outputs, labels))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples
 from quant_core.errors import DataError
-from quant_core.evaluate.fidelity import Fidelity, compare, run_all
+from quant_core.evaluate.fidelity import compare, run_all
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, Costs
+from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session
 from quant_core.plan.types import Compute, QuantPlan
 from quant_core.rewrite.apply import Quantized

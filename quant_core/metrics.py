@@ -1,0 +1,179 @@
+"""What a comparison with the float model measures, and the table `METRICS` of contract metrics.
+
+A new metric is one row of the table, and a field of `Fidelity` if its value is not measured yet.
+Contracts, reports, audits, the console and the command line all read the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quant_core.text import plain
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFidelity:
+    """One output of the quantized model against the float model's, over all samples.
+
+    cosine         cosine similarity in [-1, 1]
+    sqnr_db        signal-to-quantization-noise ratio in dB, from -200 to 200
+    max_abs_error  largest absolute difference
+    agreement      share of decisions that equal the float model's; None if nothing is decided
+    flaw           why the output is unusable, "" if it is usable: it holds NaN or infinity where
+                   float does not, or has another shape. An unusable float output has sqnr_db -200,
+                   cosine -1 and an infinite max_abs_error
+
+    cosine, sqnr_db and max_abs_error are None for an integer output.
+    """
+
+    name: str
+    cosine: float | None
+    sqnr_db: float | None
+    max_abs_error: float | None
+    agreement: float | None
+    flaw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """A quantized model against its float original.
+
+    cosine         mean over the float outputs
+    sqnr_db        mean over the float outputs, in dB
+    max_abs_error  largest one of all float outputs
+    agreement      share of equal decisions: of the output that the labels fit, or without labels
+                   of all outputs that have as many rows as the first one
+    top1           share of labels that the quantized model predicts; negative labels are ignored
+    flips_bad      number of labels that only the float model predicts
+    flips_good     number of labels that only the quantized model predicts
+    metric         value of the user's own function
+    note           what makes these numbers doubtful, "" if nothing does
+    """
+
+    per_output: tuple[OutputFidelity, ...]
+    samples: int
+    cosine: float | None
+    sqnr_db: float | None
+    max_abs_error: float | None
+    agreement: float | None
+    top1: float | None = None
+    top1_float: float | None = None
+    flips_bad: int | None = None
+    flips_good: int | None = None
+    metric: float | None = None
+    metric_float: float | None = None
+    note: str = ""
+
+    @property
+    def flaws(self) -> tuple[str, ...]:
+        """One line for each output that is unusable."""
+        return tuple(f"output {o.name} {o.flaw}" for o in self.per_output if o.flaw)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON values: an infinite error becomes null."""
+        return plain(asdict(self))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fidelity:
+        """The fidelity that `to_dict` wrote; an infinite error stays None."""
+        per_output = tuple(OutputFidelity(**output) for output in values["per_output"])
+        return cls(**{**values, "per_output": per_output})
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number that a contract may be held to. More is always better.
+
+    value         value of the quantized model, None where it was not measured
+    of_float      value of the float model itself. It is None where that means nothing; then
+                  `max_drop` means nothing either
+    needs_labels  whether it can only be measured with labels
+    noise         (recorded value, number of samples) -> the part of the value that may change by
+                  chance when the model is measured again elsewhere, in units of the value
+    form          how a value is shown to people
+    missing       what to do where it was not measured
+    """
+
+    name: str
+    value: Callable[[Fidelity], float | None]
+    of_float: Callable[[Fidelity], float | None] | None
+    needs_labels: bool
+    noise: Callable[[float, int], float]
+    form: Callable[[float], str]
+    missing: str
+
+
+def standard_error(share: float, samples: int) -> float:
+    """Standard error of a share in [0, 1] of so many samples, and never less than one sample."""
+    variance = max(0.0, samples * share * (1 - share))
+    return max(1.0, math.sqrt(variance)) / max(1, samples) + 1e-9
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="top1",
+            value=lambda fidelity: fidelity.top1,
+            of_float=lambda fidelity: fidelity.top1_float,
+            needs_labels=True,
+            noise=standard_error,
+            form=percent,
+            missing="Give labels",
+        ),
+        Metric(
+            name="agreement",
+            value=lambda fidelity: fidelity.agreement,
+            of_float=None,
+            needs_labels=False,
+            noise=standard_error,
+            form=percent,
+            missing="No output decides anything: use cosine, sqnr or module:function",
+        ),
+        Metric(
+            name="cosine",
+            value=lambda fidelity: fidelity.cosine,
+            of_float=lambda fidelity: None if fidelity.cosine is None else 1.0,
+            needs_labels=False,
+            noise=lambda value, samples: 0.12 * (1 - value) + 1e-6,  # half a decibel
+            form="{:.5f}".format,
+            missing="No output is float: use agreement",
+        ),
+        Metric(
+            name="sqnr",
+            value=lambda fidelity: fidelity.sqnr_db,
+            of_float=None,
+            needs_labels=False,
+            noise=lambda value, samples: 0.5,  # kernels of other CPUs round otherwise
+            form="{:.1f} dB".format,
+            missing="No output is float: use agreement",
+        ),
+    )
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The row of this metric; a name outside the table is the user's own `module:function`."""
+    if name in METRICS:
+        return METRICS[name]
+    return Metric(
+        name=name,
+        value=lambda fidelity: fidelity.metric,
+        of_float=lambda fidelity: fidelity.metric_float,
+        needs_labels=False,
+        noise=lambda value, samples: 0.01 * abs(value),
+        form="{:.2f}".format,
+        missing="Pass the function to compare",
+    )
+
+
+def default_metric(fidelity: Fidelity) -> Metric:
+    """The metric to report without a contract: top1 if there were labels, else agreement."""
+    return METRICS["agreement" if fidelity.top1 is None else "top1"]
