@@ -23,7 +23,7 @@ from quant_core.evaluate.sensitivity import damage
 from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import Costs
 from quant_core.metrics import Fidelity
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, prepare, raise_opset
 from quant_core.model.session import open_session
@@ -330,7 +330,7 @@ def validate_model(
         fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels)
         verdict, reason = "not_met", str(failure)
     few = feeds.subsample(DAMAGE_FEEDS)
-    costs = damage(prepare(original, some(feeds)), graph.load(quantized), few) if detailed else []
+    costs = damage(prepare(original, some(feeds)), files.load(quantized), few) if detailed else []
     return Validation(
         fidelity,
         verdict,

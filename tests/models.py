@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper, parser
+
+from quant_core.model.normalize import normalize
 
 
 def tiny_cnn(opset: int = 17, seed: int = 0) -> onnx.ModelProto:
@@ -95,3 +98,10 @@ def _random(rng: np.random.Generator, type_: onnx.TypeProto.Tensor, n: int) -> n
     return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 5, shape)).astype(
         dtype
     )
+
+
+def normalized(proto: onnx.ModelProto) -> ir.Model:
+    """The model as plans are made of it."""
+    model = ir.from_proto(proto)
+    normalize(model)
+    return model

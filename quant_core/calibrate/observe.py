@@ -96,7 +96,7 @@ def observe(
     wanted = dict.fromkeys((*tensors, *means))
     seen = 0
     for values in _ahead(
-        values_of(model, wanted, feeds, threads=threads, told="calibration sample")
+        values_of(model, wanted, feeds, threads=threads, where="calibration sample")
     ):
         for name in wanted:
             part = _counted(values[name], plan.means.get(name))

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.model import graph
+from quant_core.model import files, graph
+from quant_core.model.normalize import normalize
 from quant_core.numerics.saturation import unsafe_pairs
 from quant_core.numerics.weights import layout_of
 
@@ -23,7 +24,8 @@ WEIGHTS = {
 
 def saturating_nodes(path: Path) -> list[dict[str, Any]]:
     """One row per node of an INT8 model that can saturate on x86 without VNNI: node, op_type, pairs, first."""
-    model = graph.normalize(graph.load(path))
+    model = files.load(path)
+    normalize(model)
     nodes = (node for g in graph.graphs_of(model) for node in g)
     return [row for node in nodes if (row := saturation_of(node)) is not None and row["pairs"]]
 

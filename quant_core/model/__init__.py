@@ -1,1 +1,4 @@
-"""What an ONNX model is made of, how it is read, run, cut, tidied and written. Knows nothing of quantization."""
+"""How an ONNX model is read, normalized, prepared, run, cut and written.
+
+Code about models that would be the same without quantization lives here.
+"""

@@ -1,8 +1,12 @@
-"""Gates that exporters spell out in elementary operators, as the one operator that onnxruntime computes in one pass.
+"""Hard sigmoids that exporters spell out become the one operator that onnxruntime computes at once.
 
-clip(x + a, 0, h) / h = HardSigmoid(x) with alpha = 1 / h and beta = a / h, alone (squeeze and excitation) or within
-x * clip(x + 3, 0, 6) / 6, the hard swish of MobileNetV3 (Howard et al. 2019, arXiv 1905.02244, section 5.2).
-onnxruntime merges a HardSigmoid into the Conv before it; what is spelled out takes four passes over the tensor.
+    clip(x + a, 0, h) / h = HardSigmoid(x) with alpha = 1 / h, beta = a / h
+
+It occurs alone (squeeze and excitation) or within x * clip(x + 3, 0, 6) / 6, the hard swish of
+MobileNetV3. onnxruntime merges a HardSigmoid into the Conv before it; spelled out, it takes four
+passes over the tensor.
+
+Source: Howard et al. 2019, "Searching for MobileNetV3", arXiv 1905.02244, section 5.2.
 """
 
 from __future__ import annotations
@@ -11,70 +15,107 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 
-NEARLY = 1e-6
+TOLERANCE = 1e-6  # of the divisor: exporters round 1 / 6 to float32
 
 
-def fuse_gates(model: ir.Model) -> None:
-    """Every such gate becomes a HardSigmoid, in place; tensors that others read keep their names and values."""
+def fuse_hard_sigmoid(model: ir.Model) -> None:
+    """Edit the model in place: every spelled-out hard sigmoid becomes a HardSigmoid.
+
+    1. Without a product:
+
+           x -> Add(a) -> Clip(0, h) -> Div(h) -> y
+        =  x -> HardSigmoid(1 / h, a / h) -> y
+
+    2. With a product between Clip and Div, by any tensor z (often x itself):
+
+           x -> Add(a) -> Clip(0, h) -> c;   Mul(z, c) -> Div(h) -> y
+        =  x -> HardSigmoid(1 / h, a / h) -> c;   Mul(z, c) -> y
+
+    Div(h) may be Mul(1 / h). Bounds and constants must be single float32 numbers, and no other node
+    may read what the removed nodes write. The tensor y keeps its name.
+    """
     for inside in graph.graphs_of(model):
-        for node in [n for n in inside if n.op_type == "Clip" and not n.domain]:
-            _fuse(inside, node)
+        for node in list(inside):
+            if node.op_type == "Clip" and not node.domain:
+                _fuse(inside, node)
 
 
 def _fuse(inside: ir.Graph, clip: ir.Node) -> None:
-    bounds = [_scalar(v) for v in clip.inputs[1:]]
-    shifted = clip.inputs[0]
-    add = shifted.producer() if shifted is not None else None
-    if (
-        len(bounds) != 2
-        or bounds[0] != 0
-        or not bounds[1]
-        or bounds[1] < 0
-        or add is None
-        or add.op_type != "Add"
-    ):
-        return
-    shifts = [
-        (x, a)
-        for x, v in (add.inputs, reversed(add.inputs))
-        if x is not None and (a := _scalar(v)) is not None
-    ]
+    """Edit in place, if the Clip belongs to a hard sigmoid."""
+    high = _upper_bound(clip)
+    add = _shift_before(clip)
     reader = _only_reader(clip.outputs[0])
-    if len(shifts) != 1 or _only_reader(add.outputs[0]) is not clip or reader is None:
+    if high is None or add is None or reader is None:
         return
-    product, divided = None, reader
-    if reader.op_type == "Mul" and not any(graph.is_constant(v) for v in reader.inputs):
-        after = _only_reader(reader.outputs[0])
-        if after is None or list(reader.inputs).count(clip.outputs[0]) != 1:
-            return
-        product, divided = reader, after
-    source, shift, high = shifts[0][0], shifts[0][1], bounds[1]
-    if abs(_divisor(divided) / high - 1) > NEARLY:
+    source, shift = _split_constant(add)
+    if source is None or shift is None:
+        return
+    product, division = _product_and_division(clip, reader)
+    if division is None or abs(_divisor(division) / high - 1) > TOLERANCE:
         return
     attributes = [ir.AttrFloat32("alpha", 1 / high), ir.AttrFloat32("beta", shift / high)]
-    gate = ir.Node("", "HardSigmoid", [source], attributes, name=clip.name)
-    gate.outputs[0].name, gate.outputs[0].type = (
-        f"{clip.outputs[0].name}_gate",
-        clip.outputs[0].type,
-    )
-    inside.insert_before(clip, gate)
+    fused = ir.Node("", "HardSigmoid", [source], attributes, name=clip.name)
+    fused.outputs[0].name = f"{clip.outputs[0].name}_gate"
+    fused.outputs[0].type = clip.outputs[0].type
+    inside.insert_before(clip, fused)
+    last = fused
     if product is not None:
-        clip.outputs[0].replace_all_uses_with(gate.outputs[0])
-    graph.take_over(divided.outputs[0], gate.outputs[0] if product is None else product.outputs[0])
-    inside.remove([divided, clip, add], safe=True)
+        clip.outputs[0].replace_all_uses_with(fused.outputs[0])
+        last = product
+    graph.replace_value(division.outputs[0], last.outputs[0])
+    inside.remove([division, clip, add], safe=True)
+
+
+def _upper_bound(clip: ir.Node) -> float | None:
+    """h of Clip(0, h), None if the bounds are others."""
+    bounds = [_scalar(value) for value in clip.inputs[1:]]
+    if len(bounds) != 2 or bounds[0] != 0 or bounds[1] is None or bounds[1] <= 0:
+        return None
+    return bounds[1]
+
+
+def _shift_before(clip: ir.Node) -> ir.Node | None:
+    """The Add that only this Clip reads."""
+    shifted = clip.inputs[0]
+    add = shifted.producer() if shifted is not None else None
+    if add is None or add.op_type != "Add" or _only_reader(add.outputs[0]) is not clip:
+        return None
+    return add
+
+
+def _split_constant(add: ir.Node) -> tuple[ir.Value | None, float | None]:
+    """x and a of Add(x, a) or Add(a, x), None if not exactly one of its inputs is a number."""
+    first, second = add.inputs
+    numbers = _scalar(first), _scalar(second)
+    if (numbers[0] is None) == (numbers[1] is None):
+        return None, None
+    return (second, numbers[0]) if numbers[1] is None else (first, numbers[1])
+
+
+def _product_and_division(clip: ir.Node, reader: ir.Node) -> tuple[ir.Node | None, ir.Node | None]:
+    """The Mul after the Clip, if there is one, and the node that divides after both."""
+    if reader.op_type != "Mul" or any(graph.is_constant(value) for value in reader.inputs):
+        return None, reader
+    if list(reader.inputs).count(clip.outputs[0]) != 1:
+        return None, None
+    return reader, _only_reader(reader.outputs[0])
 
 
 def _divisor(node: ir.Node) -> float:
-    """By what the node divides its one input, 0 if it does something else."""
-    first, second = (_scalar(v) for v in node.inputs) if len(node.inputs) == 2 else (None, None)
+    """The number that the node divides its one input by, 0 if it does something else."""
+    if len(node.inputs) != 2:
+        return 0.0
+    first, second = (_scalar(value) for value in node.inputs)
     if node.op_type == "Div" and first is None and second:
         return second
-    if node.op_type == "Mul" and (first is None) != (second is None) and (first or second):
-        return 1 / (first or second or 1.0)
+    if node.op_type == "Mul" and (first is None) != (second is None):
+        factor = first or second
+        return 1 / factor if factor else 0.0
     return 0.0
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, if it is in the graph of the node that writes it."""
     readers, producer = graph.consumers(value), value.producer()
     if len(readers) != 1 or value.is_graph_output() or producer is None:
         return None
@@ -82,8 +123,11 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def _scalar(value: ir.Value | None) -> float | None:
-    """The number behind a float32 constant that broadcasts to any shape, None for anything else."""
-    if not graph.is_constant(value) or value.const_value.dtype != ir.DataType.FLOAT:  # type: ignore[union-attr]
+    """The number behind a float32 constant that broadcasts to any shape, None for another value."""
+    if value is None or not graph.is_constant(value):
         return None
-    array = graph.array(value)  # type: ignore[arg-type]
+    assert value.const_value is not None
+    if value.const_value.dtype != ir.DataType.FLOAT:
+        return None
+    array = graph.array(value)
     return float(array.reshape(())) if array.size == 1 and array.ndim <= 1 else None

@@ -1,4 +1,4 @@
-"""How a model is run: onnxruntime on the CPU, quiet, without spinning, and with errors that a person can act on."""
+"""How a model is run: by onnxruntime on the CPU, quietly, with errors that a person can act on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEVELS = {
     False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
-# What onnxruntime says -> what to do about it; the first match counts.
+# Pattern of onnxruntime's message -> what to do about it; the first match counts.
 HINTS = (
     (
         r"No graph was found|[Pp]rotobuf parsing failed",
@@ -38,7 +38,8 @@ HINTS = (
         "Its weights lie in another file: keep it in the model's folder",
     ),
     (
-        r"Cast\(21\)|tensor\(u?int4\)|tensor type 2[12] |(GatherBlockQuantized|MatMulNBits)\(.*not a registered",
+        r"Cast\(21\)|tensor\(u?int4\)|tensor type 2[12] "
+        r"|(GatherBlockQuantized|MatMulNBits)\(.*not a registered",
         "4-bit weights need onnxruntime 1.23 or newer: update it, or quantize to 8 bits",
     ),
     (
@@ -73,13 +74,16 @@ def open_session(
     outputs: Sequence[str] = (),
     packed: bool = True,
 ) -> ort.InferenceSession:
-    """A session on `threads` threads that sleep when idle, for a file, the bytes of one, or a model.
+    """A session for a file, for the bytes of one, or for a model; its threads sleep when idle.
 
-    optimize  True: all that onnxruntime does by default; "basic": what stays portable; False: nothing
+    optimize  True: all that onnxruntime does by default; "basic": what stays portable; False:
+              nothing
     outputs   names of inner tensors that become outputs too, after the model's own
-    packed    weights are copied once as kernels read them best: what runs a few times only does not need it
+    packed    copy weights once into the layout that kernels read fastest; without it a session
+              opens faster and takes less memory, which pays if it runs a few times only
 
-    Raises: ModelError if the file is missing, is not a model, or holds what onnxruntime's CPU provider cannot run.
+    Raises: ModelError if the file is missing, if it is not a model, or if it holds what
+    onnxruntime's CPU provider cannot run.
     """
     options = _options(threads, optimize)
     if not (packed and optimize):
@@ -90,9 +94,11 @@ def open_session(
 def run(
     session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str = ""
 ) -> list[np.ndarray]:
-    """All outputs for one feed, one that is a list (a sequence, or a map per sample) as an array of objects.
+    """All outputs for one feed.
 
-    Raises: ModelError if the model cannot run on the feed, which `where` names.
+    An output that is a list (a sequence, or a map per sample) becomes an array of objects.
+
+    Raises: ModelError, about `where`, if the model cannot run on the feed.
     """
     try:
         outputs = session.run(None, dict(feed))
@@ -103,7 +109,7 @@ def run(
             f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items()
         )
         raise ModelError(
-            f"does not run on {shapes}: {_told(error)}",
+            f"does not run on {shapes}: {_short_message(error)}",
             where,
             "Give samples, or a `shape`, that the model can take",
         ) from error
@@ -119,27 +125,41 @@ def interface(model: Model) -> set[str]:
 
 
 def values_of(
-    model: Model, tensors: Iterable[str], feeds: Iterable[Mapping[str, np.ndarray]], *, threads: int = 1,
-    packed: bool = True, told: str = "",
-) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
-    """For each feed its inputs, the model's outputs and these inner tensors, by name; `told` names feeds in errors.
+    model: Model,
+    tensors: Iterable[str],
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    *,
+    threads: int = 1,
+    packed: bool = True,
+    where: str = "",
+) -> Iterator[dict[str, np.ndarray]]:
+    """For each feed, its inputs, the model's outputs and these inner tensors, by name.
 
-    Raises: ModelError as `open_session` at once, as `run` when a feed's turn comes.
+    where  what an error calls a feed; the feed's position follows it
+
+    Raises: ModelError as `open_session` at once, and as `run` when a feed's turn comes.
     """
     known = interface(model)
-    inner = [t for t in dict.fromkeys(tensors) if t not in known]
+    inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in known]
     session = open_session(model, threads=threads, outputs=inner, packed=packed)
-    names = [o.name for o in session.get_outputs()]
-    return (
-        dict(feed) | dict(zip(names, run(session, feed, told and f"{told} {i}"), strict=True))
-        for i, feed in enumerate(feeds)
-    )
+    return _run_each(session, feeds, where)
+
+
+def _run_each(
+    session: ort.InferenceSession, feeds: Iterable[Mapping[str, np.ndarray]], where: str
+) -> Iterator[dict[str, np.ndarray]]:
+    names = [output.name for output in session.get_outputs()]
+    for position, feed in enumerate(feeds):
+        outputs = run(session, feed, where and f"{where} {position}")
+        yield dict(feed) | dict(zip(names, outputs, strict=True))
 
 
 def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelProto:
-    """The graph as onnxruntime really runs it: what fused into which kernel.
+    """The graph as onnxruntime runs it: it shows what was fused into which kernel.
 
-    Only "basic" gives a model that other machines and runtimes can load. Raises: ModelError as `open_session`.
+    Only "basic" gives a model that other machines and runtimes can load.
+
+    Raises: ModelError as `open_session`.
     """
     import onnx  # as slow as numpy and onnxruntime together, and only this function needs it
 
@@ -148,24 +168,27 @@ def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelPro
 
 
 def write_optimized(model: Model, folder: Path, *, optimize: Optimize = True) -> Path:
-    """The same as a file in the folder, large tensors in another file beside it; none is held in memory."""
+    """Write the optimized graph into the folder, large tensors into a file beside it.
+
+    Returns the path of the graph. Raises: ModelError as `open_session`.
+    """
     path = folder / "optimized.onnx"
     options = _options(1, optimize)
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", "weights"
     )
-    options.add_session_config_entry(
-        "session.disable_prepacking", "1"
-    )  # copies for kernels that never run
+    # The kernels never run, so their copies of the weights are not needed.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     _open(model, options)
     return path
 
 
 def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # a failure is told once, by the exception
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # the exception reports a failure; once is enough
     options.graph_optimization_level = LEVELS[optimize]
     # Idle threads that spin steal the cores of every other session in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -194,26 +217,21 @@ def _open(
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
-        told = _told(error)
-        hint = next(
-            (hint for pattern, hint in HINTS if re.search(pattern, str(error))),
-            "Does it load in onnxruntime?",
-        )
-        raise ModelError(f"onnxruntime cannot load it: {told}", where, hint) from error
+        problem = f"onnxruntime cannot load it: {_short_message(error)}"
+        raise ModelError(problem, where, _hint(str(error))) from error
 
 
 @contextmanager
 def _source(model: Model, *, in_memory: bool) -> Iterator[tuple[str | bytes, Path | None]]:
-    """A path or a model in memory, and the folder of what is not in it."""
+    """A path or a model in memory, and the folder of the tensors that are not in it."""
     if isinstance(model, bytes):
         yield model, None
     elif not isinstance(model, (str, Path)):
-        from quant_core.model.graph import serialized  # imports onnx, see above
+        from quant_core.model.files import serialized  # imports onnx, see above
 
+        # onnxruntime maps or reads the files while it loads: they can go once it has loaded.
         with tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as folder:
-            yield serialized(
-                model, Path(folder)
-            )  # once loaded, files are mapped into memory, or read
+            yield serialized(model, Path(folder))
     elif in_memory:
         yield Path(model).read_bytes(), Path(model).absolute().parent
     else:
@@ -223,10 +241,12 @@ def _source(model: Model, *, in_memory: bool) -> Iterator[tuple[str | bytes, Pat
 def _exposing(outputs: Sequence[str]) -> bytes:
     """Bytes that add graph outputs to the serialized model they are appended to.
 
-    Protobuf defines that joined messages merge and that repeated fields (ModelProto.graph = 7, GraphProto.output = 12,
-    ValueInfoProto.name = 1) join, so even a large model need not be parsed; onnxruntime infers the types.
+    Protobuf defines that joined messages merge and that repeated fields join. The fields are
+    ModelProto.graph = 7, GraphProto.output = 12, ValueInfoProto.name = 1. So even a large model
+    need not be parsed, and onnxruntime infers the types.
     """
-    return _field(7, b"".join(_field(12, _field(1, name.encode())) for name in outputs))
+    infos = [_field(12, _field(1, name.encode())) for name in outputs]
+    return _field(7, b"".join(infos))
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -238,8 +258,16 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2, *length, size]) + content
 
 
-def _told(error: Exception) -> str:
-    """onnxruntime's message without its prefixes, source lines and C++ signatures, on one line."""
+def _hint(message: str) -> str:
+    """What to do about a message of onnxruntime."""
+    for pattern, hint in HINTS:
+        if re.search(pattern, message):
+            return hint
+    return "Does it load in onnxruntime?"
+
+
+def _short_message(error: Exception) -> str:
+    """onnxruntime's message on one line, without prefixes, source lines and C++ signatures."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"^Load model from .*? failed:", "", text)

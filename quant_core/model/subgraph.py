@@ -14,23 +14,26 @@ if TYPE_CHECKING:
     import onnx
 
 
-def part_of(
+def extract(
     model: ir.Model,
     nodes: Sequence[ir.Node],
     later: Collection[str],
     known: Mapping[str, NDArray[Any]],
 ) -> onnx.ModelProto:
-    """These nodes, which read tensors that are `known` (arrays tell their types) and give those that are read later.
+    """A model of these nodes; `model` is not changed.
 
-    It takes and gives tensors of any shape, and holds all constants that it reads itself.
+    nodes  nodes of one graph, in the order in which they run
+    later  names of tensors that are read after these nodes: those that the nodes write are outputs
+    known  an array for every tensor that the nodes read and do not write, which becomes an input
+
+    Inputs and outputs have the dtypes of the arrays and any shape. Constants that the nodes read
+    are part of the new model, those that lie in files too.
     """
-    made = {v for n in nodes for v in n.outputs}
-    read = dict.fromkeys(v for n in nodes for v in reads(n) if v not in made)
-    constants = [v for v in read if graph.is_constant(v)]
-    inputs, outputs = (
-        [v for v in read if not graph.is_constant(v)],
-        [v for v in made if v.name in later],
-    )
+    written = {value for node in nodes for value in node.outputs}
+    read = dict.fromkeys(value for node in nodes for value in reads(node) if value not in written)
+    constants = [value for value in read if graph.is_constant(value)]
+    inputs = [value for value in read if not graph.is_constant(value)]
+    outputs = [value for value in written if value.name in later]
     view = ir.GraphView(
         inputs,
         outputs,
@@ -39,27 +42,30 @@ def part_of(
         opset_imports=model.graph.opset_imports,
         name="part",
     )
-    proto = ir.to_proto(ir.Model(view, ir_version=model.ir_version))  # type: ignore[arg-type]  # written as a graph is
+    # A view is serialized as a graph is, though Model's type does not say so.
+    proto = ir.to_proto(ir.Model(view, ir_version=model.ir_version))  # type: ignore[arg-type]
     for constant, tensor in zip(constants, proto.graph.initializer, strict=True):
-        if isinstance(constant.const_value, ir.ExternalTensor):  # read for this part alone
+        if isinstance(constant.const_value, ir.ExternalTensor):
             tensor.CopyFrom(ir.to_proto(ir.tensor(graph.array(constant), name=constant.name)))
     for value in proto.graph.input:
-        value.type.tensor_type.Clear()  # the arrays know, shapes included
+        value.type.tensor_type.Clear()  # any shape
         value.type.tensor_type.elem_type = int(ir.DataType.from_numpy(known[value.name].dtype))
     return proto
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
     """The values that a node reads, and those that its branches take from the graph around it."""
-    found = [v for v in node.inputs if v is not None]
+    found = [value for value in node.inputs if value is not None]
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            inner = attribute.as_graph()
-            own = (
-                {v for n in inner for v in n.outputs}
-                | set(inner.inputs)
-                | set(inner.initializers.values())
-            )
-            found += [v for n in inner for v in reads(n) if v not in own]
-            found += [v for v in inner.outputs if v not in own]
+            found += _captured(attribute.as_graph())
     return found
+
+
+def _captured(branch: ir.Graph) -> list[ir.Value]:
+    """The values that a branch reads and does not define."""
+    own = {value for node in branch for value in node.outputs}
+    own |= {*branch.inputs, *branch.initializers.values()}
+    found = [value for node in branch for value in reads(node)]
+    found.extend(branch.outputs)
+    return [value for value in found if value not in own]

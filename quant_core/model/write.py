@@ -1,22 +1,35 @@
-"""How a model becomes a file: whole, or not at all."""
+"""How a model becomes a file: with all of its content, or not at all."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
 
 from quant_core.errors import ModelError
-from quant_core.model import graph
+from quant_core.model.atomic import move_synced
+from quant_core.model.files import is_large
 from quant_core.model.session import open_session
 
 
 def write_model(model: ir.Model, output: Path) -> int:
-    """Bytes written: the file appears whole, or not at all. Weights above 2 GB go into `<name>.data` beside it."""
+    """Write the model to `output` and return the bytes written.
+
+    1. The model is written into a temporary folder beside `output`. Tensors of a model above 2 GB
+       go into `<name>.data`.
+    2. onnxruntime loads what was written.
+    3. The files move to their places, the model last, so that it never lacks its data.
+
+    Raises: ModelError if the file cannot be written, or onnxruntime cannot load it.
+    """
     try:
-        return _write(model, output)
+        with tempfile.TemporaryDirectory(prefix=".quantmill-", dir=output.parent) as folder:
+            new = Path(folder, output.name)
+            _save(model, new)
+            # An optimized session of a large model would hold its weights twice, once as floats.
+            open_session(new, optimize=not is_large(model, as_float=True))
+            return _publish(new, output.parent)
     except OSError as error:
         raise ModelError(
             f"cannot be written: {error.strerror or error}",
@@ -25,23 +38,18 @@ def write_model(model: ir.Model, output: Path) -> int:
         ) from error
 
 
-def _write(model: ir.Model, output: Path) -> int:
-    with tempfile.TemporaryDirectory(prefix=".quantmill-", dir=output.parent) as folder:
-        new = Path(folder, output.name)
-        if graph.is_large(model):
-            ir.save(model, new, external_data=f"{output.name}.data")
-        else:
-            ir.save(
-                ir.external_data.load_to_model(model), new
-            )  # whatever file its tensors came from
-        # what was written loads; onnxruntime would hold a large one, folded to float, twice
-        open_session(new, optimize=not graph.is_large(model, as_float=True))
-        files = sorted(
-            Path(folder).iterdir(), key=lambda f: f.name == output.name
-        )  # the model last
-        size = sum(f.stat().st_size for f in files)
-        for file in files:
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            file.replace(output.parent / file.name)
+def _save(model: ir.Model, path: Path) -> None:
+    """Write the file, and the file of its tensors if they do not fit into one message."""
+    if is_large(model):
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(ir.external_data.load_to_model(model), path)
+
+
+def _publish(new: Path, folder: Path) -> int:
+    """Move `new` and the files beside it into `folder`; returns their size in bytes."""
+    files = sorted(new.parent.iterdir(), key=lambda file: file == new)
+    size = sum(file.stat().st_size for file in files)
+    for file in files:
+        move_synced(file, folder / file.name)
     return size

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.numerics.float16 import HALF, half_constants, why_not_half
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
 from quant_core.plan.operators import CAPS, RULES, channel_axis, why_not_integer
@@ -253,7 +253,7 @@ def _why_not_int4(
 def _check_finite(weight: ir.Value, node: str) -> None:
     """Raises: ModelError if the weight holds NaN or inf."""
     finite = np.isfinite(graph.array(weight)).all()
-    graph.let_go(weight.const_value)
+    files.release(weight.const_value)
     if not finite:
         raise ModelError(
             f"weight {weight.name} holds NaN or inf", node, "Export the model again, or exclude it"

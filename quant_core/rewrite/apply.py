@@ -14,7 +14,8 @@ from onnx_ir.passes import common as passes
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import factors_of, weights_reading
 from quant_core.errors import ModelError
-from quant_core.model import graph
+from quant_core.model import files, graph
+from quant_core.model.normalize import normalize
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.numerics.affine import Grid, QuantParams, choose_params, quantize
 from quant_core.numerics.float16 import HALF
@@ -61,7 +62,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> Qu
     """
     copy = model.clone()
     if plan.in_four_bits:
-        copy = graph.normalize(raise_opset(copy, OPSET_INT4))
+        copy = raise_opset(copy, OPSET_INT4)
+        normalize(copy)
     nodes = {n.name: n for g in graph.graphs_of(copy) for n in g}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
     if missing:
@@ -75,11 +77,11 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> Qu
     ):  # tables first: others may share them
         read = [v.const_value for v in nodes[planned.node].inputs if v is not None]
         rewrite.weights(nodes[planned.node], planned)
-        graph.let_go(*read)
+        files.release(*read)
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == Compute.STATIC])
     graph.drop_unused(copy)
     rewrite.halves()
-    graph.let_go(*graph.external_tensors(model))
+    files.release(*files.external_tensors(model))
     passes.RemoveUnusedOpsetsPass()(copy)
     for domain in {n.domain for g in graph.graphs_of(copy) for n in g if n.domain}:
         copy.graph.opset_imports.setdefault(domain, 1)
@@ -337,7 +339,7 @@ class _Rewrite:
         for position, weight in weights:
             halved = self._halved(weight, graph.home(node))
             if node.op_type == "Gather":
-                graph.take_over(
+                graph.replace_value(
                     node.outputs[0], emit.write_half_rows(Writer(self.model, node), halved, node)
                 )
             else:
@@ -366,7 +368,7 @@ class _Rewrite:
             node, table, planned.weight_storage
         )
         rows = emit.write_rows(Writer(self.model, node), graph.name_of(table), rounded, node)
-        graph.take_over(node.outputs[0], rows)
+        graph.replace_value(node.outputs[0], rows)
 
     def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
         """The integers of the MatMul or Gemm whose weight is this table, rows as output channels: stored once."""

@@ -70,7 +70,7 @@ def write_matmul(
         )
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         y = write.node("Add", [y, node.inputs[2]], f"{node.name}_biased")
-    graph.take_over(node.outputs[0], y)
+    graph.replace_value(node.outputs[0], y)
 
 
 def _split_product(
@@ -132,7 +132,7 @@ def write_blocks(
             [y, write.constant(f"{node.name}_bias", bias.astype(np.float32))],
             f"{node.name}_biased",
         )
-    graph.take_over(node.outputs[0], y)
+    graph.replace_value(node.outputs[0], y)
 
 
 def write_lstm(
@@ -170,4 +170,4 @@ def write_lstm(
                   name=write.free(f"{node.name}_int8"))  # fmt: skip
     graph.home(node).insert_before(node, new)
     for old, fresh in zip(node.outputs, outputs, strict=True):
-        graph.take_over(old, fresh)
+        graph.replace_value(old, fresh)

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from quant_core.calibrate.gram import Aim, Site, rows_of, sites_of
 from quant_core.calibrate.observe import Statistics
-from quant_core.model import graph
+from quant_core.model import graph, subgraph
 from quant_core.model.session import open_session
 from quant_core.model.session import run as run_session
-from quant_core.model.subgraph import part_of, reads
+from quant_core.model.subgraph import reads
 from quant_core.numerics.weights import layout_of
 from quant_core.plan.operators import RULES, is_depthwise
 from quant_core.plan.targets import TARGETS
@@ -177,7 +177,7 @@ def _replace(
 
 def _run(model: ir.Model, part: list[ir.Node], later: set[str], states: list[Arrays]) -> None:
     """Run these nodes on each state and add what is read later to it."""
-    session = open_session(part_of(model, part, later, states[0]).SerializeToString())
+    session = open_session(subgraph.extract(model, part, later, states[0]).SerializeToString())
     inputs, outputs = (
         [v.name for v in values] for values in (session.get_inputs(), session.get_outputs())
     )

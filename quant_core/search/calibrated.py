@@ -11,7 +11,7 @@ from quant_core.calibrate.gram import ScaledGrams, grams, sites_of
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
-from quant_core.model import graph
+from quant_core.model import files
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized, apply_plan
 from quant_core.rewrite.sequential import follow
@@ -76,7 +76,7 @@ class Material:
     def build(self, plan: QuantPlan, name: str) -> Candidate:
         """The candidate that a plan makes, not yet judged."""
         made = apply_plan(self.model, plan, self.stats)
-        return Candidate(name, plan, made, graph.size_in_file(made.model))
+        return Candidate(name, plan, made, files.size_in_file(made.model))
 
     def settled(self, candidate: Candidate) -> Quantized | None:
         """The candidate's model with biases that bring it nearer to float (settle.py), if there are any.

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from quant_core.calibrate.observe import Statistics
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, Costs
-from quant_core.model import graph
+from quant_core.model import graph, subgraph
+from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, values_of
-from quant_core.model.subgraph import part_of
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
@@ -81,9 +81,9 @@ def _cost(
     )
 
     def timed() -> Any:
-        alone = graph.normalize(
-            ir.from_proto(part_of(model, [node], {str(node.outputs[0].name)}, {tensor: array}))
-        )
+        output = str(node.outputs[0].name)
+        alone = ir.from_proto(subgraph.extract(model, [node], {output}, {tensor: array}))
+        normalize(alone)
         sessions = open_session(alone), open_session(apply_plan(alone, plan, stats).model)
         return measure(*sessions, x, seconds=SECONDS, clock=time.thread_time)
 

@@ -19,8 +19,9 @@ from quant_core.data.spec import SampleSpec
 from quant_core.evaluate.power import NodePower, damage_of
 from quant_core.evaluate.sensitivity import powers
 from quant_core.evaluate.timing_cache import Costs
-from quant_core.model import graph
+from quant_core.model import files
 from quant_core.model.info import model_info
+from quant_core.model.normalize import normalize
 from quant_core.model.prepare import prepare as prepare_model
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
@@ -61,7 +62,8 @@ def quantize(
     feeds = _open(model, samples) if samples else None
     judged = _open(model, evaluation) if evaluation else feeds
     held_to = Contract.from_dict(contract) if contract else None
-    ready = graph.normalize(graph.load(prepared))
+    ready = files.load(prepared)
+    normalize(ready)
     made = api.check_output(model, output)
     timed = Costs(costs)
     return api.finish(
@@ -125,7 +127,9 @@ def _powers(
 ) -> list[NodePower]:
     few = samples.subsample(api.DAMAGE_FEEDS)
     mine = few.shard(*shard) if shard[0] < len(few) else ()
-    return powers(graph.normalize(graph.load(prepared)), graph.load(quantized), mine)
+    original = files.load(prepared)
+    normalize(original)
+    return powers(original, files.load(quantized), mine)
 
 
 def _plan(path: str) -> QuantPlan:

@@ -9,12 +9,11 @@ import pytest
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.model.graph import normalize
 from quant_core.model.session import open_session, optimized_graph
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import SHORT_BIAS, apply_plan
-from tests.models import random_feed, sketch
+from tests.models import normalized, random_feed, sketch
 
 RNG = np.random.default_rng(0)
 CONV = "(float[n,64,6,6] x) => (float[n,96,4,4] y) { y = Conv(x, w, b) }"
@@ -27,12 +26,12 @@ def quantized(
     """A model, what it becomes from 4 bits, and a feed."""
     proto = sketch(text, {"w": weight, "b": bias})
     config = QuantConfig(bits=4, mode="static", layer_bits={"*": 4})
-    plan = make_plan(normalize(ir.from_proto(proto)), config, TARGETS["x86-avx2"])
+    plan = make_plan(normalized(proto), config, TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(8)]
     stats = observe(proto.SerializeToString(), plan, feeds)
     return (
         proto,
-        ir.to_proto(apply_plan(normalize(ir.from_proto(proto)), plan, stats).model),
+        ir.to_proto(apply_plan(normalized(proto), plan, stats).model),
         feeds[0],
     )
 

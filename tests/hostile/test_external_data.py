@@ -13,14 +13,14 @@ from flows.batch.digests import model_files
 from quant_core.data.samples import input_specs
 from quant_core.errors import ModelError
 from quant_core.evaluate.saturation_check import saturating_nodes
-from quant_core.model import graph
+from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, optimized_graph
 from tests.models import tiny_cnn
 
 OPENERS: list[Callable[[Path], object]] = [
-    graph.load, model_info, prepare, saturating_nodes, input_specs, open_session, optimized_graph
+    files.load, model_info, prepare, saturating_nodes, input_specs, open_session, optimized_graph
 ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_a_constant_node_s_tensor_is_held_to_it_too(tmp_path, secret):
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
 
-    for opens in (graph.load, open_session):
+    for opens in (files.load, open_session):
         with pytest.raises(ModelError):
             opens(path)
 
@@ -96,7 +96,7 @@ def test_data_in_a_folder_below_the_model_s_is_read_and_counts(tmp_path):
         size_threshold=0,
     )
 
-    assert graph.load(tmp_path / "m.onnx")
+    assert files.load(tmp_path / "m.onnx")
     assert list(model_files(tmp_path / "m.onnx")) == [
         tmp_path / "m.onnx",
         tmp_path / "sub" / "w.bin",

@@ -15,7 +15,7 @@ from quant_core.model import graph
 from quant_core.model.session import optimized_graph
 from quant_core.numerics.weights import block_width, layout_of, quantize_int4
 from quant_core.plan.types import Compute, QuantPlan
-from tests.models import sketch
+from tests.models import normalized, sketch
 from tests.oracle.cases import CASES, weights
 from tests.oracle.quantizing import make, planned, prepare_proto, prepared, sqnr_db
 
@@ -31,7 +31,7 @@ CONVS = [
 
 
 def saturating(made) -> list:
-    model = graph.normalize(ir.from_proto(made.model))
+    model = normalized(made.model)
     rows = [saturation_of(node) for node in model.graph]
     return [row for row in rows if row is not None and row["pairs"]]
 

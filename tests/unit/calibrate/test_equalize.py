@@ -14,11 +14,10 @@ from quant_core.calibrate.equalize import METADATA, as_equalized, bonds, channel
 from quant_core.calibrate.gram import ScaledGrams, grams, sites_of
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
-from quant_core.model.graph import normalize
 from quant_core.model.session import open_session
 from quant_core.plan.make import QuantPlan, make_plan
 from quant_core.plan.targets import TARGETS
-from tests.models import sketch
+from tests.models import normalized, sketch
 from tests.oracle.cases import weights
 
 X = np.random.default_rng(0).standard_normal((32, 3, 12, 12), dtype=np.float32)
@@ -72,7 +71,7 @@ def model_of(text: str) -> ir.Model:
         named["u"] = named["u"] * loud[..., None]
     if "v" in named:  # what reads them makes up for it
         named["v"] = named["v"] / loud
-    return normalize(ir.from_proto(sketch(text, named)))
+    return normalized(sketch(text, named))
 
 
 def run(model: ir.Model) -> np.ndarray:

@@ -9,11 +9,10 @@ import pytest
 
 from quant_core.calibrate.gram import LEAST_ROWS, grams, sites_of
 from quant_core.config import QuantConfig
-from quant_core.model.graph import normalize
 from quant_core.numerics.weights import layout_of
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
-from tests.models import random_feed, sketch
+from tests.models import normalized, random_feed, sketch
 
 RNG = np.random.default_rng(0)
 IMAGE = "(float[n,4,7,6] x) => (float[n,8,h,k] y)"
@@ -21,7 +20,7 @@ IMAGE = "(float[n,4,7,6] x) => (float[n,8,h,k] y)"
 
 def measured(model: onnx.ModelProto, feeds: list) -> tuple[ir.Node, np.ndarray]:
     """The one anchor of a model, and its Gram matrices."""
-    graph = normalize(ir.from_proto(model))
+    graph = normalized(model)
     plan = make_plan(graph, QuantConfig(mode="static"), TARGETS["x86-avx2"])
     found = grams(model.SerializeToString(), sites_of(graph, plan), feeds)
     return graph.graph[0], found["y"]

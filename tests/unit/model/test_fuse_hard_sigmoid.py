@@ -7,10 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.model.fuse_hard_sigmoid import fuse_gates
-from quant_core.model.graph import normalize
+from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.session import open_session
-from tests.models import sketch
+from tests.models import normalized, sketch
 
 X = np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32) * 5
 HEAD = "(float[n,3,8,8] x) => (float[n,c,h,w] y)"
@@ -39,7 +38,7 @@ def model_of(text: str) -> ir.Model:
     named = {
         n: np.float32(v) for n, v in NUMBERS.items() if any(f"{n}{end}" in text for end in ",)")
     }
-    return normalize(ir.from_proto(sketch(f"{HEAD} {text}", named)))
+    return normalized(sketch(f"{HEAD} {text}", named))
 
 
 def run(model: ir.Model) -> np.ndarray:
@@ -53,7 +52,7 @@ def test_a_gate_becomes_one_operator_that_computes_the_same(name: str) -> None:
     model = model_of(GATES[name])
     before = run(model)
 
-    fuse_gates(model)
+    fuse_hard_sigmoid(model)
 
     operators = [n.op_type for n in model.graph]
     assert operators.count("HardSigmoid") == 1
@@ -66,6 +65,6 @@ def test_what_only_looks_like_a_gate_stays(name: str) -> None:
     model = model_of(OTHERS[name])
     before = [n.op_type for n in model.graph]
 
-    fuse_gates(model)
+    fuse_hard_sigmoid(model)
 
     assert [n.op_type for n in model.graph] == before

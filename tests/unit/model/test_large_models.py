@@ -12,7 +12,7 @@ import pytest
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.model.prepare import prepare, raise_opset
 from quant_core.model.session import open_session
 from quant_core.worker import stages
@@ -64,7 +64,7 @@ def test_a_large_model_becomes_what_a_small_one_does(tmp_path, monkeypatch, x, w
         path, tmp_path / "small.onnx", config, calibration=samples
     ).plan  # a race has many winners
 
-    monkeypatch.setattr(graph, "MESSAGE_BYTES", LIMIT)
+    monkeypatch.setattr(files, "MESSAGE_BYTES", LIMIT)
     made = quantize_model(path, tmp_path / "large.onnx", calibration=samples, plan=plan)
 
     assert made.size_bytes == sum(f.stat().st_size for f in tmp_path.glob("large.onnx*"))
@@ -84,7 +84,7 @@ def stored(path: Path) -> list[onnx.TensorProto]:
 
 
 def test_it_is_searched_as_well(tmp_path, monkeypatch, x):
-    monkeypatch.setattr(graph, "MESSAGE_BYTES", LIMIT)
+    monkeypatch.setattr(files, "MESSAGE_BYTES", LIMIT)
 
     made = quantize_model(large(tmp_path), tmp_path / "out.onnx", calibration=x)
 
@@ -95,10 +95,10 @@ def test_it_is_searched_as_well(tmp_path, monkeypatch, x):
 def test_a_prepared_model_leaves_its_tensors_in_a_file_that_goes_when_they_do(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(graph, "MESSAGE_BYTES", LIMIT)
+    monkeypatch.setattr(files, "MESSAGE_BYTES", LIMIT)
 
     prepared = prepare(large(tmp_path))
-    tensors = list(graph.external_tensors(prepared))
+    tensors = list(files.external_tensors(prepared))
     folder = Path(tensors[0].base_dir)
     copy = prepared.clone()
 
@@ -115,7 +115,7 @@ def test_a_prepared_model_leaves_its_tensors_in_a_file_that_goes_when_they_do(
 
 def test_a_small_output_of_a_large_model_needs_no_other_file(tmp_path, monkeypatch, x):
     monkeypatch.setattr(
-        graph, "MESSAGE_BYTES", 60_000
+        files, "MESSAGE_BYTES", 60_000
     )  # the float model is larger, the quantized one is not
     path, output = large(tmp_path), tmp_path / "out.onnx"
     config = QuantConfig(mode="weight_only", exclude=("y",)).to_dict()
@@ -137,12 +137,12 @@ def test_a_small_output_of_a_large_model_needs_no_other_file(tmp_path, monkeypat
         file.unlink()
 
     assert list(tmp_path.glob("out.onnx*")) == [output]
-    assert not list(graph.external_tensors(graph.load(output)))
+    assert not list(files.external_tensors(files.load(output)))
     assert np.isfinite(open_session(output).run(None, {"x": x})[0]).all()
 
 
 def test_raising_the_opset_touches_no_large_tensor(tmp_path):
-    model = graph.load(large(tmp_path, 11))
+    model = files.load(large(tmp_path, 11))
     held = {
         n: v.const_value for n, v in model.graph.initializers.items() if v.const_value.nbytes > 1024
     }

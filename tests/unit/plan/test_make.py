@@ -6,18 +6,16 @@ import json
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
-from quant_core.model.graph import normalize
 from quant_core.model.prepare import prepare
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodeChoice, QuantPlan
-from tests.models import sketch, tiny_cnn
+from tests.models import normalized, sketch, tiny_cnn
 from tests.oracle.cases import CASES, weights
 from tests.oracle.quantizing import planned
 
@@ -27,7 +25,7 @@ AVX2 = TARGETS["x86-avx2"]
 def plan_of(model: onnx.ModelProto | str, compute=None, **options: object) -> QuantPlan:
     proto = CASES[model]() if isinstance(model, str) else model
     choices = {node: NodeChoice(Compute(way)) for node, way in (compute or {}).items()}
-    return make_plan(normalize(ir.from_proto(proto)), QuantConfig.from_dict(options), AVX2, choices)
+    return make_plan(normalized(proto), QuantConfig.from_dict(options), AVX2, choices)
 
 
 def chosen(plan: QuantPlan) -> dict[str, tuple[str, str]]:

@@ -10,13 +10,12 @@ import pytest
 from quant_core.calibrate.gram import grams, sites_of
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
-from quant_core.model.graph import normalize
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
 from quant_core.rewrite.sequential import _chance, follow
-from tests.models import random_feed, sketch
+from tests.models import normalized, random_feed, sketch
 
 WAYS = {
     "a chain": "a = Conv<pads = [1, 1, 1, 1]>(x, w, b)  r = Relu(a)  c = Conv(r, v)  y = GlobalAveragePool(c)",
@@ -48,7 +47,7 @@ def noise(model: ir.Model, reference: onnx.ModelProto, feeds: list) -> float:
 @pytest.mark.parametrize("way", WAYS)
 def test_following_rounded_inputs_is_nearer_than_rounding_each_layer_alone(way):
     proto = network(way)
-    model = normalize(ir.from_proto(proto))
+    model = normalized(proto)
     config = QuantConfig(bits=4, mode="weight_only", layer_bits={"*": 4})
     plan = make_plan(model, config, TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(24)]
@@ -67,7 +66,7 @@ def test_following_rounded_inputs_is_nearer_than_rounding_each_layer_alone(way):
 
 def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
     proto = network("a chain")
-    model = normalize(ir.from_proto(proto))
+    model = normalized(proto)
     before = ir.to_proto(model).SerializeToString()
     plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
@@ -102,7 +101,7 @@ def test_depthwise_weights_in_8_bits_have_no_aim():
         "(float[n,8,6,6] x) => (float[n,12,6,6] y) { d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, w) y = Conv(d, v) }",
         {"w": np.ones((8, 1, 3, 3), np.float32), "v": np.ones((12, 8, 1, 1), np.float32)},
     )
-    model = normalize(ir.from_proto(proto))
+    model = normalized(proto)
     plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 

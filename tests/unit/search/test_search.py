@@ -15,7 +15,6 @@ from quant_core.data.samples import input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import ModelError
 from quant_core.evaluate.layer_report import layer_rows
-from quant_core.model.graph import normalize
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
@@ -24,7 +23,7 @@ from quant_core.search.candidate import Bench
 from quant_core.search.keeping import is_expected_to_keep, keeping
 from quant_core.search.mixed_precision import MAX_EVALUATIONS, restored
 from quant_core.search.search import ONE_SCALE, search, variants
-from tests.models import sketch
+from tests.models import normalized, sketch
 from tests.oracle.cases import weights
 
 
@@ -64,7 +63,7 @@ class Problem:
 
     def __init__(self, proto: onnx.ModelProto, **options: object) -> None:
         source = proto.SerializeToString()
-        self.model = normalize(ir.from_proto(proto))
+        self.model = normalized(proto)
         self.plan = make_plan(self.model, QuantConfig.from_dict(options), TARGETS["x86-avx2"])
         specs = input_specs(source)
         x = np.random.default_rng(0).standard_normal((64, *specs[0].shape[1:]), dtype=np.float32)

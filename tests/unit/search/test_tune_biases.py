@@ -14,13 +14,12 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
-from quant_core.model.graph import normalize
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
 from quant_core.search.tune_biases import settled
-from tests.models import sketch
+from tests.models import normalized, sketch
 
 WAYS = {
     "convolutions": "(float[n,6,8,8] x) => (float[n,6,8,8] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)"
@@ -40,7 +39,7 @@ def network(way: str) -> onnx.ModelProto:
 def problem(way: str) -> tuple[ir.Model, ir.Model, object, Samples]:
     """A float model, a quantized one whose biases are all a little wrong, its plan, and samples."""
     proto = network(way)
-    model = normalize(ir.from_proto(proto))
+    model = normalized(proto)
     plan = make_plan(model, QuantConfig(mode="static"), TARGETS["x86-avx2"])
     x = np.random.default_rng(1).standard_normal(
         (24, 6, *[8] * (way == "convolutions") * 2), dtype=np.float32

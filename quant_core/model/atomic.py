@@ -1,0 +1,32 @@
+"""How a file appears: with all of its content, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes the file at `path` when the block ends.
+
+    If the block raises, the file at `path` stays as it was. The temporary file beside it has a name
+    that starts with a dot, which readers of data sets pass over.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        move_synced(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_synced(source: Path, target: Path) -> None:
+    """Move a file to `target`, in the same file system, once its content is on the disk."""
+    with source.open("rb") as stream:
+        os.fsync(stream.fileno())
+    source.replace(target)

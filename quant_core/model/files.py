@@ -1,0 +1,158 @@
+"""How a model is read from a file, and how many bytes it takes there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (registers the 4-bit types that onnx_ir gives numpy)
+import onnx_ir as ir
+
+from quant_core.errors import ModelError
+from quant_core.model.graph import first_line, graphs_of, opset
+
+MESSAGE_BYTES = 1_900_000_000  # of tensors in one file: protobuf holds 2 GB in a message
+
+
+def load(path: str | Path) -> ir.Model:
+    """The model in that file; tensors in external files stay there until they are read.
+
+    Raises: ModelError if there is no such file, if it is not ONNX, or if external data is missing
+    or outside the model's folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        problem = "is a folder, not a file" if path.exists() else "no such file"
+        raise ModelError(problem, str(path), "Check the path")
+    try:
+        model = ir.load(path)
+        opset(model, str(path))
+        if model.graph is None or not len(model.graph):
+            raise ModelError(
+                "the model has no nodes", str(path), "Was it truncated? Export or download it again"
+            )
+        check_external(model, path)
+        return model
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf and onnx_ir raise many types for other bytes
+        raise ModelError(
+            f"not a readable ONNX model: {first_line(error)}",
+            str(path),
+            "Is it truncated, or another format?",
+        ) from error
+
+
+def check_external(model: ir.Model, path: Path) -> None:
+    """Check that every external file of the model is there, long enough, and in its folder.
+
+    Raises: ModelError if one is not.
+    """
+    folder = path.parent.resolve()
+    for tensor in external_tensors(model):
+        location = Path(os.fspath(tensor.location))
+        file = (folder / location).resolve()
+        if location.is_absolute() or ".." in location.parts or not file.is_relative_to(folder):
+            raise ModelError(
+                f"tensor {tensor.name} lies outside the model's folder: {location}",
+                str(path),
+                "Save it beside the model",
+            )
+        if not file.is_file():
+            raise ModelError(
+                f"external data file {location} is missing", str(path), "Copy it beside the model"
+            )
+        end = (tensor.offset or 0) + (tensor.length or 0)
+        if end > file.stat().st_size:
+            raise ModelError(
+                f"external data file {location} is too short for {tensor.name}",
+                str(path),
+                "Copy it again",
+            )
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor that lies in a file of its own: initializers, and attributes of nodes."""
+    for graph in (*graphs_of(model), *_function_graphs(model)):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+        for node in graph:
+            for tensor in _attribute_tensors(node):
+                if isinstance(tensor, ir.ExternalTensor):
+                    yield tensor
+
+
+def release(*tensors: Any) -> None:
+    """Free the memory of those tensors that lie in files; they are read again when needed."""
+    for tensor in tensors:
+        if isinstance(tensor, ir.ExternalTensor):
+            with suppress(BufferError):  # an array still views the memory
+                tensor.release()
+
+
+def size_on_disk(path: Path, model: ir.Model) -> int:
+    """Bytes of the model file and of its external data files."""
+    locations = {Path(os.fspath(tensor.location)) for tensor in external_tensors(model)}
+    external = sum((path.parent / location).stat().st_size for location in locations)
+    return path.stat().st_size + external
+
+
+def is_large(model: ir.Model, *, as_float: bool = False) -> bool:
+    """Whether the tensors need nearly all of what one protobuf message can hold.
+
+    as_float  count every element as a float32 of 4 bytes
+    """
+    tensors = _initializers(model)
+    size = sum(4 * tensor.size if as_float else tensor.nbytes for tensor in tensors)
+    return size > MESSAGE_BYTES
+
+
+def size_in_file(model: ir.Model) -> int:
+    """Bytes that the model takes when it is written; of a large model, only its tensors count."""
+    if is_large(model):
+        return sum(tensor.nbytes for tensor in _initializers(model))
+    return int(ir.to_proto(model).ByteSize())
+
+
+def serialized(model: ir.Model, folder: Path) -> tuple[bytes, Path | None]:
+    """The model as one protobuf message, and the folder of the tensors that are not in it.
+
+    1. Tensors that lie in files stay there, if they are all in one folder; that folder is returned.
+    2. If they are in several folders, or the tensors in memory are too large for one message, all
+       tensors are written into `folder`, which is returned.
+    3. Without external tensors, the folder is None.
+    """
+    tensors = list(_initializers(model))
+    folders = {Path(t.base_dir).absolute() for t in tensors if isinstance(t, ir.ExternalTensor)}
+    in_memory = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
+    if len(folders) > 1 or in_memory > MESSAGE_BYTES:
+        path = folder / "model.onnx"
+        ir.save(model, path, external_data="tensors")
+        return path.read_bytes(), folder
+    return ir.to_proto(model).SerializeToString(), next(iter(folders), None)
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in graphs_of(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def _function_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The graphs of the model's own functions, and every graph inside them."""
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.graph.subgraphs()
+
+
+def _attribute_tensors(node: ir.Node) -> Iterator[Any]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.TENSOR:
+            yield attribute.value
+        elif attribute.type == ir.AttributeType.TENSORS:
+            yield from attribute.value

@@ -1,0 +1,63 @@
+"""The normal form that plans are made of: constants are initializers, node names are unique."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from quant_core.errors import ModelError
+from quant_core.model.graph import attribute, first_line, graphs_of
+
+
+def normalize(model: ir.Model) -> None:
+    """Edit the model in place, so that every constant is an initializer and every node has a name.
+
+    1. Constant nodes become initializers. Initializers that are graph inputs too stop being inputs.
+    2. Identity nodes go, except those that write an output of a graph.
+    3. A node without a name, or with an earlier node's name, gets one from its first output.
+    4. AveragePool loses dilations of 1, which onnxruntime's QLinearAveragePool does not know.
+
+    Raises: ModelError if the graph is not valid.
+    """
+    try:
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)  # 1
+        passes.RemoveInitializersFromInputsPass()(model)
+        for graph in graphs_of(model):
+            _remove_identities(graph)  # 2
+        passes.RemoveUnusedNodesPass()(model)
+    except Exception as error:
+        raise ModelError(
+            f"the graph is not valid: {first_line(error)}", hint="Run onnx.checker on it"
+        ) from error
+    names: set[str] = set()
+    for graph in graphs_of(model):
+        for node in graph:
+            node.name = _unique_name(node, names)  # 3
+            names.add(node.name)
+            _remove_trivial_dilations(node)  # 4
+
+
+def _remove_identities(graph: ir.Graph) -> None:
+    """Edit in place: readers of an Identity read its input."""
+    identities = [n for n in graph if n.op_type == "Identity" and not n.domain]
+    for node in identities:
+        source, output = node.inputs[0], node.outputs[0]
+        if source is not None and not output.is_graph_output():
+            output.replace_all_uses_with(source)
+            graph.remove(node, safe=True)
+
+
+def _unique_name(node: ir.Node, names: set[str]) -> str:
+    base = node.name or f"{node.op_type}_{node.outputs[0].name}"
+    name = base
+    number = 1
+    while name in names:
+        name = f"{base}_{number}"
+        number += 1
+    return name
+
+
+def _remove_trivial_dilations(node: ir.Node) -> None:
+    """Edit in place: an AveragePool whose dilations are all 1 has none."""
+    if node.op_type == "AveragePool" and set(attribute(node, "dilations", (0,))) == {1}:
+        node.attributes.pop("dilations")
