@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
 from quant_core.text import printable
 
 
 class QuantError(Exception):
     """A failure that a person can act on.
 
-    `problem` says what is wrong, `where` names the file, node or key, `hint` says what to do.
-    All three are positional arguments of the exception, so it survives pickling between processes.
+    problem  what is wrong
+    where    the file, node or key that is wrong
+    hint     what to do about it
+
+    All are positional arguments of the exception, so that it survives pickling between processes.
     """
 
     exit_code = 1
 
     def __init__(self, problem: str, where: str = "", hint: str = "") -> None:
         super().__init__(problem, where, hint)
-        self.problem, self.where, self.hint = problem, str(where), hint
+        self.problem = problem
+        self.where = str(where)
+        self.hint = hint
 
     def __str__(self) -> str:
-        """On one line, or on as many as the problem has: names from strangers' files cannot steer a terminal."""
+        """The error on one line, or on as many as the problem has.
+
+        Names from strangers' files cannot steer a terminal.
+        """
         place = f"{self.where}: " if self.where else ""
         advice = f" ({self.hint})" if self.hint else ""
-        return "\n".join(map(printable, f"{place}{self.problem}{advice}".split("\n")))
+        lines = f"{place}{self.problem}{advice}".split("\n")
+        return "\n".join(printable(line) for line in lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `error_from_dict` reads them."""
+        kind = next(c.__name__ for c in type(self).__mro__ if c.__name__ in _KINDS)
+        return {"kind": kind, "problem": self.problem, "where": self.where, "hint": self.hint}
 
 
 class RequestError(QuantError):
@@ -32,12 +50,67 @@ class RequestError(QuantError):
 
 
 class ModelError(QuantError):
-    """The model cannot be read, or cannot be what was asked of it."""
+    """The model cannot be read, or cannot be quantized as requested."""
 
 
 class DataError(QuantError):
     """Samples, labels or a metric do not fit the model."""
 
 
+class StageReason(StrEnum):
+    """Why a stage has no result."""
+
+    FAILED = "failed"  # it raised an exception
+    CRASHED = "crashed"  # its process ended by itself
+    TIMEOUT = "timeout"  # it took longer than its limit
+    MEMORY = "memory"  # it needed more than its limit, or than the host has for anyone
+    HOST_MEMORY = "host_memory"  # it held more than was reserved when others needed memory
+    KILLED = "killed"  # something outside quantmill killed its process
+    BUSY = "busy"  # a file or device was busy
+    LOST = "lost"  # the worker or the scheduler that ran it died
+    DEADLY = "deadly"  # it was running whenever several workers died
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same stage may pass another time."""
+        return self in _TRANSIENT
+
+
+_TRANSIENT = {
+    StageReason.HOST_MEMORY,
+    StageReason.KILLED,
+    StageReason.BUSY,
+    StageReason.LOST,
+}
+
+
 class StageError(QuantError):
-    """A stage died: out of time, out of memory, or killed by a signal."""
+    """A stage died: out of time, out of memory, killed or crashed. `reason` says which."""
+
+    def __init__(
+        self,
+        problem: str,
+        where: str = "",
+        hint: str = "",
+        reason: StageReason = StageReason.FAILED,
+    ) -> None:
+        super().__init__(problem, where, hint)
+        self.args = (problem, where, hint, reason)
+        self.reason = StageReason(reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `error_from_dict` reads them."""
+        return super().to_dict() | {"reason": str(self.reason)}
+
+
+def error_from_dict(values: Mapping[str, Any]) -> QuantError:
+    """The inverse of `QuantError.to_dict`."""
+    arguments = dict(values)
+    if "reason" in arguments:
+        arguments["reason"] = StageReason(arguments["reason"])
+    return _KINDS[arguments.pop("kind")](**arguments)
+
+
+_KINDS: dict[str, type[QuantError]] = {
+    kind.__name__: kind for kind in (QuantError, RequestError, ModelError, DataError, StageError)
+}

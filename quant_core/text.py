@@ -1,4 +1,4 @@
-"""What may leave: values as strict JSON, and text without control characters."""
+"""Values as strict JSON, and text without control characters, for people and other programs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The same in strict JSON, which knows neither NaN nor infinity: they become null."""
+    """The same value in strict JSON, which knows neither NaN nor infinity: they become null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def printable(value: object) -> str:
-    """Text from a model or a manifest, which may hold anything: control characters become visible escapes."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value)
-    )
+    """Text from a model or a manifest with every control character as a visible escape."""
+    return "".join(_visible(character) for character in str(value))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")

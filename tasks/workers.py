@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant_core.errors import QuantError, StageError
-from quant_core.worker.child import STAGE_MODULE, InterruptedStage, NoRoom, lost_worker, run_stage
+from quant_core.errors import QuantError, StageError, StageReason
+from quant_core.worker.child import STAGE_MODULE, run_stage, worker_death
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -51,7 +51,7 @@ class Workers:
     def run(
         self, stage: str, model: str, request: Mapping[str, Any], alone: bool = False
     ) -> dict[str, Any]:
-        """What `quant_core.child.run_stage` returns. Raises: as it does; InterruptedStage if the worker was lost."""
+        """The answer of `run_stage`. Raises: as it does; StageError if the worker was lost."""
         return self.run_all(stage, model, [request], alone)[0]
 
     def run_all(
@@ -67,8 +67,9 @@ class Workers:
             runs = [call.result() for call in calls]
             self.peaks[model, stage] = max(run["peak_bytes"] for run in runs)
             return runs
-        except NoRoom:
-            self.peaks[model, stage] = 2 * need
+        except StageError as error:
+            if error.reason is StageReason.HOST_MEMORY:
+                self.peaks[model, stage] = 2 * need
             raise
         finally:
             for call in calls:
@@ -109,8 +110,8 @@ class _Call:
             except QuantError:
                 raise
             except KilledWorker as problem:
-                if strikes := self._strikes():
-                    raise lost_worker(strikes, self.stage) from problem
+                if deaths := self._deaths():
+                    raise worker_death(deaths, self.stage) from problem
                 time.sleep(min(5.0, 0.05 * 2**death) * random.random())
                 self.future = self._submit()
             except (Exception, asyncio.CancelledError) as problem:
@@ -130,8 +131,8 @@ class _Call:
         key = f"{self.stage}-{uuid.uuid4().hex}"
         return self.workers.client.submit(run_stage, self.stage, key=key, **self.options)
 
-    def _strikes(self) -> int:
-        """How many workers died in the midst of it."""
+    def _deaths(self) -> int:
+        """The number of workers that died during the stage."""
         with contextlib.suppress(OSError):
             return self.mark.stat().st_size
         return 0
@@ -141,8 +142,8 @@ def is_transient(task: object, run: object, state: Any) -> bool:
     """Trying again makes sense: a worker or a child was lost, or something was busy. Prefect's retry condition."""
     try:
         state.result()
-    except InterruptedStage:
-        return True
+    except StageError as error:
+        return error.reason.is_transient
     except BaseException:
         return False
     return False
@@ -154,8 +155,11 @@ def _told(problem: BaseException, stage: str) -> StageError:
 
     where = f"stage {stage}"
     if isinstance(problem, (FutureCancelledError, asyncio.CancelledError, OSError, TimeoutError)):
-        return InterruptedStage(
-            "the Dask scheduler was lost", where, "Is the cluster still running?"
+        return StageError(
+            "the Dask scheduler was lost",
+            where,
+            "Is the cluster still running?",
+            StageReason.LOST,
         )
     return StageError(
         f"{type(problem).__name__}: {problem}",

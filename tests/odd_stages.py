@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from quant_core.errors import DataError
-from quant_core.worker.child import serve
+from quant_core.worker.child_main import serve
 
 
 def echo(text):

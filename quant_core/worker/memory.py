@@ -1,7 +1,9 @@
-"""Whether this host has memory for one more stage: each says what it will need, and waits until that fits.
+"""Whether this host has memory for one more stage.
 
-A promise is a locked file, so it ends with its process, however that ends. What is promised and not yet taken counts as
-taken: stages that start together do not count on the same memory. All batches of a user on this host keep to it.
+Each stage reserves what it will need, and waits until that fits. A reservation is a locked file, so
+it ends with its process, however that ends. Memory that is reserved and not yet held counts as
+taken, so that stages that start together do not count on the same memory. All batches of a user on
+this host share the reservations.
 """
 
 from __future__ import annotations
@@ -16,47 +18,48 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
+from quant_core.worker.host import read_text
+
 POLL_S = 0.05
-KEPT_SHARE = 0.03  # of all memory: never promised, for the host itself
-ASSUMED_BYTES = 8 << 30  # of a host that does not tell
+KEPT_SHARE = 0.03  # of all memory: never reserved, for the host itself
+ASSUMED_BYTES = 8 << 30  # of a host that does not say how much it has
+MORE_MEMORY = (
+    "Fewer models at once (jobs), a higher limits.memory_mb, or a machine with more memory"
+)
 
 
 @contextlib.contextmanager
-def promised(need_bytes: int, pid: int) -> Iterator[None]:
-    """Wait until `need_bytes` fit; meanwhile they are kept for process `pid`.
+def reserve(need_bytes: int, pid: int) -> Iterator[None]:
+    """Reserve `need_bytes` for process `pid` while the block runs; wait until they fit.
 
-    What is alone need not wait: whether it is too much for this host shows when it is taken.
+    The only stage of a host never waits: whether it needs too much shows when it takes the memory.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(
-            OSError
-        ):  # a host where nothing can be written is no reason to stop
-            while not _granted(need_bytes, pid, stack):
+        with contextlib.suppress(OSError):  # a host without a folder to write to may run stages too
+            while not _try_reserve(need_bytes, pid, stack):
                 time.sleep(POLL_S)
         yield
 
 
 def total_bytes() -> int:
-    """All memory: the machine's, or its container's limit where that is less."""
+    """All memory: the machine's, or its container's limit if that is less."""
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         physical = ASSUMED_BYTES
-    return min([physical, *(_number(folder / limit) or physical for folder, limit, _ in _groups())])
+    limits = [_number(folder / limit) or physical for folder, limit, _ in _control_groups()]
+    return min([physical, *limits])
 
 
 def available_bytes() -> int:
-    """Memory that can be had now without swapping, less what is kept for the host."""
+    """Memory that can be taken now without swapping, less what is kept for the host."""
     total = total_bytes()
-    free = [_kilobytes("/proc/meminfo").get("MemAvailable", total)]
-    for folder, limit, used in _groups():
+    available = [_kilobytes("/proc/meminfo").get("MemAvailable", total)]
+    for folder, limit, used in _control_groups():
         if allowed := _number(folder / limit):
-            free.append(
-                allowed
-                - _number(folder / used)
-                + _numbers(folder / "memory.stat").get("inactive_file", 0)
-            )
-    return min(free) - int(KEPT_SHARE * total)
+            reclaimable = _numbers(folder / "memory.stat").get("inactive_file", 0)
+            available.append(allowed - _number(folder / used) + reclaimable)
+    return min(available) - int(KEPT_SHARE * total)
 
 
 def held_bytes(pid: int) -> int:
@@ -66,18 +69,23 @@ def held_bytes(pid: int) -> int:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most that was resident since that was last reset."""
+    """The most that was resident since the peak was last reset."""
     return _kilobytes(f"/proc/{pid}/status").get("VmHWM", 0)
 
 
-def _granted(need_bytes: int, pid: int, stack: contextlib.ExitStack) -> bool:
-    """Whether there is room; then the promise stands until `stack` ends."""
+def megabytes(size_bytes: int) -> str:
+    """A size for people, such as `1,234 MB`."""
+    return f"{size_bytes / 1e6:,.0f} MB"
+
+
+def _try_reserve(need_bytes: int, pid: int, stack: contextlib.ExitStack) -> bool:
+    """Whether the memory fits; if it does, it is reserved until `stack` ends."""
     folder = _folder()
     with (folder / "gate").open("w") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
-        others = _promises(folder)
-        wanted = max(0, need_bytes - held_bytes(pid))
-        if others and wanted > available_bytes() - sum(others):
+        others = _reservations(folder)
+        missing = max(0, need_bytes - held_bytes(pid))
+        if others and missing > available_bytes() - sum(others):
             return False
         path = folder / f"stage-{uuid4().hex}"
         file = stack.enter_context(path.open("w"))
@@ -88,8 +96,8 @@ def _granted(need_bytes: int, pid: int, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def _promises(folder: Path) -> list[int]:
-    """What each stage at work may still take."""
+def _reservations(folder: Path) -> list[int]:
+    """The bytes that each running stage may still take."""
     found = []
     for path in folder.glob("stage-*"):
         with contextlib.suppress(OSError, ValueError), path.open() as file:
@@ -113,44 +121,41 @@ def _folder() -> Path:
 
 
 @cache
-def _groups() -> tuple[tuple[Path, str, str], ...]:
-    """This process's memory control groups: folder, and the files that say what is allowed and what is used."""
+def _control_groups() -> tuple[tuple[Path, str, str], ...]:
+    """This process's memory control groups: folder, file of the limit, file of the use."""
     found = []
     root = Path("/sys/fs/cgroup")
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in read_text("/proc/self/cgroup").splitlines():
         _, kinds, name = line.split(":", 2)
-        if kinds == "":
-            base, files = root, ("memory.max", "memory.current")
+        if kinds == "":  # version 2
+            base, limit, used = root, "memory.max", "memory.current"
         elif "memory" in kinds.split(","):
-            base, files = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         own = base / name.lstrip("/")
-        found += [(folder, *files) for folder in (own, *own.parents) if folder.is_relative_to(base)]
-    return tuple(
-        (folder, limit, used) for folder, limit, used in found if (folder / limit).exists()
-    )
+        folders = [folder for folder in (own, *own.parents) if folder.is_relative_to(base)]
+        found += [(folder, limit, used) for folder in folders if (folder / limit).exists()]
+    return tuple(found)
 
 
 def _kilobytes(path: str) -> dict[str, int]:
     """Lines such as `VmHWM:  1234 kB`, in bytes."""
-    lines = (line.partition(":") for line in _read(path).splitlines() if line.endswith(" kB"))
-    return {key: int(value.split()[0]) << 10 for key, _, value in lines}
+    found = {}
+    for line in read_text(path).splitlines():
+        if line.endswith(" kB"):
+            key, _, value = line.partition(":")
+            found[key] = int(value.split()[0]) << 10
+    return found
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    lines = (line.split() for line in _read(str(path)).splitlines())
+    """Lines such as `inactive_file 1234`."""
+    lines = [line.split() for line in read_text(path).splitlines()]
     return {line[0]: int(line[1]) for line in lines if len(line) == 2}
 
 
 def _number(path: Path) -> int:
-    """0 where there is none: `max` means no limit."""
-    text = _read(str(path)).strip()
+    """The number in a file; 0 if there is none, as in `max`, which means no limit."""
+    text = read_text(path).strip()
     return int(text) if text.isdigit() else 0
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""

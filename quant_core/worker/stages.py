@@ -1,6 +1,6 @@
 """What a worker can be asked to do: each stage takes JSON values and paths, and returns JSON values.
 
-`python -m quant_core.worker.stages` serves them (child.py). Samples are given as `SampleSpec.to_dict` writes them.
+`python -m quant_core.worker.stages` serves them (child_main.py). Samples are given as `SampleSpec.to_dict` writes them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quant_core.model.normalize import normalize
 from quant_core.model.prepare import prepare as prepare_model
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
-from quant_core.worker.child import serve
+from quant_core.worker.child_main import serve
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.normalize import normalize
-from quant_core.worker.child import serve
+from quant_core.worker.child_main import serve
 
 
 def load(path: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quant_core.worker import stages
-from quant_core.worker.child import serve
+from quant_core.worker.child_main import serve
 
 
 def quantize(**request: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from distributed import Client
 from distributed.scheduler import KilledWorker
 
 from flows.runtime.dask import local_cluster
-from quant_core.errors import StageError
-from quant_core.worker.child import STRIKES, InterruptedStage, NoRoom, run_stage, shut_down
+from quant_core.errors import StageError, StageReason
+from quant_core.worker.child import MAX_WORKER_DEATHS, run_stage, shut_down
 from tasks.workers import BARE_BYTES, NEIGHBOURS, Workers
 from tests.unit.worker.test_child import wait_until
 
@@ -31,8 +31,9 @@ def test_what_waits_on_a_worker_that_is_killed_loses_no_try(tmp_path):
         wait_until(lambda: len(next(iter(client.processing().values()))) == 2, 30)
         (tmp_path / "ready").touch()
 
-        with pytest.raises(InterruptedStage, match="Dask worker died"):
+        with pytest.raises(StageError, match="Dask worker died") as error:
             killer.result()
+        assert error.value.reason is StageReason.LOST
         assert neighbour.result()["result"] == {
             "text": "alive"
         }  # of one call: Prefect tried it once
@@ -66,27 +67,29 @@ def test_deaths_before_a_stage_began_are_borne_for_long_but_not_for_ever(tmp_pat
 def test_a_death_in_the_midst_of_a_stage_is_a_try(tmp_path):
     client = Deadly(begun=1)
 
-    with pytest.raises(InterruptedStage, match="Dask worker died"):
+    with pytest.raises(StageError, match="Dask worker died") as error:
         Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
 
+    assert error.value.reason is StageReason.LOST
     assert client.deaths == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_a_scheduler_that_tries_again_by_itself_has_used_up_the_tries(tmp_path):
     with pytest.raises(StageError, match="Dask worker died") as error:
-        Workers(Deadly(begun=STRIKES), 60.0, None, tmp_path).run("prepare", "m", {})
+        Workers(Deadly(begun=MAX_WORKER_DEATHS), 60.0, None, tmp_path).run("prepare", "m", {})
 
-    assert type(error.value) is StageError
+    assert error.value.reason is StageReason.DEADLY
+    assert not error.value.reason.is_transient
 
 
 def test_a_stage_in_whose_midst_workers_died_too_often_is_not_begun_again(tmp_path):
     mark = tmp_path / "mark"
-    mark.write_bytes(b"x" * (STRIKES - 1))
+    mark.write_bytes(b"x" * (MAX_WORKER_DEATHS - 1))
     assert run_stage("echo", {"text": ""}, mark=str(mark), module=STAGES)["result"]
-    assert mark.stat().st_size == STRIKES - 1
+    assert mark.stat().st_size == MAX_WORKER_DEATHS - 1
 
-    mark.write_bytes(b"x" * STRIKES)
+    mark.write_bytes(b"x" * MAX_WORKER_DEATHS)
     with pytest.raises(StageError, match="Dask worker died"):
         run_stage("echo", {"text": ""}, mark=str(mark), module=STAGES)
 
@@ -108,13 +111,13 @@ def test_what_a_stage_will_need_is_what_it_held_or_what_is_known_of_its_model(tm
     assert workers.need("validate", "m") == 1000
 
 
-def test_a_stage_for_which_there_was_no_room_asks_for_twice_as_much_and_what_it_held_is_remembered(
+def test_a_stage_that_ran_out_of_the_hosts_memory_reserves_twice_as_much_the_next_time(
     tmp_path,
 ):
     def submit(function, stage, need_bytes, **options):
         def result():
             if need_bytes < 3 * BARE_BYTES:
-                raise NoRoom("out of memory")
+                raise StageError("out of memory", reason=StageReason.HOST_MEMORY)
             return {"result": {}, "peak_bytes": 12345}
 
         return SimpleNamespace(result=result, done=lambda: True)
@@ -122,7 +125,7 @@ def test_a_stage_for_which_there_was_no_room_asks_for_twice_as_much_and_what_it_
     workers = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path)
 
     for _ in range(2):
-        with pytest.raises(NoRoom):
+        with pytest.raises(StageError):
             workers.run("prepare", "m", {})
     workers.run("prepare", "m", {})
 

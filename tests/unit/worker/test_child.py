@@ -1,8 +1,10 @@
-"""A stage in its child: every way to die is told, nothing outlives its parent, and the next stage runs."""
+"""A stage in its child: every death is reported, nothing outlives its parent, the next stage runs."""
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -10,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from quant_core.errors import DataError, StageError
-from quant_core.worker import child
-from quant_core.worker.child import InterruptedStage, run_stage
+from quant_core.errors import (
+    DataError,
+    ModelError,
+    QuantError,
+    StageError,
+    StageReason,
+    error_from_dict,
+)
+from quant_core.worker import child, host
+from quant_core.worker.child import run_stage
 
 STAGES = "tests.odd_stages"
 
@@ -41,40 +50,68 @@ def test_one_child_serves_stage_after_stage():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "reason", "problem"),
     [
-        ("segfault", StageError, "crashed with SIGSEGV"),
-        ("abort", StageError, "crashed with SIGABRT"),
-        ("leave", StageError, "ended with exit code 3"),
-        ("exit", StageError, "SystemExit"),
-        ("killed", InterruptedStage, "killed by SIGKILL"),
-        ("disk_full", StageError, "no space left"),
-        ("busy", InterruptedStage, "busy"),
-        ("wrong_data", DataError, "has NaN"),
-        ("bug", StageError, "KeyError: 'x'"),
-        ("too_large", StageError, "out of memory"),
+        ("segfault", StageReason.CRASHED, "crashed with SIGSEGV"),
+        ("abort", StageReason.CRASHED, "crashed with SIGABRT"),
+        ("leave", StageReason.CRASHED, "ended with exit code 3"),
+        ("exit", StageReason.FAILED, "SystemExit"),
+        ("killed", StageReason.KILLED, "killed by SIGKILL"),
+        ("disk_full", StageReason.FAILED, "no space left"),
+        ("busy", StageReason.BUSY, "busy"),
+        ("bug", StageReason.FAILED, "KeyError: 'x'"),
+        ("too_large", StageReason.MEMORY, "out of memory"),
     ],
 )
-def test_every_way_to_fail_is_told_and_the_next_stage_runs(name, kind, told):
-    with pytest.raises(kind, match=told) as error:
+def test_every_way_to_fail_is_reported_and_the_next_stage_runs(name, reason, problem):
+    with pytest.raises(StageError, match=problem) as error:
         ask(name)
 
-    assert type(error.value) is kind
+    assert error.value.reason is reason
+    assert ask("echo", request={"text": "again"})["result"] == {"text": "again"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        QuantError("a"),
+        ModelError("a", "b"),
+        DataError("a", "b", "c"),
+        StageError("a", "b", "c", StageReason.KILLED),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_survives_json_and_pickling(error):
+    for copy in (
+        error_from_dict(json.loads(json.dumps(error.to_dict()))),
+        pickle.loads(pickle.dumps(error)),
+    ):
+        assert type(copy) is type(error)
+        assert copy.to_dict() == error.to_dict()
+
+
+def test_what_is_wrong_with_the_data_stays_a_data_error():
+    with pytest.raises(DataError, match="has NaN"):
+        ask("wrong_data")
+
     assert ask("echo", request={"text": "again"})["result"] == {"text": "again"}
 
 
 def test_native_code_that_hangs_is_stopped_at_its_deadline_with_all_it_started():
     before = time.monotonic()
 
-    with pytest.raises(StageError, match=r"took longer than 0.5 s"):
+    with pytest.raises(StageError, match=r"took longer than 0.5 s") as error:
         ask("hang", timeout_s=0.5)
 
+    assert error.value.reason is StageReason.TIMEOUT
     assert time.monotonic() - before < 30  # not the minute that it would hang
 
 
-def test_memory_is_limited_and_the_peak_is_told():
-    with pytest.raises(StageError, match=r"out of memory: \d+ MB held, 210 MB allowed"):
+def test_memory_is_limited_and_the_peak_is_reported():
+    with pytest.raises(StageError, match=r"\d+ MB held, 210 MB allowed") as error:
         ask("hog", memory_bytes=210_000_000)
+
+    assert error.value.reason is StageReason.MEMORY
 
 
 def test_a_child_dies_with_its_parent_even_while_native_code_holds_the_interpreter(tmp_path):
@@ -92,19 +129,19 @@ run_stage("hang", {{"mark": {str(tmp_path / "pid")!r}}}, module={STAGES!r})
     wait_until(lambda: not is_alive(pid))
 
 
-def test_a_benchmark_has_the_host_to_itself_and_tells_how_busy_others_were():
-    told = ask("echo", request={"text": ""}, alone=True)
+def test_a_benchmark_has_the_host_to_itself_and_reports_how_busy_others_were():
+    run = ask("echo", request={"text": ""}, alone=True)
 
-    assert 0 <= told["host_load"] <= 1.5
-    assert isinstance(told["busy"], bool)
+    assert 0 <= run["host_load"] <= 1.5
+    assert isinstance(run["busy"], bool)
 
 
 def test_a_benchmark_beside_others_is_marked(monkeypatch):
     passed = iter(range(1000))  # as many CPU seconds at every look, however short the time between
-    monkeypatch.setattr(child, "_busy_seconds", lambda: next(passed))
+    monkeypatch.setattr(host, "busy_seconds", lambda: next(passed))
 
     assert ask("echo", request={"text": ""}, alone=True)["busy"]
-    monkeypatch.setattr(child, "_busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(host, "busy_seconds", lambda: 0.0)
     assert not ask("echo", request={"text": ""}, alone=True)["busy"]
 
 

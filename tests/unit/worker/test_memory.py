@@ -1,4 +1,4 @@
-"""No more stages at once than the memory they will need allows, and none waits for what is gone."""
+"""Only as many stages run at once as memory allows, and none waits for a process that is gone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from quant_core.errors import StageError, StageReason
 from quant_core.worker import child, memory
-from quant_core.worker.child import NoRoom, run_stage
+from quant_core.worker.child import run_stage
 from tests.unit.worker.test_child import wait_until
 
 STAGES = "tests.odd_stages"
 GB = 1 << 30
-NOBODY = 1 << 30  # no process has that number: what was promised to it is never taken
+NOBODY = 1 << 30  # no process has that number: what is reserved for it is never taken
 
 
 @pytest.fixture
@@ -30,12 +31,12 @@ def host(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_stages_begin_while_what_they_need_fits_and_never_more(host):
+def test_stages_begin_while_their_memory_fits(host):
     at_once, most, lock = 0, [], threading.Lock()
 
     def stage(need: int) -> None:
         nonlocal at_once
-        with memory.promised(need, NOBODY):
+        with memory.reserve(need, NOBODY):
             with lock:
                 at_once += need
                 most.append(at_once)
@@ -52,15 +53,15 @@ def test_stages_begin_while_what_they_need_fits_and_never_more(host):
     assert [path.name for path in host.iterdir()] == ["gate"]
 
 
-def test_what_is_alone_begins_whatever_it_needs(host):
-    with memory.promised(1000 * GB, NOBODY):
+def test_the_only_stage_begins_whatever_it_needs(host):
+    with memory.reserve(1000 * GB, NOBODY):
         assert len(list(host.glob("stage-*"))) == 1
 
 
 def test_what_a_stage_holds_already_is_not_counted_twice(host):
     held = memory.held_bytes(os.getpid())
 
-    with memory.promised(held + 9 * GB, os.getpid()), memory.promised(GB - 1, NOBODY):
+    with memory.reserve(held + 9 * GB, os.getpid()), memory.reserve(GB - 1, NOBODY):
         pass  # `available_bytes` is less what is held: nine gigabytes are still to be taken
 
 
@@ -70,7 +71,7 @@ import sys, time
 from pathlib import Path
 from quant_core.worker import memory
 memory._folder = lambda: Path({str(host)!r})
-with memory.promised(9 << 30, {NOBODY}):
+with memory.reserve(9 << 30, {NOBODY}):
     print("in", flush=True)
     time.sleep(60)
 """
@@ -78,7 +79,7 @@ with memory.promised(9 << 30, {NOBODY}):
         [sys.executable, "-c", code], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE
     )
     assert other.stdout.readline() == b"in\n"
-    waiting = threading.Thread(target=lambda: memory.promised(8 * GB, NOBODY).__enter__())
+    waiting = threading.Thread(target=lambda: memory.reserve(8 * GB, NOBODY).__enter__())
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive()
@@ -90,7 +91,9 @@ with memory.promised(9 << 30, {NOBODY}):
     assert not waiting.is_alive()
 
 
-def test_who_outgrows_what_was_asked_for_gives_way_when_the_host_has_no_more(host, tmp_path):
+def test_a_stage_that_outgrows_its_reservation_ends_when_the_host_has_no_more(
+    host, tmp_path, monkeypatch
+):
     request = {"megabytes": 300, "mark": str(tmp_path / "mark"), "until": str(tmp_path / "until")}
     (tmp_path / "until").touch()
     assert run_stage("hold", request, need_bytes=GB, module=STAGES)["peak_bytes"] > 300_000_000
@@ -100,15 +103,16 @@ def test_who_outgrows_what_was_asked_for_gives_way_when_the_host_has_no_more(hos
     with ThreadPoolExecutor(1) as threads:
         held = threads.submit(run_stage, "hold", request, need_bytes=GB // 8, module=STAGES)
         wait_until(lambda: (tmp_path / "mark").exists(), 30)
-        memory.available_bytes = lambda: -1
+        monkeypatch.setattr(memory, "available_bytes", lambda: -1)
 
-        with pytest.raises(NoRoom, match=r"out of memory: \d+ MB held, and this host has no more"):
+        with pytest.raises(StageError, match=r"\d+ MB held, and this host has no more") as error:
             held.result()
+        assert error.value.reason is StageReason.HOST_MEMORY
 
     child.shut_down()
 
 
-def test_this_host_tells_what_it_has():
+def test_this_host_says_what_memory_it_has():
     assert 0 < memory.available_bytes() < memory.total_bytes()
     assert memory.held_bytes(os.getpid()) > 1_000_000
     assert memory.peak_bytes(os.getpid()) >= memory.held_bytes(os.getpid()) // 2
