@@ -1,4 +1,7 @@
-"""How arrays are read from .npy and .npz files of strangers: row by row, without pickles, within declared limits."""
+"""Arrays from .npy and .npz files that may be hostile.
+
+They are read row by row, without pickles, and within declared limits.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,11 @@ from numpy.lib import format as npy
 
 from quant_core.errors import DataError
 
-RESIDENT_BYTES = (
-    16 << 20
-)  # files below this are read once and kept; larger ones are read row by row, every time
+RESIDENT_BYTES = 16 << 20  # smaller files are read once and kept, larger ones by the row
 MAX_BYTES = 16 << 30  # that one .npz may declare
 MAX_MEMBERS = 1000
-MAX_RATIO = 200  # declared bytes over compressed bytes, asked above BOMB_BYTES only: a constant mask packs 1000 to 1
-BOMB_BYTES = 256 << 20
+MAX_RATIO = 200  # declared bytes over compressed bytes
+BOMB_BYTES = 256 << 20  # the ratio counts above this only: a constant mask packs 1000 to 1
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 EXPORT = "Save it again with np.save or np.savez"
@@ -31,9 +32,10 @@ PLAIN = "Save plain numeric arrays"
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class StoredArray:
-    """An array in a file of which only slices of rows are read: `array[3:7]` has shape (4, *shape[1:]).
+    """An array in a file, of which only slices of rows are read.
 
-    Reading forward is cheap; in a compressed file, reading backward starts again from its beginning.
+    `array[3:7]` has shape (4, *shape[1:]). Reading forward is cheap; in a compressed file, reading
+    backward starts again from its beginning.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +51,7 @@ class StoredArray:
         start, stop, _ = rows.indices(self.shape[0])
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         with _reading(self.where):
-            # read, not mapped: mapped pages count as this process's memory for as long as the machine has room
+            # Read, not mapped: mapped pages count as this process's memory until the host needs it.
             self.stream.seek(self.offset + start * row_bytes)
             content = self.stream.read((stop - start) * row_bytes)
             return np.frombuffer(content, self.dtype).reshape(stop - start, *self.shape[1:])
@@ -59,19 +61,20 @@ Array = np.ndarray | StoredArray
 
 
 def open_arrays(path: Path, resident_bytes: int | None = None) -> dict[str, Array]:
-    """The arrays of an .npz by name, or the one of an .npy under the name "".
+    """The arrays of an .npz by name, or the array of an .npy under the name "".
 
-    Raises: DataError if the file cannot be read, is neither, holds pickled objects, text beside numbers or nothing,
-    is cut short, or declares more than the limits above.
+    resident_bytes  files up to this size are kept in memory; RESIDENT_BYTES if it is None
+
+    Raises: DataError if the file cannot be read, is neither, holds pickled objects, records or
+    nothing, is cut short, or declares more than the limits above.
     """
     where = str(path)
     if resident_bytes is None:
         resident_bytes = RESIDENT_BYTES
     with _reading(where):
         if path.exists() and not path.is_file():
-            raise DataError(
-                "is no regular file", where, EXPORT
-            )  # a pipe would be waited for, a device never ends
+            # A pipe would be waited for, and a device never ends.
+            raise DataError("is no regular file", where, EXPORT)
         with path.open("rb") as file:
             magic = file.read(6)
         if magic == npy.MAGIC_PREFIX:
@@ -79,36 +82,36 @@ def open_arrays(path: Path, resident_bytes: int | None = None) -> dict[str, Arra
             return {"": _open(path.open("rb"), size, where, resident=size <= resident_bytes)}
         if not magic.startswith(b"PK"):
             raise DataError("is neither an .npy nor an .npz file", where, EXPORT)
-        archive = zipfile.ZipFile(path)
-        members = archive.infolist()
-        size = _check_limits(members, where)
-        return {
-            m.filename.removesuffix(".npy"): _open(
-                archive.open(m),
-                m.file_size,
-                f"{where}:{m.filename}",
-                resident=size <= resident_bytes,
-            )
-            for m in members
-        }
+        return _open_members(zipfile.ZipFile(path), where, resident_bytes)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The same arrays, all in memory. Raises: DataError as `open_arrays`."""
-    return {
-        name: array if isinstance(array, np.ndarray) else array[:]
-        for name, array in open_arrays(path).items()
-    }
+    opened = open_arrays(path)
+    return {name: a if isinstance(a, np.ndarray) else a[:] for name, a in opened.items()}
 
 
 def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Their shapes, from the headers alone. Raises: DataError as `open_arrays`."""
+    """The shapes of the arrays, from the headers alone. Raises: DataError as `open_arrays`."""
     return {name: array.shape for name, array in open_arrays(path, resident_bytes=0).items()}
 
 
+def _open_members(archive: zipfile.ZipFile, where: str, resident_bytes: int) -> dict[str, Array]:
+    members = archive.infolist()
+    resident = _check_limits(members, where) <= resident_bytes
+    arrays = {}
+    for member in members:
+        stream = archive.open(member)
+        name = member.filename
+        array = _open(stream, member.file_size, f"{where}:{name}", resident=resident)
+        arrays[name.removesuffix(".npy")] = array
+    return arrays
+
+
 def _check_limits(members: list[zipfile.ZipInfo], where: str) -> int:
-    """Bytes that an archive says it holds."""
-    size, packed = sum(m.file_size for m in members), sum(m.compress_size for m in members)
+    """The bytes that an archive declares. Raises: DataError if that is more than the limits."""
+    size = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
     if not members:
         raise DataError("holds no array", where, EXPORT)
     if len(members) > MAX_MEMBERS or len({m.filename for m in members}) < len(members):
@@ -131,7 +134,7 @@ def _check_limits(members: list[zipfile.ZipInfo], where: str) -> int:
 
 
 def _open(stream: IO[bytes], size: int, where: str, *, resident: bool) -> Array:
-    """The array that begins at the stream's header, `size` bytes with it."""
+    """The array whose header begins the stream; `size` counts the bytes of both."""
     with ExitStack() as closing:
         closing.callback(stream.close)
         version = npy.read_magic(stream)
@@ -145,7 +148,8 @@ def _open(stream: IO[bytes], size: int, where: str, *, resident: bool) -> Array:
         count = math.prod(shape)
         if count == 0 or min(shape, default=1) < 0:
             raise DataError(f"is empty: its shape is {shape}", where, "At least one sample")
-        offset, nbytes = stream.tell(), count * dtype.itemsize
+        offset = stream.tell()
+        nbytes = count * dtype.itemsize
         if offset + nbytes > size:
             problem = (
                 f"is cut short: {dtype} {shape} takes {nbytes:,} bytes, {size - offset:,} are there"
@@ -166,7 +170,8 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DataError("no such file", where, "Check the path") from error
-    except Exception as error:  # zlib, lzma, struct, tokenize, RuntimeError: a hostile file finds many ways to be wrong
+    # zlib, lzma, struct, tokenize, RuntimeError: a hostile file can be wrong in many ways
+    except Exception as error:
         raise DataError(
             f"cannot be read: {error or type(error).__name__}", where, EXPORT
         ) from error

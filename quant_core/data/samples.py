@@ -1,4 +1,4 @@
-"""Which feeds a model is calibrated and judged with, read one at a time."""
+"""The feeds that a model is calibrated and evaluated with, read one at a time."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Feeds that fit a model: `samples[i]` reads and checks the i-th, iteration holds one at a time.
+    """Feeds that fit a model. `samples[i]` reads and checks the i-th; iteration holds one.
 
-    order   positions in the source, in the order they are read
+    order   positions in the source, in the order in which they are read
     labels  one row per sample of these feeds, in the same order, or None
     """
 
@@ -60,7 +60,11 @@ class Samples:
         return len(self.order)
 
     def __getitem__(self, index: int) -> Feed:
-        """Raises: DataError, naming the file or sample, if a feed is not what the model takes or is not finite."""
+        """The i-th feed, as the model takes it.
+
+        Raises: DataError, about the file or sample, if the model does not take it, or if a value is
+        not finite.
+        """
         position = int(self.order[index])
         where = self.source.where(position)
         arrays = by_name(self.source.read(position), self.inputs, where)
@@ -70,7 +74,7 @@ class Samples:
         return (self[i] for i in range(len(self)))
 
     def where(self, index: int) -> str:
-        """What a person calls the i-th feed."""
+        """The name of the i-th feed for people."""
         return self.source.where(int(self.order[index]))
 
     def shard(self, k: int, n: int) -> Samples:
@@ -83,19 +87,23 @@ class Samples:
 
     def split_holdout(self, n: int) -> tuple[Samples, Samples]:
         """All feeds but every n-th, and every n-th."""
-        chosen = np.arange(len(self)) % n == n - 1
-        return self._pick(np.flatnonzero(~chosen)), self._pick(np.flatnonzero(chosen))
+        is_held_out = np.arange(len(self)) % n == n - 1
+        kept = self._pick(np.flatnonzero(~is_held_out))
+        return kept, self._pick(np.flatnonzero(is_held_out))
 
     def subsample(self, most: int) -> Samples:
-        """At most so many of the feeds, evenly spread."""
-        return self if len(self) <= most else self._pick(np.arange(most) * len(self) // most)
+        """At most this many of the feeds, spread evenly."""
+        if len(self) <= most:
+            return self
+        return self._pick(np.arange(most) * len(self) // most)
 
     def same_feeds(self, other: Samples) -> bool:
-        """Whether both feed the same, whatever their labels."""
-        return replace(self, labels=None).digest() == replace(other, labels=None).digest()
+        """Whether both have the same feeds, whatever their labels."""
+        own = replace(self, labels=None)
+        return own.digest() == replace(other, labels=None).digest()
 
     def digest(self) -> str:
-        """Hex digest of what will be fed: file bytes or array bytes, which of them, and the labels."""
+        """A hex digest of the source's bytes, of which feeds are taken, and of the labels."""
         digest = hashlib.blake2b(digest_size=20)
         self.source.hash_into(digest.update)
         digest.update(repr([(spec.name, spec.shape) for spec in self.inputs]).encode())
@@ -115,33 +123,32 @@ class Samples:
 
 
 def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
-    """What a model must be fed. Raises: ModelError if it does not load, or takes something else than plain tensors."""
-    session = (
-        model if isinstance(model, ort.InferenceSession) else open_session(model, optimize=False)
-    )
+    """The inputs that a model must be fed.
+
+    Raises: ModelError if it does not load, or has an input that is not a tensor of a numpy type.
+    """
+    session = model
+    if not isinstance(session, ort.InferenceSession):
+        session = open_session(session, optimize=False)
+    specs = []
     for node in session.get_inputs():
         if node.type not in DTYPES:
             raise ModelError(
                 f"takes {node.type}", node.name, "quantmill feeds tensors of numpy's types"
             )
-    return [
-        InputSpec(
-            node.name,
-            np.dtype(DTYPES[node.type]),
-            tuple(None if d in ("", -1, 0) else d for d in node.shape),
-        )
-        for node in session.get_inputs()
-    ]
+        shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
+        specs.append(InputSpec(node.name, np.dtype(DTYPES[node.type]), shape))
+    return specs
 
 
 def open_samples(spec: SampleSpec, inputs: Sequence[InputSpec]) -> Samples:
-    """The samples that `spec` names, for a model that takes `inputs`; samples already open stay as they are.
+    """The samples of `spec` for a model that takes `inputs`; open samples stay as they are.
 
     Values that the model's dtype holds exactly are converted (uint8 to float32, int64 to int32),
     floats are rounded to narrower floats, anything else is refused.
 
-    Raises: DataError if the source, its names, its number of samples, the shape or the labels do not
-    fit the model. The content of a single feed is checked when it is read.
+    Raises: DataError if the source, its names, its number of samples, the shape or the labels do
+    not fit the model. The content of a single feed is checked when it is read.
     """
     if isinstance(spec.source, Samples):
         return spec.source
@@ -176,35 +183,43 @@ def _pinned(inputs: Sequence[InputSpec], shape: Any) -> tuple[InputSpec, ...]:
 
 
 def _pin(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
-    wanted = [*spec.shape[: len(spec.shape) - len(sizes)], *sizes]
+    """The input with these sizes; without the first of them, the batch axis stays open."""
     missing = len(spec.shape) - len(sizes)
-    fits = all(
-        not isinstance(own, int) or own == size
-        for own, size in zip(spec.shape, wanted, strict=False)
-    )
+    wanted = [*spec.shape[:missing], *sizes]
+    fits = _fits(wanted, spec.shape)
     if spec.shape and (missing not in (0, 1) or not fits):
         raise DataError(f"is {list(sizes)}", f"shape of {spec.name}", f"The model takes {spec}")
     return replace(spec, shape=tuple(wanted))
 
 
+def _fits(sizes: Sequence[int | str | None], shape: Sequence[int | str | None]) -> bool:
+    """Whether every axis that the shape fixes has that size."""
+    pairs = zip(sizes, shape, strict=False)
+    return all(not isinstance(fixed, int) or size == fixed for size, fixed in pairs)
+
+
 def _fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
     """The array as the model takes it, C-ordered and in the machine's byte order."""
-    where, array = f"{where}, {spec.name}", np.asarray(array)
-    sizes = zip(array.shape, spec.shape, strict=False)
-    if spec.shape and (
-        array.ndim != len(spec.shape) or any(isinstance(w, int) and g != w for g, w in sizes)
-    ):
+    where = f"{where}, {spec.name}"
+    array = np.asarray(array)
+    has_rank = array.ndim == len(spec.shape)
+    if spec.shape and not (has_rank and _fits(array.shape, spec.shape)):
         raise DataError(f"has shape {array.shape}", where, f"The model takes {spec}")
     array = _cast(array, spec, where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))
         first = tuple(map(int, bad[0]))
-        problem = f"holds {len(bad)} values that are NaN or infinite as {array.dtype}, the first ({array[first]}) at {first}"
-        raise DataError(problem, where, "Repair or drop this sample")
+        raise DataError(
+            f"holds {len(bad)} values that are NaN or infinite as {array.dtype}, "
+            f"the first ({array[first]}) at {first}",
+            where,
+            "Repair or drop this sample",
+        )
     return array
 
 
 def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+    """The array in the model's dtype. Raises: DataError if the dtype cannot hold its values."""
     got, wanted = array.dtype.kind, spec.dtype.kind
     if wanted == "U" == got:
         return array
@@ -224,7 +239,7 @@ def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
 
 
 def _labels(source: SampleLabels, samples: Source) -> np.ndarray:
-    """Labels for every sample of the source."""
+    """Labels for every sample of the source. Raises: DataError if there are others."""
     if isinstance(samples, RandomSource):
         raise DataError(
             "random samples have no right answers", "labels", "Give real samples, or no labels"
@@ -257,7 +272,7 @@ def _labels(source: SampleLabels, samples: Source) -> np.ndarray:
 
 
 def _left_out(samples: Source) -> int:
-    """Rows at the end that do not fill a feed."""
+    """The number of rows at the end that do not fill a feed."""
     if not isinstance(samples, ArraySource):
         return 0
     batched = [samples.arrays[name].shape[0] % step for name, step in samples.steps.items() if step]

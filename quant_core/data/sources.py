@@ -1,9 +1,12 @@
-"""Where feeds come from: files, arrays, Python or chance, by position, not yet checked against the model."""
+"""Sources of feeds: files, arrays, Python objects and random numbers.
+
+A source gives feeds by position; they are not yet checked against the model.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
+from quant_core.data.spec import RANDOM
 from quant_core.errors import DataError
 
 Feed = dict[str, np.ndarray]
@@ -23,7 +27,7 @@ RANDOM_LENGTH = 32  # of any other symbolic axis that is not the batch
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What a model takes under one name. An axis is a size, a symbol, or None where anything goes.
+    """An input of a model. An axis is a size, a symbol, or None if any size fits.
 
     onnxruntime shows a scalar and an input of unknown rank alike: both have the shape ().
     """
@@ -34,15 +38,16 @@ class InputSpec:
 
     @property
     def batch(self) -> int:
-        """Samples in one feed of this input: its first axis where that is fixed, else 1."""
+        """The samples in one feed of this input: its first axis if that is fixed, else 1."""
         return self.shape[0] if self.shape and isinstance(self.shape[0], int) else 1
 
     def __str__(self) -> str:
-        return f"{self.name} {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+        sizes = ["?" if size is None else str(size) for size in self.shape]
+        return f"{self.name} {self.dtype}[{', '.join(sizes)}]"
 
 
 class Source(Protocol):
-    """Where feeds come from, by position, not yet checked against the model."""
+    """Feeds by position, not yet checked against the model."""
 
     @property
     def name(self) -> str: ...
@@ -51,41 +56,32 @@ class Source(Protocol):
     def read(self, position: int) -> Mapping[str, np.ndarray]: ...
     def where(self, position: int) -> str: ...
     def size(self, position: int) -> int:
-        """Samples in that feed, which is how many rows of labels belong to it."""
+        """The samples in that feed, which is the number of its rows of labels."""
         ...
 
     def hash_into(self, update: Callable[[bytes], None]) -> None: ...
 
 
 def open_source(source: Any, inputs: tuple[InputSpec, ...], count: int | None, seed: int) -> Source:
-    if isinstance(source, str) and source == "random":
+    """The source that a SampleSpec names; `count` and `seed` are of random feeds.
+
+    Raises: DataError if the source is of no known kind, cannot be read, or does not have the
+    inputs' names, ranks and numbers of samples.
+    """
+    if isinstance(source, str) and source == RANDOM:
         return _random(inputs, count or RANDOM_COUNT, seed)
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
-            paths = sorted(
-                p
-                for p in path.iterdir()
-                if p.suffix in (".npz", ".npy") and not p.name.startswith(".")
-            )
-            if not paths:
-                raise DataError("the folder holds no .npz file", str(path), "One .npz per feed")
-            return FileSource(str(path), paths, inputs)
+            return _folder(path, inputs)
         return _arrays(str(path), open_arrays(path), inputs, path)
     if isinstance(source, np.ndarray):
         return _arrays("array", {"": source}, inputs)
     if isinstance(source, Mapping):
-        return _arrays(
-            "arrays", {str(name): np.asarray(array) for name, array in source.items()}, inputs
-        )
+        arrays = {str(name): np.asarray(array) for name, array in source.items()}
+        return _arrays("arrays", arrays, inputs)
     if isinstance(source, Iterable):
-        feeds = list(source)
-        for i, feed in enumerate(feeds):
-            if not isinstance(feed, Mapping):
-                raise DataError(
-                    f"is {type(feed).__name__}", f"feed {i}", "A feed maps input names to arrays"
-                )
-        return FeedSource("feeds", feeds, inputs)
+        return _feeds(source, inputs)
     raise DataError(
         f"is {source!r}", "samples", "A path, an array, a mapping of arrays, feeds, or 'random'"
     )
@@ -93,7 +89,11 @@ def open_source(source: Any, inputs: tuple[InputSpec, ...], count: int | None, s
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArraySource:
-    """Arrays of all samples; `steps` says how many rows of each make a feed (0: a row without its axis)."""
+    """Arrays of all samples.
+
+    steps   input -> its rows that make a feed; 0: one row without its axis; None: the whole array
+    length  the number of feeds
+    """
 
     name: str
     arrays: Mapping[str, Array]
@@ -128,7 +128,7 @@ class ArraySource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileSource:
-    """A file per feed."""
+    """A folder with a file for each feed."""
 
     name: str
     paths: Sequence[Path]
@@ -183,7 +183,7 @@ class FeedSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomSource:
-    """Feeds drawn from (seed, position), so that they are the same however they are split."""
+    """Feeds drawn from (seed, position), so that they are the same in any shards."""
 
     inputs: Sequence[InputSpec]
     shapes: Mapping[str, tuple[int, ...]]
@@ -202,11 +202,28 @@ class RandomSource:
         return max((spec.batch for spec in self.inputs), default=1)
 
     def hash_into(self, update: Callable[[bytes], None]) -> None:
-        update(
-            repr(
-                ("random", self.seed, [(str(spec), self.shapes[spec.name]) for spec in self.inputs])
-            ).encode()
-        )
+        shapes = [(str(spec), self.shapes[spec.name]) for spec in self.inputs]
+        update(repr(("random", self.seed, shapes)).encode())
+
+
+def _folder(path: Path, inputs: tuple[InputSpec, ...]) -> FileSource:
+    files = [p for p in path.iterdir() if p.suffix in (".npz", ".npy")]
+    visible = sorted(p for p in files if not p.name.startswith("."))
+    if not visible:
+        raise DataError("the folder holds no .npz file", str(path), "One .npz per feed")
+    return FileSource(str(path), visible, inputs)
+
+
+def _feeds(source: Iterable[Any], inputs: tuple[InputSpec, ...]) -> FeedSource:
+    feeds = list(source)
+    for position, feed in enumerate(feeds):
+        if not isinstance(feed, Mapping):
+            raise DataError(
+                f"is {type(feed).__name__}",
+                f"feed {position}",
+                "A feed maps input names to arrays",
+            )
+    return FeedSource("feeds", feeds, inputs)
 
 
 def _arrays(
@@ -214,11 +231,15 @@ def _arrays(
 ) -> ArraySource:
     arrays = by_name(arrays, inputs, where)
     steps = {spec.name: _step(arrays[spec.name], spec, where) for spec in inputs}
-    counts = {n: arrays[n].shape[0] // (step or 1) for n, step in steps.items() if step is not None}
+    counts = {
+        name: arrays[name].shape[0] // (step or 1)
+        for name, step in steps.items()
+        if step is not None
+    }
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise DataError(
-            f"the arrays hold different numbers of samples: {told}",
+            f"the arrays hold different numbers of samples: {listed}",
             where,
             "One row of each per sample",
         )
@@ -227,13 +248,13 @@ def _arrays(
         raise DataError(
             f"has too few samples for one feed: {rows}",
             where,
-            f"The model takes {told_inputs(inputs)}",
+            f"The model takes {describe_inputs(inputs)}",
         )
     return ArraySource(where, arrays, steps, min(counts.values(), default=1), path)
 
 
 def _step(array: Array, spec: InputSpec, where: str) -> int | None:
-    """Rows in a feed, 0 where a row is a feed without its axis, None where the array is fed as it is."""
+    """The rows of the array in a feed: 0 if one row without its axis, None if the whole array."""
     rank = len(array.shape)
     if rank == 0 and not spec.shape:
         return None
@@ -249,26 +270,30 @@ def _step(array: Array, spec: InputSpec, where: str) -> int | None:
 
 
 def _random(inputs: tuple[InputSpec, ...], count: int, seed: int) -> RandomSource:
-    if seed < 0:
-        raise DataError(f"seed is {seed}", hint="0 or more")
-    batch_symbols = {spec.shape[0] for spec in inputs if spec.shape}
+    batch_symbols = {spec.shape[0] for spec in inputs if spec.shape} - {None}
     shapes = {}
     for spec in inputs:
         if spec.dtype.kind == "U":
             raise DataError(
                 "takes text, for which there is no random", spec.name, "Give real samples"
             )
-        length = RANDOM_SIDE if len(spec.shape) == 4 else RANDOM_LENGTH
-        shapes[spec.name] = tuple(
-            d
-            if isinstance(d, int)
-            else 1
-            if axis == 0 or (d is not None and d in batch_symbols)
-            else length
-            for axis, d in enumerate(spec.shape)
-        )
+        shapes[spec.name] = _random_shape(spec, batch_symbols)
     feeds = count // max((spec.batch for spec in inputs), default=1)
     return RandomSource(inputs, shapes, seed, max(1, feeds))
+
+
+def _random_shape(spec: InputSpec, batch_symbols: Set[int | str | None]) -> tuple[int, ...]:
+    """The input's shape with 1 for an open batch axis, and a usual length for other open axes."""
+    length = RANDOM_SIDE if len(spec.shape) == 4 else RANDOM_LENGTH
+    sizes = []
+    for axis, size in enumerate(spec.shape):
+        if isinstance(size, int):
+            sizes.append(size)
+        elif axis == 0 or size in batch_symbols:
+            sizes.append(1)
+        else:
+            sizes.append(length)
+    return tuple(sizes)
 
 
 def _draw(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -276,13 +301,15 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> 
         return rng.standard_normal(shape).astype(spec.dtype)
     if "mask" in spec.name.lower():
         return np.ones(shape, spec.dtype)  # a row that is masked altogether is NaN in many models
-    return rng.integers(0, 256 if spec.dtype == np.uint8 else 2, shape).astype(
-        spec.dtype
-    )  # in range of any table
+    high = 256 if spec.dtype == np.uint8 else 2  # an index of 0 or 1 is in any table
+    return rng.integers(0, high, shape).astype(spec.dtype)
 
 
 def by_name(arrays: Mapping[str, T], inputs: Sequence[InputSpec], where: str) -> Mapping[str, T]:
-    """One array per input. A single array for a single input may have any name."""
+    """One array per input. A single array for a single input may have any name.
+
+    Raises: DataError if a name is missing, or is no input.
+    """
     names = [spec.name for spec in inputs]
     if len(arrays) == len(names) == 1:
         return {names[0]: next(iter(arrays.values()))}
@@ -290,20 +317,20 @@ def by_name(arrays: Mapping[str, T], inputs: Sequence[InputSpec], where: str) ->
         raise DataError(
             f"is one array, but the model has {len(names)} inputs",
             where,
-            f"An .npz with {told_inputs(inputs)}",
+            f"An .npz with {describe_inputs(inputs)}",
         )
     for name in arrays:
         if name not in names:
             raise DataError(f"{name!r} is no input of the model", where, did_you_mean(name, inputs))
     if missing := [name for name in names if name not in arrays]:
         raise DataError(
-            f"lacks {', '.join(missing)}", where, f"The model takes {told_inputs(inputs)}"
+            f"lacks {', '.join(missing)}", where, f"The model takes {describe_inputs(inputs)}"
         )
     return arrays
 
 
 def _batch_size(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec]) -> int:
-    """Samples in a feed: the first axis of the first input whose first axis is free, else of the first with one."""
+    """The samples in a feed: the first axis of an input whose batch is open, else of any input."""
     if len(shapes) == len(inputs) == 1:
         shapes = {inputs[0].name: next(iter(shapes.values()))}
     batched = [spec for spec in inputs if shapes.get(spec.name)]
@@ -322,18 +349,18 @@ def _hash_file(path: Path, update: Callable[[bytes], None]) -> None:
 
 
 def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) -> None:
+    """Give `update` the name, dtype, shape and bytes of the array."""
     update(f"array {name!r} {array.dtype.str} {array.shape}\n".encode())
     update(np.ascontiguousarray(array).tobytes())
 
 
 def did_you_mean(name: str, inputs: Sequence[InputSpec]) -> str:
+    """A hint with the input whose name is nearest, if one is near, and with all inputs."""
     near = difflib.get_close_matches(name, [spec.name for spec in inputs], 1)
-    return (
-        f"Did you mean {near[0]}? The model takes {told_inputs(inputs)}"
-        if near
-        else f"The model takes {told_inputs(inputs)}"
-    )
+    guess = f"Did you mean {near[0]}? " if near else ""
+    return f"{guess}The model takes {describe_inputs(inputs)}"
 
 
-def told_inputs(inputs: Sequence[InputSpec]) -> str:
+def describe_inputs(inputs: Sequence[InputSpec]) -> str:
+    """The inputs for people, such as `ids int64[N, T], lengths int64[N]`."""
     return ", ".join(map(str, inputs))

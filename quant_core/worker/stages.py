@@ -1,6 +1,7 @@
-"""What a worker can be asked to do: each stage takes JSON values and paths, and returns JSON values.
+"""The stages of a worker: each takes JSON values and paths, and returns JSON values.
 
-`python -m quant_core.worker.stages` serves them (child_main.py). Samples are given as `SampleSpec.to_dict` writes them.
+`python -m quant_core.worker.stages` serves them (child_main.py). Samples are given as
+`SampleSpec.to_dict` writes them, shards as (k, n): the k-th of n.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from quant_core import api
 from quant_core.calibrate.observe import Statistics, observe
@@ -31,7 +34,7 @@ Row = dict[str, Any]
 
 
 def prepare(model: str, folder: str, config: Row, samples: Row | None) -> Row:
-    """Writes prepared.onnx and plan.json into `folder`, and says what the model is and what is planned."""
+    """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts."""
     feeds = _open(model, samples) if samples else None
     prepared = prepare_model(model, api.some(feeds))
     plan = api.first_plan(prepared, QuantConfig.from_dict(config), measured=feeds is not None)
@@ -42,33 +45,45 @@ def prepare(model: str, folder: str, config: Row, samples: Row | None) -> Row:
 
 
 def calibrate(prepared: str, plan: str, samples: Row, shard: tuple[int, int], out: str) -> Row:
-    """Writes the statistics of one shard of the samples to `out`."""
+    """Write the statistics of one shard of the samples to `out`."""
     started = time.perf_counter()
-    mine = _open(prepared, samples).shard(*shard)
-    observe(Path(prepared), _plan(plan), mine).save(out)
-    return {"samples": len(mine), "seconds": time.perf_counter() - started}
+    feeds = _open(prepared, samples).shard(*shard)
+    observe(Path(prepared), _plan(plan), feeds).save(out)
+    return {"samples": len(feeds), "seconds": time.perf_counter() - started}
 
 
 def quantize(
-    model: str, prepared: str, plan: str, stats: list[str], samples: Row | None, config: Row, contract: Row | None,
-    evaluation: Row | None, output: str, costs: str | None = None,
-) -> Row:  # fmt: skip
-    """Writes the best model to `output`; judged by the evaluation samples, else by those of calibration.
+    model: str,
+    prepared: str,
+    plan: str,
+    stats: list[str],
+    samples: Row | None,
+    config: Row,
+    contract: Row | None,
+    evaluation: Row | None,
+    output: str,
+    costs: str | None = None,
+) -> Row:
+    """Write the best model to `output`.
 
-    What is timed for that is looked up in the file `costs`, and added to it.
+    samples     for calibration
+    evaluation  samples that candidates are judged by; without them, those for calibration
+    costs       file of timings, read and added to
     """
-    wide = _plan(plan)
-    measured = Statistics.merged(Statistics.load(path) for path in stats) if stats else None
     feeds = _open(model, samples) if samples else None
-    judged = _open(model, evaluation) if evaluation else feeds
-    held_to = Contract.from_dict(contract) if contract else None
-    ready = files.load(prepared)
-    normalize(ready)
-    made = api.check_output(model, output)
-    timed = Costs(costs)
-    return api.finish(
-        ready, model, made, wide, measured, feeds, judged, held_to, detailed=False, costs=timed
-    ).to_dict()
+    result = api.finish(
+        _load(prepared),
+        model,
+        api.check_output(model, output),
+        _plan(plan),
+        Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
+        feeds,
+        _open(model, evaluation) if evaluation else feeds,
+        Contract.from_dict(contract) if contract else None,
+        detailed=False,
+        costs=Costs(costs),
+    )
+    return result.to_dict()
 
 
 def validate(
@@ -79,42 +94,47 @@ def validate(
     metric: str | None,
     prepared: str | None,
 ) -> Row:
-    """How right the quantized model is, and what each node costs if the prepared model is given."""
-    held_to = Contract.from_dict(contract) if contract else None
+    """How near the quantized model is to its original.
+
+    prepared  the prepared model: with it, the answer has the quantization noise of each node too
+    """
     feeds = _open(model, samples)
-    found = api.validate_model(model, quantized, feeds, metric=metric, contract=held_to).to_dict()
+    validation = api.validate_model(
+        model,
+        quantized,
+        feeds,
+        metric=metric,
+        contract=Contract.from_dict(contract) if contract else None,
+    )
+    answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:
-        found |= {
-            "damage": [asdict(row) for row in damage_of([_powers(prepared, quantized, feeds)])]
-        }
-    return found | {"detailed": prepared is not None}
+        rows = damage_of([_powers(prepared, quantized, feeds)])
+        answer["damage"] = [asdict(row) for row in rows]
+    return answer
 
 
 def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, int]) -> Row:
-    """What each node costs on one shard of a few samples."""
-    return {
-        "powers": [
-            power.to_dict()
-            for power in _powers(prepared, quantized, _open(prepared, samples), shard)
-        ]
-    }
+    """The quantization noise of each node on one shard of a few samples."""
+    found = _powers(prepared, quantized, _open(prepared, samples), shard)
+    return {"powers": [power.to_dict() for power in found]}
 
 
 def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
-    """How fast the quantized model is beside its original."""
+    """The latency of the quantized model beside its original's, on the first of the samples."""
     spec = SampleSpec.from_dict(samples or {})
     feeds = open_samples(replace(spec, count=1, labels=None), input_specs(Path(model)))
-    return {
-        "timing": api.benchmark_model(
-            model, quantized, feeds, threads=threads, seconds=seconds
-        ).to_dict()
-    }
+    timing = api.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds)
+    return {"timing": timing.to_dict()}
 
 
 STAGES: dict[str, Callable[..., Row]] = {
-    "prepare": prepare, "calibrate": calibrate, "quantize": quantize, "validate": validate,
-    "sensitivity": sensitivity, "benchmark": benchmark,
-}  # fmt: skip
+    "prepare": prepare,
+    "calibrate": calibrate,
+    "quantize": quantize,
+    "validate": validate,
+    "sensitivity": sensitivity,
+    "benchmark": benchmark,
+}
 
 
 def _open(model: str, samples: Row) -> Samples:
@@ -126,10 +146,14 @@ def _powers(
     prepared: str, quantized: str, samples: Samples, shard: tuple[int, int] = (0, 1)
 ) -> list[NodePower]:
     few = samples.subsample(api.DAMAGE_FEEDS)
-    mine = few.shard(*shard) if shard[0] < len(few) else ()
-    original = files.load(prepared)
-    normalize(original)
-    return powers(original, files.load(quantized), mine)
+    feeds = few.shard(*shard) if shard[0] < len(few) else ()
+    return powers(_load(prepared), files.load(quantized), feeds)
+
+
+def _load(prepared: str) -> ir.Model:
+    model = files.load(prepared)
+    normalize(model)
+    return model
 
 
 def _plan(path: str) -> QuantPlan:
