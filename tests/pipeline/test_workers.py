@@ -1,4 +1,4 @@
-"""Whose fault a dead worker is: a model in whose midst it died has lost a try, what only waited there has not."""
+"""A worker's death counts against the stage that it was running, not against stages that waited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.worker.test_child import wait_until
 STAGES = "tests.odd_stages"
 
 
-def test_what_waits_on_a_worker_that_is_killed_loses_no_try(tmp_path):
+def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path):
     with local_cluster(1) as cluster, Client(cluster) as client, ThreadPoolExecutor(2) as threads:
         workers = Workers(client, 60.0, None, tmp_path, STAGES)
 
@@ -40,7 +40,7 @@ def test_what_waits_on_a_worker_that_is_killed_loses_no_try(tmp_path):
 
 
 class Deadly:
-    """A Dask client on which every worker dies; `begun` of them in the midst of the stage."""
+    """A Dask client on which every worker dies, `begun` of them during the stage."""
 
     def __init__(self, begun: int) -> None:
         self.begun, self.deaths = begun, 0
@@ -54,7 +54,7 @@ class Deadly:
         return SimpleNamespace(result=result, done=lambda: True)
 
 
-def test_deaths_before_a_stage_began_are_borne_for_long_but_not_for_ever(tmp_path, monkeypatch):
+def test_deaths_before_a_stage_began_are_retried_often_but_not_forever(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     client = Deadly(begun=0)
 
@@ -64,7 +64,7 @@ def test_deaths_before_a_stage_began_are_borne_for_long_but_not_for_ever(tmp_pat
     assert client.deaths == NEIGHBOURS
 
 
-def test_a_death_in_the_midst_of_a_stage_is_a_try(tmp_path):
+def test_a_death_during_a_stage_is_a_try(tmp_path):
     client = Deadly(begun=1)
 
     with pytest.raises(StageError, match="Dask worker died") as error:
@@ -83,7 +83,7 @@ def test_a_scheduler_that_tries_again_by_itself_has_used_up_the_tries(tmp_path):
     assert not error.value.reason.is_transient
 
 
-def test_a_stage_in_whose_midst_workers_died_too_often_is_not_begun_again(tmp_path):
+def test_a_stage_during_which_workers_died_too_often_is_not_started_again(tmp_path):
     mark = tmp_path / "mark"
     mark.write_bytes(b"x" * (MAX_WORKER_DEATHS - 1))
     assert run_stage("echo", {"text": ""}, mark=str(mark), module=STAGES)["result"]

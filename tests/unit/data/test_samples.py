@@ -1,4 +1,4 @@
-"""Samples: every kind of source gives the feeds a model takes, and whatever is wrong is said with its place."""
+"""Samples: every kind of source gives the feeds a model takes; an error names its place."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def values(samples):
     return [{name: array.tolist() for name, array in feed.items()} for feed in samples]
 
 
-# What a model takes
+# Inputs of a model
 
 
 def model(inputs):
@@ -67,7 +67,7 @@ def model(inputs):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def test_input_specs_tell_name_dtype_and_axes(tmp_path):
+def test_input_specs_hold_name_dtype_and_axes(tmp_path):
     path = tmp_path / "m.onnx"
     inputs = [
         ("a", TensorProto.FLOAT, ["N", 3, None]),
@@ -271,7 +271,7 @@ def test_random_feeds_are_the_same_for_a_seed_and_however_they_are_split():
     assert {v for feed in whole for v in feed["attention_mask"][0]} == {1}
 
 
-def test_random_shapes_come_from_the_model_then_from_shape_then_from_habit():
+def test_random_shapes_come_from_the_model_then_from_shape_then_from_defaults():
     image, tokens = [spec("x", "float32", None, 3, "H", "W")], spec("ids", "int64", "N", "T")
     state = spec("state", "float32", 2, "N", 8)
 
@@ -411,7 +411,7 @@ def test_the_digest_changes_with_whatever_would_be_fed_and_with_nothing_else(tmp
     ],
     ids=["misspelt", "missing", "uneven", "rank"],
 )
-def test_wrong_names_and_counts_are_told_at_once(tmp_path, arrays, problem, hint):
+def test_wrong_names_and_counts_are_errors_before_anything_is_read(tmp_path, arrays, problem, hint):
     path = tmp_path / "x.npz"
     np.savez(path, **arrays)
 

@@ -1,4 +1,4 @@
-"""A gate that is spelled out becomes one HardSigmoid that computes the same; what only looks like one stays."""
+"""Spelled-out hard sigmoids become one operator, and whatever only looks like one stays."""
 
 from __future__ import annotations
 
@@ -15,22 +15,34 @@ X = np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32) * 5
 HEAD = "(float[n,3,8,8] x) => (float[n,c,h,w] y)"
 NUMBERS = {"zero": 0.0, "half": 0.5, "one": 1.0, "three": 3.0, "six": 6.0, "sixth": 1 / 6}
 
-GATES = {
+FUSED = {
     "hard swish": "{ a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six) }",
-    "hard swish, the other way round": "{ a = Add(three, x) c = Clip(a, zero, six) m = Mul(c, x) y = Mul(sixth, m) }",
-    "hard swish, divided first": "{ a = Add(x, three) c = Clip(a, zero, six) d = Div(c, six) y = Mul(d, x) }",
-    "a gate of another tensor": "{ s = Relu(x) a = Add(s, half) c = Clip(a, zero, one) m = Mul(c, x) y = Div(m, one) }",
-    "a gate alone": "{ a = Add(x, three) c = Clip(a, zero, six) y = Mul(c, sixth) }",
+    "hard swish with its inputs swapped": """{
+        a = Add(three, x) c = Clip(a, zero, six) m = Mul(c, x) y = Mul(sixth, m)
+    }""",
+    "hard swish, divided first": """{
+        a = Add(x, three) c = Clip(a, zero, six) d = Div(c, six) y = Mul(d, x)
+    }""",
+    "times another tensor": """{
+        s = Relu(x) a = Add(s, half) c = Clip(a, zero, one) m = Mul(c, x) y = Div(m, one)
+    }""",
+    "no product": "{ a = Add(x, three) c = Clip(a, zero, six) y = Mul(c, sixth) }",
 }
-OTHERS = {
-    "another divisor": "{ a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, three) }",
+KEPT = {
+    "another divisor": """{
+        a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, three)
+    }""",
     "no divisor": "{ a = Add(x, three) c = Clip(a, zero, six) y = Mul(x, c) }",
     "a lower bound": "{ a = Add(x, three) c = Clip(a, half, six) m = Mul(x, c) y = Div(m, six) }",
     "no upper bound": "{ a = Add(x, three) c = Clip(a, zero) m = Mul(x, c) y = Div(m, six) }",
     "a square": "{ a = Add(x, three) c = Clip(a, zero, six) m = Mul(c, c) y = Div(m, six) }",
-    "divided by the gate": "{ a = Add(x, three) c = Clip(a, half, six) y = Div(six, c) }",
-    "a second reader": "{ a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) d = Div(m, six) y = Add(d, c) }",
-    "a sum that is read": "{ a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) d = Div(m, six) y = Add(d, a) }",
+    "divided by the sigmoid": "{ a = Add(x, three) c = Clip(a, half, six) y = Div(six, c) }",
+    "a second reader": """{
+        a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) d = Div(m, six) y = Add(d, c)
+    }""",
+    "a sum that is read": """{
+        a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) d = Div(m, six) y = Add(d, a)
+    }""",
 }
 
 
@@ -47,9 +59,9 @@ def run(model: ir.Model) -> np.ndarray:
     return open_session(proto.SerializeToString()).run(None, {"x": X})[0]
 
 
-@pytest.mark.parametrize("name", GATES)
-def test_a_gate_becomes_one_operator_that_computes_the_same(name: str) -> None:
-    model = model_of(GATES[name])
+@pytest.mark.parametrize("name", FUSED)
+def test_a_hard_sigmoid_becomes_one_operator_that_computes_the_same(name: str) -> None:
+    model = model_of(FUSED[name])
     before = run(model)
 
     fuse_hard_sigmoid(model)
@@ -60,9 +72,9 @@ def test_a_gate_becomes_one_operator_that_computes_the_same(name: str) -> None:
     np.testing.assert_allclose(run(model), before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_only_looks_like_a_gate_stays(name: str) -> None:
-    model = model_of(OTHERS[name])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_only_looks_like_a_hard_sigmoid_stays(name: str) -> None:
+    model = model_of(KEPT[name])
     before = [n.op_type for n in model.graph]
 
     fuse_hard_sigmoid(model)

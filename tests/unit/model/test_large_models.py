@@ -1,4 +1,4 @@
-"""Models above what one protobuf message holds: read, run and written with their tensors in files."""
+"""Models larger than one protobuf message are read, run and written with tensors in files."""
 
 from __future__ import annotations
 

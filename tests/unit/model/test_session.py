@@ -1,4 +1,4 @@
-"""Sessions: what is opened, what is told when it cannot be."""
+"""Sessions: what opens, and what the error says when it does not."""
 
 import numpy as np
 import onnx
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_be_loaded_says_where_and_what_to_do(tmp_path, conte
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         "Could not find an implementation for Cast(21) node with name 'w_wide'",
         "Exception during initialization: tensor type 21 is not supported",
@@ -138,9 +138,9 @@ def test_a_model_that_cannot_be_loaded_says_where_and_what_to_do(tmp_path, conte
         "Fatal error: com.microsoft:GatherBlockQuantized(-1) is not a registered function/op",
     ],
 )  # what onnxruntime 1.18 to 1.22 say
-def test_a_runtime_too_old_for_4_bits_is_told_so(monkeypatch, told):
+def test_a_runtime_too_old_for_4_bits_says_so(monkeypatch, message):
     def refuse(*_, **__):
-        raise RuntimeError(f"[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : {told}")
+        raise RuntimeError(f"[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : {message}")
 
     monkeypatch.setattr(ort, "InferenceSession", refuse)
 
@@ -161,7 +161,7 @@ def test_missing_external_weights_are_named(tmp_path):
     assert "another file" in caught.value.hint
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+def test_a_missing_file_and_a_folder_have_errors_of_their_own(tmp_path):
     with pytest.raises(ModelError, match="no such file"):
         open_session(tmp_path / "none.onnx")
     with pytest.raises(ModelError, match="is a folder"):

@@ -1,4 +1,4 @@
-"""A stage in its child: every death is reported, nothing outlives its parent, the next stage runs."""
+"""A stage in its child: every death is reported, and the next stage runs."""
 
 from __future__ import annotations
 
