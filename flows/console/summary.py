@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import html
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from quant_core.model.atomic import atomic_write
 from quant_core.text import plain, printable
 
 SHOWN_ROWS = 500  # in Prefect's UI
@@ -49,14 +49,10 @@ def cell(value: object) -> str:
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """The summary as JSON, there as a whole or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     written_at = datetime.now(UTC).isoformat()
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(plain({**summary, "written_at": written_at}), file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    values = plain({**summary, "written_at": written_at})
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def says(path: Path, flow_run_id: str) -> bool:

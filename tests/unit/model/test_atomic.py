@@ -1,0 +1,34 @@
+"""A file appears with all of its content, or stays as it was."""
+
+import pytest
+
+from quant_core.model.atomic import atomic_write
+
+
+def test_content_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+
+    with atomic_write(path) as stream:
+        stream.write(b"new")
+        assert path.read_bytes() == b"old"
+
+    assert path.read_bytes() == b"new"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def write_half(path):
+    with atomic_write(path) as stream:
+        stream.write(b"ne")
+        raise KeyError
+
+
+def test_a_block_that_raises_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+
+    with pytest.raises(KeyError):
+        write_half(path)
+
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
