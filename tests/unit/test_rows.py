@@ -1,0 +1,114 @@
+"""A report row cannot hold a column that its table lacks, nor a value of another type."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import UTC, datetime
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from tasks.report import SCHEMAS, write_table
+from tasks.rows import TABLES, AuditRow, LayerRow, ModelRow, Outcome, RunRow, TimingRow, Verdict
+
+MODEL = {"run_id": "r", "model": "m", "digest": "d", "input": "m.onnx", "output": "o.onnx"}
+LAYER = {"run_id": "r", "model": "m", "digest": "d", "position": 0, "node": "conv"}
+
+
+def model_row(**values) -> ModelRow:
+    return ModelRow(**{**MODEL, "outcome": Outcome.DONE, "verdict": Verdict.MET, **values})
+
+
+def test_a_mistyped_column_is_an_error_where_the_row_is_built():
+    with pytest.raises(TypeError, match="speedupp"):
+        model_row(speedupp=2.0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("speedup", "2.0"),
+        ("size_bytes", 1.5),
+        ("size_bytes", True),
+        ("busy", 1),
+        ("started_at", "2026-01-01T00:00:00+00:00"),
+        ("started_at", datetime(2026, 1, 1)),  # noqa: DTZ001 - the row must refuse a time without a zone
+        ("outcome", "done"),
+        ("model", None),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_that_names_its_column(column, value):
+    with pytest.raises(TypeError, match=f"ModelRow.{column} "):
+        model_row(**{column: value})
+
+
+def test_a_whole_number_is_a_real_one():
+    assert model_row(speedup=2).speedup == 2.0
+
+
+def test_only_rows_of_a_table_are_written_to_it(tmp_path):
+    with pytest.raises(TypeError, match="models"):
+        write_table(tmp_path, "models", "r", [LayerRow(**LAYER)])
+
+    assert not list(tmp_path.glob("*/*.parquet"))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_the_columns_of_its_rows_in_their_order(name):
+    assert SCHEMAS[name].names == [field.name for field in fields(TABLES[name])]
+
+
+def test_arrow_types_follow_from_the_types_of_the_fields():
+    models = SCHEMAS["models"]
+
+    assert models.field("outcome").type == pyarrow.string()
+    assert models.field("size_bytes").type == pyarrow.int64()
+    assert models.field("speedup").type == pyarrow.float64()
+    assert models.field("busy").type == pyarrow.bool_()
+    assert models.field("started_at").type == pyarrow.timestamp("us", tz="UTC")
+
+
+def test_what_is_written_is_what_a_reader_finds(tmp_path):
+    moment = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+
+    path = write_table(tmp_path, "models", "r", [model_row(speedup=2.0, started_at=moment)])
+
+    (found,) = parquet.read_table(path).to_pylist()
+    assert found["outcome"] == "done"
+    assert found["speedup"] == 2.0
+    assert found["started_at"] == moment
+    assert found["error"] is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        model_row(speedup=2.5, busy=False, started_at=datetime.now(UTC)),
+        LayerRow(**LAYER, isolated_db=31.5, zero_point=-3),
+        TimingRow(run_id="r", model="m", digest="d", stage="benchmark", rounds=7),
+    ],
+)
+def test_a_row_comes_back_from_its_json(row):
+    assert type(row).from_json(row.to_json()) == row
+
+
+def test_a_row_of_another_version_is_read_for_what_it_has():
+    old = {**MODEL, "outcome": "skipped", "verdict": "none", "colour": "red"}
+
+    row = ModelRow.from_json(old)
+
+    assert row.outcome is Outcome.SKIPPED
+    assert row.verdict is Verdict.NONE
+    assert row.speedup is None
+
+
+def test_a_layer_row_with_the_names_of_before_keeps_its_numbers():
+    row = LayerRow.from_json({**LAYER, "alone_db": 30.0, "so_far_db": 20.0})
+
+    assert (row.isolated_db, row.cumulative_db) == (30.0, 20.0)
+
+
+def test_every_table_names_its_run_first():
+    assert {fields(row)[0].name for row in TABLES.values()} == {"run_id"}
+    assert set(TABLES.values()) == {RunRow, ModelRow, LayerRow, TimingRow, AuditRow}
