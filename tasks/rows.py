@@ -238,9 +238,13 @@ TABLES: dict[str, type[Row]] = {
 }
 
 
-@cache
-def column_types(row: type[Any]) -> Mapping[str, tuple[type, ...]]:
+def column_types(row: type[Row]) -> Mapping[str, tuple[type, ...]]:
     """Column -> the types that its values may have; NoneType among them if it may be unknown."""
+    return _column_types(row)  # type: ignore[arg-type] # mypy doubts that a class is hashable
+
+
+@cache
+def _column_types(row: type[Row]) -> Mapping[str, tuple[type, ...]]:
     hints = get_type_hints(row)
     return {field.name: _alternatives(hints[field.name]) for field in fields(row)}
 
