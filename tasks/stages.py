@@ -72,7 +72,6 @@ def quantize(
         "model": job["input"],
         "stats": list(stats),
         "samples": job["calibration"],
-        "config": job["config"],
         "contract": job["contract"],
         "evaluation": job["evaluation"],
         "output": str(output),

@@ -1,36 +1,50 @@
-"""The audit as a Prefect flow: what a batch has made is judged and timed again, against today's onnxruntime."""
+"""The audit as a Prefect flow: every model that a batch has made is judged and timed again.
+
+The outcome of each model is the first of these that applies:
+
+    regressed  a file is missing or is not what the batch wrote
+    stale      its original or its samples have changed: nothing can be compared
+    failed     a stage failed
+    regressed  it is less accurate beyond noise, misses a contract that it met, or is slower
+    kept       otherwise
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from threading import Semaphore
 from typing import Annotated, Any
-from uuid import uuid4
 
-from flows.runtime.dask import dask_client, how_many_workers, quiet_environment
+from flows.runtime.dask import quiet_environment
 
 quiet_environment()
 
 # Prefect reads its settings when it is imported.
-from prefect import Flow, flow, runtime, task  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect import Flow, flow  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.batch.digests import files_digest, forget_files, job_digest, versions  # noqa: E402
-from flows.batch.flow import Attached, attached, untagged, workers_of  # noqa: E402
+from flows.batch.entries import ModelEntry, new_run_id  # noqa: E402
+from flows.batch.flow_run import (  # noqa: E402
+    Caller,
+    caller_or_cluster,
+    run_side_by_side,
+    summarize,
+    summarize_failure,
+    untagged,
+)
 from flows.batch.journal import FOLDER, open_journal  # noqa: E402
-from flows.batch.model_run import accuracy_of  # noqa: E402
+from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
+from flows.console.events import ModelDone, PhaseBegan, StageBegan, Started  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
-from flows.console.summary import says, show_in_prefect, write_summary, wrong  # noqa: E402
 from flows.manifest.jobs import Job, Manifest  # noqa: E402
 from flows.manifest.selection import select  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
@@ -38,9 +52,10 @@ from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
 from tasks.report import report  # noqa: E402
+from tasks.rows import AuditOutcome, AuditRow, Outcome, TimingRow, Verdict  # noqa: E402
 
 SUMMARY = "audit-summary.json"
-SHOWN = (
+COLUMNS_IN_PREFECT = (
     "model",
     "outcome",
     "accuracy_before",
@@ -51,21 +66,27 @@ SHOWN = (
     "error",
 )
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
-
+WAITING = 2  # models beyond the number of workers, so that no worker waits for one
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the journal says of one model that is there.
+    """A model that the journal says is there.
 
-    timing  the benchmark of the run that made it, None if there was none
+    entry   of the run that finished it last
+    timing  its benchmark, by the run that made it; None if there was none
     """
 
     job: Job
-    digest: str
-    made_with: Mapping[str, str]
-    files: Mapping[str, Sequence[Any]]
-    row: Mapping[str, Any]
-    timing: Mapping[str, Any] | None
+    entry: ModelEntry
+    timing: TimingRow | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The row of a model so far, and whether the model could be run."""
+
+    row: AuditRow
+    has_run: bool = False
 
 
 @flow(name="quantmill-audit", flow_run_name="audit {output_dir}", persist_result=False)
@@ -85,220 +106,199 @@ def audit(
         only: Globs over the names of models; without them, all.
         max_slowdown: The share of the speed-up that may be lost beyond what varied when it was measured.
     """
-    with _here(output_dir, scheduler, jobs, only or []) as (here, standing), untagged():
-        here.result = result = Audit(here, standing, max_slowdown).run()
-        facts = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
-        show_in_prefect("audit", result.run_id, result.rows, SHOWN, facts)
-        counts = ", ".join(
-            f"{count} {outcome}" for outcome, count in result.counts.items() if count
-        )
+    folder = Path(output_dir).absolute()
+    standing = read_standing(folder, only or [])
+    manifest = manifest_of(folder, standing)
+    with caller_or_cluster(lambda: manifest, scheduler, jobs) as caller, untagged():
+        result = Audit(caller, standing, max_slowdown).run()
         ended = Failed if result.exit_code else Completed
-        state: State[Any] = ended(message=counts, data=facts)
-        told = {
-            "kind": "audit",
-            "flow_run": runtime.flow_run.name,
-            "flow_run_id": runtime.flow_run.id,
-        }
-        told |= {"state": state.name, "message": counts}
-        write_summary(result.reports / SUMMARY, {**told, **facts, "wrong": wrong(result.rows)})
+        state: State[Any] = ended(message=result.message, data=result)
+        summarize("audit", result, state, COLUMNS_IN_PREFECT, result.reports / SUMMARY)
     return state
 
 
 @audit.on_failure
 @audit.on_crashed
 def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Prefect's hook: an audit that broke off says so where its reports would lie."""
+    """Prefect's hook for an audit that broke off: write a summary where its reports would lie."""
     path = Path(flow_run.parameters["output_dir"]) / "reports" / SUMMARY
-    if path.parent.is_dir() and not says(path, str(flow_run.id)):
-        told = {
-            "kind": "audit",
-            "flow_run": flow_run.name,
-            "flow_run_id": str(flow_run.id),
-            "state": state.name,
-        }
-        write_summary(path, told | {"message": state.message})
+    if path.parent.is_dir():
+        summarize_failure("audit", flow_run, state, path)
 
 
 def read_standing(folder: Path, only: Sequence[str]) -> list[Standing]:
-    """What the journal of an output folder says is there. Raises: RequestError if there is no journal, or nothing."""
+    """The models that the journal of an output folder says are there.
+
+    Raises: RequestError if there is no journal, no model, or none that matches `only`.
+    """
     if not (folder / FOLDER / "journal.jsonl").is_file():
-        raise RequestError(
-            "is no batch's output folder", str(folder), "Name the output_dir of a manifest"
-        )
+        hint = "Name the output_dir of a manifest"
+        raise RequestError("is no batch's output folder", str(folder), hint)
     with open_journal(folder) as journal:
-        entries = [e for e in journal.entries if e["event"] == "model" and e.get("job")]
-    timings = {e["digest"]: t for e in entries for t in e["timings"] if t["stage"] == "benchmark"}
-    latest = {e["row"]["output"]: e for e in entries if e["row"]["outcome"] != "failed"}
+        entries = [entry for entry in journal.models() if entry.job]
+    timings = {
+        entry.digest: timing
+        for entry in entries
+        for timing in entry.timings
+        if timing.stage == "benchmark"
+    }
+    made = [entry for entry in entries if entry.row.outcome is not Outcome.FAILED]
+    latest = {entry.row.output: entry for entry in made}
     found = [
-        Standing(
-            Job.from_dict(e["job"]),
-            e["digest"],
-            e["versions"],
-            e["files"],
-            e["row"],
-            timings.get(e["digest"]),
-        )
-        for e in latest.values()
+        Standing(Job.from_dict(entry.job or {}), entry, timings.get(entry.digest))
+        for entry in latest.values()
     ]
     if not found:
-        raise RequestError(
-            "holds no model that a batch has made", str(folder), "Run the batch first"
-        )
-    chosen = {job.name for job in select(Manifest(tuple(s.job for s in found), folder), only)}
-    return [standing for standing in found if standing.job.name in chosen]
+        hint = "Run the batch first"
+        raise RequestError("holds no model that a batch has made", str(folder), hint)
+    chosen = {job.name for job in select(manifest_of(folder, found), only)}
+    return [one for one in found if one.job.name in chosen]
+
+
+def manifest_of(folder: Path, standing: Sequence[Standing]) -> Manifest:
+    """A manifest of these models, with default limits and benchmark."""
+    return Manifest(tuple(one.job for one in standing), folder)
 
 
 class Audit:
-    """One audit of what stands in a folder."""
+    """One audit of the models of a folder."""
 
-    def __init__(self, here: Attached, standing: Sequence[Standing], max_slowdown: float) -> None:
+    def __init__(self, caller: Caller, standing: Sequence[Standing], max_slowdown: float) -> None:
         self.standing, self.max_slowdown = standing, max_slowdown
-        self.notify, self.benchmark = here.notify, here.manifest.benchmark
-        self.folder, self.workers = here.manifest.folder, workers_of(here)
-        self.workers.peaks |= {(str(s.job.input), ""): s.row["peak_bytes"] or 0 for s in standing}
-        self.started = datetime.now(UTC)
-        self.run_id = f"{self.started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
+        self.notify, self.benchmark = caller.notify, caller.manifest.benchmark
+        self.folder, self.workers = caller.manifest.folder, caller.workers()
+        for one in standing:
+            self.workers.peaks[str(one.job.input), ""] = one.entry.row.peak_bytes or 0
+        self.started_at = datetime.now(UTC)
+        self.run_id = new_run_id(self.started_at)
 
     def run(self) -> AuditResult:
-        started, count = time.monotonic(), self.workers.count()
-        self.notify(
-            {
-                "event": "started",
-                "run_id": self.run_id,
-                "models": len(self.standing),
-                "workers": count,
-            }
-        )
+        """Judge the models side by side, time them one after another, and write the report."""
+        started, workers = time.monotonic(), self.workers.count()
+        self.notify(Started(self.run_id, len(self.standing), workers))
         forget_files()
-        slots, futures = Semaphore(count + 2), []
-        for standing in self.standing:
-            slots.acquire()
-            futures.append(_judge.submit(printable(standing.job.name), self, standing, slots))
-        rows = [future.result() for future in futures]
-        self.notify({"event": "phase", "phase": "benchmark", "models": len(rows)})
-        for standing, row in zip(self.standing, rows, strict=True):
-            if "accuracy" in row:  # it could be run
-                row |= self._speed(standing, row)
-            self.notify({"event": "model", "verdict": "none", **row})
-        moments = {"started_at": self.started, "finished_at": datetime.now(UTC)}
-        own = {"run_id": self.run_id, "host": platform.node(), **versions(), **moments}
+        judged = run_side_by_side("audit", self._calls(), workers + WAITING)
+        self.notify(PhaseBegan("benchmark", len(judged)))
+        rows = []
+        for one, found in zip(self.standing, judged, strict=True):
+            row = self._time(one, found.row) if found.has_run else found.row
+            self.notify(ModelDone(row))
+            rows.append(row)
+        finished_at = datetime.now(UTC)
+        rows = [replace(row, finished_at=finished_at) for row in rows]
         reports = self.folder / "reports"
-        report(self.run_id, reports, {"audits": [{**row, **own} for row in rows]})
-        return AuditResult(
-            self.run_id, tuple(map(plain, rows)), reports, time.monotonic() - started
-        )
+        report(self.run_id, reports, {"audits": rows})
+        return AuditResult(self.run_id, tuple(rows), reports, time.monotonic() - started)
 
-    def judge(self, standing: Standing) -> dict[str, Any]:
-        """Is it there, unchanged, still comparable, and as right as it was?"""
-        job, row = standing.job, standing.row
-        own = {
-            "model": job.name,
-            "output": str(job.output),
-            "digest": standing.digest,
-            "metric": row["metric"],
-        }
-        own |= {"made_with": json.dumps(standing.made_with), "accuracy_before": row["accuracy"]}
+    def _calls(self) -> Iterator[tuple[str, Callable[[], Judged]]]:
+        for one in self.standing:
+            yield printable(one.job.name), partial(self._judge, one)
+
+    def _judge(self, one: Standing) -> Judged:
+        """Whether the model is there, unchanged, still comparable, and as accurate as it was."""
+        row = self._row(one)
         try:
-            if damage := _damage(standing):
-                return own | {"outcome": "regressed", "reason": damage}
-            if job_digest(job, standing.made_with) != standing.digest:
-                return own | {
-                    "outcome": "stale",
-                    "reason": "its original or its samples have changed since",
-                }
-            self.notify({"event": "stage", "model": job.name, "stage": "validate"})
-            name, asked = printable(job.name), job.to_dict()
-            found = tasks.validate(name, self.workers, asked, job.output)["result"]
+            if reason := _what_changed(one.entry):
+                return Judged(replace(row, outcome=AuditOutcome.REGRESSED, reason=reason))
+            if job_digest(one.job, one.entry.versions) != one.entry.digest:
+                reason = "its original or its samples have changed since"
+                return Judged(replace(row, outcome=AuditOutcome.STALE, reason=reason))
+            self.notify(StageBegan(one.job.name, "validate"))
+            name, values = printable(one.job.name), one.job.to_dict()
+            found = tasks.validate(name, self.workers, values, one.job.output)["result"]
         except QuantError as problem:
-            told = {
-                "stage": "validate",
-                "error": problem.problem,
-                "where": problem.where,
-                "hint": problem.hint,
-            }
-            return own | {"outcome": "failed", **told}
-        today = accuracy_of(job, found["fidelity"])
-        lost = _lost(
-            today["metric"], row["accuracy"], today["accuracy"], found["fidelity"]["samples"]
+            return Judged(_failed(row, "validate", problem))
+        return Judged(_compared(row, one, plain(found)), has_run=True)
+
+    def _row(self, one: Standing) -> AuditRow:
+        """The row of a model of which nothing is known but what the batch recorded."""
+        ours = versions()
+        return AuditRow(
+            run_id=self.run_id,
+            model=one.job.name,
+            digest=one.entry.digest,
+            output=str(one.job.output),
+            outcome=AuditOutcome.KEPT,
+            metric=one.entry.row.metric,
+            accuracy_before=one.entry.row.accuracy,
+            made_with=json.dumps(one.entry.versions),
+            host=platform.node(),
+            quantmill=ours["quantmill"],
+            onnx=ours["onnx"],
+            onnxruntime=ours["onnxruntime"],
+            started_at=self.started_at,
         )
-        if found["verdict"] == "not_met" and row["verdict"] == "met":
-            lost = found["reason"]
-        outcome = {"outcome": "regressed" if lost else "kept", "reason": lost or ""}
-        return own | outcome | {"accuracy": today["accuracy"]}
 
-    def _speed(self, standing: Standing, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Today's speed-up; lost if it stays below what was measured then, however often one looks."""
-        job, before = standing.job, standing.timing
-        if before is None or before["speedup_lo"] is None:
-            return {}
-        least = before["speedup_lo"] * (1 - self.max_slowdown)
-        told: dict[str, Any] = {"speedup_before": before["speedup"]}
+    def _time(self, one: Standing, row: AuditRow) -> AuditRow:
+        """The row with today's speed-up.
+
+        The model is slower if that stays below what was measured then, however often it is timed.
+        """
+        before = one.timing
+        if before is None or before.speedup_lo is None or before.speedup is None:
+            return row
+        least = before.speedup_lo * (1 - self.max_slowdown)
+        row = replace(row, speedup_before=before.speedup)
         for attempt in range(TIMINGS):
-            seconds = self.benchmark.seconds * 2**attempt
-            self.notify({"event": "stage", "model": job.name, "stage": "benchmark"})
+            self.notify(StageBegan(one.job.name, "benchmark"))
             try:
-                name, threads = printable(job.name), int(before["threads"])
-                run = tasks.benchmark(
-                    name, self.workers, job.to_dict(), job.output, threads, seconds
-                )
+                row = self._timed(one, row, self.benchmark.seconds * 2**attempt)
             except QuantError as problem:
-                error = {
-                    "stage": "benchmark",
-                    "error": problem.problem,
-                    "where": problem.where,
-                    "hint": problem.hint,
-                }
-                return told | {"outcome": "failed", **error}
-            told |= {"speedup": run["result"]["timing"]["speedup"]} | {
-                key: run[key] for key in ("host_load", "busy")
-            }
-            if told["speedup"] >= least:
-                return told
-        lost = f"speedup {told['speedup']:.2f}, was {before['speedup']:.2f} ({before['speedup_lo']:.2f} at the least)"
-        return told | {
-            "outcome": "regressed",
-            "reason": "; ".join(filter(None, (row["reason"], lost))),
-        }
+                return _failed(row, "benchmark", problem)
+            if row.speedup is not None and row.speedup >= least:
+                return row
+        slower = (
+            f"speedup {row.speedup:.2f}, was {before.speedup:.2f} "
+            f"({before.speedup_lo:.2f} at the least)"
+        )
+        reasons = "; ".join(filter(None, (row.reason, slower)))
+        return replace(row, outcome=AuditOutcome.REGRESSED, reason=reasons)
+
+    def _timed(self, one: Standing, row: AuditRow, seconds: float) -> AuditRow:
+        """The row with the speed-up that one benchmark of so many seconds measures."""
+        assert one.timing is not None
+        name, threads = printable(one.job.name), one.timing.threads or 1
+        answer = tasks.benchmark(
+            name, self.workers, one.job.to_dict(), one.job.output, threads, seconds
+        )
+        return replace(
+            row,
+            speedup=answer["result"]["timing"]["speedup"],
+            host_load=answer["host_load"],
+            busy=answer["busy"],
+        )
 
 
-@task(name="audit", task_run_name="audit {name}", cache_policy=NO_CACHE, persist_result=False)
-def _judge(name: str, run: Audit, standing: Standing, slots: Semaphore) -> dict[str, Any]:
-    """All of a model's audit but its benchmark."""
-    try:
-        return run.judge(standing)
-    finally:
-        slots.release()
+def _compared(row: AuditRow, one: Standing, found: Mapping[str, Any]) -> AuditRow:
+    """The row with today's accuracy, and the outcome that follows from it and from the contract."""
+    today = accuracy_of(one.job, found["fidelity"])
+    before, samples = one.entry.row, found["fidelity"]["samples"]
+    reason = _what_is_lost(today["metric"], before.accuracy, today["accuracy"], samples)
+    if found["verdict"] == Verdict.NOT_MET and before.verdict is Verdict.MET:
+        reason = found["reason"]
+    outcome = AuditOutcome.REGRESSED if reason else AuditOutcome.KEPT
+    return replace(row, outcome=outcome, reason=reason or "", accuracy=today["accuracy"])
 
 
-@contextlib.contextmanager
-def _here(
-    output_dir: str, scheduler: str | None, jobs: int | None, only: Sequence[str]
-) -> Iterator[tuple[Attached, list[Standing]]]:
-    """What the caller attached, or what a deployment needs; and what there is to audit."""
-    folder = Path(output_dir).absolute()
-    standing = read_standing(folder, only)
-    here = attached()
-    if here is not None:
-        yield here, standing
-        return
-    manifest = Manifest(tuple(s.job for s in standing), folder)
-    with dask_client(how_many_workers(len(standing), jobs), scheduler) as client:
-        yield Attached(manifest, client, lambda event: None), standing
+def _failed(row: AuditRow, stage: str, problem: QuantError) -> AuditRow:
+    return replace(row, outcome=AuditOutcome.FAILED, **error_columns(stage, problem))
 
 
-def _damage(standing: Standing) -> str | None:
-    """What became of the files that were written."""
-    folder, names = standing.job.output.parent, list(standing.files)
+def _what_changed(entry: ModelEntry) -> str | None:
+    """Which of the files that the batch wrote are missing or changed, in words; None if none is."""
+    folder, names = Path(entry.row.output).parent, list(entry.files)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         return f"is missing: {', '.join(missing)}"
-    if files_digest(folder, names) != {name: list(known) for name, known in standing.files.items()}:
+    if files_digest(folder, names) != {name: list(known) for name, known in entry.files.items()}:
         return "the file is not what the batch wrote"
     return None
 
 
-def _lost(metric: str, before: float | None, today: float | None, samples: int) -> str | None:
-    """What of the accuracy is gone, beyond noise."""
+def _what_is_lost(
+    metric: str, before: float | None, today: float | None, samples: int
+) -> str | None:
+    """How much accuracy is lost beyond noise, in words; None if none is."""
     if before is None:
         return None
     if today is None:

@@ -1,51 +1,88 @@
-"""The batch as a Prefect flow: all models' stages side by side, then one benchmark at a time, then the reports."""
+"""The batch as a Prefect flow: the life of a run from its first entry in the journal to its reports.
+
+Three kinds of entry (entries.py) tell it, each one line that is on the disk before work goes on:
+
+    run    begins a run, with a digest of what was requested
+    model  one model is finished; holds its rows of the reports
+    end    all models are finished, and the reports are written
+
+What becomes of a model, as outcome x verdict:
+
+    outcome  verdict  what it means                                     exit code
+    -------  -------  ------------------------------------------------  ---------
+    done     met      made by this run, meets its contract              0
+    done     not_met  made and published, misses it; `reason` says why  1
+    done     none     made by this run, without a contract              0
+    skipped  any      up to date: row and verdict of the run made it    as done
+    failed   none     `stage` and `error` say why; tried again next time 1
+
+A model's path, and where an interrupted run goes on (`python -m flows.batch` with the same request,
+after a `run` entry that no `end` follows):
+
+    entry or answer that is there        what the run does with the model
+    -----------------------------------  ------------------------------------------------------
+    model, done or skipped, files stand  nothing: its row is taken from the entry
+    model, failed                        as if there were no entry: the failure may be gone
+    no model, but of an earlier run      skipped, unless `force` or not `skip_existing`
+    answers of some stages               the next stage; answers are kept in cache/DIGEST
+    none                                 prepare, calibrate, quantize, validate, publish, benchmark
+
+Stages of all models run side by side. Benchmarks come after them, one at a time: what runs beside
+a benchmark would be in its numbers. Reports come last, and after them the `end` entry.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import platform
-import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from flows.runtime.dask import dask_client, how_many_workers, quiet_environment
+from flows.runtime.dask import quiet_environment
 
 quiet_environment()
 
 # Prefect reads its settings when it is imported.
-from prefect import Flow, flow, runtime, task  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect import Flow, flow  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
-from prefect.context import TagsContext  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.batch.digests import forget_files, job_digest, model_files, versions  # noqa: E402
-from flows.batch.journal import FOLDER, Journal, open_journal  # noqa: E402
-from flows.batch.model_run import Making, failed, plain_row  # noqa: E402
-from flows.console.result import AuditResult, BatchResult, Listener  # noqa: E402
-from flows.console.summary import says, show_in_prefect, write_summary, wrong  # noqa: E402
-from flows.manifest.jobs import Job, Manifest, read_manifest  # noqa: E402
+from flows.batch.entries import EndEntry, ModelEntry, RunEntry  # noqa: E402
+from flows.batch.flow_run import (  # noqa: E402
+    Caller,
+    caller_or_cluster,
+    current_caller,
+    run_side_by_side,
+    summarize,
+    summarize_failure,
+    untagged,
+)
+from flows.batch.journal import Journal, Stages, open_journal  # noqa: E402
+from flows.batch.model_run import ModelRun  # noqa: E402
+from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
+from flows.console.events import ModelDone, PhaseBegan, Started  # noqa: E402
+from flows.console.result import BatchResult  # noqa: E402
+from flows.manifest.jobs import Job, read_manifest  # noqa: E402
 from flows.manifest.selection import select  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
-from quant_core.worker.child import STAGE_MODULE  # noqa: E402
-from tasks.workers import Workers  # noqa: E402
-
-if TYPE_CHECKING:
-    from distributed import Client
+from tasks.report import report  # noqa: E402
+from tasks.rows import Outcome, Row, RunRow  # noqa: E402
 
 READERS = 4  # threads that hash models before the first stage
+WAITING = 2  # models beyond the number of workers, so that no worker waits for one
 SUMMARY = "summary.json"
-SHOWN = (
+COLUMNS_IN_PREFECT = (
     "model",
     "outcome",
     "verdict",
@@ -58,54 +95,18 @@ SHOWN = (
 )
 
 
-class Attached:
-    """What a caller in this process brings along, and takes back: none of it is JSON, so none is a flow parameter."""
-
-    def __init__(
-        self, manifest: Manifest, client: Client, notify: Listener, module: str = STAGE_MODULE
-    ) -> None:
-        self.manifest, self.client, self.notify, self.module = manifest, client, notify, module
-        self.result: BatchResult | AuditResult | None = None
-
-
-_attached: ContextVar[Attached | None] = ContextVar("attached", default=None)
-
-
-def untagged() -> TagsContext:
-    """Tasks would inherit the run's tags, and Prefect ask its API for a concurrency limit of each before every task."""
-    return TagsContext(current_tags=set())
-
-
-def attached() -> Attached | None:
-    """What the caller brought, if there is one in this process."""
-    return _attached.get()
-
-
-@contextlib.contextmanager
-def attach(here: Attached) -> Iterator[None]:
-    """The flow, when called inside, works with this."""
-    token = _attached.set(here)
-    try:
-        yield
-    finally:
-        _attached.reset(token)
-
-
 def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Prefect's hook: a batch that broke off says so where its reports lie, or else beside its manifest."""
-    here, manifest = _attached.get(), Path(flow_run.parameters["manifest"])
+    """Prefect's hook for a batch that broke off: write a summary among its reports.
+
+    A manifest that cannot be read names no folder of reports; then it lies beside the manifest.
+    """
+    caller, path = current_caller(), Path(flow_run.parameters["manifest"])
     try:
-        path = (here.manifest if here else read_manifest(manifest)).folder / "reports" / SUMMARY
+        manifest = caller.manifest if caller else read_manifest(path)
+        summary = manifest.folder / "reports" / SUMMARY
     except QuantError:
-        path = manifest.with_name(f"{manifest.name}.{SUMMARY}")
-    if not says(path, str(flow_run.id)):
-        told = {
-            "kind": "batch",
-            "flow_run": flow_run.name,
-            "flow_run_id": str(flow_run.id),
-            "state": state.name,
-        }
-        write_summary(path, told | {"message": state.message})
+        summary = path.with_name(f"{path.name}.{SUMMARY}")
+    summarize_failure("batch", flow_run, state, summary)
 
 
 @flow(
@@ -132,260 +133,222 @@ def batch(
         only: Globs over the names of models; without them, all.
     """
     with (
-        _here(manifest, scheduler, jobs) as here,
-        open_journal(here.manifest.folder) as journal,
+        caller_or_cluster(lambda: read_manifest(manifest), scheduler, jobs) as caller,
+        open_journal(caller.manifest.folder) as journal,
         untagged(),
     ):
-        here.result = result = Batch(here, journal, force, only or []).run()
-        summary = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
-        show_in_prefect("batch", result.run_id, result.rows, SHOWN, summary)
-        state = _state(result, summary)
-        told = {
-            "kind": "batch",
-            "flow_run": runtime.flow_run.name,
-            "flow_run_id": runtime.flow_run.id,
-            "state": state.name,
-        }
-        write_summary(
-            result.reports / SUMMARY,
-            {**told, "message": state.message, **summary, "wrong": wrong(result.rows)},
-        )
+        result = make_models(caller, journal, force, only or [])
+        state = _state(result)
+        summarize("batch", result, state, COLUMNS_IN_PREFECT, result.reports / SUMMARY)
     return state
 
 
-def _state(result: BatchResult, summary: dict[str, Any]) -> State[Any]:
-    """How the batch ended, in Prefect's words."""
-    counts = ", ".join(
-        f"{count} {key.replace('_', ' ')}" for key, count in result.counts.items() if count
-    )
-    if result.rows and result.counts["failed"] == len(result.rows):
-        return Failed(message=counts, data=summary)
+def make_models(caller: Caller, journal: Journal, force: bool, only: Sequence[str]) -> BatchResult:
+    """Begin a run or go on with the last one, make its models, and report them.
+
+    Raises: RequestError if no model matches `only`.
+    """
+    jobs = select(caller.manifest, only)
+    request = json.dumps([caller.manifest.digest(), force, sorted(only)])
+    run, finished = journal.begin_run(request)
+    batch = Batch(caller, journal, run, jobs, finished)
+    result = batch.run(force)
+    if not only and not caller.manifest.keep_cache:
+        batch.forget_answers()
+    return result
+
+
+def _state(result: BatchResult) -> State[Any]:
+    """How the batch ended, as Prefect's state. It carries the result."""
+    if result.rows and result.counts[Outcome.FAILED] == len(result.rows):
+        return Failed(message=result.message, data=result)
     if result.exit_code:
-        return Completed(name="CompletedWithFailures", message=counts, data=summary)
-    return Completed(message=counts, data=summary)
+        return Completed(name="CompletedWithFailures", message=result.message, data=result)
+    return Completed(message=result.message, data=result)
 
 
 class Batch:
-    """One run over a manifest."""
+    """One run over the jobs of a manifest.
 
-    def __init__(self, here: Attached, journal: Journal, force: bool, only: Sequence[str]) -> None:
-        self.manifest, self.notify, self.journal = here.manifest, here.notify, journal
-        self.jobs = select(self.manifest, only)
-        self.force, self.only = force, only
-        request = json.dumps([self.manifest.digest(), force, sorted(only)])
-        self.run_id, self.finished = journal.begin_run(request)
-        self.workers = workers_of(here)
+    finished  name of a model -> its entry, which is in the journal
+    stopping  is set once a model has failed and no other may be started
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        journal: Journal,
+        run: RunEntry,
+        jobs: Sequence[Job],
+        finished: Mapping[str, ModelEntry],
+    ) -> None:
+        self.manifest = caller.manifest
+        self.notify = caller.notify
+        self.journal = journal
+        self.begun = run
+        self.run_id = run.run_id
+        self.jobs = jobs
+        self.finished = dict(finished)
+        self.workers = caller.workers()
         self.workers.peaks |= journal.peaks()
         self.costs = self.manifest.costs or journal.folder / "costs.jsonl"
         self.stopping = threading.Event()
+        self.recording = threading.Lock()
 
-    def run(self) -> BatchResult:
-        started, count = time.monotonic(), self.workers.count()
-        self.notify(
-            {"event": "started", "run_id": self.run_id, "models": len(self.jobs), "workers": count}
-        )
-        makings = self._make_all(self._sort_out(), count)
-        benchmark = self.manifest.benchmark
-        if benchmark.seconds:  # alone: what runs beside it would be in its numbers
-            self.notify({"event": "phase", "phase": "benchmark", "models": len(makings)})
-        for making in makings:
-            if benchmark.seconds:
-                making.benchmark(benchmark)
-            self._finish(making)
-        rows = [self.finished[job.name]["row"] for job in self.jobs]
+    def run(self, force: bool) -> BatchResult:
+        """Make what is not up to date, time it, and write the reports."""
+        started, workers = time.monotonic(), self.workers.count()
+        self.notify(Started(self.run_id, len(self.jobs), workers))
+        to_do = self._find_what_to_do(force)
+        shards = max(1, workers // max(1, len(to_do)))  # many workers share the samples
+        calls = self._calls(to_do, force, shards)
+        made = run_side_by_side("model", calls, workers + WAITING)
+        self._benchmark([model for model in made if model.failure is None])
+        entries = [self.finished[job.name] for job in self.jobs]
+        rows = tuple(entry.row for entry in entries)
         reports = self.manifest.folder / "reports"
-        result = BatchResult(self.run_id, tuple(rows), reports, time.monotonic() - started)
-        self._report(result, count)
+        result = BatchResult(self.run_id, rows, reports, time.monotonic() - started)
+        self._report(result, entries, workers)
         return result
 
-    def _sort_out(self) -> list[tuple[Job, str]]:
-        """Jobs that have to be made, with their digests. Finished ones and unreadable ones get their row here.
+    def forget_answers(self) -> None:
+        """Delete the answers of stages but those of failed models, which go on there next time."""
+        entries = self.finished.values()
+        failed = {entry.digest for entry in entries if entry.row.outcome is Outcome.FAILED}
+        self.journal.forget_all_but(failed)
 
-        What failed in a run that was cut short is tried again: what was in its way may be what cut the run short.
+    def _find_what_to_do(self, force: bool) -> list[tuple[Job, str]]:
+        """The jobs that have to be made, with their digests; see the table above.
+
+        Models that are finished, up to date or unreadable get their entries here.
         """
-        todo = []
+        to_do = []
         forget_files()
         with ThreadPoolExecutor(READERS) as readers:
-            for job, digest in zip(
-                self.jobs, readers.map(_digest_or_error, self.jobs), strict=True
-            ):
-                before = self.finished.get(job.name)
+            digests = readers.map(_digest_or_error, self.jobs)
+            for job, digest in zip(self.jobs, digests, strict=True):
                 if isinstance(digest, QuantError):
-                    self._reject(job, "", "read", digest)
-                elif (
-                    before
-                    and before["digest"] == digest
-                    and self.journal.up_to_date(job.output, digest)
-                ):
-                    self.notify({"event": "model", **before["row"]})
-                elif not self.force and self.manifest.skip_existing and self._skip(job, digest):
-                    pass
-                else:
-                    todo.append((job, digest))
-        return todo
+                    self._record(failed_entry(job, "", self.run_id, ("read", digest)))
+                elif not self._is_finished(job, digest, force):
+                    to_do.append((job, digest))
+        return to_do
 
-    def _skip(self, job: Job, digest: str) -> bool:
-        """Whether it is up to date; then its row says so, with the numbers of the run that made it."""
-        entry = self.journal.up_to_date(job.output, digest)
-        if entry is not None:
-            row = entry["row"] | {
-                "outcome": "skipped",
-                "model": job.name,
-                "started_at": _now(),
-                "finished_at": _now(),
-            }
-            self._record(
-                job, entry | {"job": job.to_dict(), "row": row, "layers": [], "timings": []}
-            )
-        return entry is not None
+    def _is_finished(self, job: Job, digest: str, force: bool) -> bool:
+        """Whether this run or an earlier one made the model; then its row is reported."""
+        made = self.journal.up_to_date(job.output, digest)
+        if made is None:
+            return False
+        before = self.finished.get(job.name)
+        if before is not None and before.digest == digest:
+            self.notify(ModelDone(before.row))
+            return True
+        if force or not self.manifest.skip_existing:
+            return False
+        self._record(skipped_entry(job, self.run_id, made))
+        return True
 
-    def _make_all(self, todo: Sequence[tuple[Job, str]], workers: int) -> list[Making]:
-        """Every model as far as it gets, some more at a time than there are workers; failed ones are finished."""
-        slots = threading.Semaphore(workers + 2)
-        shards = max(
-            1, workers // max(1, len(todo))
-        )  # few models on many workers: share out the samples
-        futures = []
-        for job, digest in todo:
-            slots.acquire()
+    def _calls(
+        self, to_do: Sequence[tuple[Job, str]], force: bool, shards: int
+    ) -> Iterator[tuple[str, Callable[[], ModelRun]]]:
+        """A name and a call for each model that is to be made.
+
+        Once a model has failed and none may be started, the others fail here.
+        """
+        for job, digest in to_do:
             if self.stopping.is_set():
-                slots.release()
-                reason = QuantError(
-                    "not started: another failed",
-                    "",
-                    "Set continue_on_error, or mend that one first",
-                )
-                self._reject(job, digest, "start", reason)
+                hint = "Set continue_on_error, or mend that one first"
+                problem = QuantError("not started: another failed", "", hint)
+                self._record(failed_entry(job, digest, self.run_id, ("start", problem)))
                 continue
-            stages = self.journal.stages(digest)
-            if self.force and stages.answer("forced") != self.run_id:
-                stages.forget()
-                stages = self.journal.stages(digest)
-                stages.keep("forced", self.run_id)
             with contextlib.suppress(OSError):
-                self.workers.expect(
-                    str(job.input), sum(path.stat().st_size for path in model_files(job.input))
-                )
-            making = Making(job, digest, stages, self.workers, self.costs, self.notify)
-            futures.append(_make.submit(printable(job.name), self, making, slots, shards))
-        makings = [future.result() for future in futures]
-        return [making for making in makings if making.failure is None]
+                size_bytes = sum(path.stat().st_size for path in model_files(job.input))
+                self.workers.expect(str(job.input), size_bytes)
+            stages = self._stages(digest, force)
+            model = ModelRun(job, digest, stages, self.workers, self.costs, self.notify)
+            yield printable(job.name), partial(self._make, model, shards)
 
-    def _reject(self, job: Job, digest: str, stage: str, problem: QuantError) -> None:
-        """A failed row for a model that no stage has seen."""
-        row = plain_row(job, digest, _now()) | failed(stage, problem)
-        self._record(
-            job,
-            {
-                "event": "model",
-                "digest": digest,
-                "files": {},
-                "row": row,
-                "layers": [],
-                "timings": [],
-            },
-        )
+    def _stages(self, digest: str, force: bool) -> Stages:
+        """The answers that a model goes on from; with `force`, only those of this very run."""
+        stages = self.journal.stages(digest)
+        if force and stages.answer("forced") != self.run_id:
+            stages.forget()
+            stages = self.journal.stages(digest)
+            stages.keep("forced", self.run_id)
+        return stages
 
-    def _finish(self, making: Making) -> None:
-        entry = making.entry(self.run_id)
-        self._record(making.job, entry)
-        if making.failure is None and not self.manifest.keep_cache:
-            making.stages.forget()
-        if making.failure is not None and not self.manifest.continue_on_error:
+    def _make(self, model: ModelRun, shards: int) -> ModelRun:
+        """Run all stages of a model but its benchmark. A model that fails is finished at once."""
+        model.make(shards)
+        if model.failure is not None:
+            self._finish(model)
+        return model
+
+    def _benchmark(self, models: Sequence[ModelRun]) -> None:
+        """Time the models one after another, if at all, and finish them."""
+        how = self.manifest.benchmark
+        if how.seconds:
+            self.notify(PhaseBegan("benchmark", len(models)))
+        for model in models:
+            if how.seconds:
+                model.benchmark(how)
+            self._finish(model)
+
+    def _finish(self, model: ModelRun) -> None:
+        self._record(self._entry(model))
+        if model.failure is None and not self.manifest.keep_cache:
+            model.stages.forget()
+        if model.failure is not None and not self.manifest.continue_on_error:
             self.stopping.set()
 
-    def _record(self, job: Job, entry: dict[str, Any]) -> None:
-        entry = entry | {
-            "run_id": self.run_id,
-            "name": job.name,
-            "row": entry["row"] | {"run_id": self.run_id},
-        }
-        with _RECORDING:
+    def _entry(self, model: ModelRun) -> ModelEntry:
+        """The model's entry. An answer that fits no column of a report is a failure of its model."""
+        try:
+            return model_entry(model, self.run_id)
+        except (KeyError, TypeError, ValueError) as problem:
+            reason = f"{type(problem).__name__}: {problem}"
+            hint = "Do the workers have the same version of quantmill?"
+            model.failure = "report", QuantError(reason, "", hint)
+            return failed_entry(model.job, model.digest, self.run_id, model.failure)
+
+    def _record(self, entry: ModelEntry) -> None:
+        with self.recording:
             self.journal.append(entry)
-            self.finished[job.name] = entry
-        self.notify({"event": "model", **entry["row"]})
+            self.finished[entry.name] = entry
+        self.notify(ModelDone(entry.row))
 
-    def _report(self, result: BatchResult, workers: int) -> None:
-        """Parquet from the journal's entries of this run, then the line that says it is over."""
-        from tasks.report import report
-
-        started = datetime.fromisoformat(self.journal.started_at(self.run_id))
-        finished = datetime.now(UTC)
-        run = {
-            "run_id": self.run_id,
-            "started_at": started,
-            "finished_at": finished,
-            "seconds": (finished - started).total_seconds(),
-            "models": len(result.rows),
-            **result.counts,
-            "folder": str(self.manifest.folder),
-            "workers": workers,
-            "host": platform.node(),
-            "target": host_target_name(),
-            "python": platform.python_version(),
-            **versions(),
-        }
-        entries = [self.finished[job.name] for job in self.jobs]
-        tables = {
-            "layers": [layer for entry in entries for layer in entry["layers"]],
-            "timings": [_timed(timing) for entry in entries for timing in entry["timings"]],
-            "models": [_timed(entry["row"]) for entry in entries],
-            "runs": [run],  # last: a run that is listed has all its rows
+    def _report(self, result: BatchResult, entries: Sequence[ModelEntry], workers: int) -> None:
+        """Write the reports, then the entry that ends the run."""
+        finished_at = datetime.now(UTC)
+        tables: dict[str, Sequence[Row]] = {
+            "layers": [row for entry in entries for row in entry.layers],
+            "timings": [row for entry in entries for row in entry.timings],
+            "models": result.rows,
+            "runs": [self._run_row(result, finished_at, workers)],  # last: its rows are there
         }
         report(self.run_id, result.reports, tables)
-        self.journal.append(
-            {
-                "event": "end",
-                "run_id": self.run_id,
-                "finished_at": finished.isoformat(),
-                **result.counts,
-            }
+        self.journal.append(EndEntry(self.run_id, finished_at, result.counts))
+
+    def _run_row(self, result: BatchResult, finished_at: datetime, workers: int) -> RunRow:
+        started_at, counts, made_with = self.begun.started_at, result.counts, versions()
+        return RunRow(
+            run_id=self.run_id,
+            started_at=started_at,
+            finished_at=finished_at,
+            seconds=(finished_at - started_at).total_seconds(),
+            models=len(result.rows),
+            done=counts["done"],
+            skipped=counts["skipped"],
+            failed=counts["failed"],
+            not_met=counts["not_met"],
+            folder=str(self.manifest.folder),
+            workers=workers,
+            host=platform.node(),
+            target=host_target_name(),
+            python=platform.python_version(),
+            quantmill=made_with["quantmill"],
+            onnx=made_with["onnx"],
+            onnxruntime=made_with["onnxruntime"],
         )
-        if not self.only and not self.manifest.keep_cache:
-            self.journal.forget_all_but(
-                {entry["digest"] for entry in entries if entry["row"]["outcome"] == "failed"}
-            )
-
-
-@task(name="model", task_run_name="model {name}", cache_policy=NO_CACHE, persist_result=False)
-def _make(name: str, run: Batch, making: Making, slots: threading.Semaphore, shards: int) -> Making:
-    """All stages of one model but its benchmark."""
-    try:
-        making.make(shards)
-        if making.failure is not None:
-            run._finish(making)
-    finally:
-        slots.release()
-    return making
-
-
-_RECORDING = threading.Lock()
-
-
-def workers_of(here: Attached) -> Workers:
-    """The client's workers, with the manifest's limits. A batch that was killed may have left marks."""
-    limits, marks = here.manifest.limits, here.manifest.folder / FOLDER / "begun"
-    shutil.rmtree(marks, ignore_errors=True)
-    marks.mkdir(parents=True, exist_ok=True)
-    return Workers(
-        here.client,
-        limits.timeout_s,
-        limits.memory_mb and limits.memory_mb << 20,
-        marks,
-        here.module,
-    )
-
-
-@contextlib.contextmanager
-def _here(manifest: str, scheduler: str | None, jobs: int | None) -> Iterator[Attached]:
-    """What the caller attached; what a deployment needs where nobody did."""
-    here = _attached.get()
-    if here is not None:
-        yield here
-        return
-    asked = read_manifest(manifest)
-    with dask_client(how_many_workers(len(asked.jobs), jobs, asked.workers), scheduler) as client:
-        yield Attached(asked, client, lambda event: None)
 
 
 def _digest_or_error(job: Job) -> str | QuantError:
@@ -393,17 +356,3 @@ def _digest_or_error(job: Job) -> str | QuantError:
         return job_digest(job)
     except QuantError as problem:
         return problem
-
-
-def _timed(row: dict[str, Any]) -> dict[str, Any]:
-    """With times that Arrow takes."""
-    moments = {
-        key: datetime.fromisoformat(row[key])
-        for key in ("started_at", "finished_at")
-        if row.get(key)
-    }
-    return row | moments
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()

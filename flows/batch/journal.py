@@ -1,4 +1,7 @@
-"""What is finished: one fsynced JSON line per finished model, and each stage's answer until then."""
+"""The record of an output folder: an fsynced JSON line for each event of a run (entries.py).
+
+Until a model is finished, the answers of its stages are kept beside the journal.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,40 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from flows.batch.digests import files_digest
+from flows.batch.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from quant_core.errors import RequestError
+from tasks.rows import Outcome
 
 FOLDER = ".quantmill"
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-LARGE_BYTES = 16 << 20  # a journal of that size forgets what nobody will ask for
+LARGE_BYTES = 16 << 20  # a journal of this size drops the entries that no later run needs
 
 
 class Journal:
-    """The record of an output folder. Only one batch at a time writes it."""
+    """The journal of an output folder. Only one batch at a time writes it."""
 
     def __init__(self, folder: Path, fd: int) -> None:
         self.folder, self._fd = folder, fd
         self.entries = _read(folder / "journal.jsonl")
-        self.latest = {
-            (e["row"]["output"], e["digest"]): e for e in self.entries if e["event"] == "model"
-        }
+        self.latest = {entry.key: entry for entry in self.models()}
 
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """On the disk when this returns, or not there at all: half a line would spoil the next. Raises: OSError."""
-        line, size = (
-            json.dumps(entry, separators=(",", ":")).encode() + b"\n",
-            os.fstat(self._fd).st_size,
-        )
+    def models(self) -> Iterator[ModelEntry]:
+        """Every finished model of every run, oldest first."""
+        return (entry for entry in self.entries if isinstance(entry, ModelEntry))
+
+    def append(self, entry: Entry) -> None:
+        """Write the entry, which is on the disk when this returns.
+
+        Raises: OSError, and then no part of the line is left: half a line would spoil the next.
+        """
+        line = _line(entry)
+        size = os.fstat(self._fd).st_size
         try:
             while line:
                 line = line[os.write(self._fd, line) :]
@@ -44,92 +51,84 @@ class Journal:
         except OSError:
             os.ftruncate(self._fd, size)
             raise
-        self.entries.append(dict(entry))
-        if entry["event"] == "model":
-            self.latest[entry["row"]["output"], entry["digest"]] = self.entries[-1]
+        self.entries.append(entry)
+        if isinstance(entry, ModelEntry):
+            self.latest[entry.key] = entry
 
-    def begin_run(self, request: str) -> tuple[str, dict[str, dict[str, Any]]]:
-        """A run's id, and what it has finished by name. A run that was cut short goes on if the same is asked again."""
-        runs = [entry for entry in self.entries if entry["event"] in ("run", "end")]
-        if runs and runs[-1]["event"] == "run" and runs[-1]["request"] == request:
-            run_id = runs[-1]["run_id"]
-            models = (
-                entry
-                for entry in self.entries
-                if entry["event"] == "model" and entry["run_id"] == run_id
-            )
-            return run_id, {entry["name"]: entry for entry in models}
+    def begin_run(self, request: str) -> tuple[RunEntry, dict[str, ModelEntry]]:
+        """A run, and the models that it has finished, by name.
+
+        The last run goes on if it was interrupted and the request is the same. Else a run begins.
+        """
+        runs = [entry for entry in self.entries if isinstance(entry, (RunEntry, EndEntry))]
+        last = runs[-1] if runs else None
+        if isinstance(last, RunEntry) and last.request == request:
+            finished = (entry for entry in self.models() if entry.run_id == last.run_id)
+            return last, {entry.name: entry for entry in finished}
         now = datetime.now(UTC)
-        run_id = f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-        self.append(
-            {"event": "run", "run_id": run_id, "request": request, "started_at": now.isoformat()}
-        )
-        return run_id, {}
+        run = RunEntry(new_run_id(now), request, now)
+        self.append(run)
+        return run, {}
 
-    def started_at(self, run_id: str) -> str:
-        return str(
-            next(
-                e["started_at"]
-                for e in self.entries
-                if e["event"] == "run" and e["run_id"] == run_id
-            )
-        )
+    def up_to_date(self, output: Path, digest: str) -> ModelEntry | None:
+        """The entry of the model that was made at `output` from what `digest` names.
 
-    def up_to_date(self, output: Path, digest: str) -> dict[str, Any] | None:
-        """The entry that made `output` from exactly this, if its files are still what they were then."""
+        None if there is none, if it failed, or if its files are not what they were then.
+        """
         entry = self.latest.get((str(output), digest))
-        stands = (
-            entry is not None
-            and entry["row"]["outcome"] != "failed"
-            and _unchanged(output.parent, entry)
-        )
-        return entry if stands else None
+        if entry is None or entry.row.outcome is Outcome.FAILED:
+            return None
+        return entry if _is_unchanged(output.parent, entry.files) else None
 
     def peaks(self) -> dict[tuple[str, str], int]:
-        """(input, stage) -> the memory that this stage of that model held last time."""
-        models = (entry for entry in self.entries if entry["event"] == "model")
+        """(input, stage) -> most bytes that this stage of that model held last time."""
         return {
-            (e["row"]["input"], t["stage"]): t.get("peak_bytes") or 0
-            for e in models
-            for t in e["timings"]
+            (entry.row.input, timing.stage): timing.peak_bytes or 0
+            for entry in self.models()
+            for timing in entry.timings
         }
 
     def forget_all_but(self, digests: set[str]) -> None:
-        """Stages of models that nobody asks for any more."""
+        """Delete the answers of all stages but those of these models."""
         for path in (self.folder / "cache").glob("*"):
             if path.name not in digests:
                 shutil.rmtree(path, ignore_errors=True)
 
     def stages(self, digest: str) -> Stages:
+        """The answers of the stages of one model."""
         return Stages(self.folder / "cache" / digest)
 
 
 class Stages:
-    """What the stages of one model have answered so far, in the folder that holds their files."""
+    """The answers of the stages of one model so far, in the folder that holds their files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def answer(self, stage: str) -> Any:
-        """What that stage answered, None if it has not."""
+        """The answer of that stage, None if it has not answered."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads((self.folder / f"{stage}.json").read_text(encoding="utf-8"))
         return None
 
     def keep(self, stage: str, answer: object) -> None:
-        """The answer replaces nothing half: it is there as a whole, or not at all."""
+        """Write the answer of a stage. The file appears as a whole, or not at all."""
         temporary = self.folder / f".{stage}.tmp"
         temporary.write_text(json.dumps(answer), encoding="utf-8")
         temporary.replace(self.folder / f"{stage}.json")
 
     def forget(self) -> None:
+        """Delete all answers."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def open_journal(folder: Path) -> Iterator[Journal]:
-    """The journal of that output folder. Raises: RequestError if it cannot be written, or another batch writes it."""
+    """The journal of that output folder, locked.
+
+    Raises: RequestError if it cannot be written, or if another batch is writing it.
+    """
     own = folder / FOLDER
     try:
         own.mkdir(parents=True, exist_ok=True)
@@ -154,10 +153,11 @@ def open_journal(folder: Path) -> Iterator[Journal]:
 
 
 def publish(made: Path, output: Path) -> dict[str, list[Any]]:
-    """Put the model in folder `made`, and what lies beside it, where it was asked for; the model itself last.
+    """Put all files in folder `made` beside `output`, the model itself last.
 
-    `made` stays as it is, so that doing it again after a crash does the same. Returns what has to be there for the
-    model to count as done: file name -> size and digest.
+    `made` stays as it is, so that doing it again after a crash does the same.
+
+    Returns file name -> size in bytes and digest: the model counts as done while these hold.
     """
     names = sorted((path.name for path in made.iterdir()), key=lambda name: name == output.name)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def publish(made: Path, output: Path) -> dict[str, list[Any]]:
 
 
 def _place(source: Path, target: Path) -> None:
-    """`target` is what it was, or all of `source`: a link, or a copy where the file system cannot link."""
+    """Replace `target` by a link to `source`, or by a copy if the file system cannot link."""
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -180,9 +180,8 @@ def _place(source: Path, target: Path) -> None:
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
-        temporary.unlink(
-            missing_ok=True
-        )  # also after a rename onto a link to the same file, which does nothing
+        # It is still there after a rename onto a link to the same file, which does nothing.
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -193,36 +192,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _unchanged(folder: Path, entry: Mapping[str, Any]) -> bool:
+def _is_unchanged(folder: Path, files: Mapping[str, Sequence[Any]]) -> bool:
     try:
-        return bool(entry["files"]) and files_digest(folder, list(entry["files"])) == entry["files"]
+        return bool(files) and files_digest(folder, list(files)) == files
     except OSError:
         return False
 
 
 def _shortened(path: Path, fd: int) -> int:
-    """The journal with what is asked of it after a run: each output's last entry, and the one that timed it.
+    """Rewrite the journal with the entries that a later run needs; see `_needed`.
 
-    Returns the descriptor of the new file, locked; the old one if a run has been cut short and needs all of it.
+    Returns the descriptor of the new file, locked. It is the old one if a run was interrupted,
+    which needs all entries.
     """
     entries = _read(path)
-    if not entries or entries[-1]["event"] != "end":
+    if not entries or not isinstance(entries[-1], EndEntry):
         return fd
-    models = [entry for entry in entries if entry["event"] == "model"]
-    latest = {entry["row"]["output"]: entry for entry in models}
-    timed = {
-        (entry["row"]["output"], entry["digest"]): entry for entry in models if entry["timings"]
-    }
-    wanted = {id(entry) for entry in latest.values()}
-    wanted |= {
-        id(timed[output, entry["digest"]])
-        for output, entry in latest.items()
-        if (output, entry["digest"]) in timed
-    }
+    models = [entry for entry in entries if isinstance(entry, ModelEntry)]
     temporary = path.with_name(".journal.tmp")
     with temporary.open("wb") as file:
-        for entry in (*(entry for entry in models if id(entry) in wanted), entries[-1]):
-            file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        file.writelines(map(_line, _needed(models)))
+        file.write(_line(entries[-1]))
         file.flush()
         os.fsync(file.fileno())
     new = os.open(temporary, FLAGS)
@@ -233,18 +223,31 @@ def _shortened(path: Path, fd: int) -> int:
     return new
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; what a broken disk made of another is not worth stopping for."""
+def _needed(models: Sequence[ModelEntry]) -> list[ModelEntry]:
+    """The last entry of each output, and the last one that holds timings of the same model."""
+    latest = {entry.row.output: entry for entry in models}
+    timed = {entry.key: entry for entry in models if entry.timings}
+    kept = {id(entry) for entry in latest.values()}
+    kept |= {id(timed[entry.key]) for entry in latest.values() if entry.key in timed}
+    return [entry for entry in models if id(entry) in kept]
+
+
+def _line(entry: Entry) -> bytes:
+    return json.dumps(entry.to_json(), separators=(",", ":")).encode() + b"\n"
+
+
+def _read(path: Path) -> list[Entry]:
+    """The entries of every whole line; a line that a broken disk spoiled is passed over."""
     entries = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(ValueError):
-                entries.append(json.loads(line))
-    return entries
+                entries.append(read_entry(json.loads(line)))
+    return [entry for entry in entries if entry is not None]
 
 
 def _drop_torn_line(fd: int) -> None:
-    """What a power cut left of the last line would spoil the next one."""
+    """Cut off the part of a line that a power cut left at the end: it would spoil the next line."""
     size = os.fstat(fd).st_size
     end = size
     while end:

@@ -1,4 +1,4 @@
-"""What is seen while a batch works: a live table in a terminal, plain lines in a log, JSON lines for a program."""
+"""The progress of a run: a live table in a terminal, plain lines in a log, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,60 +15,74 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from flows.console.render import verdict
-from flows.console.result import Listener
+from flows.console import render
+from flows.console.events import (
+    Event,
+    Listener,
+    Made,
+    ModelDone,
+    PhaseBegan,
+    StageBegan,
+    Started,
+    Starting,
+    event_json,
+)
 from quant_core.text import printable
+from tasks.rows import AuditRow, ModelRow, Outcome, Verdict
 
-SHOWN = 12  # models in the live table
-
-Event = Mapping[str, Any]
+MAX_MODELS = 12  # in the live table
 
 
 @contextlib.contextmanager
 def progress(as_json: bool) -> Iterator[Listener]:
-    """A listener for a batch, in the way that suits who is watching."""
+    """A listener that shows events as JSON lines, as a live table, or as lines of a log.
+
+    JSON lines go to stdout, everything else to stderr.
+    """
     if as_json:
-        yield _json_line
+        yield _write_json
     elif sys.stderr.isatty():
         with _LiveTable() as table:
-            yield table.tell
+            yield table.update
     else:
-        yield _line
+        yield _write_line
 
 
-def _json_line(event: Event) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
+def _write_json(event: Event) -> None:
+    sys.stdout.write(json.dumps(event_json(event)) + "\n")
     sys.stdout.flush()
 
 
-def _line(event: Event) -> None:
-    text = _told(event)
+def _write_line(event: Event) -> None:
+    text = _in_words(event)
     if text:
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-def _told(event: Event) -> str:
-    match event["event"]:
-        case "starting":
+def _in_words(event: Event) -> str:
+    match event:
+        case Starting():
             return "starting Prefect and Dask"
-        case "started":
-            return f"run {event['run_id']}: {event['models']} models, {event['workers']} workers"
-        case "phase":
-            return f"{event['phase']}: {event['models']} models, one at a time"
-        case "model":
-            return f"{printable(event['model'])}: {_outcome(event).plain}"
+        case Started(run_id, models, workers):
+            return f"run {run_id}: {models} models, {workers} workers"
+        case PhaseBegan(phase, models):
+            return f"{phase}: {models} models, one at a time"
+        case ModelDone(row):
+            return f"{printable(row.model)}: {_outcome(row).plain}"
     return ""
 
 
-def _outcome(event: Event) -> Text:
-    if event["outcome"] == "failed":
-        return verdict("failed", f"{event['stage']}: {event['error']}")
-    word = {"met": "met", "not_met": "not_met"}.get(event["verdict"], event["outcome"])
-    return verdict(str(word), event.get("reason") or "")
+def _outcome(row: ModelRow | AuditRow) -> Text:
+    """The verdict, or the outcome of a model without one, and the reason."""
+    if row.outcome == Outcome.FAILED:
+        return render.verdict("failed", f"{row.stage}: {row.error}")
+    verdict = row.verdict if isinstance(row, ModelRow) else Verdict.NONE
+    word = row.outcome if verdict is Verdict.NONE else verdict
+    return render.verdict(word.value, row.reason or "")
 
 
 class _LiveTable:
-    """Models at work with their stage and how long it has run, and a bar of all."""
+    """The models at work with their stage and its seconds, the last outcomes, and a bar of all."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -97,32 +110,30 @@ class _LiveTable:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def tell(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         with self.lock:
-            match event["event"]:
-                case "starting":
+            match event:
+                case Starting():
                     self.bar.update(self.all, description="starting Prefect and Dask")
-                case "started":
-                    self.bar.update(self.all, description="working", total=event["models"])
-                case "phase":
-                    self.bar.update(self.all, description=event["phase"])
-                case "stage":
-                    self.working[event["model"]] = (event["stage"], time.monotonic())
-                case "made":
-                    self.working.pop(event["model"], None)
-                case "model":
-                    self.working.pop(event["model"], None)
-                    self.finished[event["model"]] = _outcome(event)
+                case Started(models=models):
+                    self.bar.update(self.all, description="working", total=models)
+                case PhaseBegan(phase):
+                    self.bar.update(self.all, description=phase)
+                case StageBegan(model, stage):
+                    self.working[model] = (stage, time.monotonic())
+                case Made(model):
+                    self.working.pop(model, None)
+                case ModelDone(row):
+                    self.working.pop(row.model, None)
+                    self.finished[row.model] = _outcome(row)
                     self.bar.update(self.all, completed=len(self.finished))
 
     def draw(self) -> Group:
         with self.lock:
             table = Table(box=None, pad_edge=False, show_header=False)
-            for model, outcome in list(self.finished.items())[-SHOWN // 2 :]:
+            for model, outcome in list(self.finished.items())[-MAX_MODELS // 2 :]:
                 table.add_row(Text(printable(model)), outcome)
-            for model, (stage, since) in list(self.working.items())[:SHOWN]:
-                table.add_row(
-                    Text(printable(model)),
-                    Text(f"{stage}  {time.monotonic() - since:.0f} s", style="cyan"),
-                )
+            for model, (stage, since) in list(self.working.items())[:MAX_MODELS]:
+                seconds = time.monotonic() - since
+                table.add_row(Text(printable(model)), Text(f"{stage}  {seconds:.0f} s", "cyan"))
             return Group(table, self.bar)

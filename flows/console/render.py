@@ -59,12 +59,9 @@ def finished(
     if as_json:
         sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
         return
-    console().print(table(result.rows))
-    counts = ", ".join(
-        f"{count} {key.replace('_', ' ')}" for key, count in result.counts.items() if count
-    )
+    console().print(table([row.to_json() for row in result.rows]))
     console().print(
-        f"{counts} in {result.seconds:.1f} s; reports in {result.reports}", markup=False
+        f"{result.message} in {result.seconds:.1f} s; reports in {result.reports}", markup=False
     )
 
 

@@ -1,23 +1,21 @@
-"""What a batch came to."""
+"""How a batch or an audit ended: one row for each model, and where the reports lie."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Told of everything that happens, from any thread: {"event": "stage", "model": ..., "stage": ...} and so on
-Listener = Callable[[Mapping[str, Any]], None]
+from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row for each model, as in the table of that kind of run, and where the tables lie."""
+    """The rows of a run in the order of its models, the folder of its reports, and its seconds."""
 
     run_id: str
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[ModelRow | AuditRow, ...]
     reports: Path
     seconds: float
 
@@ -26,48 +24,62 @@ class Result:
         """How many models ended in which way."""
         raise NotImplementedError
 
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command: 0 if every model is as it should be, else 1."""
+        raise NotImplementedError
+
+    @property
+    def message(self) -> str:
+        """The counts in words, without those that are zero."""
+        counts = self.counts.items()
+        return ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in counts if count)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "run_id": self.run_id,
-            "models": list(self.rows),
+            "models": [row.to_json() for row in self.rows],
             "reports": str(self.reports),
             "seconds": self.seconds,
             **self.counts,
         }
 
-    def _outcomes(self) -> Counter[str]:
-        return Counter(row["outcome"] for row in self.rows)
-
 
 @dataclass(frozen=True, slots=True)
 class BatchResult(Result):
-    """Of a batch: one row for each model, as in the models table."""
+    """The result of a batch."""
+
+    rows: tuple[ModelRow, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many models were done, skipped, failed, and missed their contract."""
-        outcomes = self._outcomes()
-        not_met = sum(row["verdict"] == "not_met" for row in self.rows)
-        return {key: outcomes[key] for key in ("done", "skipped", "failed")} | {"not_met": not_met}
+        """How many models were done, skipped or failed, and how many miss their contract."""
+        outcomes = Counter(row.outcome for row in self.rows)
+        verdicts = Counter(row.verdict for row in self.rows)
+        counts = {outcome.value: outcomes[outcome] for outcome in Outcome}
+        return counts | {Verdict.NOT_MET.value: verdicts[Verdict.NOT_MET]}
 
     @property
     def exit_code(self) -> int:
-        """0: every model is there and keeps its contract; 1: some are not, or do not."""
-        return int(self.counts["failed"] > 0 or self.counts["not_met"] > 0)
+        """0 if every model was made and meets its contract, else 1."""
+        return int(self.counts[Outcome.FAILED] > 0 or self.counts[Verdict.NOT_MET] > 0)
 
 
 @dataclass(frozen=True, slots=True)
 class AuditResult(Result):
-    """Of an audit: one row for each model that was there, as in the audits table."""
+    """The result of an audit."""
+
+    rows: tuple[AuditRow, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many models are as good as ever, got worse, cannot be compared any more, and cannot be run."""
-        outcomes = self._outcomes()
-        return {key: outcomes[key] for key in ("kept", "regressed", "stale", "failed")}
+        """How many models are as good as they were, got worse, cannot be compared, or failed."""
+        outcomes = Counter(row.outcome for row in self.rows)
+        return {outcome.value: outcomes[outcome] for outcome in AuditOutcome}
 
     @property
     def exit_code(self) -> int:
-        """0: nothing got worse; 1: something did."""
-        return int(self.counts["failed"] > 0 or self.counts["regressed"] > 0)
+        """0 if nothing got worse, else 1."""
+        counts = self.counts
+        return int(counts[AuditOutcome.FAILED] > 0 or counts[AuditOutcome.REGRESSED] > 0)

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people and programs beside its tables: Prefect's UI, and a summary in JSON."""
+"""The summary of a run: summary.json for programs, and Prefect artifacts for people."""
 
 from __future__ import annotations
 
@@ -12,34 +12,49 @@ from typing import Any
 
 from quant_core.model.atomic import atomic_write
 from quant_core.text import plain, printable
+from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome, Verdict
 
-SHOWN_ROWS = 500  # in Prefect's UI
+MAX_ROWS_IN_PREFECT = 500
+WRONG_COLUMNS = (
+    "model",
+    "outcome",
+    "verdict",
+    "reason",
+    "stage",
+    "error",
+    "where",
+    "hint",
+    "output",
+)
 
 
 def show_in_prefect(
     kind: str,
     run_id: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[ModelRow | AuditRow],
     columns: Sequence[str],
     facts: Mapping[str, object],
 ) -> None:
-    """One table and one summary in Prefect's UI; a lost API is no reason to lose a run."""
-    from prefect.artifacts import (  # `cell` needs no Prefect
-        create_markdown_artifact,
-        create_table_artifact,
-    )
+    """Create a table of these columns and a list of facts in Prefect's UI.
+
+    An API that does not answer is no reason to lose a run.
+    """
+    # `cell` needs no Prefect
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
     lines = [f"- {cell(key.replace('_', ' '))}: {cell(value)}" for key, value in facts.items()]
+    table = [_cells(row.to_json(), columns) for row in rows[:MAX_ROWS_IN_PREFECT]]
+    summary = "\n".join([f"# {kind.title()} {run_id}", *lines])
     with contextlib.suppress(Exception):
-        table = [{column: cell(row.get(column)) for column in columns} for row in rows[:SHOWN_ROWS]]
         create_table_artifact(table, key=f"quantmill-{kind}-models", description=f"{kind} {run_id}")
-        create_markdown_artifact(
-            "\n".join([f"# {kind.title()} {run_id}", *lines]), key=f"quantmill-{kind}-summary"
-        )
+        create_markdown_artifact(summary, key=f"quantmill-{kind}-summary")
 
 
 def cell(value: object) -> str:
-    """As Prefect's UI may show it: names from strangers are neither Markdown, HTML nor control characters there."""
+    """The value as text that Prefect's UI shows as it is.
+
+    Names from strangers must be neither Markdown, HTML nor control characters there.
+    """
     if isinstance(value, float):
         return f"{value:.4g}"
     text = "" if value is None else html.escape(printable(value), quote=False)
@@ -47,7 +62,7 @@ def cell(value: object) -> str:
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """The summary as JSON, there as a whole or as it was before."""
+    """Write the summary as JSON. The file appears as a whole, or stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written_at = datetime.now(UTC).isoformat()
     values = plain({**summary, "written_at": written_at})
@@ -55,19 +70,24 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
         file.write(json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def says(path: Path, flow_run_id: str) -> bool:
-    """Whether that summary is of this run already."""
+def is_summary_of(path: Path, flow_run_id: str) -> bool:
+    """Whether the file at `path` is the summary of that flow run."""
     with contextlib.suppress(OSError, ValueError):
         return bool(json.loads(path.read_text(encoding="utf-8"))["flow_run_id"] == flow_run_id)
     return False
 
 
-def wrong(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a program has to know of each model that failed, missed its contract or got worse."""
-    keys = ("model", "outcome", "verdict", "reason", "stage", "error", "where", "hint", "output")
-    bad = (
-        row
-        for row in rows
-        if row["outcome"] in ("failed", "regressed") or row.get("verdict") == "not_met"
-    )
-    return [{key: row.get(key) for key in keys} for row in bad]
+def wrong(rows: Iterable[ModelRow | AuditRow]) -> list[dict[str, Any]]:
+    """The columns that matter of each model that failed, missed its contract or got worse."""
+    found = [row.to_json() for row in rows if _is_wrong(row)]
+    return [{column: values.get(column) for column in WRONG_COLUMNS} for values in found]
+
+
+def _is_wrong(row: ModelRow | AuditRow) -> bool:
+    if isinstance(row, AuditRow):
+        return row.outcome in (AuditOutcome.FAILED, AuditOutcome.REGRESSED)
+    return row.outcome == Outcome.FAILED or row.verdict == Verdict.NOT_MET
+
+
+def _cells(values: Mapping[str, object], columns: Sequence[str]) -> dict[str, str]:
+    return {column: cell(values[column]) for column in columns}

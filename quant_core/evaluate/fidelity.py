@@ -132,16 +132,28 @@ def judge(
             value >= contract.min - SLACK,
             f"{contract.metric} {value:.4f}, at least {contract.min:g}",
         )
+    verdict, reason = judge_speed_and_size(contract, speedup=speedup, size_ratio=size_ratio)
+    if reason:
+        (kept if verdict == "met" else missed).append(reason)
+    return ("not_met", "; ".join(missed)) if missed else ("met", "; ".join(kept))
+
+
+def judge_speed_and_size(
+    contract: Contract, *, speedup: float | None = None, size_ratio: float | None = None
+) -> tuple[str, str]:
+    """("met" or "not_met", the reason in one line) of speed and size alone, where they are given.
+
+    speedup     float latency / quantized latency
+    size_ratio  quantized size / float size
+    """
+    kept: list[str] = []
+    missed: list[str] = []
     if contract.min_speedup is not None and speedup is not None:
-        check(
-            speedup >= contract.min_speedup,
-            f"speedup {speedup:.2f}, at least {contract.min_speedup:g}",
-        )
+        reason = f"speedup {speedup:.2f}, at least {contract.min_speedup:g}"
+        (kept if speedup >= contract.min_speedup else missed).append(reason)
     if contract.max_size_ratio is not None and size_ratio is not None:
-        check(
-            size_ratio <= contract.max_size_ratio,
-            f"size {size_ratio:.3f}, at most {contract.max_size_ratio:g}",
-        )
+        reason = f"size {size_ratio:.3f}, at most {contract.max_size_ratio:g}"
+        (kept if size_ratio <= contract.max_size_ratio else missed).append(reason)
     return ("not_met", "; ".join(missed)) if missed else ("met", "; ".join(kept))
 
 

@@ -58,7 +58,6 @@ def quantize(
     plan: str,
     stats: list[str],
     samples: Row | None,
-    config: Row,
     contract: Row | None,
     evaluation: Row | None,
     output: str,

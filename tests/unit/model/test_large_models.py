@@ -128,7 +128,6 @@ def test_a_small_output_of_a_large_model_needs_no_other_file(tmp_path, monkeypat
         str(tmp_path / "plan.json"),
         [],
         None,
-        config,
         None,
         None,
         str(output),

@@ -1,0 +1,146 @@
+"""The lines of the journal: a run begins, a model is finished, a run ends.
+
+`to_json` gives the object that the journal keeps on a line, `read_entry` reads it back, also if an
+earlier version wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from tasks.rows import LayerRow, ModelRow, TimingRow
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """A run begins.
+
+    request  names what the run was asked for: the same request goes on with an interrupted run
+    """
+
+    event: ClassVar = "run"
+
+    run_id: str
+    request: str
+    started_at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "event": self.event,
+            "run_id": self.run_id,
+            "request": self.request,
+            "started_at": self.started_at.isoformat(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunEntry:
+        started_at = datetime.fromisoformat(values["started_at"])
+        return cls(values["run_id"], values["request"], started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model is finished: done, skipped or failed.
+
+    name      its name in the manifest
+    digest    names everything that made it; "" if it could not be read
+    files     file name -> size in bytes and digest, of every file that was published
+    job       Job.to_dict(), None if no stage ran
+    versions  package -> version, of what made it
+    layers, timings  rows of the stages that this run ran
+    """
+
+    event: ClassVar = "model"
+
+    run_id: str
+    name: str
+    digest: str
+    row: ModelRow
+    files: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    job: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[LayerRow, ...] = ()
+    timings: tuple[TimingRow, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What was made from what: the path of the output, and the digest."""
+        return self.row.output, self.digest
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "event": self.event,
+            "run_id": self.run_id,
+            "name": self.name,
+            "digest": self.digest,
+            "files": dict(self.files),
+            "job": self.job,
+            "versions": dict(self.versions),
+            "row": self.row.to_json(),
+            "layers": [row.to_json() for row in self.layers],
+            "timings": [row.to_json() for row in self.timings],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelEntry:
+        return cls(
+            run_id=values["run_id"],
+            name=values["name"],
+            digest=values["digest"],
+            row=ModelRow.from_json(values["row"]),
+            files=values["files"],
+            job=values.get("job"),
+            versions=values.get("versions", {}),
+            layers=tuple(map(LayerRow.from_json, values.get("layers", ()))),
+            timings=tuple(map(TimingRow.from_json, values["timings"])),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EndEntry:
+    """A run is over: its reports are written. `counts` says how many models ended in which way."""
+
+    event: ClassVar = "end"
+
+    run_id: str
+    finished_at: datetime
+    counts: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "event": self.event,
+            "run_id": self.run_id,
+            "finished_at": self.finished_at.isoformat(),
+            **self.counts,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EndEntry:
+        finished_at = datetime.fromisoformat(values["finished_at"])
+        own = ("event", "run_id", "finished_at")
+        counts = {key: count for key, count in values.items() if key not in own}
+        return cls(values["run_id"], finished_at, counts)
+
+
+Entry = RunEntry | ModelEntry | EndEntry
+
+_KINDS: dict[str, type[RunEntry | ModelEntry | EndEntry]] = {
+    kind.event: kind for kind in (RunEntry, ModelEntry, EndEntry)
+}
+
+
+def read_entry(values: Any) -> Entry | None:
+    """The entry that a line of the journal holds, None if it is no entry."""
+    try:
+        return _KINDS[values["event"]].from_json(values)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def new_run_id(started_at: datetime) -> str:
+    """An id that sorts by time and that no other run has."""
+    return f"{started_at.astimezone(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"

@@ -1,0 +1,171 @@
+"""What the flows of quantmill share: their caller, tasks side by side, and the summary at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Semaphore
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flows.runtime.dask import dask_client, how_many_workers, quiet_environment
+from flows.runtime.signals import in_another_thread
+
+quiet_environment()
+
+# Prefect reads its settings when it is imported.
+from prefect import runtime, tags, task  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
+from prefect.context import TagsContext  # noqa: E402
+
+from flows.batch.journal import FOLDER  # noqa: E402
+from flows.console.events import Listener, ignore  # noqa: E402
+from flows.console.result import Result  # noqa: E402
+from flows.console.summary import (  # noqa: E402
+    is_summary_of,
+    show_in_prefect,
+    write_summary,
+    wrong,
+)
+from flows.manifest.jobs import Manifest  # noqa: E402
+from quant_core.errors import QuantError, StageError  # noqa: E402
+from quant_core.worker.child import STAGE_MODULE  # noqa: E402
+from tasks.workers import Workers  # noqa: E402
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a caller in this process gives a flow. It is not JSON, so it cannot be a flow's parameter.
+
+    module  is run by workers to serve stages; tests have others
+    """
+
+    manifest: Manifest
+    client: Client
+    notify: Listener
+    module: str = STAGE_MODULE
+
+    def workers(self) -> Workers:
+        """The client's workers, with the manifest's limits."""
+        limits, marks = self.manifest.limits, self.manifest.folder / FOLDER / "begun"
+        shutil.rmtree(marks, ignore_errors=True)  # marks of a batch that was killed
+        marks.mkdir(parents=True, exist_ok=True)
+        memory_bytes = limits.memory_mb and limits.memory_mb << 20
+        return Workers(self.client, limits.timeout_s, memory_bytes, marks, self.module)
+
+
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+def current_caller() -> Caller | None:
+    """Who called this flow from within the process; None if a deployment runs it."""
+    return _caller.get()
+
+
+@contextlib.contextmanager
+def caller_or_cluster(
+    manifest: Callable[[], Manifest], scheduler: str | None, jobs: int | None
+) -> Iterator[Caller]:
+    """The caller of this flow; without one, the workers that a deployment needs."""
+    caller = _caller.get()
+    if caller is not None:
+        yield caller
+        return
+    own = manifest()
+    workers = how_many_workers(len(own.jobs), jobs, own.workers)
+    with dask_client(workers, scheduler) as client:
+        yield Caller(own, client, ignore)
+
+
+def call_flow(
+    kind: str, flow: Callable[..., State[Any]], caller: Caller, result: type[R], hint: str
+) -> R:
+    """The result of a flow that `caller` calls. `kind` is its tag in Prefect.
+
+    Raises: QuantError as the flow raised it; StageError with `hint` if anything else stopped it.
+    """
+    token = _caller.set(caller)
+    try:
+        with tags("quantmill", kind):
+            state = in_another_thread(lambda: flow(return_state=True))
+    finally:
+        _caller.reset(token)
+    found = state.result(raise_on_failure=False)
+    if isinstance(found, result):
+        return found
+    if isinstance(found, QuantError):
+        raise found
+    where = "" if kind == "batch" else str(caller.manifest.folder)
+    raise StageError(f"the {kind} stopped: {found or state.message}", where, hint)
+
+
+def untagged() -> TagsContext:
+    """A context in which tasks do not inherit the run's tags.
+
+    Before every task Prefect would ask its API for a concurrency limit of each tag.
+    """
+    return TagsContext(current_tags=set())
+
+
+def run_side_by_side(
+    kind: str, calls: Iterable[tuple[str, Callable[[], T]]], at_once: int
+) -> list[T]:
+    """The results of these named calls, each of which is a Prefect task called `kind NAME`.
+
+    A call is taken from the iterator when there is a free place among `at_once`, not earlier.
+    """
+    named = _call.with_options(name=kind, task_run_name=f"{kind} {{name}}")
+    places = Semaphore(at_once)
+    waiting = iter(calls)
+    futures = []
+    places.acquire()
+    for name, call in waiting:
+        futures.append(named.submit(name, call, places))
+        places.acquire()
+    return [future.result() for future in futures]
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def _call(name: str, call: Callable[[], T], places: Semaphore) -> T:
+    try:
+        return call()
+    finally:
+        places.release()
+
+
+def summarize(
+    kind: str, result: Result, state: State[Any], columns: Sequence[str], path: Path
+) -> None:
+    """Show the result in Prefect's UI, with these columns of its rows, and write it to `path`."""
+    facts = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
+    show_in_prefect(kind, result.run_id, result.rows, columns, facts)
+    flow_run = _identity(kind, runtime.flow_run.name, runtime.flow_run.id, state)
+    write_summary(path, {**flow_run, **facts, "wrong": wrong(result.rows)})
+
+
+def summarize_failure(kind: str, flow_run: FlowRun, state: State[Any], path: Path) -> None:
+    """Write the summary of a flow run that broke off, unless it has one."""
+    if not is_summary_of(path, str(flow_run.id)):
+        write_summary(path, _identity(kind, flow_run.name, str(flow_run.id), state))
+
+
+def _identity(
+    kind: str, name: str | None, flow_run_id: str | None, state: State[Any]
+) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "flow_run": name,
+        "flow_run_id": flow_run_id,
+        "state": state.name,
+        "message": state.message,
+    }

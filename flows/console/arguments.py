@@ -1,0 +1,29 @@
+"""The options that `python -m flows.batch` and `python -m flows.audit` have in common."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m NAME` with --scheduler, --jobs, --only and --format."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a Dask cluster, say tcp://host:8786 (default: here)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="workers on this host (default: what fits)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="models of that name; may be repeated",
+    )
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="for people or for programs"
+    )
+    return parser

@@ -1,0 +1,83 @@
+"""What a batch or an audit reports while it works: one frozen type for each kind of event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from tasks.rows import AuditRow, ModelRow, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Prefect's API and Dask are being started."""
+
+    name: ClassVar = "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run has begun, with so many models and Dask workers."""
+
+    name: ClassVar = "started"
+
+    run_id: str
+    models: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseBegan:
+    """From now on so many models go through this phase, one at a time."""
+
+    name: ClassVar = "phase"
+
+    phase: str
+    models: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageBegan:
+    """A stage of a model was handed to a worker."""
+
+    name: ClassVar = "stage"
+
+    model: str
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """All stages of a model but its benchmark are over, whether they succeeded or not."""
+
+    name: ClassVar = "made"
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDone:
+    """Nothing more happens to a model in this run; its row is final."""
+
+    name: ClassVar = "model"
+
+    row: ModelRow | AuditRow
+
+
+Event = Starting | Started | PhaseBegan | StageBegan | Made | ModelDone
+
+# Called with everything that happens, from any thread.
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener of a run that nobody watches."""
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """The event as one flat JSON object: its name under `event`, and its fields or its row."""
+    if isinstance(event, ModelDone):
+        columns = event.row.to_json()
+        return {"event": event.name, "verdict": Verdict.NONE.value, **columns}
+    return {"event": event.name} | {f.name: getattr(event, f.name) for f in fields(event)}
