@@ -15,15 +15,17 @@ import pytest
 from rich.console import Console
 
 from flows.console import render
+from flows.console.events import ModelDone
 from flows.console.progress import progress
 from flows.manifest.jobs import check_manifest
 from quant_core.errors import ModelError, QuantError, RequestError
+from tasks.rows import ModelRow
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parents[2]
 EVIL = "\x1b]0;owned\x07\x1b[31m\r\x9b2J\u202egnp\u2028\x00"
+PATHS = {"run_id": "r", "digest": "", "input": EVIL, "output": EVIL}
 ROW = {
-    "event": "model",
     "model": EVIL,
     "outcome": "failed",
     "verdict": "none",
@@ -55,7 +57,7 @@ def test_tables_show_them():
 def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
     for as_json in (False, True):
         with progress(as_json) as tell:
-            tell(ROW)
+            tell(ModelDone(ModelRow.from_json({**ROW, **PATHS})))
     seen = capsys.readouterr()
 
     assert is_tame(seen.out + seen.err)

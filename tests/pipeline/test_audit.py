@@ -51,15 +51,15 @@ def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
 
     result = run_audit(manifest.folder, scheduler=harness)
 
-    rows = {row["model"]: row for row in result.rows}
-    assert {name: row["outcome"] for name, row in rows.items()} == {
+    rows = {row.model: row for row in result.rows}
+    assert {name: row.outcome for name, row in rows.items()} == {
         "kept": "kept", "altered": "regressed", "missing": "regressed", "stale": "stale", "slower": "regressed",
         "wronger": "regressed", "broken": "stale",
     }  # fmt: skip
-    assert "not what the batch wrote" in rows["altered"]["reason"]
-    assert "missing_int8.onnx" in rows["missing"]["reason"]
-    assert "speedup" in rows["slower"]["reason"]
-    assert "agreement" in rows["wronger"]["reason"]
+    assert "not what the batch wrote" in rows["altered"].reason
+    assert "missing_int8.onnx" in rows["missing"].reason
+    assert "speedup" in rows["slower"].reason
+    assert "agreement" in rows["wronger"].reason
     assert result.exit_code == 1
     table = pyarrow.dataset.dataset(result.reports / "audits").to_table().to_pylist()
     assert {row["model"] for row in table} == set(outputs)
@@ -77,7 +77,7 @@ def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(
     result = run_audit(manifest.folder, scheduler=harness, only=["a"])
 
     assert result.exit_code == 0
-    assert [(row["model"], row["outcome"]) for row in result.rows] == [("a", "kept")]
+    assert [(row.model, row.outcome) for row in result.rows] == [("a", "kept")]
     with pytest.raises(RequestError, match="no batch"):
         run_audit(tmp_path / "models", scheduler=harness)
 

@@ -13,6 +13,7 @@ import pyarrow.dataset
 import pytest
 
 from flows.batch.journal import FOLDER
+from flows.console.events import StageBegan
 from quant_core.errors import RequestError
 from tests.pipeline.conftest import age, save_data, save_model
 
@@ -20,7 +21,7 @@ STAGES = ("prepare", "calibrate", "quantize", "validate", "benchmark")
 
 
 def by_name(result):
-    return {row["model"]: row for row in result.rows}
+    return {row.model: row for row in result.rows}
 
 
 def tables(result) -> dict[str, list[dict]]:
@@ -44,13 +45,13 @@ def test_models_are_made_validated_timed_and_reported(mill, run):
         )
         assert before == after
     row = by_name(result)["a"]
-    assert (row["outcome"], row["verdict"], row["metric"]) == ("done", "met", "cosine")
-    assert row["size_bytes"] == manifest.jobs[0].output.stat().st_size
-    assert row["speedup"] > 0
+    assert (row.outcome, row.verdict, row.metric) == ("done", "met", "cosine")
+    assert row.size_bytes == manifest.jobs[0].output.stat().st_size
+    assert row.speedup > 0
     found = tables(result)
     assert [r["models"] for r in found["runs"]] == [2]
     assert {r["model"] for r in found["models"]} == {"a", "b"}
-    assert {r["node"] for r in found["layers"] if r["alone_db"] and r["so_far_db"]} >= {
+    assert {r["node"] for r in found["layers"] if r["isolated_db"] and r["cumulative_db"]} >= {
         "conv",
         "gemm",
     }
@@ -67,9 +68,9 @@ def test_bad_samples_fail_their_model_alone(mill, run, tmp_path):
 
     result = run(mill("good", "bad", calibration={"data": "data-{name}.npy"}))
 
-    assert by_name(result)["good"]["outcome"] == "done"
-    assert by_name(result)["bad"]["outcome"] == "failed"
-    assert "NaN" in by_name(result)["bad"]["error"]
+    assert by_name(result)["good"].outcome == "done"
+    assert by_name(result)["bad"].outcome == "failed"
+    assert "NaN" in by_name(result)["bad"].error
 
 
 def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run, tmp_path):
@@ -80,7 +81,7 @@ def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run,
     result = run(manifest)
 
     assert result.counts["failed"] > 1
-    assert by_name(result)["m7"]["error"] == "not started: another failed"
+    assert by_name(result)["m7"].error == "not started: another failed"
 
 
 def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mill, run, tmp_path):
@@ -90,12 +91,12 @@ def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mi
 
     second = run(manifest)
     assert second.counts == {"done": 0, "skipped": 3, "failed": 0, "not_met": 0}
-    assert by_name(second)["a"]["size_bytes"] == by_name(first)["a"]["size_bytes"]
+    assert by_name(second)["a"].size_bytes == by_name(first)["a"].size_bytes
 
     save_model(tmp_path / "models" / "a.onnx", seed=9)
     manifest.jobs[1].output.write_bytes(b"changed by hand")
     third = run(manifest)
-    assert {name: row["outcome"] for name, row in by_name(third).items()} == {
+    assert {name: row.outcome for name, row in by_name(third).items()} == {
         "a": "done",
         "b": "done",
         "c": "skipped",
@@ -137,7 +138,7 @@ def test_what_was_timed_is_kept_and_makes_the_same_models_again(mill, run):
     again = run(manifest, force=True)
 
     assert timed
-    assert [row["outcome"] for row in again.rows] == ["done", "done"]
+    assert [row.outcome for row in again.rows] == ["done", "done"]
     assert table.read_bytes() == timed
     assert [job.output.read_bytes() for job in manifest.jobs] == made
 
@@ -149,24 +150,22 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     path = manifest.folder / FOLDER / "journal.jsonl"
     lines = [line for line in path.read_text().splitlines() if json.loads(line)["event"] != "end"]
     path.write_text("\n".join(line for line in lines if json.loads(line).get("name") != "b") + "\n")
-    cache = manifest.folder / FOLDER / "cache" / by_name(first)["b"]["digest"]
+    cache = manifest.folder / FOLDER / "cache" / by_name(first)["b"].digest
     for stage in ("quantize", "validate", "sensitivity", "benchmark"):
         (cache / f"{stage}.json").unlink(missing_ok=True)
     (cache / "out" / ".quantmill-half").mkdir()  # killed while it wrote the model
     (cache / "out" / ".quantmill-half" / "b_int8.onnx").write_bytes(b"half")
     before, worked = tables(first)["layers"], []
 
-    again = run(
-        manifest, on_progress=lambda event: worked.append((event.get("model"), event.get("stage")))
-    )
+    again = run(manifest, on_progress=worked.append)
 
     assert again.run_id == first.run_id
     # one model on two workers: they share the samples that tell what each node costs
-    assert [stage for stage in worked if stage[1]] == [
-        ("b", stage) for stage in ("quantize", "validate", "sensitivity", "benchmark")
+    assert [event for event in worked if isinstance(event, StageBegan)] == [
+        StageBegan("b", stage) for stage in ("quantize", "validate", "sensitivity", "benchmark")
     ]
     assert sorted(map(str, tables(again)["layers"])) == sorted(map(str, before))
-    assert [row["outcome"] for row in again.rows] == ["done", "done"]
+    assert [row.outcome for row in again.rows] == ["done", "done"]
     assert sorted(path.name for path in manifest.folder.glob("*")) == [
         FOLDER,
         "a_int8.onnx",
@@ -190,9 +189,9 @@ def test_what_failed_in_a_run_that_was_cut_short_is_tried_again_from_the_stage_t
     again = run(manifest, on_progress=worked.append)
 
     assert again.run_id == first.run_id
-    begun = [(event["model"], event["stage"]) for event in worked if event["event"] == "stage"]
-    assert begun == [("segfault", "quantize")]
-    assert [row["outcome"] for row in again.rows] == ["done", "failed"]
+    begun = [event for event in worked if isinstance(event, StageBegan)]
+    assert begun == [StageBegan("segfault", "quantize")]
+    assert [row.outcome for row in again.rows] == ["done", "failed"]
     assert len(tables(again)["models"]) == 2
 
 
@@ -201,8 +200,8 @@ def test_a_missed_contract_is_a_verdict_with_its_reason_and_the_file_is_there(mi
 
     result = run(manifest)
 
-    assert by_name(result)["a"]["verdict"] == "not_met"
-    assert "speedup" in by_name(result)["a"]["reason"]
+    assert by_name(result)["a"].verdict == "not_met"
+    assert "speedup" in by_name(result)["a"].reason
     assert manifest.jobs[0].output.exists()
     assert result.exit_code == 1
 

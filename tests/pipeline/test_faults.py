@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.console.events import StageBegan
 from flows.manifest.jobs import check_manifest
 from tests.pipeline.conftest import FAST, age, save_data, save_model
 from tests.pipeline.test_command import command_line, descendants
@@ -91,7 +92,7 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(
     killed: list[int] = []
 
     def kill_the_api_server(event) -> None:
-        if event["event"] == "stage" and event["model"] == "good05" and not killed:
+        if isinstance(event, StageBegan) and event.model == "good05" and not killed:
             killed.extend(
                 pid
                 for pid in descendants(os.getpid())
@@ -102,15 +103,15 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(
 
     result = run(manifest(full_disk), on_progress=kill_the_api_server)
 
-    rows = {row["model"]: row for row in result.rows}
+    rows = {row.model: row for row in result.rows}
     assert killed
     assert len(rows) >= 30
-    assert {name for name, row in rows.items() if row["outcome"] == "done"} == {*GOOD, "astray"}
+    assert {name for name, row in rows.items() if row.outcome == "done"} == {*GOOD, "astray"}
     for name in rows.keys() & REASONS.keys():
         stage, told = REASONS[name]
-        assert rows[name]["stage"] == stage or not stage, name
-        assert told in rows[name]["error"]
-        assert rows[name]["hint"]
+        assert rows[name].stage == stage or not stage, name
+        assert told in rows[name].error
+        assert rows[name].hint
     assert (
         tmp_path / "models" / "killer.kills"
     ).read_text() == "xxx"  # three times, then set aside
@@ -122,7 +123,7 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(
         assert [path.name for path in full_disk.iterdir()] == ["filler"]
         (full_disk / "filler").unlink()
 
-    again = {row["model"]: row["outcome"] for row in run(manifest(full_disk)).rows}
+    again = {row.model: row.outcome for row in run(manifest(full_disk)).rows}
 
     assert {name for name, outcome in again.items() if outcome == "done"} == again.keys() & {
         TRANSIENT

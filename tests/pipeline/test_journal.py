@@ -5,44 +5,129 @@ from __future__ import annotations
 import errno
 import json
 import os
+from datetime import UTC, datetime
 
 import onnx
 import pytest
 
 from flows.batch.digests import files_digest, job_digest, model_files
+from flows.batch.entries import EndEntry, ModelEntry, RunEntry, read_entry
 from flows.batch.journal import open_journal, publish
 from quant_core.errors import ModelError, RequestError
+from tasks.rows import ModelRow, Outcome, TimingRow, Verdict
 
 
-def model_entry(run_id, output, files, digest="d1", outcome="done"):
-    row = {"output": str(output), "outcome": outcome}
-    return {
-        "event": "model",
-        "run_id": run_id,
-        "name": "m",
-        "digest": digest,
-        "row": row,
-        "files": files,
-        "timings": [],
-    }
+def run_entry(run_id="1", request="a"):
+    return RunEntry(run_id, request, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def end_entry(run_id="1"):
+    return EndEntry(run_id, datetime(2026, 1, 2, tzinfo=UTC), {"done": 1})
+
+
+def model_entry(run_id, output, files=None, digest="d1", timings=()):
+    row = ModelRow(
+        run_id=run_id,
+        model="m",
+        digest=digest,
+        input="m.onnx",
+        output=str(output),
+        outcome=Outcome.DONE,
+        verdict=Verdict.NONE,
+    )
+    return ModelEntry(run_id, "m", digest, row, files=files or {}, timings=timings)
+
+
+def timing(digest):
+    return TimingRow(run_id="1", model="m", digest=digest, stage="benchmark", speedup_lo=1.5)
+
+
+# Lines as an earlier version wrote them: without columns that have no value, with other names.
+OLD_RUN = {
+    "event": "run",
+    "run_id": "r1",
+    "request": "q",
+    "started_at": "2026-01-02T03:04:05+00:00",
+}
+OLD_ROW = {
+    "model": "m",
+    "digest": "d1",
+    "input": "/in/m.onnx",
+    "outcome": "done",
+    "verdict": "met",
+    "bits": 8,
+    "metric": None,
+    "accuracy": 0.5,
+    "started_at": "2026-01-02T03:04:06+00:00",
+    "finished_at": "2026-01-02T03:04:09.000007+00:00",
+    "retired": "a column that is gone",
+    "run_id": "r1",
+}
+OLD_OF = {"run_id": "r1", "model": "m", "digest": "d1"}
+OLD_MODEL = {
+    "event": "model",
+    "run_id": "r1",
+    "name": "m",
+    "digest": "d1",
+    "layers": [{**OLD_OF, "position": 0, "node": "conv", "alone_db": 31.0, "so_far_db": 29.0}],
+    "timings": [{**OLD_OF, "stage": "prepare", "seconds": 1, "peak_bytes": 7}],
+}
+
+
+def old_lines(output, files):
+    row = {**OLD_ROW, "output": str(output)}
+    return [json.dumps(line) for line in (OLD_RUN, {**OLD_MODEL, "files": files, "row": row})]
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path):
+    output = tmp_path / "m.onnx"
+    output.write_bytes(b"model")
+    (tmp_path / ".quantmill").mkdir()
+    lines = old_lines(output, files_digest(tmp_path, ["m.onnx"]))
+    (tmp_path / ".quantmill" / "journal.jsonl").write_text("\n".join(lines) + "\n")
+
+    with open_journal(tmp_path) as journal:
+        run, finished = journal.begin_run("q")
+        made = journal.up_to_date(output, "d1")
+
+    assert (run.run_id, list(finished)) == ("r1", ["m"])
+    assert (made.row.outcome, made.row.verdict, made.row.accuracy) == ("done", "met", 0.5)
+    assert made.row.error is None
+    assert (made.layers[0].isolated_db, made.layers[0].cumulative_db) == (31.0, 29.0)
+    assert made.timings[0].peak_bytes == 7
+    assert journal.peaks() == {("/in/m.onnx", "prepare"): 7}
+
+
+@pytest.mark.parametrize("entry", [run_entry(), model_entry("1", "o.onnx"), end_entry()])
+def test_an_entry_comes_back_from_its_line(entry):
+    assert read_entry(json.loads(json.dumps(entry.to_json()))) == entry
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "{}", '{"event": "nap"}', '{"event": "model"}'])
+def test_a_line_that_is_no_entry_is_passed_over(tmp_path, line):
+    (tmp_path / ".quantmill").mkdir()
+    (tmp_path / ".quantmill" / "journal.jsonl").write_text(line + "\n")
+
+    with open_journal(tmp_path) as journal:
+        assert journal.entries == []
 
 
 def test_a_torn_last_line_is_dropped_and_the_next_one_is_whole(tmp_path):
     with open_journal(tmp_path) as journal:
-        journal.append({"event": "run", "run_id": "1", "request": "a", "started_at": "x"})
+        journal.append(run_entry())
     path = tmp_path / ".quantmill" / "journal.jsonl"
     with path.open("a") as file:
         file.write('{"event": "mod')
 
     with open_journal(tmp_path) as journal:
-        journal.append({"event": "end", "run_id": "1"})
+        journal.append(end_entry())
 
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["run", "end"]
 
 
 def test_a_line_for_which_the_disk_has_no_room_is_not_there_by_half(tmp_path, monkeypatch):
     with open_journal(tmp_path) as journal:
-        journal.append({"event": "run", "run_id": "1", "request": "a", "started_at": "x"})
+        journal.append(run_entry())
         write = os.write
 
         def full(fd, line):
@@ -52,9 +137,9 @@ def test_a_line_for_which_the_disk_has_no_room_is_not_there_by_half(tmp_path, mo
 
         monkeypatch.setattr("os.write", full)
         with pytest.raises(OSError, match="No space left"):
-            journal.append({"event": "model", "name": "a" * 100})
+            journal.append(model_entry("1", "a" * 100))
         monkeypatch.undo()
-        journal.append({"event": "end", "run_id": "1"})
+        journal.append(end_entry())
 
     lines = (tmp_path / ".quantmill" / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["run", "end"]
@@ -63,7 +148,7 @@ def test_a_line_for_which_the_disk_has_no_room_is_not_there_by_half(tmp_path, mo
 def test_a_run_that_was_cut_short_goes_on_if_the_same_is_asked_again(tmp_path):
     with open_journal(tmp_path) as journal:
         first, _ = journal.begin_run("this")
-        journal.append(model_entry(first, tmp_path / "m.onnx", {}))
+        journal.append(model_entry(first.run_id, tmp_path / "m.onnx"))
 
     with open_journal(tmp_path) as journal:
         again, finished = journal.begin_run("this")
@@ -101,22 +186,21 @@ def test_a_large_journal_forgets_what_nobody_will_ask_for_but_never_a_run_that_w
     files = files_digest(tmp_path, ["m.onnx"])
     path = tmp_path / ".quantmill" / "journal.jsonl"
     with open_journal(tmp_path) as journal:
-        for number, (digest, timings) in enumerate(
-            [("old", [{}]), ("new", [{}]), ("new", []), ("new", [])]
+        for number, (digest, timed) in enumerate(
+            [("old", True), ("new", True), ("new", False), ("new", False)]
         ):
-            journal.append(
-                {"event": "run", "run_id": str(number), "request": "a", "started_at": "x"}
-            )
-            journal.append({**model_entry(str(number), output, files, digest), "timings": timings})
-            journal.append({"event": "end", "run_id": str(number)})
+            timings = (timing(digest),) if timed else ()
+            journal.append(run_entry(str(number)))
+            journal.append(model_entry(str(number), output, files, digest, timings))
+            journal.append(end_entry(str(number)))
 
     with open_journal(tmp_path) as journal:
-        kept = [(entry["run_id"], entry["event"]) for entry in journal.entries]
+        kept = [(entry.run_id, entry.event) for entry in journal.entries]
         assert journal.up_to_date(output, "new")
         assert not journal.up_to_date(output, "old")
         with pytest.raises(RequestError, match="another batch"), open_journal(tmp_path):
             pass
-        journal.append({"event": "run", "run_id": "4", "request": "a", "started_at": "x"})
+        journal.append(run_entry("4"))
     before = path.read_bytes()
     with open_journal(tmp_path):
         pass
