@@ -43,7 +43,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that is valid once built. Raises: TypeError for a value of another type than its field's."""
+    """A row that is valid once built.
+
+    Raises: TypeError for a value of another type than its field has.
+    """
 
     renamed: ClassVar[Mapping[str, str]] = {}  # old names of columns -> today's
 
@@ -254,7 +257,7 @@ def _alternatives(hint: Any) -> tuple[type, ...]:
 
 
 def _fits(value: object, types: tuple[type, ...]) -> bool:
-    """Whether the value has one of these types; a whole number is a real one, a bool is no number."""
+    """Whether the value has one of these types. An int is a float too, a bool is no number."""
     if isinstance(value, bool):
         return bool in types
     if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""The stages of one model as Prefect tasks: each hands a request to a worker and returns what `run_stage` answered."""
+"""The stages of one model as Prefect tasks: each hands a request to a worker, returns its answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from prefect.tasks import exponential_backoff
 from quant_core.evaluate.power import NodePower, damage_of
 from tasks.workers import Workers, is_transient
 
-Job = Mapping[str, Any]  # a job of the manifest, as JSON
-Run = dict[str, Any]
+JobValues = Mapping[str, Any]  # flows.manifest.jobs.Job.to_dict()
+Answer = dict[str, Any]  # of `run_stage`: the stage's result, its seconds and its peak_bytes
 
-# Twice more for what can pass. Nothing is cached: Prefect hashes arguments, not files, and never looks for the output.
+# A stage that was interrupted is tried twice more. Nothing is cached: Prefect hashes arguments, not
+# files, and never looks whether the output is still there.
 ONE_STAGE: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
@@ -30,8 +31,8 @@ ONE_STAGE: dict[str, Any] = {
 
 
 @task(name="prepare", task_run_name="prepare {name}", **ONE_STAGE)
-def prepare(name: str, workers: Workers, job: Job, folder: Path) -> Run:
-    """Read the model, fold what is constant, and decide what becomes of each node."""
+def prepare(name: str, workers: Workers, job: JobValues, folder: Path) -> Answer:
+    """Read the model, fold its constants, and plan how each node computes and is stored."""
     request = {
         "model": job["input"],
         "folder": str(folder),
@@ -42,28 +43,33 @@ def prepare(name: str, workers: Workers, job: Job, folder: Path) -> Run:
 
 
 @task(name="calibrate", task_run_name="calibrate {name}", **ONE_STAGE)
-def calibrate(name: str, workers: Workers, job: Job, folder: Path, outs: Sequence[Path]) -> Run:
-    """Run the samples, one share of them for each file of statistics in `outs`."""
+def calibrate(
+    name: str, workers: Workers, job: JobValues, folder: Path, outs: Sequence[Path]
+) -> Answer:
+    """Run the samples, shared out over as many workers as there are files in `outs`."""
     request = {**_prepared(folder), "samples": job["calibration"]}
     shares = [{**request, "shard": [k, len(outs)], "out": str(out)} for k, out in enumerate(outs)]
-    runs = workers.run_all("calibrate", job["input"], shares)
-    samples = sum(run["result"]["samples"] for run in runs)
-    return _together({"stats": [str(out) for out in outs], "samples": samples}, runs)
+    answers = workers.run_all("calibrate", job["input"], shares)
+    samples = sum(answer["result"]["samples"] for answer in answers)
+    return _together({"stats": [str(out) for out in outs], "samples": samples}, answers)
 
 
 @task(name="quantize", task_run_name="quantize {name}", **ONE_STAGE)
 def quantize(
     name: str,
     workers: Workers,
-    job: Job,
+    job: JobValues,
     folder: Path,
     stats: Sequence[str],
     output: Path,
     costs: Path,
-) -> Run:
-    """Rewrite the model by its plan and its statistics, until its contract is met or nothing is left to try.
+) -> Answer:
+    """Rewrite the model by its plan and its statistics, and search for the best one.
 
-    All that lies beside `output` is published: a try that was killed leaves nothing of its own there.
+    stats  the files that `calibrate` wrote
+    costs  the file of latencies that were measured before
+
+    All files beside `output` are published later. So those of an attempt that was killed go first.
     """
     shutil.rmtree(output.parent, ignore_errors=True)
     output.parent.mkdir(parents=True)
@@ -82,9 +88,12 @@ def quantize(
 
 @task(name="validate", task_run_name="validate {name}", **ONE_STAGE)
 def validate(
-    name: str, workers: Workers, job: Job, quantized: Path, prepared: Path | None = None
-) -> Run:
-    """Compare what both models answer, and hold that against the contract; tell what nodes cost if given `prepared`."""
+    name: str, workers: Workers, job: JobValues, quantized: Path, prepared: Path | None = None
+) -> Answer:
+    """Compare the outputs of both models, and judge them by the contract.
+
+    prepared  the file of the prepared model, if the sensitivity of each node is to be measured too
+    """
     contract = job["contract"]
     request = {
         "model": job["input"],
@@ -99,26 +108,25 @@ def validate(
 
 @task(name="sensitivity", task_run_name="sensitivity {name}", **ONE_STAGE)
 def sensitivity(
-    name: str, workers: Workers, job: Job, folder: Path, quantized: Path, shards: int
-) -> Run:
-    """What each node costs, where workers are idle enough to share the samples: `shards` ways."""
+    name: str, workers: Workers, job: JobValues, folder: Path, quantized: Path, shards: int
+) -> Answer:
+    """Measure the sensitivity of each node, with the samples shared out over `shards` workers."""
     request = {
         "prepared": str(folder / "prepared.onnx"),
         "quantized": str(quantized),
         "samples": job["judged_by"],
     }
-    runs = workers.run_all(
-        "sensitivity", job["input"], [{**request, "shard": [k, shards]} for k in range(shards)]
-    )
-    parts = [[NodePower(**power) for power in run["result"]["powers"]] for run in runs]
-    return _together({"damage": [asdict(row) for row in damage_of(parts)]}, runs)
+    shares = [{**request, "shard": [k, shards]} for k in range(shards)]
+    answers = workers.run_all("sensitivity", job["input"], shares)
+    parts = [[NodePower(**row) for row in answer["result"]["powers"]] for answer in answers]
+    return _together({"damage": [asdict(row) for row in damage_of(parts)]}, answers)
 
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)
 def benchmark(
-    name: str, workers: Workers, job: Job, quantized: Path, threads: int, seconds: float
-) -> Run:
-    """Time the two models against each other, with the host to themselves."""
+    name: str, workers: Workers, job: JobValues, quantized: Path, threads: int, seconds: float
+) -> Answer:
+    """Time the two models in turns, while no other stage runs on the host."""
     request = {
         "model": job["input"],
         "quantized": str(quantized),
@@ -129,14 +137,15 @@ def benchmark(
     return workers.run("benchmark", job["input"], request, alone=True)
 
 
-def _together(result: dict[str, Any], runs: Sequence[Run]) -> Run:
-    """One answer of several shares."""
+def _together(result: dict[str, Any], answers: Sequence[Answer]) -> Answer:
+    """The answer of a stage that several workers shared."""
     return {
         "result": result,
-        **{key: max(run[key] for run in runs) for key in ("seconds", "peak_bytes")},
+        "seconds": max(answer["seconds"] for answer in answers),
+        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
     }
 
 
 def _prepared(folder: Path) -> dict[str, str]:
-    """What `prepare` leaves in a model's folder."""
+    """The files that `prepare` wrote into a model's folder."""
     return {"prepared": str(folder / "prepared.onnx"), "plan": str(folder / "plan.json")}

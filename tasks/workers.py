@@ -1,4 +1,4 @@
-"""Where a stage runs: on a Dask worker, in that worker's killable child, with the limits of the batch."""
+"""Where a stage runs: in the killable child of a Dask worker, within the limits of the batch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from quant_core.worker.child import STAGE_MODULE, run_stage, worker_death
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-NEIGHBOURS = 30  # deaths of a worker on which the stage had not begun: they are no fault of it, but not borne for ever
+# How often a stage is handed out again because its worker died before the stage began there: that
+# is not the fault of the stage, but it cannot go on for ever.
+MAX_DEATHS_BEFORE_BEGIN = 30
 STAGES = ("", "prepare", "calibrate", "quantize", "validate", "sensitivity", "benchmark")
-BARE_BYTES = 150_000_000  # what a stage needs without a model
-MODEL_COPIES = 10  # what it needs with one of which nothing is known yet, in sizes of its file
-GROWTH = {"quantize": 2}  # what it needs beside stages before it: several candidates are in memory
+# The memory that a stage is expected to need, before it has run once:
+BARE_BYTES = 150_000_000  # without a model
+MODEL_COPIES = 10  # with a model of which only the size is known, in sizes of its file
+GROWTH = {"quantize": 2}  # in peaks of the stages before it: it holds several candidates
 
 
 class Workers:
-    """A Dask client, and what a stage may use there. Not a dataclass: Prefect would look for futures inside it.
+    """A Dask client, and the limits of a stage there.
 
-    peaks  (model, stage) -> the most bytes that this stage was seen to hold; "" for what is only expected
-    marks  a folder that all workers reach: which stages died in their midst
+    peaks  (model, stage) -> the most bytes that this stage held; stage "" for what is only expected
+    marks  a folder that all workers can reach, with a file for each stage that has begun
+    It is no dataclass: Prefect would look for futures inside it.
     """
 
     def __init__(
@@ -39,25 +43,32 @@ class Workers:
         marks: Path,
         module: str = STAGE_MODULE,
     ) -> None:
-        self.client, self.timeout_s, self.memory_bytes, self.marks = (
-            client,
-            timeout_s,
-            memory_bytes,
-            marks,
-        )
+        self.client = client
+        self.timeout_s = timeout_s
+        self.memory_bytes = memory_bytes
+        self.marks = marks
         self.module = module
         self.peaks: dict[tuple[str, str], int] = {}
 
     def run(
         self, stage: str, model: str, request: Mapping[str, Any], alone: bool = False
     ) -> dict[str, Any]:
-        """The answer of `run_stage`. Raises: as it does; StageError if the worker was lost."""
+        """The answer of one stage of a model: what `run_stage` of worker/child.py returns.
+
+        alone  no other stage runs on the host meanwhile
+
+        Raises: StageError or another QuantError as the stage does; StageError if the worker was
+            lost.
+        """
         return self.run_all(stage, model, [request], alone)[0]
 
     def run_all(
         self, stage: str, model: str, requests: Sequence[Mapping[str, Any]], alone: bool = False
     ) -> list[dict[str, Any]]:
-        """One stage of a model several times, on as many workers as are free."""
+        """The answers of one stage to several requests, on as many workers as are free.
+
+        Raises: as `run`.
+        """
         need = self.need(stage, model)
         calls = [
             _Call(self, stage, {"request": dict(r), "need_bytes": need, "alone": alone})
@@ -76,22 +87,27 @@ class Workers:
                 call.end()
 
     def need(self, stage: str, model: str) -> int:
-        """What that stage held last time; else what is expected of the model, or follows from its other stages."""
+        """The bytes that this stage of the model is expected to need.
+
+        They are what it held last time. A stage that has not run yet is expected to need what the
+        size of the model or the other stages of the model suggest.
+        """
         if known := self.peaks.get((model, stage)):
             return known
         seen = max(self.peaks.get((model, other), 0) for other in STAGES[1:])
         return max(BARE_BYTES, self.peaks.get((model, ""), 0), GROWTH.get(stage, 1) * seen)
 
     def expect(self, model: str, size_bytes: int) -> None:
-        """A model of which nothing is known but the size of its files."""
+        """Set what a model is expected to need, of which only the size of its files is known."""
         self.peaks[model, ""] = BARE_BYTES + MODEL_COPIES * size_bytes
 
     def count(self) -> int:
+        """How many workers there are."""
         return max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
 
 
 class _Call:
-    """One request, handed out again for as long as only its neighbours kill the workers that it waits on."""
+    """One request to a stage. It is submitted again if its worker dies before the stage begins."""
 
     def __init__(self, workers: Workers, stage: str, options: Mapping[str, Any]) -> None:
         self.workers, self.stage = workers, stage
@@ -103,7 +119,7 @@ class _Call:
     def result(self) -> dict[str, Any]:
         from distributed.scheduler import KilledWorker
 
-        for death in range(NEIGHBOURS):
+        for death in range(MAX_DEATHS_BEFORE_BEGIN):
             try:
                 answer: dict[str, Any] = self.future.result()
                 return answer
@@ -115,7 +131,7 @@ class _Call:
                 time.sleep(min(5.0, 0.05 * 2**death) * random.random())
                 self.future = self._submit()
             except (Exception, asyncio.CancelledError) as problem:
-                raise _told(problem, self.stage) from problem
+                raise _as_stage_error(problem, self.stage) from problem
         raise StageError(
             "every Dask worker died before it began",
             f"stage {self.stage}",
@@ -139,7 +155,7 @@ class _Call:
 
 
 def is_transient(task: object, run: object, state: Any) -> bool:
-    """Trying again makes sense: a worker or a child was lost, or something was busy. Prefect's retry condition."""
+    """Prefect's retry condition: a worker or a child was lost, or something was busy."""
     try:
         state.result()
     except StageError as error:
@@ -149,8 +165,8 @@ def is_transient(task: object, run: object, state: Any) -> bool:
     return False
 
 
-def _told(problem: BaseException, stage: str) -> StageError:
-    """An exception of Dask's own in our words."""
+def _as_stage_error(problem: BaseException, stage: str) -> StageError:
+    """An exception of Dask's own as an error of the stage."""
     from distributed.client import FutureCancelledError
 
     where = f"stage {stage}"

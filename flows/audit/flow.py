@@ -104,7 +104,8 @@ def audit(
         scheduler: A Dask scheduler's address; without one, workers on this host.
         jobs: How many workers; without it, as many as cores and memory allow.
         only: Globs over the names of models; without them, all.
-        max_slowdown: The share of the speed-up that may be lost beyond what varied when it was measured.
+        max_slowdown: The share of the speed-up that may be lost, beyond what varied when it was
+            measured.
     """
     folder = Path(output_dir).absolute()
     standing = read_standing(folder, only or [])

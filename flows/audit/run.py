@@ -1,4 +1,4 @@
-"""`python -m flows.audit OUTPUT_DIR`: is every model of a batch still there, as accurate and as fast?"""
+"""`python -m flows.audit OUTPUT_DIR`: is what a batch made still there, as right and as fast?"""
 
 from __future__ import annotations
 

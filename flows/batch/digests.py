@@ -1,4 +1,4 @@
-"""What made a result: one digest of the model's, data's and config's bytes, the target and the versions."""
+"""The name of a result: a digest of model, data, config, contract, target and versions."""
 
 from __future__ import annotations
 
@@ -15,52 +15,42 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.jobs import Job
+from flows.manifest.jobs import Job, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.plan.targets import find_target
 
 PACKAGES = ("quantmill", "onnx", "onnxruntime")
-SETTLED_S = 1.0
-PATIENCE_S = 60.0  # for a file that is being copied; then its model has to wait for the next run
+QUIET_S = 1.0  # a file that nobody has written to for so long is complete
+PATIENCE_S = 60.0  # for a file that is being copied; then its model fails until the next run
 
-# StringStringEntryProto("location", ...) of TensorProto.external_data, as every protobuf library writes it
+# StringStringEntryProto("location", ...) of TensorProto.external_data, as every protobuf library
+# writes it
 LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
 
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions of what decides a result; `unknown` for what is not installed as a package."""
+    """Package -> version of what decides a result; `unknown` for what is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
-    """The name of everything that is made for this job: the same bytes, wishes and versions give the same name.
+    """The name of everything that is made for this job.
 
-    made_with  versions other than those installed here
+    The same bytes, options and versions give the same name.
+
+    made_with  package -> version, where other versions than those installed here are meant
 
     Raises: ModelError or DataError for a file that cannot be read, or that is still being written.
     """
     try:
-        model = [_settled_digest(path) for path in model_files(job.input)]
+        model = [_complete_digest(path) for path in model_files(job.input)]
     except OSError as problem:
-        raise ModelError(
-            f"cannot be read: {_reason(problem)}", str(problem.filename or job.input)
-        ) from problem
+        where = str(problem.filename or job.input)
+        raise ModelError(f"cannot be read: {_reason(problem)}", where) from problem
+    specs = [spec for spec in (job.calibration, job.evaluation) if spec is not None]
     try:
-        samples = [
-            {
-                "files": [_settled_digest(path) for _, path in spec.files()],
-                "count": spec.count,
-                "seed": spec.seed,
-            }
-            | {
-                "shape": spec.shape,
-                "labelled": spec.labels is not None,
-                "calibrates": spec is job.calibration,
-            }
-            for spec in (job.calibration, job.evaluation)
-            if spec is not None
-        ]
+        samples = [_samples(spec, spec is job.calibration) for spec in specs]
     except OSError as problem:
         raise DataError(f"cannot be read: {_reason(problem)}", str(problem.filename)) from problem
     made_of = {
@@ -75,14 +65,15 @@ def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
 
 
 def files_digest(folder: Path, names: list[str]) -> dict[str, list[Any]]:
-    """Size and content of each file: what has to be there for a result to count as done."""
+    """File name -> size in bytes and digest: while they hold, the result counts as done."""
     return {name: [(folder / name).stat().st_size, file_digest(folder / name)] for name in names}
 
 
 def model_files(model: Path) -> Iterator[Path]:
     """The model, then the files beside it that hold its external data.
 
-    They are found without parsing it, which is for a child that may be killed: a name too many does no harm.
+    They are found without parsing the model: a hostile one may crash the parser, which therefore
+    runs in a child only. A name too many does no harm.
     """
     yield model
     with model.open("rb") as file:
@@ -92,16 +83,14 @@ def model_files(model: Path) -> Iterator[Path]:
             found = {_location(content, match) for match in LOCATION.finditer(content)}
     for name in sorted(found):
         path = model.parent / name
-        if (
-            "\0" not in name
-            and path.is_file()
-            and path.resolve().is_relative_to(model.parent.resolve())
-        ):
+        if "\0" in name or not path.is_file():
+            continue
+        if path.resolve().is_relative_to(model.parent.resolve()):
             yield path
 
 
 def file_digest(path: Path) -> str:
-    """Of a file's bytes, or of the names and bytes of the arrays in a folder of samples."""
+    """The digest of a file, or of the names and bytes of the arrays in a folder of samples."""
     if path.is_dir():
         inside = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy") and p.is_file())
         return _hash(json.dumps([(p.name, file_digest(p)) for p in inside]).encode())
@@ -110,21 +99,36 @@ def file_digest(path: Path) -> str:
 
 
 def forget_files() -> None:
-    """Read every file again: a long-lived process must not trust times of change for ever."""
+    """Make `file_digest` read every file again.
+
+    A long-lived process must not trust times of modification for ever.
+    """
     _file_digest.cache_clear()
 
 
 @lru_cache(maxsize=100_000)
 def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    """A data file that many models share is read once."""
+    """The digest of a file, which is read once however many models share it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _settled_digest(path: Path) -> str:
-    """As `file_digest`, once nobody has written to a file that is only just there. Raises: OSError if that goes on."""
+def _samples(spec: SampleSpec, calibrates: bool) -> dict[str, Any]:
+    """What decides which samples are read, in plain JSON values."""
+    return {
+        "files": [_complete_digest(path) for _, path in spec.files()],
+        "count": spec.count,
+        "seed": spec.seed,
+        "shape": spec.shape,
+        "labelled": spec.labels is not None,
+        "calibrates": calibrates,
+    }
+
+
+def _complete_digest(path: Path) -> str:
+    """The digest of a file once nobody writes to it any more. Raises: OSError if somebody does."""
     deadline = time.monotonic() + PATIENCE_S
-    while 0 <= time.time() - path.stat().st_mtime < SETTLED_S:
+    while 0 <= time.time() - path.stat().st_mtime < QUIET_S:
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, "still being written", str(path))
         time.sleep(0.1)

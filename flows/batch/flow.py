@@ -1,4 +1,4 @@
-"""The batch as a Prefect flow: the life of a run from its first entry in the journal to its reports.
+"""The batch as a Prefect flow: the life of a run, from its first entry to its reports.
 
 Three kinds of entry (entries.py) tell it, each one line that is on the disk before work goes on:
 
@@ -301,7 +301,7 @@ class Batch:
             self.stopping.set()
 
     def _entry(self, model: ModelRun) -> ModelEntry:
-        """The model's entry. An answer that fits no column of a report is a failure of its model."""
+        """The model's entry. The model fails if an answer of its stages fits no column."""
         try:
             return model_entry(model, self.run_id)
         except (KeyError, TypeError, ValueError) as problem:

@@ -1,4 +1,4 @@
-"""What the flows of quantmill share: their caller, tasks side by side, and the summary at the end."""
+"""What all flows do alike: take their caller, run tasks side by side, write a summary."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a caller in this process gives a flow. It is not JSON, so it cannot be a flow's parameter.
+    """What a caller in this process gives a flow. None of it is JSON, as parameters have to be.
 
     module  is run by workers to serve stages; tests have others
     """

@@ -1,4 +1,4 @@
-"""`python -m flows.batch MANIFEST`: make every model of a manifest, on Dask, orchestrated by Prefect."""
+"""`python -m flows.batch MANIFEST`: make every model of a manifest, on Dask, run by Prefect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress of a run: a live table in a terminal, plain lines in a log, JSON lines for programs."""
+"""The progress of a run as a live table, as lines of a log, or as JSON lines for programs."""
 
 from __future__ import annotations
 

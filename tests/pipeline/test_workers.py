@@ -13,7 +13,7 @@ from distributed.scheduler import KilledWorker
 from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError, StageReason
 from quant_core.worker.child import MAX_WORKER_DEATHS, run_stage, shut_down
-from tasks.workers import BARE_BYTES, NEIGHBOURS, Workers
+from tasks.workers import BARE_BYTES, MAX_DEATHS_BEFORE_BEGIN, Workers
 from tests.unit.worker.test_child import wait_until
 
 STAGES = "tests.odd_stages"
@@ -61,7 +61,7 @@ def test_deaths_before_a_stage_began_are_retried_often_but_not_forever(tmp_path,
     with pytest.raises(StageError, match="every Dask worker died before it began"):
         Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
 
-    assert client.deaths == NEIGHBOURS
+    assert client.deaths == MAX_DEATHS_BEFORE_BEGIN
 
 
 def test_a_death_during_a_stage_is_a_try(tmp_path):
