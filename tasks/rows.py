@@ -73,12 +73,13 @@ class Row:
             a value of another type.
         """
         present = {cls.renamed.get(name, name): value for name, value in values.items()}
-        row: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name in present:
-                row[field.name] = _from_json(present[field.name], column_types(cls)[field.name])
-            elif field.default is MISSING:
-                raise KeyError(field.name)
+        types = column_types(cls)
+        row = {
+            name: _from_json(value, types[name]) for name, value in present.items() if name in types
+        }
+        for name in _required(cls):  # type: ignore[arg-type] # as in column_types
+            if name not in row:
+                raise KeyError(name)
         return cls(**row)
 
 
@@ -252,19 +253,22 @@ def _column_types(row: type[Row]) -> Mapping[str, tuple[type, ...]]:
     return {field.name: _alternatives(hints[field.name]) for field in fields(row)}
 
 
+@cache
+def _required(row: type[Row]) -> tuple[str, ...]:
+    """The columns that every row has."""
+    return tuple(field.name for field in fields(row) if field.default is MISSING)
+
+
 def _alternatives(hint: Any) -> tuple[type, ...]:
     return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
-def _fits(value: object, types: tuple[type, ...]) -> bool:
+def _fits(value: Any, types: tuple[type, ...]) -> bool:
     """Whether the value has one of these types. An int is a float too, a bool is no number."""
-    if isinstance(value, bool):
-        return bool in types
-    if isinstance(value, datetime):
+    kind = type(value)
+    if kind is datetime:
         return datetime in types and value.tzinfo is not None
-    if isinstance(value, int) and float in types:
-        return True
-    return isinstance(value, types)
+    return kind in types or (kind is int and float in types)
 
 
 def _to_json(value: Any) -> Any:
@@ -275,9 +279,9 @@ def _to_json(value: Any) -> Any:
 
 def _from_json(value: Any, types: tuple[type, ...]) -> Any:
     """The value that `_to_json` turned into this one. Raises: ValueError for an unknown word."""
-    if value is None:
-        return None
-    (kind,) = (kind for kind in types if kind is not NoneType)
+    if type(value) in types or value is None:
+        return value
+    kind = types[0]
     if kind is datetime:
         return datetime.fromisoformat(value)
     return kind(value) if issubclass(kind, StrEnum) else value

@@ -1,0 +1,67 @@
+"""A program that reads the JSON lines of a run finds the same keys as ever."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows.console.events import (
+    Made,
+    ModelDone,
+    PhaseBegan,
+    StageBegan,
+    Started,
+    Starting,
+    event_json,
+)
+from flows.console.progress import progress
+from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome, Verdict
+
+MADE = ModelRow(
+    run_id="r",
+    model="m",
+    digest="d",
+    input="m.onnx",
+    output="o.onnx",
+    outcome=Outcome.DONE,
+    verdict=Verdict.NOT_MET,
+    reason="speedup 0.50, at least 1",
+)
+KEPT = AuditRow(run_id="r", model="m", digest="d", output="o.onnx", outcome=AuditOutcome.KEPT)
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (Starting(), {"event": "starting"}),
+        (Started("r", 3, 2), {"event": "started", "run_id": "r", "models": 3, "workers": 2}),
+        (PhaseBegan("benchmark", 3), {"event": "phase", "phase": "benchmark", "models": 3}),
+        (StageBegan("m", "prepare"), {"event": "stage", "model": "m", "stage": "prepare"}),
+        (Made("m"), {"event": "made", "model": "m"}),
+    ],
+)
+def test_an_event_is_one_flat_json_object(event, line, capsys):
+    with progress(as_json=True) as listener:
+        listener(event)
+
+    assert json.loads(capsys.readouterr().out) == line
+
+
+def test_a_finished_model_is_its_row_and_has_a_verdict_in_an_audit_too():
+    made, kept = event_json(ModelDone(MADE)), event_json(ModelDone(KEPT))
+
+    assert made == {"event": "model", **MADE.to_json()}
+    assert made["verdict"] == "not_met"
+    assert kept == {"event": "model", "verdict": "none", **KEPT.to_json()}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [(MADE, "m: not met: speedup 0.50, at least 1"), (KEPT, "m: kept")],
+)
+def test_a_log_has_a_line_for_each_finished_model(row, words, capsys):
+    with progress(as_json=False) as listener:
+        listener(ModelDone(row))
+
+    assert capsys.readouterr().err.split(" ", 1)[1] == f"{words}\n"
