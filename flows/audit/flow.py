@@ -68,6 +68,7 @@ COLUMNS_IN_PREFECT = (
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
 
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """A model that the journal says is there.

@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.jobs import Job, SampleSpec
+from flows.manifest.jobs import Job
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.plan.targets import find_target
 

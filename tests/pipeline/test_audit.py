@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pyarrow.dataset
 import pytest
 
@@ -80,11 +79,3 @@ def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(
     assert [(row.model, row.outcome) for row in result.rows] == [("a", "kept")]
     with pytest.raises(RequestError, match="no batch"):
         run_audit(tmp_path / "models", scheduler=harness)
-
-
-def test_noise_is_a_standard_error_of_the_samples_and_never_less_than_one_of_them():
-    from flows.audit.flow import NOISE  # imports Prefect, which reads PREFECT_API_URL then
-
-    assert NOISE["top1"](0.5, 100) == pytest.approx(0.05)
-    assert NOISE["top1"](1.0, 100) == pytest.approx(0.01)
-    assert np.isfinite(NOISE["agreement"](1.0, 0))

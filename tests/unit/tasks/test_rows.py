@@ -33,7 +33,7 @@ def test_a_mistyped_column_is_an_error_where_the_row_is_built():
         ("size_bytes", True),
         ("busy", 1),
         ("started_at", "2026-01-01T00:00:00+00:00"),
-        ("started_at", datetime(2026, 1, 1)),  # noqa: DTZ001 - the row must refuse a time without a zone
+        ("started_at", datetime(2026, 1, 1)),  # without a time zone
         ("outcome", "done"),
         ("model", None),
     ],
