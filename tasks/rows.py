@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 

@@ -1,4 +1,4 @@
-"""The stages of one model as Prefect tasks: each hands a request to a worker, returns its answer."""
+"""The stages of one model as Prefect tasks, each of which hands a request to a worker."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def skipped_entry(job: Job, run_id: str, made: ModelEntry) -> ModelEntry:
 
 
 def accuracy_of(job: Job, fidelity: Mapping[str, Any]) -> Columns:
-    """The columns of accuracy. `accuracy` is in the contract's metric, or else in the default one."""
+    """The columns of accuracy. `accuracy` is in the contract's metric, or in the default one."""
     measured = Fidelity.from_dict(fidelity)
     metric = find_metric(job.contract.metric) if job.contract else default_metric(measured)
     return {

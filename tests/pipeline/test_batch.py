@@ -1,4 +1,4 @@
-"""The batch on a real Prefect server and real Dask workers: what is right gets done, what is wrong gets its reason."""
+"""The batch on a real Prefect server and Dask workers: models are made, or fail with a reason."""
 
 from __future__ import annotations
 
@@ -73,6 +73,25 @@ def test_bad_samples_fail_their_model_alone(mill, run, tmp_path):
     assert "NaN" in by_name(result)["bad"].error
 
 
+def test_an_answer_that_fits_no_column_of_a_report_fails_its_model_alone(mill, run, monkeypatch):
+    from flows.batch import flow  # imports Prefect, which reads PREFECT_API_URL then
+
+    entry_of = flow.model_entry
+
+    def model_entry(model, run_id):
+        if model.job.name == "odd":
+            raise TypeError("ModelRow.size_bytes is 'large', which is not int or NoneType")
+        return entry_of(model, run_id)
+
+    monkeypatch.setattr(flow, "model_entry", model_entry)
+
+    rows = by_name(run(mill("good", "odd")))
+
+    assert rows["good"].outcome == "done"
+    assert (rows["odd"].outcome, rows["odd"].stage) == ("failed", "report")
+    assert "size_bytes is 'large'" in rows["odd"].error
+
+
 def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run, tmp_path):
     names = [f"m{k}" for k in range(8)]
     manifest = mill(*names, batch={"continue_on_error": False})
@@ -144,7 +163,7 @@ def test_what_was_timed_is_kept_and_makes_the_same_models_again(mill, run):
 
 
 def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill, run):
-    """The journal as a killed coordinator leaves it: one model finished, another's stages half done, no end."""
+    """The journal lacks the end of the run and one model, whose stages are half done."""
     manifest = mill("a", "b", batch={"keep_cache": True})
     first = run(manifest)
     path = manifest.folder / FOLDER / "journal.jsonl"

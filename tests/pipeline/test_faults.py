@@ -1,4 +1,4 @@
-"""Thirty models with every fault at once: what is right gets done, what is wrong gets its reason, nothing is lost."""
+"""Thirty models with every fault at once: the good ones are made, the others fail with a reason."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def full_disk(tmp_path) -> Iterator[Path | None]:
 
 @pytest.fixture
 def manifest(tmp_path):
-    """The good, the bad, and one whose child is killed from outside, once. Each has data of its own."""
+    """Good models, bad ones, and one whose child is killed once. Each has data of its own."""
     (tmp_path / "models").mkdir()
     (tmp_path / "data").mkdir()
     for seed, name in enumerate([*GOOD, "astray", *REASONS]):
@@ -69,12 +69,11 @@ def manifest(tmp_path):
         age(path)
 
     def manifest(disk: Path | None):
+        on_full_disk = [{"input": "models/full.onnx", "output": f"{disk}/full.onnx"}]
         return check_manifest(
             {
                 "mode": "weight_only",
-                "models": [{"input": "models/full.onnx", "output": str(disk / "full.onnx")}]
-                if disk
-                else [],
+                "models": on_full_disk if disk else [],
                 "batch": {"input_dir": "models/[!f]*.onnx", "output_dir": "out"},
                 "calibration": {"data": "data/{name}.npy"},
                 "limits": {"timeout_s": 15, "memory_mb": 500},

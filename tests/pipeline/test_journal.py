@@ -1,4 +1,4 @@
-"""The record: whole lines only, one writer, and done means that the files are still what they were."""
+"""The journal: whole lines, one writer, and up to date means that the files are unchanged."""
 
 from __future__ import annotations
 

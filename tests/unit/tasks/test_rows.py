@@ -109,6 +109,15 @@ def test_a_layer_row_with_the_names_of_before_keeps_its_numbers():
     assert (row.isolated_db, row.cumulative_db) == (30.0, 20.0)
 
 
+def test_a_row_of_a_parquet_file_with_the_names_of_before_is_read(tmp_path):
+    columns = {**LAYER, "alone_db": 30.0, "so_far_db": 20.0, "sqnr_db": None}
+    parquet.write_table(pyarrow.Table.from_pylist([columns]), tmp_path / "old.parquet")
+
+    (found,) = parquet.read_table(tmp_path / "old.parquet").to_pylist()
+
+    assert LayerRow.from_json(found) == LayerRow(**LAYER, isolated_db=30.0, cumulative_db=20.0)
+
+
 def test_every_table_names_its_run_first():
     assert {fields(row)[0].name for row in TABLES.values()} == {"run_id"}
     assert set(TABLES.values()) == {RunRow, ModelRow, LayerRow, TimingRow, AuditRow}
