@@ -105,7 +105,7 @@ def call_flow(
         return found
     if isinstance(found, QuantError):
         raise found
-    where = "" if kind == "batch" else str(caller.manifest.folder)
+    where = str(caller.manifest.folder)
     raise StageError(f"the {kind} stopped: {found or state.message}", where, hint)
 
 
