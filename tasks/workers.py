@@ -57,8 +57,7 @@ class Workers:
 
         alone  no other stage runs on the host meanwhile
 
-        Raises: StageError or another QuantError as the stage does; StageError if the worker was
-            lost.
+        Raises: QuantError as the stage does; StageError if the worker was lost.
         """
         return self.run_all(stage, model, [request], alone)[0]
 
