@@ -16,7 +16,8 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource, SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.evaluate.fidelity import compare, judge, run_each
+from quant_core.evaluate.contract import Verdict, judge
+from quant_core.evaluate.fidelity import compare, run_each
 from quant_core.evaluate.layer_report import layer_rows
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.sensitivity import damage
@@ -323,12 +324,14 @@ def validate_model(
         fidelity = compare(
             run_each(first, feeds), run_each(second, feeds), names, feeds.labels, own
         )
-        verdict, reason = judge(fidelity, contract) if contract else ("none", "no contract")
+        verdict, reason = Verdict.NONE, "no contract"
+        if contract is not None:
+            verdict, reason = judge(fidelity, contract)
     except DataError as failure:
         if own is None or contract is None:
             raise
         fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels)
-        verdict, reason = "not_met", str(failure)
+        verdict, reason = Verdict.NOT_MET, str(failure)
     few = feeds.subsample(DAMAGE_FEEDS)
     costs = damage(prepare(original, some(feeds)), graph.load(quantized), few) if detailed else []
     return Validation(
