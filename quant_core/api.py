@@ -18,9 +18,9 @@ from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.fidelity import compare, run_each
-from quant_core.evaluate.layer_report import layer_rows
+from quant_core.evaluate.layer_report import layer_reports
+from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
-from quant_core.evaluate.sensitivity import damage
 from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import Costs
 from quant_core.metrics import Fidelity
@@ -78,7 +78,7 @@ class Validation:
 
     verdict     met, not_met or none
     saturation  the nodes that give other results on x86 without VNNI
-    damage      per node, in dB, what it costs alone and what has added up by then; only if asked for
+    damage      the sensitivity of each node; only if `detailed`
     """
 
     fidelity: Fidelity
@@ -277,11 +277,11 @@ def finish(
     model = found.material.model
     material, found = Material(model), replace(found, material=Material(model))  # statistics go too
     harm = (
-        damage(model, best.model, judged.subsample(DAMAGE_FEEDS))
+        measure_sensitivity(model, best.model, judged.subsample(DAMAGE_FEEDS))
         if detailed and judged is not None
         else []
     )
-    layers = layer_rows(best.plan, best.quantized, harm)
+    layers = [asdict(row) for row in layer_reports(best.plan, best.quantized, harm)]
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower()}
@@ -333,12 +333,14 @@ def validate_model(
         fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels)
         verdict, reason = Verdict.NOT_MET, str(failure)
     few = feeds.subsample(DAMAGE_FEEDS)
-    costs = damage(prepare(original, some(feeds)), graph.load(quantized), few) if detailed else []
+    costs = []
+    if detailed:
+        costs = measure_sensitivity(prepare(original, some(feeds)), graph.load(quantized), few)
     return Validation(
         fidelity,
         verdict,
         reason,
-        saturating_nodes(Path(quantized)),
+        [asdict(node) for node in saturating_nodes(Path(quantized))],
         [asdict(cost) for cost in costs],
     )
 

@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from quant_core.evaluate.power import NodePower, damage_of
+from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from tasks.workers import Workers, is_transient
 
 Job = Mapping[str, Any]  # a job of the manifest, as JSON
@@ -111,8 +111,8 @@ def sensitivity(
     runs = workers.run_all(
         "sensitivity", job["input"], [{**request, "shard": [k, shards]} for k in range(shards)]
     )
-    parts = [[NodePower(**power) for power in run["result"]["powers"]] for run in runs]
-    return _together({"damage": [asdict(row) for row in damage_of(parts)]}, runs)
+    parts = [[NodeNoise(**noise) for noise in run["result"]["noise"]] for run in runs]
+    return _together({"damage": [asdict(row) for row in sensitivities(parts)]}, runs)
 
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)

@@ -44,6 +44,17 @@ def judge(
     return conclude([*accuracy_clauses(fidelity, contract), *gain])
 
 
+def judge_speed_and_size(
+    contract: Contract, *, speedup: float | None = None, size_ratio: float | None = None
+) -> tuple[Verdict, str]:
+    """The verdict on speed-up and size alone, each where it is given.
+
+    speedup     float latency / quantized latency
+    size_ratio  quantized bytes / float bytes
+    """
+    return conclude(gain_clauses(contract, speedup=speedup, size_ratio=size_ratio))
+
+
 def accuracy_clauses(fidelity: Fidelity, contract: Contract) -> list[Clause]:
     """The clauses on accuracy, after one clause that fails for each unusable output.
 

@@ -16,8 +16,8 @@ from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
-from quant_core.evaluate.power import NodePower, damage_of
-from quant_core.evaluate.sensitivity import powers
+from quant_core.evaluate.node_noise import measure_noise
+from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from quant_core.evaluate.timing_cache import Costs
 from quant_core.model import graph
 from quant_core.model.info import model_info
@@ -82,20 +82,15 @@ def validate(
     feeds = _open(model, samples)
     found = api.validate_model(model, quantized, feeds, metric=metric, contract=held_to).to_dict()
     if prepared is not None:
-        found |= {
-            "damage": [asdict(row) for row in damage_of([_powers(prepared, quantized, feeds)])]
-        }
+        noises = _measure_noise(prepared, quantized, feeds)
+        found |= {"damage": [asdict(row) for row in sensitivities([noises])]}
     return found | {"detailed": prepared is not None}
 
 
 def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, int]) -> Row:
-    """What each node costs on one shard of a few samples."""
-    return {
-        "powers": [
-            power.to_dict()
-            for power in _powers(prepared, quantized, _open(prepared, samples), shard)
-        ]
-    }
+    """The noise of each node on one shard of a few samples, to be merged by `sensitivities`."""
+    noises = _measure_noise(prepared, quantized, _open(prepared, samples), shard)
+    return {"noise": [noise.to_dict() for noise in noises]}
 
 
 def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
@@ -120,12 +115,12 @@ def _open(model: str, samples: Row) -> Samples:
     return open_samples(SampleSpec.from_dict(samples), input_specs(Path(model)))
 
 
-def _powers(
+def _measure_noise(
     prepared: str, quantized: str, samples: Samples, shard: tuple[int, int] = (0, 1)
-) -> list[NodePower]:
+) -> list[NodeNoise]:
     few = samples.subsample(api.DAMAGE_FEEDS)
     mine = few.shard(*shard) if shard[0] < len(few) else ()
-    return powers(graph.normalize(graph.load(prepared)), graph.load(quantized), mine)
+    return measure_noise(graph.normalize(graph.load(prepared)), graph.load(quantized), mine)
 
 
 def _plan(path: str) -> QuantPlan:

@@ -50,7 +50,7 @@ def test_models_are_made_validated_timed_and_reported(mill, run):
     found = tables(result)
     assert [r["models"] for r in found["runs"]] == [2]
     assert {r["model"] for r in found["models"]} == {"a", "b"}
-    assert {r["node"] for r in found["layers"] if r["alone_db"] and r["so_far_db"]} >= {
+    assert {r["node"] for r in found["layers"] if r["isolated_db"] and r["cumulative_db"]} >= {
         "conv",
         "gemm",
     }
