@@ -22,7 +22,7 @@ from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.timing import Timing, measure
-from quant_core.evaluate.timing_cache import Costs
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model import graph
 from quant_core.model.info import model_info
@@ -199,7 +199,7 @@ def quantize_model(
         stats = observe(model, wide, feeds)
     return finish(
         model, path, output, wide, stats, feeds, judged, contract,
-        exact=plan is not None, costs=Costs(costs), progress=progress,
+        exact=plan is not None, costs=TimingCache(costs), progress=progress,
     )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def finish(
     *,
     exact: bool = False,
     detailed: bool = True,
-    costs: Costs | None = None,
+    costs: TimingCache | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantResult:
     """Search, write, tell: what is left of quantizing once ranges are measured.
@@ -260,7 +260,12 @@ def finish(
         if judged.labels is None and (contract is None or stand_in):
             judged = judged.subsample(FEW)
         bench = Bench(
-            Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host
+            Path(original),
+            judged,
+            float_size,
+            metric,
+            costs=costs or TimingCache(),
+            is_host=is_host,
         )
     if exact and plan.equalized_db and (evened := material.evened(plan)):
         material = evened

@@ -18,7 +18,7 @@ from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.evaluate.node_noise import measure_noise
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
-from quant_core.evaluate.timing_cache import Costs
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare as prepare_model
@@ -63,7 +63,7 @@ def quantize(
     held_to = Contract.from_dict(contract) if contract else None
     ready = graph.normalize(graph.load(prepared))
     made = api.check_output(model, output)
-    timed = Costs(costs)
+    timed = TimingCache(costs)
     return api.finish(
         ready, model, made, wide, measured, feeds, judged, held_to, detailed=False, costs=timed
     ).to_dict()

@@ -58,7 +58,9 @@ def attention(blocks):
 
 
 def test_pairs_of_a_conv_are_neighbours_in_the_order_of_the_kernel(tmp_path):
-    text = f"(float[n,3,8,8] x) => (float[n,2,8,6] c) {{ {PAIR} d = DequantizeLinear(w, ws) c = Conv(a, d) }}"
+    text = f"""(float[n,3,8,8] x) => (float[n,2,8,6] c) {{
+        {PAIR} d = DequantizeLinear(w, ws) c = Conv(a, d)
+    }}"""
 
     assert nodes_of(tmp_path, text, {"w": CONV}) == [row("Conv", [[0, 1], [1, 0]])]
 
@@ -68,20 +70,25 @@ def test_pairs_of_a_conv_are_neighbours_in_the_order_of_the_kernel(tmp_path):
 )
 def test_pairs_of_a_matrix_are_neighbours_along_k(tmp_path, op, attributes):
     w = FULLY.T.copy() if attributes else FULLY
-    text = f"(float[n,5] x) => (float[n,3] c) {{ {PAIR} d = DequantizeLinear(w, ws) c = {op}<{attributes}>(a, d) }}"
+    text = f"""(float[n,5] x) => (float[n,3] c) {{
+        {PAIR} d = DequantizeLinear(w, ws) c = {op}<{attributes}>(a, d)
+    }}"""
 
     assert nodes_of(tmp_path, text.replace("<>", ""), {"w": w}) == [row(op, [[1, 1]])]
 
 
 def test_dynamic_quantization_saturates_too(tmp_path):
-    text = "(float[n,5] x) => (int32[n,3] c) { q, s1, z1 = DynamicQuantizeLinear(x) c = MatMulInteger(q, w, z1) }"
+    text = """(float[n,5] x) => (int32[n,3] c) {
+        q, s1, z1 = DynamicQuantizeLinear(x) c = MatMulInteger(q, w, z1)
+    }"""
 
     assert nodes_of(tmp_path, text, {"w": FULLY}) == [row("MatMulInteger", [[1, 1]])]
 
 
 def test_what_folds_when_the_session_loads_is_looked_through(tmp_path):
     text = f"""(float[n,5] x) => (float[n,3] c) {{
-        {PAIR} wide = Cast<to = 6>(w) twice = Mul(wide, two) t = Transpose<perm = [1, 0]>(twice) r = Reshape(t, shape)
+        {PAIR} wide = Cast<to = 6>(w) twice = Mul(wide, two)
+        t = Transpose<perm = [1, 0]>(twice) r = Reshape(t, shape)
         e = Cast<to = 3>(r) d = DequantizeLinear(e, ws) c = Gemm(a, d)
     }}"""
     constants = {"w": (FULLY // 2).T.copy(), "two": np.int32(2), "shape": np.array([5, 3])}
@@ -94,7 +101,8 @@ def test_what_folds_when_the_session_loads_is_looked_through(tmp_path):
     [
         "d = DequantizeLinear(w, ws) c = MatMul(x, d)",  # activations are float
         f"{PAIR} f = Cast<to = 1>(w) c = MatMul(a, f)",  # weights are float
-        f"{PAIR} u = Cast<to = 2>(w) d = DequantizeLinear(u, ws) c = MatMul(a, d)",  # uint8 by uint8 is exact
+        # uint8 by uint8 is exact
+        f"{PAIR} u = Cast<to = 2>(w) d = DequantizeLinear(u, ws) c = MatMul(a, d)",
     ],
     ids=["weight-only", "float weight", "uint8 weight"],
 )
@@ -103,7 +111,9 @@ def test_what_does_not_multiply_uint8_by_int8_cannot_saturate(tmp_path, text):
 
 
 def test_depthwise_convs_cannot_saturate(tmp_path):
-    text = f"(float[n,2,8,8] x) => (float[n,2,6,6] c) {{ {PAIR} d = DequantizeLinear(w, ws) c = Conv<group = 2>(a, d) }}"
+    text = f"""(float[n,2,8,8] x) => (float[n,2,6,6] c) {{
+        {PAIR} d = DequantizeLinear(w, ws) c = Conv<group = 2>(a, d)
+    }}"""
 
     assert nodes_of(tmp_path, text, {"w": np.full((2, 1, 3, 3), 127, np.int8)}) == []
 
@@ -143,7 +153,9 @@ def test_so_are_both_weights_of_a_dynamic_lstm(tmp_path):
     w[0, 2:, 5] = r[0, :, 7] = -65
     more = {"w": w, "r": r, "scale": np.ones((1, 8), np.float32), "zero": np.zeros((1, 8), np.int8)}
     text = """(float[t,n,4] x) => (float[t,1,n,2] c) {
-        c = com.microsoft.DynamicQuantizeLSTM<hidden_size = 2>(x, w, r, , , , , , scale, zero, scale, zero)
+        c = com.microsoft.DynamicQuantizeLSTM<hidden_size = 2>(
+            x, w, r, , , , , , scale, zero, scale, zero
+        )
     }"""
 
     assert nodes_of(tmp_path, text, more) == [row("DynamicQuantizeLSTM", [[5, 1], [7, 0]])]
