@@ -16,12 +16,13 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource, SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.evaluate.fidelity import compare, judge, run_each
-from quant_core.evaluate.layer_report import layer_rows
+from quant_core.evaluate.contract import Verdict, judge
+from quant_core.evaluate.fidelity import compare, run_each
+from quant_core.evaluate.layer_report import layer_reports
+from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
-from quant_core.evaluate.sensitivity import damage
 from quant_core.evaluate.timing import Timing, measure
-from quant_core.evaluate.timing_cache import Costs
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model import files, graph
 from quant_core.model.info import model_info
@@ -77,7 +78,7 @@ class Validation:
 
     verdict     met, not_met or none
     saturation  the nodes that give other results on x86 without VNNI
-    damage      per node, in dB, what it costs alone and what has added up by then; only if asked for
+    damage      the sensitivity of each node; only if `detailed`
     """
 
     fidelity: Fidelity
@@ -198,7 +199,7 @@ def quantize_model(
         stats = observe(model, wide, feeds)
     return finish(
         model, path, output, wide, stats, feeds, judged, contract,
-        exact=plan is not None, costs=Costs(costs), progress=progress,
+        exact=plan is not None, costs=TimingCache(costs), progress=progress,
     )  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def finish(
     *,
     exact: bool = False,
     detailed: bool = True,
-    costs: Costs | None = None,
+    costs: TimingCache | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantResult:
     """Search, write, tell: what is left of quantizing once ranges are measured.
@@ -259,7 +260,12 @@ def finish(
         if judged.labels is None and (contract is None or stand_in):
             judged = judged.subsample(FEW)
         bench = Bench(
-            Path(original), judged, float_size, metric, costs=costs or Costs(), is_host=is_host
+            Path(original),
+            judged,
+            float_size,
+            metric,
+            costs=costs or TimingCache(),
+            is_host=is_host,
         )
     if exact and plan.equalized_db and (evened := material.evened(plan)):
         material = evened
@@ -276,11 +282,11 @@ def finish(
     model = found.material.model
     material, found = Material(model), replace(found, material=Material(model))  # statistics go too
     harm = (
-        damage(model, best.model, judged.subsample(DAMAGE_FEEDS))
+        measure_sensitivity(model, best.model, judged.subsample(DAMAGE_FEEDS))
         if detailed and judged is not None
         else []
     )
-    layers = layer_rows(best.plan, best.quantized, harm)
+    layers = [asdict(row) for row in layer_reports(best.plan, best.quantized, harm)]
     safe = all(row["saturation_safe"] for row in layers)
     # nothing of how it was found: a plan that is replayed makes the same bytes
     properties = {"target": best.plan.target, "saturation_safe": str(safe).lower()}
@@ -323,19 +329,23 @@ def validate_model(
         fidelity = compare(
             run_each(first, feeds), run_each(second, feeds), names, feeds.labels, own
         )
-        verdict, reason = judge(fidelity, contract) if contract else ("none", "no contract")
+        verdict, reason = Verdict.NONE, "no contract"
+        if contract is not None:
+            verdict, reason = judge(fidelity, contract)
     except DataError as failure:
         if own is None or contract is None:
             raise
         fidelity = compare(run_each(first, feeds), run_each(second, feeds), names, feeds.labels)
-        verdict, reason = "not_met", str(failure)
+        verdict, reason = Verdict.NOT_MET, str(failure)
     few = feeds.subsample(DAMAGE_FEEDS)
-    costs = damage(prepare(original, some(feeds)), files.load(quantized), few) if detailed else []
+    costs = []
+    if detailed:
+        costs = measure_sensitivity(prepare(original, some(feeds)), files.load(quantized), few)
     return Validation(
         fidelity,
         verdict,
         reason,
-        saturating_nodes(Path(quantized)),
+        [asdict(node) for node in saturating_nodes(Path(quantized))],
         [asdict(cost) for cost in costs],
     )
 

@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from quant_core.evaluate.power import NodePower, damage_of
+from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from tasks.workers import Workers, is_transient
 
 JobValues = Mapping[str, Any]  # flows.manifest.jobs.Job.to_dict()
@@ -118,8 +118,8 @@ def sensitivity(
     }
     shares = [{**request, "shard": [k, shards]} for k in range(shards)]
     answers = workers.run_all("sensitivity", job["input"], shares)
-    parts = [[NodePower(**row) for row in answer["result"]["powers"]] for answer in answers]
-    return _together({"damage": [asdict(row) for row in damage_of(parts)]}, answers)
+    parts = [[NodeNoise(**row) for row in answer["result"]["noise"]] for answer in answers]
+    return _together({"damage": [asdict(row) for row in sensitivities(parts)]}, answers)
 
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)

@@ -392,7 +392,7 @@ def _damage(found: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:
     if not found:
         return []
     rows = [
-        {**row, "alone": decibel(row["alone_db"]), "so far": decibel(row["so_far_db"])}
+        {**row, "alone": decibel(row["isolated_db"]), "so far": decibel(row["cumulative_db"])}
         for row in found
     ]
     columns = {"node": "node", "op_type": "op", "alone": "SQNR alone", "so far": "SQNR so far"}

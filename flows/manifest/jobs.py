@@ -314,12 +314,12 @@ def _costs(batch: Mapping[str, Any], folder: Path, mistakes: list[Mistake]) -> P
     if not batch.get("costs"):
         return None
     from quant_core.evaluate.timing_cache import (
-        Costs,  # imports onnxruntime, which hardly any manifest needs
+        TimingCache,  # imports onnxruntime, which hardly any manifest needs
     )
 
     path = _path(folder, batch["costs"])
     try:
-        Costs(path)
+        TimingCache(path)
     except RequestError as error:
         mistakes.append(Mistake(("batch", "costs"), f"{error.problem}: {path}", error.hint))
     return path

@@ -1,42 +1,39 @@
-"""What a quantized model still gets right, told against its float original."""
+"""How close the outputs of a quantized model are to those of its float original, and how right."""
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from quant_core.config import Contract
 from quant_core.data.samples import Samples
-from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.metrics import Fidelity, OutputFidelity, find_metric
+from quant_core.errors import DataError, ModelError
+from quant_core.evaluate.custom_metric import measure_custom_metric
+from quant_core.metrics import Fidelity, OutputFidelity
 from quant_core.model.session import run
 
-Outputs = list[np.ndarray]  # of one feed
-CustomMetric = Callable[[dict[str, Any], np.ndarray | None], float]
+Outputs = list[np.ndarray]  # of one feed, in the order of the model's outputs
 
-SQNR_CAP = 200.0  # dB of identical outputs; its negative where an output is broken
+SQNR_CAP = 200.0  # dB of identical outputs; -200 dB where an output is unusable
 BLOCK_ELEMENTS = 1 << 20  # feeds of one shape are compared together up to this size
-MASK = 1e30  # outputs beyond it are masks ("never this class"), as infinite ones are
-NO_DECISIONS = np.zeros(
-    6, np.int64
-)  # all, same as float's, labelled, right, right in float, right in both
-SLACK = 1e-9  # 0.985 - 0.975 is a little more than 0.01 in binary
+MASK = 1e30  # float outputs beyond it are masks ("never this class"), as infinite ones are
+TINY = 1e-30  # lower bound of sums of squares, so that their logarithm exists
 
 
 def run_each(session: ort.InferenceSession, samples: Samples) -> Iterator[Outputs]:
-    """Outputs feed by feed, one alive at a time. Raises: DataError for a bad sample, ModelError if it does not run."""
+    """The outputs feed by feed, with one feed in memory at a time.
+
+    Raises: DataError for a bad sample; ModelError if the model does not run.
+    """
     return (run(session, feed, samples.where(i)) for i, feed in enumerate(samples))
 
 
 def run_all(session: ort.InferenceSession, samples: Samples) -> list[Outputs]:
-    """Outputs of all feeds, to compare many candidates with. Raises: as `run_each`."""
+    """The outputs of all feeds, for comparing many candidates with. Raises: as `run_each`."""
     return list(run_each(session, samples))
 
 
@@ -47,157 +44,105 @@ def compare(
     labels: np.ndarray | None = None,
     metric: str | None = None,
 ) -> Fidelity:
-    """How near `outputs` of the quantized model are to those of the float one, and how right both are.
+    """The fidelity of `outputs`, of the quantized model, to `reference`, of the float model.
 
-    Both may be iterators: only sums are kept, unless `metric` ("module:function") wants to see everything.
-    A decision is the argmax over the last axis (axis 1 from rank 4 on: N, C, H, W), or for a single score whether it
-    is above 0.5 (if all scores lie in 0..1) or 0; an integer output is its own decision. Whole-number labels have the
-    shape of the decisions of one output, (N,) or (N, T); rows may be padded with ignored labels.
+    reference, outputs  one list of arrays per feed. Iterators are read once, and only sums are
+                        kept, unless `metric` ("module:function") needs everything at once
+    names               names of the outputs
+    labels              integers in the shape of the decisions of one output, (N,) or (N, T); rows
+                        may be padded with negative labels, which are ignored
 
-    Raises: DataError if the labels fit no output, or your function fails; ModelError if the numbers of outputs differ.
+    A decision is the argmax over the last axis (from rank 4 on over axis 1, as in N, C, H, W). A
+    single score decides whether it is above 0.5, if all scores lie in 0..1, or else above 0. An
+    integer output is its own decision.
+
+    Raises: DataError if there is nothing to compare, if the labels fit no output, or if the user's
+    function fails; ModelError if the numbers of outputs differ.
     """
     if metric is not None:
         reference, outputs = list(reference), list(outputs)
-    tallies = [_Tally(name) for name in names]
-    count = 0
-    for wanted, got in _blocks(reference, outputs):
-        if not len(tallies) == len(wanted) == len(got):
-            raise ModelError(
-                f"gives {len(got)} outputs, float gives {len(wanted)}", hint="Is it the same model?"
-            )
-        count += max((a.shape[0] for a in wanted[:1] if a.ndim), default=1)
-        for tally, w, g in zip(tallies, wanted, got, strict=True):
-            tally.update(w, g, labels)
-    if not count:
+    tallies = [_OutputTally(name) for name in names]
+    sample_count = 0
+    for float_block, quantized_block in _blocks(reference, outputs):
+        if not len(tallies) == len(float_block) == len(quantized_block):
+            problem = f"gives {len(quantized_block)} outputs, float gives {len(float_block)}"
+            raise ModelError(problem, hint="Is it the same model?")
+        sample_count += _rows(float_block)
+        for tally, want, got in zip(tallies, float_block, quantized_block, strict=True):
+            tally.add(want, got, labels)
+    if not sample_count:
         raise DataError("nothing to compare", hint="At least one sample")
 
-    judged = _judged(tallies, labels, required=metric is None)
-    deciding = [judged] if judged else [t for t in tallies if t.rows == tallies[0].rows]
-    decisions = sum((t.counts() for t in deciding), NO_DECISIONS)
-    per_output = tuple(t.result() for t in tallies)
+    labelled = _labelled_output(tallies, labels, required=metric is None)
+    deciding = [labelled] if labelled else [t for t in tallies if t.rows == tallies[0].rows]
+    decisions = sum((tally.decisions() for tally in deciding), Decisions())
+    per_output = tuple(tally.result() for tally in tallies)
+    errors = [o.max_abs_error for o in per_output if o.max_abs_error is not None]
+    figures: dict[str, Any] = {}
+    if labelled:
+        figures |= _top1(labelled, labels)
+    if metric is not None:
+        figures["metric"] = measure_custom_metric(metric, names, list(outputs), labels)
+        figures["metric_float"] = measure_custom_metric(metric, names, list(reference), labels)
     return Fidelity(
         per_output=per_output,
-        samples=count,
-        cosine=_mean([o.cosine for o in per_output]),
-        sqnr_db=_mean([o.sqnr_db for o in per_output]),
-        max_abs_error=max(
-            (o.max_abs_error for o in per_output if o.max_abs_error is not None), default=None
-        ),
-        agreement=float(decisions[1] / decisions[0]) if decisions[0] else None,
-        **(_top1(judged, labels) if judged else {}),
-        **(
-            _measure(metric, names, list(reference), list(outputs), labels)
-            if metric is not None
-            else {}
-        ),
+        samples=sample_count,
+        cosine=_mean([output.cosine for output in per_output]),
+        sqnr_db=_mean([output.sqnr_db for output in per_output]),
+        max_abs_error=max(errors, default=None),
+        agreement=decisions.agreement,
+        **figures,
     )
 
 
-def score(fidelity: Fidelity, name: str) -> tuple[float, float | None]:
-    """Value of a contract's metric, and the float model's own value if that means something.
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Numbers of decisions of one output; they add up over blocks of samples and over outputs."""
 
-    Raises: DataError if the metric was not measured.
-    """
-    metric = find_metric(name)
-    value = metric.value(fidelity)
-    if value is None:
-        raise DataError("was not measured", name, metric.missing)
-    return value, metric.of_float(fidelity) if metric.of_float is not None else None
+    total: int = 0
+    same: int = 0  # equal to the float model's
+    labelled: int = 0  # with a label that is not negative
+    right: int = 0
+    right_in_float: int = 0
+    right_in_both: int = 0
 
-
-def judge(
-    fidelity: Fidelity,
-    contract: Contract,
-    *,
-    speedup: float | None = None,
-    size_ratio: float | None = None,
-) -> tuple[str, str]:
-    """("met" or "not_met", the reason in one line). Speed and size are judged where they are given.
-
-    A broken output never meets a contract. Raises: DataError as `score`.
-    """
-    value, of_float = score(fidelity, contract.metric)
-    kept: list[str] = []
-    missed = list(fidelity.flaws)
-
-    def check(holds: bool, told: str) -> None:
-        (kept if holds else missed).append(told)
-
-    if contract.max_drop is not None and of_float is not None:
-        drop = of_float - value
-        told = f"{contract.metric} {of_float:.4f} to {value:.4f}: drop {drop:.4f}, at most {contract.max_drop:g}"
-        check(drop <= contract.max_drop + SLACK, told)
-    if contract.min is not None:
-        check(
-            value >= contract.min - SLACK,
-            f"{contract.metric} {value:.4f}, at least {contract.min:g}",
+    def __add__(self, other: Decisions) -> Decisions:
+        return Decisions(
+            self.total + other.total,
+            self.same + other.same,
+            self.labelled + other.labelled,
+            self.right + other.right,
+            self.right_in_float + other.right_in_float,
+            self.right_in_both + other.right_in_both,
         )
-    verdict, reason = judge_speed_and_size(contract, speedup=speedup, size_ratio=size_ratio)
-    if reason:
-        (kept if verdict == "met" else missed).append(reason)
-    return ("not_met", "; ".join(missed)) if missed else ("met", "; ".join(kept))
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of decisions that equal the float model's, None without decisions."""
+        return self.same / self.total if self.total else None
 
 
-def judge_speed_and_size(
-    contract: Contract, *, speedup: float | None = None, size_ratio: float | None = None
-) -> tuple[str, str]:
-    """("met" or "not_met", the reason in one line) of speed and size alone, where they are given.
-
-    speedup     float latency / quantized latency
-    size_ratio  quantized size / float size
-    """
-    kept: list[str] = []
-    missed: list[str] = []
-    if contract.min_speedup is not None and speedup is not None:
-        reason = f"speedup {speedup:.2f}, at least {contract.min_speedup:g}"
-        (kept if speedup >= contract.min_speedup else missed).append(reason)
-    if contract.max_size_ratio is not None and size_ratio is not None:
-        reason = f"size {size_ratio:.3f}, at most {contract.max_size_ratio:g}"
-        (kept if size_ratio <= contract.max_size_ratio else missed).append(reason)
-    return ("not_met", "; ".join(missed)) if missed else ("met", "; ".join(kept))
-
-
-def load_metric(metric: str) -> CustomMetric:
-    """The function `module:function`, its module found as `python -m` would find it.
-
-    It is called as function(outputs, labels) with {output name: array over all samples} (a list with one array
-    per feed where their shapes differ) and the labels or None; it returns a number, more is better.
-
-    Raises: RequestError if there is no such function.
-    """
-    module, _, name = metric.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise RequestError(
-            f"cannot be imported: {error}", metric, "module:function, as in accuracy:word_error"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not callable(function):
-        raise RequestError(
-            f"is {type(function).__name__}", metric, "Name a function(outputs, labels) -> float"
-        )
-    return function  # type: ignore[no-any-return]
-
-
-class _Tally:
+class _OutputTally:
     """Sums over the samples of one output."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.want2 = self.got2 = self.dot = self.noise = self.max_error = 0.0
-        self.lo, self.hi = math.inf, -math.inf
-        self.bad, self.rows, self.classes = 0, 0, 0
-        self.mismatch, self.is_float, self.labelled = "", False, True
-        # threshold (None: argmax or integers) -> counts as in NO_DECISIONS
-        self.decided: dict[float | None, np.ndarray] = {}
+        self.is_float = False
+        self.shape_flaw = ""
+        self.unusable_values = 0  # NaN or infinite where float is not
+        self.float_squares = self.quantized_squares = self.dot = self.error_squares = 0.0
+        self.max_error = 0.0
+        self.lo, self.hi = math.inf, -math.inf  # of the float model's values
+        self.rows = 0
+        self.classes = 0
+        self.labels_fit = True
+        # threshold of single scores (None: argmax, or integers) -> decisions
+        self.by_threshold: dict[float | None, Decisions] = {}
 
-    def update(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
+    def add(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
+        """Add a block: `want` of the float model, `got` of the quantized one, labels of all."""
         if got.shape != want.shape:
-            self.mismatch = f"has shape {got.shape} where float has {want.shape}"
+            self.shape_flaw = f"has shape {got.shape} where float has {want.shape}"
             got = np.full(want.shape, np.nan if want.dtype.kind == "f" else -1)
         if want.dtype.kind == "f":
             self.is_float = True
@@ -208,141 +153,116 @@ class _Tally:
         with np.errstate(invalid="ignore"):
             known = np.abs(want) < MASK
         w, g = want[known].astype(np.float64), got[known].astype(np.float64)
-        self.lo, self.hi = (
-            min(self.lo, w.min(initial=math.inf)),
-            max(self.hi, w.max(initial=-math.inf)),
-        )
+        self.lo = min(self.lo, w.min(initial=math.inf))
+        self.hi = max(self.hi, w.max(initial=-math.inf))
         usable = np.isfinite(g)
-        self.bad += g.size - int(usable.sum())
+        self.unusable_values += g.size - int(usable.sum())
         w, g = w[usable], g[usable]
-        self.want2 += float(w @ w)
-        self.got2 += float(g @ g)
-        self.dot += float(w @ g)
         error = g - w
-        self.noise += float(error @ error)
+        self.float_squares += float(w @ w)
+        self.quantized_squares += float(g @ g)
+        self.dot += float(w @ g)
+        self.error_squares += float(error @ error)
         self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
 
     def _add_decisions(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
         axis = _class_axis(want)
-        for threshold in [None] if axis is not None or want.dtype.kind != "f" else [0.5, 0.0]:
-            theirs, ours = (np.atleast_1d(_decide(x, axis, threshold)) for x in (want, got))
-            counts = self.decided.setdefault(threshold, NO_DECISIONS.copy())
-            counts[:2] += theirs.size, int((theirs == ours).sum())
-            truth = _aligned(labels, self.rows, theirs.shape) if self.labelled else None
-            if truth is None or theirs.dtype.kind not in "iub":
-                self.labelled = False
-            else:
-                right, right_float = (
-                    (ours == truth) & (truth >= 0),
-                    (theirs == truth) & (truth >= 0),
-                )
-                both = right & right_float
-                counts[2:] += (truth >= 0).sum(), right.sum(), right_float.sum(), both.sum()
-        self.classes = want.shape[axis] if axis is not None else 2 if want.dtype.kind == "f" else 0
-        self.rows += len(theirs)
+        is_score = axis is None and want.dtype.kind == "f"
+        # which of the two thresholds suits is known once all values have been seen
+        for threshold in (0.5, 0.0) if is_score else (None,):
+            float_decisions = np.atleast_1d(_decide(want, axis, threshold))
+            decisions = np.atleast_1d(_decide(got, axis, threshold))
+            truth = self._labels_of(float_decisions, labels)
+            counted = _count(decisions, float_decisions, truth)
+            self.by_threshold[threshold] = self.by_threshold.get(threshold, Decisions()) + counted
+        if axis is not None:
+            self.classes = want.shape[axis]
+        else:
+            self.classes = 2 if is_score else 0
+        self.rows += len(float_decisions)
 
-    def counts(self) -> np.ndarray:
-        """As NO_DECISIONS, at the threshold that suits what float gave."""
+    def _labels_of(self, decisions: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
+        """The labels of this block, None if they do not fit now or did not fit before."""
+        truth = _aligned(labels, self.rows, decisions.shape) if self.labels_fit else None
+        self.labels_fit = truth is not None and decisions.dtype.kind in "iub"
+        return truth if self.labels_fit else None
+
+    def decisions(self) -> Decisions:
+        """The decisions at the threshold that suits the float model's scores."""
         unused = 0.0 if self.lo >= 0 and self.hi <= 1 else 0.5
-        return sum(
-            (c for threshold, c in self.decided.items() if threshold != unused), NO_DECISIONS
-        )
+        used = [found for threshold, found in self.by_threshold.items() if threshold != unused]
+        return sum(used, Decisions())
 
     def result(self) -> OutputFidelity:
-        decisions = self.counts()
-        flaw = self.mismatch or (
-            f"holds {self.bad} values that are NaN or infinite" if self.bad else ""
-        )
-        agreement = float(decisions[1] / decisions[0]) if decisions[0] else None
+        flaw = self.shape_flaw
+        if not flaw and self.unusable_values:
+            flaw = f"holds {self.unusable_values} values that are NaN or infinite"
+        agreement = self.decisions().agreement
         if not self.is_float:
             return OutputFidelity(self.name, None, None, None, agreement, flaw)
         if flaw:
             return OutputFidelity(self.name, -1.0, -SQNR_CAP, math.inf, agreement, flaw)
-        sqnr_db = (
-            10 * math.log10(max(self.want2, 1e-30) / max(self.noise, 1e-30))
-            if self.noise
-            else SQNR_CAP
-        )
-        norms = math.sqrt(self.want2) * math.sqrt(self.got2)
-        cosine = self.dot / norms if norms else float(self.want2 == self.got2)
-        sqnr_db = max(-SQNR_CAP, min(SQNR_CAP, sqnr_db))
-        return OutputFidelity(
-            self.name, max(-1.0, min(1.0, cosine)), sqnr_db, self.max_error, agreement
-        )
+        return OutputFidelity(self.name, self._cosine(), self._sqnr_db(), self.max_error, agreement)
+
+    def _cosine(self) -> float:
+        """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""
+        norms = math.sqrt(self.float_squares) * math.sqrt(self.quantized_squares)
+        if not norms:
+            return float(self.float_squares == self.quantized_squares)
+        return max(-1.0, min(1.0, self.dot / norms))
+
+    def _sqnr_db(self) -> float:
+        if not self.error_squares:
+            return SQNR_CAP
+        ratio = max(self.float_squares, TINY) / max(self.error_squares, TINY)
+        return max(-SQNR_CAP, min(SQNR_CAP, 10 * math.log10(ratio)))
 
 
-def _measure(
-    metric: str,
-    names: Sequence[str],
-    reference: list[Outputs],
-    outputs: list[Outputs],
-    labels: np.ndarray | None,
-) -> dict[str, Any]:
-    function = load_metric(metric)
-    value, of_float = (
-        _call(function, metric, _by_output(names, o), labels) for o in (outputs, reference)
-    )
-    return {"metric": value, "metric_float": of_float}
-
-
-def _call(
-    function: CustomMetric, metric: str, outputs: dict[str, Any], labels: np.ndarray | None
-) -> float:
-    try:
-        value = float(function(outputs, labels))
-    except Exception as error:  # the user's code may raise anything
-        shapes = ", ".join(
-            f"{n} {getattr(a, 'shape', 'of several shapes')}" for n, a in outputs.items()
-        )
-        raise DataError(
-            f"failed on {shapes}: {type(error).__name__}: {error}", metric, "Repair the metric"
-        ) from error
-    if not math.isfinite(value):
-        raise DataError(f"returned {value}", metric, "A metric is a finite number")
-    return value
-
-
-def _by_output(names: Sequence[str], feeds: list[Outputs]) -> dict[str, Any]:
-    joined = {}
-    for i, name in enumerate(names):
-        arrays = [np.atleast_1d(outputs[i]) for outputs in feeds]
-        same = len({a.shape[1:] for a in arrays}) == 1
-        joined[name] = np.concatenate(arrays) if same else arrays
-    return joined
+# Blocks of feeds
 
 
 def _blocks(
     reference: Iterable[Outputs], outputs: Iterable[Outputs]
 ) -> Iterator[tuple[Outputs, Outputs]]:
-    """Both models' outputs, feeds of the same shapes joined: calls of numpy cost more than small sums."""
+    """Both models' outputs, with feeds of the same shapes joined.
+
+    One call of numpy costs more than a small sum, so that small feeds are worth joining.
+    """
     held: list[tuple[Outputs, Outputs]] = []
-    key, size = None, 0
+    held_shapes, held_elements = None, 0
     for pair in zip(reference, outputs, strict=True):
-        shapes = [[a.shape for a in side] for side in pair]
-        if held and (shapes != key or size >= BLOCK_ELEMENTS):
+        shapes = [[array.shape for array in side] for side in pair]
+        if held and (shapes != held_shapes or held_elements >= BLOCK_ELEMENTS):
             yield _joined(held)
-            held, size = [], 0
+            held, held_elements = [], 0
         held.append(pair)
-        key, size = shapes, size + sum(a.size for a in pair[0])
+        held_shapes = shapes
+        held_elements += sum(array.size for array in pair[0])
     if held:
         yield _joined(held)
 
 
-def _joined(held: list[tuple[Outputs, Outputs]]) -> tuple[Outputs, Outputs]:
-    """One pair, each output joined along its first axis."""
-    wanted, got = (
-        [np.concatenate([np.atleast_1d(x) for x in output]) for output in _turned(s)]
-        for s in _turned(held)
-    )
-    return wanted, got
+def _joined(pairs: list[tuple[Outputs, Outputs]]) -> tuple[Outputs, Outputs]:
+    """One pair of outputs, each joined along axis 0."""
+    float_feeds, quantized_feeds = zip(*pairs, strict=True)
+    return _concatenated(float_feeds), _concatenated(quantized_feeds)
 
 
-def _turned(rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    return zip(*rows, strict=True)
+def _concatenated(feeds: Sequence[Outputs]) -> Outputs:
+    arrays_of_outputs = zip(*feeds, strict=True)
+    return [np.concatenate([np.atleast_1d(x) for x in arrays]) for arrays in arrays_of_outputs]
+
+
+def _rows(outputs: Outputs) -> int:
+    """Size of axis 0 of the first output, 1 if it has no axes or there is none."""
+    return outputs[0].shape[0] if outputs and outputs[0].ndim else 1
+
+
+# Decisions and labels
 
 
 def _class_axis(x: np.ndarray) -> int | None:
-    """The axis whose largest value is the decision, None where each element decides for itself."""
+    """The axis whose argmax is the decision, None where each element decides for itself."""
     axis = 1 if x.ndim >= 4 else x.ndim - 1
     return axis if x.dtype.kind == "f" and x.ndim >= 2 and x.shape[axis] > 1 else None
 
@@ -358,8 +278,28 @@ def _decide(x: np.ndarray, axis: int | None, threshold: float | None) -> np.ndar
     return np.where(np.isnan(x), -1, x > threshold)
 
 
+def _count(
+    decisions: np.ndarray, float_decisions: np.ndarray, truth: np.ndarray | None
+) -> Decisions:
+    """Counts of one block; `truth` has the shape of the decisions, None without labels."""
+    same = int((float_decisions == decisions).sum())
+    if truth is None:
+        return Decisions(float_decisions.size, same)
+    known = truth >= 0
+    right = (decisions == truth) & known
+    right_in_float = (float_decisions == truth) & known
+    return Decisions(
+        total=float_decisions.size,
+        same=same,
+        labelled=int(known.sum()),
+        right=int(right.sum()),
+        right_in_float=int(right_in_float.sum()),
+        right_in_both=int((right & right_in_float).sum()),
+    )
+
+
 def _aligned(labels: np.ndarray | None, start: int, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The labels of `shape[0]` rows from `start` on in the shape of the decisions, None if they do not fit."""
+    """Labels of `shape[0]` rows from `start` on in the shape of the decisions, None if unfit."""
     if labels is None or labels.dtype.kind not in "iub":
         return None
     rows = labels[start : start + shape[0]].astype(np.int64)
@@ -375,46 +315,60 @@ def _aligned(labels: np.ndarray | None, start: int, shape: tuple[int, ...]) -> n
     return rows[inside] if (padding < 0).all() else None
 
 
-def _judged(
-    tallies: Sequence[_Tally], labels: np.ndarray | None, *, required: bool
-) -> _Tally | None:
-    """The first output whose decisions the labels fit."""
+def _labelled_output(
+    tallies: Sequence[_OutputTally], labels: np.ndarray | None, *, required: bool
+) -> _OutputTally | None:
+    """The first output whose decisions the labels fit, None without labels.
+
+    Raises: DataError if the labels fit no output and `required`, or if all labels are negative.
+    """
     if labels is None or labels.dtype.kind not in "iub":
         return None
-    fitting = [t for t in tallies if t.labelled and t.rows == len(labels)]
+    fitting = [t for t in tallies if t.labels_fit and t.rows == len(labels)]
     if not fitting and required:
-        rows = ", ".join(f"{t.name} {t.rows} rows" for t in tallies)
-        hint = f"Decisions are (N,) or (N, T), here {rows}; for anything else give a metric module:function"
-        raise DataError(f"labels of shape {labels.shape} fit no output", "labels", hint)
-    if fitting and not fitting[0].counts()[2]:
-        raise DataError(
-            "all labels are below zero, which means ignored", "labels", "Class indices from 0 on"
+        rows = ", ".join(f"{tally.name} {tally.rows} rows" for tally in tallies)
+        hint = (
+            f"Decisions are (N,) or (N, T), here {rows}; for anything else give a metric "
+            "module:function"
         )
+        raise DataError(f"labels of shape {labels.shape} fit no output", "labels", hint)
+    if fitting and not fitting[0].decisions().labelled:
+        problem = "all labels are below zero, which means ignored"
+        raise DataError(problem, "labels", "Class indices from 0 on")
     return fitting[0] if fitting else None
 
 
-def _top1(tally: _Tally, labels: np.ndarray | None) -> dict[str, Any]:
-    _, _, n, right, right_float, both = map(int, tally.counts())
-    classes = tally.classes or len(np.unique(labels[labels >= 0]) if labels is not None else ())
+def _top1(tally: _OutputTally, labels: np.ndarray | None) -> dict[str, Any]:
+    found = tally.decisions()
+    classes = tally.classes
+    if not classes and labels is not None:
+        classes = len(np.unique(labels[labels >= 0]))
+    top1_float = found.right_in_float / found.labelled
     return {
-        "top1": right / n,
-        "top1_float": right_float / n,
-        "flips_bad": right_float - both,
-        "flips_good": right - both,
-        "note": _chance_note(right_float / n, classes, n),
+        "top1": found.right / found.labelled,
+        "top1_float": top1_float,
+        "flips_bad": found.right_in_float - found.right_in_both,
+        "flips_good": found.right - found.right_in_both,
+        "note": _chance_note(top1_float, classes, found.labelled),
     }
 
 
-def _chance_note(top1_float: float, classes: int, n: int) -> str:
-    """Said where guessing does as well: within three standard deviations of it, or hardly above."""
+def _chance_note(top1_float: float, classes: int, labels: int) -> str:
+    """A warning if the float model is no better than guessing, "" otherwise.
+
+    That is a top-1 within three standard deviations of 1 / classes, or hardly above it.
+    """
     chance = 1 / max(classes, 1)
-    if classes < 2 or top1_float > chance + max(
-        3 * math.sqrt(chance * (1 - chance) / n), min(chance / 2, 0.1)
-    ):
+    deviation = math.sqrt(chance * (1 - chance) / labels)
+    margin = max(3 * deviation, min(chance / 2, 0.1))
+    if classes < 2 or top1_float > chance + margin:
         return ""
-    return f"float top1 {top1_float:.3f} is what guessing among {classes} classes gives: check labels and preprocessing"
+    return (
+        f"float top1 {top1_float:.3f} is what guessing among {classes} classes gives: "
+        "check labels and preprocessing"
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
+    known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +16,68 @@ from quant_core.model.normalize import normalize
 from quant_core.numerics.saturation import unsafe_pairs
 from quant_core.numerics.weights import layout_of
 
-# operator -> positions of its weights; those behind the first three are what fusion makes, or another maker wrote
+# operator -> positions of its weights. Operators after the first three come from onnxruntime's
+# fusions or from other quantizers.
 WEIGHTS = {
-    "Conv": (1,), "Gemm": (1,), "MatMul": (1,), "MatMulInteger": (1,), "ConvInteger": (1,), "QLinearConv": (3,),
-    "QLinearMatMul": (3,), "QGemm": (3,), "MatMulIntegerToFloat": (1,), "DynamicQuantizeMatMul": (1,),
-    "DynamicQuantizeLSTM": (1, 2),
+    "Conv": (1,), "Gemm": (1,), "MatMul": (1,), "MatMulInteger": (1,), "ConvInteger": (1,),
+    "QLinearConv": (3,), "QLinearMatMul": (3,), "QGemm": (3,), "MatMulIntegerToFloat": (1,),
+    "DynamicQuantizeMatMul": (1,), "DynamicQuantizeLSTM": (1, 2),
 }  # fmt: skip
 
+SHOWN_PAIRS = 3
 
-def saturating_nodes(path: Path) -> list[dict[str, Any]]:
-    """One row per node of an INT8 model that can saturate on x86 without VNNI: node, op_type, pairs, first."""
+
+@dataclass(frozen=True, slots=True)
+class SaturatingNode:
+    """A node with pairs of int8 weights whose products with uint8 activations can saturate int16.
+
+    pairs  number of such pairs, 0 if the weights are safe
+    first  [channel, pair] of the first three
+    """
+
+    node: str
+    op_type: str
+    pairs: int
+    first: list[list[int]]
+
+
+def saturating_nodes(path: Path) -> list[SaturatingNode]:
+    """The nodes of an INT8 model that can saturate, in graph order, subgraphs included.
+
+    Raises: ModelError if the model cannot be read.
+    """
     model = files.load(path)
     normalize(model)
-    nodes = (node for g in graph.graphs_of(model) for node in g)
-    return [row for node in nodes if (row := saturation_of(node)) is not None and row["pairs"]]
+    rows = [saturation_of(node) for g in graph.graphs_of(model) for node in g]
+    return [row for row in rows if row is not None and row.pairs]
 
 
-def saturation_of(node: ir.Node) -> dict[str, Any] | None:
-    """What can saturate in a node with int8 weights: how many pairs, and the first ones; None if it has none.
+def saturation_of(node: ir.Node) -> SaturatingNode | None:
+    """What can saturate in a node, None if it does not multiply uint8 by int8 weights.
 
-    Behind a DequantizeLinear, if the activations are dequantized too; or straight in an operator on integers.
+    It does if it is an operator on integers, or an operator on floats that reads both activations
+    and weights from DequantizeLinear nodes, which onnxruntime fuses into one on integers.
     """
     if node.op_type not in WEIGHTS:
         return None
-    found = [
-        pairs
-        for i in WEIGHTS[node.op_type]
-        if i < len(node.inputs) and (pairs := _pairs(node, i)) is not None
-    ]
+    found = []
+    for position in WEIGHTS[node.op_type]:
+        if position < len(node.inputs):
+            pairs = _unsafe_pairs(node, position)
+            if pairs is not None:
+                found.append(pairs)
     if not found:
         return None
-    first = [pair for pairs in found for pair in pairs[:3].tolist()][:3]
-    return {
-        "node": node.name,
-        "op_type": node.op_type,
-        "pairs": sum(map(len, found)),
-        "first": first,
-    }
+    first = [pair for pairs in found for pair in pairs[:SHOWN_PAIRS].tolist()]
+    count = sum(len(pairs) for pairs in found)
+    return SaturatingNode(str(node.name), node.op_type, count, first[:SHOWN_PAIRS])
 
 
-def _pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
-    """The unsafe pairs of the int8 weight at that input, None if there is none or its kernel adds in int32."""
+def _unsafe_pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
+    """The unsafe pairs (P, 2) of the int8 weight at that input.
+
+    None if it is no int8 weight, or if the kernel adds the products in int32.
+    """
     source = node.inputs[position]
     producer = source.producer() if source is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
@@ -64,13 +87,17 @@ def _pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
         return None
     if node.op_type in ("Conv", "Gemm", "MatMul") and not _is_dequantized(node.inputs[0]):
         return None
-    if "Conv" in node.op_type and graph.attribute(node, "group", 1) > 1 and weight.shape[1] == 1:
-        return None  # depthwise
+    is_grouped = "Conv" in node.op_type and graph.attribute(node, "group", 1) > 1
+    if is_grouped and weight.shape[1] == 1:
+        return None  # depthwise: its kernel adds in int32
     return unsafe_pairs(layout_of(node, weight.ndim).matrix(weight))
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
-    """Whether it comes from 8 bits: activations of 16 do not fuse, so their operator computes in float."""
+    """Whether a DequantizeLinear makes the value from 8-bit integers.
+
+    Activations of 16 bits do not fuse, so that their operator computes in float.
+    """
     producer = value.producer() if value is not None else None
     if producer is None or producer.op_type != "DequantizeLinear":
         return False
@@ -79,21 +106,42 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 
 
 def _folded(value: ir.Value | None) -> NDArray[Any] | None:
-    """The constant behind a value, through the nodes that onnxruntime folds when it loads (store.py)."""
-    found = graph.constant(value)
-    if found is not None or value is None or (node := value.producer()) is None:
-        return found
-    inputs = [_folded(v) for v in node.inputs]
-    if any(i is None for i in inputs):
+    """The constant behind a value, through the nodes that onnxruntime folds when it loads a model.
+
+    None if it depends on something computed. Each value is folded once: on a residual graph the
+    paths to its inputs are exponentially many. The walk is a loop because chains of nodes can be
+    longer than Python's stack is deep.
+    """
+    if value is None:
         return None
-    first: NDArray[Any] = inputs[0]  # type: ignore[assignment]
-    match node.op_type:
-        case "Cast":
-            return first.astype(ir.DataType(graph.attribute(node, "to", 1)).numpy())
-        case "Mul":
-            return np.asarray(first * inputs[1])
-        case "Reshape":
-            return first.reshape(inputs[1])
-        case "Transpose":
-            return first.transpose(graph.attribute(node, "perm", None))
-    return None
+    constants: dict[ir.Value, NDArray[Any]] = {}
+    waiting = [value]
+    while waiting:
+        current = waiting[-1]
+        known = constants.get(current, graph.constant(current))
+        if known is None:
+            node = current.producer()
+            if node is None or node.op_type not in FOLDED:
+                return None
+            inputs = [v for v in node.inputs if v is not None]
+            missing = [v for v in inputs if v not in constants]
+            if missing:
+                waiting.extend(missing)
+                continue
+            known = FOLDED[node.op_type](node, [constants[v] for v in inputs])
+        constants[current] = known
+        waiting.pop()
+    return constants[value]
+
+
+Fold = Callable[[ir.Node, list[NDArray[Any]]], NDArray[Any]]
+
+# operator -> its result, from the node and its constant inputs
+FOLDED: Mapping[str, Fold] = {
+    "Cast": lambda node, inputs: inputs[0].astype(
+        ir.DataType(graph.attribute(node, "to", 1)).numpy()
+    ),
+    "Mul": lambda node, inputs: np.asarray(inputs[0] * inputs[1]),
+    "Reshape": lambda node, inputs: inputs[0].reshape(inputs[1]),
+    "Transpose": lambda node, inputs: inputs[0].transpose(graph.attribute(node, "perm", None)),
+}

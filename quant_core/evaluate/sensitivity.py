@@ -1,100 +1,76 @@
-"""Which node costs how much: what each adds by itself, and what has added up by then."""
+"""How much the quantization of each node costs, as a signal-to-noise ratio of its output.
+
+The noise is kept as sums of squares for each sample, so that workers can measure shares of the
+samples: the sensitivity of all samples is the same to the last bit, however they were shared out.
+This file needs no onnxruntime, so that a flow can merge what its workers measured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
-
-from quant_core.calibrate.equalize import as_equalized
-from quant_core.evaluate.power import NodeDamage, NodePower, damage_of
-from quant_core.model import graph
-from quant_core.model.session import open_session, run
-from quant_core.plan.operators import RULES
+CAP_DB = 200.0  # of a node whose quantization changes nothing
 
 
-def damage(
-    model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]
-) -> list[NodeDamage]:
-    """What `powers` finds, in dB. Raises: as it does."""
-    return damage_of([powers(model, quantized, feeds)])
+@dataclass(frozen=True, slots=True)
+class NodeNoise:
+    """Sums of squares over the output of one node, one number per sample.
 
-
-def powers(
-    model: ir.Model, quantized: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]
-) -> list[NodePower]:
-    """One row per node whose output both models have, in graph order.
-
-    model      the prepared float model, which names tensors as the quantized one does
-    quantized  its child, whose metadata tells what became of channels (equalize.py). It is run twice: as it is, and
-               cut at every shared tensor, so that each node gets what float would give it; both in one pass
-
-    Raises: ModelError if a model does not run, or they are not of one making.
+    signal      of the float model's values
+    isolated    of the change that the quantized node makes, given the float model's inputs
+    cumulative  of the change in the quantized model, where all nodes before it are quantized too
     """
-    model = as_equalized(model, quantized)
-    nodes = {str(n.outputs[0].name): n for n in model.graph if n.op_type in RULES}
-    shared = [
-        str(v.name)
-        for n in quantized.graph
-        for v in n.outputs
-        if v.name in nodes and not v.is_graph_output()
-    ]
-    shared += [str(v.name) for v in quantized.graph.outputs if v.name in nodes]
-    known = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
-    inner = [t for t in shared if t not in known]
-    float_session = open_session(model, outputs=inner, packed=False)
-    whole = open_session(quantized, outputs=inner, packed=False)
-    kinds = {o.name: o.type for o in float_session.get_outputs()}
-    shared = [t for t in shared if kinds[t] == "tensor(float)"]
-    cut = open_session(_cut(quantized, shared), packed=False)
-    wanted_inputs = {i.name for i in cut.get_inputs()}
-    found: dict[str, list[tuple[float, float, float]]] = {t: [] for t in shared}
-    for feed in feeds:
-        exact = _values(float_session, feed)
-        inputs = {k: v for k, v in (dict(feed) | exact).items() if k in wanted_inputs}
-        alone = {k.removesuffix(_MADE): v for k, v in _values(cut, inputs).items()}
-        so_far = _values(whole, feed)
-        for t in shared:
-            if t in alone and alone[t].shape == exact[t].shape == so_far[t].shape:
-                x = exact[t]
-                found[t].append((_square(x), _square(alone[t] - x), _square(so_far[t] - x)))
-    order = [t for t in nodes if found.get(t)]
-    return [
-        NodePower(str(nodes[t].name), nodes[t].op_type, *zip(*found[t], strict=True)) for t in order
-    ]
+
+    node: str
+    op_type: str
+    signal: tuple[float, ...]
+    isolated: tuple[float, ...]
+    cumulative: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-_MADE = "/made"
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """Signal-to-quantization-noise ratios of the output of one node, in dB, at most 200.
+
+    isolated_db    with the float model's inputs: what the node itself costs
+    cumulative_db  in the quantized model: what the node and all before it cost
+    """
+
+    node: str
+    op_type: str
+    isolated_db: float
+    cumulative_db: float
 
 
-def _cut(quantized: ir.Model, tensors: list[str]) -> ir.Model:
-    """The model with each of these tensors read from outside, and what it makes of them given under NAME/made."""
-    copy = quantized.clone()
-    made = {str(v.name): v for n in copy.graph for v in n.outputs}
-    outputs = []
-    for name in tensors:
-        value = made[name]
-        value.name = f"{name}{_MADE}"
-        outside = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
-        for use in list(value.uses()):
-            use.node.replace_input_with(use.idx, outside)
-        if outside.uses():
-            copy.graph.inputs.append(outside)
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-        outputs.append(value)
-    copy.graph.outputs[:] = outputs
-    graph.drop_unused(copy)
-    for value in [v for v in copy.graph.inputs if not v.uses()]:
-        copy.graph.inputs.remove(value)
-    return copy
+def sensitivities(parts: Iterable[Iterable[NodeNoise]]) -> list[Sensitivity]:
+    """The sensitivities over all samples of all parts, without nodes that change nothing.
+
+    The nodes are in the order of the first part that has them. A node whose float output is zero
+    in all samples is left out. `math.fsum` rounds once, so that the order of parts does not matter.
+    """
+    noises_of: dict[str, list[NodeNoise]] = {}
+    for part in parts:
+        for noise in part:
+            noises_of.setdefault(noise.node, []).append(noise)
+    found = []
+    for node, noises in noises_of.items():
+        signal = math.fsum(x for noise in noises for x in noise.signal)
+        isolated = math.fsum(x for noise in noises for x in noise.isolated)
+        cumulative = math.fsum(x for noise in noises for x in noise.cumulative)
+        isolated_db = _ratio_db(signal, isolated)
+        if signal and isolated_db < CAP_DB:
+            cumulative_db = _ratio_db(signal, cumulative)
+            found.append(Sensitivity(node, noises[0].op_type, isolated_db, cumulative_db))
+    return found
 
 
-def _values(session: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return dict(zip((o.name for o in session.get_outputs()), run(session, feed), strict=True))
-
-
-def _square(x: NDArray[Any]) -> float:
-    return float(np.square(x, dtype=np.float64).sum())
+def _ratio_db(signal: float, noise: float) -> float:
+    if not signal or not noise:
+        return CAP_DB
+    return min(CAP_DB, 10 * math.log10(signal / noise))

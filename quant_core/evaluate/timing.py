@@ -1,4 +1,4 @@
-"""How fast a quantized model is beside its float original, measured in turns on the same machine."""
+"""How fast a quantized model is beside its float original, timed in turns on the same machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from quant_core.errors import RequestError
 from quant_core.model.session import run
 
 BLOCK_SECONDS = (
-    1e-3  # calls are timed in blocks of at least this, which the clock and its call cannot blur
+    1e-3  # a block of calls takes this or longer, so that reading the clock costs nothing
 )
-WARM_UP = 0.1  # share of the time
-PATIENCE = 5  # times the time asked for, spent at most to reach the rounds asked for
+WARM_UP = 0.1  # share of `seconds` that the warm-up takes
+PATIENCE = 5  # `min_rounds` may take this many times `seconds`
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Latency of one call in milliseconds, both models in turn: medians, 95th percentiles over the rounds.
+    """Latency of one call of each model in milliseconds, and the speed-up.
 
-    speedup  median over the rounds of float's time over the quantized one's; lo and hi are its quartiles
+    float_ms, quantized_ms  medians over the rounds
+    *_p95_ms                95th percentiles over the rounds
+    speedup                 median over the rounds of float time / quantized time
+    speedup_lo, speedup_hi  quartiles of the same
+    threads                 of each session
     """
 
     float_ms: float
@@ -51,30 +55,36 @@ def measure(
     min_rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Both models on the same feed, A B A B, for about so long.
+    """The latencies of the float model and the quantized one on the same feed, called in turns.
 
-    clock  time.thread_time leaves out what neighbours take from one thread; the wall clock is what users wait
+    seconds     how long the rounds take, without the warm-up
+    min_rounds  lower bound of the number of rounds, as `take_turns` keeps it
+    clock       the wall clock is what users wait for; time.thread_time leaves out what other
+                processes take from a session of one thread
 
-    Raises: RequestError if the sessions have different threads, or threads that spin and so slow the other session
-    (`open_session` gives neither); ModelError if one does not run on the feed.
+    Raises: RequestError if the sessions have different numbers of threads, or threads that spin
+    while idle and so slow the other session (`open_session` avoids both); ModelError if a model
+    does not run on the feed.
     """
     options = [session.get_session_options() for session in (reference, candidate)]
     threads = [o.intra_op_num_threads for o in options]
     if threads[0] != threads[1]:
-        raise RequestError(
-            f"float has {threads[0]} threads, quantized {threads[1]}", hint="Open both with as many"
-        )
-    if threads[0] != 1 and not all(_sleeps(o) for o in options):
-        raise RequestError(
-            "idle threads spin and slow the other session", hint="Open both with open_session"
-        )
+        problem = f"float has {threads[0]} threads, quantized {threads[1]}"
+        raise RequestError(problem, hint="Open both with as many")
+    if threads[0] != 1 and not all(_idle_threads_sleep(o) for o in options):
+        problem = "idle threads spin and slow the other session"
+        raise RequestError(problem, hint="Open both with open_session")
     feed = dict(feed)
     for session in (reference, candidate):
-        run(session, feed)  # told well if it fails, and the first call allocates
-    calls = [lambda s=session: s.run(None, feed) for session in (reference, candidate)]
-    return summarize(
-        take_turns(*calls, seconds=seconds, min_rounds=min_rounds, clock=clock), threads[0]
+        run(session, feed)  # raises ModelError if it fails; and the first call allocates memory
+    times = take_turns(
+        lambda: reference.run(None, feed),
+        lambda: candidate.run(None, feed),
+        seconds=seconds,
+        min_rounds=min_rounds,
+        clock=clock,
     )
+    return summarize(times, threads[0])
 
 
 def take_turns(
@@ -85,42 +95,43 @@ def take_turns(
     min_rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
-    """Seconds a call, one row per round, columns reference and candidate.
+    """Seconds per call, shape (rounds, 2): one row per round, columns reference and candidate.
 
-    After a warm-up each round times one block of each: as many calls, the same number for both, as make the faster
-    one's block long enough for the clock. Rounds go on for `seconds`, and on to `min_rounds` unless that takes five
-    times as long; there is at least one.
+    After a warm-up each round times one block of calls of each. A block has as many calls as the
+    faster one needs for BLOCK_SECONDS, the same number for both. Rounds go on for `seconds`, and
+    then until there are `min_rounds` or PATIENCE * seconds are over. There is at least one round.
     """
     start = clock()
-    fastest, calls = math.inf, 1
-    while True:  # the warm-up, and how many calls a block needs
-        fastest = min(fastest, *(_block(call, calls, clock) for call in (reference, candidate)))
+    fastest = math.inf
+    calls = 1
+    while True:  # the warm-up, which also finds how many calls a block needs
+        fastest = min(fastest, _time_block(reference, calls, clock))
+        fastest = min(fastest, _time_block(candidate, calls, clock))
+        calls = max(1, math.ceil(BLOCK_SECONDS / max(fastest, 1e-9)))
         if clock() - start >= WARM_UP * seconds:
             break
-        calls = max(1, math.ceil(BLOCK_SECONDS / max(fastest, 1e-9)))
-    calls = max(1, math.ceil(BLOCK_SECONDS / max(fastest, 1e-9)))
 
     rounds: list[tuple[float, float]] = []
     start = clock()
     while True:
-        rounds.append((_block(reference, calls, clock), _block(candidate, calls, clock)))
+        reference_seconds = _time_block(reference, calls, clock)
+        rounds.append((reference_seconds, _time_block(candidate, calls, clock)))
         spent = clock() - start
-        if spent >= seconds and (len(rounds) >= min_rounds or spent >= PATIENCE * seconds):
+        is_enough = len(rounds) >= min_rounds or spent >= PATIENCE * seconds
+        if spent >= seconds and is_enough:
             return np.array(rounds)
 
 
 def summarize(times: np.ndarray, threads: int) -> Timing:
-    """Medians and paired ratios of `take_turns`."""
+    """Percentiles of what `take_turns` measured: `times` (rounds, 2) in seconds per call."""
     times = np.maximum(times, 1e-12)
-    (float_ms, quantized_ms), (float_p95_ms, quantized_p95_ms) = np.percentile(
-        times * 1e3, [50, 95], axis=0
-    )
+    medians, p95s = np.percentile(times * 1e3, [50, 95], axis=0)
     lo, median, hi = np.percentile(times[:, 0] / times[:, 1], [25, 50, 75])
     return Timing(
-        float_ms=float(float_ms),
-        quantized_ms=float(quantized_ms),
-        float_p95_ms=float(float_p95_ms),
-        quantized_p95_ms=float(quantized_p95_ms),
+        float_ms=float(medians[0]),
+        quantized_ms=float(medians[1]),
+        float_p95_ms=float(p95s[0]),
+        quantized_p95_ms=float(p95s[1]),
         speedup=float(median),
         speedup_lo=float(lo),
         speedup_hi=float(hi),
@@ -129,15 +140,15 @@ def summarize(times: np.ndarray, threads: int) -> Timing:
     )
 
 
-def _block(call: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
-    """Seconds a call, over so many."""
+def _time_block(call: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
+    """Seconds per call, over a block of calls."""
     start = clock()
     for _ in range(calls):
         call()
     return (clock() - start) / calls
 
 
-def _sleeps(options: ort.SessionOptions) -> bool:
+def _idle_threads_sleep(options: ort.SessionOptions) -> bool:
     try:
         return bool(options.get_session_config_entry("session.intra_op.allow_spinning") == "0")
     except RuntimeError:  # never set, and spinning is the default

@@ -1,4 +1,7 @@
-"""What was timed on this CPU, by what it was: it is not timed twice, and can be decided by again."""
+"""Timings on this CPU, kept by what was timed, so that nothing is timed twice.
+
+A search with a cache that knows all its timings gives the same bytes again.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ from quant_core.errors import RequestError
 from quant_core.evaluate.timing import Timing
 from quant_core.plan.targets import cpu_name, host_target_name
 
+NAME_A_TABLE = "Name a table of costs, or a new file"
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Milliseconds of one call in float, and how many times as fast it is quantized."""
+    """Milliseconds per call in float, and float time / quantized time."""
 
     float_ms: float
     speedup: float
@@ -29,72 +34,77 @@ class Cost:
         return self.float_ms / self.speedup
 
 
-class Costs:
-    """A table of costs: in memory, or with a path also in that file, for whoever reads it next.
+class TimingCache:
+    """Costs by what was timed: in memory, and with a path also in a file that others can read.
 
-    The file has one JSON object a line, {"cpu", "what", "float_ms", "speedup"}. Lines are only ever added, each in one
-    write, so that many processes can share the file; of two lines for one thing the first counts. Lines of other CPUs,
-    or of another onnxruntime, are left alone.
+    The file holds one JSON object per line: {"cpu", "what", "float_ms", "speedup"}. Lines are only
+    ever appended, each in one write, so that many processes can share the file. Of two lines for
+    one thing the first counts. Lines of other CPUs or other versions of onnxruntime are ignored.
 
-    Raises: RequestError if the file cannot be read, or holds something else.
+    Raises: RequestError if the file cannot be read, holds something else or lies in no folder.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
-        self._known = {} if self.path is None else _read(self.path)
-        if self.path is not None and not self.path.absolute().parent.is_dir():
-            raise RequestError(
-                "lies in no folder", str(path), "Name a table of costs, or a new file"
-            )
+        self.path = Path(path) if path is not None else None
+        self._costs: dict[str, Cost] = {}
+        if self.path is None:
+            return
+        self._costs = _read(self.path)
+        if not self.path.absolute().parent.is_dir():
+            raise RequestError("lies in no folder", str(path), NAME_A_TABLE)
 
     def of(self, what: str, measure: Callable[[], Timing]) -> Cost:
-        """What is known of it, else what `measure` finds. Raises: RequestError if that cannot be kept."""
-        if what not in self._known:
+        """The cost of `what`; `measure` is called only if it is not known yet.
+
+        Raises: RequestError if the cost cannot be written to the file; whatever `measure` raises.
+        """
+        if what not in self._costs:
             timing = measure()
-            self._known[what] = Cost(timing.float_ms, timing.speedup)
+            self._costs[what] = Cost(timing.float_ms, timing.speedup)
             if self.path is not None:
-                _add(self.path, what, self._known[what])
-        return self._known[what]
+                _append(self.path, what, self._costs[what])
+        return self._costs[what]
 
 
 @cache
-def this_cpu() -> str:
-    """What costs depend on: the CPU, what kernels are chosen by, and onnxruntime's version."""
+def cpu_fingerprint() -> str:
+    """All that a cost depends on besides the model: CPU, kernels, system, onnxruntime's version."""
     return f"{cpu_name()}, {host_target_name()}, {platform.system()}, onnxruntime {ort.__version__}"
 
 
 def _read(path: Path) -> dict[str, Cost]:
-    """This CPU's costs. A line that a crash cut short is passed over."""
+    """The costs of this CPU, {} if there is no file. A line that a crash cut short is ignored."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(
-            f"cannot be read: {error}", str(path), "Name a table of costs, or a new file"
-        ) from error
-    known: dict[str, Cost] = {}
-    rows = 0
+        raise RequestError(f"cannot be read: {error}", str(path), NAME_A_TABLE) from error
+    costs: dict[str, Cost] = {}
+    valid_lines = 0
     for line in filter(None, lines):
         with suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             cost = Cost(float(row["float_ms"]), float(row["speedup"]))
-            rows += 1
-            if row["cpu"] == this_cpu() and min(cost.float_ms, cost.speedup) > 0:
-                known.setdefault(row["what"], cost)
-    if lines and not rows:
-        raise RequestError("holds no costs", str(path), "Name a table of costs, or a new file")
-    return known
+            valid_lines += 1
+            if row["cpu"] == cpu_fingerprint() and min(cost.float_ms, cost.speedup) > 0:
+                costs.setdefault(row["what"], cost)
+    if lines and not valid_lines:
+        raise RequestError("holds no costs", str(path), NAME_A_TABLE)
+    return costs
 
 
-def _add(path: Path, what: str, cost: Cost) -> None:
-    row = {"cpu": this_cpu(), "what": what, "float_ms": cost.float_ms, "speedup": cost.speedup}
+def _append(path: Path, what: str, cost: Cost) -> None:
+    row = {
+        "cpu": cpu_fingerprint(),
+        "what": what,
+        "float_ms": cost.float_ms,
+        "speedup": cost.speedup,
+    }
     try:
         with path.open("ab", buffering=0) as file:
-            file.write(
-                b"\n" + json.dumps(row).encode()
-            )  # behind whatever a crash left of the line before
+            # the newline comes first, because a crash may have left half a line
+            file.write(b"\n" + json.dumps(row).encode())
     except OSError as error:
-        raise RequestError(
-            f"cannot be written: {error.strerror}", str(path), "Name a file in another folder"
-        ) from error
+        problem = f"cannot be written: {error.strerror}"
+        raise RequestError(problem, str(path), "Name a file in another folder") from error

@@ -18,7 +18,7 @@ from quant_core.data.samples import Samples
 from quant_core.errors import DataError
 from quant_core.evaluate.fidelity import compare, run_all
 from quant_core.evaluate.timing import measure
-from quant_core.evaluate.timing_cache import Cost, Costs
+from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session
 from quant_core.plan.types import Compute, QuantPlan
@@ -104,7 +104,7 @@ class Bench:
     float_size_bytes: int
     metric: str | None = None
     seconds: float = 0.1
-    costs: Costs = field(default_factory=Costs)
+    costs: TimingCache = field(default_factory=TimingCache)
     is_host: bool = (
         True  # models are for CPUs like this one, so that their speed can be measured here
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from quant_core.config import Contract
 from quant_core.errors import DataError, ModelError
-from quant_core.evaluate.fidelity import judge, score
+from quant_core.evaluate.contract import Verdict, judge, score
 from quant_core.search.candidate import Bench, Candidate
 
 
@@ -21,7 +21,7 @@ def value(candidate: Candidate, contract: Contract) -> float:
 
 def keeping(candidates: Iterable[Candidate], contract: Contract, bench: Bench) -> list[Candidate]:
     """Those that keep the contract."""
-    return [c for c in candidates if verdict(c, contract, bench)[0] == "met"]
+    return [c for c in candidates if verdict(c, contract, bench)[0] == Verdict.MET]
 
 
 def is_expected_to_keep(
@@ -39,11 +39,11 @@ def is_expected_to_keep(
     return bool(1 - rate * candidate.noise**0.5 >= contract.min)
 
 
-def verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[str, str]:
+def verdict(candidate: Candidate, contract: Contract, bench: Bench) -> tuple[Verdict, str]:
     """(met or not_met, the reason). Raises: ModelError if the candidate was not judged."""
     if candidate.fidelity is None:
         raise ModelError(f"{candidate.name} was not judged")
     if bench.metric_failure is not None:
-        return "not_met", str(bench.metric_failure)
+        return Verdict.NOT_MET, str(bench.metric_failure)
     ratio = candidate.size_bytes / bench.float_size_bytes
     return judge(candidate.fidelity, contract, speedup=candidate.speedup, size_ratio=ratio)

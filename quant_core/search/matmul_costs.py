@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.evaluate.timing import measure
-from quant_core.evaluate.timing_cache import Cost, Costs
+from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model import graph, subgraph
 from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, values_of
@@ -33,7 +33,7 @@ def is_product(node: NodePlan) -> bool:
 
 def product_costs(
     model: ir.Model, plans: Iterable[QuantPlan], stats: Statistics | None, feed: Mapping[str, NDArray[Any]],
-    costs: Costs,
+    costs: TimingCache,
 ) -> dict[str, dict[Compute, Cost]]:  # fmt: skip
     """Node -> how it computes in one of the plans -> what that costs on this feed.
 
@@ -60,7 +60,7 @@ def product_costs(
 
 def _cost(
     model: ir.Model, node: ir.Node, plan: QuantPlan, stats: Statistics | None, x: Mapping[str, NDArray[Any]],
-    costs: Costs,
+    costs: TimingCache,
 ) -> Cost:  # fmt: skip
     planned, ((tensor, array),) = plan.nodes[0], x.items()
     shapes = (

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from quant_core.calibrate.outliers import easings
 from quant_core.config import Contract
 from quant_core.errors import ModelError
+from quant_core.evaluate.contract import Verdict
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import replan
 from quant_core.plan.operators import RULES
@@ -38,7 +39,7 @@ class Found:
 
     best: Candidate
     material: Material
-    verdict: str  # met, not_met, none
+    verdict: Verdict
     reason: str
     trace: list[dict[str, Any]]
 
@@ -69,13 +70,15 @@ def search(
         best = material.build(plan, "the plan")
         best = replace(best, quantized=material.settled(best) or best.quantized)
         if bench is None or contract is None:
-            return Found(best, material, "none", "no contract", trace)
+            return Found(best, material, Verdict.NONE, "no contract", trace)
         best = bench.judge(best)
         return Found(best, material, *verdict(best, contract, bench), [best.trace()])
     candidates: list[Candidate] = []
     even_db = 0.0
 
-    def found(best: Candidate, verdict: str = "none", reason: str = "no contract") -> Found:
+    def found(
+        best: Candidate, verdict: Verdict = Verdict.NONE, reason: str = "no contract"
+    ) -> Found:
         return Found(
             replace(best, plan=replace(best.plan, equalized_db=even_db)),
             material,

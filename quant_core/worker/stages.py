@@ -19,9 +19,9 @@ from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
-from quant_core.evaluate.power import NodePower, damage_of
-from quant_core.evaluate.sensitivity import powers
-from quant_core.evaluate.timing_cache import Costs
+from quant_core.evaluate.node_noise import measure_noise
+from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.normalize import normalize
@@ -80,7 +80,7 @@ def quantize(
         _open(model, evaluation) if evaluation else feeds,
         Contract.from_dict(contract) if contract else None,
         detailed=False,
-        costs=Costs(costs),
+        costs=TimingCache(costs),
     )
     return result.to_dict()
 
@@ -107,15 +107,15 @@ def validate(
     )
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:
-        rows = damage_of([_powers(prepared, quantized, feeds)])
+        rows = sensitivities([_measure_noise(prepared, quantized, feeds)])
         answer["damage"] = [asdict(row) for row in rows]
     return answer
 
 
 def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, int]) -> Row:
     """The quantization noise of each node on one shard of a few samples."""
-    found = _powers(prepared, quantized, _open(prepared, samples), shard)
-    return {"powers": [power.to_dict() for power in found]}
+    found = _measure_noise(prepared, quantized, _open(prepared, samples), shard)
+    return {"noise": [noise.to_dict() for noise in found]}
 
 
 def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
@@ -141,12 +141,12 @@ def _open(model: str, samples: Row) -> Samples:
     return open_samples(SampleSpec.from_dict(samples), input_specs(Path(model)))
 
 
-def _powers(
+def _measure_noise(
     prepared: str, quantized: str, samples: Samples, shard: tuple[int, int] = (0, 1)
-) -> list[NodePower]:
+) -> list[NodeNoise]:
     few = samples.subsample(api.DAMAGE_FEEDS)
     feeds = few.shard(*shard) if shard[0] < len(few) else ()
-    return powers(_load(prepared), files.load(quantized), feeds)
+    return measure_noise(_load(prepared), files.load(quantized), feeds)
 
 
 def _load(prepared: str) -> ir.Model:

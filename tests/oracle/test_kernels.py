@@ -33,7 +33,7 @@ CONVS = [
 def saturating(made) -> list:
     model = normalized(made.model)
     rows = [saturation_of(node) for node in model.graph]
-    return [row for row in rows if row is not None and row["pairs"]]
+    return [row for row in rows if row is not None and row.pairs]
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -12,7 +12,7 @@ from flows.batch.model_run import accuracy_of
 from flows.console.render import in_metric
 from quant_core.config import Contract
 from quant_core.errors import RequestError
-from quant_core.evaluate.fidelity import judge
+from quant_core.evaluate.contract import judge
 from quant_core.metrics import METRICS, Fidelity, OutputFidelity, find_metric
 
 

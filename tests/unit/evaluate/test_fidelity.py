@@ -1,4 +1,4 @@
-"""Fidelity: sums, decisions, labels and contracts, on numbers small enough to check by eye."""
+"""Fidelity: sums, decisions and labels, on numbers small enough to check by eye."""
 
 import json
 import math
@@ -10,19 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from quant_core.config import Contract
 from quant_core.data.samples import input_specs, open_samples
 from quant_core.data.spec import SampleSpec
-from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.evaluate.fidelity import compare, judge, load_metric, run_all, run_each, score
+from quant_core.errors import DataError, ModelError
+from quant_core.evaluate.contract import Verdict, judge
+from quant_core.evaluate.fidelity import Decisions, compare, run_all, run_each
 from quant_core.model.session import open_session
-
-
-def feeds(*arrays):
-    """One output, one array per feed."""
-    return [[np.asarray(array)] for array in arrays]
-
-
-def rows(array):
-    """One output, one feed per row."""
-    return feeds(*(np.asarray(array)[i : i + 1] for i in range(len(array))))
+from tests.unit.evaluate.outputs import feeds, rows
 
 
 def linear(weight):
@@ -151,6 +143,14 @@ def test_an_image_of_classes_decides_over_axis_1():
     assert compare(feeds(wanted), feeds(wanted), ["y"], labels).top1 == 1
 
 
+def test_decisions_of_two_blocks_add_up():
+    first, second = Decisions(4, 3, 2, 1, 2, 1), Decisions(6, 6, 5, 4, 3, 2)
+
+    assert first + second == Decisions(10, 9, 7, 5, 5, 3)
+    assert (first + second).agreement == 0.9
+    assert Decisions().agreement is None
+
+
 def test_integer_outputs_are_their_own_decisions():
     fidelity = compare(rows([3, 1, 2, 2]), rows([3, 1, 2, 0]), ["class"], np.array([3, 0, 2, 2]))
 
@@ -210,7 +210,7 @@ def test_an_output_that_is_not_finite_is_the_worst_and_says_so(bad):
 
     assert (fidelity.sqnr_db, fidelity.cosine, fidelity.max_abs_error) == (-200, -1, math.inf)
     assert fidelity.flaws == ("output y holds 1 values that are NaN or infinite",)
-    assert judge(fidelity, Contract(min=0.0))[0] == "not_met"
+    assert judge(fidelity, Contract(min=0.0))[0] == Verdict.NOT_MET
 
 
 def test_nan_is_no_decision():
@@ -257,103 +257,3 @@ def test_fidelity_is_plain_json_even_when_infinite():
 
     assert values["max_abs_error"] is None
     assert values["per_output"][0]["name"] == "y"
-
-
-# Metrics of one's own
-
-
-@pytest.fixture
-def own_metrics(tmp_path, monkeypatch):
-    (tmp_path / "own_metrics_of_a_test.py").write_text(
-        "import numpy as np\n"
-        "def right(outputs, labels): return (outputs['y'].argmax(1) == labels).mean()\n"
-        "def lengths(outputs, labels): return sum(a.shape[1] for a in outputs['y'])\n"
-        "def axes(outputs, labels): return labels.ndim\n"
-        "def fails(outputs, labels): return 1 / 0\n"
-        "def nan(outputs, labels): return float('nan')\n"
-        "number = 3\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    return "own_metrics_of_a_test"
-
-
-def test_a_function_of_the_current_folder_measures_both_models(own_metrics):
-    fidelity = compare(
-        rows(np.eye(3)), rows(np.eye(3)[[0, 2, 2]]), ["y"], np.arange(3), f"{own_metrics}:right"
-    )
-
-    assert (fidelity.metric_float, fidelity.metric) == (1, 2 / 3)
-    assert score(fidelity, f"{own_metrics}:right") == (2 / 3, 1)
-
-
-def test_ragged_outputs_reach_the_function_as_a_list(own_metrics):
-    ragged = feeds(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 3)))
-
-    assert compare(ragged, ragged, ["y"], metric=f"{own_metrics}:lengths").metric == 7
-
-
-def test_labels_of_any_shape_reach_the_function(own_metrics):
-    labels = np.zeros((2, 4, 20), int)
-
-    fidelity = compare(rows(np.eye(2)), rows(np.eye(2)), ["y"], labels, f"{own_metrics}:axes")
-
-    assert (fidelity.metric, fidelity.top1) == (3, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"), [("fails", "ZeroDivisionError"), ("nan", "returned nan")]
-)
-def test_a_function_that_fails_is_named(own_metrics, name, problem):
-    with pytest.raises(DataError, match=problem) as caught:
-        compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], metric=f"{own_metrics}:{name}")
-
-    assert caught.value.where == f"{own_metrics}:{name}"
-
-
-@pytest.mark.parametrize("metric", ["no_such_module_at_all:f", "{}:no_such_function", "{}:number"])
-def test_a_function_that_is_not_there_is_a_wrong_request(own_metrics, metric):
-    with pytest.raises(RequestError):
-        load_metric(metric.format(own_metrics))
-
-
-# Contracts
-
-
-def drop_of_one_in_ten():
-    labels = np.arange(10)
-    return compare(rows(np.eye(10)), rows(np.eye(10)[[*range(9), 0]]), ["y"], labels)
-
-
-@pytest.mark.parametrize(
-    ("contract", "verdict", "reason"),
-    [
-        (Contract(max_drop=0.1), "met", "top1 1.0000 to 0.9000: drop 0.1000, at most 0.1"),
-        (Contract(max_drop=0.09), "not_met", "drop 0.1000, at most 0.09"),
-        (Contract(min=0.9), "met", "top1 0.9000, at least 0.9"),
-        (Contract(metric="agreement", min=0.95), "not_met", "agreement 0.9000, at least 0.95"),
-        (Contract(metric="cosine", max_drop=0.2), "met", "cosine 1.0000 to 0.9"),
-        (Contract(metric="sqnr", min=30.0), "not_met", "sqnr 6.9897, at least 30"),
-        (Contract(max_drop=0.1, min_speedup=1.5), "not_met", "speedup 1.20, at least 1.5"),
-        (Contract(max_drop=0.1, max_size_ratio=0.25), "not_met", "size 0.300, at most 0.25"),
-    ],
-)
-def test_a_contract_is_judged_with_its_reason(contract, verdict, reason):
-    judged = judge(drop_of_one_in_ten(), contract, speedup=1.2, size_ratio=0.3)
-
-    assert judged[0] == verdict
-    assert reason in judged[1]
-
-
-def test_speed_and_size_are_not_judged_before_they_are_measured():
-    assert (
-        judge(drop_of_one_in_ten(), Contract(max_drop=0.1, min_speedup=9.0, max_size_ratio=0.01))[0]
-        == "met"
-    )
-
-
-def test_a_metric_that_was_not_measured_is_an_error_not_a_verdict():
-    fidelity = compare(rows(np.eye(3)), rows(np.eye(3)), ["y"])
-
-    with pytest.raises(DataError, match="not measured") as caught:
-        judge(fidelity, Contract(max_drop=0.01))
-    assert caught.value.hint == "Give labels"

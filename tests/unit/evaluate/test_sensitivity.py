@@ -1,6 +1,8 @@
-"""What a node costs is told node by node: alone, and with all before it."""
+"""The sensitivity of each node: by itself, and with all nodes before it quantized too."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import onnx_ir as ir
@@ -9,8 +11,8 @@ from onnx import helper
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.evaluate.power import NodePower, damage_of
-from quant_core.evaluate.sensitivity import damage, powers
+from quant_core.evaluate.node_noise import measure_noise, measure_sensitivity
+from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
@@ -22,55 +24,71 @@ FEEDS = [
 
 
 def chain() -> ir.Model:
+    """Three MatMuls m0, m1, m2, one after the other."""
     rng = np.random.default_rng(0)
     weights = {f"w{k}": rng.standard_normal((32, 32), dtype=np.float32) / 6 for k in range(3)}
+    tensors = ["x", "a", "b", "y"]
     nodes = [
-        helper.make_node("MatMul", [["x", "a", "b"][k], f"w{k}"], [["a", "b", "y"][k]], f"m{k}")
+        helper.make_node("MatMul", [tensors[k], f"w{k}"], [tensors[k + 1]], f"m{k}")
         for k in range(3)
     ]
     return ir.from_proto(one_graph(nodes, weights, input=("n", 32), output=("n", 32)))
 
 
-def costs(**config: object) -> dict[str, tuple[float, float]]:
-    model = chain()
-    plan = make_plan(
-        model, QuantConfig.from_dict({"mode": "static", **config}), TARGETS["portable"]
-    )
+def static(model: ir.Model, **config: object) -> ir.Model:
+    """The model with static MatMuls, calibrated on FEEDS."""
+    settings = QuantConfig.from_dict({"mode": "static", **config})
+    plan = make_plan(model, settings, TARGETS["portable"])
     stats = observe(ir.to_proto(model).SerializeToString(), plan, FEEDS)
-    rows = damage(model, apply_plan(model, plan, stats).model, FEEDS)
-    return {row.node: (row.alone_db, row.so_far_db) for row in rows}
+    return apply_plan(model, plan, stats).model
 
 
-def test_only_what_is_quantized_costs_anything():
-    assert list(costs(exclude=["m0", "m2"])) == ["m1"]
+def sensitivity_of(**config: object) -> dict[str, Sensitivity]:
+    model = chain()
+    return {row.node: row for row in measure_sensitivity(model, static(model, **config), FEEDS)}
 
 
-def test_later_nodes_pay_for_earlier_ones_but_are_not_blamed_for_them():
-    coarse, fine = costs(layer_bits={"m0": 4}), costs()
-
-    assert coarse["m0"][0] < fine["m0"][0] - 6
-    assert coarse["m2"][0] == fine["m2"][0]
-    assert coarse["m2"][1] < fine["m2"][1] - 6
-    assert fine["m0"][0] == pytest.approx(fine["m0"][1], abs=0.1)  # nothing comes before it
+def test_only_quantized_nodes_have_a_sensitivity():
+    assert list(sensitivity_of(exclude=["m0", "m2"])) == ["m1"]
 
 
-def test_a_model_against_itself_costs_nothing():
+def test_the_noise_of_earlier_nodes_is_cumulative_but_not_isolated():
+    coarse, fine = sensitivity_of(layer_bits={"m0": 4}), sensitivity_of()
+
+    assert coarse["m0"].isolated_db < fine["m0"].isolated_db - 6
+    assert coarse["m2"].isolated_db == fine["m2"].isolated_db
+    assert coarse["m2"].cumulative_db < fine["m2"].cumulative_db - 6
+    first = fine["m0"]  # no node comes before it
+    assert first.isolated_db == pytest.approx(first.cumulative_db, abs=0.1)
+
+
+def test_a_model_against_itself_has_no_noise():
     model = chain()
 
-    assert damage(model, model, FEEDS) == []
+    assert measure_sensitivity(model, model, FEEDS) == []
+
+
+def test_a_ratio_of_powers_is_given_in_decibels():
+    noise = NodeNoise("m", "MatMul", signal=(60.0, 40.0), isolated=(0.1, 0.0), cumulative=(1, 9))
+
+    assert sensitivities([[noise]]) == [Sensitivity("m", "MatMul", 30.0, 10.0)]
+
+
+def test_a_node_that_gives_zeros_has_no_sensitivity():
+    assert sensitivities([[NodeNoise("m", "MatMul", (0.0,), (1.0,), (1.0,))]]) == []
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])
-def test_shares_of_the_samples_tell_the_same_to_the_last_bit(shards):
+def test_shares_of_the_samples_merge_to_the_last_bit(shards):
     model = chain()
-    plan = make_plan(model, QuantConfig(mode="static"), TARGETS["portable"])
-    quantized = apply_plan(
-        model, plan, observe(ir.to_proto(model).SerializeToString(), plan, FEEDS)
-    ).model
+    quantized = static(model)
 
-    parts = [powers(model, quantized, FEEDS[k::shards]) for k in range(shards)]
+    parts = [measure_noise(model, quantized, FEEDS[k::shards]) for k in range(shards)]
+    through_json = [
+        [NodeNoise(**json.loads(json.dumps(noise.to_dict()))) for noise in part]
+        for part in reversed(parts)
+    ]
 
-    told = [NodePower(**power.to_dict()) for part in reversed(parts) for power in part]
-    assert sorted(map(repr, damage_of([told]))) == sorted(
-        map(repr, damage(model, quantized, FEEDS))
-    )
+    merged = sensitivities(through_json)
+    whole = measure_sensitivity(model, quantized, FEEDS)
+    assert sorted(merged, key=repr) == sorted(whole, key=repr)

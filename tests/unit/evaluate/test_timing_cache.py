@@ -1,4 +1,4 @@
-"""What was timed is kept, is not timed again, and decides the same again."""
+"""Timings are kept, are not measured again, and decide a search in the same way again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from quant_core.api import quantize_model
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.timing import Timing
-from quant_core.evaluate.timing_cache import Cost, Costs, this_cpu
+from quant_core.evaluate.timing_cache import Cost, TimingCache, cpu_fingerprint
 from quant_core.search import candidate, matmul_costs, search
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -35,40 +35,46 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 def test_a_cost_is_measured_once_and_kept_for_whoever_reads_the_file_next(tmp_path):
     path = tmp_path / "costs.jsonl"
-    costs = Costs(path)
-    assert costs.of("a product", lambda: timing(2.0, 4.0)) == Cost(2.0, 4.0)
-    assert costs.of("a product", refuse).quantized_ms == 0.5
-    assert Costs(path).of("a product", refuse) == Cost(2.0, 4.0)
-    assert Costs(path).of("another", lambda: timing(1.0, 1.0)) == Cost(1.0, 1.0)
+    cache = TimingCache(path)
+
+    assert cache.of("a product", lambda: timing(2.0, 4.0)) == Cost(2.0, 4.0)
+    assert cache.of("a product", refuse).quantized_ms == 0.5
+    assert TimingCache(path).of("a product", refuse) == Cost(2.0, 4.0)
+    assert TimingCache(path).of("another", lambda: timing(1.0, 1.0)) == Cost(1.0, 1.0)
     assert [row["what"] for row in rows(path)] == ["a product", "another"]
 
 
 def test_of_two_lines_the_first_counts_and_those_of_other_cpus_do_not(tmp_path):
     path = tmp_path / "costs.jsonl"
-    lines = [("Another CPU", 1.0), (this_cpu(), 2.0), (this_cpu(), 3.0)]
+    lines = [("Another CPU", 1.0), (cpu_fingerprint(), 2.0), (cpu_fingerprint(), 3.0)]
     path.write_text(
         "\n".join(
             json.dumps({"cpu": cpu, "what": "x", "float_ms": ms, "speedup": 1.0})
             for cpu, ms in lines
         )
     )
-    assert Costs(path).of("x", refuse).float_ms == 2.0
+
+    assert TimingCache(path).of("x", refuse).float_ms == 2.0
 
 
 def test_what_a_crash_cut_short_spoils_nothing_that_is_added_later(tmp_path):
     path = tmp_path / "costs.jsonl"
-    Costs(path).of("first", lambda: timing(1.0, 1.0))
+    TimingCache(path).of("first", lambda: timing(1.0, 1.0))
     path.write_bytes(path.read_bytes() + b'\n{"cpu": "so')
-    Costs(path).of("second", lambda: timing(2.0, 1.0))
-    again = Costs(path)
+    TimingCache(path).of("second", lambda: timing(2.0, 1.0))
+    again = TimingCache(path)
     assert [again.of(what, refuse).float_ms for what in ("first", "second")] == [1.0, 2.0]
 
 
 def test_many_can_add_to_one_file(tmp_path):
     path = tmp_path / "costs.jsonl"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda k: Costs(path).of(str(k), lambda: timing(1.0 + k, 1.0)), range(64)))
-    kept = Costs(path)
+        list(
+            pool.map(
+                lambda k: TimingCache(path).of(str(k), lambda: timing(1.0 + k, 1.0)), range(64)
+            )
+        )
+    kept = TimingCache(path)
     assert [kept.of(str(k), refuse).float_ms for k in range(64)] == [1.0 + k for k in range(64)]
 
 
@@ -80,25 +86,26 @@ def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path, content, pr
     path = tmp_path / "costs.jsonl"
     path.write_bytes(content)
     with pytest.raises(RequestError, match=problem):
-        Costs(path)
+        TimingCache(path)
     assert path.read_bytes() == content
 
 
 def test_a_table_that_cannot_be_written_says_so(tmp_path):
     with pytest.raises(RequestError, match="lies in no folder"):
-        Costs(tmp_path / "missing" / "costs.jsonl")
+        TimingCache(tmp_path / "missing" / "costs.jsonl")
     with pytest.raises(RequestError, match="cannot be read"):
-        Costs(tmp_path)
+        TimingCache(tmp_path)
 
 
-# A search that goes by the table
+# A search that reads the table
+
+THREE_MATMULS = """(float[n,64] x) => (float[n,16] y) {
+    a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) s = Relu(b) y = MatMul(s, w)
+}"""
 
 
-WORDS = "(float[n,64] x) => (float[n,16] y) { a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) s = Relu(b) y = MatMul(s, w) }"
-
-
-class Words:
-    """A model of three products, its samples, and the table that a first search leaves."""
+class Searched:
+    """A model of three MatMuls, its samples, and the table that a first search leaves."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.table, self.output = (
@@ -106,7 +113,7 @@ class Words:
             folder / "costs.jsonl",
             folder / "out.onnx",
         )
-        onnx.save(sketch(WORDS, weights(u=(64, 96), v=(96, 48), w=(48, 16))), self.model)
+        onnx.save(sketch(THREE_MATMULS, weights(u=(64, 96), v=(96, 48), w=(48, 16))), self.model)
         self.x = np.random.default_rng(0).standard_normal((16, 64), dtype=np.float32)
         self.plan = self.search()
 
@@ -115,13 +122,13 @@ class Words:
         self.bytes, self.trace = self.output.read_bytes(), found.trace
         return found.plan
 
-    def say(self, what: str, float_ms: float, speedup: float, but: str = "\0") -> None:
-        """Of everything timed whose name holds `what` and not `but`, this."""
-        told = rows(self.table)
-        for row in told:
+    def set_costs(self, what: str, float_ms: float, speedup: float, but: str = "\0") -> None:
+        """Write this cost for all rows of the table whose name holds `what` and not `but`."""
+        table = rows(self.table)
+        for row in table:
             if what in row["what"] and but not in row["what"]:
                 row |= {"float_ms": float_ms, "speedup": speedup}
-        self.table.write_text("\n".join(map(json.dumps, told)))
+        self.table.write_text("\n".join(map(json.dumps, table)))
 
     def computes(self) -> dict[str, str]:
         return {n.node: n.compute for n in self.plan.nodes if n.weights}
@@ -130,40 +137,42 @@ class Words:
 def test_with_a_table_that_knows_all_nothing_is_timed_and_the_bytes_are_the_same(
     tmp_path, monkeypatch
 ):
-    words = Words(tmp_path)
-    first, table = words.bytes, words.table.read_bytes()
+    searched = Searched(tmp_path)
+    first, table = searched.bytes, searched.table.read_bytes()
     for module in (candidate, matmul_costs):
         monkeypatch.setattr(module, "measure", lambda *_, **__: refuse())
-    words.search()
-    assert words.bytes == first
-    assert words.table.read_bytes() == table
+    searched.search()
+    assert searched.bytes == first
+    assert searched.table.read_bytes() == table
 
 
 def test_a_product_computes_in_the_way_that_costs_least_by_itself(tmp_path):
-    words = Words(tmp_path)
-    words.say("model", 4.0, 2.0)  # whole candidates are alike
-    words.say("MatMul", 1.0, 2.0)
-    words.say("MatMul", 1.0, 1.0, but="float")
-    words.say("96x48", 1.0, 3.0, but="float")
-    words.search()
-    mixed = next(row["candidate"] for row in words.trace if "by their own cost" in row["candidate"])
+    searched = Searched(tmp_path)
+    searched.set_costs("model", 4.0, 2.0)  # whole candidates are alike
+    searched.set_costs("MatMul", 1.0, 2.0)
+    searched.set_costs("MatMul", 1.0, 1.0, but="float")
+    searched.set_costs("96x48", 1.0, 3.0, but="float")
+    searched.search()
+    mixed = next(
+        row["candidate"] for row in searched.trace if "by their own cost" in row["candidate"]
+    )
     assert mixed.endswith("2 products by their own cost")
-    known = {row["what"] for row in rows(words.table)}
-    words.say("model", 4.0, 2.0)
-    fresh = [row["what"] for row in rows(words.table)][-1]
-    words.say(fresh, 4.0, 3.0)
-    words.plan = words.search()
-    assert known == {row["what"] for row in rows(words.table)}
-    assert {n for n, way in words.computes().items() if way == "float"} == {"a", "y"}
+    known = {row["what"] for row in rows(searched.table)}
+    searched.set_costs("model", 4.0, 2.0)
+    fresh = [row["what"] for row in rows(searched.table)][-1]
+    searched.set_costs(fresh, 4.0, 3.0)
+    searched.plan = searched.search()
+    assert known == {row["what"] for row in rows(searched.table)}
+    assert {n for n, compute in searched.computes().items() if compute == "float"} == {"a", "y"}
 
 
 def test_products_are_left_as_they_are_where_that_would_save_next_to_nothing(tmp_path):
-    words = Words(tmp_path)
-    words.say("model", 1000.0, 2.0)
-    words.say("MatMul", 1.0, 1.0)
-    words.say("float", 1.0, 2.0)
-    words.search()
-    assert not [row for row in words.trace if "by their own cost" in row["candidate"]]
+    searched = Searched(tmp_path)
+    searched.set_costs("model", 1000.0, 2.0)
+    searched.set_costs("MatMul", 1.0, 1.0)
+    searched.set_costs("float", 1.0, 2.0)
+    searched.search()
+    assert not [row for row in searched.trace if "by their own cost" in row["candidate"]]
 
 
 def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path, monkeypatch):
@@ -172,10 +181,10 @@ def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path
 
     monkeypatch.setattr(search, "product_costs", fails)
 
-    words = Words(tmp_path)
+    searched = Searched(tmp_path)
 
     assert {
         "candidate": "products by their own cost",
         "error": "a part does not run",
-    } in words.trace
-    assert words.output.exists()
+    } in searched.trace
+    assert searched.output.exists()

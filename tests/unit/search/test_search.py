@@ -14,7 +14,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import ModelError
-from quant_core.evaluate.layer_report import layer_rows
+from quant_core.evaluate.layer_report import layer_reports
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
@@ -251,12 +251,12 @@ def test_layers_are_proven_safe_or_said_not_to_be(mode):
     unsafe = make_plan(problem.model, QuantConfig(mode=mode), TARGETS["x86-vnni"])
 
     rows, risky = (
-        layer_rows(plan, problem.material.build(plan, mode).quantized)
+        layer_reports(plan, problem.material.build(plan, mode).quantized)
         for plan in (problem.plan, unsafe)
     )
 
-    assert all(row["saturation_safe"] for row in rows)
-    assert not any(row["saturation_safe"] for row in risky if row["weight"])
+    assert all(row.saturation_safe for row in rows)
+    assert not any(row.saturation_safe for row in risky if row.weight)
 
 
 def test_what_misses_its_size_alone_is_not_made_larger():

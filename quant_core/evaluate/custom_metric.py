@@ -1,0 +1,79 @@
+"""A metric of the user's own: a Python function `module:function` over all outputs and labels."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant_core.errors import DataError, RequestError
+
+CustomMetric = Callable[[dict[str, Any], np.ndarray | None], float]
+
+
+def load_custom_metric(name: str) -> CustomMetric:
+    """The function `module:function`; its module is found as `python -m` would find it.
+
+    It is called as function(outputs, labels) with {output name: array over all samples}, or
+    {output name: list with one array per feed} where shapes differ, and with the labels or None.
+    It returns a number; more is better.
+
+    Raises: RequestError if there is no such function.
+    """
+    module, _, function_name = name.partition(":")
+    current_folder = str(Path.cwd())
+    sys.path.insert(0, current_folder)
+    try:
+        function = getattr(importlib.import_module(module), function_name)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        hint = "module:function, as in accuracy:word_error"
+        raise RequestError(f"cannot be imported: {error}", name, hint) from error
+    finally:
+        sys.path.remove(current_folder)
+    if not callable(function):
+        hint = "Name a function(outputs, labels) -> float"
+        raise RequestError(f"is {type(function).__name__}", name, hint)
+    return function  # type: ignore[no-any-return]
+
+
+def measure_custom_metric(
+    name: str,
+    output_names: Sequence[str],
+    feeds: Sequence[Sequence[np.ndarray]],
+    labels: np.ndarray | None,
+) -> float:
+    """Value of the metric `module:function` for a model's outputs, given feed by feed.
+
+    Raises: RequestError if there is no such function; DataError if it fails or does not return a
+    finite number.
+    """
+    function = load_custom_metric(name)
+    outputs = {
+        output_name: _over_all_samples([outputs[i] for outputs in feeds])
+        for i, output_name in enumerate(output_names)
+    }
+    try:
+        value = float(function(outputs, labels))
+    except Exception as error:  # the user's code may raise anything
+        shapes = ", ".join(f"{key} {_shape(array)}" for key, array in outputs.items())
+        problem = f"failed on {shapes}: {type(error).__name__}: {error}"
+        raise DataError(problem, name, "Repair the metric") from error
+    if not math.isfinite(value):
+        raise DataError(f"returned {value}", name, "A metric is a finite number")
+    return value
+
+
+def _over_all_samples(arrays: Sequence[np.ndarray]) -> Any:
+    """The arrays joined along axis 0, or a list of them where the other axes differ."""
+    arrays = [np.atleast_1d(array) for array in arrays]
+    inner_shapes = {array.shape[1:] for array in arrays}
+    return np.concatenate(arrays) if len(inner_shapes) == 1 else arrays
+
+
+def _shape(array: Any) -> object:
+    return getattr(array, "shape", "of several shapes")

@@ -1,0 +1,115 @@
+"""The noise that quantization adds to the output of each node, measured by running both models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from quant_core.calibrate.equalize import as_equalized
+from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
+from quant_core.model import graph
+from quant_core.model.session import open_session, run
+from quant_core.plan.operators import RULES
+
+Feed = Mapping[str, NDArray[Any]]
+
+_COMPUTED = "/computed"  # suffix of a tensor that the quantized model computes; see `_isolated`
+
+
+def measure_sensitivity(
+    model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]
+) -> list[Sensitivity]:
+    """The sensitivity of each node over all feeds. Arguments and errors are `measure_noise`'s."""
+    return sensitivities([measure_noise(model, quantized, feeds)])
+
+
+def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]) -> list[NodeNoise]:
+    """One row for each node with a float output that both models have, in graph order.
+
+    model      the prepared float model, which names tensors as the quantized one does
+    quantized  the model made from it; its metadata hold the scale factors of equalized channels
+
+    For each feed the quantized model runs twice: as it is, for the cumulative noise, and with every
+    shared tensor replaced by the float model's values, for the isolated noise.
+
+    Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
+    """
+    model = as_equalized(model, quantized)
+    nodes = {str(n.outputs[0].name): n for n in model.graph if n.op_type in RULES}
+    shared = _shared_tensors(quantized, nodes.keys())
+    visible = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
+    inner = [name for name in shared if name not in visible]
+    float_session = open_session(model, outputs=inner, packed=False)
+    cumulative_session = open_session(quantized, outputs=inner, packed=False)
+    types = {output.name: output.type for output in float_session.get_outputs()}
+    shared = [name for name in shared if types[name] == "tensor(float)"]
+    isolated_session = open_session(_isolated(quantized, shared), packed=False)
+    isolated_inputs = {i.name for i in isolated_session.get_inputs()}
+
+    squares: dict[str, list[tuple[float, float, float]]] = {name: [] for name in shared}
+    for feed in feeds:
+        exact = _run_by_name(float_session, feed)
+        known = dict(feed) | exact
+        inputs = {name: x for name, x in known.items() if name in isolated_inputs}
+        isolated = _run_by_name(isolated_session, inputs)
+        cumulative = _run_by_name(cumulative_session, feed)
+        for name in shared:
+            x, alone, whole = exact[name], isolated.get(name + _COMPUTED), cumulative[name]
+            if alone is None or not alone.shape == x.shape == whole.shape:
+                continue
+            squares[name].append((_square(x), _square(alone - x), _square(whole - x)))
+
+    return [
+        NodeNoise(str(node.name), node.op_type, *zip(*squares[name], strict=True))
+        for name, node in nodes.items()
+        if squares.get(name)
+    ]
+
+
+def _shared_tensors(quantized: ir.Model, names: Iterable[str]) -> list[str]:
+    """Those of the names that the quantized model computes: inner tensors, then its outputs."""
+    wanted = set(names)
+    computed = [v for node in quantized.graph for v in node.outputs if v.name in wanted]
+    inner = [str(v.name) for v in computed if not v.is_graph_output()]
+    return inner + [str(v.name) for v in quantized.graph.outputs if v.name in wanted]
+
+
+def _isolated(quantized: ir.Model, tensors: list[str]) -> ir.Model:
+    """The model cut at each of these tensors, so that no node reads what another one computes.
+
+    Before:  node_1 -> t -> node_2
+    After:   node_1 -> t/computed (an output);  t (an input) -> node_2
+    """
+    copy = quantized.clone()
+    values = {str(v.name): v for node in copy.graph for v in node.outputs}
+    outputs = []
+    for name in tensors:
+        computed = values[name]
+        computed.name = name + _COMPUTED
+        given = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        for use in list(computed.uses()):
+            use.node.replace_input_with(use.idx, given)
+        if given.uses():
+            copy.graph.inputs.append(given)
+        computed.type = ir.TensorType(ir.DataType.FLOAT)
+        outputs.append(computed)
+    copy.graph.outputs[:] = outputs
+    graph.drop_unused(copy)
+    for value in [v for v in copy.graph.inputs if not v.uses()]:
+        copy.graph.inputs.remove(value)
+    return copy
+
+
+def _run_by_name(session: ort.InferenceSession, feed: Feed) -> dict[str, NDArray[Any]]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, run(session, feed), strict=True))
+
+
+def _square(x: NDArray[Any]) -> float:
+    """Sum of squares in float64."""
+    return float(np.square(x, dtype=np.float64).sum())

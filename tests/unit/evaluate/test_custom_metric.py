@@ -1,0 +1,64 @@
+"""A metric of the user's own: found by name, called with all outputs, and named if it fails."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quant_core.errors import DataError, RequestError
+from quant_core.evaluate.custom_metric import load_custom_metric
+from quant_core.evaluate.fidelity import compare
+from tests.unit.evaluate.outputs import feeds, rows
+
+
+@pytest.fixture
+def own_metrics(tmp_path, monkeypatch):
+    (tmp_path / "own_metrics_of_a_test.py").write_text(
+        "import numpy as np\n"
+        "def right(outputs, labels): return (outputs['y'].argmax(1) == labels).mean()\n"
+        "def lengths(outputs, labels): return sum(a.shape[1] for a in outputs['y'])\n"
+        "def axes(outputs, labels): return labels.ndim\n"
+        "def fails(outputs, labels): return 1 / 0\n"
+        "def nan(outputs, labels): return float('nan')\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return "own_metrics_of_a_test"
+
+
+def test_a_function_of_the_current_folder_measures_both_models(own_metrics):
+    fidelity = compare(
+        rows(np.eye(3)), rows(np.eye(3)[[0, 2, 2]]), ["y"], np.arange(3), f"{own_metrics}:right"
+    )
+
+    assert (fidelity.metric_float, fidelity.metric) == (1, 2 / 3)
+
+
+def test_ragged_outputs_reach_the_function_as_a_list(own_metrics):
+    ragged = feeds(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 3)))
+
+    assert compare(ragged, ragged, ["y"], metric=f"{own_metrics}:lengths").metric == 7
+
+
+def test_labels_of_any_shape_reach_the_function(own_metrics):
+    labels = np.zeros((2, 4, 20), int)
+
+    fidelity = compare(rows(np.eye(2)), rows(np.eye(2)), ["y"], labels, f"{own_metrics}:axes")
+
+    assert (fidelity.metric, fidelity.top1) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("fails", "ZeroDivisionError"), ("nan", "returned nan")]
+)
+def test_a_function_that_fails_is_named(own_metrics, name, problem):
+    with pytest.raises(DataError, match=problem) as caught:
+        compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], metric=f"{own_metrics}:{name}")
+
+    assert caught.value.where == f"{own_metrics}:{name}"
+
+
+@pytest.mark.parametrize("metric", ["no_such_module_at_all:f", "{}:no_such_function", "{}:number"])
+def test_a_function_that_is_not_there_is_a_wrong_request(own_metrics, metric):
+    with pytest.raises(RequestError):
+        load_custom_metric(metric.format(own_metrics))
