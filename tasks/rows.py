@@ -15,6 +15,8 @@ from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
+from quant_core.evaluate.contract import Verdict
+
 
 class Outcome(StrEnum):
     """How a batch ended for one model."""
@@ -31,14 +33,6 @@ class AuditOutcome(StrEnum):
     REGRESSED = "regressed"  # missing, changed, less accurate or slower
     STALE = "stale"  # its original or its samples changed: nothing can be compared
     FAILED = "failed"  # a stage of the audit failed
-
-
-class Verdict(StrEnum):
-    """Whether a model meets its accuracy contract."""
-
-    MET = "met"
-    NOT_MET = "not_met"
-    NONE = "none"  # there is no contract, or no result that it could judge
 
 
 @dataclass(frozen=True, slots=True)

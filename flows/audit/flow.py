@@ -48,11 +48,12 @@ from flows.console.result import AuditResult  # noqa: E402
 from flows.manifest.jobs import Job, Manifest  # noqa: E402
 from flows.manifest.selection import select  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
+from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
 from tasks.report import report  # noqa: E402
-from tasks.rows import AuditOutcome, AuditRow, Outcome, TimingRow, Verdict  # noqa: E402
+from tasks.rows import AuditOutcome, AuditRow, Outcome, TimingRow  # noqa: E402
 
 SUMMARY = "audit-summary.json"
 COLUMNS_IN_PREFECT = (

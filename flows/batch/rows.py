@@ -14,10 +14,10 @@ from flows.batch.model_run import Answer, Failure, ModelRun
 from flows.manifest.jobs import Job
 from quant_core.config import Contract
 from quant_core.errors import QuantError
-from quant_core.evaluate.fidelity import judge_speed_and_size
+from quant_core.evaluate.contract import Verdict, judge_speed_and_size
 from quant_core.metrics import Fidelity, default_metric, find_metric
 from quant_core.text import plain
-from tasks.rows import LayerRow, ModelRow, Outcome, TimingRow, Verdict
+from tasks.rows import LayerRow, ModelRow, Outcome, TimingRow
 
 Columns = dict[str, Any]
 
@@ -143,9 +143,7 @@ def _of_speed_and_size(contract: Contract, columns: Columns) -> Columns:
     verdict, reason = judge_speed_and_size(
         contract, speedup=columns.get("speedup"), size_ratio=columns["size_ratio"]
     )
-    if verdict == Verdict.MET:
-        return {}
-    return {"verdict": Verdict(verdict), "reason": reason}
+    return {} if verdict is Verdict.MET else {"verdict": verdict, "reason": reason}
 
 
 def _failed(row: ModelRow, failure: Failure) -> ModelRow:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from tasks.rows import AuditRow, ModelRow, Verdict
+from quant_core.evaluate.contract import Verdict
+from tasks.rows import AuditRow, ModelRow
 
 
 @dataclass(frozen=True, slots=True)

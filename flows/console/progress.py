@@ -27,8 +27,9 @@ from flows.console.events import (
     Starting,
     event_json,
 )
+from quant_core.evaluate.contract import Verdict
 from quant_core.text import printable
-from tasks.rows import AuditRow, ModelRow, Outcome, Verdict
+from tasks.rows import AuditRow, ModelRow, Outcome
 
 MAX_MODELS = 12  # in the live table
 

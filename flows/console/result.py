@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome, Verdict
+from quant_core.evaluate.contract import Verdict
+from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from quant_core.evaluate.contract import Verdict
 from quant_core.model.atomic import atomic_write
 from quant_core.text import plain, printable
-from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome, Verdict
+from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
 MAX_ROWS_IN_PREFECT = 500
 WRONG_COLUMNS = (

@@ -14,7 +14,8 @@ from flows.batch.digests import files_digest, job_digest, model_files
 from flows.batch.entries import EndEntry, ModelEntry, RunEntry, read_entry
 from flows.batch.journal import open_journal, publish
 from quant_core.errors import ModelError, RequestError
-from tasks.rows import ModelRow, Outcome, TimingRow, Verdict
+from quant_core.evaluate.contract import Verdict
+from tasks.rows import ModelRow, Outcome, TimingRow
 
 
 def run_entry(run_id="1", request="a"):

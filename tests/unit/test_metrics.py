@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from flows.batch.model_run import accuracy_of
+from flows.batch.rows import accuracy_of
 from flows.console.render import in_metric
 from quant_core.config import Contract
 from quant_core.errors import RequestError

@@ -16,7 +16,8 @@ from flows.console.events import (
     event_json,
 )
 from flows.console.progress import progress
-from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome, Verdict
+from quant_core.evaluate.contract import Verdict
+from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
 MADE = ModelRow(
     run_id="r",

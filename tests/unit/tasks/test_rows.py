@@ -9,8 +9,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from quant_core.evaluate.contract import Verdict
 from tasks.report import SCHEMAS, write_table
-from tasks.rows import TABLES, AuditRow, LayerRow, ModelRow, Outcome, RunRow, TimingRow, Verdict
+from tasks.rows import TABLES, AuditRow, LayerRow, ModelRow, Outcome, RunRow, TimingRow
 
 MODEL = {"run_id": "r", "model": "m", "digest": "d", "input": "m.onnx", "output": "o.onnx"}
 LAYER = {"run_id": "r", "model": "m", "digest": "d", "position": 0, "node": "conv"}
