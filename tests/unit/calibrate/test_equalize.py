@@ -133,7 +133,9 @@ def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_byte
     checked = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", X, detailed=True)
     assert checked.fidelity.per_output[0].sqnr_db > 25
     told = {row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in found.layers}
-    assert {row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in checked.damage} == told
+    assert {
+        row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in checked.damage
+    } == told
 
 
 def test_a_model_made_of_one_whose_channels_were_evened_out_tells_of_them() -> None:
