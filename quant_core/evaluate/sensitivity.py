@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.calibrate.equalize import as_equalized
+from quant_core.calibrate.equalize import equalized_like
 from quant_core.evaluate.power import NodeDamage, NodePower, damage_of
 from quant_core.model import graph
 from quant_core.model.session import open_session, run
@@ -34,7 +34,7 @@ def powers(
 
     Raises: ModelError if a model does not run, or they are not of one making.
     """
-    model = as_equalized(model, quantized)
+    model = equalized_like(model, quantized)
     nodes = {str(n.outputs[0].name): n for n in model.graph if n.op_type in RULES}
     shared = [
         str(v.name)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quant_core.calibrate.observe import Statistics
-from quant_core.calibrate.outliers import factors_of, weights_reading
+from quant_core.calibrate.outliers import treatment_factors, weights_reading
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.normalize import normalize
@@ -240,7 +240,9 @@ class _Rewrite:
                     "treating outliers needs calibration", str(x.name), "Give calibration data"
                 )
             weights = weights_reading(self.model, str(x.name), self.dynamic)
-            self.factors[x] = factors_of(treatment, self.stats.means[str(x.name)].max_abs, weights)
+            self.factors[x] = treatment_factors(
+                treatment, self.stats.means[str(x.name)].max_abs, weights
+            )
         return self.factors[x]
 
     def _static(self, node: ir.Node, planned: NodePlan, *, safe: bool) -> None:

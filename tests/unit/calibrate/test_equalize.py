@@ -10,8 +10,14 @@ import onnx_ir as ir
 import pytest
 
 from quant_core.api import quantize_model, validate_model
-from quant_core.calibrate.equalize import METADATA, as_equalized, bonds, channel_maxima, equalized
-from quant_core.calibrate.gram import ScaledGrams, grams, sites_of
+from quant_core.calibrate.equalize import (
+    METADATA,
+    channel_maxima,
+    equalize,
+    equalized_like,
+    scale_groups,
+)
+from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model.session import open_session
@@ -84,10 +90,10 @@ def test_an_equalized_model_computes_the_same_from_channels_more_alike(case: str
     model = model_of(text)
     before = run(model)
 
-    made, _ = equalized(model, [{"x": X}]) or (None, {})
+    made, _ = equalize(model, [{"x": X}]) or (None, {})
 
     assert made is not None
-    assert len(bonds(model)) == count
+    assert len(scale_groups(model)) == count
     np.testing.assert_allclose(run(made), before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
     np.testing.assert_array_equal(run(model), before)
     quiet, even = (channel_maxima(m, {"r"}, [{"x": X}])["r"] for m in (model, made))
@@ -97,13 +103,13 @@ def test_an_equalized_model_computes_the_same_from_channels_more_alike(case: str
 @pytest.mark.parametrize("case", FREE)
 def test_gram_matrices_of_evened_channels_need_no_samples(case: str) -> None:
     model = model_of(FREE[case][0])
-    made, grown = equalized(model, [{"x": X}]) or (model, {})
-    sites = sites_of(model, make_plan(model, QuantConfig(), TARGETS["x86-vnni"]))
-    first = grams(model, sites, [{"x": X}])
+    made, grown = equalize(model, [{"x": X}]) or (model, {})
+    sites = matmul_inputs(model, make_plan(model, QuantConfig(), TARGETS["x86-vnni"]))
+    first = gram_matrices(model, sites, [{"x": X}])
 
     scaled = ScaledGrams(first, sites, grown)
 
-    measured = grams(made, sites, [{"x": X}])
+    measured = gram_matrices(made, sites, [{"x": X}])
     assert len(grown) >= 2
     assert list(scaled) == list(measured)
     for node, gram in scaled.items():
@@ -112,7 +118,7 @@ def test_gram_matrices_of_evened_channels_need_no_samples(case: str) -> None:
 
 @pytest.mark.parametrize("case", BOUND)
 def test_channels_that_something_else_reads_stay_as_they_are(case: str) -> None:
-    assert equalized(model_of(BOUND[case]), [{"x": X}]) is None
+    assert equalize(model_of(BOUND[case]), [{"x": X}]) is None
 
 
 def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_bytes(
@@ -138,12 +144,12 @@ def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_byte
 
 def test_a_model_made_of_one_whose_channels_were_evened_out_tells_of_them() -> None:
     model = model_of(FREE["a shortcut"][0])
-    made, _ = equalized(model, [{"x": X}]) or (model, {})
+    made, _ = equalize(model, [{"x": X}]) or (model, {})
 
-    again = as_equalized(model, made)
+    again = equalized_like(model, made)
 
-    assert as_equalized(made, made) is made
-    assert as_equalized(model, model) is model
+    assert equalized_like(made, made) is made
+    assert equalized_like(model, model) is model
     np.testing.assert_array_equal(run(again), run(made))
 
 
@@ -158,4 +164,4 @@ def test_metadata_that_is_not_about_the_model_is_refused(text: str, told: str) -
     other.metadata_props[METADATA] = text
 
     with pytest.raises(ModelError, match=told):
-        as_equalized(model, other)
+        equalized_like(model, other)

@@ -7,14 +7,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.calibrate.gram import grams, sites_of
+from quant_core.calibrate.gram import gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
-from quant_core.rewrite.sequential import _chance, follow
+from quant_core.rewrite.sequential import round_sequentially, shrinkage
 from tests.models import normalized, random_feed, sketch
 
 WAYS = {
@@ -53,12 +53,12 @@ def test_following_rounded_inputs_is_nearer_than_rounding_each_layer_alone(way):
     feeds = [random_feed(proto, seed, 4) for seed in range(24)]
     stats = observe(proto.SerializeToString(), plan, feeds)
 
-    followed = follow(model, plan, stats, feeds)
+    followed = round_sequentially(model, plan, stats, feeds)
     alone = Statistics(
-        stats.tensors, stats.means, grams(proto.SerializeToString(), sites_of(model, plan), feeds)
+        stats.tensors, stats.means, gram_matrices(proto.SerializeToString(), matmul_inputs(model, plan), feeds)
     )
 
-    assert set(followed.aims) == set(sites_of(model, plan))
+    assert set(followed.rounding_targets) == set(matmul_inputs(model, plan))
     assert noise(apply_plan(model, plan, followed).model, proto, feeds) < noise(
         apply_plan(model, plan, alone).model, proto, feeds
     )
@@ -71,7 +71,7 @@ def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
     plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 
-    aims = follow(model, plan, observe(before, plan, feeds), feeds).aims
+    aims = round_sequentially(model, plan, observe(before, plan, feeds), feeds).rounding_targets
 
     first, second = (aims[str(n.name)] for n in model.graph if n.op_type == "Conv")
     weight = (
@@ -82,13 +82,13 @@ def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_what_few_rows_say_of_inputs_that_have_nothing_in_common_is_chance():
+def test_what_few_rows_say_of_inputs_that_have_nothing_in_common_isshrinkage():
     rng = np.random.default_rng(0)
     apart, together = rng.standard_normal((2, 1, 1, 256, 32), dtype=np.float32)
     together += 3 * together[..., :1]
 
     chances = [
-        float(_chance(x, x.swapaxes(2, 3) @ x.astype(float) / 256, 16)[0, 0])
+        float(shrinkage(x, x.swapaxes(2, 3) @ x.astype(float) / 256, 16)[0, 0])
         for x in (apart, together)
     ]
 
@@ -105,6 +105,6 @@ def test_depthwise_weights_in_8_bits_have_no_aim():
     plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 
-    aims = follow(model, plan, observe(proto.SerializeToString(), plan, feeds), feeds).aims
+    aims = round_sequentially(model, plan, observe(proto.SerializeToString(), plan, feeds), feeds).rounding_targets
 
     assert list(aims) == [model.graph[1].name]

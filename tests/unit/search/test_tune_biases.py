@@ -18,7 +18,7 @@ from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
-from quant_core.search.tune_biases import settled
+from quant_core.search.tune_biases import tune_biases
 from tests.models import normalized, sketch
 
 WAYS = {
@@ -63,7 +63,7 @@ def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(way)
     model, quantized, plan, samples = problem(way)
     before = [ir.to_proto(m).SerializeToString() for m in (model, quantized.model)]
 
-    found = settled(model, quantized, plan, samples)
+    found = tune_biases(model, quantized, plan, samples)
 
     exact, wrong, right = (means(m, samples) for m in (model, quantized.model, found.model))
     assert np.abs(right - exact).max() < np.abs(wrong - exact).max() / 5
@@ -73,8 +73,8 @@ def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(way)
 def test_biases_that_are_settled_are_not_moved_again_for_nothing():
     model, quantized, plan, samples = problem("convolutions")
 
-    once = settled(model, quantized, plan, samples)
-    twice = settled(model, once, plan, samples)
+    once = tune_biases(model, quantized, plan, samples)
+    twice = tune_biases(model, once, plan, samples)
 
     assert (
         twice is None
@@ -82,11 +82,11 @@ def test_biases_that_are_settled_are_not_moved_again_for_nothing():
     )
 
 
-def test_a_model_without_biases_in_integers_is_not_settled():
+def test_a_model_without_biases_in_integers_is_not_tune_biases():
     model, _, _, samples = problem("matrices")
     plan = make_plan(model, QuantConfig(mode="weight_only"), TARGETS["x86-avx2"])
 
-    assert settled(model, apply_plan(model, plan, None), plan, samples) is None
+    assert tune_biases(model, apply_plan(model, plan, None), plan, samples) is None
 
 
 def test_a_replayed_plan_settles_its_biases_in_the_same_way(tmp_path):
