@@ -48,7 +48,7 @@ def outputs(model: onnx.ModelProto, feeds: list) -> np.ndarray:
     ],
 )
 def test_a_conv_output_has_the_variance_that_the_gram_matrix_says(attributes, shape):
-    """Var[w . x] = w^T G w, whatever the weight: so the rows are im2col's, in the order of the weight's columns."""
+    """Var[w . x] = w^T G w for any weight, if the rows are im2col's in the weight's column order."""
     model = sketch(f"{IMAGE} {{ y = Conv<{attributes}kernel_shape = [{shape[2]}, {shape[3]}]>(x, w) }}",
                    {"w": RNG.standard_normal(shape, np.float32)})  # fmt: skip
     feeds = [{"x": feed["x"] + 1} for feed in (random_feed(model, seed) for seed in range(3))]

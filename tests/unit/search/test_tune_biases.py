@@ -1,4 +1,4 @@
-"""Biases take up what the quantized model leaves of each mean, where that brings outputs nearer to float's."""
+"""Biases absorb the mean error of the quantized model, where that brings outputs nearer to float's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quant_core.rewrite.apply import apply_plan
 from quant_core.search.tune_biases import tune_biases
 from tests.models import normalized, sketch
 
-WAYS = {
+NETWORKS = {
     "convolutions": "(float[n,6,8,8] x) => (float[n,6,8,8] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)"
     " c = Conv<pads = [1, 1, 1, 1]>(r, v, b) s = Relu(c) y = Conv<pads = [1, 1, 1, 1]>(s, u, b) }",
     "matrices": "(float[n,6] x) => (float[n,6] y) { a = Gemm(x, w, b) r = Relu(a) c = Gemm(r, v, b) s = Relu(c)"
@@ -29,20 +29,20 @@ WAYS = {
 }
 
 
-def network(way: str) -> onnx.ModelProto:
+def network(name: str) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    shape = (6, 6, 3, 3) if way == "convolutions" else (6, 6)
+    shape = (6, 6, 3, 3) if name == "convolutions" else (6, 6)
     arrays = {k: rng.standard_normal(shape).astype(np.float32) / 3 for k in "wvu"}
-    return sketch(WAYS[way], arrays | {"b": rng.standard_normal(6).astype(np.float32)})
+    return sketch(NETWORKS[name], arrays | {"b": rng.standard_normal(6).astype(np.float32)})
 
 
-def problem(way: str) -> tuple[ir.Model, ir.Model, object, Samples]:
+def problem(name: str) -> tuple[ir.Model, ir.Model, object, Samples]:
     """A float model, a quantized one whose biases are all a little wrong, its plan, and samples."""
-    proto = network(way)
+    proto = network(name)
     model = normalized(proto)
     plan = make_plan(model, QuantConfig(mode="static"), TARGETS["x86-avx2"])
     x = np.random.default_rng(1).standard_normal(
-        (24, 6, *[8] * (way == "convolutions") * 2), dtype=np.float32
+        (24, 6, *[8] * (name == "convolutions") * 2), dtype=np.float32
     )
     samples = open_samples(SampleSpec({"x": x}), input_specs(proto.SerializeToString()))
     quantized = apply_plan(model, plan, observe(model, plan, samples))
@@ -58,9 +58,9 @@ def means(model: ir.Model, samples: Samples) -> np.ndarray:
     return y.mean((0, *range(2, y.ndim)))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(way):
-    model, quantized, plan, samples = problem(way)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(name):
+    model, quantized, plan, samples = problem(name)
     before = [ir.to_proto(m).SerializeToString() for m in (model, quantized.model)]
 
     found = tune_biases(model, quantized, plan, samples)
@@ -70,7 +70,7 @@ def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(way)
     assert [ir.to_proto(m).SerializeToString() for m in (model, quantized.model)] == before
 
 
-def test_biases_that_are_settled_are_not_moved_again_for_nothing():
+def test_biases_that_are_tuned_already_stay_as_they_are():
     model, quantized, plan, samples = problem("convolutions")
 
     once = tune_biases(model, quantized, plan, samples)
@@ -89,7 +89,7 @@ def test_a_model_without_biases_in_integers_is_not_tune_biases():
     assert tune_biases(model, apply_plan(model, plan, None), plan, samples) is None
 
 
-def test_a_replayed_plan_settles_its_biases_in_the_same_way(tmp_path):
+def test_a_replayed_plan_tunes_its_biases_in_the_same_way(tmp_path):
     onnx.save(network("convolutions"), tmp_path / "float.onnx")
     x = np.random.default_rng(1).standard_normal((24, 6, 8, 8), dtype=np.float32)
 
