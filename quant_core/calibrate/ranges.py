@@ -167,7 +167,7 @@ RANGE_METHODS: dict[str, Callable[[TensorStats, Grid, float], Range]] = {
 
 
 def expected_errors(histogram: Histogram, los: Array, his: Array, grid: Grid) -> Array:
-    """(R,) mean squared errors that R ranges [lo, hi] are expected to cost by rounding and clipping.
+    """(R,) mean squared errors that R ranges [lo, hi] cost by rounding and clipping, as expected.
 
     Values count as spread evenly over their bin. All methods are compared by this error.
     """

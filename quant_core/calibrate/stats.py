@@ -36,10 +36,10 @@ class TensorStats:
 
     Bin i holds the values in [(first + i) * width, (first + i + 1) * width). The width is the
     smallest power of two that needs at most MAX_BINS bins from `lo` to `hi`, hence a function of
-    the values alone. More than MAX_BINS / 2 bins are used, unless the values are nearly equal. A wider
-    range folds neighbouring bins exactly.
+    the values alone. More than MAX_BINS / 2 bins are used, unless the values are nearly equal. A
+    wider range folds neighbouring bins exactly.
 
-    `update` changes the statistic, `merge` makes a new one, with the empty statistic as identity.
+    `update` changes the statistic, `merge` makes a new one; the empty one is its identity.
     """
 
     lo: float = math.inf

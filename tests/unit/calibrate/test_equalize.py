@@ -40,12 +40,14 @@ ARRAYS = weights(
 SCALABLE = {
     "a Relu between": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u, b) r = Relu(a) y = Conv(r, v) }}", 1),
     "depthwise": (
-        f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) e = Conv<group = 16>(r, d) y = Conv(e, v) }}",
+        f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) e = Conv<group = 16>(r, d) "
+        f"y = Conv(e, v) }}",
         2,
     ),
     "groups": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) y = Conv<group = 4>(r, k) }}", 1),
     "a shortcut": (
-        f"{INPUT} => {VECTOR} {{ a = Conv(x, u, b) r = Relu(a) e = Conv(r, v) f = Add(e, r) g = Relu(f) "
+        f"{INPUT} => {VECTOR} {{ a = Conv(x, u, b) r = Relu(a) e = Conv(r, v) f = Add(e, r) "
+        f"g = Relu(f) "
         "p = GlobalAveragePool(g) q = Flatten(p) y = Gemm(q, w) }",
         1,
     ),
@@ -58,11 +60,14 @@ SCALABLE = {
 NOT_SCALABLE = {
     "a Clip": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Clip(a, zero, six) y = Conv(r, v) }}",
     "a Sigmoid": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Sigmoid(a) y = Conv(r, v) }}",
-    "an output": f"{INPUT} => (float[n,c,h,w] y, float[n,c,h,w] r) {{ a = Conv(x, u) r = Relu(a) y = Conv(r, v) }}",
+    "an output": f"{INPUT} => (float[n,c,h,w] y, float[n,c,h,w] r) {{ a = Conv(x, u) r = Relu(a) "
+    f"y = Conv(r, v) }}",
     "an input": f"{INPUT} => {IMAGE} {{ a = Conv(x, t) r = Relu(a) f = Add(r, x) y = Conv(f, s) }}",
     "a constant": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Add(a, one) y = Conv(r, v) }}",
-    "a weight that two share": f"{INPUT} => {IMAGE} {{ a = Conv(x, s) r = Relu(a) e = Conv(r, v) y = Conv(e, v) }}",
-    "a flattened image": f"{INPUT} => {VECTOR} {{ a = Conv(x, u) r = Relu(a) q = Flatten(r) y = MatMul(q, big) }}",
+    "a weight that two share": f"{INPUT} => {IMAGE} {{ a = Conv(x, s) r = Relu(a) e = Conv(r, v) "
+    f"y = Conv(e, v) }}",
+    "a flattened image": f"{INPUT} => {VECTOR} {{ a = Conv(x, u) r = Relu(a) q = Flatten(r) "
+    f"y = MatMul(q, big) }}",
 }
 
 
@@ -155,9 +160,15 @@ def test_the_metadata_of_an_equalized_model_is_enough_to_equalize_its_original()
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("[", "cannot be read"), ('["r"]', "cannot be read"), ('{"a": "?"}', "cannot be read"), ('{"a": 1}', "cannot"),
-     ('{"a": "ADwAPA=="}', "other channels of a"), ('{"b": ""}', "other channels of b")],
-)  # fmt: skip
+    [
+        ("[", "cannot be read"),
+        ('["r"]', "cannot be read"),
+        ('{"a": "?"}', "cannot be read"),
+        ('{"a": 1}', "cannot be read"),
+        ('{"a": "ADwAPA=="}', "other channels of a"),
+        ('{"b": ""}', "other channels of b"),
+    ],
+)
 def test_metadata_that_is_not_about_the_model_is_refused(text: str, problem: str) -> None:
     model = model_of(SCALABLE["a Relu between"][0])
     other = model.clone()

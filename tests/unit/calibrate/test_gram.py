@@ -48,9 +48,10 @@ def outputs(model: onnx.ModelProto, feeds: list) -> np.ndarray:
     ],
 )
 def test_a_conv_output_has_the_variance_that_the_gram_matrix_says(attributes, shape):
-    """Var[w . x] = w^T G w for any weight, if the rows are im2col's in the weight's column order."""
-    model = sketch(f"{IMAGE} {{ y = Conv<{attributes}kernel_shape = [{shape[2]}, {shape[3]}]>(x, w) }}",
-                   {"w": RNG.standard_normal(shape, np.float32)})  # fmt: skip
+    """Var[w . x] = w^T G w for any w, if rows are im2col's in the weight's column order."""
+    kernel = f"kernel_shape = [{shape[2]}, {shape[3]}]"
+    weight = RNG.standard_normal(shape, np.float32)
+    model = sketch(f"{IMAGE} {{ y = Conv<{attributes}{kernel}>(x, w) }}", {"w": weight})
     feeds = [{"x": feed["x"] + 1} for feed in (random_feed(model, seed) for seed in range(3))]
 
     node, gram = measured(model, feeds)

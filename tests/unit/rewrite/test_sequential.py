@@ -20,11 +20,14 @@ from tests.models import normalized, random_feed, sketch
 NETWORKS = {
     "a chain": "a = Conv<pads = [1, 1, 1, 1]>(x, w, b)  r = Relu(a)  c = Conv(r, v)"
     "  y = GlobalAveragePool(c)",
-    "a shortcut": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(a)  c = Conv<pads = [1, 1, 1, 1]>(r, w)"
+    "a shortcut": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(a) "
+    " c = Conv<pads = [1, 1, 1, 1]>(r, w)"
     "  s = Add(c, x)  d = Conv(s, v)  y = GlobalAveragePool(d)",
-    "a branch": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  m = ReduceMean<keepdims = 0>(a)  z = Greater(m, zero)"
+    "a branch": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  m = ReduceMean<keepdims = 0>(a) "
+    " z = Greater(m, zero)"
     "  c = If(z) <then_branch = t () => (float[n,8,h,k] p) { p = Relu(a) },"
-    " else_branch = e () => (float[n,8,h,k] o) { o = Neg(a) }>  d = Conv(c, v)  y = GlobalAveragePool(d)",
+    " else_branch = e () => (float[n,8,h,k] o) { o = Neg(a) }>  d = Conv(c, v) "
+    " y = GlobalAveragePool(d)",
 }
 
 
@@ -118,7 +121,8 @@ def test_shrinkage_is_the_estimated_variance_over_the_square_of_off_diagonal_ele
 
 def test_depthwise_weights_in_8_bits_have_no_rounding_target():
     proto = sketch(
-        "(float[n,8,6,6] x) => (float[n,12,6,6] y) { d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, w) y = Conv(d, v) }",
+        "(float[n,8,6,6] x) => (float[n,12,6,6] y) { "
+        "d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, w) y = Conv(d, v) }",
         {"w": np.ones((8, 1, 3, 3), np.float32), "v": np.ones((12, 8, 1, 1), np.float32)},
     )
     model = normalized(proto)

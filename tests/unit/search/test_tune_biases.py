@@ -1,4 +1,4 @@
-"""Biases absorb the mean error of the quantized model, where that brings outputs nearer to float's."""
+"""Tuned biases absorb the mean error of a quantized model, where outputs come nearer by it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from quant_core.search.tune_biases import tune_biases
 from tests.models import normalized, sketch
 
 NETWORKS = {
-    "convolutions": "(float[n,6,8,8] x) => (float[n,6,8,8] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)"
+    "convolutions": "(float[n,6,8,8] x) => (float[n,6,8,8] y) { "
+    "a = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)"
     " c = Conv<pads = [1, 1, 1, 1]>(r, v, b) s = Relu(c) y = Conv<pads = [1, 1, 1, 1]>(s, u, b) }",
-    "matrices": "(float[n,6] x) => (float[n,6] y) { a = Gemm(x, w, b) r = Relu(a) c = Gemm(r, v, b) s = Relu(c)"
+    "matrices": "(float[n,6] x) => (float[n,6] y) { a = Gemm(x, w, b) r = Relu(a) "
+    "c = Gemm(r, v, b) s = Relu(c)"
     " y = Gemm(s, u, b) }",
 }
 
@@ -59,7 +61,7 @@ def means(model: ir.Model, samples: Samples) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(name):
+def test_mean_outputs_come_back_to_those_of_float_and_both_models_stay_as_they_are(name):
     model, quantized, plan, samples = problem(name)
     before = [ir.to_proto(m).SerializeToString() for m in (model, quantized.model)]
 
@@ -70,7 +72,7 @@ def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(name
     assert [ir.to_proto(m).SerializeToString() for m in (model, quantized.model)] == before
 
 
-def test_biases_that_are_tuned_already_stay_as_they_are():
+def test_tuned_biases_hardly_move_when_they_are_tuned_again():
     model, quantized, plan, samples = problem("convolutions")
 
     once = tune_biases(model, quantized, plan, samples)
@@ -82,7 +84,7 @@ def test_biases_that_are_tuned_already_stay_as_they_are():
     )
 
 
-def test_a_model_without_biases_in_integers_is_not_tune_biases():
+def test_a_model_without_integer_biases_has_none_to_tune():
     model, _, _, samples = problem("matrices")
     plan = make_plan(model, QuantConfig(mode="weight_only"), TARGETS["x86-avx2"])
 
