@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.calibrate.gram import RoundingTarget
-from quant_core.calibrate.ranges import find_range
 from quant_core.calibrate.stats import (
     ChannelMoments,
     TensorStats,
@@ -23,7 +22,6 @@ from quant_core.calibrate.stats import (
 )
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import Model, values_of
-from quant_core.numerics.affine import Grid
 from quant_core.plan.types import QuantPlan
 
 # How many values of a tensor, and positions of each of its channels, one sample adds to histograms
@@ -53,16 +51,13 @@ class Statistics:
     rounding_targets: Mapping[str, RoundingTarget] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def range(self, tensor: str, grid: Grid, method: str, percentile: float) -> tuple[float, float]:
-        """The range of a tensor by a method. Raises: ModelError if it was not observed."""
+    def of_tensor(self, tensor: str) -> TensorStats:
+        """The values of a tensor. Raises: ModelError if it was not observed."""
         if tensor not in self.tensors:
             raise ModelError(
                 f"no statistics of tensor {tensor}", hint="Calibrate with the plan that is applied"
             )
-        key = ("range", tensor, grid, method, percentile)
-        if key not in self.memo:
-            self.memo[key] = find_range(self.tensors[tensor], grid, method, percentile)
-        return self.memo[key]  # type: ignore[no-any-return]
+        return self.tensors[tensor]
 
     @classmethod
     def merged(cls, shards: Iterable[Statistics]) -> Statistics:

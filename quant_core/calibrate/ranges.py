@@ -6,7 +6,7 @@ Every method reads the same statistic, so that methods are compared without anot
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,27 @@ def find_range(
     if method == "auto":
         return _least_error_range(stats, grid, percentile)
     return RANGE_METHODS[method](stats, grid, percentile)
+
+
+@dataclass(slots=True)
+class RangeCache:
+    """Ranges that were found already, so that plans with the same calibration find each once.
+
+    Finding one takes some ten milliseconds, and a search applies many plans. A statistic is known
+    by its identity, so it must not be updated any more.
+    """
+
+    _found: dict[tuple[int, Grid, str, float], tuple[TensorStats, Range]] = field(
+        default_factory=dict
+    )
+
+    def find(self, stats: TensorStats, grid: Grid, method: str, percentile: float) -> Range:
+        """The same as `find_range`. Raises: the same."""
+        key = (id(stats), grid, method, percentile)
+        if key not in self._found:
+            # the statistic is kept with its range, so that no other one can get its id
+            self._found[key] = (stats, find_range(stats, grid, method, percentile))
+        return self._found[key][1]
 
 
 def minmax_range(stats: TensorStats, grid: Grid, percentile: float) -> Range:

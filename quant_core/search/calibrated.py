@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from quant_core.calibrate.equalize import equalize
 from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
+from quant_core.calibrate.ranges import RangeCache
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.model import files
@@ -34,6 +35,7 @@ class Material:
     feeds: Samples | None = None
     ranges: Statistics | None = None
     stats: Statistics | None = None
+    range_cache: RangeCache = field(default_factory=RangeCache)
 
     def fitted(self, plan: QuantPlan) -> Material:
         """With what rounding the weights of this plan must know: how their inputs vary together."""
@@ -75,7 +77,7 @@ class Material:
 
     def build(self, plan: QuantPlan, name: str) -> Candidate:
         """The candidate that a plan makes, not yet judged."""
-        made = apply_plan(self.model, plan, self.stats)
+        made = apply_plan(self.model, plan, self.stats, self.range_cache)
         return Candidate(name, plan, made, files.size_in_file(made.model))
 
     def settled(self, candidate: Candidate) -> Quantized | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quant_core.calibrate.ranges import (
     RANGE_METHODS,
     Histogram,
+    RangeCache,
     expected_errors,
     find_range,
     kl_divergence,
@@ -285,3 +286,14 @@ def test_a_tensor_that_was_never_seen_has_no_range() -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(RequestError, match="Did you mean entropy"):
         find_range(stats_of(np.ones(1)), UINT8, "entropie")
+
+
+def test_a_cached_range_is_that_of_its_own_statistic() -> None:
+    cache = RangeCache()
+    normal, relu = stats_of(draw("normal")), stats_of(draw("relu"))
+
+    for _ in range(2):
+        for stats in (normal, relu):
+            for grid in (UINT8, UINT4):
+                found = cache.find(stats, grid, "auto", 99.99)
+                assert found == find_range(stats, grid, "auto", 99.99)
