@@ -7,10 +7,10 @@ nearest to the float outputs W X, held to W by a ridge:
 
     W' = argmin  |W' X' - W X|^2 / n  +  ridge |W' - W|^2
 
-    (W' - W) (X' X'^T / n + ridge I)  =  W (X - X') X'^T / n          the normal equation that
-    `_target` solves
+    (W' - W) (X' X'^T / n + ridge I)  =  W (X - X') X'^T / n
 
-with n rows, each a column of X. Inputs with a bias are taken about their means, and the bias
+The second line is the normal equation, which `_target` solves. X and X' are (K, n), one row of the
+input for each of their n columns. Inputs with a bias are taken about their means, and the bias
 corrects the difference of the mean outputs. GPTQ then rounds W' with the Gram matrix of X'.
 
 A few dozen samples say little about how a thousand inputs vary together. So the share of X' X'^T
