@@ -1,11 +1,21 @@
-"""Channels of one tensor made more alike, so that one scale serves them all; the weights before and after take it up.
+"""Cross-layer equalization: scale channels between Convs towards equal ranges, undone in weights.
 
-Between two Convs a Relu passes every positive factor on, so channel c of a tensor may be f_c times as large, if the
-weights that write it are multiplied by f_c and those that read it divided. Here f_c = sqrt(max of all channels / max of
-channel c): half way to equal channels, since what activations gain the reading weights lose, which share a scale too.
+One scale serves all channels of an activation, so a channel much smaller than the largest gets few
+integer levels. A Relu passes every positive factor on, so channel c may be s_c times as large if
+the weights that write it are multiplied by s_c and those that read it are divided by s_c; the model
+computes the same:
 
-Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.1, which equalizes the weights of two layers; where every
-channel of a weight has a scale of its own, only activations still share one.
+    Conv(W1, b1) -> Relu -> Conv(W2, b2)    becomes    Conv(s * W1, s * b1) -> Relu -> Conv(W2 / s,
+    b2)
+
+    s_c = sqrt(max over all channels of |x| / max over channel c of |x|), from 1 to MAX_FACTOR
+
+That goes half the way to equal channels: what activations gain, the reading weights lose, as the
+columns of a row of W2 share a scale too.
+
+Source: Nagel et al. 2019, Data-Free Quantization (arXiv 1906.04721), section 4.1. There s_c comes
+from the ranges of the two weights, which had one scale each; here every channel of a weight has a
+scale of its own, only activations still share one, and s_c comes from measured activations.
 """
 
 from __future__ import annotations
@@ -25,16 +35,24 @@ from quant_core.model import graph
 from quant_core.model.session import values_of
 
 RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
-PASSING = RECTIFIERS | {"MaxPool", "AveragePool", "GlobalAveragePool"}
-METADATA = "quantmill.equalized"
-MOST = 8.0  # a channel that hardly ever speaks is not made louder than this
+# operators with f(s x) = s f(x) for s > 0
+SCALE_INVARIANT = RECTIFIERS | {"MaxPool", "AveragePool", "GlobalAveragePool"}
+METADATA = "quantmill.equalized"  # entry of the model's metadata: JSON, group -> base64 of float16
+# Upper bound of a factor: a channel that is nearly always 0 must not be blown up. Not tuned.
+MAX_FACTOR = 8.0
 
 Factors = NDArray[np.float32]
+Feeds = Iterable[Mapping[str, NDArray[Any]]]
 
 
 @dataclass(slots=True)
-class Bond:
-    """Tensors whose channels can only be scaled together, and the nodes whose weights take it up."""
+class ScaleGroup:
+    """Tensors that must be scaled by the same factors, and the nodes whose weights absorb them.
+
+    tensors  all values of the group, in graph order
+    writers  Convs whose outputs are in the group: their weights and biases are multiplied
+    readers  Convs, Gemms and MatMuls that read a tensor of the group: their weights are divided
+    """
 
     tensors: list[ir.Value] = field(default_factory=list)
     writers: list[ir.Node] = field(default_factory=list)
@@ -42,136 +60,201 @@ class Bond:
 
     @property
     def name(self) -> str:
+        """The name of its first tensor."""
         return str(self.tensors[0].name)
 
     @property
-    def heard(self) -> list[str]:
-        """The tensors of which a quantized model would keep integers: not those that a Relu alone reads."""
-        return [
-            str(v.name)
-            for v in self.tensors
-            if {n.op_type for n in graph.consumers(v)} - RECTIFIERS
-        ]
+    def quantized_tensors(self) -> list[str]:
+        """The tensors that a quantized model holds as integers.
+
+        Those that only a Relu reads are not among them: it is fused into what writes them.
+        """
+        found = []
+        for value in self.tensors:
+            readers = {node.op_type for node in graph.consumers(value)}
+            if readers - RECTIFIERS:
+                found.append(str(value.name))
+        return found
 
     @property
     def channels(self) -> set[int]:
-        """How many channels the weights around have: one number, or they cannot be scaled."""
-        read = {
-            graph.shape_of(graph.value(n.inputs[1]))[_reading_axis(n)] * _groups(n)
-            for n in self.readers
-        }
-        return read | {graph.shape_of(graph.value(n.inputs[1]))[0] for n in self.writers}
+        """The channel counts of the weights around it; it can be scaled only if there is one."""
+        written = {_weight_shape(n)[0] for n in self.writers}
+        read = {_weight_shape(n)[_input_axis(n)] * _groups(n) for n in self.readers}
+        return written | read
 
 
-def bonds(model: ir.Model) -> list[Bond]:
-    """Those of the graph whose channels are free: every operator around them passes a factor on or takes it up."""
-    root: dict[ir.Value, ir.Value] = {}
+def scale_groups(model: ir.Model) -> list[ScaleGroup]:
+    """The groups of tensors that can be scaled: all operators around pass a factor on or absorb it.
 
-    def find(value: ir.Value) -> ir.Value:
-        while root.setdefault(value, value) is not value:
-            value = root[value]
+    1. Tensors that one operator ties together (input and output of a Relu, both inputs of an Add)
+    are one group.
+    2. A group with a tensor that anything else reads or writes cannot be scaled.
+    """
+    parents: dict[ir.Value, ir.Value] = {}  # a forest of disjoint sets
+
+    def root_of(value: ir.Value) -> ir.Value:
+        while parents.setdefault(value, value) is not value:
+            value = parents[value]
         return value
 
-    fixed: set[ir.Value] = set(model.graph.inputs) | set(model.graph.outputs)
+    unscalable: set[ir.Value] = {*model.graph.inputs, *model.graph.outputs}
     for node in model.graph:
         data = [v for v in node.inputs if v is not None and not graph.is_constant(v)]
-        if _passes(node) or (node.op_type == "Add" and len(data) == 2):
+        adds_two = node.op_type == "Add" and len(data) == 2
+        if passes_scale(node) or adds_two:  # 1
             for value in data:
-                root[find(value)] = find(node.outputs[0])
-        elif node.op_type != "Conv" or not _takes_up(node):
-            fixed |= {*node.outputs, *(() if _takes_up(node) else data)}
-    for inner in model.graph.subgraphs():
-        fixed |= {v for node in inner for v in node.inputs if v is not None}
-    tied = {find(value) for value in fixed}
-    found: dict[ir.Value, Bond] = {}
+                parents[root_of(value)] = root_of(node.outputs[0])
+            continue
+        if not absorbs_scale(node):  # 2
+            unscalable.update(data)
+            unscalable.update(node.outputs)
+        elif (
+            node.op_type != "Conv"
+        ):  # the last axis of a Gemm's or MatMul's output is not axis 1 of an image
+            unscalable.update(node.outputs)
+    for subgraph in model.graph.subgraphs():
+        for node in subgraph:
+            unscalable.update(v for v in node.inputs if v is not None)
+
+    groups: dict[ir.Value, ScaleGroup] = {}
     for node in model.graph:
         for value in node.outputs:
-            found.setdefault(find(value), Bond()).tensors.append(value)
-        if node.op_type == "Conv" and _takes_up(node):
-            found[find(node.outputs[0])].writers.append(node)
-        if _takes_up(node) and (source := find(graph.value(node.inputs[0]))) in found:
-            found[source].readers.append(node)
-    return [b for value, b in found.items() if value not in tied and b.writers and b.readers]
+            groups.setdefault(root_of(value), ScaleGroup()).tensors.append(value)
+        if not absorbs_scale(node):
+            continue
+        if node.op_type == "Conv":
+            groups[root_of(node.outputs[0])].writers.append(node)
+        source = groups.get(root_of(graph.value(node.inputs[0])))
+        if source is not None:
+            source.readers.append(node)
+    tied = {root_of(value) for value in unscalable}
+    return [g for root, g in groups.items() if root not in tied and g.writers and g.readers]
 
 
 def channel_maxima(
-    model: ir.Model, tensors: Collection[str], feeds: Iterable[Mapping[str, NDArray[Any]]]
+    model: ir.Model, tensors: Collection[str], feeds: Feeds
 ) -> dict[str, NDArray[np.float32]]:
-    """Tensor -> largest magnitude of each channel, its axis 1, (C,). Raises: ModelError if the model does not run."""
+    """Tensor -> largest magnitude of each channel (axis 1), (C,).
+
+    Raises: ModelError if the model does not run.
+    """
     found: dict[str, NDArray[np.float32]] = {}
     for values in values_of(model, tensors, feeds):
         for name in tensors:
             x = values[name]
-            peak = np.maximum(
-                x.max(axis=(0, *range(2, x.ndim))), -x.min(axis=(0, *range(2, x.ndim)))
-            )
-            found[name] = np.maximum(found.get(name, 0), peak)
+            axes = (0, *range(2, x.ndim))
+            largest = np.maximum(x.max(axis=axes), -x.min(axis=axes))
+            found[name] = np.maximum(found.get(name, 0), largest)
     return found
 
 
-def equalized(
-    model: ir.Model, feeds: Iterable[Mapping[str, NDArray[Any]]]
-) -> tuple[ir.Model, dict[str, Factors]] | None:
-    """A copy that computes the same, with channels more alike wherever they are free; None where none is.
+def equalize(model: ir.Model, feeds: Feeds) -> tuple[ir.Model, dict[str, Factors]] | None:
+    """An equalized copy that computes the same, and the factors (C,) of each scaled tensor.
 
-    Beside it, by how much (C,) each tensor that is not as it was has grown. The copy's metadata tells as well, and so
-    does that of what is made of it. Raises: ModelError if the model does not run.
+    None if no tensor can be scaled.
+    The copy's metadata holds the factors too, as does that of every model made of it. Raises:
+    ModelError if the model
+    does not run.
     """
-    free = bonds(model)
-    if not free:
+    groups = scale_groups(model)
+    if not groups:
         return None
-    maxima = channel_maxima(model, {t for b in free for t in b.heard}, feeds)
+    measured = {tensor for group in groups for tensor in group.quantized_tensors}
+    maxima = channel_maxima(model, measured, feeds)
     factors: dict[str, Factors] = {}
-    for bond in free:
-        peaks = [maxima[t] for t in bond.heard]
-        if {len(p) for p in peaks} == bond.channels:
-            factors[bond.name] = _factors(np.array(peaks, np.float64))
-    return _scaled(model, free, factors)
+    for group in groups:
+        peaks = [maxima[tensor] for tensor in group.quantized_tensors]
+        if {len(p) for p in peaks} == group.channels:
+            factors[group.name] = equalizing_factors(np.array(peaks, np.float64))
+    return _scaled(model, groups, factors)
 
 
-def as_equalized(model: ir.Model, quantized: ir.Model) -> ir.Model:
-    """The prepared float model with its channels as those of a model that was made of it; itself if they are.
+def equalized_like(model: ir.Model, quantized: ir.Model) -> ir.Model:
+    """The prepared float model, equalized as the model that `quantized` was made of.
 
-    Raises: ModelError if the quantized model tells of channels that this one lacks.
+    It is `model` itself if both are equalized alike, or neither is.
+
+    Raises: ModelError if the quantized model's metadata is not about channels of this model.
     """
-    told = quantized.metadata_props.get(METADATA)
-    if told is None or told == model.metadata_props.get(METADATA):
+    text = quantized.metadata_props.get(METADATA)
+    if text is None or text == model.metadata_props.get(METADATA):
         return model
     try:
-        factors = {name: _decoded(text) for name, text in json.loads(told).items()}
-        free = bonds(model)
-        missing = factors.keys() - {
-            b.name for b in free if b.channels == {len(factors.get(b.name, ()))}
-        }
+        factors = {name: _decoded(encoded) for name, encoded in json.loads(text).items()}
+        groups = scale_groups(model)
+        fitting = {g.name for g in groups if g.channels == {len(factors.get(g.name, ()))}}
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{METADATA} in its metadata cannot be read: {error}", hint="Quantize it again"
         ) from error
+    missing = factors.keys() - fitting
     if missing:
         tensors = ", ".join(sorted(missing)[:3])
         raise ModelError(
             f"was made of a model with other channels of {tensors}", hint="Give its own original"
         )
-    return _scaled(model, free, factors)[0]
+    return _scaled(model, groups, factors)[0]
+
+
+def equalizing_factors(peaks: NDArray[np.float64]) -> Factors:
+    """(C,) factors, from 1 to MAX_FACTOR, for T tensors with channel maxima (T, C).
+
+    They are the geometric mean of what each tensor alone would get;
+    1 for a channel that is always 0 in one of them. They are rounded to float16, so that metadata
+    holds them exactly.
+    """
+    is_active = (peaks > 0).all(0)
+    ratios = np.where(is_active, peaks.max(1, keepdims=True) / np.where(is_active, peaks, 1), 1)
+    factors = np.clip(np.exp(np.log(ratios).mean(0) / 2), 1, MAX_FACTOR)
+    return np.asarray(factors.astype(np.float16), np.float32)
+
+
+def absorbs_scale(node: ir.Node) -> bool:
+    """Whether the node multiplies its first input by a constant weight that no other node reads."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or graph.is_constant(node.inputs[0]):
+        return False
+    for value in node.inputs[1:]:
+        if value is None:
+            continue
+        if not graph.is_constant(value) or len(value.uses()) != 1:
+            return False
+    weight = node.inputs[1]
+    if not graph.is_float_weight(weight):
+        return False
+    if node.op_type == "Conv":
+        return True
+    return not graph.attribute(node, "transA", 0) and len(_weight_shape(node)) == 2
+
+
+def passes_scale(node: ir.Node) -> bool:
+    """Whether f(s x) = s f(x) for positive factors s of the channels."""
+    if node.op_type == "Flatten":  # (N, C, 1, 1) to (N, C)
+        source = graph.value(node.inputs[0]).producer()
+        is_pooled = source is not None and source.op_type == "GlobalAveragePool"
+        return is_pooled and graph.attribute(node, "axis", 1) == 1
+    return node.op_type in SCALE_INVARIANT and len(node.outputs) == 1
 
 
 def _scaled(
-    model: ir.Model, free: Iterable[Bond], factors: Mapping[str, Factors]
+    model: ir.Model, groups: Iterable[ScaleGroup], factors: Mapping[str, Factors]
 ) -> tuple[ir.Model, dict[str, Factors]]:
+    """A copy with these groups scaled, by group name, and the factors of each tensor in them."""
     copy = model.clone()
-    twins = {n.name: n for n in copy.graph}
-    grown: dict[str, Factors] = {}
-    for bond in free:
-        if bond.name in factors:
-            grown |= {str(v.name): factors[bond.name] for v in bond.tensors}
-            for node in bond.writers:
-                _scale_outputs(twins[node.name], factors[bond.name])
-            for node in bond.readers:
-                _scale_inputs(twins[node.name], factors[bond.name])
-    copy.metadata_props[METADATA] = json.dumps(
-        {name: _encoded(found) for name, found in factors.items()}
-    )
-    return copy, grown
+    copies = {n.name: n for n in copy.graph}
+    of_tensors: dict[str, Factors] = {}
+    for group in groups:
+        if group.name not in factors:
+            continue
+        s = factors[group.name]
+        for value in group.tensors:
+            of_tensors[str(value.name)] = s
+        for node in group.writers:
+            _scale_outputs(copies[node.name], s)
+        for node in group.readers:
+            _scale_inputs(copies[node.name], s)
+    copy.metadata_props[METADATA] = json.dumps({n: _encoded(s) for n, s in factors.items()})
+    return copy, of_tensors
 
 
 def _encoded(factors: Factors) -> str:
@@ -182,70 +265,38 @@ def _decoded(text: str) -> Factors:
     return np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float32)
 
 
-def _takes_up(node: ir.Node) -> bool:
-    """Whether the node multiplies its first input by a constant weight of its own, of which a copy can be scaled."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or graph.is_constant(node.inputs[0]):
-        return False
-    constants = list(node.inputs[1:])
-    alone = all(v is None or (graph.is_constant(v) and len(v.uses()) == 1) for v in constants)
-    return alone and graph.is_float_weight(constants[0]) and (
-        node.op_type == "Conv" or (not graph.attribute(node, "transA", 0) and len(graph.value(constants[0]).shape) == 2)  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def _passes(node: ir.Node) -> bool:
-    """Whether the operator makes of channels f times as large a result f times as large, channel by channel."""
-    if node.op_type == "Flatten":  # (N, C, 1, 1) to (N, C)
-        source = graph.value(node.inputs[0]).producer()
-        return (
-            source is not None
-            and source.op_type == "GlobalAveragePool"
-            and graph.attribute(node, "axis", 1) == 1
-        )
-    return node.op_type in PASSING and len(node.outputs) == 1
-
-
-def _factors(peaks: NDArray[np.float64]) -> Factors:
-    """(C,), at least 1: of several tensors (T, C) the geometric mean; 1 for a channel that never speaks in one.
-
-    float16 holds them, so that metadata can.
-    """
-    speaks = (peaks > 0).all(0)
-    ratios = np.where(speaks, peaks.max(1, keepdims=True) / np.where(speaks, peaks, 1), 1)
-    factors = np.clip(np.exp(np.log(ratios).mean(0) / 2), 1, MOST)
-    return np.asarray(factors.astype(np.float16), np.float32)
+def _weight_shape(node: ir.Node) -> tuple[int, ...]:
+    return graph.shape_of(graph.value(node.inputs[1]))
 
 
 def _groups(node: ir.Node) -> int:
     return int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
 
 
-def _reading_axis(node: ir.Node) -> int:
-    """The axis of the weight along which it meets the input's channels (of one group)."""
+def _input_axis(node: ir.Node) -> int:
+    """The axis of the weight along which the input's channels (of one group) lie."""
     return 1 if node.op_type == "Conv" or graph.attribute(node, "transB", 0) else 0
 
 
-def _scale_outputs(node: ir.Node, factors: Factors) -> None:
+def _scale_outputs(node: ir.Node, s: Factors) -> None:
+    """Multiplies the weight and the bias of a Conv by s, channel by channel."""
     for position in (1, 2):
         if len(node.inputs) > position and node.inputs[position] is not None:
             old = graph.array(graph.value(node.inputs[position]))
-            _set(node, position, old * factors.reshape(-1, *(1,) * (old.ndim - 1)))
+            _set_constant(node, position, old * s.reshape(-1, *(1,) * (old.ndim - 1)))
 
 
-def _scale_inputs(node: ir.Node, factors: Factors) -> None:
-    weight, axis, groups = (
-        graph.array(graph.value(node.inputs[1])),
-        _reading_axis(node),
-        _groups(node),
-    )
-    rows = (
-        np.repeat(factors.reshape(groups, -1), len(weight) // groups, axis=0)
-        if axis
-        else factors[:, None]
-    )
-    _set(node, 1, weight / rows.reshape(*rows.shape, *(1,) * (weight.ndim - 2)))
+def _scale_inputs(node: ir.Node, s: Factors) -> None:
+    """Divides the weight of a node by s, along the axis of its input's channels."""
+    weight = graph.array(graph.value(node.inputs[1]))
+    if _input_axis(node) == 0:
+        divisors = s[:, None]
+    else:  # (outputs, channels of one group): each group of outputs reads its own channels
+        groups = _groups(node)
+        divisors = np.repeat(s.reshape(groups, -1), len(weight) // groups, axis=0)
+    _set_constant(node, 1, weight / divisors.reshape(*divisors.shape, *(1,) * (weight.ndim - 2)))
 
 
-def _set(node: ir.Node, position: int, array: NDArray[Any]) -> None:
+def _set_constant(node: ir.Node, position: int, array: NDArray[Any]) -> None:
     value = graph.value(node.inputs[position])
     value.const_value = ir.tensor(np.ascontiguousarray(array, np.float32), name=value.name)

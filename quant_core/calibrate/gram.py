@@ -1,9 +1,18 @@
-"""How the inputs of a weight vary together: what rounding that compensates its own errors needs to know."""
+"""Gram matrices: the second moments of the inputs that a weight is multiplied by, which GPTQ needs.
+
+A Gemm, MatMul or Conv multiplies its weight W, as a matrix (C, K), by rows x of K inputs: those of
+the data for a matrix product, those of its im2col matrix for a convolution. Rounding W to Q costs
+E[(W x - Q x)^2], which depends on the inputs through their Gram matrix G = E[x x^T] alone:
+
+    E[((w - q) . x)^2] = (w - q)^T G (w - q)        for each row w of W and its rounded form q
+
+Where a bias takes up the mean of that error (rewrite/bias_correction.py), G is about the mean of x.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +25,33 @@ from quant_core.model.session import Model, values_of
 from quant_core.plan.operators import RULES, why_not_integer
 from quant_core.plan.types import QuantPlan
 
-ROWS_PER_COLUMN = 3  # rows of the im2col matrix that all feeds together add for each of its columns, evenly spread
+# How many rows are taken for each column of one matrix. Not tuned: of n rows, a k x k matrix has
+# full rank only if n > k.
+GRAM_ROWS_PER_COLUMN = 3
+MIN_GRAM_ROWS = 1024  # the least rows of one matrix; not tuned, small matrices are cheap
+ROWS_PER_PRODUCT = 512  # rows that are multiplied at once: enough for BLAS, few enough for memory
+# The widest matrix: factoring one takes the cube of its width. The columns of a wider weight get
+# several matrices.
+MAX_COLUMNS = 1536
+MAX_BYTES_AT_ONCE = 256 << 20  # of matrices that are summed during one reading of the samples
+# Added to the diagonal, as a share of E[x^2]: some hundred times the rounding of float32 products
+# (2^-24), which would otherwise make the variance of a nearly constant column negative. Not tuned
+# further.
 ROUNDING_NOISE = 1e-5
-LEAST_ROWS, ROWS_AT_ONCE = 1024, 512
-MOST_COLUMNS = 1536  # of one matrix: factoring it takes the cube of that; wider weights get several, side by side
-GROUP_BYTES = 256 << 20  # Gram matrices that are held at once
+
+Feeds = Iterable[Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where a weight meets its input: enough to take the rows that the kernel multiplies it with."""
+class MatmulInput:
+    """Where a weight meets its input: which rows the kernel multiplies the weight's columns by.
+
+    tensor    the input's name
+    groups    G of a grouped convolution, else 1
+    columns   K, inputs of one output channel
+    centered  whether a bias takes up the mean of the rounding error
+    kernel, strides, dilations, pads  of a convolution; empty for a matrix product
+    """
 
     tensor: str
     groups: int
@@ -38,116 +64,142 @@ class Site:
 
     @property
     def parts(self) -> int:
-        """Into how many matrices of even size the columns are split; 0 where they cannot be."""
-        least = -(-self.columns // MOST_COLUMNS)
-        even = (
-            p
-            for p in range(least, self.columns)
-            if self.columns % p == 0 and self.columns // p % 2 == 0
-        )
-        return 1 if least == 1 else next(even, 0)
+        """P, into how many Gram matrices of equal, even width the K columns are split.
+
+        0 if no such split exists.
+        One matrix holds at most MAX_COLUMNS columns. The width is even because weights of
+        saturating kernels are rounded
+        in pairs of columns (numerics/saturation.py), and a pair must not be torn apart.
+        """
+        least = -(-self.columns // MAX_COLUMNS)
+        if least == 1:
+            return 1
+        for parts in range(least, self.columns):
+            width, rest = divmod(self.columns, parts)
+            if rest == 0 and width % 2 == 0:
+                return parts
+        return 0
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Of the Gram matrices: groups, parts, columns of a part twice."""
+    def gram_shape(self) -> tuple[int, int, int, int]:
+        """(G, P, k, k) of the Gram matrices, with k = K / P."""
         k = self.columns // self.parts
         return self.groups, self.parts, k, k
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Aim:
-    """What rounding a weight aims at, where the layers before it are rounded already (follow.py).
+class RoundingTarget:
+    """What is rounded in place of a weight after the layers before it (rewrite/sequential.py).
 
-    rows     (C, K), what is rounded in place of the weight
-    gram     (G, P, k, k), of the inputs that rounded layers leave, about their mean if the site is centered
-    outputs  (C,), mean of what the float weight makes of the float inputs, without its bias
-    means    (G, K), of the rounded model's inputs
+    weight        (C, K), W' of GPTAQ
+    gram          (G, P, k, k), of the inputs in the rounded model, about their mean if the input is
+                  centered
+    output_means  (C,), mean outputs of the float weight for the float model's inputs, without its
+                  bias
+    input_means   (G, K), of the rounded model's inputs
     """
 
-    rows: NDArray[np.float32]
+    weight: NDArray[np.float32]
     gram: NDArray[np.float32]
-    outputs: NDArray[np.float64]
-    means: NDArray[np.float64]
+    output_means: NDArray[np.float64]
+    input_means: NDArray[np.float64]
 
-    def shift(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """(C,): what the bias gives back, when the weight has become `values` (C, K)."""
-        split = values.astype(np.float64).reshape(len(self.means), -1, values.shape[1])
-        return np.asarray(self.outputs - np.einsum("gok,gk->go", split, self.means).reshape(-1))
+    def mean_shift(self, rounded: NDArray[Any]) -> NDArray[np.float64]:
+        """(C,): what the bias must add for mean outputs to be those of the float model.
+
+        rounded  (C, K), what the weight has become
+        """
+        grouped = rounded.astype(np.float64).reshape(len(self.input_means), -1, rounded.shape[1])
+        means = np.einsum("gok,gk->go", grouped, self.input_means)
+        return np.asarray(self.output_means - means.reshape(-1))
 
 
-def site_of(node: ir.Node, shape: tuple[int, ...]) -> Site | None:
-    """The site of a Conv, Gemm or MatMul with a weight of this shape; None where rows cannot be taken."""
+def matmul_input(node: ir.Node, shape: tuple[int, ...]) -> MatmulInput | None:
+    """The input of a Conv, Gemm or MatMul with a weight of this shape.
+
+    None if its rows cannot be taken: batched weights, and padding that depends on the input's size.
+    """
     tensor = graph.name_of(node.inputs[0])
     if node.op_type != "Conv":
+        if len(shape) != 2:
+            return None
         columns = shape[1] if graph.attribute(node, "transB", 0) else shape[0]
-        return (
-            Site(tensor, 1, columns, centered=node.op_type == "Gemm") if len(shape) == 2 else None
-        )
+        return MatmulInput(tensor, 1, columns, centered=node.op_type == "Gemm")
     if graph.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
     rank = len(shape) - 2
     ones, zeros = (1,) * rank, (0,) * (2 * rank)
-    return Site(
-        tensor, graph.attribute(node, "group", 1), int(np.prod(shape[1:])), True, tuple(shape[2:]),
-        tuple(graph.attribute(node, "strides", ones)), tuple(graph.attribute(node, "dilations", ones)),
-        tuple(graph.attribute(node, "pads", zeros)),
-    )  # fmt: skip
+    return MatmulInput(
+        tensor,
+        groups=graph.attribute(node, "group", 1),
+        columns=int(np.prod(shape[1:])),
+        centered=True,
+        kernel=tuple(shape[2:]),
+        strides=tuple(graph.attribute(node, "strides", ones)),
+        dilations=tuple(graph.attribute(node, "dilations", ones)),
+        pads=tuple(graph.attribute(node, "pads", zeros)),
+    )
 
 
-def sites_of(model: ir.Model, plan: QuantPlan) -> dict[str, Site]:
-    """The sites of all planned anchors whose weight is rounded, by node."""
-    planned = {n.node for n in plan.nodes if n.is_rounded}
+def matmul_inputs(model: ir.Model, plan: QuantPlan) -> dict[str, MatmulInput]:
+    """Node -> the input of its weight, for every product and convolution that the plan rounds."""
+    rounded = {n.node for n in plan.nodes if n.is_rounded}
     found = {}
     for node in model.graph:
-        if (
-            node.name in planned
-            and RULES[node.op_type].kind == "anchor"
-            and not why_not_integer(node)
-        ):
-            site = site_of(node, tuple(node.inputs[1].shape.numpy()))  # type: ignore[union-attr]
-            if site is not None and site.parts:
-                found[str(node.name)] = site
+        if node.name not in rounded or RULES[node.op_type].kind != "anchor":
+            continue
+        if why_not_integer(node):
+            continue
+        source = matmul_input(node, graph.shape_of(graph.value(node.inputs[1])))
+        if source is not None and source.parts:
+            found[str(node.name)] = source
     return found
 
 
-def grams(
-    model: Model, sites: Mapping[str, Site], feeds: Iterable[Mapping[str, NDArray[Any]]]
+def gram_matrices(
+    model: Model, inputs: Mapping[str, MatmulInput], feeds: Feeds
 ) -> dict[str, NDArray[np.float32]]:
-    """Node -> second moments of its input rows, (G, P, k, k); about their mean where a bias takes that up (correct.py).
+    """Node -> Gram matrices (G, P, k, k) of its input rows, about their mean if it is centered.
 
-    The samples are read once per some hundred MB of matrices.
+    The samples are read once for every MAX_BYTES_AT_ONCE of matrices. Raises: ModelError if the
+    model does not run.
     """
-    found: dict[str, NDArray[np.float32]] = {}
     feeds = list(feeds)
-    for part in _parts(sites):
-        found |= _grams(model, part, feeds)
+    found: dict[str, NDArray[np.float32]] = {}
+    for batch in _batches(inputs):
+        found |= _sum_batch(model, batch, feeds)
     return found
 
 
 class ScaledGrams(Mapping[str, NDArray[np.float32]]):
-    """Gram matrices of the same nodes once the channels of the tensors that they read are so many times as large.
+    """The Gram matrices of a model whose channels were scaled (equalize.py), without samples.
 
-    Each is worked out when it is asked for, so that none is held twice.
+    Scaling channel c of an input by f_c multiplies G[i, j] by f_i f_j. Each matrix is computed when
+    it is read, so that
+    none is held twice.
+
+    factors  tensor -> (C,), by how much each channel has grown; a tensor that is missing did not
+             change
     """
 
     def __init__(
         self,
         grams: Mapping[str, NDArray[np.float32]],
-        sites: Mapping[str, Site],
+        inputs: Mapping[str, MatmulInput],
         factors: Mapping[str, NDArray[Any]],
     ) -> None:
-        self.grams, self.sites, self.factors = grams, sites, factors
+        self.grams, self.inputs, self.factors = grams, inputs, factors
 
     def __getitem__(self, node: str) -> NDArray[np.float32]:
-        gram, site = self.grams[node], self.sites[node]
-        if site.tensor not in self.factors:
+        gram, source = self.grams[node], self.inputs[node]
+        if source.tensor not in self.factors:
             return gram
         groups, parts, k, _ = gram.shape
-        columns = np.tile(
-            self.factors[site.tensor].reshape(groups, -1), math.prod(site.kernel)
-        )  # (kernel..., C)
-        columns = columns.reshape(groups, parts, k)
-        return np.asarray(gram * columns[..., :, None] * columns[..., None, :])
+        channels = self.factors[source.tensor].reshape(groups, -1)
+        # columns lie in the order (kernel..., C), so the channels repeat once for each position of
+        # the kernel
+        f = np.tile(channels, math.prod(source.kernel)).reshape(groups, parts, k)
+        return np.asarray(gram * f[..., :, None] * f[..., None, :])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.grams)
@@ -156,100 +208,118 @@ class ScaledGrams(Mapping[str, NDArray[np.float32]]):
         return len(self.grams)
 
 
-def _parts(sites: Mapping[str, Site]) -> Iterator[dict[str, Site]]:
-    part: dict[str, Site] = {}
+def input_rows(x: NDArray[Any], source: MatmulInput, wanted: int) -> NDArray[np.float32]:
+    """(G, n, K): at most `wanted` evenly spread rows of `x`, or of its im2col matrix.
+
+    The K columns of an im2col row lie in the order (kernel..., C), as the weight's columns do
+    (numerics/weights.py).
+    """
+    if not source.kernel:
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[_spread(len(flat), wanted)][None].astype(np.float32)
+    windows = _windows(x, source)
+    rank = len(source.kernel)
+    batch, channels, *positions = windows.shape[: 2 + rank]
+    chosen = _spread(batch * int(np.prod(positions)), wanted)
+    sample, *position = np.unravel_index(chosen, (batch, *positions))
+    at: tuple[Any, ...] = (sample, slice(None), *position)
+    rows = windows[at]  # (n, C, kernel...)
+    rows = rows.reshape(len(rows), source.groups, channels // source.groups, -1)
+    ordered = rows.transpose(1, 0, 3, 2).reshape(source.groups, len(rows), -1)
+    return np.ascontiguousarray(ordered, np.float32)
+
+
+def split_columns(rows: NDArray[Any], parts: int) -> NDArray[Any]:
+    """Rows (G, n, K) as (G, P, n, k): the columns of each of P Gram matrices."""
+    return rows.reshape(*rows.shape[:2], parts, -1).transpose(0, 2, 1, 3)
+
+
+def _windows(x: NDArray[Any], source: MatmulInput) -> NDArray[Any]:
+    """A view (N, C, positions..., kernel...) of what the kernel covers at each of its positions."""
+    rank = len(source.kernel)
+    if any(source.pads):
+        spatial = zip(source.pads[:rank], source.pads[rank:], strict=True)
+        x = np.pad(x, [(0, 0), (0, 0), *spatial])
+    reach = [(k - 1) * d + 1 for k, d in zip(source.kernel, source.dilations, strict=True)]
+    axes = tuple(range(2, 2 + rank))
+    windows: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(x, reach, axis=axes)
+    steps = tuple(slice(None, None, s) for s in source.strides)
+    taps = tuple(slice(None, None, d) for d in source.dilations)
+    return windows[(slice(None), slice(None), *steps, *taps)]
+
+
+def _batches(inputs: Mapping[str, MatmulInput]) -> Iterator[dict[str, MatmulInput]]:
+    """The inputs in batches whose float64 sums take at most MAX_BYTES_AT_ONCE, or of one input."""
+    batch: dict[str, MatmulInput] = {}
     size = 0
-    for name, site in sites.items():
-        need = 8 * math.prod(site.shape)
-        if part and size + need > GROUP_BYTES:
-            yield part
-            part, size = {}, 0
-        part[name] = site
+    for name, source in inputs.items():
+        need = 8 * math.prod(source.gram_shape)
+        if batch and size + need > MAX_BYTES_AT_ONCE:
+            yield batch
+            batch, size = {}, 0
+        batch[name] = source
         size += need
-    if part:
-        yield part
+    if batch:
+        yield batch
 
 
-def _grams(
-    model: Model, sites: Mapping[str, Site], feeds: list[Mapping[str, NDArray[Any]]]
-) -> dict[str, Any]:
-    unique = dict.fromkeys(sites.values())
-    sums = {site: _Sums(site) for site in unique}
-    for values in values_of(model, (site.tensor for site in unique), feeds):
-        for site in unique:
-            wanted = -(-max(LEAST_ROWS, ROWS_PER_COLUMN * site.shape[-1]) // len(feeds))
-            sums[site].add(rows_of(values[site.tensor], site, wanted))
-    found = {site: total.moments() for site, total in sums.items()}
-    return {name: found[site] for name, site in sites.items()}
+def _sum_batch(
+    model: Model, inputs: Mapping[str, MatmulInput], feeds: Sequence[Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[np.float32]]:
+    """The Gram matrices of these nodes by one reading of the samples; equal inputs share theirs."""
+    sums = {source: _MomentSums(source) for source in inputs.values()}
+    for values in values_of(model, (source.tensor for source in sums), feeds):
+        for source, total in sums.items():
+            k = source.gram_shape[-1]
+            wanted = -(-max(MIN_GRAM_ROWS, GRAM_ROWS_PER_COLUMN * k) // len(feeds))
+            total.add(input_rows(values[source.tensor], source, wanted))
+    found = {source: total.gram() for source, total in sums.items()}
+    return {name: found[source] for name, source in inputs.items()}
 
 
-class _Sums:
-    """First and second moments of rows, added a few hundred at a time."""
+class _MomentSums:
+    """First and second moments of rows, summed a few hundred rows at a time."""
 
-    def __init__(self, site: Site) -> None:
-        self.site, self.count = site, 0
-        self.first, self.second = np.zeros(site.shape[:3]), np.zeros(site.shape)
+    def __init__(self, source: MatmulInput) -> None:
+        self.source = source
+        self.count = 0
+        self.first = np.zeros(source.gram_shape[:3])
+        self.second = np.zeros(source.gram_shape)
         self.waiting: list[NDArray[np.float32]] = []
 
     def add(self, rows: NDArray[np.float32]) -> None:
-        """Rows (G, n, K)."""
+        """Adds rows (G, n, K)."""
         self.waiting.append(rows)
-        if sum(r.shape[1] for r in self.waiting) >= ROWS_AT_ONCE:
+        if sum(r.shape[1] for r in self.waiting) >= ROWS_PER_PRODUCT:
             self._flush()
 
-    def moments(self) -> NDArray[np.float32]:
-        """(G, P, k, k), as precisely as rounding needs them, about the mean if the site is centered."""
+    def gram(self) -> NDArray[np.float32]:
+        """(G, P, k, k): E[x x^T], minus E[x] E[x]^T if the input is centered."""
         self._flush()
         n = max(self.count, 1)
-        mean = self.first / n * self.site.centered
-        found = self.second / n - mean[..., :, None] * mean[..., None, :]
-        # what a nearly constant column leaves is rounding noise of float32 products, which can be negative
-        diagonal = np.arange(found.shape[-1])
-        found[..., diagonal, diagonal] += ROUNDING_NOISE * self.second[..., diagonal, diagonal] / n
-        return found.astype(np.float32)
+        mean = self.first / n * self.source.centered
+        gram = self.second / n - mean[..., :, None] * mean[..., None, :]
+        diagonal = np.arange(gram.shape[-1])
+        gram[..., diagonal, diagonal] += ROUNDING_NOISE * self.second[..., diagonal, diagonal] / n
+        return gram.astype(np.float32)
 
     def _flush(self) -> None:
         if not self.waiting:
             return
         rows = np.concatenate(self.waiting, axis=1)
-        self.waiting, self.count = [], self.count + rows.shape[1]
-        parts = np.ascontiguousarray(
-            rows.reshape(*rows.shape[:2], self.site.parts, -1).transpose(0, 2, 1, 3)
-        )
-        self.first += parts.sum(2, dtype=np.float64)
-        for part, total in zip(
-            parts.reshape(-1, *parts.shape[2:]),
-            self.second.reshape(-1, *self.site.shape[2:]),
-            strict=True,
-        ):
-            total += part.T @ part  # one by one: numpy hands only plain matrices to BLAS
-
-
-def rows_of(x: NDArray[Any], site: Site, wanted: int) -> NDArray[np.float32]:
-    """Evenly spread rows of the im2col matrix of each group: (G, rows, K), K in the order (kernel..., C)."""
-    if not site.kernel:
-        flat = x.reshape(-1, x.shape[-1])
-        return flat[_spread(len(flat), wanted)][None].astype(np.float32)
-    rank = len(site.kernel)
-    pads = [(0, 0), (0, 0), *zip(site.pads[:rank], site.pads[rank:], strict=True)]
-    padded = np.pad(x, pads) if any(site.pads) else x
-    reach = [(k - 1) * d + 1 for k, d in zip(site.kernel, site.dilations, strict=True)]
-    windows = np.lib.stride_tricks.sliding_window_view(
-        padded, reach, axis=tuple(range(2, 2 + rank))
-    )
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in site.strides))]
-    windows = windows[(..., *(slice(None, None, d) for d in site.dilations))]  # type: ignore[arg-type]
-    n, channels, *out = windows.shape[: 2 + rank]
-    picked = np.unravel_index(_spread(n * int(np.prod(out)), wanted), (n, *out))
-    rows = windows[(picked[0], slice(None), *picked[1:])]  # type: ignore[arg-type]  # (rows, C, kernel...)
-    rows = rows.reshape(len(rows), site.groups, channels // site.groups, -1)
-    return np.ascontiguousarray(
-        rows.transpose(1, 0, 3, 2).reshape(site.groups, len(rows), -1), np.float32
-    )
+        self.waiting = []
+        self.count += rows.shape[1]
+        split = np.ascontiguousarray(split_columns(rows, self.source.parts))
+        self.first += split.sum(2, dtype=np.float64)
+        for at in np.ndindex(
+            split.shape[:2]
+        ):  # one by one: numpy hands only plain matrices to BLAS
+            part = split[at]
+            self.second[at] += part.T @ part
 
 
 def _spread(n: int, wanted: int) -> NDArray[np.intp]:
-    """Positions 0..n-1, at most so many, evenly spread."""
+    """At most `wanted` evenly spread positions out of 0..n-1."""
     if n <= wanted:
         return np.arange(n)
     return (np.arange(wanted) * n // wanted).astype(np.intp)

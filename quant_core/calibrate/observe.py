@@ -1,4 +1,4 @@
-"""What calibration sees: every planned tensor of the float model, one sample at a time."""
+"""Calibration: run the float model on samples and collect the statistics that a plan needs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quant_core.calibrate.gram import Aim
-from quant_core.calibrate.ranges import find_range
+from quant_core.calibrate.gram import RoundingTarget
 from quant_core.calibrate.stats import (
     ChannelMoments,
     TensorStats,
@@ -23,65 +22,64 @@ from quant_core.calibrate.stats import (
 )
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import Model, values_of
-from quant_core.numerics.affine import Grid
 from quant_core.plan.types import QuantPlan
 
-# At least so many of a tensor's values and of each channel's positions count in one sample; its ends are those of all.
-VALUES, POSITIONS = 8192, 16
+# How many values of a tensor, and positions of each of its channels, one sample adds to histograms
+# and means at least; minimum and maximum are of all values. Judge a change with `python -m
+# tests.bench.calibration`; not tuned further.
+MIN_VALUES = 8192
+MIN_POSITIONS = 16
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What calibration knows.
+    """What calibration knows of a model.
 
-    tensors  of each tensor that may be quantized, its values
-    means    of the input of each weighted node, the mean of each channel
-    grams    of each weighted node, how its inputs vary together (gram.py); empty if not collected
-    aims     of each weighted node, what rounding aims at once the layers before it are rounded (follow.py); or empty
+    tensors           tensor that may be quantized -> its values
+    means             input of a node with a weight -> the mean of each channel
+    gram_matrices     node with a weight -> second moments of its input (gram.py); empty if not
+                      collected
+    rounding_targets  node with a weight -> what is rounded in its place (rewrite/sequential.py);
+                      empty if each layer is rounded by itself
     """
 
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
     means: Mapping[str, ChannelMoments] = field(default_factory=dict)
-    grams: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    aims: Mapping[str, Aim] = field(default_factory=dict)
-    memo: dict[Any, Any] = field(
-        default_factory=dict, repr=False, compare=False
-    )  # what was worked out from these
+    gram_matrices: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    rounding_targets: Mapping[str, RoundingTarget] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def range(self, tensor: str, grid: Grid, method: str, percentile: float) -> tuple[float, float]:
-        """The range of a tensor by a method, worked out once. Raises: ModelError if it was not observed."""
+    def of_tensor(self, tensor: str) -> TensorStats:
+        """The values of a tensor. Raises: ModelError if it was not observed."""
         if tensor not in self.tensors:
             raise ModelError(
                 f"no statistics of tensor {tensor}", hint="Calibrate with the plan that is applied"
             )
-        key = ("range", tensor, grid, method, percentile)
-        if key not in self.memo:
-            self.memo[key] = find_range(self.tensors[tensor], grid, method, percentile)
-        return self.memo[key]  # type: ignore[no-any-return]
+        return self.tensors[tensor]
 
     @classmethod
-    def merged(cls, parts: Iterable[Statistics]) -> Statistics:
-        """All parts together; the order does not matter to the last bit."""
-        parts = list(parts)
-        return cls(merge_stats(p.tensors for p in parts), merge_stats(p.means for p in parts))
+    def merged(cls, shards: Iterable[Statistics]) -> Statistics:
+        """The statistics of all shards together; their order does not matter to the last bit."""
+        shards = list(shards)
+        tensors = merge_stats(shard.tensors for shard in shards)
+        means = merge_stats(shard.means for shard in shards)
+        return cls(tensors, means)
 
     def save(self, path: Path | str) -> None:
-        save_stats(
-            path,
-            {f"t:{k}": v for k, v in self.tensors.items()}
-            | {f"m:{k}": v for k, v in self.means.items()},
-        )
+        """Writes tensors and means to a .npz file; `load` reads it."""
+        tensors = {f"t:{name}": stats for name, stats in self.tensors.items()}
+        means = {f"m:{name}": moments for name, moments in self.means.items()}
+        save_stats(path, {**tensors, **means})
 
     @classmethod
     def load(cls, path: Path | str) -> Statistics:
-        """Raises: DataError if the file does not hold statistics."""
+        """The tensors and means that `save` wrote. Raises: DataError if the file holds others."""
         stored = load_stats(path)
-        return cls(
-            {k[2:]: v for k, v in stored.items() if k[0] == "t"},
-            {k[2:]: v for k, v in stored.items() if k[0] == "m"},
-        )
+        tensors = {name[2:]: stats for name, stats in stored.items() if name[0] == "t"}
+        means = {name[2:]: moments for name, moments in stored.items() if name[0] == "m"}
+        return cls(tensors, means)
 
 
 def observe(
@@ -89,21 +87,21 @@ def observe(
 ) -> Statistics:
     """The statistics of one shard of samples; memory does not grow with their number.
 
-    Raises: DataError if there is no sample, or a tensor becomes NaN or infinite (the float model overflows).
+    Raises: DataError if there is no sample, or a tensor becomes NaN or infinite (the float model
+    overflows).
     """
     tensors = {name: TensorStats() for name in plan.activations}
     means = {name: ChannelMoments(-1) for name in plan.means}
     wanted = dict.fromkeys((*tensors, *means))
     seen = 0
-    for values in _ahead(
-        values_of(model, wanted, feeds, threads=threads, where="calibration sample")
-    ):
+    samples = values_of(model, wanted, feeds, threads=threads, where="calibration sample")
+    for values in _prefetched(samples):
         for name in wanted:
-            part = _counted(values[name], plan.means.get(name))
+            counted = _counted(values[name], plan.means.get(name))
             if name in tensors:
-                tensors[name].update(values[name], name, part)
+                tensors[name].update(values[name], name, counted)
             if name in means:
-                means[name].update(part, name)
+                means[name].update(counted, name)
         seen += 1
     if not seen:
         raise DataError("no calibration samples", hint="At least one sample is needed")
@@ -111,18 +109,22 @@ def observe(
 
 
 def _counted(x: NDArray[Any], channel_axis: int | None) -> NDArray[Any]:
-    """What histograms and means count of a tensor: of images and signals a part, as all would cost too much.
+    """The values that histograms and means count, channels last.
 
-    Its channels come last, where they are fastest to count.
+    Of images and signals that is a grid of positions, as counting all would be slow.
     """
     if channel_axis is None:
         return x
-    part = thinned(x, channel_axis, max(POSITIONS, -(-VALUES // x.shape[channel_axis])))
-    return np.ascontiguousarray(np.moveaxis(part, channel_axis, -1))
+    positions = max(MIN_POSITIONS, -(-MIN_VALUES // x.shape[channel_axis]))
+    counted = thinned(x, channel_axis, positions)
+    return np.ascontiguousarray(np.moveaxis(counted, channel_axis, -1))
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items; while one is in use, the next is made in another thread (inference and numpy let go of the lock)."""
+def _prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The items; while one is used, another thread makes the next.
+
+    That saves time since inference and numpy release the interpreter lock.
+    """
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:

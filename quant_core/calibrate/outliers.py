@@ -1,10 +1,18 @@
-"""How the outliers of what a dynamic node reads are kept from spoiling everything else.
+"""Outlier channels of what dynamic nodes read: smoothed into the weights, or multiplied in float.
 
-Two ways, alone or together, each only where it makes the product measurably more exact:
-smooth  channel j is divided by s_j = sqrt(max|x_j| / max|w_j|) and its weights are multiplied by it.
-        Source: Xiao et al. 2022, SmoothQuant (arXiv 2211.10438), section 4, with a migration strength of 0.5
-split   the few largest channels are multiplied in float, the others in int8, and the products added.
-        Source: Dettmers et al. 2022, LLM.int8() (arXiv 2208.07339), section 3.2
+A dynamic node quantizes its whole input with one scale, so a few large channels leave few integer
+levels for all others. Two treatments, alone or together, each only where it makes the product
+measurably more accurate:
+
+    smooth    Y = (X diag(s)^-1) (diag(s) W^T),    s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
+              Source: Xiao et al. 2022, SmoothQuant (arXiv 2211.10438), section 4, equations 3 and
+              4; alpha = 0.5
+    split     Y = X_O W_O^T in float + X_R W_R^T in int8, with O the few largest channels and R all
+              others Source: Dettmers et al. 2022, LLM.int8() (arXiv 2208.07339), section 3.2; there
+              O are the channels with a value above 6, here a fixed share
+
+X is (rows, K), W is (C, K). Both treatments of a tensor are written as one vector of factors (K,):
+s_j, and 0 where channel j is split off.
 """
 
 from __future__ import annotations
@@ -26,93 +34,109 @@ from quant_core.plan.types import OutlierTreatment
 
 Rows = NDArray[Any]
 
-SMOOTH_GAIN_DB, SPLIT_GAIN_DB = (
-    1.0,
-    3.0,
-)  # what a multiplication per element, and a small float MatMul, must gain
-SPLIT_SHARE = 96  # one in so many channels is split off
-FEEDS = 8  # on whose rows gains are measured
+# What a treatment must gain in SQNR for what it costs at run time. Judge a change with `python -m
+# tests.bench.accuracy`; not tuned further.
+MIN_SMOOTH_GAIN_DB = 1.0  # for a multiplication per element of the input
+MIN_SPLIT_GAIN_DB = 3.0  # for a small float MatMul beside the integer one
+SPLIT_SHARE = 96  # one in so many channels is split off; not tuned
+TREATMENT_FEEDS = 8  # samples on which gains are measured; not tuned
+MIN_NOISE = 1e-30  # squared error below which a product counts as exact
 
 
-def factors_of(
+def treatment_factors(
     treatment: OutlierTreatment, x_max: NDArray[np.float64], weights: Iterable[Rows]
 ) -> NDArray[np.float32]:
-    """(K,) that weights (C, K) are multiplied by and the input is divided by; 0 where a channel is split off."""
-    factors = _smoothing(x_max, weights) if treatment.smooth else np.ones(len(x_max), np.float32)
+    """(K,) factors that weights (C, K) are multiplied by and the input is divided by.
+
+    0 for a channel that is split off.
+
+    x_max  (K,), the largest magnitude of each input channel
+    """
+    if treatment.smooth:
+        factors = _smoothing_factors(x_max, weights)
+    else:
+        factors = np.ones(len(x_max), np.float32)
     factors[list(treatment.split)] = 0
     return factors
 
 
-def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> list[Rows]:
-    """The weights (C, K) by which those of these MatMul and Gemm nodes that read the tensor multiply it."""
-    among = set(nodes)
-    readers = [n for n in model.graph if n.name in among and graph.name_of(n.inputs[0]) == tensor]
-    weights = [graph.array(graph.value(n.inputs[1])) for n in readers]
-    return [layout_of(n, 2).matrix(w) for n, w in zip(readers, weights, strict=True)]
-
-
-def easings(
-    model: ir.Model, nodes: Sequence[str], means: Mapping[str, ChannelMoments], samples: Samples
-) -> dict[str, OutlierTreatment]:
-    """Tensor -> how to ease it, for what these MatMul and Gemm nodes read, where that is worth its cost.
-
-    Each feed's rows are quantized with their own range, as dynamic nodes do.
-    """
-    among = set(nodes)
-    tensors = [
-        t
-        for t in dict.fromkeys(graph.name_of(n.inputs[0]) for n in model.graph if n.name in among)
-        if t in means
-    ]
-    weights = {t: weights_reading(model, t, nodes) for t in tensors}
-    ways = {t: _ways(means[t].max_abs) for t in tensors}
-    noise = {t: np.zeros(len(ways[t])) for t in tensors}
-    for values in values_of(model, tensors, samples.subsample(FEEDS), packed=False):
-        for t in tensors:
-            rows = values[t].reshape(-1, values[t].shape[-1])
-            for i, way in enumerate(ways[t]):
-                factors = factors_of(way, means[t].max_abs, weights[t])
-                noise[t][i] += sum(_noise(rows, w, factors) for w in weights[t])
-    chosen = {t: _choose(ways[t], noise[t]) for t in tensors}
-    return {t: way for t, way in chosen.items() if way.gain_db > 0}
-
-
-def inverse(factors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the input is multiplied by: 1 / factor, 0 for a channel that is split off."""
+def reciprocal(factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(K,) what the input is multiplied by: 1 / factor, 0 for a channel that is split off."""
     return np.divide(1, factors, out=np.zeros_like(factors), where=factors > 0)
 
 
-def _ways(x_max: NDArray[np.float64]) -> list[OutlierTreatment]:
+def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> list[Rows]:
+    """The weights (C, K) of those of these MatMul and Gemm nodes that read the tensor."""
+    among = set(nodes)
+    found = []
+    for node in model.graph:
+        if node.name in among and graph.name_of(node.inputs[0]) == tensor:
+            weight = graph.array(graph.value(node.inputs[1]))
+            found.append(layout_of(node, 2).matrix(weight))
+    return found
+
+
+def choose_treatments(
+    model: ir.Model, nodes: Sequence[str], means: Mapping[str, ChannelMoments], samples: Samples
+) -> dict[str, OutlierTreatment]:
+    """Tensor -> how its outliers are treated, for tensors that these MatMul and Gemm nodes read.
+
+    A tensor for which no treatment is worth its cost is missing.
+    Products are computed as dynamic nodes do, with one range for each sample's rows. Raises:
+    ModelError if the model does
+    not run.
+    """
+    among = set(nodes)
+    read = dict.fromkeys(graph.name_of(n.inputs[0]) for n in model.graph if n.name in among)
+    tensors = [tensor for tensor in read if tensor in means]
+    weights = {t: weights_reading(model, t, nodes) for t in tensors}
+    possible = {t: possible_treatments(means[t].max_abs) for t in tensors}
+    noise = {t: np.zeros(len(possible[t])) for t in tensors}
+    for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):
+        for t in tensors:
+            rows = values[t].reshape(-1, values[t].shape[-1])
+            for i, treatment in enumerate(possible[t]):
+                factors = treatment_factors(treatment, means[t].max_abs, weights[t])
+                noise[t][i] += sum(_product_noise(rows, w, factors) for w in weights[t])
+    chosen = {t: _best(possible[t], noise[t]) for t in tensors}
+    return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}
+
+
+def possible_treatments(x_max: NDArray[np.float64]) -> list[OutlierTreatment]:
+    """The treatments that are tried, the first of which does nothing; without their gains.
+
+    x_max  (K,), the largest magnitude of each input channel
+    """
     largest = np.argsort(-x_max, kind="stable")[: len(x_max) // SPLIT_SHARE]
-    split = tuple(sorted(int(i) for i in largest))
-    return [
-        OutlierTreatment(smooth, part, 0.0)
-        for part in dict.fromkeys(((), split))
-        for smooth in (False, True)
-    ]
+    outliers = tuple(sorted(int(channel) for channel in largest))
+    splits = [(), outliers] if outliers else [()]
+    return [OutlierTreatment(smooth, split, 0.0) for split in splits for smooth in (False, True)]
 
 
-def _choose(ways: Sequence[OutlierTreatment], noise: NDArray[np.float64]) -> OutlierTreatment:
-    """The way with the least noise, each after what it must gain for its cost."""
-    floor = np.maximum(noise, 1e-30)
-    gains = 10 * np.log10(floor[0] / floor)
-    price = [SMOOTH_GAIN_DB * w.smooth + SPLIT_GAIN_DB * bool(w.split) for w in ways]
-    best = int(np.argmax(gains - price))
-    return OutlierTreatment(ways[best].smooth, ways[best].split, float(gains[best]))
+def _best(possible: Sequence[OutlierTreatment], noise: NDArray[np.float64]) -> OutlierTreatment:
+    """The treatment that gains most beyond what it must gain, with its gain over the first."""
+    floored = np.maximum(noise, MIN_NOISE)
+    gains = 10 * np.log10(floored[0] / floored)
+    least = [MIN_SMOOTH_GAIN_DB * t.smooth + MIN_SPLIT_GAIN_DB * bool(t.split) for t in possible]
+    best = int(np.argmax(gains - least))
+    return OutlierTreatment(possible[best].smooth, possible[best].split, float(gains[best]))
 
 
-def _noise(rows: Rows, weight: Rows, factors: NDArray[np.float32]) -> float:
-    """Squared error of rows @ weight.T with uint8 rows and int8 weights; what is split off has none."""
-    kept = factors > 0
-    exact = rows[:, kept] @ weight[:, kept].T
-    eased = rows[:, kept] / factors[kept]
-    params = choose_params(eased.min(), eased.max(), Grid(8, signed=False, symmetric=False))
-    rounded_weight = quantize_int8(weight[:, kept] * factors[kept], method="rtn").values
-    rounded = dequantize(quantize(eased, params), params) @ rounded_weight.T
-    return float(np.square(rounded - exact, dtype=np.float64).sum())
+def _product_noise(rows: Rows, weight: Rows, factors: NDArray[np.float32]) -> float:
+    """Squared error of rows @ weight.T in uint8 by int8; channels that are split off have none."""
+    is_kept = factors > 0
+    s = factors[is_kept]
+    exact = rows[:, is_kept] @ weight[:, is_kept].T
+    smoothed = rows[:, is_kept] / s
+    params = choose_params(smoothed.min(), smoothed.max(), Grid(8, signed=False, symmetric=False))
+    rounded_rows = dequantize(quantize(smoothed, params), params)
+    rounded_weight = quantize_int8(weight[:, is_kept] * s, method="rtn").values
+    error = rounded_rows @ rounded_weight.T - exact
+    return float(np.square(error, dtype=np.float64).sum())
 
 
-def _smoothing(x_max: NDArray[np.float64], weights: Iterable[Rows]) -> NDArray[np.float32]:
+def _smoothing_factors(x_max: NDArray[np.float64], weights: Iterable[Rows]) -> NDArray[np.float32]:
+    """s (K,) for alpha = 0.5, sqrt(max|X_j| / max|W_j|); 1 where either is 0."""
     w_max = np.max([np.abs(w).max(0, initial=0.0) for w in weights], axis=0)
     usable = (x_max > 0) & (w_max > 0)
     return np.sqrt(np.where(usable, x_max, 1.0) / np.where(usable, w_max, 1.0)).astype(np.float32)

@@ -1,4 +1,7 @@
-"""What calibration remembers of a tensor: the same to the last bit, however samples were split, batched or ordered."""
+"""Statistics of a tensor that merge exactly: histograms and channel means of any number of samples.
+
+They are the same to the last bit, however the samples were split over workers, batched or ordered.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from quant_core.errors import DataError
 
 Counts = NDArray[np.int64]
 
-MAX_BINS = 8192
+MAX_BINS = 8192  # of one histogram: 32 for each level of an 8-bit grid, in 64 KiB; not tuned
 _CHUNK = 1 << 15  # values at a time: the temporaries stay in the cache
 _INDEX_BITS = 23  # bin numbers below 2**23 in size are exact in float32
 _FINEST = -126  # 2**126 is the largest power of two that is safe to multiply by
 
 _QUANTUM = 20  # a value counts as a multiple of 2**-20 in a sum
-_LIMB = 28
+_LIMB = 28  # bits of the lower limb of a sum
 _LARGEST = 2.0**36  # beyond it a value counts as this in a sum, so that two limbs always hold it
 
 
@@ -31,21 +34,26 @@ _LARGEST = 2.0**36  # beyond it a value counts as this in a sum, so that two lim
 class TensorStats:
     """Exact minimum and maximum, and a histogram, of the values of one tensor.
 
-    Bin i holds the values in [(first + i) * width, (first + i + 1) * width). The width is the smallest power of two
-    that needs at most MAX_BINS bins from `lo` to `hi` (so more than MAX_BINS / 2, unless the values are nearly equal),
-    hence a function of the values alone; a wider range folds neighbouring bins exactly. `update` changes the
-    statistic, `merge` makes a new one; the empty statistic is the identity of `merge`.
+    Bin i holds the values in [(first + i) * width, (first + i + 1) * width). The width is the
+    smallest power of two that needs at most MAX_BINS bins from `lo` to `hi`, hence a function of
+    the values alone. More than MAX_BINS / 2 bins are used, unless the values are nearly equal. A
+    wider range folds neighbouring bins exactly.
+
+    `update` changes the statistic, `merge` makes a new one; the empty one is its identity.
     """
 
     lo: float = math.inf
     hi: float = -math.inf
     counts: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def update(self, x: NDArray[Any], where: str = "", part: NDArray[Any] | None = None) -> None:
+    def update(self, x: NDArray[Any], where: str = "", counted: NDArray[Any] | None = None) -> None:
         """Adds all values of `x`, of any shape.
 
-        Where every value would cost too much, `part` holds those of `x` that the histogram counts (see `thinned`);
-        `lo` and `hi` are of all. Raises: DataError if a value is NaN or infinite; nothing is added then.
+        where    the tensor's name, for errors
+        counted  those values of `x` that the histogram counts, where all would cost too much (see
+                 `thinned`); `lo` and `hi` are of all values
+
+        Raises: DataError if a value is NaN or infinite; nothing is added then.
         """
         values = np.ascontiguousarray(x, np.float32).ravel()
         if not values.size:
@@ -58,20 +66,21 @@ class TensorStats:
         self._widen(lo, hi)
         exponent = self.exponent
         first = math.floor(math.ldexp(self.lo, -exponent))
-        # float64 for wide bins: in float32 a tiny negative value would underflow to -0.0 and change bins
+        # float64 for wide bins: in float32 a tiny negative value would underflow to -0.0 and change
+        # bins
         exact = np.float32 if exponent <= 0 else np.float64
         scale = exact(2.0**-exponent)
-        if part is not None:
-            values = np.ascontiguousarray(part, np.float32).ravel()
+        if counted is not None:
+            values = np.ascontiguousarray(counted, np.float32).ravel()
         for start in range(0, values.size, _CHUNK):
             bins = np.multiply(values[start : start + _CHUNK], scale, dtype=exact)
             np.floor(bins, out=bins)
             bins -= first
-            part = np.bincount(bins.astype(np.int32))
-            self.counts[: part.size] += part
+            added = np.bincount(bins.astype(np.int32))
+            self.counts[: added.size] += added
 
     def merge(self, other: TensorStats) -> TensorStats:
-        """The statistic of the values of both."""
+        """The statistic of the values of both, a new one."""
         both = TensorStats(self.lo, self.hi, self.counts.copy())
         if other.counts.size:
             both._widen(other.lo, other.hi)
@@ -112,10 +121,9 @@ class TensorStats:
         return cls(float(floats[0]), float(floats[1]), integers)
 
     def _widen(self, lo: float, hi: float) -> None:
-        lo, hi = (
-            min(self.lo, lo) + 0.0,
-            max(self.hi, hi) + 0.0,
-        )  # + 0.0: never -0.0, which min takes by order
+        # + 0.0 makes -0.0 to 0.0: which of the two `min` takes depends on their order
+        lo = min(self.lo, lo) + 0.0
+        hi = max(self.hi, hi) + 0.0
         if (lo, hi) == (self.lo, self.hi):
             return
         old = TensorStats(self.lo, self.hi, self.counts)
@@ -130,9 +138,9 @@ class TensorStats:
 class ChannelMoments:
     """Exact mean and largest magnitude of every slice along `axis`.
 
-    Sums are integers (each value a multiple of 2**-20) in two limbs, high * 2**28 + low with 0 <= low < 2**28, so no
-    order of adding changes them. `update` changes the statistic, `merge` makes a new one; one without channels
-    is the identity.
+    Sums are integers (each value counts as a multiple of 2**-20) in two limbs, high * 2**28 + low
+    with 0 <= low < 2**28, so no order of adding changes them. `update` changes the statistic,
+    `merge` makes a new one; one without channels is the identity.
     """
 
     axis: int
@@ -142,18 +150,19 @@ class ChannelMoments:
     low: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def update(self, x: NDArray[Any], where: str = "") -> None:
-        """Adds a tensor. Raises: DataError if it has another number of channels, or values that are not finite."""
+        """Adds a tensor; `where` is its name, for errors.
+
+        Raises: DataError if it has another number of channels, or values that are not finite.
+        """
         if not x.size:
             return
         rows = np.ascontiguousarray(np.moveaxis(x, self.axis, -1), np.float32).reshape(
             -1, x.shape[self.axis]
         )
         channels = rows.shape[1]
-        max_abs, high, low = (
-            np.zeros(channels),
-            np.zeros(channels, np.int64),
-            np.zeros(channels, np.int64),
-        )
+        max_abs = np.zeros(channels)
+        high = np.zeros(channels, np.int64)
+        low = np.zeros(channels, np.int64)
         step = max(1, _CHUNK // channels)
         for start in range(0, len(rows), step):
             block = rows[start : start + step]
@@ -220,17 +229,22 @@ _KINDS: tuple[type[TensorStats], type[ChannelMoments]] = (TensorStats, ChannelMo
 
 
 def thinned(x: NDArray[Any], channel_axis: int, least: int) -> NDArray[Any]:
-    """A grid of an image's or a signal's positions, where neighbours are alike: at least `least` of every channel.
+    """A grid of an image's or a signal's positions, at least `least` for each channel.
 
-    Which positions is a matter of their number alone, so the law holds; odd strides see both rows of a pattern of two.
-    The axes after `channel_axis` are thinned: where channels come last there is none, and nothing is left out.
+    Neighbours are alike there, so that a grid says nearly as much as all positions. The axes after
+    `channel_axis` are thinned; nothing is left out where channels come last. Which positions are
+    taken depends on the shape alone, so that the law holds; strides are odd, as even ones would see
+    only one row of a pattern that repeats every two.
     """
     return x[_grid(x.shape, channel_axis % x.ndim + 1, least)]
 
 
 @lru_cache(maxsize=1024)
 def _grid(shape: tuple[int, ...], first: int, least: int) -> tuple[slice, ...]:
-    """The grid's slices: about the same odd stride along all axes from `first` on, rows first to be left out."""
+    """The grid's slices: about the same odd stride along all axes from `first` on.
+
+    Rows are left out rather than columns.
+    """
     spare = math.prod(shape[first:]) / least
     grid: list[slice] = []
     for axis in range(len(shape) - 1, first - 1, -1):
@@ -254,7 +268,8 @@ def save_stats(path: Path | str, stats: Mapping[str, Statistic]) -> None:
     """One .npz file of a few arrays, whose bytes depend on the names and statistics alone."""
     names = sorted(stats)
     packed = [stats[name].pack() for name in names]
-    floats, integers = [p[0] for p in packed], [p[1] for p in packed]
+    floats = [p[0] for p in packed]
+    integers = [p[1] for p in packed]
     with Path(path).open("wb") as file:
         np.savez(
             file,
@@ -276,7 +291,8 @@ def load_stats(path: Path | str) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             floats = np.split(file["floats"], np.cumsum(file["float_sizes"]))
             integers = np.split(file["integers"], np.cumsum(file["integer_sizes"]))
-            kinds, names = file["kinds"].tolist(), file["names"].tolist()
+            kinds = file["kinds"].tolist()
+            names = file["names"].tolist()
         return {
             n: _KINDS[k].unpack(f, i)
             for n, k, f, i in zip(names, kinds, floats, integers, strict=False)
@@ -296,7 +312,7 @@ def load_stats(path: Path | str) -> dict[str, Any]:
 
 
 def _exponent(lo: float, hi: float) -> int:
-    """The smallest e such that bins of 2**e cover [lo, hi] in at most MAX_BINS, and are exactly numbered in float32."""
+    """The least e such that MAX_BINS bins of 2**e cover [lo, hi], exactly numbered in float32."""
     below = _log2(hi - lo) - MAX_BINS.bit_length()  # too fine for sure
     exponent = max(below, _log2(max(-lo, hi)) - _INDEX_BITS, _FINEST)
     while _bins(lo, hi, exponent) > MAX_BINS:
@@ -305,9 +321,8 @@ def _exponent(lo: float, hi: float) -> int:
 
 
 def _log2(x: float) -> int:
-    return (
-        math.frexp(x)[1] if x else 2 * _FINEST
-    )  # frexp(0) would be coarser than that of a tiny number
+    # the exponent of frexp(0) would be larger than that of a tiny number
+    return math.frexp(x)[1] if x else 2 * _FINEST
 
 
 def _bins(lo: float, hi: float, exponent: int) -> int:
@@ -323,10 +338,9 @@ def _add_folded(counts: Counts, exponent: int, first: int, finer: TensorStats) -
 
 
 def _exact_sums(rows: NDArray[np.float32], largest: float) -> tuple[Counts, Counts]:
-    """Sums of the columns, in two limbs: no addition of it is rounded, so their order does not matter."""
-    if (
-        math.ldexp(largest, _QUANTUM) * len(rows) < 2**52
-    ):  # every partial sum is an integer that float64 holds
+    """Sums of the columns in two limbs; no addition is rounded, so their order does not matter."""
+    # every partial sum is an integer that float64 holds
+    if math.ldexp(largest, _QUANTUM) * len(rows) < 2**52:
         steps = np.rint(rows * np.float32(2**_QUANTUM))
         return np.zeros(rows.shape[1], np.int64), steps.sum(0, dtype=np.float64).astype(np.int64)
     steps = np.rint(np.clip(rows.astype(np.float64), -_LARGEST, _LARGEST) * 2**_QUANTUM)
@@ -340,4 +354,5 @@ def _carry(high: Counts, low: Counts) -> tuple[Counts, Counts]:
 
 
 def _count_bad(values: NDArray[np.float32]) -> str:
-    return f"{values.size - np.count_nonzero(np.isfinite(values))} of {values.size} values are NaN or infinite"
+    bad = values.size - np.count_nonzero(np.isfinite(values))
+    return f"{bad} of {values.size} values are NaN or infinite"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quant_core.calibrate.equalize import as_equalized
+from quant_core.calibrate.equalize import equalized_like
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
 from quant_core.model.session import open_session, run
@@ -39,7 +39,7 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]) -
 
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """
-    model = as_equalized(model, quantized)
+    model = equalized_like(model, quantized)
     nodes = {str(n.outputs[0].name): n for n in model.graph if n.op_type in RULES}
     shared = _shared_tensors(quantized, nodes.keys())
     visible = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quant_core.calibrate.observe import Statistics
-from quant_core.calibrate.outliers import factors_of, weights_reading
+from quant_core.calibrate.outliers import treatment_factors, weights_reading
+from quant_core.calibrate.ranges import RangeCache
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.normalize import normalize
@@ -47,8 +48,10 @@ class Quantized:
     weight_sqnr_db: Mapping[str, float]
 
 
-def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> Quantized:
-    """The quantized model; `model` is not changed.
+def apply_plan(
+    model: ir.Model, plan: QuantPlan, stats: Statistics | None, ranges: RangeCache | None = None
+) -> Quantized:
+    """The quantized model; `model` is not changed. `ranges` keeps what is found for other plans.
 
     1. Every activation of the plan gets one QuantizeLinear and one DequantizeLinear. Where a static node writes it,
        all readers read the rounded tensor (else the node would not fuse); otherwise only static readers do.
@@ -71,7 +74,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, stats: Statistics | None) -> Qu
             f"the plan names nodes that the model lacks: {', '.join(missing[:3])}",
             hint="Plan it anew",
         )
-    rewrite = _Rewrite(copy, plan, stats, nodes)
+    rewrite = _Rewrite(copy, plan, stats, nodes, RangeCache() if ranges is None else ranges)
     for planned in sorted(
         plan.nodes, key=lambda n: n.op_type != "Gather"
     ):  # tables first: others may share them
@@ -112,7 +115,9 @@ class _Rewrite:
         plan: QuantPlan,
         stats: Statistics | None,
         nodes: Mapping[str | None, ir.Node],
+        ranges: RangeCache,
     ) -> None:
+        self.ranges = ranges
         self.model, self.plan, self.stats, self.nodes = model, plan, stats, nodes
         self.target = TARGETS[plan.target]
         self.grid = Grid(8, self.target.activation_signed, symmetric=False)
@@ -138,9 +143,9 @@ class _Rewrite:
                 "Give calibration data, or mode dynamic",
             )
         config = self.plan.config
-        return choose_params(
-            *self.stats.range(tensor, self.grid, config.method, config.percentile), self.grid
-        )
+        found = self.stats.of_tensor(tensor)
+        lo, hi = self.ranges.find(found, self.grid, config.method, config.percentile)
+        return choose_params(lo, hi, self.grid)
 
     def activations(self, static: list[ir.Node]) -> None:
         """Rule 1."""
@@ -240,7 +245,9 @@ class _Rewrite:
                     "treating outliers needs calibration", str(x.name), "Give calibration data"
                 )
             weights = weights_reading(self.model, str(x.name), self.dynamic)
-            self.factors[x] = factors_of(treatment, self.stats.means[str(x.name)].max_abs, weights)
+            self.factors[x] = treatment_factors(
+                treatment, self.stats.means[str(x.name)].max_abs, weights
+            )
         return self.factors[x]
 
     def _static(self, node: ir.Node, planned: NodePlan, *, safe: bool) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.calibrate.outliers import inverse
+from quant_core.calibrate.outliers import reciprocal
 from quant_core.model import graph
 from quant_core.numerics.granularity import Granularity
 from quant_core.numerics.weights import Layout, layout_of
@@ -55,7 +55,9 @@ def write_matmul(
         smooth = x
         if factors is not None:
             smooth = write.node(
-                "Mul", [x, write.constant(f"{x.name}_easing", inverse(factors))], f"{x.name}_eased"
+                "Mul",
+                [x, write.constant(f"{x.name}_easing", reciprocal(factors))],
+                f"{x.name}_eased",
             )
         names = [f"{x.name}_dynamic", f"{x.name}_dynamic_scale", f"{x.name}_dynamic_zero_point"]
         inputs[x] = write.nodes("DynamicQuantizeLinear", [smooth], names)

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.calibrate.gram import Aim
+from quant_core.calibrate.gram import RoundingTarget
 from quant_core.calibrate.observe import Statistics
-from quant_core.calibrate.outliers import inverse
+from quant_core.calibrate.outliers import reciprocal
 from quant_core.config import QuantConfig
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
@@ -147,8 +147,8 @@ class Rounding:
         means = (
             self.stats.means.get(graph.name_of(node.inputs[0])) if self.stats is not None else None
         )
-        if (aim := self._aim(node)) is not None:
-            return aim.shift(rounded.integers.values) + (0 if bias is None else bias)
+        if (target := self._target(node)) is not None:
+            return target.mean_shift(rounded.integers.values) + (0 if bias is None else bias)
         if not self.config.bias_correction or means is None:
             return bias
         rows, values = rounded.layout.matrix(graph.array(weight)), rounded.integers.values
@@ -160,21 +160,23 @@ class Rounding:
         self, node: ir.Node, weight: ir.Value, layout: Layout, factors: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
         """What is rounded, (C, K)."""
-        aim = self._aim(node)
-        rows: NDArray[np.float32] = layout.matrix(graph.array(weight)) if aim is None else aim.rows
+        target = self._target(node)
+        rows: NDArray[np.float32] = (
+            layout.matrix(graph.array(weight)) if target is None else target.weight
+        )
         return rows if factors is None else rows * factors
 
-    def _aim(self, node: ir.Node) -> Aim | None:
-        return self.stats.aims.get(str(node.name)) if self.stats is not None else None
+    def _target(self, node: ir.Node) -> RoundingTarget | None:
+        return self.stats.rounding_targets.get(str(node.name)) if self.stats is not None else None
 
     def _gram(self, node: ir.Node, factors: NDArray[np.float32] | None) -> NDArray[Any] | None:
         if self.stats is None or self.config.weight_method not in ("auto", "gptq"):
             return None
-        aim = self._aim(node)
-        gram = self.stats.grams.get(str(node.name)) if aim is None else aim.gram
+        target = self._target(node)
+        gram = self.stats.gram_matrices.get(str(node.name)) if target is None else target.gram
         if gram is None or factors is None:
             return gram
-        s = inverse(factors).reshape(gram.shape[1], -1)
+        s = reciprocal(factors).reshape(gram.shape[1], -1)
         return np.asarray(gram * (s[:, :, None] * s[:, None, :]))
 
     def _round(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from quant_core.calibrate.equalize import equalized
-from quant_core.calibrate.gram import ScaledGrams, grams, sites_of
+from quant_core.calibrate.equalize import equalize
+from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
+from quant_core.calibrate.ranges import RangeCache
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.model import files
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized, apply_plan
-from quant_core.rewrite.sequential import follow
+from quant_core.rewrite.sequential import round_sequentially
 from quant_core.search.candidate import Candidate
-from quant_core.search.tune_biases import settled
+from quant_core.search.tune_biases import tune_biases
 
 GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
 
@@ -34,6 +35,7 @@ class Material:
     feeds: Samples | None = None
     ranges: Statistics | None = None
     stats: Statistics | None = None
+    range_cache: RangeCache = field(default_factory=RangeCache)
 
     def fitted(self, plan: QuantPlan) -> Material:
         """With what rounding the weights of this plan must know: how their inputs vary together."""
@@ -46,36 +48,36 @@ class Material:
         few, ranges = self.feeds.subsample(GRAM_FEEDS), self.ranges
         if plan.in_four_bits:
             try:
-                return replace(self, stats=follow(self.model, plan, ranges, few))
+                return replace(self, stats=round_sequentially(self.model, plan, ranges, few))
             except (
                 ModelError
             ):  # a part that does not run by itself: an operator between sequences, say
                 ranges = replace(ranges, memo={})
-        found = grams(self.model, sites_of(self.model, plan), few)
-        return replace(self, stats=replace(ranges, grams=found, memo=dict(ranges.memo)))
+        found = gram_matrices(self.model, matmul_inputs(self.model, plan), few)
+        return replace(self, stats=replace(ranges, gram_matrices=found, memo=dict(ranges.memo)))
 
     def refitted(self, plan: QuantPlan) -> Material:
         """The same for a plan with other bits, where rounding a weight depends on those before it."""
-        return self.fitted(plan) if self.stats is not None and self.stats.aims else self
+        return self.fitted(plan) if self.stats is not None and self.stats.rounding_targets else self
 
     def evened(self, plan: QuantPlan) -> Material | None:
         """With channels evened out (equalize.py); None where none are free, or 4 bits cost more."""
         if self.feeds is None or self.stats is None or plan.in_four_bits:
             return None
-        if (found := equalized(self.model, self.feeds.subsample(GRAM_FEEDS))) is None:
+        if (found := equalize(self.model, self.feeds.subsample(GRAM_FEEDS))) is None:
             return None
         model, grown = found
-        ranges, sites = observe(model, plan, self.feeds), sites_of(self.model, plan)
+        ranges, sites = observe(model, plan, self.feeds), matmul_inputs(self.model, plan)
         return Material(
             model,
             self.feeds,
             ranges,
-            replace(ranges, grams=ScaledGrams(self.stats.grams, sites, grown)),
+            replace(ranges, gram_matrices=ScaledGrams(self.stats.gram_matrices, sites, grown)),
         )
 
     def build(self, plan: QuantPlan, name: str) -> Candidate:
         """The candidate that a plan makes, not yet judged."""
-        made = apply_plan(self.model, plan, self.stats)
+        made = apply_plan(self.model, plan, self.stats, self.range_cache)
         return Candidate(name, plan, made, files.size_in_file(made.model))
 
     def settled(self, candidate: Candidate) -> Quantized | None:
@@ -86,4 +88,4 @@ class Material:
         plan = candidate.plan
         if self.feeds is None or not plan.config.bias_correction or plan.in_four_bits:
             return None
-        return settled(self.model, candidate.quantized, plan, self.feeds.subsample(GRAM_FEEDS))
+        return tune_biases(self.model, candidate.quantized, plan, self.feeds.subsample(GRAM_FEEDS))

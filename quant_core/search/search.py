@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quant_core.calibrate.outliers import easings
+from quant_core.calibrate.outliers import choose_treatments
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict
@@ -111,7 +111,7 @@ def search(
         if material.stats is None or not candidates or candidates[-1].sqnr_db > FAITHFUL_DB:
             return {}
         progress("measuring what easing outliers gains")
-        return easings(material.model, dynamic, material.stats.means, bench.samples)
+        return choose_treatments(material.model, dynamic, material.stats.means, bench.samples)
 
     def is_spare() -> bool:
         """Whether the last candidate is known to be near to float, and is not far from the best."""

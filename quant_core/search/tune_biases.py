@@ -1,14 +1,23 @@
-"""What each bias must still give back, as the quantized model really runs.
+"""Empirical bias correction: each bias absorbs the mean error that the quantized model really has.
 
-The closed form (correct.py) knows what rounding a weight does to a mean, but neither what rounding and clipping its
-inputs does nor what layers before it leave. Here the quantized model runs, layer after layer, and each bias takes up
-what is left of its channels' mean shift before the next layer is looked at.
+The closed form (rewrite/bias_correction.py) knows what rounding a weight does to mean outputs. It
+knows neither what rounding and clipping the inputs does, nor what the layers before leave. Here the
+quantized model runs layer by layer:
+
+    b  <-  b + E[float output] - E[quantized output]        per channel, over the samples
+
+and the next layer is measured with the biases before it corrected already.
+
+Source: Nagel et al. 2019, Data-Free Quantization (arXiv 1906.04721), section 4.2 and its appendix
+on empirical bias correction. Here means are those of calibration samples, b moves by whole steps of
+its int32 scale, a clone of the model is corrected, and it counts only if outputs come nearer to the
+float model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,108 +28,120 @@ from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.evaluate.fidelity import compare, run_all, run_each
 from quant_core.model import graph
+from quant_core.model.layerwise import LayerwiseRunner
 from quant_core.model.session import open_session, values_of
 from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, QuantPlan
 from quant_core.rewrite.apply import INT32_MAX, Quantized
-from quant_core.rewrite.sequential import Walk
 
-CLOSE_DB = 40.0  # a hundredth of the signal: nobody would see what is left
+# SQNR of the outputs in dB above which biases are left alone: the error is a hundredth of the
+# signal; not tuned
+CLOSE_DB = 40.0
 
 
-def settled(
+@dataclass(frozen=True, slots=True, eq=False)
+class IntegerBias:
+    """A bias as constants of the model: int32 values (C,) and their float scale, (C,) or ()."""
+
+    values: ir.Value
+    scale: ir.Value
+
+
+def tune_biases(
     model: ir.Model, quantized: Quantized, plan: QuantPlan, samples: Samples
 ) -> Quantized | None:
-    """A copy of the quantized model with other int32 biases; `model` is its float original.
+    """A copy of the quantized model with corrected int32 biases; `model` is its float original.
 
-    None if there are no such biases, outputs are close to float's already, a part of the model does not run by itself,
-    or outputs come no nearer.
+    None if no node has such a bias, outputs are close to the float model's already, a part of the
+    model does not run by
+    itself, or outputs come no nearer. Raises: ModelError if one of the models does not run.
     """
     copy = quantized.model.clone()
-    biases = _biases(copy, {n.node for n in plan.nodes if n.compute == Compute.STATIC})
+    biases = _integer_biases(copy, {n.node for n in plan.nodes if n.compute == Compute.STATIC})
     if not biases:
         return None
     reference = run_all(open_session(model), samples)
-    before = _sqnr_db(quantized.model, reference, samples)
-    if before > CLOSE_DB:
+    before_db = _sqnr_db(quantized.model, reference, samples)
+    if before_db > CLOSE_DB:
         return None
     try:
-        _settle(model, copy, biases, samples)
-    except ModelError:  # an operator between sequences, say
+        _correct(model, copy, biases, samples)
+    except ModelError:  # a part that does not run by itself, such as an operator between sequences
         return None
-    if _sqnr_db(copy, reference, samples) <= before:
+    if _sqnr_db(copy, reference, samples) <= before_db:
         return None
-    twins = {n.name: n for g in graph.graphs_of(copy) for n in g}
-    written = {planned: twins[node.name] for planned, node in quantized.written.items()}
+    copies = {n.name: n for g in graph.graphs_of(copy) for n in g}
+    written = {planned: copies[node.name] for planned, node in quantized.written.items()}
     return replace(quantized, model=copy, written=written)
 
 
-def _settle(
-    model: ir.Model,
-    copy: ir.Model,
-    biases: Mapping[ir.Node, tuple[ir.Value, ir.Value]],
-    samples: Samples,
+def _correct(
+    model: ir.Model, copy: ir.Model, biases: Mapping[ir.Node, IntegerBias], samples: Samples
 ) -> None:
-    """Move the biases of the copy, in graph order."""
-    twins = {
-        n.name: str(n.outputs[0].name) for n in model.graph
-    }  # an output's name may have moved behind its Q
-    wanted = _means(model, [twins[n.name] for n in biases], samples)
-    walk = Walk((copy,), samples)
+    """Corrects the biases of the copy in graph order, each by whole steps of its scale."""
+    # by the node's name: the name of its output may stand behind a QuantizeLinear in the copy
+    float_outputs = {n.name: str(n.outputs[0].name) for n in model.graph}
+    float_means = _sample_means(model, [float_outputs[n.name] for n in biases], samples)
+    runner = LayerwiseRunner((copy,), samples)
     kept = np.arange(len(samples))
-    for node, (q, scale) in biases.items():
-        out = str(node.outputs[0].name)
-        walk.advance({out})
-        (states,) = walk.states
-        while len(kept) > len(states):
+    for node, bias in biases.items():
+        output = str(node.outputs[0].name)
+        runner.run_until({output})
+        (states,) = runner.states
+        while len(kept) > len(states):  # the runner dropped every second sample, for memory
             kept = kept[::2]
-        shift = wanted[twins[node.name]][kept].mean(0) - np.mean(
-            [_mean(s[out]) for s in states], axis=0
-        )
-        steps = np.rint(shift / graph.array(scale))
-        old = graph.array(q).astype(np.float64)
+        wanted = float_means[float_outputs[node.name]][kept].mean(0)
+        found = np.mean([_channel_means(state[output]) for state in states], axis=0)
+        scale = graph.array(bias.scale)
+        old = graph.array(bias.values).astype(np.float64)
+        steps = np.rint((wanted - found) / scale)
         new = np.clip(old + steps, -INT32_MAX, INT32_MAX)
-        q.const_value = ir.tensor(new.astype(np.int32), name=q.name)
-        moved = ((new - old) * graph.array(scale)).astype(np.float32)
+        bias.values.const_value = ir.tensor(new.astype(np.int32), name=bias.values.name)
+
+        # this node has run already, so that its output is corrected too
+        shift = ((new - old) * scale).astype(np.float32)
         for state in states:
-            state[out] = state[out] + moved.reshape(-1, *[1] * (state[out].ndim - 2))
+            spatial = (1,) * (state[output].ndim - 2)
+            state[output] = state[output] + shift.reshape(-1, *spatial)
 
 
-def _biases(model: ir.Model, static: set[str]) -> dict[ir.Node, tuple[ir.Value, ir.Value]]:
-    """Node -> the integers of its bias and their scale, where both are constants."""
+def _integer_biases(model: ir.Model, static: set[str]) -> dict[ir.Node, IntegerBias]:
+    """Node -> its bias, in graph order, where a DequantizeLinear of constants makes it."""
     found = {}
     for node in model.graph:
         position = RULES[node.op_type].bias if node.name in static else None
-        bias = (
-            node.inputs[position] if position is not None and len(node.inputs) > position else None
-        )
+        if position is None or len(node.inputs) <= position or not node.outputs[0].name:
+            continue
+        bias = node.inputs[position]
         source = bias.producer() if bias is not None else None
-        if source is not None and source.op_type == "DequantizeLinear" and node.outputs[0].name:
-            q, scale = graph.value(source.inputs[0]), graph.value(source.inputs[1])
-            if graph.is_constant(q) and graph.is_constant(scale):
-                found[node] = q, scale
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        values, scale = graph.value(source.inputs[0]), graph.value(source.inputs[1])
+        if graph.is_constant(values) and graph.is_constant(scale):
+            found[node] = IntegerBias(values, scale)
     return found
 
 
-def _means(
+def _sample_means(
     model: ir.Model, tensors: Collection[str], samples: Samples
 ) -> dict[str, NDArray[np.float64]]:
-    """Tensor -> the mean of each channel in each sample (samples, C)."""
-    rows = [
-        {name: _mean(values[name]) for name in tensors}
-        for values in values_of(model, tensors, samples)
-    ]
-    return {name: np.stack([row[name] for row in rows]) for name in tensors}
+    """Tensor -> the mean of each channel in each sample, (samples, C)."""
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in tensors}
+    for values in values_of(model, tensors, samples):
+        for name in found:
+            found[name].append(_channel_means(values[name]))
+    return {name: np.stack(rows) for name, rows in found.items()}
+
+
+def _channel_means(x: NDArray[Any]) -> NDArray[np.float64]:
+    """(C,) of a tensor (N, C, ...)."""
+    axes = (0, *range(2, x.ndim))
+    return np.asarray(x.mean(axes, dtype=np.float64))
 
 
 def _sqnr_db(model: ir.Model, reference: list[list[NDArray[Any]]], samples: Samples) -> float:
+    """SQNR of the worst output in dB; -inf if no output can be compared."""
     session = open_session(model)
-    found = compare(
-        reference, run_each(session, samples), [o.name for o in session.get_outputs()]
-    ).sqnr_db
+    outputs = [o.name for o in session.get_outputs()]
+    found = compare(reference, run_each(session, samples), outputs).sqnr_db
     return -np.inf if found is None else found
-
-
-def _mean(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Of each channel, axis 1."""
-    return np.asarray(x.mean((0, *range(2, x.ndim)), dtype=np.float64))

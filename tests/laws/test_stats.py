@@ -1,4 +1,7 @@
-"""The law of calibration: however samples are split, batched or ordered, the statistic is the same to the last bit."""
+"""The law of calibration: however samples are split, batched or ordered, statistics are the same.
+
+They are the same to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -154,9 +157,9 @@ def test_a_thinned_histogram_obeys_the_law_and_keeps_the_exact_ends() -> None:
     x = np.random.default_rng(1).normal(0, 1, (6, 8, 80, 80)).astype(np.float32)
     together, apart = TensorStats(), [TensorStats() for _ in x]
 
-    together.update(x, part=thinned(x, 1, 256))
+    together.update(x, counted=thinned(x, 1, 256))
     for stats, sample in zip(apart, x, strict=True):
-        stats.update(sample[None], part=thinned(sample[None], 1, 256))
+        stats.update(sample[None], counted=thinned(sample[None], 1, 256))
 
     assert reduce(TensorStats.merge, apart) == together
     assert (together.lo, together.hi) == (x.min(), x.max())

@@ -1,4 +1,4 @@
-"""Channels between Convs become more alike, the model computes what it did, and the integers come nearer to it."""
+"""Equalization makes channels between Convs more alike, while the model computes the same."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import onnx_ir as ir
 import pytest
 
 from quant_core.api import quantize_model, validate_model
-from quant_core.calibrate.equalize import METADATA, as_equalized, bonds, channel_maxima, equalized
-from quant_core.calibrate.gram import ScaledGrams, grams, sites_of
+from quant_core.calibrate.equalize import (
+    METADATA,
+    channel_maxima,
+    equalize,
+    equalized_like,
+    scale_groups,
+)
+from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model.session import open_session
@@ -31,15 +37,17 @@ ARRAYS = weights(
     k=(16, 4, 1, 1),
     s=(16, 3, 1, 1),
 )
-FREE = {
+SCALABLE = {
     "a Relu between": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u, b) r = Relu(a) y = Conv(r, v) }}", 1),
     "depthwise": (
-        f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) e = Conv<group = 16>(r, d) y = Conv(e, v) }}",
+        f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) e = Conv<group = 16>(r, d) "
+        f"y = Conv(e, v) }}",
         2,
     ),
     "groups": (f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Relu(a) y = Conv<group = 4>(r, k) }}", 1),
     "a shortcut": (
-        f"{INPUT} => {VECTOR} {{ a = Conv(x, u, b) r = Relu(a) e = Conv(r, v) f = Add(e, r) g = Relu(f) "
+        f"{INPUT} => {VECTOR} {{ a = Conv(x, u, b) r = Relu(a) e = Conv(r, v) f = Add(e, r) "
+        f"g = Relu(f) "
         "p = GlobalAveragePool(g) q = Flatten(p) y = Gemm(q, w) }",
         1,
     ),
@@ -49,14 +57,17 @@ FREE = {
         1,
     ),
 }
-BOUND = {
+NOT_SCALABLE = {
     "a Clip": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Clip(a, zero, six) y = Conv(r, v) }}",
     "a Sigmoid": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Sigmoid(a) y = Conv(r, v) }}",
-    "an output": f"{INPUT} => (float[n,c,h,w] y, float[n,c,h,w] r) {{ a = Conv(x, u) r = Relu(a) y = Conv(r, v) }}",
+    "an output": f"{INPUT} => (float[n,c,h,w] y, float[n,c,h,w] r) {{ a = Conv(x, u) r = Relu(a) "
+    f"y = Conv(r, v) }}",
     "an input": f"{INPUT} => {IMAGE} {{ a = Conv(x, t) r = Relu(a) f = Add(r, x) y = Conv(f, s) }}",
     "a constant": f"{INPUT} => {IMAGE} {{ a = Conv(x, u) r = Add(a, one) y = Conv(r, v) }}",
-    "a weight that two share": f"{INPUT} => {IMAGE} {{ a = Conv(x, s) r = Relu(a) e = Conv(r, v) y = Conv(e, v) }}",
-    "a flattened image": f"{INPUT} => {VECTOR} {{ a = Conv(x, u) r = Relu(a) q = Flatten(r) y = MatMul(q, big) }}",
+    "a weight that two share": f"{INPUT} => {IMAGE} {{ a = Conv(x, s) r = Relu(a) e = Conv(r, v) "
+    f"y = Conv(e, v) }}",
+    "a flattened image": f"{INPUT} => {VECTOR} {{ a = Conv(x, u) r = Relu(a) q = Flatten(r) "
+    f"y = MatMul(q, big) }}",
 }
 
 
@@ -66,11 +77,11 @@ def model_of(text: str) -> ir.Model:
     named = {
         n: a for n, a in {**arrays, **numbers}.items() if any(f" {n}{end}" in text for end in ",)")
     }
-    loud = np.where(np.arange(16) < 8, 100, 1).astype(np.float32).reshape(-1, 1, 1)
+    scale = np.where(np.arange(16) < 8, 100, 1).astype(np.float32).reshape(-1, 1, 1)
     if "u" in named:
-        named["u"] = named["u"] * loud[..., None]
+        named["u"] = named["u"] * scale[..., None]
     if "v" in named:  # what reads them makes up for it
-        named["v"] = named["v"] / loud
+        named["v"] = named["v"] / scale
     return normalized(sketch(text, named))
 
 
@@ -78,47 +89,47 @@ def run(model: ir.Model) -> np.ndarray:
     return open_session(ir.to_proto(model).SerializeToString()).run(None, {"x": X})[0]
 
 
-@pytest.mark.parametrize("case", FREE)
+@pytest.mark.parametrize("case", SCALABLE)
 def test_an_equalized_model_computes_the_same_from_channels_more_alike(case: str) -> None:
-    text, count = FREE[case]
+    text, count = SCALABLE[case]
     model = model_of(text)
-    before = run(model)
+    output = run(model)
 
-    made, _ = equalized(model, [{"x": X}]) or (None, {})
+    made, _ = equalize(model, [{"x": X}]) or (None, {})
 
     assert made is not None
-    assert len(bonds(model)) == count
-    np.testing.assert_allclose(run(made), before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
-    np.testing.assert_array_equal(run(model), before)
-    quiet, even = (channel_maxima(m, {"r"}, [{"x": X}])["r"] for m in (model, made))
-    assert even.max() / even.min() < 0.5 * quiet.max() / quiet.min()
+    assert len(scale_groups(model)) == count
+    np.testing.assert_allclose(run(made), output, rtol=1e-4, atol=1e-4 * np.abs(output).max())
+    np.testing.assert_array_equal(run(model), output)
+    before, after = (channel_maxima(m, {"r"}, [{"x": X}])["r"] for m in (model, made))
+    assert after.max() / after.min() < 0.5 * before.max() / before.min()
 
 
-@pytest.mark.parametrize("case", FREE)
-def test_gram_matrices_of_evened_channels_need_no_samples(case: str) -> None:
-    model = model_of(FREE[case][0])
-    made, grown = equalized(model, [{"x": X}]) or (model, {})
-    sites = sites_of(model, make_plan(model, QuantConfig(), TARGETS["x86-vnni"]))
-    first = grams(model, sites, [{"x": X}])
+@pytest.mark.parametrize("case", SCALABLE)
+def test_gram_matrices_of_an_equalized_model_need_no_samples(case: str) -> None:
+    model = model_of(SCALABLE[case][0])
+    made, factors = equalize(model, [{"x": X}]) or (model, {})
+    inputs = matmul_inputs(model, make_plan(model, QuantConfig(), TARGETS["x86-vnni"]))
+    first = gram_matrices(model, inputs, [{"x": X}])
 
-    scaled = ScaledGrams(first, sites, grown)
+    scaled = ScaledGrams(first, inputs, factors)
 
-    measured = grams(made, sites, [{"x": X}])
-    assert len(grown) >= 2
+    measured = gram_matrices(made, inputs, [{"x": X}])
+    assert len(factors) >= 2
     assert list(scaled) == list(measured)
     for node, gram in scaled.items():
         np.testing.assert_allclose(gram, measured[node], rtol=1e-3, atol=1e-5 * np.abs(gram).max())
 
 
-@pytest.mark.parametrize("case", BOUND)
-def test_channels_that_something_else_reads_stay_as_they_are(case: str) -> None:
-    assert equalized(model_of(BOUND[case]), [{"x": X}]) is None
+@pytest.mark.parametrize("case", NOT_SCALABLE)
+def test_channels_around_an_operator_that_passes_no_scale_on_stay_as_they_are(case: str) -> None:
+    assert equalize(model_of(NOT_SCALABLE[case]), [{"x": X}]) is None
 
 
-def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_bytes(
+def test_equalization_is_done_where_it_helps_and_its_plan_makes_the_same_bytes(
     tmp_path: Path,
 ) -> None:
-    proto = ir.to_proto(model_of(FREE["a Relu between"][0]))
+    proto = ir.to_proto(model_of(SCALABLE["a Relu between"][0]))
     onnx.save(proto, tmp_path / "m.onnx")
     config = QuantConfig.from_dict({"mode": "static", "target": "x86-vnni"})
 
@@ -138,26 +149,32 @@ def test_it_is_done_where_it_helps_and_the_plan_that_says_so_makes_the_same_byte
     } == told
 
 
-def test_a_model_made_of_one_whose_channels_were_evened_out_tells_of_them() -> None:
-    model = model_of(FREE["a shortcut"][0])
-    made, _ = equalized(model, [{"x": X}]) or (model, {})
+def test_the_metadata_of_an_equalized_model_is_enough_to_equalize_its_original() -> None:
+    model = model_of(SCALABLE["a shortcut"][0])
+    made, _ = equalize(model, [{"x": X}]) or (model, {})
 
-    again = as_equalized(model, made)
+    again = equalized_like(model, made)
 
-    assert as_equalized(made, made) is made
-    assert as_equalized(model, model) is model
+    assert equalized_like(made, made) is made
+    assert equalized_like(model, model) is model
     np.testing.assert_array_equal(run(again), run(made))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
-    [("[", "cannot be read"), ('["r"]', "cannot be read"), ('{"a": "?"}', "cannot be read"), ('{"a": 1}', "cannot"),
-     ('{"a": "ADwAPA=="}', "other channels of a"), ('{"b": ""}', "other channels of b")],
-)  # fmt: skip
-def test_metadata_that_is_not_about_the_model_is_refused(text: str, told: str) -> None:
-    model = model_of(FREE["a Relu between"][0])
+    ("text", "problem"),
+    [
+        ("[", "cannot be read"),
+        ('["r"]', "cannot be read"),
+        ('{"a": "?"}', "cannot be read"),
+        ('{"a": 1}', "cannot be read"),
+        ('{"a": "ADwAPA=="}', "other channels of a"),
+        ('{"b": ""}', "other channels of b"),
+    ],
+)
+def test_metadata_that_is_not_about_the_model_is_refused(text: str, problem: str) -> None:
+    model = model_of(SCALABLE["a Relu between"][0])
     other = model.clone()
     other.metadata_props[METADATA] = text
 
-    with pytest.raises(ModelError, match=told):
-        as_equalized(model, other)
+    with pytest.raises(ModelError, match=problem):
+        equalized_like(model, other)

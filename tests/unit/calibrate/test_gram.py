@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.calibrate.gram import LEAST_ROWS, grams, sites_of
+from quant_core.calibrate.gram import MIN_GRAM_ROWS, gram_matrices, matmul_inputs
 from quant_core.config import QuantConfig
 from quant_core.numerics.weights import layout_of
 from quant_core.plan.make import make_plan
@@ -22,7 +22,7 @@ def measured(model: onnx.ModelProto, feeds: list) -> tuple[ir.Node, np.ndarray]:
     """The one anchor of a model, and its Gram matrices."""
     graph = normalized(model)
     plan = make_plan(graph, QuantConfig(mode="static"), TARGETS["x86-avx2"])
-    found = grams(model.SerializeToString(), sites_of(graph, plan), feeds)
+    found = gram_matrices(model.SerializeToString(), matmul_inputs(graph, plan), feeds)
     return graph.graph[0], found["y"]
 
 
@@ -48,16 +48,17 @@ def outputs(model: onnx.ModelProto, feeds: list) -> np.ndarray:
     ],
 )
 def test_a_conv_output_has_the_variance_that_the_gram_matrix_says(attributes, shape):
-    """Var[w . x] = w^T G w, whatever the weight: so the rows are im2col's, in the order of the weight's columns."""
-    model = sketch(f"{IMAGE} {{ y = Conv<{attributes}kernel_shape = [{shape[2]}, {shape[3]}]>(x, w) }}",
-                   {"w": RNG.standard_normal(shape, np.float32)})  # fmt: skip
+    """Var[w . x] = w^T G w for any w, if rows are im2col's in the weight's column order."""
+    kernel = f"kernel_shape = [{shape[2]}, {shape[3]}]"
+    weight = RNG.standard_normal(shape, np.float32)
+    model = sketch(f"{IMAGE} {{ y = Conv<{attributes}{kernel}>(x, w) }}", {"w": weight})
     feeds = [{"x": feed["x"] + 1} for feed in (random_feed(model, seed) for seed in range(3))]
 
     node, gram = measured(model, feeds)
 
     rows = layout_of(node, 4).matrix(node.inputs[1].const_value.numpy()).astype(np.float64)
     grouped = rows.reshape(len(gram), -1, rows.shape[1])
-    assert len(outputs(model, feeds)) <= LEAST_ROWS  # so that every row counts
+    assert len(outputs(model, feeds)) <= MIN_GRAM_ROWS  # so that every row counts
     np.testing.assert_allclose(
         np.einsum("gok,gkl,gol->go", grouped, gram[:, 0], grouped).ravel(),
         outputs(model, feeds).var(0),

@@ -108,7 +108,8 @@ def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
         "", "Gemm", [ir.Value(name="x"), weight], [ir.AttrInt64("transB", 1)], name="gemm"
     )
     rounding = Rounding(
-        QuantConfig(bits=4, block_size=16), Statistics(grams={"gemm": np.stack([[np.eye(50)] * 2])})
+        QuantConfig(bits=4, block_size=16),
+        Statistics(gram_matrices={"gemm": np.stack([[np.eye(50)] * 2])}),
     )
 
     found = rounding.integers(node, weight, Storage.INT4, safe=True).integers

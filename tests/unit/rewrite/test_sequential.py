@@ -1,4 +1,4 @@
-"""Layers rounded one after the other make up for the layers before them."""
+"""Layers that are rounded one after the other make up for the errors of the layers before them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.calibrate.gram import grams, sites_of
+from quant_core.calibrate.gram import gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
-from quant_core.rewrite.sequential import _chance, follow
+from quant_core.rewrite.sequential import round_sequentially, shrinkage
 from tests.models import normalized, random_feed, sketch
 
-WAYS = {
-    "a chain": "a = Conv<pads = [1, 1, 1, 1]>(x, w, b)  r = Relu(a)  c = Conv(r, v)  y = GlobalAveragePool(c)",
-    "a shortcut": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(a)  c = Conv<pads = [1, 1, 1, 1]>(r, w)"
+NETWORKS = {
+    "a chain": "a = Conv<pads = [1, 1, 1, 1]>(x, w, b)  r = Relu(a)  c = Conv(r, v)"
+    "  y = GlobalAveragePool(c)",
+    "a shortcut": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(a) "
+    " c = Conv<pads = [1, 1, 1, 1]>(r, w)"
     "  s = Add(c, x)  d = Conv(s, v)  y = GlobalAveragePool(d)",
-    "a branch": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  m = ReduceMean<keepdims = 0>(a)  z = Greater(m, zero)"
+    "a branch": "a = Conv<pads = [1, 1, 1, 1]>(x, w)  m = ReduceMean<keepdims = 0>(a) "
+    " z = Greater(m, zero)"
     "  c = If(z) <then_branch = t () => (float[n,8,h,k] p) { p = Relu(a) },"
-    " else_branch = e () => (float[n,8,h,k] o) { o = Neg(a) }>  d = Conv(c, v)  y = GlobalAveragePool(d)",
+    " else_branch = e () => (float[n,8,h,k] o) { o = Neg(a) }>  d = Conv(c, v) "
+    " y = GlobalAveragePool(d)",
 }
 
 
-def network(way: str) -> onnx.ModelProto:
+def network(name: str) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     weights = {
         "w": rng.standard_normal((8, 8, 3, 3), np.float32) / 8,
@@ -35,8 +39,10 @@ def network(way: str) -> onnx.ModelProto:
         "b": rng.standard_normal(8).astype(np.float32),
         "zero": np.float32(0),
     }
-    used = {k: v for k, v in weights.items() if f"{k}," in WAYS[way] or f"{k})" in WAYS[way]}
-    return sketch(f"(float[n,8,6,6] x) => (float[n,12,1,1] y) {{ {WAYS[way]} }}", used)
+    used = {
+        k: v for k, v in weights.items() if f"{k}," in NETWORKS[name] or f"{k})" in NETWORKS[name]
+    }
+    return sketch(f"(float[n,8,6,6] x) => (float[n,12,1,1] y) {{ {NETWORKS[name]} }}", used)
 
 
 def noise(model: ir.Model, reference: onnx.ModelProto, feeds: list) -> float:
@@ -44,67 +50,87 @@ def noise(model: ir.Model, reference: onnx.ModelProto, feeds: list) -> float:
     return sum(float(((a.run(None, f)[0] - b.run(None, f)[0]) ** 2).sum()) for f in feeds)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_following_rounded_inputs_is_nearer_than_rounding_each_layer_alone(way):
-    proto = network(way)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sequential_rounding_is_nearer_than_rounding_each_layer_alone(name):
+    proto = network(name)
     model = normalized(proto)
     config = QuantConfig(bits=4, mode="weight_only", layer_bits={"*": 4})
     plan = make_plan(model, config, TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(24)]
     stats = observe(proto.SerializeToString(), plan, feeds)
 
-    followed = follow(model, plan, stats, feeds)
+    sequential = round_sequentially(model, plan, stats, feeds)
     alone = Statistics(
-        stats.tensors, stats.means, grams(proto.SerializeToString(), sites_of(model, plan), feeds)
+        stats.tensors,
+        stats.means,
+        gram_matrices(proto.SerializeToString(), matmul_inputs(model, plan), feeds),
     )
 
-    assert set(followed.aims) == set(sites_of(model, plan))
-    assert noise(apply_plan(model, plan, followed).model, proto, feeds) < noise(
+    assert set(sequential.rounding_targets) == set(matmul_inputs(model, plan))
+    assert noise(apply_plan(model, plan, sequential).model, proto, feeds) < noise(
         apply_plan(model, plan, alone).model, proto, feeds
     )
 
 
-def test_the_first_layer_aims_at_its_own_weight_and_the_model_is_left_alone():
+def test_the_target_of_the_first_layer_is_its_own_weight_and_the_model_stays_as_it_is():
     proto = network("a chain")
     model = normalized(proto)
     before = ir.to_proto(model).SerializeToString()
     plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 
-    aims = follow(model, plan, observe(before, plan, feeds), feeds).aims
+    targets = round_sequentially(model, plan, observe(before, plan, feeds), feeds).rounding_targets
 
-    first, second = (aims[str(n.name)] for n in model.graph if n.op_type == "Conv")
+    first, second = (targets[str(n.name)] for n in model.graph if n.op_type == "Conv")
     weight = (
         onnx.numpy_helper.to_array(proto.graph.initializer[0]).transpose(0, 2, 3, 1).reshape(8, -1)
     )
-    np.testing.assert_allclose(first.rows, weight, atol=1e-6)
-    assert np.abs(second.rows).max() > 0
+    np.testing.assert_allclose(first.weight, weight, atol=1e-6)
+    assert np.abs(second.weight).max() > 0
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_what_few_rows_say_of_inputs_that_have_nothing_in_common_is_chance():
+def test_shrinkage_is_high_for_independent_inputs_and_low_for_correlated_ones():
     rng = np.random.default_rng(0)
-    apart, together = rng.standard_normal((2, 1, 1, 256, 32), dtype=np.float32)
-    together += 3 * together[..., :1]
+    independent, correlated = rng.standard_normal((2, 1, 1, 256, 32), dtype=np.float32)
+    correlated += 3 * correlated[..., :1]
 
-    chances = [
-        float(_chance(x, x.swapaxes(2, 3) @ x.astype(float) / 256, 16)[0, 0])
-        for x in (apart, together)
-    ]
+    high, low = (
+        shrinkage(x, x.swapaxes(2, 3) @ x.astype(float) / 256, batches=16).item()
+        for x in (independent, correlated)
+    )
 
-    assert chances[0] > 0.8
-    assert chances[1] < 0.1
+    assert high > 0.8
+    assert low < 0.1
 
 
-def test_depthwise_weights_in_8_bits_have_no_aim():
+@pytest.mark.parametrize("k", [4, 64])
+def test_shrinkage_is_the_estimated_variance_over_the_square_of_off_diagonal_elements(k):
+    rows = np.random.default_rng(1).standard_normal((1, 1, 60, k), dtype=np.float32)
+    rows += rows[..., :1]
+    x = rows[0, 0].astype(np.float64)
+    off_diagonal = ~np.eye(k, dtype=bool)
+    products = np.array([(batch.T @ batch)[off_diagonal] for batch in np.split(x, 6)])
+    variance_of_sum = 6 * products.var(axis=0, ddof=1)
+
+    found = shrinkage(rows, (x.T @ x / 60)[None, None], batches=6).item()
+
+    expected = variance_of_sum.sum() / np.square(products.sum(axis=0)).sum()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_depthwise_weights_in_8_bits_have_no_rounding_target():
     proto = sketch(
-        "(float[n,8,6,6] x) => (float[n,12,6,6] y) { d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, w) y = Conv(d, v) }",
+        "(float[n,8,6,6] x) => (float[n,12,6,6] y) { "
+        "d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, w) y = Conv(d, v) }",
         {"w": np.ones((8, 1, 3, 3), np.float32), "v": np.ones((12, 8, 1, 1), np.float32)},
     )
     model = normalized(proto)
     plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 
-    aims = follow(model, plan, observe(proto.SerializeToString(), plan, feeds), feeds).aims
+    targets = round_sequentially(
+        model, plan, observe(proto.SerializeToString(), plan, feeds), feeds
+    ).rounding_targets
 
-    assert list(aims) == [model.graph[1].name]
+    assert list(targets) == [model.graph[1].name]

@@ -1,4 +1,4 @@
-"""Biases take up what the quantized model leaves of each mean, where that brings outputs nearer to float's."""
+"""Tuned biases absorb the mean error of a quantized model, where outputs come nearer by it."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
-from quant_core.search.tune_biases import settled
+from quant_core.search.tune_biases import tune_biases
 from tests.models import normalized, sketch
 
-WAYS = {
-    "convolutions": "(float[n,6,8,8] x) => (float[n,6,8,8] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)"
+NETWORKS = {
+    "convolutions": "(float[n,6,8,8] x) => (float[n,6,8,8] y) { "
+    "a = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)"
     " c = Conv<pads = [1, 1, 1, 1]>(r, v, b) s = Relu(c) y = Conv<pads = [1, 1, 1, 1]>(s, u, b) }",
-    "matrices": "(float[n,6] x) => (float[n,6] y) { a = Gemm(x, w, b) r = Relu(a) c = Gemm(r, v, b) s = Relu(c)"
+    "matrices": "(float[n,6] x) => (float[n,6] y) { a = Gemm(x, w, b) r = Relu(a) "
+    "c = Gemm(r, v, b) s = Relu(c)"
     " y = Gemm(s, u, b) }",
 }
 
 
-def network(way: str) -> onnx.ModelProto:
+def network(name: str) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    shape = (6, 6, 3, 3) if way == "convolutions" else (6, 6)
+    shape = (6, 6, 3, 3) if name == "convolutions" else (6, 6)
     arrays = {k: rng.standard_normal(shape).astype(np.float32) / 3 for k in "wvu"}
-    return sketch(WAYS[way], arrays | {"b": rng.standard_normal(6).astype(np.float32)})
+    return sketch(NETWORKS[name], arrays | {"b": rng.standard_normal(6).astype(np.float32)})
 
 
-def problem(way: str) -> tuple[ir.Model, ir.Model, object, Samples]:
+def problem(name: str) -> tuple[ir.Model, ir.Model, object, Samples]:
     """A float model, a quantized one whose biases are all a little wrong, its plan, and samples."""
-    proto = network(way)
+    proto = network(name)
     model = normalized(proto)
     plan = make_plan(model, QuantConfig(mode="static"), TARGETS["x86-avx2"])
     x = np.random.default_rng(1).standard_normal(
-        (24, 6, *[8] * (way == "convolutions") * 2), dtype=np.float32
+        (24, 6, *[8] * (name == "convolutions") * 2), dtype=np.float32
     )
     samples = open_samples(SampleSpec({"x": x}), input_specs(proto.SerializeToString()))
     quantized = apply_plan(model, plan, observe(model, plan, samples))
@@ -58,23 +60,23 @@ def means(model: ir.Model, samples: Samples) -> np.ndarray:
     return y.mean((0, *range(2, y.ndim)))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_means_come_back_to_those_of_float_and_what_was_given_is_left_alone(way):
-    model, quantized, plan, samples = problem(way)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mean_outputs_come_back_to_those_of_float_and_both_models_stay_as_they_are(name):
+    model, quantized, plan, samples = problem(name)
     before = [ir.to_proto(m).SerializeToString() for m in (model, quantized.model)]
 
-    found = settled(model, quantized, plan, samples)
+    found = tune_biases(model, quantized, plan, samples)
 
     exact, wrong, right = (means(m, samples) for m in (model, quantized.model, found.model))
     assert np.abs(right - exact).max() < np.abs(wrong - exact).max() / 5
     assert [ir.to_proto(m).SerializeToString() for m in (model, quantized.model)] == before
 
 
-def test_biases_that_are_settled_are_not_moved_again_for_nothing():
+def test_tuned_biases_hardly_move_when_they_are_tuned_again():
     model, quantized, plan, samples = problem("convolutions")
 
-    once = settled(model, quantized, plan, samples)
-    twice = settled(model, once, plan, samples)
+    once = tune_biases(model, quantized, plan, samples)
+    twice = tune_biases(model, once, plan, samples)
 
     assert (
         twice is None
@@ -82,14 +84,14 @@ def test_biases_that_are_settled_are_not_moved_again_for_nothing():
     )
 
 
-def test_a_model_without_biases_in_integers_is_not_settled():
+def test_a_model_without_integer_biases_has_none_to_tune():
     model, _, _, samples = problem("matrices")
     plan = make_plan(model, QuantConfig(mode="weight_only"), TARGETS["x86-avx2"])
 
-    assert settled(model, apply_plan(model, plan, None), plan, samples) is None
+    assert tune_biases(model, apply_plan(model, plan, None), plan, samples) is None
 
 
-def test_a_replayed_plan_settles_its_biases_in_the_same_way(tmp_path):
+def test_a_replayed_plan_tunes_its_biases_in_the_same_way(tmp_path):
     onnx.save(network("convolutions"), tmp_path / "float.onnx")
     x = np.random.default_rng(1).standard_normal((24, 6, 8, 8), dtype=np.float32)
 
