@@ -14,7 +14,8 @@ from threading import Semaphore
 from typing import Annotated, Any
 from uuid import uuid4
 
-from flows.runtime.dask import dask_client, how_many_workers, quiet_environment
+from flows.runtime.dask import dask_client, how_many_workers
+from flows.runtime.prefect_api import quiet_environment
 
 quiet_environment()
 

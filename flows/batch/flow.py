@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from flows.runtime.dask import dask_client, how_many_workers, quiet_environment
+from flows.runtime.dask import dask_client, how_many_workers
+from flows.runtime.prefect_api import quiet_environment
 
 quiet_environment()
 

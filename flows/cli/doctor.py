@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from quant_core.plan.targets import cpu_flags, cpu_name, host_target_name
-from quant_core.worker.memory import total_bytes
+from quant_core.worker.memory import total_bytes, usable_cores
 
 PACKAGES = (
     "quantmill", "onnxruntime", "onnx", "onnx_ir", "numpy", "ml_dtypes", "prefect", "fastapi", "sqlalchemy",
@@ -90,11 +90,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def usable_cores() -> int:
-    """Cores this process may run on: fewer than the machine has, in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _order(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -40,7 +41,6 @@ def stopped_at_once() -> Iterator[None]:
     Whatever is finished is in the journal, whatever is not is done again next time, and a polite end would wait for
     native code that cannot be interrupted.
     """
-    from flows.runtime.dask import end_descendants
 
     def stop(number: int) -> None:
         for again in SIGNALS:
@@ -64,6 +64,22 @@ def in_another_thread(work: Callable[[], T]) -> T:
         while not working.done():
             wait([working], timeout=WAKE_S)
         return working.result()
+
+
+def end_descendants() -> None:
+    """Kill every process below this one, at once."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(entry.parent.name)] = int(
+                entry.read_text(errors="replace").rpartition(")")[2].split()[1]
+            )
+    below = {os.getpid()}
+    while found := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= found
+    for pid in below - {os.getpid()}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class _Stopped(BaseException):

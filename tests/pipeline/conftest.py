@@ -22,7 +22,8 @@ FAST = {"benchmark": {"seconds": 0.05}}
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory) -> Iterator[str]:
     """The address of a Dask scheduler with two workers, while Prefect's API answers at PREFECT_API_URL."""
-    from flows.runtime.dask import api_server, local_cluster
+    from flows.runtime.dask import local_cluster
+    from flows.runtime.prefect_api import api_server
 
     home = tmp_path_factory.mktemp("prefect")
     before = {key: os.environ.get(key) for key in ("PREFECT_HOME", "PREFECT_API_URL")}

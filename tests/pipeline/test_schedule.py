@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.runtime.dask import ENVIRONMENT
+from flows.runtime.prefect_api import ENVIRONMENT
 from tests.pipeline.conftest import FAST, save_data, save_model
 
 ROOT = Path(__file__).parents[2]
