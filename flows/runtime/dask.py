@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 OUR_CLUSTER = {
-    # A worker that dies takes its stage with it: an ordinary exception at once, and our retries decide.
+    # A dead worker fails its stage at once; tasks/workers.py decides whether it is tried again.
     "distributed.scheduler.allowed-failures": 0,
-    # Idle workers look at themselves a hundred times a second, which a benchmark beside them would feel.
+    # Idle workers profile themselves a hundred times a second, which would disturb a benchmark.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
@@ -29,35 +29,35 @@ OUR_CLUSTER = {
 WORKER_BYTES = 400 << 20  # of a worker and its child with a small model
 
 
-def how_many_workers(models: int, *asked: int | None) -> int:
-    """The first that is asked for; else as many as there are cores, and no more than the models can use.
+def how_many_workers(models: int, *requested: int | None) -> int:
+    """The first number in `requested`, else as many workers as cores, memory and models allow.
 
-    How many of them work at once is decided by memory (quant_core/room.py). Raises: RequestError for none.
+    How many of them work at once is decided by memory (quant_core/worker/memory.py).
+    Raises: RequestError if fewer than one worker is requested.
     """
-    if said := [workers for workers in asked if workers is not None]:
-        if said[0] < 1:
-            raise RequestError(f"is {said[0]}", "jobs", "At least 1")
-        return said[0]
-    idle = max(1, total_bytes() // WORKER_BYTES)
-    return max(1, min(usable_cores(), idle, 4 * models))
+    for workers in requested:
+        if workers is not None and workers < 1:
+            raise RequestError(f"is {workers}", "jobs", "At least 1")
+        if workers is not None:
+            return workers
+    fit_in_memory = total_bytes() // WORKER_BYTES
+    return max(1, min(usable_cores(), fit_in_memory, 4 * models))
 
 
 @contextlib.contextmanager
 def api_and_dask(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     """Prefect's API and a Dask client, started side by side and ended together.
 
-    `PREFECT_API_URL`, where set, is used instead of a server of our own, `scheduler` instead of a cluster of our own.
+    If PREFECT_API_URL is set, that server is used; if `scheduler` is given, that cluster.
     """
     with contextlib.ExitStack() as stack:
         starting = stack.enter_context(ThreadPoolExecutor(1, "quantmill-dask"))
         server = stack.enter_context(api_server())
         cluster = starting.submit(lambda: stack.enter_context(dask_client(workers, scheduler)))
-        from prefect.settings import (  # while the others start: it takes as long
-            PREFECT_API_URL,
-            temporary_settings,
-        )
+        # Prefect takes as long to import as server and cluster to start.
+        from prefect.settings import PREFECT_API_URL, temporary_settings
 
-        # It may have been imported, and have read the environment, long ago.
+        # Prefect may have been imported, and have read the environment, before the server started.
         stack.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
         client = cluster.result()
         if server is not None:
@@ -67,7 +67,7 @@ def api_and_dask(workers: int, scheduler: str | None = None) -> Iterator[Client]
 
 @contextlib.contextmanager
 def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
-    """A client of the scheduler at that address, or of a cluster on this host that lives as long.
+    """A client of the scheduler at that address, or of a new cluster on this host.
 
     Raises: RequestError if nobody answers at that address.
     """
@@ -77,11 +77,11 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is not None:
-        with _answering(scheduler) as client:
+        with _connected(scheduler) as client:
             _warm_up(client)
             yield client
         return
-    # TLS with keys of its own: a scheduler's port runs any code for whoever on this host connects.
+    # TLS, because a scheduler runs any code for whoever on this host connects to its port.
     cluster = local_cluster(workers, Security.temporary())  # type: ignore[no-untyped-call]
     client = Client(cluster)  # type: ignore[no-untyped-call]
     try:
@@ -106,15 +106,16 @@ def local_cluster(workers: int, security: Any = None) -> LocalCluster:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # None would take the port that others expect theirs on
-            memory_limit=0,  # the child's own limit counts
+            dashboard_address="127.0.0.1:0",  # None takes a well-known port
+            memory_limit=0,  # each stage's child has its own limit
             silence_logs=logging.CRITICAL,
             security=security,
         )
 
 
 @contextlib.contextmanager
-def _answering(scheduler: str) -> Iterator[Client]:
+def _connected(scheduler: str) -> Iterator[Client]:
+    """A client of a scheduler that answers and has workers. Raises: RequestError otherwise."""
     from distributed import Client
 
     try:
@@ -134,7 +135,7 @@ def _answering(scheduler: str) -> Iterator[Client]:
 
 
 def _warm_up(client: Client) -> None:
-    """Let each worker start its child; as a task, because what runs beside tasks would block a worker that is busy."""
+    """Let each worker start its child. It is a task, since anything else blocks a busy worker."""
     from distributed import fire_and_forget
 
     for address in client.scheduler_info(n_workers=-1)["workers"]:
@@ -142,7 +143,7 @@ def _warm_up(client: Client) -> None:
 
 
 def _hide_main() -> None:
-    """multiprocessing imports the parent's main module in every process it starts: all of a user's script, say."""
+    """Keep multiprocessing from importing the main module, which may be a user's script, again."""
     main = sys.modules["__main__"]
     main.__spec__ = None
     with contextlib.suppress(AttributeError):

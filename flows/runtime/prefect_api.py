@@ -19,7 +19,7 @@ from typing import IO
 from quant_core.errors import QuantError
 from quant_core.worker.child import KEPT_ENVIRONMENT
 
-# Before prefect is imported, and only where the user has not said otherwise.
+# Set before prefect is imported, unless the user has set the variable.
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "PREFECT_CLI_COLORS": "false",
 }
 WITH_EMBEDDED_SERVER = {
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a model that fails is told in our words
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a failed model is reported in our own words
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_UI_ENABLED": "false",
@@ -40,14 +40,17 @@ KEPT_HISTORY_BYTES = 256 << 20
 
 
 def quiet_environment() -> None:
-    """Prefect offline and quiet. Call before prefect is imported."""
+    """Make Prefect quiet, and without telemetry. Call this before prefect is imported."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
 
 
 @contextlib.contextmanager
 def api_server() -> Iterator[Server | None]:
-    """A server of our own, unless PREFECT_API_URL names one; for as long, PREFECT_API_URL names ours."""
+    """Start an API server, or yield None if PREFECT_API_URL names one already.
+
+    PREFECT_API_URL names the new server as long as it lives.
+    """
     if os.environ.get("PREFECT_API_URL"):
         quiet_environment()
         yield None
@@ -68,45 +71,52 @@ def api_server() -> Iterator[Server | None]:
 
 
 class Server:
-    """An API server on loopback. A dead one is replaced: the socket is ours, so its clients wait instead of failing."""
+    """An API server process on loopback, which is replaced if it dies.
+
+    The socket belongs to this process, so the clients of a dead server wait instead of failing.
+    """
 
     def __init__(self, home: Path) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/api"
-        self.words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the server
-        self.environment = {key: value for key, value in os.environ.items() if _is_prefects(key)}
+        self.output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
+        self.environment = {key: value for key, value in os.environ.items() if _server_needs(key)}
         self.environment |= {
             "PREFECT_HOME": str(home),
-            "PYTHONPATH": os.pathsep.join(_import_paths()),
+            "PYTHONPATH": os.pathsep.join(_import_path()),
         }
-        self.answered, self.stopping = threading.Event(), threading.Event()
+        self.answered = threading.Event()
+        self.stopping = threading.Event()
         self.process = self._start()
-        self.keeper = threading.Thread(target=self._keep_up, daemon=True)
-        self.keeper.start()
+        self.restarter = threading.Thread(target=self._restart_when_dead, daemon=True)
+        self.restarter.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         descriptor = self.listener.fileno()
         return subprocess.Popen(
             [sys.executable, "-m", "flows.runtime.api_server", str(descriptor)],
             stdin=subprocess.PIPE,
-            stdout=self.words,
-            stderr=self.words,
+            stdout=self.output,
+            stderr=self.output,
             pass_fds=(descriptor,),
             env=self.environment,
             start_new_session=True,
         )
 
-    def _keep_up(self) -> None:
-        """A server that never answered is not tried again: its reason would be the same."""
+    def _restart_when_dead(self) -> None:
+        """Replace a dead server, unless it never answered: it would fail again likewise."""
         while not self.stopping.wait(0.2):
             if self.answered.is_set() and self.process.poll() is not None:
                 self.process = self._start()
 
     def wait(self) -> None:
-        """Until it answers. Raises: QuantError if it died or stayed silent."""
+        """Wait until the server answers.
+
+        Raises: QuantError if it dies, or does not answer within START_UP_S.
+        """
         deadline = time.monotonic() + START_UP_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            # The socket listens from the start, so the first request waits for the answer by itself.
+            # The socket listens from the start, so the first request waits for the server.
             with (
                 contextlib.suppress(OSError),
                 urllib.request.urlopen(f"{self.url}/health", timeout=START_UP_S) as answer,
@@ -115,42 +125,38 @@ class Server:
                     self.answered.set()
                     return
             time.sleep(0.05)
-        self.words.seek(0)
-        lines = self.words.read().decode(errors="replace").strip().splitlines() or [
-            "it left no message"
-        ]
-        raise QuantError(
-            f"Prefect's API did not start: {lines[-1]}",
-            "",
-            "`quantmill doctor` checks the versions",
-        )
+        self.output.seek(0)
+        lines = self.output.read().decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else "it left no message"
+        hint = "`quantmill doctor` checks the versions"
+        raise QuantError(f"Prefect's API did not start: {reason}", "", hint)
 
     def stop(self) -> None:
-        """Killed: it holds nothing that we need, and asking politely takes seconds."""
+        """Kill the server: it holds nothing that we need, and a polite end takes seconds."""
         self.stopping.set()
-        self.keeper.join()
+        self.restarter.join()
         self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.words.close()
+        self.output.close()
         self.listener.close()
 
 
-def _is_prefects(key: str) -> bool:
-    """Whether the server needs that environment variable: it gets no more, as a child does."""
+def _server_needs(key: str) -> bool:
+    """Whether the server gets that environment variable: as a stage's child, it gets no secrets."""
     return key in KEPT_ENVIRONMENT or key == "DO_NOT_TRACK" or key.startswith("PREFECT_")
 
 
 @contextlib.contextmanager
 def _home() -> Iterator[Path]:
-    """A folder that no other server uses meanwhile: two on one SQLite file would wait for each other."""
+    """A folder for one server alone: two servers on one SQLite file would wait for each other."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(os.environ.get("PREFECT_HOME") or cache / "quantmill" / "prefect")
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(home / "quantmill.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:  # a home that cannot be written is no reason to stop
+    except OSError:  # without a home that can be written, a temporary one does
         with tempfile.TemporaryDirectory(prefix="quantmill-prefect-") as folder:
             yield Path(folder)
         return
@@ -169,12 +175,13 @@ def _home() -> Iterator[Path]:
 
 
 def _forget_history(home: Path) -> None:
-    """The embedded server's database only grows, and nobody reads it: start a new one now and then."""
+    """Delete a large database of an earlier server: it only grows, and nobody reads it."""
     database = home / "prefect.db"
     if database.exists() and database.stat().st_size > KEPT_HISTORY_BYTES:
         for path in home.glob("prefect.db*"):
             path.unlink(missing_ok=True)
 
 
-def _import_paths() -> list[str]:
+def _import_path() -> list[str]:
+    """`sys.path`, valid in any working directory."""
     return [str(Path(entry).absolute()) for entry in sys.path]
