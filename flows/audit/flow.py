@@ -32,8 +32,7 @@ from flows.batch.journal import FOLDER, open_journal  # noqa: E402
 from flows.batch.model_run import accuracy_of  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
 from flows.console.summary import says, show_in_prefect, write_summary, wrong  # noqa: E402
-from flows.manifest.jobs import Job, Manifest  # noqa: E402
-from flows.manifest.selection import select  # noqa: E402
+from flows.manifest.jobs import Job, Manifest, select  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402

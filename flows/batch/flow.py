@@ -33,8 +33,7 @@ from flows.batch.journal import FOLDER, Journal, open_journal  # noqa: E402
 from flows.batch.model_run import Making, failed, plain_row  # noqa: E402
 from flows.console.result import AuditResult, BatchResult, Listener  # noqa: E402
 from flows.console.summary import says, show_in_prefect, write_summary, wrong  # noqa: E402
-from flows.manifest.jobs import Job, Manifest, read_manifest  # noqa: E402
-from flows.manifest.selection import select  # noqa: E402
+from flows.manifest.jobs import Job, Manifest, read_manifest, select  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402

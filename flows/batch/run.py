@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from flows.console.result import BatchResult, Listener
-from flows.manifest.jobs import Manifest, read_manifest
+from flows.manifest.jobs import Manifest, read_manifest, select
 from flows.runtime.signals import in_another_thread, stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError, StageError
 from quant_core.text import printable
@@ -35,7 +35,6 @@ def run_batch(
 
     A model that fails is a row of the result. Raises: QuantError if the batch as a whole cannot be worked on.
     """
-    from flows.manifest.selection import select
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     models = len(select(manifest, only))
@@ -63,8 +62,6 @@ def run_batch(
 
 def plan_batch(manifest: Manifest, *, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """What would be done: each model's plan, or its error. Nothing is started but a child, nothing is written."""
-    from flows.manifest.selection import select
-
     try:
         for job in select(manifest, only):
             asked = job.to_dict()
