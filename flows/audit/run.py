@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 on_progress=listener,
             )
     except QuantError as problem:
-        render.explain(problem, as_json)
+        render.print_error(problem, as_json)
         return problem.exit_code
-    render.finished(result, render.audit_table, as_json)
+    render.print_result(result, render.audit_table, as_json)
     return result.exit_code
 
 

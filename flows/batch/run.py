@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=asked.manifest,
         )
     except QuantError as problem:
-        render.explain(problem, as_json)
+        render.print_error(problem, as_json)
         return problem.exit_code
 
 
@@ -127,7 +127,7 @@ def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -
 
     with stopped_at_once(), progress(as_json) as listener:
         result = run_batch(manifest, on_progress=listener, **options)
-    render.finished(result, render.batch_table, as_json)
+    render.print_result(result, render.batch_table, as_json)
     return result.exit_code
 
 
@@ -144,9 +144,9 @@ def _print_plans(manifest: Manifest, only: Sequence[str], as_json: bool) -> int:
             f"{printable(row['model'])} -> {printable(row['output'])}", markup=False
         )
         if row["error"] is None:
-            render.console().print(render.plan(row["plan"]))
+            render.console().print(render.plan_view(row["plan"]))
         else:
-            render.explain(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
+            render.print_error(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
     return int(wrong)
 
 

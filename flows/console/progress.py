@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from flows.console.render import verdict
+from flows.console.render import verdict_text
 from flows.console.result import Listener
 from quant_core.text import printable
 
@@ -63,9 +63,9 @@ def _told(event: Event) -> str:
 
 def _outcome(event: Event) -> Text:
     if event["outcome"] == "failed":
-        return verdict("failed", f"{event['stage']}: {event['error']}")
+        return verdict_text("failed", f"{event['stage']}: {event['error']}")
     word = {"met": "met", "not_met": "not_met"}.get(event["verdict"], event["outcome"])
-    return verdict(str(word), event.get("reason") or "")
+    return verdict_text(str(word), event.get("reason") or "")
 
 
 class _LiveTable:

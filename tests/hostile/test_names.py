@@ -65,7 +65,7 @@ def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
 def test_errors_show_them_however_they_are_printed(capsys):
     error = ModelError(f"bad {EVIL}\nsecond line", EVIL, EVIL)
 
-    render.explain(error, as_json=False)
+    render.print_error(error, as_json=False)
 
     assert is_tame(capsys.readouterr().err)
     assert is_tame(str(error))

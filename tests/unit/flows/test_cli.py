@@ -18,8 +18,8 @@ import typer
 from pyarrow import parquet
 
 from flows.cli import doctor, options
+from flows.cli.command import Answer, register
 from flows.cli.commands import main
-from flows.cli.options import Answer
 from flows.console import render
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
@@ -45,7 +45,7 @@ def typed():
     """A command that takes every group; calling it gives what the options became."""
     app, seen = typer.Typer(), {}
 
-    @options.register(app)
+    @register(app)
     def probe(
         config: QuantConfig, samples: SampleSpec, accuracy: options.AccuracyOptions
     ) -> Answer:
@@ -192,7 +192,7 @@ def test_a_mistyped_line_has_exit_code_2(typed, arguments):
 
 def answering(function):
     app = typer.Typer()
-    options.register(app)(function)
+    register(app)(function)
 
     def run(*arguments):
         try:
@@ -263,8 +263,8 @@ def test_names_from_files_cannot_drive_the_terminal(capsys):
         }
     ]
 
-    render.answer({"target": "portable", "nodes": nodes}, render.plan)
-    render.explain(DataError(evil, evil, evil), as_json=False)
+    render.print_answer({"target": "portable", "nodes": nodes}, render.plan_view)
+    render.print_error(DataError(evil, evil, evil), as_json=False)
 
     out, err = capsys.readouterr()
     for text in (out, err):
@@ -284,13 +284,13 @@ def test_a_table_in_a_pipe_is_not_squeezed(capsys):
         }
     ]
 
-    render.answer({"target": "portable", "nodes": rows}, render.plan)
+    render.print_answer({"target": "portable", "nodes": rows}, render.plan_view)
 
     assert "block/" * 20 in capsys.readouterr().out
 
 
 def test_a_batch_tells_what_makes_a_verdict_doubtful(capsys):
-    render.answer(
+    render.print_answer(
         [{"model": "m", "outcome": "done", "verdict": "met", "note": "only guesses"}],
         render.batch_table,
     )
@@ -299,19 +299,19 @@ def test_a_batch_tells_what_makes_a_verdict_doubtful(capsys):
 
 
 def test_sizes_and_shares_read_as_a_person_writes_them():
-    assert (render.size(1234), render.size(2_500_000), render.size(None)) == (
+    assert (render.format_size(1234), render.format_size(2_500_000), render.format_size(None)) == (
         "1.2 kB",
         "2.50 MB",
         "",
     )
-    assert [render.ratio(4, after) for after in (1, 4, 8, None)] == [
+    assert [render.format_ratio(4, after) for after in (1, 4, 8, None)] == [
         "4.00x smaller",
         "1.00x smaller",
         "2.00x larger",
         "",
     ]
-    assert (render.percent(0.98765), render.percent(None)) == ("98.77 %", "")
-    assert (render.ms(1.23456), render.ms(None)) == ("1.23 ms", "")
+    assert (render.format_percent(0.98765), render.format_percent(None)) == ("98.77 %", "")
+    assert (render.format_ms(1.23456), render.format_ms(None)) == ("1.23 ms", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -327,9 +327,12 @@ def test_a_command_line_without_a_command_is_answered_with_help(capsys):
 
 
 def test_doctor_names_versions_that_are_known_not_to_work():
-    assert doctor.broken({"fastapi": "0.150.0", "sqlalchemy": "2.0.58", "prefect": "3.8.8"}) == []
+    assert (
+        doctor.known_problems({"fastapi": "0.150.0", "sqlalchemy": "2.0.58", "prefect": "3.8.8"})
+        == []
+    )
 
-    found = doctor.broken(
+    found = doctor.known_problems(
         {"fastapi": "0.165.0", "sqlalchemy": "2.1.0b1", "prefect": "3.9.0", "dask": None}
     )
 
