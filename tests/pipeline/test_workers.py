@@ -14,7 +14,7 @@ from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError, StageReason
 from quant_core.worker.child import MAX_WORKER_DEATHS, run_stage, shut_down
 from tasks.workers import BARE_BYTES, NEIGHBOURS, Workers
-from tests.unit.worker.test_child import wait_until
+from tests.processes import wait_until
 
 STAGES = "tests.odd_stages"
 
@@ -26,9 +26,9 @@ def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path):
         killer = threads.submit(
             workers.run, "kill_the_worker", "bad", {"ready": str(tmp_path / "ready")}
         )
-        wait_until(lambda: any(mark.stat().st_size for mark in tmp_path.iterdir()), 30)
+        wait_until(lambda: any(mark.stat().st_size for mark in tmp_path.iterdir()))
         neighbour = threads.submit(workers.run, "echo", "good", {"text": "alive"})
-        wait_until(lambda: len(next(iter(client.processing().values()))) == 2, 30)
+        wait_until(lambda: len(next(iter(client.processing().values()))) == 2)
         (tmp_path / "ready").touch()
 
         with pytest.raises(StageError, match="Dask worker died") as error:

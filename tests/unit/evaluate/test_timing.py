@@ -1,5 +1,7 @@
 """Timing: the order of the turns, the number of calls and the sums; never how long anything takes."""
 
+import itertools
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -95,12 +97,22 @@ def test_speedup_is_the_median_of_paired_ratios():
 
 
 def test_two_sessions_are_measured():
-    timing = measure(open_session(relu()), open_session(relu()), FEED, seconds=0.02)
+    """With a clock that moves by a tick whenever it is read, a block of calls takes one tick."""
+    tick = 2**-9  # seconds: more than a block lasts, so a block is one call
+    readings = itertools.count()
+
+    timing = measure(
+        open_session(relu()),
+        open_session(relu()),
+        FEED,
+        seconds=50 * tick,
+        clock=lambda: next(readings) * tick,
+    )
 
     assert timing.threads == 1
-    assert timing.rounds >= 5
-    assert 0 < timing.float_ms <= timing.float_p95_ms
-    assert timing.speedup_lo <= timing.speedup <= timing.speedup_hi
+    assert timing.rounds == 10  # each reads the clock twice for either model, and once for itself
+    assert timing.float_ms == timing.quantized_p95_ms == 1000 * tick
+    assert timing.speedup_lo == timing.speedup == timing.speedup_hi == 1
     assert timing.to_dict()["rounds"] == timing.rounds
 
 

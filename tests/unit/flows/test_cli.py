@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -346,30 +342,6 @@ def test_doctor_tells_the_target_threads_and_versions(capsys):
     assert code == int(bool(report["problems"]))
     assert {"target", "threads", "memory"} <= report["host"].keys()
     assert report["versions"]["onnxruntime"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "limit_s"), [(["--help"], 0.7), (["info", "model.onnx"], 1.5)]
-)
-def test_one_model_is_answered_at_once(arguments, limit_s, tmp_path):
-    """CPU seconds, which neighbours on the machine stretch least; the best of three."""
-    onnx.save(tiny_cnn(), tmp_path / "model.onnx")
-    program = f"import sys; from flows.cli.commands import main; sys.exit(main({arguments!r}))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    taken = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            check=True,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-
-    assert min(taken) < limit_s
 
 
 @pytest.fixture
