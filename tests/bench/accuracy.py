@@ -208,8 +208,13 @@ def measured(
     """What one tool makes of one case: its file made, scored and timed; with an `error` as far as it came."""
     folder = args.keep / case.name if args.keep else scratch
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(case.model, modern(case.model, scratch), feeds_of(zoo, case, args.samples, scratch),
-              folder.absolute() / f"{tool}.onnx", args.target)  # fmt: skip
+    job = Job(
+        case.model,
+        modern(case.model, scratch),
+        feeds_of(zoo, case, args.samples, scratch),
+        folder.absolute() / f"{tool}.onnx",
+        args.target,
+    )
     started = time.monotonic()
     if error := in_own_process(tool, job):
         return {"outcome": "-", "error": error}

@@ -93,8 +93,14 @@ def mobile(path: Path) -> Path:
     net, n = Network(), 32
     x = net.conv("image", 3, n, 3, 2)
     for widen, out, repeats, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-    ):  # fmt: skip
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for i in range(repeats):
             y = net.conv(x, n, n * widen) if widen > 1 else x
             y = net.conv(y, n * widen, n * widen, 3, 1 if i else stride, n * widen)

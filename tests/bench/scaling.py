@@ -105,9 +105,13 @@ def cluster(workers: int) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         for command in (scheduler, worker):
             process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *command], cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-m", "dask", *command],
+                cwd=ROOT,
+                env=ENVIRONMENT,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             stack.callback(stop, process)
         from distributed import Client
 

@@ -25,8 +25,18 @@ from quant_core.model.prepare import prepare
 from quant_core.plan.operators import RULES
 from tests.bench.accuracy import feeds_of, load_zoo
 
-WIDTHS = {"float": 32, "bfloat16": 16, "float16": 16, "int64": 64, "int32": 32, "int16": 16, "int8": 8, "uint8": 8,
-          "int4": 4, "uint4": 4}  # fmt: skip
+WIDTHS = {
+    "float": 32,
+    "bfloat16": 16,
+    "float16": 16,
+    "int64": 64,
+    "int32": 32,
+    "int16": 16,
+    "int8": 8,
+    "uint8": 8,
+    "int4": 4,
+    "uint4": 4,
+}
 PASSING = (
     "Cast",
     "Mul",
@@ -88,10 +98,14 @@ def row(zoo: Any, case: Any, bits: int, args: argparse.Namespace) -> dict[str, A
         before = weights_of(ir.to_proto(prepare(case.model)), replaced)
         after = weights_of(model, replaced)
         return {
-            "case": case.name, "bits": "4, every layer" if by_name else bits,
-            "file_float": case.model.stat().st_size, "file": path.stat().st_size,
-            "weights_float": sum(before.values()), "weights": sum(after.values()), "rest": rest_of(model, after),
-        }  # fmt: skip
+            "case": case.name,
+            "bits": "4, every layer" if by_name else bits,
+            "file_float": case.model.stat().st_size,
+            "file": path.stat().st_size,
+            "weights_float": sum(before.values()),
+            "weights": sum(after.values()),
+            "rest": rest_of(model, after),
+        }
 
 
 def weights_of(model: onnx.ModelProto, nodes: set[str]) -> dict[str, int]:

@@ -49,8 +49,11 @@ def test_a_conv_bias_may_be_absent_float_or_int32(inputs):
 
 def test_a_conv_weight_may_have_one_scale():
     constants = CONV_WEIGHT | {
-        "ws": np.float32(0.01), "wz": np.int8(0), "bs": np.float32(0.05) * np.float32(0.01), "bz": np.int32(0),
-    }  # fmt: skip
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+        "bs": np.float32(0.05) * np.float32(0.01),
+        "bz": np.int32(0),
+    }
     body = QUANTIZED_CONV.replace("<axis = 0>", "") + pair("c", "y")
 
     assert kernels(body, constants) == ["QLinearConv"]
@@ -169,9 +172,15 @@ def test_dynamic_quantization_of_matmul_is_one_kernel():
 def test_a_residual_block_fuses_with_uint8_activations_and_not_with_int8_ones():
     same = "Conv<pads = [1, 1, 1, 1]>"
     body = (
-        pair("x", "a") + DEQUANTIZED + f"u = {same}(a, wd, bd)\n" + pair("u", "c") + f"d = {same}(c, wd, bd)\n"
-        + pair("d", "e") + "f = Add(c, e)\n" + pair("f", "y")
-    )  # fmt: skip
+        pair("x", "a")
+        + DEQUANTIZED
+        + f"u = {same}(a, wd, bd)\n"
+        + pair("u", "c")
+        + f"d = {same}(c, wd, bd)\n"
+        + pair("d", "e")
+        + "f = Add(c, e)\n"
+        + pair("f", "y")
+    )
 
     assert kernels(body, CONV_WEIGHT) == ["QLinearConv", "QLinearConv", "QLinearAdd"]
     assert "QLinearConv" not in kernels(body, CONV_WEIGHT | {"z": np.int8(0)})

@@ -44,8 +44,12 @@ def test_int4_storage_loads_to_the_int8_graph():
 
 
 def test_the_folded_weight_is_what_the_nodes_say():
-    model = sketch(f"(float[n,4,8,8] x) => (float[n,4,6,6] y) {{ {TO_INT8} w = Cast<to = 1>(w8) y = Conv(x, w) }}",
-                   STORED, 21, 10)  # fmt: skip
+    model = sketch(
+        f"(float[n,4,8,8] x) => (float[n,4,6,6] y) {{ {TO_INT8} w = Cast<to = 1>(w8) y = Conv(x, w) }}",
+        STORED,
+        21,
+        10,
+    )
 
     loaded = optimized_graph(model.SerializeToString(), optimize="basic").graph
 
@@ -104,8 +108,9 @@ def test_matmulnbits_takes_4_bits_without_a_zero_point_and_scales_that_are_folde
     nibbles = (q + 8).astype(np.uint8)
     constants = {
         "b": nibbles[..., ::2] | nibbles[..., 1::2] << 4,
-        "m": uint4(multipliers), "scale": np.full((6, 1), 0.01, np.float32),
-    }  # fmt: skip
+        "m": uint4(multipliers),
+        "scale": np.full((6, 1), 0.01, np.float32),
+    }
     sizes = "K = 128, N = 6, bits = 4, block_size = 32, accuracy_level = 4"
     body = f"f = Cast<to = 1>(m) k = Mul(f, scale) y = com.microsoft.MatMulNBits<{sizes}>(x, b, k)"
     model = sketch(f"(float[n,128] x) => (float[n,6] y) {{ {body} }}", constants, 21, 10)
@@ -173,10 +178,12 @@ def test_rows_of_an_int4_table_have_a_kernel_of_their_own_whose_scales_are_folde
 def test_the_lstm_kernel_takes_int8_weights_with_a_scale_per_gate_and_unit():
     hidden, inputs = 3, 4
     constants = {
-        "w": np.ones((1, inputs, 4 * hidden), np.int8), "r": np.ones((1, hidden, 4 * hidden), np.int8),
-        "scale": np.full((1, 4 * hidden), 0.01, np.float32), "zero": np.zeros((1, 4 * hidden), np.int8),
+        "w": np.ones((1, inputs, 4 * hidden), np.int8),
+        "r": np.ones((1, hidden, 4 * hidden), np.int8),
+        "scale": np.full((1, 4 * hidden), 0.01, np.float32),
+        "zero": np.zeros((1, 4 * hidden), np.int8),
         "b": np.zeros((1, 8 * hidden), np.float32),
-    }  # fmt: skip
+    }
     inputs = "x, w, r, b, , , , , scale, zero, scale, zero"
     body = f"y = com.microsoft.DynamicQuantizeLSTM<hidden_size = {hidden}>({inputs})"
 

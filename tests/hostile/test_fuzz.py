@@ -165,8 +165,12 @@ def read_samples(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], None]] = {
-    "models": read_model, "yaml": read_jobs, "toml": read_jobs, "npy": read_samples, "npz": read_samples
-}  # fmt: skip
+    "models": read_model,
+    "yaml": read_jobs,
+    "toml": read_jobs,
+    "npy": read_samples,
+    "npz": read_samples,
+}
 
 
 @pytest.mark.parametrize("kind", READERS)

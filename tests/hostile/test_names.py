@@ -107,8 +107,11 @@ def test_commands_show_them(tmp_path, command):
 
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli.commands", command, f"{name}.onnx", *arguments],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        check=False,
+    )
 
     assert is_tame(done.stdout.decode() + done.stderr.decode())
     assert b"x1b" in done.stdout + done.stderr

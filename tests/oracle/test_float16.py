@@ -27,10 +27,16 @@ def test_once_loaded_the_float_model_is_left(case):
     made = make(given, **PLAIN)
 
     ran, wanted = (
-        [n.op_type for n in optimized_graph(ir.to_proto(m).SerializeToString() if isinstance(m, ir.Model)
-                                            else m.SerializeToString()).graph.node]
+        [
+            n.op_type
+            for n in optimized_graph(
+                ir.to_proto(m).SerializeToString()
+                if isinstance(m, ir.Model)
+                else m.SerializeToString()
+            ).graph.node
+        ]
         for m in (made.model, given.model)
-    )  # fmt: skip
+    )
 
     assert all(n.storage == "float16" for n in made.plan.nodes if n.weights)
     tables = [n for n in made.plan.nodes if n.op_type == "Gather"]
@@ -55,8 +61,10 @@ def test_what_float16_cannot_hold_stays_float32_and_says_why():
 
     plans = {n.weights[0]: n for n in made.plan.nodes}
     assert {name: plan.storage for name, plan in plans.items()} == {
-        "big": "float32", "tiny": "float32", "good": "float16",
-    }  # fmt: skip
+        "big": "float32",
+        "tiny": "float32",
+        "good": "float16",
+    }
     assert "overflow float16" in plans["big"].reason
     assert "too small for float16" in plans["tiny"].reason
     kinds = types(made.model)

@@ -53,9 +53,14 @@ def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
 
     rows = {row["model"]: row for row in result.rows}
     assert {name: row["outcome"] for name, row in rows.items()} == {
-        "kept": "kept", "altered": "regressed", "missing": "regressed", "stale": "stale", "slower": "regressed",
-        "wronger": "regressed", "broken": "stale",
-    }  # fmt: skip
+        "kept": "kept",
+        "altered": "regressed",
+        "missing": "regressed",
+        "stale": "stale",
+        "slower": "regressed",
+        "wronger": "regressed",
+        "broken": "stale",
+    }
     assert "not what the batch wrote" in rows["altered"]["reason"]
     assert "missing_int8.onnx" in rows["missing"]["reason"]
     assert "speedup" in rows["slower"]["reason"]

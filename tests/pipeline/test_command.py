@@ -56,8 +56,11 @@ def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
 
     told = subprocess.run(
         [sys.executable, "-c", code, str(folder / "m.yaml"), "--dry-run", "--format", "json"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert told.returncode == 0, told.stderr
     plans = [json.loads(line) for line in told.stdout.splitlines()]

@@ -65,9 +65,13 @@ def api(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         yield
     finally:
