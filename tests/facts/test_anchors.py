@@ -1,4 +1,4 @@
-"""Which Conv, MatMul and Gemm patterns onnxruntime runs as integer kernels, and which it does not."""
+"""Which patterns of Conv, MatMul and Gemm onnxruntime runs as integer kernels, and which not."""
 
 from __future__ import annotations
 
@@ -143,7 +143,8 @@ def test_gemm_needs_an_output_pair_only_beside_a_float_bias(trans_b, bias, requa
     shape, axis = ((6, 4), 0) if trans_b else ((4, 6), 1)
     body = (
         pair("x", "a")
-        + f"wd = DequantizeLinear<axis = {axis}>(w, ws, wz) bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
+        + f"wd = DequantizeLinear<axis = {axis}>(w, ws, wz)\n"
+        + "bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
         f"c = Gemm<transB = {trans_b}>(a, wd{bias})\n"
         + (pair("c", "y") if requantized else "y = Identity(c)")
     )

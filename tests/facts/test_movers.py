@@ -1,4 +1,4 @@
-"""The table of rules: what it calls elementwise has a QLinear kernel, what it calls moving runs on 8-bit data."""
+"""The table of operators holds: elementwise ones have a QLinear kernel, moving ones take 8 bits."""
 
 from __future__ import annotations
 

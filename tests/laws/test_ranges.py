@@ -202,7 +202,7 @@ def test_the_hundredth_percentile_is_exactly_minmax(shape: str) -> None:
 
 
 def slow_divergence(edges: Array, counts: Array, lo: float, hi: float, step: float) -> float:
-    """The definition, in loops: P is clipped, Q spreads each level evenly over its bins that P fills."""
+    """The definition in loops: P is clipped, Q spreads each level over the bins that P fills."""
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
     inside = [i for i, m in enumerate(middles) if lo <= m <= hi]
     p = {i: float(counts[i]) for i in inside}

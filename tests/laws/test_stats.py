@@ -1,4 +1,7 @@
-"""The law of calibration: however samples are split, batched or ordered, the statistic is the same to the last bit."""
+"""The law of calibration: the statistic is the same to the last bit.
+
+It depends on neither the split, nor the batches, nor the order of the samples.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of every shape that the core must take: tiny, random, and each with something that others lack."""
+"""Models of every form that quant_core must take: tiny, random, each with a feature of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def case(build: Callable[[], onnx.ModelProto]) -> Callable[[], onnx.ModelProto]:
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Standard normal weights, scaled so that what flows through stays near one; vectors as they are."""
+    """Standard normal weights, scaled so that activations stay near one; vectors are not scaled."""
     rng = np.random.default_rng(1)
     scale = {
         name: np.sqrt(max(np.prod(shape) / max(shape[0], shape[-1]), 1))
@@ -124,7 +124,8 @@ def clip_and_constants_beside_activations():
 
 @case
 def a_pad_that_is_not_merged_into_its_conv():
-    text = f"({IMAGE}) => (float[n,6,8,8] y) {{ p = Pad(x, pads, , axes) a = Conv(p, u, b) y = Relu(a) }}"
+    text = f"""({IMAGE}) => (float[n,6,8,8] y) {{
+        p = Pad(x, pads, , axes) a = Conv(p, u, b) y = Relu(a) }}"""
     sizes = {"pads": np.array([1, 1, 1, 1]), "axes": np.array([2, 3])}
     return sketch(text, weights(u=(6, 4, 3, 3), b=(6,)) | sizes, opset=18)
 
@@ -155,7 +156,8 @@ CASES["average_pool_that_counts_padding_and_rounds_up"] = lambda: average_pool(
 
 @case
 def graph_outputs_in_the_middle():
-    text = f"""({IMAGE}) => (float[n,4,8,8] a, float[n,4,8,8] r, float[n,4,8,8] s, float[n,4,8,8] y) {{
+    text = f"""({IMAGE}) =>
+        (float[n,4,8,8] a, float[n,4,8,8] r, float[n,4,8,8] s, float[n,4,8,8] y) {{
         a = Conv<{SAME}>(x, u) r = Relu(a) s = Conv<{SAME}>(r, v) t = Add(s, r)
         y = Conv<{SAME}>(t, u)
     }}"""
@@ -190,13 +192,15 @@ def a_weight_shared_by_convs():
 
 @case
 def a_weight_and_its_transpose():
-    text = f"({VECTOR}) => (float[n,32] y) {{ a = Gemm(x, w) r = Tanh(a) y = Gemm<transB = 1>(r, w, b) }}"
+    text = f"""({VECTOR}) => (float[n,32] y) {{
+        a = Gemm(x, w) r = Tanh(a) y = Gemm<transB = 1>(r, w, b) }}"""
     return sketch(text, weights(w=(32, 32), b=(32,)))
 
 
 @case
 def an_embedding_tied_to_the_output():
-    text = "(int64[n,5] ids) => (float[n,5,40] y) { e = Gather(w, ids) h = MatMul(e, u) t = Tanh(h) y = MatMul(t, v) }"
+    text = """(int64[n,5] ids) => (float[n,5,40] y) {
+        e = Gather(w, ids) h = MatMul(e, u) t = Tanh(h) y = MatMul(t, v) }"""
     tied = weights(w=(40, 32), u=(32, 32))
     return sketch(text, tied | {"v": np.ascontiguousarray(tied["w"].T)})
 
@@ -294,7 +298,8 @@ def recurrent(
     side = "bidirectional" if directions == 2 else "forward"
     outputs = ", ".join(["s", "h", "c"][: 3 if op == "LSTM" else 2])
     more = f", float[{directions},n,16] c" if op == "LSTM" else ""
-    text = f"""(float[5,n,32] x{inputs}) => (float[5,{directions},n,16] s, float[{directions},n,16] h{more}) {{
+    text = f"""(float[5,n,32] x{inputs}) =>
+        (float[5,{directions},n,16] s, float[{directions},n,16] h{more}) {{
         {outputs} = {op}<hidden_size = 16, direction = "{side}">(x, w, r, b{extra})
     }}"""
     return sketch(
@@ -370,7 +375,7 @@ def a_relu_in_a_branch_reads_a_conv_outside():
 
 @case
 def constants_that_hide():
-    """In a Constant node, behind an Identity, and in initializers that are inputs too (IR version 3)."""
+    """A Constant node, an Identity, and initializers that are inputs too (IR version 3)."""
     model = sketch(
         f"""({IMAGE}) => (float[n,3] y) {{
             v = Identity(hidden) a = Conv<{SAME}>(x, u, b) r = Relu(a) s = Conv(r, v)

@@ -1,4 +1,4 @@
-"""Bias correction, as onnxruntime computes it: each channel's mean output is that of the float model."""
+"""Bias correction in onnxruntime: each channel has the mean output of the float model."""
 
 from __future__ import annotations
 

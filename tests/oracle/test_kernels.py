@@ -1,4 +1,7 @@
-"""What runs: integer kernels wherever the plan says so, and the float model's own kernels for weight-only."""
+"""onnxruntime runs integer kernels where the plan says so.
+
+A weight-only model runs the float model's own kernels.
+"""
 
 from __future__ import annotations
 
@@ -217,7 +220,8 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
         "all": np.array([-1, 5, 40]),
     }
     arrays |= {"v": np.ascontiguousarray(arrays["w"].T)} if "copy" in head else {}
-    text = f"(int64[n,5] ids) => (float[n,5,40] y) {{ e = Gather(w, ids) h = MatMul(e, u) {TIED[head]} }}"
+    text = f"""(int64[n,5] ids) => (float[n,5,40] y) {{
+        e = Gather(w, ids) h = MatMul(e, u) {TIED[head]} }}"""
     given = prepare_proto(sketch(text, arrays))
 
     made = make(given, mode=mode, bits=bits, layer_bits={"*": bits})
@@ -230,7 +234,7 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
 
 
 def test_a_pad_that_onnxruntime_left_alone_is_left_alone_when_what_is_made_loads():
-    """Merged into the Conv it may be slower: computed pads, which become constants, would be merged."""
+    """A Conv with the Pad merged may be slower: pads that become constants would be merged."""
     made = make(prepared("a_pad_that_is_not_merged_into_its_conv"), mode="weight_only").model
     pad, conv = (next(n for n in made.graph.node if n.op_type == op) for op in ("Pad", "Conv"))
     constant = numpy_helper.from_array(np.array([0, 0, 1, 1] * 2), "all_pads")

@@ -1,4 +1,7 @@
-"""The batch on a real Prefect server and real Dask workers: what is right gets done, what is wrong gets its reason."""
+"""The batch on a real Prefect server and real Dask workers.
+
+What can be made is made, and what fails has its reason.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +146,7 @@ def test_what_was_timed_is_kept_and_makes_the_same_models_again(mill, run):
 
 
 def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill, run):
-    """The journal as a killed coordinator leaves it: one model finished, another's stages half done, no end."""
+    """A journal as a killed coordinator leaves it: one model is done, another half done."""
     manifest = mill("a", "b", batch={"keep_cache": True})
     first = run(manifest)
     path = manifest.folder / FOLDER / "journal.jsonl"

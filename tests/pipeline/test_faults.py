@@ -1,4 +1,4 @@
-"""Thirty models with every fault at once: what is right gets done, what is wrong gets its reason, nothing is lost."""
+"""Thirty models with every fault at once: what can be made is made, what fails has its reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def full_disk(tmp_path) -> Iterator[Path | None]:
 
 @pytest.fixture
 def manifest(tmp_path):
-    """The good, the bad, and one whose child is killed from outside, once. Each has data of its own."""
+    """Good models, faulty ones, and one whose child is killed once. Each has data of its own."""
     (tmp_path / "models").mkdir()
     (tmp_path / "data").mkdir()
     for seed, name in enumerate([*GOOD, "astray", *REASONS]):

@@ -1,4 +1,4 @@
-"""The record: whole lines only, one writer, and done means that the files are still what they were."""
+"""The journal: whole lines, one writer; done means that the files are still what they were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed becomes what was meant; what is answered can be read by people and by programs."""
+"""The command line: options become values, and answers are text for people or JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COMMANDS = (
 
 @pytest.fixture
 def typed():
-    """A command that takes every group; calling it gives what the options became."""
+    """A command that takes every group; running it returns what the options became."""
     app, seen = typer.Typer(), {}
 
     @register(app)
@@ -358,7 +358,7 @@ def quantized(tmp_path, monkeypatch, capsys):
 
 
 def answer_of(capsys, line):
-    """Exit code and JSON of a command line; it must have a text form too."""
+    """Exit code and JSON of a command line, which must have a text form too."""
     assert main(line.split()) in (0, 1)
     assert capsys.readouterr().out.strip()
     code = main([*line.split(), "--format", "json"])
@@ -487,7 +487,7 @@ def test_benchmark_times_both_models(quantized, capsys):
 
 @pytest.fixture
 def asked(quantized, monkeypatch):
-    """What a command asks the batch to do, which then does nothing."""
+    """What a command requests of the batch, which then does nothing."""
     seen = {}
     monkeypatch.setattr(
         "flows.batch.run.run_and_show",
@@ -497,9 +497,13 @@ def asked(quantized, monkeypatch):
 
 
 def test_batch_asks_for_what_was_typed(asked):
-    line = "batch float.onnx int8.onnx -o out --bits 4 --exclude a* --data samples.npy --num-samples 9 --jobs 3"
-    more = "--metric agreement --min 0.9 --no-skip-existing --stop-on-error --only f* --scheduler tcp://a:1"
-    code = main(f"{line} {more}".split())
+    line = (
+        "batch float.onnx int8.onnx -o out --bits 4 --exclude a* --data samples.npy"
+        " --num-samples 9 --jobs 3 --metric agreement --min 0.9 --no-skip-existing"
+        " --stop-on-error --only f* --scheduler tcp://a:1"
+    )
+
+    code = main(line.split())
 
     manifest = asked.pop("m")
     job = manifest.jobs[0]
