@@ -1,9 +1,11 @@
-"""How small quantized weights are: bytes of all that stands for them in the file, beside the float weights'.
+"""Bytes of quantized weights and all that belongs to them in the file, beside the float weights'.
 
-    python -m tests.bench.size --zoo DIR [--cases efficientnet_lite0,mnist_resnet] [--target x86-avx2] [--json FILE]
+    python -m tests.bench.size --zoo DIR [--cases efficientnet_lite0,mnist_resnet]
+                               [--target x86-avx2] [--json FILE]
 
-The weights are those of Conv, MatMul, Gemm, recurrent operators and tables; quantized ones are all integers, scales,
-multipliers and zero points that replace them. The rest of the file by what it is spent on: names, nodes, shapes ...
+The weights are those of Conv, MatMul, Gemm, recurrent operators and tables. To a quantized weight
+belong all integers, scales, multipliers and zero points that replace it. The rest of the file is
+listed by what it is spent on: names, nodes, shapes ...
 """
 
 from __future__ import annotations
@@ -63,9 +65,8 @@ def main() -> None:
     for case in zoo.cases(args.zoo):
         if case.name in args.cases and case.model.exists():
             rows += [row(zoo, case, bits, args) for bits in (8, 4, 44)]
-    print(
-        "| case | bits | weights, float bytes | quantized | ratio | file, float | quantized | ratio | rest of it |"
-    )
+    weight_columns = "weights, float bytes | quantized | ratio"
+    print(f"| case | bits | {weight_columns} | file, float | quantized | ratio | rest of it |")
     print("|---" * 9 + "|")
     for r in rows:
         weights = (
