@@ -4,8 +4,8 @@
                                       [--rounds 3] [--memory 32,512] [--json FILE]
 
 Without --model, the models are a network like MobileNet on 224 x 224 images and a residual one,
-with random weights and samples. Bare inference is onnxruntime's default session with as many threads on
-the same samples, which are in memory. The ratio of wall times is what a user waits (on an idle
+with random weights and samples. Bare inference is onnxruntime's default session, as many threads
+and the same samples, which are in memory. The ratio of wall times is what a user waits (on an idle
 machine: while one sample is counted, inference of the next goes on); the ratio of CPU times is what
 calibration costs where all cores are busy. Memory is the peak of a fresh process.
 """
