@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LONGEST_WAIT_S = 300  # what has not happened by then, even on a busy machine, never will
+LONGEST_WAIT_S = 600  # what has not happened by then, even on a busy machine, never will
 
 
 def wait_until(holds: Callable[[], object]) -> None:

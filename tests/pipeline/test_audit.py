@@ -12,6 +12,7 @@ from flows.audit.run import run_audit
 from flows.batch.digests import files_digest
 from flows.batch.journal import FOLDER
 from quant_core.errors import RequestError
+from quant_core.metrics import METRICS
 from tests.pipeline.conftest import save_model
 
 
@@ -88,8 +89,6 @@ def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(
 
 
 def test_noise_is_a_standard_error_of_the_samples_and_never_less_than_one_of_them():
-    from flows.audit.flow import NOISE  # imports Prefect, which reads PREFECT_API_URL then
-
-    assert NOISE["top1"](0.5, 100) == pytest.approx(0.05)
-    assert NOISE["top1"](1.0, 100) == pytest.approx(0.01)
-    assert np.isfinite(NOISE["agreement"](1.0, 0))
+    assert METRICS["top1"].noise(0.5, 100) == pytest.approx(0.05)
+    assert METRICS["top1"].noise(1.0, 100) == pytest.approx(0.01)
+    assert np.isfinite(METRICS["agreement"].noise(1.0, 0))
