@@ -1,4 +1,4 @@
-"""The nightly batch and the weekly audit from one process: `python -m deployments.serve MANIFEST`.
+"""Serves the nightly batch and the weekly audit: `python -m deployments.serve MANIFEST`.
 
 PREFECT_API_URL names the server.
 """
@@ -18,7 +18,7 @@ from quant_core.errors import QuantError
 
 
 def main() -> int:
-    """Serve until interrupted. The manifest is checked first: better now than at two in the morning."""
+    """Serve until interrupted. The manifest is checked now, and not first at two in the morning."""
     parser = argparse.ArgumentParser(prog="python -m deployments.serve", description=__doc__)
     parser.add_argument("manifest", type=Path)
     parser.add_argument(
@@ -28,27 +28,30 @@ def main() -> int:
         "--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)"
     )
     parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        manifest = read_manifest(asked.manifest)
+        manifest = read_manifest(arguments.manifest)
     except QuantError as problem:
         print(problem, file=sys.stderr)
         return problem.exit_code
     nightly = batch.to_deployment(
         name="nightly",
-        cron=asked.cron,
+        cron=arguments.cron,
         tags=["quantmill", "batch"],
-        parameters={"manifest": str(asked.manifest.absolute()), "scheduler": asked.scheduler},
+        parameters={
+            "manifest": str(arguments.manifest.absolute()),
+            "scheduler": arguments.scheduler,
+        },
         concurrency_limit=1,
     )
     weekly = audit.to_deployment(
         name="weekly",
-        cron=asked.audit_cron,
+        cron=arguments.audit_cron,
         tags=["quantmill", "audit"],
-        parameters={"output_dir": str(manifest.folder), "scheduler": asked.scheduler},
+        parameters={"output_dir": str(manifest.folder), "scheduler": arguments.scheduler},
         concurrency_limit=1,
     )
-    serve(nightly, weekly, limit=1)  # one at a time: they would be in each other's timings
+    serve(nightly, weekly, limit=1)  # one at a time: two would disturb each other's timings
     return 0
 
 

@@ -55,7 +55,9 @@ def sketch(
     opset: int = 17,
     ir_version: int = 8,
 ) -> onnx.ModelProto:
-    """A model in ONNX's own text form, `(float[n, 3] x) => (float[n, 4] y) { y = MatMul(x, w) }`, with these constants.
+    """A model written in ONNX's text form, with these constants.
+
+    For example `(float[n, 3] x) => (float[n, 4] y) { y = MatMul(x, w) }`.
 
     Every node is named after its first output.
     """
@@ -82,7 +84,10 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def random_feed(model: onnx.ModelProto, seed: int = 0, n: int = 4) -> dict[str, np.ndarray]:
-    """Standard normal floats, or integers from 0 to 4, for every input; sizes that the model leaves open are `n`."""
+    """Standard normal floats, or integers from 0 to 4, for every input.
+
+    Sizes that the model leaves open are `n`.
+    """
     rng = np.random.default_rng(seed)
     constants = {tensor.name for tensor in model.graph.initializer}
     return {

@@ -1,4 +1,7 @@
-"""Imports point one way: deployments -> flows -> tasks -> quant_core, and the core needs no orchestrator."""
+"""Imports point one way, between the top-level folders and inside them.
+
+deployments -> flows -> tasks -> quant_core, and quant_core needs no orchestrator.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,33 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("quant_core", "tasks", "flows", "deployments")  # each may import those before it
+
+# The shelves of a package, lowest first; shelves on one line may not import each other either.
+# Files directly in the package, such as quant_core/api.py, are named like shelves.
+CORE_SHELVES = (
+    ("text",),
+    ("errors", "metrics"),
+    ("config",),
+    ("model",),
+    ("data", "numerics"),
+    ("plan",),
+    ("calibrate",),
+    ("rewrite",),
+    ("evaluate",),
+    ("search",),
+    ("api",),
+    ("worker",),
+)
+FLOW_SHELVES = (("console", "manifest", "runtime"), ("batch",), ("audit",), ("cli",))
+SHELVES = {"quant_core": CORE_SHELVES, "flows": FLOW_SHELVES}
+
 CORE_IMPORTS = {
     "numpy",
     "ml_dtypes",
@@ -23,77 +47,141 @@ CORE_IMPORTS = {
 }
 CORE_SILENCE = {"logging", "warnings"}
 HEAVY = ("prefect", "dask", "distributed", "pyarrow", "pandas", "yaml")
+CORE_HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime")
 
 
 def sources(layer: str) -> list[Path]:
     return sorted((ROOT / layer).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Top-level names of all modules that the file imports, lazily or not."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def nodes_that_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below `tree`, but for the bodies of `if TYPE_CHECKING:`."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from nodes_that_run(child)
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module that the file imports when it runs, at its top or in a function."""
+    for node in nodes_that_run(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.relative_to(ROOT)}: relative import"
-            yield (node.module or "").partition(".")[0]
+            assert node.module is not None
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if is_module(name) else node.module for name in names)
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of all modules that the file imports, for types alone too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    return names
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_point_one_way(layer):
     above = set(LAYERS[LAYERS.index(layer) + 1 :])
 
-    wrong = {
-        str(p.relative_to(ROOT)): found
-        for p in sources(layer)
-        if (found := above & set(imports(p)))
-    }
+    wrong = {str(path.relative_to(ROOT)): above & imports(path) for path in sources(layer)}
+
+    assert not any(wrong.values()), wrong
+
+
+@pytest.mark.parametrize("package", SHELVES)
+def test_every_file_stands_on_a_shelf(package):
+    known = {shelf for floor in SHELVES[package] for shelf in floor}
+
+    found = {path.relative_to(ROOT / package).parts[0] for path in sources(package)}
+
+    assert {name.removesuffix(".py") for name in found} - {"__init__"} == known
+
+
+@pytest.mark.parametrize("package", SHELVES)
+def test_no_shelf_imports_one_beside_or_above_it(package):
+    floor_of = {shelf: i for i, floor in enumerate(SHELVES[package]) for shelf in floor}
+
+    wrong = []
+    for path in sources(package):
+        shelf = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if shelf == "__init__":  # the package's public names come from all shelves
+            continue
+        for module in imported_modules(path):
+            top, _, rest = module.partition(".")
+            other = rest.partition(".")[0]
+            if top != package or other == shelf:
+                continue
+            if floor_of.get(other, len(floor_of)) >= floor_of[shelf]:
+                wrong.append(f"{module_name(path)} -> {module}")
 
     assert not wrong
+
+
+def test_no_module_imports_itself_through_others():
+    paths = [path for layer in LAYERS for path in sources(layer)]
+    graph = {module_name(path): set(imported_modules(path)) for path in paths}
+
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_the_core_imports_only_numbers_and_onnx():
     wrong = {
-        str(p.relative_to(ROOT)): found
-        for p in sources("quant_core")
-        if (found := set(imports(p)) - CORE_IMPORTS)
+        str(path.relative_to(ROOT)): imports(path) - CORE_IMPORTS for path in sources("quant_core")
     }
 
-    assert not wrong
+    assert not any(wrong.values()), wrong
 
 
 def test_the_core_neither_logs_nor_prints():
     for path in sources("quant_core"):
-        assert not CORE_SILENCE & set(imports(path)), f"{path.name} logs or warns"
-        calls = (
-            n
-            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(n, ast.Call)
-        )
-        assert "print" not in {c.func.id for c in calls if isinstance(c.func, ast.Name)}, (
-            f"{path.name} prints"
-        )
+        assert not CORE_SILENCE & imports(path), f"{path.name} logs or warns"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert "print" not in names, f"{path.name} prints"
+
+
+MAIN = "from flows.cli.commands import main; main"
 
 
 @pytest.mark.parametrize(
-    "statement",
+    ("statement", "unneeded"),
     [
-        "import quant_core",
-        "import quant_core.api",
-        "import quant_core.worker.stages",
-        "import flows.cli.commands",
-        "from flows.cli.commands import main; main(['--help'])",
-        "from flows.cli.commands import main; main(['info', 'absent.onnx'])",
-        "from flows.cli.commands import main; main(['quantize', 'absent.onnx', '-o', 'out.onnx'])",
-        "from flows.cli.commands import main; main(['doctor'])",
+        ("import quant_core", HEAVY),
+        ("import quant_core.api", HEAVY),
+        ("import quant_core.worker.stages", HEAVY),
+        ("import flows.cli.commands", HEAVY + CORE_HEAVY),
+        (f"{MAIN}(['--help'])", HEAVY + CORE_HEAVY),
+        (f"{MAIN}(['info', 'absent.onnx'])", (*HEAVY, "onnxruntime")),
+        (f"{MAIN}(['quantize', 'absent.onnx', '-o', 'out.onnx'])", HEAVY),
+        (f"{MAIN}(['doctor'])", HEAVY),
     ],
 )
-def test_one_model_needs_no_orchestrator(statement):
-    """`import prefect` alone costs three seconds."""
-    program = f"import sys\n{statement}\nprint('loaded', *(name for name in {HEAVY!r} if name in sys.modules))"
+def test_nothing_is_imported_that_is_not_needed(statement, unneeded):
+    """`import prefect` alone takes three seconds: `--help` must not wait for it."""
+    loaded = f"(name for name in {unneeded!r} if name in sys.modules)"
+    program = f"import sys\n{statement}\nprint('loaded', *{loaded})"
+    command = [sys.executable, "-c", program]
 
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[-1] == "loaded"

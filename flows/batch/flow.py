@@ -45,7 +45,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from flows.runtime.dask import quiet_environment
+from flows.runtime.prefect_api import quiet_environment
 
 quiet_environment()
 
@@ -71,8 +71,11 @@ from flows.batch.model_run import ModelRun  # noqa: E402
 from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
 from flows.console.events import ModelDone, PhaseBegan, Started  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
-from flows.manifest.jobs import Job, read_manifest  # noqa: E402
-from flows.manifest.selection import select  # noqa: E402
+from flows.manifest.jobs import (  # noqa: E402
+    Job,
+    read_manifest,
+    select,  # noqa: E402
+)
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402

@@ -11,7 +11,8 @@ from pathlib import Path
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flows.runtime.dask import dask_client, how_many_workers, quiet_environment
+from flows.runtime.dask import dask_client, how_many_workers
+from flows.runtime.prefect_api import quiet_environment
 from flows.runtime.signals import in_another_thread
 
 quiet_environment()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flows.console.arguments import run_parser
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import BatchResult, Result
-from flows.manifest.jobs import Job, Manifest, read_manifest
+from flows.manifest.jobs import Job, Manifest, read_manifest, select
 from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError
 from quant_core.text import printable
@@ -42,7 +42,6 @@ def run_batch(
 
     Raises: QuantError if the batch as a whole cannot be worked on.
     """
-    from flows.manifest.selection import select
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     models = len(select(manifest, only))
@@ -59,7 +58,7 @@ def run_batch(
 
 def plan_batch(manifest: Manifest, *, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Each model's plan, or its error. Nothing is started but a child, and nothing is written."""
-    from flows.manifest.selection import select
+    from flows.manifest.jobs import select
 
     try:
         for job in select(manifest, only):
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.manifest,
         )
     except QuantError as problem:
-        render.explain(problem, as_json)
+        render.print_error(problem, as_json)
         return problem.exit_code
 
 
@@ -139,7 +138,7 @@ def show_run(
 
     with stopped_at_once(), progress(as_json) as listener:
         result = run(on_progress=listener)
-    render.finished(result, table, as_json)
+    render.print_result(result, table, as_json)
     return result.exit_code
 
 
@@ -156,9 +155,9 @@ def _print_plans(manifest: Manifest, only: Sequence[str], as_json: bool) -> int:
         title = f"{printable(row['model'])} -> {printable(row['output'])}"
         render.console().print(title, markup=False)
         if row["error"] is None:
-            render.console().print(render.plan(row["plan"]))
+            render.console().print(render.plan_view(row["plan"]))
         else:
-            render.explain(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
+            render.print_error(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
     return exit_code
 
 

@@ -1,4 +1,8 @@
-"""`quantmill`: what a person types. Exit code 0: all met, 1: something failed, 2: the request itself was wrong."""
+"""The commands of `quantmill`. Each docstring here is the command's help.
+
+Exit codes: 0 if all went well, 1 if something failed or missed its contract, 2 if the request
+itself is wrong.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import doctor as host
-from flows.cli import options
-from flows.cli.options import AccuracyOptions, Answer
+from flows.cli.command import Answer, register
+from flows.cli.doctor import examine_host
+from flows.cli.options import AccuracyOptions, changed_options
 from flows.console import render
 from flows.runtime.signals import stopped_in_order
 from quant_core.config import QuantConfig
@@ -24,35 +28,41 @@ if TYPE_CHECKING:
     from quant_core.plan.types import QuantPlan
 
 # Heavy imports stand inside the commands: `--help` must not wait for onnx, nor `info` for Prefect.
-app = typer.Typer(name="quantmill", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Smaller, faster ONNX models that are still right.")  # fmt: skip
-command = options.register(app)
+app = typer.Typer(
+    name="quantmill",
+    help="Smaller, faster ONNX models that are still right.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+command = register(app)
 
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A float ONNX model.", show_default=False)
-]
-Original = Annotated[
-    Path, typer.Argument(metavar="ORIGINAL", help="The float model.", show_default=False)
-]
-Quantized = Annotated[
-    Path, typer.Argument(metavar="QUANTIZED", help="What became of it.", show_default=False)
-]
+
+def _argument(metavar: str, help: str) -> Any:
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
+
+
+def _option(*flags: str, help: str) -> Any:
+    return typer.Option(*flags, help=help, show_default=False)
+
+
+Model = Annotated[Path, _argument("MODEL", "A float ONNX model.")]
+Original = Annotated[Path, _argument("ORIGINAL", "The float model.")]
+Quantized = Annotated[Path, _argument("QUANTIZED", "What became of it.")]
+Models = Annotated[list[Path], _argument("MODELS...", "Models, or one folder or 'glob' of them.")]
+ManifestFile = Annotated[Path, _argument("FILE", "A YAML or TOML manifest.")]
+Reports = Annotated[Path, _argument("DIR", "A batch's output folder.")]
+
 Output = Annotated[
-    Path | None,
-    typer.Option("-o", "--output", help="Where to write; replaced if there.", show_default=False),
+    Path | None, _option("-o", "--output", help="Where to write; replaced if there.")
 ]
-Folder = Annotated[
-    Path, typer.Option("-o", "--output-dir", help="Where to write the models.", show_default=False)
+OutputDir = Annotated[Path, _option("-o", "--output-dir", help="Where to write the models.")]
+PlanFile = Annotated[Path | None, _option("--plan", help="Do exactly this: a dry run's JSON.")]
+CostsFile = Annotated[
+    Path | None, _option("--costs", help="What was timed: looked up, and added to.")
 ]
-Models = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="MODELS...", help="Models, or one folder or 'glob' of them.", show_default=False
-    ),
-]
-ManifestFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A YAML or TOML manifest.", show_default=False)
-]
+RunId = Annotated[str | None, _option("--run", help="Of this run_id, not the latest.")]
+
 SkipExisting = Annotated[
     bool, typer.Option("--skip-existing/--no-skip-existing", help="Keep what is up to date.")
 ]
@@ -60,24 +70,11 @@ ContinueOnError = Annotated[
     bool, typer.Option("--continue-on-error/--stop-on-error", help="When a model fails.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
-PlanFile = Annotated[
-    Path | None,
-    typer.Option("--plan", help="Do exactly this: a dry run's JSON.", show_default=False),
-]
-CostsFile = Annotated[
-    Path | None,
-    typer.Option("--costs", help="What was timed: looked up, and added to.", show_default=False),
-]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
-Reports = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A batch's output folder.", show_default=False)
-]
-Run = Annotated[
-    str | None, typer.Option("--run", help="Of this run_id, not the latest.", show_default=False)
-]
-Progress = Callable[[str], None]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each model.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long to measure.")]
+
+Progress = Callable[[str], None]
 
 
 @command
@@ -85,7 +82,7 @@ def info(model: Model) -> Answer:
     """What a model is: inputs, outputs, opset, size, operators."""
     from quant_core.model.info import model_info
 
-    return Answer(model_info(model).to_dict(), render.model_info)
+    return Answer(model_info(model).to_dict(), render.model_view)
 
 
 @command
@@ -102,21 +99,17 @@ def quantize(
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
     if dry_run:
-        return _planned(model, config, calibration)
+        return _plan_answer(model, config, calibration)
     if output is None:
-        raise RequestError(
-            "is missing",
-            "--output",
-            "Say where to write: -o OUT.onnx, or --dry-run to see the plan",
-        )
-    if plan is not None and (said := options.said_keys(config)):
-        option = "--" + next(iter(said)).replace("_", "-")
-        raise RequestError(
-            "is decided by the plan already", option, f"Leave it out, or change it in {plan}"
-        )
-    if calibration is None and (idle := _typed_accuracy(accuracy)):
-        raise RequestError("means nothing without samples", f"--{idle}", "Give --data")
-    return _quantized(model, output, config, calibration, accuracy, progress, costs, plan)
+        hint = "Say where to write: -o OUT.onnx, or --dry-run to see the plan"
+        raise RequestError("is missing", "--output", hint)
+    if plan is not None and (changed := changed_options(config)):
+        option = "--" + next(iter(changed)).replace("_", "-")
+        hint = f"Leave it out, or change it in {plan}"
+        raise RequestError("is decided by the plan already", option, hint)
+    if calibration is None and (needless := _first_accuracy_option(accuracy)):
+        raise RequestError("means nothing without samples", needless, "Give --data")
+    return _quantize_answer(model, output, config, calibration, accuracy, progress, costs, plan)
 
 
 @command
@@ -132,13 +125,14 @@ def calibrate(
 ) -> Answer:
     """Quantize with ranges measured on --data; written to MODEL_int8.onnx unless -o says where."""
     if calibration is None:
-        raise RequestError(
-            "is missing", "--data", "A .npy, a .npz, a folder of .npz feeds, or random"
-        )
+        hint = "A .npy, a .npz, a folder of .npz feeds, or random"
+        raise RequestError("is missing", "--data", hint)
     if dry_run:
-        return _planned(model, config, calibration)
+        return _plan_answer(model, config, calibration)
     default = model.with_name(f"{model.stem}_int{config.bits}.onnx")
-    return _quantized(model, output or default, config, calibration, accuracy, progress, costs)
+    return _quantize_answer(
+        model, output or default, config, calibration, accuracy, progress, costs
+    )
 
 
 @command
@@ -153,7 +147,7 @@ def validate(
     """How right a quantized model is, against its original; on random samples without --data."""
     progress("comparing the two models")
     found = _validation(original, quantized, samples, accuracy, detailed)
-    return Answer(found, render.validation, exit_code=int(found["verdict"] == "not_met"))
+    return Answer(found, render.validation_view, exit_code=int(found["verdict"] == "not_met"))
 
 
 @command
@@ -177,13 +171,13 @@ def benchmark(
         seconds=seconds,
         sample_shape=samples.shape,
     )
-    return Answer(timing.to_dict(), render.timing)
+    return Answer(timing.to_dict(), render.timing_view)
 
 
 @command
 def batch(
     models: Models,
-    output_dir: Folder,
+    output_dir: OutputDir,
     samples: SampleSpec,
     config: QuantConfig,
     accuracy: AccuracyOptions,
@@ -199,13 +193,13 @@ def batch(
 
     if accuracy.metric and not accuracy.contract:
         raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
-    many = len(models) == 1 and not models[0].is_file()
+    is_folder_or_glob = len(models) == 1 and not models[0].is_file()
     manifest = check_manifest(
         {
-            **options.said_keys(config),
-            "models": [] if many else [{"input": str(model)} for model in models],
+            **changed_options(config),
+            "models": [] if is_folder_or_glob else [{"input": str(model)} for model in models],
             "batch": {
-                "input_dir": str(models[0]) if many else None,
+                "input_dir": str(models[0]) if is_folder_or_glob else None,
                 "output_dir": str(output_dir),
                 "skip_existing": skip_existing,
                 "continue_on_error": continue_on_error,
@@ -222,7 +216,7 @@ def batch(
         Path.cwd(),
         "command line",
     )
-    return _carried_out(manifest, running, as_json, dry_run)
+    return _run_manifest(manifest, running, as_json, dry_run)
 
 
 @command
@@ -232,36 +226,41 @@ def config(
     """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
     from flows.manifest.jobs import read_manifest
 
-    return _carried_out(read_manifest(file), running, as_json, dry_run)
+    return _run_manifest(read_manifest(file), running, as_json, dry_run)
 
 
 @command
-def report(folder: Reports, run: Run = None) -> Answer:
-    """What a batch came to: its latest run, or another one, from the Parquet in its output folder."""
+def report(folder: Reports, run: RunId = None) -> Answer:
+    """What a batch came to: its latest run, or another one, from the Parquet in its output
+    folder.
+    """
     from flows.cli.read_reports import read_reports
 
-    return Answer(read_reports(folder, run), render.reports)
+    return Answer(read_reports(folder, run), render.reports_view)
 
 
 @command
 def doctor() -> Answer:
-    """What this host is: target, threads, memory, versions, and what is known not to work together."""
-    report = host.examine()
-    return Answer(report, render.health, exit_code=int(bool(report["problems"])))
+    """What this host is: target, threads, memory, versions, and what is known not to work
+    together.
+    """
+    report = examine_host()
+    return Answer(report, render.host_view, exit_code=int(bool(report["problems"])))
 
 
-def _carried_out(
+def _run_manifest(
     manifest: Manifest, running: dict[str, Any], as_json: bool, dry_run: bool
 ) -> Answer | int:
+    """Make the models of a manifest, or with `dry_run` only print their plans."""
     from flows.batch.run import plan_batch, run_and_show
 
     if dry_run:
         plans = list(plan_batch(manifest, only=running.get("only", ())))
-        return Answer(plans, render.plans, exit_code=int(any(row["error"] for row in plans)))
+        return Answer(plans, render.plans_view, exit_code=int(any(row["error"] for row in plans)))
     return run_and_show(manifest, as_json=as_json, **running)
 
 
-def _planned(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
+def _plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
     from quant_core import api
 
     samples = calibration or SampleSpec()
@@ -272,21 +271,21 @@ def _planned(model: Path, config: QuantConfig, calibration: SampleSpec | None) -
         num_samples=samples.count,
         sample_shape=samples.shape,
     )
-    return Answer(plan.to_dict(), render.plan)
+    return Answer(plan.to_dict(), render.plan_view)
 
 
-def _typed_accuracy(accuracy: AccuracyOptions) -> str | None:
-    """The first option about accuracy that was typed, None if there is none."""
+def _first_accuracy_option(accuracy: AccuracyOptions) -> str | None:
+    """The first of `--metric`, `--max-drop` and `--min` that was typed; None if none was."""
     contract = accuracy.contract
     typed = {
-        "metric": accuracy.metric,
-        "max-drop": contract and contract.max_drop,
-        "min": contract and contract.min,
+        "--metric": accuracy.metric,
+        "--max-drop": contract and contract.max_drop,
+        "--min": contract and contract.min,
     }
     return next((option for option, value in typed.items() if value is not None), None)
 
 
-def _quantized(
+def _quantize_answer(
     model: Path,
     output: Path,
     config: QuantConfig,
@@ -296,7 +295,7 @@ def _quantized(
     costs: Path | None,
     plan: Path | None = None,
 ) -> Answer:
-    """Quantize, and where accuracy was asked for, say what it is and whether the contract was met."""
+    """Quantize a model; compare it with the original if a metric, contract or labels were given."""
     from quant_core import api
 
     samples = calibration or SampleSpec()
@@ -316,7 +315,9 @@ def _quantized(
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
         result |= _validation(model, output, calibration, accuracy)
-    return Answer(result, render.quantized, exit_code=int(result.get("verdict") == "not_met"))
+    return Answer(
+        result, render.quantization_view, exit_code=int(result.get("verdict") == "not_met")
+    )
 
 
 def _validation(
@@ -354,15 +355,13 @@ def _read_plan(path: Path) -> QuantPlan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code."""
-    logging.getLogger("onnx_ir").addHandler(
-        logging.NullHandler()
-    )  # it would print names as they are
+    """Run a command line, by default this process's. Returns the exit code."""
+    # onnx_ir would print a model's names with their control characters.
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a name that the terminal cannot show is no reason to fail
+            # A name that the terminal cannot show must not fail the command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         with stopped_in_order():
             app(list(sys.argv[1:] if arguments is None else arguments), prog_name="quantmill")

@@ -1,4 +1,4 @@
-"""What this host is to quantmill: target, cores, memory, versions, and which of them are known not to work."""
+"""What this host has: target, cores, memory and versions, and which versions are known to fail."""
 
 from __future__ import annotations
 
@@ -6,96 +6,122 @@ import os
 import platform
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from quant_core.plan.targets import cpu_flags, cpu_name, host_target_name
-from quant_core.worker.memory import total_bytes
+from quant_core.worker.memory import total_bytes, usable_cores
 
 PACKAGES = (
-    "quantmill", "onnxruntime", "onnx", "onnx_ir", "numpy", "ml_dtypes", "prefect", "fastapi", "sqlalchemy",
-    "dask", "distributed", "pyarrow", "pydantic", "pyyaml", "typer", "rich",
-)  # fmt: skip
-TELLING_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-# (package, from this version, before this one, what happens)
+    "quantmill",
+    "onnxruntime",
+    "onnx",
+    "onnx_ir",
+    "numpy",
+    "ml_dtypes",
+    "prefect",
+    "fastapi",
+    "sqlalchemy",
+    "dask",
+    "distributed",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "typer",
+    "rich",
+)
+# Instruction sets that decide which target is fast here.
+RELEVANT_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenVersions:
+    """Versions of a package that fail: at least `first` and below `end`, each if given."""
+
+    package: str
+    consequence: str
+    first: str | None = None
+    end: str | None = None
+
+
 BROKEN = (
-    (
+    BrokenVersions(
         "fastapi",
-        "0.151",
-        None,
         "Prefect's server fails at import: every batch dies; install 'fastapi>=0.139,<0.151'",
+        first="0.151",
     ),
-    (
+    BrokenVersions(
         "fastapi",
-        None,
-        "0.139",
         "older than what Prefect 3.8.8 was tried with; install 'fastapi>=0.139,<0.151'",
+        end="0.139",
     ),
-    (
+    BrokenVersions(
         "sqlalchemy",
-        "2.1",
-        None,
         "Prefect creates no scheduled run, silently; install 'sqlalchemy[asyncio]>=2.0,<2.1'",
+        first="2.1",
     ),
-    (
+    BrokenVersions(
         "prefect",
-        "3.9",
-        None,
         "asks for a certifi that may not be installable; install 'prefect==3.8.8'",
+        first="3.9",
     ),
 )
 
 
-def examine() -> dict[str, Any]:
+def examine_host() -> dict[str, Any]:
     """`host`, `versions` and `problems`, as JSON values."""
-    versions = {name: installed(name) for name in PACKAGES}
-    missing = [
+    versions = {name: installed_version(name) for name in PACKAGES}
+    problems = [
         f"{name} is not installed; pip install quantmill"
         for name in PACKAGES[1:]
         if versions[name] is None
     ]
-    return {"host": host(), "versions": versions, "problems": missing + broken(versions)}
+    return {
+        "host": host_facts(),
+        "versions": versions,
+        "problems": problems + known_problems(versions),
+    }
 
 
-def host() -> dict[str, str]:
+def host_facts() -> dict[str, str]:
+    """What the host is, in words for a person."""
     flags = cpu_flags()
     return {
         "target": host_target_name(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "cpu": cpu_name(),
-        "cpu flags": " ".join(flag for flag in TELLING_FLAGS if flag in flags),
+        "cpu flags": " ".join(flag for flag in RELEVANT_FLAGS if flag in flags),
         "threads": f"{usable_cores()} of {os.cpu_count()}",
         "memory": f"{total_bytes() / 2**30:.1f} GiB",
         "python": f"{platform.python_version()} ({sys.executable})",
     }
 
 
-def broken(versions: dict[str, str | None]) -> list[str]:
-    """What is known to go wrong with these versions."""
-    found = []
-    for name, first, end, consequence in BROKEN:
-        has = versions.get(name)
-        if (
-            has
-            and (first is None or _order(has) >= _order(first))
-            and (end is None or _order(has) < _order(end))
-        ):
-            found.append(f"{name} {has}: {consequence}")
-    return found
+def known_problems(versions: Mapping[str, str | None]) -> list[str]:
+    """What is known to go wrong with these versions of packages."""
+    problems = []
+    for broken in BROKEN:
+        version = versions.get(broken.package)
+        if version is None:
+            continue
+        is_before = broken.first is not None and _parts(version) < _parts(broken.first)
+        is_after = broken.end is not None and _parts(version) >= _parts(broken.end)
+        if not is_before and not is_after:
+            problems.append(f"{broken.package} {version}: {broken.consequence}")
+    return problems
 
 
-def installed(package: str) -> str | None:
-    """Its version, without importing it."""
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, which is not imported; None if it is not installed."""
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
-def usable_cores() -> int:
-    """Cores this process may run on: fewer than the machine has, in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _order(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
+def _parts(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version, to compare it with another; `2.1.0b1` is 2.1.0."""
+    numbers = re.findall(r"\d+", version.split("+")[0])
+    return tuple(int(number) for number in numbers[:3])

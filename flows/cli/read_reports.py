@@ -1,4 +1,4 @@
-"""What the Parquet reports of a folder say, as plain rows."""
+"""The Parquet reports of an output folder, read as plain rows."""
 
 from __future__ import annotations
 
@@ -14,35 +14,33 @@ Rows = list[dict[str, Any]]
 
 
 def read_reports(folder: Path, run_id: str | None = None) -> dict[str, Rows]:
-    """`runs`, oldest first, and the `models` of one of them: the latest unless `run_id` says another.
+    """`runs`, oldest first, and the `models` of one run: of `run_id`, or of the latest.
 
-    `folder` is a batch's output folder, or the reports folder in it. Raises: RequestError if there is no report.
+    folder  a batch's output folder, or the reports folder in it
+
+    Raises: RequestError if there is no report, or no such run.
     """
     reports = folder if (folder / "runs").is_dir() else folder / "reports"
     runs = sorted(_rows(reports / "runs"), key=lambda run: run["started_at"])
     wanted = runs[-1]["run_id"] if run_id is None else run_id
     if wanted not in [run["run_id"] for run in runs]:
-        raise RequestError(
-            f"no run {wanted}",
-            str(folder),
-            f"Runs: {', '.join(run['run_id'] for run in runs[-5:])}",
-        )
+        hint = f"Runs: {', '.join(run['run_id'] for run in runs[-5:])}"
+        raise RequestError(f"no run {wanted}", str(folder), hint)
     return {"runs": runs, "models": _rows(reports / "models", wanted)}
 
 
 def _rows(table: Path, run_id: str | None = None) -> Rows:
-    """Rows of one table, of all runs or of one; in the order they were written."""
+    """The rows of one table in the order in which they were written; of one run, or of all."""
     hint = "Name the output folder of a batch, which holds reports/"
     try:
-        found = ds.dataset(table, format="parquet")  # passes over names that start with a dot
-        rows: Rows = found.to_table(
-            filter=None if run_id is None else ds.field("run_id") == run_id
-        ).to_pylist()
+        # A dataset ignores names that start with a dot: files that are being written.
+        dataset = ds.dataset(table, format="parquet")
+        of_run = None if run_id is None else ds.field("run_id") == run_id
+        rows: Rows = dataset.to_table(filter=of_run).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         if table.is_dir():
-            raise RequestError(
-                f"cannot be read: {str(error).splitlines()[0]}", str(table), hint
-            ) from error
+            problem = f"cannot be read: {str(error).splitlines()[0]}"
+            raise RequestError(problem, str(table), hint) from error
         raise RequestError("holds no report", str(table.parent), hint) from error
     if not rows:
         raise RequestError("holds no report", str(table), hint)

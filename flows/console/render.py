@@ -1,12 +1,14 @@
-"""What a person sees: every answer as a rich table, every error as three short lines."""
+"""Draws answers and errors for a person: an answer as tables, an error as three lines."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -18,7 +20,11 @@ from quant_core.errors import QuantError
 from quant_core.metrics import find_metric
 from quant_core.text import plain, printable
 
-PIPE_WIDTH = 200  # a file has no width; wrapped names cannot be searched for
+PIPE_WIDTH = 200  # of text that goes to no terminal, so that long names are not wrapped
+AUTO_MODE_NOTE = (
+    "mode auto: this is where the search starts. "
+    "It keeps of it what measures as faster and right on this host."
+)
 VERDICT_STYLES = {
     "met": "green",
     "kept": "green",
@@ -30,16 +36,16 @@ VERDICT_STYLES = {
 }
 
 
-def answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
-    """Print `data` as `view` draws it, or as JSON without one."""
+def print_answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
+    """Print `data` as `view` draws it; without a view, as JSON."""
     if view is not None:
         console().print(view(data))
     else:
         sys.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
 
 
-def explain(error: QuantError, as_json: bool) -> None:
-    """Problem, where and hint: for a person on stderr, for a program as a JSON object on stdout."""
+def print_error(error: QuantError, as_json: bool) -> None:
+    """Print problem, where and hint: to stderr for a person, or to stdout as a JSON object."""
     if as_json:
         parts = {
             "kind": type(error).__name__,
@@ -47,15 +53,15 @@ def explain(error: QuantError, as_json: bool) -> None:
             "where": error.where,
             "hint": error.hint,
         }
-        answer({"error": parts}, None)
+        print_answer({"error": parts}, None)
         return
-    console(stderr=True).print(problem(error.problem, error.where, error.hint), soft_wrap=True)
+    console(stderr=True).print(error_text(error.problem, error.where, error.hint), soft_wrap=True)
 
 
-def finished(
+def print_result(
     result: Result, table: Callable[[Sequence[Mapping[str, Any]]], RenderableType], as_json: bool
 ) -> None:
-    """How a batch or an audit ended: its table and counts, or one JSON line."""
+    """Print how a batch or an audit ended: its table and counts, or one JSON line."""
     if as_json:
         sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
         return
@@ -66,8 +72,8 @@ def finished(
 
 
 @contextmanager
-def working(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Tells on stderr what is being done, where someone may be watching."""
+def progress_status(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A function that shows what is being done, if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -76,28 +82,36 @@ def working(quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that is as wide as the terminal, and never narrow where there is none."""
+    """A console as wide as the terminal; PIPE_WIDTH if there is none."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
-def model_info(info: Mapping[str, Any]) -> RenderableType:
-    counts = sorted(info["operators"].items(), key=lambda item: (-item[1], item[0]))
+# Views: each draws the answer of one command.
+
+
+def model_view(info: Mapping[str, Any]) -> RenderableType:
+    """What `quantmill info` answers."""
+    most_frequent_first = sorted(info["operators"].items(), key=lambda item: (-item[1], item[0]))
+    operators = ", ".join(f"{count} {op_type}" for op_type, count in most_frequent_first)
     facts = {
         "model": info["name"],
-        "size": size(info["size_bytes"]),
+        "size": format_size(info["size_bytes"]),
         "parameters": f"{info['parameters']:,}",
         "opset": info["opset"],
         "quantized": "yes" if info["quantized"] else "no",
-        "nodes": f"{info['num_nodes']}: " + ", ".join(f"{count} {op}" for op, count in counts),
+        "nodes": f"{info['num_nodes']}: {operators}",
     }
-    return Group(pairs(facts), *(_values(kind, info[kind]) for kind in ("inputs", "outputs")))
+    return Group(
+        facts_table(facts),
+        _values_table("inputs", info["inputs"]),
+        _values_table("outputs", info["outputs"]),
+    )
 
 
-def plan(values: Mapping[str, Any]) -> RenderableType:
-    rows = [
-        {**n, "elements": f"{n['elements']:,}" if n["elements"] else ""} for n in values["nodes"]
-    ]
+def plan_view(plan: Mapping[str, Any]) -> RenderableType:
+    """Every node of a plan, and how often each way of computing and storing occurs."""
+    rows = [{**node, "elements": _format_count(node["elements"])} for node in plan["nodes"]]
     columns = {
         "node": "node",
         "op_type": "op",
@@ -106,151 +120,152 @@ def plan(values: Mapping[str, Any]) -> RenderableType:
         "elements": "weights",
         "reason": "reason",
     }
-    table = rows_table(rows, columns, title=f"plan for {values['target']}", right=("weights",))
-    counts = (
-        _counts(n["compute"] for n in rows),
-        _counts(n["storage"] for n in rows if n["storage"]),
-    )
-    total = Text(f"compute: {counts[0]}   storage: {counts[1]}")
-    return Group(
-        table, total, *([WIDEST] if values.get("config", {}).get("mode") == "auto" else [])
-    )
-
-
-WIDEST = Text(
-    "mode auto: this is where the search starts. It keeps of it what measures as faster and right on this host.",
-    style="dim",
-)
-
-
-def plans(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """What a batch would do: a plan a model, or what is wrong with it."""
-    parts: list[RenderableType] = []
-    for row in rows:
-        parts.append(Text(f"{printable(row['model'])} -> {printable(row['output'])}", style="bold"))
-        parts.append(
-            problem(row["error"], row["where"], row["hint"]) if row["error"] else plan(row["plan"])
-        )
+    table = rows_table(rows, columns, title=f"plan for {plan['target']}", right=("weights",))
+    compute = _count_words(node["compute"] for node in rows)
+    storage = _count_words(node["storage"] for node in rows if node["storage"])
+    parts: list[RenderableType] = [table, Text(f"compute: {compute}   storage: {storage}")]
+    if plan.get("config", {}).get("mode") == "auto":
+        parts.append(Text(AUTO_MODE_NOTE, style="dim"))
     return Group(*parts)
 
 
-def quantized(result: Mapping[str, Any]) -> RenderableType:
+def plans_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What a batch would do: the plan of each model, or its error."""
+    parts: list[RenderableType] = []
+    for row in rows:
+        parts.append(Text(f"{printable(row['model'])} -> {printable(row['output'])}", style="bold"))
+        if row["error"]:
+            parts.append(error_text(row["error"], row["where"], row["hint"]))
+        else:
+            parts.append(plan_view(row["plan"]))
+    return Group(*parts)
+
+
+def quantization_view(result: Mapping[str, Any]) -> RenderableType:
+    """What was written; and if it was compared with the original, how right it is."""
     before, after = result["float_size_bytes"], result["size_bytes"]
+    target = result["target"]
+    if not result["saturation_safe"]:
+        target += " (some sums may saturate on x86 without VNNI)"
+    layers = result["layers"]
     facts = {
         "written": result["output"],
-        "size": f"{size(before)} -> {size(after)} ({ratio(before, after)})",
-        "target": result["target"]
-        + ("" if result["saturation_safe"] else " (some sums may saturate on x86 without VNNI)"),
-        "compute": _counts(layer["compute"] for layer in result["layers"]),
-        "storage": _counts(layer["storage"] for layer in result["layers"] if layer["storage"]),
+        "size": f"{format_size(before)} -> {format_size(after)} ({format_ratio(before, after)})",
+        "target": target,
+        "compute": _count_words(layer["compute"] for layer in layers),
+        "storage": _count_words(layer["storage"] for layer in layers if layer["storage"]),
         "note": result["note"],
     }
     if "fidelity" in result:
-        return Group(pairs(facts), validation(result))
-    return pairs(facts)
+        return Group(facts_table(facts), validation_view(result))
+    return facts_table(facts)
 
 
-def validation(result: Mapping[str, Any]) -> RenderableType:
-    """How right a quantized model is, and whether that was promised."""
+def validation_view(result: Mapping[str, Any]) -> RenderableType:
+    """How right a quantized model is, and whether its contract is met."""
     fidelity = result["fidelity"]
     facts = {
         "samples": fidelity["samples"],
-        "top-1": _change(fidelity["top1_float"], fidelity["top1"], percent),
-        "metric": _change(fidelity["metric_float"], fidelity["metric"], number),
-        "agreement": percent(fidelity["agreement"]),
+        "top-1": _before_after(fidelity["top1_float"], fidelity["top1"], format_percent),
+        "metric": _before_after(fidelity["metric_float"], fidelity["metric"], format_number),
+        "agreement": format_percent(fidelity["agreement"]),
         "note": fidelity["note"],
-        "verdict": ""
-        if result["verdict"] == "none"
-        else verdict(result["verdict"], result["reason"]),
     }
+    if result["verdict"] != "none":
+        facts["verdict"] = verdict_text(result["verdict"], result["reason"])
     if fidelity["flips_bad"] is not None:
-        facts["flips"] = (
-            f"{fidelity['flips_bad']} right -> wrong, {fidelity['flips_good']} wrong -> right"
-        )
-    outputs = [
+        to_wrong = f"{fidelity['flips_bad']} right -> wrong"
+        to_right = f"{fidelity['flips_good']} wrong -> right"
+        facts["flips"] = f"{to_wrong}, {to_right}"
+    rows = [
         {
-            "output": o["name"],
-            "agreement": percent(o["agreement"]),
-            "cosine": number(o["cosine"], 6),
-            "SQNR dB": number(o["sqnr_db"], 1),
-            "max error": number(o["max_abs_error"], 6),
-            "flaw": o["flaw"],
+            "output": output["name"],
+            "agreement": format_percent(output["agreement"]),
+            "cosine": format_number(output["cosine"], 6),
+            "SQNR dB": format_number(output["sqnr_db"], 1),
+            "max error": format_number(output["max_abs_error"], 6),
+            "flaw": output["flaw"],
         }
-        for o in fidelity["per_output"]
+        for output in fidelity["per_output"]
     ]
     headings = ("output", "agreement", "cosine", "SQNR dB", "max error", "flaw")
-    table = rows_table(outputs, {h: h for h in headings}, right=headings[1:5])
     return Group(
-        pairs(facts), table, *_saturation(result.get("saturation")), *_damage(result.get("damage"))
+        facts_table(facts),
+        rows_table(rows, {heading: heading for heading in headings}, right=headings[1:5]),
+        *_saturation_tables(result.get("saturation")),
+        *_sensitivity_tables(result.get("damage")),
     )
 
 
-def timing(result: Mapping[str, Any]) -> RenderableType:
+def timing_view(result: Mapping[str, Any]) -> RenderableType:
+    """The latency of both models, and the speed-up with its quartiles."""
     rows = [
-        {"model": name, "median": ms(result[f"{name}_ms"]), "p95": ms(result[f"{name}_p95_ms"])}
-        for name in ("float", "quantized")
+        {
+            "model": model,
+            "median": format_ms(result[f"{model}_ms"]),
+            "p95": format_ms(result[f"{model}_p95_ms"]),
+        }
+        for model in ("float", "quantized")
     ]
     columns = {"model": "model", "median": "median", "p95": "p95"}
-    spread = f"{number(result['speedup_lo'])} to {number(result['speedup_hi'])}"
-    times = f"{number(result['speedup'])} times as fast as float ({spread})"
+    quartiles = f"{format_number(result['speedup_lo'])} to {format_number(result['speedup_hi'])}"
+    speedup = f"{format_number(result['speedup'])} times as fast as float ({quartiles})"
     effort = f"{result['rounds']} rounds, threads: {result['threads']}"
-    return Group(rows_table(rows, columns, right=("median", "p95")), Text(f"{times}; {effort}"))
+    table = rows_table(rows, columns, right=("median", "p95"))
+    return Group(table, Text(f"{speedup}; {effort}"))
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One line a model, of the models table: size, accuracy and latency before and after, and the verdict.
+    """One line per row of the models table: size, accuracy and latency before and after; verdict.
 
-    The latency after is float's over the speed-up, which both models were timed in turns for: two medians taken by
-    themselves would contradict it where a clock steps or a neighbour wakes up. The reports have them.
+    The latency after is float's latency divided by the speed-up. The two models were timed in turns
+    for the speed-up, while their medians, which the reports have, may be of unequal conditions: the
+    clock rate may have changed, or a neighbour woken up.
     """
-    lines = [
-        {
-            "model": row["model"],
-            "size": _change(row.get("float_size_bytes"), row.get("size_bytes"), size),
-            "": ratio(row.get("float_size_bytes"), row.get("size_bytes")),
-            "accuracy": _change(
-                row.get("accuracy_float"),
-                row.get("accuracy"),
-                in_metric(row.get("metric")),
-            ),
-            "of": row.get("metric") or "",
-            "latency": _change(row.get("float_ms"), row["float_ms"] / row["speedup"], ms)
-            if row.get("speedup")
-            else "",
-            "speed": _times(row.get("speedup")) + _BUSY[bool(row.get("busy"))],
-            "verdict": _outcome(row),
-        }
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        float_ms, speedup = row.get("float_ms"), row.get("speedup")
+        sizes = row.get("float_size_bytes"), row.get("size_bytes")
+        lines.append(
+            {
+                "model": row["model"],
+                "size": _before_after(*sizes, format_size),
+                "": format_ratio(*sizes),
+                "accuracy": _accuracy(row, "accuracy_float"),
+                "of": row.get("metric") or "",
+                "latency": _before_after(float_ms, row["float_ms"] / speedup, format_ms)
+                if speedup
+                else "",
+                "speed": _format_speedup(speedup) + _busy_mark(row),
+                "verdict": _outcome_text(row),
+            }
+        )
     headings = ("model", "size", "", "accuracy", "of", "latency", "speed", "verdict")
-    return rows_table(
-        lines, {h: h for h in headings}, right=("size", "", "accuracy", "latency", "speed")
-    )
+    right = ("size", "", "accuracy", "latency", "speed")
+    return rows_table(lines, {heading: heading for heading in headings}, right=right)
 
 
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One line a model, of the audits table: accuracy and speed-up then and now, and whether it stands."""
-    lines = [
-        {
-            "model": row["model"],
-            "accuracy": _change(
-                row.get("accuracy_before"),
-                row.get("accuracy"),
-                in_metric(row.get("metric")),
-            ),
-            "of": row.get("metric") or "",
-            "speed": _change(row.get("speedup_before"), row.get("speedup"), _times)
-            + _BUSY[bool(row.get("busy"))],
-            "verdict": verdict(row["outcome"], row.get("reason") or row.get("error")),
-        }
-        for row in rows
-    ]
+    """One line per row of the audits table: accuracy and speed-up then and now; verdict."""
+    lines = []
+    for row in rows:
+        speed = _before_after(row.get("speedup_before"), row.get("speedup"), _format_speedup)
+        lines.append(
+            {
+                "model": row["model"],
+                "accuracy": _accuracy(row, "accuracy_before"),
+                "of": row.get("metric") or "",
+                "speed": speed + _busy_mark(row),
+                "verdict": verdict_text(row["outcome"], row.get("reason") or row.get("error")),
+            }
+        )
     headings = ("model", "accuracy", "of", "speed", "verdict")
-    return rows_table(lines, {h: h for h in headings}, right=("accuracy", "speed"))
+    columns = {heading: heading for heading in headings}
+    return rows_table(lines, columns, right=("accuracy", "speed"))
 
 
-def reports(found: Mapping[str, Any]) -> RenderableType:
-    """Every run in a line, and the models of the one that was asked for."""
+def reports_view(reports: Mapping[str, Any]) -> RenderableType:
+    """Every run in a line, and the models of the run that was named."""
     columns = (
         "run_id",
         "models",
@@ -262,26 +277,24 @@ def reports(found: Mapping[str, Any]) -> RenderableType:
         "host",
         "target",
     )
-    runs = [{**run, "seconds": number(run["seconds"], 1)} for run in found["runs"]]
     headings = {column: column.replace("_", " ") for column in columns}
-    return Group(rows_table(runs, headings, right=columns[1:7]), batch_table(found["models"]))
+    runs = [{**run, "seconds": format_number(run["seconds"], 1)} for run in reports["runs"]]
+    return Group(rows_table(runs, headings, right=columns[1:7]), batch_table(reports["models"]))
 
 
-def health(report: Mapping[str, Any]) -> RenderableType:
-    """doctor's findings: the host, the versions, and what is known not to work together."""
+def host_view(report: Mapping[str, Any]) -> RenderableType:
+    """What `quantmill doctor` answers: the host, the versions, and known problems with them."""
     problems = [Text(f"problem: {printable(p)}", style="bold red") for p in report["problems"]]
-    return Group(
-        pairs(report["host"]),
-        pairs(report["versions"]),
-        *(problems or [Text("no known problem", style="green")]),
-    )
+    if not problems:
+        problems = [Text("no known problem", style="green")]
+    return Group(facts_table(report["host"]), facts_table(report["versions"]), *problems)
 
 
-# Pieces
+# The parts that views are made of.
 
 
-def pairs(facts: Mapping[str, object]) -> Table:
-    """Two columns; what is absent is left out."""
+def facts_table(facts: Mapping[str, object]) -> Table:
+    """Two columns, key and value; a fact that is None or empty is left out."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -297,23 +310,26 @@ def rows_table(
     title: str | None = None,
     right: Sequence[str] = (),
 ) -> Table:
-    """These keys of each row, under these headings; a column in which nothing stands is left out."""
+    """A table with the cells `columns` of each row. A column without any value is left out.
+
+    columns  the row's key -> the heading
+    right    headings of columns that are aligned to the right
+    """
     cells = [{key: _cell(row.get(key)) for key in columns} for row in rows]
-    filled = [key for key in columns if any(row[key].plain for row in cells)]
+    filled = [key for key in columns if any(cell[key].plain for cell in cells)]
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for key in filled:
-        table.add_column(
-            columns[key], justify="right" if columns[key] in right else "left", overflow="fold"
-        )
-    for row in cells:
-        table.add_row(*(row[key] for key in filled))
+        justify: Literal["left", "right"] = "right" if columns[key] in right else "left"
+        table.add_column(columns[key], justify=justify, overflow="fold")
+    for cell in cells:
+        table.add_row(*(cell[key] for key in filled))
     return table
 
 
-def problem(what: str, where: str, hint: str) -> Text:
-    """Up to three lines; the mistakes of a manifest stand on a line each."""
+def error_text(problem: str, where: str, hint: str) -> Text:
+    """Up to three lines, and one more for each further mistake of a manifest."""
     lines = Text()
-    for label, text in (("error", what), ("where", where), ("hint", hint)):
+    for label, text in (("error", problem), ("where", where), ("hint", hint)):
         if text:
             lines.append(f"{label:>5}: ", style="bold red" if label == "error" else "bold")
             lines.append("\n".join(map(printable, text.splitlines())) + "\n")
@@ -321,103 +337,118 @@ def problem(what: str, where: str, hint: str) -> Text:
     return lines
 
 
-def verdict(word: str, reason: str | None = None) -> Text:
-    told = Text(word.replace("_", " "), style=VERDICT_STYLES.get(word, ""))
-    return told.append(f": {printable(reason)}", style="default") if reason else told
+def verdict_text(word: str, reason: str | None = None) -> Text:
+    """A verdict or an outcome in its colour, and why."""
+    text = Text(word.replace("_", " "), style=VERDICT_STYLES.get(word, ""))
+    return text.append(f": {printable(reason)}", style="default") if reason else text
 
 
-def size(count: float | None) -> str:
-    """Bytes as kB or MB, powers of ten."""
+def format_size(count: float | None) -> str:
+    """Bytes in kB or MB, which are powers of ten here."""
     if count is None:
         return ""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def ratio(before: float | None, after: float | None) -> str:
-    """How much smaller, as 3.97x; what grew says so."""
+def format_ratio(before: float | None, after: float | None) -> str:
+    """How many times smaller or larger, for example `3.97x smaller`."""
     if not before or not after:
         return ""
-    return f"{before / after:.2f}x smaller" if after <= before else f"{after / before:.2f}x larger"
+    if after <= before:
+        return f"{before / after:.2f}x smaller"
+    return f"{after / before:.2f}x larger"
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f} %"
 
 
-def ms(value: float | None) -> str:
+def format_ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3g} ms"
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def format_number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def decibel(value: float | None) -> str:
+def format_db(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} dB"
 
 
-def in_metric(name: str | None) -> Callable[[float | None], str]:
-    """How values of this metric are shown; nothing where there is no value."""
-    form = find_metric(name or "").form
-    return lambda value: "" if value is None else form(value)
+def format_metric(name: str | None, value: float | None) -> str:
+    """A value of the metric of that name."""
+    return "" if value is None else find_metric(name or "").form(value)
 
 
 def _cell(value: object) -> Text:
     return value if isinstance(value, Text) else Text("" if value is None else printable(value))
 
 
-def _outcome(row: Mapping[str, Any]) -> Text:
-    """What became of a model, in a word, and why; and what makes that doubtful."""
+def _outcome_text(row: Mapping[str, Any]) -> Text:
+    """What became of a model and why, and what makes that doubtful."""
     if row["outcome"] == "failed":
-        return verdict("failed", f"{row['stage']}: {row['error']}")
+        return verdict_text("failed", f"{row['stage']}: {row['error']}")
     word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
-    told = [row.get("reason") if word == "not_met" else None, row.get("note")]
-    return verdict(word, "; ".join(filter(None, told)))
+    reason = row.get("reason") if word == "not_met" else None
+    return verdict_text(word, "; ".join(filter(None, [reason, row.get("note")])))
 
 
-_BUSY = ("", " (busy host)")
+def _accuracy(row: Mapping[str, Any], before: str) -> str:
+    """The metric before and after, where `before` names the column of the value before."""
+    form = partial(format_metric, row.get("metric"))
+    return _before_after(row.get(before), row.get("accuracy"), form)
 
 
-def _times(speedup: float | None) -> str:
+def _format_count(count: int | None) -> str:
+    return f"{count:,}" if count else ""
+
+
+def _format_speedup(speedup: float | None) -> str:
     return "" if speedup is None else f"{speedup:.2f}x"
 
 
-def _values(kind: str, values: Sequence[Mapping[str, Any]]) -> Table:
+def _busy_mark(row: Mapping[str, Any]) -> str:
+    return " (busy host)" if row.get("busy") else ""
+
+
+def _values_table(heading: str, values: Sequence[Mapping[str, Any]]) -> Table:
+    """A model's inputs or outputs, with type and shape."""
     rows = [{**v, "shape": " x ".join(map(str, v["shape"])) or "-"} for v in values]
-    return rows_table(rows, {"name": kind, "dtype": "type", "shape": "shape"})
+    return rows_table(rows, {"name": heading, "dtype": "type", "shape": "shape"})
 
 
-def _damage(found: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:
-    """What each node costs, in the order of the graph."""
-    if not found:
+def _sensitivity_tables(nodes: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:
+    """The SQNR of each node in the order of the graph: quantized alone, and with all before it."""
+    if not nodes:
         return []
     rows = [
-        {**row, "alone": decibel(row["isolated_db"]), "so far": decibel(row["cumulative_db"])}
-        for row in found
+        {
+            **node,
+            "alone": format_db(node["isolated_db"]),
+            "so far": format_db(node["cumulative_db"]),
+        }
+        for node in nodes
     ]
     columns = {"node": "node", "op_type": "op", "alone": "SQNR alone", "so far": "SQNR so far"}
     return [rows_table(rows, columns, right=("SQNR alone", "SQNR so far"))]
 
 
-def _saturation(rows: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:
-    """Nodes that give other results on x86 without VNNI."""
+def _saturation_tables(rows: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:
+    """The nodes whose results differ on x86 without VNNI."""
     if not rows:
         return []
     columns = {"node": "saturates without VNNI", "op_type": "op", "pairs": "pairs of weights"}
     return [rows_table(rows, columns, right=("pairs of weights",))]
 
 
-def _change(before: float | None, after: float | None, form: Callable[[float | None], str]) -> str:
+def _before_after(
+    before: float | None, after: float | None, form: Callable[[float | None], str]
+) -> str:
     if before is None or after is None:
         return form(after)
     return f"{form(before)} -> {form(after)}"
 
 
-def _counts(words: Iterable[str]) -> str:
-    """How often each word: `12 static, 3 float`."""
-    seen: dict[str, int] = {}
-    for word in words:
-        seen[word] = seen.get(word, 0) + 1
-    return ", ".join(
-        f"{count} {word}" for word, count in sorted(seen.items(), key=lambda item: -item[1])
-    )
+def _count_words(words: Iterable[str]) -> str:
+    """How often each word occurs: `12 static, 3 float`."""
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())

@@ -1,1 +1,1 @@
-"""What a manifest asks for: read, checked, and turned into jobs."""
+"""The manifest: its schema, and the jobs that it requests."""

@@ -1,4 +1,7 @@
-"""What a manifest asks for: read from YAML or TOML, checked as a whole, with every mistake reported at once."""
+"""Jobs of a manifest: which models are made, from what, and how they are judged.
+
+A manifest is checked as a whole, and all its mistakes are reported at once.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.schema import Mistake, Place, form_mistakes, read_values, spell
+from flows.manifest.schema import Mistake, Place, format_place, read_values, schema_mistakes
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
@@ -23,7 +27,10 @@ from quant_core.metrics import find_metric
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One model: what it is made from and what it is held to. Without calibration nothing is measured."""
+    """One model to make, and the contract that it must satisfy.
+
+    Without `calibration` no range of an activation is measured.
+    """
 
     name: str
     input: Path
@@ -35,7 +42,7 @@ class Job:
 
     @property
     def judged_by(self) -> SampleSpec:
-        """The samples that tell how right the result is: random ones only if there are no others."""
+        """The samples that the result is judged by: random ones if no others are given."""
         return self.evaluation or self.calibration or SampleSpec()
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +74,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a stage is stopped."""
+    """The time and memory after which a stage is stopped."""
 
     timeout_s: float = 3600.0
     memory_mb: int | None = None
@@ -75,7 +82,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """How long and with how many threads a model is timed against its float original; 0 seconds: not at all."""
+    """How a model is timed against its float original; 0 seconds: it is not timed."""
 
     seconds: float = 0.1
     threads: int = 1
@@ -83,9 +90,10 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Jobs, and how to run them. Its `digest` is the same whenever the same things are asked for.
+    """Jobs, and how to run them.
 
-    costs  where what is timed is looked up and kept (costs.py); None: in the output folder's own records
+    folder  the output folder, which also holds the journal and the reports
+    costs   the table of measured costs (evaluate/timing_cache.py); None: one in the output folder
     """
 
     jobs: tuple[Job, ...]
@@ -123,6 +131,7 @@ class Manifest:
         )
 
     def digest(self) -> str:
+        """Manifests that request the same have the same digest."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -134,253 +143,301 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def check_manifest(values: object, folder: Path, where: str = "manifest") -> Manifest:
-    """The manifest that says this, its paths relative to `folder`. Raises: RequestError that lists all mistakes."""
+    """The manifest with these values. Its paths are relative to `folder`.
+
+    Raises: RequestError that lists all mistakes, those of the schema and those of meaning.
+    """
     if not isinstance(values, Mapping):
-        raise RequestError(
-            "is not a mapping of keys to values", where, "Start with `models:` or `batch:`"
-        )
-    mistakes = form_mistakes(values)
-    meant: list[Mistake] = []
-    sound = _sound(values, mistakes)
-    batch: Mapping[str, Any] = sound.get("batch") or {}
-    placed = _placed_jobs(sound, folder, meant)
-    if any(mistake.place[:1] != ("models",) for mistake in mistakes):
-        meant.clear()  # what a half-understood manifest means would only mislead; what it names is there or not
-    _check_files(placed, meant)
-    costs = _costs(batch, folder, meant)
-    if mistakes := mistakes + meant:
-        raise _rejected(mistakes, where)
-    jobs, output_dir = tuple(job for _, job in placed), batch.get("output_dir")
+        hint = "Start with `models:` or `batch:`"
+        raise RequestError("is not a mapping of keys to values", where, hint)
+    mistakes = schema_mistakes(values)
+    values = _without_mistakes(values, mistakes)
+    batch: Mapping[str, Any] = values.get("batch") or {}
+    placed_jobs, meaning_mistakes = _make_jobs(values, folder)
+    costs = _absolute(folder, batch["costs"]) if batch.get("costs") else None
+    # A mistake outside `models` may change what every model means, so mistakes of meaning would
+    # only mislead. Files are checked all the same: a file is there or it is not.
+    if all(mistake.place[:1] == ("models",) for mistake in mistakes):
+        mistakes += meaning_mistakes
+    mistakes += _file_mistakes(placed_jobs)
+    mistakes += _costs_mistakes(costs)
+    if mistakes:
+        raise _rejection(mistakes, where)
+    jobs = tuple(job for _, job in placed_jobs)
+    output_dir = batch.get("output_dir")
+    switches = ("skip_existing", "continue_on_error", "keep_cache")
     return Manifest(
         jobs=jobs,
-        folder=_path(folder, output_dir) if output_dir else jobs[0].output.parent,
+        folder=_absolute(folder, output_dir) if output_dir else jobs[0].output.parent,
         workers=batch.get("jobs"),
         costs=costs,
-        limits=Limits(**_given(values.get("limits"))),
-        benchmark=Benchmark(**_given(values.get("benchmark"))),
-        **_given(
-            {key: batch.get(key) for key in ("skip_existing", "continue_on_error", "keep_cache")}
-        ),
+        limits=Limits(**_present(values.get("limits"))),
+        benchmark=Benchmark(**_present(values.get("benchmark"))),
+        **_present({key: batch.get(key) for key in switches}),
     )
 
 
-# The meaning: defaults merged, globs expanded, paths resolved
+def select(manifest: Manifest, only: Sequence[str]) -> list[Job]:
+    """The jobs whose name matches one of the globs in `only`; all jobs if it is empty.
+
+    Raises: RequestError if no job matches.
+    """
+    jobs = list(manifest.jobs)
+    if only:
+        jobs = [job for job in jobs if any(fnmatchcase(job.name, glob) for glob in only)]
+    if not jobs:
+        names = ", ".join(job.name for job in manifest.jobs[:5])
+        problem = f"matches no model: {', '.join(only)}"
+        raise RequestError(problem, "only", f"Models are called {names}")
+    return jobs
 
 
-def _sound(values: Mapping[str, Any], mistakes: Sequence[Mistake]) -> dict[str, Any]:
-    """The values without what is wrong in form; None instead of a model in which something is."""
-    said = dict(values)
+def _without_mistakes(values: Mapping[str, Any], mistakes: Sequence[Mistake]) -> dict[str, Any]:
+    """The values without every key that has a mistake; a model with a mistake becomes None."""
+    valid = dict(values)
     for mistake in mistakes:
         key, *rest = mistake.place or ("",)
-        section = said.get(str(key))
+        section = valid.get(str(key))
         if key == "models" and rest and isinstance(section, list):
-            said["models"] = [
-                None if index == rest[0] else model for index, model in enumerate(section)
-            ]
+            valid["models"] = [None if i == rest[0] else model for i, model in enumerate(section)]
         elif rest and isinstance(section, Mapping):
-            said[str(key)] = {name: value for name, value in section.items() if name != rest[0]}
+            valid[str(key)] = {name: value for name, value in section.items() if name != rest[0]}
         else:
-            said.pop(str(key), None)
-    return said
+            valid.pop(str(key), None)
+    return valid
 
 
-Placed = list[tuple[Place, Job]]
+# From valid values to jobs: defaults are merged, globs expanded and paths made absolute.
 
 
-def _placed_jobs(values: Mapping[str, Any], folder: Path, mistakes: list[Mistake]) -> Placed:
-    """Every job, with the place in the manifest that asked for it."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A model that the manifest names.
+
+    place    the key in the manifest that names it
+    options  the options of this model alone
+    root     the folder below which the output has the same place as the input; None: there is none
+    """
+
+    place: Place
+    input: Path
+    options: Mapping[str, Any]
+    root: Path | None = None
+
+
+def _make_jobs(
+    values: Mapping[str, Any], folder: Path
+) -> tuple[list[tuple[Place, Job]], list[Mistake]]:
+    """A job for every model that `values` names, with its place in the manifest; and mistakes."""
     batch = values.get("batch") or {}
-    output_dir = _path(folder, batch["output_dir"]) if batch.get("output_dir") else None
-    entries: list[tuple[Place, dict[str, Any]]] = [
-        (("models", index), {**model, "input": _path(folder, model["input"])})
+    output_dir = _absolute(folder, batch["output_dir"]) if batch.get("output_dir") else None
+    entries, mistakes = _find_models(values, folder)
+    stems = Counter(entry.input.stem for entry in entries)
+    jobs: list[tuple[Place, Job]] = []
+    for entry in entries:
+        has_own_stem = stems[entry.input.stem] == 1
+        try:
+            jobs.append((entry.place, _job(values, entry, folder, output_dir, has_own_stem)))
+        except RequestError as error:
+            place = (*entry.place, *error.where.split("."))
+            mistakes.append(Mistake(place, error.problem, error.hint))
+    # A folder that holds both originals and outputs: an earlier run's outputs are no originals.
+    outputs = {job.output for _, job in jobs}
+    jobs = [(place, job) for place, job in jobs if place[0] == "models" or job.input not in outputs]
+    return jobs, mistakes
+
+
+def _find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[_Entry], list[Mistake]]:
+    """What `models` lists and `batch.input_dir` matches."""
+    entries = [
+        _Entry(("models", index), _absolute(folder, model["input"]), model)
         for index, model in enumerate(values.get("models") or [])
         if model is not None
     ]
-    if pattern := batch.get("input_dir"):
-        if output_dir is None:
-            mistakes.append(
-                Mistake(
-                    ("batch", "output_dir"),
-                    "is missing",
-                    "Where are the models of input_dir to go?",
-                )
-            )
-            return []
-        found = [{"input": path, "base": base} for path, base in _glob(folder, pattern)]
-        if not found:
-            mistakes.append(
-                Mistake(
-                    ("batch", "input_dir"),
-                    f"no .onnx file in {pattern}",
-                    f"Looked in {_path(folder, pattern)}",
-                )
-            )
-        entries += [(("batch", "input_dir"), entry) for entry in found]
-    stems = Counter(entry["input"].stem for _, entry in entries)
-    placed: Placed = []
-    for place, entry in entries:
-        try:
-            placed.append(
-                (
-                    place,
-                    _job(values, entry, folder, output_dir, alone=stems[entry["input"].stem] == 1),
-                )
-            )
-        except RequestError as error:
-            mistakes.append(Mistake((*place, *error.where.split(".")), error.problem, error.hint))
-    made = {
-        job.output for _, job in placed
-    }  # of an earlier run, where models are written beside their originals
-    return [(place, job) for place, job in placed if place[0] == "models" or job.input not in made]
+    batch = values.get("batch") or {}
+    pattern = batch.get("input_dir")
+    if not pattern:
+        return entries, []
+    if not batch.get("output_dir"):
+        hint = "Where are the models of input_dir to go?"
+        return [], [Mistake(("batch", "output_dir"), "is missing", hint)]
+    place = ("batch", "input_dir")
+    matches = _glob(folder, pattern)
+    if not matches:
+        hint = f"Looked in {_absolute(folder, pattern)}"
+        return entries, [Mistake(place, f"no .onnx file in {pattern}", hint)]
+    return entries + [_Entry(place, path, {}, root) for path, root in matches], []
 
 
 def _job(
     values: Mapping[str, Any],
-    entry: Mapping[str, Any],
+    entry: _Entry,
     folder: Path,
     output_dir: Path | None,
-    alone: bool,
+    has_own_stem: bool,
 ) -> Job:
-    options = {**_given(values), **_given(entry)}
-    config = QuantConfig.from_dict(
-        {f.name: options[f.name] for f in fields(QuantConfig) if f.name in options}
-    )
-    if entry.get("output"):
-        output = _path(folder, entry["output"])
-    elif output_dir is not None:
-        inside = entry["input"].relative_to(entry["base"]).parent if "base" in entry else Path()
-        output = output_dir / inside / f"{entry['input'].stem}_int{config.bits}.onnx"
-        if not Path(os.path.realpath(output.parent)).is_relative_to(os.path.realpath(output_dir)):
-            raise RequestError(
-                f"a link leads out of output_dir: {output.parent}",
-                "output",
-                "Name the file to write",
-            )
-    else:
-        raise RequestError(
-            "is missing", "output", "Name the file to write, or give batch.output_dir"
-        )
-    stem = entry["input"].stem
-    calibration, evaluation = (
-        _samples(values.get(key), entry.get(key), folder, stem)
+    """The entry's job: each option is the model's own, or else the manifest's.
+
+    Raises: RequestError, whose `where` is a key of the entry.
+    """
+    options = {**_present(values), **_present(entry.options)}
+    config_options = {f.name: options[f.name] for f in fields(QuantConfig) if f.name in options}
+    config = QuantConfig.from_dict(config_options)
+    output = _output_path(entry, config, folder, output_dir)
+    stem = entry.input.stem
+    samples = {
+        key: _samples(values.get(key), entry.options.get(key), folder, stem)
         for key in ("calibration", "evaluation")
-    )
-    promised = entry.get("contract") or values.get(
-        "contract"
-    )  # as a whole: half of another promise makes no sense
-    contract = Contract.from_dict(_given(promised)) if promised else None
-    if (
-        contract
-        and find_metric(contract.metric).needs_labels
-        and (evaluation or calibration or SampleSpec()).labels is None
-    ):
-        raise RequestError(
-            f"{contract.metric} needs labels",
-            "contract.metric",
-            "Give evaluation.labels, or promise agreement or cosine",
-        )
-    return Job(
-        name=entry.get("name") or (stem if alone else output.stem),
-        input=entry["input"],
+    }
+    # A contract is one promise: half of the model's and half of the manifest's makes no sense.
+    promise = entry.options.get("contract") or values.get("contract")
+    job = Job(
+        name=entry.options.get("name") or (stem if has_own_stem else output.stem),
+        input=entry.input,
         output=output,
         config=config,
-        calibration=calibration,
-        evaluation=evaluation,
-        contract=contract,
+        **samples,
+        contract=Contract.from_dict(_present(promise)) if promise else None,
     )
+    if job.contract and job.judged_by.labels is None:
+        metric = job.contract.metric
+        if find_metric(metric).needs_labels:
+            hint = "Give evaluation.labels, or promise agreement or cosine"
+            raise RequestError(f"{metric} needs labels", "contract.metric", hint)
+    return job
+
+
+def _output_path(entry: _Entry, config: QuantConfig, folder: Path, output_dir: Path | None) -> Path:
+    """The file to write.
+
+    Raises: RequestError if none is named, or a link leads out of `output_dir`.
+    """
+    if entry.options.get("output"):
+        return _absolute(folder, entry.options["output"])
+    if output_dir is None:
+        hint = "Name the file to write, or give batch.output_dir"
+        raise RequestError("is missing", "output", hint)
+    place = entry.input.parent.relative_to(entry.root) if entry.root else Path()
+    output = output_dir / place / f"{entry.input.stem}_int{config.bits}.onnx"
+    if not Path(os.path.realpath(output.parent)).is_relative_to(os.path.realpath(output_dir)):
+        problem = f"a link leads out of output_dir: {output.parent}"
+        raise RequestError(problem, "output", "Name the file to write")
+    return output
 
 
 def _samples(
     default: Mapping[str, Any] | None, own: Mapping[str, Any] | None, folder: Path, stem: str
 ) -> SampleSpec | None:
-    """Key by key: the model's own word, else the manifest's. `{name}` in a path is the model's file name."""
-    said = {**_given(default), **_given(own)}
-    if not said:
+    """Key by key the model's `own` value, else the manifest's; None if there are no keys.
+
+    `{name}` in a path is the model's file name without its suffix.
+    """
+    options = {**_present(default), **_present(own)}
+    if not options:
         return None
-    source, labels = said.get("data"), said.get("labels")
+    source, labels = options.get("data"), options.get("labels")
+    if source not in (None, "random"):
+        source = str(_absolute(folder, source.replace("{name}", stem)))
+    if labels:
+        labels = str(_absolute(folder, labels.replace("{name}", stem)))
     return SampleSpec(
-        source="random"
-        if source in (None, "random")
-        else str(_path(folder, source.replace("{name}", stem))),
-        labels=str(_path(folder, labels.replace("{name}", stem))) if labels else None,
-        count=said.get("num_samples"),
-        shape=said.get("shape"),
-        seed=said.get("seed", 0),
+        source=source or "random",
+        labels=labels or None,
+        count=options.get("num_samples"),
+        shape=options.get("shape"),
+        seed=options.get("seed", 0),
     )
 
 
-def _costs(batch: Mapping[str, Any], folder: Path, mistakes: list[Mistake]) -> Path | None:
-    """The table of costs that is named, once it can be read."""
-    if not batch.get("costs"):
-        return None
-    from quant_core.evaluate.timing_cache import (
-        TimingCache,  # imports onnxruntime, which hardly any manifest needs
-    )
-
-    path = _path(folder, batch["costs"])
-    try:
-        TimingCache(path)
-    except RequestError as error:
-        mistakes.append(Mistake(("batch", "costs"), f"{error.problem}: {path}", error.hint))
-    return path
-
-
-def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Without what is absent."""
+def _present(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The values that are not None."""
     return {key: value for key, value in (values or {}).items() if value is not None}
 
 
-def _check_files(placed: Placed, mistakes: list[Mistake]) -> None:
-    """What is read is there; nothing is written twice, or over what is read."""
-    inputs = {os.path.realpath(job.input): place for place, job in placed}
-    outputs: dict[str, Place] = {}
-    names: dict[str, Place] = {}
-    missing = cache(lambda path: not _is_a(Path.is_file, path) and not _is_a(Path.is_dir, path))
-    for place, job in placed:
-        real = os.path.realpath(job.output)
-        if missing(job.input) or job.input.is_dir():
-            mistakes.append(
-                Mistake((*place, "input"), f"no such file: {job.input}", _neighbour(job.input))
-            )
-        if real in inputs:
-            problem = f"is also an input: {job.output}"
-            mistakes.append(
-                Mistake(
-                    (*place, "output"),
-                    problem,
-                    "Originals are never overwritten: name another file",
-                )
-            )
-        if outputs.setdefault(real, place) is not place:
-            problem = f"is also the output of {spell(outputs[real])}: {job.output}"
-            mistakes.append(Mistake((*place, "output"), problem, "Name another file"))
-        if _is_a(Path.is_dir, job.output):
-            mistakes.append(
-                Mistake(
-                    (*place, "output"), f"is a folder: {job.output}", "Name a file, ending in .onnx"
-                )
-            )
-        if names.setdefault(job.name, place) is not place:
-            mistakes.append(
-                Mistake((*place, "name"), f"{job.name} is taken", "Give each model its own name")
-            )
+def _glob(folder: Path, pattern: str) -> list[tuple[Path, Path]]:
+    """Each model that a folder or glob names, with the folder that its place is relative to."""
+    path = _absolute(folder, pattern)
+    if path.is_dir():
+        return [(model, path) for model in sorted(path.glob("*.onnx"))]
+    root = path
+    while glob.has_magic(str(root)):
+        root = root.parent
+    if not root.is_dir():
+        root = root.parent
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - ** as a shell means it
+    models = sorted(Path(name) for name in matches)
+    return [(model, root) for model in models if model.is_file()]
+
+
+def _absolute(folder: Path, path: str) -> Path:
+    # resolve() would follow links
+    return Path(os.path.abspath(folder / Path(path).expanduser()))  # noqa: PTH100
+
+
+# Mistakes that only the file system shows.
+
+
+def _file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> Iterator[Mistake]:
+    """Files to read that are missing; outputs that would replace an input or another output."""
+    inputs = {os.path.realpath(job.input) for _, job in placed_jobs}
+    place_of_output: dict[str, Place] = {}
+    place_of_name: dict[str, Place] = {}
+    exists = cache(_exists)  # many models share one file of samples
+    for place, job in placed_jobs:
+        if not exists(job.input) or job.input.is_dir():
+            problem = f"no such file: {job.input}"
+            yield Mistake((*place, "input"), problem, _similar_name(job.input))
+        output = os.path.realpath(job.output)
+        if output in inputs:
+            hint = "Originals are never overwritten: name another file"
+            yield Mistake((*place, "output"), f"is also an input: {job.output}", hint)
+        first_place = place_of_output.setdefault(output, place)
+        if first_place is not place:
+            problem = f"is also the output of {format_place(first_place)}: {job.output}"
+            yield Mistake((*place, "output"), problem, "Name another file")
+        if _is_folder(job.output):
+            problem = f"is a folder: {job.output}"
+            yield Mistake((*place, "output"), problem, "Name a file, ending in .onnx")
+        if place_of_name.setdefault(job.name, place) is not place:
+            hint = "Give each model its own name"
+            yield Mistake((*place, "name"), f"{job.name} is taken", hint)
         for key, spec in (("calibration", job.calibration), ("evaluation", job.evaluation)):
-            for what, path in spec.files() if spec else ():
-                if missing(path):
-                    mistakes.append(
-                        Mistake((*place, key, what), f"no such file: {path}", _neighbour(path))
-                    )
+            for kind, path in spec.files() if spec else ():
+                if not exists(path):
+                    problem = f"no such file: {path}"
+                    yield Mistake((*place, key, kind), problem, _similar_name(path))
 
 
-def _is_a(kind: Callable[[Path], bool], path: Path) -> bool:
+def _costs_mistakes(costs: Path | None) -> Iterator[Mistake]:
+    """Why the table of costs cannot be used."""
+    if costs is None:
+        return
+    # It imports onnxruntime, and hardly any manifest names such a table.
+    from quant_core.evaluate.timing_cache import TimingCache
+
     try:
-        return kind(path)
-    except OSError:  # a name that is too long, a folder that may not be entered
+        TimingCache(costs)
+    except RequestError as error:
+        yield Mistake(("batch", "costs"), f"{error.problem}: {costs}", error.hint)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a pipe or a device is neither."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:  # the name is too long, or its folder must not be entered
         return False
 
 
-def _neighbour(path: Path) -> str:
-    """The file that was meant, if its name is nearly the same."""
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _similar_name(path: Path) -> str:
+    """A hint: the file in the same folder whose name is nearly the same, if there is one."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
@@ -389,23 +446,7 @@ def _neighbour(path: Path) -> str:
     return f"Did you mean {near[0]}?" if near else "Paths start at the manifest's folder"
 
 
-def _glob(folder: Path, pattern: str) -> list[tuple[Path, Path]]:
-    """Each model that the pattern or folder names, with the folder that its place is told from."""
-    path = _path(folder, pattern)
-    if path.is_dir():
-        return [(model, path) for model in sorted(path.glob("*.onnx"))]
-    base = path
-    while glob.has_magic(str(base)):
-        base = base.parent
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 - ** as a shell means it
-    return [(model, base if base.is_dir() else base.parent) for model in found if model.is_file()]
-
-
-def _path(folder: Path, text: str) -> Path:
-    return Path(os.path.abspath(folder / Path(text).expanduser()))  # noqa: PTH100 - resolve() would follow links
-
-
-def _rejected(mistakes: Sequence[Mistake], where: str) -> RequestError:
-    unique = list(dict.fromkeys(map(str, mistakes)))
-    count = "1 mistake" if len(unique) == 1 else f"{len(unique)} mistakes"
-    return RequestError("\n  ".join([count + ":", *unique]), where, "Nothing was started")
+def _rejection(mistakes: Sequence[Mistake], where: str) -> RequestError:
+    lines = list(dict.fromkeys(map(str, mistakes)))  # a shared section's mistake shows only once
+    count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+    return RequestError("\n  ".join([count + ":", *lines]), where, "Nothing was started")

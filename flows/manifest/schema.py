@@ -1,4 +1,4 @@
-"""What a manifest may say: YAML or TOML text to plain values, or the list of its mistakes."""
+"""The schema of a manifest: which keys and values it may have, and how its text is read safely."""
 
 from __future__ import annotations
 
@@ -22,33 +22,39 @@ from quant_core.errors import RequestError
 
 MAX_BYTES = 8 << 20
 MAX_VALUES = 1_000_000
-LONGEST_NAME = 255  # bytes, of one folder or file
+REQUEST_ERROR = "request_error"  # the type of pydantic's error that holds a RequestError
+MAX_NAME_BYTES = 255  # of one folder or file
+# A TOML key with more than 16 parts, quoted or not: see `_read_toml`.
 LONG_KEY = re.compile(r"""(?:\.[ \t]*+(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+){16}""")
 Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing that is wrong: where in the manifest, what, and what would be right."""
+    """What is wrong at one place of the manifest, and a hint what would be right."""
 
     place: Place
     problem: str
     hint: str
 
     def __str__(self) -> str:
-        return f"{spell(self.place)}: {self.problem}" + (f" ({self.hint})" if self.hint else "")
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{format_place(self.place)}: {self.problem}{hint}"
 
 
-def spell(place: Place) -> str:
-    """models[2].contract.metric"""
+def format_place(place: Place) -> str:
+    """A place as text, for example `models[2].contract.metric`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")
 
 
 def read_values(path: Path) -> object:
-    """What the text of that file says. Raises: RequestError if it cannot be read, or is neither YAML nor TOML."""
+    """The plain values in that file, which is TOML if its name ends in .toml, else YAML.
+
+    Raises: RequestError if it cannot be read or parsed.
+    """
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)  # a device, or a pipe, does not tell its size
+            content = file.read(MAX_BYTES + 1)  # a device or a pipe has no size to look at
         if len(content) > MAX_BYTES:
             raise RequestError(
                 "is larger than 8 MB", str(path), "Use the batch form with a folder of models"
@@ -61,8 +67,8 @@ def read_values(path: Path) -> object:
         raise RequestError("is not UTF-8 text", str(path), "Name a YAML or TOML manifest") from None
 
 
-def form_mistakes(values: Mapping[str, Any]) -> list[Mistake]:
-    """Everything in these values that is not as the form wants it."""
+def schema_mistakes(values: Mapping[str, Any]) -> list[Mistake]:
+    """Every unknown key, missing key and value of a wrong type or range."""
     try:
         _Manifest.model_validate(values)
     except ValidationError as error:
@@ -72,69 +78,67 @@ def form_mistakes(values: Mapping[str, Any]) -> list[Mistake]:
     return []
 
 
-# The form: what pydantic holds each key to. What an option may be, quant_core.config alone knows.
+# The schema, in pydantic's models. Options of quant_core are checked by quant_core.config itself.
 
 
-def _asks(check: Callable[[Any], object]) -> AfterValidator:
-    """A validator that accepts what `check` does not complain about."""
+def _checked_by(check: Callable[[Any], object]) -> AfterValidator:
+    """A validator that turns a RequestError of `check` into an error of pydantic."""
 
     def validate(value: Any) -> Any:
         try:
             check(value)
         except RequestError as error:
-            raise PydanticCustomError(
-                "asked", "{problem}", {"problem": error.problem, "hint": error.hint}
-            ) from None
+            context = {"problem": error.problem, "hint": error.hint}
+            raise PydanticCustomError(REQUEST_ERROR, "{problem}", context) from None
         return value
 
     return AfterValidator(validate)
 
 
-def _one_key(kind: Any, key: str, needed: Mapping[str, Any]) -> Callable[[Any], object]:
-    """A check of one key alone, so that one mistake does not hide the next."""
-    return lambda value: kind.from_dict({**needed, key: value})
+def _option(kind: Any, key: str, required: Mapping[str, Any]) -> Any:
+    """The annotation of one option of a config or contract.
+
+    Each option is checked alone, with the other keys that `kind` requires, so that one mistake does
+    not hide the next.
+    """
+    return Annotated[Any, _checked_by(lambda value: kind.from_dict({**required, key: value}))]
 
 
 def _check_shape(value: object) -> None:
     shapes = value.values() if isinstance(value, Mapping) else [value]
     for shape in shapes:
         if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-            raise RequestError(
-                f"is {reprlib.repr(value)}",
-                "shape",
-                "A list of sizes, or one such list for each input",
-            )
+            hint = "A list of sizes, or one such list for each input"
+            raise RequestError(f"is {reprlib.repr(value)}", "shape", hint)
 
 
 def _check_path(text: str) -> None:
     try:
-        too_long = any(
-            len(os.fsencode(part)) > LONGEST_NAME for part in Path(text).expanduser().parts
-        )
+        parts = Path(text).expanduser().parts
     except RuntimeError:
         raise RequestError(f"is {reprlib.repr(text)}", "path", "There is no such user") from None
+    too_long = any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in parts)
     if not text or "\0" in text or too_long:
-        raise RequestError(
-            f"is {reprlib.repr(text)}", "path", "A path, relative to the manifest's folder"
-        )
+        hint = "A path, relative to the manifest's folder"
+        raise RequestError(f"is {reprlib.repr(text)}", "path", hint)
 
 
-class _Form(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-PathText = Annotated[str, _asks(_check_path)]
+PathText = Annotated[str, _checked_by(_check_path)]
 
 
-class _Samples(_Form):
+class _Samples(_Section):
     data: PathText | None = None
     labels: PathText | None = None
     num_samples: int | None = Field(None, ge=1)
-    shape: Annotated[Any, _asks(_check_shape)] = None
+    shape: Annotated[Any, _checked_by(_check_shape)] = None
     seed: int | None = Field(None, ge=0)
 
 
-class _Batch(_Form):
+class _Batch(_Section):
     input_dir: PathText | None = None
     output_dir: PathText | None = None
     skip_existing: bool | None = None
@@ -144,36 +148,30 @@ class _Batch(_Form):
     jobs: int | None = Field(None, ge=1, le=4096)
 
 
-class _Limits(_Form):
+class _Limits(_Section):
     timeout_s: float | None = Field(None, gt=0, le=1e6)
     memory_mb: int | None = Field(None, ge=64)
 
 
-class _Benchmark(_Form):
+class _Benchmark(_Section):
     seconds: float | None = Field(None, ge=0, le=3600)
     threads: int | None = Field(None, ge=1, le=1024)
 
 
 _Contract: Any = create_model(
     "_Contract",
-    __base__=_Form,
-    **{
-        f.name: (Annotated[Any, _asks(_one_key(Contract, f.name, {"min": 0.0}))], None)
-        for f in fields(Contract)
-    },
+    __base__=_Section,
+    **{f.name: (_option(Contract, f.name, {"min": 0.0}), None) for f in fields(Contract)},
 )  # type: ignore[call-overload]
 
 
 _Options: Any = create_model(
     "_Options",
-    __base__=_Form,
+    __base__=_Section,
     calibration=(_Samples | None, None),
     evaluation=(_Samples | None, None),
     contract=(_Contract | None, None),
-    **{
-        f.name: (Annotated[Any, _asks(_one_key(QuantConfig, f.name, {}))], None)
-        for f in fields(QuantConfig)
-    },
+    **{f.name: (_option(QuantConfig, f.name, {}), None) for f in fields(QuantConfig)},
 )  # type: ignore[call-overload]
 
 
@@ -190,7 +188,7 @@ class _Manifest(_Options):  # type: ignore[misc]
     benchmark: _Benchmark | None = None
 
 
-_FORMS = {
+_SECTIONS = {
     "": _Manifest,
     "models": _Model,
     "batch": _Batch,
@@ -202,63 +200,57 @@ _FORMS = {
 }
 
 
-def _mistake(found: Any) -> Mistake:
+def _mistake(error: Any) -> Mistake:
     """One of pydantic's errors in our words."""
-    place, kind, value = found["loc"], found["type"], reprlib.repr(found["input"])
-    if kind == "asked":
-        return Mistake(place, found["ctx"]["problem"], found["ctx"]["hint"])
+    place, kind, value = error["loc"], error["type"], reprlib.repr(error["input"])
+    if kind == REQUEST_ERROR:
+        return Mistake(place, error["ctx"]["problem"], error["ctx"]["hint"])
     if kind == "extra_forbidden":
         parent = next((key for key in reversed(place[:-1]) if isinstance(key, str)), "")
-        known = list(_FORMS.get(parent, _Manifest).model_fields)
+        known = list(_SECTIONS.get(parent, _Manifest).model_fields)
         near = difflib.get_close_matches(str(place[-1]), known, 1)
-        return Mistake(
-            place,
-            "unknown key",
-            f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}",
-        )
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
+        return Mistake(place, "unknown key", hint)
     if kind == "missing":
         return Mistake(place, "is missing", "Every model needs it")
     if kind == "model_type":
         return Mistake(place, f"is {value}", "Must be a mapping of keys to values")
-    return Mistake(
-        place,
-        f"is {value}",
-        found["msg"].replace("Input should be", "Must be").replace("a valid string", "text"),
-    )
+    hint = error["msg"].replace("Input should be", "Must be").replace("a valid string", "text")
+    return Mistake(place, f"is {value}", hint)
 
 
-# The door: text to plain values
+# Text to plain values
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that is given twice is a mistake, not a silent loss of the first.
+    """Safe YAML, in which no key may be given twice: YAML itself would silently drop the first.
 
-    Aliases may not unfold to more than MAX_VALUES: a kilobyte of them can name each other a billion times.
+    Aliases must not expand to more than MAX_VALUES values: a kilobyte of aliases to aliases can
+    stand for billions.
     """
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
-        if node is not None and _unfolded(node, {}) > MAX_VALUES:
+        if node is not None and _count_values(node, {}) > MAX_VALUES:
             raise yaml.YAMLError(f"its aliases unfold to more than {MAX_VALUES:,} values")
         return node
 
 
-def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values the node stands for, all aliases followed; infinitely many if it holds itself."""
-    if id(node) not in known:
-        known[id(node)] = math.inf  # until all of it is counted
-        children = (
-            [part for pair in node.value for part in pair]
-            if isinstance(node, yaml.MappingNode)
-            else node.value
-        )
-        inside = (
-            0
-            if isinstance(node, yaml.ScalarNode)
-            else sum(_unfolded(child, known) for child in children)
-        )
-        known[id(node)] = 1 + inside
-    return known[id(node)]
+def _count_values(node: yaml.Node, counts: dict[int, float]) -> float:
+    """How many values the node has when all aliases are expanded; infinite if it holds itself.
+
+    counts  the nodes that are counted already, by id
+    """
+    if id(node) in counts:
+        return counts[id(node)]
+    counts[id(node)] = math.inf  # what a node finds here inside itself
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    counts[id(node)] = 1 + sum(_count_values(child, counts) for child in children)
+    return counts[id(node)]
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
@@ -278,15 +270,17 @@ _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 def _read_toml(text: str) -> object:
     """Raises: ValueError."""
-    if LONG_KEY.search(
-        text
-    ):  # memory and time that tomllib takes grow with the square of their number
+    # tomllib takes memory and time that grow with the square of a key's parts.
+    if LONG_KEY.search(text):
         raise ValueError("a key has more than 16 parts")
     return tomllib.loads(text)
 
 
 def _check_scalars(values: object) -> None:
-    """Raises: ValueError for a number of more than 64 bits, or text that is not Unicode: neither survives JSON."""
+    """Refuse what JSON cannot hold.
+
+    Raises: ValueError for a number of more than 64 bits, or for text that is not Unicode.
+    """
     if isinstance(values, dict):
         for pair in values.items():
             _check_scalars(pair)
@@ -305,12 +299,10 @@ def _parse(text: str, path: Path) -> object:
         values = _read_toml(text) if kind == "TOML" else yaml.load(text, _UniqueKeyLoader)
         _check_scalars(values)
         return values
-    except (
-        Exception
-    ) as error:  # constructors of YAML's types raise anything for a text that they do not like
+    except RecursionError:
+        raise RequestError(f"is not {kind}: nested too deep", str(path), "") from None
+    except Exception as error:  # PyYAML's constructors raise anything for a malformed value
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or (
-            "nested too deep" if isinstance(error, RecursionError) else error
-        )
+        problem = getattr(error, "problem", None) or error
         raise RequestError(f"is not {kind}: {problem}", f"{path}{line}", "") from None

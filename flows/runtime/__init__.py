@@ -1,1 +1,1 @@
-"""The one place that starts Prefect's API and Dask, and handles signals."""
+"""Prefect's API, Dask's workers and signals: the one place that starts and ends processes."""

@@ -1,4 +1,7 @@
-"""Prefect's API on a socket that the parent listens on: `python -m flows.runtime.api_server FD`. It ends with its parent."""
+"""Prefect's API on a socket of the parent: `python -m flows.runtime.api_server FILE_DESCRIPTOR`.
+
+The process ends with its parent.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ def main() -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    # No background services: nothing is scheduled here, and what Prefect records is never our record.
+    # No background services: nothing is scheduled here, and our record is the journal.
     app = create_app(ephemeral=True, webserver_only=True, final=True)
     config = uvicorn.Config(app, log_level="critical", lifespan="on", access_log=False)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of stdin: reading ends when it is gone."""
+    """Exit when the parent has: it holds the other end of stdin, so reading ends with it."""
     sys.stdin.buffer.read()
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do: exit code 130 or 143, and nothing half written."""
+"""What Ctrl-C and SIGTERM do: the exit code is 130 or 143, and no file is half written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def stopped_in_order() -> Iterator[None]:
-    """What works in this process alone unwinds, and takes its temporary files with it."""
+    """For work in this process alone: a signal unwinds it, so that temporary files are removed."""
 
     def stop(number: int) -> None:
         raise _Stopped(number)
@@ -35,17 +36,16 @@ def stopped_in_order() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """What has workers ends with all processes below it, without ceremony.
+    """For work with workers: a signal ends this process and all processes below it at once.
 
-    Whatever is finished is in the journal, whatever is not is done again next time, and a polite end would wait for
-    native code that cannot be interrupted.
+    What is finished is in the journal and the rest is done by the next run. A polite end would wait
+    for native code, which cannot be interrupted.
     """
-    from flows.runtime.dask import end_descendants
 
     def stop(number: int) -> None:
         for again in SIGNALS:
             signal.signal(again, signal.SIG_IGN)
-        end_descendants()
+        _kill_descendants()
         restore_cursor = "\x1b[?25h\r" if sys.stderr.isatty() else ""
         os.write(2, f"{restore_cursor}stopped; the same command goes on from here\n".encode())
         os._exit(128 + number)
@@ -55,9 +55,10 @@ def stopped_at_once() -> Iterator[None]:
 
 
 def in_another_thread(work: Callable[[], T]) -> T:
-    """What `work` returns. In the main thread Prefect would take over SIGTERM, and end politely but late.
+    """What `work` returns. In the main thread Prefect would handle SIGTERM, politely but late.
 
-    The main thread wakes up meanwhile: only there do handlers run, and the kernel may give a signal to another thread.
+    The main thread wakes up every WAKE_S: handlers run only there, and the kernel may deliver a
+    signal to another thread.
     """
     with ThreadPoolExecutor(1, "quantmill-flow") as beside:
         working = beside.submit(copy_context().run, work)
@@ -66,8 +67,24 @@ def in_another_thread(work: Callable[[], T]) -> T:
         return working.result()
 
 
+def _kill_descendants() -> None:
+    """Kill every process below this one."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # "PID (NAME) STATE PARENT ...", where NAME may hold anything
+            after_name = entry.read_text(errors="replace").rpartition(")")[2]
+            parents[int(entry.parent.name)] = int(after_name.split()[1])
+    below = {os.getpid()}
+    while found := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= found
+    for pid in below - {os.getpid()}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
 class _Stopped(BaseException):
-    """Not KeyboardInterrupt, of which typer makes an exit code of its own."""
+    """Raised by a signal. It is no KeyboardInterrupt, which typer turns into its own exit code."""
 
     def __init__(self, number: int) -> None:
         self.number = number

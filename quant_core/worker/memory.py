@@ -41,6 +41,11 @@ def reserve(need_bytes: int, pid: int) -> Iterator[None]:
         yield
 
 
+def usable_cores() -> int:
+    """Cores this process may run on: fewer than the machine has, in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def total_bytes() -> int:
     """All memory: the machine's, or its container's limit if that is less."""
     try:

@@ -1,18 +1,20 @@
-"""How right, fast and small real models become: quantmill's defaults beside what others' tools make of them.
+"""Accuracy, speed and size of real models, quantized by quantmill and by other tools.
 
-    python -m tests.bench.accuracy --zoo DIR [--cases NAME,...] [--tools NAME,...] [--target x86-avx2] [--samples 64]
-                                   [--seconds 2] [--threads 1] [--json FILE] [--keep FOLDER] [--emulate-avx2]
+    python -m tests.bench.accuracy --zoo DIR [--cases NAME,...] [--tools NAME,...]
+                                   [--target x86-avx2] [--samples 64] [--seconds 2] [--threads 1]
+                                   [--json FILE] [--keep FOLDER] [--emulate-avx2]
 
-DIR holds zoo.py and one folder per case: a float model, calibration and evaluation data, labels. Every tool gets the
-same calibration feeds and nothing that is set for one model; onnxruntime's tools get models below opset 13 converted
-to 17, as they refuse them or write files that do not load. Each tool runs in its own process, with a memory and a
-time limit.
+DIR holds zoo.py and one folder per case: a float model, calibration and evaluation data, labels.
+Every tool gets the same calibration feeds and no option that is set for one model. Models below
+opset 13 are converted to 17 for onnxruntime's tools, which otherwise refuse them or write files
+that do not load. Each tool runs in its own process, with a memory and a time limit.
 
-A cell reads `value @speed / SQNR in dB / file size over float's, -broken +repaired decisions`; - if the tool refused
-or crashed, ! if its file does not load. Speed is float time over quantized time, batch 1, in turns in one process;
-with one thread it is CPU time, so that neighbours on the machine do not count. With --json, results are kept between
-runs: what is measured again replaces what was there. --emulate-avx2 adds `AVX2:` the value and SQNR where int8
-products saturate (AVX2 without VNNI; needs qemu-x86_64, slow).
+A cell reads `value @speed / SQNR in dB / file size over float's, -broken +repaired decisions`; - if
+the tool refused or crashed, ! if its file does not load. Speed is float time over quantized time at
+batch 1, in turns in one process; with one thread it is CPU time, so that other work on the machine
+does not count. With --json, results are kept between runs: a new result replaces the old one.
+--emulate-avx2 adds `AVX2:` the value and SQNR where int8 products saturate (AVX2 without VNNI;
+needs qemu-x86_64, slow).
 """
 
 from __future__ import annotations
@@ -58,7 +60,10 @@ LUCK_OF_SHARES = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One model for one tool: `model` as it came, `modern` at opset 17 if it was below 13, feeds as .npz files."""
+    """One model for one tool, with feeds as .npz files.
+
+    `model` is as it came; `modern` has opset 17 if that one is below 13.
+    """
 
     model: Path
     modern: Path
@@ -205,11 +210,16 @@ def main() -> None:
 def measured(
     zoo: ModuleType, case: Any, tool: str, args: argparse.Namespace, scratch: Path
 ) -> dict[str, Any]:
-    """What one tool makes of one case: its file made, scored and timed; with an `error` as far as it came."""
+    """The file that a tool makes of a case, scored and timed; with an `error` if it failed."""
     folder = args.keep / case.name if args.keep else scratch
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(case.model, modern(case.model, scratch), feeds_of(zoo, case, args.samples, scratch),
-              folder.absolute() / f"{tool}.onnx", args.target)  # fmt: skip
+    job = Job(
+        case.model,
+        modern(case.model, scratch),
+        feeds_of(zoo, case, args.samples, scratch),
+        folder.absolute() / f"{tool}.onnx",
+        args.target,
+    )
     started = time.monotonic()
     if error := in_own_process(tool, job):
         return {"outcome": "-", "error": error}
@@ -259,7 +269,7 @@ def _child(tool: str, job: Job) -> None:
 
 
 def modern(model: Path, scratch: Path) -> Path:
-    """The model, or one of opset 17 for a model below 13; the model itself where it cannot be converted."""
+    """The model; converted to opset 17 if it is below 13 and can be converted."""
     path = scratch / "modern.onnx"
     if path.exists():
         return path
@@ -283,7 +293,7 @@ def feeds_of(zoo: ModuleType, case: Any, samples: int, scratch: Path) -> Path:
 
 
 def _processed(job: Job) -> Path:
-    """The model after onnxruntime's own preparation, as its documentation asks for; as much of it as works."""
+    """The model after the steps of onnxruntime's documented preparation that work for it."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = job.output.with_suffix(".prepared")
@@ -300,7 +310,7 @@ def _processed(job: Job) -> Path:
 
 
 def evaluate_emulated(zoo: ModuleType, case: Any, path: Path, root: Path) -> dict[str, Any]:
-    """The score of a file on a CPU with AVX2 and no VNNI, against the float model as it runs here."""
+    """The score of a file on a CPU with AVX2 without VNNI, against the float model on this CPU."""
     zoo.evaluate(case, case.model)  # the reference, remembered
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "outputs")
@@ -363,7 +373,7 @@ def text(cell: dict[str, Any] | None) -> str:
 
 
 def table_of_verdicts(results: dict[str, Any], cases: list[str] | None = None) -> str:
-    """Markdown: what quantmill loses, and which of onnxruntime's files are as good in all and better in one."""
+    """Markdown: what quantmill loses, and the files of onnxruntime that dominate quantmill's."""
     lines = [
         "| case | loss in points | speed | as right or better and faster |",
         "|---|---|---|---|",

@@ -1,4 +1,7 @@
-"""How long 100 models of 1.5 MB take, and how long it takes until the first: `python -m tests.bench.batch100 [N]`."""
+"""Start-up and time per model of a batch of 100 models of 1.5 MB.
+
+python -m tests.bench.batch100 [N]
+"""
 
 from __future__ import annotations
 
@@ -57,9 +60,8 @@ def main(count: int) -> None:
 
         for home in ("cold", "warm"):  # Prefect's database is new, then not
             start_up, seconds, failed = timed(folder, folder / "prefect")
-            print(
-                f"{home}: start-up {start_up:.1f} s, {seconds / count:.2f} s a model, {failed} of {count} failed"
-            )
+            speed = f"start-up {start_up:.1f} s, {seconds / count:.2f} s a model"
+            print(f"{home}: {speed}, {failed} of {count} failed")
             if home == "cold":
                 stages(folder)
 
@@ -101,7 +103,8 @@ def timed(folder: Path, home: Path) -> tuple[float, float, int]:
 def stages(folder: Path) -> None:
     timings = f"{folder}/out/reports/timings/*.parquet"
     rows = duckdb.sql(
-        f"select stage, avg(seconds), max(peak_bytes) / 1e6 from read_parquet('{timings}') group by 1 order by 2"
+        "select stage, avg(seconds), max(peak_bytes) / 1e6"
+        f" from read_parquet('{timings}') group by 1 order by 2"
     )
     for stage, seconds, peak in rows.fetchall():
         print(f"    {stage:10} {seconds:.2f} s a model, peak {peak:.0f} MB")

@@ -1,12 +1,13 @@
-"""What calibration costs: CPU time beside bare inference of the same samples, and memory for few and for many samples.
+"""CPU time of calibration beside bare inference, and its memory for few and for many samples.
 
-    python -m tests.bench.calibration [--model FILE --data FOLDER] [--samples 24] [--threads 1] [--rounds 3]
-                                      [--memory 32,512] [--json FILE]
+    python -m tests.bench.calibration [--model FILE --data FOLDER] [--samples 24] [--threads 1]
+                                      [--rounds 3] [--memory 32,512] [--json FILE]
 
-Without --model, a MobileNet-like network on 224 x 224 images and a residual one, with random weights and samples.
-Bare inference is onnxruntime's default session with as many threads on the same samples, read into memory before. The
-ratio of wall times is what a user waits (on an idle machine: while one sample is counted, inference of the next goes
-on), that of CPU times what it costs where all cores are busy. Memory is the peak of a fresh process.
+Without --model, the models are a network like MobileNet on 224 x 224 images and a residual one,
+with random weights and samples. Bare inference is onnxruntime's default session, as many threads
+and the same samples, which are in memory. The ratio of wall times is what a user waits (on an idle
+machine: while one sample is counted, inference of the next goes on); the ratio of CPU times is what
+calibration costs where all cores are busy. Memory is the peak of a fresh process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Feed = dict[str, np.ndarray]
 
 
 class Network:
-    """A CNN in the making: nodes and random weights (He), one method per operator, each returning its output's name."""
+    """Builds a CNN with random weights (He); one method per operator returns its output's name."""
 
     def __init__(self, seed: int = 0) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -89,12 +90,18 @@ class Network:
 
 
 def mobile(path: Path) -> Path:
-    """Inverted residuals as in MobileNetV2: many channels, little arithmetic, the hardest to observe cheaply."""
+    """Inverted residuals as in MobileNetV2: many channels and little arithmetic to hide behind."""
     net, n = Network(), 32
     x = net.conv("image", 3, n, 3, 2)
     for widen, out, repeats, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-    ):  # fmt: skip
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for i in range(repeats):
             y = net.conv(x, n, n * widen) if widen > 1 else x
             y = net.conv(y, n * widen, n * widen, 3, 1 if i else stride, n * widen)
@@ -165,8 +172,8 @@ def main() -> None:
     print("|---" * 7 + "|")
     for r in rows:
         wall, cpu, (first, last) = r["wall"], r["cpu"], r["peak_mb"]
-        figures = f"{r['inference_ms']:.1f} | {wall:.2f}x | {cpu:.2f}x | {first:.0f} | {last:.0f} | {last / first:.3f}"
-        print(f"| {r['model']} | {figures} |")
+        times = f"{r['inference_ms']:.1f} | {wall:.2f}x | {cpu:.2f}x"
+        print(f"| {r['model']} | {times} | {first:.0f} | {last:.0f} | {last / first:.3f} |")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

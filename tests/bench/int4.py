@@ -1,15 +1,17 @@
-"""Four bits on disk: quantmill, quantize-rs and onnxruntime's MatMulNBits quantizer on real models, side by side.
+"""4-bit weights of quantmill, quantize-rs and onnxruntime's MatMulNBits quantizer on real models.
 
-    python -m tests.bench.int4 --zoo DIR [--cases efficientnet_lite0,...] [--target x86-avx2] [--samples 64]
-                               [--seconds 1] [--json FILE]
+    python -m tests.bench.int4 --zoo DIR [--cases efficientnet_lite0,...] [--target x86-avx2]
+                               [--samples 64] [--seconds 1] [--json FILE]
 
-agreement  decisions as float's; value and flips where there are labels
+agreement  decisions equal to float's; value and flips where there are labels
 file       float bytes over quantized bytes; constants: the same of all constants' values
-float x    speed against float, and int8 x against quantmill's static INT8; one thread, CPU time, in turns
+float x    speed against float, and int8 x against quantmill's static INT8; one thread, CPU time,
+           in turns
 load       time to load the file beyond that of the float file, in ns per weight
 
-quantize-rs (pip install quantization-rs==0.10) and onnxruntime's quantizer (pip install onnxruntime onnx-ir) are asked
-where they are installed; the latter where there is a MatMul. Every tool gets the same calibration samples.
+quantize-rs (pip install quantization-rs==0.10) and onnxruntime's quantizer (pip install onnxruntime
+onnx-ir) run where they are installed; the latter where there is a MatMul. Every tool gets the same
+calibration samples.
 """
 
 from __future__ import annotations

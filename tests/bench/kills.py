@@ -134,9 +134,10 @@ def state(folder: Path) -> dict[str, Any]:
 def storm(
     work: Path, kills: int, models: int, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """The state after so many kills and one full run, the undisturbed one, and how many kills hit a batch at work.
+    """The state after `kills` kills and a full run, that of an undisturbed run, and a count.
 
-    A batch that was done before it was killed starts again from nothing: its next run would only skip.
+    The count is of kills that hit a batch at work. A batch that is done before it is killed starts
+    again from nothing, since its next run would only skip.
     """
     make_models(work / "calm", models)
     seconds = run(work / "calm")
@@ -162,12 +163,10 @@ def main(kills: int, models: int) -> int:
         after, calm, hits = storm(Path(folder), kills, models)
         same = {key: after[key] == calm[key] for key in ("tables", "files")}
         stray = set(after["others"]) - set(calm["others"])
-        print(
-            f"{kills} kills, {hits} of them at work, {models} models, {time.monotonic() - begun:.0f} s"
-        )
-        print(
-            f"rows the same: {same['tables']}, models the same: {same['files']}, stray files: {sorted(stray) or 'none'}"
-        )
+        seconds = time.monotonic() - begun
+        print(f"{kills} kills, {hits} of them at work, {models} models, {seconds:.0f} s")
+        print(f"rows the same: {same['tables']}, models the same: {same['files']}")
+        print(f"stray files: {sorted(stray) or 'none'}")
         return int(not all(same.values()))
 
 

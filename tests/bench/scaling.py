@@ -1,6 +1,8 @@
-"""One batch on 1, 2 and 4 worker processes that have joined a scheduler: `python -m tests.bench.scaling [MODELS]`.
+"""One batch on 1, 2 and 4 worker processes that have joined a scheduler.
 
-The models that come out have to be the same to the last byte; the seconds tell what a worker adds.
+    python -m tests.bench.scaling [MODELS]
+
+The models must be the same to the last byte; the seconds show what a worker adds.
 """
 
 from __future__ import annotations
@@ -43,16 +45,15 @@ def main(count: int) -> int:
             stages = ", ".join(
                 f"{stage} {spent:.1f}" for stage, spent in duckdb.sql(query).fetchall()
             )
-            print(
-                f"{workers} workers: {seconds[workers]:.1f} s, x {seconds[1] / seconds[workers]:.2f} ({stages})"
-            )
+            speedup = seconds[1] / seconds[workers]
+            print(f"{workers} workers: {seconds[workers]:.1f} s, x {speedup:.2f} ({stages})")
     same = made[1] == made[2] == made[4]
     print(f"{count} models, the same to the last byte: {same}")
     return int(not same)
 
 
 def timed(folder: Path, out: str, address: str) -> tuple[float, dict[str, str]]:
-    """Seconds from the first stage to the end, and each model's digest. Nothing here depends on a timing."""
+    """Seconds from the first stage to the end, and each model's digest."""
     said = {"mode": "weight_only", "bits": 4, "weight_method": "gptq", "benchmark": {"seconds": 0}}
     said |= {
         "calibration": {"data": "data.npy"},
@@ -86,7 +87,7 @@ def timed(folder: Path, out: str, address: str) -> tuple[float, dict[str, str]]:
 
 @contextlib.contextmanager
 def cluster(workers: int) -> Iterator[str]:
-    """A scheduler and so many worker processes of one thread, as an operator starts them; its address."""
+    """The address of a scheduler with so many worker processes, each of one thread."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
@@ -105,9 +106,13 @@ def cluster(workers: int) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         for command in (scheduler, worker):
             process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *command], cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-m", "dask", *command],
+                cwd=ROOT,
+                env=ENVIRONMENT,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             stack.callback(stop, process)
         from distributed import Client
 

@@ -1,9 +1,11 @@
-"""How small quantized weights are: bytes of all that stands for them in the file, beside the float weights'.
+"""Bytes of quantized weights and all that belongs to them in the file, beside the float weights'.
 
-    python -m tests.bench.size --zoo DIR [--cases efficientnet_lite0,mnist_resnet] [--target x86-avx2] [--json FILE]
+    python -m tests.bench.size --zoo DIR [--cases efficientnet_lite0,mnist_resnet]
+                               [--target x86-avx2] [--json FILE]
 
-The weights are those of Conv, MatMul, Gemm, recurrent operators and tables; quantized ones are all integers, scales,
-multipliers and zero points that replace them. The rest of the file by what it is spent on: names, nodes, shapes ...
+The weights are those of Conv, MatMul, Gemm, recurrent operators and tables. To a quantized weight
+belong all integers, scales, multipliers and zero points that replace it. The rest of the file is
+listed by what it is spent on: names, nodes, shapes ...
 """
 
 from __future__ import annotations
@@ -25,8 +27,18 @@ from quant_core.model.prepare import prepare
 from quant_core.plan.operators import RULES
 from tests.bench.accuracy import feeds_of, load_zoo
 
-WIDTHS = {"float": 32, "bfloat16": 16, "float16": 16, "int64": 64, "int32": 32, "int16": 16, "int8": 8, "uint8": 8,
-          "int4": 4, "uint4": 4}  # fmt: skip
+WIDTHS = {
+    "float": 32,
+    "bfloat16": 16,
+    "float16": 16,
+    "int64": 64,
+    "int32": 32,
+    "int16": 16,
+    "int8": 8,
+    "uint8": 8,
+    "int4": 4,
+    "uint4": 4,
+}
 PASSING = (
     "Cast",
     "Mul",
@@ -53,9 +65,8 @@ def main() -> None:
     for case in zoo.cases(args.zoo):
         if case.name in args.cases and case.model.exists():
             rows += [row(zoo, case, bits, args) for bits in (8, 4, 44)]
-    print(
-        "| case | bits | weights, float bytes | quantized | ratio | file, float | quantized | ratio | rest of it |"
-    )
+    weight_columns = "weights, float bytes | quantized | ratio"
+    print(f"| case | bits | {weight_columns} | file, float | quantized | ratio | rest of it |")
     print("|---" * 9 + "|")
     for r in rows:
         weights = (
@@ -88,10 +99,14 @@ def row(zoo: Any, case: Any, bits: int, args: argparse.Namespace) -> dict[str, A
         before = weights_of(ir.to_proto(prepare(case.model)), replaced)
         after = weights_of(model, replaced)
         return {
-            "case": case.name, "bits": "4, every layer" if by_name else bits,
-            "file_float": case.model.stat().st_size, "file": path.stat().st_size,
-            "weights_float": sum(before.values()), "weights": sum(after.values()), "rest": rest_of(model, after),
-        }  # fmt: skip
+            "case": case.name,
+            "bits": "4, every layer" if by_name else bits,
+            "file_float": case.model.stat().st_size,
+            "file": path.stat().st_size,
+            "weights_float": sum(before.values()),
+            "weights": sum(after.values()),
+            "rest": rest_of(model, after),
+        }
 
 
 def weights_of(model: onnx.ModelProto, nodes: set[str]) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""What orchestration costs: `python -m tests.bench.thousand [MODELS]`, tiny ones, whose stages take next to nothing."""
+"""What orchestration costs per model, measured with tiny models whose stages take little time.
+
+python -m tests.bench.thousand [MODELS]
+"""
 
 from __future__ import annotations
 
@@ -42,21 +45,20 @@ def main(count: int) -> int:
         journal = (folder / "out" / ".quantmill" / "journal.jsonl").stat().st_size
         database = sum(path.stat().st_size for path in (folder / "prefect").glob("prefect.db*"))
         overhead_ms = 1000 * (seconds - stages / workers) / count
-        print(
-            f"{count} models, {runs} stages, {workers} workers: {seconds:.1f} s, stages {stages / workers:.1f} s"
-        )
-        print(
-            f"a model: overhead {overhead_ms:.1f} ms (at most {MOST_MS}), coordinator CPU {1000 * cpu_s / count:.1f} ms"
-        )
+        cpu_ms = 1000 * cpu_s / count
+        per_worker = stages / workers
+        print(f"{count} models, {runs} stages, {workers} workers: {seconds:.1f} s")
+        print(f"stages: {per_worker:.1f} s a worker")
+        print(f"a model: overhead {overhead_ms:.1f} ms (at most {MOST_MS})")
+        print(f"a model: coordinator CPU {cpu_ms:.1f} ms")
         print(f"coordinator's peak {peak_mb:.0f} MB (at most {MOST_MB})")
-        print(
-            f"a model: {journal / count:.0f} bytes of journal, {database / count:.0f} of Prefect's database"
-        )
+        print(f"a model: {journal / count:.0f} bytes of journal")
+        print(f"a model: {database / count:.0f} bytes of Prefect's database")
         return int(overhead_ms > MOST_MS or peak_mb > MOST_MB)
 
 
 def timed(folder: Path) -> tuple[float, int, float, float]:
-    """Seconds from the first stage to the end, workers, and the coordinator's peak memory (MB) and CPU seconds."""
+    """Seconds from the first stage to the end, workers, and the coordinator's peak MB and CPU s."""
     environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json"]

@@ -10,7 +10,7 @@ import numpy as np
 from quant_core.model.session import optimized_graph
 from tests.models import sketch
 
-# Placing and layout are no arithmetic: Q and DQ at the borders, Transposes around NHWC kernels, copies of scales.
+# Not arithmetic: Q and DQ at the borders, Transposes around NHWC kernels, copies of scales.
 BORDERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "Identity"})
 
 X_SCALE, W_SCALE = np.float32(0.05), np.float32(0.01)
@@ -25,11 +25,16 @@ ACTIVATIONS: dict[str, np.ndarray] = {
 
 def pair(value: str, out: str, scale: str = "s", zero: str = "z") -> str:
     """QuantizeLinear and DequantizeLinear."""
-    return f"{out}_q = QuantizeLinear({value}, {scale}, {zero}) {out} = DequantizeLinear({out}_q, {scale}, {zero})\n"
+    quantize = f"{out}_q = QuantizeLinear({value}, {scale}, {zero})"
+    return f"{quantize} {out} = DequantizeLinear({out}_q, {scale}, {zero})\n"
 
 
 def weight_of(shape: tuple[int, ...], axis: int, dtype: type = np.int8) -> dict[str, np.ndarray]:
-    """int8 (or other) w, a scale per channel ws, zero points wz; an int32 bias b with scale bs = x_scale * ws."""
+    """Constants of a quantized operator.
+
+    Weights w with one scale ws and one zero point wz per channel; an int32 bias b with the scale
+    bs = x_scale * ws.
+    """
     channels = shape[axis]
     ones = np.ones(channels, np.float32)
     return {

@@ -1,4 +1,4 @@
-"""Which Conv, MatMul and Gemm patterns onnxruntime runs as integer kernels, and which it does not."""
+"""Which patterns of Conv, MatMul and Gemm onnxruntime runs as integer kernels, and which not."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ def test_a_conv_bias_may_be_absent_float_or_int32(inputs):
 
 def test_a_conv_weight_may_have_one_scale():
     constants = CONV_WEIGHT | {
-        "ws": np.float32(0.01), "wz": np.int8(0), "bs": np.float32(0.05) * np.float32(0.01), "bz": np.int32(0),
-    }  # fmt: skip
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+        "bs": np.float32(0.05) * np.float32(0.01),
+        "bz": np.int32(0),
+    }
     body = QUANTIZED_CONV.replace("<axis = 0>", "") + pair("c", "y")
 
     assert kernels(body, constants) == ["QLinearConv"]
@@ -140,7 +143,8 @@ def test_gemm_needs_an_output_pair_only_beside_a_float_bias(trans_b, bias, requa
     shape, axis = ((6, 4), 0) if trans_b else ((4, 6), 1)
     body = (
         pair("x", "a")
-        + f"wd = DequantizeLinear<axis = {axis}>(w, ws, wz) bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
+        + f"wd = DequantizeLinear<axis = {axis}>(w, ws, wz)\n"
+        + "bd = DequantizeLinear<axis = 0>(b, bs, bz)\n"
         f"c = Gemm<transB = {trans_b}>(a, wd{bias})\n"
         + (pair("c", "y") if requantized else "y = Identity(c)")
     )
@@ -169,9 +173,15 @@ def test_dynamic_quantization_of_matmul_is_one_kernel():
 def test_a_residual_block_fuses_with_uint8_activations_and_not_with_int8_ones():
     same = "Conv<pads = [1, 1, 1, 1]>"
     body = (
-        pair("x", "a") + DEQUANTIZED + f"u = {same}(a, wd, bd)\n" + pair("u", "c") + f"d = {same}(c, wd, bd)\n"
-        + pair("d", "e") + "f = Add(c, e)\n" + pair("f", "y")
-    )  # fmt: skip
+        pair("x", "a")
+        + DEQUANTIZED
+        + f"u = {same}(a, wd, bd)\n"
+        + pair("u", "c")
+        + f"d = {same}(c, wd, bd)\n"
+        + pair("d", "e")
+        + "f = Add(c, e)\n"
+        + pair("f", "y")
+    )
 
     assert kernels(body, CONV_WEIGHT) == ["QLinearConv", "QLinearConv", "QLinearAdd"]
     assert "QLinearConv" not in kernels(body, CONV_WEIGHT | {"z": np.int8(0)})

@@ -1,4 +1,4 @@
-"""The table of rules: what it calls elementwise has a QLinear kernel, what it calls moving runs on 8-bit data."""
+"""The table of operators holds: elementwise ones have a QLinear kernel, moving ones take 8 bits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ EXPRESSIONS = {
     "Mul": ["Mul(a, a)", "Mul(a, k)", "Mul(k, a)"],
     "Sigmoid": ["Sigmoid(a)"],
     "LeakyRelu": ["LeakyRelu(a)", "LeakyRelu<alpha = 0.3>(a)"],
-    "AveragePool": [f"AveragePool<{POOL}>(a)", f"AveragePool<{POOL}, count_include_pad = 1, pads = [1, 1, 1, 1]>(a)",
-                    f'AveragePool<{POOL}, auto_pad = "SAME_UPPER">(a)', f"AveragePool<{POOL}, ceil_mode = 1>(a)"],
+    "AveragePool": [
+        f"AveragePool<{POOL}>(a)",
+        f"AveragePool<{POOL}, count_include_pad = 1, pads = [1, 1, 1, 1]>(a)",
+        f'AveragePool<{POOL}, auto_pad = "SAME_UPPER">(a)',
+        f"AveragePool<{POOL}, ceil_mode = 1>(a)",
+    ],
     "GlobalAveragePool": ["GlobalAveragePool(a)"],
     "Concat": ["Concat<axis = 1>(a, a)", "Concat<axis = 1>(a, k, a)"],
     "MaxPool": [f"MaxPool<{POOL}>(a)", f"MaxPool<{POOL}, ceil_mode = 1, pads = [1, 1, 1, 1]>(a)"],
@@ -24,11 +28,13 @@ EXPRESSIONS = {
     "Squeeze": ["Squeeze(a, axes)", "Squeeze(a)"],
     "Unsqueeze": ["Unsqueeze(a, axes)"],
     "Flatten": ["Flatten(a)"],
-}  # fmt: skip
+}
 OPSETS = (13, 17, 19, 21, 22, 23)
 CONSTANTS = {
-    "k_q": np.full((1, 4, 8, 8), 130, np.uint8), "shape": np.array([1, -1]), "axes": np.array([0]),
-}  # fmt: skip
+    "k_q": np.full((1, 4, 8, 8), 130, np.uint8),
+    "shape": np.array([1, -1]),
+    "axes": np.array([0]),
+}
 
 
 def between_pairs(

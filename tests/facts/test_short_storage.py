@@ -1,4 +1,4 @@
-"""What stands beside 4-bit weights is folded as they are: bfloat16 scales, 16-bit biases and the products of scales."""
+"""onnxruntime folds bfloat16 scales, 16-bit biases and products of scales, as it folds weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What onnxruntime folds when a session loads: the reason why a weight can be stored in 4 bits and computed in 8."""
+"""What onnxruntime folds when a session loads.
+
+This is why a weight can be stored in 4 bits and computed in 8.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,13 @@ def test_int4_storage_loads_to_the_int8_graph():
 
 
 def test_the_folded_weight_is_what_the_nodes_say():
-    model = sketch(f"(float[n,4,8,8] x) => (float[n,4,6,6] y) {{ {TO_INT8} w = Cast<to = 1>(w8) y = Conv(x, w) }}",
-                   STORED, 21, 10)  # fmt: skip
+    model = sketch(
+        "(float[n,4,8,8] x) => (float[n,4,6,6] y) "
+        f"{{ {TO_INT8} w = Cast<to = 1>(w8) y = Conv(x, w) }}",
+        STORED,
+        21,
+        10,
+    )
 
     loaded = optimized_graph(model.SerializeToString(), optimize="basic").graph
 
@@ -104,8 +112,9 @@ def test_matmulnbits_takes_4_bits_without_a_zero_point_and_scales_that_are_folde
     nibbles = (q + 8).astype(np.uint8)
     constants = {
         "b": nibbles[..., ::2] | nibbles[..., 1::2] << 4,
-        "m": uint4(multipliers), "scale": np.full((6, 1), 0.01, np.float32),
-    }  # fmt: skip
+        "m": uint4(multipliers),
+        "scale": np.full((6, 1), 0.01, np.float32),
+    }
     sizes = "K = 128, N = 6, bits = 4, block_size = 32, accuracy_level = 4"
     body = f"f = Cast<to = 1>(m) k = Mul(f, scale) y = com.microsoft.MatMulNBits<{sizes}>(x, b, k)"
     model = sketch(f"(float[n,128] x) => (float[n,6] y) {{ {body} }}", constants, 21, 10)
@@ -132,7 +141,10 @@ def test_so_does_one_in_blocks_of_4_bits(block):
 
 
 def test_a_pad_is_merged_into_a_conv_without_auto_pad_only():
-    """A float model whose pads are computed keeps its Pad; so must what is made of it, where they are constant."""
+    """A float model whose pads are computed keeps its Pad; so must the quantized model.
+
+    There the pads are constants.
+    """
     constants = weight_of((4, 4, 3, 3), 0) | {
         "w": np.ones((4, 4, 3, 3), np.float32),
         "p": np.array([0, 0, 1, 1] * 2),
@@ -146,7 +158,9 @@ def test_a_pad_is_merged_into_a_conv_without_auto_pad_only():
 def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
     """DequantizeLinear of the table would dequantize all of it at every run."""
     table = {"w": np.ones((50, 4), np.int8), "scale": np.ones((50, 1), np.float32)}
-    picking = "i = Gather<axis = 0>(w, x) r = Cast<to = 1>(i) f = Gather<axis = 0>(scale, x) y = Mul(r, f)"
+    picking = """
+        i = Gather<axis = 0>(w, x) r = Cast<to = 1>(i)
+        f = Gather<axis = 0>(scale, x) y = Mul(r, f)"""
 
     assert sorted(kernels(picking, table, "int64[n] x", borders=True)) == [
         "Cast",
@@ -159,7 +173,8 @@ def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
 def test_rows_of_an_int4_table_have_a_kernel_of_their_own_whose_scales_are_folded():
     q, multipliers = RNG.integers(-7, 8, (50, 64)), RNG.integers(1, 16, (50, 2))
     constants = {"t": int4(q), "m": uint4(multipliers), "scale": np.full((50, 1), 0.01, np.float32)}
-    picking = "com.microsoft.GatherBlockQuantized<gather_axis = 0, quantize_axis = 1, block_size = 32>(t, x, k)"
+    attributes = "gather_axis = 0, quantize_axis = 1, block_size = 32"
+    picking = f"com.microsoft.GatherBlockQuantized<{attributes}>(t, x, k)"
     body = f"f = Cast<to = 1>(m) k = Mul(f, scale) y = {picking}"
     model = sketch(f"(int64[n] x) => (float[n,64] y) {{ {body} }}", constants, 21, 10)
 
@@ -173,10 +188,12 @@ def test_rows_of_an_int4_table_have_a_kernel_of_their_own_whose_scales_are_folde
 def test_the_lstm_kernel_takes_int8_weights_with_a_scale_per_gate_and_unit():
     hidden, inputs = 3, 4
     constants = {
-        "w": np.ones((1, inputs, 4 * hidden), np.int8), "r": np.ones((1, hidden, 4 * hidden), np.int8),
-        "scale": np.full((1, 4 * hidden), 0.01, np.float32), "zero": np.zeros((1, 4 * hidden), np.int8),
+        "w": np.ones((1, inputs, 4 * hidden), np.int8),
+        "r": np.ones((1, hidden, 4 * hidden), np.int8),
+        "scale": np.full((1, 4 * hidden), 0.01, np.float32),
+        "zero": np.zeros((1, 4 * hidden), np.int8),
         "b": np.zeros((1, 8 * hidden), np.float32),
-    }  # fmt: skip
+    }
     inputs = "x, w, r, b, , , , , scale, zero, scale, zero"
     body = f"y = com.microsoft.DynamicQuantizeLSTM<hidden_size = {hidden}>({inputs})"
 

@@ -20,8 +20,14 @@ from quant_core.model.session import open_session, optimized_graph
 from tests.models import tiny_cnn
 
 OPENERS: list[Callable[[Path], object]] = [
-    files.load, model_info, prepare, saturating_nodes, input_specs, open_session, optimized_graph
-]  # fmt: skip
+    files.load,
+    model_info,
+    prepare,
+    saturating_nodes,
+    input_specs,
+    open_session,
+    optimized_graph,
+]
 
 
 def _link_to_file(folder: Path, secret: Path) -> str:

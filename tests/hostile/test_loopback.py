@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from flows.runtime.dask import api_server
+from flows.runtime.prefect_api import api_server
 
 
 @pytest.fixture

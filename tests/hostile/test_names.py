@@ -67,7 +67,7 @@ def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
 def test_errors_show_them_however_they_are_printed(capsys):
     error = ModelError(f"bad {EVIL}\nsecond line", EVIL, EVIL)
 
-    render.explain(error, as_json=False)
+    render.print_error(error, as_json=False)
 
     assert is_tame(capsys.readouterr().err)
     assert is_tame(str(error))
@@ -109,8 +109,11 @@ def test_commands_show_them(tmp_path, command):
 
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli.commands", command, f"{name}.onnx", *arguments],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        check=False,
+    )
 
     assert is_tame(done.stdout.decode() + done.stderr.decode())
     assert b"x1b" in done.stdout + done.stderr

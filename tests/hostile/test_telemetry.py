@@ -1,4 +1,4 @@
-"""Prefect tells nobody anything: not from a batch, and not from a deployment."""
+"""Prefect sends no telemetry, neither from a batch nor from a deployment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_telemetry_is_off_in_a_deployment_too():
     program = (
-        "import flows.batch.flow; from prefect._internal.analytics.enabled import is_telemetry_enabled;"
+        "import flows.batch.flow;"
+        "from prefect._internal.analytics.enabled import is_telemetry_enabled;"
         "from prefect.settings import get_current_settings;"
         "print(is_telemetry_enabled(), get_current_settings().server.analytics_enabled)"
     )

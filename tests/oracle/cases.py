@@ -1,4 +1,4 @@
-"""Models of every shape that the core must take: tiny, random, and each with something that others lack."""
+"""Models of every form that quant_core must take: tiny, random, each with a feature of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def case(build: Callable[[], onnx.ModelProto]) -> Callable[[], onnx.ModelProto]:
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Standard normal weights, scaled so that what flows through stays near one; vectors as they are."""
+    """Standard normal weights, scaled so that activations stay near one; vectors are not scaled."""
     rng = np.random.default_rng(1)
     scale = {
         name: np.sqrt(max(np.prod(shape) / max(shape[0], shape[-1]), 1))
@@ -56,7 +56,8 @@ def conv_3d():
 @case
 def grouped_and_depthwise():
     text = f"""({IMAGE}) => (float[n,8,8,8] y) {{
-        d = Conv<group = 4, {SAME}>(x, u, b) r = Relu(d) g = Conv<group = 2, {SAME}>(r, w) y = Identity(g)
+        d = Conv<group = 4, {SAME}>(x, u, b) r = Relu(d) g = Conv<group = 2, {SAME}>(r, w)
+        y = Identity(g)
     }}"""
     return sketch(
         text,
@@ -89,10 +90,13 @@ def residual(opset: int = 17):
 @case
 def every_mover_and_elementwise_operator():
     text = f"""({IMAGE}) => (float[n,2,c] y) {{
-        a = Conv<{SAME}>(x, u, b) l = LeakyRelu<alpha = 0.2>(a) m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(l)
+        a = Conv<{SAME}>(x, u, b) l = LeakyRelu<alpha = 0.2>(a)
+        m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(l)
         v = AveragePool<kernel_shape = [3, 3], {SAME}>(m) c = Concat<axis = 1>(m, v) e = Conv(c, w)
-        s = Sigmoid(e) p = Mul(e, s) q = GlobalAveragePool(p) z = Conv(q, k) g = Sigmoid(z) h = Mul(p, g)
-        t = Transpose<perm = [0, 2, 3, 1]>(h) r = Reshape(t, shape) i = Unsqueeze(r, axes) o = Squeeze(i, axes)
+        s = Sigmoid(e) p = Mul(e, s) q = GlobalAveragePool(p) z = Conv(q, k) g = Sigmoid(z)
+        h = Mul(p, g)
+        t = Transpose<perm = [0, 2, 3, 1]>(h) r = Reshape(t, shape) i = Unsqueeze(r, axes)
+        o = Squeeze(i, axes)
         y = MatMul(o, f)
     }}"""
     shape = {"shape": np.array([0, 2, -1]), "axes": np.array([1])}
@@ -104,19 +108,24 @@ def every_mover_and_elementwise_operator():
 @case
 def clip_and_constants_beside_activations():
     text = f"""({IMAGE}) => (float[n,4,8,8] y) {{
-        a = Conv<{SAME}>(x, u, b) c = Clip(a, zero, six) d = Add(c, k) e = Mul(d, m) f = Conv<{SAME}>(e, v)
+        a = Conv<{SAME}>(x, u, b) c = Clip(a, zero, six) d = Add(c, k) e = Mul(d, m)
+        f = Conv<{SAME}>(e, v)
         y = Clip(f, low, six)
     }}"""
     constants = {
-        "zero": np.float32(0), "six": np.float32(6), "low": np.float32(-1), "m": np.float32(0.5),
+        "zero": np.float32(0),
+        "six": np.float32(6),
+        "low": np.float32(-1),
+        "m": np.float32(0.5),
         "k": np.ones((1, 4, 1, 1), np.float32),
-    }  # fmt: skip
+    }
     return sketch(text, weights(u=(4, 4, 3, 3), v=(4, 4, 3, 3), b=(4,)) | constants)
 
 
 @case
 def a_pad_that_is_not_merged_into_its_conv():
-    text = f"({IMAGE}) => (float[n,6,8,8] y) {{ p = Pad(x, pads, , axes) a = Conv(p, u, b) y = Relu(a) }}"
+    text = f"""({IMAGE}) => (float[n,6,8,8] y) {{
+        p = Pad(x, pads, , axes) a = Conv(p, u, b) y = Relu(a) }}"""
     sizes = {"pads": np.array([1, 1, 1, 1]), "axes": np.array([2, 3])}
     return sketch(text, weights(u=(6, 4, 3, 3), b=(6,)) | sizes, opset=18)
 
@@ -125,7 +134,8 @@ def a_pad_that_is_not_merged_into_its_conv():
 def max_pool_with_relu_and_with_indices():
     text = f"""({IMAGE}) => (float[n,8,4,4] y, int64[n,4,4,4] i) {{
         a = Conv<{SAME}>(x, u) m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(a) r = Relu(m)
-        p, i = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x) t = Add(r, p) y = Conv<{SAME}>(t, w)
+        p, i = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x) t = Add(r, p)
+        y = Conv<{SAME}>(t, w)
     }}"""
     return sketch(text, weights(u=(4, 4, 3, 3), w=(8, 4, 3, 3)))
 
@@ -146,8 +156,10 @@ CASES["average_pool_that_counts_padding_and_rounds_up"] = lambda: average_pool(
 
 @case
 def graph_outputs_in_the_middle():
-    text = f"""({IMAGE}) => (float[n,4,8,8] a, float[n,4,8,8] r, float[n,4,8,8] s, float[n,4,8,8] y) {{
-        a = Conv<{SAME}>(x, u) r = Relu(a) s = Conv<{SAME}>(r, v) t = Add(s, r) y = Conv<{SAME}>(t, u)
+    text = f"""({IMAGE}) =>
+        (float[n,4,8,8] a, float[n,4,8,8] r, float[n,4,8,8] s, float[n,4,8,8] y) {{
+        a = Conv<{SAME}>(x, u) r = Relu(a) s = Conv<{SAME}>(r, v) t = Add(s, r)
+        y = Conv<{SAME}>(t, u)
     }}"""
     return sketch(text, weights(u=(4, 4, 3, 3), v=(4, 4, 3, 3)))
 
@@ -172,20 +184,23 @@ def nodes_without_names():
 @case
 def a_weight_shared_by_convs():
     text = f"""({IMAGE}) => (float[n,4,8,8] y) {{
-        a = Conv<{SAME}>(x, u, b) r = Relu(a) s = Conv<{SAME}>(r, u, c) y = Conv<{SAME}, dilations = [1, 1]>(s, u)
+        a = Conv<{SAME}>(x, u, b) r = Relu(a) s = Conv<{SAME}>(r, u, c)
+        y = Conv<{SAME}, dilations = [1, 1]>(s, u)
     }}"""
     return sketch(text, weights(u=(4, 4, 3, 3), b=(4,), c=(4,)))
 
 
 @case
 def a_weight_and_its_transpose():
-    text = f"({VECTOR}) => (float[n,32] y) {{ a = Gemm(x, w) r = Tanh(a) y = Gemm<transB = 1>(r, w, b) }}"
+    text = f"""({VECTOR}) => (float[n,32] y) {{
+        a = Gemm(x, w) r = Tanh(a) y = Gemm<transB = 1>(r, w, b) }}"""
     return sketch(text, weights(w=(32, 32), b=(32,)))
 
 
 @case
 def an_embedding_tied_to_the_output():
-    text = "(int64[n,5] ids) => (float[n,5,40] y) { e = Gather(w, ids) h = MatMul(e, u) t = Tanh(h) y = MatMul(t, v) }"
+    text = """(int64[n,5] ids) => (float[n,5,40] y) {
+        e = Gather(w, ids) h = MatMul(e, u) t = Tanh(h) y = MatMul(t, v) }"""
     tied = weights(w=(40, 32), u=(32, 32))
     return sketch(text, tied | {"v": np.ascontiguousarray(tied["w"].T)})
 
@@ -234,7 +249,8 @@ def gemm_with_a_computed_bias():
 @case
 def conv_with_a_computed_weight_or_bias():
     text = f"""({IMAGE}, float[4] b) => (float[n,4,8,8] y) {{
-        k = Tanh(b) a = Conv<{SAME}>(x, u, k) m = ReduceMean<axes = [0], keepdims = 0>(a) s = Reshape(m, shape)
+        k = Tanh(b) a = Conv<{SAME}>(x, u, k) m = ReduceMean<axes = [0], keepdims = 0>(a)
+        s = Reshape(m, shape)
         r = Relu(a) t = Conv<pads = [1, 2, 2, 1]>(r, s) y = Add(t, x)
     }}"""
     return sketch(text, weights(u=(4, 4, 3, 3)) | {"shape": np.array([4, 4, 4, 4])})
@@ -262,7 +278,8 @@ def a_vector_times_a_matrix():
 def attention():
     text = f"""({STEPS}) => (float[n,5,32] y) {{
         q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) kt = Transpose<perm = [0, 2, 1]>(k)
-        s = MatMul(q, kt) p = Softmax<axis = -1>(s) o = MatMul(p, v) r = MatMul(o, wo) a = Add(r, b) y = Add(a, x)
+        s = MatMul(q, kt) p = Softmax<axis = -1>(s) o = MatMul(p, v) r = MatMul(o, wo) a = Add(r, b)
+        y = Add(a, x)
     }}"""
     return sketch(text, weights(wq=(32, 32), wk=(32, 32), wv=(32, 32), wo=(32, 32), b=(32,)))
 
@@ -281,7 +298,8 @@ def recurrent(
     side = "bidirectional" if directions == 2 else "forward"
     outputs = ", ".join(["s", "h", "c"][: 3 if op == "LSTM" else 2])
     more = f", float[{directions},n,16] c" if op == "LSTM" else ""
-    text = f"""(float[5,n,32] x{inputs}) => (float[5,{directions},n,16] s, float[{directions},n,16] h{more}) {{
+    text = f"""(float[5,n,32] x{inputs}) =>
+        (float[5,{directions},n,16] s, float[{directions},n,16] h{more}) {{
         {outputs} = {op}<hidden_size = 16, direction = "{side}">(x, w, r, b{extra})
     }}"""
     return sketch(
@@ -318,7 +336,8 @@ def lstm_of_which_only_the_last_state_is_read():
 @case
 def two_stacked_lstms():
     text = f"""({STEPS}) => (float[5,n,16] y) {{
-        t = Transpose<perm = [1, 0, 2]>(x) a, ah, ac = LSTM<hidden_size = 16>(t, w, r, b) s = Squeeze(a, axes)
+        t = Transpose<perm = [1, 0, 2]>(x) a, ah, ac = LSTM<hidden_size = 16>(t, w, r, b)
+        s = Squeeze(a, axes)
         c, ch, cc = LSTM<hidden_size = 16>(s, v, q) y = Squeeze(c, axes)
     }}"""
     arrays = weights(w=(1, 64, 32), r=(1, 64, 16), b=(1, 128), v=(1, 64, 16), q=(1, 64, 16))
@@ -356,10 +375,11 @@ def a_relu_in_a_branch_reads_a_conv_outside():
 
 @case
 def constants_that_hide():
-    """In a Constant node, behind an Identity, and in initializers that are inputs too (IR version 3)."""
+    """A Constant node, an Identity, and initializers that are inputs too (IR version 3)."""
     model = sketch(
         f"""({IMAGE}) => (float[n,3] y) {{
-            v = Identity(hidden) a = Conv<{SAME}>(x, u, b) r = Relu(a) s = Conv(r, v) p = GlobalAveragePool(s)
+            v = Identity(hidden) a = Conv<{SAME}>(x, u, b) r = Relu(a) s = Conv(r, v)
+            p = GlobalAveragePool(s)
             f = Flatten(p) y = Gemm(f, g)
         }}""",
         weights(u=(4, 4, 3, 3), b=(4,), hidden=(4, 4, 3, 3)),
@@ -388,7 +408,8 @@ def opset_21_that_declares_an_older_ir():
 @case
 def batch_norm_between():
     text = f"""({IMAGE}) => (float[n,4,8,8] y) {{
-        a = Conv<{SAME}>(x, u) n = BatchNormalization(a, g, b, m, v) r = Relu(n) c = Conv<{SAME}>(r, w)
+        a = Conv<{SAME}>(x, u) n = BatchNormalization(a, g, b, m, v) r = Relu(n)
+        c = Conv<{SAME}>(r, w)
         y = BatchNormalization(c, g, b, m, v)
     }}"""
     ones = np.ones(4, np.float32)
@@ -413,6 +434,7 @@ def dead_and_huge_channels():
 def several_inputs_of_several_types():
     text = """(float[n,4,8,8] image, int64[n,5] ids, double[n] d) => (float[n,4] y, double[n] z) {
         a = Conv(image, u) p = GlobalAveragePool(a) f = Flatten(p) e = Gather(w, ids)
-        m = ReduceMean<axes = [1], keepdims = 0>(e) c = Concat<axis = 1>(f, m) y = Gemm(c, g) z = Neg(d)
+        m = ReduceMean<axes = [1], keepdims = 0>(e) c = Concat<axis = 1>(f, m) y = Gemm(c, g)
+        z = Neg(d)
     }"""
     return sketch(text, weights(u=(4, 4, 3, 3), w=(8, 32), g=(36, 4)))

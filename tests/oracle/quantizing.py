@@ -81,9 +81,13 @@ def prepare_proto(model: onnx.ModelProto) -> Prepared:
 
 
 def make(
-    given: Prepared, target: str = "x86-avx2", compute: Mapping[str, Compute] | None = None, *, one_scale: bool = False,
+    given: Prepared,
+    target: str = "x86-avx2",
+    compute: Mapping[str, Compute] | None = None,
+    *,
+    one_scale: bool = False,
     **options: object,
-) -> Made:  # fmt: skip
+) -> Made:
     plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target])
     granularity = PerTensor() if one_scale else None
     changes = {

@@ -1,4 +1,4 @@
-"""Bias correction, as onnxruntime computes it: each channel's mean output is that of the float model."""
+"""Bias correction in onnxruntime: each channel has the mean output of the float model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,19 @@ IMAGE, VECTOR = "float[n,8,5,5] x", "float[n,8] x"
 ANCHORS = {
     "conv": lambda: anchor(f"c = Conv(x, w, b) {POOLED}", IMAGE, w=(6, 8, 1, 1), b=(6,)),
     "conv without bias": lambda: anchor(f"c = Conv(x, w) {POOLED}", IMAGE, w=(6, 8, 1, 1)),
-    "grouped conv": lambda: anchor(f"c = Conv<group = 4>(x, w, b) {POOLED}", IMAGE, w=(4, 2, 1, 1), b=(4,)),
+    "grouped conv": lambda: anchor(
+        f"c = Conv<group = 4>(x, w, b) {POOLED}", IMAGE, w=(4, 2, 1, 1), b=(4,)
+    ),
     "gemm": lambda: anchor("y = Gemm(x, w, b)", VECTOR, w=(8, 6), b=(6,)),
     "gemm without bias": lambda: anchor("y = Gemm<transB = 1>(x, w)", VECTOR, w=(6, 8)),
-    "gemm with alpha and beta": lambda: anchor("y = Gemm<alpha = 4.0, beta = 0.5>(x, w, b)", VECTOR, w=(8, 6), b=(6,)),
-    "gemm with transposed input": lambda: anchor("y = Gemm<transA = 1>(x, w, b)", "float[4,8] x", w=(4, 6), b=(6,)),
+    "gemm with alpha and beta": lambda: anchor(
+        "y = Gemm<alpha = 4.0, beta = 0.5>(x, w, b)", VECTOR, w=(8, 6), b=(6,)
+    ),
+    "gemm with transposed input": lambda: anchor(
+        "y = Gemm<transA = 1>(x, w, b)", "float[4,8] x", w=(4, 6), b=(6,)
+    ),
     "gemm with one bias for all": lambda: anchor("y = Gemm(x, w, b)", VECTOR, w=(8, 6), b=(1,)),
-}  # fmt: skip
+}
 
 
 def shifts(given: Prepared, **options: object) -> np.ndarray:

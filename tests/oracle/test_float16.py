@@ -1,4 +1,7 @@
-"""What stays float can lie in the file in 16 bits; nothing else changes, and what 16 bits cannot hold is told."""
+"""Float constants can be stored in 16 bits; what 16 bits cannot hold stays as it is.
+
+Nothing else in the model changes.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,16 @@ def test_once_loaded_the_float_model_is_left(case):
     made = make(given, **PLAIN)
 
     ran, wanted = (
-        [n.op_type for n in optimized_graph(ir.to_proto(m).SerializeToString() if isinstance(m, ir.Model)
-                                            else m.SerializeToString()).graph.node]
+        [
+            n.op_type
+            for n in optimized_graph(
+                ir.to_proto(m).SerializeToString()
+                if isinstance(m, ir.Model)
+                else m.SerializeToString()
+            ).graph.node
+        ]
         for m in (made.model, given.model)
-    )  # fmt: skip
+    )
 
     assert all(n.storage == "float16" for n in made.plan.nodes if n.weights)
     tables = [n for n in made.plan.nodes if n.op_type == "Gather"]
@@ -49,14 +58,17 @@ def test_a_table_keeps_16_bits_in_memory_and_its_rows_become_float():
 def test_what_float16_cannot_hold_stays_float32_and_says_why():
     arrays = weights(big=(32, 32), tiny=(32, 32), good=(32, 32))
     arrays |= {"big": arrays["big"] * 1e6, "tiny": arrays["tiny"] * 1e-7}
-    text = "(float[n,32] x) => (float[n,32] y) { a = MatMul(x, big) b = MatMul(a, tiny) y = MatMul(b, good) }"
+    text = """(float[n,32] x) => (float[n,32] y) {
+        a = MatMul(x, big) b = MatMul(a, tiny) y = MatMul(b, good) }"""
 
     made = make(prepare_proto(sketch(text, arrays)), layer_bits={"*": 16})
 
     plans = {n.weights[0]: n for n in made.plan.nodes}
     assert {name: plan.storage for name, plan in plans.items()} == {
-        "big": "float32", "tiny": "float32", "good": "float16",
-    }  # fmt: skip
+        "big": "float32",
+        "tiny": "float32",
+        "good": "float16",
+    }
     assert "overflow float16" in plans["big"].reason
     assert "too small for float16" in plans["tiny"].reason
     kinds = types(made.model)
@@ -64,13 +76,14 @@ def test_what_float16_cannot_hold_stays_float32_and_says_why():
     assert kinds["good_float16"] == onnx.TensorProto.FLOAT16
 
 
-def test_constants_of_other_operators_are_halved_too_but_no_mask_that_overflows_nor_a_divisor_that_vanishes():
+def test_other_constants_are_halved_too_but_no_mask_that_overflows_and_no_divisor_that_vanishes():
     mask = np.where(np.tri(32, dtype=bool), 0, -1e9).astype(np.float32)
     arrays = weights(w=(32, 32), place=(32, 32)) | {
         "mask": mask,
         "by": np.float32(1e-9) ** np.eye(32, dtype=np.float32),
     }
-    text = "(float[32,32] x) => (float[32,32] y) { a = Add(x, place) b = Sub(a, mask) c = Div(b, by) y = MatMul(c, w) }"
+    text = """(float[32,32] x) => (float[32,32] y) {
+        a = Add(x, place) b = Sub(a, mask) c = Div(b, by) y = MatMul(c, w) }"""
 
     made = make(prepare_proto(sketch(text, arrays)), mode="dynamic", float_storage="float16")
 

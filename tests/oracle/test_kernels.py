@@ -1,4 +1,7 @@
-"""What runs: integer kernels wherever the plan says so, and the float model's own kernels for weight-only."""
+"""onnxruntime runs integer kernels where the plan says so.
+
+A weight-only model runs the float model's own kernels.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,30 @@ from tests.oracle.cases import CASES, weights
 from tests.oracle.quantizing import make, planned, prepare_proto, prepared, sqnr_db
 
 CONVS = [
-    "tiny_cnn", "conv_without_a_bias", "conv_1d", "conv_3d", "grouped_and_depthwise", "residual", "constants_that_hide",
-    "odd_strides_dilations_and_automatic_padding", "every_mover_and_elementwise_operator", "batch_norm_between",
-    "clip_and_constants_beside_activations", "graph_outputs_in_the_middle", "names_that_are_taken",
-    "nodes_without_names", "a_weight_shared_by_convs", "transposed_convolution", "dead_and_huge_channels", "opset_9",
+    "tiny_cnn",
+    "conv_without_a_bias",
+    "conv_1d",
+    "conv_3d",
+    "grouped_and_depthwise",
+    "residual",
+    "constants_that_hide",
+    "odd_strides_dilations_and_automatic_padding",
+    "every_mover_and_elementwise_operator",
+    "batch_norm_between",
+    "clip_and_constants_beside_activations",
+    "graph_outputs_in_the_middle",
+    "names_that_are_taken",
+    "nodes_without_names",
+    "a_weight_shared_by_convs",
+    "transposed_convolution",
+    "dead_and_huge_channels",
+    "opset_9",
     "opset_22",
-    "max_pool_with_relu_and_with_indices", "average_pool_with_dilations",
-    "a_relu_in_a_branch_reads_a_conv_outside", "several_inputs_of_several_types",
-]  # fmt: skip
+    "max_pool_with_relu_and_with_indices",
+    "average_pool_with_dilations",
+    "a_relu_in_a_branch_reads_a_conv_outside",
+    "several_inputs_of_several_types",
+]
 
 
 def saturating(made) -> list:
@@ -58,17 +77,28 @@ def test_a_conv_with_a_computed_bias_stays_float():
 
 def test_a_residual_network_runs_in_integers_from_input_to_output():
     assert make(prepared("residual"), mode="static").kernels() == [
-        "QLinearConv", "QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm",
-    ]  # fmt: skip
+        "QLinearConv",
+        "QLinearConv",
+        "QLinearAdd",
+        "QLinearGlobalAveragePool",
+        "QGemm",
+    ]
 
 
 def test_movers_and_elementwise_operators_between_convs_run_in_8_bits():
     ran = make(prepared("every_mover_and_elementwise_operator"), mode="static").kernels()
 
     assert set(ran) == {
-        "QLinearConv", "QLinearLeakyRelu", "NhwcMaxPool", "QLinearAveragePool", "QLinearConcat", "QLinearSigmoid",
-        "QLinearMul", "QLinearGlobalAveragePool", "MatMulIntegerToFloat",
-    }  # fmt: skip
+        "QLinearConv",
+        "QLinearLeakyRelu",
+        "NhwcMaxPool",
+        "QLinearAveragePool",
+        "QLinearConcat",
+        "QLinearSigmoid",
+        "QLinearMul",
+        "QLinearGlobalAveragePool",
+        "MatMulIntegerToFloat",
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,9 +119,18 @@ def test_static_matmuls_leave_integers_at_once(case):
 @pytest.mark.parametrize(("bits", "one_scale"), [(8, False), (8, True), (4, False)])
 @pytest.mark.parametrize(
     "case",
-    ["tiny_cnn", "matrices_of_three_dimensions", "attention", "a_weight_and_its_transpose",
-     "gemm_with_transposed_weight", "lstm", "lstm_both_ways", "two_stacked_lstms", "an_embedding_tied_to_the_output"],
-)  # fmt: skip
+    [
+        "tiny_cnn",
+        "matrices_of_three_dimensions",
+        "attention",
+        "a_weight_and_its_transpose",
+        "gemm_with_transposed_weight",
+        "lstm",
+        "lstm_both_ways",
+        "two_stacked_lstms",
+        "an_embedding_tied_to_the_output",
+    ],
+)
 def test_what_is_dynamic_runs_in_one_kernel_each(case, bits, one_scale):
     made = make(prepared(case), mode="dynamic", bits=bits, one_scale=one_scale)
 
@@ -181,7 +220,8 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
         "all": np.array([-1, 5, 40]),
     }
     arrays |= {"v": np.ascontiguousarray(arrays["w"].T)} if "copy" in head else {}
-    text = f"(int64[n,5] ids) => (float[n,5,40] y) {{ e = Gather(w, ids) h = MatMul(e, u) {TIED[head]} }}"
+    text = f"""(int64[n,5] ids) => (float[n,5,40] y) {{
+        e = Gather(w, ids) h = MatMul(e, u) {TIED[head]} }}"""
     given = prepare_proto(sketch(text, arrays))
 
     made = make(given, mode=mode, bits=bits, layer_bits={"*": bits})
@@ -194,7 +234,7 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
 
 
 def test_a_pad_that_onnxruntime_left_alone_is_left_alone_when_what_is_made_loads():
-    """Merged into the Conv it may be slower: computed pads, which become constants, would be merged."""
+    """A Conv with the Pad merged may be slower: pads that become constants would be merged."""
     made = make(prepared("a_pad_that_is_not_merged_into_its_conv"), mode="weight_only").model
     pad, conv = (next(n for n in made.graph.node if n.op_type == op) for op in ("Pad", "Conv"))
     constant = numpy_helper.from_array(np.array([0, 0, 1, 1] * 2), "all_pads")

@@ -21,8 +21,9 @@ FAST = {"benchmark": {"seconds": 0.05}}
 
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory) -> Iterator[str]:
-    """The address of a Dask scheduler with two workers, while Prefect's API answers at PREFECT_API_URL."""
-    from flows.runtime.dask import api_server, local_cluster
+    """The address of a Dask scheduler with two workers. PREFECT_API_URL names a server."""
+    from flows.runtime.dask import local_cluster
+    from flows.runtime.prefect_api import api_server
 
     home = tmp_path_factory.mktemp("prefect")
     before = {key: os.environ.get(key) for key in ("PREFECT_HOME", "PREFECT_API_URL")}
@@ -39,7 +40,7 @@ def harness(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def run(harness):
-    """`run_batch` in the harness, with models whose names may ask for a fault."""
+    """`run_batch` in the harness. A model whose name holds a fault's name suffers that fault."""
     from flows.batch.run import run_batch
 
     def run(manifest: Manifest, **options) -> BatchResult:
@@ -50,18 +51,18 @@ def run(harness):
 
 @pytest.fixture
 def mill(tmp_path):
-    """Makes a folder with models of these names, their data, and a manifest over them."""
+    """A function that makes models of the given names, their data, and a manifest of them."""
 
-    def mill(*names: str, **said) -> Manifest:
+    def mill(*names: str, **options) -> Manifest:
         folder = tmp_path / "models"
         folder.mkdir(exist_ok=True)
         for seed, name in enumerate(names):
             if not (folder / f"{name}.onnx").exists():
                 save_model(folder / f"{name}.onnx", seed)
         save_data(tmp_path / "data.npy")
-        batch = {"input_dir": "models", "output_dir": "out", **said.pop("batch", {})}
+        batch = {"input_dir": "models", "output_dir": "out", **options.pop("batch", {})}
         return check_manifest(
-            {"calibration": {"data": "data.npy"}, "batch": batch, **FAST, **said}, tmp_path
+            {"calibration": {"data": "data.npy"}, "batch": batch, **FAST, **options}, tmp_path
         )
 
     return mill
@@ -78,5 +79,5 @@ def save_data(path: Path, seed: int = 0) -> None:
 
 
 def age(path: Path) -> None:
-    """As if written a while ago: a file that is only just there is waited for."""
+    """Make the file look old: a batch waits for a file that was written just now."""
     os.utime(path, (1e9, 1e9))

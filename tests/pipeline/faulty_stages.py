@@ -1,4 +1,4 @@
-"""The real stages, but a model whose file name holds the name of a fault suffers it in `quantize`."""
+"""The real stages, but `quantize` fails for a model whose file name holds the name of a fault."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _hog(model: Path) -> NoReturn:
 
 
 def _lost_once(model: Path) -> None:
-    """Killed from outside, the first time only."""
+    """The child is killed from outside, the first time only."""
     mark = model.with_suffix(".lost")
     if not mark.exists():
         mark.touch()
@@ -45,7 +45,7 @@ def _lost_once(model: Path) -> None:
 
 
 def _killer(model: Path) -> None:
-    """Takes its Dask worker with it, every time."""
+    """The child kills its Dask worker, every time."""
     with model.with_suffix(".kills").open("a") as file:
         file.write("x")
     os.kill(os.getppid(), signal.SIGKILL)

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.dataset
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from tests.pipeline.conftest import FAST, save_data, save_model
-from tests.unit.worker.test_child import is_alive, wait_until
+from tests.processes import command_line, descendants, is_alive, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,17 +47,6 @@ def start(folder, *arguments) -> subprocess.Popen:
     )
 
 
-def descendants(pid: int) -> set[int]:
-    listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
-    ).stdout
-    parents = dict(map(int, line.split()) for line in listed.splitlines())
-    below = {pid}
-    while found := {p for p, parent in parents.items() if parent in below} - below:
-        below |= found
-    return below - {pid}
-
-
 def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
     code = (
         "import sys; from flows.batch.run import main; code = main(sys.argv[1:]);"
@@ -68,8 +56,11 @@ def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
 
     told = subprocess.run(
         [sys.executable, "-c", code, str(folder / "m.yaml"), "--dry-run", "--format", "json"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert told.returncode == 0, told.stderr
     plans = [json.loads(line) for line in told.stdout.splitlines()]
@@ -130,12 +121,10 @@ def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing
     )  # or a busy machine would finish six tiny models while we look around
     below = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
     process.send_signal(signal.SIGCONT)
     assert process.wait() == 143
-    assert time.monotonic() - sent < 30  # 0.1 s on an idle machine; what matters is that it ends
     assert '"event":"end"' not in (folder / "out" / ".quantmill" / "journal.jsonl").read_text()
-    wait_until(lambda: not any(map(is_alive, below)), seconds=5)
+    wait_until(lambda: not any(map(is_alive, below)))
 
     process = start(folder, "--format", "json")
     wait_for(process, '"started"')
@@ -177,13 +166,6 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"{text} was never said: {''.join(seen)}")
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def signal_to(pid: int) -> None:

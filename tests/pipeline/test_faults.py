@@ -15,7 +15,7 @@ import pytest
 from flows.console.events import StageBegan
 from flows.manifest.jobs import check_manifest
 from tests.pipeline.conftest import FAST, age, save_data, save_model
-from tests.pipeline.test_command import command_line, descendants
+from tests.processes import command_line, descendants
 
 GOOD = [f"good{k:02d}" for k in range(23)]
 REASONS = {

@@ -1,10 +1,13 @@
-"""kill -9 of the coordinator at random moments, in short: tests/bench/kills.py does it fifty times."""
+"""kill -9 of the coordinator at three random moments; tests/bench/kills.py does it fifty times."""
 
 from __future__ import annotations
+
+import pytest
 
 from tests.bench.kills import storm
 
 
+@pytest.mark.slow
 def test_rows_and_files_after_kills_are_those_of_an_undisturbed_run(tmp_path):
     after, calm, hits = storm(tmp_path, kills=3, models=6)
 

@@ -1,4 +1,4 @@
-"""A scheduled run fires: a real server, and a process for each run, of `deployments.serve` or of a process worker."""
+"""Scheduled runs start on a real server, by `deployments.serve` and by a process worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +15,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.runtime.dask import ENVIRONMENT
+from flows.runtime.prefect_api import ENVIRONMENT
 from tests.pipeline.conftest import FAST, save_data, save_model
+from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
-LONGEST_S = 150
+PREFECT = [sys.executable, "-m", "prefect"]
 EAGER = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     "PREFECT_LOGGING_LEVEL": "ERROR",
     "PREFECT_UI_ENABLED": "false",
 }
-
-
 OFTEN = "* * * * * */5"  # every five seconds
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +39,24 @@ def api(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     home = str(tmp_path_factory.mktemp("home"))
-    environment = {
-        **os.environ,
-        **ENVIRONMENT,
-        **EAGER,
-        "PREFECT_HOME": home,
-        "PREFECT_API_URL": url,
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    with running(command, environment):
-        wait_until(lambda: ask(url, "/health") is True, 60)
+    places = {"PREFECT_HOME": home, "PREFECT_API_URL": url}
+    environment = {**os.environ, **ENVIRONMENT, **EAGER, **places}
+    start = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with running([*PREFECT, *start], environment):
+        wait_until(lambda: ask(url, "/health") is True)
         yield url, environment
 
 
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         yield
     finally:
@@ -78,7 +67,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
 
 @pytest.fixture
 def manifest(tmp_path) -> Path:
-    """Of one model."""
+    """A manifest of one model."""
     (tmp_path / "models").mkdir()
     save_model(tmp_path / "models" / "m.onnx")
     save_data(tmp_path / "data.npy")
@@ -97,25 +86,20 @@ def test_a_process_worker_runs_what_prefect_yaml_deploys(api, manifest, tmp_path
         "schedules": [{"cron": OFTEN}],
     }
     (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(said))
-    prefect = [sys.executable, "-m", "prefect"]
     deploy = ["--no-prompt", "deploy", "--prefect-file", str(tmp_path / "prefect.yaml"), "--all"]
     for command in (["work-pool", "create", "quantmill", "--type", "process"], deploy):
         subprocess.run(
-            [*prefect, *command], cwd=ROOT, env=environment, check=True, capture_output=True
+            [*PREFECT, *command], cwd=ROOT, env=environment, check=True, capture_output=True
         )
 
-    with running([*prefect, "worker", "start", "--pool", "quantmill"], environment):
+    with running([*PREFECT, "worker", "start", "--pool", "quantmill"], environment):
         batches = wait_for_run(url, f"batch {manifest}")
 
     assert batches["auto_scheduled"]
     assert batches["work_pool_name"] == "quantmill"
-    assert (
-        json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"]
-        == "Completed"
-    )
-    for deployment in ask(
-        url, "/deployments/filter", {}
-    ):  # what was cut off would keep its one slot for minutes
+    assert summary(tmp_path)["state"] == "Completed"
+    # A run that was cut off would keep its deployment's one slot for minutes.
+    for deployment in ask(url, "/deployments/filter", {}):
         ask(url, f"/deployments/{deployment['id']}", method="DELETE")
 
 
@@ -137,24 +121,23 @@ def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, manifest, 
         "quantmill-batch-summary",
         "quantmill-audit-summary",
     }
-    assert (
-        json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())["state"]
-        == "Completed"
-    )
+    assert summary(tmp_path)["state"] == "Completed"
 
 
 def wait_for_run(url: str, name: str) -> dict:
     """The first run of that name that is completed."""
     wanted = {"flow_runs": {"name": {"any_": [name]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
     found: list[dict] = []
-    wait_until(
-        lambda: found.extend(ask(url, "/flow_runs/filter", wanted) or []) or found, LONGEST_S
-    )
+    wait_until(lambda: found.extend(ask(url, "/flow_runs/filter", wanted) or []) or found)
     return found[0]
 
 
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "out" / "reports" / "summary.json").read_text())
+
+
 def ask(url: str, path: str, body: dict | None = None, method: str | None = None):
-    """What the API answers, None if it does not."""
+    """What the API answers; None if it does not answer."""
     request = urllib.request.Request(
         url + path, None if body is None else json.dumps(body).encode(), method=method
     )
@@ -162,10 +145,3 @@ def ask(url: str, path: str, body: dict | None = None, method: str | None = None
     with contextlib.suppress(OSError):
         return json.loads(urllib.request.urlopen(request, timeout=10).read() or "null")
     return None
-
-
-def wait_until(holds, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.5)

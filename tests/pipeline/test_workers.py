@@ -26,9 +26,9 @@ def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path):
         killer = threads.submit(
             workers.run, "kill_the_worker", "bad", {"ready": str(tmp_path / "ready")}
         )
-        wait_until(lambda: any(mark.stat().st_size for mark in tmp_path.iterdir()), 30)
+        wait_until(lambda: any(mark.stat().st_size for mark in tmp_path.iterdir()))
         neighbour = threads.submit(workers.run, "echo", "good", {"text": "alive"})
-        wait_until(lambda: len(next(iter(client.processing().values()))) == 2, 30)
+        wait_until(lambda: len(next(iter(client.processing().values()))) == 2)
         (tmp_path / "ready").touch()
 
         with pytest.raises(StageError, match="Dask worker died") as error:

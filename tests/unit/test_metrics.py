@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from flows.batch.rows import accuracy_of
-from flows.console.render import in_metric
+from flows.console.render import format_metric
 from quant_core.config import Contract
 from quant_core.errors import RequestError
 from quant_core.evaluate.contract import judge
@@ -44,7 +44,7 @@ def test_a_new_metric_is_one_row(monkeypatch):
     assert judge(fidelity(), contract)[0] == "not_met"
     columns = accuracy_of(Run(contract), fidelity().to_dict())
     assert (columns["metric"], columns["accuracy"]) == ("error", -0.5)
-    assert in_metric("error")(columns["accuracy"]) == "-0.5 units"
+    assert format_metric("error", columns["accuracy"]) == "-0.5 units"
 
 
 def test_the_cosine_of_float_is_one_in_contracts_and_in_reports():

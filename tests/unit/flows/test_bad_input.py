@@ -1,4 +1,4 @@
-"""Whatever is wrong with what is given: a problem, a place and a hint; nothing half-written; the original as it was."""
+"""Wrong input is answered with problem, place and hint; no file is half written or changed."""
 
 from __future__ import annotations
 

