@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from quant_core.plan.targets import cpu_flags, cpu_name, host_target_name
+from quant_core.plan.targets import cpu_flags, cpu_name, host_kernels, host_target_name
 from quant_core.worker.memory import total_bytes, usable_cores
 
 PACKAGES = (
@@ -90,6 +90,7 @@ def host_facts() -> dict[str, str]:
     flags = cpu_flags()
     return {
         "target": host_target_name(),
+        "kernels": host_kernels(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "cpu": cpu_name(),
         "cpu flags": " ".join(flag for flag in RELEVANT_FLAGS if flag in flags),

@@ -200,7 +200,7 @@ CONFIG = {
     "layer_bits": Option(list[str], "32, 16, 8 or 4 bits for these; repeatable", "GLOB=BITS"),
     "min_elements": Option(int, "Smaller weights stay float", "N", _DEFAULT.min_elements),
     "target": Option(
-        str, "auto (this CPU), x86-avx2, x86-vnni, arm64, portable", "CPU", _DEFAULT.target
+        str, "auto (this CPU's family), x86, x86-vnni, arm64, portable", "CPU", _DEFAULT.target
     ),
     "runtime": Option(str, "Weight-only pattern: folded or qdq", "PATTERN", _DEFAULT.runtime),
     "float_storage": Option(

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from quant_core.errors import RequestError
 from quant_core.evaluate.timing import Timing
-from quant_core.plan.targets import cpu_name, host_target_name
+from quant_core.plan.targets import cpu_name, host_kernels
 
 NAME_A_TABLE = "Name a table of costs, or a new file"
 
@@ -69,7 +69,7 @@ class TimingCache:
 @cache
 def cpu_fingerprint() -> str:
     """All that a cost depends on besides the model: CPU, kernels, system, onnxruntime's version."""
-    return f"{cpu_name()}, {host_target_name()}, {platform.system()}, onnxruntime {ort.__version__}"
+    return f"{cpu_name()}, {host_kernels()}, {platform.system()}, onnxruntime {ort.__version__}"
 
 
 def _read(path: Path) -> dict[str, Cost]:

@@ -1,7 +1,7 @@
 """Accuracy, speed and size of real models, quantized by quantmill and by other tools.
 
     python -m tests.bench.accuracy --zoo DIR [--cases NAME,...] [--tools NAME,...]
-                                   [--target x86-avx2] [--samples 64] [--seconds 2] [--threads 1]
+                                   [--target x86] [--samples 64] [--seconds 2] [--threads 1]
                                    [--json FILE] [--keep FOLDER] [--emulate-avx2]
 
 DIR holds zoo.py and one folder per case: a float model, calibration and evaluation data, labels.

@@ -1,6 +1,6 @@
 """4-bit weights of quantmill, quantize-rs and onnxruntime's MatMulNBits quantizer on real models.
 
-    python -m tests.bench.int4 --zoo DIR [--cases efficientnet_lite0,...] [--target x86-avx2]
+    python -m tests.bench.int4 --zoo DIR [--cases efficientnet_lite0,...] [--target x86]
                                [--samples 64] [--seconds 1] [--json FILE]
 
 agreement  decisions equal to float's; value and flips where there are labels

@@ -1,7 +1,7 @@
 """Bytes of quantized weights and all that belongs to them in the file, beside the float weights'.
 
     python -m tests.bench.size --zoo DIR [--cases efficientnet_lite0,mnist_resnet]
-                               [--target x86-avx2] [--json FILE]
+                               [--target x86] [--json FILE]
 
 The weights are those of Conv, MatMul, Gemm, recurrent operators and tables. To a quantized weight
 belong all integers, scales, multipliers and zero points that replace it. The rest of the file is

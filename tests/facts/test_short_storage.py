@@ -26,7 +26,7 @@ def quantized(
     """A model, what it becomes from 4 bits, and a feed."""
     proto = sketch(text, {"w": weight, "b": bias})
     config = QuantConfig(bits=4, mode="static", layer_bits={"*": 4})
-    plan = make_plan(normalized(proto), config, TARGETS["x86-avx2"])
+    plan = make_plan(normalized(proto), config, TARGETS["x86"])
     feeds = [random_feed(proto, seed, 4) for seed in range(8)]
     stats = observe(proto.SerializeToString(), plan, feeds)
     return (

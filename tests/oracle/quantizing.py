@@ -82,7 +82,7 @@ def prepare_proto(model: onnx.ModelProto) -> Prepared:
 
 def make(
     given: Prepared,
-    target: str = "x86-avx2",
+    target: str = "x86",
     compute: Mapping[str, Compute] | None = None,
     *,
     one_scale: bool = False,

@@ -172,8 +172,7 @@ def test_one_scale_a_weight_is_one_number_for_each_direction_and_stays_near(case
 )
 def test_no_input_can_saturate_what_is_made_for_avx2(case, mode, bits, per_channel):
     assert (
-        saturating(make(prepared(case), "x86-avx2", mode=mode, bits=bits, per_channel=per_channel))
-        == []
+        saturating(make(prepared(case), "x86", mode=mode, bits=bits, per_channel=per_channel)) == []
     )
 
 
@@ -320,10 +319,10 @@ def test_blocks_stay_in_4_bits_and_compute_what_the_stored_weights_say(case):
 @pytest.mark.parametrize(
     ("case", "target", "options", "compute"),
     [
-        ("attention", "x86-avx2", {"bits": 8}, "dynamic"),  # as fast, and one kernel fewer to know
+        ("attention", "x86", {"bits": 8}, "dynamic"),  # as fast, and one kernel fewer to know
         (
             "attention",
-            "x86-avx2",
+            "x86",
             {"bits": 4, "layer_bits": {"*": 4}, "block_size": 64},
             "dynamic",
         ),  # 32 columns
@@ -333,7 +332,7 @@ def test_blocks_stay_in_4_bits_and_compute_what_the_stored_weights_say(case):
             {"bits": 4, "layer_bits": {"*": 4}},
             "static",
         ),  # onnxruntime's own operator
-        ("gemm_with_alpha", "x86-avx2", {"bits": 4}, "float"),
+        ("gemm_with_alpha", "x86", {"bits": 4}, "float"),
     ],
 )
 def test_what_cannot_compute_in_blocks_does_not(case, target, options, compute):

@@ -159,7 +159,7 @@ def test_a_metric_without_a_promise_is_only_measured(typed):
         (["--min-elements", "-1"], ["--min-elements", "0 or more"]),
         (["--layer-bits", "head"], ["--layer-bits", "GLOB=BITS"]),
         (["--layer-bits", "head=5"], ["--layer-bits head", "is 5", "32, 16, 8, 4"]),
-        (["--target", "x86"], ["--target", "x86-avx2"]),
+        (["--target", "x68"], ["--target", "x86"]),
         (["--metric", "accuracy", "--min", "1"], ["--metric", "top1"]),
         (["--metric", "accuracy"], ["--metric", "top1"]),
         (["--metric", "sqnr", "--max-drop", "1"], ["--max-drop", "Set min"]),

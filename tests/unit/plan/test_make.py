@@ -19,7 +19,7 @@ from tests.models import normalized, sketch, tiny_cnn
 from tests.oracle.cases import CASES, weights
 from tests.oracle.quantizing import planned
 
-AVX2 = TARGETS["x86-avx2"]
+AVX2 = TARGETS["x86"]
 
 
 def plan_of(model: onnx.ModelProto | str, compute=None, **options: object) -> QuantPlan:

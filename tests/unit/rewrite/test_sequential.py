@@ -55,7 +55,7 @@ def test_sequential_rounding_is_nearer_than_rounding_each_layer_alone(name):
     proto = network(name)
     model = normalized(proto)
     config = QuantConfig(bits=4, mode="weight_only", layer_bits={"*": 4})
-    plan = make_plan(model, config, TARGETS["x86-avx2"])
+    plan = make_plan(model, config, TARGETS["x86"])
     feeds = [random_feed(proto, seed, 4) for seed in range(24)]
     stats = observe(proto.SerializeToString(), plan, feeds)
 
@@ -76,7 +76,7 @@ def test_the_target_of_the_first_layer_is_its_own_weight_and_the_model_stays_as_
     proto = network("a chain")
     model = normalized(proto)
     before = ir.to_proto(model).SerializeToString()
-    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
+    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 
     targets = round_sequentially(model, plan, observe(before, plan, feeds), feeds).rounding_targets
@@ -126,7 +126,7 @@ def test_depthwise_weights_in_8_bits_have_no_rounding_target():
         {"w": np.ones((8, 1, 3, 3), np.float32), "v": np.ones((12, 8, 1, 1), np.float32)},
     )
     model = normalized(proto)
-    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86-avx2"])
+    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 
     targets = round_sequentially(

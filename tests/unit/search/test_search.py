@@ -64,7 +64,7 @@ class Problem:
     def __init__(self, proto: onnx.ModelProto, **options: object) -> None:
         source = proto.SerializeToString()
         self.model = normalized(proto)
-        self.plan = make_plan(self.model, QuantConfig.from_dict(options), TARGETS["x86-avx2"])
+        self.plan = make_plan(self.model, QuantConfig.from_dict(options), TARGETS["x86"])
         specs = input_specs(source)
         x = np.random.default_rng(0).standard_normal((64, *specs[0].shape[1:]), dtype=np.float32)
         samples = open_samples(SampleSpec({"x": x}), specs)

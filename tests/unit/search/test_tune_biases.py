@@ -42,7 +42,7 @@ def problem(name: str) -> tuple[ir.Model, ir.Model, object, Samples]:
     """A float model, a quantized one whose biases are all a little wrong, its plan, and samples."""
     proto = network(name)
     model = normalized(proto)
-    plan = make_plan(model, QuantConfig(mode="static"), TARGETS["x86-avx2"])
+    plan = make_plan(model, QuantConfig(mode="static"), TARGETS["x86"])
     x = np.random.default_rng(1).standard_normal(
         (24, 6, *[8] * (name == "convolutions") * 2), dtype=np.float32
     )
@@ -86,7 +86,7 @@ def test_tuned_biases_hardly_move_when_they_are_tuned_again():
 
 def test_a_model_without_integer_biases_has_none_to_tune():
     model, _, _, samples = problem("matrices")
-    plan = make_plan(model, QuantConfig(mode="weight_only"), TARGETS["x86-avx2"])
+    plan = make_plan(model, QuantConfig(mode="weight_only"), TARGETS["x86"])
 
     assert tune_biases(model, apply_plan(model, plan, None), plan, samples) is None
 
