@@ -24,6 +24,7 @@ def rewrite_journal(manifest, change) -> None:
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
+@pytest.mark.slow
 def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
     manifest = mill("kept", "altered", "missing", "stale", "slower", "wronger", "broken")
     run(manifest)
@@ -72,6 +73,7 @@ def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
     assert {row["model"] for row in summary["wrong"]} == {"altered", "missing", "slower", "wronger"}
 
 
+@pytest.mark.slow
 def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(
     mill, run, harness, tmp_path
 ):

@@ -110,6 +110,7 @@ def test_one_model_is_stopped_in_a_word_and_leaves_nothing(folder, number, code)
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing_had_happened(
     folder,
 ):

@@ -85,6 +85,7 @@ def manifest(tmp_path):
     return manifest
 
 
+@pytest.mark.slow
 def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(
     manifest, run, tmp_path, full_disk
 ):
