@@ -48,7 +48,7 @@ from flows.console.result import AuditResult  # noqa: E402
 from flows.manifest.jobs import (  # noqa: E402
     Job,
     Manifest,
-    select,  # noqa: E402
+    select,
 )
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402

@@ -74,7 +74,7 @@ from flows.console.result import BatchResult  # noqa: E402
 from flows.manifest.jobs import (  # noqa: E402
     Job,
     read_manifest,
-    select,  # noqa: E402
+    select,
 )
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
