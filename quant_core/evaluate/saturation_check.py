@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from quant_core.model import files, graph
 from quant_core.model.normalize import normalize
 from quant_core.numerics.saturation import unsafe_pairs
-from quant_core.numerics.weights import layout_of
-
-# operator -> positions of its weights; those behind the first three are what fusion makes, or another maker wrote
-WEIGHTS = {
-    "Conv": (1,), "Gemm": (1,), "MatMul": (1,), "MatMulInteger": (1,), "ConvInteger": (1,), "QLinearConv": (3,),
-    "QLinearMatMul": (3,), "QGemm": (3,), "MatMulIntegerToFloat": (1,), "DynamicQuantizeMatMul": (1,),
-    "DynamicQuantizeLSTM": (1, 2),
-}  # fmt: skip
+from quant_core.plan.operators import RULES, layout_of, multiplied_weights
 
 
 def saturating_nodes(path: Path) -> list[dict[str, Any]]:
@@ -35,12 +28,11 @@ def saturation_of(node: ir.Node) -> dict[str, Any] | None:
 
     Behind a DequantizeLinear, if the activations are dequantized too; or straight in an operator on integers.
     """
-    if node.op_type not in WEIGHTS:
+    weights = multiplied_weights().get(node.op_type)
+    if weights is None:
         return None
     found = [
-        pairs
-        for i in WEIGHTS[node.op_type]
-        if i < len(node.inputs) and (pairs := _pairs(node, i)) is not None
+        pairs for i in weights if i < len(node.inputs) and (pairs := _pairs(node, i)) is not None
     ]
     if not found:
         return None
@@ -62,7 +54,7 @@ def _pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
     weight = _folded(source)
     if weight is None or weight.dtype != np.int8:
         return None
-    if node.op_type in ("Conv", "Gemm", "MatMul") and not _is_dequantized(node.inputs[0]):
+    if node.op_type in RULES and not _is_dequantized(node.inputs[0]):
         return None
     if "Conv" in node.op_type and graph.attribute(node, "group", 1) > 1 and weight.shape[1] == 1:
         return None  # depthwise

@@ -14,11 +14,11 @@ from quant_core.config import one_of
 class Target:
     """A class of CPUs, as onnxruntime's kernels see it.
 
-    activation_signed  int8 activations (ARM dot product) or uint8 ones (x86: an int8 tensor with two
-                       consumers does not fuse there)
+    activation_signed  int8 activations (ARM dot product) or uint8 ones (x86: an int8 tensor with
+                       two consumers does not fuse there)
     saturates          neighbours of the reduction axis are added in saturating int16 (vpmaddubsw)
-    is_onnxruntime     folds constants when it loads, and has operators of its own; otherwise only standard ONNX, with
-                       weights behind DequantizeLinear, is written
+    is_onnxruntime     folds constants when it loads, and has operators of its own; otherwise only
+                       standard ONNX, with weights behind DequantizeLinear, is written
     """
 
     name: str
@@ -48,7 +48,9 @@ def find_target(name: str) -> Target:
 
 @cache
 def host_target_name() -> str:
-    """x86-vnni where the CPU multiplies uint8 by int8 into int32 at once, x86-avx2 on other x86, arm64 on ARM."""
+    """x86-vnni where the CPU multiplies uint8 by int8 into int32 at once, x86-avx2 on other x86,
+    arm64 on ARM.
+    """
     machine = platform.machine().lower()
     if machine in ("aarch64", "arm64"):
         return "arm64"
@@ -58,7 +60,9 @@ def host_target_name() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets that Linux reports, empty elsewhere (so that an unknown x86 counts as AVX2, which is safe)."""
+    """Instruction sets that Linux reports, empty elsewhere (so that an unknown x86 counts as AVX2,
+    which is safe).
+    """
     return frozenset(_of_cpu("flags").split())
 
 
