@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from quant_core.model import graph
 from quant_core.model.session import Model, values_of
+from quant_core.numerics.gptq import parts_of
 from quant_core.plan.operators import RULES, why_not_integer
 from quant_core.plan.types import QuantPlan
 
@@ -30,9 +31,6 @@ from quant_core.plan.types import QuantPlan
 GRAM_ROWS_PER_COLUMN = 3
 MIN_GRAM_ROWS = 1024  # the least rows of one matrix; not tuned, small matrices are cheap
 ROWS_PER_PRODUCT = 512  # rows that are multiplied at once: enough for BLAS, few enough for memory
-# The widest matrix: factoring one takes the cube of its width. The columns of a wider weight get
-# several matrices.
-MAX_COLUMNS = 1536
 MAX_BYTES_AT_ONCE = 256 << 20  # of matrices that are summed during one reading of the samples
 # Added to the diagonal, as a share of E[x^2]: some hundred times the rounding of float32 products
 # (2^-24), which would otherwise make the variance of a nearly constant column negative. Not tuned
@@ -64,21 +62,8 @@ class MatmulInput:
 
     @property
     def parts(self) -> int:
-        """P, into how many Gram matrices of equal, even width the K columns are split.
-
-        0 if no such split exists.
-        One matrix holds at most MAX_COLUMNS columns. The width is even because weights of
-        saturating kernels are rounded
-        in pairs of columns (numerics/saturation.py), and a pair must not be torn apart.
-        """
-        least = -(-self.columns // MAX_COLUMNS)
-        if least == 1:
-            return 1
-        for parts in range(least, self.columns):
-            width, rest = divmod(self.columns, parts)
-            if rest == 0 and width % 2 == 0:
-                return parts
-        return 0
+        """P, into how many Gram matrices the K columns are split; 0 if they cannot be."""
+        return parts_of(self.columns)
 
     @property
     def gram_shape(self) -> tuple[int, int, int, int]:
@@ -146,7 +131,7 @@ def matmul_inputs(model: ir.Model, plan: QuantPlan) -> dict[str, MatmulInput]:
     rounded = {n.node for n in plan.nodes if n.is_rounded}
     found = {}
     for node in model.graph:
-        if node.name not in rounded or RULES[node.op_type].kind != "anchor":
+        if node.name not in rounded or not RULES[node.op_type].has_gram:
             continue
         if why_not_integer(node):
             continue
@@ -212,7 +197,7 @@ def input_rows(x: NDArray[Any], source: MatmulInput, wanted: int) -> NDArray[np.
     """(G, n, K): at most `wanted` evenly spread rows of `x`, or of its im2col matrix.
 
     The K columns of an im2col row lie in the order (kernel..., C), as the weight's columns do
-    (numerics/weights.py).
+    (numerics/layout.py).
     """
     if not source.kernel:
         flat = x.reshape(-1, x.shape[-1])

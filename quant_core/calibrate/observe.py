@@ -49,7 +49,6 @@ class Statistics:
     means: Mapping[str, ChannelMoments] = field(default_factory=dict)
     gram_matrices: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     rounding_targets: Mapping[str, RoundingTarget] = field(default_factory=dict)
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def of_tensor(self, tensor: str) -> TensorStats:
         """The values of a tensor. Raises: ModelError if it was not observed."""

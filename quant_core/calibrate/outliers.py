@@ -29,7 +29,8 @@ from quant_core.data.samples import Samples
 from quant_core.model import graph
 from quant_core.model.session import values_of
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize
-from quant_core.numerics.weights import layout_of, quantize_int8
+from quant_core.numerics.round_nearest import quantize_int8
+from quant_core.plan.operators import layout_of
 from quant_core.plan.types import OutlierTreatment
 
 Rows = NDArray[Any]
@@ -130,7 +131,7 @@ def _product_noise(rows: Rows, weight: Rows, factors: NDArray[np.float32]) -> fl
     smoothed = rows[:, is_kept] / s
     params = choose_params(smoothed.min(), smoothed.max(), Grid(8, signed=False, symmetric=False))
     rounded_rows = dequantize(quantize(smoothed, params), params)
-    rounded_weight = quantize_int8(weight[:, is_kept] * s, method="rtn").values
+    rounded_weight = quantize_int8(weight[:, is_kept] * s, search_scale=False).values
     error = rounded_rows @ rounded_weight.T - exact
     return float(np.square(error, dtype=np.float64).sum())
 

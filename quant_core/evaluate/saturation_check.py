@@ -14,15 +14,7 @@ from numpy.typing import NDArray
 from quant_core.model import files, graph
 from quant_core.model.normalize import normalize
 from quant_core.numerics.saturation import unsafe_pairs
-from quant_core.numerics.weights import layout_of
-
-# operator -> positions of its weights. Operators after the first three come from onnxruntime's
-# fusions or from other quantizers.
-WEIGHTS = {
-    "Conv": (1,), "Gemm": (1,), "MatMul": (1,), "MatMulInteger": (1,), "ConvInteger": (1,),
-    "QLinearConv": (3,), "QLinearMatMul": (3,), "QGemm": (3,), "MatMulIntegerToFloat": (1,),
-    "DynamicQuantizeMatMul": (1,), "DynamicQuantizeLSTM": (1, 2),
-}  # fmt: skip
+from quant_core.plan.operators import RULES, layout_of, multiplied_weights
 
 SHOWN_PAIRS = 3
 
@@ -58,10 +50,11 @@ def saturation_of(node: ir.Node) -> SaturatingNode | None:
     It does if it is an operator on integers, or an operator on floats that reads both activations
     and weights from DequantizeLinear nodes, which onnxruntime fuses into one on integers.
     """
-    if node.op_type not in WEIGHTS:
+    weights = multiplied_weights().get(node.op_type)
+    if weights is None:
         return None
     found = []
-    for position in WEIGHTS[node.op_type]:
+    for position in weights:
         if position < len(node.inputs):
             pairs = _unsafe_pairs(node, position)
             if pairs is not None:
@@ -85,7 +78,7 @@ def _unsafe_pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
     weight = _folded(source)
     if weight is None or weight.dtype != np.int8:
         return None
-    if node.op_type in ("Conv", "Gemm", "MatMul") and not _is_dequantized(node.inputs[0]):
+    if node.op_type in RULES and not _is_dequantized(node.inputs[0]):
         return None
     is_grouped = "Conv" in node.op_type and graph.attribute(node, "group", 1) > 1
     if is_grouped and weight.shape[1] == 1:

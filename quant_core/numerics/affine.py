@@ -33,8 +33,9 @@ _FLOAT_TINY = np.finfo(np.float32).tiny  # a subnormal scale is flushed to zero 
 class Grid:
     """The integers a tensor may take.
 
-    symmetric: zero in the middle and as many steps on both sides, so -127..127 in int8, -7..7 in int4, 1..255
-    around 128 in uint8. Otherwise all integers of the type, and zero wherever the range needs it.
+    symmetric: zero in the middle and as many steps on both sides, so -127..127 in int8, -7..7 in
+    int4, 1..255 around 128 in uint8. Otherwise all integers of the type, and zero wherever the
+    range needs it.
     """
 
     bits: int
@@ -69,7 +70,8 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantParams:
-    """How one tensor maps to its grid, as ONNX's QuantizeLinear and DequantizeLinear read it (opset 21).
+    """How one tensor maps to its grid, as ONNX's QuantizeLinear and DequantizeLinear read it (opset
+    21).
 
     per tensor   scale and zero_point are (), axis and block None
     per channel  (C,), for C slices along `axis`
@@ -110,8 +112,9 @@ def choose_params(
 ) -> QuantParams:
     """The finest scale that covers [lo, hi] and zero, which is always exactly representable.
 
-    `lo` and `hi` have the shape that the scale will have. An empty range ([0, 0]) gets scale 1, so zeros stay zeros.
-    A value in the range comes back within scale / 2 (and some millionths of a step, because of float32).
+    `lo` and `hi` have the shape that the scale will have. An empty range ([0, 0]) gets scale 1, so
+    zeros stay zeros. A value in the range comes back within scale / 2 (and some millionths of a
+    step, because of float32).
     Raises: DataError if a bound is not finite or lo > hi.
     """
     lows, highs = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
@@ -136,7 +139,9 @@ def choose_params(
 def range_of(
     x: NDArray[Any], axis: int | None = None, block: int | None = None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Minimum and maximum of the whole of `x`, of its slices along `axis`, or of its blocks: for `choose_params`."""
+    """Minimum and maximum of the whole of `x`, of its slices along `axis`, or of its blocks: for
+    `choose_params`.
+    """
     if axis is None:
         return x.min(), x.max()
     if block is not None:
@@ -147,7 +152,8 @@ def range_of(
 
 
 def quantize(x: NDArray[Any], params: QuantParams) -> Integers:
-    """The nearest integers of the grid, halves to even, the rest clipped: ONNX's QuantizeLinear. `x` has no NaN.
+    """The nearest integers of the grid, halves to even, the rest clipped: ONNX's QuantizeLinear.
+    `x` has no NaN.
 
     A symmetric grid clips one integer earlier than QuantizeLinear does (-127, not -128).
     """
@@ -173,7 +179,8 @@ def _usable_scale(scale: NDArray[np.float64]) -> Floats:
 
 
 def _toward_zero(x: NDArray[np.float64]) -> Floats:
-    # not to the nearest: a range that sticks out of Clip(0, 6) by one ulp keeps onnxruntime from fusing the Clip
+    # not to the nearest: a range that sticks out of Clip(0, 6) by one ulp keeps onnxruntime from
+    # fusing the Clip
     nearest = np.asarray(np.minimum(x, _FLOAT_MAX), np.float32)
     return np.where(nearest > x, np.nextafter(nearest, np.float32(0)), nearest)
 

@@ -1,4 +1,4 @@
-"""Which float constants float16 can hold, so that what stays float takes half the room."""
+"""Which float constants float16 can hold, so that weights that stay float take half the bytes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from numpy.typing import NDArray
 
 from quant_core.model import graph
 
-HALF_ELEMENTS = 256  # with fewer, a Cast takes about as much room as it saves
-HALF_DB = 60.0  # float16 keeps 11 bits, about 70 dB, of all that is neither too large nor too small for it
-HALF = "float16"
-OVERFLOW = 65520.0  # what rounds to infinity
+MIN_ELEMENTS = (
+    256  # with fewer, the node that casts them back takes about as many bytes as float16 saves
+)
+# float16 keeps 11 bits, about 70 dB, of numbers within its range; less tells that some are not.
+MIN_SQNR_DB = 60.0
+OVERFLOW = 65520.0  # the least number that rounds to infinity
+FLOAT16 = "float16"
 
 
-def why_not_half(array: NDArray[Any]) -> str:
-    """Why float16 cannot stand for these numbers, "" if it can."""
+def why_not_float16(array: NDArray[Any]) -> str:
+    """Why float16 cannot hold these numbers, "" if it can."""
     peak = float(np.abs(array).max(initial=0.0))
     if not peak < OVERFLOW:
         return f"values up to {peak:.2g} overflow float16"
-    noise, power = (
-        float(np.square(x, dtype=np.float64).sum())
-        for x in (array - array.astype(np.float16), array)
-    )
-    if noise > power * 10 ** (-HALF_DB / 10):
+    noise = float(np.square(array - array.astype(np.float16), dtype=np.float64).sum())
+    signal = float(np.square(array, dtype=np.float64).sum())
+    if noise > signal * 10 ** (-MIN_SQNR_DB / 10):
         return f"values of at most {peak:.2g} are too small for float16"
     return ""
 
 
-def half_constants(model: ir.Model, weights: set[str]) -> dict[str, str]:
-    """Float32 constants other than these weights -> float16, or why they stay as they are.
+def float16_constants(model: ir.Model, weights: set[str]) -> dict[str, str]:
+    """Float32 constants other than these weights -> "float16", or why they stay float32.
 
-    Other operators than a sum may not forgive a number that has become zero (a divisor), so none may.
+    A number that becomes zero in float16 is harmless in a sum, but not in every operator (a
+    divisor, say): where another operator reads the constant, no number may.
     """
     found = {}
     for g in graph.graphs_of(model):
@@ -43,12 +45,12 @@ def half_constants(model: ir.Model, weights: set[str]) -> dict[str, str]:
                 name in weights
                 or array is None
                 or array.dtype != np.float32
-                or array.size < HALF_ELEMENTS
+                or array.size < MIN_ELEMENTS
             ):
                 continue
-            obstacle = why_not_half(array)
+            obstacle = why_not_float16(array)
             if not obstacle and np.any((array != 0) & (array.astype(np.float16) == 0)):
                 added = all(n.op_type in ("Add", "Sub") for n in graph.consumers(value))
                 obstacle = "" if added else "numbers too small for float16"
-            found[name] = f"float32: {obstacle}" if obstacle else HALF
+            found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
     return found

@@ -1,9 +1,13 @@
-"""Rounding in which each column makes up for the errors of the columns before it.
+"""GPTQ: rounding in which each column makes up for the errors of the columns before it.
 
-Source: Frantar et al. 2022, GPTQ (arXiv 2210.17323), algorithm 1, without reordering: neighbours must stay neighbours,
-so that the pair rule of saturation.py can be kept on the way (the later of two takes what the earlier one left).
-Computed as Babai's nearest plane, which it equals (Chen et al. 2025, arXiv 2507.18553): with the Gram matrix H = R R'
-for an upper R, and d_i what rounding took from column i, column j aims at w_j + sum of d_i R_ij / R_jj over i < j.
+W (C, K) becomes Q with a small error tr((W - Q) H (W - Q)'), H = E[x x'] being the Gram matrix of
+the inputs x.
+
+Source: Frantar et al. 2022, GPTQ (arXiv 2210.17323), algorithm 1, without reordering: neighbours
+must stay neighbours, so that the pair rule of saturation.py can be kept on the way (the later of
+two takes what the earlier one left). Computed as Babai's nearest plane, which it equals (Chen et
+al. 2025, arXiv 2507.18553): with H = R R' for an upper R and e_i = w_i - q_i the error of column i,
+column j is rounded from its target w_j + sum over i < j of e_i R_ij / R_jj.
 """
 
 from __future__ import annotations
@@ -14,45 +18,70 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant_core.numerics.saturation import PAIR_LIMIT
-from quant_core.numerics.weights import (
+from quant_core.numerics.granularity import Granularity, PerChannel, PerTensor
+from quant_core.numerics.integer_weight import (
     MULTIPLIER_MAX,
     QMAX4,
     QMAX8,
     IntegerWeight,
     bfloat16,
-    quantize_int4,
-    quantize_int8,
 )
+from quant_core.numerics.round_nearest import quantize_int4, quantize_int8
+from quant_core.numerics.saturation import PAIR_LIMIT
 
-DAMPING = 0.01  # of the mean diagonal, so that the Gram matrix can be factored
-# Of the finest scale of four bits: narrower ones clip the largest block, wider ones leave pairs more room.
-STRETCHES, SAFE_STRETCHES = (1.0, 0.8, 0.9, 1.07, 1.15), (1.0, 0.9, 1.15, 1.35, 1.6)
-DESCENTS = 2  # passes over all columns, after which hardly one moves
-STRIPE = 64  # columns after which the rest of the matrix is updated at once
+# Share of the mean diagonal that is added to it, so that H can be factored: the GPTQ paper's value.
+DAMPING = 0.01
+# Of the finest scale of four bits: smaller ones clip the largest block, larger ones let more pairs
+# be safe unreduced. Judge a change with `python -m tests.bench.int4`.
+STRETCHES = (1.0, 0.8, 0.9, 1.07, 1.15)
+SAFE_STRETCHES = (1.0, 0.9, 1.15, 1.35, 1.6)
+DESCENTS = 2  # passes of QuantEase over all columns, after which hardly an integer changes
+STRIPE = 64  # columns after which the rest of the matrix is updated at once: speed only
+MAX_COLUMNS = 1536  # of one Gram matrix: factoring it takes the cube of that
+
+
+def parts_of(columns: int) -> int:
+    """P: into how many Gram matrices of equal, even width K columns are split; 0 where no such
+    split exists.
+
+    One matrix has at most MAX_COLUMNS columns. The width is even so that no pair of neighbours is
+    in two of them.
+    """
+    least = -(-columns // MAX_COLUMNS)
+    if least == 1:
+        return 1
+    for parts in range(least, columns):
+        width, rest = divmod(columns, parts)
+        if rest == 0 and width % 2 == 0:
+            return parts
+    return 0
 
 
 def gptq_int8(
     rows: NDArray[np.float32],
     gram: NDArray[Any],
+    granularity: Granularity = PerChannel(),  # noqa: B008  (frozen)
     *,
-    per_channel: bool = True,
-    safe: bool = False,
+    pair_safe: bool = False,
     floor: Any = 0.0,
 ) -> IntegerWeight:
-    """int8 rows (C, K) with less error in the outputs than rounding to nearest, judged by the Gram matrices.
+    """int8 rows (C, K) with less error in the outputs than rounding to nearest, judged by the Gram
+    matrices.
 
-    gram  (G, P, k, k), the inputs' second moments in each of G groups of C / G rows, in P parts of k of the K columns
-    Of the finest scale and, if safe, coarser ones up to that at which every pair is safe, each row takes the one with
-    the least error; a row that nearest rounding serves better keeps it. Never worse than `quantize_int8` by the Gram.
+    gram  H, (G, P, k, k): of the inputs of each of G groups of C / G rows, in P parts of k of the K
+          columns
+    Of the finest scale and, if `pair_safe`, coarser ones up to that at which every pair is safe,
+    each row takes the one with the least error; a row that nearest rounding serves better keeps it.
+    Never worse than `quantize_int8` by H.
     """
-    nearest = quantize_int8(rows, per_channel=per_channel, safe=safe, floor=floor)
+    per_channel = granularity != PerTensor()
+    nearest = quantize_int8(rows, granularity, pair_safe=pair_safe, floor=floor)
     widest = _row_scale(nearest, len(rows))
     finest = np.maximum(
         np.maximum(np.abs(rows).max(1, initial=0.0) / QMAX8, floor), np.finfo(np.float32).tiny
     )
     scales = [widest]
-    if per_channel and safe:
+    if per_channel and pair_safe:
         scales += [
             np.minimum(s, widest).astype(np.float32)
             for s in (np.sqrt(finest * widest.astype(float)), finest)
@@ -64,7 +93,7 @@ def gptq_int8(
         def at(
             j: int, column: NDArray[Any], left: NDArray[Any] | None, candidate: Any = candidate
         ) -> tuple[Any, Any]:
-            low, high = _room(left) if safe and left is not None else (-QMAX8, QMAX8)
+            low, high = _safe_range(left) if pair_safe and left is not None else (-QMAX8, QMAX8)
             steps = _within(np.rint(column / candidate), low, high)
             return steps, steps * candidate
 
@@ -86,48 +115,58 @@ def gptq_int4(
     gram: NDArray[Any],
     block: int,
     *,
-    safe: bool = False,
+    pair_safe: bool = False,
     floor: Any = 0.0,
 ) -> IntegerWeight:
-    """int4 in blocks, as `quantize_int4` stores them; each block's multiplier is chosen when its turn comes."""
-    nearest = quantize_int4(rows, block, safe=safe, floor=floor)
+    """int4 in blocks, as `quantize_int4` stores them; each block's multiplier is chosen when its
+    turn comes.
+    """
+    nearest = quantize_int4(rows, block, pair_safe=pair_safe, floor=floor)
     assert nearest.multipliers is not None
-    weight = (
-        np.einsum("gpkk->gpk", gram).reshape(len(gram), -1).repeat(len(rows) // len(gram), axis=0)
-    )
+    diagonal = np.einsum("gpkk->gpk", gram).reshape(len(gram), -1)
+    importance = diagonal.repeat(len(rows) // len(gram), axis=0)  # (C, K)
     factor, error = _factor(gram), _errors(rows, nearest.values, gram)
     product, multipliers, scale = nearest.q.copy(), nearest.multipliers.copy(), nearest.scale.copy()
-    for stretch in SAFE_STRETCHES if safe else STRETCHES:
+    for stretch in SAFE_STRETCHES if pair_safe else STRETCHES:
         wider = bfloat16(np.maximum(nearest.scale * stretch, floor).astype(np.float32))
-        found, chosen = _int4_sweep(rows, factor, wider, weight, block, safe=safe)
+        found, chosen = _int4_sweep(rows, factor, wider, importance, block, pair_safe=pair_safe)
         found_error = _errors(rows, found * wider[:, None], gram)
         better = found_error < error
         product[better], multipliers[better] = found[better].astype(np.int8), chosen[better]
         scale[better], error[better] = wider[better], found_error[better]
-    moved = _descend(rows, product, multipliers, scale, gram, safe=safe)
-    better = _errors(rows, moved * scale[:, None], gram) < error
-    product[better] = moved[better]
+    descended = _descend(rows, product, multipliers, scale, gram, pair_safe=pair_safe)
+    better = _errors(rows, descended * scale[:, None], gram) < error
+    product[better] = descended[better]
     blocks = (product // np.repeat(multipliers, block, axis=1).astype(np.int8)).astype(np.int8)
     return IntegerWeight(product, scale, blocks, multipliers)
 
 
 def _int4_sweep(
-    rows: NDArray[np.float32], factor: NDArray[Any], scale: NDArray[np.float32], weight: NDArray[Any], block: int, *,
-    safe: bool,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:  # fmt: skip
-    """The integers and multipliers of all columns on the grids of these scales."""
+    rows: NDArray[np.float32],
+    factor: NDArray[Any],
+    scale: NDArray[np.float32],
+    importance: NDArray[Any],
+    block: int,
+    *,
+    pair_safe: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The integers and multipliers of all columns on the grids of these scales.
+
+    importance  (C, K), the diagonal of H, by which the errors of a block are weighted when its
+                multiplier is chosen
+    """
     multipliers = np.ones((len(rows), rows.shape[1] // block), np.uint8)
 
     def start(j: int, ahead: NDArray[Any]) -> None:
         multipliers[:, j // block] = _best_multiplier(
-            ahead / scale[:, None], weight[:, j : j + block]
+            ahead / scale[:, None], importance[:, j : j + block]
         )
 
     def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
         m = multipliers[:, j // block].astype(np.float32)
         steps = _within(np.rint(column / (scale * m)), -QMAX4, QMAX4)
-        if safe and left is not None:
-            low, high = _room(left)
+        if pair_safe and left is not None:
+            low, high = _safe_range(left)
             steps = _within(steps, np.ceil(low / m), np.floor(high / m))
         return steps * m, steps * m * scale
 
@@ -135,10 +174,16 @@ def _int4_sweep(
 
 
 def _descend(
-    rows: NDArray[np.float32], product: NDArray[np.int8], multipliers: NDArray[np.uint8], scale: NDArray[np.float32],
-    gram: NDArray[Any], *, safe: bool,
-) -> NDArray[np.int8]:  # fmt: skip
-    """The integers after each in turn was moved to where the error is least, all others as they are, a few times.
+    rows: NDArray[np.float32],
+    product: NDArray[np.int8],
+    multipliers: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    gram: NDArray[Any],
+    *,
+    pair_safe: bool,
+) -> NDArray[np.int8]:
+    """The integers after coordinate descent: each in turn is set to where the error is least, all
+    others fixed.
 
     Source: Behdin et al. 2023, QuantEase (arXiv 2309.01885), algorithm 1.
     """
@@ -148,55 +193,61 @@ def _descend(
     )
     out = product.astype(np.float32)
     gram32 = gram.astype(np.float32)
-    diagonal = np.einsum(
-        "gpkk->gpk", gram32
-    )  # a view; damped as in _factor, as what was not seen must not drift
+    diagonal = np.einsum("gpkk->gpk", gram32)  # a view
+    # damped as in _factor: directions in which no input was seen must not drift
     diagonal += DAMPING * diagonal.mean(2, keepdims=True)
     each = rows.reshape(groups, -1, rows.shape[1])
     q, m = (x.reshape(each.shape) for x in (out, spread))
     s = scale.reshape(groups, -1)
     for g, p in np.ndindex(groups, parts):
-        matrix, mine = gram32[g, p], slice(p * k, p * k + k)
+        matrix = gram32[g, p]
+        part = slice(p * k, p * k + k)
         slope = np.ascontiguousarray(
-            ((each[g, :, mine] - q[g, :, mine] * s[g, :, None]) @ matrix).T
+            ((each[g, :, part] - q[g, :, part] * s[g, :, None]) @ matrix).T
         )  # (k, rows)
-        steps, sizes = (np.ascontiguousarray(x[g, :, mine].T) for x in (q, m))
+        steps, sizes = (np.ascontiguousarray(x[g, :, part].T) for x in (q, m))
         for first in [*range(0, k, STRIPE)] * DESCENTS:
             stripe = slice(first, min(first + STRIPE, k))
-            before, near = steps[stripe].copy(), slope[stripe]
+            before = steps[stripe].copy()
+            stripe_slope = slope[stripe]  # a view
             for j in range(k)[stripe]:
                 if matrix[j, j] <= 0:
                     continue
-                wanted = np.rint((steps[j] + near[j - first] / (matrix[j, j] * s[g])) / sizes[j])
-                found = _within(wanted, -QMAX4, QMAX4)
-                if safe and (beside := j ^ 1) < k:
-                    low, high = _room(steps[beside])
+                optimum = steps[j] + stripe_slope[j - first] / (matrix[j, j] * s[g])
+                found = _within(np.rint(optimum / sizes[j]), -QMAX4, QMAX4)
+                if pair_safe and (neighbour := j ^ 1) < k:
+                    low, high = _safe_range(steps[neighbour])
                     found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
                 found *= sizes[j]
-                near -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
+                stripe_slope -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
                 steps[j] = found
-            moved = (steps[stripe] - before) * s[g]
-            slope[:first] -= matrix[:first, stripe] @ moved
-            slope[stripe.stop :] -= matrix[stripe.stop :, stripe] @ moved
-        q[g, :, mine] = steps.T
+            change = (steps[stripe] - before) * s[g]
+            slope[:first] -= matrix[:first, stripe] @ change
+            slope[stripe.stop :] -= matrix[stripe.stop :, stripe] @ change
+        q[g, :, part] = steps.T
     return out.astype(np.int8)
 
 
-def _room(beside: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The least and the largest integers that are safe beside these."""
-    return np.where(beside < 0, -PAIR_LIMIT - beside, -QMAX8), np.where(
-        beside > 0, PAIR_LIMIT - beside, QMAX8
-    )
+def _safe_range(neighbour: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the largest integers that are safe beside these neighbours."""
+    low = np.where(neighbour < 0, -PAIR_LIMIT - neighbour, -QMAX8)
+    high = np.where(neighbour > 0, PAIR_LIMIT - neighbour, QMAX8)
+    return low, high
 
 
 def _sweep(
-    rows: NDArray[np.float32], factor: NDArray[Any], at: Callable[..., tuple[Any, Any]],
-    start: Callable[[int, NDArray[Any]], None] | None = None, block: int = 1,
-) -> NDArray[np.float32]:  # fmt: skip
+    rows: NDArray[np.float32],
+    factor: NDArray[Any],
+    at: Callable[..., tuple[Any, Any]],
+    start: Callable[[int, NDArray[Any]], None] | None = None,
+    block: int = 1,
+) -> NDArray[np.float32]:
     """The integers (C, K) of all columns, from left to right.
 
-    at     (j, column, left) -> the column's integers and their values; `left` is the even neighbour of an odd column
-    start  sees, before the first column j of a block, what the columns from j on should become if they could freely
+    at     (j, column, left) -> the column's integers and their values; `left` is the even neighbour
+           of an odd column
+    start  (j, targets) is called before the first column j of a block, with what its columns would
+           become unrounded
     """
     _, parts, columns, _ = factor.shape
     out = [
@@ -211,31 +262,34 @@ def _sweep(
 def _sweep_part(
     rows: NDArray[np.float32], factor: NDArray[Any], offset: int, at: Any, start: Any, block: int
 ) -> NDArray[np.float32]:
-    """The integers of one part, whose first column is number `offset`; even, so that no pair is cut."""
+    """The integers of one part, whose first column is number `offset`; even, so that no pair is
+    cut.
+    """
     groups, columns = len(factor), rows.shape[1]
     stripe = block * max(1, STRIPE // block)
     exact = rows.astype(np.float32).reshape(groups, -1, columns)
-    aims = exact.copy()
+    targets = exact.copy()
     out = np.empty((columns, len(rows)), np.float32)
     for first in range(0, columns, stripe):
         last = min(first + stripe, columns)
-        aim, asked = (
-            np.ascontiguousarray(x[:, :, first:last].transpose(2, 0, 1)) for x in (aims, exact)
+        target, w = (
+            np.ascontiguousarray(x[:, :, first:last].transpose(2, 0, 1)) for x in (targets, exact)
         )
-        taken = np.empty_like(aim)  # a column of any of the three is contiguous
+        e = np.empty_like(target)  # a column of any of the three is contiguous
         for j in range(first, last):
             i = j - first
             if start is not None and j % block == 0:
-                near = np.linalg.inv(factor[:, j : j + block, j : j + block])
-                moved = np.einsum("bgr,gbc->cgr", aim[i : i + block] - asked[i : i + block], near)
-                start(offset + j, (asked[i : i + block] + moved).reshape(-1, len(rows)).T)
-            column = aim[i]
+                now = slice(i, i + block)
+                inverse = np.linalg.inv(factor[:, j : j + block, j : j + block])
+                shift = np.einsum("bgr,gbc->cgr", target[now] - w[now], inverse)
+                start(offset + j, (w[now] + shift).reshape(-1, len(rows)).T)
+            column = target[i]
             steps, values = at(offset + j, column.reshape(-1), out[j - 1] if j % 2 else None)
             out[j] = steps
-            taken[i] = asked[i] - values.reshape(column.shape)
-            aim[i + 1 :] += factor[:, j, j + 1 : last].T[:, :, None] * taken[i]
+            e[i] = w[i] - values.reshape(column.shape)
+            target[i + 1 :] += factor[:, j, j + 1 : last].T[:, :, None] * e[i]
         if last < columns:
-            aims[:, :, last:] += taken.transpose(1, 2, 0) @ factor[:, first:last, last:]
+            targets[:, :, last:] += e.transpose(1, 2, 0) @ factor[:, first:last, last:]
     return np.ascontiguousarray(out.T)
 
 

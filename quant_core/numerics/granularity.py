@@ -1,6 +1,7 @@
 """How many weights share one scale.
 
-Source: the words are those of torchao's `granularity.py`; the shapes are those of ONNX's DequantizeLinear, opset 21.
+Source: the words are those of torchao's `granularity.py`; the shapes are those of ONNX's
+DequantizeLinear, opset 21.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Which weights can overflow the int16 sums of x86 CPUs without VNNI, and how close ones that cannot look.
+"""Which weights can overflow the int16 sums of x86 CPUs without VNNI, and how close ones that
+cannot look.
 
-vpmaddubsw multiplies uint8 activations by int8 weights and adds neighbours in saturating int16. With activations up to
-255, neighbours (2k, 2k + 1) along the reduction axis are safe for every input if and only if their positive weights
-sum to at most 128 and their negative ones to at least -128: 255 * 128 = 32640 <= 32767 < 255 * 129.
+vpmaddubsw multiplies uint8 activations by int8 weights and adds neighbours in saturating int16.
+With activations up to 255, neighbours (2k, 2k + 1) along the reduction axis are safe for every
+input if and only if their positive weights sum to at most 128 and their negative ones to at least
+-128: 255 * 128 = 32640 <= 32767 < 255 * 129.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def unsafe_pairs(q: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def make_safe(q: NDArray[np.int8]) -> NDArray[np.int8]:
-    """The nearest safe weights: where two of one sign exceed the limit, both give up half of the excess.
+    """The nearest safe weights: where two of one sign exceed the limit, both give up half of the
+    excess.
 
     (C, K) in the kernel's order; the result is proven safe (no input can saturate).
     """

@@ -1,10 +1,12 @@
-"""How each node computes, how its weight is stored, and why: decided before anything is measured or rewritten."""
+"""How each node computes, how its weight is stored, and why: decided before anything is measured or
+rewritten.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -13,9 +15,21 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
-from quant_core.numerics.float16 import HALF, half_constants, why_not_half
+from quant_core.numerics.float16 import FLOAT16, float16_constants, why_not_float16
+from quant_core.numerics.gptq import parts_of
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
-from quant_core.plan.operators import CAPS, RULES, channel_axis, why_not_integer
+from quant_core.numerics.round_nearest import block_width
+from quant_core.numerics.weight_methods import WEIGHT_METHODS
+from quant_core.plan.operators import (
+    CAPS,
+    KERNEL_BLOCKS,
+    RULES,
+    DynamicPattern,
+    Kind,
+    is_depthwise,
+    weight_layout,
+    why_not_integer,
+)
 from quant_core.plan.targets import TARGETS, Target
 from quant_core.plan.types import (
     Compute,
@@ -28,9 +42,11 @@ from quant_core.plan.types import (
 
 NO_CHOICE = NodeChoice()
 BETWEEN = "runs on 8-bit data between static neighbours"
-# With fewer columns, multipliers and scales eat what 4 bits save, and the error is largest (depthwise).
-INT4_COLUMNS = 32
-# Of all weights: the smallest layers save next to nothing in 4 bits, and the first are among them.
+# Weights of an output channel: with fewer, multipliers and scales take the bytes that 4 bits save,
+# and the rounding error is largest (depthwise). Judge a change with `python -m tests.bench.int4`.
+MIN_INT4_COLUMNS = 32
+# Of all weights: the smallest layers together save next to nothing in 4 bits, and the first are
+# among them.
 INT8_SHARE = 1 / 64
 _MODES = {
     "static": (Compute.STATIC,),
@@ -47,32 +63,44 @@ def make_plan(
     *,
     outliers: Mapping[str, OutlierTreatment] | None = None,
 ) -> QuantPlan:
-    """The plan of a prepared model: only what onnxruntime really executes in integers on the target.
+    """The plan of a prepared model: only what onnxruntime really executes in integers on the
+    target.
 
-    choices   node -> what a search found out for it; a node that cannot compute or be stored so, is not
+    choices   node -> what a search chose for it; a choice that the node cannot follow has no effect
     outliers  tensor -> how its outliers are treated, where dynamic nodes read it
+
+    1. Each node with weights: how it computes, how its weights are stored, rounded and shared out
+    to scales.
+    2. Nodes with weights in branches store them in fewer bits, and compute in float.
+    3. Of the nodes in 4 bits, the smallest go back to 8.
+    4. Nodes without weights run on 8-bit data where their neighbours do.
+    5. Activations that are quantized, and the inputs whose means or outliers matter.
+    6. Other constants that are stored as float16.
 
     Raises: ModelError if no node has a weight that can be quantized, or a weight holds NaN or inf.
     """
-    choices = choices or {}
     nodes = list(model.graph)
-    weighted = {
-        str(n.name): _weighted(n, config, target, config.mode, choices.get(str(n.name), NO_CHOICE))
-        for n in nodes
-        if has_weights(n)
-    }
+    own = [n for n in nodes if has_weights(n)]
     inner = [n for g in model.graph.subgraphs() for n in g if has_weights(n)]
-    for node in inner:
-        choice = replace(choices.get(str(node.name), NO_CHOICE), compute=None)
-        weighted[str(node.name)] = _weighted(node, config, target, "weight_only", choice)
+    choices = dict(choices or {})
+    for name in choices.keys() & {str(n.name) for n in inner}:
+        choices[name] = replace(choices[name], compute=None)  # branches compute in float
+    decide = _Decider(config, target, choices)
+
+    weighted = {str(n.name): decide.node(n, config.mode) for n in own}  # 1
+    weighted |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
     if not weighted:
         raise ModelError(
             "nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
             hint="A float16 model must be converted to float32 first",
         )
-    weighted |= {n.node: _in_int8(n, config) for n in _few(weighted.values(), config, choices)}
+    smallest = decide.smallest(weighted.values())  # 3
+    weighted |= {
+        str(n.name): decide.in_int8(n, weighted) for n in own + inner if n.name in smallest
+    }
+
     anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
-    static = _static_nodes(nodes, anchors, config, choices)
+    static = _static_nodes(nodes, anchors, config, choices)  # 4
     plans = [
         weighted.get(str(n.name))
         or NodePlan(str(n.name), n.op_type, Compute.STATIC, reason=BETWEEN)
@@ -80,9 +108,12 @@ def make_plan(
         if n.name in weighted or n.name in static
     ]
     plans += [weighted[name] for name in dict.fromkeys(str(n.name) for n in inner)]
-    dynamic = {n.node for n in plans if n.compute is Compute.DYNAMIC and n.op_type != "LSTM"}
-    read_dynamically = {graph.name_of(n.inputs[0]) for n in nodes if n.name in dynamic}
+
+    read_dynamically = {  # 5
+        graph.name_of(n.inputs[0]) for n in nodes if n.name in weighted and _is_dynamic(weighted, n)
+    }
     planned = {name for n in plans for name in n.weights}
+    float16 = config.float_storage == FLOAT16
     return QuantPlan(
         config=config,
         target=target.name,
@@ -90,7 +121,7 @@ def make_plan(
         activations=_activations(nodes, static),
         means=_means(nodes, weighted, config),
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
-        constants=half_constants(model, planned) if config.float_storage == HALF else {},
+        constants=float16_constants(model, planned) if float16 else {},  # 6
         stored={node: choice.storage for node, choice in choices.items() if choice.storage},
     )
 
@@ -98,7 +129,9 @@ def make_plan(
 def replan(
     model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice] | None = None
 ) -> QuantPlan:
-    """The plan anew with these changes; what was chosen for all other nodes stays. Raises: as `make_plan`."""
+    """The plan anew with these changes; what was chosen for all other nodes stays. Raises: as
+    `make_plan`.
+    """
     choices = {
         n.node: NodeChoice(n.compute, plan.stored.get(n.node), n.granularity)
         for n in plan.nodes
@@ -123,10 +156,12 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def capped_output(node: ir.Node) -> ir.Value:
-    """The output of the node or, where a Relu or Clip(0, ...) alone reads it, of that: what will be quantized."""
+    """The output of the node or, where a Relu or Clip(0, ...) alone reads it, of that: what will be
+    quantized.
+    """
     out = node.outputs[0]
     readers = graph.consumers(out)
-    if RULES[node.op_type].kind == "moves":
+    if RULES[node.op_type].kind is Kind.MOVES:
         return out  # it has the parameters of its input, which no cap made
     alone = len(readers) == 1 and not out.is_graph_output() and readers[0].graph is node.graph
     if alone and _caps_at_zero(readers[0]):
@@ -151,103 +186,177 @@ def has_weights(node: ir.Node) -> bool:
 
 def _weights(node: ir.Node) -> list[ir.Value]:
     """The constant float weights of the node."""
-    positions = RULES[node.op_type].weights
-    values = [node.inputs[i] for i in positions if i < len(node.inputs)]
+    rule = RULES[node.op_type]
+    values = [node.inputs[i] for i in rule.weights if i < len(node.inputs)]
     found = [v for v in values if v is not None and graph.is_float_weight(v)]
-    if node.op_type != "Gather":
+    if not rule.is_table:
         return found
-    is_table = graph.attribute(node, "axis", 0) == 0 and all(
-        len(graph.shape_of(v)) == 2 for v in found
-    )
-    return found if is_table else []
+    are_rows = graph.attribute(node, "axis", 0) == 0
+    return found if are_rows and all(len(graph.shape_of(v)) == 2 for v in found) else []
 
 
-def _weighted(
-    node: ir.Node, config: QuantConfig, target: Target, mode: str, choice: NodeChoice
-) -> NodePlan:
-    """How a node with weights computes and stores them."""
-    name, weights = str(node.name), _weights(node)
-    names = tuple(str(w.name) for w in weights)
-    elements = sum(math.prod(graph.shape_of(w)) for w in weights)
-    stay = NodePlan(
-        name, node.op_type, Compute.FLOAT, Storage(config.float_storage), names, elements
-    )
-    glob = next((g for g in config.exclude if _matches(g, name, *names)), None)
-    if glob is not None:
-        return _in_float(stay, weights, f"excluded by {glob}")
-    named = [bits for glob, bits in config.layer_bits.items() if _matches(glob, name, *names)]
-    storage = choice.storage or Storage.of_bits(named[-1] if named else config.bits)
-    if not storage.is_integer:
-        reason = f"layer_bits {storage.bits}" if named else "in float: found better"
-        return _in_float(replace(stay, storage=storage), weights, reason)
-    if elements < config.min_elements:
-        reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
-        return _in_float(stay, weights, reason)
-    for weight in weights:
-        _check_finite(weight, name)
-    compute, reason = _choose_compute(node, target, mode, choice.compute)
-    if storage is Storage.INT4:
-        is_named = bool(named) or choice.storage is not None
-        if obstacle := _why_not_int4(node, weights, compute, config, target, is_named=is_named):
-            storage, reason = Storage.INT8, _joined(reason, f"int8: {obstacle}")
-    if compute is Compute.BLOCKS:
-        whole_blocks = _columns(node, weights[0]) % config.block_size == 0
-        if storage is not Storage.INT4 or not whole_blocks:
+def is_folded(config: QuantConfig, target: Target) -> bool:
+    """Whether weights of float operators become float32 once, when onnxruntime loads the model.
+
+    Otherwise they are behind the standard DequantizeLinear, which other runtimes know as well.
+    """
+    return target.is_onnxruntime and config.runtime == "folded" and config.symmetric
+
+
+def _is_dynamic(weighted: Mapping[str, NodePlan], node: ir.Node) -> bool:
+    """Whether the node is written as products of integers whose input is quantized at run time."""
+    is_matmul = RULES[node.op_type].dynamic_pattern is DynamicPattern.MATMUL
+    return is_matmul and weighted[str(node.name)].compute is Compute.DYNAMIC
+
+
+@dataclass(frozen=True, slots=True)
+class _Decider:
+    """Phases 1 to 3: what becomes of nodes with weights."""
+
+    config: QuantConfig
+    target: Target
+    choices: Mapping[str, NodeChoice]
+
+    def choice(self, node: str) -> NodeChoice:
+        return self.choices.get(node, NO_CHOICE)
+
+    def node(self, node: ir.Node, mode: str) -> NodePlan:
+        """How a node with weights computes and stores them, where `mode` asks for a way of
+        computing.
+        """
+        config, choice = self.config, self.choice(str(node.name))
+        weights = _weights(node)
+        names = tuple(str(w.name) for w in weights)
+        elements = sum(math.prod(graph.shape_of(w)) for w in weights)
+        in_float = NodePlan(
+            str(node.name),
+            node.op_type,
+            Compute.FLOAT,
+            Storage(config.float_storage),
+            names,
+            elements,
+        )
+        excluded = next((g for g in config.exclude if _matches(g, in_float.node, *names)), None)
+        if excluded is not None:
+            return _in_float(in_float, weights, f"excluded by {excluded}")
+        named = self._named_bits(in_float)
+        storage = choice.storage or Storage.of_bits(config.bits if named is None else named)
+        if not storage.is_integer:
+            reason = "in float: found better" if named is None else f"layer_bits {storage.bits}"
+            return _in_float(replace(in_float, storage=storage), weights, reason)
+        if elements < config.min_elements:
+            reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
+            return _in_float(in_float, weights, reason)
+        for weight in weights:
+            _check_finite(weight, in_float.node)
+        compute, reason = _choose_compute(node, self.target, mode, choice.compute)
+        if storage is Storage.INT4:
+            is_named = named is not None or choice.storage is not None
+            obstacle = self._why_not_int4(node, weights, compute, is_named=is_named)
+            if obstacle:
+                storage, reason = Storage.INT8, _joined(reason, f"int8: {obstacle}")
+        return self._rounded(
+            replace(in_float, compute=compute, reason=reason), node, storage, choice
+        )
+
+    def smallest(self, plans: Iterable[NodePlan]) -> set[str]:
+        """The smallest nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.
+
+        Where a node's bits were chosen by name, they stay.
+        """
+        plans = list(plans)
+        left = INT8_SHARE * sum(n.elements for n in plans)
+        found = set()
+        in_four_bits = [n for n in plans if n.storage is Storage.INT4]
+        for planned in sorted(in_four_bits, key=lambda n: n.elements):
+            left -= planned.elements
+            if left < 0:
+                break
+            if self._named_bits(planned) is None and self.choice(planned.node).storage is None:
+                found.add(planned.node)
+        return found
+
+    def in_int8(self, node: ir.Node, weighted: Mapping[str, NodePlan]) -> NodePlan:
+        """The plan of a node whose 4 bits save next to nothing."""
+        planned = weighted[str(node.name)]
+        reason = _joined(planned.reason, "int8: few weights")
+        return self._rounded(replace(planned, reason=reason), node, Storage.INT8, NO_CHOICE)
+
+    def _named_bits(self, planned: NodePlan) -> int | None:
+        """The bits that layer_bits gives the node or one of its weights; the last match counts."""
+        names = (planned.node, *planned.weights)
+        bits = [bits for glob, bits in self.config.layer_bits.items() if _matches(glob, *names)]
+        return bits[-1] if bits else None
+
+    def _rounded(
+        self, planned: NodePlan, node: ir.Node, storage: Storage, choice: NodeChoice
+    ) -> NodePlan:
+        """The plan with its weights rounded to this storage: blocks only where their kernel takes
+        them.
+        """
+        compute = planned.compute
+        granularity = self._granularity(node, storage, compute, choice)
+        if compute is Compute.BLOCKS and granularity not in KERNEL_BLOCKS:
             compute = Compute.DYNAMIC
-    return replace(
-        stay,
-        storage=storage,
-        compute=compute,
-        reason=reason,
-        granularity=_granularity(storage, compute, config, choice),
-    )
+            granularity = self._granularity(node, storage, compute, choice)
+        adds_pairs = compute in (Compute.STATIC, Compute.DYNAMIC) and not is_depthwise(node)
+        return replace(
+            planned,
+            compute=compute,
+            storage=storage,
+            granularity=granularity,
+            pair_safe=adds_pairs and self.target.saturates,
+        )
 
+    def _granularity(
+        self, node: ir.Node, storage: Storage, compute: Compute, choice: NodeChoice
+    ) -> Granularity:
+        """How many of the node's weights share a scale: a choice counts for dynamic nodes in 8
+        bits.
+        """
+        config, weights = self.config, _weights(node)
+        by_config: Granularity = PerChannel() if config.per_channel else PerTensor()
+        is_table = RULES[node.op_type].is_table
+        if compute is Compute.FLOAT and not is_table and not is_folded(config, self.target):
+            is_matrix = len(graph.shape_of(weights[0])) == 2
+            if storage is Storage.INT4 and is_matrix:
+                columns = _columns(node, weights[0])
+                divides = columns % config.block_size == 0
+                return PerBlock(config.block_size if divides else columns)
+            return by_config
+        if storage is Storage.INT4:
+            widths = {self._block_width(node, w) for w in weights}
+            return PerBlock(widths.pop() if len(widths) == 1 else config.block_size)
+        if compute is Compute.DYNAMIC and choice.granularity == PerTensor():
+            return PerTensor()
+        return by_config
 
-def _granularity(
-    storage: Storage, compute: Compute, config: QuantConfig, choice: NodeChoice
-) -> Granularity:
-    """How many of the node's weights share a scale: a choice counts for dynamic nodes in 8 bits."""
-    if storage is Storage.INT4:
-        return PerBlock(config.block_size)
-    if compute is Compute.DYNAMIC and choice.granularity == PerTensor():
-        return PerTensor()
-    return PerChannel() if config.per_channel else PerTensor()
+    def _block_width(self, node: ir.Node, weight: ir.Value) -> int:
+        """The divisor of the columns nearest to the config's block size; of those of one Gram
+        matrix, if there are several.
+        """
+        columns = _columns(node, weight)
+        if RULES[node.op_type].has_gram and WEIGHT_METHODS[self.config.weight_method].uses_gram:
+            columns //= parts_of(columns) or 1
+        return block_width(columns, self.config.block_size)
 
-
-def _in_int8(planned: NodePlan, config: QuantConfig) -> NodePlan:
-    """The plan of a node whose 4 bits save next to nothing."""
-    was_blocks = planned.compute is Compute.BLOCKS
-    compute = Compute.DYNAMIC if was_blocks else planned.compute
-    return replace(
-        planned,
-        storage=Storage.INT8,
-        compute=compute,
-        granularity=_granularity(Storage.INT8, compute, config, NO_CHOICE),
-        reason=_joined(planned.reason, "int8: few weights"),
-    )
-
-
-def _why_not_int4(
-    node: ir.Node,
-    weights: list[ir.Value],
-    compute: Compute,
-    config: QuantConfig,
-    target: Target,
-    *,
-    is_named: bool,
-) -> str:
-    """Why 4 bits are not for this node, "" if they are; few columns matter only if nobody named it."""
-    columns = min(_columns(node, w) for w in weights)
-    if columns < INT4_COLUMNS and not is_named:
-        return f"{columns} weights a channel are too few for 4 bits"
-    if node.op_type == "LSTM" and compute is Compute.DYNAMIC:
-        return "LSTM takes whole bytes"
-    if node.op_type == "Gather":  # rows of tables need whole blocks, and onnxruntime's operator
-        whole_blocks = graph.shape_of(weights[0])[1] % config.block_size == 0
-        folds = target.is_onnxruntime and config.runtime == "folded" and config.symmetric
-        if not (whole_blocks and folds):
-            return "Gather takes whole bytes"
-    return ""
+    def _why_not_int4(
+        self, node: ir.Node, weights: list[ir.Value], compute: Compute, *, is_named: bool
+    ) -> str:
+        """Why 4 bits are not for this node, "" if they are; few columns matter only if nobody named
+        it.
+        """
+        rule, config = RULES[node.op_type], self.config
+        columns = min(_columns(node, w) for w in weights)
+        if columns < MIN_INT4_COLUMNS and not is_named:
+            return f"{columns} weights a channel are too few for 4 bits"
+        if compute is Compute.DYNAMIC and rule.dynamic_pattern is DynamicPattern.LSTM:
+            return f"{node.op_type} takes whole bytes"
+        if rule.is_table:  # GatherBlockQuantized is onnxruntime's own, and takes whole blocks
+            whole_blocks = columns % config.block_size == 0
+            if not (whole_blocks and is_folded(config, self.target)):
+                return f"{node.op_type} takes whole bytes"
+        return ""
 
 
 def _check_finite(weight: ir.Value, node: str) -> None:
@@ -260,44 +369,20 @@ def _check_finite(weight: ir.Value, node: str) -> None:
         )
 
 
-def _in_float(stay: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:
+def _in_float(planned: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:
     """The plan of a node that stays float: in float32 where float16 cannot hold its weights."""
-    if stay.storage is Storage.FLOAT16:
-        obstacles = (why_not_half(graph.array(w)) for w in weights)
-        if obstacle := next(filter(None, obstacles), ""):
+    if planned.storage is Storage.FLOAT16:
+        obstacles = (why_not_float16(graph.array(w)) for w in weights)
+        obstacle = next(filter(None, obstacles), "")
+        if obstacle:
             reason = f"{reason}; float32: {obstacle}"
-            return replace(stay, storage=Storage.FLOAT32, reason=reason)
-    return replace(stay, reason=reason)
-
-
-def _few(
-    plans: Iterable[NodePlan], config: QuantConfig, choices: Mapping[str, NodeChoice]
-) -> list[NodePlan]:
-    """The smallest nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.
-
-    Where a node's bits were chosen by name, they stay.
-    """
-    plans = list(plans)
-    left = INT8_SHARE * sum(n.elements for n in plans)
-    found = []
-    in_four_bits = (n for n in plans if n.storage is Storage.INT4)
-    for planned in sorted(in_four_bits, key=lambda n: n.elements):
-        left -= planned.elements
-        if left < 0:
-            break
-        names = (planned.node, *planned.weights)
-        is_named = any(_matches(glob, *names) for glob in config.layer_bits)
-        if not is_named and choices.get(planned.node, NO_CHOICE).storage is None:
-            found.append(planned)
-    return found
+            return replace(planned, storage=Storage.FLOAT32, reason=reason)
+    return replace(planned, reason=reason)
 
 
 def _columns(node: ir.Node, weight: ir.Value) -> int:
     """Weights of one output channel."""
-    shape = graph.shape_of(weight)
-    is_recurrent = node.op_type in ("LSTM", "GRU", "RNN")
-    channels = shape[0] * shape[1] if is_recurrent else shape[channel_axis(node, weight)]
-    return math.prod(shape) // channels
+    return weight_layout(node, weight).columns(graph.shape_of(weight))
 
 
 def _choose_compute(
@@ -309,15 +394,13 @@ def _choose_compute(
     if source is not None and source.op_type == "AveragePool" and why_not_integer(source):
         # a Q behind the pool would make it a QLinearAveragePool, whatever the plan says of the pool
         obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
-    if node.op_type == "LSTM" and not target.is_onnxruntime:
-        obstacle = f"DynamicQuantizeLSTM is onnxruntime's own, not for {target.name}"
+    if rule.dynamic_pattern is DynamicPattern.LSTM and not target.is_onnxruntime:
+        obstacle = f"{rule.dynamic_pattern} is onnxruntime's own, not for {target.name}"
     possible = {Compute.FLOAT}
-    if not obstacle and rule.kind == "anchor":
-        possible.add(Compute.STATIC)
-    if not obstacle and rule.dynamic:
-        possible.add(Compute.DYNAMIC)
-        if node.op_type != "LSTM" and target.is_onnxruntime:
-            possible.add(Compute.BLOCKS)
+    if not obstacle:
+        possible.update(rule.computes)
+    if not target.is_onnxruntime:
+        possible.discard(Compute.BLOCKS)
     if chosen in possible and len(possible) > 1:
         return chosen, "" if chosen.is_integer else "computes in float: found better"
     if mode == "weight_only":
@@ -327,10 +410,8 @@ def _choose_compute(
     if best is not None:
         return best, ""
     kernels = " or ".join(wanted)
-    return (
-        Compute.FLOAT,
-        obstacle or f"{node.op_type} has no {kernels} integer kernel that is faster than float",
-    )
+    no_kernel = f"{node.op_type} has no {kernels} integer kernel that is faster than float"
+    return Compute.FLOAT, obstacle or no_kernel
 
 
 def _matches(glob: str, *names: str) -> bool:
@@ -349,15 +430,12 @@ def _static_nodes(
     """The nodes that read and write 8-bit tensors.
 
     1. Anchors that compute static do.
-    2. Start with every elementwise and moving operator as well; drop one if an input is not 8-bit anyway (written by
-       a static node that requantizes, or read by a static anchor), or if nobody static reads its output. Repeat.
+    2. Start with every elementwise and moving operator as well; drop one if an input is not 8-bit
+    anyway (written by
+       a static node that requantizes, or read by a static anchor), or if nobody static reads its
+       output. Repeat.
     """
-    movers = {
-        str(n.name) for n in nodes
-        if n.op_type in RULES and RULES[n.op_type].kind in ("elementwise", "moves") and not why_not_integer(n)
-        and choices.get(str(n.name), NO_CHOICE).compute is not Compute.FLOAT
-        and not any(_matches(glob, str(n.name)) for glob in config.exclude)
-    }  # fmt: skip
+    movers = {str(n.name) for n in nodes if _may_move(n, config, choices)}
     by_name = {str(n.name): n for n in nodes}
     while True:
         static = anchors | movers
@@ -365,18 +443,36 @@ def _static_nodes(
         written = {
             capped_output(n)
             for n in live
-            if RULES[n.op_type].kind != "anchor" or RULES[n.op_type].needs_q
+            if RULES[n.op_type].kind is not Kind.ANCHOR or RULES[n.op_type].needs_q
         }
         read_by_anchor = {v for n in live if n.name in anchors for v in data_inputs(n)}
         read = {v for n in live for v in data_inputs(n)}
+        is_8_bit = written | read_by_anchor
         kept = {
-            str(n.name) for n in live
-            if n.name in movers and data_inputs(n) and capped_output(n) in read
-            and all(v in written or v in read_by_anchor for v in data_inputs(n))
-        }  # fmt: skip
+            str(n.name)
+            for n in live
+            if n.name in movers and capped_output(n) in read and _all_in(data_inputs(n), is_8_bit)
+        }
         if kept == movers:
             return static
         movers = kept
+
+
+def _may_move(node: ir.Node, config: QuantConfig, choices: Mapping[str, NodeChoice]) -> bool:
+    """Whether an operator without weights could run on 8-bit data, and nobody forbids it."""
+    if node.op_type not in RULES or why_not_integer(node):
+        return False
+    name = str(node.name)
+    return (
+        RULES[node.op_type].kind in (Kind.ELEMENTWISE, Kind.MOVES)
+        and choices.get(name, NO_CHOICE).compute is not Compute.FLOAT
+        and not any(_matches(glob, name) for glob in config.exclude)
+    )
+
+
+def _all_in(values: list[ir.Value], found: set[ir.Value]) -> bool:
+    """Whether there are values, and all are found."""
+    return bool(values) and all(v in found for v in values)
 
 
 def _activations(nodes: list[ir.Node], static: set[str]) -> dict[str, str]:
@@ -389,7 +485,7 @@ def _activations(nodes: list[ir.Node], static: set[str]) -> dict[str, str]:
         for value in data_inputs(node):
             found.setdefault(str(value.name), str(value.name))
         out = str(capped_output(node).name)
-        if rule.kind == "moves":
+        if rule.kind is Kind.MOVES:
             found[out] = found[str(data_inputs(node)[0].name)]
         elif rule.needs_q:
             found.setdefault(out, out)
@@ -400,9 +496,14 @@ def _means(
     nodes: list[ir.Node], weighted: Mapping[str, NodePlan], config: QuantConfig
 ) -> dict[str, int]:
     """Input tensor -> channel axis, for the nodes whose bias will be corrected."""
-    return {
-        str(n.inputs[0].name): 1 if n.op_type == "Conv" else -1  # type: ignore[union-attr]
-        for n in nodes
-        if config.bias_correction and n.name in weighted and weighted[str(n.name)].is_rounded
-        and RULES[n.op_type].kind == "anchor" and not graph.is_constant(n.inputs[0]) and not why_not_integer(n)
-    }  # fmt: skip
+    found: dict[str, int] = {}
+    if not config.bias_correction:
+        return found
+    for node in nodes:
+        if str(node.name) not in weighted or not weighted[str(node.name)].is_rounded:
+            continue
+        rule = RULES[node.op_type]
+        is_computed = not graph.is_constant(node.inputs[0])
+        if rule.kind is Kind.ANCHOR and is_computed and not why_not_integer(node):
+            found[graph.name_of(node.inputs[0])] = rule.mean_axis
+    return found

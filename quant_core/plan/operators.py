@@ -1,113 +1,159 @@
-"""Which inputs of which operator are data, weight and bias, and how the operator can compute in integers.
+"""The table of operators: which inputs are data, weight and bias, and how each operator can be
+quantized.
 
-Source: onnxruntime's CPU kernels and its QDQ selectors; tests/facts holds each line against the installed version.
+A new operator is a row of RULES (and a line of tests): planning, rounding and rewriting read this
+table alone.
+
+Source: onnxruntime's CPU kernels and its QDQ selectors; tests/facts holds each row against the
+installed version.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.numerics.granularity import PerBlock
+from quant_core.numerics.layout import Layout
+from quant_core.plan.types import Compute
+
+LayoutOf = Callable[[ir.Node, int], Layout]
+
+
+class Kind(StrEnum):
+    """What an operator is to a quantizer.
+
+    ANCHOR       multiplies by a weight: worth quantizing for its own sake
+    ELEMENTWISE  has a QLinear kernel, worth it between quantized neighbours only
+    MOVES        only moves or picks values: runs on 8-bit data with the parameters of its input
+    WEIGHT_ONLY  has no static integer kernel worth having; its weight can still be stored in fewer
+                 bits
+    """
+
+    ANCHOR = "anchor"
+    ELEMENTWISE = "elementwise"
+    MOVES = "moves"
+    WEIGHT_ONLY = "weight_only"
+
+
+class DynamicPattern(StrEnum):
+    """What is written for a node that computes dynamically (rewrite/dynamic.py)."""
+
+    MATMUL = "DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Add"
+    LSTM = "DynamicQuantizeLSTM"
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """How one operator can be quantized.
+class IntegerForm:
+    """An operator that onnxruntime or another quantizer writes in place of a float one.
 
-    kind      anchor: multiplies by a weight, worth quantizing for its own sake
-              elementwise: has a QLinear kernel, worth it between quantized neighbours only
-              moves: only moves or picks values, runs on 8-bit data with the parameters of its input
-              weight_only: no integer kernel worth having; its weight can still be stored in fewer bits
-    data      positions of the inputs that carry activations; () means all of them
-    weights   positions of the inputs that carry weights
-    bias      position of the bias
-    dynamic   activations may be quantized at run time, from each batch's own range
-    needs_q   fuses only if its output is quantized again (Conv); MatMul and Gemm may leave integers at once
+    weights  positions of its integer weights
+    layout   of its weights, None where it is that of the float operator
     """
 
-    kind: str
+    weights: tuple[int, ...]
+    layout: LayoutOf | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """How one operator can be quantized.
+
+    kind             what it is to a quantizer
+    data             positions of the inputs that carry activations; () means all of them
+    weights          positions of the inputs that carry weights
+    bias             position of the bias
+    layout           (node, rank of the weight) -> how the weight becomes rows of output channels
+    computes         in which ways it may compute, beside float
+    dynamic_pattern  what is written where it computes dynamically
+    needs_q          its static kernel fuses only if its output is quantized again; others may leave
+                     integers at once
+    is_table         its weight is a table of which rows are picked
+    has_gram         Gram matrices of its inputs make sense: it multiplies rows by the weight
+    absorbs_scale    its weight can take up a factor for each channel of its input (equalize.py)
+    mean_axis        axis of its input's channels, by whose means its bias is corrected
+    obstacle         node -> why that node has no integer kernel although its operator has one, or
+                     ""
+    integer_forms    operators that stand for it in files with integers, for the saturation check
+    """
+
+    kind: Kind
     data: tuple[int, ...] = (0,)
     weights: tuple[int, ...] = ()
     bias: int | None = None
-    dynamic: bool = False
+    layout: LayoutOf | None = None
+    computes: tuple[Compute, ...] = ()
+    dynamic_pattern: DynamicPattern | None = None
     needs_q: bool = True
+    is_table: bool = False
+    has_gram: bool = False
+    absorbs_scale: bool = False
+    mean_axis: int = -1
+    obstacle: Callable[[ir.Node], str] | None = None
+    integer_forms: Mapping[str, IntegerForm] = field(default_factory=dict)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether its activations may be quantized at run time, from each batch's own range."""
+        return Compute.DYNAMIC in self.computes
 
 
-_MOVES = Rule("moves")
-_ELEMENTWISE = Rule("elementwise")
-
-RULES: dict[str, Rule] = {
-    "Conv": Rule("anchor", weights=(1,), bias=2),
-    "Gemm": Rule("anchor", weights=(1,), bias=2, dynamic=True, needs_q=False),
-    "MatMul": Rule("anchor", weights=(1,), dynamic=True, needs_q=False),
-    "LSTM": Rule("weight_only", weights=(1, 2), dynamic=True),
-    "GRU": Rule("weight_only", weights=(1, 2)),
-    "RNN": Rule("weight_only", weights=(1, 2)),
-    "ConvTranspose": Rule("weight_only", weights=(1,)),
-    "Gather": Rule("weight_only", data=(1,), weights=(0,)),
-    "Add": Rule("elementwise", data=(0, 1)),
-    "Mul": Rule("elementwise", data=(0, 1)),
-    "Sigmoid": _ELEMENTWISE,
-    "LeakyRelu": _ELEMENTWISE,
-    "AveragePool": _ELEMENTWISE,
-    "GlobalAveragePool": _ELEMENTWISE,
-    "Concat": Rule("elementwise", data=()),
-    "MaxPool": _MOVES,
-    "Reshape": _MOVES,
-    "Transpose": _MOVES,
-    "Squeeze": _MOVES,
-    "Unsqueeze": _MOVES,
-    "Flatten": _MOVES,
-}
-CAPS = (
-    "Relu",
-    "Clip",
-)  # fused into the operator before them when the quantized range makes them redundant
+# Layouts: which axes of a weight are output channels, and in which order the kernel adds the others
 
 
-def channel_axis(node: ir.Node, weight: ir.Value) -> int:
-    """The axis of the node's weight along which each slice makes one output channel.
-
-    Conv (O, I/g, k...) 0; ConvTranspose (I, O/g, k...) 1; MatMul (..., K, N) the last; Gemm (K, N) 1 or, transB,
-    (N, K) 0; recurrent (directions, gates * hidden, K) 1; Gather: the table's rows, 0.
-    """
-    if node.op_type == "Gemm":
-        return 0 if graph.attribute(node, "transB", 0) else 1
-    last = len(weight.shape) - 1  # type: ignore[arg-type]
-    return {
-        "Conv": 0,
-        "ConvTranspose": 1,
-        "MatMul": last,
-        "LSTM": 1,
-        "GRU": 1,
-        "RNN": 1,
-        "Gather": 0,
-    }[node.op_type]
+def _conv_layout(node: ir.Node, rank: int) -> Layout:
+    """(O, I / groups, kernel...): the input channel varies fastest."""
+    return Layout((0, *range(2, rank), 1))
 
 
-def why_not_integer(node: ir.Node) -> str:
-    """Why this node has no integer kernel although its operator has one; empty if it has."""
-    if node.op_type == "Gemm":
-        return _why_not_gemm(node)
-    if (
-        node.op_type == "Conv"
-        and len(node.inputs) > 2
-        and not (node.inputs[2] is None or graph.is_constant(node.inputs[2]))
-    ):
+def _transposed_conv_layout(node: ir.Node, rank: int) -> Layout:
+    """(I, O / groups, kernel...)."""
+    return Layout((1, 0, *range(2, rank)))
+
+
+def _matmul_layout(node: ir.Node, rank: int) -> Layout:
+    """(..., K, N)."""
+    return Layout((rank - 1, *range(rank - 1)))
+
+
+def _gemm_layout(node: ir.Node, rank: int) -> Layout:
+    """(K, N) or, with transB, (N, K)."""
+    return Layout((0, 1)) if graph.attribute(node, "transB", 0) else _matmul_layout(node, rank)
+
+
+def _recurrent_layout(node: ir.Node, rank: int) -> Layout:
+    """(directions, gates * hidden, K)."""
+    return Layout((0, 1, 2), channel_dims=2)
+
+
+def _dynamic_lstm_layout(node: ir.Node, rank: int) -> Layout:
+    """(directions, K, 4 * hidden)."""
+    return Layout((0, 2, 1), channel_dims=2)
+
+
+def _table_layout(node: ir.Node, rank: int) -> Layout:
+    """(rows, width): each row is a channel."""
+    return Layout((0, 1))
+
+
+# Obstacles: why a node has no integer kernel although its operator has one
+
+
+def _why_not_conv(node: ir.Node) -> str:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and not graph.is_constant(bias):
         return "a computed bias has no integer kernel"
-    if node.op_type == "MatMul" and len(graph.value(node.inputs[1]).shape or ()) != 2:
+    return ""
+
+
+def _why_not_matmul(node: ir.Node) -> str:
+    if len(graph.value(node.inputs[1]).shape or ()) != 2:
         return "a stack of weight matrices has no integer kernel with a scale per channel"
-    if node.op_type == "AveragePool" and "dilations" in node.attributes:
-        return "QLinearAveragePool does not load with dilations"
-    if node.op_type == "AveragePool" and all(
-        graph.attribute(node, a, 0) for a in ("ceil_mode", "count_include_pad")
-    ):
-        return "QLinearAveragePool is wrong at borders that it rounds up and counts"
-    if node.op_type == "MaxPool" and any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
-        return "indices are found in float only"
     return ""
 
 
@@ -122,10 +168,153 @@ def _why_not_gemm(node: ir.Node) -> str:
     weight = graph.value(node.inputs[1])
     if not graph.is_constant(bias) or not graph.is_constant(weight):
         return "a computed bias has no integer kernel"
-    shape, channels = graph.shape_of(bias), graph.shape_of(weight)[channel_axis(node, weight)]
+    shape = graph.shape_of(bias)
+    channels = graph.shape_of(weight)[channel_axis(node, weight)]
     if math.prod(shape) != 1 and (math.prod(shape) != channels or shape[-1] != channels):
         return "a bias with rows has no integer kernel"
     return ""
+
+
+def _why_not_average_pool(node: ir.Node) -> str:
+    if "dilations" in node.attributes:
+        return "QLinearAveragePool does not load with dilations"
+    if all(graph.attribute(node, a, 0) for a in ("ceil_mode", "count_include_pad")):
+        return "QLinearAveragePool is wrong at borders that it rounds up and counts"
+    return ""
+
+
+def _why_not_max_pool(node: ir.Node) -> str:
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        return "indices are found in float only"
+    return ""
+
+
+_STATIC = (Compute.STATIC,)
+_ANY = (Compute.STATIC, Compute.DYNAMIC, Compute.BLOCKS)
+_RECURRENT = Operator(Kind.WEIGHT_ONLY, weights=(1, 2), layout=_recurrent_layout)
+_ELEMENTWISE = Operator(Kind.ELEMENTWISE)
+_MOVES = Operator(Kind.MOVES)
+
+RULES: dict[str, Operator] = {
+    "Conv": Operator(
+        Kind.ANCHOR,
+        weights=(1,),
+        bias=2,
+        layout=_conv_layout,
+        computes=_STATIC,
+        has_gram=True,
+        absorbs_scale=True,
+        mean_axis=1,
+        obstacle=_why_not_conv,
+        integer_forms={"ConvInteger": IntegerForm((1,)), "QLinearConv": IntegerForm((3,))},
+    ),
+    "Gemm": Operator(
+        Kind.ANCHOR,
+        weights=(1,),
+        bias=2,
+        layout=_gemm_layout,
+        computes=_ANY,
+        dynamic_pattern=DynamicPattern.MATMUL,
+        needs_q=False,
+        has_gram=True,
+        absorbs_scale=True,
+        obstacle=_why_not_gemm,
+        integer_forms={"QGemm": IntegerForm((3,))},
+    ),
+    "MatMul": Operator(
+        Kind.ANCHOR,
+        weights=(1,),
+        layout=_matmul_layout,
+        computes=_ANY,
+        dynamic_pattern=DynamicPattern.MATMUL,
+        needs_q=False,
+        has_gram=True,
+        absorbs_scale=True,
+        obstacle=_why_not_matmul,
+        integer_forms={
+            "MatMulInteger": IntegerForm((1,)),
+            "QLinearMatMul": IntegerForm((3,)),
+            "MatMulIntegerToFloat": IntegerForm((1,)),
+            "DynamicQuantizeMatMul": IntegerForm((1,)),
+        },
+    ),
+    "LSTM": Operator(
+        Kind.WEIGHT_ONLY,
+        weights=(1, 2),
+        layout=_recurrent_layout,
+        computes=(Compute.DYNAMIC,),
+        dynamic_pattern=DynamicPattern.LSTM,
+        integer_forms={"DynamicQuantizeLSTM": IntegerForm((1, 2), _dynamic_lstm_layout)},
+    ),
+    "GRU": _RECURRENT,
+    "RNN": _RECURRENT,
+    "ConvTranspose": Operator(Kind.WEIGHT_ONLY, weights=(1,), layout=_transposed_conv_layout),
+    "Gather": Operator(
+        Kind.WEIGHT_ONLY, data=(1,), weights=(0,), layout=_table_layout, is_table=True
+    ),
+    "Add": Operator(Kind.ELEMENTWISE, data=(0, 1)),
+    "Mul": Operator(Kind.ELEMENTWISE, data=(0, 1)),
+    "Sigmoid": _ELEMENTWISE,
+    "LeakyRelu": _ELEMENTWISE,
+    "AveragePool": Operator(Kind.ELEMENTWISE, obstacle=_why_not_average_pool),
+    "GlobalAveragePool": _ELEMENTWISE,
+    "Concat": Operator(Kind.ELEMENTWISE, data=()),
+    "MaxPool": Operator(Kind.MOVES, obstacle=_why_not_max_pool),
+    "Reshape": _MOVES,
+    "Transpose": _MOVES,
+    "Squeeze": _MOVES,
+    "Unsqueeze": _MOVES,
+    "Flatten": _MOVES,
+}
+# The blocks of 4-bit weights that com.microsoft.MatMulNBits takes.
+KERNEL_BLOCKS = tuple(PerBlock(size) for size in (16, 32, 64, 128, 256))
+# Fused into the operator before them where the range of the quantized tensor makes them redundant.
+CAPS = ("Relu", "Clip")
+
+
+def layout_of(node: ir.Node, rank: int) -> Layout:
+    """The layout of a weight of that rank of the node, whose operator is in the table or an integer
+    form there.
+    """
+    if node.op_type in RULES:
+        layout = RULES[node.op_type].layout
+        assert layout is not None, f"{node.op_type} has no weight"
+        return layout(node, rank)
+    for operator in RULES.values():
+        form = operator.integer_forms.get(node.op_type)
+        if form is not None:
+            layout = form.layout or operator.layout
+            assert layout is not None
+            return layout(node, rank)
+    raise KeyError(node.op_type)
+
+
+def weight_layout(node: ir.Node, weight: ir.Value) -> Layout:
+    """The layout of the node's constant weight."""
+    return layout_of(node, len(graph.shape_of(weight)))
+
+
+def channel_axis(node: ir.Node, weight: ir.Value) -> int:
+    """The axis of the node's weight along which each slice makes one output channel."""
+    return layout_of(node, len(weight.shape or ())).channel_axis
+
+
+def multiplied_weights() -> dict[str, tuple[int, ...]]:
+    """Operator that may multiply by integers, in the table or an integer form there -> positions of
+    its weights.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for op_type, operator in RULES.items():
+        if operator.kind is Kind.ANCHOR:
+            found[op_type] = operator.weights
+        found |= {name: form.weights for name, form in operator.integer_forms.items()}
+    return found
+
+
+def why_not_integer(node: ir.Node) -> str:
+    """Why this node has no integer kernel although its operator has one; "" if it has one."""
+    obstacle = RULES[node.op_type].obstacle if node.op_type in RULES else None
+    return obstacle(node) if obstacle is not None else ""
 
 
 def is_depthwise(node: ir.Node) -> bool:

@@ -14,11 +14,11 @@ from quant_core.config import one_of
 class Target:
     """A class of CPUs, as onnxruntime's kernels see it.
 
-    activation_signed  int8 activations (ARM dot product) or uint8 ones (x86: an int8 tensor with two
-                       consumers does not fuse there)
+    activation_signed  int8 activations (ARM dot product) or uint8 ones (x86: an int8 tensor with
+                       two consumers does not fuse there)
     saturates          neighbours of the reduction axis are added in saturating int16 (vpmaddubsw)
-    is_onnxruntime     folds constants when it loads, and has operators of its own; otherwise only standard ONNX, with
-                       weights behind DequantizeLinear, is written
+    is_onnxruntime     folds constants when it loads, and has operators of its own; otherwise only
+                       standard ONNX, with weights behind DequantizeLinear, is written
     """
 
     name: str
@@ -73,7 +73,9 @@ def host_kernels() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets that Linux reports, empty elsewhere (so that an unknown x86 counts as AVX2, which is safe)."""
+    """Instruction sets that Linux reports, empty elsewhere (so that an unknown x86 counts as AVX2,
+    which is safe).
+    """
     return frozenset(_of_cpu("flags").split())
 
 

@@ -1,4 +1,6 @@
-"""The words of a plan: how a node computes, how its weights are stored, and the whole decision for one model."""
+"""The words of a plan: how a node computes, how its weights are stored, and the whole decision for
+one model.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ class Compute(StrEnum):
     FLOAT    in float32
     STATIC   in int8, with activation ranges from calibration
     DYNAMIC  in int8, with activation ranges found at run time
-    BLOCKS   int4 weights by int8 activations whose ranges are found block by block at run time: best where the input
-             has one row
+    BLOCKS   int4 weights by int8 activations whose ranges are found block by block at run time:
+             best where the input has one row
     """
 
     FLOAT = "float"
@@ -64,7 +66,8 @@ _BITS = {Storage.FLOAT32: 32, Storage.FLOAT16: 16, Storage.INT8: 8, Storage.INT4
 
 @dataclass(frozen=True, slots=True)
 class OutlierTreatment:
-    """How the outliers of one tensor are treated where dynamic nodes read it (calibrate/outliers.py).
+    """How the outliers of one tensor are treated where dynamic nodes read it
+    (calibrate/outliers.py).
 
     smooth   channels are divided, and weights multiplied, by SmoothQuant's factors
     split    the channels that are multiplied in float
@@ -95,7 +98,10 @@ class NodePlan:
     """What becomes of one node.
 
     storage      of its weights, None where it has none
-    granularity  of its rounded weights, None where none is rounded
+    granularity  of its rounded weights, None where none is rounded; in 4 bits the real width of a
+                 block, but of a node with two weights, each of which has the divisor of its columns
+                 that is nearest to that width
+    pair_safe    its int8 rows must be safe from saturating int16 sums (numerics/saturation.py)
     reason       why it does not compute in integers, or what it was fused into
     """
 
@@ -107,6 +113,7 @@ class NodePlan:
     elements: int = 0
     reason: str = ""
     granularity: Granularity | None = None
+    pair_safe: bool = False
 
     @property
     def is_rounded(self) -> bool:
@@ -143,13 +150,17 @@ class NodePlan:
 class QuantPlan:
     """The whole decision for one model; `to_json` and `from_json` are inverse.
 
-    activations   tensor that is quantized -> tensor whose range and parameters it has (itself, or the one that a node
-                  which only moves values took it from)
-    means         input of a node with a weight -> axis of its channels, whose means bias correction needs
+    activations   tensor that is quantized -> tensor whose range and parameters it has (itself, or
+                  the one that a node which only moves values took it from)
+    means         input of a node with a weight -> axis of its channels, whose means bias correction
+                  needs
     outliers      input of dynamic nodes -> how its outliers are treated
-    constants     other constants -> float16, or why they stay float32; empty unless float_storage is float16
-    stored        node -> how a search chose to store its weights, where the config would store them otherwise
-    equalized_db  by how much cross-layer equalization brought outputs nearer to float's, 0 where it was not done
+    constants     other constants -> float16, or why they stay float32; empty unless float_storage
+                  is float16
+    stored        node -> how a search chose to store its weights, where the config would store them
+                  otherwise
+    equalized_db  by how much cross-layer equalization brought outputs nearer to float's, 0 where it
+                  was not done
     """
 
     config: QuantConfig

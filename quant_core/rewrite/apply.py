@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,20 +18,39 @@ from quant_core.model import files, graph
 from quant_core.model.normalize import normalize
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.numerics.affine import Grid, QuantParams, choose_params, quantize
-from quant_core.numerics.float16 import HALF
+from quant_core.numerics.float16 import FLOAT16
 from quant_core.numerics.granularity import PerTensor
-from quant_core.numerics.weights import layout_of
-from quant_core.plan.make import capped_output, data_inputs
-from quant_core.plan.operators import RULES, channel_axis, is_depthwise
+from quant_core.numerics.integer_weight import IntegerWeight
+from quant_core.numerics.layout import Layout
+from quant_core.plan.make import capped_output, data_inputs, is_folded
+from quant_core.plan.operators import (
+    KERNEL_BLOCKS,
+    RULES,
+    DynamicPattern,
+    Kind,
+    weight_layout,
+)
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite import dynamic, emit
+from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
 from quant_core.rewrite.emit import Writer
-from quant_core.rewrite.rounding import TABLES, Rounded, Rounding, flat_bias
+from quant_core.rewrite.rounding import (
+    ROW_SCALES,
+    Rounded,
+    Rounding,
+    WeightCache,
+    bias_of,
+    flat_bias,
+)
 
-SHORT_BIAS = 64  # channels, for which four more nodes take less room than they save
-INT32_MAX = 2**31 - 2**17  # with room for the rounding of `emit.write_bias`
-BIAS_MAX = 2**30  # half of what int32 holds: the sum of products needs room as well
+SHORT_BIAS = (
+    64  # channels, for which the four more nodes of `write_bias` take fewer bytes than it saves
+)
+INT32_MAX = (
+    2**31 - 2**17
+)  # a bias is at most this in int32: `write_bias` rounds to steps of up to 2**16
+BIAS_MAX = 2**30  # half of what int32 holds: the sum of products is added to the bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,14 +67,27 @@ class Quantized:
 
 
 def apply_plan(
-    model: ir.Model, plan: QuantPlan, stats: Statistics | None, ranges: RangeCache | None = None
+    model: ir.Model,
+    plan: QuantPlan,
+    stats: Statistics | None,
+    *,
+    ranges: RangeCache | None = None,
+    weights: WeightCache | None = None,
 ) -> Quantized:
-    """The quantized model; `model` is not changed. `ranges` keeps what is found for other plans.
+    """The quantized model; `model` is not changed.
 
-    1. Every activation of the plan gets one QuantizeLinear and one DequantizeLinear. Where a static node writes it,
-       all readers read the rounded tensor (else the node would not fuse); otherwise only static readers do.
-    2. Every planned weight is replaced by its integers and the nodes that bring them back (emit.py).
-    3. A bias of a Conv or Gemm gives back what rounding the weight takes from each channel's mean; of a static one
+    ranges   those that were found before, for other plans
+    weights  those that were rounded before, for other plans of one float model with the same
+             statistics
+
+    1. Every activation of the plan gets one QuantizeLinear and one DequantizeLinear. Where a static
+    node writes it,
+       all readers read the rounded tensor (else the node would not fuse); otherwise only static
+       readers do.
+    2. Every planned weight is replaced by its integers and the nodes that bring them back
+    (emit.py).
+    3. A bias of a Conv or Gemm gives back what rounding the weight takes from each channel's mean;
+    of a static one
        it becomes int32 with scale x_scale * w_scale.
     4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic.py).
     5. Constants that are to be float16, and are still read, are.
@@ -67,43 +98,69 @@ def apply_plan(
     if plan.in_four_bits:
         copy = raise_opset(copy, OPSET_INT4)
         normalize(copy)
-    nodes = {n.name: n for g in graph.graphs_of(copy) for n in g}
+    nodes = {str(n.name): n for g in graph.graphs_of(copy) for n in g}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
     if missing:
         raise ModelError(
             f"the plan names nodes that the model lacks: {', '.join(missing[:3])}",
             hint="Plan it anew",
         )
-    rewrite = _Rewrite(copy, plan, stats, nodes, RangeCache() if ranges is None else ranges)
-    for planned in sorted(
-        plan.nodes, key=lambda n: n.op_type != "Gather"
-    ):  # tables first: others may share them
-        read = [v.const_value for v in nodes[planned.node].inputs if v is not None]
-        rewrite.weights(nodes[planned.node], planned)
+    rounding = Rounding(plan, stats, weights)
+    rewrite = _Rewrite(
+        copy, plan, stats, nodes, rounding, RangeCache() if ranges is None else ranges
+    )
+    written = {}
+    # tables first: others may share them
+    for planned in sorted(plan.nodes, key=lambda n: not RULES[n.op_type].is_table):
+        node = nodes[planned.node]
+        read = [v.const_value for v in node.inputs if v is not None]
+        written[planned.node] = rewrite.node(node, planned)
         files.release(*read)
-    rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute == Compute.STATIC])
+    rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC])
     graph.drop_unused(copy)
-    rewrite.halves()
+    rewrite.float16_constants()
     files.release(*files.external_tensors(model))
-    passes.RemoveUnusedOpsetsPass()(copy)
-    for domain in {n.domain for g in graph.graphs_of(copy) for n in g if n.domain}:
-        copy.graph.opset_imports.setdefault(domain, 1)
-    for value in (v for g in graph.graphs_of(copy) for v in g.initializers.values()):
-        value.type = value.shape = None  # the tensor says both: half as many value_info in the file
-    copy.producer_name = "quantmill"
-    return Quantized(copy, _written(copy, plan), rewrite.rounding.sqnr_db)
+    _clean(copy)
+    remaining = {planned: node for planned, node in written.items() if node.graph is not None}
+    return Quantized(copy, remaining, rewrite.rounding.sqnr_db)
 
 
-def _written(model: ir.Model, plan: QuantPlan) -> dict[str, ir.Node]:
-    """Planned node -> the node that computes in its place, which dynamic.py may have written."""
-    nodes = {n.name: n for g in graph.graphs_of(model) for n in g}
-    found = {}
-    for planned in plan.nodes:
-        names = (planned.node, f"{planned.node}_integer", f"{planned.node}_int8")
-        written = next((nodes[name] for name in names if name in nodes), None)
-        if written is not None:
-            found[planned.node] = written
-    return found
+def _clean(model: ir.Model) -> None:
+    """Edit in place: exactly the operator sets that are used, no types that tensors tell anyway,
+    and who made it.
+    """
+    passes.RemoveUnusedOpsetsPass()(model)
+    for domain in {n.domain for g in graph.graphs_of(model) for n in g if n.domain}:
+        model.graph.opset_imports.setdefault(domain, 1)
+    for g in graph.graphs_of(model):
+        for value in g.initializers.values():
+            value.type = value.shape = None  # half as many value_info in the file
+    model.producer_name = "quantmill"
+
+
+@dataclass(frozen=True, slots=True)
+class _FloatKey:
+    """Which weight of a float operator was written: one value serves all operators that read it
+    alike.
+    """
+
+    weight: ir.Value
+    home: ir.Graph
+    storage: Storage
+    layout: Layout
+
+
+@dataclass(slots=True)
+class _Written:
+    """What stands in the copy already, for nodes that share a weight or an input."""
+
+    static: dict[IntegerWeight, ir.Value] = field(default_factory=dict)
+    products: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
+    blocks: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
+    floats: dict[_FloatKey, ir.Value] = field(default_factory=dict)
+    float16: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
+    inputs: dict[ir.Value, DynamicInput] = field(default_factory=dict)
+    factors: dict[ir.Value, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class _Rewrite:
@@ -114,28 +171,67 @@ class _Rewrite:
         model: ir.Model,
         plan: QuantPlan,
         stats: Statistics | None,
-        nodes: Mapping[str | None, ir.Node],
+        nodes: Mapping[str, ir.Node],
+        rounding: Rounding,
         ranges: RangeCache,
     ) -> None:
-        self.ranges = ranges
         self.model, self.plan, self.stats, self.nodes = model, plan, stats, nodes
+        self.rounding, self.ranges = rounding, ranges
         self.target = TARGETS[plan.target]
         self.grid = Grid(8, self.target.activation_signed, symmetric=False)
-        self.rounding = Rounding(plan.config, stats)
-        self.folds = bool(plan.in_four_bits)  # and so counts on what onnxruntime does at load
         self.params = {t: self._params(t) for t in dict.fromkeys(plan.activations.values())}
-        self.dynamic = {
-            n.node for n in plan.nodes if n.compute == Compute.DYNAMIC and n.op_type != "LSTM"
-        }
-        self.factors: dict[ir.Value, NDArray[np.float32]] = {}
-        self.inputs: dict[
-            ir.Value, list[ir.Value]
-        ] = {}  # what a dynamic node reads -> its DynamicQuantizeLinear
-        self.written: dict[
-            tuple[Any, ...], Any
-        ] = {}  # weight and how it is used -> the value that stands for it
+        self.writer = Writer(model)
+        self.written = _Written()
+
+    def node(self, node: ir.Node, planned: NodePlan) -> ir.Node:
+        """Rules 2 to 4 for one node; returns the node that computes in its place."""
+        if planned.storage is Storage.FLOAT16:
+            return self._float16_weights(node)
+        if not planned.is_rounded:
+            return node
+        match planned.compute:
+            case Compute.STATIC:
+                return self._static(node, planned)
+            case Compute.BLOCKS:
+                return self._blocks(node, planned)
+            case Compute.DYNAMIC if RULES[node.op_type].dynamic_pattern is DynamicPattern.LSTM:
+                return self._dynamic_lstm(node, planned)
+            case Compute.DYNAMIC:
+                return self._dynamic_matmul(node, planned)
+        if RULES[node.op_type].is_table:
+            return self._table(node, planned)
+        return self._weight_only(node, planned)
+
+    def activations(self, static: list[ir.Node]) -> None:
+        """Rule 1."""
+        values = {v.name: v for v in self.model.graph.inputs}
+        values |= {v.name: v for n in self.model.graph for v in n.outputs}
+        readers = set(static)
+        writers = {capped_output(n) for n in static}
+        for tensor, root in self.plan.activations.items():
+            if tensor not in values:
+                raise ModelError(
+                    f"the plan names tensor {tensor}, which the model lacks", hint="Plan it anew"
+                )
+            value = values[tensor]
+            self._quantize(value, self.params[root], None if value in writers else readers)
+        for node in static:
+            if RULES[node.op_type].kind is Kind.ELEMENTWISE:
+                self._quantize_constants(node)
+
+    def float16_constants(self) -> None:
+        """Rule 5."""
+        for g in graph.graphs_of(self.model):
+            for name in [n for n in g.initializers if self.plan.constants.get(n) == FLOAT16]:
+                value = g.initializers[name]
+                for use in list(value.uses()):
+                    use.node.replace_input_with(use.idx, self._float16(value, g))
+        graph.drop_unused(self.model)
+
+    # Rule 1
 
     def _params(self, tensor: str) -> QuantParams:
+        """Scale and zero point of an activation."""
         if self.stats is None:
             raise ModelError(
                 "static quantization needs calibration",
@@ -147,47 +243,20 @@ class _Rewrite:
         lo, hi = self.ranges.find(found, self.grid, config.method, config.percentile)
         return choose_params(lo, hi, self.grid)
 
-    def activations(self, static: list[ir.Node]) -> None:
-        """Rule 1."""
-        values = {
-            v.name: v
-            for v in (*self.model.graph.inputs, *(v for n in self.model.graph for v in n.outputs))
-        }
-        readers = set(static)
-        writers = {
-            capped_output(n) for n in static if capped_output(n).name in self.plan.activations
-        }
-        for tensor, root in self.plan.activations.items():
-            if tensor not in values:
-                raise ModelError(
-                    f"the plan names tensor {tensor}, which the model lacks", hint="Plan it anew"
-                )
-            value = values[tensor]
-            self._quantize(value, self.params[root], None if value in writers else readers)
-        for node in static:
-            for i, operand in enumerate(node.inputs):
-                if (
-                    RULES[node.op_type].kind == "elementwise"
-                    and operand is not None
-                    and graph.is_constant(operand)
-                ):
-                    node.replace_input_with(i, self._quantized_constant(node, operand))
-
     def _quantize(self, value: ir.Value, params: QuantParams, readers: set[ir.Node] | None) -> None:
-        """A Q/DQ pair behind the value, read by all (None) or by these readers at their data inputs."""
+        """A Q/DQ pair behind the value, read by all (None) or by these readers at their data
+        inputs.
+        """
         uses = [
             u
             for u in value.uses()
             if readers is None or (u.node in readers and value in data_inputs(u.node))
         ]
-        is_output, producer, name = (
-            value.is_graph_output() and readers is None,
-            value.producer(),
-            str(value.name),
-        )
-        write = Writer(self.model, None)
+        is_output = value.is_graph_output() and readers is None
+        producer, name = value.producer(), str(value.name)
+        write = self.writer.detached()
         if is_output:
-            value.name = write.free(f"{name}_float")
+            value.name = self.writer.free(f"{name}_float")
         dq = emit.write_pair(write, name, value, params.scale, params.zero_point)
         if producer is None:
             self.model.graph.insert_before(self.model.graph[0], write.waiting)
@@ -199,204 +268,244 @@ class _Rewrite:
             dq.name, dq.type, dq.shape = name, value.type, value.shape
             self.model.graph.outputs[list(self.model.graph.outputs).index(value)] = dq
 
-    def _quantized_constant(self, node: ir.Node, value: ir.Value) -> ir.Value:
-        """A constant operand of an elementwise operator, on the grid of activations."""
-        array = graph.array(value)
-        params = choose_params(array.min(initial=0.0), array.max(initial=0.0), self.grid)
-        q = quantize(array, params)
-        return emit.write_qdq(
-            Writer(self.model, node), str(value.name), q, params.scale, params.zero_point
-        )
+    def _quantize_constants(self, node: ir.Node) -> None:
+        """Constant operands of an elementwise operator go onto the grid of activations."""
+        for i, operand in enumerate(node.inputs):
+            if operand is None or not graph.is_constant(operand):
+                continue
+            array = graph.array(operand)
+            params = choose_params(array.min(initial=0.0), array.max(initial=0.0), self.grid)
+            q = quantize(array, params)
+            write = self.writer.before(node)
+            dq = emit.write_qdq(write, str(operand.name), q, params.scale, params.zero_point)
+            node.replace_input_with(i, dq)
 
-    def weights(self, node: ir.Node, planned: NodePlan) -> None:
-        """Rules 2 to 4."""
-        if planned.storage is Storage.FLOAT16:
-            self._half(node)
-        if not planned.is_rounded:
-            return
-        safe = self.target.saturates and not is_depthwise(node)
-        if planned.compute == Compute.DYNAMIC and node.op_type == "LSTM":
-            dynamic.write_lstm(
-                self.model, node, self.rounding, safe=safe, granularity=planned.granularity
+    # Rules 2 and 3
+
+    def _static(self, node: ir.Node, planned: NodePlan) -> ir.Node:
+        """int8 weight behind a DequantizeLinear, int32 bias on the grid of the products."""
+        weight = graph.value(node.inputs[1])
+        layout = weight_layout(node, weight)
+        root = self.plan.activations[graph.name_of(node.inputs[0])]
+        x_scale = float(self.params[root].scale)
+        channels = graph.shape_of(weight)[layout.channel_axis]
+        bias = flat_bias(bias_of(node), channels)
+        floor = np.abs(bias) / (BIAS_MAX * x_scale) if bias is not None else 0.0
+        rounded = self.rounding.integers(node, weight, planned, floor=floor)
+        known = self.written.static
+        if rounded.integers not in known:
+            write = self.writer.first(self.model.graph)
+            known[rounded.integers] = emit.write_dequantized(
+                write, str(weight.name), rounded, layout.channel_axis
             )
-        elif planned.compute == Compute.BLOCKS and self._blocks(node):
-            return
-        elif planned.compute in (Compute.DYNAMIC, Compute.BLOCKS):
-            dynamic.write_matmul(self.model, node, planned.weight_storage, self.rounding, self.inputs, self.written, safe=safe,
-                                 granularity=planned.granularity,
-                                 factors=self._factors(graph.value(node.inputs[0])))  # fmt: skip
-        elif planned.compute == Compute.STATIC:
-            self._static(node, planned, safe=safe)
-        elif node.op_type == "Gather":
-            self._gather(node, planned)
+        w = known[rounded.integers]
+        bias = self.rounding.corrected_bias(node, weight, rounded)
+        if bias is not None:
+            self._static_bias(node, bias, x_scale, rounded, w)
+        node.replace_input_with(1, w)
+        return node
+
+    def _static_bias(
+        self,
+        node: ir.Node,
+        bias: NDArray[np.float64],
+        x_scale: float,
+        rounded: Rounded,
+        w: ir.Value,
+    ) -> None:
+        """The bias (C,) in int32 with the scale of the products, or in int16 where constants are
+        folded anyway.
+        """
+        position, old = RULES[node.op_type].bias, bias_of(node)
+        assert position is not None
+        name = f"{node.name}_bias" if old is None else str(old.name)
+        scale = (x_scale * rounded.integers.scale.astype(np.float64)).astype(np.float32)
+        steps = np.rint(bias / scale.astype(np.float64))
+        q = np.clip(steps, -INT32_MAX, INT32_MAX).astype(np.int32)
+        axis = 0 if scale.ndim else None
+        write = self.writer.before(node)
+        counts_on_folding = bool(self.plan.in_four_bits)
+        if counts_on_folding and len(q) >= SHORT_BIAS:
+            exact = q * scale.astype(float)
+            value = emit.write_bias(write, name, exact, x_scale, w, axis)
         else:
-            for position in RULES[node.op_type].weights:
-                if position < len(node.inputs) and graph.is_float_weight(node.inputs[position]):
-                    self._weight_only(node, planned, position)
+            zero = np.zeros(scale.shape, np.int32)
+            value = emit.write_qdq(write, name, q, scale, zero, axis)
+        graph.set_input(node, position, value)
+
+    def _blocks(self, node: ir.Node, planned: NodePlan) -> ir.Node:
+        """Weights that stay in 4 bits, in an operator of onnxruntime's own."""
+        weight = graph.value(node.inputs[1])
+        rounded = self.rounding.integers(node, weight, planned)
+        bias = self.rounding.corrected_bias(node, weight, rounded)
+        known = self.written.blocks
+        if rounded.integers not in known:
+            write = self.writer.first(self.model.graph)
+            known[rounded.integers] = dynamic.write_block_weight(write, str(weight.name), rounded)
+        write = self.writer.before(node)
+        return dynamic.write_blocks(write, node, rounded, known[rounded.integers], bias)
+
+    def _weight_only(self, node: ir.Node, planned: NodePlan) -> ir.Node:
+        """Each weight is float again when onnxruntime has loaded the model, or behind the standard
+        DequantizeLinear.
+        """
+        for position in RULES[node.op_type].weights:
+            if position < len(node.inputs) and graph.is_float_weight(node.inputs[position]):
+                if is_folded(self.plan.config, self.target):
+                    self._folded(node, planned, position)
+                else:
+                    self._standard(node, planned, position)
+        return node
+
+    def _standard(self, node: ir.Node, planned: NodePlan, position: int) -> None:
+        weight = graph.value(node.inputs[position])
+        key = _float_key(node, weight, planned)
+        known = self.written.floats
+        if key not in known:
+            write = self.writer.first(graph.home(node))
+            found = self.rounding.standard(node, weight, planned)
+            known[key] = emit.write_qdq(
+                write,
+                str(weight.name),
+                found.q,
+                found.scale,
+                found.zero_point,
+                found.axis,
+                found.block,
+            )
+        node.replace_input_with(position, known[key])
+
+    def _folded(self, node: ir.Node, planned: NodePlan, position: int) -> None:
+        weight = graph.value(node.inputs[position])
+        key = _float_key(node, weight, planned)
+        known = self.written.floats
+        rounded = self.rounding.integers(node, weight, planned)
+        write = self.writer.first(graph.home(node))
+        if key not in known:
+            known[key] = emit.write_folded(write, str(weight.name), rounded)
+        at, bias = RULES[node.op_type].bias, None
+        if self.rounding.corrects_bias(node):
+            bias = self.rounding.corrected_bias(node, weight, rounded)
+        if at is not None and bias is not None:
+            old = bias_of(node)
+            name = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
+            graph.set_input(node, at, write.constant(name, bias.astype(np.float32)))
+        node.replace_input_with(position, known[key])
+
+    def _float16_weights(self, node: ir.Node) -> ir.Node:
+        """float16 in the file, float32 when onnxruntime has loaded it; rows of a table when they
+        are picked.
+        """
+        rule = RULES[node.op_type]
+        for position in rule.weights:
+            if position >= len(node.inputs) or not graph.is_float_weight(node.inputs[position]):
+                continue
+            value = self._float16(graph.value(node.inputs[position]), graph.home(node))
+            if rule.is_table:
+                rows = emit.write_half_rows(self.writer.before(node), value, node)
+                graph.replace_value(node.outputs[0], rows)
+            else:
+                node.replace_input_with(position, value)
+        return node
+
+    def _float16(self, value: ir.Value, home: ir.Graph) -> ir.Value:
+        """The constant as float16 with the node that casts it back, written once for each graph."""
+        key = (value, home)
+        if key not in self.written.float16:
+            write = self.writer.first(home)
+            array = graph.array(value)
+            self.written.float16[key] = emit.write_half(write, str(value.name), array)
+        return self.written.float16[key]
+
+    def _table(self, node: ir.Node, planned: NodePlan) -> ir.Node:
+        """A table whose rows are scaled after they are picked."""
+        table = graph.value(node.inputs[0])
+        rounded = self._tied(table, planned)
+        if rounded is None:
+            rounded = self.rounding.table(node, table, planned)
+        rows = emit.write_rows(self.writer.before(node), graph.name_of(table), rounded, node)
+        graph.replace_value(node.outputs[0], rows)
+        return node
+
+    def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
+        """The integers of the MatMul or Gemm whose weight is this table, rows as output channels:
+        stored once.
+        """
+        shape = graph.shape_of(table)
+        for other in self.plan.nodes:
+            if other.storage is not planned.storage or not self._serves_rows(other):
+                continue
+            node = self.nodes[other.node]
+            weight = graph.value(node.inputs[1])
+            layout = weight_layout(node, weight)
+            if layout.transposed_shape(graph.shape_of(weight)) != shape:
+                continue
+            rows = layout.matrix(graph.array(weight))
+            if weight is table or np.array_equal(rows, graph.array(table)):
+                found = self.rounding.integers(node, weight, other)
+                return replace(found, layout=ROW_SCALES, shape=shape)
+        return None
+
+    def _serves_rows(self, other: NodePlan) -> bool:
+        """Whether a product's integers could serve as the rows of a table too."""
+        if RULES[other.op_type].dynamic_pattern is not DynamicPattern.MATMUL:
+            return False
+        if other.storage is Storage.INT4:
+            return other.granularity in KERNEL_BLOCKS
+        # one scale serves a product, not the rows of a table
+        return not self.plan.config.per_channel or other.granularity != PerTensor()
+
+    # Rule 4
+
+    def _dynamic_matmul(self, node: ir.Node, planned: NodePlan) -> ir.Node:
+        """A product of integers whose input is quantized at run time, once for all nodes that read
+        it.
+        """
+        x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
+        factors = self._factors(x)
+        integers = self.rounding.integers(node, weight, planned, factors=factors).integers
+        known = self.written.products
+        if integers not in known:
+            first = self.writer.first(self.model.graph)
+            known[integers] = dynamic.write_weight(first, str(weight.name), integers)
+        write = self.writer.before(node)
+        if x not in self.written.inputs:
+            self.written.inputs[x] = dynamic.write_input(write, x, factors)
+        return dynamic.write_matmul(write, node, self.written.inputs[x], known[integers], factors)
+
+    def _dynamic_lstm(self, node: ir.Node, planned: NodePlan) -> ir.Node:
+        """An LSTM whose input is quantized at run time."""
+        w, r = (graph.value(node.inputs[i]) for i in RULES[node.op_type].weights)
+        rounded_w = self.rounding.integers(node, w, planned)
+        rounded_r = self.rounding.integers(node, r, planned)
+        return dynamic.write_lstm(self.writer.before(node), node, rounded_w, rounded_r)
 
     def _factors(self, x: ir.Value) -> NDArray[np.float32] | None:
-        """What eases the tensor for all dynamic nodes that read it, None if the plan does not."""
+        """(K,) by which all dynamic nodes that read the tensor divide it; None if the plan does not
+        treat it.
+        """
         treatment = self.plan.outliers.get(str(x.name))
         if treatment is None:
             return None
-        if x not in self.factors:
+        known = self.written.factors
+        if x not in known:
             if self.stats is None or x.name not in self.stats.means:
                 raise ModelError(
                     "treating outliers needs calibration", str(x.name), "Give calibration data"
                 )
-            weights = weights_reading(self.model, str(x.name), self.dynamic)
-            self.factors[x] = treatment_factors(
-                treatment, self.stats.means[str(x.name)].max_abs, weights
-            )
-        return self.factors[x]
+            dynamic_nodes = [n.node for n in self.plan.nodes if _reads_dynamically(n)]
+            weights = weights_reading(self.model, str(x.name), dynamic_nodes)
+            max_abs = self.stats.means[str(x.name)].max_abs
+            known[x] = treatment_factors(treatment, max_abs, weights)
+        return known[x]
 
-    def _static(self, node: ir.Node, planned: NodePlan, *, safe: bool) -> None:
-        """int8 weight behind a DequantizeLinear, int32 bias on the grid of the products."""
-        weight, position = graph.value(node.inputs[1]), RULES[node.op_type].bias
-        axis = channel_axis(node, weight)
-        channels = graph.shape_of(weight)[axis]
-        old = (
-            node.inputs[position] if position is not None and len(node.inputs) > position else None
-        )
-        bias = flat_bias(old, channels)
-        x_scale = float(self.params[self.plan.activations[graph.name_of(node.inputs[0])]].scale)
-        floor = np.abs(bias) / (BIAS_MAX * x_scale) if bias is not None else 0.0
-        rounded = self.rounding.integers(
-            node, weight, planned.weight_storage, safe=safe, floor=floor
-        )
-        key = ("static", rounded.integers)
-        if key not in self.written:
-            write = Writer(self.model, self.model.graph[0])
-            self.written[key] = emit.write_dequantized(write, str(weight.name), rounded, axis)
-        if position is not None and (old is None or bias is not None):
-            bias = self.rounding.bias(node, bias, weight, rounded)
-            if bias is not None:
-                scale = (x_scale * rounded.integers.scale.astype(np.float64)).astype(np.float32)
-                q = np.clip(np.rint(bias / scale.astype(np.float64)), -INT32_MAX, INT32_MAX).astype(
-                    np.int32
-                )
-                name = str(old.name) if old is not None else f"{node.name}_bias"
-                zero, write = np.zeros(scale.shape, np.int32), Writer(self.model, node)
-                if self.folds and len(q) >= SHORT_BIAS:
-                    value = emit.write_bias(
-                        write,
-                        name,
-                        q * scale.astype(float),
-                        x_scale,
-                        self.written[key],
-                        0 if scale.ndim else None,
-                    )
-                else:
-                    value = emit.write_qdq(write, name, q, scale, zero, 0 if scale.ndim else None)
-                graph.set_input(node, position, value)
-        node.replace_input_with(1, self.written[key])
 
-    def _blocks(self, node: ir.Node) -> bool:
-        """Weights that stay in 4 bits, in an operator of onnxruntime's own; False if it does not take their blocks."""
-        weight, position = graph.value(node.inputs[1]), RULES[node.op_type].bias
-        rounded = self.rounding.integers(node, weight, Storage.INT4)
-        if not dynamic.takes_blocks(rounded):
-            return False
-        bias = None
-        if position is not None:
-            old = node.inputs[position] if len(node.inputs) > position else None
-            bias = self.rounding.bias(
-                node, flat_bias(old, len(rounded.integers.q)), weight, rounded
-            )
-        dynamic.write_blocks(self.model, node, rounded, bias, self.written)
-        return True
+def _reads_dynamically(planned: NodePlan) -> bool:
+    """Whether the node is written as a product of integers whose input is quantized at run time."""
+    is_matmul = RULES[planned.op_type].dynamic_pattern is DynamicPattern.MATMUL
+    return is_matmul and planned.compute is Compute.DYNAMIC
 
-    def _weight_only(self, node: ir.Node, planned: NodePlan, position: int) -> None:
-        """Float again when the session has loaded, or behind the standard DequantizeLinear."""
-        weight, config = graph.value(node.inputs[position]), self.plan.config
-        key: tuple[Any, ...] = (
-            "float",
-            weight,
-            node.graph,
-            planned.storage,
-            layout_of(node, len(graph.shape_of(weight))),
-        )
-        first = Writer(self.model, next(iter(graph.home(node))))
-        if config.runtime == "qdq" or not config.symmetric or not self.target.is_onnxruntime:
-            if key not in self.written:
-                parts = self.rounding.standard(node, weight, planned.weight_storage.bits)
-                self.written[key] = emit.write_qdq(first, str(weight.name), *parts)
-        else:
-            rounded = self.rounding.integers(node, weight, planned.weight_storage)
-            if key not in self.written:
-                self.written[key] = emit.write_folded(first, str(weight.name), rounded)
-            bias = RULES[node.op_type].bias
-            if bias is not None:
-                old = node.inputs[bias] if len(node.inputs) > bias else None
-                flat = flat_bias(old, len(rounded.integers.q))
-                corrected = (
-                    self.rounding.bias(node, flat, weight, rounded)
-                    if old is None or flat is not None
-                    else None
-                )
-                if corrected is not None and corrected is not flat:
-                    name = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
-                    graph.set_input(node, bias, first.constant(name, corrected.astype(np.float32)))
-        node.replace_input_with(position, self.written[key])
 
-    def _half(self, node: ir.Node) -> None:
-        """float16 in the file, float32 when the session has loaded; rows of a table when they are picked."""
-        weights = [(i, graph.value(node.inputs[i])) for i in RULES[node.op_type].weights
-                   if i < len(node.inputs) and graph.is_float_weight(node.inputs[i])]  # fmt: skip
-        for position, weight in weights:
-            halved = self._halved(weight, graph.home(node))
-            if node.op_type == "Gather":
-                graph.replace_value(
-                    node.outputs[0], emit.write_half_rows(Writer(self.model, node), halved, node)
-                )
-            else:
-                node.replace_input_with(position, halved)
-
-    def _halved(self, value: ir.Value, home: ir.Graph) -> ir.Value:
-        key = (HALF, value, home)
-        if key not in self.written:
-            first = Writer(self.model, next(iter(home)))
-            self.written[key] = emit.write_half(first, str(value.name), graph.array(value))
-        found: ir.Value = self.written[key]
-        return found
-
-    def halves(self) -> None:
-        """Rule 5."""
-        for g in graph.graphs_of(self.model):
-            for name in [n for n in g.initializers if self.plan.constants.get(n) == HALF]:
-                for use in list(g.initializers[name].uses()):
-                    use.node.replace_input_with(use.idx, self._halved(g.initializers[name], g))
-        graph.drop_unused(self.model)
-
-    def _gather(self, node: ir.Node, planned: NodePlan) -> None:
-        """A table whose rows are scaled after they are picked."""
-        table = graph.value(node.inputs[0])
-        rounded = self._tied(table, planned) or self.rounding.table(
-            node, table, planned.weight_storage
-        )
-        rows = emit.write_rows(Writer(self.model, node), graph.name_of(table), rounded, node)
-        graph.replace_value(node.outputs[0], rows)
-
-    def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
-        """The integers of the MatMul or Gemm whose weight is this table, rows as output channels: stored once."""
-        for other in self.plan.nodes:
-            # one scale serves a product, not the rows of a table
-            coarse = self.plan.config.per_channel and other.granularity == PerTensor()
-            if (
-                other.op_type in ("MatMul", "Gemm")
-                and other.storage == planned.storage
-                and not coarse
-            ):
-                node = self.nodes[other.node]
-                weight = graph.value(node.inputs[1])
-                layout = layout_of(node, len(graph.shape_of(weight)))
-                if layout.moved_shape(graph.shape_of(weight)) != graph.shape_of(table):
-                    continue
-                if weight is table or np.array_equal(
-                    layout.matrix(graph.array(weight)), graph.array(table)
-                ):
-                    safe = self.target.saturates and other.compute != Compute.FLOAT
-                    found = self.rounding.integers(node, weight, other.weight_storage, safe=safe)
-                    if other.storage is not Storage.INT4 or dynamic.takes_blocks(found):
-                        return replace(found, layout=TABLES[0], shape=graph.shape_of(table))
-        return None
+def _float_key(node: ir.Node, weight: ir.Value, planned: NodePlan) -> _FloatKey:
+    layout = weight_layout(node, weight)
+    return _FloatKey(weight, graph.home(node), planned.weight_storage, layout)

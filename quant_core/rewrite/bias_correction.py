@@ -1,7 +1,7 @@
 """What rounding a weight does to each channel's mean output, given back to the bias.
 
-Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction (arXiv 1906.04721),
-section 4.2, with the mean inputs measured instead of derived.
+Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction
+(arXiv 1906.04721), section 4.2, with the mean inputs measured instead of derived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def corrected_bias(
     """bias + sum over the inputs of (W - Wq) * E[x]: (C,).
 
     rows, rounded  (C, K), K as the node's layout orders it: the input channel varies fastest
-    means          E[x] of each channel of the node's input; of a Conv with groups, of all groups one after another
+    means          E[x] of each channel of the node's input; of a Conv with groups, of all groups
+                   one after another
     """
     groups = graph.attribute(node, "group", 1) if node.op_type == "Conv" else 1
     inputs = len(means) // groups

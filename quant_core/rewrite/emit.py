@@ -1,14 +1,16 @@
 """How a weight lies in the file, and the nodes that turn it back into what its operator takes.
 
-Storage and compute are two decisions. For an integer operator the stored weight becomes int8 and then DequantizeLinear
-with one scale per channel, which onnxruntime fuses with the operator. For a float operator (weight-only) it becomes
-float32 once, when the session loads, because onnxruntime folds Cast, Mul, Reshape and Transpose of constants; or, with
-runtime `qdq`, the standard DequantizeLinear that other runtimes read and that onnxruntime runs at every inference.
+Storage and compute are two decisions. For an integer operator the stored weight becomes int8 and
+then DequantizeLinear with one scale per channel, which onnxruntime fuses with the operator. For a
+float operator (weight-only) it becomes float32 once, when the session loads, because onnxruntime
+folds Cast, Mul, Reshape and Transpose of constants; or, with runtime `qdq`, the standard
+DequantizeLinear that other runtimes read and that onnxruntime runs at every inference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -17,39 +19,80 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
-from quant_core.numerics.weights import IntegerWeight, Layout
+from quant_core.numerics.integer_weight import IntegerWeight
+from quant_core.numerics.layout import Layout
 from quant_core.rewrite.rounding import Rounded
 
 UNNAMED = ("QuantizeLinear", "DequantizeLinear")  # their outputs' names say all, and there are many
 
 
 class Writer:
-    """Adds initializers with names that are still free, and nodes ahead of one node (or, without one, to `waiting`)."""
+    """What was written into one model so far: the names that are taken, and constants that others
+    may share.
 
-    def __init__(self, model: ir.Model, before: ir.Node | None) -> None:
-        self.model, self.before = model, before
-        self.waiting: list[ir.Node] = []
+    zeros   (graph, shape) -> int8 zeros
+    tables  (graph, integers) -> the rows (C, K) of a table, which may be the weight of another
+            operator too
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.zeros: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = {}
+        self.tables: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
+        self._names: set[str] = set()
+        for g in graph.graphs_of(model):
+            self._names.update(g.initializers)
+            self._names.update(str(v.name) for v in g.inputs)
+            self._names.update(str(v.name) for node in g for v in node.outputs)
+
+    def before(self, node: ir.Node) -> Cursor:
+        """A cursor that writes ahead of the node."""
+        return Cursor(self, graph.home(node), node)
+
+    def first(self, of: ir.Graph) -> Cursor:
+        """A cursor that writes ahead of all nodes of the graph."""
+        return Cursor(self, of, of[0])
+
+    def detached(self) -> Cursor:
+        """A cursor whose nodes wait to be inserted into the main graph."""
+        return Cursor(self, self.model.graph, None)
+
+    def free(self, name: str) -> str:
+        """The name, with a number behind it if a value has it already; from now on it is taken."""
+        found, n = name, 1
+        while found in self._names:
+            found, n = f"{name}_{n}", n + 1
+        self._names.add(found)
+        return found
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A place in a graph: adds initializers to the graph, and nodes ahead of one node (or, without
+    one, to `waiting`).
+
+    The graph is the one that the node is in: onnxruntime does not find the integers of a
+    DequantizeLinear in a branch among the outer graph's initializers.
+    """
+
+    writer: Writer
+    home: ir.Graph
+    node_behind: ir.Node | None
+    waiting: list[ir.Node] = field(default_factory=list)
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """An initializer of the graph that is written to."""
-        return graph.initializer(self._home(), self.free(name), array)
+        return graph.initializer(self.home, self.writer.free(name), array)
 
     def zeros(self, shape: tuple[int, ...]) -> ir.Value:
-        """int8 zeros, the zero point of weights; onnxruntime's selectors want one, so all weights share it."""
-        known, key = self.model.meta.setdefault("zeros", {}), (self._home(), shape)
+        """int8 zeros, the zero point of weights; onnxruntime's selectors want one, so all weights
+        share it.
+        """
+        known, key = self.writer.zeros, (self.home, shape)
         if key not in known:
-            known[key] = self.constant(
-                "_".join(map(str, ("zeros", *shape))), np.zeros(shape, np.int8)
-            )
-        found: ir.Value = known[key]
-        return found
-
-    def tables(self) -> dict[IntegerWeight, ir.Value]:
-        """The rows (C, K) of tables that were written here, which may be the weight of another operator too."""
-        found: dict[IntegerWeight, ir.Value] = self.model.meta.setdefault(
-            f"tables {id(self._home())}", {}
-        )
-        return found
+            name = "_".join(map(str, ("zeros", *shape)))
+            known[key] = self.constant(name, np.zeros(shape, np.int8))
+        return known[key]
 
     def node(
         self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any
@@ -65,64 +108,67 @@ class Writer:
         domain: str = "",
         **attributes: Any,
     ) -> list[ir.Value]:
-        """The outputs of a new node; attributes are integers or lists of them."""
+        """The outputs of a new node; attributes are integers or tuples of them."""
         attrs = [
             ir.AttrInt64s(k, v) if isinstance(v, tuple) else ir.AttrInt64(k, v)
             for k, v in attributes.items()
         ]
-        outputs = [ir.Value(name=self.free(n)) for n in names]
+        outputs = [ir.Value(name=self.writer.free(n)) for n in names]
         name = None if op_type in UNNAMED else outputs[0].name
-        node = ir.Node(domain, op_type, inputs, attrs, outputs=outputs, name=name)
-        if self.before is None:
-            self.waiting.append(node)
-        else:
-            assert self.before.graph is not None
-            self.before.graph.insert_before(self.before, node)
+        self.insert(ir.Node(domain, op_type, inputs, attrs, outputs=outputs, name=name))
         return outputs
 
-    def _home(self) -> ir.Graph:
-        # onnxruntime does not find the integers of a DequantizeLinear in a branch among the outer graph's initializers
-        return self.model.graph if self.before is None else graph.home(self.before)
-
-    def free(self, name: str) -> str:
-        """The name, with a number behind it if a value has it already."""
-        taken = self.model.meta.setdefault("names", set())
-        if not taken:
-            for g in graph.graphs_of(self.model):
-                taken |= (
-                    set(g.initializers)
-                    | {v.name for v in g.inputs}
-                    | {v.name for n in g for v in n.outputs}
-                )
-        found, n = name, 1
-        while found in taken:
-            found, n = f"{name}_{n}", n + 1
-        taken.add(found)
-        return found
+    def insert(self, node: ir.Node) -> None:
+        """Put a new node there."""
+        if self.node_behind is None:
+            self.waiting.append(node)
+        else:
+            self.home.insert_before(self.node_behind, node)
 
 
 def write_int8(
-    write: Writer, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]
+    write: Cursor, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]
 ) -> ir.Value:
-    """The weight as an int8 value in its operator's layout; from the rows of a table, where that holds the same."""
-    rows = write.tables().get(weight)
-    if weight.blocks is None or weight.multipliers is None:
-        if rows is None:
-            return write.constant(f"{name}_int8", layout.tensor(weight.q, shape))
-        straight = layout.inverse == tuple(range(len(shape)))
-        return (
-            rows
-            if straight
-            else write.node("Transpose", [rows], f"{name}_int8", perm=layout.inverse)
-        )
+    """The weight as an int8 value in its operator's layout; from the rows of a table, if one holds
+    the same integers.
+
+    1. In 8 bits:  int8 constant
+    2. From the rows of a table, (C, K), where the operator wants another layout:
+
+        rows -> Transpose -> int8
+
+    3. In 4 bits, with a multiplier for each block (`write_products`):
+
+        int4 (C, blocks, n) -> Cast --> Mul -> Reshape -> [Transpose] -> Cast -> int8
+        uint4 (C, blocks, 1) -> Cast /
+    """
+    rows = write.writer.tables.get((write.home, weight))
+    if weight.blocks is not None and weight.multipliers is not None:
+        return _write_products(write, name, weight, rows, layout, shape)
+    if rows is None:  # 1
+        return write.constant(f"{name}_int8", layout.tensor(weight.q, shape))
+    if layout.is_straight:
+        return rows
+    return write.node("Transpose", [rows], f"{name}_int8", perm=layout.inverse)  # 2
+
+
+def _write_products(
+    write: Cursor,
+    name: str,
+    weight: IntegerWeight,
+    rows: ir.Value | None,
+    layout: Layout,
+    shape: tuple[int, ...],
+) -> ir.Value:
+    """Rule 3 of `write_int8`: int4 times multipliers, as int8 in the operator's layout."""
+    assert weight.blocks is not None
+    assert weight.multipliers is not None
     groups = (len(weight.blocks), weight.multipliers.shape[1], -1)
-    multipliers = write.constant(
-        f"{name}_multiplier", weight.multipliers[..., None].astype(ml_dtypes.uint4)
-    )
+    uint4 = weight.multipliers[..., None].astype(ml_dtypes.uint4)
+    multipliers = write.constant(f"{name}_multiplier", uint4)
     if rows is None:
-        stored = write.constant(
-            f"{name}_int4", weight.blocks.reshape(groups).astype(ml_dtypes.int4)
-        )
+        int4 = weight.blocks.reshape(groups).astype(ml_dtypes.int4)
+        stored = write.constant(f"{name}_int4", int4)
         wide = write.node("Cast", [stored], f"{name}_wide", to=ir.DataType.INT32)
     else:
         wide = write.node("Cast", [rows], f"{name}_wide", to=ir.DataType.INT32)
@@ -130,15 +176,19 @@ def write_int8(
         wide = write.node("Reshape", [wide, blocks], f"{name}_blocks")
     factor = write.node("Cast", [multipliers], f"{name}_factor", to=ir.DataType.INT32)
     product = write.node("Mul", [wide, factor], f"{name}_product")
-    moved = write.constant(f"{name}_shape", np.array(layout.moved_shape(shape), np.int64))
-    product = write.node("Reshape", [product, moved], f"{name}_rows")
-    if layout.inverse != tuple(range(len(shape))):
+    transposed = write.constant(f"{name}_shape", np.array(layout.transposed_shape(shape), np.int64))
+    product = write.node("Reshape", [product, transposed], f"{name}_rows")
+    if not layout.is_straight:
         product = write.node("Transpose", [product], f"{name}_placed", perm=layout.inverse)
     return write.node("Cast", [product], f"{name}_int8", to=ir.DataType.INT8)
 
 
-def write_dequantized(write: Writer, name: str, rounded: Rounded, axis: int) -> ir.Value:
-    """The weight for an integer operator: int8 behind a DequantizeLinear with a scale per channel, or one."""
+def write_dequantized(write: Cursor, name: str, rounded: Rounded, axis: int) -> ir.Value:
+    """The weight for an integer operator, which onnxruntime fuses with the DequantizeLinear: a
+    scale per channel, or one.
+
+    int8 (`write_int8`) -> DequantizeLinear(scale, zeros) -> operator
+    """
     scale = rounded.integers.scale
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
     scale_value = _scale(write, name, scale, rounded)
@@ -147,18 +197,23 @@ def write_dequantized(write: Writer, name: str, rounded: Rounded, axis: int) -> 
     )
 
 
-def write_folded(write: Writer, name: str, rounded: Rounded) -> ir.Value:
-    """The weight for a float operator, float32 again once the session has loaded."""
+def write_folded(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
+    """The weight for a float operator: onnxruntime computes it once, when it loads the model.
+
+    int8 (`write_int8`) -> Cast -> Mul(scale) -> operator
+    """
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
-    scale = _scale(
-        write, name, rounded.layout.beside(rounded.integers.scale, rounded.shape), rounded
-    )
+    per_row = rounded.layout.beside(rounded.integers.scale, rounded.shape)
+    scale = _scale(write, name, per_row, rounded)
     cast = write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
     return write.node("Mul", [cast, scale], f"{name}_float")
 
 
-def write_block_scales(write: Writer, name: str, rounded: Rounded) -> ir.Value:
-    """(N, blocks): the scale of each channel times the multiplier of each block."""
+def write_block_scales(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
+    """(N, blocks): the scale of each channel times the multiplier of each block.
+
+    uint4 (N, blocks) -> Cast -> Mul(scale (N, 1))
+    """
     multipliers = rounded.integers.multipliers
     assert multipliers is not None
     factor = write.constant(f"{name}_multiplier", multipliers.astype(ml_dtypes.uint4))
@@ -167,62 +222,71 @@ def write_block_scales(write: Writer, name: str, rounded: Rounded) -> ir.Value:
     return write.node("Mul", [cast, scale], f"{name}_block_scales")
 
 
-def write_half(write: Writer, name: str, array: NDArray[Any]) -> ir.Value:
-    """A float constant in 16 bits, float32 again once the session has loaded."""
+def write_half(write: Cursor, name: str, array: NDArray[Any]) -> ir.Value:
+    """A float constant in 16 bits, float32 again once onnxruntime has loaded the model: float16 ->
+    Cast.
+    """
     stored = write.constant(f"{name}_float16", array.astype(np.float16))
     return write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
 
 
-def write_half_rows(write: Writer, halved: ir.Value, node: ir.Node) -> ir.Value:
-    """Rows of a table that `write_half` wrote, float32 after they are picked: what replaces the Gather's output."""
+def write_half_rows(write: Cursor, halved: ir.Value, node: ir.Node) -> ir.Value:
+    """What replaces the output of a Gather whose table `write_half` wrote: rows are cast after they
+    are picked.
+
+    float16 (rows, width) -> Gather(ids) -> Cast
+    """
     table = halved.producer().inputs[0]  # type: ignore[union-attr]
     picked = write.node("Gather", [table, node.inputs[1]], f"{node.name}_float16", axis=0)
     return write.node("Cast", [picked], f"{node.name}_rows", to=ir.DataType.FLOAT)
 
 
 def write_bias(
-    write: Writer,
+    write: Cursor,
     name: str,
     bias: NDArray[np.float64],
     x_scale: float,
     weight: ir.Value,
     axis: int | None,
 ) -> ir.Value:
-    """A bias in 16 bits of the largest; on the int32 grid of its operator once the session has loaded.
+    """A bias (C,) in int16 steps of its largest value; onnxruntime puts it on its operator's int32
+    grid when it loads.
 
-    Its scale is the product of the input's and that of the weight behind the DequantizeLinear `weight`. It is in bits
-    of the bias, not of int32: a channel of tiny weights has a huge integer there, beside which others would vanish.
+        int16 -> Cast -> Mul(step) -> Div(scale) -> Cast -> DequantizeLinear(scale) -> operator
+
+        scale = w_scale -> Mul(x_scale)
+
+    Its scale is the product of the input's and that of the weight behind the DequantizeLinear
+    `weight`. It is in bits of the bias, not of int32: a channel of tiny weights has a huge integer
+    there, beside which others would vanish.
     """
     step = np.float32(np.abs(bias).max(initial=0.0) / (2**15 - 1)) or np.float32(1)
     short = np.clip(np.rint(bias / step), -(2**15) + 1, 2**15 - 1).astype(np.int16)
     w_scale = graph.value(weight.producer().inputs[1])  # type: ignore[union-attr]
-    scale = write.node(
-        "Mul",
-        [w_scale, write.constant(f"{name}_x", np.array(x_scale, np.float32))],
-        f"{name}_scale",
-    )
-    wide = write.node(
-        "Cast", [write.constant(f"{name}_int16", short)], f"{name}_wide", to=ir.DataType.FLOAT
-    )
-    exact = write.node(
-        "Mul", [wide, write.constant(f"{name}_step", np.array(step))], f"{name}_float"
-    )
+    input_scale = write.constant(f"{name}_x", np.array(x_scale, np.float32))
+    scale = write.node("Mul", [w_scale, input_scale], f"{name}_scale")
+    stored = write.constant(f"{name}_int16", short)
+    wide = write.node("Cast", [stored], f"{name}_wide", to=ir.DataType.FLOAT)
+    step_value = write.constant(f"{name}_step", np.array(step))
+    exact = write.node("Mul", [wide, step_value], f"{name}_float")
     steps = write.node("Div", [exact, scale], f"{name}_steps")
-    return _dequantize(
-        write,
-        name,
-        write.node("Cast", [steps], f"{name}_q", to=ir.DataType.INT32),
-        scale,
-        None,
-        axis,
-    )
+    q = write.node("Cast", [steps], f"{name}_q", to=ir.DataType.INT32)
+    return _dequantize(write, name, q, scale, None, axis)
 
 
 def write_qdq(
-    write: Writer, name: str, q: NDArray[Any], scale: NDArray[np.float32], zero: NDArray[Any],
-    axis: int | None = None, block: int | None = None,
-) -> ir.Value:  # fmt: skip
-    """A constant behind the standard DequantizeLinear (per channel: opset 13; 4 bits and blocks: opset 21).
+    write: Cursor,
+    name: str,
+    q: NDArray[Any],
+    scale: NDArray[np.float32],
+    zero: NDArray[Any],
+    axis: int | None = None,
+    block: int | None = None,
+) -> ir.Value:
+    """A constant behind the standard DequantizeLinear (per channel: opset 13; 4 bits and blocks:
+    opset 21).
+
+        q -> DequantizeLinear(scale, zero) -> operator
 
     int32, which a bias is, has no zero point.
     """
@@ -232,44 +296,61 @@ def write_qdq(
 
 
 def write_pair(
-    write: Writer, name: str, x: ir.Value, scale: NDArray[np.float32], zero_point: NDArray[Any]
+    write: Cursor, name: str, x: ir.Value, scale: NDArray[np.float32], zero_point: NDArray[Any]
 ) -> ir.Value:
-    """An activation, quantized and dequantized with the same parameters."""
+    """An activation, quantized and dequantized with the same parameters.
+
+    x -> QuantizeLinear(scale, zero) -> DequantizeLinear(scale, zero) -> readers
+    """
     scale_value = write.constant(f"{name}_scale", scale)
     zero = write.constant(f"{name}_zero", zero_point)
     q = write.node("QuantizeLinear", [x, scale_value, zero], f"{name}_q")
     return _dequantize(write, name, q, scale_value, zero, None)
 
 
-def write_rows(write: Writer, name: str, rounded: Rounded, node: ir.Node) -> ir.Value:
-    """Rows of an int8 or int4 table, scaled after they are picked: the table itself is never dequantized.
+def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.Value:
+    """What replaces the output of a Gather: rows are scaled after they are picked, so the table
+    stays integers.
 
-    Returns the value that replaces the Gather's output. The table is (rows, width), the axis 0.
+    1. In 4 bits:             int4 (rows, width) -> GatherBlockQuantized(ids, block scales)
+    2. A scale per column:    int8 (rows, width) -> Gather(ids) -> Cast -> Mul(scale)
+    3. A scale per row:       int8 (rows, width) -> Gather(ids) -> Cast -> Mul
+                              scale (rows, 1)    -> Gather(ids) ---------> /
     """
-    ids, weight, tables = node.inputs[1], rounded.integers, write.tables()
-    if weight not in tables:
-        rows = weight.blocks.astype(ml_dtypes.int4) if weight.blocks is not None else None
-        stored = rounded.layout.tensor(weight.q, rounded.shape) if rows is None else rows
-        tables[weight] = write.constant(f"{name}_{'int8' if rows is None else 'int4'}", stored)
-    if weight.multipliers is not None:
-        scales, block = (
-            write_block_scales(write, name, rounded),
-            rounded.shape[1] // weight.multipliers.shape[1],
-        )
-        return write.nodes("GatherBlockQuantized", [tables[weight], ids, scales], [f"{node.name}_rows"],
-                           graph.MICROSOFT, gather_axis=0, quantize_axis=1, block_size=block)[0]  # fmt: skip
-    picked = write.node("Gather", [tables[weight], ids], f"{node.name}_int8", axis=0)
+    ids, weight, key = node.inputs[1], rounded.integers, (write.home, rounded.integers)
+    tables = write.writer.tables
+    if key not in tables:
+        tables[key] = _write_table(write, name, rounded)
+    if weight.multipliers is not None:  # 1
+        scales = write_block_scales(write, name, rounded)
+        return write.nodes(
+            "GatherBlockQuantized",
+            [tables[key], ids, scales],
+            [f"{node.name}_rows"],
+            graph.MICROSOFT,
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=rounded.shape[1] // weight.multipliers.shape[1],
+        )[0]
+    picked = write.node("Gather", [tables[key], ids], f"{node.name}_int8", axis=0)
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
-    if weight.scale.ndim == 0 or rounded.layout.perm == (1, 0):  # one for all, or one per column
-        return write.node(
-            "Mul", [cast, write.constant(f"{name}_scale", weight.scale)], f"{node.name}_rows"
-        )
-    factor = write.constant(f"{name}_scale", weight.scale[:, None])
-    factor = write.node("Gather", [factor, ids], f"{node.name}_scale", axis=0)
+    if weight.scale.ndim == 0 or not rounded.layout.is_straight:  # 2
+        factor = write.constant(f"{name}_scale", weight.scale)
+    else:  # 3
+        factor = write.constant(f"{name}_scale", weight.scale[:, None])
+        factor = write.node("Gather", [factor, ids], f"{node.name}_scale", axis=0)
     return write.node("Mul", [cast, factor], f"{node.name}_rows")
 
 
-def _scale(write: Writer, name: str, scale: NDArray[np.float32], rounded: Rounded) -> ir.Value:
+def _write_table(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
+    """The rows of a table as int4 or int8."""
+    weight = rounded.integers
+    if weight.blocks is not None:
+        return write.constant(f"{name}_int4", weight.blocks.astype(ml_dtypes.int4))
+    return write.constant(f"{name}_int8", rounded.layout.tensor(weight.q, rounded.shape))
+
+
+def _scale(write: Cursor, name: str, scale: NDArray[np.float32], rounded: Rounded) -> ir.Value:
     """The scales of a weight; those beside four bits are bfloat16 numbers, and stored as such."""
     if rounded.integers.blocks is None:
         return write.constant(f"{name}_scale", scale)
@@ -278,7 +359,7 @@ def _scale(write: Writer, name: str, scale: NDArray[np.float32], rounded: Rounde
 
 
 def _dequantize(
-    write: Writer,
+    write: Cursor,
     name: str,
     q: ir.Value,
     scale: ir.Value,

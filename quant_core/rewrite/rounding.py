@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,25 +13,22 @@ from numpy.typing import NDArray
 from quant_core.calibrate.gram import RoundingTarget
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
-from quant_core.config import QuantConfig
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
-from quant_core.numerics.gptq import gptq_int4, gptq_int8
-from quant_core.numerics.granularity import Granularity, PerTensor
-from quant_core.numerics.weights import (
-    QMAX8,
-    IntegerWeight,
-    Layout,
-    block_width,
-    layout_of,
-    quantize_int4,
-    quantize_int8,
-)
-from quant_core.plan.operators import channel_axis
-from quant_core.plan.types import Storage
+from quant_core.numerics.granularity import Granularity, PerBlock, PerTensor
+from quant_core.numerics.integer_weight import QMAX8, IntegerWeight
+from quant_core.numerics.layout import Layout
+from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
+from quant_core.numerics.sqnr import sqnr_db
+from quant_core.numerics.weight_methods import WEIGHT_METHODS
+from quant_core.plan.operators import RULES, channel_axis, weight_layout
+from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.rewrite.bias_correction import corrected_bias
 
-TABLES = (Layout((0, 1)), Layout((1, 0)))  # a scale per row, a scale per column
+ROW_SCALES, COLUMN_SCALES = (
+    Layout((0, 1)),
+    Layout((1, 0)),
+)  # of a table: a scale per row, or per column
 Floor = NDArray[np.float64] | float
 
 
@@ -44,117 +42,240 @@ class Rounded:
     sqnr_db: float
 
 
-@dataclass(slots=True)
-class Rounding:
-    """Rounds weights, each once for all nodes, plans and candidates that share it.
-
-    sqnr_db  node -> the worst of its weights so far
+@dataclass(frozen=True, slots=True, eq=False)
+class StandardWeight:
+    """What the standard DequantizeLinear takes: integers, scales and zero points, along an axis or
+    in blocks of it.
     """
 
-    config: QuantConfig
-    stats: Statistics | None
-    sqnr_db: dict[str, float] = field(default_factory=dict)
-    _memo: dict[Any, Any] = field(default_factory=dict)
+    q: NDArray[Any]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[Any]
+    axis: int | None
+    block: int | None
+
+
+class Same:
+    """A key that is equal only if it stands for the same object, which it keeps alive."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: object) -> None:
+        self.of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.of is other.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingKey:
+    """All that the integers of a weight depend on.
+
+    name, digest  the weight; the digest is of its values, since rewritten models have other values
+                  by the same name
+    layout        how it becomes rows
+    storage, granularity, pair_safe, method  how the plan and its config treat it
+    floor         the least scales, as bytes; empty without
+    factors       what its columns are multiplied by first, as bytes; empty without
+    calibration   the rounding target, or the Gram matrices, that rounding reads; None if it reads
+                  neither
+    node          whose Gram matrix among these; nodes that share a weight share the integers made
+                  for the first of them
+    """
+
+    name: str
+    digest: bytes
+    layout: Layout | None
+    storage: Storage
+    granularity: Granularity
+    pair_safe: bool
+    method: str
+    floor: bytes = b""
+    factors: bytes = b""
+    calibration: Same | None = None
+    node: str = ""
+
+
+@dataclass(slots=True)
+class WeightCache:
+    """Rounded weights, each made once for all nodes, plans and candidates of one float model that
+    share it.
+
+    A cache keeps the calibration alive that its weights were rounded with: new calibration deserves
+    a new cache.
+    """
+
+    rounded: dict[RoundingKey, Rounded] = field(default_factory=dict)
+
+
+class Rounding:
+    """Rounds the weights of one plan.
+
+    sqnr_db  node -> signal to rounding noise of the worst of its weights so far, in dB
+    """
+
+    def __init__(
+        self, plan: QuantPlan, stats: Statistics | None, cache: WeightCache | None = None
+    ) -> None:
+        self.config = plan.config
+        self.stats = stats
+        self.cache = WeightCache() if cache is None else cache
+        self.sqnr_db: dict[str, float] = {}
+        # as a set: a mapping of scaled Gram matrices would compute one to tell whether it has it
+        self._has_gram = frozenset(stats.gram_matrices) if stats is not None else frozenset()
+        self._first_node: dict[RoundingKey, str] = {}
+        self._digests: dict[Same, bytes] = {}
 
     def integers(
-        self, node: ir.Node, weight: ir.Value, storage: Storage, *, safe: bool = False,
-        granularity: Granularity | None = None,
-        floor: Floor = 0.0, factors: NDArray[np.float32] | None = None,
-    ) -> Rounded:  # fmt: skip
-        """The weight of a node in int8 or int4; `safe`: no pair can saturate int16; scales are at least `floor`.
+        self,
+        node: ir.Node,
+        weight: ir.Value,
+        planned: NodePlan,
+        *,
+        floor: Floor = 0.0,
+        factors: NDArray[np.float32] | None = None,
+    ) -> Rounded:
+        """The weight of a node as the plan says.
 
-        granularity  of int8; None is the config's
-        factors    (K,) that the columns are multiplied by first, and the inputs are divided by (outliers.py)
+        floor    scales are at least this: a number, or one per row
+        factors  (K,) that the columns are multiplied by first, while the input is divided by them
+                 (outliers.py)
         """
-        shape = graph.shape_of(weight)
-        layout = layout_of(node, len(shape))
-        if np.any(floor) and not np.any(
-            floor > np.abs(self._rows(node, weight, layout, factors)).max(1) / QMAX8
-        ):
-            floor = (
-                0.0  # it changes nothing, and nodes that share the weight can share its integers
-            )
-        config = self.config
-        if granularity == PerTensor():
-            config = replace(config, per_channel=False)
-        memo = self._memo if self.stats is None else self.stats.memo
-        eased = (graph.name_of(node.inputs[0]), factors.tobytes()) if factors is not None else None
-        key = (weight.name, eased, layout, storage, safe, float(np.max(floor)),
-               config.per_channel, config.weight_method, config.block_size)  # fmt: skip
-        if key not in memo:  # and only then is the weight read
+        layout = weight_layout(node, weight)
+        if np.any(floor):
+            largest = np.abs(self._rows(node, weight, layout, factors)).max(1, initial=0.0)
+            if not np.any(floor > largest / QMAX8):
+                floor = 0.0  # it changes nothing: nodes that share the weight share its integers
+        key = self._key(node, weight, planned, layout, floor, factors)
+        if key not in self.cache.rounded:
             rows = self._rows(node, weight, layout, factors)
-            found = self._round(
-                rows, storage, self._gram(node, factors), config.per_channel, safe, floor
-            )
-            memo[key] = Rounded(found, layout, shape, _sqnr_db(rows, found.values))
-        rounded: Rounded = memo[key]
-        name = str(node.name)
-        self.sqnr_db[name] = min(rounded.sqnr_db, self.sqnr_db.get(name, np.inf))
+            found = self._round(node, planned, rows, floor, factors)
+            noise_db = _weight_sqnr_db(rows, found.values)
+            self.cache.rounded[key] = Rounded(found, layout, graph.shape_of(weight), noise_db)
+        rounded = self.cache.rounded[key]
+        self._record(node, rounded.sqnr_db)
         return rounded
 
-    def table(self, node: ir.Node, weight: ir.Value, storage: Storage) -> Rounded:
-        """An embedding table (rows, width): in int8, with a scale per row or per column, whichever is nearer; or int4.
+    def table(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> Rounded:
+        """An embedding table (rows, width): in int4, or in int8 with a scale per row or per column.
 
-        Columns that are larger than others throughout (outliers of transformers) need scales of their own.
+        Columns that are larger than others throughout (outliers of transformers) need scales of
+        their own; of the two the one with less noise is taken.
         """
-        memo = self._memo if self.stats is None else self.stats.memo
-        key = ("table", weight.name, storage, self.config.per_channel, self.config.block_size)
-        if key not in memo:
-            array, config = graph.array(weight), self.config
-            if storage is Storage.INT4:
-                found = [(TABLES[0], quantize_int4(array, config.block_size))]
-            else:
-                found = [
-                    (at, quantize_int8(at.matrix(array), per_channel=config.per_channel))
-                    for at in TABLES
-                ]
-            tried = [
-                Rounded(q, at, array.shape, _sqnr_db(at.matrix(array), q.values)) for at, q in found
-            ]
-            memo[key] = max(tried, key=lambda rounded: rounded.sqnr_db)
-        best: Rounded = memo[key]
-        self.sqnr_db[str(node.name)] = best.sqnr_db
-        return best
+        key = replace(self._weight_key(weight, planned, None), pair_safe=False, method="")
+        if key not in self.cache.rounded:
+            self.cache.rounded[key] = _round_table(graph.array(weight), _granularity(planned))
+        rounded = self.cache.rounded[key]
+        self._record(node, rounded.sqnr_db)
+        return rounded
 
-    def standard(
-        self, node: ir.Node, weight: ir.Value, bits: int
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any], int | None, int | None]:
-        """(integers, scale, zero_point, axis, block) for DequantizeLinear; 4 bits of a matrix are in blocks along K."""
-        array, config = graph.array(weight), self.config
-        axis = channel_axis(node, weight) if config.per_channel else None
+    def standard(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> StandardWeight:
+        """The weight for DequantizeLinear; 4 bits of a matrix are in blocks along K."""
+        array, granularity = graph.array(weight), _granularity(planned)
+        axis: int | None = channel_axis(node, weight)
         block = None
-        if bits == 4 and node.op_type in ("MatMul", "Gemm") and array.ndim == 2:
+        if isinstance(granularity, PerBlock):
             axis = 1 - channel_axis(node, weight)
-            block = (
-                config.block_size
-                if array.shape[axis] % config.block_size == 0
-                else array.shape[axis]
-            )
-        params = choose_params(
-            *range_of(array, axis, block),
-            Grid(bits, config.symmetric, config.symmetric),
-            axis,
-            block,
-        )
+            block = granularity.size
+        elif granularity == PerTensor():
+            axis = None
+        is_symmetric = self.config.symmetric
+        grid = Grid(planned.weight_storage.bits, is_symmetric, is_symmetric)
+        params = choose_params(*range_of(array, axis, block), grid, axis, block)
         q = quantize(array, params)
-        self.sqnr_db[str(node.name)] = _sqnr_db(array, dequantize(q, params))
-        return q, params.scale, params.zero_point, axis, block
+        self._record(node, _weight_sqnr_db(array, dequantize(q, params)))
+        return StandardWeight(q, params.scale, params.zero_point, axis, block)
 
-    def bias(
-        self, node: ir.Node, bias: NDArray[np.float64] | None, weight: ir.Value, rounded: Rounded
-    ) -> Any:
-        """The bias (C,) plus what rounding took from each channel's mean; None if there is neither."""
-        means = (
-            self.stats.means.get(graph.name_of(node.inputs[0])) if self.stats is not None else None
-        )
-        if (target := self._target(node)) is not None:
+    def corrects_bias(self, node: ir.Node) -> bool:
+        """Whether calibration knows what rounding the weight takes from its outputs' means."""
+        return self._target(node) is not None or self._input_means(node) is not None
+
+    def corrected_bias(
+        self, node: ir.Node, weight: ir.Value, rounded: Rounded
+    ) -> NDArray[np.float64] | None:
+        """(C,): the node's bias plus what rounding the weight took from each channel's mean.
+
+        None if the operator has no bias, if it is computed or has another shape, or if there is
+        nothing to write.
+        """
+        position = RULES[node.op_type].bias
+        if position is None:
+            return None
+        old = bias_of(node)
+        bias = flat_bias(old, len(rounded.integers.q))
+        if old is not None and bias is None:
+            return None
+        target = self._target(node)
+        if target is not None:
             return target.mean_shift(rounded.integers.values) + (0 if bias is None else bias)
-        if not self.config.bias_correction or means is None:
+        means = self._input_means(node)
+        if means is None:
             return bias
         rows, values = rounded.layout.matrix(graph.array(weight)), rounded.integers.values
-        return corrected_bias(
-            np.zeros(len(rows)) if bias is None else bias, rows, values, means.mean, node
+        exact = np.zeros(len(rows)) if bias is None else bias
+        return corrected_bias(exact, rows, values, means, node)
+
+    def _input_means(self, node: ir.Node) -> NDArray[np.float64] | None:
+        """E[x] of each channel of the node's input, if biases are corrected by it."""
+        if self.stats is None or not self.config.bias_correction:
+            return None
+        moments = self.stats.means.get(graph.name_of(node.inputs[0]))
+        return None if moments is None else moments.mean
+
+    def _record(self, node: ir.Node, found_db: float) -> None:
+        name = str(node.name)
+        self.sqnr_db[name] = min(found_db, self.sqnr_db.get(name, np.inf))
+
+    def _key(
+        self,
+        node: ir.Node,
+        weight: ir.Value,
+        planned: NodePlan,
+        layout: Layout,
+        floor: Floor,
+        factors: NDArray[np.float32] | None,
+    ) -> RoundingKey:
+        key = replace(
+            self._weight_key(weight, planned, layout),
+            floor=np.asarray(floor, np.float64).tobytes() if np.any(floor) else b"",
+            factors=b"" if factors is None else factors.tobytes(),
         )
+        first = self._first_node.setdefault(key, str(node.name))
+        calibration = self._calibration(first)
+        return key if calibration is None else replace(key, calibration=calibration, node=first)
+
+    def _weight_key(
+        self, weight: ir.Value, planned: NodePlan, layout: Layout | None
+    ) -> RoundingKey:
+        tensor = Same(weight.const_value)
+        if tensor not in self._digests:
+            array = np.ascontiguousarray(graph.array(weight))
+            self._digests[tensor] = hashlib.sha1(array.data, usedforsecurity=False).digest()
+        return RoundingKey(
+            str(weight.name),
+            self._digests[tensor],
+            layout,
+            planned.weight_storage,
+            _granularity(planned),
+            planned.pair_safe,
+            self.config.weight_method,
+        )
+
+    def _calibration(self, node: str) -> Same | None:
+        """What rounding the node's weight reads of calibration."""
+        target = self.stats.rounding_targets.get(node) if self.stats is not None else None
+        if target is not None:
+            return Same(target)
+        if self.stats is None or not WEIGHT_METHODS[self.config.weight_method].uses_gram:
+            return None
+        return Same(self.stats.gram_matrices) if node in self._has_gram else None
+
+    def _target(self, node: ir.Node) -> RoundingTarget | None:
+        """What is rounded in place of the weight where layers before it are rounded already."""
+        return self.stats.rounding_targets.get(str(node.name)) if self.stats is not None else None
 
     def _rows(
         self, node: ir.Node, weight: ir.Value, layout: Layout, factors: NDArray[np.float32] | None
@@ -166,11 +287,9 @@ class Rounding:
         )
         return rows if factors is None else rows * factors
 
-    def _target(self, node: ir.Node) -> RoundingTarget | None:
-        return self.stats.rounding_targets.get(str(node.name)) if self.stats is not None else None
-
     def _gram(self, node: ir.Node, factors: NDArray[np.float32] | None) -> NDArray[Any] | None:
-        if self.stats is None or self.config.weight_method not in ("auto", "gptq"):
+        """(G, P, k, k): Gram matrices of the node's input once it is divided by the factors."""
+        if self.stats is None:
             return None
         target = self._target(node)
         gram = self.stats.gram_matrices.get(str(node.name)) if target is None else target.gram
@@ -181,40 +300,64 @@ class Rounding:
 
     def _round(
         self,
-        rows: NDArray[Any],
-        storage: Storage,
-        gram: NDArray[Any] | None,
-        per_channel: bool,
-        safe: bool,
+        node: ir.Node,
+        planned: NodePlan,
+        rows: NDArray[np.float32],
         floor: Floor,
+        factors: NDArray[np.float32] | None,
     ) -> IntegerWeight:
-        """By GPTQ where calibration knows how the inputs vary."""
-        method = self.config.weight_method
-        if storage is Storage.INT4:
-            block = block_width(
-                rows.shape[1] if gram is None else gram.shape[-1], self.config.block_size
-            )
-            if gram is None:
-                return quantize_int4(rows, block, safe=safe, floor=floor)
-            return gptq_int4(rows, gram, block, safe=safe, floor=floor)
-        if gram is None:
-            return quantize_int8(
-                rows, per_channel=per_channel, safe=safe, floor=floor, method=method
-            )
-        return gptq_int8(rows, gram, per_channel=per_channel, safe=safe, floor=floor)
+        """By the config's method, with Gram matrices if it uses them and calibration has them."""
+        method = WEIGHT_METHODS[self.config.weight_method]
+        gram = self._gram(node, factors) if method.uses_gram else None
+        granularity = _granularity(planned)
+        safe = planned.pair_safe
+        if isinstance(granularity, PerBlock):
+            columns = rows.shape[1] if gram is None else gram.shape[-1]
+            block = block_width(columns, granularity.size)
+            if gram is None or method.gram_int4 is None:
+                return method.int4(rows, block, pair_safe=safe, floor=floor)
+            return method.gram_int4(rows, gram, block, pair_safe=safe, floor=floor)
+        if gram is None or method.gram_int8 is None:
+            return method.int8(rows, granularity, pair_safe=safe, floor=floor)
+        return method.gram_int8(rows, gram, granularity, pair_safe=safe, floor=floor)
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """The bias that the node has."""
+    position = RULES[node.op_type].bias
+    return node.inputs[position] if position is not None and position < len(node.inputs) else None
 
 
 def flat_bias(value: ir.Value | None, channels: int) -> NDArray[np.float64] | None:
     """The constant bias as (channels,), None if it is absent, computed or of another shape."""
     found = graph.constant(value)
-    if found is None or (
-        found.size != 1 and (found.size != channels or found.shape[-1] != channels)
-    ):
+    if found is None:
+        return None
+    if found.size != 1 and (found.size != channels or found.shape[-1] != channels):
         return None
     return np.asarray(np.broadcast_to(found.reshape(-1), (channels,)), np.float64)
 
 
-def _sqnr_db(exact: NDArray[Any], rounded: NDArray[Any]) -> float:
+def _round_table(array: NDArray[np.float32], granularity: Granularity) -> Rounded:
+    """A table (rows, width), in blocks of a row, or with the scales of rows or columns."""
+    if isinstance(granularity, PerBlock):
+        tried = [(ROW_SCALES, quantize_int4(array, granularity.size))]
+    else:
+        layouts = (ROW_SCALES, COLUMN_SCALES)
+        tried = [(at, quantize_int8(at.matrix(array), granularity)) for at in layouts]
+    found = [
+        Rounded(q, at, array.shape, _weight_sqnr_db(at.matrix(array), q.values)) for at, q in tried
+    ]
+    return max(found, key=lambda rounded: rounded.sqnr_db)
+
+
+def _granularity(planned: NodePlan) -> Granularity:
+    """The granularity of a node whose weights are rounded."""
+    assert planned.granularity is not None, f"{planned.node} has no weight that is rounded"
+    return planned.granularity
+
+
+def _weight_sqnr_db(exact: NDArray[Any], rounded: NDArray[Any]) -> float:
     noise = float(np.square(exact - rounded, dtype=np.float64).sum())
-    power = float(np.square(exact, dtype=np.float64).sum())
-    return 10 * float(np.log10(max(power, 1e-30) / noise)) if noise else 200.0
+    signal = float(np.square(exact, dtype=np.float64).sum())
+    return sqnr_db(signal, noise)

@@ -42,11 +42,9 @@ from quant_core.calibrate.gram import (
 from quant_core.calibrate.observe import Statistics
 from quant_core.model import graph
 from quant_core.model.layerwise import LayerwiseRunner
-from quant_core.numerics.weights import layout_of
-from quant_core.plan.operators import RULES, is_depthwise
-from quant_core.plan.targets import TARGETS
-from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
-from quant_core.rewrite.rounding import Rounding, flat_bias
+from quant_core.plan.operators import RULES, is_depthwise, layout_of
+from quant_core.plan.types import NodePlan, QuantPlan, Storage
+from quant_core.rewrite.rounding import Rounding, WeightCache
 
 # How many pairs of rows are taken for each column of one matrix, and at least. More than for a Gram
 # matrix alone (gram.py), since fitting W' to too few rows fits their noise. Judge a change with
@@ -62,18 +60,23 @@ RIDGE = 4.0
 
 
 def round_sequentially(
-    model: ir.Model, plan: QuantPlan, stats: Statistics, feeds: Iterable[Mapping[str, NDArray[Any]]]
+    model: ir.Model,
+    plan: QuantPlan,
+    stats: Statistics,
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    weights: WeightCache | None = None,
 ) -> Statistics:
     """The statistics with a rounding target for each weight whose inputs can be taken as rows.
 
     Both models run once, layer by layer; the float one and `stats` stay as they are. Depthwise
-    weights in 8 bits have no
-    target: they are nearly exact, and each meets only a few inputs.
+    weights in 8 bits have no target: they are nearly exact, and each meets only a few inputs.
+    `weights` keeps the rounded ones, for the plans that are then applied.
 
     Raises: ModelError if a part of the model does not run by itself.
     """
-    stats = replace(stats, memo=dict(stats.memo))
     targets: dict[str, RoundingTarget] = {}
+    stats = replace(stats, rounding_targets=targets)  # which grow from layer to layer
+    rounding = Rounding(plan, stats, weights)
     inputs = matmul_inputs(model, plan)
     planned = {n.node: n for n in plan.nodes}
     rounded_model = model.clone()
@@ -91,9 +94,8 @@ def round_sequentially(
             rows = layout_of(node, len(graph.shape_of(weight))).matrix(graph.array(weight))
             exact, found = _paired_rows(runner, inputs[name])
             targets[name] = _target(rows, inputs[name], exact, found, batches)
-            rounding = Rounding(plan.config, replace(stats, rounding_targets={name: targets[name]}))
-            _round(copies[node.name], node, planned[name], plan.target, rounding)
-    return replace(stats, rounding_targets=targets)
+            _round(copies[node.name], node, planned[name], rounding)
+    return stats
 
 
 def shrinkage(rows: NDArray[Any], gram: NDArray[Any], batches: int) -> NDArray[np.float64]:
@@ -202,26 +204,14 @@ def _target(
     )
 
 
-def _round(
-    copy: ir.Node, node: ir.Node, planned: NodePlan, target: str, rounding: Rounding
-) -> None:
-    """Gives the copy of a node its rounded weight, and the bias that belongs to it."""
+def _round(copy: ir.Node, node: ir.Node, planned: NodePlan, rounding: Rounding) -> None:
+    """Edit in place: the copy of a node gets its rounded weight, and the bias beside it."""
     weight = graph.value(node.inputs[1])
-    saturates = TARGETS[target].saturates and planned.compute != Compute.FLOAT
-    safe = saturates and not is_depthwise(node)
-    rounded = rounding.integers(node, weight, planned.weight_storage, safe=safe)
+    rounded = rounding.integers(node, weight, planned)
     values = rounded.layout.tensor(rounded.integers.values, rounded.shape)
     home = graph.home(copy)
     copy.replace_input_with(1, graph.initializer(home, f"{node.name}_weight_rounded", values))
-
-    position = RULES[node.op_type].bias
-    if position is None:
-        return
-    old = node.inputs[position] if len(node.inputs) > position else None
-    flat = flat_bias(old, len(rounded.integers.q))
-    if old is not None and flat is None:  # computed while the model runs, or of another shape
-        return
-    bias = rounding.bias(node, flat, weight, rounded)
-    if bias is not None:
+    position, bias = RULES[node.op_type].bias, rounding.corrected_bias(node, weight, rounded)
+    if position is not None and bias is not None:
         value = graph.initializer(home, f"{node.name}_bias_rounded", bias.astype(np.float32))
         graph.set_input(copy, position, value)

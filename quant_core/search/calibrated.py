@@ -13,8 +13,10 @@ from quant_core.calibrate.ranges import RangeCache
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.model import files
+from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized, apply_plan
+from quant_core.rewrite.rounding import WeightCache
 from quant_core.rewrite.sequential import round_sequentially
 from quant_core.search.candidate import Candidate
 from quant_core.search.tune_biases import tune_biases
@@ -24,11 +26,12 @@ GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """A model, and what is known of its tensors; without calibration neither samples nor anything known.
+    """A model and the statistics of its tensors; without calibration neither samples nor statistics.
 
     feeds   the samples
     ranges  what `observe` found in all of them
     stats   the same, and what rounding must know of the inputs of each weight
+    weights those that candidates were made of, rounded with these statistics
     """
 
     model: ir.Model
@@ -36,28 +39,30 @@ class Material:
     ranges: Statistics | None = None
     stats: Statistics | None = None
     range_cache: RangeCache = field(default_factory=RangeCache)
+    weights: WeightCache = field(default_factory=WeightCache)
 
     def fitted(self, plan: QuantPlan) -> Material:
         """With what rounding the weights of this plan must know: how their inputs vary together."""
         if (
             self.feeds is None
             or self.ranges is None
-            or plan.config.weight_method not in ("auto", "gptq")
+            or not WEIGHT_METHODS[plan.config.weight_method].uses_gram
         ):
             return replace(self, stats=self.ranges)
         few, ranges = self.feeds.subsample(GRAM_FEEDS), self.ranges
         if plan.in_four_bits:
+            weights = WeightCache()
             try:
-                return replace(self, stats=round_sequentially(self.model, plan, ranges, few))
-            except (
-                ModelError
-            ):  # a part that does not run by itself: an operator between sequences, say
-                ranges = replace(ranges, memo={})
+                rounded = round_sequentially(self.model, plan, ranges, few, weights)
+                return replace(self, stats=rounded, weights=weights)
+            except ModelError:
+                pass  # a part that does not run by itself: an operator between sequences, say
         found = gram_matrices(self.model, matmul_inputs(self.model, plan), few)
-        return replace(self, stats=replace(ranges, gram_matrices=found, memo=dict(ranges.memo)))
+        stats = replace(ranges, gram_matrices=found)
+        return replace(self, stats=stats, weights=WeightCache())
 
     def refitted(self, plan: QuantPlan) -> Material:
-        """The same for a plan with other bits, where rounding a weight depends on those before it."""
+        """For a plan with other bits, where rounding a weight depends on those before it."""
         return self.fitted(plan) if self.stats is not None and self.stats.rounding_targets else self
 
     def evened(self, plan: QuantPlan) -> Material | None:
@@ -77,7 +82,9 @@ class Material:
 
     def build(self, plan: QuantPlan, name: str) -> Candidate:
         """The candidate that a plan makes, not yet judged."""
-        made = apply_plan(self.model, plan, self.stats, self.range_cache)
+        made = apply_plan(
+            self.model, plan, self.stats, ranges=self.range_cache, weights=self.weights
+        )
         return Candidate(name, plan, made, files.size_in_file(made.model))
 
     def settled(self, candidate: Candidate) -> Quantized | None:

@@ -16,7 +16,8 @@ from onnx import numpy_helper
 from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.model import graph
 from quant_core.model.session import optimized_graph
-from quant_core.numerics.weights import block_width, layout_of, quantize_int4
+from quant_core.numerics.round_nearest import block_width, quantize_int4
+from quant_core.plan.operators import layout_of
 from quant_core.plan.types import Compute, QuantPlan
 from tests.models import normalized, sketch
 from tests.oracle.cases import CASES, weights

@@ -9,8 +9,8 @@ import pytest
 
 from quant_core.calibrate.gram import MIN_GRAM_ROWS, gram_matrices, matmul_inputs
 from quant_core.config import QuantConfig
-from quant_core.numerics.weights import layout_of
 from quant_core.plan.make import make_plan
+from quant_core.plan.operators import layout_of
 from quant_core.plan.targets import TARGETS
 from tests.models import normalized, random_feed, sketch
 

@@ -112,7 +112,8 @@ def test_a_value_in_the_range_comes_back_within_half_a_step(
 
     error = np.abs(dequantize(quantize(x, params), params).astype(np.float64) - x)
 
-    # the scale, the quotient and the product are each rounded to float32: one part in 2**23 of at most `steps` steps
+    # the scale, the quotient and the product are each rounded to float32: one part in 2**23 of
+    # at most `steps` steps
     steps = grid.qmax - grid.qmin
     assert np.all(error <= float(params.scale) * (0.5 + 4 * steps * 2.0**-23))
 

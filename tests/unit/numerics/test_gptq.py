@@ -1,4 +1,4 @@
-"""Rounding that makes up for its own errors: safe where asked, and never worse than rounding to nearest."""
+"""GPTQ is pair-safe where the plan says so, and never worse than rounding to nearest."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import pytest
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import QuantConfig
 from quant_core.numerics.gptq import gptq_int4, gptq_int8
+from quant_core.numerics.granularity import PerBlock, PerChannel, PerTensor
+from quant_core.numerics.integer_weight import IntegerWeight
+from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.numerics.saturation import unsafe_pairs
-from quant_core.numerics.weights import IntegerWeight, block_width, quantize_int4, quantize_int8
-from quant_core.plan.types import Storage
+from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.rounding import Rounding
 
 SEEDS = range(8)
 
 
 def problem(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, K), and Gram matrices (G, P, k, k) of inputs that vary together; some inputs are always zero."""
+    """Weights (C, K), and Gram matrices (G, P, k, k) of inputs that vary together.
+
+    Some inputs are always zero.
+    """
     rng = np.random.default_rng(seed)
     groups, columns = 1 + seed % 2, [1, 7, 18, 32, 33, 70, 64, 96][seed]
     parts = 1 if seed < 6 else 2
@@ -40,14 +45,14 @@ def error(rows: np.ndarray, found: IntegerWeight, gram: np.ndarray) -> np.ndarra
     return np.einsum("gopk,gpkl,gopl->go", d, gram, d).ravel()
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("granularity", [PerChannel(), PerTensor()])
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_int8_is_safe_and_never_worse_than_rounding_to_nearest(seed, safe, per_channel):
+def test_int8_is_safe_and_never_worse_than_rounding_to_nearest(seed, safe, granularity):
     rows, gram = problem(seed)
 
-    nearest = quantize_int8(rows, per_channel=per_channel, safe=safe)
-    found = gptq_int8(rows, gram, per_channel=per_channel, safe=safe)
+    nearest = quantize_int8(rows, granularity, pair_safe=safe)
+    found = gptq_int8(rows, gram, granularity, pair_safe=safe)
 
     assert not safe or len(unsafe_pairs(found.q)) == 0
     assert found.scale.shape == nearest.scale.shape
@@ -63,8 +68,8 @@ def test_int4_fits_its_types_is_safe_and_never_worse_than_rounding_to_nearest(se
     rows, gram = problem(seed)
     block = block_width(gram.shape[-1], 16)
 
-    nearest = quantize_int4(rows, block, safe=safe)
-    found = gptq_int4(rows, gram, block, safe=safe)
+    nearest = quantize_int4(rows, block, pair_safe=safe)
+    found = gptq_int4(rows, gram, block, pair_safe=safe)
 
     assert np.abs(found.blocks).max() <= 7
     assert 1 <= found.multipliers.min() <= found.multipliers.max() <= 15
@@ -84,7 +89,7 @@ def test_it_gains_where_inputs_vary_together():
     gram = (x.T @ x / 500)[None, None]
 
     for nearest, found in (
-        (quantize_int8(rows, safe=True), gptq_int8(rows, gram, safe=True)),
+        (quantize_int8(rows, pair_safe=True), gptq_int8(rows, gram, pair_safe=True)),
         (quantize_int4(rows, 32), gptq_int4(rows, gram, 32)),
     ):
         assert error(rows, found, gram).sum() < 0.5 * error(rows, nearest, gram).sum()
@@ -94,7 +99,7 @@ def test_scales_are_at_least_the_floor():
     rows, gram = problem(2)
     floor = np.full(len(rows), 0.3)
 
-    assert np.all(gptq_int8(rows, gram, floor=floor, safe=True).scale >= np.float32(0.3))
+    assert np.all(gptq_int8(rows, gram, floor=floor, pair_safe=True).scale >= np.float32(0.3))
     assert np.all(gptq_int4(rows, gram, 1, floor=floor).scale >= np.float32(0.3))
 
 
@@ -107,12 +112,21 @@ def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
     node = ir.Node(
         "", "Gemm", [ir.Value(name="x"), weight], [ir.AttrInt64("transB", 1)], name="gemm"
     )
-    rounding = Rounding(
-        QuantConfig(bits=4, block_size=16),
-        Statistics(gram_matrices={"gemm": np.stack([[np.eye(50)] * 2])}),
+    planned = NodePlan(
+        "gemm",
+        "Gemm",
+        Compute.STATIC,
+        Storage.INT4,
+        ("w",),
+        400,
+        granularity=PerBlock(20),
+        pair_safe=True,
     )
+    config = QuantConfig(bits=4, block_size=16)
+    plan = QuantPlan(config, "x86-avx2", (planned,), activations={}, means={})
+    rounding = Rounding(plan, Statistics(gram_matrices={"gemm": np.stack([[np.eye(50)] * 2])}))
 
-    found = rounding.integers(node, weight, Storage.INT4, safe=True).integers
+    found = rounding.integers(node, weight, planned).integers
 
     width = 100 // found.multipliers.shape[1]
     assert 50 % width == 0
@@ -125,7 +139,7 @@ def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
 def test_no_int4_step_up_or_down_lessens_the_error_much_further(safe):
     """Descent ends where no single weight can gain more than a hundredth, pairs allowing."""
     rows, gram = problem(5)
-    found = gptq_int4(rows, gram, block_width(gram.shape[-1], 16), safe=safe)
+    found = gptq_int4(rows, gram, block_width(gram.shape[-1], 16), pair_safe=safe)
     spread = np.repeat(
         found.multipliers, rows.shape[1] // found.multipliers.shape[1], axis=1
     ).astype(int)

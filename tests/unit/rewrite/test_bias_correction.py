@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quant_core.numerics.weights import layout_of
+from quant_core.plan.operators import layout_of
 from quant_core.rewrite.bias_correction import corrected_bias
 
 

@@ -1,4 +1,4 @@
-"""Which integers stand for a weight."""
+"""Rounding to nearest errs as little as it can, and safe weights are proven safe."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx_ir import AttrInt64, Node
 
-from quant_core.numerics.saturation import unsafe_pairs
-from quant_core.numerics.weights import (
+from quant_core.numerics.granularity import PerChannel, PerTensor
+from quant_core.numerics.round_nearest import (
     BLOCK_MIN,
-    Layout,
     block_width,
-    layout_of,
     quantize_int4,
     quantize_int8,
 )
+from quant_core.numerics.saturation import unsafe_pairs
 
 SEEDS = range(12)
 
@@ -29,21 +27,21 @@ def matrix(seed: int) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-@pytest.mark.parametrize("method", ["rtn", "mse", "auto"])
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("search_scale", [True, False])
+@pytest.mark.parametrize("granularity", [PerChannel(), PerTensor()])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_int8_weights_that_are_to_be_safe_are_proven_safe(seed, per_channel, method):
-    found = quantize_int8(matrix(seed), per_channel=per_channel, safe=True, method=method)
+def test_int8_weights_that_are_to_be_safe_are_proven_safe(seed, granularity, search_scale):
+    found = quantize_int8(matrix(seed), granularity, pair_safe=True, search_scale=search_scale)
 
     assert len(unsafe_pairs(found.q)) == 0
-    assert found.scale.shape == ((8,) if per_channel else ())
+    assert found.scale.shape == ((8,) if granularity == PerChannel() else ())
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rounding_to_nearest_errs_by_half_a_step_at_most(seed):
     rows = matrix(seed)
 
-    found = quantize_int8(rows, method="rtn")
+    found = quantize_int8(rows, search_scale=False)
 
     assert np.abs(found.q).max() <= 127
     assert np.all(np.abs(rows - found.values) <= found.scale[:, None] * (0.5 + 1e-5))
@@ -54,7 +52,9 @@ def test_rounding_to_nearest_errs_by_half_a_step_at_most(seed):
 def test_the_search_for_a_scale_never_loses_to_rounding_at_the_plain_one(seed, safe):
     rows = matrix(seed)
 
-    plain, found = (quantize_int8(rows, safe=safe, method=method) for method in ("rtn", "mse"))
+    plain, found = (
+        quantize_int8(rows, pair_safe=safe, search_scale=search) for search in (False, True)
+    )
 
     errors = [np.square(rows - w.values, dtype=np.float64).sum(1) for w in (found, plain)]
     assert np.all(errors[0] <= errors[1] * (1 + 1e-6))
@@ -66,7 +66,7 @@ def test_safe_weights_lose_less_than_those_of_seven_bits(seed):
     halved = np.abs(rows).max(1, initial=0.0, keepdims=True) / 63
     seven_bits = np.rint(rows / np.where(halved > 0, halved, 1)) * halved
 
-    found = quantize_int8(rows, safe=True).values
+    found = quantize_int8(rows, pair_safe=True).values
 
     assert (
         np.square(rows - found, dtype=np.float64).sum()
@@ -95,7 +95,7 @@ def test_int4_products_fit_their_types(seed, safe):
     rows = matrix(seed)
     block = block_width(rows.shape[1], 16)
 
-    found = quantize_int4(rows, block, safe=safe)
+    found = quantize_int4(rows, block, pair_safe=safe)
 
     assert np.abs(found.blocks).max() <= 7
     assert 1 <= found.multipliers.min() <= found.multipliers.max() <= 15
@@ -132,36 +132,3 @@ def test_a_block_divides_the_columns_and_is_never_tiny(columns, wanted):
 )
 def test_a_block_is_the_divisor_nearest_to_what_was_wanted(columns, width):
     assert block_width(columns, 32) == width
-
-
-@pytest.mark.parametrize(
-    ("op", "attributes", "shape", "rows"),
-    [
-        ("Conv", {}, (4, 3, 2, 5), (4, 30)),
-        ("Conv", {}, (4, 3, 5), (4, 15)),
-        ("ConvTranspose", {}, (4, 3, 2, 5), (3, 40)),
-        ("Gemm", {}, (4, 3), (3, 4)),
-        ("Gemm", {"transB": 1}, (4, 3), (4, 3)),
-        ("MatMul", {}, (4, 3), (3, 4)),
-        ("MatMul", {}, (2, 4, 3), (3, 8)),
-        ("LSTM", {}, (2, 8, 3), (16, 3)),
-        ("Gather", {}, (4, 3), (4, 3)),
-    ],
-)
-def test_a_layout_and_its_inverse_give_the_weight_back(op, attributes, shape, rows):
-    node = Node("", op, [], [AttrInt64(k, v) for k, v in attributes.items()])
-    weight = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-
-    layout = layout_of(node, len(shape))
-
-    assert layout.matrix(weight).shape == rows
-    np.testing.assert_array_equal(layout.tensor(layout.matrix(weight), shape), weight)
-    per_row = np.arange(1, rows[0] + 1, dtype=np.float32)
-    scaled = layout.tensor(layout.matrix(weight) * per_row[:, None], shape)
-    np.testing.assert_array_equal(weight * layout.beside(per_row, shape), scaled)
-
-
-def test_conv_columns_are_in_the_order_of_the_kernel_channels_last():
-    weight = np.arange(8).reshape(1, 2, 2, 2)
-
-    assert Layout((0, 2, 3, 1)).matrix(weight).tolist() == [[0, 4, 1, 5, 2, 6, 3, 7]]

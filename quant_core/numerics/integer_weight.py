@@ -1,0 +1,40 @@
+"""A weight as integers and scales, in 8 bits or in 4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+QMAX8 = 127  # int8 weights are symmetric: -128 is not used
+QMAX4 = 7  # int4 weights are symmetric: -8 is not used
+MULTIPLIER_MAX = 15  # of a block of int4 weights, stored as uint4; 7 * 15 = 105 fits into int8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntegerWeight:
+    """int8 rows (C, K) and one scale per row (C,), or () for the whole weight.
+
+    Stored in four bits, q = blocks * multipliers: int8 holding -7..7 (C, K) and uint8 1..15 (C, K /
+    block).
+    """
+
+    q: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    blocks: NDArray[np.int8] | None = None
+    multipliers: NDArray[np.uint8] | None = None
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The numbers that the integers stand for, (C, K)."""
+        scale = self.scale[:, None] if self.scale.ndim else self.scale
+        return self.q.astype(np.float32) * scale
+
+
+def bfloat16(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The next bfloat16 number that is no smaller: scales beside 4-bit weights are stored in 16
+    bits.
+    """
+    bits = scale.view(np.uint32) + np.uint32(0xFFFF)
+    return np.asarray((bits & np.uint32(0xFFFF0000)).view(np.float32))

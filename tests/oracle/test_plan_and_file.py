@@ -1,0 +1,116 @@
+"""The plan, the layers report and the file say the same of every node."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from quant_core.calibrate.observe import observe
+from quant_core.config import QuantConfig
+from quant_core.evaluate.layer_report import layer_rows
+from quant_core.numerics.granularity import PerBlock
+from quant_core.plan.make import make_plan
+from quant_core.plan.operators import RULES
+from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, NodeChoice, NodePlan, Storage
+from quant_core.rewrite.apply import Quantized, apply_plan
+from tests.models import sketch
+from tests.oracle.cases import CASES, weights
+from tests.oracle.quantizing import Prepared, prepare_proto, prepared
+
+MODES = ("static", "dynamic", "auto", "weight_only")
+INTEGER_OPERATORS = {
+    "MatMulInteger": Compute.DYNAMIC,
+    "DynamicQuantizeLSTM": Compute.DYNAMIC,
+    "MatMulNBits": Compute.BLOCKS,
+}
+
+
+def written_compute(node: ir.Node) -> Compute:
+    """How onnxruntime will compute the node: by its operator, or by what its data and weight come
+    from.
+    """
+    if node.op_type in INTEGER_OPERATORS:
+        return INTEGER_OPERATORS[node.op_type]
+    sources = [v.producer() for v in node.inputs[:2] if v is not None]
+    dequantized = [n is not None and n.op_type == "DequantizeLinear" for n in sources]
+    has_kernel = Compute.STATIC in RULES[node.op_type].computes
+    return Compute.STATIC if has_kernel and all(dequantized) else Compute.FLOAT
+
+
+def four_bit_widths(model: ir.Model) -> dict[str, int]:
+    """Initializer of int4 (C, blocks, width) -> width."""
+    return {
+        name: int(value.const_value.shape[2])
+        for name, value in model.graph.initializers.items()
+        if value.const_value.dtype == ir.DataType.INT4 and len(value.const_value.shape) == 3
+    }
+
+
+def quantized(
+    given: Prepared, target: str, choices: dict[str, NodeChoice] | None = None, **options: object
+) -> tuple[tuple[NodePlan, ...], Quantized, list]:
+    plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target], choices)
+    stats = observe(ir.to_proto(given.model).SerializeToString(), plan, given.feeds)
+    made = apply_plan(given.model, plan, stats)
+    return plan.nodes, made, layer_rows(plan, made)
+
+
+def assert_they_agree(nodes: tuple[NodePlan, ...], made: Quantized, rows: list) -> None:
+    assert len(rows) == len(nodes)
+    for planned, row in zip(nodes, rows, strict=True):
+        reported = row if isinstance(row, dict) else row.to_dict()
+        assert reported["node"] == planned.node
+        assert reported["compute"] == str(planned.compute)
+        assert reported["storage"] == str(planned.storage or "")
+        if not planned.weights or RULES[planned.op_type].is_table:
+            continue
+        node = made.written[planned.node]
+        assert written_compute(node) is planned.compute, planned.node
+        if planned.compute is Compute.BLOCKS:
+            assert PerBlock(node.attributes["block_size"].value) == planned.granularity
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "portable"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_the_report_and_the_file_agree(case, mode, bits, target):
+    assert_they_agree(*quantized(prepared(case), target, mode=mode, bits=bits))
+
+
+@pytest.mark.parametrize("case", ["attention", "a_weight_and_its_transpose", "residual"])
+def test_they_agree_where_a_search_chose_blocks(case):
+    given = prepared(case)
+    blocks = NodeChoice(Compute.BLOCKS, Storage.INT4)
+    choices = {str(n.name): blocks for n in given.model.graph}
+
+    nodes, made, rows = quantized(given, "x86-vnni", choices, bits=4)
+
+    assert any(n.compute is Compute.BLOCKS for n in nodes) or case == "residual"
+    assert_they_agree(nodes, made, rows)
+
+
+@pytest.mark.parametrize(
+    ("columns", "method", "compute", "width"),
+    [
+        (1568, "auto", Compute.DYNAMIC, 28),  # two Gram matrices of 784 columns
+        (1568, "rtn", Compute.BLOCKS, 32),
+        (2048, "auto", Compute.BLOCKS, 32),
+    ],
+)
+def test_a_weight_that_is_rounded_in_parts_computes_as_the_plan_says(
+    columns, method, compute, width
+):
+    text = f"(float[n,{columns}] x) => (float[n,64] y) {{ y = MatMul(x, w) }}"
+    given = prepare_proto(sketch(text, weights(w=(columns, 64))))
+    choices = {"y": NodeChoice(Compute.BLOCKS, Storage.INT4)}
+
+    nodes, made, rows = quantized(given, "x86-vnni", choices, bits=4, weight_method=method)
+
+    assert [(n.compute, n.granularity) for n in nodes if n.weights] == [(compute, PerBlock(width))]
+    assert_they_agree(nodes, made, rows)
+    if compute is not Compute.BLOCKS:
+        assert list(four_bit_widths(made.model).values()) == [width]
+    assert np.isfinite(made.weight_sqnr_db["y"])
