@@ -1,4 +1,4 @@
-"""A prepared float model with what calibration knows of it: what every candidate is made of."""
+"""A prepared float model with what calibration knows of it: every candidate is made of one."""
 
 from __future__ import annotations
 
@@ -16,74 +16,83 @@ from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized, apply_plan
 from quant_core.rewrite.sequential import follow
 from quant_core.search.candidate import Candidate
+from quant_core.search.policy import POLICY
 from quant_core.search.tune_biases import settled
-
-GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Material:
-    """A model, and what is known of its tensors; without calibration neither samples nor anything known.
+class CalibratedModel:
+    """A float model with its calibration samples and their statistics.
 
-    feeds   the samples
-    ranges  what `observe` found in all of them
-    stats   the same, and what rounding must know of the inputs of each weight
+    samples and stats are both None without calibration.
+
+    stats  what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
     """
 
     model: ir.Model
-    feeds: Samples | None = None
-    ranges: Statistics | None = None
+    samples: Samples | None = None
     stats: Statistics | None = None
 
-    def fitted(self, plan: QuantPlan) -> Material:
-        """With what rounding the weights of this plan must know: how their inputs vary together."""
-        if (
-            self.feeds is None
-            or self.ranges is None
-            or plan.config.weight_method not in ("auto", "gptq")
-        ):
-            return replace(self, stats=self.ranges)
-        few, ranges = self.feeds.subsample(GRAM_FEEDS), self.ranges
+    def with_gram_matrices(self, plan: QuantPlan) -> CalibratedModel:
+        """This model with the Gram matrices, or rounding targets, that the weights of `plan` need.
+
+        Without samples, or if the config rounds without GPTQ, it is returned as it is.
+        """
+        if self.samples is None or self.stats is None or not uses_gptq(plan):
+            return self
+        few = self.samples.subsample(POLICY.gram_samples)
+        observed = Statistics(self.stats.tensors, self.stats.means)
         if plan.in_four_bits:
             try:
-                return replace(self, stats=follow(self.model, plan, ranges, few))
-            except (
-                ModelError
-            ):  # a part that does not run by itself: an operator between sequences, say
-                ranges = replace(ranges, memo={})
-        found = grams(self.model, sites_of(self.model, plan), few)
-        return replace(self, stats=replace(ranges, grams=found, memo=dict(ranges.memo)))
+                return replace(self, stats=follow(self.model, plan, observed, few))
+            except ModelError:
+                # A part that does not run by itself, as an operator on sequences: without targets.
+                observed = Statistics(self.stats.tensors, self.stats.means)
+        matrices = grams(self.model, sites_of(self.model, plan), few)
+        return replace(self, stats=replace(observed, grams=matrices))
 
-    def refitted(self, plan: QuantPlan) -> Material:
-        """The same for a plan with other bits, where rounding a weight depends on those before it."""
-        return self.fitted(plan) if self.stats is not None and self.stats.aims else self
+    def refitted_to(self, plan: QuantPlan) -> CalibratedModel:
+        """The same for a plan with other bits, if rounding looks at the layers before."""
+        has_targets = self.stats is not None and bool(self.stats.aims)
+        return self.with_gram_matrices(plan) if has_targets else self
 
-    def evened(self, plan: QuantPlan) -> Material | None:
-        """With channels evened out (equalize.py); None where none are free, or 4 bits cost more."""
-        if self.feeds is None or self.stats is None or plan.in_four_bits:
+    def equalized(self, plan: QuantPlan) -> CalibratedModel | None:
+        """This model cross-layer equalized; None if no channel can be scaled, or in 4 bits.
+
+        Its Gram matrices are those of this model, scaled; its ranges are measured anew.
+        """
+        if self.samples is None or self.stats is None or plan.in_four_bits:
             return None
-        if (found := equalized(self.model, self.feeds.subsample(GRAM_FEEDS))) is None:
+        scaled = equalized(self.model, self.samples.subsample(POLICY.gram_samples))
+        if scaled is None:
             return None
-        model, grown = found
-        ranges, sites = observe(model, plan, self.feeds), sites_of(self.model, plan)
-        return Material(
-            model,
-            self.feeds,
-            ranges,
-            replace(ranges, grams=ScaledGrams(self.stats.grams, sites, grown)),
-        )
+        model, factors = scaled
+        observed = observe(model, plan, self.samples)
+        matrices = ScaledGrams(self.stats.grams, sites_of(self.model, plan), factors)
+        return CalibratedModel(model, self.samples, replace(observed, grams=matrices))
 
-    def build(self, plan: QuantPlan, name: str) -> Candidate:
-        """The candidate that a plan makes, not yet judged."""
-        made = apply_plan(self.model, plan, self.stats)
-        return Candidate(name, plan, made, files.size_in_file(made.model))
+    def build(self, plan: QuantPlan, label: str) -> Candidate:
+        """The candidate that a plan makes, not yet judged. Raises: as `apply_plan`."""
+        quantized = apply_plan(self.model, plan, self.stats)
+        return Candidate(label, plan, quantized, files.size_in_file(quantized.model))
 
-    def settled(self, candidate: Candidate) -> Quantized | None:
-        """The candidate's model with biases that bring it nearer to float (settle.py), if there are any.
+    def tune_biases(self, candidate: Candidate) -> Quantized | None:
+        """The candidate's model after empirical bias correction; None if there is nothing to gain.
 
-        Biases beside 4 bits know already what the layers before them leave.
+        Biases of a plan with 4 bits make up already for what the layers before them leave.
         """
         plan = candidate.plan
-        if self.feeds is None or not plan.config.bias_correction or plan.in_four_bits:
+        if self.samples is None or not plan.config.bias_correction or plan.in_four_bits:
             return None
-        return settled(self.model, candidate.quantized, plan, self.feeds.subsample(GRAM_FEEDS))
+        few = self.samples.subsample(POLICY.gram_samples)
+        return settled(self.model, candidate.quantized, plan, few)
+
+    def with_tuned_biases(self, candidate: Candidate) -> Candidate:
+        """The candidate with the model of `tune_biases`, or as it is; it is not judged anew."""
+        tuned = self.tune_biases(candidate)
+        return candidate if tuned is None else replace(candidate, quantized=tuned)
+
+
+def uses_gptq(plan: QuantPlan) -> bool:
+    """Whether weights are rounded with GPTQ where calibration allows it."""
+    return plan.config.weight_method in ("auto", "gptq")

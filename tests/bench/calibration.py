@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir import to_proto
 
-from quant_core.api import first_plan
+from quant_core.search.pipeline import first_plan
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples

@@ -147,7 +147,7 @@ def test_a_product_computes_in_the_way_that_costs_least_by_itself(tmp_path):
     words.say("96x48", 1.0, 3.0, but="float")
     words.search()
     mixed = next(row["candidate"] for row in words.trace if "by their own cost" in row["candidate"])
-    assert mixed.endswith("2 products by their own cost")
+    assert mixed.endswith("2 MatMuls by their own cost")
     known = {row["what"] for row in rows(words.table)}
     words.say("model", 4.0, 2.0)
     fresh = [row["what"] for row in rows(words.table)][-1]
