@@ -170,12 +170,12 @@ def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path
     def fails(*_, **__):
         raise ModelError("a part does not run")
 
-    monkeypatch.setattr(search, "product_costs", fails)
+    monkeypatch.setattr(search, "matmul_costs", fails)
 
     words = Words(tmp_path)
 
     assert {
-        "candidate": "products by their own cost",
+        "candidate": "single MatMuls by their own cost",
         "error": "a part does not run",
     } in words.trace
     assert words.output.exists()
