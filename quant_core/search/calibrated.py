@@ -1,4 +1,4 @@
-"""A prepared float model with what calibration knows of it: what every candidate is made of."""
+"""A prepared float model with what calibration knows of it: every candidate is made of one."""
 
 from __future__ import annotations
 
@@ -19,80 +19,89 @@ from quant_core.rewrite.apply import Quantized, apply_plan
 from quant_core.rewrite.rounding import WeightCache
 from quant_core.rewrite.sequential import round_sequentially
 from quant_core.search.candidate import Candidate
+from quant_core.search.policy import POLICY
 from quant_core.search.tune_biases import tune_biases
-
-GRAM_FEEDS = 64  # more samples than that hardly change how inputs vary together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Material:
-    """A model and the statistics of its tensors; without calibration neither samples nor statistics.
+class CalibratedModel:
+    """A float model with its calibration samples and their statistics.
 
-    feeds   the samples
-    ranges  what `observe` found in all of them
-    stats   the same, and what rounding must know of the inputs of each weight
-    weights those that candidates were made of, rounded with these statistics
+    samples and stats are both None without calibration.
+
+    stats  what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
     """
 
     model: ir.Model
-    feeds: Samples | None = None
-    ranges: Statistics | None = None
+    samples: Samples | None = None
     stats: Statistics | None = None
     range_cache: RangeCache = field(default_factory=RangeCache)
     weights: WeightCache = field(default_factory=WeightCache)
 
-    def fitted(self, plan: QuantPlan) -> Material:
-        """With what rounding the weights of this plan must know: how their inputs vary together."""
-        if (
-            self.feeds is None
-            or self.ranges is None
-            or not WEIGHT_METHODS[plan.config.weight_method].uses_gram
-        ):
-            return replace(self, stats=self.ranges)
-        few, ranges = self.feeds.subsample(GRAM_FEEDS), self.ranges
+    def with_gram_matrices(self, plan: QuantPlan) -> CalibratedModel:
+        """This model with the Gram matrices, or rounding targets, that the weights of `plan` need.
+
+        Without samples, or if the config rounds without GPTQ, it is returned as it is.
+        """
+        if self.samples is None or self.stats is None or not uses_gptq(plan):
+            return self
+        few = self.samples.subsample(POLICY.gram_samples)
+        observed = Statistics(self.stats.tensors, self.stats.means)
+        weights = WeightCache()
         if plan.in_four_bits:
-            weights = WeightCache()
             try:
-                rounded = round_sequentially(self.model, plan, ranges, few, weights)
+                rounded = round_sequentially(self.model, plan, observed, few, weights)
                 return replace(self, stats=rounded, weights=weights)
             except ModelError:
-                pass  # a part that does not run by itself: an operator between sequences, say
-        found = gram_matrices(self.model, matmul_inputs(self.model, plan), few)
-        stats = replace(ranges, gram_matrices=found)
-        return replace(self, stats=stats, weights=WeightCache())
+                # A part that does not run by itself, as an operator on sequences: without targets.
+                weights = WeightCache()
+        matrices = gram_matrices(self.model, matmul_inputs(self.model, plan), few)
+        return replace(self, stats=replace(observed, gram_matrices=matrices), weights=weights)
 
-    def refitted(self, plan: QuantPlan) -> Material:
-        """For a plan with other bits, where rounding a weight depends on those before it."""
-        return self.fitted(plan) if self.stats is not None and self.stats.rounding_targets else self
+    def refitted_to(self, plan: QuantPlan) -> CalibratedModel:
+        """The same for a plan with other bits, if rounding looks at the layers before."""
+        has_targets = self.stats is not None and bool(self.stats.rounding_targets)
+        return self.with_gram_matrices(plan) if has_targets else self
 
-    def evened(self, plan: QuantPlan) -> Material | None:
-        """With channels evened out (equalize.py); None where none are free, or 4 bits cost more."""
-        if self.feeds is None or self.stats is None or plan.in_four_bits:
+    def equalized(self, plan: QuantPlan) -> CalibratedModel | None:
+        """This model cross-layer equalized; None if no channel can be scaled, or in 4 bits.
+
+        Its Gram matrices are those of this model, scaled; its ranges are measured anew.
+        """
+        if self.samples is None or self.stats is None or plan.in_four_bits:
             return None
-        if (found := equalize(self.model, self.feeds.subsample(GRAM_FEEDS))) is None:
+        scaled = equalize(self.model, self.samples.subsample(POLICY.gram_samples))
+        if scaled is None:
             return None
-        model, grown = found
-        ranges, sites = observe(model, plan, self.feeds), matmul_inputs(self.model, plan)
-        return Material(
-            model,
-            self.feeds,
-            ranges,
-            replace(ranges, gram_matrices=ScaledGrams(self.stats.gram_matrices, sites, grown)),
-        )
+        model, factors = scaled
+        observed = observe(model, plan, self.samples)
+        matrices = ScaledGrams(self.stats.gram_matrices, matmul_inputs(self.model, plan), factors)
+        return CalibratedModel(model, self.samples, replace(observed, gram_matrices=matrices))
 
-    def build(self, plan: QuantPlan, name: str) -> Candidate:
-        """The candidate that a plan makes, not yet judged."""
-        made = apply_plan(
+    def build(self, plan: QuantPlan, label: str) -> Candidate:
+        """The candidate that a plan makes, not yet judged. Raises: as `apply_plan`."""
+        quantized = apply_plan(
             self.model, plan, self.stats, ranges=self.range_cache, weights=self.weights
         )
-        return Candidate(name, plan, made, files.size_in_file(made.model))
+        return Candidate(label, plan, quantized, files.size_in_file(quantized.model))
 
-    def settled(self, candidate: Candidate) -> Quantized | None:
-        """The candidate's model with biases that bring it nearer to float (settle.py), if there are any.
+    def tune_biases(self, candidate: Candidate) -> Quantized | None:
+        """The candidate's model after empirical bias correction; None if there is nothing to gain.
 
-        Biases beside 4 bits know already what the layers before them leave.
+        Biases of a plan with 4 bits make up already for what the layers before them leave.
         """
         plan = candidate.plan
-        if self.feeds is None or not plan.config.bias_correction or plan.in_four_bits:
+        if self.samples is None or not plan.config.bias_correction or plan.in_four_bits:
             return None
-        return tune_biases(self.model, candidate.quantized, plan, self.feeds.subsample(GRAM_FEEDS))
+        few = self.samples.subsample(POLICY.gram_samples)
+        return tune_biases(self.model, candidate.quantized, plan, few)
+
+    def with_tuned_biases(self, candidate: Candidate) -> Candidate:
+        """The candidate with the model of `tune_biases`, or as it is; it is not judged anew."""
+        tuned = self.tune_biases(candidate)
+        return candidate if tuned is None else replace(candidate, quantized=tuned)
+
+
+def uses_gptq(plan: QuantPlan) -> bool:
+    """Whether weights are rounded with GPTQ where calibration allows it."""
+    return WEIGHT_METHODS[plan.config.weight_method].uses_gram

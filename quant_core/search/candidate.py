@@ -1,10 +1,11 @@
-"""What one plan is worth: the model it makes, how faithful that is, and how fast."""
+"""What one plan is worth: how faithful and fast its model is, and whether it meets a contract."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,31 +15,42 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from quant_core.config import Contract
 from quant_core.data.samples import Samples
-from quant_core.errors import DataError
+from quant_core.errors import DataError, ModelError
+from quant_core.evaluate.contract import Verdict, judge, score
 from quant_core.evaluate.fidelity import compare, run_all
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session
-from quant_core.plan.types import Compute, QuantPlan
+from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized
+from quant_core.search.policy import POLICY
 
-AS_FAST = 0.97  # paired medians within 3 % are noise
-FAITHFUL_DB = 30.0  # outputs this close to float's are as good as equal
-DOUBLINGS_PER_10_DB = 0.6  # what the first 10 dB below that must buy; it grows with the square
+SAME_DB = 200.0  # SQNR of outputs that do not differ, or cannot be compared
+# Of the time of float that nodes with integer weights take where nothing can be timed.
+INTEGER_TIME = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One plan, the model it makes, and what that model is worth."""
+    """One plan, the model it makes, and what that model is worth.
 
-    name: str
+    label           for people; nothing depends on it
+    size_ratio      file size over the float model's; like all below, None until it is judged
+    cost            None if it cannot be timed on this CPU
+    metric_failure  of the user's own metric; fidelity is then measured without it
+    """
+
+    label: str
     plan: QuantPlan
     quantized: Quantized
     size_bytes: int
+    size_ratio: float | None = None
     fidelity: Fidelity | None = None
     cost: Cost | None = None
+    metric_failure: DataError | None = None
 
     @property
     def model(self) -> ir.Model:
@@ -47,93 +59,120 @@ class Candidate:
 
     @property
     def speedup(self) -> float | None:
-        """Over float, None where it cannot be timed."""
+        """Float time over quantized time; None if it cannot be timed."""
         return self.cost.speedup if self.cost is not None else None
 
     @property
     def sqnr_db(self) -> float:
-        """Of the worst output, 200 where there is nothing to compare."""
+        """SQNR of the worst output in dB; SAME_DB if no output can be compared."""
         if self.fidelity is None:
-            return 200.0
-        return min(
-            (o.sqnr_db for o in self.fidelity.per_output if o.sqnr_db is not None), default=200.0
-        )
+            return SAME_DB
+        of_outputs = (o.sqnr_db for o in self.fidelity.per_output if o.sqnr_db is not None)
+        return min(of_outputs, default=SAME_DB)
 
     @property
     def noise(self) -> float:
-        """Noise over signal of the worst output."""
+        """Power of the noise over that of the signal, of the worst output."""
         return float(10 ** (-self.sqnr_db / 10))
 
     @property
     def worth(self) -> float:
         """Speed gained, in doublings, less what the lost fidelity would have to buy.
 
-        Outputs 10 dB below FAITHFUL_DB must buy a speed-up of 1.5, 20 dB below of 5; a model slower than its float
-        original is worth less than any that is not.
+        By the default policy outputs 10 dB below `faithful_db` must buy a speed-up of 1.5, those
+        20 dB below of 5. A model slower than its float original is worth less than any that is not.
         """
-        missing = max(0.0, FAITHFUL_DB - self.sqnr_db) / 10
-        slow = 0.0 if self.gain >= math.log2(AS_FAST) else 10.0
-        return self.gain - DOUBLINGS_PER_10_DB * missing**2 - slow
+        missing = max(0.0, POLICY.faithful_db - self.sqnr_db) / 10
+        is_slower = self.gain < math.log2(POLICY.equal_speed)
+        penalty = POLICY.slower_than_float if is_slower else 0.0
+        return self.gain - POLICY.doublings_per_10_db * missing**2 - penalty
 
     @property
     def gain(self) -> float:
         """Speed gained over float, in doublings."""
-        return math.log2(
-            max(self._expected_speedup() if self.speedup is None else self.speedup, 1e-3)
-        )
+        speedup = self._expected_speedup() if self.speedup is None else self.speedup
+        return math.log2(max(speedup, 1e-3))
 
     def _expected_speedup(self) -> float:
-        """For a CPU of another kind, where nothing can be timed: integers take half of float's time."""
+        """The speed-up for a CPU of another kind, where nothing can be timed."""
         weighted = [n for n in self.plan.nodes if n.weights]
-        integer = sum(n.elements for n in weighted if n.compute != Compute.FLOAT)
-        return 1 / (1 - 0.5 * integer / max(1, sum(n.elements for n in weighted)))
+        integer = sum(n.elements for n in weighted if n.compute.is_integer)
+        share = integer / max(1, sum(n.elements for n in weighted))
+        return 1 / (1 - INTEGER_TIME * share)
 
-    def trace(self) -> dict[str, Any]:
-        """One row of what was tried."""
+    def row(self) -> dict[str, Any]:
+        """The candidate as a row of the trace."""
         assert self.fidelity is not None
-        return {"candidate": self.name, "speedup": self.speedup, "sqnr_db": self.sqnr_db,
-                "agreement": self.fidelity.agreement, "size_bytes": self.size_bytes}  # fmt: skip
+        return {
+            "candidate": self.label,
+            "speedup": self.speedup,
+            "sqnr_db": self.sqnr_db,
+            "agreement": self.fidelity.agreement,
+            "size_bytes": self.size_bytes,
+        }
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """The float model's answers and a session to race against: what every candidate is held to."""
+    """The float model's outputs and session: every candidate is judged beside them.
+
+    metric   the user's own, "module:function", or None
+    costs    what was timed before, and what will be
+    is_host  whether models are for CPUs like this one, so that their speed can be measured here
+    """
 
     float_path: Path
     samples: Samples
     float_size_bytes: int
     metric: str | None = None
-    seconds: float = 0.1
+    seconds: float = POLICY.race_seconds
     costs: TimingCache = field(default_factory=TimingCache)
-    is_host: bool = (
-        True  # models are for CPUs like this one, so that their speed can be measured here
-    )
-    metric_failure: DataError | None = (
-        None  # of a metric of the user's own; fidelity is judged without it then
-    )
+    is_host: bool = True
     _session: Any = field(init=False)
     _digest: str = field(init=False)
     _reference: list[list[NDArray[Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._session = open_session(self.float_path)
-        self._digest = _digest(self.float_path.read_bytes()) if self.costs.path is not None else ""
-        self._reference = run_all(self._session, self.samples)
+        session = open_session(self.float_path)
+        is_kept = self.costs.path is not None
+        digest = _digest(self.float_path.read_bytes()) if is_kept else ""
+        object.__setattr__(self, "_session", session)
+        object.__setattr__(self, "_digest", digest)
+        object.__setattr__(self, "_reference", run_all(session, self.samples))
 
-    def judge(self, candidate: Candidate, *, timed: bool = True) -> Candidate:
-        """The candidate with its fidelity and, if timed, its speed-up."""
+    def judge(self, candidate: Candidate) -> Candidate:
+        """The candidate with its fidelity, size ratio and speed-up.
+
+        Raises: ModelError if its model does not run.
+        """
         session = open_session(candidate.model)
-        names = [o.name for o in session.get_outputs()]
+        judged = self._with_fidelity(candidate, session)
+        if not self.is_host:
+            return judged
+        return replace(judged, cost=self._cost(candidate.plan, session))
+
+    def judge_fidelity(self, candidate: Candidate) -> Candidate:
+        """The same without timing it: the candidate keeps the cost that it has."""
+        return self._with_fidelity(candidate, open_session(candidate.model))
+
+    def _with_fidelity(self, candidate: Candidate, session: ort.InferenceSession) -> Candidate:
+        names = [output.name for output in session.get_outputs()]
         outputs = run_all(session, self.samples)
+        labels = self.samples.labels
+        failure = None
         try:
-            fidelity = compare(self._reference, outputs, names, self.samples.labels, self.metric)
-        except DataError as failure:
+            fidelity = compare(self._reference, outputs, names, labels, self.metric)
+        except DataError as error:
             if self.metric is None:
                 raise
-            self.metric, self.metric_failure = None, failure
-            fidelity = compare(self._reference, outputs, names, self.samples.labels)
-        cost = self._cost(candidate.plan, session) if timed and self.is_host else candidate.cost
-        return replace(candidate, fidelity=fidelity, cost=cost)
+            failure = error
+            fidelity = compare(self._reference, outputs, names, labels)
+        return replace(
+            candidate,
+            fidelity=fidelity,
+            size_ratio=candidate.size_bytes / self.float_size_bytes,
+            metric_failure=failure,
+        )
 
     def _cost(self, plan: QuantPlan, session: ort.InferenceSession) -> Cost:
         feed = self.samples[0]
@@ -143,6 +182,55 @@ class Bench:
             measure, self._session, session, feed, seconds=self.seconds, clock=time.thread_time
         )
         return self.costs.of(what, race)
+
+
+def verdict(candidate: Candidate, contract: Contract) -> tuple[Verdict, str]:
+    """(met or not_met, the reason). Raises: ModelError if the candidate was not judged."""
+    if candidate.fidelity is None:
+        raise ModelError(f"{candidate.label} was not judged")
+    if candidate.metric_failure is not None:
+        return Verdict.NOT_MET, str(candidate.metric_failure)
+    return judge(
+        candidate.fidelity,
+        contract,
+        speedup=candidate.speedup,
+        size_ratio=candidate.size_ratio,
+    )
+
+
+def satisfies(candidate: Candidate, contract: Contract) -> bool:
+    """Whether the candidate, as measured, satisfies the contract."""
+    return verdict(candidate, contract)[0] is Verdict.MET
+
+
+def satisfying(candidates: Iterable[Candidate], contract: Contract) -> list[Candidate]:
+    """The candidates that satisfy the contract, in their order."""
+    return [c for c in candidates if satisfies(c, contract)]
+
+
+def is_expected_to_satisfy(
+    candidate: Candidate, contract: Contract, seen: Sequence[Candidate]
+) -> bool:
+    """Whether the candidate satisfies the contract by the agreement that is to be expected of it.
+
+    Which of some near-equal candidates agrees most often with float on a few samples is luck. The
+    share of decisions that differ is proportional to the amplitude of the noise, so one rate is
+    estimated from all candidates in `seen`.
+    """
+    if contract.metric != "agreement" or contract.min is None:
+        return satisfies(candidate, contract)
+    differing = sum(1 - (c.fidelity.agreement or 0.0) for c in seen if c.fidelity is not None)
+    rate = differing / max(sum(c.noise**0.5 for c in seen), 1e-30)
+    return bool(1 - rate * candidate.noise**0.5 >= contract.min)
+
+
+def contract_value(candidate: Candidate, contract: Contract) -> float:
+    """The value of the contract's metric; of equal values that with the higher SQNR is larger."""
+    assert candidate.fidelity is not None
+    try:
+        return score(candidate.fidelity, contract.metric)[0] + 1e-6 * candidate.sqnr_db
+    except DataError:  # the user's own metric failed: `verdict` gives the reason
+        return candidate.sqnr_db
 
 
 def _digest(content: bytes) -> str:

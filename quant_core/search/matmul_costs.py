@@ -4,97 +4,116 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.calibrate.observe import Statistics
-from quant_core.evaluate.timing import measure
+from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model import graph, subgraph
 from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, values_of
 from quant_core.numerics.granularity import PerTensor
-from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.apply import apply_plan
-
-SECONDS = 0.01  # a product in one way, and as long in float
-
-
-def is_product(node: NodePlan) -> bool:
-    """Whether it multiplies an input by a weight of its own, in one of several ways."""
-    return (
-        bool(node.weights) and RULES[node.op_type].kind == "anchor" and RULES[node.op_type].dynamic
-    )
+from quant_core.search.policy import POLICY
+from quant_core.search.variants import is_matmul
 
 
-def product_costs(
-    model: ir.Model, plans: Iterable[QuantPlan], stats: Statistics | None, feed: Mapping[str, NDArray[Any]],
+def matmul_costs(
+    model: ir.Model,
+    plans: Iterable[QuantPlan],
+    stats: Statistics | None,
+    feed: Mapping[str, NDArray[Any]],
     costs: TimingCache,
-) -> dict[str, dict[Compute, Cost]]:  # fmt: skip
+) -> dict[str, dict[Compute, Cost]]:
     """Node -> how it computes in one of the plans -> what that costs on this feed.
 
-    Each product is cut out and run by itself, once for all that multiply tensors of the same shapes. Raises: ModelError
-    if the model does not run on the feed.
+    Each MatMul is cut out and run by itself, once for all that multiply tensors of the same shapes.
+
+    model  the float model that the plans are for
+    feed   one value per input of the model
+    costs  what was timed before, and what will be
+
+    Raises: ModelError if the model does not run on the feed.
     """
     nodes = {n.name: n for n in model.graph}
-    ways = {
+    planned = {
         (n.node, n.compute): (plan, n)
         for plan in plans
         for n in plan.nodes
-        if is_product(n) and n.node in nodes
+        if is_matmul(n) and n.node in nodes
     }
-    inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in ways}
+    inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in planned}
     values = next(values_of(model, inputs.values(), [feed], packed=False))
     found: dict[str, dict[Compute, Cost]] = {}
-    for (name, compute), (plan, planned) in ways.items():
-        x = {inputs[name]: values[inputs[name]]}
-        found.setdefault(name, {})[compute] = _cost(
-            model, nodes[name], _alone(plan, planned, *x), stats, x, costs
+    for (name, compute), (plan, node) in planned.items():
+        tensor = inputs[name]
+        single = _SingleMatMul(
+            nodes[name], _plan_of_one(plan, node, tensor), tensor, values[tensor]
         )
+        cost = costs.of(single.description(), partial(single.time, model, stats))
+        found.setdefault(name, {})[compute] = cost
     return found
 
 
-def _cost(
-    model: ir.Model, node: ir.Node, plan: QuantPlan, stats: Statistics | None, x: Mapping[str, NDArray[Any]],
-    costs: TimingCache,
-) -> Cost:  # fmt: skip
-    planned, ((tensor, array),) = plan.nodes[0], x.items()
-    shapes = (
-        "x".join(map(str, array.shape)),
-        "x".join(map(str, graph.shape_of(graph.value(node.inputs[1])))),
-    )
-    more = []
-    if planned.storage is Storage.INT4:
-        more.append(f"block {plan.config.block_size}")
-    if plan.config.per_channel and planned.granularity == PerTensor():
-        more.append("one scale")
-    if any(how.split for how in plan.outliers.values()):
-        more.append("split")
-    if plan.outliers:
-        more.append("smooth")
-    what = " ".join(
-        [node.op_type, *shapes, planned.compute, planned.storage or "", *more, f"for {plan.target}"]
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class _SingleMatMul:
+    """One node, the plan for it alone, and the tensor that it reads with a value of it."""
 
-    def timed() -> Any:
-        output = str(node.outputs[0].name)
-        alone = ir.from_proto(subgraph.extract(model, [node], {output}, {tensor: array}))
-        normalize(alone)
-        sessions = open_session(alone), open_session(apply_plan(alone, plan, stats).model)
-        return measure(*sessions, x, seconds=SECONDS, clock=time.thread_time)
+    node: ir.Node
+    plan: QuantPlan
+    tensor: str
+    value: NDArray[Any]
 
-    return costs.of(what, timed)
+    def description(self) -> str:
+        """All that the cost depends on, as a key of the timing cache."""
+        planned, outliers = self.plan.nodes[0], self.plan.outliers
+        weight = graph.shape_of(graph.value(self.node.inputs[1]))
+        words = [
+            self.node.op_type,
+            "x".join(map(str, self.value.shape)),
+            "x".join(map(str, weight)),
+            planned.compute,
+            planned.storage or "",
+        ]
+        if planned.storage is Storage.INT4:
+            words.append(f"block {self.plan.config.block_size}")
+        if self.plan.config.per_channel and planned.granularity == PerTensor():
+            words.append("one scale")
+        if any(treatment.split for treatment in outliers.values()):
+            words.append("split")
+        if outliers:
+            words.append("smooth")
+        words.append(f"for {self.plan.target}")
+        return " ".join(words)
+
+    def time(self, model: ir.Model, stats: Statistics | None) -> Timing:
+        """The time of the node cut out of the model, quantized by its plan, against float's."""
+        feed = {self.tensor: self.value}
+        output = str(self.node.outputs[0].name)
+        cut_out = ir.from_proto(subgraph.extract(model, [self.node], {output}, feed))
+        normalize(cut_out)
+        in_float = open_session(cut_out)
+        quantized = open_session(apply_plan(cut_out, self.plan, stats).model)
+        seconds = POLICY.matmul_seconds
+        return measure(in_float, quantized, feed, seconds=seconds, clock=time.thread_time)
 
 
-def _alone(plan: QuantPlan, node: NodePlan, tensor: str) -> QuantPlan:
-    """The plan of this node by itself, which reads that tensor."""
-    static = {tensor: plan.activations[tensor]} if node.compute == Compute.STATIC else {}
+def _plan_of_one(plan: QuantPlan, node: NodePlan, tensor: str) -> QuantPlan:
+    """The plan of this node alone, which reads that tensor."""
+    is_static = node.compute is Compute.STATIC
     is_dynamic = node.compute is Compute.DYNAMIC
     outliers = {t: how for t, how in plan.outliers.items() if t == tensor and is_dynamic}
     return replace(
-        plan, nodes=(node,), activations=static, means={}, outliers=outliers, constants={}
+        plan,
+        nodes=(node,),
+        activations={tensor: plan.activations[tensor]} if is_static else {},
+        means={},
+        outliers=outliers,
+        constants={},
     )

@@ -1,11 +1,9 @@
-"""What gives an accuracy back: more bits, or computing in float, for the nodes that hurt most and for no others."""
+"""Mixed precision: more bits, or float, for the nodes that cost the most accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -14,227 +12,319 @@ from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.plan.make import replan
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
-from quant_core.search.calibrated import Material
-from quant_core.search.candidate import Bench, Candidate
-from quant_core.search.keeping import is_expected_to_keep, keeping, value
+from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.candidate import (
+    Bench,
+    Candidate,
+    contract_value,
+    is_expected_to_satisfy,
+    satisfies,
+    satisfying,
+)
+from quant_core.search.policy import POLICY
+from quant_core.search.variants import Trial
 
-POLISH_GROUPS, POLISH_FEEDS = 12, 16
-LEAST_PRICE = 0.01  # of a model's time: less cannot be told from nothing
-
-
-def restored(
-    model: ir.Model, plan: QuantPlan, nodes: Collection[str], storage: Storage = Storage.FLOAT16
-) -> QuantPlan:
-    """The plan with the weights of these nodes in more bits: int8, or float16 if that holds them, computed in float."""
-    return replan(model, plan, dict.fromkeys(nodes, NodeChoice(storage=storage)))
-
-
-def floated(model: ir.Model, plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:
-    """The plan with these nodes computed in float, their weights stored as they are."""
-    return replan(model, plan, dict.fromkeys(nodes, NodeChoice(Compute.FLOAT)))
+Groups = list[list[str]]  # names of neighbouring nodes that are promoted together
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One way to give back: which nodes can take it, in at most how many groups they are ranked, what it makes.
+class Promotion:
+    """One way to give accuracy back.
 
-    slows  it costs time, and else bytes
+    label         for people
+    choice        what each promoted node is asked for
+    concerns      which nodes with weights can be promoted
+    max_groups    in how many groups they are ranked at most
+    takes_time    whether its price is time; else it is bytes
+    by_agreement  whether the number of groups is searched by the agreement that is to be expected,
+                  because rounding the others anew makes the measured one jump
     """
 
-    name: str
-    most_groups: int
+    label: str
+    choice: NodeChoice
     concerns: Callable[[NodePlan], bool]
-    made: Callable[[ir.Model, QuantPlan, list[str]], QuantPlan]
-    slows: bool = False
+    max_groups: int
+    takes_time: bool = False
+    by_agreement: bool = False
+
+    def nodes_of(self, plan: QuantPlan) -> list[str]:
+        """The nodes of the plan that can be promoted, in graph order."""
+        return [n.node for n in plan.nodes if n.weights and self.concerns(n)]
+
+    def plan(self, model: ir.Model, plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:
+        """The plan with these nodes promoted."""
+        return with_choice(model, plan, nodes, self.choice)
 
 
-STEPS = (
-    Step(
+IN_INT8 = NodeChoice(storage=Storage.INT8)
+IN_FLOAT = NodeChoice(Compute.FLOAT)
+IN_FLOAT16 = NodeChoice(storage=Storage.FLOAT16)
+
+# In the order in which they are tried.
+PROMOTIONS = (
+    Promotion(
         "in 8 bits",
-        16,
+        IN_INT8,
         lambda n: n.storage is Storage.INT4,
-        partial(restored, storage=Storage.INT8),
+        POLICY.int8_groups,
+        by_agreement=True,
     ),
-    Step(
-        "in float", 10, lambda n: n.is_rounded and n.compute != Compute.FLOAT, floated, slows=True
+    Promotion(
+        "in float",
+        IN_FLOAT,
+        lambda n: n.is_rounded and n.compute.is_integer,
+        POLICY.float_groups,
+        takes_time=True,
     ),
-    Step("in 16 bits", 8, lambda n: n.is_rounded, restored),
+    Promotion("in 16 bits", IN_FLOAT16, lambda n: n.is_rounded, POLICY.float16_groups),
 )
-MAX_EVALUATIONS = sum(1 + step.most_groups + 2 * step.most_groups.bit_length() for step in STEPS)
 
 
-def restore(
-    material: Material,
+def with_choice(
+    model: ir.Model, plan: QuantPlan, nodes: Collection[str], choice: NodeChoice
+) -> QuantPlan:
+    """The plan with this choice for each of these nodes: IN_INT8, IN_FLOAT or IN_FLOAT16.
+
+    IN_FLOAT leaves the weights stored as they are. IN_FLOAT16 computes in float; weights that
+    float16 cannot hold are stored in float32.
+    """
+    return replan(model, plan, dict.fromkeys(nodes, choice))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Promoted:
+    """The best candidate, and the trials that led to it."""
+
+    best: Candidate
+    trials: tuple[Trial, ...]
+
+
+def promote(
+    calibrated: CalibratedModel,
     start: Candidate,
     bench: Bench,
     contract: Contract,
-    trace: list[dict[str, Any]],
-    progress: Callable[[str], None],
-) -> Candidate:
-    """The candidate that keeps the contract's accuracy with the fewest nodes restored, else the best one found.
+    progress: Progress,
+) -> Promoted:
+    """The candidate that satisfies the contract's accuracy with the fewest nodes promoted.
 
-    1. One of STEPS after the other: the next only where all that this one can give is not enough.
-    2. Nodes in groups: which give most per weight, or per millisecond?
-    3. How many groups, best first, are enough? Bisection. What stays in 4 bits is rounded anew each time: it made up
-       for errors that are gone.
-    4. While there are 4 bits to give, bisection goes by the agreement that is to be expected; what it finds must keep
-       the contract both as expected and as measured.
+    If none does, it is the one with the best value of the contract's metric.
+
+    1. One of PROMOTIONS after the other: the next only where all nodes by this one are not enough.
+    2. Nodes in groups: which gain the most per weight, or per millisecond?
+    3. How many groups, best first, are enough? Bisection. What stays in 4 bits is rounded anew
+       each time, as it made up for errors that are gone.
+    4. While there are 4 bits to promote, bisection goes by the agreement that is to be expected;
+       what it finds must satisfy the contract both as expected and as measured.
     """
     accuracy = replace(contract, min_speedup=None, max_size_ratio=None)
-    work = _Restoring(material, bench, accuracy, trace, progress, [start])
+    work = _Work(calibrated, bench, accuracy, progress, [start])
     try:
-        enough = work.enough()
+        enough = work.fewest_of_all()
     except ModelError as error:  # one that does not load is no reason to lose the others
-        trace.append({"candidate": f"more than {work.tried[-1].name}", "error": str(error)})
+        last = work.candidates[-1]
+        work.trials.append(Trial(f"more than {last.label}", last.plan, error))
         enough = None
-    return enough or max(
-        keeping(work.tried, accuracy, bench) or work.tried, key=lambda c: value(c, contract)
-    )
+    if enough is None:
+        usable = satisfying(work.candidates, accuracy) or work.candidates
+        enough = max(usable, key=lambda c: contract_value(c, contract))
+    return Promoted(enough, tuple(work.trials))
+
+
+def promote_without_contract(
+    calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
+) -> Promoted:
+    """The candidate of most worth among `start` and those with 1, 2, 4, ... groups in float.
+
+    The groups are ranked on a few samples by the SQNR that the model gains with them in float.
+    """
+    trials: list[Trial] = []
+    best = start
+    try:
+        ranked = _ranked_in_float(calibrated, start, bench, progress)
+        count = 1
+        while count < len(ranked):
+            candidate = bench.judge(_in_float(calibrated, start, _joined(ranked[:count])))
+            trials.append(Trial(candidate.label, candidate.plan, candidate))
+            if candidate.worth <= best.worth:
+                break
+            best, count = candidate, 2 * count
+    except ModelError as error:
+        trials.append(Trial(f"more than {best.label}", best.plan, error))
+    return Promoted(best, tuple(trials))
+
+
+def _ranked_in_float(
+    calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
+) -> Groups:
+    """Groups of the nodes that compute in integers; the one that gains the most in float first."""
+    nodes = [n.node for n in start.plan.nodes if n.weights and n.compute.is_integer]
+    groups = _grouped(nodes, POLICY.free_groups)
+    quick = replace(bench, samples=bench.samples.subsample(POLICY.free_samples))
+    gains = []
+    for group in groups:
+        progress(f"measuring what {group[0]} in float gains")
+        gains.append(quick.judge_fidelity(_in_float(calibrated, start, group)).sqnr_db)
+    return _best_first(groups, gains)
+
+
+def _in_float(calibrated: CalibratedModel, start: Candidate, nodes: list[str]) -> Candidate:
+    plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
+    return calibrated.build(plan, f"{start.label}, {len(nodes)} nodes in float")
 
 
 @dataclass(frozen=True, slots=True)
-class _Restoring:
-    """What `restore` works with, and the candidates that it has tried."""
+class _Work:
+    """What `promote` works with, and what it has tried so far.
 
-    material: Material
+    candidates  the start, and what the trials made
+    """
+
+    calibrated: CalibratedModel
     bench: Bench
     accuracy: Contract
-    trace: list[dict[str, Any]]
-    progress: Callable[[str], None]
-    tried: list[Candidate]
+    progress: Progress
+    candidates: list[Candidate]
+    trials: list[Trial] = field(default_factory=list)
 
-    def enough(self) -> Candidate | None:
-        """The candidate with the fewest nodes restored, by the first of STEPS that can make it keep the contract."""
-        base, known = self.tried[0], self.material
-        for step in STEPS:
-            nodes = [n.node for n in base.plan.nodes if n.weights and step.concerns(n)]
+    def fewest_of_all(self) -> Candidate | None:
+        """The candidate with the fewest nodes promoted, by the first promotion that is enough."""
+        base, calibrated = self.candidates[0], self.calibrated
+        for promotion in PROMOTIONS:
+            nodes = promotion.nodes_of(base.plan)
             if not nodes:
                 continue
-            fitted = self.attempt(step, base, nodes)
-            full = self.tried[-1]
-            if self.keeps(step, full):
-                groups = self.ranked(
-                    step, base, nodes, *((base, known) if step.slows else (full, fitted))
-                )
-                return self.fewest(step, base, groups)
-            if keeping(self.tried, self.accuracy, self.bench):
+            full, refitted = self.attempt(promotion, base, nodes)
+            if self.is_enough(promotion, full):
+                if promotion.takes_time:
+                    ranked = self.ranked_by_time(promotion, base, nodes, calibrated)
+                else:
+                    ranked = self.ranked_by_bytes(promotion, base, nodes, full, refitted)
+                return self.fewest(promotion, base, ranked, full)
+            if satisfying(self.candidates, self.accuracy):
                 return None
-            base, known = full, fitted
+            base, calibrated = full, refitted
         return None
 
-    def attempt(self, step: Step, base: Candidate, nodes: list[str]) -> Material:
-        """Tries the candidate with these nodes restored. Returns what its weights were rounded by."""
-        name = f"{base.name}, {len(nodes)} nodes {step.name}"
-        self.progress(name)
-        plan = step.made(self.material.model, base.plan, nodes)
-        fitted = self.material.refitted(plan)
-        self.tried.append(self.bench.judge(fitted.build(plan, name)))
-        self.trace.append(self.tried[-1].trace())
-        return fitted
+    def attempt(
+        self, promotion: Promotion, base: Candidate, nodes: list[str]
+    ) -> tuple[Candidate, CalibratedModel]:
+        """The candidate with these nodes promoted, and the calibrated model that it is made of."""
+        label = f"{base.label}, {len(nodes)} nodes {promotion.label}"
+        self.progress(label)
+        plan = promotion.plan(self.calibrated.model, base.plan, nodes)
+        refitted = self.calibrated.refitted_to(plan)
+        candidate = self.bench.judge(refitted.build(plan, label))
+        self.candidates.append(candidate)
+        self.trials.append(Trial(label, plan, candidate))
+        return candidate, refitted
 
-    def should_keep(self, step: Step, candidate: Candidate) -> bool:
-        """As expected while there are 4 bits to give, else as measured."""
-        if step is STEPS[0]:
-            return is_expected_to_keep(candidate, self.accuracy, self.bench, self.tried)
-        return bool(keeping([candidate], self.accuracy, self.bench))
+    def seems_enough(self, promotion: Promotion, candidate: Candidate) -> bool:
+        """Whether the accuracy to go by while groups are counted satisfies the contract."""
+        if promotion.by_agreement:
+            return is_expected_to_satisfy(candidate, self.accuracy, self.candidates)
+        return satisfies(candidate, self.accuracy)
 
-    def keeps(self, step: Step, candidate: Candidate) -> bool:
-        """As expected and as measured."""
-        return self.should_keep(step, candidate) and bool(
-            keeping([candidate], self.accuracy, self.bench)
-        )
+    def is_enough(self, promotion: Promotion, candidate: Candidate) -> bool:
+        """Whether both the expected and the measured accuracy satisfy the contract."""
+        is_expected = self.seems_enough(promotion, candidate)
+        return is_expected and satisfies(candidate, self.accuracy)
 
-    def ranked(
-        self, step: Step, base: Candidate, nodes: list[str], end: Candidate, known: Material
-    ) -> list[list[str]]:
-        """Groups of neighbours, those that give most for what they take first.
+    def ranked_by_time(
+        self, promotion: Promotion, base: Candidate, nodes: list[str], calibrated: CalibratedModel
+    ) -> Groups:
+        """Groups by what `base` gains per millisecond if one alone is promoted.
 
-        Bits: a group gives what the model with all nodes restored (`end`) loses without it. Beside others in 4 bits,
-        which were rounded to make up for its errors, it would seem to give nothing. Time: it gives what the model with
-        none restored (`end`) gains with it. Beside others in float, integers would seem to save nothing: they pay for
-        conversions.
+        Beside others in float, integers would seem to save nothing: they pay for conversions.
         """
-        sign = 1 if step.slows else -1
+        groups = _grouped(nodes, promotion.max_groups)
         gains = []
-        groups = [
-            list(g)
-            for g in np.array_split(np.array(nodes, object), min(len(nodes), step.most_groups))
-        ]
         for group in groups:
-            self.progress(f"what {group[0]} {step.name} gains")
-            chosen = group if step.slows else [n for n in nodes if n not in group]
-            made = known.build(step.made(self.material.model, base.plan, chosen), base.name)
-            other = self.bench.judge(made, timed=step.slows)
-            price = _price(end, other, group, step)
-            better = value(other, self.accuracy) - value(
-                end, self.accuracy
-            )  # where outputs are integers
-            gains.append((sign * (end.noise - other.noise) / price, sign * better))
-        return [groups[i] for i in sorted(range(len(groups)), key=lambda i: gains[i], reverse=True)]
+            self.progress(f"measuring what {group[0]} {promotion.label} gains")
+            plan = promotion.plan(self.calibrated.model, base.plan, group)
+            one = self.bench.judge(calibrated.build(plan, base.label))
+            price = _milliseconds(base, one)
+            if price is None:
+                price = _elements(base.plan, group)
+            gains.append(self._gain(base, one, price))
+        return _best_first(groups, gains)
 
-    def fewest(self, step: Step, base: Candidate, groups: list[list[str]]) -> Candidate:
-        """The candidate with the fewest groups restored that keeps the contract. The last one tried has all of them."""
-        made = {len(groups): self.tried[-1]}
+    def ranked_by_bytes(
+        self,
+        promotion: Promotion,
+        base: Candidate,
+        nodes: list[str],
+        full: Candidate,
+        calibrated: CalibratedModel,
+    ) -> Groups:
+        """Groups by what `full`, where all are promoted, loses if one alone is not, per weight.
 
-        def of(count: int) -> Candidate:
-            if count not in made:
-                self.attempt(step, base, [n for group in groups[:count] for n in group])
-                made[count] = self.tried[-1]
-            return made[count]
+        Beside others in 4 bits, which were rounded to make up for its errors, promoting one alone
+        would seem to gain nothing.
+        """
+        groups = _grouped(nodes, promotion.max_groups)
+        gains = []
+        for group in groups:
+            self.progress(f"measuring what {group[0]} {promotion.label} gains")
+            others = [node for node in nodes if node not in group]
+            plan = promotion.plan(self.calibrated.model, base.plan, others)
+            without = self.bench.judge_fidelity(calibrated.build(plan, base.label))
+            gains.append(self._gain(without, full, _elements(full.plan, group)))
+        return _best_first(groups, gains)
 
-        low, high, width = 0, len(groups), 1
+    def _gain(self, before: Candidate, after: Candidate, price: float) -> tuple[float, float]:
+        """Noise that goes per price; behind it what the metric gains, as integers have no noise."""
+        value = contract_value(after, self.accuracy) - contract_value(before, self.accuracy)
+        return (before.noise - after.noise) / price, value
+
+    def fewest(
+        self, promotion: Promotion, base: Candidate, ranked: Groups, full: Candidate
+    ) -> Candidate:
+        """The candidate with the fewest groups promoted that is enough; `full` has all of them."""
+        made = {len(ranked): full}
+        low, high = 0, len(ranked)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.should_keep(step, of(middle)) else (middle, high)
-        while high < len(groups) and not self.keeps(step, of(high)):
-            high, width = min(high + width, len(groups)), 2 * width
+            made[middle], _ = self.attempt(promotion, base, _joined(ranked[:middle]))
+            if self.seems_enough(promotion, made[middle]):
+                high = middle
+            else:
+                low = middle
+        width = 1
+        while high < len(ranked) and not self.is_enough(promotion, made[high]):
+            high, width = min(high + width, len(ranked)), 2 * width
+            if high not in made:
+                made[high], _ = self.attempt(promotion, base, _joined(ranked[:high]))
         return made[high]
 
 
-def _price(end: Candidate, other: Candidate, nodes: list[str], step: Step) -> float:
-    """What restoring these nodes takes: milliseconds, or weights to be stored in more bits."""
-    if step.slows and end.cost is not None and other.cost is not None:
-        return max(
-            other.cost.quantized_ms - end.cost.quantized_ms, LEAST_PRICE * end.cost.quantized_ms
-        )
-    return float(sum(n.elements for n in end.plan.nodes if n.node in nodes))
+def _grouped(nodes: Sequence[str], most: int) -> Groups:
+    """The nodes in at most `most` groups of neighbours, of nearly equal size."""
+    if not nodes:
+        return []
+    parts = np.array_split(np.array(nodes, object), min(len(nodes), most))
+    return [list(part) for part in parts]
 
 
-def polish(
-    material: Material,
-    start: Candidate,
-    bench: Bench,
-    trace: list[dict[str, Any]],
-    progress: Callable[[str], None],
-) -> Candidate:
-    """The candidate of most worth among `start` and those with the most harmful nodes in float: 1, 2, 4, ... groups.
-
-    Nodes are ranked in at most POLISH_GROUPS groups of neighbours, on a few samples.
-    """
-    nodes = [n.node for n in start.plan.nodes if n.weights and n.compute != Compute.FLOAT]
-    quick = replace(bench, samples=bench.samples.subsample(POLISH_FEEDS))
-    groups = (
-        [list(g) for g in np.array_split(np.array(nodes, object), min(len(nodes), POLISH_GROUPS))]
-        if nodes
-        else []
-    )
-    gain = []
-    for i, group in enumerate(groups):
-        progress(f"what {group[0]} in float gains")
-        gain.append((-quick.judge(_in_float(material, start, group), timed=False).sqnr_db, i))
-    order = [groups[i] for _, i in sorted(gain)]
-    best, count = start, 1
-    while count < len(order):
-        harmful = [n for group in order[:count] for n in group]
-        candidate = bench.judge(_in_float(material, start, harmful))
-        trace.append(candidate.trace())
-        if candidate.worth <= best.worth:
-            break
-        best, count = candidate, 2 * count
-    return best
+def _best_first(groups: Groups, gains: Sequence[float] | Sequence[tuple[float, float]]) -> Groups:
+    """The groups, the largest gain first; those that gain the same stay in graph order."""
+    order = sorted(range(len(groups)), key=lambda i: gains[i], reverse=True)
+    return [groups[i] for i in order]
 
 
-def _in_float(material: Material, start: Candidate, nodes: list[str]) -> Candidate:
-    return material.build(
-        floated(material.model, start.plan, nodes), f"{start.name}, {len(nodes)} nodes in float"
-    )
+def _joined(groups: Groups) -> list[str]:
+    return [node for group in groups for node in group]
+
+
+def _milliseconds(before: Candidate, after: Candidate) -> float | None:
+    """How much longer the promoted candidate takes; None if it cannot be timed."""
+    if before.cost is None or after.cost is None:
+        return None
+    least = POLICY.least_price_share * before.cost.quantized_ms
+    return max(after.cost.quantized_ms - before.cost.quantized_ms, least)
+
+
+def _elements(plan: QuantPlan, nodes: Collection[str]) -> float:
+    """How many weights these nodes have."""
+    return float(sum(n.elements for n in plan.nodes if n.node in nodes))

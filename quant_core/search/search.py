@@ -1,276 +1,364 @@
-"""Which of several plans is best: a bounded loop over plan, rewrite and compare that always ends in a model."""
+"""The search for the best plan: a bounded loop over plan, rewrite and compare.
+
+Theory of operation. A search turns a calibrated float model into a `Found`, in four steps:
+
+1. Race (`race_variants`). With `mode: auto` the rows of VARIANTS are tried one after the other:
+   each makes a plan, the plan a model, and the bench judges its fidelity, size and speed. Any other
+   mode is one variant. Where static outputs are not exact, the float model is cross-layer
+   equalized; if that makes them more exact, all from there on is made of the equalized model.
+2. Single MatMuls (`try_single_matmuls`). With `mode: auto` each MatMul of the best candidate is
+   timed by itself, in each way that does not spoil the outputs where all take it. If the cheapest
+   ways together save time, they make one more candidate.
+3. Selection. Without a contract (`select_by_worth`) the candidate of most worth wins: speed, less
+   what the lost fidelity must buy. With one (`select_by_contract`) the candidate of most worth that
+   satisfies it wins. Where a faster one misses it, or none satisfies it, the nodes that cost the
+   most accuracy are promoted to more bits or to float (mixed_precision.py). If none satisfies the
+   contract in the end, the best candidate is returned all the same, with verdict `not_met`.
+4. Biases (`tune_biases`). The biases of what wins are corrected empirically, unless that breaks the
+   contract.
+
+Between steps goes a `Race`, a value: what was tried, and the model that further candidates are made
+of. A variant whose model does not load is a failed trial; the search ends with an error only if all
+fail. `follow_plan` takes the place of all four where a plan is given, or nothing can be judged.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
-
-import onnx_ir as ir
 
 from quant_core.calibrate.outliers import choose_treatments
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict
-from quant_core.numerics.granularity import PerTensor
+from quant_core.evaluate.timing_cache import Cost
 from quant_core.plan.make import replan
-from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, NodeChoice, OutlierTreatment, QuantPlan
-from quant_core.search.calibrated import Material
-from quant_core.search.candidate import AS_FAST, FAITHFUL_DB, Bench, Candidate
-from quant_core.search.keeping import keeping, verdict
-from quant_core.search.matmul_costs import is_product, product_costs
-from quant_core.search.mixed_precision import polish, restore
+from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.candidate import Bench, Candidate, satisfies, satisfying, verdict
+from quant_core.search.matmul_costs import matmul_costs
+from quant_core.search.mixed_precision import promote, promote_without_contract
+from quant_core.search.policy import POLICY
+from quant_core.search.variants import (
+    VARIANTS,
+    Trial,
+    Variant,
+    candidates_of,
+    is_matmul,
+    was_tried,
+    worth_trying,
+)
 
-EXACT_DB = 50.0  # outputs this close to float's need no other channels
-EVEN_GAIN_DB = 0.5  # less is luck
-ONE_SCALE, ONE_SCALE_GAIN = "dynamic, one scale a weight", 0.3  # doublings that it can gain at most
-CHEAPER = "products by their own cost"
-RARE = 0.1  # below this share of the weighted nodes, those that could be dynamic are not worth variants of their own
-LAST_RESORTS = ("dynamic, convolutions in float", "weight-only")
-GOOD_ENOUGH = 0.2  # doublings: of worth at which last resorts are not tried, of speed that restoring must promise
+Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The best candidate, what it was made of, whether it keeps the contract, and all that was tried."""
+    """The best candidate, the model that it is made of, whether it satisfies the contract, and why.
+
+    verdict  met, not_met, or none without a contract
+    trace    one row for each trial, in order
+    """
 
     best: Candidate
-    material: Material
+    calibrated: CalibratedModel
     verdict: Verdict
     reason: str
     trace: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Race:
+    """The state of a search between two steps.
+
+    calibrated    what further candidates are made of
+    trials        what competes, and what failed
+    trace         a row for each trial, also of those that no longer compete
+    equalized_db  what cross-layer equalization gained, 0 if the model is not equalized
+    """
+
+    calibrated: CalibratedModel
+    trials: tuple[Trial, ...] = ()
+    trace: tuple[dict[str, Any], ...] = ()
+    equalized_db: float = 0.0
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The candidates that compete."""
+        return candidates_of(self.trials)
+
+    def after(self, *trials: Trial) -> Race:
+        """The race with these trials, which compete."""
+        return replace(self, trials=(*self.trials, *trials)).traced(*trials)
+
+    def traced(self, *trials: Trial) -> Race:
+        """The race with rows for these trials, which do not compete."""
+        return replace(self, trace=(*self.trace, *(t.row() for t in trials)))
+
+
 def search(
-    material: Material,
+    calibrated: CalibratedModel,
+    plan: QuantPlan,
+    bench: Bench,
+    contract: Contract | None = None,
+    *,
+    progress: Progress = lambda _: None,
+) -> Found:
+    """The best model that can be made of a calibrated one, in the four steps described above.
+
+    plan  covers all that may compute statically; its config says what may be varied
+
+    Raises: ModelError if no variant makes a model that runs.
+    """
+    race = race_variants(Race(calibrated), plan, bench, contract, progress)
+    if not race.candidates:
+        raise _last_error(race.trials)
+    if plan.config.mode == "auto":
+        race = try_single_matmuls(race, bench, progress)
+    if contract is None:
+        best, race = select_by_worth(race, bench, progress)
+    else:
+        best, race = select_by_contract(race, bench, contract, progress)
+    best, race = tune_biases(best, race, bench, contract, progress)
+    outcome = (Verdict.NONE, "no contract") if contract is None else verdict(best, contract)
+    best = replace(best, plan=replace(best.plan, equalized_db=race.equalized_db))
+    return Found(best, race.calibrated, *outcome, list(race.trace))
+
+
+def follow_plan(
+    calibrated: CalibratedModel,
     plan: QuantPlan,
     bench: Bench | None,
     contract: Contract | None = None,
-    *,
-    exact: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> Found:
-    """The best model that can be made of a prepared one.
-
-    1. `mode: auto` races the ways in which weighted nodes can compute; any other mode is one way.
-    2. Without a contract the candidate of most worth wins: speed, less what lost fidelity must buy.
-    3. With one, the candidate of most worth that keeps it wins. Where a faster one misses it, or none keeps it, the
-       nodes that hurt most are given more bits, or computed in float (restore.py); the best file found is returned
-       all the same, with verdict `not_met`.
-
-    Channels are evened out where static outputs are not exact, if that brings them nearer to float's; from there on all
-    is made of that model. The biases of what wins settle.
-    Without a bench (no samples), or if the plan is to be done exactly, nothing is measured and the plan is applied.
-    """
-    trace: list[dict[str, Any]] = []
-    if exact or bench is None:
-        best = material.build(plan, "the plan")
-        best = replace(best, quantized=material.settled(best) or best.quantized)
-        if bench is None or contract is None:
-            return Found(best, material, Verdict.NONE, "no contract", trace)
-        best = bench.judge(best)
-        return Found(best, material, *verdict(best, contract, bench), [best.trace()])
-    candidates: list[Candidate] = []
-    even_db = 0.0
-
-    def found(
-        best: Candidate, verdict: Verdict = Verdict.NONE, reason: str = "no contract"
-    ) -> Found:
-        return Found(
-            replace(best, plan=replace(best.plan, equalized_db=even_db)),
-            material,
-            verdict,
-            reason,
-            trace,
-        )
-
-    def at_rest(best: Candidate) -> Candidate:
-        progress("settling biases")
-        if (made := material.settled(best)) is None:
-            return best
-        rested = bench.judge(
-            replace(best, name=f"{best.name}, biases settled", quantized=made), timed=False
-        )
-        trace.append(rested.trace())
-        broken = (
-            contract is not None
-            and keeping([best], contract, bench)
-            and not keeping([rested], contract, bench)
-        )
-        return best if broken else rested
-
-    def eased() -> Mapping[str, OutlierTreatment]:
-        dynamic = [
-            n.node
-            for n in plan.nodes
-            if n.compute != Compute.FLOAT and RULES[n.op_type].dynamic and n.op_type != "LSTM"
-        ]
-        if material.stats is None or not candidates or candidates[-1].sqnr_db > FAITHFUL_DB:
-            return {}
-        progress("measuring what easing outliers gains")
-        return choose_treatments(material.model, dynamic, material.stats.means, bench.samples)
-
-    def is_spare() -> bool:
-        """Whether the last candidate is known to be near to float, and is not far from the best."""
-        last = candidates[-1] if candidates else None
-        if (
-            last is None
-            or last.fidelity is None
-            or last.fidelity.sqnr_db is None
-            or last.sqnr_db < FAITHFUL_DB
-        ):
-            return False  # of outputs that are integers only agreement is known
-        return last.worth > max(c.worth for c in candidates) - ONE_SCALE_GAIN
-
-    def attempt(name: str, make: Callable[[], Candidate | None]) -> None:
-        """A candidate more, if there is one; a way that does not load is no reason to give up the others."""
-        try:
-            made = make()
-        except ModelError as error:
-            refused.append(error)
-            trace.append({"candidate": name, "error": str(error)})
-            return
-        if made is not None:
-            candidates.append(made)
-            trace.append(made.trace())
-
-    refused: list[ModelError] = []
-    for name, variant in variants(material.model, plan, eased, is_spare):
-        usable = candidates if contract is None else keeping(candidates, contract, bench)
-        if name in LAST_RESORTS and max((c.worth for c in usable), default=0.0) > GOOD_ENOUGH:
-            continue
-        progress(f"trying {name}")
-        attempt(name, partial(_judged, material, bench, variant, name))
-        if name == "static" and candidates and candidates[-1].sqnr_db < EXACT_DB:
-            progress("evening out channels")
-            if (evened := material.evened(plan)) is None:
-                continue
-            candidate = evened.build(variant, "static, channels evened out")
-            candidate = replace(bench.judge(candidate, timed=False), cost=candidates[-1].cost)
-            trace.append(candidate.trace())
-            if (gained := candidate.sqnr_db - candidates[-1].sqnr_db) > EVEN_GAIN_DB:
-                candidates[-1], material, even_db = candidate, evened, gained
-    if not candidates:
-        raise refused[-1]
-    if plan.config.mode == "auto":
-        progress("timing products by themselves")
-        attempt(CHEAPER, partial(_cheaper, material, bench, candidates))
-    best = max(candidates, key=lambda c: c.worth)
-    if contract is None and best.sqnr_db < FAITHFUL_DB:
-        try:
-            best = polish(material, best, bench, trace, progress)
-        except ModelError as error:
-            trace.append({"candidate": f"more than {best.name}", "error": str(error)})
-    if contract is None:
-        return found(at_rest(best))
-    options = keeping(candidates, contract, bench)
-    right = keeping(candidates, replace(contract, min_speedup=None, max_size_ratio=None), bench)
-    if right and not options:  # only size or speed are missed, which restoring makes worse
-        options = [min(right, key=lambda c: c.size_bytes)] if contract.max_size_ratio else right
-    least = max((c.gain for c in options), default=-math.inf) + GOOD_ENOUGH
-    faster = [c for c in candidates if c not in right and c.gain > least]
-    if faster and bench.metric_failure is None:
-        start = max(faster, key=lambda c: c.worth)
-        options.append(restore(material, start, bench, contract, trace, progress))
-    best = max(keeping(options, contract, bench) or options or candidates, key=lambda c: c.worth)
-    best = at_rest(best)
-    return found(best, *verdict(best, contract, bench))
+    """What this very plan makes; it is judged only if there is a contract and a bench."""
+    best = calibrated.with_tuned_biases(calibrated.build(plan, "the plan"))
+    if bench is None or contract is None:
+        return Found(best, calibrated, Verdict.NONE, "no contract", [])
+    best = bench.judge(best)
+    return Found(best, calibrated, *verdict(best, contract), [best.row()])
 
 
-def variants(
-    model: ir.Model,
-    plan: QuantPlan,
-    eased: Callable[[], Mapping[str, OutlierTreatment]],
-    is_spare: Callable[[], bool],
-) -> Iterator[tuple[str, QuantPlan]]:
-    """The ways in which the plan's weighted nodes can compute, without repetition.
-
-    `eased` is asked, when its turn comes, how the outliers of which tensors are worth easing; `is_spare`, behind the
-    dynamic candidates, whether there is fidelity to spare for one scale a weight, which kernels of few rows multiply
-    with some 10 % sooner.
-    """
+def race_variants(
+    race: Race, plan: QuantPlan, bench: Bench, contract: Contract | None, progress: Progress
+) -> Race:
+    """Step 1: the race after all variants that are worth trying."""
     if plan.config.mode != "auto":
-        yield plan.config.mode, plan
-        return
-    ways: dict[str, Callable[[str], Compute]] = {
-        "static": lambda _: Compute.STATIC,
-        "dynamic": lambda op: Compute.DYNAMIC if RULES[op].dynamic else Compute.STATIC,
-        "dynamic, eased": lambda op: Compute.DYNAMIC if RULES[op].dynamic else Compute.STATIC,
-        ONE_SCALE: lambda op: Compute.DYNAMIC if RULES[op].dynamic else Compute.STATIC,
-        "blocks": lambda op: (
-            Compute.BLOCKS if RULES[op].dynamic and op != "LSTM" else Compute.STATIC
-        ),
-        "dynamic, convolutions in float": lambda op: (
-            Compute.DYNAMIC if RULES[op].dynamic else Compute.FLOAT
-        ),
-        "weight-only": lambda _: Compute.FLOAT,
-    }
-    weighted = [n for n in plan.nodes if n.weights]
-    if sum(RULES[n.op_type].dynamic for n in weighted) < RARE * len(weighted):
-        ways = {
-            name: way for name, way in ways.items() if not name.startswith(("dynamic", "blocks"))
-        }
-    seen: list[Any] = []
-    for name, way in ways.items():
-        wanted = {n.node: Compute.DYNAMIC if n.op_type == "LSTM" and way(n.op_type) == Compute.STATIC else way(n.op_type)
-                  for n in weighted}  # fmt: skip
-        how = eased() if name == "dynamic, eased" else None
-        coarse = (
-            name == ONE_SCALE and plan.config.per_channel and not plan.in_four_bits and is_spare()
-        )
-        granularity = PerTensor() if coarse else None
-        changes = {
-            node: NodeChoice(compute, granularity=granularity) for node, compute in wanted.items()
-        }
-        variant = replan(model, replace(plan, outliers=how or {}), changes)
-        computes = [
-            coarse and any(n.compute is Compute.DYNAMIC for n in variant.nodes),
-            tuple(variant.outliers),
-            *((n.node, n.compute) for n in variant.nodes),
-        ]
-        if computes not in seen:
-            seen.append(computes)
-            yield name, variant
+        return _try_as_planned(race, plan, bench, progress)
+    for variant in VARIANTS:
+        variant_plan = variant.plan(race.calibrated.model, plan)
+        if not worth_trying(variant, variant_plan, race.trials, contract):
+            continue
+        if variant.treats_outliers:
+            progress("measuring what treating outliers gains")
+            treatments = _outlier_treatments(race.calibrated, plan, bench)
+            variant_plan = variant.plan(race.calibrated.model, plan, treatments)
+            if was_tried(variant_plan, race.trials):
+                continue
+        progress(f"trying {variant.label}")
+        race = _try_plan(race, variant_plan, variant.label, bench, variant)
+        if variant.equalizes:
+            race = _try_equalized(race, plan, bench, progress)
+    return race
 
 
-def _judged(material: Material, bench: Bench, plan: QuantPlan, name: str) -> Candidate:
-    return bench.judge(material.build(plan, name))
+def try_single_matmuls(race: Race, bench: Bench, progress: Progress) -> Race:
+    """Step 2: the race with one candidate more, if MatMuls save time in their cheapest ways."""
+    progress("timing single MatMuls")
+    best = _of_most_worth(race.candidates)
+    try:
+        plan, count = _cheapest_computes(race, best, bench)
+    except ModelError as error:
+        return race.after(Trial("single MatMuls by their own cost", best.plan, error))
+    if not count:
+        return race
+    label = f"{best.label}, {count} MatMuls by their own cost"
+    return _try_plan(race, plan, label, bench)
 
 
-def _cheaper(material: Material, bench: Bench, candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate of most worth with each product in the way that costs least by itself; None if that saves nothing.
+def select_by_worth(race: Race, bench: Bench, progress: Progress) -> tuple[Candidate, Race]:
+    """Step 3 without a contract: the candidate of most worth.
 
-    A way is open to single products if it does not spoil the outputs where all take it; float always is.
+    If it is not faithful, some of its nodes may be promoted to float.
     """
-    best = max(candidates, key=lambda c: c.worth)
-    products = [n.node for n in best.plan.nodes if is_product(n)]
-    if best.cost is None or len(products) < RARE * sum(bool(n.weights) for n in best.plan.nodes):
-        return None
-    spared = [c.name for c in candidates if c.sqnr_db >= min(FAITHFUL_DB, best.sqnr_db)]
-    now = {n.node: n.compute for n in best.plan.nodes if n.weights}
-    ways = [
-        now | dict.fromkeys(products, way)
-        for way in (Compute.FLOAT, Compute.STATIC, Compute.DYNAMIC, Compute.BLOCKS)
-        if way in (Compute.FLOAT, *spared)
-    ]
-    plans = [_computing(material.model, best.plan, way) for way in (now, *ways)]
-    chosen, saved_ms = {}, 0.0
-    for node, costs in product_costs(
-        material.model, plans, material.stats, bench.samples[0], bench.costs
-    ).items():
-        way, cost = max(costs.items(), key=lambda item: item[1].speedup)
-        if cost.speedup * AS_FAST > costs[now[node]].speedup:
-            chosen[node] = way
-            saved_ms += cost.float_ms / costs[now[node]].speedup - cost.quantized_ms
-    if saved_ms <= (1 - AS_FAST) * best.cost.quantized_ms:
-        return None
-    plan = _computing(material.model, best.plan, now | chosen)
-    return _judged(material, bench, plan, f"{best.name}, {len(chosen)} {CHEAPER}")
+    best = _of_most_worth(race.candidates)
+    if best.sqnr_db >= POLICY.faithful_db:
+        return best, race
+    promoted = promote_without_contract(race.calibrated, best, bench, progress)
+    return promoted.best, race.traced(*promoted.trials)
 
 
-def _computing(model: ir.Model, plan: QuantPlan, ways: Mapping[str, Compute]) -> QuantPlan:
+def select_by_contract(
+    race: Race, bench: Bench, contract: Contract, progress: Progress
+) -> tuple[Candidate, Race]:
+    """Step 3 with a contract: the candidate of most worth that satisfies it, else the best for it.
+
+    1. Candidates that satisfy the contract are options. If some only miss its size or speed, which
+       promoting nodes makes worse, they are, or the smallest of them is.
+    2. A candidate that misses the accuracy but is clearly faster than all options is promoted until
+       it satisfies it.
+    """
+    candidates = race.candidates
+    options = satisfying(candidates, contract)
+    accurate = satisfying(candidates, replace(contract, min_speedup=None, max_size_ratio=None))
+    if accurate and not options:  # 1
+        smallest = min(accurate, key=lambda c: c.size_bytes)
+        options = [smallest] if contract.max_size_ratio else accurate
+    least = max((c.gain for c in options), default=-math.inf) + POLICY.promotion_gain
+    inaccurate = [c for c in candidates if c not in accurate and c.metric_failure is None]
+    faster = [c for c in inaccurate if c.gain > least]
+    if faster:  # 2
+        start = _of_most_worth(faster)
+        promoted = promote(race.calibrated, start, bench, contract, progress)
+        options, race = [*options, promoted.best], race.traced(*promoted.trials)
+    return _of_most_worth(satisfying(options, contract) or options or candidates), race
+
+
+def tune_biases(
+    best: Candidate, race: Race, bench: Bench, contract: Contract | None, progress: Progress
+) -> tuple[Candidate, Race]:
+    """Step 4: the best candidate with tuned biases.
+
+    It stays as it is if there is nothing to gain, or if that would break the contract.
+    """
+    progress("tuning biases")
+    quantized = race.calibrated.tune_biases(best)
+    if quantized is None:
+        return best, race
+    label = f"{best.label}, biases tuned"
+    tuned = bench.judge_fidelity(replace(best, label=label, quantized=quantized))
+    race = race.traced(Trial(label, best.plan, tuned))
+    if contract is None:
+        return tuned, race
+    breaks = satisfies(best, contract) and not satisfies(tuned, contract)
+    return (best if breaks else tuned), race
+
+
+def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+    """The race after the plan as it is; a static one may become more exact by equalization."""
+    label = plan.config.mode
+    progress(f"trying {label}")
+    race = _try_plan(race, plan, label, bench)
+    is_static = plan.config.mode == "static"
+    return _try_equalized(race, plan, bench, progress) if is_static else race
+
+
+def _try_plan(
+    race: Race, plan: QuantPlan, label: str, bench: Bench, variant: Variant | None = None
+) -> Race:
+    """The race with a trial of this plan, which fails if its model does not load."""
+    outcome: Candidate | ModelError
+    try:
+        outcome = bench.judge(race.calibrated.build(plan, label))
+    except ModelError as error:
+        outcome = error
+    return race.after(Trial(label, plan, outcome, variant))
+
+
+def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+    """The race with its last candidate made of the equalized model, if that is more exact."""
+    last = race.trials[-1]
+    before = last.candidate
+    if before is None or before.sqnr_db >= POLICY.exact_db:
+        return race
+    progress("equalizing channels")
+    equalized = race.calibrated.equalized(plan)
+    if equalized is None:
+        return race
+    label = f"{before.label}, equalized"
+    built = replace(equalized.build(last.plan, label), cost=before.cost)
+    candidate = bench.judge_fidelity(built)
+    trial = replace(last, label=label, outcome=candidate)
+    gain_db = candidate.sqnr_db - before.sqnr_db
+    race = race.traced(trial)
+    if gain_db <= POLICY.equalization_gain_db:
+        return race
+    return Race(equalized, (*race.trials[:-1], trial), race.trace, gain_db)
+
+
+def _outlier_treatments(
+    calibrated: CalibratedModel, plan: QuantPlan, bench: Bench
+) -> Mapping[str, OutlierTreatment]:
+    """Tensor -> how its outliers are best treated, for what the MatMuls of the plan read."""
+    if calibrated.stats is None:
+        return {}
+    matmuls = [n.node for n in plan.nodes if is_matmul(n) and n.compute.is_integer]
+    return choose_treatments(calibrated.model, matmuls, calibrated.stats.means, bench.samples)
+
+
+def _cheapest_computes(race: Race, best: Candidate, bench: Bench) -> tuple[QuantPlan, int]:
+    """The best plan with each MatMul in the way that costs least by itself, and how many change.
+
+    None changes if there are few MatMuls, or all that change save no more than noise.
+    """
+    weighted = [n for n in best.plan.nodes if n.weights]
+    matmuls = [n.node for n in weighted if is_matmul(n)]
+    if best.cost is None or len(matmuls) < POLICY.rare_share * len(weighted):
+        return best.plan, 0
+    now = {n.node: n.compute for n in weighted}
+    model = race.calibrated.model
+    base = replace(best.plan, outliers=_outliers_for(best, race.trials))
+    open_ways = [dict.fromkeys(matmuls, compute) for compute in open_computes(race.trials, best)]
+    plans = [_computing(race, base, now | way) for way in ({}, *open_ways)]
+    costs = matmul_costs(model, plans, race.calibrated.stats, bench.samples[0], bench.costs)
+    changed = {node: _cheaper(now[node], of_node) for node, of_node in costs.items()}
+    changed = {node: compute for node, compute in changed.items() if compute is not now[node]}
+    saved_ms = sum(_saved_ms(costs[node], now[node], to) for node, to in changed.items())
+    if saved_ms <= (1 - POLICY.equal_speed) * best.cost.quantized_ms:
+        return best.plan, 0
+    return _computing(race, base, now | changed), len(changed)
+
+
+def open_computes(trials: Iterable[Trial], best: Candidate) -> list[Compute]:
+    """The ways that are open to single MatMuls: float, and those faithful if all take them.
+
+    What counts is how MatMuls compute in a trial, whatever was done to its model besides.
+    """
+    faithful = {trial.variant.matmul for trial, _ in _faithful(trials, best) if trial.variant}
+    return [compute for compute in Compute if compute is Compute.FLOAT or compute in faithful]
+
+
+def _faithful(trials: Iterable[Trial], best: Candidate) -> list[tuple[Trial, Candidate]]:
+    """The trials whose outputs are faithful, or as near to float's as those of the best."""
+    least = min(POLICY.faithful_db, best.sqnr_db)
+    judged = [(trial, trial.candidate) for trial in trials]
+    return [(t, c) for t, c in judged if c is not None and c.sqnr_db >= least]
+
+
+def _outliers_for(best: Candidate, trials: Sequence[Trial]) -> Mapping[str, OutlierTreatment]:
+    """How outliers are treated where a MatMul becomes dynamic: as in the faithful dynamic trial."""
+    if best.plan.outliers:
+        return best.plan.outliers
+    for trial, candidate in _faithful(trials, best):
+        if trial.variant is not None and trial.variant.matmul is Compute.DYNAMIC:
+            return candidate.plan.outliers
+    return {}
+
+
+def _cheaper(now: Compute, costs: Mapping[Compute, Cost]) -> Compute:
+    """The way with the largest speed-up by itself, if it beats the one now by more than noise."""
+    fastest = max(costs, key=lambda compute: costs[compute].speedup)
+    is_faster = costs[fastest].speedup * POLICY.equal_speed > costs[now].speedup
+    return fastest if is_faster else now
+
+
+def _saved_ms(costs: Mapping[Compute, Cost], now: Compute, then: Compute) -> float:
+    """Milliseconds that a MatMul saves, both speed-ups being over the same float time."""
+    return costs[then].float_ms / costs[now].speedup - costs[then].quantized_ms
+
+
+def _computing(race: Race, plan: QuantPlan, computes: Mapping[str, Compute]) -> QuantPlan:
     """The plan with these nodes computing in these ways."""
-    return replan(model, plan, {node: NodeChoice(way) for node, way in ways.items()})
+    choices = {node: NodeChoice(compute) for node, compute in computes.items()}
+    return replan(race.calibrated.model, plan, choices)
+
+
+def _of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
+    return max(candidates, key=lambda c: c.worth)
+
+
+def _last_error(trials: Sequence[Trial]) -> ModelError:
+    errors = [t.outcome for t in trials if isinstance(t.outcome, ModelError)]
+    return errors[-1]

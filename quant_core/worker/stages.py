@@ -28,6 +28,15 @@ from quant_core.model.normalize import normalize
 from quant_core.model.prepare import prepare as prepare_model
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
+from quant_core.search.checks import check_output
+from quant_core.search.pipeline import (
+    QuantJob,
+    first_plan,
+    prepare_samples,
+    quantize_by_search,
+    write_result,
+)
+from quant_core.search.policy import POLICY
 from quant_core.worker.child_main import serve
 
 Row = dict[str, Any]
@@ -36,8 +45,8 @@ Row = dict[str, Any]
 def prepare(model: str, folder: str, config: Row, samples: Row | None) -> Row:
     """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts."""
     feeds = _open(model, samples) if samples else None
-    prepared = prepare_model(model, api.some(feeds))
-    plan = api.first_plan(prepared, QuantConfig.from_dict(config), measured=feeds is not None)
+    prepared = prepare_model(model, prepare_samples(feeds))
+    plan = first_plan(prepared, QuantConfig.from_dict(config), measured=feeds is not None)
     path = Path(folder, "prepared.onnx")
     write_model(prepared, path)
     Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")
@@ -70,19 +79,18 @@ def quantize(
     costs       file of timings, read and added to
     """
     feeds = _open(model, samples) if samples else None
-    result = api.finish(
+    checked_output = check_output(model, output)
+    job = QuantJob(
         _load(prepared),
-        model,
-        api.check_output(model, output),
+        Path(model),
         _plan(plan),
         Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
         feeds,
         _open(model, evaluation) if evaluation else feeds,
         Contract.from_dict(contract) if contract else None,
-        detailed=False,
-        costs=TimingCache(costs),
+        TimingCache(costs),
     )
-    return result.to_dict()
+    return write_result(quantize_by_search(job), checked_output).to_dict()
 
 
 def validate(
@@ -144,7 +152,7 @@ def _open(model: str, samples: Row) -> Samples:
 def _measure_noise(
     prepared: str, quantized: str, samples: Samples, shard: tuple[int, int] = (0, 1)
 ) -> list[NodeNoise]:
-    few = samples.subsample(api.DAMAGE_FEEDS)
+    few = samples.subsample(POLICY.sensitivity_samples)
     feeds = few.shard(*shard) if shard[0] < len(few) else ()
     return measure_noise(_load(prepared), files.load(quantized), feeds)
 

@@ -28,13 +28,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir import to_proto
 
-from quant_core.api import first_plan
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
+from quant_core.search.pipeline import first_plan
 
 Feed = dict[str, np.ndarray]
 

@@ -156,7 +156,7 @@ def test_a_product_computes_in_the_way_that_costs_least_by_itself(tmp_path):
     mixed = next(
         row["candidate"] for row in searched.trace if "by their own cost" in row["candidate"]
     )
-    assert mixed.endswith("2 products by their own cost")
+    assert mixed.endswith("2 MatMuls by their own cost")
     known = {row["what"] for row in rows(searched.table)}
     searched.set_costs("model", 4.0, 2.0)
     fresh = [row["what"] for row in rows(searched.table)][-1]
@@ -179,12 +179,12 @@ def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path
     def fails(*_, **__):
         raise ModelError("a part does not run")
 
-    monkeypatch.setattr(search, "product_costs", fails)
+    monkeypatch.setattr(search, "matmul_costs", fails)
 
     searched = Searched(tmp_path)
 
     assert {
-        "candidate": "products by their own cost",
+        "candidate": "single MatMuls by their own cost",
         "error": "a part does not run",
     } in searched.trace
     assert searched.output.exists()

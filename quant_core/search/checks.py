@@ -1,0 +1,77 @@
+"""Checks before work begins: of the output path, of a given plan, of two models' interfaces."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from quant_core.data.samples import Samples
+from quant_core.errors import ModelError, RequestError
+from quant_core.model import graph
+from quant_core.plan.types import QuantPlan
+
+
+def check_output(path: str | Path, output: str | Path) -> Path:
+    """The output path, whose folder now exists.
+
+    Raises: RequestError if the output is the input `path`, is a folder, or cannot be written.
+    """
+    path, output = Path(path), Path(output)
+    if output.exists() and path.exists() and output.samefile(path):
+        raise RequestError(
+            "the output is the input, which is never changed", str(output), "Choose another output"
+        )
+    if output.is_dir():
+        raise RequestError("is a folder", str(output), "Name a file, such as model_int8.onnx")
+    folder = output.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"the folder cannot be made: {error.strerror}"
+        raise RequestError(problem, str(folder), "Choose another") from error
+    if not os.access(folder, os.W_OK):
+        raise RequestError(
+            "the folder cannot be written to", str(folder), "Choose another or change its rights"
+        )
+    return output
+
+
+def check_plan(model: ir.Model, plan: QuantPlan, samples: Samples | None) -> None:
+    """Checks that a given plan can be followed.
+
+    Raises: RequestError if it names nodes or tensors that the prepared model lacks, or needs ranges
+    and there are no samples to measure them on.
+    """
+    nodes = [node for g in graph.graphs_of(model) for node in g]
+    tensors = {value.name for value in model.graph.inputs}
+    tensors |= {value.name for node in nodes for value in node.outputs}
+    unknown = {planned.node for planned in plan.nodes} - {node.name for node in nodes}
+    unknown |= {*plan.activations, *plan.means, *plan.outliers} - tensors
+    if unknown:
+        problem = f"is of another model: this one has no {min(unknown)}"
+        raise RequestError(problem, "plan", "Plan this model anew")
+    if plan.activations and samples is None:
+        raise RequestError(
+            "has static nodes, which need calibration", "plan", "Give the data that they are to fit"
+        )
+
+
+def check_same_interface(
+    original: ort.InferenceSession, quantized: ort.InferenceSession, where: str | Path
+) -> None:
+    """Raises: ModelError unless both models have inputs and outputs of the same names."""
+    pairs = {
+        "inputs": (original.get_inputs(), quantized.get_inputs()),
+        "outputs": (original.get_outputs(), quantized.get_outputs()),
+    }
+    for kind, (expected, found) in pairs.items():
+        expected_names = [value.name for value in expected]
+        found_names = [value.name for value in found]
+        if found_names != expected_names:
+            problem = (
+                f"has {kind} {', '.join(found_names)}, its original {', '.join(expected_names)}"
+            )
+            raise ModelError(problem, str(where), "Not the same model")

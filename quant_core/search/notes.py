@@ -1,0 +1,58 @@
+"""What a person should know about a result: why it is doubtful, and why bits changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.plan.types import NodePlan, QuantPlan, Storage
+from quant_core.search.candidate import Candidate
+from quant_core.search.policy import POLICY
+
+
+def joined(notes: Iterable[str]) -> str:
+    """The notes that are not empty, as one line."""
+    return "; ".join(filter(None, notes))
+
+
+def speed_note(best: Candidate) -> str:
+    """That the model is slower than its float original; "" if it is not, or cannot be timed."""
+    if best.speedup is None or best.speedup >= POLICY.equal_speed:
+        return ""
+    was_raced = best.plan.config.mode == "auto"
+    why = "nothing faster was found" if was_raced else "mode auto may find faster"
+    return f"{best.speedup:.2f}x of float's speed: {why}"
+
+
+def idle_glob_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
+    """One note for each glob of the config that matches nothing in the model."""
+    names = {name for g in graph.graphs_of(model) for node in g for name in _names_of(node)}
+    globs = [("exclude", glob) for glob in plan.config.exclude]
+    globs += [("layer_bits", glob) for glob in plan.config.layer_bits]
+    return [
+        f"{key} {glob} matches no node and no weight"
+        for key, glob in globs
+        if not any(fnmatchcase(name, glob) for name in names)
+    ]
+
+
+def with_reasons(plan: QuantPlan, requested: QuantPlan, why: str) -> QuantPlan:
+    """The plan with the reason `why` at each node that was requested in 4 bits and takes more."""
+    four = set(requested.in_four_bits)
+
+    def explained(node: NodePlan) -> NodePlan:
+        if node.node not in four or node.storage in (Storage.INT4, None):
+            return node
+        return replace(node, reason=joined((node.reason, f"{node.storage}: {why}")))
+
+    return replace(plan, nodes=tuple(explained(node) for node in plan.nodes))
+
+
+def _names_of(node: ir.Node) -> list[str]:
+    """The names by which a glob can mean the node: its own, and those of what it reads."""
+    inputs = [value.name or "" for value in node.inputs if value is not None]
+    return [node.name or "", *inputs]

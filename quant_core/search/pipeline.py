@@ -1,0 +1,358 @@
+"""From a prepared model and its statistics to a file and a report: choose judges, search, write.
+
+job    = QuantJob(...)                                     # what is quantized, and by what
+made   = quantize_by_search(job) or quantize_by_plan(job)  # the model, and why it is as it is
+result = write_result(made, output)                        # the file, and a row for each node
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from quant_core.calibrate.observe import Statistics
+from quant_core.config import Contract, QuantConfig
+from quant_core.data.samples import Samples
+from quant_core.errors import DataError, ModelError, RequestError
+from quant_core.evaluate.contract import Verdict
+from quant_core.evaluate.layer_report import layer_reports
+from quant_core.evaluate.node_noise import measure_sensitivity
+from quant_core.evaluate.sensitivity import Sensitivity
+from quant_core.evaluate.timing_cache import TimingCache
+from quant_core.model import graph
+from quant_core.model.info import model_info
+from quant_core.model.prepare import OPSET_INT4, raise_opset
+from quant_core.model.write import write_model
+from quant_core.plan.make import make_plan
+from quant_core.plan.operators import RULES
+from quant_core.plan.targets import find_target, host_target_name
+from quant_core.plan.types import Compute, NodeChoice, QuantPlan
+from quant_core.search.calibrated import CalibratedModel, uses_gptq
+from quant_core.search.candidate import Bench, Candidate
+from quant_core.search.mixed_precision import IN_INT8, with_choice
+from quant_core.search.notes import idle_glob_notes, joined, speed_note, with_reasons
+from quant_core.search.policy import POLICY
+from quant_core.search.search import Found, follow_plan, search
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantJob:
+    """One model to quantize.
+
+    model       the prepared float model
+    original    the float model's file
+    plan        what statistics were measured for
+    stats       of all calibration samples; None without calibration
+    samples     the calibration samples
+    evaluation  the samples that candidates are judged by; may be those of calibration
+    costs       what was timed before, and what will be
+    """
+
+    model: ir.Model
+    original: Path
+    plan: QuantPlan
+    stats: Statistics | None = None
+    samples: Samples | None = None
+    evaluation: Samples | None = None
+    contract: Contract | None = None
+    costs: TimingCache = field(default_factory=TimingCache)
+    progress: Callable[[str], None] = lambda _: None
+    float_size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size_bytes = model_info(self.original).size_bytes
+        object.__setattr__(self, "float_size_bytes", size_bytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judging:
+    """Which samples weights are fitted to, and which candidates are judged by.
+
+    is_held_out  whether the judges were split off the calibration samples; what they choose is then
+                 fitted to all of those
+    note         what makes the judgement doubtful, "" if nothing
+    """
+
+    fitted: Samples | None
+    judges: Samples | None
+    is_held_out: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """The model that is to be written, the float model that it was made of, and why it is as it is.
+
+    judges  the samples that it was judged by
+    """
+
+    best: Candidate
+    float_model: ir.Model
+    float_size_bytes: int
+    judges: Samples | None
+    verdict: Verdict
+    reason: str
+    note: str
+    trace: list[dict[str, Any]]
+
+    def sensitivities(self) -> list[Sensitivity]:
+        """What each node costs, measured on a few of the judges; empty without any."""
+        if self.judges is None:
+            return []
+        few = self.judges.subsample(POLICY.sensitivity_samples)
+        return measure_sensitivity(self.float_model, self.best.model, few)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantResult:
+    """What was written, and why it is as it is. Sizes are in bytes.
+
+    layers  one row for each node
+    trace   one row for each trial of the search
+    note    what makes the result doubtful, "" if nothing
+    """
+
+    output: str
+    size_bytes: int
+    float_size_bytes: int
+    target: str
+    saturation_safe: bool
+    verdict: str
+    reason: str
+    note: str
+    plan: QuantPlan
+    layers: list[dict[str, Any]]
+    trace: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return own | {
+            "plan": self.plan.to_dict(),
+            "size_ratio": self.size_bytes / self.float_size_bytes,
+        }
+
+
+def quantize_by_search(job: QuantJob) -> Made:
+    """The best model that the job's config allows.
+
+    Weights in 4 bits are fitted to the samples so closely that these cannot judge them. Without
+    others, a contract is judged by a part held out, and what wins is then fitted to all samples.
+
+    Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
+    """
+    plan, why = storable_plan(job)
+    judging = hold_out_judges(job) if _needs_hold_out(job, plan) else choose_judges(job)
+    found = _found_by_search(job, plan, judging)
+    if judging.is_held_out:
+        job.progress("fitting all samples")
+        found = _fitted_to(found, job.samples)
+    return _made(job, judging, found, why)
+
+
+def quantize_by_plan(job: QuantJob) -> Made:
+    """What the job's plan makes, and nothing else; it is judged if there is a contract.
+
+    Raises: as `quantize_by_search`.
+    """
+    plan, why = storable_plan(job)
+    judging = choose_judges(job)
+    calibrated = _calibrated(job, plan, judging)
+    bench = _bench(job, plan, judging) if job.contract is not None else None
+    if plan.equalized_db:
+        calibrated = calibrated.equalized(plan) or calibrated
+    found = follow_plan(calibrated, plan, bench, job.contract)
+    return _made(job, judging, found, why)
+
+
+def write_result(
+    made: Made, output: Path, sensitivities: Iterable[Sensitivity] = ()
+) -> QuantResult:
+    """Writes the model to `output` at once or not at all, and reports on each node."""
+    plan, model = made.best.plan, made.best.model
+    layers = layer_reports(plan, made.best.quantized, sensitivities)
+    is_safe = all(row.saturation_safe for row in layers)
+    # Nothing of how it was found: a plan that is replayed makes the same bytes.
+    properties = {"target": plan.target, "saturation_safe": str(is_safe).lower()}
+    model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
+    size_bytes = write_model(model, output)
+    return QuantResult(
+        output=str(output),
+        size_bytes=size_bytes,
+        float_size_bytes=made.float_size_bytes,
+        target=plan.target,
+        saturation_safe=is_safe,
+        verdict=made.verdict,
+        reason=made.reason,
+        note=made.note,
+        plan=plan,
+        layers=[asdict(row) for row in layers],
+        trace=made.trace,
+    )
+
+
+def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> QuantPlan:
+    """The plan that calibration covers: in mode auto all that may become static in a variant.
+
+    measured  whether there are samples to measure ranges on
+
+    Raises: RequestError if static is requested without samples; as `make_plan`.
+    """
+    if config.mode == "static" and not measured:
+        raise RequestError(
+            "is static, which needs calibration",
+            "mode",
+            "Give data, or mode dynamic or weight_only",
+        )
+    target = find_target(config.target)
+    plan = make_plan(model, config, target)
+    if config.mode != "auto" or measured:
+        return plan
+    choices = {}
+    for node in plan.nodes:
+        if node.weights:
+            can_be_dynamic = RULES[node.op_type].dynamic
+            choices[node.node] = NodeChoice(Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT)
+    return make_plan(model, config, target, choices)
+
+
+def prepare_samples(samples: Samples | None) -> Iterable[Any]:
+    """The first few samples, on which `prepare` checks that folding constants changes nothing."""
+    if samples is None:
+        return ()
+    return (samples[i] for i in range(min(POLICY.prepare_samples, len(samples))))
+
+
+def storable_plan(job: QuantJob) -> tuple[QuantPlan, str]:
+    """The plan that the model can hold, and why 4 bits become 8 in it or later in the search.
+
+    Whether a model of an older opset can hold 4 bits is known only by converting it: ONNX's
+    converter has no dry run. No weight is copied for that.
+
+    Raises: ModelError if the model cannot hold 4 bits and no contract allows others.
+    """
+    four = job.plan.in_four_bits
+    if four and graph.opset(job.model) < OPSET_INT4:
+        try:
+            raise_opset(job.model, OPSET_INT4)
+        except ModelError as error:
+            if job.contract is None:
+                hint = f"{error.hint}, or ask for 8 bits, or a contract"
+                raise ModelError(error.problem, four[0], hint) from error
+            return with_choice(job.model, job.plan, four, IN_INT8), error.problem
+    return job.plan, "4 bits break the contract"
+
+
+def choose_judges(job: QuantJob) -> Judging:
+    """All calibration samples to fit to, and the evaluation samples to judge by.
+
+    Where no labels and no contract need all of them, a few tell candidates apart.
+
+    Raises: DataError if there is a contract and nothing to judge by.
+    """
+    if job.contract is not None and job.evaluation is None:
+        raise DataError(
+            "a contract needs samples to judge by",
+            str(job.original),
+            "Give evaluation or calibration data",
+        )
+    judges, note = job.evaluation, ""
+    judged_by_calibration = _judges_by_calibration_samples(job)
+    if judged_by_calibration:
+        note = "the contract was judged by the samples that ranges were measured on"
+    few_are_enough = job.contract is None or judged_by_calibration
+    if judges is not None and judges.labels is None and few_are_enough:
+        judges = judges.subsample(POLICY.judging_samples)
+    return Judging(job.samples, judges, note=note)
+
+
+def hold_out_judges(job: QuantJob) -> Judging:
+    """Some calibration samples to judge by, the others to fit to."""
+    assert job.samples is not None
+    fitted, judges = job.samples.split_holdout(POLICY.holdout)
+    if judges.labels is None:
+        judges = judges.subsample(POLICY.judging_samples)
+    note = f"the contract was judged by {len(judges)} samples held out of calibration"
+    return Judging(fitted, judges, is_held_out=True, note=note)
+
+
+def own_metric(*metrics: str | None) -> str | None:
+    """The first of these that is a metric of the user's own, "module:function"; None if none is."""
+    return next((metric for metric in metrics if metric is not None and ":" in metric), None)
+
+
+def _judges_by_calibration_samples(job: QuantJob) -> bool:
+    """Whether a contract is to be judged by the samples that ranges were measured on."""
+    if job.contract is None or job.samples is None or job.evaluation is None:
+        return False
+    return job.evaluation.same_feeds(job.samples)
+
+
+def _needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
+    """Whether 4-bit weights are fitted to the samples that would judge, and there are enough."""
+    if not plan.in_four_bits or not uses_gptq(plan) or not _judges_by_calibration_samples(job):
+        return False
+    return job.samples is not None and len(job.samples) >= 2 * POLICY.holdout
+
+
+def _found_by_search(job: QuantJob, plan: QuantPlan, judging: Judging) -> Found:
+    """What the search finds; its bench goes with this call, and so do its sessions."""
+    calibrated = _calibrated(job, plan, judging)
+    bench = _bench(job, plan, judging)
+    if bench is None:
+        return follow_plan(calibrated, plan, None)
+    return search(calibrated, plan, bench, job.contract, progress=job.progress)
+
+
+def _calibrated(job: QuantJob, plan: QuantPlan, judging: Judging) -> CalibratedModel:
+    if job.stats is not None:
+        job.progress("measuring how inputs vary together")
+    return CalibratedModel(job.model, judging.fitted, job.stats).with_gram_matrices(plan)
+
+
+def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
+    """What judges candidates, None without samples."""
+    if judging.judges is None:
+        return None
+    return Bench(
+        job.original,
+        judging.judges,
+        job.float_size_bytes,
+        own_metric(job.contract.metric if job.contract is not None else None),
+        costs=job.costs,
+        is_host=_is_for_host(plan),
+    )
+
+
+def _is_for_host(plan: QuantPlan) -> bool:
+    """Whether a model of this plan is for CPUs of this one's architecture."""
+    return (plan.target == "arm64") == (host_target_name() == "arm64")
+
+
+def _fitted_to(found: Found, samples: Samples | None) -> Found:
+    """What was found, with its weights fitted to all these samples."""
+    best = found.best
+    calibrated = replace(found.calibrated, samples=samples).with_gram_matrices(best.plan)
+    refitted = replace(best, quantized=calibrated.build(best.plan, best.label).quantized)
+    return replace(found, best=calibrated.with_tuned_biases(refitted), calibrated=calibrated)
+
+
+def _made(job: QuantJob, judging: Judging, found: Found, why: str) -> Made:
+    """The result of a job, without the statistics, which are large."""
+    best = replace(found.best, plan=with_reasons(found.best.plan, job.plan, why))
+    fidelity_note = best.fidelity.note if best.fidelity is not None else ""
+    idle_globs = idle_glob_notes(found.calibrated.model, job.plan)
+    return Made(
+        best=best,
+        float_model=found.calibrated.model,
+        float_size_bytes=job.float_size_bytes,
+        judges=judging.judges,
+        verdict=found.verdict,
+        reason=found.reason,
+        note=joined([fidelity_note, judging.note, speed_note(best), *idle_globs]),
+        trace=found.trace,
+    )

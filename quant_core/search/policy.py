@@ -1,0 +1,87 @@
+"""Every threshold of the search, in one place, with what it means and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPolicy:
+    """The thresholds of a search.
+
+    Each comment names the command that shows what a change of the value does, or says that the
+    value is not tuned. DIR is a folder of models with data, see the command's docstring.
+    A doubling is log2 of a speed-up: 1.0 is twice as fast.
+    """
+
+    # --- how candidates are compared ---------------------------------------------------------
+    # A model that takes at most 1 / equal_speed of float's time counts as equally fast: paired
+    # medians of `evaluate.timing.measure` within 3 % are noise.
+    # `python -m tests.bench.accuracy --zoo DIR`, column speed, two runs of one file.
+    equal_speed: float = 0.97
+    # Outputs with this SQNR count as equal to float's. `python -m tests.bench.accuracy --zoo DIR`:
+    # decisions that differ from float's.
+    faithful_db: float = 30.0
+    # Doublings that the first 10 dB below faithful_db must buy; grows with the square of the
+    # missing dB. `python -m tests.bench.accuracy --zoo DIR`: value and speed of what wins.
+    doublings_per_10_db: float = 0.6
+    # Doublings that are charged for a model slower than float. Not tuned: more than any fidelity.
+    slower_than_float: float = 10.0
+
+    # --- what is tried -----------------------------------------------------------------------
+    # Variants for MatMuls are tried if at least this share of the nodes with weights can compute
+    # dynamically. Not tuned: saves search time.
+    rare_share: float = 0.1
+    # Worth, in doublings, above which last resorts are not tried. Not tuned: saves search time.
+    good_worth: float = 0.2
+    # Doublings that one scale per weight can gain at most; kernels for few rows are some 10 %
+    # faster with it. `python -m tests.bench.accuracy --zoo DIR`: speed of recurrent and language
+    # models.
+    per_tensor_gain: float = 0.3
+    # Static outputs with this SQNR need no equalization. Not tuned: saves search time.
+    exact_db: float = 50.0
+    # Equalization that gains less, in dB, counts as luck. `python -m tests.bench.accuracy --zoo
+    # DIR`: SQNR of the vision models with and without.
+    equalization_gain_db: float = 0.5
+    # Biases are not tuned where outputs have this SQNR: the noise is 1 % of the signal's amplitude.
+    # Not tuned: saves search time.
+    tuned_biases_db: float = 40.0
+
+    # --- mixed precision ---------------------------------------------------------------------
+    # Groups of neighbouring nodes that are ranked, at most, for each promotion. Not tuned: they
+    # bound how many models a search makes.
+    int8_groups: int = 16
+    float_groups: int = 10
+    float16_groups: int = 8
+    # The same without a contract, and the samples on which they are ranked. Not tuned.
+    free_groups: int = 12
+    free_samples: int = 16
+    # Doublings by which a candidate that misses its contract must be faster than all that satisfy
+    # it, to be worth promoting. Not tuned: saves search time.
+    promotion_gain: float = 0.2
+    # The least price of computing a group in float, as a share of the model's time: less cannot be
+    # told from noise. Not tuned.
+    least_price_share: float = 0.01
+
+    # --- samples -----------------------------------------------------------------------------
+    # Samples that the structure of a model is checked on after constants are folded. Not tuned.
+    prepare_samples: int = 2
+    # Samples for Gram matrices, equalization and tuned biases. `python -m tests.bench.int4 --zoo
+    # DIR --samples N`: agreement hardly changes with more.
+    gram_samples: int = 64
+    # Samples that tell candidates apart where no labels and no contract need all. Not tuned.
+    judging_samples: int = 64
+    # One in so many calibration samples is held out to judge 4-bit weights that are fitted to the
+    # others. Not tuned.
+    holdout: int = 4
+    # Samples for the sensitivity of each node. Not tuned.
+    sensitivity_samples: int = 8
+
+    # --- seconds of one timing ---------------------------------------------------------------
+    # A candidate against float, and a MatMul in one way against float. Not tuned: long enough for
+    # paired medians of 3 %, as `python -m tests.bench.accuracy --zoo DIR` shows.
+    race_seconds: float = 0.1
+    matmul_seconds: float = 0.01
+
+
+POLICY = SearchPolicy()

@@ -1,0 +1,182 @@
+"""What a search tries, as data: the rows of VARIANTS, when one is worth a trial, what it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from quant_core.config import Contract
+from quant_core.errors import ModelError
+from quant_core.numerics.granularity import Granularity, PerTensor
+from quant_core.plan.make import replan
+from quant_core.plan.operators import RULES
+from quant_core.plan.types import Compute, NodeChoice, NodePlan, OutlierTreatment, QuantPlan
+from quant_core.search.candidate import Candidate, satisfying
+from quant_core.search.policy import POLICY
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way in which all nodes with weights compute.
+
+    label             for people; nothing depends on it
+    matmul            of nodes with a static and a dynamic kernel: MatMul, Gemm
+    recurrent         of nodes with a dynamic kernel alone: LSTM
+    other             of all others: Conv and what follows it
+    treats_outliers   whether outliers of what dynamic nodes read are smoothed or split off
+    granularity       of the weights of dynamic nodes, None for the config's
+    equalizes         whether what it makes may become more exact by cross-layer equalization
+    is_last_resort    tried only where nothing before it is good enough
+    """
+
+    label: str
+    matmul: Compute
+    recurrent: Compute
+    other: Compute
+    treats_outliers: bool = False
+    granularity: Granularity | None = None
+    equalizes: bool = False
+    is_last_resort: bool = False
+
+    def compute_of(self, node: NodePlan) -> Compute:
+        """How this node with weights computes; a node that cannot computes in the nearest way."""
+        if is_matmul(node):
+            return self.matmul
+        return self.recurrent if RULES[node.op_type].dynamic else self.other
+
+    def plan(
+        self,
+        model: ir.Model,
+        plan: QuantPlan,
+        outliers: Mapping[str, OutlierTreatment] | None = None,
+    ) -> QuantPlan:
+        """The plan with every node with weights computing in this way. Raises: as `make_plan`."""
+        choices = {
+            node.node: NodeChoice(self.compute_of(node), granularity=self.granularity)
+            for node in plan.nodes
+            if node.weights
+        }
+        return replan(model, replace(plan, outliers=outliers or {}), choices)
+
+
+_FLOAT, _STATIC, _DYNAMIC = Compute.FLOAT, Compute.STATIC, Compute.DYNAMIC
+
+# In the order in which they are tried.
+VARIANTS = (
+    Variant("static", _STATIC, _DYNAMIC, _STATIC, equalizes=True),
+    Variant("dynamic", _DYNAMIC, _DYNAMIC, _STATIC),
+    Variant("dynamic, outliers treated", _DYNAMIC, _DYNAMIC, _STATIC, treats_outliers=True),
+    Variant("dynamic, one scale per weight", _DYNAMIC, _DYNAMIC, _STATIC, granularity=PerTensor()),
+    Variant("blocks", Compute.BLOCKS, _DYNAMIC, _STATIC),
+    Variant("dynamic, convolutions in float", _DYNAMIC, _DYNAMIC, _FLOAT, is_last_resort=True),
+    Variant("weight-only", _FLOAT, _FLOAT, _FLOAT, is_last_resort=True),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """What was tried, and what came of it: a judged candidate, or why there is none.
+
+    variant  the row of VARIANTS; None for what was derived from an earlier candidate
+    """
+
+    label: str
+    plan: QuantPlan
+    outcome: Candidate | ModelError
+    variant: Variant | None = None
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """The candidate, None if it failed."""
+        return self.outcome if isinstance(self.outcome, Candidate) else None
+
+    def row(self) -> dict[str, Any]:
+        """The trial as a row of the trace."""
+        if isinstance(self.outcome, Candidate):
+            return self.outcome.row()
+        return {"candidate": self.label, "error": str(self.outcome)}
+
+
+def candidates_of(trials: Iterable[Trial]) -> list[Candidate]:
+    """The candidates of the trials that did not fail."""
+    return [t.candidate for t in trials if t.candidate is not None]
+
+
+def is_matmul(node: NodePlan) -> bool:
+    """Whether the node multiplies an input by a weight of its own, in one of several ways."""
+    rule = RULES[node.op_type]
+    return bool(node.weights) and rule.kind == "anchor" and rule.dynamic
+
+
+def worth_trying(
+    variant: Variant, plan: QuantPlan, trials: Sequence[Trial], contract: Contract | None
+) -> bool:
+    """Whether the variant, whose plan this is, is worth a trial after those before it.
+
+    1. MatMuls in ways of their own: if there are more than a few of them.
+    2. One scale per weight: if the same computes with more scales left fidelity to spare.
+    3. Outliers treated: if the same computes without treatment were not faithful.
+    4. A last resort: if nothing that satisfies the contract is good enough.
+    5. Never the same plan twice.
+    """
+    is_for_matmuls = variant.matmul in (Compute.DYNAMIC, Compute.BLOCKS)
+    if is_for_matmuls and _has_few_matmuls(plan):  # 1
+        return False
+    if variant.granularity is not None:  # 2
+        if not plan.config.per_channel or plan.in_four_bits:
+            return False
+        if not _has_spare_fidelity(_latest_like(plan, trials), candidates_of(trials)):
+            return False
+    if variant.treats_outliers:  # 3
+        untreated = _latest_like(plan, trials)
+        return untreated is not None and untreated.sqnr_db <= POLICY.faithful_db
+    if variant.is_last_resort:  # 4
+        usable = candidates_of(trials)
+        if contract is not None:
+            usable = satisfying(usable, contract)
+        if max((c.worth for c in usable), default=0.0) > POLICY.good_worth:
+            return False
+    return not was_tried(plan, trials)  # 5
+
+
+def was_tried(plan: QuantPlan, trials: Iterable[Trial]) -> bool:
+    """Whether one of the trials was of a plan that makes the same model."""
+    return any(_identity(trial.plan) == _identity(plan) for trial in trials)
+
+
+def _identity(plan: QuantPlan) -> tuple[object, ...]:
+    """What two plans of one config must share to make the same model, whatever their reasons."""
+    nodes = tuple((n.node, n.compute, n.granularity) for n in plan.nodes)
+    return nodes, tuple(plan.outliers)
+
+
+def _computes(plan: QuantPlan) -> list[tuple[str, Compute]]:
+    return [(n.node, n.compute) for n in plan.nodes]
+
+
+def _latest_like(plan: QuantPlan, trials: Iterable[Trial]) -> Candidate | None:
+    """The latest candidate whose nodes compute as those of the plan do."""
+    alike = candidates_of(t for t in trials if _computes(t.plan) == _computes(plan))
+    return alike[-1] if alike else None
+
+
+def _has_few_matmuls(plan: QuantPlan) -> bool:
+    """Whether few of the nodes with weights could compute dynamically."""
+    weighted = [n for n in plan.nodes if n.weights]
+    dynamic = [n for n in weighted if RULES[n.op_type].dynamic]
+    return len(dynamic) < POLICY.rare_share * len(weighted)
+
+
+def _has_spare_fidelity(candidate: Candidate | None, rivals: Sequence[Candidate]) -> bool:
+    """Whether it is known to be faithful, and faster kernels could make it the best.
+
+    Of outputs that are integers only the agreement is known: there is nothing to spare.
+    """
+    if candidate is None or candidate.fidelity is None or candidate.fidelity.sqnr_db is None:
+        return False
+    if candidate.sqnr_db < POLICY.faithful_db:
+        return False
+    return candidate.worth > max(c.worth for c in rivals) - POLICY.per_tensor_gain
