@@ -1,4 +1,4 @@
-"""quantmill's core: float ONNX models become INT8 and INT4 models that onnxruntime runs in integers.
+"""The core: float ONNX models become INT8 and INT4 models that onnxruntime runs in integers.
 
 import quant_core
 quant_core.quantize_with_calibration("model.onnx", "model_int8.onnx", "calibration.npz")
@@ -42,16 +42,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": ("QuantResult", "Validation", "benchmark_model", "plan_model", "quantize", "quantize_model",
-            "quantize_with_calibration", "validate_model"),
+    "api": (
+        "QuantResult",
+        "Validation",
+        "benchmark_model",
+        "plan_model",
+        "quantize",
+        "quantize_model",
+        "quantize_with_calibration",
+        "validate_model",
+    ),
     "config": ("Contract", "QuantConfig"),
     "errors": ("QuantError",),
     "model.info": ("model_info",),
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Names of the API, imported when first asked for: `import quant_core` must not wait for onnxruntime."""
+    """A public name, imported at first use: `import quant_core` waits for no onnxruntime."""
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"quant_core.{home}"), name)

@@ -30,8 +30,8 @@ class Target:
 TARGETS = {
     t.name: t
     for t in (
-        # Right on every x86 CPU from AVX2 to AMX: no pair of weights can saturate. The rule costs 0 to
-        # 1 dB, 2.6 at most, and no speed (python -m tests.bench.accuracy --zoo DIR --target x86-vnni).
+        # Right on every x86 CPU from AVX2 to AMX: no pair of weights can saturate. On most models
+        # that costs at most 1 dB, and no speed (python -m tests.bench.accuracy).
         Target("x86", activation_signed=False, saturates=True),
         Target("x86-vnni", activation_signed=False, saturates=False),
         Target("arm64", activation_signed=True, saturates=False),

@@ -42,7 +42,7 @@ def reserve(need_bytes: int, pid: int) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: fewer than the machine has, in a container or under taskset."""
+    """Cores that this process may run on, which a container or taskset may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""What 4 bits are asked for and cannot be, or must not be, comes out in 8, with the reason, or not at all."""
+"""Four bits end to end: what may judge them, what cannot hold them, what is said of them."""
 
 from __future__ import annotations
 
