@@ -18,6 +18,7 @@ from typing import Any
 from flows.manifest.jobs import Job
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
+from quant_core.model.files import lies_beside
 from quant_core.plan.targets import find_target
 
 PACKAGES = ("quantmill", "onnx", "onnxruntime")
@@ -86,7 +87,7 @@ def model_files(model: Path) -> Iterator[Path]:
         path = model.parent / name
         if "\0" in name or not path.is_file():
             continue
-        if path.resolve().is_relative_to(model.parent.resolve()):
+        if lies_beside(path, model):
             yield path
 
 

@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers the 4-bit types that onnx_ir gives numpy)
+import onnx
 import onnx_ir as ir
 
 from quant_core.errors import ModelError
 from quant_core.model.graph import first_line, graphs_of, opset
+from quant_core.model.proto import (
+    external_protos,
+    from_proto,
+    has_held_types,
+    restore_types,
+    to_proto,
+)
 
 MESSAGE_BYTES = 1_900_000_000  # of tensors in one file: protobuf holds 2 GB in a message
 
@@ -28,7 +36,7 @@ def load(path: str | Path) -> ir.Model:
         problem = "is a folder, not a file" if path.exists() else "no such file"
         raise ModelError(problem, str(path), "Check the path")
     try:
-        model = ir.load(path)
+        model = read(path)
         opset(model, str(path))
         if model.graph is None or not len(model.graph):
             raise ModelError(
@@ -46,16 +54,50 @@ def load(path: str | Path) -> ir.Model:
         ) from error
 
 
+def read(path: Path) -> ir.Model:
+    """The model in that file, unchecked; tensors in external files stay there."""
+    proto = onnx.load(path, load_external_data=False)
+    folder = _follow_links(proto, path)
+    model = from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, folder)
+    return model
+
+
+def _follow_links(proto: onnx.ModelProto, path: Path) -> Path:
+    """The folder that locations of external data are relative to.
+
+    The cache of a model hub has links in one folder, the model's, to real files in another. If both
+    the model and all of its data are such links, the message is edited in place, so that locations
+    are relative to the folder of the real model.
+    """
+    if not path.is_symlink():
+        return path.parent
+    folder, found = path.resolve().parent, []
+    for tensor in external_protos(proto):
+        entry = next(e for e in tensor.external_data if e.key == "location")
+        file = (path.parent / entry.value).resolve()
+        if not _is_inside(Path(entry.value)) or not file.is_relative_to(folder):
+            return path.parent
+        found.append((entry, str(file.relative_to(folder))))
+    for entry, location in found:
+        entry.value = location
+    return folder
+
+
+def _is_inside(location: Path) -> bool:
+    """Whether a location, before links are followed, is below the folder it is relative to."""
+    return not location.is_absolute() and ".." not in location.parts
+
+
 def check_external(model: ir.Model, path: Path) -> None:
     """Check that every external file of the model is there, long enough, and in its folder.
 
     Raises: ModelError if one is not.
     """
-    folder = path.parent.resolve()
     for tensor in external_tensors(model):
         location = Path(os.fspath(tensor.location))
-        file = (folder / location).resolve()
-        if location.is_absolute() or ".." in location.parts or not file.is_relative_to(folder):
+        file = Path(tensor.base_dir) / location
+        if not _is_inside(location) or not lies_beside(file, path):
             raise ModelError(
                 f"tensor {tensor.name} lies outside the model's folder: {location}",
                 str(path),
@@ -72,6 +114,16 @@ def check_external(model: ir.Model, path: Path) -> None:
                 str(path),
                 "Copy it again",
             )
+
+
+def lies_beside(file: Path, model: Path) -> bool:
+    """Whether a file is really in the folder of the model, or in a folder below it.
+
+    A model that is a link itself, as in the cache of a model hub, has two folders: that of the link
+    and that of the real file. Links to data may lead into either.
+    """
+    folders = (model.parent.resolve(), model.resolve().parent)
+    return any(file.resolve().is_relative_to(folder) for folder in folders)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -96,8 +148,8 @@ def release(*tensors: Any) -> None:
 
 def size_on_disk(path: Path, model: ir.Model) -> int:
     """Bytes of the model file and of its external data files."""
-    locations = {Path(os.fspath(tensor.location)) for tensor in external_tensors(model)}
-    external = sum((path.parent / location).stat().st_size for location in locations)
+    files = {Path(tensor.base_dir, tensor.location) for tensor in external_tensors(model)}
+    external = sum(file.stat().st_size for file in files)
     return path.stat().st_size + external
 
 
@@ -115,7 +167,19 @@ def size_in_file(model: ir.Model) -> int:
     """Bytes that the model takes when it is written; of a large model, only its tensors count."""
     if is_large(model):
         return sum(tensor.nbytes for tensor in _initializers(model))
-    return int(ir.to_proto(model).ByteSize())
+    return int(to_proto(model).ByteSize())
+
+
+def save(model: ir.Model, path: Path, external_data: str | None = None) -> None:
+    """Write the model; with `external_data`, its tensors into a file of that name beside it."""
+    if external_data is None:
+        onnx.save(to_proto(ir.external_data.load_to_model(model)), path)
+        return
+    ir.save(model, path, external_data=external_data)
+    if has_held_types(model):
+        proto = onnx.load(path, load_external_data=False)
+        restore_types(proto, model)
+        onnx.save(proto, path)
 
 
 def serialized(model: ir.Model, folder: Path) -> tuple[bytes, Path | None]:
@@ -131,9 +195,9 @@ def serialized(model: ir.Model, folder: Path) -> tuple[bytes, Path | None]:
     in_memory = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
     if len(folders) > 1 or in_memory > MESSAGE_BYTES:
         path = folder / "model.onnx"
-        ir.save(model, path, external_data="tensors")
+        save(model, path, external_data="tensors")
         return path.read_bytes(), folder
-    return ir.to_proto(model).SerializeToString(), next(iter(folders), None)
+    return to_proto(model).SerializeToString(), next(iter(folders), None)
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:

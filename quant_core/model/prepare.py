@@ -19,6 +19,7 @@ from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.normalize import normalize
+from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.session import open_session, run, write_optimized
 
 OPSET_QDQ = 13  # the first with a per-channel DequantizeLinear
@@ -101,7 +102,7 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
     """
     copy = model.clone()
     held = _hold_large_tensors(copy)
-    raised = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(copy), version))
+    raised = from_proto(onnx.version_converter.convert_version(to_proto(copy), version))
     for value in list(raised.graph.inputs):
         if value.name in held:
             raised.graph.inputs.remove(value)
@@ -135,7 +136,7 @@ def _optimized(model: Path | ir.Model) -> ir.Model:
     The file is removed with the last of these tensors.
     """
     folder = _Folder()
-    folded = ir.load(write_optimized(model, folder.path, optimize="basic"))
+    folded = files.read(write_optimized(model, folder.path, optimize="basic"))
     if not files.is_large(folded):
         return ir.external_data.load_to_model(folded)
     for tensor in files.external_tensors(folded):

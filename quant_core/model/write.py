@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quant_core.errors import ModelError
 from quant_core.model.atomic import move_synced
-from quant_core.model.files import is_large
+from quant_core.model.files import is_large, save
 from quant_core.model.session import open_session
 
 
@@ -41,9 +41,9 @@ def write_model(model: ir.Model, output: Path) -> int:
 def _save(model: ir.Model, path: Path) -> None:
     """Write the file, and the file of its tensors if they do not fit into one message."""
     if is_large(model):
-        ir.save(model, path, external_data=f"{path.name}.data")
+        save(model, path, external_data=f"{path.name}.data")
     else:
-        ir.save(ir.external_data.load_to_model(model), path)
+        save(model, path)
 
 
 def _publish(new: Path, folder: Path) -> int:

@@ -1,0 +1,167 @@
+"""Between ONNX's messages and onnx_ir, which cannot hold everything that a message can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from quant_core.errors import ModelError
+
+MAX_DENSE_BYTES = 1_900_000_000  # of a sparse tensor: protobuf holds 2 GB in a message
+TYPE = "quantmill.type"  # key of a value's type that onnx_ir cannot hold, in the value's meta
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """The model of a message, which is changed.
+
+    1. A sparse tensor becomes a dense one.
+    2. An input or output of the model whose type holds a map keeps this type beside it, for
+       `to_proto`. Inner values lose such types.
+    3. The domain `ai.onnx`, ONNX's own by its full name, becomes "".
+
+    Raises: ModelError if a sparse tensor is not valid, or too large when it is dense.
+    """
+    for graph in _graphs(proto):
+        _make_dense(graph)  # 1
+        _forget_maps(graph.value_info)
+    for function in proto.functions:
+        _make_constants_dense(function.node)
+        _forget_maps(function.value_info)
+    held = _hold_maps([*proto.graph.input, *proto.graph.output])  # 2
+    for imported in _opset_imports(proto):
+        if imported.domain == "ai.onnx":  # 3; onnx_ir does the same for nodes
+            imported.domain = ""
+    model = ir.from_proto(proto)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name in held:
+            value.meta[TYPE] = held[value.name]
+    return model
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The message of a model; external tensors stay where they are."""
+    proto = ir.to_proto(model)
+    restore_types(proto, model)
+    return proto
+
+
+def restore_types(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Edit the message in place: inputs and outputs get the types that onnx_ir could not hold."""
+    infos = (*proto.graph.input, *proto.graph.output)
+    values = (*model.graph.inputs, *model.graph.outputs)
+    for info, value in zip(infos, values, strict=True):
+        if TYPE in value.meta:
+            info.type.CopyFrom(value.meta[TYPE])
+
+
+def has_held_types(model: ir.Model) -> bool:
+    """Whether an input or output has a type that onnx_ir cannot hold."""
+    return any(TYPE in value.meta for value in (*model.graph.inputs, *model.graph.outputs))
+
+
+def external_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the message whose data lies in a file of its own."""
+    nodes = [node for function in proto.functions for node in function.node]
+    for graph in _graphs(proto):
+        nodes += graph.node
+        yield from _external(graph.initializer)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _external([attribute.t, *attribute.tensors])
+
+
+def _external(tensors: Any) -> Iterator[onnx.TensorProto]:
+    return (t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph and every graph inside a node, also of the model's functions."""
+    yield proto.graph
+    yield from _inside(proto.graph.node)
+    for function in proto.functions:
+        yield from _inside(function.node)
+
+
+def _inside(nodes: Any) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
+            for graph in graphs:
+                yield graph
+                yield from _inside(graph.node)
+
+
+def _opset_imports(proto: onnx.ModelProto) -> Iterator[onnx.OperatorSetIdProto]:
+    yield from proto.opset_import
+    for function in proto.functions:
+        yield from function.opset_import
+
+
+def _make_dense(graph: onnx.GraphProto) -> None:
+    """Edit in place: sparse initializers and sparse Constants of this graph become dense."""
+    graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
+    graph.ClearField("sparse_initializer")
+    _make_constants_dense(graph.node)
+
+
+def _make_constants_dense(nodes: Any) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                dense = _dense(attribute.sparse_tensor)
+                attribute.Clear()
+                attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
+                attribute.t.CopyFrom(dense)
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """The tensor with its zeros. Indices are flat, or one row of coordinates per value."""
+    name, shape = sparse.values.name, tuple(sparse.dims)
+    try:
+        values = numpy_helper.to_array(sparse.values)
+        indices = numpy_helper.to_array(sparse.indices)
+        size = int(np.prod(shape, dtype=object))
+        if size * values.itemsize > MAX_DENSE_BYTES:
+            raise ModelError(f"sparse tensor of shape {shape} is too large", name)
+        if indices.ndim == 2:
+            indices = np.ravel_multi_index(tuple(indices.T), shape)
+        dense = np.zeros(size, values.dtype)
+        dense[indices] = values
+        return numpy_helper.from_array(dense.reshape(shape), name)
+    except ModelError:
+        raise
+    except Exception as error:  # indices outside the shape, data of another length, ...
+        raise ModelError(
+            f"sparse tensor is not valid: {error}", name, "Export the model again"
+        ) from error
+
+
+def _hold_maps(infos: list[onnx.ValueInfoProto]) -> dict[str, onnx.TypeProto]:
+    """Edit in place: types that hold a map are taken out. Returns them by the value's name."""
+    held = {}
+    for info in infos:
+        if _holds_map(info.type):
+            held[info.name] = onnx.TypeProto()
+            held[info.name].CopyFrom(info.type)
+            info.ClearField("type")
+    return held
+
+
+def _forget_maps(infos: Any) -> None:
+    kept = [info for info in infos if not _holds_map(info.type)]
+    if len(kept) < len(infos):
+        del infos[:]
+        infos.extend(kept)
+
+
+def _holds_map(kind: onnx.TypeProto) -> bool:
+    """Whether the type is a map, or a sequence or optional of one; one without content counts."""
+    which = kind.WhichOneof("value")
+    if which in ("sequence_type", "optional_type"):
+        return _holds_map(getattr(kind, which).elem_type)
+    return bool(which == "map_type")

@@ -1,0 +1,124 @@
+"""What onnx_ir cannot hold survives reading and writing."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from quant_core.errors import ModelError
+from quant_core.model import files
+from quant_core.model.prepare import prepare
+from quant_core.model.proto import from_proto, to_proto
+from quant_core.model.write import write_model
+from tests.models import sketch
+
+
+def classifier() -> onnx.ModelProto:
+    """x (n, 4) -> MatMul -> Softmax -> ZipMap -> a sequence of maps."""
+    weight = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    model = sketch(
+        "(float[n, 4] x) => (float[n, 2] p) { m = MatMul(x, w) p = Softmax(m) }", {"w": weight}
+    )
+    node = helper.make_node(
+        "ZipMap", ["p"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[3, 7]
+    )
+    model.graph.node.append(node)
+    a_map = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+    kind = helper.make_sequence_type_proto(a_map)
+    model.graph.output.append(helper.make_value_info("maps", kind))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return model
+
+
+def sparse(values, indices, shape, name="w"):
+    return helper.make_sparse_tensor(
+        numpy_helper.from_array(np.asarray(values, np.float32), name),
+        numpy_helper.from_array(np.asarray(indices, np.int64), f"{name}_indices"),
+        shape,
+    )
+
+
+def test_a_type_that_holds_a_map_is_written_as_it_was_read():
+    original = classifier()
+
+    written = to_proto(from_proto(classifier()))
+
+    assert written.graph.output[1] == original.graph.output[1]
+
+
+def test_a_model_with_maps_is_prepared_and_written(tmp_path):
+    onnx.save(classifier(), tmp_path / "m.onnx")
+
+    write_model(prepare(tmp_path / "m.onnx"), tmp_path / "q.onnx")
+
+    x = np.ones((1, 4), np.float32)
+    runs = [
+        ort.InferenceSession(tmp_path / n).run(None, {"x": x})[1][0] for n in ("m.onnx", "q.onnx")
+    ]
+    assert runs[0].keys() == runs[1].keys()
+
+
+@pytest.mark.parametrize("indices", [[1, 4], [[0, 1], [1, 1]]], ids=["flat", "coordinates"])
+def test_a_sparse_initializer_is_read_as_a_dense_one(indices):
+    model = sketch("(float[n, 2] x) => (float[n, 3] y) { y = MatMul(x, w) }", {})
+    model.graph.sparse_initializer.append(sparse([5.0, 7.0], indices, (2, 3)))
+
+    read = from_proto(model)
+
+    expected = [[0, 5, 0], [0, 7, 0]]
+    assert read.graph.initializers["w"].const_value.numpy().tolist() == expected
+
+
+def test_a_sparse_constant_is_read_as_a_dense_one():
+    model = sketch("(float[n, 2] x) => (float[n, 3] y) { y = MatMul(x, w) }", {})
+    node = helper.make_node("Constant", [], ["w"], sparse_value=sparse([5.0], [5], (2, 3)))
+    model.graph.node.insert(0, node)
+
+    read = from_proto(model)
+
+    assert next(iter(read.graph)).attributes["value"].as_tensor().numpy()[1, 2] == 5
+
+
+@pytest.mark.parametrize("shape", [(1 << 20, 1 << 20), (2, 2)], ids=["too large", "too small"])
+def test_a_sparse_tensor_that_cannot_be_dense_is_refused(shape):
+    model = sketch("(float[n, 2] x) => (float[n, 3] y) { y = MatMul(x, w) }", {})
+    model.graph.sparse_initializer.append(sparse([5.0], [4], shape))
+
+    with pytest.raises(ModelError, match="sparse"):
+        from_proto(model)
+
+
+def test_the_full_name_of_onnx_s_domain_is_its_domain(tmp_path):
+    model = sketch("(float[n, 2] x) => (float[n, 2] y) { y = Relu(x) }", {})
+    model.opset_import[0].domain = "ai.onnx"
+    model.graph.node[0].domain = "ai.onnx"
+    onnx.save(model, tmp_path / "m.onnx")
+
+    read = files.load(tmp_path / "m.onnx")
+
+    assert read.graph.opset_imports == {"": 17}
+
+
+def test_data_of_a_linked_model_may_lie_beside_the_real_file(tmp_path):
+    """As in the cache of a model hub: links in one folder, files in another."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    weight = np.ones((4, 300), np.float32)
+    model = sketch("(float[n, 4] x) => (float[n, 300] y) { y = MatMul(x, w) }", {"w": weight})
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    for name, blob in (("m.onnx", "c0ffee"), ("m.data", "beef")):
+        (tmp_path / name).replace(blobs / blob)
+        (snapshot / name).symlink_to(blobs / blob)
+
+    loaded = files.load(snapshot / "m.onnx")
+
+    assert loaded.graph.initializers["w"].const_value.numpy().sum() == 1200
+    (snapshot / "m.data").unlink()
+    (snapshot / "m.data").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_bytes(bytes(4800))
+    with pytest.raises(ModelError, match="outside"):
+        files.load(snapshot / "m.onnx")
