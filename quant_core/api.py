@@ -273,4 +273,4 @@ def benchmark_model(
 
 def _open(model: str | Path, spec: SampleSpec) -> Samples:
     """The samples of `spec` for the model in that file."""
-    return open_samples(spec, input_specs(Path(model)))
+    return open_samples(spec, input_specs(Path(model)), Path(model))

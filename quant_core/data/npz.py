@@ -146,8 +146,8 @@ def _open(stream: IO[bytes], size: int, where: str, *, resident: bool) -> Array:
         if dtype.kind not in "biufU":
             raise DataError(f"holds {dtype}, not numbers", where, PLAIN)
         count = math.prod(shape)
-        if count == 0 or min(shape, default=1) < 0:
-            raise DataError(f"is empty: its shape is {shape}", where, "At least one sample")
+        if min(shape, default=1) < 0:
+            raise DataError(f"has the shape {shape}", where, EXPORT)
         offset = stream.tell()
         nbytes = count * dtype.itemsize
         if offset + nbytes > size:

@@ -12,18 +12,18 @@ import numpy as np
 import onnxruntime as ort
 
 from quant_core.data.npz import read_arrays
+from quant_core.data.random_feeds import RandomSource, random_source
 from quant_core.data.sources import (
     ArraySource,
     Feed,
     InputSpec,
-    RandomSource,
     Source,
     by_name,
     did_you_mean,
     hash_array,
     open_source,
 )
-from quant_core.data.spec import SampleLabels, SampleSpec
+from quant_core.data.spec import RANDOM, SampleLabels, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import Model, open_session
 
@@ -141,8 +141,12 @@ def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
     return specs
 
 
-def open_samples(spec: SampleSpec, inputs: Sequence[InputSpec]) -> Samples:
+def open_samples(
+    spec: SampleSpec, inputs: Sequence[InputSpec], model: Path | None = None
+) -> Samples:
     """The samples of `spec` for a model that takes `inputs`; open samples stay as they are.
+
+    model  the file that random samples are drawn for: with them it runs and its outputs are finite
 
     Values that the model's dtype holds exactly are converted (uint8 to float32, int64 to int32),
     floats are rounded to narrower floats, anything else is refused.
@@ -153,7 +157,11 @@ def open_samples(spec: SampleSpec, inputs: Sequence[InputSpec]) -> Samples:
     if isinstance(spec.source, Samples):
         return spec.source
     pinned = _pinned(inputs, spec.shape)
-    source = open_source(spec.source, pinned, spec.count, spec.seed)
+    source: Source
+    if isinstance(spec.source, str) and spec.source == RANDOM:
+        source = random_source(pinned, spec.count, spec.seed, model)
+    else:
+        source = open_source(spec.source, pinned)
     if not source.length:
         raise DataError("holds no samples", source.name, "At least one")
     labels = None if spec.labels is None else _labels(spec.labels, source)
@@ -207,6 +215,8 @@ def _fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
         raise DataError(f"has shape {array.shape}", where, f"The model takes {spec}")
     array = _cast(array, spec, where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if _masks(array, spec):
+            return array
         bad = np.argwhere(~np.isfinite(array))
         first = tuple(map(int, bad[0]))
         raise DataError(
@@ -216,6 +226,13 @@ def _fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
             "Repair or drop this sample",
         )
     return array
+
+
+def _masks(array: np.ndarray, spec: InputSpec) -> bool:
+    """Whether -inf, which Softmax makes 0, hides positions: others are 0, or the name says it."""
+    shown = array[array != -np.inf]
+    is_bias = any(word in spec.name.lower() for word in ("mask", "bias"))
+    return bool(np.isfinite(shown).all() and (is_bias or not shown.any()))
 
 
 def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:

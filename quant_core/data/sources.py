@@ -1,4 +1,4 @@
-"""Sources of feeds: files, arrays, Python objects and random numbers.
+"""Sources of feeds: files, arrays and Python objects.
 
 A source gives feeds by position; they are not yet checked against the model.
 """
@@ -6,7 +6,7 @@ A source gives feeds by position; they are not yet checked against the model.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,15 +14,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
-from quant_core.data.spec import RANDOM
 from quant_core.errors import DataError
 
 Feed = dict[str, np.ndarray]
 T = TypeVar("T")
-
-RANDOM_COUNT = 16
-RANDOM_SIDE = 224  # of a symbolic spatial axis of an image (rank 4)
-RANDOM_LENGTH = 32  # of any other symbolic axis that is not the batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +57,12 @@ class Source(Protocol):
     def hash_into(self, update: Callable[[bytes], None]) -> None: ...
 
 
-def open_source(source: Any, inputs: tuple[InputSpec, ...], count: int | None, seed: int) -> Source:
-    """The source that a SampleSpec names; `count` and `seed` are of random feeds.
+def open_source(source: Any, inputs: tuple[InputSpec, ...]) -> Source:
+    """The source that a SampleSpec names, if that is not random.
 
     Raises: DataError if the source is of no known kind, cannot be read, or does not have the
     inputs' names, ranks and numbers of samples.
     """
-    if isinstance(source, str) and source == RANDOM:
-        return _random(inputs, count or RANDOM_COUNT, seed)
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
@@ -181,31 +174,6 @@ class FeedSource:
                 hash_array(name, np.asarray(array), update)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RandomSource:
-    """Feeds drawn from (seed, position), so that they are the same in any shards."""
-
-    inputs: Sequence[InputSpec]
-    shapes: Mapping[str, tuple[int, ...]]
-    seed: int
-    length: int
-    name: str = "random"
-
-    def read(self, position: int) -> Feed:
-        rng = np.random.default_rng([self.seed, position])
-        return {spec.name: _draw(spec, self.shapes[spec.name], rng) for spec in self.inputs}
-
-    def where(self, position: int) -> str:
-        return f"random sample {position}"
-
-    def size(self, position: int) -> int:
-        return max((spec.batch for spec in self.inputs), default=1)
-
-    def hash_into(self, update: Callable[[bytes], None]) -> None:
-        shapes = [(str(spec), self.shapes[spec.name]) for spec in self.inputs]
-        update(repr(("random", self.seed, shapes)).encode())
-
-
 def _folder(path: Path, inputs: tuple[InputSpec, ...]) -> FileSource:
     files = [p for p in path.iterdir() if p.suffix in (".npz", ".npy")]
     visible = sorted(p for p in files if not p.name.startswith("."))
@@ -267,42 +235,6 @@ def _step(array: Array, spec: InputSpec, where: str) -> int | None:
     raise DataError(
         f"has shape {array.shape}", f"{where}, {spec.name}", f"Samples of {spec}, or one axis more"
     )
-
-
-def _random(inputs: tuple[InputSpec, ...], count: int, seed: int) -> RandomSource:
-    batch_symbols = {spec.shape[0] for spec in inputs if spec.shape} - {None}
-    shapes = {}
-    for spec in inputs:
-        if spec.dtype.kind == "U":
-            raise DataError(
-                "takes text, for which there is no random", spec.name, "Give real samples"
-            )
-        shapes[spec.name] = _random_shape(spec, batch_symbols)
-    feeds = count // max((spec.batch for spec in inputs), default=1)
-    return RandomSource(inputs, shapes, seed, max(1, feeds))
-
-
-def _random_shape(spec: InputSpec, batch_symbols: Set[int | str | None]) -> tuple[int, ...]:
-    """The input's shape with 1 for an open batch axis, and a usual length for other open axes."""
-    length = RANDOM_SIDE if len(spec.shape) == 4 else RANDOM_LENGTH
-    sizes = []
-    for axis, size in enumerate(spec.shape):
-        if isinstance(size, int):
-            sizes.append(size)
-        elif axis == 0 or size in batch_symbols:
-            sizes.append(1)
-        else:
-            sizes.append(length)
-    return tuple(sizes)
-
-
-def _draw(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    if spec.dtype.kind == "f":
-        return rng.standard_normal(shape).astype(spec.dtype)
-    if "mask" in spec.name.lower():
-        return np.ones(shape, spec.dtype)  # a row that is masked altogether is NaN in many models
-    high = 256 if spec.dtype == np.uint8 else 2  # an index of 0 or 1 is in any table
-    return rng.integers(0, high, shape).astype(spec.dtype)
 
 
 def by_name(arrays: Mapping[str, T], inputs: Sequence[InputSpec], where: str) -> Mapping[str, T]:

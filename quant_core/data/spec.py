@@ -28,8 +28,8 @@ class SampleSpec:
     source  .npy              the samples of a single-input model
             .npz              one array per input (a single-input model: any name)
             folder of them    one feed per file, in the order of the names, fed as stored
-            "random"          seeded normal floats, 0 or 1 for integers; to try a model, not to
-                              calibrate it
+            "random"          seeded values that the model runs on: normal floats, indices within
+                              tables, lengths, masks; to try a model, not to calibrate it
             array, mapping of arrays, iterable of feeds: the same, from Python
             If an array has the input's rank, its first axis is the sample, and each feed takes as
             many samples as the model's batch axis is fixed to (else 1; a remainder is left out).
@@ -42,7 +42,7 @@ class SampleSpec:
             axis may be left out
     seed    of random samples
 
-    Raises: DataError if count is below 1, seed below 0, or a size is not a positive whole number.
+    Raises: DataError if count is below 1, seed below 0, or a size is not a whole number.
     """
 
     source: SampleSource = RANDOM
@@ -58,8 +58,8 @@ class SampleSpec:
             raise DataError(f"seed is {self.seed}", hint="0 or more")
         shapes = self.shape.values() if isinstance(self.shape, Mapping) else [self.shape or ()]
         for sizes in shapes:
-            if not all(isinstance(size, int) and size > 0 for size in sizes):
-                raise DataError(f"is {list(sizes)}", "shape", "Sizes are positive whole numbers")
+            if not all(isinstance(size, int) and size >= 0 for size in sizes):
+                raise DataError(f"is {list(sizes)}", "shape", "Sizes are whole numbers")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, if the source and the labels are paths; `from_dict` reads them."""

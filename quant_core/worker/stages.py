@@ -129,7 +129,8 @@ def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, i
 def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
     """The latency of the quantized model beside its original's, on the first of the samples."""
     spec = SampleSpec.from_dict(samples or {})
-    feeds = open_samples(replace(spec, count=1, labels=None), input_specs(Path(model)))
+    path = Path(model)
+    feeds = open_samples(replace(spec, count=1, labels=None), input_specs(path), path)
     timing = api.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds)
     return {"timing": timing.to_dict()}
 
@@ -146,7 +147,8 @@ STAGES: dict[str, Callable[..., Row]] = {
 
 def _open(model: str, samples: Row) -> Samples:
     """The samples of a request, for the model in that file."""
-    return open_samples(SampleSpec.from_dict(samples), input_specs(Path(model)))
+    path = Path(model)
+    return open_samples(SampleSpec.from_dict(samples), input_specs(path), path)
 
 
 def _measure_noise(

@@ -562,7 +562,7 @@ def test_feeds_that_are_no_mappings_are_refused():
     [
         ({"count": 0}, "count is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"shape": [1, 0]}, r"is \[1, 0\]"),
+        ({"shape": [1, -1]}, r"is \[1, -1\]"),
         ({"shape": {"x": [1, -2]}}, r"is \[1, -2\]"),
     ],
 )

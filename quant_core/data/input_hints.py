@@ -1,0 +1,186 @@
+"""What a model's graph and names say about the values that its inputs take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.data.sources import InputSpec
+from quant_core.errors import ModelError
+from quant_core.model import graph
+
+LENGTH = re.compile(r"(^|[^a-z])(len|lens|length|lengths|num_frames|num_steps)([^a-z]|$)|lengths?$")
+MASK = re.compile(r"mask")
+AUDIO = re.compile(r"audio|wav|waveform|speech|pcm|signal|sound")
+SAMPLE_RATE = re.compile(r"^sr$|sampl(e|ing)_?rate|sample_?freq")
+FACTOR = re.compile(r"scale|speed|temperature|alpha|threshold|rate|strength|ratio|weight")
+# Operators whose output holds values of that input, unchanged; () stands for any input.
+PASSES_ON: dict[str, tuple[int, ...]] = {
+    "Cast": (0,),
+    "Identity": (0,),
+    "Unsqueeze": (0,),
+    "Squeeze": (0,),
+    "Reshape": (0,),
+    "Transpose": (0,),
+    "Slice": (0,),
+    "Expand": (0,),
+    "Flatten": (0,),
+    "Split": (0,),
+    "Tile": (0,),
+    "Gather": (0,),
+    "Clip": (0,),
+    "Concat": (),
+    "Where": (1, 2),
+}
+# Operator -> position of indices -> position of the table that they index.
+TABLES = {
+    "Gather": {1: 0},
+    "GatherElements": {1: 0},
+    "ScatterElements": {1: 0},
+    "EmbedLayerNormalization": {0: 2, 1: 4},
+}
+LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
+COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is known about the values of an input.
+
+    below      the size of the table that values index; a symbol if it is that of an open axis
+    is_length  values count the steps of another input
+    is_mask    values say which positions count
+    top        the largest value, where inputs are not centred on 0 (255 if the graph divides by it)
+    choices    the texts that the model knows
+    value      the one value that makes sense
+    """
+
+    below: int | str | None = None
+    is_length: bool = False
+    is_mask: bool = False
+    is_audio: bool = False
+    top: float | None = None
+    choices: tuple[str, ...] = ()
+    value: float | None = None
+
+
+def named_hint(spec: InputSpec) -> Hint:
+    """The hint that the input's name gives."""
+    name = spec.name.lower()
+    if MASK.search(name):
+        return Hint(is_mask=True)
+    if spec.dtype.kind in "iu":
+        if SAMPLE_RATE.search(name):
+            return Hint(value=16000)
+        return Hint(is_length=bool(LENGTH.search(name)))
+    if spec.dtype.kind == "f":
+        is_small = all(isinstance(size, int) for size in spec.shape) and len(spec.shape) <= 1
+        if is_small and FACTOR.search(name):
+            return Hint(top=1.0)
+        return Hint(is_audio=bool(AUDIO.search(name)) and len(spec.shape) <= 3)
+    return Hint()
+
+
+def input_hints(model: ir.Model, inputs: tuple[InputSpec, ...]) -> dict[str, Hint]:
+    """A hint for every input, by its name; what the graph says goes before what the name says."""
+    values = {str(value.name): value for value in model.graph.inputs}
+    hints = {}
+    for spec in inputs:
+        hint = named_hint(spec)
+        if spec.name in values:
+            kind = spec.dtype.kind
+            look = _text_hint if kind == "U" else _float_hint if kind == "f" else _index_hint
+            hint = look(values[spec.name], hint)
+        hints[spec.name] = hint
+    return hints
+
+
+def _index_hint(source: ir.Value, hint: Hint) -> Hint:
+    """The hint of whole numbers: the smallest table that they index, or that they are lengths."""
+    below, is_length = hint.below, hint.is_length
+    for node, position, value in _readers(source):
+        if node.op_type in TABLES and position in TABLES[node.op_type]:
+            table = node.inputs[TABLES[node.op_type][position]]
+            size = _size(table, int(graph.attribute(node, "axis", 0)))
+            if isinstance(size, int) and isinstance(below, int):
+                below = min(below, size)
+            elif size is not None:
+                below = size if not isinstance(below, int) else below
+        if node.op_type == "OneHot" and position == 0:
+            depth = graph.constant(node.inputs[1])
+            below = int(depth.reshape(-1)[0]) if depth is not None else below
+        if LENGTH_INPUTS.get(node.op_type) == position:
+            is_length = True
+        if node.op_type in COMPARISONS and not any(
+            graph.is_constant(v) for v in node.inputs if v is not value
+        ):
+            is_length = is_length or below is None
+    return replace(hint, below=below, is_length=is_length)
+
+
+def _float_hint(source: ir.Value, hint: Hint) -> Hint:
+    """The hint of floats: 255 where the graph itself brings pixels to a small range."""
+    for node, _, _ in _readers(source):
+        number = next(
+            (abs(n) for v in node.inputs[1:] if (n := _number(v)) is not None and n), None
+        )
+        if number is None:
+            continue
+        divides = node.op_type == "Div" and number > 100
+        scales = node.op_type == "Mul" and number < 0.01
+        shifts = node.op_type == "Sub" and number > 50
+        if divides or scales or shifts:
+            return replace(hint, top=255.0)
+    return hint
+
+
+def _text_hint(source: ir.Value, hint: Hint) -> Hint:
+    """The hint of texts: those that the graph looks up."""
+    for node, _, _ in _readers(source):
+        for name in ("keys_strings", "cats_strings", "classes_strings"):
+            keys = graph.attribute(node, name, ())
+            if keys:
+                texts = (k.decode() if isinstance(k, bytes) else str(k) for k in keys)
+                return replace(hint, choices=tuple(texts))
+    return hint
+
+
+def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:
+    """(node, position, value) wherever the input's values are read; each value is seen once."""
+    seen, waiting = {source}, [source]
+    while waiting:
+        value = waiting.pop()
+        for use in value.uses():
+            node, position = use.node, use.idx
+            yield node, position, value
+            positions = PASSES_ON.get(node.op_type)
+            if positions is not None and (not positions or position in positions):
+                new = [output for output in node.outputs if output not in seen]
+                seen.update(new)
+                waiting += new
+
+
+def _size(table: ir.Value | None, axis: int) -> int | str | None:
+    """The size of a table along an axis, a symbol if it is open, None if it is not known."""
+    if table is None:
+        return None
+    shape = table.const_value.shape if table.const_value is not None else table.shape
+    if shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    size = shape[axis]
+    return size if isinstance(size, int) else size.value
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """The mean of a small constant, which may be that of a Constant node."""
+    if value is None or value.const_value is None or value.const_value.size > 4:
+        return None
+    try:
+        array = np.asarray(value.const_value.numpy())
+    except Exception as error:
+        raise ModelError(f"tensor {value.name} cannot be read: {error}") from error
+    return float(array.mean()) if array.dtype.kind == "f" and array.size else None

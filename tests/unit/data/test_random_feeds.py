@@ -1,0 +1,177 @@
+"""Random samples fit their model: they index within tables, and what comes out is finite."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from quant_core.data.samples import InputSpec, Samples, input_specs, open_samples
+from quant_core.data.spec import SampleSpec
+from quant_core.errors import DataError
+from quant_core.model.session import open_session, run
+from tests.models import sketch
+
+TABLE = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+
+
+def drawn(path, model: onnx.ModelProto, **options) -> Samples:
+    onnx.save(model, path / "model.onnx")
+    file = path / "model.onnx"
+    return open_samples(SampleSpec("random", **options), input_specs(file), file)
+
+
+def outputs(path, samples: Samples) -> list[np.ndarray]:
+    session = open_session(path / "model.onnx")
+    return [output for feed in samples for output in run(session, feed)]
+
+
+def named(name, dtype, *shape) -> np.ndarray:
+    """The first sample of one input, by its name alone."""
+    return open_samples(SampleSpec(), [InputSpec(name, np.dtype(dtype), shape)])[0][name]
+
+
+def test_indices_use_all_of_their_table_and_nothing_else(tmp_path):
+    text = "(int64[n, t] ids) => (float[n, t, 8] y) { u = Identity(ids) y = Gather(table, u) }"
+
+    samples = drawn(tmp_path, sketch(text, {"table": TABLE}))
+
+    assert set(np.concatenate([feed["ids"].ravel() for feed in samples])) == set(range(5))
+
+
+def test_the_smallest_table_bounds_an_input_that_indexes_two(tmp_path):
+    text = """(int64[n, t] ids) => (float[n, t, 8] y)
+        { a = Gather(table, ids) b = Gather(small, ids) y = Add(a, b) }"""
+
+    samples = drawn(tmp_path, sketch(text, {"table": TABLE, "small": TABLE[:3]}))
+
+    assert max(feed["ids"].max() for feed in samples) == 2
+
+
+def test_a_table_that_is_an_input_bounds_its_indices(tmp_path):
+    text = (
+        "(float[num_atoms, 8] atoms, int64[edges] to) => (float[m, 8] y) { y = Gather(atoms, to) }"
+    )
+
+    samples = drawn(tmp_path, sketch(text))
+
+    assert samples[0]["atoms"].shape == (32, 8)
+    assert max(feed["to"].max() for feed in samples) > 1
+    assert outputs(tmp_path, samples)
+
+
+def test_lengths_count_the_steps_of_the_other_input(tmp_path):
+    text = """(float[n, t, 4] x, int64[n] lengths) => (float[n, 4] y)
+        { s = ReduceSum<keepdims = 0>(x, axis) f = Cast<to = 1>(lengths) g = Unsqueeze(f, axis)
+          y = Div(s, g) }"""
+
+    samples = drawn(tmp_path, sketch(text, {"axis": np.array([1])}))
+
+    assert samples[0]["lengths"].tolist() == [32]
+    assert all(np.isfinite(output).all() for output in outputs(tmp_path, samples))
+
+
+def test_the_lengths_of_a_recurrent_network_are_known_by_their_place(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(1, 4, 3)).astype(np.float32),
+        "r": rng.normal(size=(1, 4, 4)).astype(np.float32),
+    }
+    text = """(float[t, 1, 3] x, int32[1] many) => (float[t, 1, 1, 4] y)
+        { y = RNN<hidden_size = 4>(x, w, r, , many) }"""
+
+    samples = drawn(tmp_path, sketch(text, weights))
+
+    assert samples[0]["many"].tolist() == [samples[0]["x"].shape[0]]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"), [("sub = Sub(one, mask)", 1), ("sub = Identity(mask)", 0)]
+)
+def test_a_mask_shows_everything_whichever_way_it_means_that(tmp_path, hidden, expected):
+    """Masked altogether, the Softmax is NaN."""
+    text = f"""(float[n, t] x, float[n, t] mask) => (float[n, t] y)
+        {{ {hidden} is = Greater(sub, half) shifted = Sub(x, inf) p = Where(is, shifted, x)
+           y = Softmax(p) }}"""
+    numbers = {"one": 1.0, "half": 0.5, "inf": np.inf}
+
+    samples = drawn(
+        tmp_path, sketch(text, {k: np.array(v, np.float32) for k, v in numbers.items()})
+    )
+
+    assert samples[0]["mask"].min() == samples[0]["mask"].max() == expected
+    assert all(np.isfinite(output).all() for output in outputs(tmp_path, samples))
+
+
+def test_axes_that_belong_together_have_sizes_that_fit(tmp_path):
+    """A decoder with past keys: the mask covers the past and what is new."""
+    text = """(int64[n, seq] ids, float[n, past, 8] past_k, float[n, "past + seq", 8] all)
+        => (float[n, m, 8] y)
+        { e = Gather(table, ids) k = Concat<axis = 1>(past_k, e) y = Add(k, all) }"""
+    model = sketch(text.replace('"past + seq"', "total"), {"table": TABLE})
+    model.graph.input[2].type.tensor_type.shape.dim[1].dim_param = "past + seq"
+
+    feed = drawn(tmp_path, model)[0]
+
+    assert feed["all"].shape[1] == feed["past_k"].shape[1] + feed["ids"].shape[1]
+
+
+def test_other_sizes_are_tried_until_the_model_runs(tmp_path):
+    kernel = np.ones((2, 1, 400), np.float32)
+    text = "(float[n, 1, t] x) => (float[n, 2, m] y) { y = Conv<strides = [160]>(x, w) }"
+
+    samples = drawn(tmp_path, sketch(text, {"w": kernel}))
+
+    assert samples[0]["x"].shape[2] >= 400
+
+
+def test_a_model_that_no_sample_fits_is_an_error_that_says_why(tmp_path):
+    text = (
+        "(float[n, t] x) => (float[n, 2] y) { a = MatMul(x, w3) b = MatMul(x, w5) y = Add(a, b) }"
+    )
+    weights = {f"w{k}": np.ones((k, 2), np.float32) for k in (3, 5)}
+
+    with pytest.raises(DataError, match="no random sample fits"):
+        drawn(tmp_path, sketch(text, weights))
+
+
+def test_texts_come_from_the_table_that_looks_them_up(tmp_path):
+    model = sketch("(int64[n] i) => (float[n, 8] y) { y = Gather(table, i) }", {"table": TABLE})
+    keys = [b"red", b"green"]
+    node = helper.make_node(
+        "LabelEncoder",
+        ["colour"],
+        ["i"],
+        domain="ai.onnx.ml",
+        keys_strings=keys,
+        values_int64s=[0, 4],
+    )
+    model.graph.node.insert(0, node)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    model.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("colour", TensorProto.STRING, ["n"])
+    )
+
+    samples = drawn(tmp_path, model, count=20)
+
+    assert {str(text) for feed in samples for text in feed["colour"]} == {"red", "green"}
+
+
+def test_pixels_that_the_model_divides_by_255_are_pixels(tmp_path):
+    text = "(float[n, 3, 32, 32] x) => (float[n, 3, 32, 32] y) { y = Div(x, top) }"
+
+    samples = drawn(tmp_path, sketch(text, {"top": np.array(255, np.float32)}))
+
+    assert 200 < samples[0]["x"].max() <= 255
+    assert samples[0]["x"].min() >= 0
+
+
+def test_names_say_what_no_graph_says():
+    audio = named("waveform", "float32", "N", "T")
+
+    assert np.abs(audio).max() <= 0.5
+    assert named("sr", "int64") == 16000
+    assert named("attention_mask", "int64", "N", "T").all()
+    assert 0.5 <= named("length_scale", "float32", 1) <= 1
+    assert named("use_cache_branch", "bool", 1).dtype == bool
