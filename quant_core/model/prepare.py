@@ -21,6 +21,7 @@ from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.normalize import normalize
 from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.session import open_session, run, write_optimized
+from quant_core.model.to_float32 import to_float32
 
 OPSET_QDQ = 13  # the first with a per-channel DequantizeLinear
 OPSET_RAISED = 17  # what an older model is raised to
@@ -29,44 +30,53 @@ IR_VERSION = 8  # of opset 17
 IR_VERSION_INT4 = 10  # of opset 21
 CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
+SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 8 bits
 
 
 def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()) -> ir.Model:
     """A model that computes the same with fewer nodes, normalized and ready for `make_plan`.
 
-    1. An opset below 13 is raised to 17 with ONNX's version converter.
-    2. onnxruntime's BASIC optimizer folds constants and batch norms; its output is portable ONNX.
-    3. Hard sigmoids that are spelled out become HardSigmoid (fuse_hard_sigmoid.py).
-    4. A Pad before a Conv that the optimizer did not merge stays a Pad: merged, the Conv may be
+    1. A model whose weights are float16, bfloat16 or double computes in float32 (to_float32.py).
+    2. An opset below 13 is raised to 17 with ONNX's version converter.
+    3. onnxruntime's BASIC optimizer folds constants and batch norms; its output is portable ONNX.
+       It leaves nodes alone that quantize and dequantize.
+    4. Hard sigmoids that are spelled out become HardSigmoid (fuse_hard_sigmoid.py).
+    5. A Pad before a Conv that the optimizer did not merge stays a Pad: merged, the Conv may be
        slower.
-    5. If the outputs on `samples` differ by more than rounding, the model stays unfolded, and its
+    6. If the outputs on `samples` differ by more than rounding, the model stays unfolded, and its
        metadata says so.
 
-    Raises: ModelError if the file is not a model, is quantized already, or its opset cannot be
-    raised.
+    Raises: ModelError if the file is not a model, if its opset cannot be raised, or if its outputs
+    on `samples` need double.
     """
     path = Path(path)
     model = files.load(path)
-    if graph.is_quantized(model):
-        raise ModelError(
-            "the model is quantized already", str(path), "Start from its float original"
-        )
+    source: Path | ir.Model = path
+    converted = to_float32(model)  # 1
+    if converted:
+        source = model
     if graph.opset(model) < OPSET_QDQ:
-        model = raise_opset(model, OPSET_RAISED, path)  # 1
-        folded = _optimized(model)  # 2
-    else:
-        folded = _optimized(path)
+        source = model = raise_opset(model, OPSET_RAISED, path)  # 2
+    folded = _optimized(source)  # 3
     normalize(folded)
-    fuse_hard_sigmoid(folded)  # 3
-    worst_db = _least_sqnr_db(path, folded, list(samples))
-    if worst_db < SAME_DB:  # 5
+    fuse_hard_sigmoid(folded)  # 4
+    feeds = list(samples)
+    is_checked = bool(feeds) or not converted  # what has no kernel in bfloat16 has one in float32
+    worst_db = _least_sqnr_db(path, folded, feeds) if is_checked else np.inf
+    if ir.DataType.DOUBLE in converted and worst_db < SAME_DB:
+        raise ModelError(
+            f"needs double: computed in float32, its outputs change to {worst_db:.0f} dB",
+            str(path),
+            "Scale its inputs, or leave it as it is",
+        )
+    if worst_db < (SAME_AS_HALF_DB if converted else SAME_DB):  # 6
         normalize(model)
         problem = f"unfolded: folding changed the outputs to {worst_db:.0f} dB"
         model.metadata_props["quantmill.prepared"] = problem
         return model
     passes.DeduplicateHashedInitializersPass()(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
-    _keep_pads(folded)  # 4
+    _keep_pads(folded)  # 5
     folded.graph.opset_imports.setdefault("", graph.opset(model))
     return folded
 
@@ -145,7 +155,7 @@ def _optimized(model: Path | ir.Model) -> ir.Model:
 
 
 def _keep_pads(model: ir.Model) -> None:
-    """Edit in place (rule 4): a Conv with zero pads after a Pad gets auto_pad = VALID.
+    """Edit in place (rule 5): a Conv with zero pads after a Pad gets auto_pad = VALID.
 
         Pad -> Conv(pads = 0)  =  Pad -> Conv(auto_pad = VALID)
 

@@ -31,8 +31,18 @@ def why_not_float16(array: NDArray[Any]) -> str:
     return ""
 
 
-def float16_constants(model: ir.Model, weights: set[str]) -> dict[str, str]:
+def is_float16(array: NDArray[Any]) -> bool:
+    """Whether float16 holds each of these numbers exactly."""
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(array, array.astype(np.float16), equal_nan=True))
+
+
+def float16_constants(
+    model: ir.Model, weights: set[str], *, exactly: bool = False
+) -> dict[str, str]:
     """Float32 constants other than these weights -> "float16", or why they stay float32.
+
+    exactly  only numbers that float16 holds exactly; nothing is said of the others
 
     A number that becomes zero in float16 is harmless in a sum, but not in every operator (a
     divisor, say): where another operator reads the constant, no number may.
@@ -47,6 +57,10 @@ def float16_constants(model: ir.Model, weights: set[str]) -> dict[str, str]:
                 or array.dtype != np.float32
                 or array.size < MIN_ELEMENTS
             ):
+                continue
+            if exactly:
+                if is_float16(array):
+                    found[name] = FLOAT16
                 continue
             obstacle = why_not_float16(array)
             if not obstacle and np.any((array != 0) & (array.astype(np.float16) == 0)):

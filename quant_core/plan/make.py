@@ -15,7 +15,8 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
-from quant_core.numerics.float16 import FLOAT16, float16_constants, why_not_float16
+from quant_core.model.to_float32 import stores_float16
+from quant_core.numerics.float16 import FLOAT16, float16_constants, is_float16, why_not_float16
 from quant_core.numerics.gptq import parts_of
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
 from quant_core.numerics.round_nearest import block_width
@@ -85,15 +86,12 @@ def make_plan(
     choices = dict(choices or {})
     for name in choices.keys() & {str(n.name) for n in inner}:
         choices[name] = replace(choices[name], compute=None)  # branches compute in float
-    decide = _Decider(config, target, choices)
+    decide = _Decider(config, target, choices, stores_float16(model))
 
     weighted = {str(n.name): decide.node(n, config.mode) for n in own}  # 1
     weighted |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
     if not weighted:
-        raise ModelError(
-            "nothing to quantize: no Conv, Gemm, MatMul, recurrent or embedding weight in float32",
-            hint="A float16 model must be converted to float32 first",
-        )
+        raise _nothing_to_quantize(model)
     smallest = decide.smallest(weighted.values())  # 3
     weighted |= {
         str(n.name): decide.in_int8(n, weighted) for n in own + inner if n.name in smallest
@@ -114,6 +112,9 @@ def make_plan(
     }
     planned = {name for n in plans for name in n.weights}
     float16 = config.float_storage == FLOAT16
+    constants = {}
+    if float16 or stores_float16(model):
+        constants = float16_constants(model, planned, exactly=not float16)  # 6
     return QuantPlan(
         config=config,
         target=target.name,
@@ -121,7 +122,7 @@ def make_plan(
         activations=_activations(nodes, static),
         means=_means(nodes, weighted, config),
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
-        constants=float16_constants(model, planned) if float16 else {},  # 6
+        constants=constants,
         stored={node: choice.storage for node, choice in choices.items() if choice.storage},
     )
 
@@ -145,6 +146,25 @@ def replan(
             change.granularity or before.granularity,
         )
     return make_plan(model, plan.config, TARGETS[plan.target], choices, outliers=plan.outliers)
+
+
+def _nothing_to_quantize(model: ir.Model) -> ModelError:
+    """Why no node of the model has a weight that can be quantized."""
+    nodes = [node for g in graph.graphs_of(model) for node in g]
+    if graph.is_quantized(model):
+        return ModelError("the model is quantized already", hint="Start from its float original")
+    trees = next((n.op_type for n in nodes if n.op_type.startswith("TreeEnsemble")), None)
+    if trees is not None:
+        return ModelError(
+            f"nothing to quantize: {trees} compares with thresholds, and multiplies nothing",
+            hint="Trees are small and fast as they are",
+        )
+    others = sorted({n.op_type for n in nodes})
+    shown = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
+    return ModelError(
+        f"nothing to quantize: none of its operators ({shown}) has a weight of its own",
+        hint=f"Weights are constants of {', '.join(n for n in RULES if RULES[n].weights)}",
+    )
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
@@ -216,6 +236,7 @@ class _Decider:
     config: QuantConfig
     target: Target
     choices: Mapping[str, NodeChoice]
+    keeps_float16: bool
 
     def choice(self, node: str) -> NodeChoice:
         return self.choices.get(node, NO_CHOICE)
@@ -232,7 +253,7 @@ class _Decider:
             str(node.name),
             node.op_type,
             Compute.FLOAT,
-            Storage(config.float_storage),
+            self._float_storage(weights),
             names,
             elements,
         )
@@ -258,6 +279,12 @@ class _Decider:
         return self._rounded(
             replace(in_float, compute=compute, reason=reason), node, storage, choice
         )
+
+    def _float_storage(self, weights: list[ir.Value]) -> Storage:
+        """How weights that stay float are stored: float16 if the config or their file says so."""
+        if self.keeps_float16 and all(is_float16(graph.array(w)) for w in weights):
+            return Storage.FLOAT16
+        return Storage(self.config.float_storage)
 
     def smallest(self, plans: Iterable[NodePlan]) -> set[str]:
         """The smallest nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.

@@ -11,7 +11,6 @@ from onnx import numpy_helper
 
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
-from quant_core.model.prepare import prepare
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodeChoice, QuantPlan
@@ -205,16 +204,6 @@ def test_only_inputs_of_rounded_weights_need_means():
 def test_a_model_without_weights_has_nothing_to_quantize():
     with pytest.raises(ModelError, match="nothing to quantize"):
         plan_of(sketch("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }"))
-
-
-def test_a_float16_model_is_told_to_become_float32(tmp_path):
-    text = "(float16[n,4] x) => (float16[n,3] y) { y = MatMul(x, w) }"
-    onnx.save(sketch(text, {"w": np.ones((4, 3), np.float16)}), tmp_path / "half.onnx")
-
-    with pytest.raises(ModelError, match="float32") as caught:
-        make_plan(prepare(tmp_path / "half.onnx"), QuantConfig(), AVX2)
-
-    assert "float16" in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
