@@ -23,6 +23,8 @@ LENGTH = 32  # of any other open axis that is not the batch
 COARSE = 8  # patches along each side of a random image
 # Open axes named so are no batch, though they may come first.
 STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
+# Inputs named so carry a state from one run to the next: their open axes are the batch.
+STATE = re.compile(r"state|hidden|cell|(^|_)[hc]\d*($|_)")
 OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -36,6 +38,7 @@ class Strategy:
     """One way to draw.
 
     length    of open axes that are neither the batch nor a side of an image
+    is_alone  whether only the first input has open axes of that length, and all others of 1
     side      of open sides of an image
     masks     the value of every mask: 1 where that keeps a position, 0 where that does
     integers  the one value of all other whole numbers; None: what the hints allow
@@ -45,6 +48,7 @@ class Strategy:
     side: int = SIDE
     masks: int = 1
     integers: int | None = None
+    is_alone: bool = False
 
 
 STRATEGIES = (
@@ -59,6 +63,8 @@ STRATEGIES = (
     Strategy(length=1, side=128),
     Strategy(length=16000, side=320),
     Strategy(length=512, side=512, masks=0),
+    Strategy(is_alone=True),
+    Strategy(length=512, is_alone=True),
     Strategy(length=8, side=16, integers=0),
 )
 
@@ -133,7 +139,7 @@ def _distinct_sources(
     found: list[RandomSource] = []
     for strategy in STRATEGIES:
         sizes = _sizes(inputs, strategy)
-        shapes = {spec.name: _shape(spec, sizes, strategy) for spec in inputs}
+        shapes = {spec.name: _shape(spec, sizes, strategy, inputs) for spec in inputs}
         longest = _steps(inputs, shapes)
         ranges = {
             spec.name: _range(spec, shapes[spec.name], hints[spec.name], strategy, sizes, longest)
@@ -173,7 +179,7 @@ def _sizes(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
     """Symbol -> size. One symbol has one size, wherever it stands; sums of symbols add up.
 
     1. A symbol of a first axis is the batch, 1, unless its name says that it counts steps.
-    2. A symbol of an image (rank 4) is a side; any other is a length.
+    2. An open axis of an image (rank 4) is a side, of a state 1, any other a length.
     3. `a + b` has the sum of both sizes. `total...` has that of `past...` and of what is new.
     """
     symbols: dict[str, int] = {}
@@ -187,7 +193,7 @@ def _sizes(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
     for spec in inputs:
         for size in spec.shape:
             if isinstance(size, str) and size.isidentifier():
-                symbols.setdefault(size, _open_size(spec, size, strategy))
+                symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
     past = next((n for s, n in symbols.items() if "past" in s.lower()), 0)
     new = [s for s in symbols if "seq" in s.lower() and not re.search("past|total", s.lower())]
     for symbol in symbols:
@@ -201,8 +207,14 @@ def _sizes(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
     return symbols
 
 
-def _open_size(spec: InputSpec, symbol: str | None, strategy: Strategy) -> int:
-    is_side = len(spec.shape) == 4 and not (symbol and re.search("seq|len|past", symbol.lower()))
+def _open_size(
+    spec: InputSpec, symbol: str | None, strategy: Strategy, inputs: Sequence[InputSpec]
+) -> int:
+    name = "" if symbol is None else symbol.lower()
+    is_state = STATE.search(spec.name.lower()) and not STEPS.search(name)
+    if is_state or (strategy.is_alone and spec is not inputs[0]):
+        return 1
+    is_side = len(spec.shape) == 4 and not re.search("seq|len|past", name)
     return strategy.side if is_side else strategy.length
 
 
@@ -226,7 +238,12 @@ def _computed(text: str, symbols: Mapping[str, int], strategy: Strategy) -> int 
     return size if 0 < size <= 1 << 20 else None
 
 
-def _shape(spec: InputSpec, sizes: Mapping[str, int], strategy: Strategy) -> tuple[int, ...]:
+def _shape(
+    spec: InputSpec,
+    sizes: Mapping[str, int],
+    strategy: Strategy,
+    inputs: Sequence[InputSpec],
+) -> tuple[int, ...]:
     """The input's shape with a size for every open axis; 1 for a first axis without a symbol."""
     return tuple(
         size
@@ -235,7 +252,7 @@ def _shape(spec: InputSpec, sizes: Mapping[str, int], strategy: Strategy) -> tup
         if size is not None
         else 1
         if axis == 0
-        else _open_size(spec, None, strategy)
+        else _open_size(spec, None, strategy, inputs)
         for axis, size in enumerate(spec.shape)
     )
 

@@ -40,7 +40,7 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]) -
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """
     model = equalized_like(model, quantized)
-    nodes = {str(n.outputs[0].name): n for n in model.graph if n.op_type in RULES}
+    nodes = {str(graph.first_output(n).name): n for n in model.graph if n.op_type in RULES}
     shared = _shared_tensors(quantized, nodes.keys())
     visible = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
     inner = [name for name in shared if name not in visible]
@@ -48,6 +48,8 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]) -
     cumulative_session = open_session(quantized, outputs=inner, packed=False)
     types = {output.name: output.type for output in float_session.get_outputs()}
     shared = [name for name in shared if types[name] == "tensor(float)"]
+    if not shared:
+        return []
     isolated_session = open_session(_isolated(quantized, shared), packed=False)
     isolated_inputs = {i.name for i in isolated_session.get_inputs()}
 

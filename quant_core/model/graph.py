@@ -138,6 +138,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return default if found is None or found.value is None else found.value
 
 
+def first_output(node: ir.Node) -> ir.Value:
+    """The first output that is not left out: a recurrent node may write its last state alone."""
+    return next((value for value in node.outputs if value.name), node.outputs[0])
+
+
 # Edits: each edits in place and says so
 
 

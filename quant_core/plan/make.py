@@ -78,7 +78,7 @@ def make_plan(
     5. Activations that are quantized, and the inputs whose means or outliers matter.
     6. Other constants that are stored as float16.
 
-    Raises: ModelError if no node has a weight that can be quantized, or a weight holds NaN or inf.
+    Raises: ModelError if no node has a weight that can be quantized.
     """
     nodes = list(model.graph)
     own = [n for n in nodes if has_weights(n)]
@@ -268,8 +268,9 @@ class _Decider:
         if elements < config.min_elements:
             reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
             return _in_float(in_float, weights, reason)
-        for weight in weights:
-            _check_finite(weight, in_float.node)
+        broken = next((w for w in weights if not _is_finite(w)), None)
+        if broken is not None:
+            return _in_float(in_float, weights, f"{broken.name} holds NaN or inf")
         compute, reason = _choose_compute(node, self.target, mode, choice.compute)
         if storage is Storage.INT4:
             is_named = named is not None or choice.storage is not None
@@ -386,14 +387,10 @@ class _Decider:
         return ""
 
 
-def _check_finite(weight: ir.Value, node: str) -> None:
-    """Raises: ModelError if the weight holds NaN or inf."""
+def _is_finite(weight: ir.Value) -> bool:
     finite = np.isfinite(graph.array(weight)).all()
     files.release(weight.const_value)
-    if not finite:
-        raise ModelError(
-            f"weight {weight.name} holds NaN or inf", node, "Export the model again, or exclude it"
-        )
+    return bool(finite)
 
 
 def _in_float(planned: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:

@@ -175,6 +175,12 @@ def _why_not_gemm(node: ir.Node) -> str:
     return ""
 
 
+def _why_not_lstm(node: ir.Node) -> str:
+    if not all(graph.is_float_weight(node.inputs[i]) for i in (1, 2)):
+        return "a computed weight has no integer kernel"
+    return ""
+
+
 def _why_not_average_pool(node: ir.Node) -> str:
     if "dilations" in node.attributes:
         return "QLinearAveragePool does not load with dilations"
@@ -244,6 +250,7 @@ RULES: dict[str, Operator] = {
         layout=_recurrent_layout,
         computes=(Compute.DYNAMIC,),
         dynamic_pattern=DynamicPattern.LSTM,
+        obstacle=_why_not_lstm,
         integer_forms={"DynamicQuantizeLSTM": IntegerForm((1, 2), _dynamic_lstm_layout)},
     ),
     "GRU": _RECURRENT,

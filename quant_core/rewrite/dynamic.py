@@ -178,7 +178,9 @@ def write_lstm(write: Cursor, node: ir.Node, w: Rounded, r: Rounded) -> ir.Node:
         scales.append(write.constant(f"{name}_scale", scale))
         scales.append(write.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)))
     outputs = [
-        ir.Value(name=write.writer.free(f"{o.name}_lstm"), type=o.type, shape=o.shape)
+        ir.Value(
+            name=write.writer.free(f"{o.name}_lstm") if o.name else "", type=o.type, shape=o.shape
+        )
         for o in node.outputs
     ]
     new = ir.Node(
@@ -191,7 +193,8 @@ def write_lstm(write: Cursor, node: ir.Node, w: Rounded, r: Rounded) -> ir.Node:
     )
     write.insert(new)
     for old, fresh in zip(node.outputs, outputs, strict=True):
-        graph.replace_value(old, fresh)
+        if old.name:
+            graph.replace_value(old, fresh)
     return new
 
 

@@ -126,6 +126,23 @@ def test_other_sizes_are_tried_until_the_model_runs(tmp_path):
     assert samples[0]["x"].shape[2] >= 400
 
 
+def test_open_axes_of_a_state_are_the_batch(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(1, 4, 3)).astype(np.float32),
+        "r": rng.normal(size=(1, 4, 4)).astype(np.float32),
+    }
+    text = """(float[t, n, 3] x, float[1, m, 4] state) => (float[t, 1, n, 4] y)
+        { y = RNN<hidden_size = 4>(x, w, r, , , state) }"""
+    model = sketch(text, weights)
+    for axis, value in ((1, model.graph.input[0]), (1, model.graph.input[1])):
+        value.type.tensor_type.shape.dim[axis].ClearField("dim_param")
+
+    samples = drawn(tmp_path, model)
+
+    assert outputs(tmp_path, samples)
+
+
 def test_a_model_that_no_sample_fits_is_an_error_that_says_why(tmp_path):
     text = (
         "(float[n, t] x) => (float[n, 2] y) { a = MatMul(x, w3) b = MatMul(x, w5) y = Add(a, b) }"

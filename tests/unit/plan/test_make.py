@@ -218,3 +218,16 @@ def test_a_weight_that_is_not_finite_is_named(bad):
 
     assert caught.value.where == "conv"
     assert chosen(plan_of(model, exclude=["conv"]))["conv"] == ("float", "float32")
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_weight_that_is_not_finite_stays_float_and_others_do_not(tmp_path, bad):
+    text = "(float[n,4] x) => (float[n,4] y) { a = MatMul(x, u) y = MatMul(a, v) }"
+    weights = {name: np.ones((4, 4), np.float32) for name in "uv"}
+    weights["u"][1, 2] = bad
+    onnx.save(sketch(text, weights), tmp_path / "m.onnx")
+
+    plan = make_plan(prepare(tmp_path / "m.onnx"), QuantConfig(), AVX2)
+
+    assert [node.is_rounded for node in plan.nodes] == [False, True]
+    assert "u holds NaN or inf" in plan.nodes[0].reason
