@@ -206,28 +206,15 @@ def test_a_model_without_weights_has_nothing_to_quantize():
         plan_of(sketch("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }"))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_not_finite_is_named(bad):
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_weight_that_is_not_finite_stays_float_and_others_do_not(bad):
     model = tiny_cnn()
     w = numpy_helper.to_array(model.graph.initializer[0]).copy()
     w[3, 1, 0, 0] = bad
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(w, "w"))
 
-    with pytest.raises(ModelError, match="weight w") as caught:
-        plan_of(model)
+    plan = plan_of(model)
 
-    assert caught.value.where == "conv"
-    assert chosen(plan_of(model, exclude=["conv"]))["conv"] == ("float", "float32")
-
-
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_a_weight_that_is_not_finite_stays_float_and_others_do_not(tmp_path, bad):
-    text = "(float[n,4] x) => (float[n,4] y) { a = MatMul(x, u) y = MatMul(a, v) }"
-    weights = {name: np.ones((4, 4), np.float32) for name in "uv"}
-    weights["u"][1, 2] = bad
-    onnx.save(sketch(text, weights), tmp_path / "m.onnx")
-
-    plan = make_plan(prepare(tmp_path / "m.onnx"), QuantConfig(), AVX2)
-
-    assert [node.is_rounded for node in plan.nodes] == [False, True]
-    assert "u holds NaN or inf" in plan.nodes[0].reason
+    assert chosen(plan)["conv"] == ("float", "float32")
+    assert "w holds NaN or inf" in next(n.reason for n in plan.nodes if n.node == "conv")
+    assert chosen(plan)["gemm"][1] == "int8"
