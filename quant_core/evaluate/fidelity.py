@@ -150,7 +150,7 @@ class _OutputTally:
         self._add_decisions(want, got, labels)
 
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):  # MASK is inf in float16
             known = np.abs(want) < MASK
         w, g = want[known].astype(np.float64), got[known].astype(np.float64)
         self.lo = min(self.lo, w.min(initial=math.inf))

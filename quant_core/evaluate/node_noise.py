@@ -64,6 +64,9 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]) -
             x, alone, whole = exact[name], isolated.get(name + _COMPUTED), cumulative[name]
             if alone is None or not alone.shape == x.shape == whole.shape:
                 continue
+            finite = np.isfinite(x)  # a mask of -inf has no noise
+            if not finite.all():
+                x, alone, whole = x[finite], alone[finite], whole[finite]
             squares[name].append((_square(x), _square(alone - x), _square(whole - x)))
 
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -74,11 +75,22 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
         problem = f"unfolded: folding changed the outputs to {worst_db:.0f} dB"
         model.metadata_props["quantmill.prepared"] = problem
         return model
-    passes.DeduplicateHashedInitializersPass()(folded)
+    _deduplicate(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
     _keep_pads(folded)  # 5
     folded.graph.opset_imports.setdefault("", graph.opset(model))
     return folded
+
+
+def _deduplicate(model: ir.Model) -> None:
+    """Edit in place: equal initializers become one, except those that are outputs."""
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns on stderr of those that are outputs
+    try:
+        passes.DeduplicateHashedInitializersPass()(model)
+    finally:
+        log.setLevel(level)
 
 
 def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Model:

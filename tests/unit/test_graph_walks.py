@@ -1,0 +1,93 @@
+"""Every walk over a graph takes steps that grow as the graph does: counted, not timed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from quant_core.api import quantize_model, validate_model
+from quant_core.calibrate.equalize import scale_groups
+from quant_core.config import QuantConfig
+from quant_core.data.random_feeds import random_source
+from quant_core.data.samples import input_specs
+from quant_core.evaluate.saturation_check import saturating_nodes
+from quant_core.model.prepare import prepare
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.rewrite.apply import apply_plan
+from tests.models import sketch
+
+WIDTH = 8
+BLOCKS = (20, 100)
+
+
+def residual_attention(blocks: int) -> onnx.ModelProto:
+    """`blocks` blocks of x + attention(x), whose paths from end to start are exponentially many."""
+    rng = np.random.default_rng(0)
+    weights = {"scale": np.array(0.3, np.float32)}
+    lines = []
+    for i in range(blocks):
+        for kind in "qkvo":
+            weights[f"{kind}{i}"] = rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / WIDTH
+        lines.append(f"""
+            a{i} = MatMul(x{i}, q{i}) b{i} = MatMul(x{i}, k{i}) c{i} = MatMul(x{i}, v{i})
+            t{i} = Transpose<perm = [0, 2, 1]>(b{i}) d{i} = MatMul(a{i}, t{i})
+            e{i} = Mul(d{i}, scale) p{i} = Softmax(e{i}) f{i} = MatMul(p{i}, c{i})
+            g{i} = MatMul(f{i}, o{i}) x{i + 1} = Add(x{i}, g{i})""")
+    face = f"(float[n, 4, {WIDTH}] x0) => (float[n, 4, {WIDTH}] x{blocks})"
+    return sketch(f"{face} {{ {' '.join(lines)} }}", weights)
+
+
+def steps(call: Callable[[], Any]) -> int:
+    """How many functions of quant_core the call enters."""
+    count = 0
+
+    def enter(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        if event == "call" and "quant_core" in frame.f_code.co_filename:
+            count += 1
+
+    sys.setprofile(enter)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def walks(folder: Path, blocks: int) -> dict[str, Callable[[], Any]]:
+    """Each walk, on a graph of that many blocks."""
+    path = folder / f"{blocks}.onnx"
+    onnx.save(residual_attention(blocks), path)
+    model = prepare(path)
+    x = np.random.default_rng(1).normal(size=(2, 4, WIDTH)).astype(np.float32)
+    config, target = QuantConfig(mode="dynamic"), TARGETS["x86"]
+    plan = make_plan(model, config, target)
+    quantized = folder / f"{blocks}_q.onnx"
+    quantize_model(path, quantized, QuantConfig(mode="static"), calibration={"x0": x})
+    specs = tuple(input_specs(path))
+    return {
+        "prepare": lambda: prepare(path),
+        "plan": lambda: make_plan(model, config, target),
+        "rewrite": lambda: apply_plan(model, plan, None),
+        "equalize": lambda: list(scale_groups(model)),
+        "saturation": lambda: saturating_nodes(quantized),
+        "random samples": lambda: random_source(specs, 1, 0, path),
+        "validate": lambda: validate_model(path, quantized, {"x0": x}, detailed=True),
+    }
+
+
+def test_steps_grow_as_the_graph_does(tmp_path):
+    few, many = BLOCKS
+    counts = {
+        blocks: {n: steps(w) for n, w in walks(tmp_path, blocks).items()} for blocks in BLOCKS
+    }
+
+    growth = {name: counts[many][name] / counts[few][name] for name in counts[few]}
+    assert max(growth.values()) <= many / few, growth
