@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 import weakref
@@ -83,14 +82,10 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
 
 
 def _deduplicate(model: ir.Model) -> None:
-    """Edit in place: equal initializers become one, except those that are outputs."""
-    log = logging.getLogger("onnx_ir")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns on stderr of those that are outputs
-    try:
+    """Edit in place: equal initializers become one, unless an output is one of them."""
+    outputs = (v for inside in graph.graphs_of(model) for v in inside.outputs)
+    if not any(graph.is_constant(value) for value in outputs):  # onnx_ir warns of these on stderr
         passes.DeduplicateHashedInitializersPass()(model)
-    finally:
-        log.setLevel(level)
 
 
 def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Model:
