@@ -324,7 +324,9 @@ class _Decider:
         """
         compute = planned.compute
         granularity = self._granularity(node, storage, compute, choice)
-        if compute is Compute.BLOCKS and granularity not in KERNEL_BLOCKS:
+        # blocks that had to give way to other divisors of the columns are narrower or wider than asked
+        is_as_asked = granularity == PerBlock(self.config.block_size)
+        if compute is Compute.BLOCKS and not (is_as_asked and granularity in KERNEL_BLOCKS):
             compute = Compute.DYNAMIC
             granularity = self._granularity(node, storage, compute, choice)
         adds_pairs = compute in (Compute.STATIC, Compute.DYNAMIC) and not is_depthwise(node)

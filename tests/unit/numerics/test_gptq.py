@@ -123,7 +123,7 @@ def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
         pair_safe=True,
     )
     config = QuantConfig(bits=4, block_size=16)
-    plan = QuantPlan(config, "x86-avx2", (planned,), activations={}, means={})
+    plan = QuantPlan(config, "x86", (planned,), activations={}, means={})
     rounding = Rounding(plan, Statistics(gram_matrices={"gemm": np.stack([[np.eye(50)] * 2])}))
 
     found = rounding.integers(node, weight, planned).integers

@@ -130,8 +130,7 @@ def test_what_is_to_stay_float_stays_float_and_says_who_asked(options, float_nod
 
 def test_layer_bits_mix_four_and_eight():
     text = "(float[n,64] x) => (float[n,8] y) { a = Gemm(x, u) b = Relu(a) y = Gemm(b, v) }"
-    model = sketch(text,
-                   weights(u=(64, 64), v=(64, 8)))  # fmt: skip
+    model = sketch(text, weights(u=(64, 64), v=(64, 8)))
 
     assert chosen(plan_of(model, bits=8, layer_bits={"a": 4}))["a"] == ("static", "int4")
     assert chosen(plan_of(model, bits=4, layer_bits={"v": 8})) == {
@@ -169,8 +168,7 @@ def test_movers_are_static_between_static_neighbours_only():
     model = sketch(
         """(float[n,4,8,8] x) => (float[n,4,6,6] y, float[n,4,3,3] z) {
             first = MaxPool<kernel_shape = [3, 3]>(x) y = Conv(first, w, b)
-            last = AveragePool<kernel_shape = [4, 4]>(y)
-            z = Tanh(last)
+            last = AveragePool<kernel_shape = [4, 4]>(y) z = Tanh(last)
         }""".replace("[n,4,6,6]", "[n,4,h,k]"),
         weights(w=(4, 4, 1, 1), b=(4,)),
     )
