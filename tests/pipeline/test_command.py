@@ -85,7 +85,7 @@ def test_a_wrong_manifest_is_told_whole_with_exit_code_2_and_no_traceback(folder
 def test_one_model_is_stopped_in_a_word_and_leaves_nothing(folder, number, code):
     slow = (
         "import sys, time; from flows.cli.commands import main; from quant_core.model import write;"
-        "write.ir.save = lambda *a, **k: (print('writing', flush=True), time.sleep(60));"
+        "write.save = lambda *a, **k: (print('writing', flush=True), time.sleep(60));"
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [
