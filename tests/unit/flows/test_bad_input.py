@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from flows.cli.commands import main
 from tests.models import one_graph, tiny_cnn
@@ -211,18 +211,6 @@ def a_model_that_is_quantized_already(folder):
 def a_model_with_nothing_to_quantize(folder):
     onnx.save(one_graph([helper.make_node("Relu", ["x"], ["y"], "relu")], {}), folder / "relu.onnx")
     return quantizing("relu.onnx")
-
-
-@case(1, "NaN")
-def a_model_with_nan_weights(folder):
-    broken = tiny_cnn()
-    for tensor in broken.graph.initializer:
-        if tensor.name == "w":
-            tensor.CopyFrom(
-                numpy_helper.from_array(np.full((16, 3, 3, 3), np.nan, np.float32), "w")
-            )
-    onnx.save(broken, folder / "nan.onnx")
-    return quantizing("nan.onnx")
 
 
 @case(2, "cannot be made")
