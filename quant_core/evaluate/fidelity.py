@@ -273,8 +273,9 @@ def _decide(x: np.ndarray, axis: int | None, threshold: float | None) -> np.ndar
         return np.where(np.isnan(x).any(axis), -1, x.argmax(axis))
     if threshold is None:
         return x
-    if x.ndim >= 2:  # a class axis of size 1
-        x = x.squeeze(1 if x.ndim >= 4 else x.ndim - 1)
+    class_axis = 1 if x.ndim >= 4 else x.ndim - 1
+    if x.ndim >= 2 and x.shape[class_axis] == 1:
+        x = x.squeeze(class_axis)
     return np.where(np.isnan(x), -1, x > threshold)
 
 

@@ -22,6 +22,7 @@ from quant_core.model.proto import (
     to_proto,
 )
 
+OPSET_WITHOUT_NODES = 17  # of a model that has no node of ONNX's own and need not declare it
 MESSAGE_BYTES = 1_900_000_000  # of tensors in one file: protobuf holds 2 GB in a message
 
 
@@ -37,6 +38,8 @@ def load(path: str | Path) -> ir.Model:
         raise ModelError(problem, str(path), "Check the path")
     try:
         model = read(path)
+        if not any(not node.domain for graph in graphs_of(model) for node in graph):
+            model.graph.opset_imports.setdefault("", OPSET_WITHOUT_NODES)
         opset(model, str(path))
         if model.graph is None or not len(model.graph):
             raise ModelError(

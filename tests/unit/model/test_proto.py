@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from quant_core.api import quantize
 from quant_core.errors import ModelError
 from quant_core.model import files
 from quant_core.model.prepare import prepare
@@ -122,3 +123,14 @@ def test_data_of_a_linked_model_may_lie_beside_the_real_file(tmp_path):
     (tmp_path / "elsewhere").write_bytes(bytes(4800))
     with pytest.raises(ModelError, match="outside"):
         files.load(snapshot / "m.onnx")
+
+
+def test_a_model_of_other_domains_alone_need_not_declare_onnx_s(tmp_path):
+    node = helper.make_node("Binarizer", ["x"], ["y"], domain="ai.onnx.ml", threshold=1.0)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)])
+    onnx.save(model, tmp_path / "m.onnx")
+
+    with pytest.raises(ModelError, match="nothing to quantize.*Binarizer"):
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
