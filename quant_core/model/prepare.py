@@ -24,6 +24,7 @@ from quant_core.model.session import open_session, run, write_optimized
 from quant_core.model.to_float32 import to_float32
 
 OPSET_QDQ = 13  # the first with a per-channel DequantizeLinear
+OPSET_SCAN = 9  # before, Scan had a batch axis; ONNX's converter keeps it all the same
 OPSET_RAISED = 17  # what an older model is raised to
 OPSET_INT4 = 21  # the first with 4-bit types and blocks
 IR_VERSION = 8  # of opset 17
@@ -95,6 +96,12 @@ def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Mod
 
     Raises: ModelError, about `where`, naming the operator that cannot be converted.
     """
+    if graph.opset(model) < OPSET_SCAN and _has_scan(model):
+        raise ModelError(
+            f"opset {graph.opset(model)} has a Scan over batches, which later opsets do not know",
+            str(where),
+            f"Export the model with opset {version} or newer",
+        )
     if graph.opset(model) >= version:
         raised = model.clone()
     else:
@@ -110,6 +117,10 @@ def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Mod
     least = IR_VERSION_INT4 if version >= OPSET_INT4 else IR_VERSION
     raised.ir_version = max(model.ir_version, least)
     return raised
+
+
+def _has_scan(model: ir.Model) -> bool:
+    return any(node.op_type == "Scan" for inside in graph.graphs_of(model) for node in inside)
 
 
 def _converted(model: ir.Model, version: int) -> ir.Model:

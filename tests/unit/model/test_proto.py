@@ -132,5 +132,5 @@ def test_a_model_of_other_domains_alone_need_not_declare_onnx_s(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)])
     onnx.save(model, tmp_path / "m.onnx")
 
-    with pytest.raises(ModelError, match="nothing to quantize.*Binarizer"):
+    with pytest.raises(ModelError, match=r"nothing to quantize.*Binarizer"):
         quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
