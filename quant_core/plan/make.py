@@ -324,7 +324,7 @@ class _Decider:
         """
         compute = planned.compute
         granularity = self._granularity(node, storage, compute, choice)
-        # blocks that had to give way to other divisors of the columns are narrower or wider than asked
+        # blocks that gave way to other divisors of the columns are narrower or wider than asked
         is_as_asked = granularity == PerBlock(self.config.block_size)
         if compute is Compute.BLOCKS and not (is_as_asked and granularity in KERNEL_BLOCKS):
             compute = Compute.DYNAMIC
