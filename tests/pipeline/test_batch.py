@@ -17,6 +17,8 @@ from flows.console.events import StageBegan
 from quant_core.errors import RequestError
 from tests.pipeline.conftest import age, save_data, save_model
 
+pytestmark = pytest.mark.slow  # every test starts batches on a real Prefect and a real Dask
+
 STAGES = ("prepare", "calibrate", "quantize", "validate", "benchmark")
 
 
@@ -92,7 +94,6 @@ def test_an_answer_that_fits_no_column_of_a_report_fails_its_model_alone(mill, r
     assert "size_bytes is 'large'" in rows["odd"].error
 
 
-@pytest.mark.slow
 def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run, tmp_path):
     names = [f"m{k}" for k in range(8)]
     manifest = mill(*names, batch={"continue_on_error": False})
@@ -104,7 +105,6 @@ def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run,
     assert by_name(result)["m7"].error == "not started: another failed"
 
 
-@pytest.mark.slow
 def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mill, run, tmp_path):
     manifest = mill("a", "b", "c")
     first = run(manifest)
@@ -129,7 +129,6 @@ def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mi
     assert run(manifest).counts["done"] == 3
 
 
-@pytest.mark.slow
 def test_the_reports_of_many_runs_are_read_together_by_four_readers(mill, run):
     manifest = mill("a", "segfault")
     run(manifest)
@@ -151,7 +150,6 @@ def test_the_reports_of_many_runs_are_read_together_by_four_readers(mill, run):
     assert json.loads(models["config"].iloc[0])["bits"] == 8
 
 
-@pytest.mark.slow
 def test_what_was_timed_is_kept_and_makes_the_same_models_again(mill, run):
     manifest = mill("a", "b")
     run(manifest)
@@ -166,7 +164,6 @@ def test_what_was_timed_is_kept_and_makes_the_same_models_again(mill, run):
     assert [job.output.read_bytes() for job in manifest.jobs] == made
 
 
-@pytest.mark.slow
 def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill, run):
     """The journal lacks the end of the run and one model, whose stages are half done."""
     manifest = mill("a", "b", batch={"keep_cache": True})
@@ -200,7 +197,6 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     assert len(tables(again)["runs"]) == 1
 
 
-@pytest.mark.slow
 def test_what_failed_in_a_run_that_was_cut_short_is_tried_again_from_the_stage_that_failed(
     mill, run
 ):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 
 from quant_core.api import quantize_model, validate_model
 from quant_core.calibrate.equalize import scale_groups
@@ -83,6 +84,7 @@ def walks(folder: Path, blocks: int) -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.mark.slow
 def test_steps_grow_as_the_graph_does(tmp_path):
     few, many = BLOCKS
     counts = {
