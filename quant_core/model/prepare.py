@@ -131,6 +131,8 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
     copy = model.clone()
     held = _hold_large_tensors(copy)
     raised = from_proto(onnx.version_converter.convert_version(to_proto(copy), version))
+    for before, after in zip(model.graph.outputs, raised.graph.outputs, strict=True):
+        after.shape = before.shape  # the converter names sizes that are not known
     for value in list(raised.graph.inputs):
         if value.name in held:
             raised.graph.inputs.remove(value)
