@@ -137,7 +137,8 @@ def plan_model(
     feeds = None
     if samples is not None:
         feeds = _open(path, SampleSpec(samples, count=num_samples, shape=sample_shape))
-    return first_plan(prepare(path, prepare_samples(feeds)), config, measured=samples is not None)
+    prepared = prepare(path, prepare_samples(feeds), qat=config.qat)
+    return first_plan(prepared, config, measured=samples is not None)
 
 
 def quantize_model(
@@ -174,7 +175,7 @@ def quantize_model(
         samples = judges = _open(path, spec)
     if evaluation is not None:
         judges = _open(path, SampleSpec(evaluation, labels, shape=sample_shape))
-    model = prepare(path, prepare_samples(samples))
+    model = prepare(path, prepare_samples(samples), qat=config.qat)
     if plan is not None:
         check_plan(model, plan, samples)
     measured_plan = plan or first_plan(model, config, measured=samples is not None)

@@ -17,6 +17,7 @@ WEIGHT_METHODS = ("auto", "rtn", "mse", "gptq")
 RUNTIMES = ("folded", "qdq")
 BITS = (8, 4)
 LAYER_BITS = (32, 16, 8, 4)
+QAT = ("respect", "replace")
 FLOAT_STORAGE = ("float32", "float16")
 
 
@@ -38,6 +39,8 @@ class QuantConfig:
     runtime        pattern of weight-only weights: folded is for onnxruntime, which makes the
                    weights float when it loads the model; qdq runs in any runtime
     float_storage  type of float weights in the file: float32, or float16 where their values fit
+    qat            of a model from quantization-aware training: respect the scales it learned, or
+                   replace them, and quantize its float weights as those of any other model
 
     Raises: RequestError for a wrong value.
     """
@@ -57,6 +60,7 @@ class QuantConfig:
     target: str = "auto"
     runtime: str = "folded"
     float_storage: str = "float32"
+    qat: str = "respect"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -66,6 +70,7 @@ class QuantConfig:
         one_of("weight_method", self.weight_method, WEIGHT_METHODS)
         one_of("runtime", self.runtime, RUNTIMES)
         one_of("float_storage", self.float_storage, FLOAT_STORAGE)
+        one_of("qat", self.qat, QAT)
         for glob, bits in self.layer_bits.items():
             one_of(f"layer_bits.{glob}", bits, LAYER_BITS)
         if not 50 < self.percentile <= 100:

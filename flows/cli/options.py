@@ -206,6 +206,7 @@ CONFIG = {
     "float_storage": Option(
         str, "Of what stays float: float32, float16", "TYPE", _DEFAULT.float_storage
     ),
+    "qat": Option(str, "Learned scales: respect or replace", "WHAT", _DEFAULT.qat),
 }
 ACCURACY = {
     "metric": Option(str, f"{', '.join(METRICS)} or module:function", "METRIC"),

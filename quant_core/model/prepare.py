@@ -20,6 +20,7 @@ from quant_core.model import files, graph
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.normalize import normalize
 from quant_core.model.proto import from_proto, to_proto
+from quant_core.model.qat import REPLACE, RESPECT, handle_pairs
 from quant_core.model.session import open_session, run, write_optimized
 from quant_core.model.to_float32 import to_float32
 
@@ -34,8 +35,12 @@ SAME_DB = 50.0  # below this, folding changed more than float32 rounding explain
 SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 8 bits
 
 
-def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()) -> ir.Model:
+def prepare(
+    path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = (), *, qat: str = RESPECT
+) -> ir.Model:
     """A model that computes the same with fewer nodes, normalized and ready for `make_plan`.
+
+    qat  what becomes of the pairs of quantization-aware training (qat.py)
 
     1. A model whose weights are float16, bfloat16 or double computes in float32 (to_float32.py).
     2. An opset below 13 is raised to 17 with ONNX's version converter.
@@ -54,7 +59,8 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
     model = files.load(path)
     source: Path | ir.Model = path
     converted = to_float32(model)  # 1
-    if converted:
+    is_trained = handle_pairs(model, qat)
+    if converted or is_trained:
         source = model
     if graph.opset(model) < OPSET_QDQ:
         source = model = raise_opset(model, OPSET_RAISED, path)  # 2
@@ -63,6 +69,8 @@ def prepare(path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = ()
     fuse_hard_sigmoid(folded)  # 4
     feeds = list(samples)
     is_checked = bool(feeds) or not converted  # what has no kernel in bfloat16 has one in float32
+    if is_trained and qat == REPLACE:
+        is_checked = False  # without the pairs it computes something else
     worst_db = _least_sqnr_db(path, folded, feeds) if is_checked else np.inf
     if ir.DataType.DOUBLE in converted and worst_db < SAME_DB:
         raise ModelError(

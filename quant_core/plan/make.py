@@ -15,6 +15,7 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
+from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, float16_constants, is_float16, why_not_float16
 from quant_core.numerics.gptq import parts_of
@@ -90,7 +91,7 @@ def make_plan(
 
     weighted = {str(n.name): decide.node(n, config.mode) for n in own}  # 1
     weighted |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
-    if not weighted:
+    if not weighted and not respects_pairs(model):
         raise _nothing_to_quantize(model)
     smallest = decide.smallest(weighted.values())  # 3
     weighted |= {

@@ -17,6 +17,7 @@ from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.normalize import normalize
 from quant_core.model.prepare import OPSET_INT4, raise_opset
+from quant_core.model.qat import respects_pairs
 from quant_core.numerics.affine import Grid, QuantParams, choose_params, quantize
 from quant_core.numerics.float16 import FLOAT16
 from quant_core.numerics.granularity import PerTensor
@@ -35,6 +36,7 @@ from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite import dynamic, emit
 from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
 from quant_core.rewrite.emit import Writer
+from quant_core.rewrite.lower_pairs import lower_pairs
 from quant_core.rewrite.rounding import (
     ROW_SCALES,
     Rounded,
@@ -91,6 +93,7 @@ def apply_plan(
        it becomes int32 with scale x_scale * w_scale.
     4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic.py).
     5. Constants that are to be float16, and are still read, are.
+    6. Pairs of quantization-aware training keep their scales (lower_pairs.py).
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
@@ -98,6 +101,8 @@ def apply_plan(
     if plan.in_four_bits:
         copy = raise_opset(copy, OPSET_INT4)
         normalize(copy)
+    if respects_pairs(copy):
+        lower_pairs(copy, TARGETS[plan.target])  # 6
     nodes = {str(n.name): n for g in graph.graphs_of(copy) for n in g}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
     if missing:

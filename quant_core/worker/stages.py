@@ -45,8 +45,9 @@ Row = dict[str, Any]
 def prepare(model: str, folder: str, config: Row, samples: Row | None) -> Row:
     """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts."""
     feeds = _open(model, samples) if samples else None
-    prepared = prepare_model(model, prepare_samples(feeds))
-    plan = first_plan(prepared, QuantConfig.from_dict(config), measured=feeds is not None)
+    wanted = QuantConfig.from_dict(config)
+    prepared = prepare_model(model, prepare_samples(feeds), qat=wanted.qat)
+    plan = first_plan(prepared, wanted, measured=feeds is not None)
     path = Path(folder, "prepared.onnx")
     write_model(prepared, path)
     Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")
