@@ -36,6 +36,7 @@ from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite import dynamic, emit
 from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
 from quant_core.rewrite.emit import Writer
+from quant_core.rewrite.float_islands import keep_in_float
 from quant_core.rewrite.lower_pairs import lower_pairs
 from quant_core.rewrite.rounding import (
     ROW_SCALES,
@@ -93,6 +94,7 @@ def apply_plan(
        it becomes int32 with scale x_scale * w_scale.
     4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic.py).
     5. Constants that are to be float16, and are still read, are.
+    6. Float nodes between integers are written so that they stay float (float_islands.py).
     6. Pairs of quantization-aware training keep their scales (lower_pairs.py).
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
@@ -124,6 +126,7 @@ def apply_plan(
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC])
     graph.drop_unused(copy)
     rewrite.float16_constants()
+    keep_in_float(copy, is_onnxruntime=TARGETS[plan.target].is_onnxruntime)  # 6
     files.release(*files.external_tensors(model))
     _clean(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}

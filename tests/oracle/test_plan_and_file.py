@@ -9,6 +9,7 @@ import pytest
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.evaluate.layer_report import LayerReport, layer_reports
+from quant_core.model.session import optimized_graph
 from quant_core.numerics.granularity import PerBlock
 from quant_core.plan.make import make_plan
 from quant_core.plan.operators import RULES
@@ -17,7 +18,7 @@ from quant_core.plan.types import Compute, NodeChoice, NodePlan, Storage
 from quant_core.rewrite.apply import Quantized, apply_plan
 from tests.models import sketch
 from tests.oracle.cases import CASES, weights
-from tests.oracle.quantizing import Prepared, prepare_proto, prepared
+from tests.oracle.quantizing import Prepared, make, prepare_proto, prepared
 
 MODES = ("static", "dynamic", "auto", "weight_only")
 INTEGER_OPERATORS = {
@@ -115,3 +116,15 @@ def test_a_weight_that_is_rounded_in_parts_computes_as_the_plan_says(
     if compute is not Compute.BLOCKS:
         assert list(four_bit_widths(made.model).values()) == [width]
     assert np.isfinite(made.weight_sqnr_db["y"])
+
+
+def test_a_conv_that_the_plan_calls_float_is_float_when_onnxruntime_has_loaded_the_file():
+    given = prepared("residual")
+    convs = [n.name for n in given.model.graph if n.op_type == "Conv"]
+
+    for conv in convs:
+        made = make(given, "x86", {conv: Compute.FLOAT}, mode="static")
+
+        loaded = optimized_graph(made.model.SerializeToString()).graph
+        integers = [n for n in loaded.node if n.op_type == "QLinearConv"]
+        assert len(integers) == len(convs) - 1

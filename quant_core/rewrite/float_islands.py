@@ -1,0 +1,74 @@
+"""Float nodes between integers, written so that onnxruntime leaves them in float.
+
+When it loads a model, onnxruntime's WeightBiasQuantization takes a float Conv, ConvTranspose or
+Gemm that stands alone between a DequantizeLinear and a QuantizeLinear, and rounds its weight to
+int8 with one scale for all channels. A node that was to stay exact is then the least exact of all:
+
+    DequantizeLinear -> Conv -> [Relu or Clip] -> QuantizeLinear        becomes QLinearConv
+
+What is written instead:
+
+    1. DequantizeLinear -> com.microsoft.FusedConv -> ... -> QuantizeLinear   as fast as a Conv
+    2. DequantizeLinear -> Gemm -> ... -> Sum -> QuantizeLinear               one input: a copy
+
+Source: onnxruntime 1.32, core/optimizer/qdq_transformer/weight_bias_quantization.cc; held by
+tests/facts/test_float_islands.py.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from quant_core.model import graph
+
+TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
+ACTIVATIONS = frozenset({"Relu", "Clip"})
+
+
+def keep_in_float(model: ir.Model, *, is_onnxruntime: bool) -> None:
+    """Edit the quantized model in place so that its float nodes stay float when it is loaded.
+
+    is_onnxruntime  whether operators of onnxruntime's own may be written
+    """
+    for inside in graph.graphs_of(model):
+        for node in [n for n in inside if n.op_type in TAKEN and not n.domain]:
+            end = _requantized_output(node)
+            if (
+                end is None
+                or not _is_dequantized(node.inputs[0])
+                or _is_dequantized(node.inputs[1])
+            ):
+                continue
+            if node.op_type == "Conv" and is_onnxruntime:  # 1
+                node.op_type, node.domain = "FusedConv", graph.MICROSOFT
+            else:  # 2
+                _insert_copy(inside, end)
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _requantized_output(node: ir.Node) -> ir.Value | None:
+    """What a QuantizeLinear alone reads: the node's output, or that of its activation."""
+    output = node.outputs[0]
+    reader = _only_reader(output)
+    if reader is not None and reader.op_type in ACTIVATIONS:
+        output = reader.outputs[0]
+        reader = _only_reader(output)
+    return output if reader is not None and reader.op_type == "QuantizeLinear" else None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    readers = graph.consumers(value)
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def _insert_copy(inside: ir.Graph, value: ir.Value) -> None:
+    """A Sum of this one value, which its only reader then reads."""
+    (use,) = value.uses()
+    copy = ir.Node("", "Sum", [value], name=f"{value.name}_copy")
+    copy.outputs[0].name = f"{value.name}_in_float"
+    inside.insert_before(use.node, copy)
+    use.node.replace_input_with(use.idx, copy.outputs[0])
