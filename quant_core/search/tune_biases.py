@@ -33,10 +33,7 @@ from quant_core.model.session import open_session, values_of
 from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, QuantPlan
 from quant_core.rewrite.apply import INT32_MAX, Quantized
-
-# SQNR of the outputs in dB above which biases are left alone: the error is a hundredth of the
-# signal; not tuned
-CLOSE_DB = 40.0
+from quant_core.search.policy import POLICY
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +59,7 @@ def tune_biases(
         return None
     reference = run_all(open_session(model), samples)
     before_db = _sqnr_db(quantized.model, reference, samples)
-    if before_db > CLOSE_DB:
+    if before_db > POLICY.tuned_biases_db:
         return None
     try:
         _correct(model, copy, biases, samples)
