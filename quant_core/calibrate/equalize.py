@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.model.session import values_of
+from quant_core.plan.operators import RULES
 
 RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
 # operators with f(s x) = s f(x) for s > 0
@@ -212,7 +213,8 @@ def equalizing_factors(peaks: NDArray[np.float64]) -> Factors:
 
 def absorbs_scale(node: ir.Node) -> bool:
     """Whether the node multiplies its first input by a constant weight that no other node reads."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or graph.is_constant(node.inputs[0]):
+    operator = RULES.get(node.op_type)
+    if operator is None or not operator.absorbs_scale or graph.is_constant(node.inputs[0]):
         return False
     for value in node.inputs[1:]:
         if value is None:

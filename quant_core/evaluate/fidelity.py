@@ -15,13 +15,12 @@ from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
 from quant_core.metrics import Fidelity, OutputFidelity
 from quant_core.model.session import run
+from quant_core.numerics.sqnr import MAX_SQNR_DB, sqnr_db
 
 Outputs = list[np.ndarray]  # of one feed, in the order of the model's outputs
 
-SQNR_CAP = 200.0  # dB of identical outputs; -200 dB where an output is unusable
 BLOCK_ELEMENTS = 1 << 20  # feeds of one shape are compared together up to this size
 MASK = 1e30  # float outputs beyond it are masks ("never this class"), as infinite ones are
-TINY = 1e-30  # lower bound of sums of squares, so that their logarithm exists
 
 
 def run_each(session: ort.InferenceSession, samples: Samples) -> Iterator[Outputs]:
@@ -201,7 +200,7 @@ class _OutputTally:
         if not self.is_float:
             return OutputFidelity(self.name, None, None, None, agreement, flaw)
         if flaw:
-            return OutputFidelity(self.name, -1.0, -SQNR_CAP, math.inf, agreement, flaw)
+            return OutputFidelity(self.name, -1.0, -MAX_SQNR_DB, math.inf, agreement, flaw)
         return OutputFidelity(self.name, self._cosine(), self._sqnr_db(), self.max_error, agreement)
 
     def _cosine(self) -> float:
@@ -212,10 +211,8 @@ class _OutputTally:
         return max(-1.0, min(1.0, self.dot / norms))
 
     def _sqnr_db(self) -> float:
-        if not self.error_squares:
-            return SQNR_CAP
-        ratio = max(self.float_squares, TINY) / max(self.error_squares, TINY)
-        return max(-SQNR_CAP, min(SQNR_CAP, 10 * math.log10(ratio)))
+        found = sqnr_db(self.float_squares, self.error_squares)
+        return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, found))
 
 
 # Blocks of feeds

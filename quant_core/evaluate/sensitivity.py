@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-CAP_DB = 200.0  # of a node whose quantization changes nothing
+from quant_core.numerics.sqnr import MAX_SQNR_DB, sqnr_db
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ def sensitivities(parts: Iterable[Iterable[NodeNoise]]) -> list[Sensitivity]:
         isolated = math.fsum(x for noise in noises for x in noise.isolated)
         cumulative = math.fsum(x for noise in noises for x in noise.cumulative)
         isolated_db = _ratio_db(signal, isolated)
-        if signal and isolated_db < CAP_DB:
+        if signal and isolated_db < MAX_SQNR_DB:
             cumulative_db = _ratio_db(signal, cumulative)
             found.append(Sensitivity(node, noises[0].op_type, isolated_db, cumulative_db))
     return found
 
 
 def _ratio_db(signal: float, noise: float) -> float:
-    if not signal or not noise:
-        return CAP_DB
-    return min(CAP_DB, 10 * math.log10(signal / noise))
+    if not signal:
+        return MAX_SQNR_DB
+    return min(MAX_SQNR_DB, sqnr_db(signal, noise))

@@ -18,7 +18,7 @@ from quant_core.numerics.layout import Layout
 from quant_core.plan.operators import weight_layout
 from quant_core.rewrite import emit
 from quant_core.rewrite.emit import Cursor
-from quant_core.rewrite.rounding import Rounded
+from quant_core.rewrite.rounding import Rounded, bias_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +89,9 @@ def write_matmul(
     if factors is not None and not factors.all():
         split = write_split_product(write, node, factors)
         y = write.node("Add", [y, split], f"{node.name}_joined")  # 2
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        y = write.node("Add", [y, node.inputs[2]], f"{node.name}_biased")  # 3
+    bias = bias_of(node)
+    if bias is not None:
+        y = write.node("Add", [y, bias], f"{node.name}_biased")  # 3
     graph.replace_value(node.outputs[0], y)
     return _producer(product)
 

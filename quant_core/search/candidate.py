@@ -24,11 +24,11 @@ from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session
+from quant_core.numerics.sqnr import MAX_SQNR_DB
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized
 from quant_core.search.policy import POLICY
 
-SAME_DB = 200.0  # SQNR of outputs that do not differ, or cannot be compared
 # Of the time of float that nodes with integer weights take where nothing can be timed.
 INTEGER_TIME = 0.5
 
@@ -64,11 +64,11 @@ class Candidate:
 
     @property
     def sqnr_db(self) -> float:
-        """SQNR of the worst output in dB; SAME_DB if no output can be compared."""
+        """SQNR of the worst output in dB; MAX_SQNR_DB if no output can be compared."""
         if self.fidelity is None:
-            return SAME_DB
+            return MAX_SQNR_DB
         of_outputs = (o.sqnr_db for o in self.fidelity.per_output if o.sqnr_db is not None)
-        return min(of_outputs, default=SAME_DB)
+        return min(of_outputs, default=MAX_SQNR_DB)
 
     @property
     def noise(self) -> float:

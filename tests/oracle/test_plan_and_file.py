@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from quant_core.calibrate.gram import gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.evaluate.layer_report import LayerReport, layer_reports
@@ -50,10 +53,19 @@ def four_bit_widths(model: ir.Model) -> dict[str, int]:
 
 
 def quantized(
-    given: Prepared, target: str, choices: dict[str, NodeChoice] | None = None, **options: object
+    given: Prepared,
+    target: str,
+    choices: dict[str, NodeChoice] | None = None,
+    *,
+    with_grams: bool = False,
+    **options: object,
 ) -> tuple[tuple[NodePlan, ...], Quantized, list[LayerReport]]:
     plan = make_plan(given.model, QuantConfig.from_dict(options), TARGETS[target], choices)
-    stats = observe(ir.to_proto(given.model).SerializeToString(), plan, given.feeds)
+    stored = ir.to_proto(given.model).SerializeToString()
+    stats = observe(stored, plan, given.feeds)
+    if with_grams:
+        found = gram_matrices(stored, matmul_inputs(given.model, plan), given.feeds)
+        stats = replace(stats, gram_matrices=found)
     made = apply_plan(given.model, plan, stats)
     return plan.nodes, made, layer_reports(plan, made)
 
@@ -109,7 +121,9 @@ def test_a_weight_that_is_rounded_in_parts_computes_as_the_plan_says(
     given = prepare_proto(sketch(text, weights(w=(columns, 64))))
     choices = {"y": NodeChoice(Compute.BLOCKS, Storage.INT4)}
 
-    nodes, made, rows = quantized(given, "x86-vnni", choices, bits=4, weight_method=method)
+    nodes, made, rows = quantized(
+        given, "x86-vnni", choices, bits=4, weight_method=method, with_grams=method != "rtn"
+    )
 
     assert [(n.compute, n.granularity) for n in nodes if n.weights] == [(compute, PerBlock(width))]
     assert_they_agree(nodes, made, rows)
