@@ -23,6 +23,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.affine import Affine
 from quant_core.optimize.facts import Facts
+from quant_core.optimize.fused import is_gelu
 
 Found: TypeAlias = list[tuple[ir.Value, Affine]] | None
 Condition: TypeAlias = Callable[[ir.Node, Affine], bool]
@@ -166,7 +167,7 @@ def _reshaped(
 
 def _through_product(node: ir.Node, position: int, affine: Affine, facts: Facts) -> Found:
     """Mul and Div are linear in their first input, Mul in its second too."""
-    if affine.shifts or (node.op_type == "Div" and position != 0):
+    if affine.shifts or (node.op_type == "Div" and position != 0) or is_gelu(node):
         return None
     if len({*node.inputs}) != 2:
         return None  # a square
@@ -179,7 +180,7 @@ def _through_product(node: ir.Node, position: int, affine: Affine, facts: Facts)
 
 
 def _before_product(node: ir.Node, affine: Affine, facts: Facts) -> list[Found]:
-    if affine.shifts or len({*node.inputs}) != 2:
+    if affine.shifts or len({*node.inputs}) != 2 or is_gelu(node):
         return []
     ways: list[Found] = []
     for value in node.inputs[: 1 if node.op_type == "Div" else 2]:

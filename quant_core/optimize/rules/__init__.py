@@ -20,7 +20,9 @@ from quant_core.optimize.rules.fold_affine import (
     fold_into_producer,
     merge_affine,
 )
+from quant_core.optimize.rules.inner_softmax import inner_softmax
 from quant_core.optimize.rules.plain_softmax import plain_softmax
+from quant_core.optimize.rules.prelu import prelu_as_convs, prelu_as_leaky_relu
 from quant_core.optimize.rules.wide_kernels import wide_kernels
 
 
@@ -39,4 +41,7 @@ RULES: dict[str, Rule] = {
     "affine_as_conv": Rule(affine_as_conv, timed=True),
     "wide_kernels": Rule(wide_kernels, timed=True),
     "plain_softmax": Rule(plain_softmax),
+    "prelu_as_leaky_relu": Rule(prelu_as_leaky_relu),
+    "prelu_as_convs": Rule(prelu_as_convs, timed=True),
+    "inner_softmax": Rule(inner_softmax, timed=True),
 }

@@ -15,6 +15,7 @@ from quant_core.optimize.affine import Affine, Chain, Numbers, chains
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.edit import bypass, constant, free_name, read_here, remove
 from quant_core.optimize.facts import Facts
+from quant_core.optimize.fused import ends_fusion
 
 MOST_EDITS = (
     64  # of other nodes for one chain: a graph with many branches has exponentially many paths
@@ -37,10 +38,13 @@ def fold_into_producer(model: ir.Model, facts: Facts) -> list[Applied]:
     1. Between them may stand operators that the chain may pass (commute.py).
     2. Every tensor between them is read on this way only, and is no output of the graph.
     3. A MatMul has no bias: it takes the scale, and one Add stays if the chain had more than that.
+    4. Factors that belong to an operator which onnxruntime fuses stay (fused.py).
     """
     applied = []
     for inside in graph.graphs_of(model):
         for chain in chains(inside, facts):
+            if ends_fusion(chain.source):  # 4.
+                continue
             rest = Affine(np.ones(1), np.zeros(1))
             edits = _above(chain.source, chain.affine, inside, facts)
             if edits is None and chain.affine.shifts and len(chain.nodes) > 1:  # 3.
@@ -60,10 +64,13 @@ def fold_into_consumers(model: ir.Model, facts: Facts) -> list[Applied]:
     2. Every way from the chain ends at a linear operator, and meets no output of the graph.
     3. A shift cannot enter a Conv that pads: zeros are padded behind it. Then the scale alone goes
        in, and one Add(t / s) stays if the chain had more than that.
+    4. Factors that belong to an operator which onnxruntime fuses stay (fused.py).
     """
     applied = []
     for inside in graph.graphs_of(model):
         for chain in chains(inside, facts):
+            if ends_fusion(chain.source):  # 4.
+                continue
             rest = Affine(np.ones(1), np.zeros(1))
             edits = _below(chain.output, chain.affine, inside, facts)
             if edits is None and len(chain.nodes) > 1 and _divides(chain.affine):  # 3.

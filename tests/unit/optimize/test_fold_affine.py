@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from quant_core.model import graph
-from quant_core.model.session import open_session, run
-from quant_core.optimize.run import Optimized, optimize
-from tests.models import random_feed, sketch
+from tests.unit.optimize.checked import optimized
 
 RNG = np.random.default_rng(5)
 W1 = RNG.standard_normal((4, 3, 1, 1)).astype(np.float32)
@@ -19,19 +13,6 @@ W3 = RNG.standard_normal((4, 4, 3, 3)).astype(np.float32)
 DEPTHWISE = RNG.standard_normal((4, 1, 3, 3)).astype(np.float32)
 B = RNG.standard_normal(4).astype(np.float32)
 FOUR = np.array([0.5, 2, 3, 1.5], np.float32)
-
-
-def optimized(text: str, constants: Mapping[str, np.ndarray]) -> tuple[Optimized, list[str]]:
-    """What becomes of a model, once its outputs are found to be the same, and its operators."""
-    proto = sketch(text, constants)
-    feed = random_feed(proto, n=2)
-    model = graph.normalize(ir.from_proto(proto))
-
-    found = optimize(model)
-
-    for a, b in zip(*(run(open_session(m), feed) for m in (model, found.model)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    return found, [node.op_type for node in found.model.graph]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (1, 1, 1, 1), (4, 1, 1), (1, 4, 1, 1)])
@@ -228,3 +209,16 @@ def test_a_branch_that_reads_a_tensor_sees_it_unchanged():
     )
 
     assert operators == ["Conv", "Mul", "If"]
+
+
+@pytest.mark.parametrize("gate", ["e = Erf(d) g = Add(e, one)", "e = Tanh(d) g = Add(one, e)"])
+def test_the_factor_of_a_gelu_stays_where_onnxruntime_looks_for_it(gate):
+    weight = RNG.standard_normal((4, 5)).astype(np.float32)
+
+    _, operators = optimized(
+        f"""(float[n, 4] x) => (float[n, 5] y)
+            {{ d = Div(x, r) {gate} m = Mul(x, g) h = Mul(m, s) y = MatMul(h, w) }}""",
+        {"w": weight, "r": np.float32(2**0.5), "one": np.float32(1), "s": np.float32(0.5)},
+    )
+
+    assert operators.count("Mul") == 2
