@@ -72,6 +72,6 @@ def remove(nodes: Iterable[ir.Node]) -> None:
 def bypass(output: ir.Value, source: ir.Value) -> None:
     """Readers of `output` read `source`, which gets the name of a graph's output."""
     if output.is_graph_output():
-        graph.take_over(output, source)
+        graph.replace_value(output, source)
     else:
         output.replace_all_uses_with(source)

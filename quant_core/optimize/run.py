@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.errors import ModelError
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.model.session import open_session, run
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.facts import Facts
@@ -117,8 +117,8 @@ def _objection(
             db = same_db(a, b)
             if db < SAME_DB:
                 return f"an output changes to {db:.0f} dB"
-    size = graph.size_in_file(before)
-    if graph.size_in_file(after) > size + max(SLACK_BYTES, GROWTH * size):
+    size = files.size_in_file(before)
+    if files.size_in_file(after) > size + max(SLACK_BYTES, GROWTH * size):
         return "the file grows"
     if rule.timed and speedup is not None:
         gain = speedup(before, after)

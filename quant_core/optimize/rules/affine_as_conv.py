@@ -59,5 +59,5 @@ def _write(chain: Chain, channels: int) -> None:
     conv = ir.Node("", "Conv", [chain.source, weight, bias], attributes, name=last.name)
     conv.outputs[0].name = free_name(inside, str(last.name))
     inside.insert_before(last, conv)
-    graph.take_over(chain.output, conv.outputs[0])
+    graph.replace_value(chain.output, conv.outputs[0])
     remove(chain.nodes)

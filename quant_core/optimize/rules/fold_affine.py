@@ -184,7 +184,7 @@ def _write(chain: Chain, affine: Affine, facts: Facts) -> list[str]:
     if last is chain.source:
         bypass(chain.output, last)
     else:
-        graph.take_over(chain.output, last)
+        graph.replace_value(chain.output, last)
     remove(chain.nodes)
     return kept
 

@@ -72,7 +72,7 @@ def _turn(inside: ir.Graph, node: ir.Node, perm: list[int], conv: ir.Node | None
         if len(conv.inputs) > 2 and conv.inputs[2] is not None:
             last = _put(inside, end, ir.Node("", "Add", [last, conv.inputs[2]]))
     back = _put(inside, end, ir.Node("", "Transpose", [last], [_perm(perm)]))
-    graph.take_over(end.outputs[0], back)
+    graph.replace_value(end.outputs[0], back)
     remove([node] if conv is None else [node, conv])
 
 

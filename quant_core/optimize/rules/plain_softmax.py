@@ -47,6 +47,6 @@ def _straighten(softmax: ir.Node, facts: Facts) -> tuple[str, ...]:
     softmax.replace_input_with(0, x)
     softmax.attributes["axis"] = ir.AttrInt64("axis", -1)
     gone = [flatten, reshape]
-    graph.take_over(reshape.outputs[0], softmax.outputs[0])
+    graph.replace_value(reshape.outputs[0], softmax.outputs[0])
     remove(gone)
     return tuple(str(n.name) for n in gone)

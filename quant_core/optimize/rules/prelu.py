@@ -83,5 +83,5 @@ def _replace(node: ir.Node, new: list[ir.Node]) -> None:
         each.outputs[0].name = free_name(inside, str(each.name))
         each.outputs[0].type = old.type
         inside.insert_before(node, each)
-    graph.take_over(old, new[-1].outputs[0])
+    graph.replace_value(old, new[-1].outputs[0])
     inside.remove(node, safe=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.model import graph
+from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, run
 from quant_core.optimize.run import Optimized, optimize
 from tests.models import random_feed, sketch
@@ -22,7 +22,8 @@ def optimized(
     """
     proto = sketch(text, constants)
     feed = random_feed(proto, n=n)
-    model = graph.normalize(ir.from_proto(proto))
+    model = ir.from_proto(proto)
+    normalize(model)
 
     found = optimize(model, speedup=(lambda before, after: 2.0) if timed else None)
 

@@ -1,4 +1,4 @@
-"""Operators take the forms that onnxruntime computes in its blocked layout, or along the last axis."""
+"""Operators take forms that onnxruntime computes in its blocked layout, or along the last axis."""
 
 from __future__ import annotations
 
