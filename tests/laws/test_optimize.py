@@ -129,6 +129,33 @@ def _conv(s: Sketch, x: str) -> None:
     )
 
 
+def _parallel(s: Sketch, x: str) -> None:
+    """Convs of one tensor that are added, with a norm of it or itself, as in RepVGG."""
+    n, c, h, w = s.shapes[x]
+    group = s.draw(st.sampled_from(sorted({1, c})))
+    stride = s.draw(st.integers(1, 2))
+    shape = (n, c, (h - 1) // stride + 1, (w - 1) // stride + 1)
+    kernels = s.draw(st.lists(st.sampled_from([1, 3]), min_size=2, max_size=3))
+    terms = []
+    for k in kernels:
+        pads, weight = [k // 2] * 4, s.numbers(c, c // group, k, k)
+        terms.append(
+            s.add("Conv", [x, weight], shape, pads=pads, strides=[stride] * 2, group=group)
+        )
+    if stride == 1 and s.draw(st.booleans()):
+        if s.draw(st.booleans()):
+            _norm(s, x)
+        terms.append(list(s.shapes)[-1] if s.shapes[list(s.shapes)[-1]] == shape else x)
+    total = terms[0]
+    for term in terms[1:]:
+        total = s.add("Add", [total, term], shape)
+
+
+def _softmax(s: Sketch, x: str) -> None:
+    axis = s.draw(st.integers(1, len(s.shapes[x]) - 1))
+    s.add("Softmax", [x], s.shapes[x], axis=axis)
+
+
 def _transposed_conv(s: Sketch, x: str) -> None:
     _, channels, h, w = s.shapes[x]
     group = s.draw(st.sampled_from(sorted({1, channels})))
@@ -237,20 +264,8 @@ def _move(s: Sketch, x: str) -> None:
         s.add("Transpose", [x], tuple(shape[i] for i in order), perm=order)
 
 
-ANY = (
-    _arithmetic,
-    _arithmetic,
-    _arithmetic,
-    _norm,
-    _unary,
-    _prelu,
-    _pair,
-    _concat,
-    _split,
-    _move,
-    _dense,
-)
-IMAGES = (_conv, _conv, _conv, _transposed_conv, _pool, _pad, _resize)
+ANY = (_norm, _unary, _prelu, _pair, _concat, _split, _move, _dense, _softmax, *[_arithmetic] * 3)
+IMAGES = (_conv, _conv, _conv, _parallel, _transposed_conv, _pool, _pad, _resize)
 
 
 @st.composite
