@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,15 +14,16 @@ from numpy.typing import NDArray
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.session import open_session, run
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.facts import Facts
-from quant_core.optimize.rules import RULES, Rule
+from quant_core.optimize.rules import EXACT, TIMED
 
 SAME_DB = 60.0  # below this, an output changed by more than float32 rounding explains
 NO_NOISE = 1e-14  # mean square error of outputs near zero, where a ratio means nothing
 GROWTH = 0.01  # of the file, for names and small constants; what grows by more holds more weights
 SLACK_BYTES = 4096  # the same in a file of nothing but nodes
 LEAST_GAIN = 1.02  # a speed-up that is not the noise of the clock
+MOST_PLACES = 8  # that are tried one by one
 ROUNDS = 8  # a rule that finds something new after so many others is left
 
 Feed: TypeAlias = Mapping[str, NDArray[Any]]
@@ -48,26 +50,13 @@ class Optimized:
     @property
     def names(self) -> dict[str, str]:
         """For every node that is gone, the node that does its work now."""
-        found: dict[str, str] = {}
-        for change in self.applied:
-            for name in change.absorbed:
-                if name != change.node:
-                    found[name] = change.node
-        return {name: _last(name, found) for name in found}
-
-
-def _last(name: str, found: Mapping[str, str]) -> str:
-    seen = {name}
-    while name in found and found[name] not in seen:
-        name = found[name]
-        seen.add(name)
-    return name
+        return {name: node for node, names in former_names(self.applied).items() for name in names}
 
 
 def optimize(
     model: ir.Model, feeds: Sequence[Feed] = (), speedup: Speedup | None = None
 ) -> Optimized:
-    """The model after every rule of RULES that keeps its outputs, its speed and its size.
+    """The model after every rule that keeps its outputs, its speed and its size.
 
     model    normalized; it is not changed
     feeds    outputs are compared on these; without any, the rules are trusted
@@ -75,56 +64,109 @@ def optimize(
 
     1. Rules are applied in order, again and again, until none changes anything.
     2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
-    3. What a timed rule changed is undone if the model is not faster.
+    3. What a timed rule changed is undone if the model is not faster; then each place is tried
+       alone.
     4. A rule that was undone is not tried again.
 
     Raises: ModelError if the model itself does not run on the feeds.
     """
-    reference = _outputs(model, feeds)
-    best, applied, undone = model, list[Applied](), list[Undone]()
+    work = _Work(feeds, _outputs(model, feeds), speedup, model)
     for _ in range(ROUNDS):  # 1.
-        before = len(applied)
-        for name, rule in RULES.items():
-            if name in {u.rule for u in undone} or (rule.timed and speedup is None):  # 4.
-                continue
-            trial = best.clone()
-            changes = rule.apply(trial, Facts.of(trial))
-            if not changes:
-                continue
-            graph.drop_unused(trial)
-            reason = _objection(rule, best, trial, reference, feeds, speedup)  # 2. 3.
-            if reason:
-                undone.append(Undone(name, tuple(c.node for c in changes), reason))
-            else:
-                best = trial
-                applied += changes
-        if len(applied) == before:
+        before = len(work.applied)
+        for name in (*EXACT, *(TIMED if speedup is not None else ())):
+            if name not in {u.rule for u in work.undone}:  # 4.
+                work.attempt(name)
+        if len(work.applied) == before:
             break
-    return Optimized(best, tuple(applied), tuple(undone))
+    return Optimized(work.best, tuple(work.applied), tuple(work.undone))
 
 
-def _objection(
-    rule: Rule, before: ir.Model, after: ir.Model, reference: list[list[NDArray[Any]]],
-    feeds: Sequence[Feed], speedup: Speedup | None,
-) -> str:  # fmt: skip
-    """Why the change cannot stay, "" if it can."""
-    try:
-        outputs = _outputs(after, feeds)
-    except ModelError as error:
-        return f"it does not run: {error.problem}"
-    for wanted, got in zip(reference, outputs, strict=True):
-        for a, b in zip(wanted, got, strict=True):
-            db = same_db(a, b)
-            if db < SAME_DB:
-                return f"an output changes to {db:.0f} dB"
-    size = files.size_in_file(before)
-    if files.size_in_file(after) > size + max(SLACK_BYTES, GROWTH * size):
-        return "the file grows"
-    if rule.timed and speedup is not None:
-        gain = speedup(before, after)
-        if gain < LEAST_GAIN:
-            return f"{gain:.2f}x of the speed"
-    return ""
+def follow(model: ir.Model, changes: Sequence[Applied]) -> ir.Model:
+    """The model after these changes, which `optimize` found for it: the same, to the last byte.
+
+    Raises: ModelError if they cannot be made, because they are another model's.
+    """
+    left = list(changes)
+    while left:
+        rule, rows = next(groupby(left, key=lambda change: change.rule))
+        model, made = _apply(rule, model, {row.node for row in rows})
+        if not made or made != left[: len(made)]:
+            raise ModelError(
+                f"{rule} finds other nodes than the plan names",
+                left[0].node,
+                "Is it the plan of another model?",
+            )
+        left = left[len(made) :]
+    return model
+
+
+def _apply(
+    rule: str, model: ir.Model, chosen: Collection[str] | None
+) -> tuple[ir.Model, list[Applied]]:
+    """A copy of the model that a rule has changed, and what it changed; None chooses every node."""
+    copy = model.clone()
+    facts = Facts.of(copy)
+    if rule in TIMED:
+        changes = TIMED[rule](copy, facts, lambda name: chosen is None or name in chosen)
+    elif rule in EXACT:
+        changes = EXACT[rule](copy, facts)
+    else:
+        raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
+    graph.drop_unused(copy)
+    return copy, changes
+
+
+@dataclass(slots=True)
+class _Work:
+    """The best model so far, and how it came to be."""
+
+    feeds: Sequence[Feed]
+    reference: list[list[NDArray[Any]]]
+    speedup: Speedup | None
+    best: ir.Model
+    applied: list[Applied] = field(default_factory=list)
+    undone: list[Undone] = field(default_factory=list)
+
+    def attempt(self, rule: str) -> None:
+        """Keep what the rule does to the model, or some of it, or note why not."""
+        after, changes = _apply(rule, self.best, None)
+        if not changes:
+            return
+        reason = self._objection(rule, after)
+        if not reason:
+            self._keep(after, changes)
+            return
+        nodes = tuple(change.node for change in changes)
+        self.undone.append(Undone(rule, nodes, reason))
+        if rule in TIMED and 1 < len(nodes) <= MOST_PLACES:  # 3.
+            for node in nodes:
+                after, changes = _apply(rule, self.best, {node})
+                if changes and not self._objection(rule, after):
+                    self._keep(after, changes)
+
+    def _keep(self, after: ir.Model, changes: list[Applied]) -> None:
+        self.best = after
+        self.applied += changes
+
+    def _objection(self, rule: str, after: ir.Model) -> str:
+        """Why a change cannot stay, "" if it can."""
+        try:
+            outputs = _outputs(after, self.feeds)
+        except ModelError as error:
+            return f"it does not run: {error.problem}"
+        for wanted, got in zip(self.reference, outputs, strict=True):
+            for a, b in zip(wanted, got, strict=True):
+                db = same_db(a, b)
+                if db < SAME_DB:
+                    return f"an output changes to {db:.0f} dB"
+        size = files.size_in_file(self.best)
+        if files.size_in_file(after) > size + max(SLACK_BYTES, GROWTH * size):
+            return "the file grows"
+        if rule in TIMED and self.speedup is not None:
+            gain = self.speedup(self.best, after)
+            if gain < LEAST_GAIN:
+                return f"{gain:.2f}x of the speed"
+        return ""
 
 
 def _outputs(model: ir.Model, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, run
-from quant_core.optimize.run import optimize
+from quant_core.optimize.run import follow, optimize
 
 BATCH = 2  # the model says "n"
 Shape = tuple[int, ...]
@@ -310,3 +310,5 @@ def test_an_optimized_model_computes_the_same(sketch, timed):
     assert [v.name for v in model.graph.outputs] == [v.name for v in found.model.graph.outputs]
     if not timed:
         assert len(found.model.graph) <= len(model.graph)
+    again = follow(model, found.applied)
+    assert ir.to_proto(again) == ir.to_proto(found.model)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.affine import Chain, chains
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.edit import constant, free_name, remove
 from quant_core.optimize.facts import Facts
 
@@ -17,7 +17,7 @@ BLOCKED = frozenset(
 )  # fmt: skip
 
 
-def affine_as_conv(model: ir.Model, facts: Facts) -> list[Applied]:
+def affine_as_conv(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     """Affine operators that no neighbour takes in, as a depthwise 1 x 1 Conv.
 
         Conv -> Mul(s) -> Add(t) -> Conv   =>   Conv -> Conv(w = s, b = t, group = C) -> Conv
@@ -32,6 +32,8 @@ def affine_as_conv(model: ir.Model, facts: Facts) -> list[Applied]:
         for chain in chains(inside, facts):
             channels = facts.size(chain.source, 1)
             fits = facts.rank(chain.source) == 4 and chain.affine.axis in (None, 1)  # 1.
+            if not chosen(chain.names[-1]):
+                continue
             if fits and channels and channels > 1 and _is_between(chain):  # 2. 3.
                 _write(chain, channels)
                 applied.append(Applied("affine_as_conv", chain.names[-1], chain.names[:-1]))

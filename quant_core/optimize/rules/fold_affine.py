@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,10 +24,11 @@ MOST_EDITS = (
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One linear node that takes an affine in."""
+    """One linear node that takes an affine in, and the tensors on the way that change with it."""
 
     node: ir.Node
     do: Callable[[], None]
+    changed: tuple[ir.Value, ...]
 
 
 def fold_into_producer(model: ir.Model, facts: Facts) -> list[Applied]:
@@ -111,9 +112,9 @@ def _above(value: ir.Value, affine: Affine, inside: ir.Graph, facts: Facts) -> l
     if value.is_graph_output() or len(value.uses()) != 1:
         return None
     if linear.takes_output(producer, affine, facts):
-        return [Edit(producer, partial(linear.take_output, producer, affine))]
+        return [Edit(producer, partial(linear.take_output, producer, affine), (value,))]
     for way in commute.upward(producer, affine, facts):
-        edits = _all(_above(v, a, inside, facts) for v, a in way or ())
+        edits = _all((value,), (_above(v, a, inside, facts) for v, a in way or ()))
         if way and edits is not None:
             return edits
     return None
@@ -126,22 +127,23 @@ def _below(value: ir.Value, affine: Affine, inside: ir.Graph, facts: Facts) -> l
     found: list[list[Edit] | None] = []
     for use in value.uses():
         if linear.takes_input(use.node, use.idx, affine, facts):
-            found.append([Edit(use.node, partial(linear.take_input, use.node, affine))])
+            found.append([Edit(use.node, partial(linear.take_input, use.node, affine), ())])
             continue
         way = commute.downward(use.node, use.idx, affine, facts)
         if way is None:
             return None
-        found.append(_all(_below(v, a, inside, facts) for v, a in way))
-    return _all(found)
+        moved = tuple(v for v, _ in way)
+        found.append(_all(moved, (_below(v, a, inside, facts) for v, a in way)))
+    return _all((), found)
 
 
-def _all(found: Iterable[list[Edit] | None]) -> list[Edit] | None:
-    """All edits, None if one way has none to offer or there are too many."""
+def _all(changed: tuple[ir.Value, ...], found: Iterable[list[Edit] | None]) -> list[Edit] | None:
+    """All edits, which change these tensors too; None if one way has none or there are too many."""
     edits: list[Edit] = []
     for some in found:
         if some is None or len(edits) + len(some) > MOST_EDITS:
             return None
-        edits += some
+        edits += [replace(edit, changed=(*edit.changed, *changed)) for edit in some]
     return edits
 
 
@@ -159,29 +161,40 @@ def _divides(affine: Affine) -> bool:
 
 
 def _absorb(rule: str, chain: Chain, edits: list[Edit], rest: Affine, facts: Facts) -> Applied:
-    """The edits are made, and of the chain only the rest stays."""
+    """The edits are made, and of the chain only the rest stays.
+
+    A tensor with other values than before gets another name: who compares models by the names of
+    tensors must not meet it.
+    """
     for edit in edits:
         edit.do()
-    kept = _write(chain, rest, facts)
+    inside = graph.home(chain.nodes[0])
+    for value in dict.fromkeys(v for edit in edits for v in edit.changed):
+        value.name = free_name(inside, str(value.name))
+    is_changed = any(chain.source in edit.changed for edit in edits)
+    kept = _write(chain, rest, facts, takes_name=is_changed)
     gone = tuple(name for name in chain.names if name not in kept)
     return Applied(rule, str(edits[0].node.name), gone)
 
 
-def _write(chain: Chain, affine: Affine, facts: Facts) -> list[str]:
-    """The chain's nodes go; as few as can do the affine come, under names of theirs, the result."""
+def _write(chain: Chain, affine: Affine, facts: Facts, *, takes_name: bool = False) -> list[str]:
+    """The chain's nodes go; as few as can do the affine come, under names of theirs, the result.
+
+    takes_name  whether the source has the values of the chain's output now
+    """
     last, kept = chain.source, []
     norm = _norm_of(chain)
     if norm is not None and affine.scales and affine.shifts:
-        last = _append(chain, norm, last, _norm_inputs(affine, facts.size(last, 1)))
+        last = _append(chain, norm, last, _norm_inputs(affine, facts.size(chain.output, 1)))
         kept.append(str(norm.name))
     else:
         for op_type, numbers, idle in (("Mul", affine.scale, 1), ("Add", affine.shift, 0)):
             if (numbers != idle).any():
                 like = next((n for n in chain.nodes if n.op_type == op_type), chain.nodes[-1])
-                array = _broadcastable(numbers, affine.axis, facts.rank(chain.source))
+                array = _broadcastable(numbers, affine.axis, facts.rank(chain.output))
                 last = _append(chain, like, last, [array], op_type)
                 kept.append(str(like.name))
-    if last is chain.source:
+    if last is chain.source and not takes_name:
         bypass(chain.output, last)
     else:
         graph.replace_value(chain.output, last)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove
 from quant_core.optimize.facts import Facts
 
 SINCE_OPSET = 13  # before it, Softmax flattens
 
 
-def inner_softmax(model: ir.Model, facts: Facts) -> list[Applied]:
+def inner_softmax(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     """Softmax over an inner axis, moved to the last one and back.
 
         Softmax(axis = i)   =>   Transpose(i <-> last) -> Softmax(-1) -> Transpose(i <-> last)
@@ -27,7 +27,7 @@ def inner_softmax(model: ir.Model, facts: Facts) -> list[Applied]:
     for inside in graph.graphs_of(model):
         for node in [n for n in inside if n.op_type in ("Softmax", "LogSoftmax") and not n.domain]:
             rank = facts.rank(node.inputs[0])
-            if rank is None:
+            if rank is None or not chosen(str(node.name)):
                 continue
             axis = graph.attribute(node, "axis", -1) % rank
             if axis == rank - 1:

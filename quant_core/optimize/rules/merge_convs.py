@@ -49,7 +49,9 @@ def _merge_sum(inside: ir.Graph, root: ir.Node, facts: Facts) -> Applied | None:
         return None  # the tree's own root has its turn
     adds, terms = _tree(root)
     shape = facts.shape(root.outputs[0])
-    if len(set(terms)) != len(terms) or any(facts.shape(t) is None or facts.rank(t) != len(shape or ()) for t in terms):
+    if len(set(terms)) != len(terms) or any(
+        facts.shape(t) is None or facts.rank(t) != len(shape or ()) for t in terms
+    ):
         return None
     convs = {t: c for t in terms if (c := _conv_term(t)) is not None}
     for x in dict.fromkeys(graph.value(t.producer().inputs[0]) for t in convs):  # type: ignore[union-attr]

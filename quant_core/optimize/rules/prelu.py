@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.edit import constant, free_name, is_float32, numbers
 from quant_core.optimize.facts import Facts
 
@@ -36,7 +36,7 @@ def _fits(slope: np.ndarray, node: ir.Node, facts: Facts) -> bool:
     return all(n in (1, m) for n, m in zip(slope.shape[::-1], sizes[::-1], strict=False))
 
 
-def prelu_as_convs(model: ir.Model, facts: Facts) -> list[Applied]:
+def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     """PRelu with a slope per channel, none above 1, as two depthwise 1 x 1 Convs.
 
         PRelu(x, a)   =>   Conv(x, w = a) + Relu(Conv(x, w = 1 - a))
@@ -50,6 +50,8 @@ def prelu_as_convs(model: ir.Model, facts: Facts) -> list[Applied]:
         x, slope = graph.value(node.inputs[0]), numbers(graph.value(node.inputs[1]))
         channels = facts.size(x, 1)
         flat = slope.ndim <= 4 and slope.size == channels and slope.shape[-2:] == (1, 1)
+        if not chosen(str(node.name)):
+            continue
         if facts.rank(x) != 4 or not channels or not flat or (slope > 1).any():
             continue
         slope = slope.reshape(channels, 1, 1, 1)

@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize import convolution
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.edit import free_name, only_reader, remove
 from quant_core.optimize.facts import Facts
 
 UNARY = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"})
 
 
-def split_convs(model: ir.Model, facts: Facts) -> list[Applied]:
+def split_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     """Each part of a Split along the channels gets a Conv of its own, and its own activation.
 
         Conv(x, w) -> Split -> y1, y2   =>   Conv(x, w[:n]) -> y1,  Conv(x, w[n:]) -> y2
@@ -34,6 +34,8 @@ def split_convs(model: ir.Model, facts: Facts) -> list[Applied]:
                 sizes = [facts.size(v, 1) for v in split.outputs]
                 known = [n for n in sizes if n]
                 read = convolution.read(conv)
+                if not chosen(str(conv.name)):
+                    continue
                 if read is None or read.groups != 1 or len(known) != len(sizes):  # 2.
                     continue
                 if facts.rank(conv.outputs[0]) != 4:

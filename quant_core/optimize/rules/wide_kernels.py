@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.edit import constant, free_name
 from quant_core.optimize.facts import Facts
 
@@ -23,7 +23,7 @@ PAIRS = frozenset({"Add", "Sub", "Mul", "Div", "PRelu", "Max", "Min", "Sum"})
 SWAP = (0, 1, 3, 2)
 
 
-def wide_kernels(model: ir.Model, facts: Facts) -> list[Applied]:
+def wide_kernels(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     """Height and width change places in every part of the graph whose Convs have kernels of N x 1.
 
         x(n, c, t, 1) -> Conv(N x 1) -> Relu -> MaxPool(2 x 1) -> y(n, d, u, 1)
@@ -38,7 +38,7 @@ def wide_kernels(model: ir.Model, facts: Facts) -> list[Applied]:
     for inside in graph.graphs_of(model):
         seen: set[ir.Node] = set()
         for start in list(inside):
-            if start not in seen and _is_tall(start, facts):  # 1. 2.
+            if start not in seen and chosen(str(start.name)) and _is_tall(start, facts):  # 1. 2.
                 part = _part(start, facts)
                 seen |= part
                 _turn(inside, part)  # 3.
