@@ -38,6 +38,7 @@ class QuantConfig:
     runtime        pattern of weight-only weights: folded is for onnxruntime, which makes the
                    weights float when it loads the model; qdq runs in any runtime
     float_storage  type of float weights in the file: float32, or float16 where their values fit
+    optimize       whether the float model is rewritten exactly first, where that makes it faster
 
     Raises: RequestError for a wrong value.
     """
@@ -57,6 +58,7 @@ class QuantConfig:
     target: str = "auto"
     runtime: str = "folded"
     float_storage: str = "float32"
+    optimize: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)

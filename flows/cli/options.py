@@ -206,6 +206,11 @@ CONFIG = {
     "float_storage": Option(
         str, "Of what stays float: float32, float16", "TYPE", _DEFAULT.float_storage
     ),
+    "optimize": Option(
+        bool,
+        "Rewrite the float model exactly first, where faster",
+        flags="--optimize/--no-optimize",
+    ),
 }
 ACCURACY = {
     "metric": Option(str, f"{', '.join(METRICS)} or module:function", "METRIC"),
