@@ -24,6 +24,8 @@ from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
 from quant_core.model.write import write_model
+from quant_core.optimize.applied import REWRITES, from_text
+from quant_core.optimize.run import follow
 from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output, check_plan, check_same_interface
 from quant_core.search.pipeline import (
@@ -306,8 +308,10 @@ def validate_model(
     sensitivities = []
     if detailed:
         few = feeds.subsample(POLICY.sensitivity_samples)
-        prepared = prepare(original, prepare_samples(feeds))
-        sensitivities = measure_sensitivity(prepared, files.load(quantized), few)
+        made = files.load(quantized)
+        rewrites = from_text(made.metadata_props.get(REWRITES, ""))
+        prepared = follow(prepare(original, prepare_samples(feeds)), rewrites)
+        sensitivities = measure_sensitivity(prepared, made, few)
     return Validation(
         fidelity,
         verdict,

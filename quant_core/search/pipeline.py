@@ -27,7 +27,7 @@ from quant_core.model import graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.model.write import write_model
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import REWRITES, Applied, to_text
 from quant_core.plan.make import make_plan
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target
@@ -181,6 +181,8 @@ def write_result(
     # Nothing of how it was found: a plan that is replayed makes the same bytes.
     properties = {"target": plan.target, "saturation_safe": str(is_safe).lower()}
     model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
+    if plan.rewrites:
+        model.metadata_props[REWRITES] = to_text(plan.rewrites)
     size_bytes = write_model(model, output)
     return QuantResult(
         output=str(output),
