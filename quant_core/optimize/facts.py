@@ -11,13 +11,14 @@ from onnx_ir.passes import common as passes
 from quant_core.model import graph
 
 Sizes: TypeAlias = tuple[int | None, ...]  # one entry per axis, None where the size is open
+Dims: TypeAlias = tuple[int | str | None, ...]  # the same; equal names stand for equal sizes
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Shapes by tensor name, inferred anew: what a file claims of inner tensors is not believed."""
 
-    shapes: dict[str, Sizes]
+    known: dict[str, Dims]
 
     @classmethod
     def of(cls, model: ir.Model) -> Facts:
@@ -29,21 +30,26 @@ class Facts:
                     if not output.is_graph_output():
                         output.shape = None
         passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-        shapes = {}
+        known = {}
         for inside in graph.graphs_of(copy):
             values = [*inside.inputs, *(v for node in inside for v in node.outputs)]
             for value in values:
                 if value.name and value.shape is not None:
-                    shapes[value.name] = tuple(_size(n) for n in value.shape)
-        return cls(shapes)
+                    known[value.name] = tuple(_dim(n) for n in value.shape)
+        return cls(known)
 
-    def shape(self, value: ir.Value | None) -> Sizes | None:
-        """The sizes of a tensor, None where not even their number is known."""
+    def dims(self, value: ir.Value | None) -> Dims | None:
+        """The sizes of a tensor and names of open ones, None where their number is unknown."""
         if value is None:
             return None
         if graph.is_constant(value):
             return graph.shape_of(value)
-        return self.shapes.get(str(value.name))
+        return self.known.get(str(value.name))
+
+    def shape(self, value: ir.Value | None) -> Sizes | None:
+        """The sizes of a tensor, None where their number is unknown."""
+        dims = self.dims(value)
+        return None if dims is None else tuple(n if isinstance(n, int) else None for n in dims)
 
     def rank(self, value: ir.Value | None) -> int | None:
         """The number of axes, None where it is unknown."""
@@ -58,5 +64,8 @@ class Facts:
         return shape[axis]
 
 
-def _size(n: object) -> int | None:
-    return n if isinstance(n, int) else None
+def _dim(n: object) -> int | str | None:
+    name = getattr(n, "value", None)
+    if isinstance(n, int):
+        return n
+    return name if isinstance(name, str) else None

@@ -22,6 +22,7 @@ SAME_DB = 60.0  # below this, an output changed by more than float32 rounding ex
 NO_NOISE = 1e-14  # mean square error of outputs near zero, where a ratio means nothing
 GROWTH = 0.01  # of the file, for names and small constants; what grows by more holds more weights
 SLACK_BYTES = 4096  # the same in a file of nothing but nodes
+TIMED_SLACK_BYTES = 1 << 17  # the same for what is measured to be faster
 LEAST_GAIN = 1.02  # a speed-up that is not the noise of the clock
 MOST_PLACES = 8  # that are tried one by one
 ROUNDS = 8  # a rule that finds something new after so many others is left
@@ -160,7 +161,8 @@ class _Work:
                 if db < SAME_DB:
                     return f"an output changes to {db:.0f} dB"
         size = files.size_in_file(self.best)
-        if files.size_in_file(after) > size + max(SLACK_BYTES, GROWTH * size):
+        slack = TIMED_SLACK_BYTES if rule in TIMED else SLACK_BYTES
+        if files.size_in_file(after) > size + max(slack, GROWTH * size):
             return "the file grows"
         if rule in TIMED and self.speedup is not None:
             gain = self.speedup(self.best, after)

@@ -25,6 +25,8 @@ from quant_core.optimize.rules.merge_convs import merge_parallel_convs, merge_su
 from quant_core.optimize.rules.plain_softmax import plain_softmax
 from quant_core.optimize.rules.prelu import prelu_as_convs, prelu_as_leaky_relu
 from quant_core.optimize.rules.split_convs import split_convs
+from quant_core.optimize.rules.stack_outputs import stack_outputs
+from quant_core.optimize.rules.static_shapes import static_shapes
 from quant_core.optimize.rules.wide_kernels import wide_kernels
 
 Exact: TypeAlias = Callable[[ir.Model, Facts], list[Applied]]
@@ -37,6 +39,7 @@ EXACT: dict[str, Exact] = {
     "merge_parallel_convs": merge_parallel_convs,
     "merge_successive_convs": merge_successive_convs,
     "plain_softmax": plain_softmax,
+    "static_shapes": static_shapes,
     "prelu_as_leaky_relu": prelu_as_leaky_relu,
 }
 TIMED: dict[str, Timed] = {
@@ -45,4 +48,5 @@ TIMED: dict[str, Timed] = {
     "prelu_as_convs": prelu_as_convs,
     "inner_softmax": inner_softmax,
     "split_convs": split_convs,
+    "stack_outputs": stack_outputs,
 }

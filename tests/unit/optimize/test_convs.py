@@ -84,7 +84,7 @@ def test_a_conv_that_is_only_split_becomes_one_for_each_part_with_its_activation
         """(float[n, 3, 6, 6] x) => (float[n, 1, 6, 6] y, float[n, 3, 6, 6] z)
            { c = Conv(x, w, b) s = Sigmoid(c) m = Mul(c, s) y, z = Split<axis = 1>(m, sizes) }""",
         {"w": random(4, 3, 1, 1), "b": random(4), "sizes": np.array([1, 3])},
-        timed=True,
+        timed="split_convs",
     )
 
     assert sorted(operators) == ["Conv", "Conv", "Mul", "Mul", "Sigmoid", "Sigmoid"]
@@ -96,7 +96,47 @@ def test_a_conv_that_is_split_and_read_stays_whole():
         """(float[n, 3, 6, 6] x) => (float[n, 2, 6, 6] y, float[n, 2, 6, 6] z, float[n, 4, 6, 6] r)
            { c = Conv(x, w) y, z = Split<axis = 1>(c, sizes) r = Relu(c) }""",
         {"w": random(4, 3, 1, 1), "sizes": np.array([2, 2])},
-        timed=True,
+        timed="split_convs",
     )
 
     assert sorted(operators) == ["Conv", "Relu", "Split"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "sizes", "block"), [(1, (8, 4), 4), (4, (8, 8), 2), (1, (6, 4), 2)]
+)
+def test_neighbouring_pixels_of_a_conv_with_few_outputs_become_channels(outputs, sizes, block):
+    h, w = sizes
+
+    found, operators = optimized(
+        f"""(float[n, 5, {h}, {w}] x) => (float[n, {outputs}, {h}, {w}] y)
+            {{ c = Conv<pads = [1, 1, 1, 1]>(x, w, b) y = Relu(c) }}""",
+        {"w": random(outputs, 5, 3, 3), "b": random(outputs)},
+        timed="stack_outputs",
+    )
+
+    assert operators == ["Conv", "Relu", "DepthToSpace"]
+    assert next(iter(found.model.graph)).attributes["strides"].value == (block, block)
+
+
+def test_strides_and_odd_pads_are_kept_when_pixels_become_channels():
+    found, _ = optimized(
+        """(float[n, 2, 9, 8] x) => (float[n, 1, 4, 4] y)
+           { y = Conv<pads = [0, 1, 0, 0], strides = [2, 2]>(x, w) }""",
+        {"w": random(1, 2, 3, 2)},
+        timed="stack_outputs",
+    )
+
+    assert [change.node for change in found.applied] == ["y"]
+
+
+def test_a_conv_with_many_outputs_or_open_or_odd_sizes_is_not_stacked():
+    _, operators = optimized(
+        """(float[n, 2, 8, w] x) => (float[n, 12, 6, v] y, float[n, 1, 6, v] z)
+           { y = Conv(x, many) z = Conv(x, few) }""",
+        {"many": random(12, 2, 3, 3), "few": random(1, 2, 3, 3)},
+        timed="stack_outputs",
+        n=8,
+    )
+
+    assert operators == ["Conv", "Conv"]

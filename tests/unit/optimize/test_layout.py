@@ -28,7 +28,7 @@ def test_a_conv_over_time_turns_until_it_reaches_what_knows_no_axes():
             "b": random(4),
             "g": random(12, 5),
         },
-        timed=True,
+        timed="wide_kernels",
     )
 
     assert operators == [
@@ -51,7 +51,7 @@ def test_a_conv_over_images_stays_as_it_is():
     found, _ = optimized(
         "(float[n, 2, 6, 6] x) => (float[n, 4, 4, 6] y) { y = Conv(x, w) }",
         {"w": random(4, 2, 3, 1)},
-        timed=True,
+        timed="wide_kernels",
     )
 
     assert not found.applied
@@ -62,7 +62,7 @@ def test_a_turned_tensor_that_is_an_output_is_turned_back():
         """(float[n, 2, 6, 1] x) => (float[n, 4, 4, 1] c, float[n, 4, 4, 1] y)
            { c = Conv(x, w) y = Relu(c) }""",
         {"w": random(4, 2, 3, 1)},
-        timed=True,
+        timed="wide_kernels",
     )
 
     assert operators.count("Transpose") == 3
@@ -74,7 +74,7 @@ def test_an_add_between_convs_becomes_a_depthwise_conv():
            { c = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(c) a = Add(r, t)
              y = Conv<pads = [1, 1, 1, 1]>(a, w) }""",
         {"w": random(2, 2, 3, 3), "t": np.float32([0.5])},
-        timed=True,
+        timed="affine_as_conv",
     )
 
     assert operators == ["Conv", "Relu", "Conv", "Conv"]
@@ -94,7 +94,7 @@ def test_slopes_of_channels_become_two_convs_and_a_sum():
     _, operators = optimized(
         "(float[n, 3, 4, 4] x) => (float[n, 3, 4, 4] y) { y = PRelu(x, s) }",
         {"s": np.float32([0.25, -1, 0.5]).reshape(3, 1, 1)},
-        timed=True,
+        timed="prelu_as_convs",
     )
 
     assert operators == ["Conv", "Conv", "Relu", "Add"]
@@ -105,7 +105,7 @@ def test_steep_slopes_and_those_of_columns_stay(slope):
     _, operators = optimized(
         "(float[n, 3, 4, 4] x) => (float[n, 3, 4, 4] y) { y = PRelu(x, s) }",
         {"s": slope},
-        timed=True,
+        timed="prelu_as_convs",
     )
 
     assert operators == ["PRelu"]
@@ -116,7 +116,7 @@ def test_a_softmax_over_channels_moves_to_the_last_axis_with_the_conv_behind_it(
         """(float[n, 16, 4, 7] x) => (float[n, 2, 4, 7] y)
            { s = Softmax<axis = 1>(x) y = Conv(s, w, b) }""",
         {"w": random(2, 16, 1, 1), "b": random(2)},
-        timed=True,
+        timed="inner_softmax",
     )
 
     assert operators == ["Transpose", "Softmax", "MatMul", "Add", "Transpose"]
