@@ -71,7 +71,7 @@ def optimize(
 
     Raises: ModelError if the model itself does not run on the feeds.
     """
-    work = _Work(feeds, _outputs(model, feeds), speedup, model)
+    work = _Work(feeds, _outputs(model, feeds), speedup, model, Facts.of(model))
     for _ in range(ROUNDS):  # 1.
         before = len(work.applied)
         for name in (*EXACT, *(TIMED if speedup is not None else ())):
@@ -90,7 +90,7 @@ def follow(model: ir.Model, changes: Sequence[Applied]) -> ir.Model:
     left = list(changes)
     while left:
         rule, rows = next(groupby(left, key=lambda change: change.rule))
-        model, made = _apply(rule, model, {row.node for row in rows})
+        model, made = _apply(rule, model, Facts.of(model), {row.node for row in rows})
         if not made or made != left[: len(made)]:
             raise ModelError(
                 f"{rule} finds other nodes than the plan names",
@@ -102,11 +102,10 @@ def follow(model: ir.Model, changes: Sequence[Applied]) -> ir.Model:
 
 
 def _apply(
-    rule: str, model: ir.Model, chosen: Collection[str] | None
+    rule: str, model: ir.Model, facts: Facts, chosen: Collection[str] | None = None
 ) -> tuple[ir.Model, list[Applied]]:
     """A copy of the model that a rule has changed, and what it changed; None chooses every node."""
     copy = model.clone()
-    facts = Facts.of(copy)
     if rule in TIMED:
         changes = TIMED[rule](copy, facts, lambda name: chosen is None or name in chosen)
     elif rule in EXACT:
@@ -119,18 +118,19 @@ def _apply(
 
 @dataclass(slots=True)
 class _Work:
-    """The best model so far, and how it came to be."""
+    """The best model so far, what is known of its tensors, and how it came to be."""
 
     feeds: Sequence[Feed]
     reference: list[list[NDArray[Any]]]
     speedup: Speedup | None
     best: ir.Model
+    facts: Facts
     applied: list[Applied] = field(default_factory=list)
     undone: list[Undone] = field(default_factory=list)
 
     def attempt(self, rule: str) -> None:
         """Keep what the rule does to the model, or some of it, or note why not."""
-        after, changes = _apply(rule, self.best, None)
+        after, changes = _apply(rule, self.best, self.facts)
         if not changes:
             return
         reason = self._objection(rule, after)
@@ -141,12 +141,12 @@ class _Work:
         self.undone.append(Undone(rule, nodes, reason))
         if rule in TIMED and 1 < len(nodes) <= MOST_PLACES:  # 3.
             for node in nodes:
-                after, changes = _apply(rule, self.best, {node})
+                after, changes = _apply(rule, self.best, self.facts, {node})
                 if changes and not self._objection(rule, after):
                     self._keep(after, changes)
 
     def _keep(self, after: ir.Model, changes: list[Applied]) -> None:
-        self.best = after
+        self.best, self.facts = after, Facts.of(after)
         self.applied += changes
 
     def _objection(self, rule: str, after: ir.Model) -> str:
