@@ -163,8 +163,9 @@ def _transposed_conv(s: Sketch, x: str) -> None:
     inputs = [x, s.numbers(channels, outputs, 2, 2)]
     if s.draw(st.booleans()):
         inputs.append(s.numbers(outputs * group))
-    shape = (BATCH, outputs * group, h + 1, w + 1)
-    s.add("ConvTranspose", inputs, shape, kernel_shape=[2, 2], group=group)
+    stride = s.draw(st.integers(1, 2))
+    shape = (BATCH, outputs * group, (h - 1) * stride + 2, (w - 1) * stride + 2)
+    s.add("ConvTranspose", inputs, shape, kernel_shape=[2, 2], strides=[stride] * 2, group=group)
 
 
 def _pool(s: Sketch, x: str) -> None:
