@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quant_core.api import (
+        OptimizeResult as OptimizeResult,
+    )
+    from quant_core.api import (
         QuantResult as QuantResult,
     )
     from quant_core.api import (
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     )
     from quant_core.api import (
         benchmark_model as benchmark_model,
+    )
+    from quant_core.api import (
+        optimize_model as optimize_model,
     )
     from quant_core.api import (
         plan_model as plan_model,
@@ -43,9 +49,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": (
+        "OptimizeResult",
         "QuantResult",
         "Validation",
         "benchmark_model",
+        "optimize_model",
         "plan_model",
         "quantize",
         "quantize_model",

@@ -11,7 +11,7 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource, SampleSpec
-from quant_core.errors import DataError
+from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.fidelity import compare, run_each
 from quant_core.evaluate.node_noise import measure_sensitivity
@@ -20,8 +20,12 @@ from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model import files
+from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
+from quant_core.model.write import write_model
+from quant_core.optimize.applied import REWRITES, from_text
+from quant_core.optimize.run import follow
 from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output, check_plan, check_same_interface
 from quant_core.search.pipeline import (
@@ -29,23 +33,44 @@ from quant_core.search.pipeline import (
     QuantResult,
     first_plan,
     own_metric,
-    prepare_samples,
     quantize_by_plan,
     quantize_by_search,
     write_result,
 )
 from quant_core.search.policy import POLICY
+from quant_core.search.prepared import prepare_as_planned, prepare_optimized, prepare_samples
 
 __all__ = [
+    "OptimizeResult",
     "QuantResult",
     "Validation",
     "benchmark_model",
+    "optimize_model",
     "plan_model",
     "quantize",
     "quantize_model",
     "quantize_with_calibration",
     "validate_model",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeResult:
+    """What was rewritten in a float model, and what was tried in vain.
+
+    rewrites  one row for each change: rule, node, and the absorbed nodes
+    undone    one row for each rule that was taken back: rule, nodes and reason
+    """
+
+    output: str
+    size_bytes: int
+    float_size_bytes: int
+    rewrites: list[dict[str, Any]]
+    undone: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +162,9 @@ def plan_model(
     feeds = None
     if samples is not None:
         feeds = _open(path, SampleSpec(samples, count=num_samples, shape=sample_shape))
-    prepared = prepare(path, prepare_samples(feeds), qat=config.qat)
-    return first_plan(prepared, config, measured=samples is not None)
+    prepared = prepare_optimized(path, config, feeds, TimingCache())
+    measured = samples is not None
+    return first_plan(prepared.model, config, measured=measured, rewrites=prepared.applied)
 
 
 def quantize_model(
@@ -175,10 +201,15 @@ def quantize_model(
         samples = judges = _open(path, spec)
     if evaluation is not None:
         judges = _open(path, SampleSpec(evaluation, labels, shape=sample_shape))
-    model = prepare(path, prepare_samples(samples), qat=config.qat)
+    timings = TimingCache(costs)
     if plan is not None:
+        model = prepare_as_planned(path, plan, samples)
         check_plan(model, plan, samples)
-    measured_plan = plan or first_plan(model, config, measured=samples is not None)
+        measured_plan = plan
+    else:
+        found = prepare_optimized(path, config, samples, timings)
+        model, measured = found.model, samples is not None
+        measured_plan = first_plan(model, config, measured=measured, rewrites=found.applied)
     stats = None
     if samples is not None:
         progress(f"calibrating on {len(samples)} samples")
@@ -191,11 +222,47 @@ def quantize_model(
         samples,
         judges,
         contract,
-        TimingCache(costs),
+        timings,
         progress,
     )
     made = quantize_by_search(job) if plan is None else quantize_by_plan(job)
     return write_result(made, output, made.sensitivities())
+
+
+def optimize_model(
+    path: str | Path,
+    output: str | Path,
+    samples: SampleSource | None = None,
+    *,
+    num_samples: int | None = None,
+    sample_shape: SampleShape | None = None,
+    costs: str | Path | None = None,
+) -> OptimizeResult:
+    """The float model with less work for onnxruntime, written to `output` at once or not at all.
+
+    samples  rewrites are checked and timed on the first of these; None for random ones. If the
+             model does not run on random ones, only what is exact by construction is rewritten
+    costs    file of the timing cache, read and added to: with all in it, the same bytes again
+
+    Raises: QuantError.
+    """
+    output = check_output(path, output)
+    timings, config = TimingCache(costs), QuantConfig()
+    spec = SampleSpec(RANDOM if samples is None else samples, count=num_samples, shape=sample_shape)
+    try:
+        found = prepare_optimized(path, config, _open(path, spec), timings)
+    except (DataError, ModelError):
+        if samples is not None:
+            raise
+        found = prepare_optimized(path, config, None, timings)
+    size_bytes = write_model(found.model, output)
+    return OptimizeResult(
+        output=str(output),
+        size_bytes=size_bytes,
+        float_size_bytes=model_info(path).size_bytes,
+        rewrites=[change.to_dict() for change in found.applied],
+        undone=[asdict(attempt) for attempt in found.undone],
+    )
 
 
 def validate_model(
@@ -241,8 +308,10 @@ def validate_model(
     sensitivities = []
     if detailed:
         few = feeds.subsample(POLICY.sensitivity_samples)
-        prepared = prepare(original, prepare_samples(feeds))
-        sensitivities = measure_sensitivity(prepared, files.load(quantized), few)
+        made = files.load(quantized)
+        rewrites = from_text(made.metadata_props.get(REWRITES, ""))
+        prepared = follow(prepare(original, prepare_samples(feeds)), rewrites)
+        sensitivities = measure_sensitivity(prepared, made, few)
     return Validation(
         fidelity,
         verdict,

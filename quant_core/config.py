@@ -41,6 +41,7 @@ class QuantConfig:
     float_storage  type of float weights in the file: float32, or float16 where their values fit
     qat            of a model from quantization-aware training: respect the scales it learned, or
                    replace them, and quantize its float weights as those of any other model
+    optimize       whether the float model is rewritten exactly first, where that makes it faster
 
     Raises: RequestError for a wrong value.
     """
@@ -61,6 +62,7 @@ class QuantConfig:
     runtime: str = "folded"
     float_storage: str = "float32"
     qat: str = "respect"
+    optimize: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -31,13 +31,17 @@ ONE_STAGE: dict[str, Any] = {
 
 
 @task(name="prepare", task_run_name="prepare {name}", **ONE_STAGE)
-def prepare(name: str, workers: Workers, job: JobValues, folder: Path) -> Answer:
-    """Read the model, fold its constants, and plan how each node computes and is stored."""
+def prepare(name: str, workers: Workers, job: JobValues, folder: Path, costs: Path) -> Answer:
+    """Read the model, make it simpler, and plan how each node computes and is stored.
+
+    costs  the file of latencies that were measured before
+    """
     request = {
         "model": job["input"],
         "folder": str(folder),
         "config": job["config"],
         "samples": job["calibration"],
+        "costs": str(costs),
     }
     return workers.run("prepare", job["input"], request)
 

@@ -25,6 +25,7 @@ CORE_SHELVES = (
     ("config",),
     ("model",),
     ("data", "numerics"),
+    ("optimize",),
     ("plan",),
     ("calibrate",),
     ("rewrite",),

@@ -55,7 +55,7 @@ class ModelRun:
         prepared = folder / "prepared.onnx" if shards == 1 else None
         workers = self.workers
 
-        self._step("prepare", lambda: tasks.prepare(name, workers, values, folder))
+        self._step("prepare", lambda: tasks.prepare(name, workers, values, folder, self.costs))
         if self.job.calibration is not None:
             self._step("calibrate", lambda: tasks.calibrate(name, workers, values, folder, shares))
         self._step(

@@ -70,6 +70,9 @@ ContinueOnError = Annotated[
     bool, typer.Option("--continue-on-error/--stop-on-error", help="When a model fails.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+OptimizeOnly = Annotated[
+    bool, typer.Option("--optimize-only", help="Rewrite the float model exactly, and stop.")
+]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each model.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long to measure.")]
@@ -96,6 +99,7 @@ def quantize(
     plan: PlanFile = None,
     costs: CostsFile = None,
     dry_run: DryRun = False,
+    optimize_only: OptimizeOnly = False,
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
     if dry_run:
@@ -103,6 +107,8 @@ def quantize(
     if output is None:
         hint = "Say where to write: -o OUT.onnx, or --dry-run to see the plan"
         raise RequestError("is missing", "--output", hint)
+    if optimize_only:
+        return _optimize_answer(model, output, config, calibration, costs)
     if plan is not None and (changed := changed_options(config)):
         option = "--" + next(iter(changed)).replace("_", "-")
         hint = f"Leave it out, or change it in {plan}"
@@ -318,6 +324,31 @@ def _quantize_answer(
     return Answer(
         result, render.quantization_view, exit_code=int(result.get("verdict") == "not_met")
     )
+
+
+def _optimize_answer(
+    model: Path,
+    output: Path,
+    config: QuantConfig,
+    calibration: SampleSpec | None,
+    costs: Path | None,
+) -> Answer:
+    """Rewrite a float model exactly, without quantizing it."""
+    from quant_core import api
+
+    if changed := changed_options(config):
+        option = "--" + next(iter(changed)).replace("_", "-")
+        raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
+    samples = calibration or SampleSpec()
+    result = api.optimize_model(
+        model,
+        output,
+        None if calibration is None else samples.source,
+        num_samples=samples.count,
+        sample_shape=samples.shape,
+        costs=costs,
+    )
+    return Answer(result.to_dict(), render.optimization_view)
 
 
 def _validation(

@@ -207,6 +207,11 @@ CONFIG = {
         str, "Of what stays float: float32, float16", "TYPE", _DEFAULT.float_storage
     ),
     "qat": Option(str, "Learned scales: respect or replace", "WHAT", _DEFAULT.qat),
+    "optimize": Option(
+        bool,
+        "Rewrite the float model exactly first, where faster",
+        flags="--optimize/--no-optimize",
+    ),
 }
 ACCURACY = {
     "metric": Option(str, f"{', '.join(METRICS)} or module:function", "METRIC"),

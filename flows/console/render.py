@@ -124,6 +124,8 @@ def plan_view(plan: Mapping[str, Any]) -> RenderableType:
     compute = _count_words(node["compute"] for node in rows)
     storage = _count_words(node["storage"] for node in rows if node["storage"])
     parts: list[RenderableType] = [table, Text(f"compute: {compute}   storage: {storage}")]
+    if rewrites := _count_words(change["rule"] for change in plan.get("rewrites", ())):
+        parts.append(Text(f"rewritten before: {rewrites}"))
     if plan.get("config", {}).get("mode") == "auto":
         parts.append(Text(AUTO_MODE_NOTE, style="dim"))
     return Group(*parts)
@@ -139,6 +141,19 @@ def plans_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         else:
             parts.append(plan_view(row["plan"]))
     return Group(*parts)
+
+
+def optimization_view(result: Mapping[str, Any]) -> RenderableType:
+    """What was rewritten in a float model, and what was taken back."""
+    before, after = result["float_size_bytes"], result["size_bytes"]
+    facts = {
+        "written": result["output"],
+        "size": f"{format_size(before)} -> {format_size(after)} ({format_ratio(before, after)})",
+        "rewrites": _count_words(change["rule"] for change in result["rewrites"]) or "none",
+    }
+    for attempt in result["undone"]:
+        facts[f"not {attempt['rule']}"] = attempt["reason"]
+    return facts_table(facts)
 
 
 def quantization_view(result: Mapping[str, Any]) -> RenderableType:

@@ -5,7 +5,7 @@ rewritten.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -22,6 +22,7 @@ from quant_core.numerics.gptq import parts_of
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
 from quant_core.numerics.round_nearest import block_width
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
+from quant_core.optimize.applied import Applied, former_names
 from quant_core.plan.operators import (
     CAPS,
     KERNEL_BLOCKS,
@@ -64,12 +65,14 @@ def make_plan(
     choices: Mapping[str, NodeChoice] | None = None,
     *,
     outliers: Mapping[str, OutlierTreatment] | None = None,
+    rewrites: Sequence[Applied] = (),
 ) -> QuantPlan:
     """The plan of a prepared model: only what onnxruntime really executes in integers on the
     target.
 
     choices   node -> what a search chose for it; a choice that the node cannot follow has no effect
     outliers  tensor -> how its outliers are treated, where dynamic nodes read it
+    rewrites  how the model was rewritten before: globs of the config may name what it was made of
 
     1. Each node with weights: how it computes, how its weights are stored, rounded and shared out
     to scales.
@@ -87,7 +90,7 @@ def make_plan(
     choices = dict(choices or {})
     for name in choices.keys() & {str(n.name) for n in inner}:
         choices[name] = replace(choices[name], compute=None)  # branches compute in float
-    decide = _Decider(config, target, choices, stores_float16(model))
+    decide = _Decider(config, target, choices, stores_float16(model), former_names(rewrites))
 
     weighted = {str(n.name): decide.node(n, config.mode) for n in own}  # 1
     weighted |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
@@ -125,6 +128,7 @@ def make_plan(
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
         constants=constants,
         stored={node: choice.storage for node, choice in choices.items() if choice.storage},
+        rewrites=tuple(rewrites),
     )
 
 
@@ -146,7 +150,14 @@ def replan(
             change.storage or before.storage,
             change.granularity or before.granularity,
         )
-    return make_plan(model, plan.config, TARGETS[plan.target], choices, outliers=plan.outliers)
+    return make_plan(
+        model,
+        plan.config,
+        TARGETS[plan.target],
+        choices,
+        outliers=plan.outliers,
+        rewrites=plan.rewrites,
+    )
 
 
 def _nothing_to_quantize(model: ir.Model) -> ModelError:
@@ -232,12 +243,16 @@ def _is_dynamic(weighted: Mapping[str, NodePlan], node: ir.Node) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Decider:
-    """Phases 1 to 3: what becomes of nodes with weights."""
+    """Phases 1 to 3: what becomes of nodes with weights.
+
+    former  node -> names of nodes of the original model that it stands for
+    """
 
     config: QuantConfig
     target: Target
     choices: Mapping[str, NodeChoice]
     keeps_float16: bool
+    former: Mapping[str, Sequence[str]]
 
     def choice(self, node: str) -> NodeChoice:
         return self.choices.get(node, NO_CHOICE)
@@ -258,7 +273,8 @@ class _Decider:
             names,
             elements,
         )
-        excluded = next((g for g in config.exclude if _matches(g, in_float.node, *names)), None)
+        known_as = self._names(in_float)
+        excluded = next((g for g in config.exclude if _matches(g, *known_as)), None)
         if excluded is not None:
             return _in_float(in_float, weights, f"excluded by {excluded}")
         named = self._named_bits(in_float)
@@ -313,9 +329,13 @@ class _Decider:
 
     def _named_bits(self, planned: NodePlan) -> int | None:
         """The bits that layer_bits gives the node or one of its weights; the last match counts."""
-        names = (planned.node, *planned.weights)
+        names = self._names(planned)
         bits = [bits for glob, bits in self.config.layer_bits.items() if _matches(glob, *names)]
         return bits[-1] if bits else None
+
+    def _names(self, planned: NodePlan) -> tuple[str, ...]:
+        """The names by which a glob can mean the node: its own, former ones, its weights'."""
+        return (planned.node, *self.former.get(planned.node, ()), *planned.weights)
 
     def _rounded(
         self, planned: NodePlan, node: ir.Node, storage: Storage, choice: NodeChoice

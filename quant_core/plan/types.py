@@ -13,6 +13,7 @@ from typing import Any
 from quant_core.config import QuantConfig, known_keys
 from quant_core.errors import RequestError
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
+from quant_core.optimize.applied import Applied
 from quant_core.plan.targets import find_target
 
 
@@ -161,6 +162,7 @@ class QuantPlan:
                   otherwise
     equalized_db  by how much cross-layer equalization brought outputs nearer to float's, 0 where it
                   was not done
+    rewrites      how the float model was rewritten before it was planned, change by change
     """
 
     config: QuantConfig
@@ -172,6 +174,7 @@ class QuantPlan:
     constants: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, Storage] = field(default_factory=dict)
     equalized_db: float = 0.0
+    rewrites: tuple[Applied, ...] = ()
 
     @property
     def in_four_bits(self) -> list[str]:
@@ -184,6 +187,7 @@ class QuantPlan:
             "config": self.config.to_dict(),
             "target": self.target,
             "equalized_db": self.equalized_db,
+            "rewrites": [change.to_dict() for change in self.rewrites],
             "nodes": [n.to_dict() for n in self.nodes],
             "activations": dict(self.activations),
             "means": dict(self.means),
@@ -215,6 +219,7 @@ class QuantPlan:
                 constants=dict(known["constants"]),
                 stored={node: Storage(word) for node, word in known["stored"].items()},
                 equalized_db=float(known["equalized_db"]),
+                rewrites=tuple(Applied.from_dict(row) for row in known.get("rewrites", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(

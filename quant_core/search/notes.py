@@ -31,6 +31,7 @@ def speed_note(best: Candidate) -> str:
 def idle_glob_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
     """One note for each glob of the config that matches nothing in the model."""
     names = {name for g in graph.graphs_of(model) for node in g for name in _names_of(node)}
+    names.update(name for change in plan.rewrites for name in change.absorbed)
     globs = [("exclude", glob) for glob in plan.config.exclude]
     globs += [("layer_bits", glob) for glob in plan.config.layer_bits]
     return [

@@ -7,7 +7,7 @@ result = write_result(made, output)                        # the file, and a row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,17 @@ from quant_core.model import graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.model.write import write_model
+from quant_core.optimize.applied import REWRITES, Applied, to_text
 from quant_core.plan.make import make_plan
 from quant_core.plan.operators import RULES
-from quant_core.plan.targets import find_target, host_target_name
+from quant_core.plan.targets import find_target
 from quant_core.plan.types import Compute, NodeChoice, QuantPlan
 from quant_core.search.calibrated import CalibratedModel, uses_gptq
 from quant_core.search.candidate import Bench, Candidate
 from quant_core.search.mixed_precision import IN_INT8, with_choice
 from quant_core.search.notes import idle_glob_notes, joined, speed_note, with_reasons
 from quant_core.search.policy import POLICY
+from quant_core.search.prepared import is_for_host
 from quant_core.search.search import Found, follow_plan, search
 
 
@@ -179,6 +181,8 @@ def write_result(
     # Nothing of how it was found: a plan that is replayed makes the same bytes.
     properties = {"target": plan.target, "saturation_safe": str(is_safe).lower()}
     model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
+    if plan.rewrites:
+        model.metadata_props[REWRITES] = to_text(plan.rewrites)
     size_bytes = write_model(model, output)
     return QuantResult(
         output=str(output),
@@ -195,10 +199,13 @@ def write_result(
     )
 
 
-def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> QuantPlan:
+def first_plan(
+    model: ir.Model, config: QuantConfig, *, measured: bool, rewrites: Sequence[Applied] = ()
+) -> QuantPlan:
     """The plan that calibration covers: in mode auto all that may become static in a variant.
 
     measured  whether there are samples to measure ranges on
+    rewrites  how the model was rewritten after it was prepared
 
     Raises: RequestError if static is requested without samples; as `make_plan`.
     """
@@ -209,7 +216,7 @@ def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> Quant
             "Give data, or mode dynamic or weight_only",
         )
     target = find_target(config.target)
-    plan = make_plan(model, config, target)
+    plan = make_plan(model, config, target, rewrites=rewrites)
     if config.mode != "auto" or measured:
         return plan
     choices = {}
@@ -217,14 +224,7 @@ def first_plan(model: ir.Model, config: QuantConfig, *, measured: bool) -> Quant
         if node.weights:
             can_be_dynamic = RULES[node.op_type].dynamic
             choices[node.node] = NodeChoice(Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT)
-    return make_plan(model, config, target, choices)
-
-
-def prepare_samples(samples: Samples | None) -> Iterable[Any]:
-    """The first few samples, on which `prepare` checks that folding constants changes nothing."""
-    if samples is None:
-        return ()
-    return (samples[i] for i in range(min(POLICY.prepare_samples, len(samples))))
+    return make_plan(model, config, target, choices, rewrites=rewrites)
 
 
 def storable_plan(job: QuantJob) -> tuple[QuantPlan, str]:
@@ -324,13 +324,8 @@ def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
         job.float_size_bytes,
         own_metric(job.contract.metric if job.contract is not None else None),
         costs=job.costs,
-        is_host=_is_for_host(plan),
+        is_host=is_for_host(plan.target),
     )
-
-
-def _is_for_host(plan: QuantPlan) -> bool:
-    """Whether a model of this plan is for CPUs of this one's architecture."""
-    return (plan.target == "arm64") == (host_target_name() == "arm64")
 
 
 def _fitted_to(found: Found, samples: Samples | None) -> Found:

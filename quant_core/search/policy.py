@@ -81,6 +81,9 @@ class SearchPolicy:
     # A candidate against float, and a MatMul in one way against float. Not tuned: long enough for
     # paired medians of 3 %, as `python -m tests.bench.accuracy --zoo DIR` shows.
     race_seconds: float = 0.1
+    # The same for a float model before and after a rewrite, whose gains are smaller.
+    # `python -m tests.bench.optimize --zoo DIR`: the rules that are undone in two runs.
+    rewrite_seconds: float = 0.5
     matmul_seconds: float = 0.01
 
 

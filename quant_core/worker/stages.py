@@ -25,31 +25,36 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.normalize import normalize
-from quant_core.model.prepare import prepare as prepare_model
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
 from quant_core.search.pipeline import (
     QuantJob,
     first_plan,
-    prepare_samples,
     quantize_by_search,
     write_result,
 )
 from quant_core.search.policy import POLICY
+from quant_core.search.prepared import prepare_optimized
 from quant_core.worker.child_main import serve
 
 Row = dict[str, Any]
 
 
-def prepare(model: str, folder: str, config: Row, samples: Row | None) -> Row:
-    """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts."""
+def prepare(
+    model: str, folder: str, config: Row, samples: Row | None, costs: str | None = None
+) -> Row:
+    """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts.
+
+    costs  file of timings, read and added to
+    """
     feeds = _open(model, samples) if samples else None
-    wanted = QuantConfig.from_dict(config)
-    prepared = prepare_model(model, prepare_samples(feeds), qat=wanted.qat)
-    plan = first_plan(prepared, wanted, measured=feeds is not None)
+    quant_config = QuantConfig.from_dict(config)
+    prepared = prepare_optimized(model, quant_config, feeds, TimingCache(costs))
+    measured = feeds is not None
+    plan = first_plan(prepared.model, quant_config, measured=measured, rewrites=prepared.applied)
     path = Path(folder, "prepared.onnx")
-    write_model(prepared, path)
+    write_model(prepared.model, path)
     Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")
     return {"info": model_info(model).to_dict(), "prepared": str(path), "plan": plan.to_dict()}
 

@@ -1,0 +1,77 @@
+"""Small questions to a graph, and small changes of it, that the rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core.model import graph
+
+
+def is_float32(value: ir.Value | None) -> bool:
+    """Whether the value is a float32 constant, without reading it."""
+    return graph.is_constant(value) and value.const_value.dtype == ir.DataType.FLOAT  # type: ignore[union-attr]
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, once and in its own graph; None if others see it too."""
+    uses = value.uses()
+    producer = value.producer()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    reader = next(iter(uses)).node
+    own = producer.graph if producer is not None else value.graph
+    return reader if reader.graph is own else None
+
+
+def read_here(value: ir.Value, inside: ir.Graph) -> bool:
+    """Whether only nodes of this graph read the value, and no output of a graph is made of it."""
+    return not value.is_graph_output() and all(u.node.graph is inside for u in value.uses())
+
+
+def numbers(value: ir.Value) -> NDArray[np.float64]:
+    """A copy of a constant in float64."""
+    return np.array(graph.array(value), np.float64)
+
+
+def constant(inside: ir.Graph, like: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer, named after another tensor; floats become float32."""
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+    return graph.initializer(inside, free_name(inside, like), np.ascontiguousarray(array))
+
+
+def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
+    """The initializer holds another float32 array from now on, for all its readers."""
+    array = np.ascontiguousarray(array, np.float32)
+    value.const_value = ir.tensor(array, name=value.name)
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
+
+
+def free_name(inside: ir.Graph, like: str) -> str:
+    """`like` with the first number behind it that makes it new to the graph."""
+    taken = {str(v.name) for v in (*inside.inputs, *inside.initializers.values())}
+    for node in inside.all_nodes():
+        taken.update(str(v.name) for v in (*node.outputs, *node.inputs) if v is not None)
+    name, n = f"{like}_opt", 1
+    while name in taken:
+        name, n = f"{like}_opt{n}", n + 1
+    return name
+
+
+def remove(nodes: Iterable[ir.Node]) -> None:
+    """Nodes that nothing reads any more leave their graph, the last first."""
+    for node in reversed(list(nodes)):
+        graph.home(node).remove(node, safe=True)
+
+
+def bypass(output: ir.Value, source: ir.Value) -> None:
+    """Readers of `output` read `source`, which gets the name of a graph's output."""
+    if output.is_graph_output():
+        graph.replace_value(output, source)
+    else:
+        output.replace_all_uses_with(source)

@@ -1,0 +1,71 @@
+"""What is known of a model's tensors without running it: their shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from quant_core.model import graph
+
+Sizes: TypeAlias = tuple[int | None, ...]  # one entry per axis, None where the size is open
+Dims: TypeAlias = tuple[int | str | None, ...]  # the same; equal names stand for equal sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Shapes by tensor name, inferred anew: what a file claims of inner tensors is not believed."""
+
+    known: dict[str, Dims]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Facts:
+        """The facts of a normalized model, which is not changed."""
+        copy = model.clone()
+        for inside in graph.graphs_of(copy):
+            for node in inside:
+                for output in node.outputs:
+                    if not output.is_graph_output():
+                        output.shape = None
+        passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+        known = {}
+        for inside in graph.graphs_of(copy):
+            values = [*inside.inputs, *(v for node in inside for v in node.outputs)]
+            for value in values:
+                if value.name and value.shape is not None:
+                    known[value.name] = tuple(_dim(n) for n in value.shape)
+        return cls(known)
+
+    def dims(self, value: ir.Value | None) -> Dims | None:
+        """The sizes of a tensor and names of open ones, None where their number is unknown."""
+        if value is None:
+            return None
+        if graph.is_constant(value):
+            return graph.shape_of(value)
+        return self.known.get(str(value.name))
+
+    def shape(self, value: ir.Value | None) -> Sizes | None:
+        """The sizes of a tensor, None where their number is unknown."""
+        dims = self.dims(value)
+        return None if dims is None else tuple(n if isinstance(n, int) else None for n in dims)
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """The number of axes, None where it is unknown."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def size(self, value: ir.Value | None, axis: int) -> int | None:
+        """The size along an axis, None where it is open or unknown."""
+        shape = self.shape(value)
+        if shape is None or not -len(shape) <= axis < len(shape):
+            return None
+        return shape[axis]
+
+
+def _dim(n: object) -> int | str | None:
+    name = getattr(n, "value", None)
+    if isinstance(n, int):
+        return n
+    return name if isinstance(name, str) else None

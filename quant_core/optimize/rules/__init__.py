@@ -1,0 +1,52 @@
+"""The rules by name, in order of what they gained on real models.
+
+A rule edits a private copy in place and returns what it changed. Those of EXACT leave fewer or
+cheaper operators, whatever the machine. Those of TIMED stay only where the model is measured to be
+faster; they change only nodes that are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from quant_core.optimize.applied import Applied, Chosen
+from quant_core.optimize.facts import Facts
+from quant_core.optimize.rules.affine_as_conv import affine_as_conv
+from quant_core.optimize.rules.fold_affine import (
+    fold_into_consumers,
+    fold_into_producer,
+    merge_affine,
+)
+from quant_core.optimize.rules.inner_softmax import inner_softmax
+from quant_core.optimize.rules.merge_convs import merge_parallel_convs, merge_successive_convs
+from quant_core.optimize.rules.plain_softmax import plain_softmax
+from quant_core.optimize.rules.prelu import prelu_as_convs, prelu_as_leaky_relu
+from quant_core.optimize.rules.split_convs import split_convs
+from quant_core.optimize.rules.stack_outputs import stack_outputs
+from quant_core.optimize.rules.static_shapes import static_shapes
+from quant_core.optimize.rules.wide_kernels import wide_kernels
+
+Exact: TypeAlias = Callable[[ir.Model, Facts], list[Applied]]
+Timed: TypeAlias = Callable[[ir.Model, Facts, Chosen], list[Applied]]
+
+EXACT: dict[str, Exact] = {
+    "fold_into_producer": fold_into_producer,
+    "fold_into_consumers": fold_into_consumers,
+    "merge_affine": merge_affine,
+    "merge_parallel_convs": merge_parallel_convs,
+    "merge_successive_convs": merge_successive_convs,
+    "plain_softmax": plain_softmax,
+    "static_shapes": static_shapes,
+    "prelu_as_leaky_relu": prelu_as_leaky_relu,
+}
+TIMED: dict[str, Timed] = {
+    "affine_as_conv": affine_as_conv,
+    "wide_kernels": wide_kernels,
+    "prelu_as_convs": prelu_as_convs,
+    "inner_softmax": inner_softmax,
+    "split_convs": split_convs,
+    "stack_outputs": stack_outputs,
+}

@@ -1,0 +1,90 @@
+"""Softmax over an axis that is not the last."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.optimize.applied import Applied, Chosen
+from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove
+from quant_core.optimize.facts import Facts
+
+SINCE_OPSET = 13  # before it, Softmax flattens
+
+
+def inner_softmax(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
+    """Softmax over an inner axis, moved to the last one and back.
+
+        Softmax(axis = i)   =>   Transpose(i <-> last) -> Softmax(-1) -> Transpose(i <-> last)
+
+    1. The rank is known, and the axis is an inner one: onnxruntime walks along it number by number.
+    2. A 1 x 1 Conv over that axis that alone reads the result (the expectation over the bins of a
+       YOLO's boxes) becomes a MatMul before the way back, which has less to move then.
+    """
+    applied: list[Applied] = []
+    if graph.opset(model) < SINCE_OPSET:
+        return applied
+    for inside in graph.graphs_of(model):
+        for node in [n for n in inside if n.op_type in ("Softmax", "LogSoftmax") and not n.domain]:
+            rank = facts.rank(node.inputs[0])
+            if rank is None or not chosen(str(node.name)):
+                continue
+            axis = graph.attribute(node, "axis", -1) % rank
+            if axis == rank - 1:
+                continue
+            perm = list(range(rank))
+            perm[axis], perm[-1] = perm[-1], perm[axis]
+            conv = only_reader(node.outputs[0])
+            if conv is not None and _is_dense(conv) and axis == 1:
+                _turn(inside, node, perm, conv)
+                applied.append(Applied("inner_softmax", str(node.name), ()))
+                applied.append(Applied("inner_softmax", str(conv.name), ()))
+            else:
+                _turn(inside, node, perm)
+                applied.append(Applied("inner_softmax", str(node.name), ()))
+    return applied
+
+
+def _is_dense(node: ir.Node) -> bool:
+    """Whether the node is a Conv that takes every pixel alone."""
+    if node.op_type != "Conv" or node.domain or not is_float32(node.inputs[1]):
+        return False
+    taps = graph.shape_of(graph.value(node.inputs[1]))[2:]
+    steps = graph.attribute(node, "strides", (1,))
+    pads = graph.attribute(node, "pads", ())
+    alone = set(taps) == {1} and set(steps) == {1} and not any(pads)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return alone and graph.attribute(node, "group", 1) == 1 and (bias is None or is_float32(bias))
+
+
+def _turn(inside: ir.Graph, node: ir.Node, perm: list[int], conv: ir.Node | None = None) -> None:
+    """The Softmax, and the Conv behind it if there is one, between two Transposes."""
+    x, end = graph.value(node.inputs[0]), node if conv is None else conv
+    turned = _put(inside, node, ir.Node("", "Transpose", [x], [_perm(perm)]))
+    name = str(node.name)
+    softmax = ir.Node("", node.op_type, [turned], [ir.AttrInt64("axis", -1)], name=name)
+    last = _put(inside, node, softmax)
+    if conv is not None:  # 2.
+        weight = graph.array(graph.value(conv.inputs[1]))
+        matrix = constant(inside, f"{conv.name}_weight", weight.reshape(len(weight), -1).T)
+        product = ir.Node("", "MatMul", [last, matrix], name=str(conv.name))
+        last = _put(inside, end, product)
+        if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+            last = _put(inside, end, ir.Node("", "Add", [last, conv.inputs[2]]))
+    back = _put(inside, end, ir.Node("", "Transpose", [last], [_perm(perm)]))
+    graph.replace_value(end.outputs[0], back)
+    remove([node] if conv is None else [node, conv])
+
+
+def _perm(perm: list[int]) -> ir.Attr:
+    return ir.AttrInt64s("perm", perm)
+
+
+def _put(inside: ir.Graph, near: ir.Node, new: ir.Node) -> ir.Value:
+    """The result of a new node before another."""
+    name = free_name(inside, str(new.name or near.name))
+    new.name = new.name or name
+    new.outputs[0].name = name
+    new.outputs[0].type = near.outputs[0].type
+    inside.insert_before(near, new)
+    return new.outputs[0]

@@ -1,0 +1,89 @@
+"""PRelu in operators that onnxruntime computes in its blocked layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.optimize.applied import Applied, Chosen
+from quant_core.optimize.edit import constant, free_name, is_float32, numbers
+from quant_core.optimize.facts import Facts
+
+
+def prelu_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
+    """PRelu with one slope for all elements.
+
+    PRelu(x, a)   =>   LeakyRelu(x, alpha = a)
+    """
+    applied = []
+    for node in _prelus(model):
+        slope = numbers(graph.value(node.inputs[1]))
+        if not slope.size or (slope != slope.flat[0]).any() or not _fits(slope, node, facts):
+            continue
+        alpha = ir.AttrFloat32("alpha", float(slope.flat[0]))
+        new = ir.Node("", "LeakyRelu", [node.inputs[0]], [alpha], name=node.name)
+        _replace(node, [new])
+        applied.append(Applied("prelu_as_leaky_relu", str(node.name), ()))
+    return applied
+
+
+def _fits(slope: np.ndarray, node: ir.Node, facts: Facts) -> bool:
+    """Whether the slope does not widen the operand."""
+    sizes = facts.shape(node.inputs[0])
+    if sizes is None or slope.ndim > len(sizes):
+        return False
+    return all(n in (1, m) for n, m in zip(slope.shape[::-1], sizes[::-1], strict=False))
+
+
+def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
+    """PRelu with a slope per channel, none above 1, as two depthwise 1 x 1 Convs.
+
+        PRelu(x, a)   =>   Conv(x, w = a) + Relu(Conv(x, w = 1 - a))
+
+    1. x has four axes and its channels are known; a varies along channels alone.
+    2. (1 - a) Relu(x) = Relu((1 - a) x), as 1 - a is not negative: onnxruntime puts the Relu and
+       the sum into the Convs.
+    """
+    applied = []
+    for node in _prelus(model):
+        x, slope = graph.value(node.inputs[0]), numbers(graph.value(node.inputs[1]))
+        channels = facts.size(x, 1)
+        flat = slope.ndim <= 4 and slope.size == channels and slope.shape[-2:] == (1, 1)
+        if not chosen(str(node.name)):
+            continue
+        if facts.rank(x) != 4 or not channels or not flat or (slope > 1).any():
+            continue
+        slope = slope.reshape(channels, 1, 1, 1)
+        linear = _depthwise(node, x, slope, "linear")
+        rest = _depthwise(node, x, 1 - slope, "rest")
+        relu = ir.Node("", "Relu", [rest.outputs[0]], name=f"{node.name}_relu")
+        total = ir.Node("", "Add", [linear.outputs[0], relu.outputs[0]], name=node.name)
+        _replace(node, [linear, rest, relu, total])
+        applied.append(Applied("prelu_as_convs", str(node.name), ()))
+    return applied
+
+
+def _prelus(model: ir.Model) -> list[ir.Node]:
+    """Every PRelu of the model whose slope is a constant."""
+    nodes = [n for inside in graph.graphs_of(model) for n in inside]
+    return [n for n in nodes if n.op_type == "PRelu" and not n.domain and is_float32(n.inputs[1])]
+
+
+def _depthwise(node: ir.Node, x: ir.Value, weight: np.ndarray, part: str) -> ir.Node:
+    channels = weight.shape[0]
+    name = f"{node.name}_{part}"
+    attributes = [ir.AttrInt64("group", channels), ir.AttrInt64s("kernel_shape", (1, 1))]
+    inputs = [x, constant(graph.home(node), f"{name}_weight", weight)]
+    return ir.Node("", "Conv", inputs, attributes, name=name)
+
+
+def _replace(node: ir.Node, new: list[ir.Node]) -> None:
+    """The new nodes stand where the old one stood; the last gives its result."""
+    inside, old = graph.home(node), node.outputs[0]
+    for each in new:
+        each.outputs[0].name = free_name(inside, str(each.name))
+        each.outputs[0].type = old.type
+        inside.insert_before(node, each)
+    graph.replace_value(old, new[-1].outputs[0])
+    inside.remove(node, safe=True)

@@ -1,0 +1,171 @@
+"""Convs over time, written as N x 1, turned to 1 x N: onnxruntime reads along the last axis.
+
+A Pad stays a node of its own: folded into a Conv with a long kernel, it makes that slower.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.optimize.applied import Applied, Chosen
+from quant_core.optimize.edit import constant, free_name
+from quant_core.optimize.facts import Facts
+
+SPATIAL = frozenset({"Conv", "MaxPool", "AveragePool"})
+SAME = frozenset(
+    {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Elu", "Selu", "Softplus", "Clip",
+     "Neg", "Abs", "Exp", "Sqrt", "Identity", "BatchNormalization", "GlobalAveragePool",
+     "GlobalMaxPool"}
+)  # fmt: skip
+PAIRS = frozenset({"Add", "Sub", "Mul", "Div", "PRelu", "Max", "Min", "Sum"})
+SWAP = (0, 1, 3, 2)
+
+
+def wide_kernels(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
+    """Height and width change places in every part of the graph whose Convs have kernels of N x 1.
+
+        x(n, c, t, 1) -> Conv(N x 1) -> Relu -> MaxPool(2 x 1) -> y(n, d, u, 1)
+        =>   x -> Transpose -> Conv(1 x N) -> Relu -> MaxPool(1 x 2) -> Transpose -> y
+
+    1. A part starts at a Conv with N > 1, and grows over operators that know both axes alike.
+    2. Every tensor of it has the width 1, which is known.
+    3. A Transpose stands where a tensor enters or leaves; with one axis of a single entry, it moves
+       no number.
+    """
+    applied = []
+    for inside in graph.graphs_of(model):
+        seen: set[ir.Node] = set()
+        for start in list(inside):
+            if start not in seen and chosen(str(start.name)) and _is_tall(start, facts):  # 1. 2.
+                part = _part(start, facts)
+                seen |= part
+                _turn(inside, part)  # 3.
+                convs = [str(n.name) for n in inside if n in part and n.op_type == "Conv"]
+                applied += [Applied("wide_kernels", name, ()) for name in convs]
+    return applied
+
+
+def _is_tall(node: ir.Node, facts: Facts) -> bool:
+    if node.op_type != "Conv" or not _swaps(node, facts):
+        return False
+    return graph.shape_of(graph.value(node.inputs[1]))[2] > 1
+
+
+def _part(start: ir.Node, facts: Facts) -> set[ir.Node]:
+    """All operators that are connected with this one by tensors of width 1, and can be turned."""
+    part, todo = {start}, [start]
+    while todo:
+        node = todo.pop()
+        near = [v.producer() for v in _data(node)]
+        near += [reader for v in node.outputs for reader in graph.consumers(v)]
+        for other in near:
+            if other is None or other in part or other.graph is not start.graph:
+                continue
+            if _swaps(other, facts):
+                part.add(other)
+                todo.append(other)
+    return part
+
+
+def _swaps(node: ir.Node, facts: Facts) -> bool:
+    """Whether the node can be turned, and all its tensors have four axes and the width 1."""
+    if node.domain or len([v for v in node.outputs if v.name]) != 1:
+        return False
+    narrow = [facts.rank(v) == 4 and facts.size(v, 3) == 1 for v in (*_data(node), node.outputs[0])]
+    if not all(narrow):
+        return False
+    if node.op_type == "Conv":
+        weight = node.inputs[1]
+        return graph.is_constant(weight) and len(graph.value(weight).uses()) == 1
+    if node.op_type == "Pad":
+        pads = node.inputs[1] if len(node.inputs) > 1 else None
+        return graph.is_constant(pads) and (len(node.inputs) < 4 or node.inputs[3] is None)
+    if node.op_type in PAIRS:
+        constants = [v for v in node.inputs if graph.is_constant(v)]
+        return all(_is_flat(graph.shape_of(graph.value(v))) for v in constants)
+    if node.op_type == "Concat":
+        return graph.attribute(node, "axis", 0) in (0, 1, -3, -4)
+    return node.op_type in SPATIAL or node.op_type in SAME
+
+
+def _is_flat(shape: tuple[int, ...]) -> bool:
+    """Whether a constant of this shape varies along channels alone."""
+    return len(shape) <= 4 and all(n == 1 for n in shape[-2:])
+
+
+def _data(node: ir.Node) -> list[ir.Value]:
+    """The computed tensors that the node reads along with the image axes."""
+    some = node.inputs if node.op_type in PAIRS or node.op_type == "Concat" else node.inputs[:1]
+    return [v for v in some if v is not None and not graph.is_constant(v)]
+
+
+def _turn(inside: ir.Graph, part: set[ir.Node]) -> None:
+    nodes = [n for n in inside if n in part]
+    for node in nodes:
+        _swap_attributes(node)
+    entering = dict.fromkeys(v for n in nodes for v in _data(n) if v.producer() not in part)
+    for value in entering:
+        first = next(n for n in nodes if value in n.inputs)
+        turned = _transpose(inside, value, first, before=True)
+        for use in list(value.uses()):
+            if use.node in part:
+                use.node.replace_input_with(use.idx, turned)
+    for node in nodes:
+        value = node.outputs[0]
+        outside = [use for use in value.uses() if use.node not in part]
+        if value.is_graph_output():
+            back = _transpose(inside, value, node, before=False)
+            transposer = graph.value(back).producer()
+            for use in list(value.uses()):
+                if use.node not in part and use.node is not transposer:
+                    use.node.replace_input_with(use.idx, back)
+            _rename_output(inside, value, back)
+        elif outside:
+            back = _transpose(inside, value, node, before=False)
+            for use in outside:
+                use.node.replace_input_with(use.idx, back)
+
+
+def _rename_output(inside: ir.Graph, value: ir.Value, back: ir.Value) -> None:
+    """The graph gives `back` under the name that the value had."""
+    name, inner = value.name, back.name
+    for i, output in enumerate(inside.outputs):
+        if output is value:
+            inside.outputs[i] = back
+    back.type, back.shape = value.type, value.shape
+    value.shape = None
+    value.name, back.name = f"{inner}_turned", name
+
+
+def _transpose(inside: ir.Graph, value: ir.Value, near: ir.Node, *, before: bool) -> ir.Value:
+    """The value with height and width swapped, by a new node beside another."""
+    name = free_name(inside, f"{value.name}_turned")
+    node = ir.Node("", "Transpose", [value], [ir.AttrInt64s("perm", SWAP)], name=name)
+    node.outputs[0].name, node.outputs[0].type = name, value.type
+    if before:
+        inside.insert_before(near, node)
+    else:
+        inside.insert_after(near, node)
+    return node.outputs[0]
+
+
+def _swap_attributes(node: ir.Node) -> None:
+    """Kernel, strides, dilations, pads and the weight of one operator, height and width swapped."""
+    node.outputs[0].shape = None
+    for name in ("kernel_shape", "strides", "dilations"):
+        if (sizes := graph.attribute(node, name, None)) is not None:
+            node.attributes[name] = ir.AttrInt64s(name, tuple(reversed(sizes)))
+    if node.op_type in SPATIAL and (pads := graph.attribute(node, "pads", None)) is not None:
+        top, left, bottom, right = pads
+        node.attributes["pads"] = ir.AttrInt64s("pads", (left, top, right, bottom))
+    inside = graph.home(node)
+    if node.op_type == "Conv":
+        weight = graph.value(node.inputs[1])
+        turned = np.ascontiguousarray(graph.array(weight).transpose(SWAP))
+        graph.set_input(node, 1, constant(inside, str(weight.name), turned))
+    if node.op_type == "Pad":
+        pads = graph.value(node.inputs[1])
+        turned = graph.array(pads).reshape(2, 4)[:, list(SWAP)].reshape(-1)
+        graph.set_input(node, 1, constant(inside, str(pads.name), turned))

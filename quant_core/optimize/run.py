@@ -1,0 +1,194 @@
+"""A model that computes the same with less work: the rules, until none finds anything more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core.errors import ModelError
+from quant_core.model import files, graph
+from quant_core.model.session import open_session, run
+from quant_core.optimize.applied import Applied, former_names
+from quant_core.optimize.facts import Facts
+from quant_core.optimize.rules import EXACT, TIMED
+
+SAME_DB = 60.0  # below this, an output changed by more than float32 rounding explains
+NO_NOISE = 1e-14  # mean square error of outputs near zero, where a ratio means nothing
+GROWTH = 0.01  # of the file, for names and small constants; what grows by more holds more weights
+SLACK_BYTES = 4096  # the same in a file of nothing but nodes
+TIMED_SLACK_BYTES = 1 << 17  # the same for what is measured to be faster
+LEAST_GAIN = 1.02  # a speed-up that is not the noise of the clock
+MOST_PLACES = 8  # that are tried one by one
+ROUNDS = 8  # a rule that finds something new after so many others is left
+
+Feed: TypeAlias = Mapping[str, NDArray[Any]]
+Speedup: TypeAlias = Callable[[ir.Model, ir.Model], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """A rule whose changes were taken back, and why."""
+
+    rule: str
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """The model after all rules, what each changed, and what was tried in vain."""
+
+    model: ir.Model
+    applied: tuple[Applied, ...]
+    undone: tuple[Undone, ...]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """For every node that is gone, the node that does its work now."""
+        return {name: node for node, names in former_names(self.applied).items() for name in names}
+
+
+def optimize(
+    model: ir.Model, feeds: Sequence[Feed] = (), speedup: Speedup | None = None
+) -> Optimized:
+    """The model after every rule that keeps its outputs, its speed and its size.
+
+    model    normalized; it is not changed
+    feeds    outputs are compared on these; without any, the rules are trusted
+    speedup  time of its first model over that of its second; without it, timed rules are not tried
+
+    1. Rules are applied in order, again and again, until none changes anything.
+    2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
+    3. What a timed rule changed is undone if the model is not faster; then each place is tried
+       alone.
+    4. A rule that was undone is not tried again.
+
+    Raises: ModelError if the model itself does not run on the feeds.
+    """
+    work = _Work(feeds, _outputs(model, feeds), speedup, model, Facts.of(model))
+    for _ in range(ROUNDS):  # 1.
+        before = len(work.applied)
+        for name in (*EXACT, *(TIMED if speedup is not None else ())):
+            if name not in {u.rule for u in work.undone}:  # 4.
+                work.attempt(name)
+        if len(work.applied) == before:
+            break
+    return Optimized(work.best, tuple(work.applied), tuple(work.undone))
+
+
+def follow(model: ir.Model, changes: Sequence[Applied]) -> ir.Model:
+    """The model after these changes, which `optimize` found for it: the same, to the last byte.
+
+    Raises: ModelError if they cannot be made, because they are another model's.
+    """
+    left = list(changes)
+    while left:
+        rule, rows = next(groupby(left, key=lambda change: change.rule))
+        model, made = _apply(rule, model, Facts.of(model), {row.node for row in rows})
+        if not made or made != left[: len(made)]:
+            raise ModelError(
+                f"{rule} finds other nodes than the plan names",
+                left[0].node,
+                "Is it the plan of another model?",
+            )
+        left = left[len(made) :]
+    return model
+
+
+def _apply(
+    rule: str, model: ir.Model, facts: Facts, chosen: Collection[str] | None = None
+) -> tuple[ir.Model, list[Applied]]:
+    """A copy of the model that a rule has changed, and what it changed; None chooses every node."""
+    copy = model.clone()
+    if rule in TIMED:
+        changes = TIMED[rule](copy, facts, lambda name: chosen is None or name in chosen)
+    elif rule in EXACT:
+        changes = EXACT[rule](copy, facts)
+    else:
+        raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
+    graph.drop_unused(copy)
+    return copy, changes
+
+
+@dataclass(slots=True)
+class _Work:
+    """The best model so far, what is known of its tensors, and how it came to be."""
+
+    feeds: Sequence[Feed]
+    reference: list[list[NDArray[Any]]]
+    speedup: Speedup | None
+    best: ir.Model
+    facts: Facts
+    applied: list[Applied] = field(default_factory=list)
+    undone: list[Undone] = field(default_factory=list)
+
+    def attempt(self, rule: str) -> None:
+        """Keep what the rule does to the model, or some of it, or note why not."""
+        after, changes = _apply(rule, self.best, self.facts)
+        if not changes:
+            return
+        reason = self._objection(rule, after)
+        if not reason:
+            self._keep(after, changes)
+            return
+        nodes = tuple(change.node for change in changes)
+        self.undone.append(Undone(rule, nodes, reason))
+        if rule in TIMED and 1 < len(nodes) <= MOST_PLACES:  # 3.
+            for node in nodes:
+                after, changes = _apply(rule, self.best, self.facts, {node})
+                if changes and not self._objection(rule, after):
+                    self._keep(after, changes)
+
+    def _keep(self, after: ir.Model, changes: list[Applied]) -> None:
+        self.best, self.facts = after, Facts.of(after)
+        self.applied += changes
+
+    def _objection(self, rule: str, after: ir.Model) -> str:
+        """Why a change cannot stay, "" if it can."""
+        try:
+            outputs = _outputs(after, self.feeds)
+        except ModelError as error:
+            return f"it does not run: {error.problem}"
+        for wanted, got in zip(self.reference, outputs, strict=True):
+            for a, b in zip(wanted, got, strict=True):
+                db = same_db(a, b)
+                if db < SAME_DB:
+                    return f"an output changes to {db:.0f} dB"
+        size = files.size_in_file(self.best)
+        slack = TIMED_SLACK_BYTES if rule in TIMED else SLACK_BYTES
+        if files.size_in_file(after) > size + max(slack, GROWTH * size):
+            return "the file grows"
+        if rule in TIMED and self.speedup is not None:
+            gain = self.speedup(self.best, after)
+            if gain < LEAST_GAIN:
+                return f"{gain:.2f}x of the speed"
+        return ""
+
+
+def _outputs(model: ir.Model, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
+    if not feeds:
+        return []
+    session = open_session(model)
+    return [run(session, feed) for feed in feeds]
+
+
+def same_db(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Signal over difference in dB: infinite if equal, -infinite if the kind of result differs."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return -np.inf
+    if a.dtype.kind != "f":
+        return np.inf if (a == b).all() else -np.inf
+    finite = np.isfinite(a)
+    if not (finite == np.isfinite(b)).all():
+        return -np.inf
+    x, y = a[finite].astype(np.float64), b[finite].astype(np.float64)
+    noise, power = float(np.square(x - y).sum()), float(np.square(x).sum())
+    if noise <= NO_NOISE * x.size:
+        return np.inf
+    return float(10 * np.log10(max(power, 1e-300) / noise))

@@ -1,0 +1,87 @@
+"""The float model that plans are made of: prepared, and rewritten exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from quant_core.config import QuantConfig
+from quant_core.data.samples import Samples
+from quant_core.evaluate.timing import Timing, measure
+from quant_core.evaluate.timing_cache import TimingCache
+from quant_core.model import files
+from quant_core.model.prepare import prepare
+from quant_core.model.session import open_session
+from quant_core.optimize.run import Optimized, Speedup, follow, optimize
+from quant_core.plan.targets import find_target, host_target_name
+from quant_core.plan.types import QuantPlan
+from quant_core.search.policy import POLICY
+
+
+def prepare_optimized(
+    path: str | Path, config: QuantConfig, samples: Samples | None, costs: TimingCache
+) -> Optimized:
+    """The model of that file, prepared, and rewritten unless the config leaves it as it is.
+
+    samples  the first ones check that outputs stay the same; without any, nothing is timed
+    costs    what was timed before, and what will be
+
+    A model of more than 2 GB is not rewritten: each attempt would take its memory again.
+
+    Raises: as `prepare`.
+    """
+    feeds = prepare_samples(samples)
+    model = prepare(path, feeds, qat=config.qat)
+    if not config.optimize or files.is_large(model):
+        return Optimized(model, (), ())
+    is_timed = bool(feeds) and is_for_host(find_target(config.target).name)
+    return optimize(model, feeds, _speedup(feeds[0], costs) if is_timed else None)
+
+
+def prepare_as_planned(path: str | Path, plan: QuantPlan, samples: Samples | None) -> ir.Model:
+    """The model of that file, prepared, and rewritten as the plan says.
+
+    Raises: as `prepare`; ModelError if it is the plan of another model.
+    """
+    model = prepare(path, prepare_samples(samples), qat=plan.config.qat)
+    return follow(model, plan.rewrites)
+
+
+def prepare_samples(samples: Samples | None) -> list[Any]:
+    """The first few samples, on which a change of structure is checked to change no output."""
+    if samples is None:
+        return []
+    return [samples[i] for i in range(min(POLICY.prepare_samples, len(samples)))]
+
+
+def is_for_host(target: str) -> bool:
+    """Whether a model for this target is for CPUs of this one's architecture."""
+    return (target == "arm64") == (host_target_name() == "arm64")
+
+
+def _speedup(feed: Mapping[str, Any], costs: TimingCache) -> Speedup:
+    """How much faster the second of two models is on this feed: both on one thread, in turn."""
+    shapes = {name: list(x.shape) for name, x in feed.items()}
+
+    def speedup(before: ir.Model, after: ir.Model) -> float:
+        what = f"model {_digest(before)} as {_digest(after)} on {shapes}"
+        return costs.of(what, partial(_time, before, after, feed)).speedup
+
+    return speedup
+
+
+def _time(before: ir.Model, after: ir.Model, feed: Mapping[str, Any]) -> Timing:
+    first, second = open_session(before), open_session(after)
+    seconds = POLICY.rewrite_seconds
+    return measure(first, second, feed, seconds=seconds, clock=time.thread_time)
+
+
+def _digest(model: ir.Model) -> str:
+    content = ir.to_proto(model).SerializeToString(deterministic=True)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

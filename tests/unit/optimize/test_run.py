@@ -1,0 +1,144 @@
+"""The optimizer keeps what is right, not larger and not slower, and says what it did not keep."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from quant_core.errors import ModelError
+from quant_core.model import graph
+from quant_core.model.normalize import normalize
+from quant_core.optimize.applied import Applied, from_text, to_text
+from quant_core.optimize.rules import EXACT, TIMED
+from quant_core.optimize.run import follow, optimize
+from tests.models import random_feed, sketch
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def scaled() -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """Gemm and a Mul that fits into it, and a feed."""
+    text = "(float[n, 3] x) => (float[n, 4] y) { g = Gemm<transB = 1>(x, w) y = Mul(g, s) }"
+    proto = sketch(text, {"w": WEIGHT, "s": np.float32(2)})
+    model = ir.from_proto(proto)
+    normalize(model)
+    return model, random_feed(proto)
+
+
+def change_gemm(model: ir.Model, weight: np.ndarray) -> list[Applied]:
+    """A rule's change, once: the Gemm reads this weight instead of its own."""
+    gemm = next(iter(model.graph))
+    if gemm.inputs[1].name == "changed":
+        return []
+    gemm.replace_input_with(1, graph.initializer(model.graph, "changed", weight))
+    return [Applied("change", "g", ())]
+
+
+def test_what_changes_an_output_is_undone(monkeypatch):
+    monkeypatch.setitem(EXACT, "change", lambda model, facts: change_gemm(model, WEIGHT + 0.1))
+    model, feed = scaled()
+
+    found = optimize(model, [feed])
+
+    assert {change.rule for change in found.applied} == {"fold_into_producer"}
+    (undone,) = found.undone
+    assert (undone.rule, undone.nodes) == ("change", ("g",))
+    assert "an output changes to" in undone.reason
+
+
+def test_what_makes_the_file_larger_is_undone(monkeypatch):
+    def grow(model, facts):
+        if "large" in model.graph.initializers:
+            return []
+        large = graph.initializer(model.graph, "large", np.zeros((1, 4000), np.float32))
+        total = ir.Node("", "ReduceSum", [large], [ir.AttrInt64("keepdims", 0)], name="r")
+        total.outputs[0].name, gemm = "r", next(iter(model.graph))
+        model.graph.insert_before(gemm, total)
+        graph.set_input(gemm, 2, total.outputs[0])
+        return [Applied("grow", "g", ())]
+
+    monkeypatch.setitem(EXACT, "grow", grow)
+    model, feed = scaled()
+
+    found = optimize(model, [feed])
+
+    assert [undone.reason for undone in found.undone] == ["the file grows"]
+
+
+def test_what_does_not_run_is_undone(monkeypatch):
+    wrong = np.zeros((4, 7), np.float32)
+    monkeypatch.setitem(EXACT, "change", lambda model, facts: change_gemm(model, wrong))
+    model, feed = scaled()
+
+    found = optimize(model, [feed])
+
+    assert [undone.reason[:16] for undone in found.undone] == ["it does not run:"]
+
+
+def prelus() -> ir.Model:
+    text = """(float[n, 2, 4, 4] x) => (float[n, 2, 4, 4] y, float[n, 2, 4, 4] z)
+              { y = PRelu(x, s) z = PRelu(x, t) }"""
+    slopes = np.float32([[[0.5]], [[0.25]]])
+    model = ir.from_proto(sketch(text, {"s": slopes, "t": slopes / 2}))
+    normalize(model)
+    return model
+
+
+def test_what_is_timed_is_not_tried_without_a_clock():
+    found = optimize(prelus())
+
+    assert (found.applied, found.undone) == ((), ())
+
+
+def test_of_what_is_slower_together_the_places_that_are_faster_stay():
+    def speedup(before, after):
+        kept = {node.name for node in after.graph if node.op_type == "PRelu"}
+        return 1.5 if kept == {"z"} else 0.9
+
+    found = optimize(prelus(), speedup=speedup)
+
+    assert [change.node for change in found.applied] == ["y"]
+    assert [(undone.nodes, undone.reason) for undone in found.undone] == [
+        (("y", "z"), "0.90x of the speed")
+    ]
+
+
+def test_the_model_that_is_given_stays_as_it_is():
+    model, feed = scaled()
+    before = ir.to_proto(model)
+
+    optimize(model, [feed])
+
+    assert ir.to_proto(model) == before
+
+
+def test_changes_of_another_model_cannot_be_followed():
+    model, _ = scaled()
+
+    with pytest.raises(ModelError, match="finds other nodes than the plan names"):
+        follow(model, [Applied("fold_into_producer", "conv_7", ("m",))])
+
+
+def test_a_rule_that_is_unknown_cannot_be_followed():
+    model, _ = scaled()
+
+    with pytest.raises(ModelError, match="no rule is called magic"):
+        follow(model, [Applied("magic", "g", ())])
+
+
+def test_changes_come_back_from_their_text():
+    changes = (Applied("fold_into_producer", "g", ("y", "z")), Applied("wide_kernels", "c", ()))
+
+    assert from_text(to_text(changes)) == changes
+    assert to_text(()) == ""
+
+
+@pytest.mark.parametrize("text", ["?", "aaaaa", to_text([Applied("r", "n", ())])[:-10]])
+def test_a_text_that_is_no_list_of_changes_is_an_error(text):
+    with pytest.raises(ModelError, match="cannot be read"):
+        from_text(text)
+
+
+def test_every_rule_has_one_name():
+    assert not EXACT.keys() & TIMED.keys()

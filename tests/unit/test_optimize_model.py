@@ -1,0 +1,75 @@
+"""What a user sees of the optimizer: a float file, and plans that know what went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import quant_core
+from quant_core.model.session import open_session
+from tests.models import random_feed, sketch
+
+RNG = np.random.default_rng(8)
+CONSTANTS = {
+    "w": RNG.standard_normal((8, 3, 3, 3)).astype(np.float32),
+    "v": RNG.standard_normal((4, 8, 1, 1)).astype(np.float32),
+    "s": np.float32([2]),
+    "t": np.float32([0.5]),
+}
+TEXT = """(float[n, 3, 8, 8] x) => (float[n, 4, 6, 6] y)
+          { c = Conv(x, w) m = Mul(c, s) a = Add(m, t) r = Relu(a) y = Conv(r, v) }"""
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    onnx.save(sketch(TEXT, CONSTANTS), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_a_float_model_is_written_that_computes_the_same_with_fewer_nodes(model, tmp_path):
+    output = tmp_path / "o.onnx"
+
+    result = quant_core.optimize_model(model, output)
+
+    feed = random_feed(onnx.load(model))
+    (a,), (b,) = (open_session(path).run(None, feed) for path in (model, output))
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert [node.op_type for node in onnx.load(output).graph.node] == ["Conv", "Relu", "Conv"]
+    assert result.rewrites == [{"rule": "fold_into_producer", "node": "c", "absorbed": ["m", "a"]}]
+
+
+def test_a_plan_lists_the_rewrites_and_a_glob_may_name_what_went(model):
+    plan = quant_core.plan_model(model, quant_core.QuantConfig(exclude=("m",)))
+
+    assert [(change.node, change.absorbed) for change in plan.rewrites] == [("c", ("m", "a"))]
+    reasons = {node.node: node.reason for node in plan.nodes}
+    assert reasons["c"] == "excluded by m"
+    assert quant_core.plan_model(model).from_json(plan.to_json()) == plan
+
+
+def test_without_optimization_the_graph_stays_as_it_is(model):
+    plan = quant_core.plan_model(model, quant_core.QuantConfig(optimize=False))
+
+    assert plan.rewrites == ()
+
+
+def test_a_plan_with_rewrites_makes_the_same_bytes_again(model, tmp_path):
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    made = quant_core.quantize_with_calibration(model, first, mode="static", num_samples=2)
+
+    quant_core.quantize_model(model, second, plan=made.plan, calibration="random", num_samples=2)
+
+    assert made.plan.rewrites
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_quantized_file_is_compared_node_by_node_with_what_it_was_made_of(model, tmp_path):
+    output = tmp_path / "q.onnx"
+    quant_core.quantize_with_calibration(model, output, mode="static", num_samples=2)
+
+    found = quant_core.validate_model(model, output, num_samples=2, detailed=True)
+
+    assert {row["node"] for row in found.damage} == {"c", "y"}
