@@ -165,7 +165,7 @@ def test_a_default_value_of_an_input_may_still_be_replaced(tmp_path, options):
 
 def test_constants_that_are_all_inputs_are_meant_as_constants():
     model = with_default(8)
-    for name in "abc":
+    for name in ("p", "q", "r"):
         model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), name))
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
 
