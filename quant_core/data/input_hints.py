@@ -123,7 +123,13 @@ def _index_hint(source: ir.Value, hint: Hint) -> Hint:
 
 
 def _float_hint(source: ir.Value, hint: Hint) -> Hint:
-    """The hint of floats: 255 where the graph itself brings pixels to a small range."""
+    """The hint of floats: 255 where the graph itself brings pixels to a small range.
+
+    Floats that are cast to whole numbers and index a table are indices as well.
+    """
+    below = _index_hint(source, hint).below
+    if below is not None:
+        return replace(hint, below=below)
     for node, _, _ in _readers(source):
         number = next(
             (abs(n) for v in node.inputs[1:] if (n := _number(v)) is not None and n), None
