@@ -48,6 +48,17 @@ def test_floats_that_become_indices_are_indices(tmp_path):
     assert set(np.concatenate([feed["ids"].ravel() for feed in samples])) == set(range(5))
 
 
+def test_indices_are_known_behind_arithmetic_and_are_no_lengths(tmp_path):
+    """Frameworks add the size of the table to negative indices."""
+    text = """(int64[n, t] ids, int64[n, t] most) => (float[n, t, 8] y)
+        { low = Less(ids, most) c = Cast<to = 7>(low) s = Mul(c, zero) i = Add(ids, s)
+          y = Gather(table, i) }"""
+
+    samples = drawn(tmp_path, sketch(text, {"table": TABLE, "zero": np.array(0)}))
+
+    assert set(np.concatenate([feed["ids"].ravel() for feed in samples])) == set(range(5))
+
+
 def test_padding_is_left_out_where_it_breaks_the_model(tmp_path):
     """1 / 0 where an id is 0."""
     text = """(int64[n, t] ids) => (float[n, t, 8] y)
@@ -208,6 +219,7 @@ def test_names_say_what_no_graph_says():
     assert audio.shape == (1, 16000)
     assert np.abs(audio).max() <= 1
     assert named("sr", "int64") == 16000
+    assert named("fmin", "float32") < named("fmax", "float32")
     assert named("attention_mask", "int64", "N", "T").all()
     assert 0.5 <= named("length_scale", "float32", 1) <= 1
     assert named("use_cache_branch", "bool", 1).dtype == bool
