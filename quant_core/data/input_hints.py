@@ -18,6 +18,9 @@ MASK = re.compile(r"mask")
 AUDIO = re.compile(r"audio|wav|waveform|speech|pcm|signal|sound")
 SAMPLE_RATE = re.compile(r"^sr$|sampl(e|ing)_?rate|sample_?freq")
 FACTOR = re.compile(r"scale|speed|temperature|alpha|threshold|rate|strength|ratio|weight")
+LOW, HIGH = re.compile(r"min(imum)?($|_)"), re.compile(r"max(imum)?($|_)")
+# Arithmetic of indices: an index that is counted from the end, or shifted past special tokens.
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Mod", "Abs", "Max", "Min"})
 # Operators whose output holds values of that input, unchanged; () stands for any input.
 PASSES_ON: dict[str, tuple[int, ...]] = {
     "Cast": (0,),
@@ -43,6 +46,7 @@ TABLES = {
     "ScatterElements": {1: 0},
     "EmbedLayerNormalization": {0: 2, 1: 4},
 }
+WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
 LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 
@@ -79,6 +83,8 @@ def named_hint(spec: InputSpec) -> Hint:
         return Hint(is_length=bool(LENGTH.search(name)))
     if spec.dtype.kind == "f":
         is_small = all(isinstance(size, int) for size in spec.shape) and len(spec.shape) <= 1
+        if not spec.shape and (LOW.search(name) or HIGH.search(name)):
+            return Hint(value=0.0 if LOW.search(name) else WIDE)
         if is_small and FACTOR.search(name):
             return Hint(top=1.0)
         return Hint(is_audio=bool(AUDIO.search(name)) and len(spec.shape) <= 3)
@@ -115,15 +121,19 @@ def _index_hint(source: ir.Value, hint: Hint) -> Hint:
             below = int(depth.reshape(-1)[0]) if depth is not None else below
         if LENGTH_INPUTS.get(node.op_type) == position:
             is_length = True
-        if node.op_type in COMPARISONS and not any(
-            graph.is_constant(v) for v in node.inputs if v is not value
-        ):
-            is_length = is_length or below is None
-    return replace(hint, below=below, is_length=is_length)
+        if node.op_type in COMPARISONS:
+            is_length = is_length or not any(_is_given(v) for v in node.inputs if v is not value)
+    return replace(hint, below=below, is_length=is_length and below is None)
 
 
 def _float_hint(source: ir.Value, hint: Hint) -> Hint:
-    """The hint of floats: 255 where the graph itself brings pixels to a small range."""
+    """The hint of floats: 255 where the graph itself brings pixels to a small range.
+
+    Floats that are cast to whole numbers and index a table are indices as well.
+    """
+    below = _index_hint(source, hint).below
+    if below is not None:
+        return replace(hint, below=below)
     for node, _, _ in _readers(source):
         number = next(
             (abs(n) for v in node.inputs[1:] if (n := _number(v)) is not None and n), None
@@ -149,8 +159,15 @@ def _text_hint(source: ir.Value, hint: Hint) -> Hint:
     return hint
 
 
+def _is_given(value: ir.Value | None) -> bool:
+    """Whether the value is a constant, which may be that of a Constant node."""
+    producer = value.producer() if value is not None else None
+    return graph.is_constant(value) or (producer is not None and producer.op_type == "Constant")
+
+
 def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:
     """(node, position, value) wherever the input's values are read; each value is seen once."""
+    is_integer = source.dtype in (ir.DataType.INT32, ir.DataType.INT64)
     seen, waiting = {source}, [source]
     while waiting:
         value = waiting.pop()
@@ -158,6 +175,8 @@ def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:
             node, position = use.node, use.idx
             yield node, position, value
             positions = PASSES_ON.get(node.op_type)
+            if is_integer and node.op_type in ARITHMETIC:
+                positions = ()
             if positions is not None and (not positions or position in positions):
                 new = [output for output in node.outputs if output not in seen]
                 seen.update(new)

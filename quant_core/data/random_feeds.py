@@ -19,6 +19,7 @@ from quant_core.model.session import open_session, run
 
 COUNT = 16  # feeds, if nobody says how many
 SIDE = 224  # of an open spatial axis of an image (rank 4)
+SAMPLE_RATE = 16000  # of audio, of which one second is drawn
 LENGTH = 32  # of any other open axis that is not the batch
 COARSE = 8  # patches along each side of a random image
 # Open axes named so are no batch, though they may come first.
@@ -41,12 +42,14 @@ class Strategy:
     is_alone  whether only the first input has open axes of that length, and all others of 1
     side      of open sides of an image
     masks     the value of every mask: 1 where that keeps a position, 0 where that does
+    least     of whole numbers that index a table: 0 is often the padding
     integers  the one value of all other whole numbers; None: what the hints allow
     """
 
     length: int = LENGTH
     side: int = SIDE
     masks: int = 1
+    least: int = 0
     integers: int | None = None
     is_alone: bool = False
 
@@ -54,6 +57,7 @@ class Strategy:
 STRATEGIES = (
     Strategy(),
     Strategy(masks=0),
+    Strategy(least=1),
     Strategy(integers=1),
     Strategy(integers=0),
     Strategy(length=128, side=256),
@@ -71,11 +75,17 @@ STRATEGIES = (
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The shape of an input, and its least and largest value; without these, floats are normal."""
+    """How an input is drawn: from these texts, or from low to high. Without these, floats are
+    normal.
+
+    is_whole  values are whole numbers, both ends included, whatever their type
+    """
 
     shape: tuple[int, ...]
     low: float | None = None
     high: float = 0.0
+    is_whole: bool = False
+    is_audio: bool = False
     choices: tuple[str, ...] = ()
 
 
@@ -210,6 +220,8 @@ def _sizes(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
 def _open_size(
     spec: InputSpec, symbol: str | None, strategy: Strategy, inputs: Sequence[InputSpec]
 ) -> int:
+    if named_hint(spec).is_audio and len(spec.shape) <= 2 and strategy.length == LENGTH:
+        return SAMPLE_RATE
     name = "" if symbol is None else symbol.lower()
     is_state = STATE.search(spec.name.lower()) and not STEPS.search(name)
     if is_state or (strategy.is_alone and spec is not inputs[0]):
@@ -290,18 +302,20 @@ def _range(
         return Range(shape, hint.value, hint.value)
     if hint.is_mask:
         return Range(shape, strategy.masks, strategy.masks)
-    if spec.dtype.kind == "f":
+    if spec.dtype.kind == "f" and hint.below is None:
         if hint.top is not None:
             return Range(shape, hint.top / 2 if hint.top == 1 else 0.0, hint.top)
-        return Range(shape, -0.5, 0.5) if hint.is_audio else Range(shape)
+        return Range(shape, is_audio=hint.is_audio)
+    if hint.is_length and strategy.integers is None:
+        return Range(shape, steps, steps, is_whole=True)
     if strategy.integers is not None:
-        return Range(shape, strategy.integers, strategy.integers)
-    if hint.is_length:
-        return Range(shape, steps, steps)
+        return Range(shape, strategy.integers, strategy.integers, is_whole=True)
     below = sizes.get(hint.below) if isinstance(hint.below, str) else hint.below
     if below is None:
         below = 256 if spec.dtype == np.uint8 else 2
-    return Range(shape, 0, max(0, below - 1))
+    high = max(0, below - 1)
+    least = strategy.least if hint.below is not None else 0
+    return Range(shape, min(least, high), high, is_whole=True)
 
 
 def _draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
@@ -309,10 +323,12 @@ def _draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray
     if spec.dtype.kind == "U":
         return rng.choice(np.array(drawn.choices), drawn.shape)
     if drawn.low is not None:
-        if spec.dtype.kind == "f":
+        if not drawn.is_whole:
             return rng.uniform(drawn.low, drawn.high, drawn.shape).astype(spec.dtype)
         return rng.integers(int(drawn.low), int(drawn.high) + 1, drawn.shape).astype(spec.dtype)
     values = rng.standard_normal(drawn.shape)
+    if drawn.is_audio:
+        return _tones(values, rng).astype(spec.dtype)
     if _is_image(drawn.shape):
         values = (values + _patches(drawn.shape, rng)) / np.sqrt(2)
     return values.astype(spec.dtype)
@@ -320,6 +336,16 @@ def _draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray
 
 def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= 2 * COARSE
+
+
+def _tones(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A few tones that come and go along the last axis, and little noise, within [-1, 1]."""
+    time = np.arange(noise.shape[-1] if noise.ndim else 1) / SAMPLE_RATE
+    sound = 0.01 * noise
+    for frequency in rng.uniform(80, 3000, 4):
+        loudness = 0.2 * np.sin(np.pi * rng.uniform(0.5, 4) * time) ** 2
+        sound = sound + loudness * np.sin(2 * np.pi * frequency * time)
+    return np.clip(sound, -1, 1).reshape(noise.shape)
 
 
 def _patches(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

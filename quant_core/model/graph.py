@@ -29,6 +29,9 @@ INTEGER_OPS = frozenset(
     }
 )
 
+# Operators whose constants of rank 2 or more are weights.
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Gather"})
+
 
 def opset(model: ir.Model, where: str = "") -> int:
     """The version of ONNX's own operators that the model uses.

@@ -6,13 +6,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
-from quant_core.model.graph import attribute, first_line, graphs_of
+from quant_core.model.graph import WEIGHTED, attribute, consumers, first_line, graphs_of
 
 
 def normalize(model: ir.Model) -> None:
     """Edit the model in place, so that every constant is an initializer and every node has a name.
 
-    1. Constant nodes become initializers. Initializers that are graph inputs too stop being inputs.
+    1. Constant nodes become initializers. Initializers that are graph inputs too, so that a caller
+       may give another value, stop being inputs if they are weights.
     2. Identity nodes go, except those that write an output of a graph.
     3. A node without a name, or with an earlier node's name, gets one from its first output.
     4. AveragePool loses dilations of 1, which onnxruntime's QLinearAveragePool does not know.
@@ -21,7 +22,7 @@ def normalize(model: ir.Model) -> None:
     """
     try:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)  # 1
-        passes.RemoveInitializersFromInputsPass()(model)
+        _fix_weights(model.graph)
         for graph in graphs_of(model):
             _remove_identities(graph)  # 2
         passes.RemoveUnusedNodesPass()(model)
@@ -35,6 +36,14 @@ def normalize(model: ir.Model) -> None:
             node.name = _unique_name(node, names)  # 3
             names.add(node.name)
             _remove_trivial_dilations(node)  # 4
+
+
+def _fix_weights(main: ir.Graph) -> None:
+    """Edit in place: weights and biases that are inputs with a default value are constants."""
+    for value in list(main.inputs):
+        is_default = value.name in main.initializers
+        if is_default and any(n.op_type in WEIGHTED for n in consumers(value)):
+            main.inputs.remove(value)
 
 
 def _remove_identities(graph: ir.Graph) -> None:

@@ -12,6 +12,8 @@ from onnx import numpy_helper
 
 from quant_core.errors import ModelError
 
+IR_DEFAULTS = 4  # the first in which an input may have a default value
+HABIT = 5  # so many initializers, all of them inputs, are no choice of the author's
 MAX_DENSE_BYTES = 1_900_000_000  # of a sparse tensor: protobuf holds 2 GB in a message
 TYPE = "quantmill.type"  # key of a value's type that onnx_ir cannot hold, in the value's meta
 
@@ -23,6 +25,8 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     2. An input or output of the model whose type holds a map keeps this type beside it, for
        `to_proto`. Inner values lose such types.
     3. The domain `ai.onnx`, ONNX's own by its full name, becomes "".
+    4. Initializers that are inputs too are default values, unless all are: IR versions before 4
+       demanded that, and exporters kept the habit.
 
     Raises: ModelError if a sparse tensor is not valid, or too large when it is dense.
     """
@@ -36,6 +40,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     for imported in _opset_imports(proto):
         if imported.domain == "ai.onnx":  # 3; onnx_ir does the same for nodes
             imported.domain = ""
+    _fix_constants(proto)  # 4
     model = ir.from_proto(proto)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in held:
@@ -62,6 +67,17 @@ def restore_types(proto: onnx.ModelProto, model: ir.Model) -> None:
 def has_held_types(model: ir.Model) -> bool:
     """Whether an input or output has a type that onnx_ir cannot hold."""
     return any(TYPE in value.meta for value in (*model.graph.inputs, *model.graph.outputs))
+
+
+def _fix_constants(proto: onnx.ModelProto) -> None:
+    """Edit in place (rule 4): inputs that no caller is meant to give are none any more."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    fed = [info for info in proto.graph.input if info.name not in constants]
+    are_all_inputs = len(proto.graph.input) - len(fed) == len(constants)
+    if proto.ir_version < IR_DEFAULTS or (are_all_inputs and len(constants) >= HABIT):
+        del proto.graph.input[:]
+        proto.graph.input.extend(fed)
+        proto.ir_version = max(proto.ir_version, IR_DEFAULTS)
 
 
 def external_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

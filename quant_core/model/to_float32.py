@@ -16,8 +16,6 @@ from quant_core.model import graph
 
 FLOAT32 = ir.DataType.FLOAT
 OTHERS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-# Operators whose constants of rank 2 or more are weights; others may need the type that they have.
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Gather"})
 # Attributes that hold a type as a number.
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "output_dtype", "stash_type")
 COMPUTED_FROM = "quantmill.computed_from"  # key of what `to_float32` converted, in the metadata
@@ -42,6 +40,9 @@ def to_float32(model: ir.Model) -> frozenset[ir.DataType]:
         return frozenset()
     passes.InlinePass()(model)  # 1
     kept = {v: v.dtype for v in faces if v.dtype in types and v.const_value is None}
+    for value in faces:
+        if value.dtype in types and value.is_graph_input() and value not in kept:
+            model.graph.inputs.remove(value)  # an input with a default value becomes a constant
     for inside in graph.graphs_of(model):
         for value in _values(inside):
             _convert_value(value, types)  # 2
@@ -73,7 +74,7 @@ def _weight_types(model: ir.Model) -> frozenset[ir.DataType]:
             if tensor is None or tensor.dtype not in OTHERS or len(tensor.shape) < 2:
                 continue
             readers = graph.consumers(value)
-            if any(n.op_type in WEIGHTED or n.op_type == "Cast" or n.domain for n in readers):
+            if any(n.op_type in graph.WEIGHTED or n.op_type == "Cast" or n.domain for n in readers):
                 found.add(tensor.dtype)
     return frozenset(found)
 

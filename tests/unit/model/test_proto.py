@@ -134,3 +134,45 @@ def test_a_model_of_other_domains_alone_need_not_declare_onnx_s(tmp_path):
 
     with pytest.raises(ModelError, match=r"nothing to quantize.*Binarizer"):
         quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
+
+
+def with_default(ir_version: int) -> onnx.ModelProto:
+    """y = (x * gain) w, in which both constants are inputs too."""
+    weights = {"gain": np.array([2.0], np.float32), "w": np.ones((4, 300), np.float32)}
+    text = "(float[n, 4] x) => (float[n, 300] y) { a = Mul(x, gain) y = MatMul(a, w) }"
+    model = sketch(text, weights, ir_version=ir_version)
+    for name, array in weights.items():
+        model.graph.input.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)
+        )
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 4}])
+def test_a_default_value_of_an_input_may_still_be_replaced(tmp_path, options):
+    onnx.save(with_default(8), tmp_path / "m.onnx")
+
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", **options)
+
+    session = ort.InferenceSession(tmp_path / "q.onnx")
+    assert [value.name for value in session.get_overridable_initializers()] == ["gain"]
+    x = np.ones((1, 4), np.float32)
+    usual = session.run(None, {"x": x})[0]
+    assert np.allclose(
+        session.run(None, {"x": x, "gain": np.array([4.0], np.float32)})[0], usual * 2
+    )
+
+
+def test_constants_that_are_all_inputs_are_meant_as_constants():
+    model = with_default(8)
+    for name in ("p", "q", "r"):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), name))
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
+
+    assert [value.name for value in from_proto(model).graph.inputs] == ["x"]
+
+
+def test_inputs_with_values_were_constants_before_ir_version_4():
+    read = from_proto(with_default(3))
+
+    assert [value.name for value in read.graph.inputs] == ["x"]
