@@ -116,9 +116,10 @@ def _sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
         return -np.inf
     a, b = expected.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(a)
-    if not np.isfinite(b[finite]).all():
+    a, b = a[finite], b[finite]
+    if not np.isfinite(b).all():
         return -np.inf
-    noise, signal = np.sum((a - b)[finite] ** 2), np.sum(a[finite] ** 2)
+    noise, signal = np.sum((a - b) ** 2), np.sum(a**2)
     return np.inf if noise <= 1e-12 * a.size else float(10 * np.log10(max(signal, 1e-300) / noise))
 
 

@@ -84,6 +84,29 @@ def test_pairs_fuse_on_x86_also_behind_a_relu(tmp_path):
     assert "QLinearConv" not in [n.op_type for n in optimized_graph(tmp_path / "m.onnx").graph.node]
 
 
+def test_the_last_gemm_fuses_with_its_bias(tmp_path):
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(size=(16, 10)).astype(np.float32),
+        "b": rng.normal(size=10).astype(np.float32),
+        "xs": np.array(0.03, np.float32),
+        "ws": np.full(10, 0.03, np.float32),
+        "z": np.zeros((), np.int8),
+        "wz": np.zeros(10, np.int8),
+    }
+    text = f"""(float[n, 16] x) => (float[n, 10] y) {{
+        {_pair("x", "xs", "z")} {_pair("w", "ws", "wz", 1)} y = Gemm(x_d, w_d, b) }}"""
+    onnx.save(sketch(text, constants), tmp_path / "m.onnx")
+
+    quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", QuantConfig(target="x86"))
+
+    assert "QGemm" in [n.op_type for n in optimized_graph(tmp_path / "q.onnx").graph.node]
+    x = rng.normal(size=(4, 16)).astype(np.float32)
+    half_a_step = 0.03 * 0.03 / 2  # of the bias
+    difference = outputs(tmp_path / "m.onnx", x) - outputs(tmp_path / "q.onnx", x)
+    assert np.abs(difference).max() <= half_a_step + 1e-5
+
+
 def test_learned_scales_are_replaced_if_asked_for(tmp_path):
     onnx.save(trained(), tmp_path / "m.onnx")
 
