@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,6 +20,9 @@ BITS = (8, 4)
 LAYER_BITS = (32, 16, 8, 4)
 QAT = ("respect", "replace")
 FLOAT_STORAGE = ("float32", "float16")
+# Bits of a weight -> SQNR in dB below which an output is broken: at 12 dB the noise is a quarter of
+# the signal's amplitude.
+FLOOR_DB = {8: 12.0, 4: 8.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class QuantConfig:
     qat            of a model from quantization-aware training: respect the scales it learned, or
                    replace them, and quantize its float weights as those of any other model
     optimize       whether the float model is rewritten exactly first, where that makes it faster
+    floor_db       least SQNR of each output of the finished file; None: FLOOR_DB of the bits
+    time_budget_s  seconds after which a search ends with the best it has; None: by the model's size
 
     Raises: RequestError for a wrong value.
     """
@@ -63,6 +69,8 @@ class QuantConfig:
     float_storage: str = "float32"
     qat: str = "respect"
     optimize: bool = True
+    floor_db: float | None = None
+    time_budget_s: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -83,6 +91,16 @@ class QuantConfig:
             raise RequestError(f"is {self.block_size}", "block_size", "One of 16, 32, 64, 128")
         if self.min_elements < 0:
             raise RequestError(f"is {self.min_elements}", "min_elements", "0 or more")
+        if self.floor_db is not None and not 0 <= self.floor_db <= 100:
+            raise RequestError(f"is {self.floor_db}", "floor_db", "From 0 to 100 dB")
+        if self.time_budget_s is not None and not 0 < self.time_budget_s < math.inf:
+            raise RequestError(f"is {self.time_budget_s}", "time_budget_s", "Seconds above 0")
+
+    @property
+    def floor(self) -> Contract:
+        """The contract that every finished file must satisfy: no output is worse than the floor."""
+        least = FLOOR_DB[self.bits] if self.floor_db is None else self.floor_db
+        return Contract("worst_sqnr", min=float(least))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:

@@ -13,6 +13,9 @@ from typing import Any
 
 from quant_core.text import plain
 
+MAX_SQNR_DB = 200.0  # of outputs that do not differ
+PROBABILITY_ERROR = 0.02  # probabilities that differ by less lead to the same decisions
+
 
 @dataclass(frozen=True, slots=True)
 class OutputFidelity:
@@ -25,6 +28,7 @@ class OutputFidelity:
     flaw           why the output is unusable, "" if it is usable: it holds NaN or infinity where
                    float does not, or has another shape. An unusable float output has sqnr_db -200,
                    cosine -1 and an infinite max_abs_error
+    is_probability whether all values of the float model lie in [0, 1]
 
     cosine, sqnr_db and max_abs_error are None for an integer output.
     """
@@ -35,6 +39,14 @@ class OutputFidelity:
     max_abs_error: float | None
     agreement: float | None
     flaw: str = ""
+    is_probability: bool = False
+
+    @property
+    def sound_db(self) -> float | None:
+        """`sqnr_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are tails."""
+        if self.is_probability and (self.max_abs_error or 0.0) < PROBABILITY_ERROR:
+            return None if self.sqnr_db is None else MAX_SQNR_DB
+        return self.sqnr_db
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,12 @@ class Fidelity:
     metric: float | None = None
     metric_float: float | None = None
     note: str = ""
+
+    @property
+    def worst_db(self) -> float | None:
+        """`sound_db` of the worst output; None without a float output."""
+        found = [o.sound_db for o in self.per_output if o.sound_db is not None]
+        return min(found, default=None)
 
     @property
     def flaws(self) -> tuple[str, ...]:
@@ -152,6 +170,15 @@ METRICS: Mapping[str, Metric] = {
             of_float=None,
             needs_labels=False,
             noise=lambda value, samples: 0.5,  # kernels of other CPUs round otherwise
+            form="{:.1f} dB".format,
+            missing="No output is float: use agreement",
+        ),
+        Metric(
+            name="worst_sqnr",
+            value=lambda fidelity: fidelity.worst_db,
+            of_float=None,
+            needs_labels=False,
+            noise=lambda value, samples: 0.5,  # as of sqnr
             form="{:.1f} dB".format,
             missing="No output is float: use agreement",
         ),

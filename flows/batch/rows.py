@@ -21,7 +21,15 @@ from tasks.rows import LayerRow, ModelRow, Outcome, TimingRow
 
 Columns = dict[str, Any]
 
-QUANTIZE_COLUMNS = ("target", "saturation_safe", "size_bytes", "float_size_bytes", "note")
+QUANTIZE_COLUMNS = (
+    "target",
+    "saturation_safe",
+    "size_bytes",
+    "float_size_bytes",
+    "floor_db",
+    "worst_db",
+    "note",
+)
 BENCHMARK_COLUMNS = ("float_ms", "quantized_ms", "speedup")
 
 
@@ -95,6 +103,8 @@ def _model_row(model: ModelRun, run_id: str) -> ModelRow:
         columns |= _of_benchmark(answers["benchmark"])
     if job.contract and columns["verdict"] is Verdict.MET:
         columns |= _of_speed_and_size(job.contract, columns)
+    if "quantize" in answers and (shortfall := answers["quantize"]["result"]["shortfall"]):
+        columns |= {"verdict": Verdict.NOT_MET, "reason": shortfall}
     row = ModelRow(**columns)
     return row if model.failure is None else _failed(row, model.failure)
 

@@ -321,6 +321,8 @@ def _quantize_answer(
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
         result |= _validation(model, output, calibration, accuracy)
+        if result["shortfall"]:
+            result |= {"verdict": "not_met", "reason": result["shortfall"]}
     return Answer(
         result, render.quantization_view, exit_code=int(result.get("verdict") == "not_met")
     )

@@ -212,6 +212,16 @@ CONFIG = {
         "Rewrite the float model exactly first, where faster",
         flags="--optimize/--no-optimize",
     ),
+    "floor_db": Option(
+        float, "Exit 1 if an output's SQNR is lower", "DB", "12 in 8 bits, 8 in 4 bits"
+    ),
+    "time_budget_s": Option(
+        float,
+        "When a search ends with the best it has",
+        "SECONDS",
+        "180 below 100 MB",
+        "--time-budget",
+    ),
 }
 ACCURACY = {
     "metric": Option(str, f"{', '.join(METRICS)} or module:function", "METRIC"),

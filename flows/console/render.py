@@ -169,11 +169,20 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         "target": target,
         "compute": _count_words(layer["compute"] for layer in layers),
         "storage": _count_words(layer["storage"] for layer in layers if layer["storage"]),
+        "outputs": _floor_text(result),
         "note": result["note"],
     }
+    if result["shortfall"] and "fidelity" not in result:
+        facts["verdict"] = verdict_text(result["verdict"], result["reason"])
     if "fidelity" in result:
         return Group(facts_table(facts), validation_view(result))
     return facts_table(facts)
+
+
+def _floor_text(result: Mapping[str, Any]) -> str:
+    """The SQNR of the worst output beside the least that it was held to."""
+    worst, least = result["worst_db"], f"at least {result['floor_db']:g} dB wanted"
+    return f"not checked ({least})" if worst is None else f"{worst:.1f} dB or better ({least})"
 
 
 def validation_view(result: Mapping[str, Any]) -> RenderableType:

@@ -201,7 +201,14 @@ class _OutputTally:
             return OutputFidelity(self.name, None, None, None, agreement, flaw)
         if flaw:
             return OutputFidelity(self.name, -1.0, -MAX_SQNR_DB, math.inf, agreement, flaw)
-        return OutputFidelity(self.name, self._cosine(), self._sqnr_db(), self.max_error, agreement)
+        return OutputFidelity(
+            self.name,
+            self._cosine(),
+            self._sqnr_db(),
+            self.max_error,
+            agreement,
+            is_probability=bool(self.lo >= 0 and self.hi <= 1),
+        )
 
     def _cosine(self) -> float:
         """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""

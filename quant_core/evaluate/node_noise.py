@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -64,10 +65,7 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]) -
             x, alone, whole = exact[name], isolated.get(name + _COMPUTED), cumulative[name]
             if alone is None or not alone.shape == x.shape == whole.shape:
                 continue
-            finite = np.isfinite(x)  # a mask of -inf has no noise
-            if not finite.all():
-                x, alone, whole = x[finite], alone[finite], whole[finite]
-            squares[name].append((_square(x), _square(alone - x), _square(whole - x)))
+            squares[name].append((_square(x[np.isfinite(x)]), _noise(x, alone), _noise(x, whole)))
 
     return [
         NodeNoise(str(node.name), node.op_type, *zip(*squares[name], strict=True))
@@ -113,6 +111,13 @@ def _isolated(quantized: ir.Model, tensors: list[str]) -> ir.Model:
 def _run_by_name(session: ort.InferenceSession, feed: Feed) -> dict[str, NDArray[Any]]:
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, run(session, feed), strict=True))
+
+
+def _noise(exact: NDArray[Any], found: NDArray[Any]) -> float:
+    """Sum of squared changes where the float model's values are finite; infinite if one is not."""
+    known = np.isfinite(exact)
+    change = found[known].astype(np.float64) - exact[known]
+    return _square(change) if np.isfinite(change).all() else math.inf
 
 
 def _square(x: NDArray[Any]) -> float:

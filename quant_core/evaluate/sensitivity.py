@@ -73,4 +73,6 @@ def sensitivities(parts: Iterable[Iterable[NodeNoise]]) -> list[Sensitivity]:
 def _ratio_db(signal: float, noise: float) -> float:
     if not signal:
         return MAX_SQNR_DB
-    return min(MAX_SQNR_DB, sqnr_db(signal, noise))
+    if math.isinf(noise):
+        return -MAX_SQNR_DB
+    return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, sqnr_db(signal, noise)))

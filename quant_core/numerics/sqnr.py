@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 MAX_SQNR_DB = 200.0  # without noise: float32 itself keeps about 150 dB
-_LEAST_SIGNAL = 1e-30  # a signal of zero has no logarithm
+_LEAST_SIGNAL = 1e-300  # a signal of zero has no logarithm
 
 
 def sqnr_db(signal: float, noise: float) -> float:

@@ -71,6 +71,15 @@ class Candidate:
         return min(of_outputs, default=MAX_SQNR_DB)
 
     @property
+    def is_sound(self) -> bool:
+        """Whether no output is broken, as far as it was measured: see `QuantConfig.floor`."""
+        if self.fidelity is None:
+            return True
+        if self.fidelity.worst_db is None:
+            return not self.fidelity.flaws
+        return judge(self.fidelity, self.plan.config.floor)[0] is Verdict.MET
+
+    @property
     def noise(self) -> float:
         """Power of the noise over that of the signal, of the worst output."""
         return float(10 ** (-self.sqnr_db / 10))
@@ -119,6 +128,8 @@ class Bench:
     metric   the user's own, "module:function", or None
     costs    what was timed before, and what will be
     is_host  whether models are for CPUs like this one, so that their speed can be measured here
+    ends_at  when a search should end with the best it has, by time.monotonic()
+    judged_outputs  names of the outputs that count; None: all
     """
 
     float_path: Path
@@ -128,6 +139,8 @@ class Bench:
     seconds: float = POLICY.race_seconds
     costs: TimingCache = field(default_factory=TimingCache)
     is_host: bool = True
+    ends_at: float = math.inf
+    judged_outputs: tuple[str, ...] | None = None
     _session: Any = field(init=False)
     _digest: str = field(init=False)
     _reference: list[list[NDArray[Any]]] = field(init=False)
@@ -139,6 +152,29 @@ class Bench:
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_digest", digest)
         object.__setattr__(self, "_reference", run_all(session, self.samples))
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the time of the search is over."""
+        return time.monotonic() > self.ends_at
+
+    def unsteady_outputs(self) -> set[str]:
+        """The float outputs that float itself does not repeat, run again, also without optimizers.
+
+        They come from random nodes, or their values are rounding errors.
+        """
+        few = self.samples.subsample(POLICY.steady_samples)
+        positions = [self.samples.order.tolist().index(p) for p in few.order.tolist()]
+        first = [self._reference[i] for i in positions]
+        names = [output.name for output in self._session.get_outputs()]
+        sessions = self._session, open_session(self.float_path, optimize=False)
+        repeated = [compare(first, run_all(session, few), names) for session in sessions]
+        return {
+            o.name
+            for fidelity in repeated
+            for o in fidelity.per_output
+            if o.flaw or (o.sqnr_db is not None and o.sqnr_db < POLICY.faithful_db)
+        }
 
     def judge(self, candidate: Candidate) -> Candidate:
         """The candidate with its fidelity, size ratio and speed-up.
@@ -157,16 +193,21 @@ class Bench:
 
     def _with_fidelity(self, candidate: Candidate, session: ort.InferenceSession) -> Candidate:
         names = [output.name for output in session.get_outputs()]
-        outputs = run_all(session, self.samples)
+        outputs, reference = run_all(session, self.samples), self._reference
+        if self.judged_outputs is not None:
+            kept = [i for i, name in enumerate(names) if name in self.judged_outputs]
+            names = [names[i] for i in kept]
+            reference = [[arrays[i] for i in kept] for arrays in reference]
+            outputs = [[arrays[i] for i in kept] for arrays in outputs]
         labels = self.samples.labels
         failure = None
         try:
-            fidelity = compare(self._reference, outputs, names, labels, self.metric)
+            fidelity = compare(reference, outputs, names, labels, self.metric)
         except DataError as error:
             if self.metric is None:
                 raise
             failure = error
-            fidelity = compare(self._reference, outputs, names, labels)
+            fidelity = compare(reference, outputs, names, labels)
         return replace(
             candidate,
             fidelity=fidelity,

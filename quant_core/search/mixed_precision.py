@@ -144,7 +144,7 @@ def promote_without_contract(
     try:
         ranked = _ranked_in_float(calibrated, start, bench, progress)
         count = 1
-        while count < len(ranked):
+        while count < len(ranked) and not bench.is_out_of_time:
             candidate = bench.judge(_in_float(calibrated, start, _joined(ranked[:count])))
             trials.append(Trial(candidate.label, candidate.plan, candidate))
             if candidate.worth <= best.worth:
@@ -164,6 +164,8 @@ def _ranked_in_float(
     quick = replace(bench, samples=bench.samples.subsample(POLICY.free_samples))
     gains = []
     for group in groups:
+        if bench.is_out_of_time:
+            break
         progress(f"measuring what {group[0]} in float gains")
         gains.append(quick.judge_fidelity(_in_float(calibrated, start, group)).sqnr_db)
     return _best_first(groups, gains)
@@ -197,6 +199,8 @@ class _Work:
                 continue
             full, refitted = self.attempt(promotion, base, nodes)
             if self.is_enough(promotion, full):
+                if self.bench.is_out_of_time:
+                    return full
                 if promotion.takes_time:
                     ranked = self.ranked_by_time(promotion, base, nodes, calibrated)
                 else:
@@ -241,6 +245,8 @@ class _Work:
         groups = _grouped(nodes, promotion.max_groups)
         gains = []
         for group in groups:
+            if self.bench.is_out_of_time:
+                break
             self.progress(f"measuring what {group[0]} {promotion.label} gains")
             plan = promotion.plan(self.calibrated.model, base.plan, group)
             one = self.bench.judge(calibrated.build(plan, base.label))
@@ -266,6 +272,8 @@ class _Work:
         groups = _grouped(nodes, promotion.max_groups)
         gains = []
         for group in groups:
+            if self.bench.is_out_of_time:
+                break
             self.progress(f"measuring what {group[0]} {promotion.label} gains")
             others = [node for node in nodes if node not in group]
             plan = promotion.plan(self.calibrated.model, base.plan, others)
@@ -284,7 +292,7 @@ class _Work:
         """The candidate with the fewest groups promoted that is enough; `full` has all of them."""
         made = {len(ranked): full}
         low, high = 0, len(ranked)
-        while high - low > 1:
+        while high - low > 1 and not self.bench.is_out_of_time:
             middle = (low + high) // 2
             made[middle], _ = self.attempt(promotion, base, _joined(ranked[:middle]))
             if self.seems_enough(promotion, made[middle]):
@@ -308,8 +316,11 @@ def _grouped(nodes: Sequence[str], most: int) -> Groups:
 
 
 def _best_first(groups: Groups, gains: Sequence[float] | Sequence[tuple[float, float]]) -> Groups:
-    """The groups, the largest gain first; those that gain the same stay in graph order."""
-    order = sorted(range(len(groups)), key=lambda i: gains[i], reverse=True)
+    """The groups, the largest gain first; those that gain the same stay in graph order.
+
+    Groups whose gain was not measured, because time was over, are left out.
+    """
+    order = sorted(range(len(gains)), key=lambda i: gains[i], reverse=True)
     return [groups[i] for i in order]
 
 

@@ -7,6 +7,7 @@ result = write_result(made, output)                        # the file, and a row
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import Contract, QuantConfig
-from quant_core.data.samples import Samples
+from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
 from quant_core.evaluate.layer_report import layer_reports
@@ -34,6 +36,7 @@ from quant_core.plan.targets import find_target
 from quant_core.plan.types import Compute, NodeChoice, QuantPlan
 from quant_core.search.calibrated import CalibratedModel, uses_gptq
 from quant_core.search.candidate import Bench, Candidate
+from quant_core.search.floor import check_floor
 from quant_core.search.mixed_precision import IN_INT8, with_choice
 from quant_core.search.notes import idle_glob_notes, joined, speed_note, with_reasons
 from quant_core.search.policy import POLICY
@@ -64,10 +67,15 @@ class QuantJob:
     costs: TimingCache = field(default_factory=TimingCache)
     progress: Callable[[str], None] = lambda _: None
     float_size_bytes: int = field(init=False)
+    ends_at: float = field(init=False)  # of its search, by time.monotonic()
 
     def __post_init__(self) -> None:
         size_bytes = model_info(self.original).size_bytes
+        budget_s = self.plan.config.time_budget_s
+        if budget_s is None:
+            budget_s = POLICY.budget_s * max(1.0, size_bytes / 100e6)
         object.__setattr__(self, "float_size_bytes", size_bytes)
+        object.__setattr__(self, "ends_at", time.monotonic() + budget_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,13 +97,17 @@ class Judging:
 class Made:
     """The model that is to be written, the float model that it was made of, and why it is as it is.
 
-    judges  the samples that it was judged by
+    judges     the samples that it was judged by
+    worst_db   SQNR of its worst output in dB, None if that was not checked
+    shortfall  which outputs are below the floor, "" if none is
     """
 
     best: Candidate
     float_model: ir.Model
     float_size_bytes: int
     judges: Samples | None
+    worst_db: float | None
+    shortfall: str
     verdict: Verdict
     reason: str
     note: str
@@ -113,9 +125,12 @@ class Made:
 class QuantResult:
     """What was written, and why it is as it is. Sizes are in bytes.
 
-    layers  one row for each node
-    trace   one row for each trial of the search
-    note    what makes the result doubtful, "" if nothing
+    floor_db   least SQNR of each output that the file was held to
+    worst_db   SQNR of its worst output in dB, None if that was not checked
+    shortfall  which outputs are below the floor, and then the verdict is not_met; "" if none is
+    layers     one row for each node
+    trace      one row for each trial of the search
+    note       what makes the result doubtful, "" if nothing
     """
 
     output: str
@@ -123,6 +138,9 @@ class QuantResult:
     float_size_bytes: int
     target: str
     saturation_safe: bool
+    floor_db: float
+    worst_db: float | None
+    shortfall: str
     verdict: str
     reason: str
     note: str
@@ -153,7 +171,7 @@ def quantize_by_search(job: QuantJob) -> Made:
     if judging.is_held_out:
         job.progress("fitting all samples")
         found = _fitted_to(found, job.samples)
-    return _made(job, judging, found, why)
+    return _made(job, judging, found, why, repairs=True)
 
 
 def quantize_by_plan(job: QuantJob) -> Made:
@@ -168,7 +186,7 @@ def quantize_by_plan(job: QuantJob) -> Made:
     if plan.equalized_db:
         calibrated = calibrated.equalized(plan) or calibrated
     found = follow_plan(calibrated, plan, bench, job.contract)
-    return _made(job, judging, found, why)
+    return _made(job, judging, found, why, repairs=False)
 
 
 def write_result(
@@ -190,6 +208,9 @@ def write_result(
         float_size_bytes=made.float_size_bytes,
         target=plan.target,
         saturation_safe=is_safe,
+        floor_db=float(plan.config.floor.min or 0.0),
+        worst_db=made.worst_db,
+        shortfall=made.shortfall,
         verdict=made.verdict,
         reason=made.reason,
         note=made.note,
@@ -325,7 +346,21 @@ def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
         own_metric(job.contract.metric if job.contract is not None else None),
         costs=job.costs,
         is_host=is_for_host(plan.target),
+        ends_at=job.ends_at,
     )
+
+
+def _floor_bench(job: QuantJob, judging: Judging) -> Bench | None:
+    """What checks the finished file: on given samples, else on drawn ones; None if none fit."""
+    samples = judging.judges or job.samples
+    if samples is None:
+        drawn = SampleSpec(count=POLICY.drawn_samples)
+        try:
+            samples = open_samples(drawn, input_specs(job.original), job.original)
+        except (DataError, ModelError):
+            return None
+    few = replace(samples.subsample(POLICY.floor_samples), labels=None)
+    return Bench(job.original, few, job.float_size_bytes, is_host=False, ends_at=job.ends_at)
 
 
 def _fitted_to(found: Found, samples: Samples | None) -> Found:
@@ -336,9 +371,21 @@ def _fitted_to(found: Found, samples: Samples | None) -> Found:
     return replace(found, best=calibrated.with_tuned_biases(refitted), calibrated=calibrated)
 
 
-def _made(job: QuantJob, judging: Judging, found: Found, why: str) -> Made:
-    """The result of a job, without the statistics, which are large."""
-    best = replace(found.best, plan=with_reasons(found.best.plan, job.plan, why))
+def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: bool) -> Made:
+    """The result of a job, checked, and without the statistics, which are large."""
+    job.progress("checking the outputs")
+    checked = check_floor(
+        found.calibrated,
+        found.best,
+        _floor_bench(job, judging),
+        contract=job.contract,
+        repairs=repairs,
+        progress=job.progress,
+    )
+    verdict, reason = found.verdict, found.reason
+    if checked.shortfall:
+        verdict, reason = Verdict.NOT_MET, checked.shortfall
+    best = replace(checked.best, plan=with_reasons(checked.best.plan, job.plan, why))
     fidelity_note = best.fidelity.note if best.fidelity is not None else ""
     idle_globs = idle_glob_notes(found.calibrated.model, job.plan)
     return Made(
@@ -346,8 +393,10 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str) -> Made:
         float_model=found.calibrated.model,
         float_size_bytes=job.float_size_bytes,
         judges=judging.judges,
-        verdict=found.verdict,
-        reason=found.reason,
-        note=joined([fidelity_note, judging.note, speed_note(best), *idle_globs]),
-        trace=found.trace,
+        worst_db=checked.worst_db,
+        shortfall=checked.shortfall,
+        verdict=verdict,
+        reason=reason,
+        note=joined([fidelity_note, judging.note, speed_note(best), *checked.notes, *idle_globs]),
+        trace=[*found.trace, *(trial.row() for trial in checked.trials)],
     )

@@ -76,6 +76,18 @@ class SearchPolicy:
     holdout: int = 4
     # Samples for the sensitivity of each node. Not tuned.
     sensitivity_samples: int = 8
+    # Samples on which a finished file is checked: given ones, and drawn ones. Not tuned.
+    floor_samples: int = 16
+    drawn_samples: int = 4
+    # Samples on which float must repeat itself. Not tuned.
+    steady_samples: int = 2
+
+    # --- the finished file -------------------------------------------------------------------
+    # An output below this SQNR, in dB, is worth a note: its noise is 10 % of its amplitude.
+    noted_db: float = 20.0
+    # Seconds that a search may take by default, for each 100 MB of the float model or part of
+    # them. Not tuned: what people wait for.
+    budget_s: float = 180.0
 
     # --- seconds of one timing ---------------------------------------------------------------
     # A candidate against float, and a MatMul in one way against float. Not tuned: long enough for

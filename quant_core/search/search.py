@@ -115,7 +115,7 @@ def search(
     race = race_variants(Race(calibrated), plan, bench, contract, progress)
     if not race.candidates:
         raise _last_error(race.trials)
-    if plan.config.mode == "auto":
+    if plan.config.mode == "auto" and not bench.is_out_of_time:
         race = try_single_matmuls(race, bench, progress)
     if contract is None:
         best, race = select_by_worth(race, bench, progress)
@@ -148,6 +148,8 @@ def race_variants(
     if plan.config.mode != "auto":
         return _try_as_planned(race, plan, bench, progress)
     for variant in VARIANTS:
+        if bench.is_out_of_time and race.candidates:
+            break
         variant_plan = variant.plan(race.calibrated.model, plan)
         if not worth_trying(variant, variant_plan, race.trials, contract):
             continue
@@ -184,7 +186,7 @@ def select_by_worth(race: Race, bench: Bench, progress: Progress) -> tuple[Candi
     If it is not faithful, some of its nodes may be promoted to float.
     """
     best = _of_most_worth(race.candidates)
-    if best.sqnr_db >= POLICY.faithful_db:
+    if best.sqnr_db >= POLICY.faithful_db or bench.is_out_of_time:
         return best, race
     promoted = promote_without_contract(race.calibrated, best, bench, progress)
     return promoted.best, race.traced(*promoted.trials)
@@ -223,6 +225,8 @@ def tune_biases(
 
     It stays as it is if there is nothing to gain, or if that would break the contract.
     """
+    if bench.is_out_of_time:
+        return best, race
     progress("tuning biases")
     quantized = race.calibrated.tune_biases(best)
     if quantized is None:
@@ -261,7 +265,7 @@ def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress
     """The race with its last candidate made of the equalized model, if that is more exact."""
     last = race.trials[-1]
     before = last.candidate
-    if before is None or before.sqnr_db >= POLICY.exact_db:
+    if before is None or before.sqnr_db >= POLICY.exact_db or bench.is_out_of_time:
         return race
     progress("equalizing channels")
     equalized = race.calibrated.equalized(plan)
@@ -356,7 +360,8 @@ def _computing(race: Race, plan: QuantPlan, computes: Mapping[str, Compute]) -> 
 
 
 def _of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
-    return max(candidates, key=lambda c: c.worth)
+    """Sound candidates come before all others, whatever these gain."""
+    return max(candidates, key=lambda c: (c.is_sound, c.worth))
 
 
 def _last_error(trials: Sequence[Trial]) -> ModelError:

@@ -1,0 +1,117 @@
+"""No finished file is silently wrong: what is below the floor is repaired, or reported."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from quant_core.api import quantize_model
+from quant_core.config import Contract, QuantConfig
+from quant_core.metrics import OutputFidelity
+from quant_core.model.session import open_session, run
+from tests.models import sketch
+from tests.oracle.cases import weights
+
+
+def filter_bank() -> onnx.ModelProto:
+    """A product with a wide range in front of a logarithm, as in an audio front end."""
+    bank = np.abs(weights(w=(64, 32))["w"])
+    text = "(float[1,n,64] x) => (float[1,n,32] y) { p = Mul(x, x) q = Mul(p, p) r = Mul(q, q)"
+    return sketch(text + " m = MatMul(r, w) y = Log(m) }", {"w": bank})
+
+
+def noisy() -> onnx.ModelProto:
+    text = "(float[n,32] x) => (float[n,16] y, float[n,16] z)"
+    text += " { y = MatMul(x, w) r = RandomNormalLike(y) z = Add(y, r) }"
+    return sketch(text, weights(w=(32, 16)))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_in_front_of_a_logarithm_is_repaired_without_any_data(tmp_path, bits):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(filter_bank(), model)
+
+    result = quantize_model(model, output, QuantConfig(bits=bits))
+
+    assert result.verdict == "none"
+    assert not result.shortfall
+    assert result.worst_db >= result.floor_db == {8: 12.0, 4: 8.0}[bits]
+    x = np.random.default_rng(3).standard_normal((1, 20, 64)).astype(np.float32)
+    want, got = (run(open_session(path), {"x": x})[0] for path in (model, output))
+    noise = float(np.square(want - got).sum() / np.square(want).sum())
+    assert -10 * np.log10(noise) >= result.floor_db
+
+
+def test_a_plan_that_is_followed_exactly_is_only_reported(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(filter_bank(), model)
+    config = QuantConfig(mode="dynamic", floor_db=0.0)
+    made = quantize_model(model, output, config)
+    plan = made.plan.to_dict()
+    plan["config"]["floor_db"] = 100.0
+
+    result = quantize_model(model, output, plan=type(made.plan).from_json(json.dumps(plan)))
+
+    assert output.exists()
+    assert result.verdict == "not_met"
+    assert "output y" in result.reason
+    assert "at least 100" in result.reason
+    assert "node" in result.reason
+
+
+def test_outputs_that_float_does_not_repeat_are_not_judged(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(noisy(), model)
+
+    result = quantize_model(model, output)
+
+    assert "not checked: float gives other values each time at z" in result.note
+    assert result.worst_db > 20
+    assert result.verdict == "none"
+    assert all(layer["storage"] == "int8" for layer in result.layers)
+
+
+def test_a_model_that_nothing_can_be_drawn_for_is_delivered_with_a_note(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    text = "(float[1,7] x, float[1,n] z) => (float[1,8] y)"
+    text += " { a = Concat<axis = 1>(x, z) b = Reshape(a, s) y = MatMul(b, w) }"
+    arrays = weights(w=(1_000_003, 1)) | {"s": np.array([1, 1_000_003], np.int64)}
+    onnx.save(sketch(text.replace("[1,8]", "[1,1]"), arrays), model)
+
+    result = quantize_model(model, output)
+
+    assert output.exists()
+    assert "not checked" in result.note
+    assert result.worst_db is None
+    assert result.verdict == "none"
+
+
+def test_probabilities_with_a_small_error_are_sound_whatever_their_sqnr():
+    tails = OutputFidelity("p", 0.1, -3.0, 0.019, 1.0, is_probability=True)
+    large = OutputFidelity("p", 0.1, -3.0, 0.021, 1.0, is_probability=True)
+    other = OutputFidelity("p", 0.1, -3.0, 0.019, 1.0)
+
+    assert tails.sound_db == 200
+    assert large.sound_db == other.sound_db == -3.0
+
+
+def test_the_floor_is_a_contract_of_the_config():
+    assert QuantConfig().floor == Contract("worst_sqnr", min=12.0)
+    assert QuantConfig(bits=4).floor == Contract("worst_sqnr", min=8.0)
+    assert QuantConfig(floor_db=25).floor == Contract("worst_sqnr", min=25.0)
+
+
+def test_a_search_without_time_ends_with_the_best_it_has(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(filter_bank(), model)
+
+    result = quantize_model(
+        model, output, QuantConfig(time_budget_s=1e-6), calibration="random", num_samples=8
+    )
+
+    assert output.exists()
+    assert not result.shortfall
+    assert len([row for row in result.trace if "float" not in row["candidate"]]) == 1
