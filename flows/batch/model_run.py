@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from flows.batch.journal import Stages, publish
 from flows.console.events import Listener, Made, StageBegan
 from flows.manifest.jobs import Benchmark, Job
+from quant_core.data.spec import RANDOM
 from quant_core.errors import QuantError
 from quant_core.text import printable
 from tasks import stages as tasks
@@ -56,7 +57,8 @@ class ModelRun:
         workers = self.workers
 
         self._step("prepare", lambda: tasks.prepare(name, workers, values, folder, self.costs))
-        if self.job.calibration is not None:
+        prepared_answer = self.answers.get("prepare")
+        if prepared_answer is not None and prepared_answer["result"]["measured"]:
             self._step("calibrate", lambda: tasks.calibrate(name, workers, values, folder, shares))
         self._step(
             "quantize",
@@ -64,7 +66,8 @@ class ModelRun:
                 name, workers, values, folder, self._statistics(), output, self.costs
             ),
         )
-        self._step("validate", lambda: tasks.validate(name, workers, values, output, prepared))
+        if self._can_be_run():
+            self._step("validate", lambda: tasks.validate(name, workers, values, output, prepared))
         if "validate" in self.answers and not self.answers["validate"]["result"]["detailed"]:
             self._step(
                 "sensitivity",
@@ -74,7 +77,9 @@ class ModelRun:
         self.notify(Made(self.job.name))
 
     def benchmark(self, how: Benchmark) -> None:
-        """Time what was published."""
+        """Time what was published, if there is a sample to time it on."""
+        if not self._can_be_run():
+            return
         job, name = self.job, printable(self.job.name)
         self._step(
             "benchmark",
@@ -115,6 +120,12 @@ class ModelRun:
             reason = f"{type(problem).__name__}: {problem}"
             self.failure = stage, QuantError(reason, "", "Please report it")
         return None
+
+    def _can_be_run(self) -> bool:
+        """Whether there are samples: without given ones, none may fit that could be drawn."""
+        quantized = self.answers.get("quantize")
+        was_checked = quantized is None or not quantized["result"]["unchecked"]
+        return was_checked or self.job.judged_by.source != RANDOM
 
     def _publish(self) -> None:
         self.files = publish(self.stages.folder / "out", self.job.output)

@@ -99,6 +99,7 @@ class Made:
 
     judges     the samples that it was judged by
     worst_db   SQNR of its worst output in dB, None if that was not checked
+    unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, "" if none is
     """
 
@@ -107,6 +108,7 @@ class Made:
     float_size_bytes: int
     judges: Samples | None
     worst_db: float | None
+    unchecked: bool
     shortfall: str
     verdict: Verdict
     reason: str
@@ -127,6 +129,7 @@ class QuantResult:
 
     floor_db   least SQNR of each output that the file was held to
     worst_db   SQNR of its worst output in dB, None if that was not checked
+    unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, and then the verdict is not_met; "" if none is
     layers     one row for each node
     trace      one row for each trial of the search
@@ -140,6 +143,7 @@ class QuantResult:
     saturation_safe: bool
     floor_db: float
     worst_db: float | None
+    unchecked: bool
     shortfall: str
     verdict: str
     reason: str
@@ -210,6 +214,7 @@ def write_result(
         saturation_safe=is_safe,
         floor_db=float(plan.config.floor.min or 0.0),
         worst_db=made.worst_db,
+        unchecked=made.unchecked,
         shortfall=made.shortfall,
         verdict=made.verdict,
         reason=made.reason,
@@ -374,10 +379,11 @@ def _fitted_to(found: Found, samples: Samples | None) -> Found:
 def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: bool) -> Made:
     """The result of a job, checked, and without the statistics, which are large."""
     job.progress("checking the outputs")
+    bench = _floor_bench(job, judging)
     checked = check_floor(
         found.calibrated,
         found.best,
-        _floor_bench(job, judging),
+        bench,
         contract=job.contract,
         repairs=repairs,
         progress=job.progress,
@@ -394,6 +400,7 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         float_size_bytes=job.float_size_bytes,
         judges=judging.judges,
         worst_db=checked.worst_db,
+        unchecked=bench is None,
         shortfall=checked.shortfall,
         verdict=verdict,
         reason=reason,

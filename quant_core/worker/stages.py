@@ -18,7 +18,8 @@ from quant_core import api
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
-from quant_core.data.spec import SampleSpec
+from quant_core.data.spec import RANDOM, SampleSpec
+from quant_core.errors import DataError
 from quant_core.evaluate.node_noise import measure_noise
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from quant_core.evaluate.timing_cache import TimingCache
@@ -46,9 +47,11 @@ def prepare(
 ) -> Row:
     """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts.
 
+    The answer says too whether there are samples to measure ranges on: random ones may fit none.
+
     costs  file of timings, read and added to
     """
-    feeds = _open(model, samples) if samples else None
+    feeds = _open_if_any(model, samples)
     quant_config = QuantConfig.from_dict(config)
     prepared = prepare_optimized(model, quant_config, feeds, TimingCache(costs))
     measured = feeds is not None
@@ -56,7 +59,12 @@ def prepare(
     path = Path(folder, "prepared.onnx")
     write_model(prepared.model, path)
     Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")
-    return {"info": model_info(model).to_dict(), "prepared": str(path), "plan": plan.to_dict()}
+    return {
+        "info": model_info(model).to_dict(),
+        "prepared": str(path),
+        "plan": plan.to_dict(),
+        "measured": measured,
+    }
 
 
 def calibrate(prepared: str, plan: str, samples: Row, shard: tuple[int, int], out: str) -> Row:
@@ -84,7 +92,7 @@ def quantize(
     evaluation  samples that candidates are judged by; without them, those for calibration
     costs       file of timings, read and added to
     """
-    feeds = _open(model, samples) if samples else None
+    feeds = _open_if_any(model, samples)
     checked_output = check_output(model, output)
     job = QuantJob(
         _load(prepared),
@@ -149,6 +157,18 @@ STAGES: dict[str, Callable[..., Row]] = {
     "sensitivity": sensitivity,
     "benchmark": benchmark,
 }
+
+
+def _open_if_any(model: str, samples: Row | None) -> Samples | None:
+    """The samples of a request; None without any, or if none fits that could be drawn."""
+    if samples is None:
+        return None
+    try:
+        return _open(model, samples)
+    except DataError:
+        if samples["source"] != RANDOM:
+            raise
+        return None
 
 
 def _open(model: str, samples: Row) -> Samples:
