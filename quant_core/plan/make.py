@@ -171,12 +171,23 @@ def _nothing_to_quantize(model: ir.Model) -> ModelError:
             f"nothing to quantize: {trees} compares with thresholds, and multiplies nothing",
             hint="Trees are small and fast as they are",
         )
+    left = next((n for n in nodes if n.op_type in ("MatMul", "Gemm") and _is_on_left(n)), None)
+    if left is not None:
+        return ModelError(
+            f"nothing to quantize: the weight of {left.op_type} is its left operand",
+            str(left.name),
+            "Weights are quantized as right operands: transpose the product",
+        )
     others = sorted({n.op_type for n in nodes})
     shown = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
     return ModelError(
         f"nothing to quantize: none of its operators ({shown}) has a weight of its own",
         hint=f"Weights are constants of {', '.join(n for n in RULES if RULES[n].weights)}",
     )
+
+
+def _is_on_left(node: ir.Node) -> bool:
+    return graph.is_float_weight(node.inputs[0])
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:

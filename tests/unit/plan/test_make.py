@@ -216,3 +216,15 @@ def test_a_weight_that_is_not_finite_stays_float_and_others_do_not(bad):
     assert chosen(plan)["conv"] == ("float", "float32")
     assert "w holds NaN or inf" in next(n.reason for n in plan.nodes if n.node == "conv")
     assert chosen(plan)["gemm"][1] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(float[4,n] x) => (float[4,n] y) { y = MatMul(w, x) }", "left operand"),
+        ("(float[n,4] x) => (float[n,4] y) { y = Sigmoid(x) }", r"operators \(Sigmoid\)"),
+    ],
+)
+def test_a_refusal_says_what_the_model_has_instead_of_weights(text, reason):
+    with pytest.raises(ModelError, match=reason):
+        plan_of(sketch(text, {"w": np.ones((4, 4), np.float32)} if "w," in text else {}))
