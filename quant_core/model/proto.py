@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from quant_core.errors import ModelError
+from quant_core.model.graph import drop_unused
 
 IR_DEFAULTS = 4  # the first in which an input may have a default value
 HABIT = 5  # so many initializers, all of them inputs, are no choice of the author's
@@ -78,6 +79,21 @@ def _fix_constants(proto: onnx.ModelProto) -> None:
         del proto.graph.input[:]
         proto.graph.input.extend(fed)
         proto.ir_version = max(proto.ir_version, IR_DEFAULTS)
+
+
+def cut_held_types(model: ir.Model) -> None:
+    """Edit in place: nodes that write outputs of types that onnx_ir cannot hold go, and what they
+    read is an output instead. Passes that go through messages need that.
+    """
+    outputs: list[ir.Value] = []
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if TYPE in value.meta and producer is not None:
+            outputs += [v for v in producer.inputs if v is not None]
+        else:
+            outputs.append(value)
+    model.graph.outputs[:] = list(dict.fromkeys(outputs))
+    drop_unused(model)
 
 
 def external_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

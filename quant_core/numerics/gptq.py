@@ -72,7 +72,7 @@ def gptq_int8(
           columns
     Of the finest scale and, if `pair_safe`, coarser ones up to that at which every pair is safe,
     each row takes the one with the least error; a row that nearest rounding serves better keeps it.
-    Never worse than `quantize_int8` by H.
+    Never worse than `quantize_int8` by H, damped.
     """
     per_channel = granularity != PerTensor()
     nearest = quantize_int8(rows, granularity, pair_safe=pair_safe, floor=floor)
@@ -87,7 +87,9 @@ def gptq_int8(
             for s in (np.sqrt(finest * widest.astype(float)), finest)
         ]
     factor = _factor(gram)
-    q, scale, error = nearest.q.copy(), widest.copy(), _errors(rows, nearest.values, gram)
+    # damped as in _factor: H of few samples sees no error in directions where no input was
+    judged = _damped(gram)
+    q, scale, error = nearest.q.copy(), widest.copy(), _errors(rows, nearest.values, judged)
     for candidate in scales:
 
         def at(
@@ -98,7 +100,7 @@ def gptq_int8(
             return steps, steps * candidate
 
         found = _sweep(rows, factor, at)
-        found_error = _errors(rows, found * candidate[:, None], gram)
+        found_error = _errors(rows, found * candidate[:, None], judged)
         better = found_error < error
         if not per_channel:
             better[:] = found_error.sum() < error.sum()
@@ -295,16 +297,23 @@ def _sweep_part(
 
 def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
     """R_ij / R_jj of the upper R with R R' = H for each damped Gram matrix H, (G, P, k, k)."""
-    damped = gram.reshape(-1, *gram.shape[2:]).astype(np.float32)
-    mean = np.einsum("gkk->gk", damped).mean(1, keepdims=True)
+    damped = _damped(gram, times).reshape(-1, *gram.shape[2:])
     diagonal = np.arange(damped.shape[1])
-    damped[:, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
     try:  # a lower factor of the columns in reverse order is an upper one
         upper: NDArray[Any] = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
         return _factor(gram, 10 * times)
     ratios = upper / upper[:, None, diagonal, diagonal]
     return np.asarray(ratios.reshape(gram.shape), np.float32)
+
+
+def _damped(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
+    """H with so many times DAMPING of its mean diagonal added to that, (G, P, k, k)."""
+    damped = gram.astype(np.float32)
+    mean = np.einsum("gpkk->gpk", damped).mean(2, keepdims=True)
+    diagonal = np.arange(damped.shape[2])
+    damped[:, :, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
+    return damped
 
 
 def _within(steps: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.model import graph
+from quant_core.model.proto import cut_held_types, has_held_types
 
 Sizes: TypeAlias = tuple[int | None, ...]  # one entry per axis, None where the size is open
 Dims: TypeAlias = tuple[int | str | None, ...]  # the same; equal names stand for equal sizes
@@ -24,6 +25,8 @@ class Facts:
     def of(cls, model: ir.Model) -> Facts:
         """The facts of a normalized model, which is not changed."""
         copy = model.clone()
+        if has_held_types(copy):
+            cut_held_types(copy)
         for inside in graph.graphs_of(copy):
             for node in inside:
                 for output in node.outputs:

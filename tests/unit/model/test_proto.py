@@ -62,6 +62,15 @@ def test_a_model_with_maps_is_prepared_and_written(tmp_path):
     assert runs[0].keys() == runs[1].keys()
 
 
+def test_a_model_with_maps_is_quantized(tmp_path):
+    onnx.save(classifier(), tmp_path / "m.onnx")
+
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
+
+    kinds = [output.type for output in ort.InferenceSession(tmp_path / "q.onnx").get_outputs()]
+    assert kinds == ["tensor(float)", "seq(map(int64,tensor(float)))"]
+
+
 @pytest.mark.parametrize("indices", [[1, 4], [[0, 1], [1, 1]]], ids=["flat", "coordinates"])
 def test_a_sparse_initializer_is_read_as_a_dense_one(indices):
     model = sketch("(float[n, 2] x) => (float[n, 3] y) { y = MatMul(x, w) }", {})

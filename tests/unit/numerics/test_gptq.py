@@ -153,3 +153,19 @@ def test_no_int4_step_up_or_down_lessens_the_error_much_further(safe):
                 gains.append(start - error(rows, IntegerWeight(q, found.scale), gram).sum())
 
     assert max(gains, default=0.0) < 0.01 * start
+
+
+@pytest.mark.parametrize("samples", [8, 24, 64])
+def test_few_samples_do_not_cost_what_they_do_not_show(samples):
+    """Weights fitted to fewer inputs than columns are about as good on others as nearest ones."""
+    rng = np.random.default_rng(samples)
+    rows = rng.normal(size=(32, 64)).astype(np.float32)
+    seen = rng.normal(size=(samples, 64))
+    gram = (seen.T @ seen / samples)[None, None]
+
+    nearest, fitted = (
+        np.square(rows - found.values).sum()  # on white inputs, all of which count alike
+        for found in (quantize_int8(rows, pair_safe=True), gptq_int8(rows, gram, pair_safe=True))
+    )
+
+    assert fitted < 4 * nearest
