@@ -13,6 +13,7 @@ from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
+from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.fidelity import compare, run_each
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
@@ -181,6 +182,7 @@ def quantize_model(
     plan: QuantPlan | None = None,
     costs: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    allow_code: str | Path | None = None,
 ) -> QuantResult:
     """The best model that `config` allows, written to `output` at once or not at all.
 
@@ -189,6 +191,7 @@ def quantize_model(
                  contract or labels; the calibration samples if there are none
     plan         is followed exactly, nothing is searched: a dry run's, or that of a result
     costs        file of the timing cache, read and added to: with all in it, the same bytes again
+    allow_code   the folder from which a metric "module:function" is imported; None: none runs
 
     Raises: QuantError.
     """
@@ -225,7 +228,8 @@ def quantize_model(
         timings,
         progress,
     )
-    made = quantize_by_search(job) if plan is None else quantize_by_plan(job)
+    with code_allowed(allow_code):
+        made = quantize_by_search(job) if plan is None else quantize_by_plan(job)
     return write_result(made, output, made.sensitivities())
 
 
@@ -276,12 +280,14 @@ def validate_model(
     num_samples: int | None = None,
     sample_shape: SampleShape | None = None,
     detailed: bool = False,
+    allow_code: str | Path | None = None,
 ) -> Validation:
     """How near a quantized model comes to its float original, whoever made it.
 
-    labels    one row for each sample, as `SampleSpec` says
-    metric    "module:function", the user's own, which is measured beside the others
-    detailed  whether the sensitivity of each node is measured too
+    labels      one row for each sample, as `SampleSpec` says
+    metric      "module:function", the user's own, which is measured beside the others
+    detailed    whether the sensitivity of each node is measured too
+    allow_code  the folder from which a metric "module:function" is imported; None: none runs
 
     Raises: QuantError.
     """
@@ -293,7 +299,8 @@ def validate_model(
 
     def fidelity_by(metric: str | None) -> Fidelity:
         outputs = run_each(first, feeds), run_each(second, feeds)
-        return compare(*outputs, names, feeds.labels, metric)
+        with code_allowed(allow_code):
+            return compare(*outputs, names, feeds.labels, metric)
 
     try:
         fidelity = fidelity_by(own)

@@ -32,6 +32,7 @@ class Workers:
 
     peaks  (model, stage) -> the most bytes that this stage held; stage "" for what is only expected
     marks  a folder that all workers can reach, with a file for each stage that has begun
+    allow_code  the folder of metrics `module:function`; None: none may run
     It is no dataclass: Prefect would look for futures inside it.
     """
 
@@ -42,12 +43,14 @@ class Workers:
         memory_bytes: int | None,
         marks: Path,
         module: str = STAGE_MODULE,
+        allow_code: str | None = None,
     ) -> None:
         self.client = client
         self.timeout_s = timeout_s
         self.memory_bytes = memory_bytes
         self.marks = marks
         self.module = module
+        self.allow_code = allow_code
         self.peaks: dict[tuple[str, str], int] = {}
 
     def run(
@@ -113,6 +116,7 @@ class _Call:
         self.mark = workers.marks / uuid.uuid4().hex
         limits = {"timeout_s": workers.timeout_s, "memory_bytes": workers.memory_bytes}
         self.options = {**options, **limits, "mark": str(self.mark), "module": workers.module}
+        self.options["allow_code"] = workers.allow_code
         self.future = self._submit()
 
     def result(self) -> dict[str, Any]:

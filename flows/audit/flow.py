@@ -101,6 +101,7 @@ def audit(
     jobs: Annotated[int, Field(ge=1)] | None = None,
     only: list[str] | None = None,
     max_slowdown: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    allow_code: str | None = None,
 ) -> State[Any]:
     """Judge and time again every model that a batch has made. A regression is a failed audit.
 
@@ -111,11 +112,12 @@ def audit(
         only: Globs over the names of models; without them, all.
         max_slowdown: The share of the speed-up that may be lost, beyond what varied when it was
             measured.
+        allow_code: The folder of metrics `module:function`; without it, none may run.
     """
     folder = Path(output_dir).absolute()
     standing = read_standing(folder, only or [])
     manifest = manifest_of(folder, standing)
-    with caller_or_cluster(lambda: manifest, scheduler, jobs) as caller, untagged():
+    with caller_or_cluster(lambda: manifest, scheduler, jobs, allow_code) as caller, untagged():
         result = Audit(caller, standing, max_slowdown).run()
         ended = Failed if result.exit_code else Completed
         state: State[Any] = ended(message=result.message, data=result)

@@ -11,6 +11,8 @@ from flows.batch.run import show_run
 from flows.console.arguments import run_parser
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import AuditResult
+from flows.manifest.code import check_code
+from flows.runtime.prefect_api import Prefect, unused_settings
 from quant_core.errors import QuantError
 from quant_core.worker.child import STAGE_MODULE
 
@@ -24,6 +26,8 @@ def run_audit(
     jobs: int | None = None,
     only: Sequence[str] = (),
     max_slowdown: float = 0.1,
+    allow_code: str | Path | None = None,
+    prefect: Prefect = Prefect.OWN,
     on_progress: Listener = ignore,
     module: str = STAGE_MODULE,
 ) -> AuditResult:
@@ -33,14 +37,16 @@ def run_audit(
     """
     from flows.runtime.dask import api_and_dask, how_many_workers
 
-    on_progress(Starting())
-    with api_and_dask(how_many_workers(1, jobs), scheduler) as client:
+    code = None if allow_code is None else str(Path(allow_code).absolute())
+    on_progress(Starting(unused_settings(prefect)))
+    with api_and_dask(how_many_workers(1, jobs), scheduler, prefect) as client:
         from flows.audit.flow import audit, manifest_of, read_standing
         from flows.batch.flow_run import Caller, call_flow
 
         folder = folder.absolute()
         manifest = manifest_of(folder, read_standing(folder, only))
-        caller = Caller(manifest, client, on_progress, module)
+        check_code(manifest.jobs, allow_code)
+        caller = Caller(manifest, client, on_progress, module, code)
         flow = partial(audit, str(folder), scheduler, jobs, list(only), max_slowdown)
         return call_flow("audit", flow, caller, AuditResult, "Run it again")
 
@@ -58,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs=options.jobs,
         only=options.only,
         max_slowdown=options.max_slowdown,
+        allow_code=options.allow_code,
+        prefect=Prefect(options.prefect),
     )
     try:
         return show_run(run, render.audit_table, as_json)

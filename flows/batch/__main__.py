@@ -2,7 +2,12 @@
 
 import sys
 
-from flows.batch.run import main
+from flows.import_path import forget_current_folder
 
 if __name__ == "__main__":
+    forget_current_folder()
+    from flows.batch.run import main
+    from flows.runtime.process import own_process
+
+    own_process()
     sys.exit(main())

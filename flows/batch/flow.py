@@ -125,6 +125,7 @@ def batch(
     jobs: Annotated[int, Field(ge=1)] | None = None,
     force: bool = False,
     only: list[str] | None = None,
+    allow_code: str | None = None,
 ) -> State[Any]:
     """Make every model of a manifest, and report.
 
@@ -134,9 +135,10 @@ def batch(
         jobs: How many workers; without it, as many as cores and memory allow.
         force: Make again what is up to date.
         only: Globs over the names of models; without them, all.
+        allow_code: The folder of metrics `module:function`; without it, none may run.
     """
     with (
-        caller_or_cluster(lambda: read_manifest(manifest), scheduler, jobs) as caller,
+        caller_or_cluster(lambda: read_manifest(manifest), scheduler, jobs, allow_code) as caller,
         open_journal(caller.manifest.folder) as journal,
         untagged(),
     ):

@@ -32,6 +32,7 @@ from flows.console.summary import (  # noqa: E402
     write_summary,
     wrong,
 )
+from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
 from quant_core.errors import QuantError, StageError  # noqa: E402
 from quant_core.worker.child import STAGE_MODULE  # noqa: E402
@@ -48,13 +49,15 @@ R = TypeVar("R", bound=Result)
 class Caller:
     """What a caller in this process gives a flow. None of it is JSON, as parameters have to be.
 
-    module  is run by workers to serve stages; tests have others
+    module      is run by workers to serve stages; tests have others
+    allow_code  the folder of metrics `module:function`; None: none may run
     """
 
     manifest: Manifest
     client: Client
     notify: Listener
     module: str = STAGE_MODULE
+    allow_code: str | None = None
 
     def workers(self) -> Workers:
         """The client's workers, with the manifest's limits."""
@@ -62,7 +65,9 @@ class Caller:
         shutil.rmtree(marks, ignore_errors=True)  # marks of a batch that was killed
         marks.mkdir(parents=True, exist_ok=True)
         memory_bytes = limits.memory_mb and limits.memory_mb << 20
-        return Workers(self.client, limits.timeout_s, memory_bytes, marks, self.module)
+        return Workers(
+            self.client, limits.timeout_s, memory_bytes, marks, self.module, self.allow_code
+        )
 
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
@@ -75,7 +80,10 @@ def current_caller() -> Caller | None:
 
 @contextlib.contextmanager
 def caller_or_cluster(
-    manifest: Callable[[], Manifest], scheduler: str | None, jobs: int | None
+    manifest: Callable[[], Manifest],
+    scheduler: str | None,
+    jobs: int | None,
+    allow_code: str | None,
 ) -> Iterator[Caller]:
     """The caller of this flow; without one, the workers that a deployment needs."""
     caller = _caller.get()
@@ -83,9 +91,10 @@ def caller_or_cluster(
         yield caller
         return
     own = manifest()
+    check_code(own.jobs, allow_code)
     workers = how_many_workers(len(own.jobs), jobs, own.workers)
     with dask_client(workers, scheduler) as client:
-        yield Caller(own, client, ignore)
+        yield Caller(own, client, ignore, allow_code=allow_code)
 
 
 def call_flow(

@@ -8,12 +8,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.console.arguments import run_parser
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import BatchResult, Result
+from flows.manifest.code import check_code
 from flows.manifest.jobs import Job, Manifest, read_manifest, select
+from flows.runtime.prefect_api import Prefect, unused_settings
 from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError
 from quant_core.text import printable
@@ -32,6 +35,8 @@ def run_batch(
     jobs: int | None = None,
     force: bool = False,
     only: Sequence[str] = (),
+    allow_code: str | Path | None = None,
+    prefect: Prefect = Prefect.OWN,
     on_progress: Listener = ignore,
     name: str = "",
     module: str = STAGE_MODULE,
@@ -40,28 +45,36 @@ def run_batch(
 
     A model that fails is a row of the result.
 
+    allow_code  the folder of metrics `module:function`; None: none may run
+    prefect     whose server and settings are used
+
     Raises: QuantError if the batch as a whole cannot be worked on.
     """
     from flows.runtime.dask import api_and_dask, how_many_workers
 
-    models = len(select(manifest, only))
-    on_progress(Starting())
-    with api_and_dask(how_many_workers(models, jobs, manifest.workers), scheduler) as client:
+    selected = select(manifest, only)
+    check_code(selected, allow_code)
+    code = None if allow_code is None else str(Path(allow_code).absolute())
+    workers = how_many_workers(len(selected), jobs, manifest.workers)
+    on_progress(Starting(unused_settings(prefect)))
+    with api_and_dask(workers, scheduler, prefect) as client:
         from flows.batch.flow import batch
         from flows.batch.flow_run import Caller, call_flow
 
-        caller = Caller(manifest, client, on_progress, module)
+        caller = Caller(manifest, client, on_progress, module, code)
         flow = partial(batch, name or str(manifest.folder), scheduler, jobs, force, list(only))
         hint = "The same command goes on where it stopped"
         return call_flow("batch", flow, caller, BatchResult, hint)
 
 
-def plan_batch(manifest: Manifest, *, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def plan_batch(
+    manifest: Manifest, *, only: Sequence[str] = (), allow_code: str | Path | None = None
+) -> Iterator[dict[str, Any]]:
     """Each model's plan, or its error. Nothing is started but a child, and nothing is written."""
-    from flows.manifest.jobs import select
-
+    selected = select(manifest, only)
+    check_code(selected, allow_code)
     try:
-        for job in select(manifest, only):
+        for job in selected:
             yield _plan(job, manifest.limits.timeout_s)
     finally:
         shut_down()
@@ -101,13 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = read_manifest(options.manifest)
         if options.dry_run:
             with stopped_in_order():
-                return _print_plans(manifest, options.only, as_json)
+                return _print_plans(manifest, options.only, options.allow_code, as_json)
         return run_and_show(
             manifest,
             scheduler=options.scheduler,
             jobs=options.jobs,
             force=options.force,
             only=options.only,
+            allow_code=options.allow_code,
+            prefect=Prefect(options.prefect),
             as_json=as_json,
             name=options.manifest,
         )
@@ -142,11 +157,13 @@ def show_run(
     return result.exit_code
 
 
-def _print_plans(manifest: Manifest, only: Sequence[str], as_json: bool) -> int:
+def _print_plans(
+    manifest: Manifest, only: Sequence[str], allow_code: Path | None, as_json: bool
+) -> int:
     from flows.console import render
 
     exit_code = 0
-    for row in plan_batch(manifest, only=only):
+    for row in plan_batch(manifest, only=only, allow_code=allow_code):
         if row["error"] is not None:
             exit_code = 1
         if as_json:

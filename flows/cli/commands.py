@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,8 @@ from flows.cli.command import Answer, register
 from flows.cli.doctor import examine_host
 from flows.cli.options import AccuracyOptions, changed_options
 from flows.console import render
+from flows.import_path import forget_current_folder
+from flows.runtime.process import own_process
 from flows.runtime.signals import stopped_in_order
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
@@ -74,8 +76,10 @@ OptimizeOnly = Annotated[
     bool, typer.Option("--optimize-only", help="Rewrite the float model exactly, and stop.")
 ]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each model.")]
-Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long to measure.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Of each model.")]
+Seconds = Annotated[
+    float, typer.Option("--seconds", min=0.1, max=3600, help="How long to measure.")
+]
 
 Progress = Callable[[str], None]
 
@@ -94,6 +98,7 @@ def quantize(
     calibration: SampleSpec | None,
     config: QuantConfig,
     accuracy: AccuracyOptions,
+    allow_code: Path | None,
     progress: Progress,
     output: Output = None,
     plan: PlanFile = None,
@@ -115,7 +120,9 @@ def quantize(
         raise RequestError("is decided by the plan already", option, hint)
     if calibration is None and (needless := _first_accuracy_option(accuracy)):
         raise RequestError("means nothing without samples", needless, "Give --data")
-    return _quantize_answer(model, output, config, calibration, accuracy, progress, costs, plan)
+    return _quantize_answer(
+        model, output, config, calibration, accuracy, allow_code, progress, costs, plan
+    )
 
 
 @command
@@ -124,6 +131,7 @@ def calibrate(
     calibration: SampleSpec | None,
     config: QuantConfig,
     accuracy: AccuracyOptions,
+    allow_code: Path | None,
     progress: Progress,
     output: Output = None,
     costs: CostsFile = None,
@@ -137,7 +145,7 @@ def calibrate(
         return _plan_answer(model, config, calibration)
     default = model.with_name(f"{model.stem}_int{config.bits}.onnx")
     return _quantize_answer(
-        model, output or default, config, calibration, accuracy, progress, costs
+        model, output or default, config, calibration, accuracy, allow_code, progress, costs
     )
 
 
@@ -147,12 +155,13 @@ def validate(
     quantized: Quantized,
     samples: SampleSpec,
     accuracy: AccuracyOptions,
+    allow_code: Path | None,
     progress: Progress,
     detailed: Detailed = False,
 ) -> Answer:
     """How right a quantized model is, against its original; on random samples without --data."""
     progress("comparing the two models")
-    found = _validation(original, quantized, samples, accuracy, detailed)
+    found = _validation(original, quantized, samples, accuracy, allow_code, detailed)
     return Answer(found, render.validation_view, exit_code=int(found["verdict"] == "not_met"))
 
 
@@ -187,6 +196,7 @@ def batch(
     samples: SampleSpec,
     config: QuantConfig,
     accuracy: AccuracyOptions,
+    allow_code: Path | None,
     running: dict[str, Any],
     as_json: bool,
     skip_existing: SkipExisting = True,
@@ -222,16 +232,21 @@ def batch(
         Path.cwd(),
         "command line",
     )
-    return _run_manifest(manifest, running, as_json, dry_run)
+    return _run_manifest(manifest, {**running, "allow_code": allow_code}, as_json, dry_run)
 
 
 @command
 def config(
-    file: ManifestFile, running: dict[str, Any], as_json: bool, dry_run: DryRun = False
+    file: ManifestFile,
+    allow_code: Path | None,
+    running: dict[str, Any],
+    as_json: bool,
+    dry_run: DryRun = False,
 ) -> Answer | int:
     """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
     from flows.manifest.jobs import read_manifest
 
+    running = {**running, "allow_code": allow_code}
     return _run_manifest(read_manifest(file), running, as_json, dry_run)
 
 
@@ -261,9 +276,14 @@ def _run_manifest(
     from flows.batch.run import plan_batch, run_and_show
 
     if dry_run:
-        plans = list(plan_batch(manifest, only=running.get("only", ())))
+        plans = list(plan_batch(manifest, **_selection(running)))
         return Answer(plans, render.plans_view, exit_code=int(any(row["error"] for row in plans)))
     return run_and_show(manifest, as_json=as_json, **running)
+
+
+def _selection(running: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a dry run needs as well."""
+    return {key: running[key] for key in ("only", "allow_code") if key in running}
 
 
 def _plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
@@ -297,6 +317,7 @@ def _quantize_answer(
     config: QuantConfig,
     calibration: SampleSpec | None,
     accuracy: AccuracyOptions,
+    allow_code: Path | None,
     progress: Progress,
     costs: Path | None,
     plan: Path | None = None,
@@ -317,10 +338,11 @@ def _quantize_answer(
         plan=_read_plan(plan) if plan else None,
         costs=costs,
         progress=progress,
+        allow_code=allow_code,
     ).to_dict()
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
-        result |= _validation(model, output, calibration, accuracy)
+        result |= _validation(model, output, calibration, accuracy, allow_code)
         if result["shortfall"]:
             result |= {"verdict": "not_met", "reason": result["shortfall"]}
     return Answer(
@@ -358,6 +380,7 @@ def _validation(
     quantized: Path,
     samples: SampleSpec,
     accuracy: AccuracyOptions,
+    allow_code: Path | None,
     detailed: bool = False,
 ) -> dict[str, Any]:
     from quant_core import api
@@ -372,6 +395,7 @@ def _validation(
         num_samples=samples.count,
         sample_shape=samples.shape,
         detailed=detailed,
+        allow_code=allow_code,
     ).to_dict()
 
 
@@ -391,10 +415,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default this process's. Returns the exit code."""
     # onnx_ir would print a model's names with their control characters.
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A name that the terminal cannot show must not fail the command.
-            stream.reconfigure(errors="backslashreplace")
+    if arguments is None:
+        forget_current_folder()
+        own_process()
     try:
         with stopped_in_order():
             app(list(sys.argv[1:] if arguments is None else arguments), prog_name="quantmill")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from flows.runtime.prefect_api import Prefect
 from quant_core.config import Contract, QuantConfig, check_metric
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import RequestError
@@ -138,7 +139,8 @@ def _build_calibration(typed: Mapping[str, Any]) -> SampleSpec | None:
 
 def _build_running(typed: Mapping[str, Any]) -> dict[str, Any]:
     _check_at_least_one("jobs", typed)
-    return dict(typed)
+    prefect = Prefect(typed.get("prefect", Prefect.OWN))
+    return {**typed, "prefect": prefect}
 
 
 def _check_at_least_one(name: str, typed: Mapping[str, Any]) -> None:
@@ -239,12 +241,17 @@ RUNNING = {
     "scheduler": Option(str, "Use this Dask cluster, tcp://host:8786", "ADDRESS"),
     "only": Option(list[str], "Models of that name; repeatable", "GLOB"),
     "force": Option(bool, "Make again what is up to date", flags="--force"),
+    "prefect": Option(
+        Literal["own", "inherit"], "A server of our own, or PREFECT_* as set here", None, "own"
+    ),
 }
+CODE = {"allow_code": Option(Path, "Run metrics module:function, from this folder", "DIR")}
 GROUPS = {
     "config": Group("Quantization", CONFIG, _build_config),
     "accuracy": Group("Accuracy", ACCURACY, _build_accuracy),
     "samples": Group("Samples", SAMPLES, _build_samples),
     "calibration": Group("Samples", SAMPLES, _build_calibration),
+    "allow_code": Group("Accuracy", CODE, lambda typed: typed.get("allow_code")),
     "running": Group("Running", RUNNING, _build_running),
 }
 FORMAT = Option(Literal["text", "json"], "For people or for programs", default="text")

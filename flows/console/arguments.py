@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -22,6 +23,18 @@ def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         default=[],
         metavar="GLOB",
         help="models of that name; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-code",
+        type=Path,
+        metavar="DIR",
+        help="run metrics module:function, from this folder",
+    )
+    parser.add_argument(
+        "--prefect",
+        choices=("own", "inherit"),
+        default="own",
+        help="a server of our own, or PREFECT_* as set here (default: own)",
     )
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="for people or for programs"

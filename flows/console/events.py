@@ -12,9 +12,11 @@ from tasks.rows import AuditRow, ModelRow
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """Prefect's API and Dask are being started."""
+    """Prefect's API and Dask are being started, without these settings of the environment."""
 
     name: ClassVar = "starting"
+
+    unused_settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

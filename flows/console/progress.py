@@ -62,8 +62,9 @@ def _write_line(event: Event) -> None:
 
 def _in_words(event: Event) -> str:
     match event:
-        case Starting():
-            return "starting Prefect and Dask"
+        case Starting(unused):
+            note = f"; unused are {', '.join(unused)}: see --prefect inherit" if unused else ""
+            return f"starting Prefect and Dask{note}"
         case Started(run_id, models, workers):
             return f"run {run_id}: {models} models, {workers} workers"
         case PhaseBegan(phase, models):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from flows.runtime.prefect_api import api_server
+from flows.runtime.prefect_api import Prefect, api_server, settings_of_environment
 from quant_core.errors import RequestError
 from quant_core.worker.child import warm_up
 from quant_core.worker.memory import total_bytes, usable_cores
@@ -26,6 +25,7 @@ OUR_CLUSTER = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
 }
+MAX_WORKERS = 4096
 WORKER_BYTES = 400 << 20  # of a worker and its child with a small model
 
 
@@ -36,8 +36,8 @@ def how_many_workers(models: int, *requested: int | None) -> int:
     Raises: RequestError if fewer than one worker is requested.
     """
     for workers in requested:
-        if workers is not None and workers < 1:
-            raise RequestError(f"is {workers}", "jobs", "At least 1")
+        if workers is not None and not 1 <= workers <= MAX_WORKERS:
+            raise RequestError(f"is {workers}", "jobs", f"1 to {MAX_WORKERS}")
         if workers is not None:
             return workers
     fit_in_memory = total_bytes() // WORKER_BYTES
@@ -45,20 +45,19 @@ def how_many_workers(models: int, *requested: int | None) -> int:
 
 
 @contextlib.contextmanager
-def api_and_dask(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+def api_and_dask(
+    workers: int, scheduler: str | None = None, prefect: Prefect = Prefect.OWN
+) -> Iterator[Client]:
     """Prefect's API and a Dask client, started side by side and ended together.
 
-    If PREFECT_API_URL is set, that server is used; if `scheduler` is given, that cluster.
+    If `scheduler` is given, that cluster is used.
     """
     with contextlib.ExitStack() as stack:
         starting = stack.enter_context(ThreadPoolExecutor(1, "quantmill-dask"))
-        server = stack.enter_context(api_server())
+        server = stack.enter_context(api_server(prefect))
         cluster = starting.submit(lambda: stack.enter_context(dask_client(workers, scheduler)))
         # Prefect takes as long to import as server and cluster to start.
-        from prefect.settings import PREFECT_API_URL, temporary_settings
-
-        # Prefect may have been imported, and have read the environment, before the server started.
-        stack.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
+        stack.enter_context(settings_of_environment(prefect))
         client = cluster.result()
         if server is not None:
             server.wait()

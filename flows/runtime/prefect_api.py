@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import os
@@ -13,11 +14,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
 from quant_core.errors import QuantError
-from quant_core.worker.child import KEPT_ENVIRONMENT
+from quant_core.worker.child import KEPT_ENVIRONMENT, import_path
 
 # Set before prefect is imported, unless the user has set the variable.
 ENVIRONMENT = {
@@ -36,7 +38,27 @@ WITH_EMBEDDED_SERVER = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }
 START_UP_S = 180
+ANSWER_S = 5  # for the server of somebody else
 KEPT_HISTORY_BYTES = 256 << 20
+
+
+class Prefect(StrEnum):
+    """Whose Prefect a run uses.
+
+    OWN      a server, a database and settings of our own; inherited PREFECT_* variables are unused
+    INHERIT  what PREFECT_* variables and Prefect's profile say
+    """
+
+    OWN = "own"
+    INHERIT = "inherit"
+
+
+def unused_settings(prefect: Prefect) -> tuple[str, ...]:
+    """Names of the variables that somebody set and that a run with a server of our own ignores."""
+    if prefect is Prefect.INHERIT or _serving:
+        return ()
+    ours = {**ENVIRONMENT, **WITH_EMBEDDED_SERVER}
+    return tuple(sorted(key for key in _inherited() if os.environ[key] != ours.get(key)))
 
 
 def quiet_environment() -> None:
@@ -46,28 +68,116 @@ def quiet_environment() -> None:
 
 
 @contextlib.contextmanager
-def api_server() -> Iterator[Server | None]:
-    """Start an API server, or yield None if PREFECT_API_URL names one already.
+def api_server(prefect: Prefect = Prefect.OWN) -> Iterator[Server | None]:
+    """Start an API server; yield None if one runs in this process, or an inherited one is used.
 
     PREFECT_API_URL names the new server as long as it lives.
+
+    Raises: QuantError if the inherited server cannot be used.
     """
-    if os.environ.get("PREFECT_API_URL"):
-        quiet_environment()
+    if _serving:
         yield None
         return
-    ours = ["PREFECT_API_URL", *(key for key in WITH_EMBEDDED_SERVER if key not in os.environ)]
-    os.environ.pop("PREFECT_API_URL", None)
-    with _home() as home:
-        os.environ.update({key: WITH_EMBEDDED_SERVER[key] for key in ours[1:]})
+    if prefect is Prefect.INHERIT:
         quiet_environment()
+        if _inherited_server_answers():
+            yield None
+            return
+    before = {key: os.environ[key] for key in _inherited()}
+    if prefect is Prefect.OWN:
+        for key in before:
+            del os.environ[key]
+    with _home() as home:
+        added = ENVIRONMENT | WITH_EMBEDDED_SERVER
+        added |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
+        for key, value in added.items():
+            os.environ.setdefault(key, value)
         server = Server(home)
         os.environ["PREFECT_API_URL"] = server.url
+        _serving.append(server)
         try:
             yield server
         finally:
-            for key in ours:
-                os.environ.pop(key, None)
+            _serving.remove(server)
+            for key in _inherited():
+                del os.environ[key]
+            os.environ.update(before)
             server.stop()
+
+
+@contextlib.contextmanager
+def settings_of_environment(prefect: Prefect) -> Iterator[None]:
+    """Prefect's settings as the environment has them now.
+
+    Prefect may have been imported before the server started; and where it looks for settings there
+    are files too, in the current folder.
+    """
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_KEY,
+        PREFECT_API_URL,
+        temporary_settings,
+    )
+
+    if not _serving:
+        yield
+        return
+    secrets = {PREFECT_API_AUTH_STRING, PREFECT_API_KEY} if prefect is Prefect.OWN else set()
+    url = {PREFECT_API_URL: _serving[-1].url}
+    with temporary_settings(url, restore_defaults=secrets):
+        yield
+
+
+_serving: list[Server] = []  # the server of this process, while it lives
+
+
+def _inherited() -> list[str]:
+    return [key for key in os.environ if key.startswith("PREFECT_")]
+
+
+def _inherited_server_answers() -> bool:
+    """Whether variables or profile name a server; then it answers.
+
+    Raises: QuantError if it is down, refuses us, or has no database.
+    """
+    import httpx
+    from prefect.settings import get_current_settings
+
+    api = get_current_settings().api
+    if not api.url:
+        return False
+    headers = {}
+    if api.auth_string is not None:
+        secret = base64.b64encode(api.auth_string.get_secret_value().encode()).decode()
+        headers["Authorization"] = f"Basic {secret}"
+    if api.key is not None:
+        headers["Authorization"] = f"Bearer {api.key.get_secret_value()}"
+    hint = "Start it, name another in PREFECT_API_URL, or leave out --prefect inherit"
+    where = str(api.url)
+    verify = False if api.tls_insecure_skip_verify else api.ssl_cert_file or True
+    try:
+        # It asks for the password, and it reads the database.
+        answer = httpx.post(
+            f"{where.rstrip('/')}/flows/count",
+            json={},
+            headers=headers,
+            timeout=ANSWER_S,
+            verify=verify,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as problem:
+        reason = str(problem) or type(problem).__name__
+        raise QuantError(f"Prefect's server does not answer: {reason}", where, hint) from None
+    if answer.status_code in (401, 403):
+        hint = "Set PREFECT_API_AUTH_STRING or PREFECT_API_KEY, or leave out --prefect inherit"
+        flaw = f"Prefect's server refuses us, with status {answer.status_code}"
+        raise QuantError(flaw, where, hint)
+    if answer.status_code >= 500:
+        flaw = f"Prefect's server has failed, with status {answer.status_code}"
+        raise QuantError(flaw, where, "Is its database up?")
+    if answer.status_code != 200:
+        flaw = f"is no API of Prefect: status {answer.status_code}"
+        raise QuantError(flaw, where, hint)
+    return True
 
 
 class Server:
@@ -77,13 +187,14 @@ class Server:
     """
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/api"
         self.output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
         self.environment = {key: value for key, value in os.environ.items() if _server_needs(key)}
         self.environment |= {
             "PREFECT_HOME": str(home),
-            "PYTHONPATH": os.pathsep.join(_import_path()),
+            "PYTHONPATH": os.pathsep.join(import_path()),
         }
         self.answered = threading.Event()
         self.stopping = threading.Event()
@@ -94,12 +205,13 @@ class Server:
     def _start(self) -> subprocess.Popen[bytes]:
         descriptor = self.listener.fileno()
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.runtime.api_server", str(descriptor)],
+            [sys.executable, "-P", "-m", "flows.runtime.api_server", str(descriptor)],
             stdin=subprocess.PIPE,
             stdout=self.output,
             stderr=self.output,
             pass_fds=(descriptor,),
             env=self.environment,
+            cwd=self.home,  # Prefect reads settings from files in its current folder
             start_new_session=True,
         )
 
@@ -151,7 +263,7 @@ def _server_needs(key: str) -> bool:
 @contextlib.contextmanager
 def _home() -> Iterator[Path]:
     """A folder for one server alone: two servers on one SQLite file would wait for each other."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path.home() raises for a user without one
     home = Path(os.environ.get("PREFECT_HOME") or cache / "quantmill" / "prefect")
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -180,8 +292,3 @@ def _forget_history(home: Path) -> None:
     if database.exists() and database.stat().st_size > KEPT_HISTORY_BYTES:
         for path in home.glob("prefect.db*"):
             path.unlink(missing_ok=True)
-
-
-def _import_path() -> list[str]:
-    """`sys.path`, valid in any working directory."""
-    return [str(Path(entry).absolute()) for entry in sys.path]

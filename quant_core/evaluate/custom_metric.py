@@ -1,11 +1,17 @@
-"""A metric of the user's own: a Python function `module:function` over all outputs and labels."""
+"""A metric of the user's own: a Python function `module:function` over all outputs and labels.
+
+It is code, and a manifest may come from anybody. So it runs only while `code_allowed` names the
+folder that its module lies in.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +21,56 @@ from quant_core.errors import DataError, RequestError
 
 CustomMetric = Callable[[dict[str, Any], np.ndarray | None], float]
 
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+
+
+@contextlib.contextmanager
+def code_allowed(folder: str | Path | None) -> Iterator[None]:
+    """Let metrics `module:function` run, from that folder alone; None changes nothing."""
+    token = _folder.set(_folder.get() if folder is None else Path(folder).absolute())
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
 
 def load_custom_metric(name: str) -> CustomMetric:
-    """The function `module:function`; its module is found as `python -m` would find it.
+    """The function `module:function`, whose module lies in the folder that `code_allowed` names.
 
     It is called as function(outputs, labels) with {output name: array over all samples}, or
     {output name: list with one array per feed} where shapes differ, and with the labels or None.
     It returns a number; more is better.
 
-    Raises: RequestError if there is no such function.
+    Raises: RequestError if it is not allowed, or there is no such function.
     """
-    module, _, function_name = name.partition(":")
-    current_folder = str(Path.cwd())
-    sys.path.insert(0, current_folder)
+    folder = _folder.get()
+    if folder is None:
+        raise RequestError(*not_allowed(name))
+    module_name, _, function_name = name.partition(":")
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
     try:
-        function = getattr(importlib.import_module(module), function_name)
+        module = importlib.import_module(module_name)
+        function = getattr(module, function_name)
     except Exception as error:  # importing runs the user's code, which may raise anything
         hint = "module:function, as in accuracy:word_error"
         raise RequestError(f"cannot be imported: {error}", name, hint) from error
     finally:
-        sys.path.remove(current_folder)
+        sys.path.remove(str(folder))
+    found_at = Path(getattr(module, "__file__", None) or "built-in")
+    if not found_at.resolve().is_relative_to(folder.resolve()):
+        hint = "Name a module in that folder"
+        raise RequestError(f"is not in {folder}: found at {found_at}", name, hint)
     if not callable(function):
         hint = "Name a function(outputs, labels) -> float"
         raise RequestError(f"is {type(function).__name__}", name, hint)
     return function  # type: ignore[no-any-return]
+
+
+def not_allowed(name: str) -> tuple[str, str, str]:
+    """Problem, where and hint of a metric that is code, and that the caller did not allow."""
+    hint = "--allow-code DIR runs it, from the folder DIR; in Python, allow_code=DIR"
+    return "is code of your own, which runs only where you allow it", name, hint
 
 
 def measure_custom_metric(

@@ -53,6 +53,7 @@ def run_stage(
     alone: bool = False,
     mark: str | None = None,
     module: str = STAGE_MODULE,
+    allow_code: str | None = None,
 ) -> dict[str, Any]:
     """The stage's answer to `request`: `{"result": {...}, "seconds": s, "peak_bytes": n}`.
 
@@ -60,13 +61,19 @@ def run_stage(
     need_bytes    what it is expected to hold: it begins when that fits (memory.py)
     alone         the stage takes turns with every other such stage on this host, and its answer has
                   `host_load` and `busy` too (host.py)
+    allow_code    the folder from which metrics `module:function` are imported; None: none may run
     mark          a file that gets a byte each time that this process dies during the stage
 
     Raises: the QuantError that the stage raised; StageError, whose `reason` says whether another
     try makes sense, for a deadline, a memory limit or a crash.
     """
     memory_bytes = memory_bytes or int(MEMORY_SHARE * memory.total_bytes())
-    message = {"stage": name, "request": dict(request), "memory_bytes": memory_bytes}
+    message = {
+        "stage": name,
+        "request": dict(request),
+        "memory_bytes": memory_bytes,
+        "allow_code": allow_code,
+    }
     with contextlib.ExitStack() as stack:
         stack.enter_context(_LOCK)
         if alone:
@@ -137,7 +144,7 @@ class Child:
         self.output: IO[bytes] = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 - lives as long as the child
         self.answers, child_end = os.pipe()
         try:
-            command = [sys.executable, "-m", module, str(child_end)]
+            command = [sys.executable, "-P", "-m", module, str(child_end)]
             self.process = _spawner().submit(_spawn, command, child_end, self.output).result()
         finally:
             os.close(child_end)
@@ -276,8 +283,7 @@ def _spawner() -> ThreadPoolExecutor:
 def _spawn(command: list[str], answers: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ}
     environment |= ONE_THREAD
-    import_path = [str(Path(entry).absolute()) for entry in sys.path]
-    environment["PYTHONPATH"] = os.pathsep.join(import_path)
+    environment["PYTHONPATH"] = os.pathsep.join(import_path())
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -287,6 +293,16 @@ def _spawn(command: list[str], answers: int, output: IO[bytes]) -> subprocess.Po
         env=environment,
         start_new_session=True,
     )
+
+
+def import_path() -> list[str]:
+    """`sys.path` for a process of ours: without the current folder, and with our packages.
+
+    The current folder may hold a `numpy.py` of somebody else.
+    """
+    own = str(Path(__file__).parents[2])
+    entries = [str(Path(entry).absolute()) for entry in sys.path if entry]
+    return entries if own in entries else [*entries, own]
 
 
 def _as_exception(values: Mapping[str, Any], name: str, child: Child) -> QuantError:

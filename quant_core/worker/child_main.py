@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quant_core.errors import QuantError, StageError, StageReason
+from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.worker.memory import MORE_MEMORY
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -60,7 +61,8 @@ def serve(stages: Mapping[str, Stage]) -> None:
     while line := requests.get():
         message = json.loads(line)
         _limit_memory(message.get("memory_bytes"))
-        answer = _answer(stages[message["stage"]], message["request"])
+        with code_allowed(message.get("allow_code")):
+            answer = _answer(stages[message["stage"]], message["request"])
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         _give_memory_back()

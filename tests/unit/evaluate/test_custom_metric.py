@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from quant_core.errors import DataError, RequestError
-from quant_core.evaluate.custom_metric import load_custom_metric
+from quant_core.evaluate.custom_metric import code_allowed, load_custom_metric
 from quant_core.evaluate.fidelity import compare
 from tests.unit.evaluate.outputs import feeds, rows
 
 
 @pytest.fixture
-def own_metrics(tmp_path, monkeypatch):
+def own_metrics(tmp_path):
     (tmp_path / "own_metrics_of_a_test.py").write_text(
         "import numpy as np\n"
         "def right(outputs, labels): return (outputs['y'].argmax(1) == labels).mean()\n"
@@ -22,11 +22,11 @@ def own_metrics(tmp_path, monkeypatch):
         "def nan(outputs, labels): return float('nan')\n"
         "number = 3\n"
     )
-    monkeypatch.chdir(tmp_path)
-    return "own_metrics_of_a_test"
+    with code_allowed(tmp_path):
+        yield "own_metrics_of_a_test"
 
 
-def test_a_function_of_the_current_folder_measures_both_models(own_metrics):
+def test_a_function_of_the_allowed_folder_measures_both_models(own_metrics):
     fidelity = compare(
         rows(np.eye(3)), rows(np.eye(3)[[0, 2, 2]]), ["y"], np.arange(3), f"{own_metrics}:right"
     )
@@ -62,3 +62,19 @@ def test_a_function_that_fails_is_named(own_metrics, name, problem):
 def test_a_function_that_is_not_there_is_a_wrong_request(own_metrics, metric):
     with pytest.raises(RequestError):
         load_custom_metric(metric.format(own_metrics))
+
+
+def test_code_that_nobody_allowed_is_not_run(tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(RequestError, match="--allow-code"):
+        load_custom_metric("stranger:f")
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_function_outside_the_allowed_folder_is_refused(tmp_path):
+    with code_allowed(tmp_path), pytest.raises(RequestError, match="is not in"):
+        load_custom_metric("os:getcwd")

@@ -1,0 +1,21 @@
+"""Metrics `module:function` are code: they run only if the caller says so, not the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flows.manifest.jobs import Job
+from quant_core.errors import RequestError
+from quant_core.evaluate.custom_metric import not_allowed
+
+
+def check_code(jobs: Iterable[Job], allow_code: str | Path | None) -> None:
+    """Raises: RequestError if a contract's metric is code that the caller did not allow."""
+    if allow_code is not None:
+        if not Path(allow_code).is_dir():
+            raise RequestError("is no folder", str(allow_code), "--allow-code names a folder")
+        return
+    for job in jobs:
+        if job.contract is not None and ":" in job.contract.metric:
+            raise RequestError(*not_allowed(job.contract.metric))
