@@ -2,7 +2,7 @@
 
 import sys
 
-from flows.import_path import forget_current_folder
+from flows.runtime.import_path import forget_current_folder
 
 if __name__ == "__main__":
     forget_current_folder()

@@ -18,7 +18,7 @@ from flows.cli.command import Answer, register
 from flows.cli.doctor import examine_host
 from flows.cli.options import AccuracyOptions, changed_options
 from flows.console import render
-from flows.import_path import forget_current_folder
+from flows.runtime.import_path import forget_current_folder
 from flows.runtime.process import own_process
 from flows.runtime.signals import stopped_in_order
 from quant_core.config import QuantConfig

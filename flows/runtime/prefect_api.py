@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -154,7 +155,9 @@ def _inherited_server_answers() -> bool:
         headers["Authorization"] = f"Bearer {api.key.get_secret_value()}"
     hint = "Start it, name another in PREFECT_API_URL, or leave out --prefect inherit"
     where = str(api.url)
-    verify = False if api.tls_insecure_skip_verify else api.ssl_cert_file or True
+    verify: ssl.SSLContext | bool = not api.tls_insecure_skip_verify
+    if verify and api.ssl_cert_file:
+        verify = ssl.create_default_context(cafile=api.ssl_cert_file)
     try:
         # It asks for the password, and it reads the database.
         answer = httpx.post(

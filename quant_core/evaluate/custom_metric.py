@@ -12,7 +12,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from quant_core.errors import DataError, RequestError
 
 CustomMetric = Callable[[dict[str, Any], np.ndarray | None], float]
 
+HINT = "module:function, as in accuracy:word_error"
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 
@@ -46,21 +49,19 @@ def load_custom_metric(name: str) -> CustomMetric:
     folder = _folder.get()
     if folder is None:
         raise RequestError(*not_allowed(name))
-    module_name, _, function_name = name.partition(":")
-    sys.path.insert(0, str(folder))
+    module, _, function_name = name.partition(":")
     importlib.invalidate_caches()
+    if PathFinder.find_spec(module.partition(".")[0], [str(folder)]) is None:
+        raise RequestError(f"cannot be imported: is not in {folder}", name, HINT)
+    if not _lies_in(folder, sys.modules.get(module)):
+        sys.modules.pop(module, None)  # of the same name, from another folder
+    sys.path.insert(0, str(folder))
     try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, function_name)
+        function = getattr(importlib.import_module(module), function_name)
     except Exception as error:  # importing runs the user's code, which may raise anything
-        hint = "module:function, as in accuracy:word_error"
-        raise RequestError(f"cannot be imported: {error}", name, hint) from error
+        raise RequestError(f"cannot be imported: {error}", name, HINT) from error
     finally:
         sys.path.remove(str(folder))
-    found_at = Path(getattr(module, "__file__", None) or "built-in")
-    if not found_at.resolve().is_relative_to(folder.resolve()):
-        hint = "Name a module in that folder"
-        raise RequestError(f"is not in {folder}: found at {found_at}", name, hint)
     if not callable(function):
         hint = "Name a function(outputs, labels) -> float"
         raise RequestError(f"is {type(function).__name__}", name, hint)
@@ -71,6 +72,11 @@ def not_allowed(name: str) -> tuple[str, str, str]:
     """Problem, where and hint of a metric that is code, and that the caller did not allow."""
     hint = "--allow-code DIR runs it, from the folder DIR; in Python, allow_code=DIR"
     return "is code of your own, which runs only where you allow it", name, hint
+
+
+def _lies_in(folder: Path, module: ModuleType | None) -> bool:
+    found_at = getattr(module, "__file__", None)
+    return found_at is not None and Path(found_at).is_relative_to(folder)
 
 
 def measure_custom_metric(

@@ -25,6 +25,8 @@ from quant_core.model.proto import (
 OPSET_WITHOUT_NODES = 17  # of a model that has no node of ONNX's own and need not declare it
 MESSAGE_BYTES = 1_900_000_000  # of tensors in one file: protobuf holds 2 GB in a message
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def load(path: str | Path) -> ir.Model:
     """The model in that file; tensors in external files stay there until they are read.
@@ -36,6 +38,9 @@ def load(path: str | Path) -> ir.Model:
     if not path.is_file():
         problem = "is a folder, not a file" if path.exists() else "no such file"
         raise ModelError(problem, str(path), "Check the path")
+    if is_lfs_pointer(path):
+        hint = "Fetch the file itself: git lfs pull"
+        raise ModelError("is a pointer of Git LFS, not the model", str(path), hint)
     try:
         model = read(path)
         if not any(not node.domain for graph in graphs_of(model) for node in graph):
@@ -55,6 +60,15 @@ def load(path: str | Path) -> ir.Model:
             str(path),
             "Is it truncated, or another format?",
         ) from error
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file only says which large file belongs there, as Git does without LFS.
+
+    Source: the specification of Git LFS, version 1, "The pointer".
+    """
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def read(path: Path) -> ir.Model:

@@ -508,7 +508,14 @@ def test_batch_asks_for_what_was_typed(asked):
     manifest = asked.pop("m")
     job = manifest.jobs[0]
     assert code == 1
-    assert asked == {"as_json": False, "jobs": 3, "only": ["f*"], "scheduler": "tcp://a:1"}
+    assert asked == {
+        "as_json": False,
+        "jobs": 3,
+        "only": ["f*"],
+        "scheduler": "tcp://a:1",
+        "prefect": "own",
+        "allow_code": None,
+    }
     assert [(j.input.name, j.output) for j in manifest.jobs] == [
         ("float.onnx", Path.cwd() / "out/float_int4.onnx"),
         ("int8.onnx", Path.cwd() / "out/int8_int4.onnx"),

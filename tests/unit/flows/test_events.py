@@ -35,7 +35,7 @@ KEPT = AuditRow(run_id="r", model="m", digest="d", output="o.onnx", outcome=Audi
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (Starting(), {"event": "starting", "unused_settings": ()}),
+        (Starting(), {"event": "starting", "unused_settings": []}),
         (Started("r", 3, 2), {"event": "started", "run_id": "r", "models": 3, "workers": 2}),
         (PhaseBegan("benchmark", 3), {"event": "phase", "phase": "benchmark", "models": 3}),
         (StageBegan("m", "prepare"), {"event": "stage", "model": "m", "stage": "prepare"}),

@@ -6,7 +6,7 @@ It imports nothing that is not loaded yet, since that would be looked for in the
 import os
 import sys
 
-PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+PACKAGES = os.path.abspath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH100, PTH118
 
 
 def forget_current_folder() -> None:

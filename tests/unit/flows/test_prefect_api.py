@@ -1,0 +1,68 @@
+"""A run has a Prefect of its own; an inherited server that cannot be used is one clear error."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+
+import pytest
+
+from flows.runtime.prefect_api import Prefect, api_server, unused_settings
+from quant_core.errors import QuantError
+
+
+def test_inherited_settings_are_named_and_not_used(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_API_KEY", "secret")
+
+    assert {"PREFECT_API_KEY", "PREFECT_API_URL"} <= set(unused_settings(Prefect.OWN))
+    assert unused_settings(Prefect.INHERIT) == ()
+
+
+def _refuse(status):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "refuses us"), (503, "has failed"), (404, "is no API of Prefect")],
+)
+def test_what_an_inherited_server_answers_is_said_in_words(monkeypatch, status, words):
+    server = _refuse(status)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    url = f"http://127.0.0.1:{server.server_port}/api"
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(QuantError, match=words) as caught,
+        api_server(Prefect.INHERIT),
+    ):
+        pass
+    server.shutdown()
+
+    assert caught.value.where == url
+
+
+def test_a_dead_inherited_server_is_an_error():
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(QuantError, match="does not answer"),
+        api_server(Prefect.INHERIT),
+    ):
+        pass

@@ -1,0 +1,79 @@
+"""A process of ours bears closed streams, a reader that left, and proxies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(code, folder, **environment):
+    """What a Python that runs this code in this folder prints, within a bare environment."""
+    command = [sys.executable, "-P", "-c", f"import os, sys\n{code}"]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+IN_A_PROCESS = "from flows.runtime.process import own_process; own_process()\n"
+
+
+def test_text_for_a_reader_that_left_is_dropped(tmp_path):
+    code = (
+        "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 2)\n" + IN_A_PROCESS + "\n"
+        "print('x' * 100_000, file=sys.stderr); print('went on')"
+    )
+
+    assert run(code, tmp_path) == "went on"
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_a_closed_stream_is_no_number_for_a_file(tmp_path, descriptor):
+    code = f"""os.close({descriptor})
+{IN_A_PROCESS}
+os.write(int(sys.argv[1]) if len(sys.argv) > 1 else 1, b"")
+assert open("file", "w").fileno() > 2
+"""
+
+    run(code, tmp_path)
+
+
+def test_a_name_that_ascii_cannot_show_is_printed_with_a_backslash(tmp_path):
+    found = run(IN_A_PROCESS + "print('\\u00fc')", tmp_path, PYTHONIOENCODING="ascii")
+
+    assert found == "\\xfc"
+
+
+@pytest.mark.parametrize("before", ["", "example.com", "*"])
+def test_no_proxy_is_asked_for_loopback(tmp_path, before):
+    code = IN_A_PROCESS + (
+        "import urllib.request as r\n"
+        "print(r.proxy_bypass('127.0.0.1:4200'), r.proxy_bypass('example.com'),"
+        " r.proxy_bypass('example.org'), r.getproxies().get('all'))"
+    )
+    proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+
+    found = run(code, tmp_path, NO_PROXY=before, **proxies).split()
+
+    assert [word in ("1", "True") for word in found[:3]] == [True, before != "", before == "*"]
+    assert found[3] == "None"
+
+
+def test_the_current_folder_is_on_nobodys_import_path(tmp_path):
+    code = (
+        "sys.path.insert(0, '')\n"
+        "from flows.runtime.import_path import forget_current_folder; forget_current_folder()\n"
+        "import subprocess; import colorsys\n"
+        "subprocess.run([sys.executable, '-c', 'import colorsys'], check=True)\n"
+    )
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('a file of the current folder ran')")
+
+    run(code, tmp_path, PYTHONPATH=f":{ROOT}")
