@@ -91,6 +91,7 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     1. Tensors that one operator ties together (input and output of a Relu, both inputs of an Add)
     are one group.
     2. A group with a tensor that anything else reads or writes cannot be scaled.
+    3. Nor can one with tensors of several channel counts: an Add repeats the smaller one.
     """
     parents: dict[ir.Value, ir.Value] = {}  # a forest of disjoint sets
 
@@ -130,7 +131,8 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
         if source is not None:
             source.readers.append(node)
     tied = {root_of(value) for value in unscalable}
-    return [g for root, g in groups.items() if root not in tied and g.writers and g.readers]
+    found = [g for root, g in groups.items() if root not in tied and g.writers and g.readers]
+    return [group for group in found if len(group.channels) == 1]  # 3
 
 
 def channel_maxima(

@@ -30,6 +30,8 @@ from quant_core.plan.types import QuantPlan
 MIN_VALUES = 8192
 MIN_POSITIONS = 16
 
+MeanKey = tuple[str, int]  # a tensor, and the axis of its channels
+
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ class Statistics:
     """What calibration knows of a model.
 
     tensors           tensor that may be quantized -> its values
-    means             input of a node with a weight -> the mean of each channel
+    means             (input of a node with a weight, axis) -> the mean of each channel along it
     gram_matrices     node with a weight -> second moments of its input (gram.py); empty if not
                       collected
     rounding_targets  node with a weight -> what is rounded in its place (rewrite/sequential.py);
@@ -46,7 +48,7 @@ class Statistics:
     """
 
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
-    means: Mapping[str, ChannelMoments] = field(default_factory=dict)
+    means: Mapping[MeanKey, ChannelMoments] = field(default_factory=dict)
     gram_matrices: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     rounding_targets: Mapping[str, RoundingTarget] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Statistics:
     def save(self, path: Path | str) -> None:
         """Writes tensors and means to a .npz file; `load` reads it."""
         tensors = {f"t:{name}": stats for name, stats in self.tensors.items()}
-        means = {f"m:{name}": moments for name, moments in self.means.items()}
+        means = {f"m:{axis}:{name}": found for (name, axis), found in self.means.items()}
         save_stats(path, {**tensors, **means})
 
     @classmethod
@@ -77,7 +79,7 @@ class Statistics:
         """The tensors and means that `save` wrote. Raises: DataError if the file holds others."""
         stored = load_stats(path)
         tensors = {name[2:]: stats for name, stats in stored.items() if name[0] == "t"}
-        means = {name[2:]: moments for name, moments in stored.items() if name[0] == "m"}
+        means = {_mean_key(name): found for name, found in stored.items() if name[0] == "m"}
         return cls(tensors, means)
 
 
@@ -90,30 +92,35 @@ def observe(
     overflows).
     """
     tensors = {name: TensorStats() for name in plan.activations}
-    means = {name: ChannelMoments(-1) for name in plan.means}
-    wanted = dict.fromkeys((*tensors, *means))
+    means = {(name, axis): ChannelMoments(-1) for name in plan.means for axis in plan.means[name]}
+    wanted = dict.fromkeys((*tensors, *plan.means))
     seen = 0
     samples = values_of(model, wanted, feeds, threads=threads, where="calibration sample")
     for values in _prefetched(samples):
         for name in wanted:
-            counted = _counted(values[name], plan.means.get(name))
+            axes = plan.means.get(name, ())
+            counted = {axis: _counted(values[name], axis) for axis in axes}
             if name in tensors:
-                tensors[name].update(values[name], name, counted)
-            if name in means:
-                means[name].update(counted, name)
+                tensors[name].update(values[name], name, counted[axes[0]] if axes else values[name])
+            for axis in axes:
+                means[name, axis].update(counted[axis], name)
         seen += 1
     if not seen:
         raise DataError("no calibration samples", hint="At least one sample is needed")
     return Statistics(tensors, means)
 
 
-def _counted(x: NDArray[Any], channel_axis: int | None) -> NDArray[Any]:
+def _mean_key(name: str) -> MeanKey:
+    """The key of means that `Statistics.save` stored as "m:axis:tensor"."""
+    _, axis, tensor = name.split(":", 2)
+    return tensor, int(axis)
+
+
+def _counted(x: NDArray[Any], channel_axis: int) -> NDArray[Any]:
     """The values that histograms and means count, channels last.
 
     Of images and signals that is a grid of positions, as counting all would be slow.
     """
-    if channel_axis is None:
-        return x
     positions = max(MIN_POSITIONS, -(-MIN_VALUES // x.shape[channel_axis]))
     counted = thinned(x, channel_axis, positions)
     return np.ascontiguousarray(np.moveaxis(counted, channel_axis, -1))

@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.calibrate.observe import MeanKey
 from quant_core.calibrate.stats import ChannelMoments
 from quant_core.data.samples import Samples
 from quant_core.model import graph
@@ -78,7 +79,7 @@ def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> list[
 
 
 def choose_treatments(
-    model: ir.Model, nodes: Sequence[str], means: Mapping[str, ChannelMoments], samples: Samples
+    model: ir.Model, nodes: Sequence[str], means: Mapping[MeanKey, ChannelMoments], samples: Samples
 ) -> dict[str, OutlierTreatment]:
     """Tensor -> how its outliers are treated, for tensors that these MatMul and Gemm nodes read.
 
@@ -89,15 +90,16 @@ def choose_treatments(
     """
     among = set(nodes)
     read = dict.fromkeys(graph.name_of(n.inputs[0]) for n in model.graph if n.name in among)
-    tensors = [tensor for tensor in read if tensor in means]
+    max_abs = {tensor: means[tensor, axis].max_abs for tensor, axis in means if axis == -1}
+    tensors = [tensor for tensor in read if tensor in max_abs]
     weights = {t: weights_reading(model, t, nodes) for t in tensors}
-    possible = {t: possible_treatments(means[t].max_abs) for t in tensors}
+    possible = {t: possible_treatments(max_abs[t]) for t in tensors}
     noise = {t: np.zeros(len(possible[t])) for t in tensors}
     for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):
         for t in tensors:
             rows = values[t].reshape(-1, values[t].shape[-1])
             for i, treatment in enumerate(possible[t]):
-                factors = treatment_factors(treatment, means[t].max_abs, weights[t])
+                factors = treatment_factors(treatment, max_abs[t], weights[t])
                 noise[t][i] += sum(_product_noise(rows, w, factors) for w in weights[t])
     chosen = {t: _best(possible[t], noise[t]) for t in tensors}
     return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}

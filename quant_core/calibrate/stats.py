@@ -224,6 +224,7 @@ class ChannelMoments:
 
 
 Statistic = TensorStats | ChannelMoments
+K = TypeVar("K")
 S = TypeVar("S", TensorStats, ChannelMoments)
 _KINDS: tuple[type[TensorStats], type[ChannelMoments]] = (TensorStats, ChannelMoments)
 
@@ -255,12 +256,12 @@ def _grid(shape: tuple[int, ...], first: int, least: int) -> tuple[slice, ...]:
     return (slice(None),) * first + tuple(grid)
 
 
-def merge_stats(parts: Iterable[Mapping[str, S]]) -> dict[str, S]:
-    """The statistics of all parts together, name by name; a name may be missing in some parts."""
-    merged: dict[str, S] = {}
+def merge_stats(parts: Iterable[Mapping[K, S]]) -> dict[K, S]:
+    """The statistics of all parts together, key by key; a key may be missing in some parts."""
+    merged: dict[K, S] = {}
     for part in parts:
-        for name, stats in part.items():
-            merged[name] = merged[name].merge(stats) if name in merged else stats
+        for key, stats in part.items():
+            merged[key] = merged[key].merge(stats) if key in merged else stats
     return merged
 
 

@@ -19,6 +19,7 @@ from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.normalize import normalize
+from quant_core.model.origins import record_origins
 from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.qat import REPLACE, RESPECT, handle_pairs
 from quant_core.model.session import open_session, run, write_optimized
@@ -51,12 +52,15 @@ def prepare(
        slower.
     6. If the outputs on `samples` differ by more than rounding, the model stays unfolded, and its
        metadata says so.
+    7. Its interface is that of the file, and its metadata tells which of the file's nodes each node
+       stands for (origins.py).
 
     Raises: ModelError if the file is not a model, if its opset cannot be raised, or if its outputs
     on `samples` need double.
     """
     path = Path(path)
     model = files.load(path)
+    original = model.clone()
     source: Path | ir.Model = path
     converted = to_float32(model)  # 1
     is_trained = handle_pairs(model, qat)
@@ -87,7 +91,24 @@ def prepare(
     passes.RemoveUnusedOpsetsPass()(folded)
     _keep_pads(folded)  # 5
     folded.graph.opset_imports.setdefault("", graph.opset(model))
+    restore_interface(folded, original)  # 7
+    record_origins(folded, original)
     return folded
+
+
+def restore_interface(model: ir.Model, original: ir.Model) -> None:
+    """Edit `model` in place: what its original says of itself, its inputs and its outputs.
+
+    Converters and optimizers name sizes that were left open, and forget texts.
+    """
+    model.doc_string, model.graph.doc_string = original.doc_string, original.graph.doc_string
+    model.graph.name = original.graph.name
+    before = (*original.graph.inputs, *original.graph.outputs)
+    known = {value.name: value for value in before}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name in known:
+            value.shape = known[value.name].shape
+            value.doc_string = known[value.name].doc_string
 
 
 def _deduplicate(model: ir.Model) -> None:
@@ -146,6 +167,7 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
             raised.graph.inputs.remove(value)
             value.const_value = held[value.name]
             raised.graph.register_initializer(value)
+    restore_interface(raised, model)
     return raised
 
 

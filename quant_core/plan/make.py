@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +14,7 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
+from quant_core.model.origins import matches, origins_of
 from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, float16_constants, is_float16, why_not_float16
@@ -30,7 +30,9 @@ from quant_core.plan.operators import (
     DynamicPattern,
     Kind,
     is_depthwise,
+    mean_axis,
     weight_layout,
+    weight_positions,
     why_not_integer,
 )
 from quant_core.plan.targets import TARGETS, Target
@@ -77,7 +79,7 @@ def make_plan(
     1. Each node with weights: how it computes, how its weights are stored, rounded and shared out
     to scales.
     2. Nodes with weights in branches store them in fewer bits, and compute in float.
-    3. Of the nodes in 4 bits, the smallest go back to 8.
+    3. Of the nodes in 4 bits, the smallest go back to 8. No weight is stored as integers and float.
     4. Nodes without weights run on 8-bit data where their neighbours do.
     5. Activations that are quantized, and the inputs whose means or outliers matter.
     6. Other constants that are stored as float16.
@@ -90,7 +92,8 @@ def make_plan(
     choices = dict(choices or {})
     for name in choices.keys() & {str(n.name) for n in inner}:
         choices[name] = replace(choices[name], compute=None)  # branches compute in float
-    decide = _Decider(config, target, choices, stores_float16(model), former_names(rewrites))
+    known_as = _known_as(former_names(rewrites), origins_of(model))
+    decide = _Decider(config, target, choices, stores_float16(model), known_as)
 
     weighted = {str(n.name): decide.node(n, config.mode) for n in own}  # 1
     weighted |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
@@ -100,9 +103,10 @@ def make_plan(
     weighted |= {
         str(n.name): decide.in_int8(n, weighted) for n in own + inner if n.name in smallest
     }
+    _keep_shared_in_float(own + inner, weighted)
 
     anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
-    static = _static_nodes(nodes, anchors, config, choices)  # 4
+    static = _static_nodes(nodes, anchors, config, choices, known_as)  # 4
     plans = [
         weighted.get(str(n.name))
         or NodePlan(str(n.name), n.op_type, Compute.STATIC, reason=BETWEEN)
@@ -230,12 +234,12 @@ def has_weights(node: ir.Node) -> bool:
 def _weights(node: ir.Node) -> list[ir.Value]:
     """The constant float weights of the node."""
     rule = RULES[node.op_type]
-    values = [node.inputs[i] for i in rule.weights if i < len(node.inputs)]
+    values = [node.inputs[i] for i in weight_positions(node) if i < len(node.inputs)]
     found = [v for v in values if v is not None and graph.is_float_weight(v)]
     if not rule.is_table:
         return found
     are_rows = graph.attribute(node, "axis", 0) == 0
-    return found if are_rows and all(len(graph.shape_of(v)) == 2 for v in found) else []
+    return found if are_rows else []
 
 
 def is_folded(config: QuantConfig, target: Target) -> bool:
@@ -285,7 +289,7 @@ class _Decider:
             elements,
         )
         known_as = self._names(in_float)
-        excluded = next((g for g in config.exclude if _matches(g, *known_as)), None)
+        excluded = next((g for g in config.exclude if matches(g, *known_as)), None)
         if excluded is not None:
             return _in_float(in_float, weights, f"excluded by {excluded}")
         named = self._named_bits(in_float)
@@ -341,7 +345,7 @@ class _Decider:
     def _named_bits(self, planned: NodePlan) -> int | None:
         """The bits that layer_bits gives the node or one of its weights; the last match counts."""
         names = self._names(planned)
-        bits = [bits for glob, bits in self.config.layer_bits.items() if _matches(glob, *names)]
+        bits = [bits for glob, bits in self.config.layer_bits.items() if matches(glob, *names)]
         return bits[-1] if bits else None
 
     def _names(self, planned: NodePlan) -> tuple[str, ...]:
@@ -380,8 +384,8 @@ class _Decider:
         by_config: Granularity = PerChannel() if config.per_channel else PerTensor()
         is_table = RULES[node.op_type].is_table
         if compute is Compute.FLOAT and not is_table and not is_folded(config, self.target):
-            is_matrix = len(graph.shape_of(weights[0])) == 2
-            if storage is Storage.INT4 and is_matrix:
+            has_matrices = RULES[node.op_type].dynamic_pattern is DynamicPattern.MATMUL
+            if storage is Storage.INT4 and has_matrices:
                 columns = _columns(node, weights[0])
                 divides = columns % config.block_size == 0
                 return PerBlock(config.block_size if divides else columns)
@@ -416,7 +420,8 @@ class _Decider:
             return f"{node.op_type} takes whole bytes"
         if rule.is_table:  # GatherBlockQuantized is onnxruntime's own, and takes whole blocks
             whole_blocks = columns % config.block_size == 0
-            if not (whole_blocks and is_folded(config, self.target)):
+            is_matrix = len(graph.shape_of(weights[0])) == 2
+            if not (is_matrix and whole_blocks and is_folded(config, self.target)):
                 return f"{node.op_type} takes whole bytes"
         return ""
 
@@ -425,6 +430,52 @@ def _is_finite(weight: ir.Value) -> bool:
     finite = np.isfinite(graph.array(weight)).all()
     files.release(weight.const_value)
     return bool(finite)
+
+
+def _known_as(
+    former: Mapping[str, Sequence[str]], origins: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Node -> the other names by which a glob can mean it: of what rewrites made it of, and of what
+    all these were in the file.
+    """
+    found: dict[str, Sequence[str]] = {}
+    for node in (*origins, *former):
+        before = former.get(node, ())
+        in_file = (name for known in (node, *before) for name in origins.get(known, ()))
+        found[node] = (*before, *in_file)
+    return found
+
+
+def _keep_shared_in_float(nodes: list[ir.Node], weighted: dict[str, NodePlan]) -> None:
+    """Edit `weighted` in place: a weight that one node reads in float, or that is an output of the
+    model, is stored as float for all, as integers beside it would only add bytes.
+    """
+    in_float: dict[ir.Value, str] = {}
+    while True:
+        for node in nodes:
+            planned = weighted[str(node.name)]
+            for weight in _weights(node):
+                if weight.is_graph_output():
+                    in_float.setdefault(weight, "an output of the model")
+                elif not planned.is_rounded:
+                    in_float.setdefault(weight, f"read in float by {planned.node}")
+        changed = False
+        for node in nodes:
+            planned, weights = weighted[str(node.name)], _weights(node)
+            shared = next((w for w in weights if w in in_float), None)
+            if shared is not None and planned.is_rounded:
+                stays = replace(
+                    planned,
+                    compute=Compute.FLOAT,
+                    storage=Storage.FLOAT32,
+                    granularity=None,
+                    pair_safe=False,
+                )
+                reason = f"its weight {shared.name} is {in_float[shared]}"
+                weighted[planned.node] = _in_float(stays, weights, reason)
+                changed = True
+        if not changed:
+            return
 
 
 def _in_float(planned: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:
@@ -472,18 +523,17 @@ def _choose_compute(
     return Compute.FLOAT, obstacle or no_kernel
 
 
-def _matches(glob: str, *names: str) -> bool:
-    """Whether one of the names matches the glob."""
-    return any(fnmatchcase(name, glob) for name in names)
-
-
 def _joined(*reasons: str) -> str:
     """The reasons that there are, as one."""
     return "; ".join(filter(None, reasons))
 
 
 def _static_nodes(
-    nodes: list[ir.Node], anchors: set[str], config: QuantConfig, choices: Mapping[str, NodeChoice]
+    nodes: list[ir.Node],
+    anchors: set[str],
+    config: QuantConfig,
+    choices: Mapping[str, NodeChoice],
+    known_as: Mapping[str, Sequence[str]],
 ) -> set[str]:
     """The nodes that read and write 8-bit tensors.
 
@@ -493,7 +543,7 @@ def _static_nodes(
        a static node that requantizes, or read by a static anchor), or if nobody static reads its
        output. Repeat.
     """
-    movers = {str(n.name) for n in nodes if _may_move(n, config, choices)}
+    movers = {str(n.name) for n in nodes if _may_move(n, config, choices, known_as)}
     by_name = {str(n.name): n for n in nodes}
     while True:
         static = anchors | movers
@@ -516,7 +566,12 @@ def _static_nodes(
         movers = kept
 
 
-def _may_move(node: ir.Node, config: QuantConfig, choices: Mapping[str, NodeChoice]) -> bool:
+def _may_move(
+    node: ir.Node,
+    config: QuantConfig,
+    choices: Mapping[str, NodeChoice],
+    known_as: Mapping[str, Sequence[str]],
+) -> bool:
     """Whether an operator without weights could run on 8-bit data, and nobody forbids it."""
     if node.op_type not in RULES or why_not_integer(node):
         return False
@@ -524,7 +579,7 @@ def _may_move(node: ir.Node, config: QuantConfig, choices: Mapping[str, NodeChoi
     return (
         RULES[node.op_type].kind in (Kind.ELEMENTWISE, Kind.MOVES)
         and choices.get(name, NO_CHOICE).compute is not Compute.FLOAT
-        and not any(_matches(glob, name) for glob in config.exclude)
+        and not any(matches(glob, name, *known_as.get(name, ())) for glob in config.exclude)
     )
 
 
@@ -552,16 +607,15 @@ def _activations(nodes: list[ir.Node], static: set[str]) -> dict[str, str]:
 
 def _means(
     nodes: list[ir.Node], weighted: Mapping[str, NodePlan], config: QuantConfig
-) -> dict[str, int]:
-    """Input tensor -> channel axis, for the nodes whose bias will be corrected."""
-    found: dict[str, int] = {}
+) -> dict[str, tuple[int, ...]]:
+    """Input tensor -> channel axes, for the nodes whose bias will be corrected."""
+    found: dict[str, tuple[int, ...]] = {}
     if not config.bias_correction:
         return found
     for node in nodes:
         if str(node.name) not in weighted or not weighted[str(node.name)].is_rounded:
             continue
-        rule = RULES[node.op_type]
-        is_computed = not graph.is_constant(node.inputs[0])
-        if rule.kind is Kind.ANCHOR and is_computed and not why_not_integer(node):
-            found[graph.name_of(node.inputs[0])] = rule.mean_axis
+        axis, tensor = mean_axis(node), graph.name_of(node.inputs[0])
+        if axis is not None and axis not in found.get(tensor, ()):
+            found[tensor] = (*found.get(tensor, ()), axis)
     return found

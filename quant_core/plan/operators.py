@@ -112,13 +112,21 @@ def _conv_layout(node: ir.Node, rank: int) -> Layout:
 
 
 def _transposed_conv_layout(node: ir.Node, rank: int) -> Layout:
-    """(I, O / groups, kernel...)."""
-    return Layout((1, 0, *range(2, rank)))
+    """(I, O / groups, kernel...): each group has output channels of its own."""
+    groups = int(graph.attribute(node, "group", 1))
+    if groups == 1:
+        return Layout((1, 0, *range(2, rank)))
+    return Layout((0, 2, 1, *range(3, rank + 1)), channel_dims=2, groups=groups)
 
 
 def _matmul_layout(node: ir.Node, rank: int) -> Layout:
-    """(..., K, N)."""
-    return Layout((rank - 1, *range(rank - 1)))
+    """(..., K, N): each matrix of a stack has output channels of its own.
+
+    On the left of the product a weight is (..., C, K).
+    """
+    if is_left_weight(node):
+        return Layout(tuple(range(rank)), channel_dims=rank - 1)
+    return Layout((*range(rank - 2), rank - 1, rank - 2), channel_dims=rank - 1)
 
 
 def _gemm_layout(node: ir.Node, rank: int) -> Layout:
@@ -137,8 +145,8 @@ def _dynamic_lstm_layout(node: ir.Node, rank: int) -> Layout:
 
 
 def _table_layout(node: ir.Node, rank: int) -> Layout:
-    """(rows, width): each row is a channel."""
-    return Layout((0, 1))
+    """(rows, ..., width): each row is a channel."""
+    return Layout(tuple(range(rank)), channel_dims=rank - 1)
 
 
 # Obstacles: why a node has no integer kernel although its operator has one
@@ -152,6 +160,8 @@ def _why_not_conv(node: ir.Node) -> str:
 
 
 def _why_not_matmul(node: ir.Node) -> str:
+    if is_left_weight(node):
+        return "a weight on the left has no integer kernel"
     if len(graph.value(node.inputs[1]).shape or ()) != 2:
         return "a stack of weight matrices has no integer kernel with a scale per channel"
     return ""
@@ -296,6 +306,21 @@ def layout_of(node: ir.Node, rank: int) -> Layout:
     raise KeyError(node.op_type)
 
 
+def weight_positions(node: ir.Node) -> tuple[int, ...]:
+    """The positions of the node's inputs that carry weights; a MatMul may have its on the left."""
+    return (0,) if is_left_weight(node) else RULES[node.op_type].weights
+
+
+def is_left_weight(node: ir.Node) -> bool:
+    """Whether the node is the product of a constant and what is computed, in this order."""
+    return (
+        node.op_type == "MatMul"
+        and len(node.inputs) == 2
+        and graph.is_float_weight(node.inputs[0])
+        and not graph.is_constant(node.inputs[1])
+    )
+
+
 def weight_layout(node: ir.Node, weight: ir.Value) -> Layout:
     """The layout of the node's constant weight."""
     return layout_of(node, len(graph.shape_of(weight)))
@@ -322,6 +347,17 @@ def why_not_integer(node: ir.Node) -> str:
     """Why this node has no integer kernel although its operator has one; "" if it has one."""
     obstacle = RULES[node.op_type].obstacle if node.op_type in RULES else None
     return obstacle(node) if obstacle is not None else ""
+
+
+def mean_axis(node: ir.Node) -> int | None:
+    """The axis of the channels of the node's input by whose means its bias is corrected.
+
+    None if it is not corrected: calibration does not look at the inputs of such a node.
+    """
+    rule = RULES[node.op_type]
+    if rule.kind is not Kind.ANCHOR or graph.is_constant(node.inputs[0]) or why_not_integer(node):
+        return None
+    return rule.mean_axis
 
 
 def is_depthwise(node: ir.Node) -> bool:

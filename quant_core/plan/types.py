@@ -153,8 +153,8 @@ class QuantPlan:
 
     activations   tensor that is quantized -> tensor whose range and parameters it has (itself, or
                   the one that a node which only moves values took it from)
-    means         input of a node with a weight -> axis of its channels, whose means bias correction
-                  needs
+    means         input of nodes with weights -> axes of its channels, whose means bias correction
+                  needs: a Conv and a MatMul that read one tensor see other axes of it
     outliers      input of dynamic nodes -> how its outliers are treated
     constants     other constants -> float16, or why they stay float32; empty unless float_storage
                   is float16
@@ -169,7 +169,7 @@ class QuantPlan:
     target: str
     nodes: tuple[NodePlan, ...]
     activations: Mapping[str, str]
-    means: Mapping[str, int]
+    means: Mapping[str, tuple[int, ...]]
     outliers: Mapping[str, OutlierTreatment] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, Storage] = field(default_factory=dict)
@@ -190,7 +190,7 @@ class QuantPlan:
             "rewrites": [change.to_dict() for change in self.rewrites],
             "nodes": [n.to_dict() for n in self.nodes],
             "activations": dict(self.activations),
-            "means": dict(self.means),
+            "means": {tensor: list(axes) for tensor, axes in self.means.items()},
             "outliers": {tensor: asdict(how) for tensor, how in self.outliers.items()},
             "constants": dict(self.constants),
             "stored": {node: str(storage) for node, storage in self.stored.items()},
@@ -214,7 +214,7 @@ class QuantPlan:
                 target=find_target(known["target"]).name,
                 nodes=tuple(NodePlan.from_dict(node) for node in known["nodes"]),
                 activations=dict(known["activations"]),
-                means=dict(known["means"]),
+                means={tensor: tuple(axes) for tensor, axes in known["means"].items()},
                 outliers=outliers,
                 constants=dict(known["constants"]),
                 stored={node: Storage(word) for node, word in known["stored"].items()},

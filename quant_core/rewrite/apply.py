@@ -14,7 +14,7 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import treatment_factors, weights_reading
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.errors import ModelError
-from quant_core.model import files, graph
+from quant_core.model import files, graph, origins
 from quant_core.model.normalize import normalize
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
@@ -30,6 +30,7 @@ from quant_core.plan.operators import (
     DynamicPattern,
     Kind,
     weight_layout,
+    weight_positions,
 )
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
@@ -93,9 +94,11 @@ def apply_plan(
     of a static one
        it becomes int32 with scale x_scale * w_scale.
     4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic.py).
-    5. Constants that are to be float16, and are still read, are.
-    6. Float nodes between integers are written so that they stay float (float_islands.py).
-    6. Pairs of quantization-aware training keep their scales (lower_pairs.py).
+    5. Whatever else reads a weight that is stored as integers reads what these stand for, so that
+    no weight is stored twice.
+    6. Constants that are to be float16, and are still read, are.
+    7. Float nodes between integers are written so that they stay float (float_islands.py).
+    8. Pairs of quantization-aware training keep their scales (lower_pairs.py).
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
@@ -117,12 +120,12 @@ def apply_plan(
         copy, plan, stats, nodes, rounding, RangeCache() if ranges is None else ranges
     )
     written = {}
-    # tables first: others may share them
-    for planned in sorted(plan.nodes, key=lambda n: not RULES[n.op_type].is_table):
+    for planned in sorted(plan.nodes, key=_order):
         node = nodes[planned.node]
         read = [v.const_value for v in node.inputs if v is not None]
         written[planned.node] = rewrite.node(node, planned)
         files.release(*read)
+    rewrite.other_readers()
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC])
     graph.drop_unused(copy)
     rewrite.float16_constants()
@@ -131,6 +134,15 @@ def apply_plan(
     _clean(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
     return Quantized(copy, remaining, rewrite.rounding.sqnr_db)
+
+
+def _order(planned: NodePlan) -> int:
+    """Tables first, as others may share them; then what computes in integers, whose weights float
+    operators can read too.
+    """
+    if RULES[planned.op_type].is_table:
+        return 0
+    return 1 if planned.compute.is_integer else 2
 
 
 def _clean(model: ir.Model) -> None:
@@ -143,6 +155,7 @@ def _clean(model: ir.Model) -> None:
     for g in graph.graphs_of(model):
         for value in g.initializers.values():
             value.type = value.shape = None  # half as many value_info in the file
+    model.metadata_props.pop(origins.METADATA, None)
     model.producer_name = "quantmill"
 
 
@@ -153,14 +166,16 @@ class _FloatKey:
     """
 
     weight: ir.Value
-    home: ir.Graph
     storage: Storage
     layout: Layout
 
 
 @dataclass(slots=True)
 class _Written:
-    """What stands in the copy already, for nodes that share a weight or an input."""
+    """What stands in the copy already, for nodes that share a weight or an input.
+
+    integers  weight -> how it is stored as integers first, by any node
+    """
 
     static: dict[IntegerWeight, ir.Value] = field(default_factory=dict)
     products: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
@@ -168,6 +183,7 @@ class _Written:
     floats: dict[_FloatKey, ir.Value] = field(default_factory=dict)
     float16: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
     inputs: dict[ir.Value, DynamicInput] = field(default_factory=dict)
+    integers: dict[ir.Value, Rounded] = field(default_factory=dict)
     factors: dict[ir.Value, NDArray[np.float32]] = field(default_factory=dict)
 
 
@@ -227,8 +243,19 @@ class _Rewrite:
             if RULES[node.op_type].kind is Kind.ELEMENTWISE:
                 self._quantize_constants(node)
 
-    def float16_constants(self) -> None:
+    def other_readers(self) -> None:
         """Rule 5."""
+        for weight, rounded in self.written.integers.items():
+            uses = list(weight.uses())
+            if not uses or weight.is_graph_output():
+                continue
+            write = self.writer.first(_owner(weight))
+            value = emit.write_folded(write, str(weight.name), rounded)
+            for use in uses:
+                use.node.replace_input_with(use.idx, value)
+
+    def float16_constants(self) -> None:
+        """Rule 6."""
         for g in graph.graphs_of(self.model):
             for name in [n for n in g.initializers if self.plan.constants.get(n) == FLOAT16]:
                 value = g.initializers[name]
@@ -274,7 +301,9 @@ class _Rewrite:
             use.node.replace_input_with(use.idx, dq)
         if is_output:
             dq.name, dq.type, dq.shape = name, value.type, value.shape
-            self.model.graph.outputs[list(self.model.graph.outputs).index(value)] = dq
+            outputs = self.model.graph.outputs
+            for position in [i for i, output in enumerate(outputs) if output is value]:
+                outputs[position] = dq
 
     def _quantize_constants(self, node: ir.Node) -> None:
         """Constant operands of an elementwise operator go onto the grid of activations."""
@@ -301,6 +330,7 @@ class _Rewrite:
         floor = np.abs(bias) / (BIAS_MAX * x_scale) if bias is not None else 0.0
         rounded = self.rounding.integers(node, weight, planned, floor=floor)
         known = self.written.static
+        self.written.integers.setdefault(weight, rounded)
         if rounded.integers not in known:
             write = self.writer.first(self.model.graph)
             known[rounded.integers] = emit.write_dequantized(
@@ -357,7 +387,7 @@ class _Rewrite:
         """Each weight is float again when onnxruntime has loaded the model, or behind the standard
         DequantizeLinear.
         """
-        for position in RULES[node.op_type].weights:
+        for position in weight_positions(node):
             if position < len(node.inputs) and graph.is_float_weight(node.inputs[position]):
                 if is_folded(self.plan.config, self.target):
                     self._folded(node, planned, position)
@@ -370,9 +400,9 @@ class _Rewrite:
         key = _float_key(node, weight, planned)
         known = self.written.floats
         if key not in known:
-            write = self.writer.first(graph.home(node))
+            write = self.writer.first(_owner(weight))
             found = self.rounding.standard(node, weight, planned)
-            known[key] = emit.write_qdq(
+            value = emit.write_qdq(
                 write,
                 str(weight.name),
                 found.q,
@@ -381,18 +411,27 @@ class _Rewrite:
                 found.axis,
                 found.block,
             )
+            if found.rows is not None:
+                shape = graph.shape_of(weight)
+                value = emit.write_from_rows(write, str(weight.name), value, found.rows, shape)
+            known[key] = value
         node.replace_input_with(position, known[key])
 
     def _folded(self, node: ir.Node, planned: NodePlan, position: int) -> None:
         weight = graph.value(node.inputs[position])
         key = _float_key(node, weight, planned)
         known = self.written.floats
-        rounded = self.rounding.integers(node, weight, planned)
-        write = self.writer.first(graph.home(node))
+        stored = self.written.integers.get(weight)
+        if stored is None or stored.bits < planned.weight_storage.bits:
+            stored = self.rounding.integers(node, weight, planned)
+            self.written.integers[weight] = stored
+        rounded = stored
         if key not in known:
+            write = self.writer.first(_owner(weight))
             known[key] = emit.write_folded(write, str(weight.name), rounded)
+        write = self.writer.first(graph.home(node))
         at, bias = RULES[node.op_type].bias, None
-        if self.rounding.corrects_bias(node):
+        if self.rounding.corrects_bias(node) and rounded.layout == key.layout:
             bias = self.rounding.corrected_bias(node, weight, rounded)
         if at is not None and bias is not None:
             old = bias_of(node)
@@ -405,10 +444,11 @@ class _Rewrite:
         are picked.
         """
         rule = RULES[node.op_type]
-        for position in rule.weights:
+        for position in weight_positions(node):
             if position >= len(node.inputs) or not graph.is_float_weight(node.inputs[position]):
                 continue
-            value = self._float16(graph.value(node.inputs[position]), graph.home(node))
+            weight = graph.value(node.inputs[position])
+            value = self._float16(weight, _owner(weight))
             if rule.is_table:
                 rows = emit.write_half_rows(self.writer.before(node), value, node)
                 graph.replace_value(node.outputs[0], rows)
@@ -431,13 +471,16 @@ class _Rewrite:
         rounded = self._tied(table, planned)
         if rounded is None:
             rounded = self.rounding.table(node, table, planned)
+        self.written.integers.setdefault(table, rounded)
         rows = emit.write_rows(self.writer.before(node), graph.name_of(table), rounded, node)
         graph.replace_value(node.outputs[0], rows)
         return node
 
     def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
-        """The integers of the MatMul or Gemm whose weight is this table, rows as output channels:
-        stored once.
+        """The integers of the MatMul or Gemm whose weight is this table: stored once.
+
+        1. Rows of the table are its output channels: of the same weight, or of a copy of it.
+        2. Columns are, of the same weight. Blocks of 4 bits do not fit then.
         """
         shape = graph.shape_of(table)
         for other in self.plan.nodes:
@@ -446,10 +489,12 @@ class _Rewrite:
             node = self.nodes[other.node]
             weight = graph.value(node.inputs[1])
             layout = weight_layout(node, weight)
+            if weight is table and not layout.is_straight and other.storage is Storage.INT8:  # 2
+                return self.rounding.integers(node, weight, other)
             if layout.transposed_shape(graph.shape_of(weight)) != shape:
                 continue
             rows = layout.matrix(graph.array(weight))
-            if weight is table or np.array_equal(rows, graph.array(table)):
+            if np.array_equal(rows, graph.array(table)):  # 1
                 found = self.rounding.integers(node, weight, other)
                 return replace(found, layout=ROW_SCALES, shape=shape)
         return None
@@ -471,8 +516,10 @@ class _Rewrite:
         """
         x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
         factors = self._factors(x)
-        integers = self.rounding.integers(node, weight, planned, factors=factors).integers
-        known = self.written.products
+        rounded = self.rounding.integers(node, weight, planned, factors=factors)
+        integers, known = rounded.integers, self.written.products
+        if factors is None:
+            self.written.integers.setdefault(weight, rounded)
         if integers not in known:
             first = self.writer.first(self.model.graph)
             known[integers] = dynamic.write_weight(first, str(weight.name), integers)
@@ -497,13 +544,14 @@ class _Rewrite:
             return None
         known = self.written.factors
         if x not in known:
-            if self.stats is None or x.name not in self.stats.means:
+            read = str(x.name), -1
+            if self.stats is None or read not in self.stats.means:
                 raise ModelError(
                     "treating outliers needs calibration", str(x.name), "Give calibration data"
                 )
             dynamic_nodes = [n.node for n in self.plan.nodes if _reads_dynamically(n)]
             weights = weights_reading(self.model, str(x.name), dynamic_nodes)
-            max_abs = self.stats.means[str(x.name)].max_abs
+            max_abs = self.stats.means[read].max_abs
             known[x] = treatment_factors(treatment, max_abs, weights)
         return known[x]
 
@@ -516,4 +564,10 @@ def _reads_dynamically(planned: NodePlan) -> bool:
 
 def _float_key(node: ir.Node, weight: ir.Value, planned: NodePlan) -> _FloatKey:
     layout = weight_layout(node, weight)
-    return _FloatKey(weight, graph.home(node), planned.weight_storage, layout)
+    return _FloatKey(weight, planned.weight_storage, layout)
+
+
+def _owner(weight: ir.Value) -> ir.Graph:
+    """The graph that holds the initializer: nodes of the graphs inside it may read it too."""
+    assert isinstance(weight.graph, ir.Graph)
+    return weight.graph

@@ -31,14 +31,16 @@ class Writer:
     may share.
 
     zeros   (graph, shape) -> int8 zeros
-    tables  (graph, integers) -> the rows (C, K) of a table, which may be the weight of another
-            operator too
+    tables  (graph, integers) -> the rows (C, K) of a table in int4, which may be the weight of
+            another operator too
+    int8    (graph, integers) -> the int8 value that holds them, and in which layout
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.zeros: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = {}
         self.tables: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
+        self.int8: dict[tuple[ir.Graph, IntegerWeight], tuple[ir.Value, Layout]] = {}
         self._names: set[str] = set()
         for g in graph.graphs_of(model):
             self._names.update(g.initializers)
@@ -129,27 +131,32 @@ class Cursor:
 def write_int8(
     write: Cursor, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]
 ) -> ir.Value:
-    """The weight as an int8 value in its operator's layout; from the rows of a table, if one holds
-    the same integers.
+    """The weight as an int8 value in its operator's layout, with a first axis that is split into
+    groups; integers that the graph holds already are not written again.
 
     1. In 8 bits:  int8 constant
-    2. From the rows of a table, (C, K), where the operator wants another layout:
+    2. From a matrix with the same integers that lies the other way round:
 
-        rows -> Transpose -> int8
+        int8 -> Transpose -> int8
 
     3. In 4 bits, with a multiplier for each block (`write_products`):
 
         int4 (C, blocks, n) -> Cast --> Mul -> Reshape -> [Transpose] -> Cast -> int8
         uint4 (C, blocks, 1) -> Cast /
     """
-    rows = write.writer.tables.get((write.home, weight))
+    key, known = (write.home, weight), write.writer.int8
+    if key in known:
+        stored, other = known[key]
+        if other == layout:
+            return stored
+        return write.node("Transpose", [stored], f"{name}_int8", perm=(1, 0))  # 2
     if weight.blocks is not None and weight.multipliers is not None:
-        return _write_products(write, name, weight, rows, layout, shape)
-    if rows is None:  # 1
-        return write.constant(f"{name}_int8", layout.tensor(weight.q, shape))
-    if layout.is_straight:
-        return rows
-    return write.node("Transpose", [rows], f"{name}_int8", perm=layout.inverse)  # 2
+        rows = write.writer.tables.get(key)
+        stored = _write_products(write, name, weight, rows, layout, shape)
+    else:
+        stored = write.constant(f"{name}_int8", layout.tensor(weight.q, shape))  # 1
+    known[key] = stored, layout
+    return stored
 
 
 def _write_products(
@@ -200,13 +207,35 @@ def write_dequantized(write: Cursor, name: str, rounded: Rounded, axis: int) -> 
 def write_folded(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
     """The weight for a float operator: onnxruntime computes it once, when it loads the model.
 
-    int8 (`write_int8`) -> Cast -> Mul(scale) -> operator
+    int8 (`write_int8`) -> Cast -> Mul(scale) -> [Reshape] -> operator
     """
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
     per_row = rounded.layout.beside(rounded.integers.scale, rounded.shape)
     scale = _scale(write, name, per_row, rounded)
     cast = write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
-    return write.node("Mul", [cast, scale], f"{name}_float")
+    product = write.node("Mul", [cast, scale], f"{name}_float")
+    if rounded.layout.groups == 1:
+        return product
+    whole = write.constant(f"{name}_whole", np.array(rounded.shape, np.int64))
+    return write.node("Reshape", [product, whole], f"{name}_ungrouped")
+
+
+def write_from_rows(
+    write: Cursor, name: str, rows: ir.Value, layout: Layout, shape: tuple[int, ...]
+) -> ir.Value:
+    """A weight of that shape from its rows (C, K).
+
+    rows -> Reshape -> [Transpose] -> [Reshape] -> operator
+    """
+    transposed = np.array(layout.transposed_shape(shape), np.int64)
+    sizes = write.constant(f"{name}_transposed", transposed)
+    value = write.node("Reshape", [rows, sizes], f"{name}_rows")
+    if not layout.is_straight:
+        value = write.node("Transpose", [value], f"{name}_placed", perm=layout.inverse)
+    if layout.groups == 1:
+        return value
+    whole = write.constant(f"{name}_whole", np.array(shape, np.int64))
+    return write.node("Reshape", [value, whole], f"{name}_ungrouped")
 
 
 def write_block_scales(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
@@ -321,6 +350,8 @@ def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.
     tables = write.writer.tables
     if key not in tables:
         tables[key] = _write_table(write, name, rounded)
+        if weight.blocks is None:
+            write.writer.int8[key] = tables[key], rounded.layout
     if weight.multipliers is not None:  # 1
         scales = write_block_scales(write, name, rounded)
         return write.nodes(
@@ -334,10 +365,11 @@ def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.
         )[0]
     picked = write.node("Gather", [tables[key], ids], f"{node.name}_int8", axis=0)
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
-    if weight.scale.ndim == 0 or not rounded.layout.is_straight:  # 2
-        factor = write.constant(f"{name}_scale", weight.scale)
+    scale = rounded.layout.beside(weight.scale, rounded.shape)
+    if scale.ndim == 0 or scale.shape[0] != rounded.shape[0]:  # 2
+        factor = write.constant(f"{name}_scale", scale)
     else:  # 3
-        factor = write.constant(f"{name}_scale", weight.scale[:, None])
+        factor = write.constant(f"{name}_scale", scale)
         factor = write.node("Gather", [factor, ids], f"{node.name}_scale", axis=0)
     return write.node("Mul", [cast, factor], f"{node.name}_rows")
 

@@ -21,14 +21,11 @@ from quant_core.numerics.layout import Layout
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
-from quant_core.plan.operators import RULES, channel_axis, weight_layout
+from quant_core.plan.operators import RULES, mean_axis, weight_layout
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.rewrite.bias_correction import corrected_bias
 
-ROW_SCALES, COLUMN_SCALES = (
-    Layout((0, 1)),
-    Layout((1, 0)),
-)  # of a table: a scale per row, or per column
+ROW_SCALES = Layout((0, 1))  # of a matrix: a scale per row
 Floor = NDArray[np.float64] | float
 
 
@@ -41,11 +38,19 @@ class Rounded:
     shape: tuple[int, ...]
     sqnr_db: float
 
+    @property
+    def bits(self) -> int:
+        """Bits of one integer."""
+        return 8 if self.integers.blocks is None else 4
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StandardWeight:
     """What the standard DequantizeLinear takes: integers, scales and zero points, along an axis or
     in blocks of it.
+
+    rows  the layout by which the integers are rows of output channels, where no axis of the weight
+          tells these apart; None if they lie as the weight does
     """
 
     q: NDArray[Any]
@@ -53,6 +58,7 @@ class StandardWeight:
     zero_point: NDArray[Any]
     axis: int | None
     block: int | None
+    rows: Layout | None = None
 
 
 class Same:
@@ -160,7 +166,8 @@ class Rounding:
         return rounded
 
     def table(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> Rounded:
-        """An embedding table (rows, width): in int4, or in int8 with a scale per row or per column.
+        """A table (rows, ..., width) of which rows are picked: in int4, or in int8 with a scale per
+        row or per column.
 
         Columns that are larger than others throughout (outliers of transformers) need scales of
         their own; of the two the one with less noise is taken.
@@ -175,19 +182,22 @@ class Rounding:
     def standard(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> StandardWeight:
         """The weight for DequantizeLinear; 4 bits of a matrix are in blocks along K."""
         array, granularity = graph.array(weight), _granularity(planned)
-        axis: int | None = channel_axis(node, weight)
-        block = None
+        layout = weight_layout(node, weight)
+        axis: int | None = layout.channel_axis
+        block = rows = None
         if isinstance(granularity, PerBlock):
-            axis = 1 - channel_axis(node, weight)
+            axis = layout.perm[-1]
             block = granularity.size
         elif granularity == PerTensor():
             axis = None
+        elif not layout.has_one_channel_axis(array.shape):
+            array, rows, axis = layout.matrix(array), layout, 0
         is_symmetric = self.config.symmetric
         grid = Grid(planned.weight_storage.bits, is_symmetric, is_symmetric)
         params = choose_params(*range_of(array, axis, block), grid, axis, block)
         q = quantize(array, params)
         self._record(node, _weight_sqnr_db(array, dequantize(q, params)))
-        return StandardWeight(q, params.scale, params.zero_point, axis, block)
+        return StandardWeight(q, params.scale, params.zero_point, axis, block, rows)
 
     def corrects_bias(self, node: ir.Node) -> bool:
         """Whether calibration knows what rounding the weight takes from its outputs' means."""
@@ -222,7 +232,10 @@ class Rounding:
         """E[x] of each channel of the node's input, if biases are corrected by it."""
         if self.stats is None or not self.config.bias_correction:
             return None
-        moments = self.stats.means.get(graph.name_of(node.inputs[0]))
+        axis = mean_axis(node)
+        if axis is None:
+            return None
+        moments = self.stats.means.get((graph.name_of(node.inputs[0]), axis))
         return None if moments is None else moments.mean
 
     def _record(self, node: ir.Node, found_db: float) -> None:
@@ -339,11 +352,14 @@ def flat_bias(value: ir.Value | None, channels: int) -> NDArray[np.float64] | No
 
 
 def _round_table(array: NDArray[np.float32], granularity: Granularity) -> Rounded:
-    """A table (rows, width), in blocks of a row, or with the scales of rows or columns."""
+    """A table (rows, ..., width), in blocks of a row, or with the scales of rows or columns."""
+    *outer, height, width = range(array.ndim)
+    by_row = Layout((*outer, height, width), channel_dims=array.ndim - 1)
+    by_column = Layout((*outer, width, height), channel_dims=array.ndim - 1)
     if isinstance(granularity, PerBlock):
-        tried = [(ROW_SCALES, quantize_int4(array, granularity.size))]
+        tried = [(by_row, quantize_int4(array, granularity.size))]
     else:
-        layouts = (ROW_SCALES, COLUMN_SCALES)
+        layouts = (by_row, by_column)
         tried = [(at, quantize_int8(at.matrix(array), granularity)) for at in layouts]
     found = [
         Rounded(q, at, array.shape, _weight_sqnr_db(at.matrix(array), q.values)) for at, q in tried

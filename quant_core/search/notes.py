@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.model.origins import matches, origins_of
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
@@ -32,12 +32,13 @@ def idle_glob_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
     """One note for each glob of the config that matches nothing in the model."""
     names = {name for g in graph.graphs_of(model) for node in g for name in _names_of(node)}
     names.update(name for change in plan.rewrites for name in change.absorbed)
+    names.update(name for found in origins_of(model).values() for name in found)
     globs = [("exclude", glob) for glob in plan.config.exclude]
     globs += [("layer_bits", glob) for glob in plan.config.layer_bits]
     return [
         f"{key} {glob} matches no node and no weight"
         for key, glob in globs
-        if not any(fnmatchcase(name, glob) for name in names)
+        if not matches(glob, *names)
     ]
 
 

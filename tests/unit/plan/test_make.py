@@ -194,8 +194,8 @@ def test_relu_and_clip_are_part_of_what_is_before_them():
 
 
 def test_only_inputs_of_rounded_weights_need_means():
-    assert plan_of("residual", mode="static").means == {"x": 1, "r": 1, "f": -1}
-    assert plan_of("residual", mode="static", exclude=["a", "y"]).means == {"r": 1}
+    assert plan_of("residual", mode="static").means == {"x": (1,), "r": (1,), "f": (-1,)}
+    assert plan_of("residual", mode="static", exclude=["a", "y"]).means == {"r": (1,)}
     assert plan_of("residual", mode="static", bias_correction=False).means == {}
 
 

@@ -1,0 +1,77 @@
+"""Which nodes and weights of the original model a node of the prepared one stands for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from quant_core.model import graph
+
+METADATA = "quantmill.origins"  # of a prepared model: JSON, node -> names in the original
+
+
+def matches(glob: str, *names: str) -> bool:
+    """Whether one of the names is the glob, or matches it; brackets may stand for themselves."""
+    literal = glob.replace("[", "[[]")
+    return any(
+        name == glob or fnmatchcase(name, glob) or fnmatchcase(name, literal) for name in names
+    )
+
+
+def origins_of(model: ir.Model) -> Mapping[str, list[str]]:
+    """Node of a prepared model -> its names in the original; missing if it has kept them."""
+    found: Mapping[str, list[str]] = json.loads(model.metadata_props.get(METADATA, "{}"))
+    return found
+
+
+def record_origins(prepared: ir.Model, original: ir.Model) -> None:
+    """Edit `prepared` in place: its metadata tells what of the original each node stands for.
+
+    A node stands for all of the original that lies between its outputs and what it reads:
+
+        MatMul "fc" -> Add "bias"    becomes    Gemm "fc/MatMulAddFusion", which stands for both
+    """
+    producers: dict[str, ir.Node] = {}
+    constants: set[str] = set()
+    for inside in graph.graphs_of(original):
+        constants.update(inside.initializers)
+        for node in inside:
+            producers.update((str(v.name), node) for v in node.outputs if v.name)
+    nodes = [node for inside in graph.graphs_of(prepared) for node in inside]
+    written = {str(v.name) for node in nodes for v in node.outputs if v.name}
+    found = {}
+    for node in nodes:
+        read = {str(v.name) for v in node.inputs if v is not None}
+        names = _between(node, read | written, producers, constants)
+        names -= {str(node.name), *read}
+        if names:
+            found[str(node.name)] = sorted(names)
+    if found:
+        prepared.metadata_props[METADATA] = json.dumps(found)
+
+
+def _between(
+    node: ir.Node, ends: set[str], producers: Mapping[str, ir.Node], constants: set[str]
+) -> set[str]:
+    """The names of the nodes and constants of the original from this node's outputs back to the
+    ends.
+    """
+    names: set[str] = set()
+    seen: set[str] = set()
+    waiting = [str(v.name) for v in node.outputs if v.name]
+    is_first = set(waiting)
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in seen or (tensor in ends and tensor not in is_first):
+            continue
+        seen.add(tensor)
+        if tensor in constants:
+            names.add(tensor)
+        if tensor in producers:
+            source = producers[tensor]
+            names.add(str(source.name or ""))
+            waiting += [str(v.name) for v in source.inputs if v is not None]
+    return names - {""}
