@@ -1,0 +1,167 @@
+"""A weight that several nodes read is stored once, and each of them still computes what it did."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from quant_core.calibrate.observe import observe
+from quant_core.config import QuantConfig
+from quant_core.model.prepare import prepare
+from quant_core.model.session import open_session, run
+from quant_core.numerics.sqnr import sqnr_db
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import QuantPlan
+from quant_core.rewrite.apply import apply_plan
+from tests.models import sketch
+
+RNG = np.random.default_rng(0)
+SQUARE = RNG.normal(size=(64, 64)).astype(np.float32)
+
+
+def quantized(proto, folder, feeds=(), **config) -> tuple[QuantPlan, onnx.ModelProto]:
+    path = folder / "model.onnx"
+    onnx.save(proto, path)
+    model = prepare(path, feeds)
+    plan = make_plan(model, QuantConfig(**config), TARGETS["x86"])
+    stats = observe(model, plan, feeds) if feeds else None
+    return plan, ir.to_proto(apply_plan(model, plan, stats).model)
+
+
+def outputs_db(original, made, feed) -> list[float]:
+    """SQNR of each output in dB."""
+    before = run(open_session(original.SerializeToString()), feed)
+    after = run(open_session(made.SerializeToString()), feed)
+    pairs = zip(before, after, strict=True)
+    return [sqnr_db(float((a**2).sum()), float(((a - b) ** 2).sum())) for a, b in pairs]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_a_square_table_that_is_multiplied_too_is_not_transposed(tmp_path, mode, bits):
+    text = """(int64[n] ids, float[n,64] p) => (float[n,64] hard, float[n,64] soft) {
+        hard = Gather(table, ids) soft = MatMul(p, table)
+    }"""
+    model = sketch(text, {"table": SQUARE})
+    feed = {
+        "ids": np.arange(0, 64, 7),
+        "p": RNG.normal(size=(10, 64)).astype(np.float32),
+    }
+
+    _, made = quantized(model, tmp_path, mode=mode, bits=bits)
+
+    assert min(outputs_db(model, made, feed)) > (30 if bits == 8 else 12)
+
+
+def test_other_readers_of_a_table_read_what_its_integers_stand_for(tmp_path):
+    text = """(int64[n] ids, float[1,64] q) => (float[n,64] e, float[64,64] d) {
+        e = Gather(table, ids) d = Sub(q, table)
+    }"""
+    model = sketch(text, {"table": SQUARE})
+    feed = {"ids": np.arange(9), "q": np.ones((1, 64), np.float32)}
+
+    _, made = quantized(model, tmp_path, mode="dynamic")
+
+    assert made.ByteSize() < model.ByteSize() / 2
+    assert min(outputs_db(model, made, feed)) > 30
+
+
+def test_a_weight_that_an_excluded_node_reads_is_float_for_all(tmp_path):
+    text = """(float[n,64] x) => (float[n,64] y, float[n,64] z) {
+        y = MatMul(x, w) r = Relu(x) z = Gemm(r, w)
+    }"""
+    model = sketch(text, {"w": SQUARE})
+
+    plan, made = quantized(model, tmp_path, mode="dynamic", exclude=("z",))
+
+    assert [n.reason for n in plan.nodes if n.node == "y"] == ["its weight w is read in float by z"]
+    assert [i.name for i in made.graph.initializer] == ["w"]
+
+
+@pytest.mark.parametrize("runtime", ["folded", "qdq"])
+def test_each_matrix_of_a_stack_has_scales_of_its_own(tmp_path, runtime):
+    sizes = np.array([1.0, 1e-3, 0.03], np.float32)[:, None, None]
+    stack = RNG.normal(size=(3, 32, 16)).astype(np.float32) * sizes
+    model = sketch("(float[3,n,32] x) => (float[3,n,16] y) { y = MatMul(x, w) }", {"w": stack})
+    feed = {"x": RNG.normal(size=(3, 5, 32)).astype(np.float32)}
+
+    _, made = quantized(model, tmp_path, mode="weight_only", runtime=runtime)
+
+    before = run(open_session(model.SerializeToString()), feed)[0]
+    after = run(open_session(made.SerializeToString()), feed)[0]
+    for exact, found in zip(before, after, strict=True):
+        assert sqnr_db(float((exact**2).sum()), float(((exact - found) ** 2).sum())) > 30
+
+
+@pytest.mark.parametrize("runtime", ["folded", "qdq"])
+def test_each_group_of_a_transposed_conv_has_scales_of_its_own(tmp_path, runtime):
+    weight = RNG.normal(size=(8, 1, 3, 3)).astype(np.float32)
+    weight *= np.logspace(-3, 0, 8, dtype=np.float32)[:, None, None, None]
+    text = """(float[n,8,6,6] x) => (float[n,8,a,b] y) { y = ConvTranspose<group = 8>(x, w) }"""
+    model = sketch(text, {"w": weight})
+    feed = {"x": RNG.normal(size=(1, 8, 6, 6)).astype(np.float32)}
+
+    _, made = quantized(model, tmp_path, mode="weight_only", runtime=runtime)
+
+    before = run(open_session(model.SerializeToString()), feed)[0][0]
+    after = run(open_session(made.SerializeToString()), feed)[0][0]
+    for exact, found in zip(before, after, strict=True):
+        assert sqnr_db(float((exact**2).sum()), float(((exact - found) ** 2).sum())) > 30
+
+
+def test_experts_that_are_gathered_from_a_stack_are_stored_in_8_bits(tmp_path):
+    stack = RNG.normal(size=(4, 32, 32)).astype(np.float32)
+    text = """(int64[1] e, float[1,5,32] x) => (float[1,5,32] y) {
+        w = Gather(stack, e) y = MatMul(x, w)
+    }"""
+    model = sketch(text, {"stack": stack})
+    feed = {"e": np.array([2]), "x": RNG.normal(size=(1, 5, 32)).astype(np.float32)}
+
+    _, made = quantized(model, tmp_path, mode="dynamic")
+
+    assert made.ByteSize() < model.ByteSize() / 3
+    assert outputs_db(model, made, feed)[0] > 30
+
+
+def test_a_weight_on_the_left_is_stored_in_8_bits(tmp_path):
+    text = "(float[n,64,5] x) => (float[n,64,5] y) { y = MatMul(w, x) }"
+    model = sketch(text, {"w": SQUARE})
+    feed = {"x": RNG.normal(size=(2, 64, 5)).astype(np.float32)}
+
+    plan, made = quantized(model, tmp_path, mode="dynamic")
+
+    assert "on the left" in plan.nodes[0].reason
+    assert made.ByteSize() < model.ByteSize() / 3
+    assert outputs_db(model, made, feed)[0] > 30
+
+
+def test_a_tensor_may_have_channels_on_different_axes_for_different_readers(tmp_path):
+    text = """(float[n,24,32] x) => (float[n,8,a] y, float[n,24,16] z) {
+        t = Relu(x) z = MatMul(t, wm) y = Conv(t, wc, b)
+    }"""
+    weights = {
+        "wm": RNG.normal(size=(32, 16)).astype(np.float32),
+        "wc": RNG.normal(size=(8, 24, 3)).astype(np.float32),
+        "b": np.ones(8, np.float32),
+    }
+    model = sketch(text, weights)
+    feed = {"x": RNG.normal(size=(2, 24, 32)).astype(np.float32)}
+
+    plan, made = quantized(model, tmp_path, [feed], mode="static")
+
+    assert sorted(plan.means["t"]) == [-1, 1]
+    assert QuantPlan.from_json(plan.to_json()) == plan
+    assert min(outputs_db(model, made, feed)) > 25
+
+
+def test_an_output_that_is_listed_twice_stays_listed_twice(tmp_path):
+    model = sketch("(float[n,64] x) => (float[n,64] y) { y = MatMul(x, w) }", {"w": SQUARE})
+    model.graph.output.append(model.graph.output[0])
+    feed = {"x": RNG.normal(size=(2, 64)).astype(np.float32)}
+
+    _, made = quantized(model, tmp_path, [feed], mode="static")
+
+    assert [o.name for o in made.graph.output] == ["y", "y"]
