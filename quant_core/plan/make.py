@@ -175,7 +175,7 @@ def _nothing_to_quantize(model: ir.Model) -> ModelError:
             f"nothing to quantize: {trees} compares with thresholds, and multiplies nothing",
             hint="Trees are small and fast as they are",
         )
-    left = next((n for n in nodes if n.op_type in ("MatMul", "Gemm") and _is_on_left(n)), None)
+    left = next((n for n in nodes if n.op_type == "Gemm" and _is_on_left(n)), None)
     if left is not None:
         return ModelError(
             f"nothing to quantize: the weight of {left.op_type} is its left operand",

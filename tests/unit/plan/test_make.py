@@ -221,7 +221,7 @@ def test_a_weight_that_is_not_finite_stays_float_and_others_do_not(bad):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("(float[4,n] x) => (float[4,n] y) { y = MatMul(w, x) }", "left operand"),
+        ("(float[4,n] x) => (float[4,n] y) { y = Gemm(w, x) }", "left operand"),
         ("(float[n,4] x) => (float[n,4] y) { y = Sigmoid(x) }", r"operators \(Sigmoid\)"),
     ],
 )
