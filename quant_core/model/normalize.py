@@ -14,7 +14,8 @@ def normalize(model: ir.Model) -> None:
 
     1. Constant nodes become initializers. Initializers that are graph inputs too, so that a caller
        may give another value, stop being inputs if they are weights.
-    2. Identity nodes go, except those that write an output of a graph.
+    2. Identity nodes go, except those that write an output of a graph. What a Loop carries and
+       never changes is read from outside.
     3. A node without a name, or with an earlier node's name, gets one from its first output.
     4. AveragePool loses dilations of 1, which onnxruntime's QLinearAveragePool does not know.
 
@@ -25,6 +26,7 @@ def normalize(model: ir.Model) -> None:
         _fix_weights(model.graph)
         for graph in graphs_of(model):
             _remove_identities(graph)  # 2
+            _capture_carried(graph)  # 2
         passes.RemoveUnusedNodesPass()(model)
     except Exception as error:
         raise ModelError(
@@ -54,6 +56,36 @@ def _remove_identities(graph: ir.Graph) -> None:
         if source is not None and not output.is_graph_output():
             output.replace_all_uses_with(source)
             graph.remove(node, safe=True)
+
+
+def _capture_carried(graph: ir.Graph) -> None:
+    """Edit in place: nodes in a Loop read a constant that it carries unchanged from outside.
+
+        Loop(w) { MatMul(s, w_in); w_out = Identity(w_in) }    becomes    Loop { MatMul(s, w) }
+
+    A state whose last value is read stays, but its readers inside read the constant.
+    """
+    for node in [n for n in graph if n.op_type == "Loop" and not n.domain]:
+        body = node.attributes["body"].as_graph()
+        for state in reversed(range(len(node.inputs) - 2)):
+            value, inner, after = (
+                node.inputs[2 + state],
+                body.inputs[2 + state],
+                body.outputs[1 + state],
+            )
+            if value is None or value.const_value is None or value.producer() is not None:
+                continue
+            if after is not inner and not _is_copy(after, inner):
+                continue
+            for use in list(inner.uses()):
+                if use.node is not after.producer():
+                    use.node.replace_input_with(use.idx, value)
+
+
+def _is_copy(after: ir.Value, before: ir.Value) -> bool:
+    """Whether an Identity made the one of the other."""
+    node = after.producer()
+    return node is not None and node.op_type == "Identity" and node.inputs[0] is before
 
 
 def _unique_name(node: ir.Node, names: set[str]) -> str:

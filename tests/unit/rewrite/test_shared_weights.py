@@ -165,3 +165,19 @@ def test_an_output_that_is_listed_twice_stays_listed_twice(tmp_path):
     _, made = quantized(model, tmp_path, [feed], mode="static")
 
     assert [o.name for o in made.graph.output] == ["y", "y"]
+
+
+def test_a_weight_that_a_loop_carries_unchanged_is_stored_in_8_bits(tmp_path):
+    text = """(float[1,64] x) => (float[1,64] y) {
+        y, last = Loop<body = loop (int64 i, bool c, float[1,64] s, float[64,64] v) =>
+            (bool d, float[1,64] t, float[64,64] u) {
+                d = Identity(c) m = MatMul(s, v) t = Tanh(m) u = Identity(v)
+            }>(n, go, x, w)
+    }"""
+    model = sketch(text, {"w": SQUARE / 8, "n": np.int64(3), "go": np.bool_(True)})
+    feed = {"x": RNG.normal(size=(1, 64)).astype(np.float32)}
+
+    _, made = quantized(model, tmp_path, mode="dynamic")
+
+    assert made.ByteSize() < model.ByteSize() / 3
+    assert outputs_db(model, made, feed)[0] > 25
