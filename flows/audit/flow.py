@@ -41,7 +41,7 @@ from flows.batch.flow_run import (  # noqa: E402
     summarize_failure,
     untagged,
 )
-from flows.batch.journal import FOLDER, open_journal  # noqa: E402
+from flows.batch.journal import open_journal  # noqa: E402
 from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
 from flows.console.events import ModelDone, PhaseBegan, StageBegan, Started  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
@@ -50,6 +50,7 @@ from flows.manifest.jobs import (  # noqa: E402
     Manifest,
     select,
 )
+from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
@@ -159,8 +160,8 @@ def read_standing(folder: Path, only: Sequence[str]) -> list[Standing]:
     if not found:
         hint = "Run the batch first"
         raise RequestError("holds no model that a batch has made", str(folder), hint)
-    chosen = {job.name for job in select(manifest_of(folder, found), only)}
-    return [one for one in found if one.job.name in chosen]
+    chosen = {job.output for job in select(manifest_of(folder, found), only)}
+    return [one for one in found if one.job.output in chosen]
 
 
 def manifest_of(folder: Path, standing: Sequence[Standing]) -> Manifest:

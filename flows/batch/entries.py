@@ -39,6 +39,7 @@ class RunEntry:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunEntry:
         started_at = datetime.fromisoformat(values["started_at"])
+        _check_types((values["run_id"], str), (values["request"], str))
         return cls(values["run_id"], values["request"], started_at)
 
 
@@ -87,6 +88,10 @@ class ModelEntry:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelEntry:
+        for name, (size, digest) in values["files"].items():
+            _check_types((name, str), (size, int), (digest, str))
+        _check_types((values["name"], str), (values["digest"], str), (values["run_id"], str))
+        _check_types((values.get("job") or {}, dict), (values.get("versions", {}), dict))
         return cls(
             run_id=values["run_id"],
             name=values["name"],
@@ -139,6 +144,13 @@ def read_entry(values: Any) -> Entry | None:
         return _KINDS[values["event"]].from_json(values)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def _check_types(*values: tuple[Any, type]) -> None:
+    """Raises: TypeError for a value of another type."""
+    for value, kind in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
 
 
 def new_run_id(started_at: datetime) -> str:

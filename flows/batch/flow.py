@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import threading
 import time
@@ -73,10 +74,13 @@ from flows.console.events import ModelDone, PhaseBegan, Started  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
 from flows.manifest.jobs import (  # noqa: E402
     Job,
+    Manifest,
     read_manifest,
     select,
+    unreadable_file,
 )
-from quant_core.errors import QuantError  # noqa: E402
+from flows.manifest.outputs import Owner, claim  # noqa: E402
+from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
 from tasks.report import report  # noqa: E402
@@ -175,7 +179,7 @@ def _state(result: BatchResult) -> State[Any]:
 class Batch:
     """One run over the jobs of a manifest.
 
-    finished  name of a model -> its entry, which is in the journal
+    finished  path of an output -> its entry, which is in the journal
     stopping  is set once a model has failed and no other may be started
     """
 
@@ -209,7 +213,7 @@ class Batch:
         calls = self._calls(to_do, force, shards)
         made = run_side_by_side("model", calls, workers + WAITING)
         self._benchmark([model for model in made if model.failure is None])
-        entries = [self.finished[job.name] for job in self.jobs]
+        entries = [self.finished[str(job.output)] for job in self.jobs]
         rows = tuple(entry.row for entry in entries)
         reports = self.manifest.folder / "reports"
         result = BatchResult(self.run_id, rows, reports, time.monotonic() - started)
@@ -230,7 +234,8 @@ class Batch:
         to_do = []
         forget_files()
         with ThreadPoolExecutor(READERS) as readers:
-            digests = readers.map(_digest_or_error, self.jobs)
+            owner = owner_of(self.manifest)
+            digests = readers.map(partial(_digest_or_error, owner=owner, force=force), self.jobs)
             for job, digest in zip(self.jobs, digests, strict=True):
                 if isinstance(digest, QuantError):
                     self._record(failed_entry(job, "", self.run_id, ("read", digest)))
@@ -243,7 +248,7 @@ class Batch:
         made = self.journal.up_to_date(job.output, digest)
         if made is None:
             return False
-        before = self.finished.get(job.name)
+        before = self.finished.get(str(job.output))
         if before is not None and before.digest == digest:
             self.notify(ModelDone(before.row))
             return True
@@ -270,6 +275,8 @@ class Batch:
                 self.workers.expect(str(job.input), size_bytes)
             stages = self._stages(digest, force)
             model = ModelRun(job, digest, stages, self.workers, self.costs, self.notify)
+            if self.journal.was_changed(job.output, digest):
+                model.note = "made again: its files were not what the batch had written"
             yield printable(job.name), partial(self._make, model, shards)
 
     def _stages(self, digest: str, force: bool) -> Stages:
@@ -318,7 +325,7 @@ class Batch:
     def _record(self, entry: ModelEntry) -> None:
         with self.recording:
             self.journal.append(entry)
-            self.finished[entry.name] = entry
+            self.finished[entry.row.output] = entry
         self.notify(ModelDone(entry.row))
 
     def _report(self, result: BatchResult, entries: Sequence[ModelEntry], workers: int) -> None:
@@ -356,8 +363,23 @@ class Batch:
         )
 
 
-def _digest_or_error(job: Job) -> str | QuantError:
+def owner_of(manifest: Manifest) -> Owner:
+    """Whom the outputs of a manifest belong to."""
+    folder = os.path.realpath(manifest.folder)
+    return Owner(folder, os.path.realpath(manifest.file) if manifest.file else None)
+
+
+def _digest_or_error(job: Job, owner: Owner, force: bool) -> str | QuantError:
+    """The digest of a job that may be made; else why it may not."""
+    if problem := unreadable_file(job):
+        return problem
     try:
-        return job_digest(job)
+        digest = job_digest(job)
+        claim(job.output, owner, take_over=force)
+        return digest
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "Is there space, and may you write there?"
+        return RequestError(f"cannot be written: {reason}", str(job.output), hint)
     except QuantError as problem:
         return problem

@@ -23,7 +23,6 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.context import TagsContext  # noqa: E402
 
-from flows.batch.journal import FOLDER  # noqa: E402
 from flows.console.events import Listener, ignore  # noqa: E402
 from flows.console.result import Result  # noqa: E402
 from flows.console.summary import (  # noqa: E402
@@ -34,6 +33,7 @@ from flows.console.summary import (  # noqa: E402
 )
 from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
+from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError, StageError  # noqa: E402
 from quant_core.worker.child import STAGE_MODULE  # noqa: E402
 from tasks.workers import Workers  # noqa: E402

@@ -6,22 +6,29 @@ Until a model is finished, the answers of its stages are kept beside the journal
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flows.batch.digests import files_digest
 from flows.batch.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
+from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
+from quant_core.model.atomic import temporary_beside
 from tasks.rows import Outcome
 
-FOLDER = ".quantmill"
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+FILES = {  # which files of a model's folder each stage writes
+    "prepare": ("prepared.onnx*", "plan.json"),
+    "calibrate": ("stats-*.npz",),
+    "quantize": ("out/*",),
+}
 LARGE_BYTES = 16 << 20  # a journal of this size drops the entries that no later run needs
 
 
@@ -30,7 +37,7 @@ class Journal:
 
     def __init__(self, folder: Path, fd: int) -> None:
         self.folder, self._fd = folder, fd
-        self.entries = _read(folder / "journal.jsonl")
+        self.entries, self.skipped_lines = _read(folder / "journal.jsonl")
         self.latest = {entry.key: entry for entry in self.models()}
 
     def models(self) -> Iterator[ModelEntry]:
@@ -56,7 +63,7 @@ class Journal:
             self.latest[entry.key] = entry
 
     def begin_run(self, request: str) -> tuple[RunEntry, dict[str, ModelEntry]]:
-        """A run, and the models that it has finished, by name.
+        """A run, and the models that it has finished, by the path of their output.
 
         The last run goes on if it was interrupted and the request is the same. Else a run begins.
         """
@@ -64,11 +71,17 @@ class Journal:
         last = runs[-1] if runs else None
         if isinstance(last, RunEntry) and last.request == request:
             finished = (entry for entry in self.models() if entry.run_id == last.run_id)
-            return last, {entry.name: entry for entry in finished}
+            return last, {entry.row.output: entry for entry in finished}
         now = datetime.now(UTC)
         run = RunEntry(new_run_id(now), request, now)
         self.append(run)
         return run, {}
+
+    def was_changed(self, output: Path, digest: str) -> bool:
+        """Whether the model was made, and its files are not what they were then."""
+        entry = self.latest.get((str(output), digest))
+        made = entry is not None and entry.row.outcome is not Outcome.FAILED
+        return made and self.up_to_date(output, digest) is None
 
     def up_to_date(self, output: Path, digest: str) -> ModelEntry | None:
         """The entry of the model that was made at `output` from what `digest` names.
@@ -100,27 +113,53 @@ class Journal:
 
 
 class Stages:
-    """The answers of the stages of one model so far, in the folder that holds their files."""
+    """The answers of the stages of one model so far, in the folder that holds their files.
+
+    An answer is kept with the digests of the files that its stage wrote. It is used again only
+    while they hold: a power cut may tear a file whose answer is whole.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def answer(self, stage: str) -> Any:
-        """The answer of that stage, None if it has not answered."""
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.folder / f"{stage}.json").read_text(encoding="utf-8"))
-        return None
+        """The answer of that stage, None if it has not answered or its files are not whole."""
+        try:
+            text = (self.folder / f"{stage}.json").read_text(encoding="utf-8")
+            kept = json.loads(text)
+            files = files_digest(self.folder, list(kept["files"]))
+            return kept["answer"] if files == kept["files"] else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
 
     def keep(self, stage: str, answer: object) -> None:
         """Write the answer of a stage. The file appears as a whole, or not at all."""
+        kept = {"answer": answer, "files": files_digest(self.folder, self._files(stage))}
         temporary = self.folder / f".{stage}.tmp"
-        temporary.write_text(json.dumps(answer), encoding="utf-8")
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
         temporary.replace(self.folder / f"{stage}.json")
+
+    def made(self) -> dict[str, list[Any]]:
+        """The files that `quantize` wrote, with size and digest.
+
+        Raises: OSError if they are not what it wrote.
+        """
+        text = (self.folder / "quantize.json").read_text(encoding="utf-8")
+        known: dict[str, list[Any]] = json.loads(text)["files"]
+        if files_digest(self.folder, list(known)) != known:
+            where = str(self.folder / "out")
+            raise OSError(errno.EIO, "the file is not what the stage wrote", where)
+        return {Path(name).name: file for name, file in known.items()}
 
     def forget(self) -> None:
         """Delete all answers."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self, stage: str) -> list[str]:
+        """The files that a stage has written, relative to the folder."""
+        paths = (path for pattern in FILES.get(stage, ()) for path in self.folder.glob(pattern))
+        return sorted(str(path.relative_to(self.folder)) for path in paths if path.is_file())
 
 
 @contextlib.contextmanager
@@ -152,24 +191,21 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         os.close(fd)
 
 
-def publish(made: Path, output: Path) -> dict[str, list[Any]]:
-    """Put all files in folder `made` beside `output`, the model itself last.
+def publish(made: Path, names: Iterable[str], output: Path) -> None:
+    """Put these files of the folder `made` beside `output`, the model itself last.
 
     `made` stays as it is, so that doing it again after a crash does the same.
-
-    Returns file name -> size in bytes and digest: the model counts as done while these hold.
     """
-    names = sorted((path.name for path in made.iterdir()), key=lambda name: name == output.name)
+    names = sorted(names, key=lambda name: name == output.name)
     output.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         _place(made / name, output.parent / name)
     _sync_folder(output.parent)
-    return files_digest(output.parent, names)
 
 
 def _place(source: Path, target: Path) -> None:
     """Replace `target` by a link to `source`, or by a copy if the file system cannot link."""
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = temporary_beside(target)
     temporary.unlink(missing_ok=True)
     try:
         try:
@@ -205,7 +241,7 @@ def _shortened(path: Path, fd: int) -> int:
     Returns the descriptor of the new file, locked. It is the old one if a run was interrupted,
     which needs all entries.
     """
-    entries = _read(path)
+    entries, _ = _read(path)
     if not entries or not isinstance(entries[-1], EndEntry):
         return fd
     models = [entry for entry in entries if isinstance(entry, ModelEntry)]
@@ -236,14 +272,20 @@ def _line(entry: Entry) -> bytes:
     return json.dumps(entry.to_json(), separators=(",", ":")).encode() + b"\n"
 
 
-def _read(path: Path) -> list[Entry]:
-    """The entries of every whole line; a line that a broken disk spoiled is passed over."""
-    entries = []
+def _read(path: Path) -> tuple[list[Entry], int]:
+    """The entries of every whole line, and how many lines are none: a broken disk spoiled them."""
+    entries, skipped = [], 0
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
-                entries.append(read_entry(json.loads(line)))
-    return [entry for entry in entries if entry is not None]
+            try:
+                entry = read_entry(json.loads(line))
+            except (ValueError, RecursionError):
+                entry = None
+            if entry is None:
+                skipped += 1
+            else:
+                entries.append(entry)
+    return entries, skipped
 
 
 def _drop_torn_line(fd: int) -> None:

@@ -28,6 +28,8 @@ class ModelRun:
     answers  stage -> its answer, in the order in which they ran
     files    file name -> size and digest of what was published
     failure  is set once a stage has failed, and nothing more happens then
+    note     what happened to the model before this run, for its row
+    resumes  whether answers that were kept are still used: not after a stage that ran anew
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class ModelRun:
         self.answers: dict[str, Answer] = {}
         self.files: dict[str, list[Any]] = {}
         self.failure: Failure | None = None
+        self.note: str | None = None
+        self.resumes = True
 
     def make(self, shards: int) -> None:
         """Prepare, calibrate, quantize, validate and publish the model.
@@ -92,8 +96,9 @@ class ModelRun:
         """Add the answer of a stage: the one that was kept, or a new one."""
         if self.failure is not None:
             return
-        answer = self.stages.answer(stage)
-        if answer is None:
+        answer = self.stages.answer(stage) if self.resumes else None
+        if not isinstance(answer, Mapping):
+            self.resumes = False
             self.notify(StageBegan(self.job.name, stage))
             started_at = datetime.now(UTC).isoformat()
             new = self._attempt(stage, call)
@@ -128,7 +133,9 @@ class ModelRun:
         return was_checked or self.job.judged_by.source != RANDOM
 
     def _publish(self) -> None:
-        self.files = publish(self.stages.folder / "out", self.job.output)
+        files = self.stages.made()
+        publish(self.stages.folder / "out", files, self.job.output)
+        self.files = files
 
     def _statistics(self) -> Sequence[str]:
         """The files that calibration wrote."""

@@ -97,6 +97,7 @@ def _model_row(model: ModelRun, run_id: str) -> ModelRow:
     columns["peak_bytes"] = max((answer["peak_bytes"] for answer in answers.values()), default=None)
     if "quantize" in answers:
         columns |= _of_quantize(answers["quantize"])
+        columns["note"] = "; ".join(filter(None, (model.note, columns["note"]))) or None
     if "validate" in answers:
         columns |= _of_validate(job, answers["validate"])
     if "benchmark" in answers:

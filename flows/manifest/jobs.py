@@ -10,18 +10,27 @@ import glob
 import hashlib
 import json
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.schema import Mistake, Place, format_place, read_values, schema_mistakes
+from flows.manifest.outputs import is_output
+from flows.manifest.schema import (
+    MAX_NAME_BYTES,
+    Mistake,
+    Place,
+    format_place,
+    read_values,
+    schema_mistakes,
+)
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
-from quant_core.errors import RequestError
+from quant_core.errors import DataError, ModelError, QuantError, RequestError
 from quant_core.metrics import find_metric
 
 
@@ -94,6 +103,7 @@ class Manifest:
 
     folder  the output folder, which also holds the journal and the reports
     costs   the table of measured costs (evaluate/timing_cache.py); None: one in the output folder
+    file    where the manifest was read; None if it was not read from a file
     """
 
     jobs: tuple[Job, ...]
@@ -105,6 +115,7 @@ class Manifest:
     workers: int | None = None
     limits: Limits = Limits()
     benchmark: Benchmark = Benchmark()
+    file: Path | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the manifest back."""
@@ -113,6 +124,7 @@ class Manifest:
             "jobs": [job.to_dict() for job in self.jobs],
             "folder": str(self.folder),
             "costs": str(self.costs) if self.costs else None,
+            "file": str(self.file) if self.file else None,
             "limits": asdict(self.limits),
             "benchmark": asdict(self.benchmark),
         }
@@ -125,21 +137,23 @@ class Manifest:
                 "jobs": tuple(Job.from_dict(job) for job in values["jobs"]),
                 "folder": Path(values["folder"]),
                 "costs": Path(values["costs"]) if values["costs"] else None,
+                "file": Path(values["file"]) if values["file"] else None,
                 "limits": Limits(**values["limits"]),
                 "benchmark": Benchmark(**values["benchmark"]),
             }
         )
 
     def digest(self) -> str:
-        """Manifests that request the same have the same digest."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """Manifests that request the same have the same digest, wherever they lie."""
+        text = json.dumps(replace(self, file=None).to_dict(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_manifest(path: str | Path) -> Manifest:
     """The manifest in that YAML or TOML file. Raises: RequestError that lists all mistakes."""
     path = Path(path)
-    return check_manifest(read_values(path), path.absolute().parent, str(path))
+    manifest = check_manifest(read_values(path), path.absolute().parent, str(path))
+    return replace(manifest, file=path.absolute())
 
 
 def check_manifest(values: object, folder: Path, where: str = "manifest") -> Manifest:
@@ -159,8 +173,12 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
     # only mislead. Files are checked all the same: a file is there or it is not.
     if all(mistake.place[:1] == ("models",) for mistake in mistakes):
         mistakes += meaning_mistakes
-    mistakes += _file_mistakes(placed_jobs)
+    mistakes += _output_mistakes(placed_jobs)
     mistakes += _costs_mistakes(costs)
+    # A file that is missing fails its models alone, unless that would leave none to make.
+    unreadable = _file_mistakes(placed_jobs)
+    if mistakes or len({mistake.place[:2] for mistake in unreadable}) == len(placed_jobs):
+        mistakes += unreadable
     if mistakes:
         raise _rejection(mistakes, where)
     jobs = tuple(job for _, job in placed_jobs)
@@ -241,10 +259,18 @@ def _make_jobs(
         except RequestError as error:
             place = (*entry.place, *error.where.split("."))
             mistakes.append(Mistake(place, error.problem, error.hint))
-    # A folder that holds both originals and outputs: an earlier run's outputs are no originals.
+    # A folder that holds both originals and outputs: outputs are no originals, neither of this
+    # manifest nor of an earlier run.
     outputs = {job.output for _, job in jobs}
-    jobs = [(place, job) for place, job in jobs if place[0] == "models" or job.input not in outputs]
-    return jobs, mistakes
+    originals = [
+        (place, job)
+        for place, job in jobs
+        if place[0] == "models" or not (job.input in outputs or is_output(job.input))
+    ]
+    if jobs and not originals and not mistakes:
+        problem = "holds only what batches have made"
+        mistakes.append(Mistake(("batch", "input_dir"), problem, "List them under `models`"))
+    return originals, mistakes
 
 
 def _find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[_Entry], list[Mistake]]:
@@ -266,7 +292,13 @@ def _find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[_Entry],
     if not matches:
         hint = f"Looked in {_absolute(folder, pattern)}"
         return entries, [Mistake(place, f"no .onnx file in {pattern}", hint)]
-    return entries + [_Entry(place, path, {}, root) for path, root in matches], []
+    listed = {os.path.realpath(entry.input) for entry in entries}
+    found = [
+        _Entry(place, path, {}, root)
+        for path, root in matches
+        if os.path.realpath(path) not in listed
+    ]
+    return entries + found, []
 
 
 def _job(
@@ -292,7 +324,7 @@ def _job(
     # A contract is one promise: half of the model's and half of the manifest's makes no sense.
     promise = entry.options.get("contract") or values.get("contract")
     job = Job(
-        name=entry.options.get("name") or (stem if has_own_stem else output.stem),
+        name=entry.options.get("name") or (stem if has_own_stem else _longer_name(entry)),
         input=entry.input,
         output=output,
         config=config,
@@ -305,6 +337,12 @@ def _job(
             hint = "Give evaluation.labels, or promise agreement or cosine"
             raise RequestError(f"{metric} needs labels", "contract.metric", hint)
     return job
+
+
+def _longer_name(entry: _Entry) -> str:
+    """The name of a model whose stem others have too: with the folders that tell them apart."""
+    below = entry.input.relative_to(entry.root) if entry.root else entry.input.parts[-2:]
+    return str(Path(*below.parts if isinstance(below, Path) else below).with_suffix(""))
 
 
 def _output_path(entry: _Entry, config: QuantConfig, folder: Path, output_dir: Path | None) -> Path:
@@ -355,10 +393,15 @@ def _present(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _glob(folder: Path, pattern: str) -> list[tuple[Path, Path]]:
-    """Each model that a folder or glob names, with the folder that its place is relative to."""
+    """Each model that a folder or glob names, with the folder that its place is relative to.
+
+    What cannot be read, such as a link to nothing, is found too: it becomes a failed row. Names
+    that start with a dot are found only by a glob that starts with one.
+    """
     path = _absolute(folder, pattern)
     if path.is_dir():
-        return [(model, path) for model in sorted(path.glob("*.onnx"))]
+        names = sorted(path.glob("*.onnx"))
+        return [(model, path) for model in names if not model.name.startswith(".")]
     root = path
     while glob.has_magic(str(root)):
         root = root.parent
@@ -366,7 +409,8 @@ def _glob(folder: Path, pattern: str) -> list[tuple[Path, Path]]:
         root = root.parent
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - ** as a shell means it
     models = sorted(Path(name) for name in matches)
-    return [(model, root) for model in models if model.is_file()]
+    # A folder is a model that cannot be read if it is named like one.
+    return [(model, root) for model in models if model.suffix == ".onnx" or not model.is_dir()]
 
 
 def _absolute(folder: Path, path: str) -> Path:
@@ -377,35 +421,70 @@ def _absolute(folder: Path, path: str) -> Path:
 # Mistakes that only the file system shows.
 
 
-def _file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> Iterator[Mistake]:
-    """Files to read that are missing; outputs that would replace an input or another output."""
-    inputs = {os.path.realpath(job.input) for _, job in placed_jobs}
-    place_of_output: dict[str, Place] = {}
-    place_of_name: dict[str, Place] = {}
+def _file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> list[Mistake]:
+    """What is wrong with files that are to be read."""
     exists = cache(_exists)  # many models share one file of samples
+    mistakes = []
     for place, job in placed_jobs:
-        if not exists(job.input) or job.input.is_dir():
-            problem = f"no such file: {job.input}"
-            yield Mistake((*place, "input"), problem, _similar_name(job.input))
-        output = os.path.realpath(job.output)
+        for key, path in files_to_read(job):
+            if problem := _what_is_wrong(path, exists, may_be_folder=key[0] != "input"):
+                mistakes.append(Mistake((*place, *key), f"{problem}: {path}", _similar_name(path)))
+    return mistakes
+
+
+def unreadable_file(job: Job) -> QuantError | None:
+    """What is wrong with a file that the job reads or writes, None if nothing is."""
+    for key, path in files_to_read(job):
+        if problem := _what_is_wrong(path, _exists, may_be_folder=key[0] != "input"):
+            kind = ModelError if key[0] == "input" else DataError
+            return kind(problem, str(path), _similar_name(path))
+    size = len(os.fsencode(job.output.name))
+    if size > MAX_NAME_BYTES:
+        problem = f"its name of {size} bytes is too long"
+        hint = "List the model under `models`, with an output of at most 255 bytes"
+        return RequestError(problem, str(job.output), hint)
+    return None
+
+
+def files_to_read(job: Job) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """The files and folders that the job reads, each with its key in the manifest."""
+    yield ("input",), job.input
+    for section, spec in (("calibration", job.calibration), ("evaluation", job.evaluation)):
+        for key, path in spec.files() if spec else ():
+            yield (section, key), path
+
+
+def _what_is_wrong(path: Path, exists: Callable[[Path], bool], may_be_folder: bool) -> str | None:
+    if exists(path):
+        return "is a folder, not a file" if not may_be_folder and _is_folder(path) else None
+    if os.path.lexists(path):
+        return "is a link to nothing" if path.is_symlink() else "is no regular file"
+    return "no such file"
+
+
+def _output_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> Iterator[Mistake]:
+    """Outputs that would replace an input or another output."""
+    inputs = {_file_key(job.input) for _, job in placed_jobs}
+    place_of_output: dict[str, tuple[Place, Job]] = {}
+    for place, job in placed_jobs:
+        output = _file_key(job.output)
         if output in inputs:
             hint = "Originals are never overwritten: name another file"
             yield Mistake((*place, "output"), f"is also an input: {job.output}", hint)
-        first_place = place_of_output.setdefault(output, place)
-        if first_place is not place:
+        first_place, first = place_of_output.setdefault(output, (place, job))
+        if first is not job:
             problem = f"is also the output of {format_place(first_place)}: {job.output}"
+            if first_place == place:  # both were found by input_dir
+                problem = f"is the output of both {first.input} and {job.input}: {job.output}"
             yield Mistake((*place, "output"), problem, "Name another file")
         if _is_folder(job.output):
             problem = f"is a folder: {job.output}"
             yield Mistake((*place, "output"), problem, "Name a file, ending in .onnx")
-        if place_of_name.setdefault(job.name, place) is not place:
-            hint = "Give each model its own name"
-            yield Mistake((*place, "name"), f"{job.name} is taken", hint)
-        for key, spec in (("calibration", job.calibration), ("evaluation", job.evaluation)):
-            for kind, path in spec.files() if spec else ():
-                if not exists(path):
-                    problem = f"no such file: {path}"
-                    yield Mistake((*place, key, kind), problem, _similar_name(path))
+
+
+def _file_key(path: Path) -> str:
+    """Equal for two paths that may be one file: through links, or where letter case is ignored."""
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
 
 def _costs_mistakes(costs: Path | None) -> Iterator[Mistake]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+MAX_NAME_BYTES = 255  # of one folder or file
 
 
 @contextmanager
@@ -16,13 +19,21 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If the block raises, the file at `path` stays as it was. The temporary file beside it has a name
     that starts with a dot, which readers of data sets pass over.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as stream:
             yield stream
         move_synced(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where the file at `path` is written first; a name too long to be lengthened is digested."""
+    name = f".{path.name}.tmp"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f".{hashlib.blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.tmp"
+    return path.with_name(name)
 
 
 def move_synced(source: Path, target: Path) -> None:

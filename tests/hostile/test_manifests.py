@@ -76,5 +76,5 @@ def test_samples_are_files_and_folders_not_pipes_and_devices(tmp_path):
         text = f"models: [{{input: m.onnx, output: o.onnx, calibration: {{data: {data}}}}}]"
         (tmp_path / "m.yaml").write_text(text)
 
-        with pytest.raises(RequestError, match="no such file"):
+        with pytest.raises(RequestError, match="is no regular file"):
             read_manifest(tmp_path / "m.yaml")

@@ -9,7 +9,7 @@ import pytest
 
 from flows.audit.run import run_audit
 from flows.batch.digests import files_digest
-from flows.batch.journal import FOLDER
+from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
 from tests.pipeline.conftest import save_model
 

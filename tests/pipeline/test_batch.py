@@ -12,8 +12,8 @@ import polars
 import pyarrow.dataset
 import pytest
 
-from flows.batch.journal import FOLDER
 from flows.console.events import StageBegan
+from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
 from tests.pipeline.conftest import age, save_data, save_model
 

@@ -91,7 +91,7 @@ def test_a_journal_of_an_earlier_version_is_read(tmp_path):
         run, finished = journal.begin_run("q")
         made = journal.up_to_date(output, "d1")
 
-    assert (run.run_id, list(finished)) == ("r1", ["m"])
+    assert (run.run_id, list(finished)) == ("r1", [str(output)])
     assert (made.row.outcome, made.row.verdict, made.row.accuracy) == ("done", "met", 0.5)
     assert made.row.error is None
     assert (made.layers[0].isolated_db, made.layers[0].cumulative_db) == (31.0, 29.0)
@@ -104,13 +104,16 @@ def test_an_entry_comes_back_from_its_line(entry):
     assert read_entry(json.loads(json.dumps(entry.to_json()))) == entry
 
 
-@pytest.mark.parametrize("line", ["3", "[]", "{}", '{"event": "nap"}', '{"event": "model"}'])
-def test_a_line_that_is_no_entry_is_passed_over(tmp_path, line):
+@pytest.mark.parametrize(
+    "line", ["null", "3", "[]", "{}", "[" * 5000, '{"event": "nap"}', '{"event": "model"}']
+)
+def test_a_line_that_is_no_entry_is_passed_over_and_counted(tmp_path, line):
     (tmp_path / ".quantmill").mkdir()
     (tmp_path / ".quantmill" / "journal.jsonl").write_text(line + "\n")
 
     with open_journal(tmp_path) as journal:
         assert journal.entries == []
+        assert journal.skipped_lines == 1
 
 
 def test_a_torn_last_line_is_dropped_and_the_next_one_is_whole(tmp_path):
@@ -157,7 +160,7 @@ def test_a_run_that_was_cut_short_goes_on_if_the_same_is_asked_again(tmp_path):
         other, nothing = journal.begin_run("that")
 
     assert again == first
-    assert list(finished) == ["m"]
+    assert list(finished) == [str(tmp_path / "m.onnx")]
     assert other != first
     assert not nothing
 
@@ -167,7 +170,8 @@ def test_up_to_date_means_made_from_this_and_unchanged_since(tmp_path):
     made.mkdir()
     (made / "m.onnx").write_bytes(b"model")
     (made / "m.onnx.data").write_bytes(b"weights")
-    files = publish(made, output)
+    publish(made, ["m.onnx", "m.onnx.data"], output)
+    files = files_digest(output.parent, ["m.onnx", "m.onnx.data"])
 
     with open_journal(tmp_path) as journal:
         journal.append(model_entry("1", output, files))
@@ -215,7 +219,8 @@ def test_publishing_twice_does_the_same_and_leaves_nothing_behind(tmp_path):
     made.mkdir()
     (made / "m.onnx").write_bytes(b"model")
 
-    assert publish(made, output) == publish(made, output)
+    publish(made, ["m.onnx"], output)
+    publish(made, ["m.onnx"], output)
 
     assert output.read_bytes() == b"model"
     assert [path.name for path in output.parent.iterdir()] == ["m.onnx"]
@@ -246,6 +251,36 @@ def test_a_stage_s_answer_is_there_as_a_whole_or_not_at_all(tmp_path):
         assert stages.answer("prepare") == {"result": 1}
         assert stages.answer("quantize") is None
         assert stages.answer("validate") is None
+
+
+@pytest.mark.parametrize("torn", ["stats-0-of-1.npz", "out/m.onnx"])
+def test_an_answer_whose_file_is_torn_is_dropped(tmp_path, torn):
+    with open_journal(tmp_path) as journal:
+        stages = journal.stages("d")
+        (stages.folder / "out").mkdir()
+        for name in ("stats-0-of-1.npz", "out/m.onnx"):
+            (stages.folder / name).write_bytes(b"whole")
+        stages.keep("calibrate", {"result": 1})
+        stages.keep("quantize", {"result": 2})
+
+        (stages.folder / torn).write_bytes(b"")
+
+        assert (stages.answer("calibrate") is None) == torn.startswith("stats")
+        assert (stages.answer("quantize") is None) == torn.startswith("out")
+
+
+def test_a_torn_file_is_never_published(tmp_path):
+    with open_journal(tmp_path) as journal:
+        stages = journal.stages("d")
+        (stages.folder / "out").mkdir()
+        (stages.folder / "out" / "m.onnx").write_bytes(b"whole")
+        stages.keep("quantize", {})
+        assert list(stages.made()) == ["m.onnx"]
+
+        (stages.folder / "out" / "m.onnx").write_bytes(b"torn")
+
+        with pytest.raises(OSError, match="not what the stage wrote"):
+            stages.made()
 
 
 def test_a_file_that_is_still_being_written_is_waited_for_but_not_for_ever(mill, monkeypatch):

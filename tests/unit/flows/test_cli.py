@@ -559,7 +559,7 @@ def test_a_dry_run_of_a_batch_prints_plans_and_errors(quantized, capsys):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("batch absent.onnx float.onnx -o out", "no such file"),
+        ("batch absent.onnx gone.onnx -o out", "no such file"),
         ("batch nowhere -o out", "no .onnx file"),
         ("batch float.onnx -o out --metric top1 --min 0.9", "top1 needs labels"),
         ("batch float.onnx -o out --metric cosine", "--max-drop or --min"),
