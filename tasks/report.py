@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.rows import TABLES, Row, column_types
+from tasks.rows import SCHEMA_VERSION, TABLES, Row, column_types
 
 ARROW_TYPES = {
     str: pa.string(),
@@ -28,7 +28,8 @@ ARROW_TYPES = {
 def schema_of(row: type[Row]) -> pa.Schema:
     """The Arrow schema of a table with such rows; every column may be null."""
     columns = column_types(row).items()
-    return pa.schema([(name, _arrow_type(types)) for name, types in columns])
+    fields = [(name, _arrow_type(types)) for name, types in columns]
+    return pa.schema(fields, metadata={"quantmill_schema": str(SCHEMA_VERSION)})
 
 
 def _arrow_type(types: tuple[type, ...]) -> pa.DataType:

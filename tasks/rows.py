@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from quant_core.evaluate.contract import Verdict
 
+SCHEMA_VERSION = 2  # of all tables; it grows whenever a column is added, renamed or removed
+
 
 class Outcome(StrEnum):
     """How a batch ended for one model."""
@@ -31,6 +33,7 @@ class AuditOutcome(StrEnum):
 
     KEPT = "kept"  # as accurate and as fast as it was
     REGRESSED = "regressed"  # missing, changed, less accurate or slower
+    INCONCLUSIVE = "inconclusive"  # as accurate, but a busy host makes its speed unknown
     STALE = "stale"  # its original or its samples changed: nothing can be compared
     FAILED = "failed"  # a stage of the audit failed
 
@@ -98,6 +101,7 @@ class RunRow(Row):
     quantmill: str
     onnx: str
     onnxruntime: str
+    schema_version: int | None = None  # of the reports of this run; None before there were versions
 
 
 @dataclass(frozen=True, slots=True)

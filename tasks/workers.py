@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant_core.errors import QuantError, StageError, StageReason
 from quant_core.worker.child import STAGE_MODULE, run_stage, worker_death
+from quant_core.worker.host import versions
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -125,6 +126,7 @@ class _Call:
         for death in range(MAX_DEATHS_BEFORE_BEGIN):
             try:
                 answer: dict[str, Any] = self.future.result()
+                self._check_versions(answer)
                 return answer
             except QuantError:
                 raise
@@ -141,6 +143,16 @@ class _Call:
             "What else runs on them?",
         )
 
+    def _check_versions(self, answer: Mapping[str, Any]) -> None:
+        """Raises: StageError if the worker has other versions than the row would name."""
+        theirs = answer.get("versions", versions())
+        if theirs != versions():
+            raise StageError(
+                f"its worker has other versions: {differences(theirs)}",
+                f"stage {self.stage}",
+                "Install the same versions on all workers",
+            )
+
     def end(self) -> None:
         if not self.future.done():  # type: ignore[no-untyped-call]
             self.workers.client.cancel([self.future])  # type: ignore[no-untyped-call]
@@ -155,6 +167,13 @@ class _Call:
         with contextlib.suppress(OSError):
             return self.mark.stat().st_size
         return 0
+
+
+def differences(theirs: Mapping[str, str]) -> str:
+    """In which versions another host differs from this one, in words."""
+    ours = versions()
+    names = [name for name in ours if theirs.get(name) != ours[name]]
+    return ", ".join(f"{name} {theirs.get(name)} and not {ours[name]}" for name in names)
 
 
 def is_transient(task: object, run: object, state: Any) -> bool:

@@ -6,6 +6,7 @@ The outcome of each model is the first of these that applies:
     stale      its original or its samples have changed: nothing can be compared
     failed     a stage failed
     regressed  it is less accurate beyond noise, misses a contract that it met, or is slower
+    inconclusive  its host was busy, now or when the batch timed it: speeds are not compared
     kept       otherwise
 """
 
@@ -31,12 +32,13 @@ from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
-from flows.batch.digests import files_digest, forget_files, job_digest, versions  # noqa: E402
+from flows.batch.digests import files_digest, forget_files, job_digest  # noqa: E402
 from flows.batch.entries import ModelEntry, new_run_id  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
     caller_or_cluster,
     run_side_by_side,
+    running_summary,
     summarize,
     summarize_failure,
     untagged,
@@ -55,6 +57,7 @@ from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402
+from quant_core.worker.host import versions  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
 from tasks.report import report  # noqa: E402
 from tasks.rows import AuditOutcome, AuditRow, Outcome, TimingRow  # noqa: E402
@@ -118,7 +121,11 @@ def audit(
     folder = Path(output_dir).absolute()
     standing = read_standing(folder, only or [])
     manifest = manifest_of(folder, standing)
-    with caller_or_cluster(lambda: manifest, scheduler, jobs, allow_code) as caller, untagged():
+    with (
+        caller_or_cluster(lambda: manifest, scheduler, jobs, allow_code) as caller,
+        running_summary("audit", folder / "reports" / SUMMARY),
+        untagged(),
+    ):
         result = Audit(caller, standing, max_slowdown).run()
         ended = Failed if result.exit_code else Completed
         state: State[Any] = ended(message=result.message, data=result)
@@ -241,21 +248,26 @@ class Audit:
     def _time(self, one: Standing, row: AuditRow) -> AuditRow:
         """The row with today's speed-up.
 
-        The model is slower if that stays below what was measured then, however often it is timed.
+        Only quiet timings are compared. The model is slower if they stay below what was measured
+        then, however often it is timed.
         """
         before = one.timing
         if before is None or before.speedup_lo is None or before.speedup is None:
             return row
-        least = before.speedup_lo * (1 - self.max_slowdown)
         row = replace(row, speedup_before=before.speedup)
+        if before.busy:
+            return _inconclusive(row, "the batch timed it while its host was busy")
+        least = before.speedup_lo * (1 - self.max_slowdown)
         for attempt in range(TIMINGS):
             self.notify(StageBegan(one.job.name, "benchmark"))
             try:
                 row = self._timed(one, row, self.benchmark.seconds * 2**attempt)
             except QuantError as problem:
                 return _failed(row, "benchmark", problem)
-            if row.speedup is not None and row.speedup >= least:
+            if not row.busy and row.speedup is not None and row.speedup >= least:
                 return row
+        if row.busy:
+            return _inconclusive(row, "this host was busy while it was timed")
         slower = (
             f"speedup {row.speedup:.2f}, was {before.speedup:.2f} "
             f"({before.speedup_lo:.2f} at the least)"
@@ -287,6 +299,14 @@ def _compared(row: AuditRow, one: Standing, found: Mapping[str, Any]) -> AuditRo
         reason = found["reason"]
     outcome = AuditOutcome.REGRESSED if reason else AuditOutcome.KEPT
     return replace(row, outcome=outcome, reason=reason or "", accuracy=today["accuracy"])
+
+
+def _inconclusive(row: AuditRow, reason: str) -> AuditRow:
+    """The row of a model whose speed cannot be compared; what is known to be worse stays worse."""
+    reasons = "; ".join(filter(None, (row.reason, f"speed not compared: {reason}")))
+    is_kept = row.outcome is AuditOutcome.KEPT
+    outcome = AuditOutcome.INCONCLUSIVE if is_kept else row.outcome
+    return replace(row, outcome=outcome, reason=reasons)
 
 
 def _failed(row: AuditRow, stage: str, problem: QuantError) -> AuditRow:

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,14 @@ from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.files import lies_beside
 from quant_core.plan.targets import find_target
+from quant_core.worker.host import versions
 
-PACKAGES = ("quantmill", "onnx", "onnxruntime")
 QUIET_S = 1.0  # a file that nobody has written to for so long is complete
 PATIENCE_S = 60.0  # for a file that is being copied; then its model fails until the next run
 
 # StringStringEntryProto("location", ...) of TensorProto.external_data, as every protobuf library
 # writes it
 LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Package -> version of what decides a result; `unknown` for what is not installed."""
-    return {name: _version(name) for name in PACKAGES}
 
 
 def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
@@ -144,13 +137,6 @@ def _location(content: mmap.mmap, match: re.Match[bytes]) -> str:
 
 def _reason(problem: OSError) -> str:
     return (problem.strerror or str(problem)).lower()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _hash(content: bytes) -> str:

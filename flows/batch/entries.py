@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import uuid4
 
-from tasks.rows import LayerRow, ModelRow, TimingRow
+from tasks.rows import LayerRow, ModelRow, RunRow, TimingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +107,35 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class EndEntry:
-    """A run is over: its reports are written. `counts` says how many models ended in which way."""
+    """A run is over: its reports are written.
+
+    counts  how many models ended in which way
+    row     of the report of runs; None if an earlier version wrote the entry
+    """
 
     event: ClassVar = "end"
 
     run_id: str
     finished_at: datetime
     counts: Mapping[str, int]
+    row: RunRow | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "event": self.event,
             "run_id": self.run_id,
             "finished_at": self.finished_at.isoformat(),
+            "row": self.row.to_json() if self.row else None,
             **self.counts,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EndEntry:
         finished_at = datetime.fromisoformat(values["finished_at"])
-        own = ("event", "run_id", "finished_at")
+        own = ("event", "run_id", "finished_at", "row")
         counts = {key: count for key, count in values.items() if key not in own}
-        return cls(values["run_id"], finished_at, counts)
+        row = RunRow.from_json(values["row"]) if values.get("row") else None
+        return cls(values["run_id"], finished_at, counts, row)
 
 
 Entry = RunEntry | ModelEntry | EndEntry

@@ -56,19 +56,21 @@ from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
-from flows.batch.digests import forget_files, job_digest, model_files, versions  # noqa: E402
+from flows.batch.digests import forget_files, job_digest, model_files  # noqa: E402
 from flows.batch.entries import EndEntry, ModelEntry, RunEntry  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
     caller_or_cluster,
     current_caller,
     run_side_by_side,
+    running_summary,
     summarize,
     summarize_failure,
     untagged,
 )
 from flows.batch.journal import Journal, Stages, open_journal  # noqa: E402
 from flows.batch.model_run import ModelRun  # noqa: E402
+from flows.batch.rebuild import heal  # noqa: E402
 from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
 from flows.console.events import ModelDone, PhaseBegan, Started  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
@@ -83,8 +85,9 @@ from flows.manifest.outputs import Owner, claim  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
+from quant_core.worker.host import versions  # noqa: E402
 from tasks.report import report  # noqa: E402
-from tasks.rows import Outcome, Row, RunRow  # noqa: E402
+from tasks.rows import SCHEMA_VERSION, Outcome, Row, RunRow  # noqa: E402
 
 READERS = 4  # threads that hash models before the first stage
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
@@ -144,6 +147,7 @@ def batch(
     with (
         caller_or_cluster(lambda: read_manifest(manifest), scheduler, jobs, allow_code) as caller,
         open_journal(caller.manifest.folder) as journal,
+        running_summary("batch", caller.manifest.folder / "reports" / SUMMARY),
         untagged(),
     ):
         result = make_models(caller, journal, force, only or [])
@@ -338,7 +342,9 @@ class Batch:
             "runs": [self._run_row(result, finished_at, workers)],  # last: its rows are there
         }
         report(self.run_id, result.reports, tables)
-        self.journal.append(EndEntry(self.run_id, finished_at, result.counts))
+        run = self._run_row(result, finished_at, workers)
+        self.journal.append(EndEntry(self.run_id, finished_at, result.counts, run))
+        heal(self.manifest.folder, self.journal)
 
     def _run_row(self, result: BatchResult, finished_at: datetime, workers: int) -> RunRow:
         started_at, counts, made_with = self.begun.started_at, result.counts, versions()
@@ -360,6 +366,7 @@ class Batch:
             quantmill=made_with["quantmill"],
             onnx=made_with["onnx"],
             onnxruntime=made_with["onnxruntime"],
+            schema_version=SCHEMA_VERSION,
         )
 
 

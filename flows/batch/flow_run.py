@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.runtime.dask import dask_client, how_many_workers
 from flows.runtime.prefect_api import quiet_environment
-from flows.runtime.signals import in_another_thread
+from flows.runtime.signals import before_stop, in_another_thread
 
 quiet_environment()
 
@@ -23,10 +25,11 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.context import TagsContext  # noqa: E402
 
+from flows.batch.journal import is_taken  # noqa: E402
 from flows.console.events import Listener, ignore  # noqa: E402
 from flows.console.result import Result  # noqa: E402
 from flows.console.summary import (  # noqa: E402
-    is_summary_of,
+    read_summary,
     show_in_prefect,
     write_summary,
     wrong,
@@ -40,6 +43,8 @@ from tasks.workers import Workers  # noqa: E402
 
 if TYPE_CHECKING:
     from distributed import Client
+
+RUNNING = "Running"  # the state of a run that has not ended
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
@@ -153,29 +158,66 @@ def _call(name: str, call: Callable[[], T], places: Semaphore) -> T:
         places.release()
 
 
+@contextlib.contextmanager
+def running_summary(kind: str, path: Path) -> Iterator[None]:
+    """Write to `path` that the run is working, and if a signal stops it, that it was stopped.
+
+    A summary that still says so when the next run starts is of a run that was killed: the
+    summary of the next one names it under `interrupted`.
+    """
+    begun = _flow_run(kind, RUNNING, "")
+    begun |= {"pid": os.getpid(), "host": platform.node()}
+    before = read_summary(path)
+    if before.get("state") == RUNNING:
+        keys = ("flow_run", "flow_run_id", "pid", "host", "written_at")
+        begun["interrupted"] = {key: before.get(key) for key in keys}
+    stopped = {**begun, "state": "Stopped", "message": "stopped by a signal"}
+    write_summary(path, begun)
+    with before_stop(lambda: write_summary(path, stopped)):
+        yield
+
+
 def summarize(
     kind: str, result: Result, state: State[Any], columns: Sequence[str], path: Path
 ) -> None:
     """Show the result in Prefect's UI, with these columns of its rows, and write it to `path`."""
     facts = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
     show_in_prefect(kind, result.run_id, result.rows, columns, facts)
-    flow_run = _identity(kind, runtime.flow_run.name, runtime.flow_run.id, state)
-    write_summary(path, {**flow_run, **facts, "wrong": wrong(result.rows)})
+    flow_run = _flow_run(kind, state.name, state.message)
+    begun = read_summary(path)
+    kept: dict[str, Any] = {
+        key: begun[key] for key in ("pid", "host", "interrupted") if key in begun
+    }
+    write_summary(path, {**flow_run, **kept, **facts, "wrong": wrong(result.rows)})
 
 
 def summarize_failure(kind: str, flow_run: FlowRun, state: State[Any], path: Path) -> None:
-    """Write the summary of a flow run that broke off, unless it has one."""
-    if not is_summary_of(path, str(flow_run.id)):
-        write_summary(path, _identity(kind, flow_run.name, str(flow_run.id), state))
+    """Write the summary of a flow run that broke off, unless it has ended already.
 
-
-def _identity(
-    kind: str, name: str | None, flow_run_id: str | None, state: State[Any]
-) -> dict[str, Any]:
-    return {
+    A run that was turned away, because another one is working in the folder, writes nothing.
+    """
+    begun = read_summary(path)
+    is_own = begun.get("flow_run_id") == str(flow_run.id)
+    if is_taken(path.parent.parent) or (is_own and begun["state"] != RUNNING):
+        return
+    kept: dict[str, Any] = {
+        key: begun[key] for key in ("pid", "host", "interrupted") if is_own and key in begun
+    }
+    ended: dict[str, Any] = {
         "kind": kind,
-        "flow_run": name,
-        "flow_run_id": flow_run_id,
+        "flow_run": flow_run.name,
+        "flow_run_id": str(flow_run.id),
         "state": state.name,
         "message": state.message,
+    }
+    write_summary(path, ended | kept)
+
+
+def _flow_run(kind: str, state: str | None, message: str | None) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "flow_run": runtime.flow_run.name,
+        "flow_run_id": runtime.flow_run.id,
+        "state": state,
+        "message": message,
     }

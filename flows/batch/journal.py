@@ -32,6 +32,18 @@ FILES = {  # which files of a model's folder each stage writes
 LARGE_BYTES = 16 << 20  # a journal of this size drops the entries that no later run needs
 
 
+def is_taken(folder: Path) -> bool:
+    """Whether a batch is working in that output folder now."""
+    try:
+        with (folder / FOLDER / "journal.jsonl").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class Journal:
     """The journal of an output folder. Only one batch at a time writes it."""
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.batch.digests import versions
 from flows.batch.entries import ModelEntry
 from flows.batch.model_run import Answer, Failure, ModelRun
 from flows.manifest.jobs import Job
@@ -17,6 +16,7 @@ from quant_core.errors import QuantError
 from quant_core.evaluate.contract import Verdict, judge_speed_and_size
 from quant_core.metrics import Fidelity, default_metric, find_metric
 from quant_core.text import plain
+from quant_core.worker.host import versions
 from tasks.rows import LayerRow, ModelRow, Outcome, TimingRow
 
 Columns = dict[str, Any]

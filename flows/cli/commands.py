@@ -7,6 +7,7 @@ itself is wrong.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from flows.cli.command import Answer, register
 from flows.cli.doctor import examine_host
 from flows.cli.options import AccuracyOptions, changed_options
 from flows.console import render
+from flows.manifest.outputs import FOLDER
 from flows.runtime.import_path import forget_current_folder
 from flows.runtime.process import own_process
 from flows.runtime.signals import stopped_in_order
@@ -62,6 +64,9 @@ OutputDir = Annotated[Path, _option("-o", "--output-dir", help="Where to write t
 PlanFile = Annotated[Path | None, _option("--plan", help="Do exactly this: a dry run's JSON.")]
 CostsFile = Annotated[
     Path | None, _option("--costs", help="What was timed: looked up, and added to.")
+]
+Rebuild = Annotated[
+    bool, typer.Option("--rebuild", help="First write the Parquet again from the journal.")
 ]
 RunId = Annotated[str | None, _option("--run", help="Of this run_id, not the latest.")]
 
@@ -176,8 +181,10 @@ def benchmark(
 ) -> Answer:
     """How fast a quantized model is, against its original: both in turn, in this process."""
     from quant_core import api
+    from quant_core.worker.host import OtherLoad
 
     progress("timing both models in turn")
+    load = OtherLoad(os.getpid())
     timing = api.benchmark_model(
         original,
         quantized,
@@ -186,7 +193,7 @@ def benchmark(
         seconds=seconds,
         sample_shape=samples.shape,
     )
-    return Answer(timing.to_dict(), render.timing_view)
+    return Answer(timing.to_dict() | load.until_now(), render.timing_view)
 
 
 @command
@@ -251,12 +258,18 @@ def config(
 
 
 @command
-def report(folder: Reports, run: RunId = None) -> Answer:
+def report(folder: Reports, run: RunId = None, rebuild: Rebuild = False) -> Answer:
     """What a batch came to: its latest run, or another one, from the Parquet in its output
     folder.
     """
     from flows.cli.read_reports import read_reports
 
+    if rebuild:
+        if not (folder / FOLDER / "journal.jsonl").is_file():
+            raise RequestError("holds no journal", str(folder), "Name a batch's output folder")
+        from flows.batch.rebuild import rebuild as rebuild_reports  # it imports Prefect
+
+        rebuild_reports(folder)
     return Answer(read_reports(folder, run), render.reports_view)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from quant_core.errors import RequestError
+from tasks.rows import TABLES
 
 Rows = list[dict[str, Any]]
 
@@ -30,18 +32,31 @@ def read_reports(folder: Path, run_id: str | None = None) -> dict[str, Rows]:
 
 
 def _rows(table: Path, run_id: str | None = None) -> Rows:
-    """The rows of one table in the order in which they were written; of one run, or of all."""
+    """The rows of one table in the order in which they were written; of one run, or of all.
+
+    Every row has the columns of today's table, whichever version wrote its file.
+    """
     hint = "Name the output folder of a batch, which holds reports/"
-    try:
-        # A dataset ignores names that start with a dot: files that are being written.
-        dataset = ds.dataset(table, format="parquet")
-        of_run = None if run_id is None else ds.field("run_id") == run_id
-        rows: Rows = dataset.to_table(filter=of_run).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        if table.is_dir():
-            problem = f"cannot be read: {str(error).splitlines()[0]}"
-            raise RequestError(problem, str(table), hint) from error
-        raise RequestError("holds no report", str(table.parent), hint) from error
+    kind = TABLES[table.name]
+    columns = [field.name for field in fields(kind)]
+    rows: Rows = []
+    unreadable = []
+    # Names that start with a dot are files that are being written, or that are torn.
+    for path in sorted(table.glob("[!.]*.parquet")):
+        try:
+            found = pq.ParquetFile(path).read().to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            unreadable.append((path, error))
+            continue
+        for row in found:
+            present = {kind.renamed.get(name, name): value for name, value in row.items()}
+            rows.append({**dict.fromkeys(columns), **present})
+    if run_id is not None:
+        rows = [row for row in rows if row["run_id"] == run_id]
+    if not rows and unreadable:
+        path, reason = unreadable[0]
+        problem = f"cannot be read: {str(reason).splitlines()[0]}"
+        raise RequestError(problem, str(path), "`quantmill report --rebuild DIR` mends it")
     if not rows:
         raise RequestError("holds no report", str(table), hint)
     return rows

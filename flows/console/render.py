@@ -30,6 +30,7 @@ VERDICT_STYLES = {
     "kept": "green",
     "regressed": "bold red",
     "stale": "yellow",
+    "inconclusive": "yellow",
     "not_met": "yellow",
     "failed": "bold red",
     "skipped": "dim",
@@ -236,7 +237,14 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
     speedup = f"{format_number(result['speedup'])} times as fast as float ({quartiles})"
     effort = f"{result['rounds']} rounds, threads: {result['threads']}"
     table = rows_table(rows, columns, right=("median", "p95"))
-    return Group(table, Text(f"{speedup}; {effort}"))
+    parts: list[RenderableType] = [table, Text(f"{speedup}; {effort}")]
+    if result.get("busy"):
+        share = format_percent(result["host_load"])
+        warning = (
+            f"warning: others took {share} of this host meanwhile; time it again when it is quiet"
+        )
+        parts.append(Text(warning, style="yellow"))
+    return Group(*parts)
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -71,11 +71,13 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
         file.write(json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def is_summary_of(path: Path, flow_run_id: str) -> bool:
-    """Whether the file at `path` is the summary of that flow run."""
-    with contextlib.suppress(OSError, ValueError):
-        return bool(json.loads(path.read_text(encoding="utf-8"))["flow_run_id"] == flow_run_id)
-    return False
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary at `path`, {} if there is none that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def wrong(rows: Iterable[ModelRow | AuditRow]) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from flows.runtime.prefect_api import Prefect, api_server, settings_of_environment
 from quant_core.errors import RequestError
 from quant_core.worker.child import warm_up
+from quant_core.worker.host import PACKAGES
 from quant_core.worker.memory import total_bytes, usable_cores
+from tasks.workers import differences
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -26,6 +28,7 @@ OUR_CLUSTER = {
     "distributed.admin.system-monitor.interval": "5s",
 }
 MAX_WORKERS = 4096
+VERSIONS_WAIT_S = 10  # for a worker to say which versions it has
 WORKER_BYTES = 400 << 20  # of a worker and its child with a small model
 
 
@@ -130,7 +133,41 @@ def _connected(scheduler: str) -> Iterator[Client]:
                 client.wait_for_workers(1, timeout=60)
         if not client.scheduler_info()["workers"]:
             raise RequestError("has no workers", scheduler, f"Start some: dask worker {scheduler}")
+        _check_workers(client, scheduler)
         yield client
+
+
+def _check_workers(client: Client, scheduler: str) -> None:
+    """Raises: RequestError if a worker lacks a package, or has another version of it."""
+
+    def find_versions(names: tuple[str, ...]) -> dict[str, str]:
+        # It is sent as code, so it must not need any package of ours.
+        import importlib.util
+        from importlib import metadata
+
+        found = {}
+        for name in names:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                found[name] = "unknown"
+        if importlib.util.find_spec("quant_core") is None:
+            found["quantmill"] = "none (no module quant_core)"
+        return found
+
+    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+    calls = {
+        address: client.submit(find_versions, PACKAGES, workers=[address], pure=False)
+        for address in addresses
+    }
+    wrong = []
+    for address, call in calls.items():
+        with contextlib.suppress(TimeoutError):  # busy with another batch: each answer is checked
+            if different := differences(call.result(timeout=VERSIONS_WAIT_S)):
+                wrong.append(f"{address} has {different}")
+    if wrong:
+        problem = f"workers have other versions: {'; '.join(wrong)}"
+        raise RequestError(problem, scheduler, "Install the same versions on all workers")
 
 
 def _warm_up(client: Client) -> None:

@@ -18,6 +18,9 @@ WAKE_S = 0.1
 
 T = TypeVar("T")
 
+# Signals concern the process as a whole, and so do these.
+_BEFORE_STOP: list[Callable[[], None]] = []
+
 
 @contextlib.contextmanager
 def stopped_in_order() -> Iterator[None]:
@@ -46,12 +49,25 @@ def stopped_at_once() -> Iterator[None]:
         for again in SIGNALS:
             signal.signal(again, signal.SIG_IGN)
         _kill_descendants()
+        for action in _BEFORE_STOP:
+            with contextlib.suppress(Exception):
+                action()
         restore_cursor = "\x1b[?25h\r" if sys.stderr.isatty() else ""
         os.write(2, f"{restore_cursor}stopped; the same command goes on from here\n".encode())
         os._exit(128 + number)
 
     with _handled_by(stop):
         yield
+
+
+@contextlib.contextmanager
+def before_stop(action: Callable[[], None]) -> Iterator[None]:
+    """If a signal stops this process while the block runs, `action` is called first."""
+    _BEFORE_STOP.append(action)
+    try:
+        yield
+    finally:
+        _BEFORE_STOP.remove(action)
 
 
 def in_another_thread(work: Callable[[], T]) -> T:

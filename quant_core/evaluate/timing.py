@@ -18,6 +18,8 @@ BLOCK_SECONDS = (
     1e-3  # a block of calls takes this or longer, so that reading the clock costs nothing
 )
 WARM_UP = 0.1  # share of `seconds` that the warm-up takes
+QUIET_PART = 4  # one in so many rounds counts for the speed-up
+MIN_QUIET_ROUNDS = 5
 PATIENCE = 5  # `min_rounds` may take this many times `seconds`
 
 
@@ -27,7 +29,7 @@ class Timing:
 
     float_ms, quantized_ms  medians over the rounds
     *_p95_ms                95th percentiles over the rounds
-    speedup                 median over the rounds of float time / quantized time
+    speedup                 median over the quiet rounds of float time / quantized time
     speedup_lo, speedup_hi  quartiles of the same
     threads                 of each session
     """
@@ -97,9 +99,10 @@ def take_turns(
 ) -> np.ndarray:
     """Seconds per call, shape (rounds, 2): one row per round, columns reference and candidate.
 
-    After a warm-up each round times one block of calls of each. A block has as many calls as the
-    faster one needs for BLOCK_SECONDS, the same number for both. Rounds go on for `seconds`, and
-    then until there are `min_rounds` or PATIENCE * seconds are over. There is at least one round.
+    After a warm-up each round times one block of calls of each, in alternating order. A block has
+    as many calls as the faster one needs for BLOCK_SECONDS, the same number for both. Rounds go on
+    for `seconds`, and then until there are `min_rounds` or PATIENCE * seconds are over. There is at
+    least one round.
     """
     start = clock()
     fastest = math.inf
@@ -114,8 +117,13 @@ def take_turns(
     rounds: list[tuple[float, float]] = []
     start = clock()
     while True:
-        reference_seconds = _time_block(reference, calls, clock)
-        rounds.append((reference_seconds, _time_block(candidate, calls, clock)))
+        if len(rounds) % 2 == 0:  # neither model always has the caches that the other one left
+            reference_seconds = _time_block(reference, calls, clock)
+            candidate_seconds = _time_block(candidate, calls, clock)
+        else:
+            candidate_seconds = _time_block(candidate, calls, clock)
+            reference_seconds = _time_block(reference, calls, clock)
+        rounds.append((reference_seconds, candidate_seconds))
         spent = clock() - start
         is_enough = len(rounds) >= min_rounds or spent >= PATIENCE * seconds
         if spent >= seconds and is_enough:
@@ -126,7 +134,8 @@ def summarize(times: np.ndarray, threads: int) -> Timing:
     """Percentiles of what `take_turns` measured: `times` (rounds, 2) in seconds per call."""
     times = np.maximum(times, 1e-12)
     medians, p95s = np.percentile(times * 1e3, [50, 95], axis=0)
-    lo, median, hi = np.percentile(times[:, 0] / times[:, 1], [25, 50, 75])
+    quiet = times[_quiet_rounds(times)]
+    lo, median, hi = np.percentile(quiet[:, 0] / quiet[:, 1], [25, 50, 75])
     return Timing(
         float_ms=float(medians[0]),
         quantized_ms=float(medians[1]),
@@ -138,6 +147,17 @@ def summarize(times: np.ndarray, threads: int) -> Timing:
         rounds=len(times),
         threads=threads,
     )
+
+
+def _quiet_rounds(times: np.ndarray) -> np.ndarray:
+    """The rounds that others disturbed least: one in QUIET_PART, at least MIN_QUIET_ROUNDS.
+
+    Others only ever add time. So a round is as quiet as the slower of its two times is near to the
+    least time of the same model.
+    """
+    slowest = np.max(times / times.min(axis=0), axis=1)
+    count = max(MIN_QUIET_ROUNDS, len(times) // QUIET_PART)
+    return np.argsort(slowest, kind="stable")[:count]
 
 
 def _time_block(call: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:

@@ -6,6 +6,7 @@ A search with a cache that knows all its timings gives the same bytes again.
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,19 +76,20 @@ def cpu_fingerprint() -> str:
 def _read(path: Path) -> dict[str, Cost]:
     """The costs of this CPU, {} if there is no file. A line that a crash cut short is ignored."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise RequestError(f"cannot be read: {error}", str(path), NAME_A_TABLE) from error
     costs: dict[str, Cost] = {}
     valid_lines = 0
     for line in filter(None, lines):
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             row = json.loads(line)
             cost = Cost(float(row["float_ms"]), float(row["speedup"]))
             valid_lines += 1
-            if row["cpu"] == cpu_fingerprint() and min(cost.float_ms, cost.speedup) > 0:
+            is_valid = all(0 < value < math.inf for value in (cost.float_ms, cost.speedup))
+            if row["cpu"] == cpu_fingerprint() and is_valid:
                 costs.setdefault(row["what"], cost)
     if lines and not valid_lines:
         raise RequestError("holds no costs", str(path), NAME_A_TABLE)

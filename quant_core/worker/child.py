@@ -55,12 +55,13 @@ def run_stage(
     module: str = STAGE_MODULE,
     allow_code: str | None = None,
 ) -> dict[str, Any]:
-    """The stage's answer to `request`: `{"result": {...}, "seconds": s, "peak_bytes": n}`.
+    """The stage's answer to `request`: `{"result": {...}, "seconds": s, "peak_bytes": n,
+    "versions": {...}}`, the last of what decides a result.
 
     memory_bytes  the most that the stage may hold; without it, most of this host's memory
     need_bytes    what it is expected to hold: it begins when that fits (memory.py)
-    alone         the stage takes turns with every other such stage on this host, and its answer has
-                  `host_load` and `busy` too (host.py)
+    alone         the stage waits, for `timeout_s` at most, until no other such stage runs on this
+                  host; its answer has `host_load` and `busy` too (host.py)
     allow_code    the folder from which metrics `module:function` are imported; None: none may run
     mark          a file that gets a byte each time that this process dies during the stage
 
@@ -76,8 +77,7 @@ def run_stage(
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(_LOCK)
-        if alone:
-            stack.enter_context(host.alone_on_host())
+        is_alone = not alone or stack.enter_context(host.alone_on_host(timeout_s))
         child = _warm_child(module)
         stack.enter_context(memory.reserve(need_bytes, child.process.pid))
         stack.enter_context(_marked(mark, name))
@@ -94,8 +94,12 @@ def run_stage(
             "result": answer["result"],
             "seconds": time.perf_counter() - started,
             "peak_bytes": memory.peak_bytes(child.process.pid),
+            "versions": host.versions(),
         }
-        return run | load.until_now() if alone else run
+        if not alone:
+            return run
+        measured = load.until_now()
+        return run | measured | {"busy": measured["busy"] or not is_alone}
 
 
 def worker_death(deaths: int, name: str) -> StageError:

@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
-import tempfile
+import socket
 import time
 from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
+PACKAGES = ("quantmill", "onnx", "onnxruntime")
 BUSY_CORES = 0.25  # used by others beside a benchmark: batch and system take a twentieth
-LOCK = "quantmill-benchmark.lock"
+LOCK = "\0quantmill-benchmark"  # of Linux: an address that is no file
+POLL_S = 0.1
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Package -> version of what decides a result; `unknown` for what is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 @contextlib.contextmanager
-def alone_on_host() -> Iterator[None]:
-    """Hold a lock that all processes of this host share; wait for it first."""
-    path = Path(tempfile.gettempdir()) / LOCK
+def alone_on_host(patience_s: float) -> Iterator[bool]:
+    """Hold a lock that all processes of this host share, of whichever user.
+
+    Yields whether it is held: if another process keeps it for `patience_s`, the work goes on
+    beside that process. The lock is the name of a socket, so there is no file that somebody else
+    may own, and it ends with the process that holds it.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+        deadline = time.monotonic() + patience_s
+        while not (is_alone := _try_lock(lock)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        yield is_alone
+
+
+def is_benchmarking() -> bool:
+    """Whether some process of this host holds the lock of benchmarks now."""
+    with socket.socket(socket.AF_UNIX) as lock:
+        return not _try_lock(lock)
+
+
+def _try_lock(lock: socket.socket) -> bool:
     try:
-        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        lock.bind(LOCK)
+    except OSError as problem:
+        if problem.errno == errno.EADDRINUSE:
+            return False
+        raise
+    return True
 
 
 class OtherLoad:

@@ -1,0 +1,80 @@
+"""Report files that were torn are written again from the journal, or set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flows.batch.entries import EndEntry, ModelEntry
+from flows.batch.journal import Journal, open_journal
+from tasks.report import write_table
+from tasks.rows import TABLES, Row
+
+MAGIC = b"PAR1"  # the first and the last bytes of a Parquet file
+
+
+def rebuild(folder: Path) -> list[Path]:
+    """Write the reports of all runs that the journal of an output folder holds; heal the others.
+
+    Returns the files that were written.
+
+    Raises: RequestError if a batch is working there.
+    """
+    with open_journal(folder) as journal:
+        written = []
+        for end in _ends(journal):
+            for name, rows in _tables(journal, end).items():
+                written.append(write_table(folder / "reports", name, end.run_id, rows))
+        heal(folder, journal)
+        return written
+
+
+def heal(folder: Path, journal: Journal) -> list[Path]:
+    """Write again every torn report file that the journal knows, and set the others aside.
+
+    One torn file would keep readers from all others. Set aside means that its name begins with a
+    dot, which they pass over.
+    """
+    reports = folder / "reports"
+    torn = [path for name in TABLES for path in (reports / name).glob("*.parquet")]
+    torn = [path for path in torn if not path.name.startswith(".") and not is_whole(path)]
+    if not torn:
+        return []
+    ends = {end.run_id: end for end in _ends(journal)}
+    for path in torn:
+        tables = _tables(journal, ends[path.stem]) if path.stem in ends else {}
+        if path.parent.name in tables:
+            write_table(reports, path.parent.name, path.stem, tables[path.parent.name])
+        else:
+            path.replace(path.with_name(f".{path.name}.torn"))
+    return torn
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file begins and ends as a Parquet file does."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(MAGIC))
+            file.seek(-len(MAGIC), 2)
+            return begin == MAGIC == file.read()
+    except OSError:
+        return False
+
+
+def _ends(journal: Journal) -> list[EndEntry]:
+    return [entry for entry in journal.entries if isinstance(entry, EndEntry)]
+
+
+def _tables(journal: Journal, end: EndEntry) -> Mapping[str, Sequence[Row]]:
+    """The tables of one run. Of a model that it tried twice the last entry counts."""
+    latest: dict[str, ModelEntry] = {}
+    for entry in journal.models():
+        if entry.run_id == end.run_id:
+            latest[entry.row.output] = entry
+    entries = list(latest.values())
+    tables: dict[str, Sequence[Row]] = {
+        "layers": [row for entry in entries for row in entry.layers],
+        "timings": [row for entry in entries for row in entry.timings],
+        "models": [entry.row for entry in entries],
+    }
+    return tables | {"runs": [end.row]} if end.row else tables
