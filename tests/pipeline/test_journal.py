@@ -8,11 +8,13 @@ import os
 from datetime import UTC, datetime
 
 import onnx
+import pyarrow.parquet
 import pytest
 
 from flows.batch.digests import files_digest, job_digest, model_files
 from flows.batch.entries import EndEntry, ModelEntry, RunEntry, read_entry
 from flows.batch.journal import open_journal, publish
+from flows.batch.rebuild import rebuild
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
 from tasks.rows import ModelRow, Outcome, TimingRow
@@ -224,6 +226,24 @@ def test_publishing_twice_does_the_same_and_leaves_nothing_behind(tmp_path):
 
     assert output.read_bytes() == b"model"
     assert [path.name for path in output.parent.iterdir()] == ["m.onnx"]
+
+
+def test_torn_reports_are_written_again_from_the_journal_or_set_aside(tmp_path):
+    output = tmp_path / "m.onnx"
+    with open_journal(tmp_path) as journal:
+        journal.append(run_entry("1"))
+        journal.append(model_entry("1", output))
+        journal.append(end_entry("1"))
+    models = tmp_path / "reports" / "models"
+
+    assert {path.parent.name for path in rebuild(tmp_path)} == {"models", "layers", "timings"}
+    (models / "1.parquet").write_bytes(b"PAR1 torn")
+    (models / "0.parquet").write_bytes(b"")
+    rebuild(tmp_path)
+
+    assert sorted(path.name for path in models.iterdir()) == [".0.parquet.torn", "1.parquet"]
+    (row,) = pyarrow.parquet.read_table(models / "1.parquet").to_pylist()
+    assert row["output"] == str(output)
 
 
 def test_two_batches_never_write_one_folder(tmp_path):

@@ -13,6 +13,7 @@ from distributed.scheduler import KilledWorker
 from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError, StageReason
 from quant_core.worker.child import MAX_WORKER_DEATHS, run_stage, shut_down
+from quant_core.worker.host import versions
 from tasks.workers import BARE_BYTES, MAX_DEATHS_BEFORE_BEGIN, Workers
 from tests.unit.worker.test_child import wait_until
 
@@ -130,3 +131,14 @@ def test_a_stage_that_ran_out_of_the_hosts_memory_reserves_twice_as_much_the_nex
     workers.run("prepare", "m", {})
 
     assert workers.need("prepare", "m") == 12345
+
+
+def test_an_answer_of_a_worker_with_other_versions_is_refused(tmp_path):
+    def submit(function, stage, **options):
+        answer = {"result": {}, "peak_bytes": 1, "versions": {**versions(), "quantmill": "0.0.1"}}
+        return SimpleNamespace(result=lambda: answer, done=lambda: True)
+
+    workers = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path)
+
+    with pytest.raises(StageError, match=r"other versions: quantmill 0\.0\.1"):
+        workers.run("prepare", "m", {})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
+from flows.cli.read_reports import read_reports
 from quant_core.evaluate.contract import Verdict
 from tasks.report import SCHEMAS, write_table
 from tasks.rows import TABLES, AuditRow, LayerRow, ModelRow, Outcome, RunRow, TimingRow
@@ -122,3 +123,38 @@ def test_a_row_of_a_parquet_file_with_the_names_of_before_is_read(tmp_path):
 def test_every_table_names_its_run_first():
     assert {fields(row)[0].name for row in TABLES.values()} == {"run_id"}
     assert set(TABLES.values()) == {RunRow, ModelRow, LayerRow, TimingRow, AuditRow}
+
+
+def test_reports_of_an_earlier_schema_are_read_beside_todays(tmp_path):
+    reports = tmp_path / "reports"
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    for run in ("1", "2"):
+        write_table(reports, "models", run, [replace(model_row(busy=True), run_id=run)])
+        write_table(reports, "runs", run, [run_row(run, moment)])
+    old = reports / "models" / "1.parquet"
+    parquet.write_table(parquet.ParquetFile(old).read().drop_columns(["busy"]), old)
+
+    assert [read_reports(tmp_path, run)["models"][0]["busy"] for run in ("1", "2")] == [None, True]
+    assert SCHEMAS["models"].metadata == {b"quantmill_schema": b"2"}
+
+
+def test_a_torn_report_hides_no_other(tmp_path):
+    for run in ("1", "2"):
+        write_table(tmp_path / "reports", "runs", run, [run_row(run, datetime.now(UTC))])
+    write_table(tmp_path / "reports", "models", "2", [replace(model_row(), run_id="2")])
+    (tmp_path / "reports" / "runs" / "1.parquet").write_bytes(b"PAR1")
+
+    assert [run["run_id"] for run in read_reports(tmp_path)["runs"]] == ["2"]
+
+
+def run_row(run_id, moment) -> RunRow:
+    texts = ("folder", "host", "target", "python", "quantmill", "onnx", "onnxruntime")
+    counts = ("models", "done", "skipped", "failed", "not_met", "workers")
+    return RunRow(
+        run_id=run_id,
+        started_at=moment,
+        finished_at=moment,
+        seconds=1.0,
+        **dict.fromkeys(texts, ""),
+        **dict.fromkeys(counts, 1),
+    )
