@@ -76,7 +76,8 @@ def cpu_fingerprint() -> str:
 def _read(path: Path) -> dict[str, Cost]:
     """The costs of this CPU, {} if there is no file. A line that a crash cut short is ignored."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = text.replace("\0", "").splitlines()  # a power cut leaves zeros
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -91,7 +92,8 @@ def _read(path: Path) -> dict[str, Cost]:
             is_valid = all(0 < value < math.inf for value in (cost.float_ms, cost.speedup))
             if row["cpu"] == cpu_fingerprint() and is_valid:
                 costs.setdefault(row["what"], cost)
-    if lines and not valid_lines:
+    is_table = valid_lines > 0 or any(line.startswith("{") for line in lines)
+    if any(lines) and not is_table:
         raise RequestError("holds no costs", str(path), NAME_A_TABLE)
     return costs
 

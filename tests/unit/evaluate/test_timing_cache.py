@@ -66,6 +66,18 @@ def test_what_a_crash_cut_short_spoils_nothing_that_is_added_later(tmp_path):
     assert [again.of(what, refuse).float_ms for what in ("first", "second")] == [1.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    "torn", [b'{"cpu": "so', b"\0" * 64, b"null", b'{"cpu": 1, "float_ms": 1e999}']
+)
+def test_a_table_of_which_no_line_is_whole_is_begun_anew(tmp_path, torn):
+    path = tmp_path / "costs.jsonl"
+    path.write_bytes(b"{}\n" + torn)
+
+    TimingCache(path).of("first", lambda: timing(1.0, 1.0))
+
+    assert TimingCache(path).of("first", refuse) == Cost(1.0, 1.0)
+
+
 def test_many_can_add_to_one_file(tmp_path):
     path = tmp_path / "costs.jsonl"
     with ThreadPoolExecutor(8) as pool:
