@@ -46,7 +46,7 @@ def print_answer(data: Any, view: Callable[[Any], RenderableType] | None) -> Non
 
 
 def print_error(error: QuantError, as_json: bool) -> None:
-    """Print problem, where and hint: to stderr for a person, or to stdout as a JSON object."""
+    """Print problem, where and hint: to stderr for a person, or to stdout as a JSON line."""
     if as_json:
         parts = {
             "kind": type(error).__name__,
@@ -54,7 +54,8 @@ def print_error(error: QuantError, as_json: bool) -> None:
             "where": error.where,
             "hint": error.hint,
         }
-        print_answer({"error": parts}, None)
+        # on one line: it may end a stream of events
+        sys.stdout.write(json.dumps({"error": plain(parts)}) + "\n")
         return
     console(stderr=True).print(error_text(error.problem, error.where, error.hint), soft_wrap=True)
 
