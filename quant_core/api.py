@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
@@ -72,6 +74,10 @@ class OptimizeResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+# Whether numbers are finite is checked where it matters; numpy's warnings name no model.
+QUIET = np.errstate(all="ignore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +153,7 @@ def quantize_with_calibration(
     )
 
 
+@QUIET
 def plan_model(
     path: str | Path,
     config: QuantConfig | None = None,
@@ -168,6 +175,7 @@ def plan_model(
     return first_plan(prepared.model, config, measured=measured, rewrites=prepared.applied)
 
 
+@QUIET
 def quantize_model(
     path: str | Path,
     output: str | Path,
@@ -269,6 +277,7 @@ def optimize_model(
     )
 
 
+@QUIET
 def validate_model(
     original: str | Path,
     quantized: str | Path,

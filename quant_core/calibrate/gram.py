@@ -30,6 +30,7 @@ from quant_core.plan.types import QuantPlan
 # full rank only if n > k.
 GRAM_ROWS_PER_COLUMN = 3
 MIN_GRAM_ROWS = 1024  # the least rows of one matrix; not tuned, small matrices are cheap
+LARGEST = 1e17  # of a value in a row: a thousand squares of larger ones exceed float32
 ROWS_PER_PRODUCT = 512  # rows that are multiplied at once: enough for BLAS, few enough for memory
 MAX_BYTES_AT_ONCE = 256 << 20  # of matrices that are summed during one reading of the samples
 # Added to the diagonal, as a share of E[x^2]: some hundred times the rounding of float32 products
@@ -273,7 +274,11 @@ class _MomentSums:
         self.waiting: list[NDArray[np.float32]] = []
 
     def add(self, rows: NDArray[np.float32]) -> None:
-        """Adds rows (G, n, K)."""
+        """Adds rows (G, n, K), but those with NaN or with squares that float32 cannot sum."""
+        with np.errstate(invalid="ignore"):
+            rows = rows[:, (np.abs(rows) < LARGEST).all((0, 2))]
+        if not rows.size:
+            return
         self.waiting.append(rows)
         if sum(r.shape[1] for r in self.waiting) >= ROWS_PER_PRODUCT:
             self._flush()

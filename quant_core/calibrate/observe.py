@@ -88,8 +88,9 @@ def observe(
 ) -> Statistics:
     """The statistics of one shard of samples; memory does not grow with their number.
 
-    Raises: DataError if there is no sample, or a tensor becomes NaN or infinite (the float model
-    overflows).
+    Values that are NaN or infinite are left out: a model may mask rows of them later.
+
+    Raises: DataError if there is no sample, or a sample gives a tensor no finite value.
     """
     tensors = {name: TensorStats() for name in plan.activations}
     means = {(name, axis): ChannelMoments(-1) for name in plan.means for axis in plan.means[name]}
@@ -98,10 +99,14 @@ def observe(
     samples = values_of(model, wanted, feeds, threads=threads, where="calibration sample")
     for values in _prefetched(samples):
         for name in wanted:
-            axes = plan.means.get(name, ())
-            counted = {axis: _counted(values[name], axis) for axis in axes}
+            x, axes = values[name], plan.means.get(name, ())
+            counted = {axis: _counted(x, axis) for axis in axes}
+            if not np.isfinite(x).all():
+                x = _finite(x)
+                counted = {axis: _finite_rows(rows) for axis, rows in counted.items()}
             if name in tensors:
-                tensors[name].update(values[name], name, counted[axes[0]] if axes else values[name])
+                first = next(iter(counted.values()), x)
+                tensors[name].update(x, name, first if first.size else x)
             for axis in axes:
                 means[name, axis].update(counted[axis], name)
         seen += 1
@@ -114,6 +119,18 @@ def _mean_key(name: str) -> MeanKey:
     """The key of means that `Statistics.save` stored as "m:axis:tensor"."""
     _, axis, tensor = name.split(":", 2)
     return tensor, int(axis)
+
+
+def _finite(x: NDArray[Any]) -> NDArray[Any]:
+    """The finite values; all, if none is: the statistic then says what is wrong."""
+    known = x[np.isfinite(x)]
+    return known if known.size else x
+
+
+def _finite_rows(x: NDArray[Any]) -> NDArray[Any]:
+    """(n, C): the rows, channels last, of which every value is finite."""
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(-1, 1)
+    return np.asarray(rows[np.isfinite(rows).all(1)])
 
 
 def _counted(x: NDArray[Any], channel_axis: int) -> NDArray[Any]:

@@ -98,6 +98,9 @@ def choose_treatments(
     for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):
         for t in tensors:
             rows = values[t].reshape(-1, values[t].shape[-1])
+            rows = rows[np.isfinite(rows).all(1)]  # a model may mask the others later
+            if not rows.size:
+                continue
             for i, treatment in enumerate(possible[t]):
                 factors = treatment_factors(treatment, max_abs[t], weights[t])
                 noise[t][i] += sum(_product_noise(rows, w, factors) for w in weights[t])

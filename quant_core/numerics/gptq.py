@@ -86,6 +86,7 @@ def gptq_int8(
             np.minimum(s, widest).astype(np.float32)
             for s in (np.sqrt(finest * widest.astype(float)), finest)
         ]
+    signs = _Signs(rows)
     factor = _factor(gram)
     # damped as in _factor: H of few samples sees no error in directions where no input was
     judged = _damped(gram)
@@ -96,7 +97,9 @@ def gptq_int8(
             j: int, column: NDArray[Any], left: NDArray[Any] | None, candidate: Any = candidate
         ) -> tuple[Any, Any]:
             low, high = _safe_range(left) if pair_safe and left is not None else (-QMAX8, QMAX8)
+            least, most = signs.of(j)
             steps = _within(np.rint(column / candidate), low, high)
+            steps = _within(steps, least, most)
             return steps, steps * candidate
 
         found = _sweep(rows, factor, at)
@@ -158,6 +161,7 @@ def _int4_sweep(
                 multiplier is chosen
     """
     multipliers = np.ones((len(rows), rows.shape[1] // block), np.uint8)
+    signs = _Signs(rows)
 
     def start(j: int, ahead: NDArray[Any]) -> None:
         multipliers[:, j // block] = _best_multiplier(
@@ -170,6 +174,7 @@ def _int4_sweep(
         if pair_safe and left is not None:
             low, high = _safe_range(left)
             steps = _within(steps, np.ceil(low / m), np.floor(high / m))
+        steps = _within(steps, *signs.of(j))
         return steps * m, steps * m * scale
 
     return _sweep(rows, factor, at, start, block), multipliers
@@ -190,6 +195,7 @@ def _descend(
     Source: Behdin et al. 2023, QuantEase (arXiv 2309.01885), algorithm 1.
     """
     groups, parts, k, _ = gram.shape
+    signs = _Signs(rows)
     spread = np.repeat(multipliers, product.shape[1] // multipliers.shape[1], axis=1).astype(
         np.float32
     )
@@ -220,6 +226,8 @@ def _descend(
                 if pair_safe and (neighbour := j ^ 1) < k:
                     low, high = _safe_range(steps[neighbour])
                     found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
+                least, most = signs.of(p * k + j)
+                found = _within(found, least.reshape(groups, -1)[g], most.reshape(groups, -1)[g])
                 found *= sizes[j]
                 stripe_slope -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
                 steps[j] = found
@@ -228,6 +236,22 @@ def _descend(
             slope[stripe.stop :] -= matrix[stripe.stop :, stripe] @ change
         q[g, :, part] = steps.T
     return out.astype(np.int8)
+
+
+class _Signs:
+    """Bounds that keep the signs and the exact zeros of non-negative rows, as filter banks have.
+
+    What follows such a row, a Log or Sqrt, has no value for a negative sum.
+    """
+
+    def __init__(self, rows: NDArray[np.float32]) -> None:
+        self.rows = rows
+        self.least = np.where(rows.min(1, initial=0.0) >= 0, 0.0, -np.inf).astype(np.float32)
+
+    def of(self, column: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The least and the largest integer of each row in this column, (C,) each."""
+        is_zero = (self.least == 0) & (self.rows[:, column] == 0)
+        return self.least, np.where(is_zero, np.float32(0), np.float32(np.inf))
 
 
 def _safe_range(neighbour: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

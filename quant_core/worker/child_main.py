@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from quant_core.errors import QuantError, StageError, StageReason
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.worker.memory import MORE_MEMORY
@@ -68,6 +70,7 @@ def serve(stages: Mapping[str, Stage]) -> None:
         _give_memory_back()
 
 
+@np.errstate(all="ignore")  # numbers are checked where it matters
 def _answer(stage: Stage, request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": stage(**request)}

@@ -169,3 +169,17 @@ def test_few_samples_do_not_cost_what_they_do_not_show(samples):
     )
 
     assert fitted < 4 * nearest
+
+
+def test_non_negative_rows_keep_their_signs_and_exact_zeros():
+    """A filter bank in front of a Log has no value for a negative sum."""
+    rng = np.random.default_rng(5)
+    rows = np.maximum(0, rng.standard_normal((8, 64))).astype(np.float32)
+    x = rng.standard_normal((200, 4)) @ rng.standard_normal((4, 64))
+    gram = (x.T @ x / 200)[None, None].astype(np.float32)
+
+    eight, four = gptq_int8(rows, gram), gptq_int4(rows, gram, 32)
+
+    for found in (eight, four):
+        assert (found.q >= 0).all()
+        assert (found.q[rows == 0] == 0).all()

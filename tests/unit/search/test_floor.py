@@ -115,3 +115,32 @@ def test_a_search_without_time_ends_with_the_best_it_has(tmp_path):
     assert output.exists()
     assert not result.shortfall
     assert len([row for row in result.trace if "float" not in row["candidate"]]) == 1
+
+
+def test_rows_of_nan_that_the_model_masks_are_no_reason_to_refuse_it(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    text = "(float[n,32] x, float[n,1] k) => (float[n,8] y) { d = Div(x, k) a = MatMul(d, u)"
+    text += " e = IsNaN(a) b = Where(e, z, a) t = Tanh(b) y = MatMul(t, w) }"
+    arrays = weights(u=(32, 16), w=(16, 8)) | {"z": np.zeros((), np.float32)}
+    onnx.save(sketch(text, arrays), model)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((24, 6, 32)).astype(np.float32)
+    k = np.ones((24, 6, 1), np.float32)
+    x[:, 4:], k[:, 4:] = 0, 0
+
+    result = quantize_model(model, output, calibration={"x": x, "k": k})
+
+    assert result.worst_db >= 12
+    assert not result.shortfall
+
+
+def test_activations_that_float32_cannot_square_give_no_warning(tmp_path, recwarn):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    text = "(float[n,16] x) => (float[n,8] y) { a = MatMul(x, u) b = Mul(a, big) y = MatMul(b, w) }"
+    arrays = weights(u=(16, 32), w=(32, 8)) | {"big": np.array(1e20, np.float32)}
+    onnx.save(sketch(text, arrays), model)
+
+    result = quantize_model(model, output, calibration="random", num_samples=8)
+
+    assert result.worst_db >= 12
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
