@@ -1,4 +1,4 @@
-"""What is known of a model's tensors without running it: their shapes."""
+"""What is known of a model's tensors without running it: shapes and types."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ Dims: TypeAlias = tuple[int | str | None, ...]  # the same; equal names stand fo
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Shapes by tensor name, inferred anew: what a file claims of inner tensors is not believed."""
+    """Shapes and types by tensor name.
+
+    Shapes are inferred anew: what a file claims of inner tensors is not believed.
+    """
 
     known: dict[str, Dims]
+    types: dict[str, ir.DataType]
 
     @classmethod
     def of(cls, model: ir.Model) -> Facts:
@@ -33,13 +37,15 @@ class Facts:
                     if not output.is_graph_output():
                         output.shape = None
         passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-        known = {}
+        known, types = {}, {}
         for inside in graph.graphs_of(copy):
             values = [*inside.inputs, *(v for node in inside for v in node.outputs)]
             for value in values:
+                if value.name and value.dtype is not None:
+                    types[value.name] = value.dtype
                 if value.name and value.shape is not None:
                     known[value.name] = tuple(_dim(n) for n in value.shape)
-        return cls(known)
+        return cls(known, types)
 
     def dims(self, value: ir.Value | None) -> Dims | None:
         """The sizes of a tensor and names of open ones, None where their number is unknown."""

@@ -23,11 +23,15 @@ Shape = tuple[int, ...]
 
 @dataclass
 class Sketch:
-    """A graph that grows by random nodes, and the shape of every value, BATCH along axis 0."""
+    """A graph that grows by random nodes, and the shape of every value, BATCH along axis 0.
+
+    is_open  whether the model leaves the height and width of its input open too
+    """
 
     draw: Any
     rng: np.random.Generator
     shapes: dict[str, Shape]
+    is_open: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
@@ -56,9 +60,11 @@ class Sketch:
 
     def model(self) -> onnx.ModelProto:
         def info(name: str) -> onnx.ValueInfoProto:
-            shape = (
-                ["n", *self.shapes[name][1:]] if name == "x" else [None] * len(self.shapes[name])
-            )
+            if name != "x":
+                shape: list[Any] = [None] * len(self.shapes[name])
+            else:
+                _, channels, *sizes = self.shapes[name]
+                shape = ["n", channels, *(["h", "w"] if self.is_open else sizes)]
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
         made = helper.make_graph(
@@ -274,7 +280,7 @@ def sketches(draw: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A model of up to 12 nodes, mostly one after the other, and a feed."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (BATCH, draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 5)))
-    sketch = Sketch(draw, rng, {"x": shape})
+    sketch = Sketch(draw, rng, {"x": shape}, draw(st.booleans()))
     for _ in range(draw(st.integers(1, 12))):
         newest = [list(sketch.shapes)[-1]] * 4
         x = draw(st.sampled_from([*newest, *sketch.shapes]))

@@ -22,6 +22,8 @@ from quant_core.optimize.rules.fold_affine import (
 )
 from quant_core.optimize.rules.inner_softmax import inner_softmax
 from quant_core.optimize.rules.merge_convs import merge_parallel_convs, merge_successive_convs
+from quant_core.optimize.rules.named_sizes import named_sizes
+from quant_core.optimize.rules.pixel_gemms import pixel_gemms
 from quant_core.optimize.rules.plain_softmax import plain_softmax
 from quant_core.optimize.rules.prelu import prelu_as_convs, prelu_as_leaky_relu
 from quant_core.optimize.rules.split_convs import split_convs
@@ -41,10 +43,12 @@ EXACT: dict[str, Exact] = {
     "plain_softmax": plain_softmax,
     "static_shapes": static_shapes,
     "prelu_as_leaky_relu": prelu_as_leaky_relu,
+    "named_sizes": named_sizes,
 }
 TIMED: dict[str, Timed] = {
     "affine_as_conv": affine_as_conv,
     "wide_kernels": wide_kernels,
+    "pixel_gemms": pixel_gemms,
     "prelu_as_convs": prelu_as_convs,
     "inner_softmax": inner_softmax,
     "split_convs": split_convs,

@@ -1,0 +1,108 @@
+"""Convs of images of one pixel, behind a global pool, become matrix products."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.optimize import convolution
+from quant_core.optimize.applied import Applied, Chosen
+from quant_core.optimize.edit import constant, free_name, only_reader, remove
+from quant_core.optimize.facts import Facts
+
+UNARY = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"})
+
+
+def pixel_gemms(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
+    """The two layers of squeeze and excitation, and whatever else computes on one pixel.
+
+        x(n, c, 1, 1) -> Conv -> Relu -> Conv -> HardSigmoid
+        =>   x -> Reshape(n, c) -> Gemm -> Relu -> Gemm -> HardSigmoid -> Reshape(n, d, 1, 1)
+
+    1. A row of 1 x 1 Convs of one group and of activations, each read by the next alone; the first
+       reads a tensor whose height and width are known to be 1.
+    2. For one pixel a blocked Conv has idle lanes, and the layout has to be made and unmade.
+
+    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv 1709.01507, section 3.
+    """
+    applied = []
+    for inside in graph.graphs_of(model):
+        for node in list(inside):
+            if node.graph is not inside or not chosen(str(node.name)):
+                continue
+            row = _row_from(node, facts)
+            if row:
+                _write(inside, row)
+                names = [str(n.name) for n in row if n.op_type == "Conv"]
+                applied.append(Applied("pixel_gemms", names[0], ()))
+    return applied
+
+
+def _row_from(first: ir.Node, facts: Facts) -> list[ir.Node]:
+    """The Convs and activations that begin at this Conv, none if it is not on one pixel."""
+    if not _is_pixelwise(first) or [facts.size(first.inputs[0], i) for i in (2, 3)] != [1, 1]:
+        return []
+    if facts.rank(first.inputs[0]) != 4:
+        return []
+    row, node = [first], only_reader(first.outputs[0])
+    while node is not None and not node.domain and node.inputs[0] is row[-1].outputs[0]:
+        if not (node.op_type in UNARY or _is_pixelwise(node)):
+            break
+        row.append(node)
+        node = only_reader(node.outputs[0])
+    return row
+
+
+def _is_pixelwise(node: ir.Node) -> bool:
+    conv = convolution.read(node)
+    return (
+        conv is not None
+        and len(conv.taps) == 2
+        and prod(conv.taps) == 1
+        and prod(conv.strides) == 1
+        and conv.groups == 1
+        and not conv.is_padded
+    )
+
+
+def _write(inside: ir.Graph, row: list[ir.Node]) -> None:
+    end, value = row[-1], graph.value(row[0].inputs[0])
+    value = _put(inside, end, "Reshape", [value, _shape(inside, row[0], [0, -1])], "")
+    channels = 0
+    for node in row:
+        conv = convolution.read(node)
+        if conv is None:
+            attributes = list(node.attributes.values())
+            inputs = [value, *node.inputs[1:]]
+            value = _put(inside, end, node.op_type, inputs, str(node.name), attributes)
+            continue
+        weight = conv.weight.reshape(conv.outputs, -1)
+        inputs = [value, constant(inside, f"{node.name}_weight", weight)]
+        inputs.append(constant(inside, f"{node.name}_bias", conv.bias))
+        turned = [ir.AttrInt64("transB", 1)]
+        value = _put(inside, end, "Gemm", inputs, str(node.name), turned)
+        channels = conv.outputs
+    last = _put(inside, end, "Reshape", [value, _shape(inside, end, [0, channels, 1, 1])], "")
+    graph.replace_value(end.outputs[0], last)
+    remove(row)
+
+
+def _shape(inside: ir.Graph, node: ir.Node, sizes: list[int]) -> ir.Value:
+    return constant(inside, f"{node.name}_shape", np.array(sizes, np.int64))
+
+
+def _put(
+    inside: ir.Graph, end: ir.Node, op_type: str, inputs: list[ir.Value | None], name: str,
+    attributes: list[ir.Attr] | None = None,
+) -> ir.Value:  # fmt: skip
+    """The result of a new node before another; without a name it is called after its result."""
+    node = ir.Node("", op_type, inputs, attributes or [], name=name)
+    output = node.outputs[0]
+    output.name = free_name(inside, name or f"{end.name}_{op_type}")
+    node.name = name or output.name
+    output.type = end.outputs[0].type
+    inside.insert_before(end, node)
+    return output
