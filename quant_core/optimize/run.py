@@ -24,7 +24,8 @@ GROWTH = 0.01  # of the file, for names and small constants; what grows by more 
 SLACK_BYTES = 4096  # the same in a file of nothing but nodes
 TIMED_SLACK_BYTES = 1 << 17  # the same for what is measured to be faster
 LEAST_GAIN = 1.02  # a speed-up that is not the noise of the clock
-MOST_PLACES = 8  # that are tried one by one
+MOST_PLACES = 6  # that are tried one by one
+WORSE = 0.98  # speed of all places together below which some may still be faster
 ROUNDS = 8  # a rule that finds something new after so many others is left
 
 Feed: TypeAlias = Mapping[str, NDArray[Any]]
@@ -65,8 +66,8 @@ def optimize(
 
     1. Rules are applied in order, again and again, until none changes anything.
     2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
-    3. What a timed rule changed is undone if the model is not faster; then each place is tried
-       alone.
+    3. What a timed rule changed is undone if the model is not faster; where it is slower, each
+       place is tried alone.
     4. A rule that was undone is not tried again.
 
     Raises: ModelError if the model itself does not run on the feeds.
@@ -133,42 +134,42 @@ class _Work:
         after, changes = _apply(rule, self.best, self.facts)
         if not changes:
             return
-        reason = self._objection(rule, after)
+        reason, gain = self._objection(rule, after)
         if not reason:
             self._keep(after, changes)
             return
         nodes = tuple(change.node for change in changes)
         self.undone.append(Undone(rule, nodes, reason))
-        if rule in TIMED and 1 < len(nodes) <= MOST_PLACES:  # 3.
+        if gain < WORSE and 1 < len(nodes) <= MOST_PLACES:  # 3.
             for node in nodes:
                 after, changes = _apply(rule, self.best, self.facts, {node})
-                if changes and not self._objection(rule, after):
+                if changes and not self._objection(rule, after)[0]:
                     self._keep(after, changes)
 
     def _keep(self, after: ir.Model, changes: list[Applied]) -> None:
         self.best, self.facts = after, Facts.of(after)
         self.applied += changes
 
-    def _objection(self, rule: str, after: ir.Model) -> str:
-        """Why a change cannot stay, "" if it can."""
+    def _objection(self, rule: str, after: ir.Model) -> tuple[str, float]:
+        """Why a change cannot stay, "" if it can; and the speed-up, 1 if it was not measured."""
         try:
             outputs = _outputs(after, self.feeds)
         except ModelError as error:
-            return f"it does not run: {error.problem}"
+            return f"it does not run: {error.problem}", 1.0
         for wanted, got in zip(self.reference, outputs, strict=True):
             for a, b in zip(wanted, got, strict=True):
                 db = same_db(a, b)
                 if db < SAME_DB:
-                    return f"an output changes to {db:.0f} dB"
+                    return f"an output changes to {db:.0f} dB", 1.0
         size = files.size_in_file(self.best)
         slack = TIMED_SLACK_BYTES if rule in TIMED else SLACK_BYTES
         if files.size_in_file(after) > size + max(slack, GROWTH * size):
-            return "the file grows"
+            return "the file grows", 1.0
         if rule in TIMED and self.speedup is not None:
             gain = self.speedup(self.best, after)
             if gain < LEAST_GAIN:
-                return f"{gain:.2f}x of the speed"
-        return ""
+                return f"{gain:.2f}x of the speed", gain
+        return "", 1.0
 
 
 def _outputs(model: ir.Model, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:

@@ -95,7 +95,7 @@ class SearchPolicy:
     race_seconds: float = 0.1
     # The same for a float model before and after a rewrite, whose gains are smaller.
     # `python -m tests.bench.optimize --zoo DIR`: the rules that are undone in two runs.
-    rewrite_seconds: float = 0.5
+    rewrite_seconds: float = 0.3
     matmul_seconds: float = 0.01
 
 
