@@ -58,5 +58,6 @@ def _rows(table: Path, run_id: str | None = None) -> Rows:
         problem = f"cannot be read: {str(reason).splitlines()[0]}"
         raise RequestError(problem, str(path), "`quantmill report --rebuild DIR` mends it")
     if not rows:
-        raise RequestError("holds no report", str(table), hint)
+        where = table if table.is_dir() else table.parent
+        raise RequestError("holds no report", str(where), hint)
     return rows
