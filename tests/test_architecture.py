@@ -34,7 +34,7 @@ CORE_SHELVES = (
     ("api",),
     ("worker",),
 )
-FLOW_SHELVES = (("console", "manifest", "runtime"), ("batch",), ("audit",), ("cli",))
+FLOW_SHELVES = (("console", "manifest", "runtime"), ("report",), ("batch",), ("audit",), ("cli",))
 SHELVES = {"quant_core": CORE_SHELVES, "flows": FLOW_SHELVES}
 
 CORE_IMPORTS = {

@@ -82,6 +82,7 @@ from flows.manifest.jobs import (  # noqa: E402
     unreadable_file,
 )
 from flows.manifest.outputs import Owner, claim  # noqa: E402
+from flows.report.page import write_report  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
@@ -92,6 +93,7 @@ from tasks.rows import SCHEMA_VERSION, Outcome, Row, RunRow  # noqa: E402
 READERS = 4  # threads that hash models before the first stage
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
 SUMMARY = "summary.json"
+PAGE = "report.html"
 COLUMNS_IN_PREFECT = (
     "model",
     "outcome",
@@ -345,6 +347,9 @@ class Batch:
         run = self._run_row(result, finished_at, workers)
         self.journal.append(EndEntry(self.run_id, finished_at, result.counts, run))
         heal(self.manifest.folder, self.journal)
+        # The Parquet has everything: a page that cannot be made must not fail the batch.
+        with contextlib.suppress(Exception):
+            write_report(result.reports, result.reports / PAGE, self.run_id)
 
     def _run_row(self, result: BatchResult, finished_at: datetime, workers: int) -> RunRow:
         started_at, counts, made_with = self.begun.started_at, result.counts, versions()

@@ -60,6 +60,7 @@ Reports = Annotated[Path, _argument("DIR", "A batch's output folder.")]
 Output = Annotated[
     Path | None, _option("-o", "--output", help="Where to write; replaced if there.")
 ]
+Page = Annotated[Path | None, _option("-o", "--output", help="Where to write the HTML page.")]
 OutputDir = Annotated[Path, _option("-o", "--output-dir", help="Where to write the models.")]
 PlanFile = Annotated[Path | None, _option("--plan", help="Do exactly this: a dry run's JSON.")]
 CostsFile = Annotated[
@@ -258,9 +259,11 @@ def config(
 
 
 @command
-def report(folder: Reports, run: RunId = None, rebuild: Rebuild = False) -> Answer:
+def report(
+    folder: Reports, run: RunId = None, output: Page = None, rebuild: Rebuild = False
+) -> Answer:
     """What a batch came to: its latest run, or another one, from the Parquet in its output
-    folder.
+    folder; with -o, also as an HTML page that opens offline.
     """
     from flows.cli.read_reports import read_reports
 
@@ -270,6 +273,10 @@ def report(folder: Reports, run: RunId = None, rebuild: Rebuild = False) -> Answ
         from flows.batch.rebuild import rebuild as rebuild_reports  # it imports Prefect
 
         rebuild_reports(folder)
+    if output is not None:
+        from flows.report.page import write_report
+
+        write_report(folder, output, run)
     return Answer(read_reports(folder, run), render.reports_view)
 
 

@@ -1,0 +1,1 @@
+"""The reports of a batch as one HTML page."""

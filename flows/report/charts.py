@@ -1,0 +1,198 @@
+"""Charts as inline SVG: a sparkline, a scatter with its front, and the layers of one model.
+
+Each is a few lines of SVG. The smallest library that draws them all weighs more than a whole report
+of one model, and would have to run before anything is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.report.elements import Child, Element, element
+
+SPARK_WIDTH, SPARK_HEIGHT = 80, 18
+WIDTH, HEIGHT = 460, 230
+LEFT, BOTTOM, TOP, RIGHT = 52, 36, 12, 12
+MAX_LAYERS = 400  # points in the chart; the table beside it has every layer
+TICKS = 4
+
+
+def sparkline(values: Sequence[float | None], label: str) -> Element | None:
+    """A line through the values, oldest first; None with fewer than two of them."""
+    known = [(i, value) for i, value in enumerate(values) if value is not None]
+    if len(known) < 2:
+        return None
+    lo, hi = min(v for _, v in known), max(v for _, v in known)
+    step = (SPARK_WIDTH - 6) / (len(values) - 1)
+    points = [(3 + i * step, _scaled(v, lo, hi, SPARK_HEIGHT - 3, 3)) for i, v in known]
+    return element(
+        "svg",
+        {
+            "class": "spark",
+            "viewBox": f"0 0 {SPARK_WIDTH} {SPARK_HEIGHT}",
+            "width": SPARK_WIDTH,
+            "height": SPARK_HEIGHT,
+            "role": "img",
+            "aria-label": label,
+        },
+        element("title", {}, label),
+        element("polyline", {"class": "line", "points": _points(points)}),
+        element(
+            "circle", {"class": "dot", "cx": _n(points[-1][0]), "cy": _n(points[-1][1]), "r": 2.5}
+        ),
+    )
+
+
+def front_chart(
+    trials: Sequence[Mapping[str, Any]], written: tuple[float, float] | None
+) -> Element | None:
+    """Speed-up (right is faster) and SQNR (up is nearer to float) of every trial, with the front.
+
+    written  the same two of the model as it was written, measured at the end
+    """
+    points = [(t["speedup"], t["sqnr_db"], t) for t in trials if _drawable(t)]
+    if not points:
+        return None
+    values = [(x, y) for x, y, _ in points] + ([written] if written else [])
+    axes = _Axes([x for x, _ in values], [y for _, y in values])
+    front = sorted((t["speedup"], t["sqnr_db"]) for t in pareto(trials))
+    marks: list[Child] = [
+        element(
+            "polyline", {"class": "front", "points": _points([axes.place(x, y) for x, y in front])}
+        )
+    ]
+    for x, y, trial in points:
+        text = f"{trial['candidate']}: {x:.2f}x, {y:.1f} dB"
+        marks.append(_dot(axes.place(x, y), "trial", text, 4.5))
+    if written:
+        text = f"as written: {written[0]:.2f}x, {written[1]:.1f} dB"
+        marks.append(_dot(axes.place(*written), "written", text, 6.5))
+    return axes.chart("Plans that were tried", "speed-up over float", "SQNR, dB", marks)
+
+
+def pareto(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The trials that no other beats in speed, size and SQNR together."""
+    known = [trial for trial in trials if _drawable(trial)]
+    return [trial for trial in known if not any(_beats(other, trial) for other in known)]
+
+
+def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
+    """SQNR of the first layers by position: each alone, and with all before it."""
+    shown = [row for row in layers[:MAX_LAYERS] if _finite(row.get("cumulative_db"))]
+    if len(shown) < 2:
+        return None
+    alone = [row for row in shown if _finite(row.get("isolated_db"))]
+    ys = [row["cumulative_db"] for row in shown] + [row["isolated_db"] for row in alone]
+    axes = _Axes([row["position"] for row in shown], ys)
+    line = [axes.place(row["position"], row["cumulative_db"]) for row in shown]
+    marks: list[Child] = [element("polyline", {"class": "front", "points": _points(line)})]
+    for row in alone:
+        text = f"{row['position']} {row['node']}: alone {row['isolated_db']:.1f} dB"
+        marks.append(_dot(axes.place(row["position"], row["isolated_db"]), "trial", text, 3))
+    for row in shown:
+        text = f"{row['position']} {row['node']}: so far {row['cumulative_db']:.1f} dB"
+        marks.append(_dot(axes.place(row["position"], row["cumulative_db"]), "written", text, 3))
+    return axes.chart("SQNR by layer", "layer", "SQNR, dB", marks)
+
+
+class _Axes:
+    """The scales of a chart whose points have these x and y."""
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
+        self.x_lo, self.x_hi = _padded(xs)
+        self.y_lo, self.y_hi = _padded(ys)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where the point lies in the picture."""
+        across = _scaled(x, self.x_lo, self.x_hi, LEFT, WIDTH - RIGHT)
+        return across, _scaled(y, self.y_lo, self.y_hi, HEIGHT - BOTTOM, TOP)
+
+    def chart(self, title: str, across: str, up: str, marks: Sequence[Child]) -> Element:
+        """The picture: axes with ticks and names, and the marks on them."""
+        parts: list[Child] = []
+        for i in range(TICKS + 1):
+            x = self.x_lo + (self.x_hi - self.x_lo) * i / TICKS
+            y = self.y_lo + (self.y_hi - self.y_lo) * i / TICKS
+            left, top = self.place(x, y)
+            parts += [
+                element(
+                    "line",
+                    {
+                        "class": "grid",
+                        "x1": LEFT,
+                        "x2": WIDTH - RIGHT,
+                        "y1": _n(top),
+                        "y2": _n(top),
+                    },
+                ),
+                element(
+                    "text",
+                    {"x": LEFT - 6, "y": _n(top + 4), "text-anchor": "end"},
+                    _tick(y, self.y_hi - self.y_lo),
+                ),
+                element(
+                    "text",
+                    {"x": _n(left), "y": HEIGHT - BOTTOM + 16, "text-anchor": "middle"},
+                    _tick(x, self.x_hi - self.x_lo),
+                ),
+            ]
+        names = [
+            element(
+                "text", {"x": WIDTH - RIGHT, "y": HEIGHT - 4, "text-anchor": "end"}, f"{across} →"
+            ),
+            element("text", {"x": LEFT + 4, "y": TOP + 10}, f"↑ {up}"),
+        ]
+        view = {
+            "class": "chart",
+            "viewBox": f"0 0 {WIDTH} {HEIGHT}",
+            "role": "img",
+            "aria-label": title,
+        }
+        return element("svg", view, *parts, *names, *marks)
+
+
+def _dot(place: tuple[float, float], kind: str, text: str, radius: float) -> Element:
+    attributes = {"class": kind, "cx": _n(place[0]), "cy": _n(place[1]), "r": radius}
+    return element("circle", attributes, element("title", {}, text))
+
+
+def _drawable(trial: Mapping[str, Any]) -> bool:
+    return _finite(trial.get("speedup")) and _finite(trial.get("sqnr_db"))
+
+
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether `one` is nowhere worse than `other`, and somewhere better."""
+    values = [(t["speedup"], t["sqnr_db"], -(t.get("size_bytes") or 0)) for t in (one, other)]
+    nowhere_worse = all(a >= b for a, b in zip(*values, strict=True))
+    return nowhere_worse and values[0] != values[1]
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    lo, hi = min(values), max(values)
+    pad = (hi - lo) * 0.08 or abs(hi) * 0.05 or 1.0
+    return lo - pad, hi + pad
+
+
+def _scaled(value: float, lo: float, hi: float, start: float, end: float) -> float:
+    """`value` of the range lo..hi in the range start..end; the middle if lo equals hi."""
+    share = 0.5 if hi == lo else (value - lo) / (hi - lo)
+    return start + share * (end - start)
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
+
+
+def _tick(value: float, span: float) -> str:
+    digits = max(0, min(4, 1 - math.floor(math.log10(span))))
+    return f"{value:.{digits}f}"
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}"

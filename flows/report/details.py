@@ -1,0 +1,229 @@
+"""The part of the page about one model: facts, the plans that were tried, layers and stages."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.console.render import (
+    format_db,
+    format_metric,
+    format_ms,
+    format_number,
+    format_percent,
+    format_size,
+)
+from flows.report.charts import front_chart, layers_chart, pareto
+from flows.report.elements import Child, Element, element
+from quant_core.config import QuantConfig
+
+Values = Mapping[str, Any]
+
+FLAGS_OF_FALSE = {
+    "per_channel": "--per-tensor",
+    "symmetric": "--asymmetric",
+    "bias_correction": "--no-bias-correction",
+}
+
+
+def details(row: Values, layers: Sequence[Values], stages: Sequence[Values]) -> tuple[Child, ...]:
+    """Everything that the reports know about a model, as the children of its section."""
+    trace = json.loads(row["trace"]) if row.get("trace") else []
+    parts = [
+        facts(_facts(row, stages)),
+        *_tried(row, trace),
+        *_layers(layers),
+        *_stages(stages),
+        *_command(row),
+    ]
+    return tuple(parts)
+
+
+def facts(values: Mapping[str, object]) -> Element:
+    """A table of two columns; what is None or empty is left out."""
+    rows = []
+    for key, value in values.items():
+        if value not in (None, ""):
+            head = element("th", {"scope": "row"}, key)
+            rows.append(element("tr", {}, head, element("td", {}, str(value))))
+    return element("table", {"class": "facts"}, element("tbody", {}, *rows))
+
+
+def rows_table(caption: str, columns: Mapping[str, bool], rows: Sequence[Sequence[str]]) -> Element:
+    """A table that can be scrolled sideways. Columns: heading -> whether its values are numbers."""
+    kinds = [{"class": "num"} if is_number else {} for is_number in columns.values()]
+    heads = [
+        element("th", {"scope": "col", **kind}, heading)
+        for heading, kind in zip(columns, kinds, strict=True)
+    ]
+    body = []
+    for cells in rows:
+        tds = [element("td", kind, cell) for kind, cell in zip(kinds, cells, strict=True)]
+        body.append(element("tr", {}, *tds))
+    table = element(
+        "table",
+        {},
+        element("caption", {}, caption),
+        element("thead", {}, element("tr", {}, *heads)),
+        element("tbody", {}, *body),
+    )
+    # A region that scrolls must be reachable by the keyboard.
+    region = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": caption}
+    return element("div", region, table)
+
+
+def latency(row: Values) -> tuple[float, float] | None:
+    """Milliseconds before and after. After is float's median divided by the speed-up, which was
+    measured in turns; the two medians may be of unequal conditions.
+    """
+    before, speedup = row.get("float_ms"), row.get("speedup")
+    return (before, before / speedup) if before and speedup else None
+
+
+def timing_of(stages: Sequence[Values]) -> Values:
+    """The row of the stage `benchmark`, empty if there is none."""
+    return next((stage for stage in stages if stage["stage"] == "benchmark"), {})
+
+
+def _facts(row: Values, stages: Sequence[Values]) -> dict[str, object]:
+    timing, ms = timing_of(stages), latency(row)
+    lo, hi = timing.get("speedup_lo"), timing.get("speedup_hi")
+    quartiles = f", quartiles {lo:.2f}x to {hi:.2f}x" if lo and hi else ""
+    rounds = f", {timing['rounds']} rounds" if timing.get("rounds") else ""
+    threads = f", threads: {timing['threads']}" if timing.get("threads") else ""
+    p95 = timing.get("float_p95_ms"), timing.get("quantized_p95_ms")
+    accuracy = format_metric(row.get("metric"), row.get("accuracy"))
+    of_float = format_metric(row.get("metric"), row.get("accuracy_float"))
+    sizes = row.get("float_size_bytes"), row.get("size_bytes")
+    return {
+        "contract": row.get("reason") if row["verdict"] != "none" else "none",
+        "failed in": row.get("stage"),
+        "error": row.get("error"),
+        "where": row.get("where"),
+        "hint": row.get("hint"),
+        "doubtful": row.get("note"),
+        "size": f"{format_size(sizes[0])} → {format_size(sizes[1])}" if all(sizes) else None,
+        row.get("metric") or "accuracy": f"{of_float} → {accuracy}" if of_float else accuracy,
+        "agreement with float": format_percent(row.get("agreement")),
+        "SQNR": format_db(row.get("sqnr_db")),
+        "cosine": format_number(row.get("cosine"), 6),
+        "largest error": format_number(row.get("max_abs_error"), 6),
+        "latency": f"{format_ms(ms[0])} → {format_ms(ms[1])}" if ms else None,
+        "95th percentile": f"{format_ms(p95[0])} → {format_ms(p95[1])}" if all(p95) else None,
+        "speed-up": f"{row['speedup']:.2f}x{quartiles}{rounds}{threads}" if ms else None,
+        "other load while timed": f"{row['host_load']:.2f} cores" if row.get("host_load") else None,
+        "target": row.get("target"),
+        "safe from 16-bit saturation": _yes_or_no(row.get("saturation_safe")),
+        "input": row.get("input"),
+        "output": row.get("output") if row["outcome"] != "failed" else None,
+        "digest": row.get("digest"),
+    }
+
+
+def _tried(row: Values, trace: Sequence[Values]) -> list[Child]:
+    """The plans of the search, as a chart and as a table."""
+    if not trace:
+        return []
+    speedup, sqnr_db = row.get("speedup"), row.get("sqnr_db")
+    written = None if speedup is None or sqnr_db is None else (speedup, sqnr_db)
+    front = pareto(trace)
+    columns = dict.fromkeys(("plan",), False)
+    columns |= dict.fromkeys(("speed-up", "SQNR", "agreement", "size"), True)
+    columns |= dict.fromkeys(("on the front", "error"), False)
+    rows = [
+        [
+            str(trial.get("candidate")),
+            f"{trial['speedup']:.2f}x" if trial.get("speedup") else "",
+            format_db(trial.get("sqnr_db")),
+            format_percent(trial.get("agreement")),
+            format_size(trial.get("size_bytes")),
+            "yes" if trial in front else "",
+            str(trial.get("error") or ""),
+        ]
+        for trial in trace
+    ]
+    chart = front_chart(trace, written)
+    legend = (
+        "Circles: plans that were tried. Line: those that none beats. Disc: the model as written."
+    )
+    caption = [element("figcaption", {}, legend)]
+    figure = [element("figure", {}, chart, *caption)] if chart is not None else []
+    return [*figure, rows_table("Plans that were tried, in order", columns, rows)]
+
+
+def _layers(layers: Sequence[Values]) -> list[Child]:
+    """Each node of the plan, as a chart by position and as a table."""
+    if not layers:
+        return []
+    names = ("node", "operator", "computes", "weight in")
+    numbers = ("alone", "so far", "weight", "elements")
+    columns = {
+        "#": True,
+        **dict.fromkeys(names, False),
+        **dict.fromkeys(numbers, True),
+        "why": False,
+    }
+    rows = [
+        [
+            str(row["position"]),
+            row["node"],
+            row.get("op_type") or "",
+            row.get("compute") or "",
+            row.get("storage") or "",
+            format_db(row.get("isolated_db")),
+            format_db(row.get("cumulative_db")),
+            format_db(row.get("sqnr_db")),
+            f"{row['elements']:,}" if row.get("elements") else "",
+            row.get("reason") or "",
+        ]
+        for row in sorted(layers, key=lambda row: int(row["position"]))
+    ]
+    chart = layers_chart(layers)
+    legend = "Circles: each layer alone. Discs: with all before it. Higher is nearer to float."
+    caption = element("figcaption", {}, legend)
+    figure = [element("figure", {}, chart, caption)] if chart is not None else []
+    return [*figure, rows_table(f"{len(rows)} layers, SQNR in dB", columns, rows)]
+
+
+def _stages(stages: Sequence[Values]) -> list[Child]:
+    if not stages:
+        return []
+    rows = [
+        [
+            stage["stage"],
+            f"{format_number(stage.get('seconds'))} s",
+            format_size(stage.get("peak_bytes")),
+        ]
+        for stage in stages
+    ]
+    return [rows_table("Stages", {"stage": False, "time": True, "peak memory": True}, rows)]
+
+
+def _command(row: Values) -> list[Child]:
+    """The command line that makes such a model; the reports do not know the samples."""
+    if not row.get("config"):
+        return []
+    words = ["quantmill", "quantize", row["input"], "-o", row["output"], "--data", "CALIBRATION"]
+    default = QuantConfig().to_dict()
+    for key, value in json.loads(row["config"]).items():
+        if value != default.get(key):
+            words += _flags(key, value)
+    label = element("p", {}, "The same for one model, with your calibration samples:")
+    return [label, element("pre", {}, element("code", {}, shlex.join(words)))]
+
+
+def _flags(key: str, value: object) -> list[str]:
+    flag = "--" + key.replace("_", "-")
+    if isinstance(value, Mapping):
+        return [word for glob, bits in value.items() for word in (flag, f"{glob}={bits}")]
+    if isinstance(value, list):
+        return [word for item in value for word in (flag, str(item))]
+    if isinstance(value, bool):
+        return [flag if value else FLAGS_OF_FALSE.get(key, f"--no-{key}")]
+    return [flag, str(value)]
+
+
+def _yes_or_no(value: bool | None) -> str | None:
+    return None if value is None else "yes" if value else "no"
