@@ -23,7 +23,10 @@ def plain(value: Any) -> Any:
 
 def printable(value: object) -> str:
     """Text from a model or a manifest with every control character as a visible escape."""
-    return "".join(_visible(character) for character in str(value))
+    text = str(value)
+    if text.isprintable():  # as nearly every text is
+        return text
+    return "".join(map(_visible, text))
 
 
 def _visible(character: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flows.report.elements import Child, Element, element
@@ -17,6 +18,8 @@ WIDTH, HEIGHT = 460, 230
 LEFT, BOTTOM, TOP, RIGHT = 52, 36, 12, 12
 MAX_LAYERS = 400  # points in the chart; the table beside it has every layer
 TICKS = 4
+# The least that an axis spans: less than this is noise, and would look like a difference.
+LEAST_SPEEDUPS, LEAST_DB = 0.4, 4.0
 
 
 def sparkline(values: Sequence[float | None], label: str) -> Element | None:
@@ -56,7 +59,8 @@ def front_chart(
     if not points:
         return None
     values = [(x, y) for x, y, _ in points] + ([written] if written else [])
-    axes = _Axes([x for x, _ in values], [y for _, y in values])
+    across = _padded([x for x, _ in values], LEAST_SPEEDUPS)
+    axes = _Axes(*across, *_padded([y for _, y in values], LEAST_DB))
     front = sorted((t["speedup"], t["sqnr_db"]) for t in pareto(trials))
     marks: list[Child] = [
         element(
@@ -85,7 +89,7 @@ def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
         return None
     alone = [row for row in shown if _finite(row.get("isolated_db"))]
     ys = [row["cumulative_db"] for row in shown] + [row["isolated_db"] for row in alone]
-    axes = _Axes([row["position"] for row in shown], ys)
+    axes = _Axes(shown[0]["position"], shown[-1]["position"], *_padded(ys, LEAST_DB))
     line = [axes.place(row["position"], row["cumulative_db"]) for row in shown]
     marks: list[Child] = [element("polyline", {"class": "front", "points": _points(line)})]
     for row in alone:
@@ -97,12 +101,14 @@ def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
     return axes.chart("SQNR by layer", "layer", "SQNR, dB", marks)
 
 
+@dataclass(frozen=True, slots=True)
 class _Axes:
-    """The scales of a chart whose points have these x and y."""
+    """The scales of a chart: the smallest and the largest x and y in it."""
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
-        self.x_lo, self.x_hi = _padded(xs)
-        self.y_lo, self.y_hi = _padded(ys)
+    x_lo: float
+    x_hi: float
+    y_lo: float
+    y_hi: float
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where the point lies in the picture."""
@@ -173,9 +179,10 @@ def _finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _padded(values: Sequence[float]) -> tuple[float, float]:
+def _padded(values: Sequence[float], least: float) -> tuple[float, float]:
+    """The bounds of an axis with some space at both ends, at least so far from each other."""
     lo, hi = min(values), max(values)
-    pad = (hi - lo) * 0.08 or abs(hi) * 0.05 or 1.0
+    pad = max((hi - lo) * 0.08, (least - (hi - lo)) / 2)
     return lo - pad, hi + pad
 
 

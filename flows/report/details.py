@@ -21,6 +21,11 @@ from quant_core.config import QuantConfig
 
 Values = Mapping[str, Any]
 
+FRONT_LEGEND = (
+    "Circles: plans that were tried. Line: those that none beats. Disc: the model as written."
+)
+LAYERS_LEGEND = "Circles: each layer alone. Discs: with all before it. Higher is nearer to float."
+
 FLAGS_OF_FALSE = {
     "per_channel": "--per-tensor",
     "symmetric": "--asymmetric",
@@ -31,9 +36,13 @@ FLAGS_OF_FALSE = {
 def details(row: Values, layers: Sequence[Values], stages: Sequence[Values]) -> tuple[Child, ...]:
     """Everything that the reports know about a model, as the children of its section."""
     trace = json.loads(row["trace"]) if row.get("trace") else []
+    speedup, sqnr_db = row.get("speedup"), row.get("sqnr_db")
+    written = None if speedup is None or sqnr_db is None else (speedup, sqnr_db)
     parts = [
         facts(_facts(row, stages)),
-        *_tried(row, trace),
+        *_figure(front_chart(trace, written), FRONT_LEGEND),
+        *_figure(layers_chart(layers), LAYERS_LEGEND),
+        *_tried(trace),
         *_layers(layers),
         *_stages(stages),
         *_command(row),
@@ -122,12 +131,15 @@ def _facts(row: Values, stages: Sequence[Values]) -> dict[str, object]:
     }
 
 
-def _tried(row: Values, trace: Sequence[Values]) -> list[Child]:
-    """The plans of the search, as a chart and as a table."""
+def _figure(chart: Element | None, legend: str) -> list[Child]:
+    caption = element("figcaption", {}, legend)
+    return [] if chart is None else [element("figure", {}, chart, caption)]
+
+
+def _tried(trace: Sequence[Values]) -> list[Child]:
+    """The plans of the search."""
     if not trace:
         return []
-    speedup, sqnr_db = row.get("speedup"), row.get("sqnr_db")
-    written = None if speedup is None or sqnr_db is None else (speedup, sqnr_db)
     front = pareto(trace)
     columns = dict.fromkeys(("plan",), False)
     columns |= dict.fromkeys(("speed-up", "SQNR", "agreement", "size"), True)
@@ -144,17 +156,11 @@ def _tried(row: Values, trace: Sequence[Values]) -> list[Child]:
         ]
         for trial in trace
     ]
-    chart = front_chart(trace, written)
-    legend = (
-        "Circles: plans that were tried. Line: those that none beats. Disc: the model as written."
-    )
-    caption = [element("figcaption", {}, legend)]
-    figure = [element("figure", {}, chart, *caption)] if chart is not None else []
-    return [*figure, rows_table("Plans that were tried, in order", columns, rows)]
+    return [rows_table("Plans that were tried, in order", columns, rows)]
 
 
 def _layers(layers: Sequence[Values]) -> list[Child]:
-    """Each node of the plan, as a chart by position and as a table."""
+    """Each node of the plan."""
     if not layers:
         return []
     names = ("node", "operator", "computes", "weight in")
@@ -180,11 +186,7 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
         ]
         for row in sorted(layers, key=lambda row: int(row["position"]))
     ]
-    chart = layers_chart(layers)
-    legend = "Circles: each layer alone. Discs: with all before it. Higher is nearer to float."
-    caption = element("figcaption", {}, legend)
-    figure = [element("figure", {}, chart, caption)] if chart is not None else []
-    return [*figure, rows_table(f"{len(rows)} layers, SQNR in dB", columns, rows)]
+    return [rows_table(f"{len(rows)} layers, SQNR in dB", columns, rows)]
 
 
 def _stages(stages: Sequence[Values]) -> list[Child]:

@@ -55,7 +55,7 @@ def element(
 def pack(children: tuple[Child, ...]) -> str:
     """The children as JSON, compressed by gzip, in base64."""
     text = json.dumps([_to_json(child) for child in children], separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii")
 
 
 def _to_html(child: Child) -> str:

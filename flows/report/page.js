@@ -31,11 +31,11 @@ const words = document.getElementById("filter"), state = document.getElementById
 const texts = new Map(rows.map((row) => [row, `${row.textContent} ${row.dataset.why ?? ""}`.toLowerCase()]));
 
 function filter() {
-  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const wanted = words.value.trim().toLowerCase();
   let shown = 0;
   for (const row of rows) {
     const fits = !state.value || row.dataset.state === state.value || (state.value === "worse" && row.dataset.worse);
-    row.hidden = !(fits && wanted.every((word) => texts.get(row).includes(word)));
+    row.hidden = !(fits && texts.get(row).includes(wanted));
     shown += !row.hidden;
   }
   document.getElementById("count").textContent = `${shown} of ${rows.length} models`;

@@ -290,14 +290,13 @@ def _link(model: _Model) -> Element:
 def _sections(models: list[_Model]) -> Element:
     """A section for each model, folded unless it is wrong; large ones are packed."""
     written: dict[int, Element] = {}
-    used, packed = 0, False
+    free, packed = PLAIN_BYTES, False
     for model in sorted(models, key=lambda model: not model.is_wrong):
         inside = details(model.row, model.layers, model.stages)
-        size = sum(len(part.to_html()) for part in inside if isinstance(part, Element))
-        is_plain = used + size <= PLAIN_BYTES
-        used += size if is_plain else 0
-        packed = packed or not is_plain
-        written[id(model)] = _section(model, inside, is_plain)
+        if free > 0:  # else nothing fits
+            free -= sum(len(part.to_html()) for part in inside if isinstance(part, Element))
+        packed = packed or free <= 0
+        written[id(model)] = _section(model, inside, is_plain=free > 0)
     note = "Some details are packed and open with JavaScript only; the table has every model."
     noscript = [element("noscript", {}, element("p", {}, note))] if packed else []
     heading = element("h2", {}, "Details")
