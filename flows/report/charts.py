@@ -15,7 +15,7 @@ from flows.report.elements import Child, Element, element
 
 SPARK_WIDTH, SPARK_HEIGHT = 80, 18
 WIDTH, HEIGHT = 460, 230
-LEFT, BOTTOM, TOP, RIGHT = 52, 36, 12, 12
+LEFT, BOTTOM, TOP, RIGHT = 52, 36, 24, 12
 MAX_LAYERS = 400  # points in the chart; the table beside it has every layer
 TICKS = 4
 # The least that an axis spans: less than this is noise, and would look like a difference.
@@ -51,7 +51,7 @@ def sparkline(values: Sequence[float | None], label: str) -> Element | None:
 def front_chart(
     trials: Sequence[Mapping[str, Any]], written: tuple[float, float] | None
 ) -> Element | None:
-    """Speed-up (right is faster) and SQNR (up is nearer to float) of every trial, with the front.
+    """Speed-up and SQNR of every trial, with those on the front marked.
 
     written  the same two of the model as it was written, measured at the end
     """
@@ -61,15 +61,12 @@ def front_chart(
     values = [(x, y) for x, y, _ in points] + ([written] if written else [])
     across = _padded([x for x, _ in values], LEAST_SPEEDUPS)
     axes = _Axes(*across, *_padded([y for _, y in values], LEAST_DB))
-    front = sorted((t["speedup"], t["sqnr_db"]) for t in pareto(trials))
-    marks: list[Child] = [
-        element(
-            "polyline", {"class": "front", "points": _points([axes.place(x, y) for x, y in front])}
-        )
-    ]
+    front = pareto(trials)
+    marks: list[Child] = []
     for x, y, trial in points:
         text = f"{trial['candidate']}: {x:.2f}x, {y:.1f} dB"
-        marks.append(_dot(axes.place(x, y), "trial", text, 4.5))
+        kind = "trial unbeaten" if trial in front else "trial"
+        marks.append(_dot(axes.place(x, y), kind, text, 4.5))
     if written:
         text = f"as written: {written[0]:.2f}x, {written[1]:.1f} dB"
         marks.append(_dot(axes.place(*written), "written", text, 6.5))
@@ -148,7 +145,7 @@ class _Axes:
             element(
                 "text", {"x": WIDTH - RIGHT, "y": HEIGHT - 4, "text-anchor": "end"}, f"{across} →"
             ),
-            element("text", {"x": LEFT + 4, "y": TOP + 10}, f"↑ {up}"),
+            element("text", {"x": LEFT, "y": TOP - 10}, f"↑ {up}"),
         ]
         view = {
             "class": "chart",

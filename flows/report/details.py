@@ -22,7 +22,8 @@ from quant_core.config import QuantConfig
 Values = Mapping[str, Any]
 
 FRONT_LEGEND = (
-    "Circles: plans that were tried. Line: those that none beats. Disc: the model as written."
+    "Circles: plans that were tried; strong ones: none beats them in speed, SQNR and size together."
+    " Disc: the model as written."
 )
 LAYERS_LEGEND = "Circles: each layer alone. Discs: with all before it. Higher is nearer to float."
 
