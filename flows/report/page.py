@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -57,7 +58,8 @@ def write_report(folder: Path, path: Path, run_id: str | None = None) -> Path:
 def render_page(data: PageData) -> str:
     """The page as text."""
     style, script = _asset("page.css"), _asset("page.js")
-    models = [_Model(row, data) for row in data.models]
+    names = Counter(row["model"] for row in data.models)
+    models = [_Model(row, data, names[row["model"]] == 1) for row in data.models]
     head = element(
         "head",
         {},
@@ -88,12 +90,13 @@ def render_page(data: PageData) -> str:
 class _Model:
     """A model's row with what belongs to it."""
 
-    def __init__(self, row: Mapping[str, Any], data: PageData) -> None:
+    def __init__(self, row: Mapping[str, Any], data: PageData, is_unique: bool) -> None:
         self.row = row
-        self.name: str = row["model"]
+        # One input may become several outputs, which alone tell its models apart.
+        self.name = row["model"] if is_unique else f"{row['model']} ({Path(row['output']).stem})"
         self.layers = data.layers.get(row["digest"], [])
         self.stages = data.stages.get(row["digest"], [])
-        self.history = data.history.get(self.name, [])
+        self.history = data.history.get(row["output"], [])
         self.regressions = regressions(row, self.history[-1] if self.history else None)
         self.anchor = f"model={quote(self.name, safe='')}"
         self.trace = json.loads(row["trace"]) if row.get("trace") else []

@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 RUNS_IN_TREND = 20
 TREND_COLUMNS = (
-    "run_id", "model", "outcome", "verdict", "size_bytes", "metric", "accuracy", "speedup", "busy"
+    "run_id", "output", "outcome", "verdict", "size_bytes", "metric", "accuracy", "speedup", "busy"
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class PageData:
     models   rows of the models table of that run
     layers   digest -> its rows of the layers table, by position
     stages   digest -> its rows of the timings table
-    history  model -> its rows of earlier runs, oldest first, without failures
+    history  path of the output -> its rows of earlier runs, oldest first, without failures
     """
 
     runs: Rows
@@ -80,7 +80,7 @@ def _history(table: Path, run_ids: Sequence[str]) -> dict[str, Rows]:
     history: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: order[row["run_id"]]):
         if row["outcome"] != "failed":
-            history.setdefault(row["model"], []).append(row)
+            history.setdefault(row["output"], []).append(row)
     return history
 
 
