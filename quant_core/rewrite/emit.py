@@ -41,6 +41,7 @@ class Writer:
         self.zeros: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = {}
         self.tables: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
         self.int8: dict[tuple[ir.Graph, IntegerWeight], tuple[ir.Value, Layout]] = {}
+        self._first_nodes: dict[ir.Graph, ir.Node] = {}
         self._names: set[str] = set()
         for g in graph.graphs_of(model):
             self._names.update(g.initializers)
@@ -52,8 +53,12 @@ class Writer:
         return Cursor(self, graph.home(node), node)
 
     def first(self, of: ir.Graph) -> Cursor:
-        """A cursor that writes ahead of all nodes of the graph."""
-        return Cursor(self, of, of[0])
+        """A cursor that writes ahead of all nodes that the graph had, behind what was written there
+        before.
+        """
+        if of not in self._first_nodes or self._first_nodes[of].graph is not of:
+            self._first_nodes[of] = of[0]  # none yet, or it was dropped
+        return Cursor(self, of, self._first_nodes[of])
 
     def detached(self) -> Cursor:
         """A cursor whose nodes wait to be inserted into the main graph."""
