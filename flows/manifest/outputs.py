@@ -45,8 +45,8 @@ def claim(output: Path, owner: Owner, take_over: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"output": output.name, **_values(owner)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
     try:
+        temporary.write_text(text, encoding="utf-8")
         # Of two batches that begin at the same time one finds the record of the other.
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)

@@ -8,8 +8,15 @@ import threading
 
 import pytest
 
+from flows.runtime import prefect_api
 from flows.runtime.prefect_api import Prefect, api_server, unused_settings
 from quant_core.errors import QuantError
+
+
+@pytest.fixture(autouse=True)
+def _no_server_yet(monkeypatch):
+    """As in a process of its own: other tests share one server."""
+    monkeypatch.setattr(prefect_api, "_serving", [])
 
 
 def test_inherited_settings_are_named_and_not_used(monkeypatch):

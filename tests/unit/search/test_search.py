@@ -14,6 +14,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import ModelError
+from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.numerics.granularity import PerTensor
@@ -292,13 +293,15 @@ def test_what_misses_its_size_alone_is_not_made_larger():
     assert all(n.storage == "int8" for n in found.best.plan.nodes if n.weights)
 
 
-def test_a_metric_that_fails_costs_the_verdict_not_the_model():
-    problem = Problem(harmful(), metric="math:prod", mode="static")
+def test_a_metric_that_fails_costs_the_verdict_not_the_model(tmp_path):
+    (tmp_path / "failing_metric.py").write_text("def value(outputs, labels): return 1 / 0")
+    problem = Problem(harmful(), metric="failing_metric:value", mode="static")
 
-    found = problem.search(Contract("math:prod", min=0.5))
+    with code_allowed(tmp_path):
+        found = problem.search(Contract("failing_metric:value", min=0.5))
 
     assert found.verdict == "not_met"
-    assert "math:prod" in found.reason
+    assert "failing_metric:value" in found.reason
     assert found.best.size_bytes > 0
 
 
