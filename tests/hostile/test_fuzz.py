@@ -174,6 +174,7 @@ READERS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_whatever_is_damaged_is_read_or_refused(folder, kind):
     tried = {"read": 0, "refused": 0}

@@ -86,6 +86,7 @@ def assert_they_agree(
             assert PerBlock(node.attributes["block_size"].value) == planned.granularity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["x86", "portable"])
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("mode", MODES)
