@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quant_core.api import (
+        Compared as Compared,
+    )
+    from quant_core.api import (
         OptimizeResult as OptimizeResult,
     )
     from quant_core.api import (
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     )
     from quant_core.api import (
         benchmark_model as benchmark_model,
+    )
+    from quant_core.api import (
+        compare_models as compare_models,
     )
     from quant_core.api import (
         optimize_model as optimize_model,
@@ -49,10 +55,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": (
+        "Compared",
         "OptimizeResult",
         "QuantResult",
         "Validation",
         "benchmark_model",
+        "compare_models",
         "optimize_model",
         "plan_model",
         "quantize",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed
-from quant_core.evaluate.fidelity import compare, run_each
+from quant_core.evaluate.fidelity import compare, run_all, run_each
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
-from quant_core.evaluate.timing import Timing, measure
+from quant_core.evaluate.timing import Timing, measure, measure_all
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model import files
@@ -44,10 +45,12 @@ from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_as_planned, prepare_optimized, prepare_samples
 
 __all__ = [
+    "Compared",
     "OptimizeResult",
     "QuantResult",
     "Validation",
     "benchmark_model",
+    "compare_models",
     "optimize_model",
     "plan_model",
     "quantize",
@@ -100,6 +103,25 @@ class Validation:
         """Plain JSON values."""
         return {"fidelity": self.fidelity.to_dict(), "verdict": self.verdict, "reason": self.reason,
                 "saturation": self.saturation, "damage": self.damage}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One of several files of a model: its size in bytes, how right and how fast it is."""
+
+    file: str
+    size_bytes: int
+    fidelity: Fidelity
+    timing: Timing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "file": self.file,
+            "size_bytes": self.size_bytes,
+            "fidelity": self.fidelity.to_dict(),
+            "timing": self.timing.to_dict(),
+        }
 
 
 def quantize(
@@ -234,7 +256,7 @@ def quantize_model(
         judges,
         contract,
         timings,
-        progress,
+        lambda doing: progress(f"{doing}{_time_left(job)}"),
     )
     with code_allowed(allow_code):
         made = quantize_by_search(job) if plan is None else quantize_by_plan(job)
@@ -343,18 +365,66 @@ def benchmark_model(
     samples: SampleSource | None = None,
     *,
     threads: int = 1,
+    batch: int = 1,
     seconds: float = 3.0,
     sample_shape: SampleShape | None = None,
 ) -> Timing:
-    """How fast a quantized model is beside its original: both run in turns on the first sample.
+    """How fast a quantized model is beside its original: both run in turns on the same feed.
 
-    seconds  for both together; threads: of each. Raises: QuantError.
+    threads  of each model
+    batch    so many samples are one feed
+    seconds  for both together
+
+    Raises: QuantError.
     """
     source = RANDOM if samples is None else samples
-    feeds = _open(original, SampleSpec(source, count=1, shape=sample_shape))
+    feeds = _open(original, SampleSpec(source, count=batch, shape=sample_shape))
     first, second = (open_session(Path(p), threads=threads) for p in (original, quantized))
     check_same_interface(first, second, quantized)
-    return measure(first, second, feeds[0], seconds=seconds)
+    return measure(first, second, feeds.batch(batch), seconds=seconds)
+
+
+@QUIET
+def compare_models(
+    original: str | Path,
+    others: Sequence[str | Path],
+    samples: SampleSource = RANDOM,
+    *,
+    labels: SampleLabels | None = None,
+    metric: str | None = None,
+    num_samples: int | None = None,
+    sample_shape: SampleShape | None = None,
+    threads: int = 1,
+    seconds: float = 3.0,
+    allow_code: str | Path | None = None,
+) -> list[Compared]:
+    """Several files of one model side by side, whoever made them, against one float reference.
+
+    seconds  for the timing of all together, in turns
+
+    The other parameters are those of `validate_model`. Raises: QuantError.
+    """
+    feeds = _open(original, SampleSpec(samples, labels, num_samples, sample_shape))
+    own = own_metric(metric, None)
+    reference = open_session(Path(original), threads=threads)
+    sessions = [open_session(Path(other), threads=threads) for other in others]
+    for session, other in zip(sessions, others, strict=True):
+        check_same_interface(reference, session, other)
+    names = [output.name for output in reference.get_outputs()]
+    expected = run_all(reference, feeds)
+    timings = measure_all(reference, sessions, feeds[0], seconds=seconds)
+    rows = []
+    for other, session, timing in zip(others, sessions, timings, strict=True):
+        with code_allowed(allow_code):
+            fidelity = compare(expected, run_each(session, feeds), names, feeds.labels, own)
+        rows.append(Compared(str(other), model_info(other).size_bytes, fidelity, timing))
+    return rows
+
+
+def _time_left(job: QuantJob) -> str:
+    """How long the search of that job may still take; "" once its time is over."""
+    seconds = job.ends_at - time.monotonic()
+    return f" (the search ends in at most {seconds:.0f} s)" if seconds > 0 else ""
 
 
 def _open(model: str | Path, spec: SampleSpec) -> Samples:

@@ -87,8 +87,7 @@ class QuantConfig:
             raise RequestError(
                 f"is {self.percentile}", "percentile", "Above 50 and at most 100, say 99.99"
             )
-        if self.block_size not in (16, 32, 64, 128):
-            raise RequestError(f"is {self.block_size}", "block_size", "One of 16, 32, 64, 128")
+        one_of("block_size", self.block_size, (16, 32, 64, 128))
         if self.min_elements < 0:
             raise RequestError(f"is {self.min_elements}", "min_elements", "0 or more")
         if self.floor_db is not None and not 0 <= self.floor_db <= 100:
@@ -181,10 +180,9 @@ def one_of(key: str, value: object, allowed: tuple[object, ...], more: str = "")
     """Raises: RequestError unless `value` is one of `allowed`."""
     if value not in allowed or isinstance(value, bool):
         near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
-        guess = f"Did you mean {near[0]}? " if near else ""
-        raise RequestError(
-            f"is {value!r}", key, f"{guess}One of {', '.join(map(str, allowed))}{more}"
-        )
+        choices = f"{', '.join(map(str, allowed))}{more}"
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of these"
+        raise RequestError(f"is {value!r}, not one of {choices}", key, hint)
 
 
 def check_metric(name: str) -> None:

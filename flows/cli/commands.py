@@ -6,15 +6,27 @@ itself is wrong.
 
 from __future__ import annotations
 
+import itertools
 import logging
-import os
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli.answers import (
+    Progress,
+    comparison,
+    first_accuracy_option,
+    footprint,
+    optimize_answer,
+    plan_answer,
+    quantize_answer,
+    timing,
+    validation,
+)
 from flows.cli.command import Answer, register
 from flows.cli.doctor import examine_host
 from flows.cli.options import AccuracyOptions, changed_options
@@ -23,23 +35,36 @@ from flows.manifest.outputs import FOLDER
 from flows.runtime.import_path import forget_current_folder
 from flows.runtime.process import own_process
 from flows.runtime.signals import stopped_in_order
+from quant_core import __version__
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
 
 if TYPE_CHECKING:
     from flows.manifest.jobs import Manifest
-    from quant_core.plan.types import QuantPlan
 
 # Heavy imports stand inside the commands: `--help` must not wait for onnx, nor `info` for Prefect.
 app = typer.Typer(
     name="quantmill",
-    help="Smaller, faster ONNX models that are still right.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 command = register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"quantmill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Which it is.")
+    ] = False,
+) -> None:
+    """Smaller, faster ONNX models that are still right."""
 
 
 def _argument(metavar: str, help: str) -> Any:
@@ -53,12 +78,15 @@ def _option(*flags: str, help: str) -> Any:
 Model = Annotated[Path, _argument("MODEL", "A float ONNX model.")]
 Original = Annotated[Path, _argument("ORIGINAL", "The float model.")]
 Quantized = Annotated[Path, _argument("QUANTIZED", "What became of it.")]
+Files = Annotated[list[Path], _argument("QUANTIZED...", "Files of it, whoever made them.")]
 Models = Annotated[list[Path], _argument("MODELS...", "Models, or one folder or 'glob' of them.")]
 ManifestFile = Annotated[Path, _argument("FILE", "A YAML or TOML manifest.")]
+ModelFolder = Annotated[Path, _argument("DIR", "A folder of models.")]
 Reports = Annotated[Path, _argument("DIR", "A batch's output folder.")]
 
 Output = Annotated[
-    Path | None, _option("-o", "--output", help="Where to write; replaced if there.")
+    Path | None,
+    _option("-o", "--output", help="Where to write, MODEL_int8.onnx if left out; replaced."),
 ]
 Page = Annotated[Path | None, _option("-o", "--output", help="Where to write the HTML page.")]
 OutputDir = Annotated[Path, _option("-o", "--output-dir", help="Where to write the models.")]
@@ -82,12 +110,16 @@ OptimizeOnly = Annotated[
     bool, typer.Option("--optimize-only", help="Rewrite the float model exactly, and stop.")
 ]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Of each model.")]
+Threads = Annotated[
+    list[int], typer.Option("--threads", min=1, max=1024, help="Of each model; repeatable.")
+]
+ThreadCount = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Of each model.")]
+BatchSizes = Annotated[
+    list[int], typer.Option("--batch", min=1, max=65536, help="Samples in a feed; repeatable.")
+]
 Seconds = Annotated[
     float, typer.Option("--seconds", min=0.1, max=3600, help="How long to measure.")
 ]
-
-Progress = Callable[[str], None]
 
 
 @command
@@ -114,19 +146,17 @@ def quantize(
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
     if dry_run:
-        return _plan_answer(model, config, calibration)
-    if output is None:
-        hint = "Say where to write: -o OUT.onnx, or --dry-run to see the plan"
-        raise RequestError("is missing", "--output", hint)
+        return plan_answer(model, config, calibration)
     if optimize_only:
-        return _optimize_answer(model, output, config, calibration, costs)
+        output = output or model.with_name(f"{model.stem}_optimized.onnx")
+        return optimize_answer(model, output, config, calibration, costs)
     if plan is not None and (changed := changed_options(config)):
         option = "--" + next(iter(changed)).replace("_", "-")
         hint = f"Leave it out, or change it in {plan}"
         raise RequestError("is decided by the plan already", option, hint)
-    if calibration is None and (needless := _first_accuracy_option(accuracy)):
+    if calibration is None and (needless := first_accuracy_option(accuracy)):
         raise RequestError("means nothing without samples", needless, "Give --data")
-    return _quantize_answer(
+    return quantize_answer(
         model, output, config, calibration, accuracy, allow_code, progress, costs, plan
     )
 
@@ -143,15 +173,14 @@ def calibrate(
     costs: CostsFile = None,
     dry_run: DryRun = False,
 ) -> Answer:
-    """Quantize with ranges measured on --data; written to MODEL_int8.onnx unless -o says where."""
+    """Quantize with ranges measured on --data: `quantize` that insists on samples."""
     if calibration is None:
         hint = "A .npy, a .npz, a folder of .npz feeds, or random"
         raise RequestError("is missing", "--data", hint)
     if dry_run:
-        return _plan_answer(model, config, calibration)
-    default = model.with_name(f"{model.stem}_int{config.bits}.onnx")
-    return _quantize_answer(
-        model, output or default, config, calibration, accuracy, allow_code, progress, costs
+        return plan_answer(model, config, calibration)
+    return quantize_answer(
+        model, output, config, calibration, accuracy, allow_code, progress, costs
     )
 
 
@@ -167,7 +196,7 @@ def validate(
 ) -> Answer:
     """How right a quantized model is, against its original; on random samples without --data."""
     progress("comparing the two models")
-    found = _validation(original, quantized, samples, accuracy, allow_code, detailed)
+    found = validation(original, quantized, samples, accuracy, allow_code, detailed)
     return Answer(found, render.validation_view, exit_code=int(found["verdict"] == "not_met"))
 
 
@@ -177,24 +206,44 @@ def benchmark(
     quantized: Quantized,
     samples: SampleSpec,
     progress: Progress,
-    threads: Threads = 1,
+    threads: Threads = [1],  # noqa: B006 - typer reads it as the default
+    batch: BatchSizes = [1],  # noqa: B006
     seconds: Seconds = 3.0,
 ) -> Answer:
-    """How fast a quantized model is, against its original: both in turn, in this process."""
-    from quant_core import api
-    from quant_core.worker.host import OtherLoad
+    """How fast a quantized model is, against its original: both in turn, in this process; how long
+    each takes to load, and how much memory.
+    """
+    rows = []
+    for thread_count, batch_size in itertools.product(threads, batch):
+        progress(f"timing both models in turn: {thread_count} threads, {batch_size} in a feed")
+        timed = timing(original, quantized, samples, thread_count, batch_size, seconds)
+        rows.append({"batch": batch_size, **timed})
+    progress("loading both models")
+    footprints = {
+        name: footprint(path, samples, threads[0], batch[0])
+        for name, path in (("float", original), ("quantized", quantized))
+    }
+    return Answer({**rows[0], "timings": rows, "footprints": footprints}, render.timing_view)
 
-    progress("timing both models in turn")
-    load = OtherLoad(os.getpid())
-    timing = api.benchmark_model(
-        original,
-        quantized,
-        samples.source,
-        threads=threads,
-        seconds=seconds,
-        sample_shape=samples.shape,
-    )
-    return Answer(timing.to_dict() | load.until_now(), render.timing_view)
+
+@command
+def compare(
+    original: Original,
+    files: Files,
+    samples: SampleSpec,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    progress: Progress,
+    threads: ThreadCount = 1,
+    seconds: Seconds = 3.0,
+) -> Answer:
+    """Several quantized files of one model side by side, whichever tool made them: size, accuracy,
+    latency, load time and memory.
+    """
+    progress("comparing all files with the original")
+    rows = comparison(original, files, samples, accuracy, allow_code, threads, seconds)
+    missed = any(row["verdict"] == "not_met" for row in rows["files"])
+    return Answer(rows, render.comparison_view, exit_code=int(missed))
 
 
 @command
@@ -259,6 +308,21 @@ def config(
 
 
 @command
+def init(
+    folder: ModelFolder,
+    output: Annotated[Path | None, _option("-o", "--output", help="The manifest's name.")] = None,
+) -> Answer:
+    """Write a commented manifest for a folder of models, with the data that lie beside them."""
+    from flows.manifest.draft import draft_manifest
+
+    path, models = draft_manifest(folder, output)
+    rows = [model.to_dict(path.parent) for model in models]
+    following = shlex.join(["quantmill", "config", str(path), "--dry-run"])
+    answer = {"manifest": str(path), "models": rows, "next": following}
+    return Answer(answer, render.draft_view)
+
+
+@command
 def report(
     folder: Reports, run: RunId = None, output: Page = None, rebuild: Rebuild = False
 ) -> Answer:
@@ -304,131 +368,6 @@ def _run_manifest(
 def _selection(running: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a dry run needs as well."""
     return {key: running[key] for key in ("only", "allow_code") if key in running}
-
-
-def _plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
-    from quant_core import api
-
-    samples = calibration or SampleSpec()
-    plan = api.plan_model(
-        model,
-        config,
-        None if calibration is None else samples.source,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
-    )
-    return Answer(plan.to_dict(), render.plan_view)
-
-
-def _first_accuracy_option(accuracy: AccuracyOptions) -> str | None:
-    """The first of `--metric`, `--max-drop` and `--min` that was typed; None if none was."""
-    contract = accuracy.contract
-    typed = {
-        "--metric": accuracy.metric,
-        "--max-drop": contract and contract.max_drop,
-        "--min": contract and contract.min,
-    }
-    return next((option for option, value in typed.items() if value is not None), None)
-
-
-def _quantize_answer(
-    model: Path,
-    output: Path,
-    config: QuantConfig,
-    calibration: SampleSpec | None,
-    accuracy: AccuracyOptions,
-    allow_code: Path | None,
-    progress: Progress,
-    costs: Path | None,
-    plan: Path | None = None,
-) -> Answer:
-    """Quantize a model; compare it with the original if a metric, contract or labels were given."""
-    from quant_core import api
-
-    samples = calibration or SampleSpec()
-    result = api.quantize_model(
-        model,
-        output,
-        config,
-        calibration=None if calibration is None else samples.source,
-        labels=samples.labels,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
-        contract=accuracy.contract,
-        plan=_read_plan(plan) if plan else None,
-        costs=costs,
-        progress=progress,
-        allow_code=allow_code,
-    ).to_dict()
-    if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
-        progress("comparing it with the original")
-        result |= _validation(model, output, calibration, accuracy, allow_code)
-        if result["shortfall"]:
-            result |= {"verdict": "not_met", "reason": result["shortfall"]}
-    return Answer(
-        result, render.quantization_view, exit_code=int(result.get("verdict") == "not_met")
-    )
-
-
-def _optimize_answer(
-    model: Path,
-    output: Path,
-    config: QuantConfig,
-    calibration: SampleSpec | None,
-    costs: Path | None,
-) -> Answer:
-    """Rewrite a float model exactly, without quantizing it."""
-    from quant_core import api
-
-    if changed := changed_options(config):
-        option = "--" + next(iter(changed)).replace("_", "-")
-        raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
-    samples = calibration or SampleSpec()
-    result = api.optimize_model(
-        model,
-        output,
-        None if calibration is None else samples.source,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
-        costs=costs,
-    )
-    return Answer(result.to_dict(), render.optimization_view)
-
-
-def _validation(
-    original: Path,
-    quantized: Path,
-    samples: SampleSpec,
-    accuracy: AccuracyOptions,
-    allow_code: Path | None,
-    detailed: bool = False,
-) -> dict[str, Any]:
-    from quant_core import api
-
-    return api.validate_model(
-        original,
-        quantized,
-        samples.source,
-        labels=samples.labels,
-        metric=accuracy.metric,
-        contract=accuracy.contract,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
-        detailed=detailed,
-        allow_code=allow_code,
-    ).to_dict()
-
-
-def _read_plan(path: Path) -> QuantPlan:
-    from quant_core.plan.types import QuantPlan
-
-    hint = "Write one with --dry-run --format json"
-    try:
-        return QuantPlan.from_json(path.read_text(encoding="utf-8"))
-    except RequestError as error:
-        raise RequestError(f"is not a plan: {error.problem}", str(path), hint) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot be read: {error}", str(path), hint) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Draws answers and errors for a person: an answer as tables, an error as three lines."""
+"""Draws answers and errors for a person: an answer as tables, an error as a sentence."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ PIPE_WIDTH = 200  # of text that goes to no terminal, so that long names are not
 AUTO_MODE_NOTE = (
     "mode auto: this is where the search starts. "
     "It keeps of it what measures as faster and right on this host."
+)
+# A problem that begins with one of these says it of the place where it is: "--bits is 3, not ...".
+PREDICATES = (
+    *("alone", "cannot", "crashed", "ended", "failed", "gives", "has", "holds", "is", "lies"),
+    *("matches", "means", "names", "needs", "promises", "returned", "was"),
 )
 VERDICT_STYLES = {
     "met": "green",
@@ -155,7 +160,7 @@ def optimization_view(result: Mapping[str, Any]) -> RenderableType:
     }
     for attempt in result["undone"]:
         facts[f"not {attempt['rule']}"] = attempt["reason"]
-    return facts_table(facts)
+    return Group(facts_table(facts), _next_command(result["next"]))
 
 
 def quantization_view(result: Mapping[str, Any]) -> RenderableType:
@@ -171,14 +176,27 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         "target": target,
         "compute": _count_words(layer["compute"] for layer in layers),
         "storage": _count_words(layer["storage"] for layer in layers if layer["storage"]),
+        "speed": _speed_text(result["timing"]),
         "outputs": _floor_text(result),
         "note": result["note"],
     }
     if result["shortfall"] and "fidelity" not in result:
         facts["verdict"] = verdict_text(result["verdict"], result["reason"])
-    if "fidelity" in result:
-        return Group(facts_table(facts), validation_view(result))
-    return facts_table(facts)
+    compared = [validation_view(result)] if "fidelity" in result else []
+    return Group(facts_table(facts), *compared, _next_command(result["next"]))
+
+
+def _speed_text(timing: Mapping[str, Any] | None) -> str:
+    """How fast a model is beside float, from the timing of both in turn."""
+    if timing is None:
+        return "not timed: the model does not run on random samples; give --data"
+    latency = _before_after(timing["float_ms"], timing["float_ms"] / timing["speedup"], format_ms)
+    return f"{latency} ({_format_speedup(timing['speedup'])}){_busy_mark(timing)}"
+
+
+def _next_command(command: str) -> Text:
+    """The command that is of use next."""
+    return Text(f"next: {printable(command)}", style="dim")
 
 
 def _floor_text(result: Mapping[str, Any]) -> str:
@@ -224,28 +242,92 @@ def validation_view(result: Mapping[str, Any]) -> RenderableType:
 
 
 def timing_view(result: Mapping[str, Any]) -> RenderableType:
-    """The latency of both models, and the speed-up with its quartiles."""
-    rows = [
-        {
-            "model": model,
-            "median": format_ms(result[f"{model}_ms"]),
-            "p95": format_ms(result[f"{model}_p95_ms"]),
-        }
-        for model in ("float", "quantized")
-    ]
-    columns = {"model": "model", "median": "median", "p95": "p95"}
-    quartiles = f"{format_number(result['speedup_lo'])} to {format_number(result['speedup_hi'])}"
-    speedup = f"{format_number(result['speedup'])} times as fast as float ({quartiles})"
-    effort = f"{result['rounds']} rounds, threads: {result['threads']}"
-    table = rows_table(rows, columns, right=("median", "p95"))
-    parts: list[RenderableType] = [table, Text(f"{speedup}; {effort}")]
-    if result.get("busy"):
-        share = format_percent(result["host_load"])
+    """The latency of both models for each number of threads and samples in a feed, the speed-up
+    with its quartiles, and what each takes to load.
+    """
+    rows = []
+    for timing in result["timings"]:
+        quartiles = (
+            f"{format_number(timing['speedup_lo'])} to {format_number(timing['speedup_hi'])}"
+        )
+        quantized_ms = timing["float_ms"] / timing["speedup"]
+        rows.append(
+            {
+                "threads": timing["threads"],
+                "batch": timing["batch"],
+                "median": _before_after(timing["float_ms"], quantized_ms, format_ms),
+                "p95": _before_after(timing["float_p95_ms"], timing["quantized_p95_ms"], format_ms),
+                "samples/s": _before_after(
+                    1e3 * timing["batch"] / timing["float_ms"],
+                    1e3 * timing["batch"] / quantized_ms,
+                    _format_rate,
+                ),
+                "speed": _format_speedup(timing["speedup"]) + _busy_mark(timing),
+                "quartiles": quartiles,
+                "rounds": timing["rounds"],
+            }
+        )
+    columns = {heading: heading for heading in rows[0]}
+    before, after = (result["footprints"][name] for name in ("float", "quantized"))
+    facts = {
+        "load time": _before_after(before["load_ms"], after["load_ms"], format_ms),
+        "memory": _before_after(before["memory_bytes"], after["memory_bytes"], format_size),
+    }
+    parts: list[RenderableType] = [rows_table(rows, columns, right=tuple(columns))]
+    parts.append(facts_table(facts))
+    if any(timing["busy"] for timing in result["timings"]):
+        share = format_percent(max(timing["host_load"] for timing in result["timings"]))
         warning = (
             f"warning: others took {share} of this host meanwhile; time it again when it is quiet"
         )
         parts.append(Text(warning, style="yellow"))
     return Group(*parts)
+
+
+def comparison_view(result: Mapping[str, Any]) -> RenderableType:
+    """Several files of one model side by side, the original first."""
+    original = result["original"]
+    first = result["files"][0]
+    timings, found = first["timing"], first["fidelity"]
+    rows = [
+        _compared_row(original)
+        | {
+            "value": format_number(_first_given(found["metric_float"], found["top1_float"]), 4),
+            "latency": format_ms(timings["float_ms"]),
+        }
+    ]
+    for file in result["files"]:
+        fidelity, timing = file["fidelity"], file["timing"]
+        outputs = [format_number(output["sqnr_db"], 1) for output in fidelity["per_output"]]
+        rows.append(
+            _compared_row(file)
+            | {
+                "": format_ratio(original["size_bytes"], file["size_bytes"]),
+                "value": format_number(_first_given(fidelity["metric"], fidelity["top1"]), 4),
+                "agreement": format_percent(fidelity["agreement"]),
+                "SQNR dB": ", ".join(output or "-" for output in outputs),
+                "latency": format_ms(timing["float_ms"] / timing["speedup"]),
+                "speed": _format_speedup(timing["speedup"]),
+                "verdict": "" if file["verdict"] == "none" else verdict_text(file["verdict"]),
+            }
+        )
+    headings = ("file", "size", "", "value", "agreement", "SQNR dB", "latency", "speed", "load",
+                "memory", "verdict")  # fmt: skip
+    return rows_table(rows, {heading: heading for heading in headings}, right=headings[1:-1])
+
+
+def _first_given(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _compared_row(file: Mapping[str, Any]) -> dict[str, object]:
+    """The columns that the original has as well."""
+    return {
+        "file": file["file"],
+        "size": format_size(file["size_bytes"]),
+        "load": format_ms(file["load_ms"]),
+        "memory": format_size(file["memory_bytes"]),
+    }
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -315,6 +397,18 @@ def reports_view(reports: Mapping[str, Any]) -> RenderableType:
     return Group(rows_table(runs, headings, right=columns[1:7]), batch_table(reports["models"]))
 
 
+def draft_view(answer: Mapping[str, Any]) -> RenderableType:
+    """What `quantmill init` found, and where it wrote the manifest."""
+    rows = [
+        {**model, "does not fit": ", ".join(f"{path} ({why})" for path, why in model["rejected"])}
+        for model in answer["models"]
+    ]
+    headings = ("input", "summary", "calibration", "evaluation", "labels", "does not fit")
+    table = rows_table(rows, {heading: heading for heading in headings})
+    written = Text(f"written: {printable(answer['manifest'])}")
+    return Group(table, written, _next_command(answer["next"]))
+
+
 def host_view(report: Mapping[str, Any]) -> RenderableType:
     """What `quantmill doctor` answers: the host, the versions, and known problems with them."""
     problems = [Text(f"problem: {printable(p)}", style="bold red") for p in report["problems"]]
@@ -360,11 +454,17 @@ def rows_table(
 
 
 def error_text(problem: str, where: str, hint: str) -> Text:
-    """Up to three lines, and one more for each further mistake of a manifest."""
+    """A sentence, one more line for each further mistake of a manifest, and the hint."""
+    if not where:
+        sentence = problem
+    elif problem.split(" ", 1)[0] in PREDICATES:
+        sentence = f"{where} {problem}"
+    else:
+        sentence = f"{where}: {problem}"
     lines = Text()
-    for label, text in (("error", problem), ("where", where), ("hint", hint)):
+    for label, text in (("error", sentence), ("hint", hint)):
         if text:
-            lines.append(f"{label:>5}: ", style="bold red" if label == "error" else "bold")
+            lines.append(f"{label}: ", style="bold red" if label == "error" else "bold")
             lines.append("\n".join(map(printable, text.splitlines())) + "\n")
     lines.rstrip()
     return lines
@@ -438,6 +538,12 @@ def _format_count(count: int | None) -> str:
 
 def _format_speedup(speedup: float | None) -> str:
     return "" if speedup is None else f"{speedup:.2f}x"
+
+
+def _format_rate(per_second: float | None) -> str:
+    if per_second is None:
+        return ""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2f}"
 
 
 def _busy_mark(row: Mapping[str, Any]) -> str:

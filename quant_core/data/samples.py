@@ -97,6 +97,23 @@ class Samples:
             return self
         return self._pick(np.arange(most) * len(self) // most)
 
+    def batch(self, size: int) -> Feed:
+        """The first `size` samples as one feed; where there are fewer, they begin again.
+
+        Inputs with a fixed first axis, such as a sampling rate, are those of the first sample.
+
+        Raises: DataError if `size` is above 1 and every input's first axis is fixed.
+        """
+        first = self[0]
+        if size == 1:
+            return first
+        joined = [s.name for s in self.inputs if s.shape and not isinstance(s.shape[0], int)]
+        if not joined:
+            shapes = ", ".join(map(str, self.inputs))
+            raise DataError(f"cannot be {size}", "batch", f"The model fixes it: {shapes}")
+        feeds = [self[i % len(self)] for i in range(size)]
+        return first | {name: np.concatenate([feed[name] for feed in feeds]) for name in joined}
+
     def same_feeds(self, other: Samples) -> bool:
         """Whether both have the same feeds, whatever their labels."""
         own = replace(self, labels=None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,23 @@ def measure(
     min_rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """The latencies of the float model and the quantized one on the same feed, called in turns.
+    """The latencies of the float model and the quantized one; the rest as in `measure_all`."""
+    [timing] = measure_all(
+        reference, [candidate], feed, seconds=seconds, min_rounds=min_rounds, clock=clock
+    )
+    return timing
+
+
+def measure_all(
+    reference: ort.InferenceSession,
+    candidates: Sequence[ort.InferenceSession],
+    feed: Mapping[str, np.ndarray],
+    *,
+    seconds: float = 2.0,
+    min_rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
+    """The latencies of the float model and of each quantized one on the same feed, all in turns.
 
     seconds     how long the rounds take, without the warm-up
     min_rounds  lower bound of the number of rounds, as `take_turns` keeps it
@@ -65,65 +82,59 @@ def measure(
                 processes take from a session of one thread
 
     Raises: RequestError if the sessions have different numbers of threads, or threads that spin
-    while idle and so slow the other session (`open_session` avoids both); ModelError if a model
+    while idle and so slow the other sessions (`open_session` avoids both); ModelError if a model
     does not run on the feed.
     """
-    options = [session.get_session_options() for session in (reference, candidate)]
+    sessions = [reference, *candidates]
+    options = [session.get_session_options() for session in sessions]
     threads = [o.intra_op_num_threads for o in options]
-    if threads[0] != threads[1]:
-        problem = f"float has {threads[0]} threads, quantized {threads[1]}"
-        raise RequestError(problem, hint="Open both with as many")
+    if len(set(threads)) != 1:
+        problem = f"float has {threads[0]} threads, quantized {', '.join(map(str, threads[1:]))}"
+        raise RequestError(problem, hint="Open all with as many")
     if threads[0] != 1 and not all(_idle_threads_sleep(o) for o in options):
         problem = "idle threads spin and slow the other session"
         raise RequestError(problem, hint="Open both with open_session")
     feed = dict(feed)
-    for session in (reference, candidate):
+    for session in sessions:
         run(session, feed)  # raises ModelError if it fails; and the first call allocates memory
-    times = take_turns(
-        lambda: reference.run(None, feed),
-        lambda: candidate.run(None, feed),
-        seconds=seconds,
-        min_rounds=min_rounds,
-        clock=clock,
-    )
-    return summarize(times, threads[0])
+    calls = [partial(session.run, None, feed) for session in sessions]
+    times = take_turns(calls, seconds=seconds, min_rounds=min_rounds, clock=clock)
+    return [summarize(times[:, [0, i]], threads[0]) for i in range(1, len(sessions))]
 
 
 def take_turns(
-    reference: Callable[[], object],
-    candidate: Callable[[], object],
+    calls: Sequence[Callable[[], object]],
     *,
     seconds: float,
     min_rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
-    """Seconds per call, shape (rounds, 2): one row per round, columns reference and candidate.
+    """Seconds per call, shape (rounds, calls): one row per round.
 
-    After a warm-up each round times one block of calls of each, in alternating order. A block has
-    as many calls as the faster one needs for BLOCK_SECONDS, the same number for both. Rounds go on
-    for `seconds`, and then until there are `min_rounds` or PATIENCE * seconds are over. There is at
-    least one round.
+    After a warm-up each round times one block of each call, forwards and backwards in turn. A block
+    repeats a call as often as the fastest one needs for BLOCK_SECONDS, the same for all. Rounds go
+    on for `seconds`, and then until there are `min_rounds` or PATIENCE * seconds are over. There is
+    at least one round.
     """
     start = clock()
     fastest = math.inf
-    calls = 1
-    while True:  # the warm-up, which also finds how many calls a block needs
-        fastest = min(fastest, _time_block(reference, calls, clock))
-        fastest = min(fastest, _time_block(candidate, calls, clock))
-        calls = max(1, math.ceil(BLOCK_SECONDS / max(fastest, 1e-9)))
+    repeats = 1
+    while True:  # the warm-up, which also finds how many repeats a block needs
+        for call in calls:
+            fastest = min(fastest, _time_block(call, repeats, clock))
+        repeats = max(1, math.ceil(BLOCK_SECONDS / max(fastest, 1e-9)))
         if clock() - start >= WARM_UP * seconds:
             break
 
-    rounds: list[tuple[float, float]] = []
+    rounds: list[np.ndarray] = []
     start = clock()
     while True:
-        if len(rounds) % 2 == 0:  # neither model always has the caches that the other one left
-            reference_seconds = _time_block(reference, calls, clock)
-            candidate_seconds = _time_block(candidate, calls, clock)
-        else:
-            candidate_seconds = _time_block(candidate, calls, clock)
-            reference_seconds = _time_block(reference, calls, clock)
-        rounds.append((reference_seconds, candidate_seconds))
+        times = np.zeros(len(calls))
+        # Forwards and backwards: nobody always has the caches that the same other one left.
+        order = range(len(calls)) if len(rounds) % 2 == 0 else range(len(calls))[::-1]
+        for i in order:
+            times[i] = _time_block(calls[i], repeats, clock)
+        rounds.append(times)
         spent = clock() - start
         is_enough = len(rounds) >= min_rounds or spent >= PATIENCE * seconds
         if spent >= seconds and is_enough:
@@ -160,12 +171,12 @@ def _quiet_rounds(times: np.ndarray) -> np.ndarray:
     return np.argsort(slowest, kind="stable")[:count]
 
 
-def _time_block(call: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
-    """Seconds per call, over a block of calls."""
+def _time_block(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    """Seconds per call, over a block of repeats."""
     start = clock()
-    for _ in range(calls):
+    for _ in range(repeats):
         call()
-    return (clock() - start) / calls
+    return (clock() - start) / repeats
 
 
 def _idle_threads_sleep(options: ort.SessionOptions) -> bool:

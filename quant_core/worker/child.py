@@ -162,7 +162,7 @@ class Child:
         deadline = time.monotonic() + timeout_s
         self.stages += 1
         self.output.truncate(0)
-        self._reset_peak()
+        memory.reset_peak(self.process.pid)
         self._send(message)
         with selectors.DefaultSelector() as selector:
             selector.register(self.answers, selectors.EVENT_READ)
@@ -209,11 +209,6 @@ class Child:
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
-
-    def _reset_peak(self) -> None:
-        """Let the kernel's VmHWM start again: it is then the peak of this stage alone."""
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def _check_memory(self, name: str, memory_bytes: int, need_bytes: int) -> None:
         """Raises: StageError if the child holds too much, for its limit or for this host."""

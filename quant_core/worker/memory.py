@@ -78,6 +78,12 @@ def peak_bytes(pid: int) -> int:
     return _kilobytes(f"/proc/{pid}/status").get("VmHWM", 0)
 
 
+def reset_peak(pid: int) -> None:
+    """Let the kernel count the peak anew; where it does not, the peak stays that of the process."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def megabytes(size_bytes: int) -> str:
     """A size for people, such as `1,234 MB`."""
     return f"{size_bytes / 1e6:,.0f} MB"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.normalize import normalize
+from quant_core.model.session import open_session, run
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
@@ -38,6 +40,7 @@ from quant_core.search.pipeline import (
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_optimized
 from quant_core.worker.child_main import serve
+from quant_core.worker.memory import peak_bytes, reset_peak
 
 Row = dict[str, Any]
 
@@ -149,6 +152,21 @@ def benchmark(model: str, quantized: str, samples: Row | None, threads: int, sec
     return {"timing": timing.to_dict()}
 
 
+def footprint(model: str, samples: Row, threads: int, batch: int) -> Row:
+    """How long the model takes to load, and the memory that loading and running it takes.
+
+    The answer is true only of a fresh child: memory that an earlier stage gave back is used again.
+    """
+    feed = _open(model, samples).batch(batch)
+    reset_peak(os.getpid())
+    before = peak_bytes(os.getpid())
+    started = time.perf_counter()
+    session = open_session(Path(model), threads=threads)
+    load_ms = (time.perf_counter() - started) * 1e3
+    run(session, feed)
+    return {"load_ms": load_ms, "memory_bytes": peak_bytes(os.getpid()) - before}
+
+
 STAGES: dict[str, Callable[..., Row]] = {
     "prepare": prepare,
     "calibrate": calibrate,
@@ -156,6 +174,7 @@ STAGES: dict[str, Callable[..., Row]] = {
     "validate": validate,
     "sensitivity": sensitivity,
     "benchmark": benchmark,
+    "footprint": footprint,
 }
 
 

@@ -66,9 +66,9 @@ def test_an_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(RequestError) as caught:
         Contract(metric="top5", min=0.9)
 
-    assert (
-        "One of top1, agreement, cosine, sqnr, worst_sqnr or module:function" in caught.value.hint
-    )
+    known = "top1, agreement, cosine, sqnr, worst_sqnr or module:function"
+    assert caught.value.problem == f"is 'top5', not one of {known}"
+    assert caught.value.hint == "Did you mean top1?"
 
 
 def test_without_a_contract_top1_is_reported_if_there_were_labels():

@@ -590,3 +590,23 @@ def test_samples_that_are_open_stay_as_they_are():
     samples = opened(images(4), IMAGE)
 
     assert open_samples(SampleSpec(samples), IMAGE) is samples
+
+
+def test_samples_are_joined_to_one_feed_and_begin_again_where_they_are_few():
+    samples = open_samples(
+        SampleSpec({"x": np.arange(3.0)[:, None], "rate": np.array(8)}),
+        [InputSpec("x", np.dtype("float32"), ("n", 1)), InputSpec("rate", np.dtype("int64"), ())],
+    )
+
+    feed = samples.batch(4)
+
+    assert feed["x"].tolist() == [[0], [1], [2], [0]]
+    assert feed["rate"] == 8
+
+
+def test_a_fixed_batch_cannot_be_another():
+    inputs = [InputSpec("x", np.dtype("float32"), (1, 2))]
+    samples = open_samples(SampleSpec(np.zeros((3, 2), np.float32)), inputs)
+
+    with pytest.raises(DataError, match="fixes it"):
+        samples.batch(2)

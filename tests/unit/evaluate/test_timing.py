@@ -43,7 +43,7 @@ FEED = {"x": np.ones((1, 4), np.float32)}
 def test_the_models_take_turns():
     clock = Clock()
 
-    times = take_turns(clock.call("A", 0.02), clock.call("B", 0.01), seconds=0.3, clock=clock)
+    times = take_turns([clock.call("A", 0.02), clock.call("B", 0.01)], seconds=0.3, clock=clock)
 
     # the warm-up is "AB" as well; then every second round begins with the other one
     text = "".join(clock.log).removeprefix("AB")
@@ -56,7 +56,7 @@ def test_the_models_take_turns():
 def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
     clock = Clock()
 
-    take_turns(clock.call("A", 2**-13), clock.call("B", 2**-14), seconds=0.1, clock=clock)
+    take_turns([clock.call("A", 2**-13), clock.call("B", 2**-14)], seconds=0.1, clock=clock)
 
     assert "".join(clock.log).endswith("A" * 17 + "B" * 17)
 
@@ -65,10 +65,10 @@ def test_a_slow_model_gets_its_rounds_unless_that_takes_far_too_long():
     slow, slower = Clock(), Clock()
 
     five = take_turns(
-        slow.call("A", 0.2), slow.call("B", 0.2), seconds=1.0, min_rounds=5, clock=slow
+        [slow.call("A", 0.2), slow.call("B", 0.2)], seconds=1.0, min_rounds=5, clock=slow
     )
     one = take_turns(
-        slower.call("A", 9), slower.call("B", 9), seconds=1.0, min_rounds=5, clock=slower
+        [slower.call("A", 9), slower.call("B", 9)], seconds=1.0, min_rounds=5, clock=slower
     )
 
     assert (len(five), len(one)) == (5, 1)

@@ -13,6 +13,7 @@ import pytest
 import typer
 from pyarrow import parquet
 
+import quant_core
 from flows.cli import doctor, options
 from flows.cli.command import Answer, register
 from flows.cli.commands import main
@@ -30,7 +31,9 @@ COMMANDS = (
     "batch",
     "validate",
     "benchmark",
+    "compare",
     "config",
+    "init",
     "report",
     "doctor",
 )
@@ -214,7 +217,7 @@ def test_an_answer_is_text_or_json(capsys):
     assert run("--format", "xml") == 2
 
 
-def test_an_error_is_three_lines_or_a_json_object(capsys):
+def test_an_error_is_a_sentence_and_a_hint_or_a_json_object(capsys):
     def probe() -> Answer:
         raise DataError("holds NaN", "d.npy, sample 3", "Drop it")
 
@@ -222,7 +225,7 @@ def test_an_error_is_three_lines_or_a_json_object(capsys):
 
     assert run() == 1
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "error: holds NaN\nwhere: d.npy, sample 3\n hint: Drop it\n")
+    assert (out, err) == ("", "error: d.npy, sample 3 holds NaN\nhint: Drop it\n")
     assert run("--format", "json") == 1
     error = {
         "kind": "DataError",
@@ -465,6 +468,42 @@ def test_calibrate_names_its_output_after_the_model(quantized, capsys):
     assert result["plan"]["config"]["method"] == "minmax"
 
 
+def test_quantize_names_its_output_after_the_model_and_tells_what_was_won(quantized, capsys):
+    original = Path("float.onnx").read_bytes()
+
+    code, result = answer_of(capsys, "quantize float.onnx --data samples.npy")
+
+    assert (code, result["output"]) == (0, "float_int8.onnx")
+    assert Path("float.onnx").read_bytes() == original
+    assert result["timing"]["speedup"] > 0
+    assert result["next"] == "quantmill validate float.onnx float_int8.onnx --data samples.npy"
+
+
+def test_optimize_only_names_its_output_after_the_model(quantized, capsys):
+    code, result = answer_of(capsys, "quantize float.onnx --optimize-only")
+
+    assert (code, result["output"]) == (0, "float_optimized.onnx")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"quantmill {quant_core.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--bits 3", "error: --bits is 3, not one of 8, 4\n"),
+        ("--target x68", "hint: Did you mean x86?\n"),
+        ("--method percentil", "hint: Did you mean percentile?\n"),
+        ("--data samples.npy --metric top11 --min 0", "hint: Did you mean top1?\n"),
+    ],
+)
+def test_a_wrong_value_is_told_in_a_sentence_with_what_is_near(quantized, capsys, typed, sentence):
+    assert main(f"quantize float.onnx {typed}".split()) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_validate_holds_a_model_against_its_contract(quantized, capsys):
     line = "validate float.onnx int8.onnx --data samples.npy"
 
@@ -483,6 +522,32 @@ def test_benchmark_times_both_models(quantized, capsys):
     assert code == 0
     assert timing["speedup_lo"] <= timing["speedup"] <= timing["speedup_hi"]
     assert timing["threads"] == 1
+    for model in ("float", "quantized"):
+        assert timing["footprints"][model]["load_ms"] > 0
+
+
+def test_benchmark_takes_several_numbers_of_threads_and_samples(quantized, capsys):
+    line = "benchmark float.onnx int8.onnx --threads 1 --threads 2 --batch 1 --batch 3"
+
+    _, answer = answer_of(capsys, f"{line} --seconds 0.1")
+
+    settings = [(row["threads"], row["batch"]) for row in answer["timings"]]
+    assert settings == [(1, 1), (1, 3), (2, 1), (2, 3)]
+
+
+def test_compare_shows_several_files_beside_one_original(quantized, capsys):
+    line = "compare float.onnx int8.onnx float.onnx --data samples.npy --seconds 0.1"
+
+    code, answer = answer_of(capsys, f"{line} --metric sqnr --min 190")
+
+    assert code == 1
+    assert answer["original"]["size_bytes"] == Path("float.onnx").stat().st_size
+    int8, same = answer["files"]
+    assert (int8["verdict"], same["verdict"]) == ("not_met", "met")
+    assert int8["size_bytes"] < same["size_bytes"]
+    assert same["fidelity"]["max_abs_error"] == 0
+    for row in (answer["original"], int8, same):
+        assert row["memory_bytes"] > 0
 
 
 @pytest.fixture
@@ -636,4 +701,4 @@ def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
     assert main(["report", str(tmp_path), "--run", "run3"]) == 2
     assert "run1, run2" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "elsewhere")]) == 2
-    assert f"holds no report\nwhere: {tmp_path}/elsewhere/reports\n" in capsys.readouterr().err
+    assert f"error: {tmp_path}/elsewhere/reports holds no report\n" in capsys.readouterr().err

@@ -1,0 +1,241 @@
+"""What the commands of `quantmill` answer about one model, as JSON values with the view that draws
+them.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.cli.command import Answer
+from flows.cli.options import AccuracyOptions, changed_options
+from flows.console import render
+from quant_core.config import QuantConfig
+from quant_core.data.spec import SampleSpec
+from quant_core.errors import DataError, ModelError, RequestError
+
+if TYPE_CHECKING:
+    from quant_core.plan.types import QuantPlan
+
+Progress = Callable[[str], None]
+
+
+def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
+    from quant_core import api
+
+    samples = calibration or SampleSpec()
+    plan = api.plan_model(
+        model,
+        config,
+        None if calibration is None else samples.source,
+        num_samples=samples.count,
+        sample_shape=samples.shape,
+    )
+    return Answer(plan.to_dict(), render.plan_view)
+
+
+def first_accuracy_option(accuracy: AccuracyOptions) -> str | None:
+    """The first of `--metric`, `--max-drop` and `--min` that was typed; None if none was."""
+    contract = accuracy.contract
+    typed = {
+        "--metric": accuracy.metric,
+        "--max-drop": contract and contract.max_drop,
+        "--min": contract and contract.min,
+    }
+    return next((option for option, value in typed.items() if value is not None), None)
+
+
+def quantize_answer(
+    model: Path,
+    output: Path | None,
+    config: QuantConfig,
+    calibration: SampleSpec | None,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    progress: Progress,
+    costs: Path | None,
+    plan_file: Path | None = None,
+) -> Answer:
+    """Quantize a model and time it; compare it with the original if a metric, contract or labels
+    were given.
+    """
+    from quant_core import api
+
+    samples = calibration or SampleSpec()
+    plan = _read_plan(plan_file) if plan_file else None
+    bits = plan.config.bits if plan is not None else config.bits
+    output = output or model.with_name(f"{model.stem}_int{bits}.onnx")
+    result = api.quantize_model(
+        model,
+        output,
+        config,
+        calibration=None if calibration is None else samples.source,
+        labels=samples.labels,
+        num_samples=samples.count,
+        sample_shape=samples.shape,
+        contract=accuracy.contract,
+        plan=plan,
+        costs=costs,
+        progress=progress,
+        allow_code=allow_code,
+    ).to_dict()
+    progress("timing both models in turn")
+    try:
+        result["timing"] = timing(model, output, samples)
+    except (DataError, ModelError):
+        if calibration is not None:
+            raise
+        result["timing"] = None  # the model does not run on random samples
+    if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
+        progress("comparing it with the original")
+        result |= validation(model, output, calibration, accuracy, allow_code)
+        if result["shortfall"]:
+            result |= {"verdict": "not_met", "reason": result["shortfall"]}
+    is_missed = result["verdict"] == "not_met"
+    if calibration is None:
+        following = ["quantize", str(model), "--data", "SAMPLES.npz"]
+    else:
+        data = ["--data", str(calibration.source), *(["--detailed"] if is_missed else [])]
+        following = ["validate", str(model), str(output), *data]
+    result["next"] = shlex.join(["quantmill", *following])
+    return Answer(result, render.quantization_view, exit_code=int(is_missed))
+
+
+def timing(
+    original: Path,
+    quantized: Path,
+    samples: SampleSpec,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 0.2,
+) -> dict[str, Any]:
+    """The latency of both models, and how much of the host others took meanwhile."""
+    from quant_core import api
+    from quant_core.worker.host import OtherLoad
+
+    load = OtherLoad(os.getpid())
+    timed = api.benchmark_model(
+        original,
+        quantized,
+        samples.source,
+        threads=threads,
+        batch=batch,
+        seconds=seconds,
+        sample_shape=samples.shape,
+    )
+    return timed.to_dict() | load.until_now()
+
+
+def footprint(model: Path, samples: SampleSpec, threads: int, batch: int) -> dict[str, Any]:
+    """How long a model takes to load in a new process, and how much memory there."""
+    from quant_core.worker.child import run_stage, shut_down
+
+    few = replace(samples, labels=None, count=batch)
+    request = {"model": str(model), "samples": few.to_dict(), "threads": threads, "batch": batch}
+    try:
+        return dict(run_stage("footprint", request)["result"])
+    finally:
+        shut_down()
+
+
+def comparison(
+    original: Path,
+    files: Sequence[Path],
+    samples: SampleSpec,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    threads: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The original, and each file beside it: size, fidelity, verdict, timing and footprint."""
+    from quant_core import api
+    from quant_core.evaluate.contract import judge
+    from quant_core.model.info import model_info
+
+    contract = accuracy.contract
+    compared = api.compare_models(
+        original,
+        files,
+        samples.source,
+        labels=samples.labels,
+        metric=accuracy.metric or (contract.metric if contract else None),
+        num_samples=samples.count,
+        sample_shape=samples.shape,
+        threads=threads,
+        seconds=seconds,
+        allow_code=allow_code,
+    )
+    rows = []
+    for path, row in zip(files, compared, strict=True):
+        verdict, reason = judge(row.fidelity, contract) if contract else ("none", "no contract")
+        judged = {"verdict": str(verdict), "reason": reason}
+        rows.append(row.to_dict() | judged | footprint(path, samples, threads, 1))
+    size_bytes = model_info(original).size_bytes
+    first = {"file": str(original), "size_bytes": size_bytes}
+    return {"original": first | footprint(original, samples, threads, 1), "files": rows}
+
+
+def optimize_answer(
+    model: Path,
+    output: Path,
+    config: QuantConfig,
+    calibration: SampleSpec | None,
+    costs: Path | None,
+) -> Answer:
+    """Rewrite a float model exactly, without quantizing it."""
+    from quant_core import api
+
+    if changed := changed_options(config):
+        option = "--" + next(iter(changed)).replace("_", "-")
+        raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
+    samples = calibration or SampleSpec()
+    result = api.optimize_model(
+        model,
+        output,
+        None if calibration is None else samples.source,
+        num_samples=samples.count,
+        sample_shape=samples.shape,
+        costs=costs,
+    )
+    following = shlex.join(["quantmill", "benchmark", str(model), str(output)])
+    return Answer(result.to_dict() | {"next": following}, render.optimization_view)
+
+
+def validation(
+    original: Path,
+    quantized: Path,
+    samples: SampleSpec,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    detailed: bool = False,
+) -> dict[str, Any]:
+    from quant_core import api
+
+    return api.validate_model(
+        original,
+        quantized,
+        samples.source,
+        labels=samples.labels,
+        metric=accuracy.metric,
+        contract=accuracy.contract,
+        num_samples=samples.count,
+        sample_shape=samples.shape,
+        detailed=detailed,
+        allow_code=allow_code,
+    ).to_dict()
+
+
+def _read_plan(path: Path) -> QuantPlan:
+    from quant_core.plan.types import QuantPlan
+
+    hint = "Write one with --dry-run --format json"
+    try:
+        return QuantPlan.from_json(path.read_text(encoding="utf-8"))
+    except RequestError as error:
+        raise RequestError(f"is not a plan: {error.problem}", str(path), hint) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot be read: {error}", str(path), hint) from error

@@ -1,0 +1,1 @@
+"""The name `quantmill`, for `python -m quantmill`."""

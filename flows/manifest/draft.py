@@ -1,0 +1,201 @@
+"""Drafts a manifest for a folder of models: `quantmill init`.
+
+Data are found by their names. A file belongs to the model whose name stands in its own or in its
+folder's name (the longest such name), or to the only model of the folder; its other words say what
+it is for. What the model does not take becomes a comment with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from flows.manifest.outputs import is_output
+from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
+from quant_core.errors import QuantError, RequestError
+from quant_core.model.atomic import atomic_write
+from quant_core.text import printable
+
+NAME = "quantmill.yaml"
+
+
+class Role(StrEnum):
+    """What a file of samples is for, as a manifest calls it."""
+
+    CALIBRATION = "calibration"
+    EVALUATION = "evaluation"
+    LABELS = "labels"
+
+
+# The first role with a word in the name counts: `test_labels.npy` are labels.
+ROLE_WORDS = {
+    Role.LABELS: {"label", "labels", "target", "targets", "y"},
+    Role.EVALUATION: {"evaluation", "eval", "test", "validation", "valid", "val"},
+    Role.CALIBRATION: {"calibration", "calib", "train", "samples", "data"},
+}
+
+
+@dataclass(slots=True)
+class DraftedModel:
+    """A model of the folder, and the files that were found for it.
+
+    summary   its inputs, or why it cannot be read
+    rejected  files that name it and do not fit, with the reason
+    """
+
+    path: Path
+    summary: str
+    is_readable: bool
+    data: dict[Role, Path] = field(default_factory=dict)
+    rejected: list[tuple[Path, str]] = field(default_factory=list)
+
+    def to_dict(self, folder: Path) -> dict[str, Any]:
+        """Plain JSON values, with paths relative to `folder`."""
+        return {
+            "input": _relative(self.path, folder),
+            "summary": self.summary,
+            "is_readable": self.is_readable,
+            **{str(role): _relative(path, folder) for role, path in self.data.items()},
+            "rejected": [[_relative(path, folder), reason] for path, reason in self.rejected],
+        }
+
+
+def draft_manifest(folder: Path, output: Path | None = None) -> tuple[Path, list[DraftedModel]]:
+    """Write a manifest for all models below `folder`; returns where, and what was found.
+
+    output  the manifest; `quantmill.yaml` in the folder if None. It is never overwritten
+
+    Raises: RequestError if there is no model, or if the manifest exists already.
+    """
+    output = output or folder / NAME
+    if output.exists():
+        raise RequestError("is there already", str(output), "Choose another name with -o")
+    paths = [path for path in _visible(folder, "*.onnx") if not is_output(path)]
+    models = [_drafted(path) for path in paths]
+    if not any(model.is_readable for model in models):
+        problem = f"holds no model that can be read, and {len(models)} that cannot"
+        raise RequestError(problem, str(folder), "Name a folder of .onnx models")
+    for model, files in _files_by_model(models, folder):
+        _give_data(model, files)
+    with atomic_write(output) as file:
+        file.write(manifest_text(models, output.parent).encode())
+    return output, models
+
+
+def manifest_text(models: Iterable[DraftedModel], folder: Path) -> str:
+    """The manifest of these models, with paths relative to `folder`, where it will lie."""
+    lines = [
+        "# Run it with `quantmill config FILE`; --dry-run shows the plans and makes nothing.",
+        "# Every option can stand here, for all models, or with one model.",
+        "",
+        "bits: 8  # 4: half the size again, and slower to load",
+        "# A model that misses its contract is made all the same; row and exit code say so:",
+        "# contract: {metric: agreement, min: 0.98}",
+        "batch: {output_dir: quantized/, skip_existing: true}",
+        "models:",
+    ]
+    for model in models:
+        lines += _model_lines(model, folder)
+    return "\n".join(lines) + "\n"
+
+
+def _model_lines(model: DraftedModel, folder: Path) -> list[str]:
+    entry = f"- input: {_quoted(model.path, folder)}  # {printable(model.summary)}"
+    if not model.is_readable:
+        return [f"  # {entry}"]
+    lines = [f"  {entry}"]
+    if Role.CALIBRATION in model.data:
+        lines.append(f"    calibration: {{data: {_quoted(model.data[Role.CALIBRATION], folder)}}}")
+    else:
+        lines.append("    # calibration: {data: SAMPLES.npz}  # lets it compute in static integers")
+    if Role.EVALUATION in model.data:
+        evaluation = f"data: {_quoted(model.data[Role.EVALUATION], folder)}"
+        if Role.LABELS in model.data:
+            evaluation += f", labels: {_quoted(model.data[Role.LABELS], folder)}"
+        lines.append(f"    evaluation: {{{evaluation}}}")
+    for path, reason in model.rejected:
+        lines.append(f"    # {_quoted(path, folder)} does not fit: {printable(reason)}")
+    return lines
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path.absolute())
+
+
+def _quoted(path: Path, folder: Path) -> str:
+    """A path as YAML reads it back: JSON's strings are YAML's."""
+    text = _relative(path, folder)
+    return text if re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII) else json.dumps(text)
+
+
+def _drafted(path: Path) -> DraftedModel:
+    try:
+        inputs = input_specs(path)
+    except QuantError as error:
+        return DraftedModel(path, f"left out: {error.problem}", is_readable=False)
+    return DraftedModel(path, ", ".join(map(str, inputs)), is_readable=True)
+
+
+def _files_by_model(
+    models: Sequence[DraftedModel], folder: Path
+) -> Iterator[tuple[DraftedModel, dict[Role, Path]]]:
+    """Each model with its file for each role; with several for one role, the first by name."""
+    found: list[dict[Role, Path]] = [{} for _ in models]
+    for path in sorted([*_visible(folder, "*.npz"), *_visible(folder, "*.npy")]):
+        names = [*path.relative_to(folder).parent.parts, path.stem]
+        owners = [m for m in models if any(_holds(name, m.path.stem) for name in names)]
+        longest = max((len(owner.path.stem) for owner in owners), default=0)
+        for model, data in zip(models, found, strict=True):
+            is_owner = model in owners and len(model.path.stem) == longest
+            rest = " ".join(names).replace(model.path.stem, " ")
+            if (is_owner or len(models) == 1) and (role := _role(rest)):
+                data.setdefault(role, path)
+    yield from zip(models, found, strict=True)
+
+
+def _give_data(model: DraftedModel, found: Mapping[Role, Path]) -> None:
+    """Give the model the files that it takes."""
+    for role, path in found.items():
+        if reason := _misfit(model, role, path, found):
+            model.rejected.append((path, reason))
+        else:
+            model.data[role] = path
+
+
+def _role(name: str) -> Role | None:
+    words = set(re.findall(r"[a-z]+", name.lower()))
+    return next((role for role, known in ROLE_WORDS.items() if words & known), None)
+
+
+def _holds(name: str, stem: str) -> bool:
+    """Whether the model's name stands in this one, and is not the beginning of a longer word."""
+    return re.search(rf"(?<![^\W_]){re.escape(stem)}(?![^\W_])", name) is not None
+
+
+def _misfit(model: DraftedModel, role: Role, path: Path, found: Mapping[Role, Path]) -> str:
+    """Why the model does not take the file; "" if it does."""
+    is_labels = role is Role.LABELS
+    if is_labels and Role.EVALUATION not in found:
+        return "labels of no evaluation data"
+    source = found[Role.EVALUATION] if is_labels else path
+    spec = SampleSpec(str(source), str(path) if is_labels else None)
+    try:
+        open_samples(spec, input_specs(model.path), model.path)[0]
+    except QuantError as error:
+        return error.problem
+    return ""
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Files below the folder, sorted, without those in or with a name that starts with a dot."""
+    return sorted(
+        path
+        for path in folder.rglob(pattern)
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
