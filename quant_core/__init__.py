@@ -14,6 +14,9 @@ if TYPE_CHECKING:
         Compared as Compared,
     )
     from quant_core.api import (
+        Explanation as Explanation,
+    )
+    from quant_core.api import (
         OptimizeResult as OptimizeResult,
     )
     from quant_core.api import (
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     )
     from quant_core.api import (
         compare_models as compare_models,
+    )
+    from quant_core.api import (
+        explain_model as explain_model,
     )
     from quant_core.api import (
         optimize_model as optimize_model,
@@ -56,11 +62,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": (
         "Compared",
+        "Explanation",
         "OptimizeResult",
         "QuantResult",
         "Validation",
         "benchmark_model",
         "compare_models",
+        "explain_model",
         "optimize_model",
         "plan_model",
         "quantize",

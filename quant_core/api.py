@@ -18,6 +18,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.fidelity import compare, run_all, run_each
+from quant_core.evaluate.kernels import Kernel, profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.timing import Timing, measure, measure_all
@@ -30,7 +31,7 @@ from quant_core.model.session import open_session
 from quant_core.model.write import write_model
 from quant_core.optimize.applied import REWRITES, from_text
 from quant_core.optimize.run import follow
-from quant_core.plan.types import QuantPlan
+from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.search.checks import check_output, check_plan, check_same_interface
 from quant_core.search.pipeline import (
     QuantJob,
@@ -46,11 +47,14 @@ from quant_core.search.prepared import prepare_as_planned, prepare_optimized, pr
 
 __all__ = [
     "Compared",
+    "ExplainedKernel",
+    "Explanation",
     "OptimizeResult",
     "QuantResult",
     "Validation",
     "benchmark_model",
     "compare_models",
+    "explain_model",
     "optimize_model",
     "plan_model",
     "quantize",
@@ -121,6 +125,53 @@ class Compared:
             "size_bytes": self.size_bytes,
             "fidelity": self.fidelity.to_dict(),
             "timing": self.timing.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedKernel:
+    """A kernel, and what is to be known about it.
+
+    saturating_pairs  pairs of its weights whose sums can saturate on x86 CPUs without VNNI
+    advice            what quantmill's plan does with its node
+    """
+
+    kernel: Kernel
+    saturating_pairs: int
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The kernels that run a model on this CPU, in their order."""
+
+    model: str
+    is_quantized: bool
+    kernels: tuple[ExplainedKernel, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with each kernel's share of the time, and each arithmetic's."""
+        total = sum(row.kernel.ms for row in self.kernels) or 1.0
+        shares: dict[str, float] = {}
+        for row in self.kernels:
+            arithmetic = str(row.kernel.arithmetic)
+            shares[arithmetic] = shares.get(arithmetic, 0.0) + row.kernel.ms / total
+        kernels = [
+            {
+                **asdict(row.kernel),
+                "covers": list(row.kernel.covers),
+                "share": row.kernel.ms / total,
+                "saturating_pairs": row.saturating_pairs,
+                "advice": row.advice,
+            }
+            for row in self.kernels
+        ]
+        return {
+            "model": self.model,
+            "is_quantized": self.is_quantized,
+            "ms": total,
+            "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
+            "kernels": kernels,
         }
 
 
@@ -382,6 +433,50 @@ def benchmark_model(
     first, second = (open_session(Path(p), threads=threads) for p in (original, quantized))
     check_same_interface(first, second, quantized)
     return measure(first, second, feeds.batch(batch), seconds=seconds)
+
+
+@QUIET
+def explain_model(
+    path: str | Path,
+    config: QuantConfig | None = None,
+    samples: SampleSource = RANDOM,
+    *,
+    num_samples: int | None = None,
+    sample_shape: SampleShape | None = None,
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> Explanation:
+    """Which kernels run a model on this CPU, whoever made it, and what a plan would change.
+
+    config   of that plan; a model that is quantized already has none
+    seconds  how long kernels are timed
+
+    Raises: QuantError.
+    """
+    spec = SampleSpec(samples, count=num_samples, shape=sample_shape)
+    feed = _open(path, spec)[0]
+    kernels = profile_kernels(Path(path), feed, threads=threads, seconds=seconds)
+    unsafe = {node.node: node.pairs for node in saturating_nodes(Path(path))}
+    planned: dict[str, NodePlan] = {}
+    is_quantized = model_info(path).quantized
+    if not is_quantized:
+        plan = plan_model(path, config, samples, num_samples=num_samples, sample_shape=sample_shape)
+        planned = {node.node: node for node in plan.nodes}
+    rows = []
+    for kernel in kernels:
+        advice = [_advice(planned[name]) for name in kernel.covers if name in planned]
+        pairs = sum(unsafe.get(name, 0) for name in kernel.covers)
+        rows.append(ExplainedKernel(kernel, pairs, next(filter(None, advice), "")))
+    return Explanation(str(path), is_quantized, tuple(rows))
+
+
+def _advice(planned: NodePlan) -> str:
+    """What a plan does with a node that has a weight; "" for the others."""
+    if planned.storage is None:
+        return ""
+    compute = "compute in float" if not planned.compute.is_integer else f"be {planned.compute}"
+    reason = f" ({planned.reason})" if planned.reason else ""
+    return f"{compute}, weight in {planned.storage}{reason}"
 
 
 @QUIET

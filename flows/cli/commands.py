@@ -76,6 +76,7 @@ def _option(*flags: str, help: str) -> Any:
 
 
 Model = Annotated[Path, _argument("MODEL", "A float ONNX model.")]
+AnyModel = Annotated[Path, _argument("MODEL", "An ONNX model, quantized or not.")]
 Original = Annotated[Path, _argument("ORIGINAL", "The float model.")]
 Quantized = Annotated[Path, _argument("QUANTIZED", "What became of it.")]
 Files = Annotated[list[Path], _argument("QUANTIZED...", "Files of it, whoever made them.")]
@@ -224,6 +225,38 @@ def benchmark(
         for name, path in (("float", original), ("quantized", quantized))
     }
     return Answer({**rows[0], "timings": rows, "footprints": footprints}, render.timing_view)
+
+
+@command
+def explain(
+    model: AnyModel,
+    samples: SampleSpec,
+    config: QuantConfig,
+    progress: Progress,
+    threads: ThreadCount = 1,
+    seconds: Seconds = 1.0,
+    output: Page = None,
+) -> Answer:
+    """Which kernels run a model on this CPU, whoever made it: in integers or not and why, what each
+    costs, and what quantmill would do; with -o, also as an HTML page.
+    """
+    from quant_core import api
+
+    progress("timing every kernel")
+    explanation = api.explain_model(
+        model,
+        config,
+        samples.source,
+        num_samples=samples.count,
+        sample_shape=samples.shape,
+        threads=threads,
+        seconds=seconds,
+    ).to_dict()
+    if output is not None:
+        from flows.report.explanation import write_explanation
+
+        write_explanation(explanation, output)
+    return Answer(explanation, render.explanation_view)
 
 
 @command

@@ -320,6 +320,34 @@ def _first_given(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
+def explanation_view(result: Mapping[str, Any]) -> RenderableType:
+    """The kernels that take most of the time first, and what the time goes to in all."""
+    kernels = sorted(result["kernels"], key=lambda kernel: -kernel["ms"])
+    rows = [
+        {
+            "kernel": kernel["name"],
+            "operator": kernel["op_type"],
+            "computes in": kernel["arithmetic"],
+            "time": format_ms(kernel["ms"]),
+            "share": format_percent(kernel["share"]),
+            "why in float": kernel["why"],
+            "saturates without VNNI": kernel["saturating_pairs"] or "",
+            "quantmill would": kernel["advice"],
+        }
+        for kernel in kernels
+    ]
+    headings = ("kernel", "operator", "computes in", "time", "share", "why in float",
+                "saturates without VNNI", "quantmill would")  # fmt: skip
+    columns = {heading: heading for heading in headings}
+    return Group(rows_table(rows, columns, right=("time", "share")), Text(explanation_line(result)))
+
+
+def explanation_line(result: Mapping[str, Any]) -> str:
+    """What the time goes to, in a line."""
+    shares = [f"{format_percent(share)} {name}" for name, share in result["shares"].items()]
+    return f"{format_ms(result['ms'])} in {len(result['kernels'])} kernels: {', '.join(shares)}"
+
+
 def _compared_row(file: Mapping[str, Any]) -> dict[str, object]:
     """The columns that the original has as well."""
     return {

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import median
@@ -57,9 +57,22 @@ def write_report(folder: Path, path: Path, run_id: str | None = None) -> Path:
 
 def render_page(data: PageData) -> str:
     """The page as text."""
-    style, script = _asset("page.css"), _asset("page.js")
     names = Counter(row["model"] for row in data.models)
     models = [_Model(row, data, names[row["model"]] == 1) for row in data.models]
+    parts = [
+        _header(data, models),
+        _wrong(models),
+        _table(models),
+        _sections(models),
+        _inventory(data),
+    ]
+    body = [part for part in parts if part is not None]
+    return document(f"quantmill: {_verdict(models)}", body, _asset("page.js"))
+
+
+def document(title: str, body: Sequence[Element], script: str = "") -> str:
+    """A whole page in our style, which asks no host for anything and runs only this script."""
+    style = _asset("page.css")
     head = element(
         "head",
         {},
@@ -70,16 +83,9 @@ def render_page(data: PageData) -> str:
         element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         element("meta", {"name": "color-scheme", "content": "light dark"}),
         element("link", {"rel": "icon", "href": "data:,"}),
-        element("title", {}, f"quantmill: {_verdict(models)}"),
+        element("title", {}, title),
     )
-    body = [
-        _header(data, models),
-        _wrong(models),
-        _table(models),
-        _sections(models),
-        _inventory(data),
-    ]
-    inside = "\n".join(part.to_html() for part in body if part is not None)
+    inside = "\n".join(part.to_html() for part in body)
     heading = head.to_html().removesuffix("</head>")
     return (
         f'<!DOCTYPE html>\n<html lang="en">{heading}<style>{style}</style></head>\n'

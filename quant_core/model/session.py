@@ -91,6 +91,19 @@ def open_session(
     return _open(model, options, outputs)
 
 
+def open_profiled(model: Path, prefix: Path, *, threads: int = 1) -> ort.InferenceSession:
+    """A session that writes the time of each kernel; `end_profiling` returns the JSON's path.
+
+    prefix  the beginning of that path
+
+    Raises: ModelError as `open_session`.
+    """
+    options = _options(threads, optimize=True)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    return _open(model, options)
+
+
 def run(
     session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str = ""
 ) -> list[np.ndarray]:

@@ -33,6 +33,7 @@ COMMANDS = (
     "benchmark",
     "compare",
     "config",
+    "explain",
     "init",
     "report",
     "doctor",
@@ -533,6 +534,20 @@ def test_benchmark_takes_several_numbers_of_threads_and_samples(quantized, capsy
 
     settings = [(row["threads"], row["batch"]) for row in answer["timings"]]
     assert settings == [(1, 1), (1, 3), (2, 1), (2, 3)]
+
+
+def test_explain_writes_a_page_in_which_names_are_data(quantized, capsys):
+    model = tiny_cnn()
+    model.graph.node[0].name = "<script>alert(1)</script>"
+    onnx.save(model, "odd.onnx")
+
+    code, answer = answer_of(capsys, "explain odd.onnx --seconds 0.1 -o page/odd.html")
+
+    assert code == 0
+    assert any("<script>alert(1)</script>" in k["covers"] for k in answer["kernels"])
+    page = Path("page/odd.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
 
 
 def test_compare_shows_several_files_beside_one_original(quantized, capsys):

@@ -1,0 +1,264 @@
+"""Which kernels onnxruntime really runs a model with: in integers or not, why, and how long each
+takes on this CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from quant_core.data.sources import Feed
+from quant_core.model import files, graph
+from quant_core.model.normalize import normalize
+from quant_core.model.session import open_profiled, optimized_graph, run
+from quant_core.plan.operators import RULES, Kind
+
+MIN_RUNS = 3
+BLOCKED_SUFFIX = "_nchwc"  # of the names of kernels that write the blocked layout
+NHWC_SUFFIX = re.compile(r"_token_\d+$")
+KERNEL_SUFFIX = "_kernel_time"  # of the names in onnxruntime's profile
+
+
+NOT_QUANTIZED = "the file is not quantized"
+
+
+class Arithmetic(StrEnum):
+    """What a kernel computes with."""
+
+    INT8 = "int8"
+    BLOCKS = "blocks of integers"  # of 4 or 8 bits, unpacked while it multiplies
+    CONVERSION = "conversion"  # between integers and float
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    FLOAT64 = "float64"
+    INDICES = "indices"  # shapes, ids, masks, strings
+
+
+CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"}
+# What quantizes a float input itself, and so computes in int8 though its first input is float.
+SELF_QUANTIZING = {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+BLOCK_KERNELS = {"MatMulNBits", "GatherBlockQuantized"}
+OF_TYPE = {
+    "int8": Arithmetic.INT8,
+    "uint8": Arithmetic.INT8,
+    "float": Arithmetic.FLOAT32,
+    "float16": Arithmetic.FLOAT16,
+    "double": Arithmetic.FLOAT64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of the graph as onnxruntime runs it.
+
+    op_type     of the kernel: fused operators have names of their own
+    arithmetic  what it computes with
+    ms          mean time of one run
+    covers      names of the file's nodes that it stands for, as far as tensors' names tell
+    why         why it multiplies in float although it has a weight; "" for the others
+    """
+
+    name: str
+    op_type: str
+    arithmetic: Arithmetic
+    ms: float
+    covers: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(slots=True)
+class _Timed:
+    """What the profile says of one kernel, summed over the runs."""
+
+    op_type: str
+    input_types: list[str]
+    microseconds: float = 0.0
+    output_types: list[str] = field(default_factory=list)
+
+
+def profile_kernels(path: Path, feed: Feed, *, threads: int = 1, seconds: float) -> list[Kernel]:
+    """The kernels of a model, in the order in which they run.
+
+    feed     what it is run on, over and over for `seconds`, at least MIN_RUNS times
+
+    Raises: ModelError if the model does not load, or does not run on the feed.
+    """
+    timed, runs = _profile(path, feed, threads, seconds)
+    model = files.load(path)
+    normalize(model)
+    reasons = _FloatReasons(model)
+    covered = _covered_nodes(optimized_graph(path), model)
+    kernels = []
+    for name, found in timed.items():
+        nodes = covered.get(name, ())
+        arithmetic = arithmetic_of(found.op_type, found.input_types, found.output_types)
+        is_float = arithmetic in (Arithmetic.FLOAT32, Arithmetic.FLOAT16, Arithmetic.FLOAT64)
+        why = reasons.of(nodes) if is_float else ""
+        kernels.append(
+            Kernel(
+                name=name,
+                op_type=found.op_type,
+                arithmetic=arithmetic,
+                ms=found.microseconds / runs / 1e3,
+                covers=tuple(str(node.name) for node in nodes),
+                why=why,
+            )
+        )
+    return kernels
+
+
+def arithmetic_of(
+    op_type: str, input_types: Iterable[str], output_types: Iterable[str]
+) -> Arithmetic:
+    """What a kernel computes with, from its operator and its tensors' types in onnxruntime's words.
+
+    >>> arithmetic_of("QLinearConv", ["uint8", "float", "uint8"], ["uint8"])
+    <Arithmetic.INT8: 'int8'>
+    """
+    if op_type in CONVERSIONS:
+        return Arithmetic.CONVERSION
+    if op_type in BLOCK_KERNELS:
+        return Arithmetic.BLOCKS
+    if op_type in SELF_QUANTIZING:
+        return Arithmetic.INT8
+    first = next(iter(input_types), "")
+    for kind in (first, *output_types):
+        if kind in OF_TYPE:
+            return OF_TYPE[kind]
+    return Arithmetic.INDICES
+
+
+def _profile(path: Path, feed: Feed, threads: int, seconds: float) -> tuple[dict[str, _Timed], int]:
+    """The kernels by name in the order of their first run, and the number of runs."""
+    with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
+        session = open_profiled(path, Path(folder, "profile"), threads=threads)
+        run(session, feed)  # the first run allocates memory: it is not counted below
+        ends_at, runs = time.perf_counter() + seconds, 0
+        while runs < MIN_RUNS or time.perf_counter() < ends_at:
+            run(session, feed)
+            runs += 1
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    timed: dict[str, _Timed] = {}
+    seen: defaultdict[str, int] = defaultdict(int)
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith(KERNEL_SUFFIX):
+            continue
+        name = event["name"].removesuffix(KERNEL_SUFFIX)
+        details = event["args"]
+        kernel = timed.setdefault(
+            name,
+            _Timed(
+                details["op_name"],
+                _types(details["input_type_shape"]),
+                output_types=_types(details["output_type_shape"]),
+            ),
+        )
+        seen[name] += 1
+        if seen[name] > 1:
+            kernel.microseconds += event["dur"]
+    return timed, runs
+
+
+def _types(described: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The types of [{"uint8": [1, 3]}, ...]."""
+    return [next(iter(tensor), "") for tensor in described]
+
+
+def _covered_nodes(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, tuple[ir.Node, ...]]:
+    """For each node of the optimized graph the nodes of the file that it stands for.
+
+    1. A tensor that survives keeps its name. Kernels of another layout make tensors of new names:
+       in the blocked one the kernel is called after the old (`NAME_nchwc`), in NHWC after the node.
+    2. A kernel stands for what lies between its outputs and the tensors that other kernels make.
+    """
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    first_output = {str(node.name): str(node.outputs[0].name) for node in model.graph}
+    original_name: dict[str, str] = {}
+    for node in optimized.graph.node:  # 1
+        lent = node.name.removesuffix(BLOCKED_SUFFIX)
+        lent = first_output.get(NHWC_SUFFIX.sub("", node.name), lent)
+        for name in node.output:
+            original_name[name] = name if name in values else lent
+    covered = {}
+    made = set(original_name.values())
+    for node in optimized.graph.node:  # 2
+        ahead = [original_name[name] for name in node.output]
+        ends = made - set(ahead) | {original_name.get(name, name) for name in node.input}
+        found: dict[ir.Node, None] = {}
+        while ahead:
+            name = ahead.pop()
+            producer = values[name].producer() if name in values and name not in ends else None
+            if producer is None or producer in found:
+                continue
+            found[producer] = None
+            ahead += [str(value.name) for value in producer.inputs if value is not None]
+        covered[node.name] = tuple(reversed(found))
+    return covered
+
+
+class _FloatReasons:
+    """Why nodes with weights multiply in float."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.is_quantized = graph.is_quantized(model)
+
+    def of(self, nodes: Iterable[ir.Node]) -> str:
+        """The reason of the first of the nodes that has one; "" if none has a weight."""
+        return next((why for node in nodes if (why := self._why_float(node))), "")
+
+    def _why_float(self, node: ir.Node) -> str:
+        rule = RULES.get(node.op_type)
+        if rule is None or not rule.weights or rule.is_table:
+            return ""
+        if not self.is_quantized:
+            return NOT_QUANTIZED
+        weights = [node.inputs[i] for i in rule.weights if i < len(node.inputs)]
+        if not any(graph.is_constant(value) or _is_dequantized(value) for value in weights):
+            return "it multiplies two computed tensors that are not quantized"
+        data = [node.inputs[i] for i in rule.data if i < len(node.inputs)]
+        has_integer_weight = any(map(_is_dequantized, weights))
+        has_integer_data = all(map(_is_dequantized, data))
+        if not has_integer_weight and not has_integer_data:
+            return "neither its weight nor its input is quantized"
+        if not has_integer_weight:
+            return "its weight is in float"
+        if not has_integer_data:
+            return "only its weight is quantized; it is unpacked when the model loads"
+        if rule.kind is Kind.WEIGHT_ONLY:
+            return f"onnxruntime has no integer kernel for {node.op_type}"
+        if rule.obstacle is not None and (obstacle := rule.obstacle(node)):
+            return obstacle
+        if rule.needs_q and not all(_is_quantized_again(value) for value in node.outputs):
+            return "its output is not quantized, which its integer kernel needs"
+        return "onnxruntime did not fuse it with the conversions around it"
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _is_quantized_again(value: ir.Value) -> bool:
+    """Whether every reader quantizes the value, at once or behind a clipping that fuses."""
+    readers = [usage.node for usage in value.uses()]
+    if not readers:
+        return False
+    return all(
+        reader.op_type == "QuantizeLinear"
+        or (
+            reader.op_type in ("Relu", "Clip")
+            and all(_is_quantized_again(output) for output in reader.outputs)
+        )
+        for reader in readers
+    )

@@ -1,0 +1,96 @@
+"""`explain` says of every kernel what it computes with, and why not in integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from quant_core import api
+from quant_core.config import QuantConfig
+from quant_core.evaluate.kernels import NOT_QUANTIZED, Arithmetic, profile_kernels
+from tests.models import sketch, tiny_cnn
+
+CONSTANTS = {
+    "s": np.float32(0.02),
+    "z": np.uint8(128),
+    "z0": np.uint8(0),  # so that integers hold nothing below 0, as Relu wants
+    "zw": np.int8(0),
+    "wf": np.ones((3, 4), np.float32),
+    "k": np.ones((4, 3, 3, 3), np.int8),
+}
+QDQ = "q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)"
+IMAGE = "(float[1,3,8,8] x) => (float[1,4,6,6] y)"
+ROWS = "(float[n,3] x) => (float[n,4] y)"
+
+
+def kernels_of(tmp_path, text, feed):
+    onnx.save(sketch(text, CONSTANTS), tmp_path / "model.onnx")
+    return profile_kernels(tmp_path / "model.onnx", {"x": feed}, seconds=0)
+
+
+def the_multiplication(kernels):
+    [kernel] = [k for k in kernels if "Conv" in k.op_type or "MatMul" in k.op_type]
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "why"),
+    [
+        (f"{ROWS} {{ y = MatMul(x, wf) }}", (2, 3), NOT_QUANTIZED),
+        (f"{ROWS} {{ {QDQ} y = MatMul(a, wf) }}", (2, 3), "its weight is in float"),
+        (
+            f"{IMAGE} {{ d = DequantizeLinear(k, s, zw) y = Conv(x, d) }}",
+            (1, 3, 8, 8),
+            "only its weight is quantized; it is unpacked when the model loads",
+        ),
+        (
+            f"{IMAGE} {{ {QDQ} d = DequantizeLinear(k, s, zw) y = Conv(a, d) }}",
+            (1, 3, 8, 8),
+            "its output is not quantized, which its integer kernel needs",
+        ),
+    ],
+)
+def test_why_a_kernel_is_in_float(tmp_path, text, shape, why):
+    kernel = the_multiplication(kernels_of(tmp_path, text, np.ones(shape, np.float32)))
+
+    assert (kernel.arithmetic, kernel.why) == (Arithmetic.FLOAT32, why)
+
+
+def test_a_kernel_in_integers_covers_the_node_that_it_stands_for(tmp_path):
+    text = f"{IMAGE} {{ {QDQ} d = DequantizeLinear(k, s, zw) c = Conv(a, d) r = Relu(c)"
+    text += " p = QuantizeLinear(r, s, z0) y = DequantizeLinear(p, s, z0) }"
+
+    kernel = the_multiplication(kernels_of(tmp_path, text, np.ones((1, 3, 8, 8), np.float32)))
+
+    assert (kernel.op_type, kernel.arithmetic) == ("QLinearConv", Arithmetic.INT8)
+    assert "c" in kernel.covers
+    assert kernel.ms > 0
+
+
+@pytest.fixture
+def cnn(tmp_path):
+    onnx.save(tiny_cnn(), tmp_path / "float.onnx")
+    return tmp_path / "float.onnx"
+
+
+def test_a_float_model_is_told_what_a_plan_would_do(cnn):
+    explanation = api.explain_model(cnn, QuantConfig(mode="weight_only"), seconds=0).to_dict()
+
+    advice = {name: k["advice"] for k in explanation["kernels"] for name in k["covers"]}
+    assert advice["conv"].startswith("compute in float, weight in int8")
+    assert not explanation["is_quantized"]
+    assert sum(explanation["shares"].values()) == pytest.approx(1)
+
+
+def test_a_quantized_model_is_told_where_it_saturates(cnn, tmp_path):
+    samples = np.random.default_rng(0).standard_normal((8, 3, 8, 8), dtype=np.float32)
+    config = QuantConfig(mode="static", target="x86-vnni", weight_method="rtn")
+    api.quantize_model(cnn, tmp_path / "int8.onnx", config, calibration=samples)
+
+    explanation = api.explain_model(tmp_path / "int8.onnx", seconds=0)
+
+    unsafe = api.validate_model(cnn, tmp_path / "int8.onnx").saturation
+    found = sum(row.saturating_pairs for row in explanation.kernels)
+    assert found == sum(node["pairs"] for node in unsafe) > 0
+    assert not any(row.advice for row in explanation.kernels)
