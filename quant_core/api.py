@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ContextDecorator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
@@ -85,6 +87,9 @@ class OptimizeResult:
 
 # Whether numbers are finite is checked where it matters; numpy's warnings name no model.
 QUIET = np.errstate(all="ignore")
+# Rounding multiplies many small matrices: BLAS threads that wait for each other take twice the CPU
+# time for hardly less of the clock's, and all of both on a machine that does other work too.
+ONE_BLAS_THREAD: ContextDecorator = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +254,7 @@ def plan_model(
 
 
 @QUIET
+@ONE_BLAS_THREAD
 def quantize_model(
     path: str | Path,
     output: str | Path,

@@ -43,6 +43,7 @@ CORE_IMPORTS = {
     "onnx",
     "onnx_ir",
     "onnxruntime",
+    "threadpoolctl",
     "quant_core",
     *sys.stdlib_module_names,
 }

@@ -40,6 +40,7 @@ STRETCHES = (1.0, 0.8, 0.9, 1.07, 1.15)
 SAFE_STRETCHES = (1.0, 0.9, 1.15, 1.35, 1.6)
 DESCENTS = 2  # passes of QuantEase over all columns, after which hardly an integer changes
 STRIPE = 64  # columns after which the rest of the matrix is updated at once: speed only
+STEP = 8  # columns after which the rest of their stripe is updated at once: the same
 MAX_COLUMNS = 1536  # of one Gram matrix: factoring it takes the cube of that
 
 
@@ -100,9 +101,8 @@ def gptq_int8(
             j: int, column: NDArray[Any], left: NDArray[Any] | None, candidate: Any = candidate
         ) -> tuple[Any, Any]:
             low, high = _safe_range(left) if pair_safe and left is not None else (-QMAX8, QMAX8)
-            least, most = signs.of(j)
             steps = _within(np.rint(column / candidate), low, high)
-            steps = _within(steps, least, most)
+            steps = signs.keep(steps, j)
             return steps, steps * candidate
 
         found = _sweep(rows, factor, at)
@@ -177,7 +177,7 @@ def _int4_sweep(
         if pair_safe and left is not None:
             low, high = _safe_range(left)
             steps = _within(steps, np.ceil(low / m), np.floor(high / m))
-        steps = _within(steps, *signs.of(j))
+        steps = signs.keep(steps, j)
         return steps * m, steps * m * scale
 
     return _sweep(rows, factor, at, start, block), multipliers
@@ -213,6 +213,7 @@ def _descend(
     for g, p in np.ndindex(groups, parts):
         matrix = gram32[g, p]
         part = slice(p * k, p * k + k)
+        of_group = slice(g * each.shape[1], (g + 1) * each.shape[1])
         slope = np.ascontiguousarray(
             ((each[g, :, part] - q[g, :, part] * s[g, :, None]) @ matrix).T
         )  # (k, rows)
@@ -229,8 +230,7 @@ def _descend(
                 if pair_safe and (neighbour := j ^ 1) < k:
                     low, high = _safe_range(steps[neighbour])
                     found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
-                least, most = signs.of(p * k + j)
-                found = _within(found, least.reshape(groups, -1)[g], most.reshape(groups, -1)[g])
+                found = signs.keep(found, p * k + j, of_group)
                 found *= sizes[j]
                 stripe_slope -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
                 steps[j] = found
@@ -249,12 +249,17 @@ class _Signs:
 
     def __init__(self, rows: NDArray[np.float32]) -> None:
         self.rows = rows
-        self.least = np.where(rows.min(1, initial=0.0) >= 0, 0.0, -np.inf).astype(np.float32)
+        self.is_positive = rows.min(1, initial=0.0) >= 0
+        self.any_positive = bool(self.is_positive.any())
+        self.least = np.where(self.is_positive, 0.0, -np.inf).astype(np.float32)
 
-    def of(self, column: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The least and the largest integer of each row in this column, (C,) each."""
-        is_zero = (self.least == 0) & (self.rows[:, column] == 0)
-        return self.least, np.where(is_zero, np.float32(0), np.float32(np.inf))
+    def keep(self, steps: NDArray[Any], column: int, chosen: Any = ...) -> NDArray[Any]:
+        """The integers of this column (C,) within the bounds; `chosen` picks some of the rows."""
+        if not self.any_positive:
+            return steps
+        is_zero = self.is_positive & (self.rows[:, column] == 0)
+        most = np.where(is_zero, np.float32(0), np.float32(np.inf))
+        return _within(steps, self.least[chosen], most[chosen])
 
 
 def _safe_range(neighbour: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -295,7 +300,7 @@ def _sweep_part(
     cut.
     """
     groups, columns = len(factor), rows.shape[1]
-    stripe = block * max(1, STRIPE // block)
+    stripe, step = (block * max(1, width // block) for width in (STRIPE, STEP))
     exact = rows.astype(np.float32).reshape(groups, -1, columns)
     targets = exact.copy()
     out = np.empty((columns, len(rows)), np.float32)
@@ -316,7 +321,12 @@ def _sweep_part(
             steps, values = at(offset + j, column.reshape(-1), out[j - 1] if j % 2 else None)
             out[j] = steps
             e[i] = w[i] - values.reshape(column.shape)
-            target[i + 1 :] += factor[:, j, j + 1 : last].T[:, :, None] * e[i]
+            end = min(i - i % step + step, last - first)
+            target[i + 1 : end] += factor[:, j, j + 1 : first + end].T[:, :, None] * e[i]
+            if i + 1 == end < last - first:
+                done = slice(i - i % step, end)
+                passed_on = factor[:, first:last, first:last][:, done, end:].transpose(0, 2, 1)
+                target[end:] += (passed_on @ e[done].transpose(1, 0, 2)).transpose(1, 0, 2)
         if last < columns:
             targets[:, :, last:] += e.transpose(1, 2, 0) @ factor[:, first:last, last:]
     return np.ascontiguousarray(out.T)

@@ -67,7 +67,9 @@ def quantize_int8(
 
     def attempt(part: slice, candidate: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         scale = _usable(np.maximum(candidates[candidate][part], floors[part]))
-        q = np.clip(np.rint(rows[part] / scale[:, None]), -QMAX8, QMAX8).astype(np.int8)
+        steps = rows[part] / scale[:, None]
+        np.clip(np.rint(steps, out=steps), -QMAX8, QMAX8, out=steps)
+        q = steps.astype(np.int8)
         return (make_safe(q) if pair_safe else q), scale
 
     q, scale = _least_error(rows, attempt, len(candidates), per_row=is_per_channel)
@@ -85,25 +87,36 @@ def _least_error(
     rows at once.
     """
     parts = list(_row_parts(rows))
-
-    def error(part: slice, k: int) -> NDArray[np.float64]:
-        q, scale = attempt(part, k)
-        difference = rows[part] - q.astype(np.float32) * scale[:, None]
-        return np.asarray(np.einsum("ck,ck->c", difference, difference, dtype=np.float64))
-
-    if n == 1:
-        best = np.zeros(len(rows), int)
-    else:
-        each = [np.concatenate([error(part, k) for part in parts]) for k in range(n)]
-        errors = np.array(each)  # (n, C)
-        best = errors.argmin(0) if per_row else np.full(len(rows), errors.sum(1).argmin())
+    candidates = list(range(n))
+    if n > 1 and not per_row:
+        totals = [
+            sum(_squared_errors(rows[part], *attempt(part, k)).sum() for part in parts)
+            for k in candidates
+        ]
+        candidates = [int(np.argmin(totals))]
     q, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
     for part in parts:
-        for k in np.unique(best[part]):
-            found_q, found_scale = attempt(part, int(k))
-            mine = best[part] == k
-            q[part][mine], scale[part][mine] = found_q[mine], found_scale[mine]
+        q[part], scale[part] = attempt(part, candidates[0])
+        if len(candidates) == 1:
+            continue
+        least = _squared_errors(rows[part], q[part], scale[part])
+        for k in candidates[1:]:
+            found_q, found_scale = attempt(part, k)
+            errors = _squared_errors(rows[part], found_q, found_scale)
+            better = errors < least
+            q[part][better], scale[part][better] = found_q[better], found_scale[better]
+            least = np.minimum(errors, least)
     return q, scale
+
+
+def _squared_errors(
+    rows: Matrix, q: NDArray[np.int8], scale: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """(C,). In steps first: squares of tiny weights would underflow in float32."""
+    steps = rows / scale[:, None]
+    steps -= q
+    found = np.einsum("ck,ck->c", steps, steps).astype(np.float64)
+    return np.asarray(found * np.square(scale, dtype=np.float64))
 
 
 def block_width(columns: int, wanted: int) -> int:

@@ -19,9 +19,8 @@ PAIR_LIMIT = 128
 
 def unsafe_pairs(q: NDArray[Any]) -> NDArray[np.intp]:
     """(row, pair) of every unsafe pair of `q`, int8 (C, K), K in the kernel's order: (n, 2)."""
-    pairs = _pairs(q)
-    up, down = np.maximum(pairs, 0).sum(2), np.minimum(pairs, 0).sum(2)
-    return np.argwhere((up > PAIR_LIMIT) | (down < -PAIR_LIMIT))
+    first, second = _pairs(q.astype(np.int16))
+    return np.argwhere(np.abs(first + second) > PAIR_LIMIT)  # of unlike signs none exceeds 127
 
 
 def make_safe(q: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -30,26 +29,32 @@ def make_safe(q: NDArray[np.int8]) -> NDArray[np.int8]:
 
     (C, K) in the kernel's order; the result is proven safe (no input can saturate).
     """
-    pairs = _pairs(q)
-    magnitude = np.abs(pairs)
-    together = (np.sign(pairs[..., 0]) * np.sign(pairs[..., 1])) > 0
-    excess = np.where(together, np.maximum(magnitude.sum(2) - PAIR_LIMIT, 0), 0)
-    half = (excess + 1) // 2
-    larger = (magnitude[..., 1] > magnitude[..., 0]).astype(np.int16)
-    first = half * (1 - larger) + (excess - half) * larger
-    magnitude = magnitude - np.stack([first, excess - first], axis=2)
-    safe = np.sign(pairs) * magnitude
-    return np.ascontiguousarray(safe.reshape(q.shape[0], -1)[:, : q.shape[1]].astype(np.int8))
+    safe = q.copy()
+    first, second = _pairs(q)
+    together = np.add(first, second, dtype=np.int16)
+    at = np.nonzero(np.abs(together) > PAIR_LIMIT)  # two of one sign: others sum to 127 at most
+    a, b = (np.abs(x[at].astype(np.int16)) for x in (first, second))
+    excess = a + b - PAIR_LIMIT
+    from_larger = (excess + 1) // 2
+    from_first = np.where(b > a, excess - from_larger, from_larger)
+    sign = np.sign(together[at])
+    safe_first, safe_second = _pairs(safe)  # views
+    safe_first[at] = sign * (a - from_first)
+    safe_second[at] = sign * (b - (excess - from_first))
+    return safe
 
 
 def safe_scale(weights: NDArray[Any]) -> NDArray[np.float64]:
     """Per row of (C, K), the least scale at which rounding aside every pair is safe."""
-    pairs = _pairs(weights, np.float64)
-    up, down = np.maximum(pairs, 0).sum(2), -np.minimum(pairs, 0).sum(2)
-    return np.asarray(np.maximum(up, down).max(1, initial=0.0) / PAIR_LIMIT)
+    first, second = _pairs(np.asarray(weights, np.float64))
+    up = np.maximum(first, 0) + np.maximum(second, 0)
+    down = np.maximum(-first, 0) + np.maximum(-second, 0)
+    paired = np.maximum(up, down).max(1, initial=0.0)
+    alone = np.abs(weights[:, -1:]).max(1, initial=0.0)  # of an odd number of columns
+    return np.asarray(np.maximum(paired, alone) / PAIR_LIMIT)
 
 
-def _pairs(rows: NDArray[Any], dtype: Any = np.int16) -> NDArray[Any]:
-    """(C, ceil(K / 2), 2), an odd last one beside a zero."""
-    padded = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
-    return padded.astype(dtype).reshape(rows.shape[0], -1, 2)
+def _pairs(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The first and the second weight of each pair, views (C, K // 2): an odd last one has none."""
+    even = rows.shape[1] // 2 * 2
+    return rows[:, 0:even:2], rows[:, 1:even:2]
