@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from quant_core.model.atomic import atomic_write
 from tasks.rows import SCHEMA_VERSION, TABLES, Row, column_types
 
 ARROW_TYPES = {
@@ -58,12 +58,8 @@ def write_table(folder: Path, name: str, run_id: str, rows: Iterable[Row]) -> Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     for stray in path.parent.glob(".*.tmp"):
         stray.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # readers pass over names that start with a dot
-    with temporary.open("wb") as file:
+    with atomic_write(path) as file:
         pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     return path
 
 

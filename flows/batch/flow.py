@@ -69,7 +69,7 @@ from flows.batch.flow_run import (  # noqa: E402
     untagged,
 )
 from flows.batch.journal import Journal, Stages, open_journal  # noqa: E402
-from flows.batch.model_run import ModelRun  # noqa: E402
+from flows.batch.model_run import Failure, ModelRun  # noqa: E402
 from flows.batch.rebuild import heal  # noqa: E402
 from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
 from flows.console.events import ModelDone, PhaseBegan, Started  # noqa: E402
@@ -241,10 +241,10 @@ class Batch:
         forget_files()
         with ThreadPoolExecutor(READERS) as readers:
             owner = owner_of(self.manifest)
-            digests = readers.map(partial(_digest_or_error, owner=owner, force=force), self.jobs)
-            for job, digest in zip(self.jobs, digests, strict=True):
-                if isinstance(digest, QuantError):
-                    self._record(failed_entry(job, "", self.run_id, ("read", digest)))
+            found = readers.map(partial(_digest_or_failure, owner=owner, force=force), self.jobs)
+            for job, digest in zip(self.jobs, found, strict=True):
+                if not isinstance(digest, str):
+                    self._record(failed_entry(job, "", self.run_id, digest))
                 elif not self._is_finished(job, digest, force):
                     to_do.append((job, digest))
         return to_do
@@ -381,17 +381,20 @@ def owner_of(manifest: Manifest) -> Owner:
     return Owner(folder, os.path.realpath(manifest.file) if manifest.file else None)
 
 
-def _digest_or_error(job: Job, owner: Owner, force: bool) -> str | QuantError:
-    """The digest of a job that may be made; else why it may not."""
-    if problem := unreadable_file(job):
-        return problem
+def _digest_or_failure(job: Job, owner: Owner, force: bool) -> str | Failure:
+    """The digest of a job that may be made; else the stage at which it cannot be, and why."""
+    if unreadable := unreadable_file(job):
+        return "read", unreadable
     try:
         digest = job_digest(job)
+    except QuantError as problem:
+        return "read", problem
+    try:
         claim(job.output, owner, take_over=force)
-        return digest
+    except QuantError as problem:
+        return "publish", problem
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         hint = "Is there space, and may you write there?"
-        return RequestError(f"cannot be written: {reason}", str(job.output), hint)
-    except QuantError as problem:
-        return problem
+        return "publish", RequestError(f"cannot be written: {reason}", str(job.output), hint)
+    return digest

@@ -20,7 +20,7 @@ from flows.batch.digests import files_digest
 from flows.batch.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
-from quant_core.model.atomic import temporary_beside
+from quant_core.model.atomic import atomic_write, move_synced, temporary_beside
 from tasks.rows import Outcome
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -148,9 +148,9 @@ class Stages:
     def keep(self, stage: str, answer: object) -> None:
         """Write the answer of a stage. The file appears as a whole, or not at all."""
         kept = {"answer": answer, "files": files_digest(self.folder, self._files(stage))}
-        temporary = self.folder / f".{stage}.tmp"
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        temporary.replace(self.folder / f"{stage}.json")
+        # What a power cut tears is not read as an answer, and its stage runs again.
+        with atomic_write(self.folder / f"{stage}.json", survives_power_cut=False) as file:
+            file.write(json.dumps(kept).encode())
 
     def made(self) -> dict[str, list[Any]]:
         """The files that `quantize` wrote, with size and digest.
@@ -224,9 +224,7 @@ def _place(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        move_synced(temporary, target)
     finally:
         # It is still there after a rename onto a link to the same file, which does nothing.
         temporary.unlink(missing_ok=True)
@@ -257,15 +255,11 @@ def _shortened(path: Path, fd: int) -> int:
     if not entries or not isinstance(entries[-1], EndEntry):
         return fd
     models = [entry for entry in entries if isinstance(entry, ModelEntry)]
-    temporary = path.with_name(".journal.tmp")
-    with temporary.open("wb") as file:
+    with atomic_write(path) as file:
+        new = os.open(file.name, FLAGS)
+        fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anyone can find it
         file.writelines(map(_line, _needed(models)))
         file.write(_line(entries[-1]))
-        file.flush()
-        os.fsync(file.fileno())
-    new = os.open(temporary, FLAGS)
-    fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anyone can find it
-    temporary.replace(path)
     _sync_folder(path.parent)
     os.close(fd)
     return new

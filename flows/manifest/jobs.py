@@ -21,7 +21,6 @@ from typing import Any
 
 from flows.manifest.outputs import is_output
 from flows.manifest.schema import (
-    MAX_NAME_BYTES,
     Mistake,
     Place,
     format_place,
@@ -433,16 +432,11 @@ def _file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> list[Mistake]:
 
 
 def unreadable_file(job: Job) -> QuantError | None:
-    """What is wrong with a file that the job reads or writes, None if nothing is."""
+    """What is wrong with a file that the job reads, None if nothing is."""
     for key, path in files_to_read(job):
         if problem := _what_is_wrong(path, _exists, may_be_folder=key[0] != "input"):
             kind = ModelError if key[0] == "input" else DataError
             return kind(problem, str(path), _similar_name(path))
-    size = len(os.fsencode(job.output.name))
-    if size > MAX_NAME_BYTES:
-        problem = f"its name of {size} bytes is too long"
-        hint = "List the model under `models`, with an output of at most 255 bytes"
-        return RequestError(problem, str(job.output), hint)
     return None
 
 

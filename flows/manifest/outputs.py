@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_core.errors import RequestError
+from quant_core.model.atomic import MAX_NAME_BYTES
 
 FOLDER = ".quantmill"
 
@@ -39,8 +40,14 @@ def claim(output: Path, owner: Owner, take_over: bool = False) -> None:
 
     take_over  also from another batch
 
-    Raises: RequestError if another batch owns it, whose journal still exists.
+    Raises: RequestError if another batch owns it, whose journal still exists, or if its name is too
+        long for a file; OSError if the record cannot be written.
     """
+    size = len(os.fsencode(output.name))
+    if size > MAX_NAME_BYTES:
+        problem = f"its name of {size} bytes is too long"
+        hint = f"List the model under `models`, with an output of at most {MAX_NAME_BYTES} bytes"
+        raise RequestError(problem, str(output), hint)
     path = _record(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"output": output.name, **_values(owner)})

@@ -19,11 +19,11 @@ from pydantic_core import PydanticCustomError
 
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import RequestError
+from quant_core.model.atomic import MAX_NAME_BYTES
 
 MAX_BYTES = 8 << 20
 MAX_VALUES = 1_000_000
 REQUEST_ERROR = "request_error"  # the type of pydantic's error that holds a RequestError
-MAX_NAME_BYTES = 255  # of one folder or file
 # A TOML key with more than 16 parts, quoted or not: see `_read_toml`.
 LONG_KEY = re.compile(r"""(?:\.[ \t]*+(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+){16}""")
 Place = tuple[str | int, ...]

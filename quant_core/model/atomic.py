@@ -13,17 +13,22 @@ MAX_NAME_BYTES = 255  # of one folder or file
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, survives_power_cut: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose content becomes the file at `path` when the block ends.
 
     If the block raises, the file at `path` stays as it was. The temporary file beside it has a name
     that starts with a dot, which readers of data sets pass over.
+
+    survives_power_cut  whether to wait until the content is on the disk, which takes milliseconds
     """
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as stream:
             yield stream
-        move_synced(temporary, path)
+        if survives_power_cut:
+            move_synced(temporary, path)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ REASONS = {
     "torn": ("prepare", ""),
     "nan": ("", "NaN"),
     "garbage": ("", "neither an .npy nor an .npz"),
-    "full": ("read", "no space left"),
+    "full": ("publish", "no space left"),
 }
 TRANSIENT = "full"
 

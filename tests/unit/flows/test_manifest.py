@@ -325,3 +325,10 @@ def test_an_output_of_an_earlier_run_is_no_original_and_another_batch_may_not_wr
         claim(output, other)
     claim(output, other, take_over=True)
     assert read_owner(output) == other
+
+
+def test_an_output_whose_name_is_too_long_is_never_claimed(folder):
+    output = folder / ("y" * 256)
+
+    with pytest.raises(RequestError, match="name of 256 bytes is too long"):
+        claim(output, Owner(str(folder)))

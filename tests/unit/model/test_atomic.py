@@ -5,11 +5,12 @@ import pytest
 from quant_core.model.atomic import atomic_write
 
 
-def test_content_appears_when_the_block_ends(tmp_path):
+@pytest.mark.parametrize("survives_power_cut", [True, False])
+def test_content_appears_when_the_block_ends(tmp_path, survives_power_cut):
     path = tmp_path / "a.json"
     path.write_bytes(b"old")
 
-    with atomic_write(path) as stream:
+    with atomic_write(path, survives_power_cut) as stream:
         stream.write(b"new")
         assert path.read_bytes() == b"old"
 
