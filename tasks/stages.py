@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,18 @@ def sensitivity(
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)
 def benchmark(
-    name: str, workers: Workers, job: JobValues, quantized: Path, threads: int, seconds: float
+    name: str,
+    workers: Workers,
+    job: JobValues,
+    quantized: Path,
+    threads: int,
+    seconds: float,
+    on_wait: Callable[[float], None],
 ) -> Answer:
-    """Time the two models in turns, while no other stage runs on the host."""
+    """Time the two models in turns, while no other stage runs on the host.
+
+    on_wait  called once if it has to wait for that, with the seconds that it may wait at most
+    """
     request = {
         "model": job["input"],
         "quantized": str(quantized),
@@ -138,7 +147,7 @@ def benchmark(
         "threads": threads,
         "seconds": seconds,
     }
-    return workers.run("benchmark", job["input"], request, alone=True)
+    return workers.run_alone("benchmark", job["input"], request, on_wait)
 
 
 def _together(result: dict[str, Any], answers: Sequence[Answer]) -> Answer:

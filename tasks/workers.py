@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # How often a stage is handed out again because its worker died before the stage began there: that
 # is not the fault of the stage, but it cannot go on for ever.
 MAX_DEATHS_BEFORE_BEGIN = 30
+WAIT_S = 3.0  # a stage that has not begun by then waits for its host
+POLL_S = 0.05
 STAGES = ("", "prepare", "calibrate", "quantize", "validate", "sensitivity", "benchmark")
 # The memory that a stage is expected to need, before it has run once:
 BARE_BYTES = 150_000_000  # without a model
@@ -31,6 +33,7 @@ GROWTH = {"quantize": 2}  # in peaks of the stages before it: it holds several c
 class Workers:
     """A Dask client, and the limits of a stage there.
 
+    patience_s  how much longer a stage that runs alone may wait until its host is free
     peaks  (model, stage) -> the most bytes that this stage held; stage "" for what is only expected
     marks  a folder that all workers can reach, with a file for each stage that has begun
     allow_code  the folder of metrics `module:function`; None: none may run
@@ -48,37 +51,60 @@ class Workers:
     ) -> None:
         self.client = client
         self.timeout_s = timeout_s
+        self.patience_s = timeout_s
         self.memory_bytes = memory_bytes
         self.marks = marks
         self.module = module
         self.allow_code = allow_code
         self.peaks: dict[tuple[str, str], int] = {}
 
-    def run(
-        self, stage: str, model: str, request: Mapping[str, Any], alone: bool = False
-    ) -> dict[str, Any]:
+    def run(self, stage: str, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of one stage of a model: what `run_stage` of worker/child.py returns.
-
-        alone  no other stage runs on the host meanwhile
 
         Raises: QuantError as the stage does; StageError if the worker was lost.
         """
-        return self.run_all(stage, model, [request], alone)[0]
+        return self.run_all(stage, model, [request])[0]
+
+    def run_alone(
+        self,
+        stage: str,
+        model: str,
+        request: Mapping[str, Any],
+        on_wait: Callable[[float], None] = lambda seconds: None,
+    ) -> dict[str, Any]:
+        """The answer of a stage beside which no other such stage runs on its host.
+
+        All such stages together wait for their hosts no longer than the time limit of one stage.
+
+        on_wait  called once if the stage has to wait, with the seconds that it may wait at most
+
+        Raises: as `run`.
+        """
+        alone = {"alone": True, "patience_s": self.patience_s}
+        (answer,) = self.run_all(stage, model, [request], alone, lambda: on_wait(self.patience_s))
+        self.patience_s = max(0.0, self.patience_s - answer["waited_s"])
+        return answer
 
     def run_all(
-        self, stage: str, model: str, requests: Sequence[Mapping[str, Any]], alone: bool = False
+        self,
+        stage: str,
+        model: str,
+        requests: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any] | None = None,
+        on_wait: Callable[[], None] | None = None,
     ) -> list[dict[str, Any]]:
         """The answers of one stage to several requests, on as many workers as are free.
+
+        options  more arguments of `run_stage`
+        on_wait  called once for each request that has not begun after WAIT_S seconds
 
         Raises: as `run`.
         """
         need = self.need(stage, model)
-        calls = [
-            _Call(self, stage, {"request": dict(r), "need_bytes": need, "alone": alone})
-            for r in requests
-        ]
+        common = {"need_bytes": need, **(options or {})}
+        calls = [_Call(self, stage, {"request": dict(r), **common}) for r in requests]
         try:
-            runs = [call.result() for call in calls]
+            runs = [call.result(on_wait) for call in calls]
             self.peaks[model, stage] = max(run["peak_bytes"] for run in runs)
             return runs
         except StageError as error:
@@ -120,9 +146,11 @@ class _Call:
         self.options["allow_code"] = workers.allow_code
         self.future = self._submit()
 
-    def result(self) -> dict[str, Any]:
+    def result(self, on_wait: Callable[[], None] | None = None) -> dict[str, Any]:
         from distributed.scheduler import KilledWorker
 
+        if on_wait is not None and not self._begins_soon():
+            on_wait()
         for death in range(MAX_DEATHS_BEFORE_BEGIN):
             try:
                 answer: dict[str, Any] = self.future.result()
@@ -157,6 +185,15 @@ class _Call:
         if not self.future.done():  # type: ignore[no-untyped-call]
             self.workers.client.cancel([self.future])  # type: ignore[no-untyped-call]
         self.mark.unlink(missing_ok=True)
+
+    def _begins_soon(self) -> bool:
+        """Whether the stage begins within WAIT_S seconds; then its mark has a byte."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            if self.future.done() or self._deaths():  # type: ignore[no-untyped-call]
+                return True
+            time.sleep(POLL_S)
+        return False
 
     def _submit(self) -> Future[dict[str, Any]]:
         key = f"{self.stage}-{uuid.uuid4().hex}"

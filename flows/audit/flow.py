@@ -32,37 +32,34 @@ from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
+from flows.audit.standing import Standing, manifest_of, read_standing  # noqa: E402
 from flows.batch.digests import files_digest, forget_files, job_digest  # noqa: E402
 from flows.batch.entries import ModelEntry, new_run_id  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
     caller_or_cluster,
     run_side_by_side,
+    untagged,
+)
+from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
+from flows.batch.run_summary import (  # noqa: E402
+    name_flow_run,
     running_summary,
     summarize,
     summarize_failure,
-    untagged,
+    summary_path,
 )
-from flows.batch.journal import open_journal  # noqa: E402
-from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
-from flows.console.events import ModelDone, PhaseBegan, StageBegan, Started  # noqa: E402
+from flows.console.events import ModelDone, PhaseBegan, StageBegan, Started, Waiting  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
-from flows.manifest.jobs import (  # noqa: E402
-    Job,
-    Manifest,
-    select,
-)
-from flows.manifest.outputs import FOLDER  # noqa: E402
-from quant_core.errors import QuantError, RequestError  # noqa: E402
+from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
 from tasks.report import report  # noqa: E402
-from tasks.rows import AuditOutcome, AuditRow, Outcome, TimingRow  # noqa: E402
+from tasks.rows import AuditOutcome, AuditRow  # noqa: E402
 
-SUMMARY = "audit-summary.json"
 COLUMNS_IN_PREFECT = (
     "model",
     "outcome",
@@ -75,19 +72,6 @@ COLUMNS_IN_PREFECT = (
 )
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A model that the journal says is there.
-
-    entry   of the run that finished it last
-    timing  its benchmark, by the run that made it; None if there was none
-    """
-
-    job: Job
-    entry: ModelEntry
-    timing: TimingRow | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +105,16 @@ def audit(
     folder = Path(output_dir).absolute()
     standing = read_standing(folder, only or [])
     manifest = manifest_of(folder, standing)
-    with (
-        caller_or_cluster(lambda: manifest, scheduler, jobs, allow_code) as caller,
-        running_summary("audit", folder / "reports" / SUMMARY),
-        untagged(),
-    ):
+    caller_or_own = caller_or_cluster(
+        lambda: manifest, lambda _: running_summary("audit", folder), scheduler, jobs, allow_code
+    )
+    summary = summary_path("audit", folder)
+    with caller_or_own as caller, untagged():
+        name_flow_run(summary)
         result = Audit(caller, standing, max_slowdown).run()
         ended = Failed if result.exit_code else Completed
         state: State[Any] = ended(message=result.message, data=result)
-        summarize("audit", result, state, COLUMNS_IN_PREFECT, result.reports / SUMMARY)
+        summarize("audit", result, state, COLUMNS_IN_PREFECT, summary)
     return state
 
 
@@ -137,43 +122,9 @@ def audit(
 @audit.on_crashed
 def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Prefect's hook for an audit that broke off: write a summary where its reports would lie."""
-    path = Path(flow_run.parameters["output_dir"]) / "reports" / SUMMARY
+    path = summary_path("audit", Path(flow_run.parameters["output_dir"]))
     if path.parent.is_dir():
         summarize_failure("audit", flow_run, state, path)
-
-
-def read_standing(folder: Path, only: Sequence[str]) -> list[Standing]:
-    """The models that the journal of an output folder says are there.
-
-    Raises: RequestError if there is no journal, no model, or none that matches `only`.
-    """
-    if not (folder / FOLDER / "journal.jsonl").is_file():
-        hint = "Name the output_dir of a manifest"
-        raise RequestError("is no batch's output folder", str(folder), hint)
-    with open_journal(folder) as journal:
-        entries = [entry for entry in journal.models() if entry.job]
-    timings = {
-        entry.digest: timing
-        for entry in entries
-        for timing in entry.timings
-        if timing.stage == "benchmark"
-    }
-    made = [entry for entry in entries if entry.row.outcome is not Outcome.FAILED]
-    latest = {entry.row.output: entry for entry in made}
-    found = [
-        Standing(Job.from_dict(entry.job or {}), entry, timings.get(entry.digest))
-        for entry in latest.values()
-    ]
-    if not found:
-        hint = "Run the batch first"
-        raise RequestError("holds no model that a batch has made", str(folder), hint)
-    chosen = {job.output for job in select(manifest_of(folder, found), only)}
-    return [one for one in found if one.job.output in chosen]
-
-
-def manifest_of(folder: Path, standing: Sequence[Standing]) -> Manifest:
-    """A manifest of these models, with default limits and benchmark."""
-    return Manifest(tuple(one.job for one in standing), folder)
 
 
 class Audit:
@@ -278,10 +229,13 @@ class Audit:
     def _timed(self, one: Standing, row: AuditRow, seconds: float) -> AuditRow:
         """The row with the speed-up that one benchmark of so many seconds measures."""
         assert one.timing is not None
-        name, threads = printable(one.job.name), one.timing.threads or 1
-        answer = tasks.benchmark(
-            name, self.workers, one.job.to_dict(), one.job.output, threads, seconds
-        )
+        job, threads = one.job, one.timing.threads or 1
+        name, values = printable(job.name), job.to_dict()
+
+        def on_wait(patience_s: float) -> None:
+            self.notify(Waiting(job.name, patience_s))
+
+        answer = tasks.benchmark(name, self.workers, values, job.output, threads, seconds, on_wait)
         return replace(
             row,
             speedup=answer["result"]["timing"]["speedup"],

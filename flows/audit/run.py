@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -35,17 +36,21 @@ def run_audit(
 
     Raises: QuantError if there is nothing to audit.
     """
+    from flows.audit.standing import manifest_of, read_standing
+    from flows.batch.run_summary import running_summary
     from flows.runtime.dask import api_and_dask, how_many_workers
 
+    folder = folder.absolute()
+    manifest = manifest_of(folder, read_standing(folder, only))
+    check_code(manifest.jobs, allow_code)
     code = None if allow_code is None else str(Path(allow_code).absolute())
-    on_progress(Starting(unused_settings(prefect)))
-    with api_and_dask(how_many_workers(1, jobs), scheduler, prefect) as client:
-        from flows.audit.flow import audit, manifest_of, read_standing
+    workers = how_many_workers(1, jobs)
+    with running_summary("audit", folder), ExitStack() as stack:
+        on_progress(Starting(unused_settings(prefect)))
+        client = stack.enter_context(api_and_dask(workers, scheduler, prefect))
+        from flows.audit.flow import audit
         from flows.batch.flow_run import Caller, call_flow
 
-        folder = folder.absolute()
-        manifest = manifest_of(folder, read_standing(folder, only))
-        check_code(manifest.jobs, allow_code)
         caller = Caller(manifest, client, on_progress, module, code)
         flow = partial(audit, str(folder), scheduler, jobs, list(only), max_slowdown)
         return call_flow("audit", flow, caller, AuditResult, "Run it again")

@@ -63,16 +63,20 @@ from flows.batch.flow_run import (  # noqa: E402
     caller_or_cluster,
     current_caller,
     run_side_by_side,
-    running_summary,
-    summarize,
-    summarize_failure,
     untagged,
 )
-from flows.batch.journal import Journal, Stages, open_journal  # noqa: E402
+from flows.batch.journal import Journal, Stages  # noqa: E402
 from flows.batch.model_run import Failure, ModelRun  # noqa: E402
 from flows.batch.rebuild import heal  # noqa: E402
 from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
-from flows.console.events import ModelDone, PhaseBegan, Started  # noqa: E402
+from flows.batch.run_summary import (  # noqa: E402
+    name_flow_run,
+    summarize,
+    summarize_failure,
+    summary_path,
+    working_in,
+)
+from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
 from flows.manifest.jobs import (  # noqa: E402
     Job,
@@ -84,6 +88,7 @@ from flows.manifest.jobs import (  # noqa: E402
 from flows.manifest.outputs import Owner, claim  # noqa: E402
 from flows.report.page import write_report  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
+from quant_core.evaluate.timing_cache import TimingCache  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
@@ -92,7 +97,6 @@ from tasks.rows import SCHEMA_VERSION, Outcome, Row, RunRow  # noqa: E402
 
 READERS = 4  # threads that hash models before the first stage
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
-SUMMARY = "summary.json"
 PAGE = "report.html"
 COLUMNS_IN_PREFECT = (
     "model",
@@ -115,9 +119,9 @@ def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any
     caller, path = current_caller(), Path(flow_run.parameters["manifest"])
     try:
         manifest = caller.manifest if caller else read_manifest(path)
-        summary = manifest.folder / "reports" / SUMMARY
+        summary = summary_path("batch", manifest.folder)
     except QuantError:
-        summary = path.with_name(f"{path.name}.{SUMMARY}")
+        summary = path.with_name(f"{path.name}.summary.json")
     summarize_failure("batch", flow_run, state, summary)
 
 
@@ -146,15 +150,16 @@ def batch(
         only: Globs over the names of models; without them, all.
         allow_code: The folder of metrics `module:function`; without it, none may run.
     """
-    with (
-        caller_or_cluster(lambda: read_manifest(manifest), scheduler, jobs, allow_code) as caller,
-        open_journal(caller.manifest.folder) as journal,
-        running_summary("batch", caller.manifest.folder / "reports" / SUMMARY),
-        untagged(),
-    ):
-        result = make_models(caller, journal, force, only or [])
+    caller_or_own = caller_or_cluster(
+        lambda: read_manifest(manifest), working_in, scheduler, jobs, allow_code
+    )
+    with caller_or_own as caller, untagged():
+        assert caller.journal is not None
+        summary = summary_path("batch", caller.manifest.folder)
+        name_flow_run(summary)
+        result = make_models(caller, caller.journal, force, only or [])
         state = _state(result)
-        summarize("batch", result, state, COLUMNS_IN_PREFECT, result.reports / SUMMARY)
+        summarize("batch", result, state, COLUMNS_IN_PREFECT, summary)
     return state
 
 
@@ -214,6 +219,7 @@ class Batch:
         """Make what is not up to date, time it, and write the reports."""
         started, workers = time.monotonic(), self.workers.count()
         self.notify(Started(self.run_id, len(self.jobs), workers))
+        skipped_lines = self._skipped_lines()
         to_do = self._find_what_to_do(force)
         shards = max(1, workers // max(1, len(to_do)))  # many workers share the samples
         calls = self._calls(to_do, force, shards)
@@ -222,7 +228,8 @@ class Batch:
         entries = [self.finished[str(job.output)] for job in self.jobs]
         rows = tuple(entry.row for entry in entries)
         reports = self.manifest.folder / "reports"
-        result = BatchResult(self.run_id, rows, reports, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        result = BatchResult(self.run_id, rows, reports, seconds, skipped_lines)
         self._report(result, entries, workers)
         return result
 
@@ -231,6 +238,30 @@ class Batch:
         entries = self.finished.values()
         failed = {entry.digest for entry in entries if entry.row.outcome is Outcome.FAILED}
         self.journal.forget_all_but(failed)
+
+    def _skipped_lines(self) -> int:
+        """How many lines of the journal and of the table of costs are spoiled; each file is named.
+
+        A table of our own that holds no cost at all is set aside.
+        """
+        counts = {
+            self.journal.path: self.journal.skipped_lines,
+            self.costs: self._skipped_costs(),
+        }
+        for path, lines in counts.items():
+            if lines:
+                self.notify(SkippedLines(str(path), lines))
+        return sum(counts.values())
+
+    def _skipped_costs(self) -> int:
+        try:
+            return TimingCache(self.costs).skipped_lines
+        except RequestError:
+            if self.manifest.costs is not None:  # it may be another file of the user
+                raise
+            lines = self.costs.read_bytes().splitlines()
+            self.costs.replace(self.costs.with_name(f".{self.costs.name}.torn"))
+            return len(lines)
 
     def _find_what_to_do(self, force: bool) -> list[tuple[Job, str]]:
         """The jobs that have to be made, with their digests; see the table above.

@@ -1,39 +1,31 @@
-"""What all flows do alike: take their caller, run tasks side by side, write a summary."""
+"""What all flows do alike: take their caller, and run tasks side by side."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.runtime.dask import dask_client, how_many_workers
 from flows.runtime.prefect_api import quiet_environment
-from flows.runtime.signals import before_stop, in_another_thread
+from flows.runtime.signals import in_another_thread
 
 quiet_environment()
 
 # Prefect reads its settings when it is imported.
-from prefect import runtime, tags, task  # noqa: E402
+from prefect import tags, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
+from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.context import TagsContext  # noqa: E402
 
-from flows.batch.journal import is_taken  # noqa: E402
+from flows.batch.journal import Journal  # noqa: E402
 from flows.console.events import Listener, ignore  # noqa: E402
 from flows.console.result import Result  # noqa: E402
-from flows.console.summary import (  # noqa: E402
-    read_summary,
-    show_in_prefect,
-    write_summary,
-    wrong,
-)
 from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
@@ -43,8 +35,6 @@ from tasks.workers import Workers  # noqa: E402
 
 if TYPE_CHECKING:
     from distributed import Client
-
-RUNNING = "Running"  # the state of a run that has not ended
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
@@ -56,6 +46,7 @@ class Caller:
 
     module      is run by workers to serve stages; tests have others
     allow_code  the folder of metrics `module:function`; None: none may run
+    journal     of the manifest's output folder; None for an audit, which writes none
     """
 
     manifest: Manifest
@@ -63,6 +54,7 @@ class Caller:
     notify: Listener
     module: str = STAGE_MODULE
     allow_code: str | None = None
+    journal: Journal | None = None
 
     def workers(self) -> Workers:
         """The client's workers, with the manifest's limits."""
@@ -86,20 +78,25 @@ def current_caller() -> Caller | None:
 @contextlib.contextmanager
 def caller_or_cluster(
     manifest: Callable[[], Manifest],
+    begin: Callable[[Manifest], AbstractContextManager[Journal | None]],
     scheduler: str | None,
     jobs: int | None,
     allow_code: str | None,
 ) -> Iterator[Caller]:
-    """The caller of this flow; without one, the workers that a deployment needs."""
+    """The caller of this flow; without one, what a deployment needs: the manifest and workers.
+
+    begin  what a caller has entered before it calls the flow; it gives the journal of a batch
+    """
     caller = _caller.get()
     if caller is not None:
         yield caller
         return
     own = manifest()
-    check_code(own.jobs, allow_code)
-    workers = how_many_workers(len(own.jobs), jobs, own.workers)
-    with dask_client(workers, scheduler) as client:
-        yield Caller(own, client, ignore, allow_code=allow_code)
+    with begin(own) as journal:
+        check_code(own.jobs, allow_code)
+        workers = how_many_workers(len(own.jobs), jobs, own.workers)
+        with dask_client(workers, scheduler) as client:
+            yield Caller(own, client, ignore, allow_code=allow_code, journal=journal)
 
 
 def call_flow(
@@ -156,68 +153,3 @@ def _call(name: str, call: Callable[[], T], places: Semaphore) -> T:
         return call()
     finally:
         places.release()
-
-
-@contextlib.contextmanager
-def running_summary(kind: str, path: Path) -> Iterator[None]:
-    """Write to `path` that the run is working, and if a signal stops it, that it was stopped.
-
-    A summary that still says so when the next run starts is of a run that was killed: the
-    summary of the next one names it under `interrupted`.
-    """
-    begun = _flow_run(kind, RUNNING, "")
-    begun |= {"pid": os.getpid(), "host": platform.node()}
-    before = read_summary(path)
-    if before.get("state") == RUNNING:
-        keys = ("flow_run", "flow_run_id", "pid", "host", "written_at")
-        begun["interrupted"] = {key: before.get(key) for key in keys}
-    stopped = {**begun, "state": "Stopped", "message": "stopped by a signal"}
-    write_summary(path, begun)
-    with before_stop(lambda: write_summary(path, stopped)):
-        yield
-
-
-def summarize(
-    kind: str, result: Result, state: State[Any], columns: Sequence[str], path: Path
-) -> None:
-    """Show the result in Prefect's UI, with these columns of its rows, and write it to `path`."""
-    facts = {"run_id": result.run_id, "reports": str(result.reports), **result.counts}
-    show_in_prefect(kind, result.run_id, result.rows, columns, facts)
-    flow_run = _flow_run(kind, state.name, state.message)
-    begun = read_summary(path)
-    kept: dict[str, Any] = {
-        key: begun[key] for key in ("pid", "host", "interrupted") if key in begun
-    }
-    write_summary(path, {**flow_run, **kept, **facts, "wrong": wrong(result.rows)})
-
-
-def summarize_failure(kind: str, flow_run: FlowRun, state: State[Any], path: Path) -> None:
-    """Write the summary of a flow run that broke off, unless it has ended already.
-
-    A run that was turned away, because another one is working in the folder, writes nothing.
-    """
-    begun = read_summary(path)
-    is_own = begun.get("flow_run_id") == str(flow_run.id)
-    if is_taken(path.parent.parent) or (is_own and begun["state"] != RUNNING):
-        return
-    kept: dict[str, Any] = {
-        key: begun[key] for key in ("pid", "host", "interrupted") if is_own and key in begun
-    }
-    ended: dict[str, Any] = {
-        "kind": kind,
-        "flow_run": flow_run.name,
-        "flow_run_id": str(flow_run.id),
-        "state": state.name,
-        "message": state.message,
-    }
-    write_summary(path, ended | kept)
-
-
-def _flow_run(kind: str, state: str | None, message: str | None) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "flow_run": runtime.flow_run.name,
-        "flow_run_id": runtime.flow_run.id,
-        "state": state,
-        "message": message,
-    }

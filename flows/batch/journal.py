@@ -49,7 +49,8 @@ class Journal:
 
     def __init__(self, folder: Path, fd: int) -> None:
         self.folder, self._fd = folder, fd
-        self.entries, self.skipped_lines = _read(folder / "journal.jsonl")
+        self.path = folder / "journal.jsonl"
+        self.entries, self.skipped_lines = _read(self.path)
         self.latest = {entry.key: entry for entry in self.models()}
 
     def models(self) -> Iterator[ModelEntry]:

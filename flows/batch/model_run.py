@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.batch.journal import Stages, publish
-from flows.console.events import Listener, Made, StageBegan
+from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.manifest.jobs import Benchmark, Job
 from quant_core.data.spec import RANDOM
 from quant_core.errors import QuantError
@@ -85,10 +85,14 @@ class ModelRun:
         if not self._can_be_run():
             return
         job, name = self.job, printable(self.job.name)
+
+        def on_wait(seconds: float) -> None:
+            self.notify(Waiting(job.name, seconds))
+
         self._step(
             "benchmark",
             lambda: tasks.benchmark(
-                name, self.workers, job.to_dict(), job.output, how.threads, how.seconds
+                name, self.workers, job.to_dict(), job.output, how.threads, how.seconds, on_wait
             ),
         )
 

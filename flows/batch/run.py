@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,18 +51,20 @@ def run_batch(
 
     Raises: QuantError if the batch as a whole cannot be worked on.
     """
+    from flows.batch.run_summary import working_in
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     selected = select(manifest, only)
     check_code(selected, allow_code)
     code = None if allow_code is None else str(Path(allow_code).absolute())
     workers = how_many_workers(len(selected), jobs, manifest.workers)
-    on_progress(Starting(unused_settings(prefect)))
-    with api_and_dask(workers, scheduler, prefect) as client:
+    with working_in(manifest) as journal, ExitStack() as stack:
+        on_progress(Starting(unused_settings(prefect)))
+        client = stack.enter_context(api_and_dask(workers, scheduler, prefect))
         from flows.batch.flow import batch
         from flows.batch.flow_run import Caller, call_flow
 
-        caller = Caller(manifest, client, on_progress, module, code)
+        caller = Caller(manifest, client, on_progress, module, code, journal)
         flow = partial(batch, name or str(manifest.folder), scheduler, jobs, force, list(only))
         hint = "The same command goes on where it stopped"
         return call_flow("batch", flow, caller, BatchResult, hint)

@@ -51,6 +51,26 @@ class StageBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A benchmark waits, for so many seconds at most, until its host has no other one."""
+
+    name: ClassVar = "waiting"
+
+    model: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedLines:
+    """So many lines of a file that is kept between runs are spoiled, and were passed over."""
+
+    name: ClassVar = "skipped_lines"
+
+    file: str
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """All stages of a model but its benchmark are over, whether they succeeded or not."""
 
@@ -68,7 +88,7 @@ class ModelDone:
     row: ModelRow | AuditRow
 
 
-Event = Starting | Started | PhaseBegan | StageBegan | Made | ModelDone
+Event = Starting | Started | SkippedLines | PhaseBegan | StageBegan | Waiting | Made | ModelDone
 
 # Called with everything that happens, from any thread.
 Listener = Callable[[Event], None]

@@ -22,9 +22,11 @@ from flows.console.events import (
     Made,
     ModelDone,
     PhaseBegan,
+    SkippedLines,
     StageBegan,
     Started,
     Starting,
+    Waiting,
     event_json,
 )
 from quant_core.evaluate.contract import Verdict
@@ -32,6 +34,7 @@ from quant_core.text import printable
 from tasks.rows import AuditRow, ModelRow, Outcome
 
 MAX_MODELS = 12  # in the live table
+WAITING = "waits until no other benchmark runs on its host"
 
 
 @contextlib.contextmanager
@@ -69,6 +72,10 @@ def _in_words(event: Event) -> str:
             return f"run {run_id}: {models} models, {workers} workers"
         case PhaseBegan(phase, models):
             return f"{phase}: {models} models, one at a time"
+        case SkippedLines(file, lines):
+            return f"{lines} spoiled lines of {printable(file)} are passed over"
+        case Waiting(model, seconds):
+            return f"{printable(model)}: {WAITING}, {seconds:.0f} s at most"
         case ModelDone(row):
             return f"{printable(row.model)}: {_outcome(row).plain}"
     return ""
@@ -123,6 +130,10 @@ class _LiveTable:
                     self.bar.update(self.all, description=phase)
                 case StageBegan(model, stage):
                     self.working[model] = (stage, time.monotonic())
+                case Waiting(model):
+                    self.working[model] = (WAITING, time.monotonic())
+                case SkippedLines():
+                    self.live.console.print(Text(_in_words(event), "yellow"))
                 case Made(model):
                     self.working.pop(model, None)
                 case ModelDone(row):

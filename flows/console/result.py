@@ -13,12 +13,16 @@ from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The rows of a run in the order of its models, the folder of its reports, and its seconds."""
+    """The rows of a run in the order of its models, the folder of its reports, and its seconds.
+
+    skipped_lines  how many spoiled lines of what is kept between runs were passed over
+    """
 
     run_id: str
     rows: tuple[ModelRow | AuditRow, ...]
     reports: Path
     seconds: float
+    skipped_lines: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -43,6 +47,7 @@ class Result:
             "models": [row.to_json() for row in self.rows],
             "reports": str(self.reports),
             "seconds": self.seconds,
+            "skipped_lines": self.skipped_lines,
             **self.counts,
         }
 

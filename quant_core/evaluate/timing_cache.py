@@ -42,15 +42,18 @@ class TimingCache:
     ever appended, each in one write, so that many processes can share the file. Of two lines for
     one thing the first counts. Lines of other CPUs or other versions of onnxruntime are ignored.
 
+    skipped_lines  how many lines of the file are no costs
+
     Raises: RequestError if the file cannot be read, holds something else or lies in no folder.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self._costs: dict[str, Cost] = {}
+        self.skipped_lines = 0
         if self.path is None:
             return
-        self._costs = _read(self.path)
+        self._costs, self.skipped_lines = _read(self.path)
         if not self.path.absolute().parent.is_dir():
             raise RequestError("lies in no folder", str(path), NAME_A_TABLE)
 
@@ -73,29 +76,34 @@ def cpu_fingerprint() -> str:
     return f"{cpu_name()}, {host_kernels()}, {platform.system()}, onnxruntime {ort.__version__}"
 
 
-def _read(path: Path) -> dict[str, Cost]:
-    """The costs of this CPU, {} if there is no file. A line that a crash cut short is ignored."""
+def _read(path: Path) -> tuple[dict[str, Cost], int]:
+    """The costs of this CPU, {} if there is no file; and how many lines are none.
+
+    A line that a crash cut short is passed over.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         lines = text.replace("\0", "").splitlines()  # a power cut leaves zeros
     except FileNotFoundError:
-        return {}
+        return {}, 0
     except OSError as error:
         raise RequestError(f"cannot be read: {error}", str(path), NAME_A_TABLE) from error
     costs: dict[str, Cost] = {}
     valid_lines = 0
-    for line in filter(None, lines):
+    lines = [line for line in lines if line]
+    for line in lines:
         with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             row = json.loads(line)
             cost = Cost(float(row["float_ms"]), float(row["speedup"]))
-            valid_lines += 1
-            is_valid = all(0 < value < math.inf for value in (cost.float_ms, cost.speedup))
-            if row["cpu"] == cpu_fingerprint() and is_valid:
+            if not all(0 < value < math.inf for value in (cost.float_ms, cost.speedup)):
+                continue
+            if row["cpu"] == cpu_fingerprint():
                 costs.setdefault(row["what"], cost)
+            valid_lines += 1
     is_table = valid_lines > 0 or any(line.startswith("{") for line in lines)
-    if any(lines) and not is_table:
+    if lines and not is_table:
         raise RequestError("holds no costs", str(path), NAME_A_TABLE)
-    return costs
+    return costs, len(lines) - valid_lines
 
 
 def _append(path: Path, what: str, cost: Cost) -> None:

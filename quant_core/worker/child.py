@@ -51,6 +51,7 @@ def run_stage(
     memory_bytes: int | None = None,
     need_bytes: int = 0,
     alone: bool = False,
+    patience_s: float = TIMEOUT_S,
     mark: str | None = None,
     module: str = STAGE_MODULE,
     allow_code: str | None = None,
@@ -60,8 +61,9 @@ def run_stage(
 
     memory_bytes  the most that the stage may hold; without it, most of this host's memory
     need_bytes    what it is expected to hold: it begins when that fits (memory.py)
-    alone         the stage waits, for `timeout_s` at most, until no other such stage runs on this
-                  host; its answer has `host_load` and `busy` too (host.py)
+    alone         the stage waits until no other such stage runs on this host; its answer has
+                  `host_load` and `busy` too (host.py), and `waited_s`, the seconds that it waited
+    patience_s    how long it waits at most; then it goes on, and is `busy`
     allow_code    the folder from which metrics `module:function` are imported; None: none may run
     mark          a file that gets a byte each time that this process dies during the stage
 
@@ -77,7 +79,9 @@ def run_stage(
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(_LOCK)
-        is_alone = not alone or stack.enter_context(host.alone_on_host(timeout_s))
+        asked_at = time.perf_counter()
+        is_alone = not alone or stack.enter_context(host.alone_on_host(patience_s))
+        waited_s = time.perf_counter() - asked_at
         child = _warm_child(module)
         stack.enter_context(memory.reserve(need_bytes, child.process.pid))
         stack.enter_context(_marked(mark, name))
@@ -99,7 +103,8 @@ def run_stage(
         if not alone:
             return run
         measured = load.until_now()
-        return run | measured | {"busy": measured["busy"] or not is_alone}
+        busy = measured["busy"] or not is_alone
+        return run | measured | {"busy": busy, "waited_s": waited_s}
 
 
 def worker_death(deaths: int, name: str) -> StageError:

@@ -46,12 +46,6 @@ def alone_on_host(patience_s: float) -> Iterator[bool]:
         yield is_alone
 
 
-def is_benchmarking() -> bool:
-    """Whether some process of this host holds the lock of benchmarks now."""
-    with socket.socket(socket.AF_UNIX) as lock:
-        return not _try_lock(lock)
-
-
 def _try_lock(lock: socket.socket) -> bool:
     try:
         lock.bind(LOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from distributed.scheduler import KilledWorker
 from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError, StageReason
 from quant_core.worker.child import MAX_WORKER_DEATHS, run_stage, shut_down
-from quant_core.worker.host import versions
+from quant_core.worker.host import alone_on_host, versions
 from tasks.workers import BARE_BYTES, MAX_DEATHS_BEFORE_BEGIN, Workers
 from tests.unit.worker.test_child import wait_until
 
@@ -142,3 +143,41 @@ def test_an_answer_of_a_worker_with_other_versions_is_refused(tmp_path):
 
     with pytest.raises(StageError, match=r"other versions: quantmill 0\.0\.1"):
         workers.run("prepare", "m", {})
+
+
+def test_stages_that_run_alone_say_that_they_wait_and_wait_no_longer_than_the_limit_together(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tasks.workers.WAIT_S", 0.0)
+    granted = []
+
+    def submit(function, stage, patience_s, **options):
+        granted.append(patience_s)
+        answer = {"result": {}, "peak_bytes": 1, "waited_s": min(patience_s, 40.0)}
+        return SimpleNamespace(result=lambda: answer, done=lambda: True)
+
+    workers, said = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path), []
+
+    for _ in range(3):
+        workers.run_alone("benchmark", "m", {}, said.append)
+
+    assert granted == said == [60.0, 20.0, 0.0]
+
+
+def test_a_stage_that_runs_alone_waits_until_its_host_is_free_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.workers.WAIT_S", 0.2)
+    free, said = ExitStack(), []
+
+    def on_wait(seconds):
+        said.append(seconds)
+        free.close()
+
+    with local_cluster(1) as cluster, Client(cluster) as client:
+        free.enter_context(alone_on_host(60.0))
+        workers = Workers(client, 60.0, None, tmp_path, STAGES)
+
+        answer = workers.run_alone("echo", "m", {"text": "alone"}, on_wait)
+
+    assert answer["result"] == {"text": "alone"}
+    assert said == [60.0]
+    assert workers.patience_s < 60.0

@@ -64,6 +64,7 @@ def test_what_a_crash_cut_short_spoils_nothing_that_is_added_later(tmp_path):
     TimingCache(path).of("second", lambda: timing(2.0, 1.0))
     again = TimingCache(path)
     assert [again.of(what, refuse).float_ms for what in ("first", "second")] == [1.0, 2.0]
+    assert again.skipped_lines == 1
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from flows.console.events import (
     Made,
     ModelDone,
     PhaseBegan,
+    SkippedLines,
     StageBegan,
     Started,
     Starting,
+    Waiting,
     event_json,
 )
 from flows.console.progress import progress
@@ -39,6 +41,8 @@ KEPT = AuditRow(run_id="r", model="m", digest="d", output="o.onnx", outcome=Audi
         (Started("r", 3, 2), {"event": "started", "run_id": "r", "models": 3, "workers": 2}),
         (PhaseBegan("benchmark", 3), {"event": "phase", "phase": "benchmark", "models": 3}),
         (StageBegan("m", "prepare"), {"event": "stage", "model": "m", "stage": "prepare"}),
+        (Waiting("m", 60.0), {"event": "waiting", "model": "m", "seconds": 60.0}),
+        (SkippedLines("f", 2), {"event": "skipped_lines", "file": "f", "lines": 2}),
         (Made("m"), {"event": "made", "model": "m"}),
     ],
 )

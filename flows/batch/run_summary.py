@@ -1,0 +1,134 @@
+"""summary.json of a run: it is written when the run begins, and whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.batch.journal import Journal, is_taken, open_journal
+from flows.console.result import Result
+from flows.console.summary import read_summary, show_in_prefect, write_summary, wrong
+from flows.manifest.jobs import Manifest
+from flows.runtime.signals import before_stop
+from quant_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun, State
+
+# Prefect is imported only where it runs: a run begins before Prefect is started.
+
+NAMES = {"batch": "summary.json", "audit": "audit-summary.json"}
+RUNNING = "Running"  # the state of a run that has not ended
+KEPT = ("pid", "host", "interrupted")  # from the beginning of a run to its end
+
+
+def summary_path(kind: str, folder: Path) -> Path:
+    """Where the summary of a batch or an audit of that output folder lies."""
+    return folder / "reports" / NAMES[kind]
+
+
+@contextlib.contextmanager
+def working_in(manifest: Manifest) -> Iterator[Journal]:
+    """The journal of the manifest's output folder, which this batch alone writes meanwhile.
+
+    The folder's summary.json says so, and what broke the batch off.
+
+    Raises: RequestError if the folder cannot be written, or if another batch is working there,
+        whose summary stays as it is.
+    """
+    folder = manifest.folder
+    with open_journal(folder) as journal, running_summary("batch", folder):
+        yield journal
+
+
+@contextlib.contextmanager
+def running_summary(kind: str, folder: Path) -> Iterator[None]:
+    """Write that a run is working, and if an error or a signal ends it, that it failed or stopped.
+
+    A summary that still says so when the next run starts is of a run that was killed: the
+    summary of the next one names it under `interrupted`.
+
+    Raises: RequestError if the summary cannot be written.
+    """
+    path = summary_path(kind, folder)
+    begun: dict[str, Any] = {"kind": kind, "state": RUNNING, "message": ""}
+    begun |= {"pid": os.getpid(), "host": platform.node()}
+    before = read_summary(path)
+    if before.get("state") == RUNNING:
+        keys = ("flow_run", "flow_run_id", "pid", "host", "written_at")
+        begun["interrupted"] = {key: before.get(key) for key in keys}
+    try:
+        write_summary(path, begun)
+    except OSError as problem:
+        reason = (problem.strerror or str(problem)).lower()
+        hint = "Is there space, and may you write there?"
+        raise RequestError(f"cannot be written: {reason}", str(path), hint) from None
+    with before_stop(partial(_break_off, path, "Stopped", "stopped by a signal")):
+        try:
+            yield
+        except BaseException as problem:
+            with contextlib.suppress(OSError):
+                _break_off(path, "Failed", str(problem) or type(problem).__name__)
+            raise
+
+
+def name_flow_run(path: Path) -> None:
+    """Add the flow run of Prefect that does the work to the summary."""
+    write_summary(path, read_summary(path) | _flow_run())
+
+
+def summarize(
+    kind: str, result: Result, state: State[Any], columns: Sequence[str], path: Path
+) -> None:
+    """Show the result in Prefect's UI, with these columns of its rows, and write it to `path`."""
+    facts = {
+        "run_id": result.run_id,
+        "reports": str(result.reports),
+        **result.counts,
+        "skipped_lines": result.skipped_lines,
+    }
+    show_in_prefect(kind, result.run_id, result.rows, columns, facts)
+    ended = {"kind": kind, **_flow_run(), "state": state.name, "message": state.message}
+    write_summary(path, {**ended, **_kept(path), **facts, "wrong": wrong(result.rows)})
+
+
+def summarize_failure(kind: str, flow_run: FlowRun, state: State[Any], path: Path) -> None:
+    """Write the summary of a flow run that broke off, unless it has ended already.
+
+    A run that was turned away, because another one is working in the folder, writes nothing.
+    """
+    begun = read_summary(path)
+    is_own = begun.get("flow_run_id") == str(flow_run.id)
+    if is_taken(path.parent.parent) or (is_own and begun["state"] != RUNNING):
+        return
+    ended: dict[str, Any] = {
+        "kind": kind,
+        "flow_run": flow_run.name,
+        "flow_run_id": str(flow_run.id),
+        "state": state.name,
+        "message": state.message,
+    }
+    write_summary(path, ended | (_kept(path) if is_own else {}))
+
+
+def _break_off(path: Path, state: str, message: str) -> None:
+    """Let the summary of a run that has not ended say how it was broken off."""
+    begun = read_summary(path)
+    if begun.get("state") == RUNNING:
+        write_summary(path, {**begun, "state": state, "message": message})
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    begun = read_summary(path)
+    return {key: begun[key] for key in KEPT if key in begun}
+
+
+def _flow_run() -> dict[str, Any]:
+    from prefect import runtime
+
+    return {"flow_run": runtime.flow_run.name, "flow_run_id": runtime.flow_run.id}
