@@ -11,8 +11,8 @@ import numpy as np
 
 from quant_core.config import QuantConfig
 from quant_core.evaluate.contract import Verdict
-from tasks.report import write_table
 from tasks.rows import LayerRow, ModelRow, Outcome, RunRow, TimingRow
+from tasks.tables import write_table
 
 START = datetime(2026, 5, 4, 12, tzinfo=UTC)
 

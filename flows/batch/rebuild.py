@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from flows.batch.entries import EndEntry, ModelEntry
 from flows.batch.journal import Journal, open_journal
-from tasks.report import write_table
 from tasks.rows import TABLES, Row
+from tasks.tables import write_table
 
 MAGIC = b"PAR1"  # the first and the last bytes of a Parquet file
 
 
-def rebuild(folder: Path) -> list[Path]:
+def rebuild(folder: Path) -> tuple[list[Path], int]:
     """Write the reports of all runs that the journal of an output folder holds; heal the others.
 
-    Returns the files that were written.
+    Returns the files that were written, and how many lines of the journal are spoiled.
 
     Raises: RequestError if a batch is working there.
     """
@@ -25,16 +28,21 @@ def rebuild(folder: Path) -> list[Path]:
         for end in _ends(journal):
             for name, rows in _tables(journal, end).items():
                 written.append(write_table(folder / "reports", name, end.run_id, rows))
-        heal(folder, journal)
-        return written
+        heal(folder, journal, is_whole=_can_be_read)
+        return written, journal.skipped_lines
 
 
-def heal(folder: Path, journal: Journal) -> list[Path]:
+def heal(
+    folder: Path, journal: Journal, is_whole: Callable[[Path], bool] | None = None
+) -> list[Path]:
     """Write again every torn report file that the journal knows, and set the others aside.
 
     One torn file would keep readers from all others. Set aside means that its name begins with a
     dot, which they pass over.
+
+    is_whole  how torn files are told from others; None: by their first and last bytes alone
     """
+    is_whole = is_whole or _begins_and_ends_well
     reports = folder / "reports"
     torn = [path for name in TABLES for path in (reports / name).glob("*.parquet")]
     torn = [path for path in torn if not path.name.startswith(".") and not is_whole(path)]
@@ -50,7 +58,16 @@ def heal(folder: Path, journal: Journal) -> list[Path]:
     return torn
 
 
-def is_whole(path: Path) -> bool:
+def _can_be_read(path: Path) -> bool:
+    """Whether every value of a Parquet file can be read, which takes as long as to read it."""
+    try:
+        pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def _begins_and_ends_well(path: Path) -> bool:
     """Whether the file begins and ends as a Parquet file does."""
     try:
         with path.open("rb") as file:

@@ -362,19 +362,25 @@ def report(
     """What a batch came to: its latest run, or another one, from the Parquet in its output
     folder; with -o, also as an HTML page that opens offline.
     """
-    from flows.cli.read_reports import read_reports
+    from flows.report.read import read_run
 
+    rebuilt: dict[str, Any] = {}
     if rebuild:
         if not (folder / FOLDER / "journal.jsonl").is_file():
             raise RequestError("holds no journal", str(folder), "Name a batch's output folder")
-        from flows.batch.rebuild import rebuild as rebuild_reports  # it imports Prefect
+        from flows.batch.rebuild import rebuild as rebuild_reports
 
-        rebuild_reports(folder)
+        files, skipped_lines = rebuild_reports(folder)
+        rebuilt = {"rebuilt": [str(path) for path in files], "skipped_lines": skipped_lines}
     if output is not None:
         from flows.report.page import write_report
 
         write_report(folder, output, run)
-    return Answer(read_reports(folder, run), render.reports_view)
+    found = read_run(folder, run)
+    unreadable = [str(path) for path in found.unreadable]
+    answer = {"runs": found.runs, "models": found.models, "unreadable": unreadable}
+    answer |= rebuilt
+    return Answer(answer, render.reports_view)
 
 
 @command

@@ -422,7 +422,14 @@ def reports_view(reports: Mapping[str, Any]) -> RenderableType:
     )
     headings = {column: column.replace("_", " ") for column in columns}
     runs = [{**run, "seconds": format_number(run["seconds"], 1)} for run in reports["runs"]]
-    return Group(rows_table(runs, headings, right=columns[1:7]), batch_table(reports["models"]))
+    mend = "cannot be read and is left out; `quantmill report --rebuild DIR` mends it"
+    table = rows_table(runs, headings, right=columns[1:7])
+    lines = [Text(f"{printable(path)} {mend}", "yellow") for path in reports["unreadable"]]
+    if "rebuilt" in reports:
+        lines.append(Text(f"{len(reports['rebuilt'])} files were written again from the journal"))
+        if spoiled := reports["skipped_lines"]:
+            lines.append(Text(f"{spoiled} spoiled lines of the journal are passed over", "yellow"))
+    return Group(table, batch_table(reports["models"]), *lines)
 
 
 def draft_view(answer: Mapping[str, Any]) -> RenderableType:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from quant_core.errors import RequestError
+from tasks.tables import read_table
 
 Rows = list[dict[str, Any]]
 
@@ -18,6 +18,23 @@ RUNS_IN_TREND = 20
 TREND_COLUMNS = (
     "run_id", "output", "outcome", "verdict", "size_bytes", "metric", "accuracy", "speedup", "busy"
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of an output folder, and the runs before and after it.
+
+    reports     the folder of its tables
+    runs        all rows of the runs table, oldest first
+    models      the rows of the models table of this run
+    unreadable  the files that were passed over
+    """
+
+    reports: Path
+    run_id: str
+    runs: Rows
+    models: Rows
+    unreadable: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +60,7 @@ class PageData:
         return self.runs[-1]
 
 
-def read_page(folder: Path, run_id: str | None = None) -> PageData:
+def read_run(folder: Path, run_id: str | None = None) -> Run:
     """The latest run of an output folder, or the one of that id.
 
     folder  a batch's output folder, or the reports folder in it
@@ -51,31 +68,46 @@ def read_page(folder: Path, run_id: str | None = None) -> PageData:
     Raises: RequestError if there is no report, or no such run.
     """
     reports = folder if (folder / "runs").is_dir() else folder / "reports"
-    runs = sorted(_read(reports / "runs"), key=lambda run: run["started_at"])
+    table, unreadable = read_table(reports, "runs")
+    runs: Rows = sorted(table.to_pylist(), key=lambda run: run["started_at"])
     if not runs:
-        raise RequestError("holds no report", str(folder), "Name the output folder of a batch")
+        raise _no_rows(reports / "runs", unreadable)
     ids = [run["run_id"] for run in runs]
     wanted = ids[-1] if run_id is None else run_id
     if wanted not in ids:
         raise RequestError(f"no run {wanted}", str(folder), f"Runs: {', '.join(ids[-5:])}")
-    runs = runs[: ids.index(wanted) + 1]
-    earlier = [run["run_id"] for run in runs[:-1]][-RUNS_IN_TREND:]
-    models = _read(reports / "models", ds.field("run_id") == wanted)
-    digests = [row["digest"] for row in models if row["digest"]]
-    of_digests = ds.field("digest").isin(digests)
+    models, unreadable_models = read_table(reports, "models", rows=pc.field("run_id") == wanted)
+    if not models.num_rows:
+        raise _no_rows(reports / "models", unreadable_models)
+    return Run(reports, wanted, runs, models.to_pylist(), (*unreadable, *unreadable_models))
+
+
+def read_page(folder: Path, run_id: str | None = None) -> PageData:
+    """What the page shows of the latest run of an output folder, or of the one of that id.
+
+    Arguments and errors are those of `read_run`.
+    """
+    run = read_run(folder, run_id)
+    ids = [row["run_id"] for row in run.runs]
+    runs = run.runs[: ids.index(run.run_id) + 1]
+    earlier = [row["run_id"] for row in runs[:-1]][-RUNS_IN_TREND:]
+    of_digests = pc.field("digest").isin([row["digest"] for row in run.models if row["digest"]])
+    layers, _ = read_table(run.reports, "layers", rows=of_digests)
+    stages, _ = read_table(run.reports, "timings", rows=of_digests)
     return PageData(
         runs=runs,
-        models=models,
-        layers=_latest(_read(reports / "layers", of_digests), runs),
-        stages=_latest(_read(reports / "timings", of_digests), runs),
-        history=_history(reports / "models", earlier),
+        models=run.models,
+        layers=_latest(layers.to_pylist(), runs),
+        stages=_latest(stages.to_pylist(), runs),
+        history=_history(run.reports, earlier),
     )
 
 
-def _history(table: Path, run_ids: Sequence[str]) -> dict[str, Rows]:
+def _history(reports: Path, run_ids: Sequence[str]) -> dict[str, Rows]:
     if not run_ids:
         return {}
-    rows = _read(table, ds.field("run_id").isin(run_ids), TREND_COLUMNS)
+    of_runs = pc.field("run_id").isin(run_ids)
+    rows = read_table(reports, "models", TREND_COLUMNS, of_runs)[0].to_pylist()
     order = {run_id: i for i, run_id in enumerate(run_ids)}
     history: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: order[row["run_id"]]):
@@ -94,21 +126,10 @@ def _latest(rows: Rows, runs: Rows) -> dict[str, Rows]:
     return {digest: of[max(of, key=order.__getitem__)] for digest, of in made.items()}
 
 
-def _read(table: Path, rows: Any = None, columns: Sequence[str] | None = None) -> Rows:
-    """The rows of a table that is a folder of Parquet files; nothing if there is none.
-
-    Raises: RequestError if a file cannot be read.
-    """
-    if not table.is_dir():
-        return []
-    try:
-        # A dataset ignores names that start with a dot: files that are being written.
-        files = ds.dataset(table, format="parquet")
-        # Files of different versions have different columns.
-        fragments = [fragment.physical_schema for fragment in files.get_fragments()]
-        files = files.replace_schema(pa.unify_schemas(fragments)) if fragments else files
-        known = None if columns is None else [c for c in columns if c in files.schema.names]
-        found: Rows = files.to_table(columns=known, filter=rows).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RequestError(f"cannot be read: {str(error).splitlines()[0]}", str(table)) from error
-    return found
+def _no_rows(table: Path, unreadable: Sequence[Path]) -> RequestError:
+    if unreadable:
+        hint = "`quantmill report --rebuild DIR` mends it"
+        return RequestError("cannot be read: it is no whole Parquet file", str(unreadable[0]), hint)
+    where = table if table.is_dir() else table.parent
+    hint = "Name the output folder of a batch, which holds reports/"
+    return RequestError("holds no report", str(where), hint)

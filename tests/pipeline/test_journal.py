@@ -236,12 +236,18 @@ def test_torn_reports_are_written_again_from_the_journal_or_set_aside(tmp_path):
         journal.append(end_entry("1"))
     models = tmp_path / "reports" / "models"
 
-    assert {path.parent.name for path in rebuild(tmp_path)} == {"models", "layers", "timings"}
+    written, skipped_lines = rebuild(tmp_path)
+    assert {path.parent.name for path in written} == {"models", "layers", "timings"}
+    assert skipped_lines == 0
     (models / "1.parquet").write_bytes(b"PAR1 torn")
     (models / "0.parquet").write_bytes(b"")
-    rebuild(tmp_path)
+    (models / "00.parquet").write_bytes(b"PAR1 with a hole PAR1")
+    with (tmp_path / ".quantmill" / "journal.jsonl").open("a") as file:
+        file.write("null\n")
+    assert rebuild(tmp_path)[1] == 1
 
-    assert sorted(path.name for path in models.iterdir()) == [".0.parquet.torn", "1.parquet"]
+    names = [".0.parquet.torn", ".00.parquet.torn", "1.parquet"]
+    assert sorted(path.name for path in models.iterdir()) == names
     (row,) = pyarrow.parquet.read_table(models / "1.parquet").to_pylist()
     assert row["output"] == str(output)
 

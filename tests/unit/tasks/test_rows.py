@@ -6,13 +6,14 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 import pyarrow
+import pyarrow.compute
 import pytest
 from pyarrow import parquet
 
-from flows.cli.read_reports import read_reports
+from flows.report.read import read_run
 from quant_core.evaluate.contract import Verdict
-from tasks.report import SCHEMAS, write_table
 from tasks.rows import TABLES, AuditRow, LayerRow, ModelRow, Outcome, RunRow, TimingRow
+from tasks.tables import SCHEMAS, read_table, write_table
 
 MODEL = {"run_id": "r", "model": "m", "digest": "d", "input": "m.onnx", "output": "o.onnx"}
 LAYER = {"run_id": "r", "model": "m", "digest": "d", "position": 0, "node": "conv"}
@@ -134,7 +135,7 @@ def test_reports_of_an_earlier_schema_are_read_beside_todays(tmp_path):
     old = reports / "models" / "1.parquet"
     parquet.write_table(parquet.ParquetFile(old).read().drop_columns(["busy"]), old)
 
-    assert [read_reports(tmp_path, run)["models"][0]["busy"] for run in ("1", "2")] == [None, True]
+    assert [read_run(tmp_path, run).models[0]["busy"] for run in ("1", "2")] == [None, True]
     assert SCHEMAS["models"].metadata == {b"quantmill_schema": b"2"}
 
 
@@ -144,7 +145,31 @@ def test_a_torn_report_hides_no_other(tmp_path):
     write_table(tmp_path / "reports", "models", "2", [replace(model_row(), run_id="2")])
     (tmp_path / "reports" / "runs" / "1.parquet").write_bytes(b"PAR1")
 
-    assert [run["run_id"] for run in read_reports(tmp_path)["runs"]] == ["2"]
+    found = read_run(tmp_path)
+
+    assert [run["run_id"] for run in found.runs] == ["2"]
+    assert [path.name for path in found.unreadable] == ["1.parquet"]
+
+
+def test_files_of_earlier_and_later_versions_are_one_table_in_todays_columns(tmp_path):
+    folder = tmp_path / "layers"
+    folder.mkdir()
+    earlier = {**LAYER, "alone_db": 30.0, "so_far_db": 20.0}
+    later = {**LAYER, "run_id": "s", "isolated_db": 31, "invented_later": "x"}
+    for name, columns in (("1", earlier), ("2", later)):
+        parquet.write_table(pyarrow.Table.from_pylist([columns]), folder / f"{name}.parquet")
+    (folder / "3.parquet").write_bytes(b"PAR1 torn PAR1")
+
+    table, unreadable = read_table(tmp_path, "layers")
+    column, _ = read_table(
+        tmp_path, "layers", ["isolated_db"], pyarrow.compute.field("run_id") == "s"
+    )
+
+    assert table.schema == SCHEMAS["layers"]
+    assert table["isolated_db"].to_pylist() == [30.0, 31.0]
+    assert table["scale"].to_pylist() == [None, None]
+    assert column.to_pydict() == {"isolated_db": [31.0]}
+    assert [path.name for path in unreadable] == ["3.parquet"]
 
 
 def run_row(run_id, moment) -> RunRow:
