@@ -190,7 +190,8 @@ def _write(chain: Chain, affine: Affine, facts: Facts, *, takes_name: bool = Fal
     else:
         for op_type, numbers, idle in (("Mul", affine.scale, 1), ("Add", affine.shift, 0)):
             if (numbers != idle).any():
-                like = next((n for n in chain.nodes if n.op_type == op_type), chain.nodes[-1])
+                free = [n for n in chain.nodes if n.name not in kept]
+                like = next((n for n in free if n.op_type == op_type), free[-1])
                 array = _broadcastable(numbers, affine.axis, facts.rank(chain.output))
                 last = _append(chain, like, last, [array], op_type)
                 kept.append(str(like.name))

@@ -222,3 +222,14 @@ def test_the_factor_of_a_gelu_stays_where_onnxruntime_looks_for_it(gate):
     )
 
     assert operators.count("Mul") == 2
+
+
+def test_the_nodes_that_are_left_of_a_chain_have_names_of_their_own():
+    found, operators = optimized(
+        """(float[n, 3] x) => (float[n, 3] y)
+           { d = Div(x, c) e = Sub(one, d) y = Mul(e, t) }""",
+        {"c": np.float32(2), "one": np.float32(1), "t": np.float32([1, 2, 3])},
+    )
+
+    assert operators == ["Mul", "Add"]
+    assert len({node.name for node in found.model.graph}) == 2
