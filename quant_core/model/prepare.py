@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
-from quant_core.model import files, graph
+from quant_core.model import files, graph, old_scan
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.normalize import normalize
 from quant_core.model.origins import record_origins
@@ -26,7 +25,6 @@ from quant_core.model.session import open_session, run, write_optimized
 from quant_core.model.to_float32 import to_float32
 
 OPSET_QDQ = 13  # the first with a per-channel DequantizeLinear
-OPSET_SCAN = 9  # before, Scan had a batch axis; ONNX's converter keeps it all the same
 OPSET_RAISED = 17  # what an older model is raised to
 OPSET_INT4 = 21  # the first with 4-bit types and blocks
 IR_VERSION = 8  # of opset 17
@@ -125,17 +123,13 @@ def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Mod
 
     Raises: ModelError, about `where`, naming the operator that cannot be converted.
     """
-    if graph.opset(model) < OPSET_SCAN and _has_scan(model):
-        raise ModelError(
-            f"opset {graph.opset(model)} has a Scan over batches, which later opsets do not know",
-            str(where),
-            f"Export the model with opset {version} or newer",
-        )
     if graph.opset(model) >= version:
         raised = model.clone()
     else:
         try:
             raised = _converted(model, version)
+        except ModelError:
+            raise
         except Exception as error:  # the converter raises RuntimeError and its own ConvertError
             reason = str(error).strip().splitlines()[-1][:200]
             raise ModelError(
@@ -148,10 +142,6 @@ def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Mod
     return raised
 
 
-def _has_scan(model: ir.Model) -> bool:
-    return any(node.op_type == "Scan" for inside in graph.graphs_of(model) for node in inside)
-
-
 def _converted(model: ir.Model, version: int) -> ir.Model:
     """The model converted by ONNX's converter, which never copies its large tensors.
 
@@ -159,7 +149,7 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
     """
     copy = model.clone()
     held = _hold_large_tensors(copy)
-    raised = from_proto(onnx.version_converter.convert_version(to_proto(copy), version))
+    raised = from_proto(old_scan.convert(to_proto(copy), version))
     for before, after in zip(model.graph.outputs, raised.graph.outputs, strict=True):
         after.shape = before.shape  # the converter names sizes that are not known
     for value in list(raised.graph.inputs):

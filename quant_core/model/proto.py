@@ -28,12 +28,15 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     3. The domain `ai.onnx`, ONNX's own by its full name, becomes "".
     4. Initializers that are inputs too are default values, unless all are: IR versions before 4
        demanded that, and exporters kept the habit.
+    5. A Constant whose output is an initializer too goes: onnxruntime writes both for a graph
+       inside a graph inside another.
 
     Raises: ModelError if a sparse tensor is not valid, or too large when it is dense.
     """
     for graph in _graphs(proto):
         _make_dense(graph)  # 1
         _forget_maps(graph.value_info)
+        _drop_repeated_constants(graph)  # 5
     for function in proto.functions:
         _make_constants_dense(function.node)
         _forget_maps(function.value_info)
@@ -139,6 +142,14 @@ def _make_dense(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
     graph.ClearField("sparse_initializer")
     _make_constants_dense(graph.node)
+
+
+def _drop_repeated_constants(graph: onnx.GraphProto) -> None:
+    """Edit in place (rule 5): initializers stay, Constants of the same name go."""
+    stored = {tensor.name for tensor in graph.initializer}
+    for position, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "Constant" and node.output[0] in stored:
+            del graph.node[position]
 
 
 def _make_constants_dense(nodes: Any) -> None:

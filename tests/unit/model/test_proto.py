@@ -185,3 +185,26 @@ def test_inputs_with_values_were_constants_before_ir_version_4():
     read = from_proto(with_default(3))
 
     assert [value.name for value in read.graph.inputs] == ["x"]
+
+
+def test_constants_of_a_branch_of_a_branch_are_read_once(tmp_path):
+    """onnxruntime's optimizer writes them as initializers and as nodes."""
+    text = """(float[n, 4] x, bool p) => (float[n, 4] y) {
+        h = MatMul(x, w)
+        y = If(p) <
+            then_branch = a () => (float[n, 4] u) {
+                u = If(p) <
+                    then_branch = c () => (float[n, 4] s) {
+                        k = Constant<value_float = 2.0>() s = Mul(h, k) },
+                    else_branch = d () => (float[n, 4] t) { t = Neg(h) } > },
+            else_branch = b () => (float[n, 4] v) { v = Relu(h) } > }"""
+    weight = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    model = sketch(text, {"w": weight})
+    onnx.save(model, tmp_path / "m.onnx")
+    feed = {"x": np.ones((2, 4), np.float32), "p": np.array(True)}
+
+    made = prepare(tmp_path / "m.onnx")
+
+    expected = ort.InferenceSession(tmp_path / "m.onnx").run(None, feed)
+    got = ort.InferenceSession(to_proto(made).SerializeToString()).run(None, feed)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
