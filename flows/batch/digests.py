@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import mmap
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +14,12 @@ from typing import Any
 from flows.manifest.jobs import Job
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
-from quant_core.model.files import lies_beside
+from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
 from quant_core.worker.host import versions
 
 QUIET_S = 1.0  # a file that nobody has written to for so long is complete
 PATIENCE_S = 60.0  # for a file that is being copied; then its model fails until the next run
-
-# StringStringEntryProto("location", ...) of TensorProto.external_data, as every protobuf library
-# writes it
-LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
 
 
 def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
@@ -62,26 +55,6 @@ def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
 def files_digest(folder: Path, names: list[str]) -> dict[str, list[Any]]:
     """File name -> size in bytes and digest: while they hold, the result counts as done."""
     return {name: [(folder / name).stat().st_size, file_digest(folder / name)] for name in names}
-
-
-def model_files(model: Path) -> Iterator[Path]:
-    """The model, then the files beside it that hold its external data.
-
-    They are found without parsing the model: a hostile one may crash the parser, which therefore
-    runs in a child only. A name too many does no harm.
-    """
-    yield model
-    with model.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = {_location(content, match) for match in LOCATION.finditer(content)}
-    for name in sorted(found):
-        path = model.parent / name
-        if "\0" in name or not path.is_file():
-            continue
-        if lies_beside(path, model):
-            yield path
 
 
 def file_digest(path: Path) -> str:
@@ -128,11 +101,6 @@ def _complete_digest(path: Path) -> str:
             raise OSError(errno.EBUSY, "still being written", str(path))
         time.sleep(0.1)
     return file_digest(path)
-
-
-def _location(content: mmap.mmap, match: re.Match[bytes]) -> str:
-    size = match[1][0] if len(match[1]) == 1 else (match[1][0] & 127) | match[1][1] << 7
-    return content[match.end() : match.end() + size].decode(errors="replace")
 
 
 def _reason(problem: OSError) -> str:

@@ -142,6 +142,14 @@ def random_source(
     return _first_that_runs(sources, model)
 
 
+def first_strategy(
+    inputs: tuple[InputSpec, ...], count: int, seed: int, model: Path
+) -> RandomSource:
+    """Random values of these inputs of a model, which has others too, so that none is tried."""
+    hints = input_hints(files.load(model), inputs)
+    return _distinct_sources(inputs, hints, seed, count)[0]
+
+
 def _distinct_sources(
     inputs: tuple[InputSpec, ...], hints: Mapping[str, Hint], seed: int, length: int
 ) -> list[RandomSource]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from quant_core.data.fit import fit
+from quant_core.data.flow import FlowSource
+from quant_core.data.inputs import input_specs, pinned_specs
 from quant_core.data.npz import read_arrays
 from quant_core.data.random_feeds import RandomSource, random_source
 from quant_core.data.sources import (
@@ -19,28 +20,13 @@ from quant_core.data.sources import (
     InputSpec,
     Source,
     by_name,
-    did_you_mean,
     hash_array,
     open_source,
 )
 from quant_core.data.spec import RANDOM, SampleLabels, SampleSpec
-from quant_core.errors import DataError, ModelError
-from quant_core.model.session import Model, open_session
+from quant_core.errors import DataError
 
 __all__ = ["Feed", "InputSpec", "Samples", "input_specs", "open_samples"]
-
-DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(bool)": "bool",
-    "tensor(string)": "str",
-    **{
-        f"tensor({sign}int{bits})": f"{sign}int{bits}"
-        for sign in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +54,7 @@ class Samples:
         position = int(self.order[index])
         where = self.source.where(position)
         arrays = by_name(self.source.read(position), self.inputs, where)
-        return {spec.name: _fit(arrays[spec.name], spec, where) for spec in self.inputs}
+        return {spec.name: fit(arrays[spec.name], spec, where) for spec in self.inputs}
 
     def __iter__(self) -> Iterator[Feed]:
         return (self[i] for i in range(len(self)))
@@ -139,25 +125,6 @@ class Samples:
         return replace(self, order=self.order[indices], labels=labels)
 
 
-def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
-    """The inputs that a model must be fed.
-
-    Raises: ModelError if it does not load, or has an input that is not a tensor of a numpy type.
-    """
-    session = model
-    if not isinstance(session, ort.InferenceSession):
-        session = open_session(session, optimize=False)
-    specs = []
-    for node in session.get_inputs():
-        if node.type not in DTYPES:
-            raise ModelError(
-                f"takes {node.type}", node.name, "quantmill feeds tensors of numpy's types"
-            )
-        shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
-        specs.append(InputSpec(node.name, np.dtype(DTYPES[node.type]), shape))
-    return specs
-
-
 def open_samples(
     spec: SampleSpec, inputs: Sequence[InputSpec], model: Path | None = None
 ) -> Samples:
@@ -173,7 +140,11 @@ def open_samples(
     """
     if isinstance(spec.source, Samples):
         return spec.source
-    pinned = _pinned(inputs, spec.shape)
+    if spec.flow is not None and model is not None:
+        flow = FlowSource(model, inputs, spec.flow, spec)
+        labels = None if spec.labels is None else _labels(spec.labels, flow)
+        return Samples(flow.inputs, flow, np.arange(flow.length), labels)
+    pinned = pinned_specs(inputs, spec.shape)
     source: Source
     if isinstance(spec.source, str) and spec.source == RANDOM:
         source = random_source(pinned, spec.count, spec.seed, model)
@@ -187,89 +158,6 @@ def open_samples(
         return samples
     per_feed = source.size(0) if isinstance(source, ArraySource) else 1
     return samples.subsample(max(1, spec.count // per_feed))
-
-
-def _pinned(inputs: Sequence[InputSpec], shape: Any) -> tuple[InputSpec, ...]:
-    """The inputs with the axes that `shape` names fixed."""
-    if shape is None:
-        return tuple(inputs)
-    if not isinstance(shape, Mapping):
-        if len(inputs) != 1:
-            raise DataError(
-                f"is {shape!r}, but the model has {len(inputs)} inputs",
-                "shape",
-                "{input: sizes, ...}",
-            )
-        shape = {inputs[0].name: shape}
-    for name in shape:
-        if name not in [spec.name for spec in inputs]:
-            raise DataError(f"{name!r} is no input", "shape", did_you_mean(name, inputs))
-    return tuple(_pin(spec, shape[spec.name]) if spec.name in shape else spec for spec in inputs)
-
-
-def _pin(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
-    """The input with these sizes; without the first of them, the batch axis stays open."""
-    missing = len(spec.shape) - len(sizes)
-    wanted = [*spec.shape[:missing], *sizes]
-    fits = _fits(wanted, spec.shape)
-    if spec.shape and (missing not in (0, 1) or not fits):
-        raise DataError(f"is {list(sizes)}", f"shape of {spec.name}", f"The model takes {spec}")
-    return replace(spec, shape=tuple(wanted))
-
-
-def _fits(sizes: Sequence[int | str | None], shape: Sequence[int | str | None]) -> bool:
-    """Whether every axis that the shape fixes has that size."""
-    pairs = zip(sizes, shape, strict=False)
-    return all(not isinstance(fixed, int) or size == fixed for size, fixed in pairs)
-
-
-def _fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
-    """The array as the model takes it, C-ordered and in the machine's byte order."""
-    where = f"{where}, {spec.name}"
-    array = np.asarray(array)
-    has_rank = array.ndim == len(spec.shape)
-    if spec.shape and not (has_rank and _fits(array.shape, spec.shape)):
-        raise DataError(f"has shape {array.shape}", where, f"The model takes {spec}")
-    array = _cast(array, spec, where)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        if _masks(array, spec):
-            return array
-        bad = np.argwhere(~np.isfinite(array))
-        first = tuple(map(int, bad[0]))
-        raise DataError(
-            f"holds {len(bad)} values that are NaN or infinite as {array.dtype}, "
-            f"the first ({array[first]}) at {first}",
-            where,
-            "Repair or drop this sample",
-        )
-    return array
-
-
-def _masks(array: np.ndarray, spec: InputSpec) -> bool:
-    """Whether -inf, which Softmax makes 0, hides positions: others are 0, or the name says it."""
-    shown = array[array != -np.inf]
-    is_bias = any(word in spec.name.lower() for word in ("mask", "bias"))
-    return bool(np.isfinite(shown).all() and (is_bias or not shown.any()))
-
-
-def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
-    """The array in the model's dtype. Raises: DataError if the dtype cannot hold its values."""
-    got, wanted = array.dtype.kind, spec.dtype.kind
-    if wanted == "U" == got:
-        return array
-    if got in "biuf" and wanted in "biuf" and (got != "f" or wanted == "f"):
-        with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(array, spec.dtype).reshape(array.shape)
-        if got == wanted == "f" or np.can_cast(array.dtype, spec.dtype, "safe"):
-            return cast
-        changed = array != cast
-        if not changed.any():
-            return cast
-        value = array[changed].flat[0]
-        raise DataError(
-            f"holds {value}, which {spec.dtype} cannot", where, f"The model takes {spec}"
-        )
-    raise DataError(f"is {array.dtype}", where, f"The model takes {spec}")
 
 
 def _labels(source: SampleLabels, samples: Source) -> np.ndarray:

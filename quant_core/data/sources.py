@@ -80,6 +80,26 @@ def open_source(source: Any, inputs: tuple[InputSpec, ...]) -> Source:
     )
 
 
+def open_some(source: Any, inputs: Sequence[InputSpec]) -> Source:
+    """The source that a SampleSpec names, with those of the inputs that it has arrays for.
+
+    Its feeds may hold arrays of other names too. A single array is that of the first input.
+
+    Raises: DataError if the source cannot be read, or has an array for none of the inputs.
+    """
+    if not isinstance(source, (str, Path)) or Path(source).is_dir():
+        return open_source(source, tuple(inputs))
+    arrays = open_arrays(Path(source))
+    if list(arrays) == [""]:
+        arrays = {inputs[0].name: arrays[""]}
+    known = tuple(spec for spec in inputs if spec.name in arrays)
+    if not known:
+        problem = f"holds {', '.join(arrays)}, of which the model takes none"
+        raise DataError(problem, str(source), f"The model takes {describe_inputs(inputs)}")
+    some = {spec.name: arrays[spec.name] for spec in known}
+    return _arrays(str(source), some, known, Path(source))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ArraySource:
     """Arrays of all samples.

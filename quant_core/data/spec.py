@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -19,6 +19,18 @@ SampleSource = Union[
 ]
 SampleLabels = Union[str, Path, "NDArray[Any]"]
 SampleShape = Mapping[str, Sequence[int]] | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What reaches a graph that is one of several of a model (data/flow.py).
+
+    before  files of the float graphs whose outputs it may read, in the order in which they run
+    start   the token that the decoder begins with; None: one that is drawn
+    """
+
+    before: tuple[str, ...] = ()
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,7 @@ class SampleSpec:
     shape   sizes of symbolic axes: {input: sizes}, or the sizes of a single-input model; the batch
             axis may be left out
     seed    of random samples
+    flow    the samples are of a model of several graphs, of which this is one; None: of this graph
 
     Raises: DataError if count is below 1, seed below 0, or a size is not a whole number.
     """
@@ -50,6 +63,7 @@ class SampleSpec:
     count: int | None = None
     shape: SampleShape | None = None
     seed: int = 0
+    flow: Flow | None = None
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
@@ -64,12 +78,16 @@ class SampleSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, if the source and the labels are paths; `from_dict` reads them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["flow"] = asdict(self.flow) if self.flow else None
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SampleSpec:
         """The inverse of `to_dict`; keys that are absent have their defaults."""
-        return cls(**values)
+        flow = values.get("flow")
+        if flow is None:
+            return cls(**values)
+        return cls(**{**values, "flow": Flow(tuple(flow["before"]), flow["start"])})
 
     def files(self) -> tuple[tuple[str, Path], ...]:
         """The files that must exist, each with the manifest's key for it: data and labels."""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from quant_core.errors import ModelError
 from quant_core.model.graph import first_line, graphs_of, opset
+from quant_core.model.locations import lies_beside
 from quant_core.model.proto import (
     external_protos,
     from_proto,
@@ -131,16 +132,6 @@ def check_external(model: ir.Model, path: Path) -> None:
                 str(path),
                 "Copy it again",
             )
-
-
-def lies_beside(file: Path, model: Path) -> bool:
-    """Whether a file is really in the folder of the model, or in a folder below it.
-
-    A model that is a link itself, as in the cache of a model hub, has two folders: that of the link
-    and that of the real file. Links to data may lead into either.
-    """
-    folders = (model.parent.resolve(), model.resolve().parent)
-    return any(file.resolve().is_relative_to(folder) for folder in folders)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

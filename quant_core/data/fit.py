@@ -1,0 +1,68 @@
+"""How an array becomes what an input of a model takes, or why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from quant_core.data.sources import InputSpec
+from quant_core.errors import DataError
+
+
+def fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+    """The array as the model takes it, C-ordered and in the machine's byte order.
+
+    Raises: DataError about `where` if its shape or dtype does not fit, or a value is not finite.
+    """
+    where = f"{where}, {spec.name}"
+    array = np.asarray(array)
+    has_rank = array.ndim == len(spec.shape)
+    if spec.shape and not (has_rank and fits_shape(array.shape, spec.shape)):
+        raise DataError(f"has shape {array.shape}", where, f"The model takes {spec}")
+    array = _cast(array, spec, where)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if _masks(array, spec):
+            return array
+        bad = np.argwhere(~np.isfinite(array))
+        first = tuple(map(int, bad[0]))
+        raise DataError(
+            f"holds {len(bad)} values that are NaN or infinite as {array.dtype}, "
+            f"the first ({array[first]}) at {first}",
+            where,
+            "Repair or drop this sample",
+        )
+    return array
+
+
+def fits_shape(sizes: Sequence[int | str | None], shape: Sequence[int | str | None]) -> bool:
+    """Whether every axis that the shape fixes has that size."""
+    pairs = zip(sizes, shape, strict=False)
+    return all(not isinstance(fixed, int) or size == fixed for size, fixed in pairs)
+
+
+def _masks(array: np.ndarray, spec: InputSpec) -> bool:
+    """Whether -inf, which Softmax makes 0, hides positions: others are 0, or the name says it."""
+    shown = array[array != -np.inf]
+    is_bias = any(word in spec.name.lower() for word in ("mask", "bias"))
+    return bool(np.isfinite(shown).all() and (is_bias or not shown.any()))
+
+
+def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+    """The array in the model's dtype. Raises: DataError if the dtype cannot hold its values."""
+    got, wanted = array.dtype.kind, spec.dtype.kind
+    if wanted == "U" == got:
+        return array
+    if got in "biuf" and wanted in "biuf" and (got != "f" or wanted == "f"):
+        with np.errstate(over="ignore"):
+            cast = np.ascontiguousarray(array, spec.dtype).reshape(array.shape)
+        if got == wanted == "f" or np.can_cast(array.dtype, spec.dtype, "safe"):
+            return cast
+        changed = array != cast
+        if not changed.any():
+            return cast
+        value = array[changed].flat[0]
+        raise DataError(
+            f"holds {value}, which {spec.dtype} cannot", where, f"The model takes {spec}"
+        )
+    raise DataError(f"is {array.dtype}", where, f"The model takes {spec}")

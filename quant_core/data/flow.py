@@ -1,0 +1,416 @@
+"""What a graph is fed that is one of several of a model: the samples, and what flows into it.
+
+    graph                    reads                                  gives
+    encoder_model            input_ids, attention_mask              last_hidden_state
+    decoder_model            input_ids, encoder_hidden_states       logits, present.*
+    decoder_with_past_model  input_ids, past_key_values.*           logits, present.*
+    decoder_model_merged     all of these, and use_cache_branch     logits, present.*
+    model (a decoder alone)  input_ids, past_key_values.*           logits, present.*
+
+The samples are arrays under the names of the whole model, in which the tokens of a decoder behind
+an encoder are `decoder_input_ids`. Each input of a graph is fed
+
+1. the array of its name, if the samples have one;
+2. the output of its name of a graph before, which runs in float;
+3. what follows from the rest: masks of ones, positions, an empty past, or the past that the decoder
+   left when it ran on the tokens before;
+4. random values, if the samples are random.
+
+Tokens of a decoder behind an encoder that nobody gives are those that it finds most likely.
+
+Source: optimum-onnx, optimum/exporters/onnx/base.py, OnnxSeq2SeqConfigWithPast:
+`torch_to_onnx_input_map` and `add_past_key_values`; optimum/onnxruntime/modeling_seq2seq.py,
+`ORTDecoderForSeq2Seq.forward`: the first past is empty.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.lib import format as npy
+
+from quant_core.data.fit import fit
+from quant_core.data.inputs import input_specs, pinned_specs
+from quant_core.data.random_feeds import COUNT, first_strategy, random_source
+from quant_core.data.sources import (
+    Feed,
+    InputSpec,
+    Source,
+    describe_inputs,
+    hash_array,
+    open_some,
+)
+from quant_core.data.spec import RANDOM, Flow, SampleShape, SampleSpec
+from quant_core.errors import DataError, ModelError
+from quant_core.model.session import open_session, run
+
+TOKENS = 8  # at most so many are written by a decoder
+# Name of an input of a decoder behind an encoder -> its name in the whole model.
+WHOLE_NAMES = {
+    "input_ids": "decoder_input_ids",
+    "attention_mask": "decoder_attention_mask",
+    "encoder_attention_mask": "attention_mask",
+    "encoder_hidden_states": "last_hidden_state",
+    "encoder_outputs": "last_hidden_state",
+}
+BEHIND_ENCODER = re.compile(r"^encoder_(hidden_states|outputs|attention_mask)$|\.encoder\.")
+ENCODED, EMBEDDED = "last_hidden_state", "inputs_embeds"
+PAST, PRESENT = re.compile(r"^past"), re.compile(r"^present")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """A float graph that can be run.
+
+    inputs  name in the whole model -> input
+    """
+
+    path: Path
+    session: ort.InferenceSession
+    inputs: Mapping[str, InputSpec]
+    outputs: tuple[str, ...]
+
+    @property
+    def is_behind_encoder(self) -> bool:
+        return any(BEHIND_ENCODER.search(spec.name) for spec in self.inputs.values())
+
+    @property
+    def takes_past(self) -> bool:
+        return any(PAST.search(name) for name in self.inputs)
+
+    @property
+    def gives_past(self) -> bool:
+        return any(PRESENT.search(name) for name in self.outputs)
+
+    def run(self, feed: Feed) -> Feed:
+        """The outputs by name. Raises: ModelError if the graph does not run on the feed."""
+        outputs = run(self.session, feed, str(self.path))
+        return dict(zip(self.outputs, outputs, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a decoder stands: at its first tokens, or at the one after `past` tokens.
+
+    presents  what it left when it ran on these, by the name of the output
+    """
+
+    past: int = 0
+    presents: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+FIRST = Step()
+
+
+class FlowSource:
+    """The feeds of a graph. Each is made when it is first read, and kept in an unnamed file.
+
+    A decoder that can both begin and go on has two feeds for each sample, of which those at the
+    token after the first ones stand before those at the first ones.
+    """
+
+    def __init__(
+        self, model: Path, inputs: Sequence[InputSpec], flow: Flow, spec: SampleSpec
+    ) -> None:
+        """Raises: DataError if the samples do not fit, or a graph does not run on the first."""
+        try:
+            graphs = _open_graphs(model, inputs, flow, spec.shape)
+            feeder = Feeder(graphs, flow.start, spec)
+            self.inputs = tuple(graphs[-1].inputs.values())
+            self.name, self.samples = feeder.name, feeder.samples
+            self.length = feeder.samples * (2 if feeder.has_two_feeds else 1)
+            self._feeder: Feeder | None = feeder
+            self._kept: dict[int, dict[str, int]] = {}  # position -> input -> offset in the file
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as its owner
+            self.read(0)
+        except ModelError as error:
+            raise DataError(error.problem, error.where, error.hint) from error
+
+    def read(self, position: int) -> Feed:
+        """Raises: DataError or ModelError if a graph does not run on what it is fed."""
+        if position not in self._kept:
+            self._keep(position)
+        feed = {}
+        for name, offset in self._kept[position].items():
+            self._file.seek(offset)
+            feed[name] = npy.read_array(self._file)
+        return feed
+
+    def where(self, position: int) -> str:
+        return f"{self.name}, sample {position % self.samples}"
+
+    def size(self, position: int) -> int:
+        return max((len(array) for array in self.read(position).values() if array.ndim), default=1)
+
+    def hash_into(self, update: Callable[[bytes], None]) -> None:
+        for position in range(self.length):
+            for name, array in sorted(self.read(position).items()):
+                hash_array(name, array, update)
+
+    def _keep(self, position: int) -> None:
+        assert self._feeder is not None
+        feed = self._feeder.feed(position % self.samples, begins=position >= self.samples)
+        offsets = {}
+        for name, array in feed.items():
+            offsets[name] = self._file.seek(0, 2)
+            npy.write_array(self._file, array)
+        self._kept[position] = offsets
+        if len(self._kept) == self.length:
+            self._feeder = None  # and with it the sessions of all graphs
+
+
+class Feeder:
+    """Makes the feeds of the last of several graphs.
+
+    starter        the graph that runs on the first tokens: a decoder before, else the last itself
+    tokens         the name of the tokens that a decoder goes on from; None: the last is no decoder
+    has_two_feeds  whether the last graph can both begin and go on
+    """
+
+    def __init__(self, graphs: Sequence[Graph], start: int | None, spec: SampleSpec) -> None:
+        """Raises: DataError if the samples cannot be read, or fit no input."""
+        self.target, self.before, self.start, self.seed = graphs[-1], graphs[:-1], start, spec.seed
+        self.starter = next((graph for graph in self.before if graph.gives_past), self.target)
+        self.tokens = _tokens(graphs)
+        self.has_two_feeds = self.target.takes_past and self.starter is self.target
+        self.sample_inputs = _sample_inputs(graphs)
+        self.name, self.samples = RANDOM, spec.count or COUNT
+        self.given: Source | None = None
+        if spec.source != RANDOM:
+            self.given = open_some(spec.source, self.sample_inputs)
+            self.name = self.given.name
+            self.samples = min(self.given.length, spec.count or self.given.length)
+        self.drawn: dict[tuple[Path, tuple[str, ...]], Source] = {}
+
+    def feed(self, sample: int, *, begins: bool) -> Feed:
+        """What the last graph is fed of a sample.
+
+        begins  at the first tokens, if the graph can both begin and go on
+
+        Raises: DataError or ModelError if a graph does not run on what it is fed.
+        """
+        values = self._given_values(sample)
+        name = self.tokens
+        if name is None:
+            return self._feed(self.target, values, sample)
+        if name not in values and self.target.is_behind_encoder and name in self.starter.inputs:
+            values[name] = self._written_tokens(name, values, sample)
+        if not self.target.takes_past or (begins and self.has_two_feeds):
+            return self._feed(self.target, values, sample)
+        outputs = self.starter.run(self._feed(self.starter, values, sample))
+        tokens = values[name]
+        _go_on(values, name, _next_token(outputs, tokens))
+        presents = {key: array for key, array in outputs.items() if PRESENT.search(key)}
+        return self._feed(self.target, values, sample, Step(tokens.shape[1], presents))
+
+    def _given_values(self, sample: int) -> Feed:
+        """The arrays of a sample by their names in the whole model."""
+        if self.given is None:
+            return {}
+        found = self.given.read(sample * self.given.length // self.samples)
+        if list(found) == [""]:
+            return {self.sample_inputs[0].name: found[""]}
+        return dict(found)
+
+    def _written_tokens(self, name: str, values: Feed, sample: int) -> np.ndarray:
+        """The token that a decoder begins with, and those that it finds most likely after it."""
+        spec = self.starter.inputs[name]
+        self._run_before(self.starter, values, sample)
+        if self.start is None:
+            tokens = self._draw(self.starter, (name,), sample)[name][:, :1]
+        else:
+            batch = len(values[ENCODED]) if ENCODED in values else 1
+            tokens = np.full((batch, 1), self.start, spec.dtype)
+        length = spec.shape[1] if len(spec.shape) == 2 else None
+        wanted = length if isinstance(length, int) else TOKENS - sample % TOKENS
+        while tokens.shape[1] < wanted:
+            outputs = self.starter.run(self._feed(self.starter, {**values, name: tokens}, sample))
+            tokens = np.concatenate([tokens, _next_token(outputs, tokens)], axis=1)
+        return tokens
+
+    def _feed(self, graph: Graph, values: Feed, sample: int, step: Step = FIRST) -> Feed:
+        """A feed for a graph. What is run or drawn for it is added to `values`."""
+        self._run_before(graph, values, sample)
+        unknown = tuple(name for name in graph.inputs if name not in values)
+        is_drawn_alone = self.given is None and len(unknown) == len(graph.inputs)
+        if not is_drawn_alone or (self.tokens is not None and graph.takes_past):
+            unknown = tuple(name for name in unknown if not _follows(graph.inputs[name]))
+        if unknown and self.given is not None:
+            specs = [graph.inputs[name] for name in unknown]
+            problem = f"lacks {', '.join(unknown)}"
+            raise DataError(problem, self.name, f"{graph.path.name} takes {describe_inputs(specs)}")
+        if unknown:
+            values.update(self._draw(graph, unknown, sample))
+        where = f"{self.name}, sample {sample}, {graph.path.name}"
+        feed = {}
+        for name, spec in graph.inputs.items():
+            array = values[name] if name in values else _following(spec, graph, values, step)
+            feed[spec.name] = fit(array, spec, where)
+        return feed
+
+    def _run_before(self, graph: Graph, values: Feed, sample: int) -> None:
+        """Add the outputs of the graphs before that this one reads, and that are not known yet."""
+        for other in self.before:
+            if other is graph:
+                return
+            reads = [name for name in graph.inputs if name in other.outputs and name not in values]
+            if reads and not other.gives_past:
+                outputs = other.run(self._feed(other, values, sample))
+                values.update({name: outputs[name] for name in reads})
+
+    def _draw(self, graph: Graph, names: tuple[str, ...], sample: int) -> Feed:
+        """Random values of these inputs of a graph. If they are all, the graph runs on them."""
+        key = graph.path, names
+        if key not in self.drawn:
+            specs = tuple(graph.inputs[name] for name in names)
+            draw = random_source if len(names) == len(graph.inputs) else first_strategy
+            self.drawn[key] = draw(specs, self.samples, self.seed, graph.path)
+        found = self.drawn[key].read(sample)
+        return {name: found[graph.inputs[name].name] for name in names}
+
+
+def _open_graphs(
+    model: Path, inputs: Sequence[InputSpec], flow: Flow, shape: SampleShape | None
+) -> list[Graph]:
+    """Those graphs before whose outputs reach the model, and the model itself.
+
+    Raises: ModelError if one does not load.
+    """
+    target = _open_graph(model, inputs, shape)
+    graphs, needed = [target], set(target.inputs)
+    for path in reversed(flow.before):
+        graph = _open_graph(Path(path), None, shape)
+        leaves_past = graph.gives_past and target.takes_past
+        if leaves_past or not needed.isdisjoint(graph.outputs):
+            graphs.insert(0, graph)
+            needed |= set(graph.inputs)
+    return graphs
+
+
+def _open_graph(path: Path, inputs: Sequence[InputSpec] | None, shape: SampleShape | None) -> Graph:
+    session = open_session(path, packed=False)
+    specs = input_specs(session) if inputs is None else inputs
+    if isinstance(shape, Mapping):  # it may name inputs of other graphs
+        known = {spec.name for spec in specs}
+        shape = {name: sizes for name, sizes in shape.items() if name in known}
+    pinned = pinned_specs(specs, shape)
+    is_behind = any(BEHIND_ENCODER.search(spec.name) for spec in pinned)
+    named = {WHOLE_NAMES.get(s.name, s.name) if is_behind else s.name: s for s in pinned}
+    outputs = tuple(node.name for node in session.get_outputs())
+    return Graph(path, session, named, outputs)
+
+
+def _tokens(graphs: Sequence[Graph]) -> str | None:
+    """The name of a decoder's tokens, which a graph before may look up in their table."""
+    target = graphs[-1]
+    if not (target.takes_past or target.is_behind_encoder):
+        return None
+    if "decoder_input_ids" in target.inputs:
+        return "decoder_input_ids"
+    return "input_ids" if any("input_ids" in graph.inputs for graph in graphs) else None
+
+
+def _sample_inputs(graphs: Iterable[Graph]) -> tuple[InputSpec, ...]:
+    """What samples of a model of these graphs may hold, by the names of the whole model."""
+    found: dict[str, InputSpec] = {}
+    for graph in graphs:
+        for name, spec in graph.inputs.items():
+            if not PAST.search(name):
+                found.setdefault(name, replace(spec, name=name))
+    return tuple(found.values())
+
+
+def _go_on(values: Feed, name: str, token: np.ndarray) -> None:
+    """Replace the tokens by the next one, and what was made of them by nothing."""
+    values[name] = token
+    for made in (EMBEDDED, "position_ids", "cache_position"):
+        values.pop(made, None)
+    mask = name.replace("input_ids", "attention_mask")
+    if mask in values:
+        values[mask] = np.concatenate([values[mask], np.ones_like(token, values[mask].dtype)], 1)
+
+
+def _next_token(outputs: Feed, tokens: np.ndarray) -> np.ndarray:
+    """The most likely token after these, (N, 1); the last one again where no logits say it."""
+    logits = outputs.get("logits")
+    if logits is None or logits.ndim != 3:
+        return tokens[:, -1:]
+    likely: np.ndarray = logits[:, -1:].argmax(axis=-1)
+    return likely.astype(tokens.dtype)
+
+
+# Inputs that follow from others: pattern of the name -> how.
+
+
+def _past(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
+    """What the decoder left, or at the first tokens a past of length 0."""
+    if step is FIRST:
+        batch, _ = _sizes(graph, values)
+        sizes = [size if isinstance(size, int) else 0 for size in spec.shape]
+        if spec.shape and not isinstance(spec.shape[0], int):
+            sizes[0] = batch
+        return np.zeros(sizes, spec.dtype)
+    for present in ("present", "present_key_values"):
+        name = re.sub("^past(_key_values)?", present, spec.name)
+        if name in step.presents:
+            return step.presents[name]
+    raise DataError(f"no graph before gives {spec.name}", str(graph.path), f"It takes {spec}")
+
+
+def _branch(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
+    return np.full([1] * len(spec.shape), step is not FIRST, spec.dtype)
+
+
+def _mask(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
+    """Ones for every step of the encoder's output, or of the past and the tokens."""
+    batch, new = _sizes(graph, values)
+    if not spec.name.startswith("encoder"):
+        return np.ones((batch, step.past + new), spec.dtype)
+    if ENCODED in values:
+        return np.ones(values[ENCODED].shape[:2], spec.dtype)
+    crossed = next(array for name, array in step.presents.items() if ".encoder." in name)
+    return np.ones((batch, crossed.shape[2]), spec.dtype)
+
+
+def _positions(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
+    batch, new = _sizes(graph, values)
+    positions = np.arange(step.past, step.past + new, dtype=spec.dtype)
+    return positions if len(spec.shape) == 1 else np.tile(positions, (batch, 1))
+
+
+def _zeros(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
+    return np.zeros(_sizes(graph, values) if spec.shape else (), spec.dtype)
+
+
+FOLLOWS: tuple[tuple[str, Callable[[InputSpec, Graph, Feed, Step], np.ndarray]], ...] = (
+    (PAST.pattern, _past),
+    (r"^use_cache_branch$", _branch),
+    (r"^(encoder_|decoder_)?attention_mask$", _mask),
+    (r"^(position_ids|cache_position)$", _positions),
+    (r"^(token_type_ids|num_logits_to_keep|logits_to_keep)$", _zeros),
+)
+
+
+def _follows(spec: InputSpec) -> bool:
+    return any(re.search(pattern, spec.name) for pattern, _ in FOLLOWS)
+
+
+def _following(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
+    rule = next(rule for pattern, rule in FOLLOWS if re.search(pattern, spec.name))
+    return rule(spec, graph, values, step)
+
+
+def _sizes(graph: Graph, values: Feed) -> tuple[int, int]:
+    """How many samples and how many steps the graph is fed at once, without a past."""
+    main = [
+        values[name]
+        for name in graph.inputs
+        if name in values and name != ENCODED and values[name].ndim >= 2 and "mask" not in name
+    ]
+    return (main[0].shape[0], main[0].shape[1]) if main else (1, 1)

@@ -1,0 +1,75 @@
+"""The inputs that a model must be fed, as onnxruntime knows them, and with pinned sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from quant_core.data.fit import fits_shape
+from quant_core.data.sources import InputSpec, did_you_mean
+from quant_core.errors import DataError, ModelError
+from quant_core.model.session import Model, open_session
+
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    "tensor(string)": "str",
+    **{
+        f"tensor({sign}int{bits})": f"{sign}int{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+
+def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
+    """The inputs that a model must be fed.
+
+    Raises: ModelError if it does not load, or has an input that is not a tensor of a numpy type.
+    """
+    session = model
+    if not isinstance(session, ort.InferenceSession):
+        session = open_session(session, optimize=False)
+    specs = []
+    for node in session.get_inputs():
+        if node.type not in DTYPES:
+            raise ModelError(
+                f"takes {node.type}", node.name, "quantmill feeds tensors of numpy's types"
+            )
+        shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
+        specs.append(InputSpec(node.name, np.dtype(DTYPES[node.type]), shape))
+    return specs
+
+
+def pinned_specs(inputs: Sequence[InputSpec], shape: Any) -> tuple[InputSpec, ...]:
+    """The inputs with the axes that `shape` names fixed."""
+    if shape is None:
+        return tuple(inputs)
+    if not isinstance(shape, Mapping):
+        if len(inputs) != 1:
+            raise DataError(
+                f"is {shape!r}, but the model has {len(inputs)} inputs",
+                "shape",
+                "{input: sizes, ...}",
+            )
+        shape = {inputs[0].name: shape}
+    for name in shape:
+        if name not in [spec.name for spec in inputs]:
+            raise DataError(f"{name!r} is no input", "shape", did_you_mean(name, inputs))
+    return tuple(_pin(spec, shape[spec.name]) if spec.name in shape else spec for spec in inputs)
+
+
+def _pin(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
+    """The input with these sizes; without the first of them, the batch axis stays open."""
+    missing = len(spec.shape) - len(sizes)
+    wanted = [*spec.shape[:missing], *sizes]
+    fits = fits_shape(wanted, spec.shape)
+    if spec.shape and (missing not in (0, 1) or not fits):
+        raise DataError(f"is {list(sizes)}", f"shape of {spec.name}", f"The model takes {spec}")
+    return replace(spec, shape=tuple(wanted))
