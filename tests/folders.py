@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx.external_data_helper import set_external_data
 
 from tests.models import sketch
 
@@ -61,9 +63,37 @@ DECODER = """(int64[batch_size, sequence_length] input_ids,
     h3 = LayerNormalization(h2, gain) h4 = MatMul(h3, d_up) h5 = Relu(h4)
     h6 = MatMul(h5, d_down) h = Add(h3, h6) logits = MatMul(h, head)
 }}"""
+ALONE = f"""(int64[batch_size, sequence_length] input_ids,
+             int64[batch_size, total_sequence_length] attention_mask,
+             int64[batch_size, sequence_length] position_ids,
+             float[batch_size, 2, past_sequence_length, 16] "past_key_values.0.key",
+             float[batch_size, 2, past_sequence_length, 16] "past_key_values.0.value")
+    => (float[batch_size, sequence_length, {WORDS}] logits,
+        float[batch_size, 2, total_sequence_length, 16] "present.0.key",
+        float[batch_size, 2, total_sequence_length, 16] "present.0.value") {{
+    w = Gather(words, input_ids) p = Gather(places, position_ids) x = Add(w, p)
+    q1 = MatMul(x, d_q) q2 = Reshape(q1, heads) q = Transpose<perm = [0, 2, 1, 3]>(q2)
+    k1 = MatMul(x, d_k) k2 = Reshape(k1, heads) k = Transpose<perm = [0, 2, 1, 3]>(k2)
+    v1 = MatMul(x, d_v) v2 = Reshape(v1, heads) v = Transpose<perm = [0, 2, 1, 3]>(v2)
+    "present.0.key" = Concat<axis = 2>("past_key_values.0.key", k)
+    "present.0.value" = Concat<axis = 2>("past_key_values.0.value", v)
+    kt = Transpose<perm = [0, 1, 3, 2]>("present.0.key")
+    s1 = MatMul(q, kt) s2 = Mul(s1, scale)
+    t1 = Shape(s2) t2 = Gather(t1, two) t3 = Gather(t1, three) t4 = Sub(t3, t2)
+    t5 = Slice(t1, lasts, end) t6 = Expand(one, t5)
+    t7 = Trilu<upper = 0>(t6, t4) t8 = Sub(one, t7) causal = Mul(t8, low)
+    m1 = Unsqueeze(attention_mask, axes12) m2 = Cast<to = 1>(m1) m3 = Sub(one, m2)
+    bias = Mul(m3, low) s3 = Add(s2, causal) s4 = Add(s3, bias) s = Softmax(s4)
+    c1 = MatMul(s, "present.0.value") c2 = Transpose<perm = [0, 2, 1, 3]>(c1)
+    c3 = Reshape(c2, flat) c = MatMul(c3, d_o) h1 = Add(x, c)
+    h3 = LayerNormalization(h1, gain) h4 = MatMul(h3, d_up) h5 = Relu(h4)
+    h6 = MatMul(h5, d_down) h = Add(h3, h6) logits = MatMul(h, head)
+}}"""
 BEGIN = {
     "inputs": f", float[batch_size, encoder_sequence_length, {WIDTH}] encoder_hidden_states",
-    "outputs": "".join(f', float[batch_size, 2, encoder_length, 16] "present.0.{key}"' for key in CROSS),
+    "outputs": "".join(
+        f', float[batch_size, 2, encoder_length, 16] "present.0.{key}"' for key in CROSS
+    ),
     "keys": """
     "present.0.decoder.key" = Identity(k) "present.0.decoder.value" = Identity(v)
     ck1 = MatMul(encoder_hidden_states, x_k) ck2 = Reshape(ck1, heads)
@@ -73,13 +103,48 @@ BEGIN = {
     "crossed": "present",
 }
 GO_ON = {
-    "inputs": "".join(f', float[batch_size, 2, past_{key[:7]}_length, 16] "past_key_values.0.{key}"' for key in (*OWN, *CROSS)),
+    "inputs": "".join(
+        f', float[batch_size, 2, past_{key[:7]}_length, 16] "past_key_values.0.{key}"'
+        for key in (*OWN, *CROSS)
+    ),
     "outputs": "",
     "keys": """
     "present.0.decoder.key" = Concat<axis = 2>("past_key_values.0.decoder.key", k)
     "present.0.decoder.value" = Concat<axis = 2>("past_key_values.0.decoder.value", v)""",
     "crossed": "past_key_values",
 }
+
+
+def save_folder(folder: Path, *, names: Sequence[str] = NAMES, data: str | None = None) -> None:
+    """Write the graphs of these names with a config and a tokenizer.
+
+    data  a file for the weights of all graphs, which each of them is stored in once
+    """
+    (folder / "onnx").mkdir(parents=True)
+    config = {"model_type": "marian", "decoder_start_token_id": START}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    stored: dict[str, tuple[int, int]] = {}
+    for name, model in encoder_decoder().items():
+        if name in names:
+            if data is not None:
+                _store(model, folder / "onnx" / data, stored)
+            onnx.save(model, folder / "onnx" / f"{name}.onnx")
+    for path in folder.rglob("*.*"):
+        os.utime(path, (1e9, 1e9))  # a batch waits for a file that was written just now
+
+
+def _store(model: onnx.ModelProto, path: Path, stored: dict[str, tuple[int, int]]) -> None:
+    """Move the large weights to a file, in which graphs share what has one name."""
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < 1024:
+            continue
+        if tensor.name not in stored:
+            with path.open("ab") as file:
+                stored[tensor.name] = file.tell(), file.write(tensor.raw_data)
+        offset, length = stored[tensor.name]
+        set_external_data(tensor, path.name, offset, length)
+        tensor.ClearField("raw_data")
 
 
 def encoder_decoder(seed: int = 0) -> dict[str, onnx.ModelProto]:
@@ -90,6 +155,11 @@ def encoder_decoder(seed: int = 0) -> dict[str, onnx.ModelProto]:
     go_on = DECODER.format(words=WORDS, **GO_ON)
     decoder, with_past = (sketch(text, _read(text, known)) for text in (begin, go_on))
     return dict(zip(NAMES, (encoder, decoder, with_past, merged(decoder, with_past)), strict=True))
+
+
+def decoder_alone(seed: int = 0) -> onnx.ModelProto:
+    """A language model in one graph, which takes a past of any length, also 0."""
+    return sketch(ALONE, _read(ALONE, weights(seed)))
 
 
 def merged(decoder: onnx.ModelProto, with_past: onnx.ModelProto) -> onnx.ModelProto:
@@ -144,6 +214,7 @@ def weights(seed: int) -> dict[str, np.ndarray]:
     shapes["head"] = (WIDTH, WORDS)
     floats = {name: rng.normal(size=shape) / shape[0] ** 0.5 for name, shape in shapes.items()}
     floats["words"] = rng.normal(size=(WORDS, WIDTH))
+    floats["places"] = rng.normal(size=(64, WIDTH))
     floats |= {"gain": np.ones(WIDTH), "one": 1.0, "low": -1e4, "scale": 0.25}
     integers = {
         "heads": [0, 0, HEADS, WIDTH // HEADS],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.manifest.jobs import Job
-from quant_core.data.spec import SampleSpec
+from quant_core.data.spec import Flow, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
@@ -90,7 +90,14 @@ def _samples(spec: SampleSpec, calibrates: bool) -> dict[str, Any]:
         "shape": spec.shape,
         "labelled": spec.labels is not None,
         "calibrates": calibrates,
+        "flow": _flow(spec.flow) if spec.flow is not None else None,
     }
+
+
+def _flow(flow: Flow) -> list[Any]:
+    """What decides what reaches a graph from those before it. One that is missing fails later."""
+    graphs = [Path(path) for path in flow.before if Path(path).is_file()]
+    return [flow.start, [_complete_digest(file) for graph in graphs for file in model_files(graph)]]
 
 
 def _complete_digest(path: Path) -> str:

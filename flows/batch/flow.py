@@ -56,7 +56,8 @@ from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
-from flows.batch.digests import forget_files, job_digest, model_files  # noqa: E402
+from flows.batch.copies import copy_files, name_outputs  # noqa: E402
+from flows.batch.digests import forget_files, job_digest  # noqa: E402
 from flows.batch.entries import EndEntry, ModelEntry, RunEntry  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
@@ -89,6 +90,7 @@ from flows.manifest.outputs import Owner, claim  # noqa: E402
 from flows.report.page import write_report  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.evaluate.timing_cache import TimingCache  # noqa: E402
+from quant_core.model.locations import model_files  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
@@ -220,12 +222,20 @@ class Batch:
         started, workers = time.monotonic(), self.workers.count()
         self.notify(Started(self.run_id, len(self.jobs), workers))
         skipped_lines = self._skipped_lines()
+        outputs = {job.output for job in self.manifest.jobs}
+        copy_files(copy for copy in self.manifest.copies if copy[0] not in outputs)
         to_do = self._find_what_to_do(force)
         shards = max(1, workers // max(1, len(to_do)))  # many workers share the samples
         calls = self._calls(to_do, force, shards)
         made = run_side_by_side("model", calls, workers + WAITING)
         self._benchmark([model for model in made if model.failure is None])
         entries = [self.finished[str(job.output)] for job in self.jobs]
+        whole = {
+            Path(entry.row.output)
+            for entry in entries
+            if entry.row.outcome is not Outcome.FAILED and len(entry.files) == 1
+        }
+        name_outputs(self.manifest.copies, whole, owner_of(self.manifest), force)
         rows = tuple(entry.row for entry in entries)
         reports = self.manifest.folder / "reports"
         seconds = time.monotonic() - started

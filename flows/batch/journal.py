@@ -212,11 +212,11 @@ def publish(made: Path, names: Iterable[str], output: Path) -> None:
     names = sorted(names, key=lambda name: name == output.name)
     output.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
-        _place(made / name, output.parent / name)
+        place(made / name, output.parent / name)
     _sync_folder(output.parent)
 
 
-def _place(source: Path, target: Path) -> None:
+def place(source: Path, target: Path) -> None:
     """Replace `target` by a link to `source`, or by a copy if the file system cannot link."""
     temporary = temporary_beside(target)
     temporary.unlink(missing_ok=True)

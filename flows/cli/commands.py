@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -90,7 +90,11 @@ Output = Annotated[
     _option("-o", "--output", help="Where to write, MODEL_int8.onnx if left out; replaced."),
 ]
 Page = Annotated[Path | None, _option("-o", "--output", help="Where to write the HTML page.")]
-OutputDir = Annotated[Path, _option("-o", "--output-dir", help="Where to write the models.")]
+OutputDir = Annotated[Path | None, _option("-o", "--output-dir", help="Where to write the models.")]
+Layout = Annotated[
+    Literal["huggingface"] | None,
+    _option("--layout", help="MODELS is a folder with config.json and onnx/, made as a whole."),
+]
 PlanFile = Annotated[Path | None, _option("--plan", help="Do exactly this: a dry run's JSON.")]
 CostsFile = Annotated[
     Path | None, _option("--costs", help="What was timed: looked up, and added to.")
@@ -282,13 +286,14 @@ def compare(
 @command
 def batch(
     models: Models,
-    output_dir: OutputDir,
     samples: SampleSpec,
     config: QuantConfig,
     accuracy: AccuracyOptions,
     allow_code: Path | None,
     running: dict[str, Any],
     as_json: bool,
+    output_dir: OutputDir = None,
+    layout: Layout = None,
     skip_existing: SkipExisting = True,
     continue_on_error: ContinueOnError = True,
     costs: CostsFile = None,
@@ -300,6 +305,13 @@ def batch(
     if accuracy.metric and not accuracy.contract:
         raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
     is_folder_or_glob = len(models) == 1 and not models[0].is_file()
+    if layout and not is_folder_or_glob:
+        raise RequestError("takes one folder", "--layout", "Name the folder of one model")
+    if output_dir is None:
+        if not layout:
+            raise RequestError("is missing", "--output-dir", "Say where to write: -o DIR")
+        folder = models[0].absolute()
+        output_dir = folder.with_name(f"{folder.name}_int{config.bits}")
     manifest = check_manifest(
         {
             **changed_options(config),
@@ -307,6 +319,7 @@ def batch(
             "batch": {
                 "input_dir": str(models[0]) if is_folder_or_glob else None,
                 "output_dir": str(output_dir),
+                "layout": layout,
                 "skip_existing": skip_existing,
                 "continue_on_error": continue_on_error,
                 "costs": costs and str(costs),

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flows.manifest import huggingface
 from flows.manifest.outputs import is_output
 from flows.manifest.schema import (
     Mistake,
@@ -102,6 +103,7 @@ class Manifest:
 
     folder  the output folder, which also holds the journal and the reports
     costs   the table of measured costs (evaluate/timing_cache.py); None: one in the output folder
+    copies  files and where they belong beside the outputs; an output may get a second name so
     file    where the manifest was read; None if it was not read from a file
     """
 
@@ -111,6 +113,7 @@ class Manifest:
     continue_on_error: bool = True
     keep_cache: bool = False
     costs: Path | None = None
+    copies: tuple[tuple[Path, Path], ...] = ()
     workers: int | None = None
     limits: Limits = Limits()
     benchmark: Benchmark = Benchmark()
@@ -123,6 +126,7 @@ class Manifest:
             "jobs": [job.to_dict() for job in self.jobs],
             "folder": str(self.folder),
             "costs": str(self.costs) if self.costs else None,
+            "copies": [[str(source), str(target)] for source, target in self.copies],
             "file": str(self.file) if self.file else None,
             "limits": asdict(self.limits),
             "benchmark": asdict(self.benchmark),
@@ -136,6 +140,7 @@ class Manifest:
                 "jobs": tuple(Job.from_dict(job) for job in values["jobs"]),
                 "folder": Path(values["folder"]),
                 "costs": Path(values["costs"]) if values["costs"] else None,
+                "copies": tuple((Path(a), Path(b)) for a, b in values.get("copies", ())),
                 "file": Path(values["file"]) if values["file"] else None,
                 "limits": Limits(**values["limits"]),
                 "benchmark": Benchmark(**values["benchmark"]),
@@ -172,7 +177,9 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
     # only mislead. Files are checked all the same: a file is there or it is not.
     if all(mistake.place[:1] == ("models",) for mistake in mistakes):
         mistakes += meaning_mistakes
+    copies, copy_mistakes = _copies(batch, placed_jobs, folder)
     mistakes += _output_mistakes(placed_jobs)
+    mistakes += copy_mistakes
     mistakes += _costs_mistakes(costs)
     # A file that is missing fails its models alone, unless that would leave none to make.
     unreadable = _file_mistakes(placed_jobs)
@@ -188,6 +195,7 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
         folder=_absolute(folder, output_dir) if output_dir else jobs[0].output.parent,
         workers=batch.get("jobs"),
         costs=costs,
+        copies=copies,
         limits=Limits(**_present(values.get("limits"))),
         benchmark=Benchmark(**_present(values.get("benchmark"))),
         **_present({key: batch.get(key) for key in switches}),
@@ -234,12 +242,14 @@ class _Entry:
     place    the key in the manifest that names it
     options  the options of this model alone
     root     the folder below which the output has the same place as the input; None: there is none
+    graph    the graph of a model of several that it is; None: it is a model of its own
     """
 
     place: Place
     input: Path
     options: Mapping[str, Any]
     root: Path | None = None
+    graph: huggingface.Graph | None = None
 
 
 def _make_jobs(
@@ -287,6 +297,8 @@ def _find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[_Entry],
         hint = "Where are the models of input_dir to go?"
         return [], [Mistake(("batch", "output_dir"), "is missing", hint)]
     place = ("batch", "input_dir")
+    if batch.get("layout"):
+        return _find_graphs(entries, place, _absolute(folder, pattern))
     matches = _glob(folder, pattern)
     if not matches:
         hint = f"Looked in {_absolute(folder, pattern)}"
@@ -298,6 +310,19 @@ def _find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[_Entry],
         if os.path.realpath(path) not in listed
     ]
     return entries + found, []
+
+
+def _find_graphs(
+    listed: list[_Entry], place: Place, root: Path
+) -> tuple[list[_Entry], list[Mistake]]:
+    """What `models` lists, and the graphs of a folder of Hugging Face."""
+    if not _is_folder(root):
+        hint = "layout: huggingface takes the folder of one model, with its config.json"
+        return listed, [Mistake(place, f"is no folder: {root}", hint)]
+    graphs = huggingface.find_graphs(root)
+    if not graphs:
+        return listed, [Mistake(place, f"no .onnx file in {root}", "Export the model first")]
+    return listed + [_Entry(place, graph.input, {}, root, graph) for graph in graphs], []
 
 
 def _job(
@@ -320,6 +345,8 @@ def _job(
         key: _samples(values.get(key), entry.options.get(key), folder, stem)
         for key in ("calibration", "evaluation")
     }
+    if entry.graph is not None:
+        samples = {key: _flowing(spec, key, entry.graph) for key, spec in samples.items()}
     # A contract is one promise: half of the model's and half of the manifest's makes no sense.
     promise = entry.options.get("contract") or values.get("contract")
     job = Job(
@@ -338,6 +365,17 @@ def _job(
     return job
 
 
+def _flowing(spec: SampleSpec | None, key: str, graph: huggingface.Graph) -> SampleSpec | None:
+    """The samples as they reach one graph of several; random ones to calibrate on without others.
+
+    Labels are of what the whole model gives, so that only a graph alone has them.
+    """
+    if spec is None and key == "evaluation":
+        return None
+    spec = spec or SampleSpec()
+    return replace(spec, flow=graph.flow, labels=None if graph.flow.before else spec.labels)
+
+
 def _longer_name(entry: _Entry) -> str:
     """The name of a model whose stem others have too: with the folders that tell them apart."""
     below = entry.input.relative_to(entry.root) if entry.root else entry.input.parts[-2:]
@@ -354,8 +392,11 @@ def _output_path(entry: _Entry, config: QuantConfig, folder: Path, output_dir: P
     if output_dir is None:
         hint = "Name the file to write, or give batch.output_dir"
         raise RequestError("is missing", "output", hint)
-    place = entry.input.parent.relative_to(entry.root) if entry.root else Path()
-    output = output_dir / place / f"{entry.input.stem}_int{config.bits}.onnx"
+    if entry.graph is not None:
+        output = output_dir / entry.graph.place / huggingface.output_name(entry.input, config.bits)
+    else:
+        place = entry.input.parent.relative_to(entry.root) if entry.root else Path()
+        output = output_dir / place / f"{entry.input.stem}_int{config.bits}.onnx"
     if not Path(os.path.realpath(output.parent)).is_relative_to(os.path.realpath(output_dir)):
         problem = f"a link leads out of output_dir: {output.parent}"
         raise RequestError(problem, "output", "Name the file to write")
@@ -474,6 +515,26 @@ def _output_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> Iterator[Mista
         if _is_folder(job.output):
             problem = f"is a folder: {job.output}"
             yield Mistake((*place, "output"), problem, "Name a file, ending in .onnx")
+
+
+def _copies(
+    batch: Mapping[str, Any], placed_jobs: Sequence[tuple[Place, Job]], folder: Path
+) -> tuple[tuple[tuple[Path, Path], ...], list[Mistake]]:
+    """What belongs beside the outputs of a layout; and originals that would be replaced."""
+    if not (batch.get("layout") and batch.get("input_dir") and batch.get("output_dir")):
+        return (), []
+    root, output_dir = (_absolute(folder, batch[key]) for key in ("input_dir", "output_dir"))
+    place = ("batch", "input_dir")
+    jobs = [job for found_at, job in placed_jobs if found_at == place]
+    second = [(job.output, huggingface.second_name(job.output, job.config.bits)) for job in jobs]
+    names = [(source, target) for source, target in second if target is not None]
+    mistakes = []
+    for path in (*(job.output for job in jobs), *(target for _, target in names)):
+        if _exists(path) and path.is_relative_to(root) and not is_output(path):
+            hint = "Originals are never overwritten: name another folder"
+            mistakes.append(Mistake(("batch", "output_dir"), f"holds {path} already", hint))
+    others = huggingface.other_files(root, output_dir) if _is_folder(root) else []
+    return (*others, *names), mistakes
 
 
 def _file_key(path: Path) -> str:

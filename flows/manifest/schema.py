@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -141,6 +141,7 @@ class _Samples(_Section):
 class _Batch(_Section):
     input_dir: PathText | None = None
     output_dir: PathText | None = None
+    layout: Literal["huggingface"] | None = None
     skip_existing: bool | None = None
     continue_on_error: bool | None = None
     keep_cache: bool | None = None

@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from flows.batch.digests import model_files
 from quant_core.data.samples import input_specs
 from quant_core.errors import ModelError
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.model import files
 from quant_core.model.info import model_info
+from quant_core.model.locations import model_files
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, optimized_graph
 from tests.models import tiny_cnn

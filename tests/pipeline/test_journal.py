@@ -11,12 +11,13 @@ import onnx
 import pyarrow.parquet
 import pytest
 
-from flows.batch.digests import files_digest, job_digest, model_files
+from flows.batch.digests import files_digest, job_digest
 from flows.batch.entries import EndEntry, ModelEntry, RunEntry, read_entry
 from flows.batch.journal import open_journal, publish
 from flows.batch.rebuild import rebuild
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
+from quant_core.model.locations import model_files
 from tasks.rows import ModelRow, Outcome, TimingRow
 
 

@@ -582,6 +582,7 @@ def test_a_spec_survives_json():
         "count": 7,
         "shape": {"x": [1, 3]},
         "seed": 2,
+        "flow": None,
     }
     assert SampleSpec.from_dict(json.loads(json.dumps(written))) == spec
 

@@ -1,0 +1,160 @@
+"""A folder of Hugging Face as one batch: its graphs, what flows between them, and its other files.
+
+    FOLDER/config.json, tokenizer.json ...    copied
+    FOLDER/onnx/encoder_model.onnx            onnx/encoder_model_int8.onnx, of its own samples
+    FOLDER/onnx/decoder_model_merged.onnx     onnx/decoder_model_merged_int8.onnx, of what the float
+                                              encoder gives
+    FOLDER/onnx/*.onnx_data                   read with its graphs, not copied
+    FOLDER/onnx/encoder_model_fp16.onnx       left out, as every variant of another graph
+
+Graphs at the top of the folder, where optimum exports them, are written into `onnx` too.
+
+Source: transformers.js, src/utils/dtypes.js, `DEFAULT_DTYPE_SUFFIX_MAPPING`: int8 is loaded from
+`_int8`, q4 from `_q4`, and q8, the default in a browser, from `_quantized`, in the folder `onnx`
+(src/utils/model_registry/get_model_files.js).
+optimum-onnx, optimum/onnxruntime/quantization.py, `ORTQuantizer.quantize`: the suffix is
+`quantized`; optimum/onnxruntime/constants.py: the names of graphs, looked for in every folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant_core.data.spec import Flow
+
+LAYOUT = "huggingface"
+GRAPHS = "onnx"  # the folder of the graphs
+SUFFIXES = {8: "_int8", 4: "_q4"}
+SECOND_SUFFIXES = {8: "_quantized"}  # another name of the same file
+VARIANT = re.compile(r"_(fp16|quantized|bnb4|u?int8|q\d+(f16)?|O\d|qu?int8\w*)$")
+# Pattern of a graph's name -> its rank, and the rank below which graphs may flow into it. The first
+# pattern that is found counts. A merged decoder begins by itself, and needs no other decoder.
+RANKS = (
+    (r"decoder.*merged", 5, 3),
+    (r"decoder.*with_past", 4, 4),
+    (r"decode", 3, 3),
+    (r"head", 4, 4),
+    (r"embed", 0, 0),
+    (r"encode", 1, 1),
+    (r"", 2, 2),
+)
+CONFIGS = ("generation_config.json", "config.json")
+MAX_CONFIG_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A float graph of a folder.
+
+    place  the folder of its output, below the output folder
+    """
+
+    input: Path
+    place: Path
+    flow: Flow
+
+
+def find_graphs(folder: Path) -> list[Graph]:
+    """The float graphs of a folder, each after those that flow into it."""
+    start = _start_token(folder)
+    found = [path for path in _files(folder) if path.suffix == ".onnx"]
+    known = set(found)
+    originals = [path for path in found if not _is_variant(path, known)]
+    graphs = []
+    for path in sorted(originals, key=lambda path: (path.parent, _rank(path), path.name)):
+        beside = [other for other in originals if other.parent == path.parent]
+        _, below = _ranks(path)
+        before = sorted((other for other in beside if _rank(other) < below), key=_rank)
+        place = path.parent.relative_to(folder)
+        flow = Flow(tuple(map(str, before)), start)
+        graphs.append(Graph(path, Path(GRAPHS) if place == Path() else place, flow))
+    return graphs
+
+
+def output_name(graph: Path, bits: int) -> str:
+    """The name of the file that becomes of a graph."""
+    return f"{graph.stem}{SUFFIXES[bits]}.onnx"
+
+
+def second_name(output: Path, bits: int) -> Path | None:
+    """The other name under which the same file is looked for, None if there is no other."""
+    if bits not in SECOND_SUFFIXES:
+        return None
+    stem = output.stem.removesuffix(SUFFIXES[bits])
+    return output.with_name(f"{stem}{SECOND_SUFFIXES[bits]}.onnx")
+
+
+def other_files(folder: Path, output_dir: Path) -> list[tuple[Path, Path]]:
+    """Each file that is no graph and no data of one, with its place below `output_dir`."""
+    if os.path.realpath(folder) == os.path.realpath(output_dir):
+        return []
+    # It imports onnx, and only folders of graphs need it.
+    from quant_core.model.locations import model_files
+
+    files = list(_files(folder))
+    weights: set[Path] = set()
+    for path in files:
+        if path.suffix == ".onnx":
+            with contextlib.suppress(OSError):  # its own job tells that it cannot be read
+                weights.update(_real(file) for file in model_files(path))
+    return [
+        (path, output_dir / path.relative_to(folder))
+        for path in files
+        if _real(path) not in weights and not path.is_relative_to(output_dir)
+    ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden, in the order of their names."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.is_file():
+            yield path
+
+
+def _is_variant(path: Path, known: set[Path]) -> bool:
+    """Whether the file holds another graph of the folder in another type."""
+    stem = VARIANT.sub("", path.stem)
+    return stem != path.stem and path.with_name(f"{stem}.onnx") in known
+
+
+def _rank(path: Path) -> int:
+    return _ranks(path)[0]
+
+
+def _ranks(path: Path) -> tuple[int, int]:
+    return next((rank, below) for name, rank, below in RANKS if re.search(name, path.stem))
+
+
+def _start_token(folder: Path) -> int | None:
+    """The token that a decoder begins with, as the folder's configs name it."""
+    configs = [_read_json(folder / name) for name in CONFIGS]
+    parts = [part for c in configs for part in (c, c.get("decoder"), c.get("text_config"))]
+    for key in ("decoder_start_token_id", "bos_token_id"):
+        for part in parts:
+            token = part.get(key) if isinstance(part, dict) else None
+            if isinstance(token, int) and not isinstance(token, bool):
+                return token
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in that file, empty if it cannot be read."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            return {}
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))

@@ -1,0 +1,86 @@
+"""A folder of Hugging Face is one job: its graphs still work together when they are quantized."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flows.manifest.jobs import check_manifest
+from quant_core.data.samples import input_specs
+from quant_core.model.session import open_session, run
+from tests.folders import NAMES, START, WORDS, save_folder
+from tests.pipeline.conftest import FAST, age
+
+ENCODER, _, _, MERGED = NAMES
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_folder(tmp_path / "model", names=[ENCODER, MERGED])
+    texts = np.random.default_rng(1).integers(0, WORDS, (12, 9))
+    np.savez(tmp_path / "texts.npz", input_ids=texts, attention_mask=np.ones_like(texts))
+    age(tmp_path / "texts.npz")
+    return tmp_path
+
+
+def manifest_of(folder):
+    batch = {"input_dir": "model", "output_dir": "out", "layout": "huggingface"}
+    return check_manifest({"calibration": {"data": "texts.npz"}, "batch": batch, **FAST}, folder)
+
+
+def translate(folder, suffix: str, text: np.ndarray, length: int = 6) -> list[int]:
+    """The most likely tokens, as a program writes them that uses encoder and merged decoder."""
+    encoder = open_session(folder / f"onnx/{ENCODER}{suffix}.onnx")
+    decoder = open_session(folder / f"onnx/{MERGED}{suffix}.onnx")
+    mask = np.ones_like(text)
+    (hidden,) = run(encoder, {"input_ids": text, "attention_mask": mask})
+    names = [node.name for node in decoder.get_outputs()]
+    past = [s.name for s in input_specs(decoder) if s.name.startswith("past")]
+    known = {name: np.zeros((1, 2, 0, 16), np.float32) for name in past}
+    tokens = [START]
+    while len(tokens) < length:
+        feed = {
+            "input_ids": np.array([tokens[-1:]]),
+            "encoder_attention_mask": mask,
+            "encoder_hidden_states": hidden,
+            "use_cache_branch": np.array([len(tokens) > 1]),
+            **known,
+        }
+        made = dict(zip(names, run(decoder, feed), strict=True))
+        tokens.append(int(made["logits"][0, -1].argmax()))
+        known = {name: made[name.replace("past_key_values", "present")] for name in past}
+    return tokens
+
+
+@pytest.mark.slow
+def test_the_graphs_of_a_folder_still_work_together(folder, run):
+    manifest = manifest_of(folder)
+
+    result = run(manifest)
+    again = run(manifest)
+
+    assert result.counts["done"] == again.counts["skipped"] == 2
+    out = folder / "out"
+    assert (out / "config.json").read_bytes() == (folder / "model/config.json").read_bytes()
+    assert (out / "tokenizer.json").is_file()
+    assert sorted(path.name for path in (out / "onnx").glob("*.onnx")) == sorted(
+        f"{name}_{suffix}.onnx" for name in (ENCODER, MERGED) for suffix in ("int8", "quantized")
+    )
+    texts = np.random.default_rng(2).integers(0, WORDS, (10, 1, 8))
+    pairs = [
+        (translate(folder / "model", "", text), translate(out, "_quantized", text))
+        for text in texts
+    ]
+    assert sum(a == b for a, b in pairs) >= 8
+    assert min(row.worst_db for row in result.rows) > 20
+
+
+def test_a_broken_encoder_fails_with_what_depends_on_it(folder, run):
+    (folder / f"model/onnx/{ENCODER}.onnx").write_bytes(b"cut short")
+    age(folder / f"model/onnx/{ENCODER}.onnx")
+
+    result = run(manifest_of(folder))
+
+    assert result.counts["failed"] == 2
+    errors = {row.model: f"{row.where}: {row.error}" for row in result.rows}
+    assert all(f"{ENCODER}.onnx" in error for error in errors.values())

@@ -1,0 +1,122 @@
+"""A folder of Hugging Face becomes jobs: its graphs, what flows between them, what is copied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.manifest.jobs import Manifest, check_manifest
+from quant_core.data.spec import Flow
+from quant_core.errors import RequestError
+from tests.folders import NAMES, START, save_folder
+
+ENCODER, DECODER, WITH_PAST, MERGED = NAMES
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_folder(tmp_path / "model")
+    return tmp_path
+
+
+def manifest(folder: Path, **options) -> Manifest:
+    batch = {"input_dir": "model", "output_dir": "out", "layout": "huggingface"}
+    return check_manifest({**options, "batch": {**batch, **options.pop("batch", {})}}, folder)
+
+
+def test_outputs_have_the_names_that_are_looked_for(folder):
+    by_bits = {bits: manifest(folder, bits=bits) for bits in (8, 4)}
+
+    for bits, suffix in ((8, "int8"), (4, "q4")):
+        outputs = [job.output for job in by_bits[bits].jobs]
+        assert outputs == [folder / f"out/onnx/{name}_{suffix}.onnx" for name in NAMES]
+    names = {target.name for source, target in by_bits[8].copies if source.suffix == ".onnx"}
+    assert names == {f"{name}_quantized.onnx" for name in NAMES}
+
+
+def test_graphs_at_the_top_are_written_into_onnx_and_those_of_other_folders_stay_there(folder):
+    (folder / "model/onnx/encoder_model.onnx").rename(folder / "model/encoder_model.onnx")
+    (folder / "model/vae").mkdir()
+    (folder / "model/onnx/decoder_model.onnx").rename(folder / "model/vae/model.onnx")
+
+    outputs = {job.name: job.output for job in manifest(folder).jobs}
+
+    assert outputs["encoder_model"] == folder / "out/onnx/encoder_model_int8.onnx"
+    assert outputs["model"] == folder / "out/vae/model_int8.onnx"
+
+
+def test_each_graph_has_those_before_that_may_flow_into_it(folder):
+    jobs = {job.name: job for job in manifest(folder).jobs}
+
+    flows = {name: job.calibration.flow for name, job in jobs.items()}
+    onnx = folder / "model/onnx"
+    encoder, decoder = (str(onnx / f"{name}.onnx") for name in (ENCODER, DECODER))
+    assert flows[ENCODER] == Flow((), START)
+    assert flows[DECODER] == flows[MERGED] == Flow((encoder,), START)
+    assert flows[WITH_PAST] == Flow((encoder, decoder), START)
+
+
+def test_config_and_tokenizer_are_copied_but_no_graph_variant_or_weights(tmp_path):
+    save_folder(tmp_path / "model", data="weights.bin")
+    (tmp_path / "model/onnx/encoder_model_fp16.onnx").write_bytes(b"half")
+    (tmp_path / "model/.git").mkdir()
+    (tmp_path / "model/.git/config").write_text("")
+
+    found = manifest(tmp_path)
+
+    assert [job.name for job in found.jobs] == list(NAMES)
+    copied = {str(t.relative_to(tmp_path / "out")) for s, t in found.copies if s.suffix != ".onnx"}
+    assert copied == {"config.json", "tokenizer.json"}
+
+
+def test_a_variant_without_its_original_is_a_graph(tmp_path):
+    save_folder(tmp_path / "model", names=[ENCODER])
+    path = tmp_path / "model/onnx/encoder_model.onnx"
+    path.rename(path.with_name("encoder_model_fp16.onnx"))
+
+    assert [job.input.name for job in manifest(tmp_path).jobs] == ["encoder_model_fp16.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("configs", "start"),
+    [
+        ({"config.json": {"bos_token_id": 1, "decoder": {"decoder_start_token_id": 2}}}, 2),
+        ({"config.json": {"decoder_start_token_id": 2}, "generation_config.json": {}}, 2),
+        ({"generation_config.json": {"decoder_start_token_id": 5}, "config.json": []}, 5),
+        ({"config.json": {"decoder_start_token_id": True}}, None),
+        ({}, None),
+    ],
+)
+def test_the_first_token_is_read_from_the_configs(folder, configs, start):
+    (folder / "model/config.json").unlink()
+    for name, values in configs.items():
+        (folder / "model" / name).write_text(json.dumps(values))
+
+    assert manifest(folder).jobs[0].calibration.flow.start == start
+
+
+def test_originals_in_the_folder_itself_are_never_replaced(folder):
+    (folder / "model/onnx/encoder_model_quantized.onnx").write_bytes(b"of somebody else")
+
+    with pytest.raises(RequestError, match=r"encoder_model_quantized\.onnx already"):
+        manifest(folder, batch={"output_dir": "model"})
+
+
+def test_a_layout_needs_a_folder_with_graphs(folder):
+    (folder / "empty").mkdir()
+
+    for place, problem in (("nothing", "is no folder"), ("empty", "no .onnx file")):
+        with pytest.raises(RequestError, match=problem):
+            manifest(folder, batch={"input_dir": place})
+    with pytest.raises(RequestError, match=r"batch\.layout"):
+        manifest(folder, batch={"layout": "keras"})
+
+
+def test_a_manifest_with_a_layout_survives_json(folder):
+    found = manifest(folder, calibration={"num_samples": 3}, evaluation={"data": "random"})
+
+    again = Manifest.from_dict(json.loads(json.dumps(found.to_dict())))
+
+    assert again == found
