@@ -171,10 +171,15 @@ def is_large(model: ir.Model, *, as_float: bool = False) -> bool:
     return size > MESSAGE_BYTES
 
 
+def constant_bytes(model: ir.Model) -> int:
+    """Bytes of all constants; none is read for that."""
+    return sum(tensor.nbytes for tensor in _initializers(model))
+
+
 def size_in_file(model: ir.Model) -> int:
     """Bytes that the model takes when it is written; of a large model, only its tensors count."""
     if is_large(model):
-        return sum(tensor.nbytes for tensor in _initializers(model))
+        return constant_bytes(model)
     return int(to_proto(model).ByteSize())
 
 

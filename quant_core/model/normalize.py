@@ -1,4 +1,4 @@
-"""The normal form that plans are made of: constants are initializers, node names are unique."""
+"""The normal form that plans are made of: constants are initializers, names are unique."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
 from quant_core.model.graph import WEIGHTED, attribute, consumers, first_line, graphs_of
+from quant_core.model.names import make_unique
 
 
 def normalize(model: ir.Model) -> None:
@@ -16,7 +17,8 @@ def normalize(model: ir.Model) -> None:
        may give another value, stop being inputs if they are weights.
     2. Identity nodes go, except those that write an output of a graph. What a Loop carries and
        never changes is read from outside.
-    3. A node without a name, or with an earlier node's name, gets one from its first output.
+    3. A node without a name, or with an earlier node's name, gets one from its first output. A
+       value of an inner graph gets a name that no other graph has (names.py).
     4. AveragePool loses dilations of 1, which onnxruntime's QLinearAveragePool does not know.
 
     Raises: ModelError if the graph is not valid.
@@ -32,6 +34,7 @@ def normalize(model: ir.Model) -> None:
         raise ModelError(
             f"the graph is not valid: {first_line(error)}", hint="Run onnx.checker on it"
         ) from error
+    make_unique(model)  # 3
     names: set[str] = set()
     for graph in graphs_of(model):
         for node in graph:

@@ -27,12 +27,16 @@ def origins_of(model: ir.Model) -> Mapping[str, list[str]]:
     return found
 
 
-def record_origins(prepared: ir.Model, original: ir.Model) -> None:
+def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, str]) -> None:
     """Edit `prepared` in place: its metadata tells what of the original each node stands for.
+
+    former  value of both models -> its name in the file, for those that were renamed
 
     A node stands for all of the original that lies between its outputs and what it reads:
 
         MatMul "fc" -> Add "bias"    becomes    Gemm "fc/MatMulAddFusion", which stands for both
+
+    The Identity of a weight that others carry (carried.py) stands for the nodes that read it.
     """
     producers: dict[str, ir.Node] = {}
     constants: set[str] = set()
@@ -47,6 +51,9 @@ def record_origins(prepared: ir.Model, original: ir.Model) -> None:
         read = {str(v.name) for v in node.inputs if v is not None}
         names = _between(node, read | written, producers, constants)
         names -= {str(node.name), *read}
+        if node.op_type == "Identity":  # a weight set apart: what reads it
+            names |= {str(reader.name) for reader in graph.consumers(node.outputs[0])}
+        names |= {former[name] for name in names | read if name in former}
         if names:
             found[str(node.name)] = sorted(names)
     if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import weakref
@@ -16,7 +17,10 @@ from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
 from quant_core.model import files, graph, old_scan
+from quant_core.model.carried import set_apart
+from quant_core.model.compact import keep_compact
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
+from quant_core.model.names import make_unique
 from quant_core.model.normalize import normalize
 from quant_core.model.origins import record_origins
 from quant_core.model.proto import from_proto, to_proto
@@ -30,6 +34,7 @@ OPSET_INT4 = 21  # the first with 4-bit types and blocks
 IR_VERSION = 8  # of opset 17
 IR_VERSION_INT4 = 10  # of opset 21
 CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
+SHARED_BYTES = 1024  # of a constant that several graphs share
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
 SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 8 bits
 
@@ -44,7 +49,8 @@ def prepare(
     1. A model whose weights are float16, bfloat16 or double computes in float32 (to_float32.py).
     2. An opset below 13 is raised to 17 with ONNX's version converter.
     3. onnxruntime's BASIC optimizer folds constants and batch norms; its output is portable ONNX.
-       It leaves nodes alone that quantize and dequantize.
+       It leaves nodes alone that quantize and dequantize. Constants that nodes made of fewer bytes
+       are made by these again (compact.py).
     4. Hard sigmoids that are spelled out become HardSigmoid (fuse_hard_sigmoid.py).
     5. A Pad before a Conv that the optimizer did not merge stays a Pad: merged, the Conv may be
        slower.
@@ -58,15 +64,17 @@ def prepare(
     """
     path = Path(path)
     model = files.load(path)
+    former = make_unique(model)
     original = model.clone()
     source: Path | ir.Model = path
     converted = to_float32(model)  # 1
     is_trained = handle_pairs(model, qat)
-    if converted or is_trained:
+    if former or converted or is_trained:
         source = model
     if graph.opset(model) < OPSET_QDQ:
         source = model = raise_opset(model, OPSET_RAISED, path)  # 2
     folded = _optimized(source)  # 3
+    keep_compact(folded, model)
     normalize(folded)
     fuse_hard_sigmoid(folded)  # 4
     feeds = list(samples)
@@ -90,7 +98,8 @@ def prepare(
     _keep_pads(folded)  # 5
     folded.graph.opset_imports.setdefault("", graph.opset(model))
     restore_interface(folded, original)  # 7
-    record_origins(folded, original)
+    set_apart(folded)
+    record_origins(folded, original, former)
     return folded
 
 
@@ -110,10 +119,44 @@ def restore_interface(model: ir.Model, original: ir.Model) -> None:
 
 
 def _deduplicate(model: ir.Model) -> None:
-    """Edit in place: equal initializers become one, unless an output is one of them."""
-    outputs = (v for inside in graph.graphs_of(model) for v in inside.outputs)
-    if not any(graph.is_constant(value) for value in outputs):  # onnx_ir warns of these on stderr
-        passes.DeduplicateHashedInitializersPass()(model)
+    """Edit in place: equal constants become one, which all graphs read.
+
+    1. In one graph, whatever they hold.
+    2. In several graphs, if they are large floats: what they become moves to the main graph.
+       onnxruntime wants integers and sizes in the graph that reads them.
+    3. A constant that is an output of its graph stays, and the others become it.
+    """
+    found: dict[tuple[Any, ...], ir.Value] = {}
+    for inside in graph.graphs_of(model):
+        outputs_first = sorted(inside.initializers.values(), key=lambda v: not v.is_graph_output())
+        for value in outputs_first:
+            if not graph.is_constant(value) or value.dtype == ir.DataType.STRING:
+                continue
+            key = _content(value)
+            is_shared = value.dtype == ir.DataType.FLOAT and key[1] >= SHARED_BYTES  # 2
+            first = found.setdefault(key if is_shared else (*key, inside), value)
+            if first is value or value.is_graph_output():  # 3
+                continue
+            if first.graph is not inside and first.graph is not model.graph:
+                _move_to_main(model, first)
+            value.replace_all_uses_with(first)
+            del inside.initializers[str(value.name)]
+
+
+def _content(value: ir.Value) -> tuple[Any, ...]:
+    """What equal constants have in common: type, bytes, shape and digest."""
+    tensor = value.const_value
+    assert tensor is not None
+    digest = hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
+    files.release(tensor)
+    return tensor.dtype, tensor.nbytes, graph.shape_of(value), digest
+
+
+def _move_to_main(model: ir.Model, value: ir.Value) -> None:
+    """Edit in place: a constant of an inner graph becomes one of the main graph."""
+    assert isinstance(value.graph, ir.Graph)
+    del value.graph.initializers[str(value.name)]
+    model.graph.register_initializer(value)
 
 
 def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Model:

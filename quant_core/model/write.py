@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quant_core.errors import ModelError
-from quant_core.model.atomic import move_synced
-from quant_core.model.files import is_large, save
+from quant_core.model.atomic import atomic_write, move_synced
+from quant_core.model.files import external_tensors, is_large, load, save
 from quant_core.model.session import open_session
 
 
@@ -31,11 +31,28 @@ def write_model(model: ir.Model, output: Path) -> int:
             open_session(new, optimize=not is_large(model, as_float=True))
             return _publish(new, output.parent)
     except OSError as error:
-        raise ModelError(
-            f"cannot be written: {error.strerror or error}",
-            str(output),
-            "Is there room on the disk?",
-        ) from error
+        raise _not_written(error, output) from error
+
+
+def write_copy(source: Path, output: Path) -> int:
+    """Copy the model in the file `source` to `output`, and return the bytes written.
+
+    What lies in files beside it becomes part of `output`, as in `write_model`. Raises: as that.
+    """
+    model = load(source)
+    if any(external_tensors(model)):
+        return write_model(model, output)
+    try:
+        with atomic_write(output) as stream:
+            stream.write(source.read_bytes())
+    except OSError as error:
+        raise _not_written(error, output) from error
+    return output.stat().st_size
+
+
+def _not_written(error: OSError, output: Path) -> ModelError:
+    problem = f"cannot be written: {error.strerror or error}"
+    return ModelError(problem, str(output), "Is there room on the disk?")
 
 
 def _save(model: ir.Model, path: Path) -> None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
+from quant_core.model.compact import made_of_constants
 from quant_core.model.origins import matches, origins_of
 from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
@@ -53,6 +54,7 @@ MIN_INT4_COLUMNS = 32
 # Of all weights: the smallest layers together save next to nothing in 4 bits, and the first are
 # among them.
 INT8_SHARE = 1 / 64
+LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
 _MODES = {
     "static": (Compute.STATIC,),
     "dynamic": (Compute.DYNAMIC,),
@@ -82,7 +84,7 @@ def make_plan(
     3. Of the nodes in 4 bits, the smallest go back to 8. No weight is stored as integers and float.
     4. Nodes without weights run on 8-bit data where their neighbours do.
     5. Activations that are quantized, and the inputs whose means or outliers matter.
-    6. Other constants that are stored as float16.
+    6. Other constants that are stored as float16, and why large ones stay as they are.
 
     Raises: ModelError if no node has a weight that can be quantized.
     """
@@ -97,7 +99,7 @@ def make_plan(
 
     weighted = {str(n.name): decide.node(n, config.mode) for n in own}  # 1
     weighted |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
-    if not weighted and not respects_pairs(model):
+    if not weighted and not respects_pairs(model) and not _made_weights(model):
         raise _nothing_to_quantize(model)
     smallest = decide.smallest(weighted.values())  # 3
     weighted |= {
@@ -123,6 +125,7 @@ def make_plan(
     constants = {}
     if float16 or stores_float16(model):
         constants = float16_constants(model, planned, exactly=not float16)  # 6
+    constants = _why_constants_stay(model, planned) | constants
     return QuantPlan(
         config=config,
         target=target.name,
@@ -134,6 +137,26 @@ def make_plan(
         stored={node: choice.storage for node, choice in choices.items() if choice.storage},
         rewrites=tuple(rewrites),
     )
+
+
+def _why_constants_stay(model: ir.Model, planned: set[str]) -> dict[str, str]:
+    """Large float constants that are no node's weight -> why they stay float32.
+
+    Weights that nodes make of fewer bytes are among them.
+    """
+    inner = list(graph.graphs_of(model))
+    constants = [v for g in inner for v in g.initializers.values() if graph.is_float_weight(v)]
+    least = LARGE_SHARE * files.constant_bytes(model)
+    found = {}
+    for value in constants:
+        assert value.const_value is not None
+        if value.name not in planned and value.const_value.nbytes >= least:
+            readers = sorted({node.op_type for node in graph.consumers(value)})
+            of = " and ".join(readers) or "nothing"
+            found[str(value.name)] = f"float32: {of} reads it, and no product"
+    for name in _made_weights(model):
+        found[name] = "float32: nodes make it of fewer bytes than its integers have"
+    return found
 
 
 def replan(
@@ -188,6 +211,16 @@ def _nothing_to_quantize(model: ir.Model) -> ModelError:
         f"nothing to quantize: none of its operators ({shown}) has a weight of its own",
         hint=f"Weights are constants of {', '.join(n for n in RULES if RULES[n].weights)}",
     )
+
+
+def _made_weights(model: ir.Model) -> list[str]:
+    """The weights that nodes make of constants, which take fewer bytes (model/compact.py)."""
+    if graph.is_quantized(model):
+        return []
+    nodes = [n for inside in graph.graphs_of(model) for n in inside if n.op_type in RULES]
+    operands = [v for n in nodes for i in weight_positions(n) for v in n.inputs[i : i + 1]]
+    made = made_of_constants(model)
+    return list(dict.fromkeys(str(v.name) for v in operands if v in made))
 
 
 def _is_on_left(node: ir.Node) -> bool:
@@ -455,7 +488,7 @@ def _keep_shared_in_float(nodes: list[ir.Node], weighted: dict[str, NodePlan]) -
         for node in nodes:
             planned = weighted[str(node.name)]
             for weight in _weights(node):
-                if weight.is_graph_output():
+                if _is_output(weight):
                     in_float.setdefault(weight, "an output of the model")
                 elif not planned.is_rounded:
                     in_float.setdefault(weight, f"read in float by {planned.node}")
@@ -476,6 +509,12 @@ def _keep_shared_in_float(nodes: list[ir.Node], weighted: dict[str, NodePlan]) -
                 changed = True
         if not changed:
             return
+
+
+def _is_output(weight: ir.Value) -> bool:
+    """Whether the weight, or a copy of it, is an output of a graph."""
+    copies = [n.outputs[0] for n in graph.consumers(weight) if n.op_type == "Identity"]
+    return any(value.is_graph_output() for value in (weight, *copies))
 
 
 def _in_float(planned: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:

@@ -22,6 +22,9 @@ from quant_core.numerics.granularity import PerBlock
 from quant_core.numerics.layout import Layout
 from quant_core.plan.types import Compute
 
+# Weights of a channel: with fewer, their scales would take more bytes than they save.
+MIN_CARRIED_COLUMNS = 16
+
 LayoutOf = Callable[[ir.Node, int], Layout]
 
 
@@ -132,6 +135,14 @@ def _matmul_layout(node: ir.Node, rank: int) -> Layout:
 def _gemm_layout(node: ir.Node, rank: int) -> Layout:
     """(K, N) or, with transB, (N, K)."""
     return Layout((0, 1)) if graph.attribute(node, "transB", 0) else _matmul_layout(node, rank)
+
+
+def _carried_layout(node: ir.Node, rank: int) -> Layout:
+    """(..., K, N), as of a MatMul, or rows along the first axis where its matrices are small."""
+    shape = graph.shape_of(graph.value(node.inputs[0]))
+    if shape[-2] < MIN_CARRIED_COLUMNS:
+        return Layout(tuple(range(rank)))
+    return Layout((*range(rank - 2), rank - 1, rank - 2), channel_dims=rank - 1)
 
 
 def _recurrent_layout(node: ir.Node, rank: int) -> Layout:
@@ -268,6 +279,9 @@ RULES: dict[str, Operator] = {
     "ConvTranspose": Operator(Kind.WEIGHT_ONLY, weights=(1,), layout=_transposed_conv_layout),
     "Gather": Operator(
         Kind.WEIGHT_ONLY, data=(1,), weights=(0,), layout=_table_layout, is_table=True
+    ),
+    "Identity": Operator(  # of a weight that other operators carry (model/carried.py)
+        Kind.WEIGHT_ONLY, weights=(0,), layout=_carried_layout
     ),
     "Add": Operator(Kind.ELEMENTWISE, data=(0, 1)),
     "Mul": Operator(Kind.ELEMENTWISE, data=(0, 1)),

@@ -156,8 +156,8 @@ class QuantPlan:
     means         input of nodes with weights -> axes of its channels, whose means bias correction
                   needs: a Conv and a MatMul that read one tensor see other axes of it
     outliers      input of dynamic nodes -> how its outliers are treated
-    constants     other constants -> float16, or why they stay float32; empty unless float_storage
-                  is float16
+    constants     other constants -> float16, or why they stay float32: large ones, and with
+                  float_storage float16 all
     stored        node -> how a search chose to store its weights, where the config would store them
                   otherwise
     equalized_db  by how much cross-layer equalization brought outputs nearer to float's, 0 where it
@@ -180,6 +180,12 @@ class QuantPlan:
     def in_four_bits(self) -> list[str]:
         """The nodes whose weights are stored in 4 bits."""
         return [n.node for n in self.nodes if n.storage is Storage.INT4]
+
+    @property
+    def stores_less(self) -> bool:
+        """Whether any weight or constant takes fewer bytes than in float32."""
+        found = {n.storage for n in self.nodes} | set(self.constants.values())
+        return not found.isdisjoint((Storage.FLOAT16, Storage.INT8, Storage.INT4))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

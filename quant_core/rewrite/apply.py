@@ -15,6 +15,7 @@ from quant_core.calibrate.outliers import treatment_factors, weights_reading
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.errors import ModelError
 from quant_core.model import files, graph, origins
+from quant_core.model.carried import set_apart
 from quant_core.model.normalize import normalize
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
@@ -106,6 +107,7 @@ def apply_plan(
     if plan.in_four_bits:
         copy = raise_opset(copy, OPSET_INT4)
         normalize(copy)
+        set_apart(copy)
     if respects_pairs(copy):
         lower_pairs(copy, TARGETS[plan.target])  # 6
     nodes = {str(n.name): n for g in graph.graphs_of(copy) for n in g}

@@ -347,7 +347,7 @@ def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.
     stays integers.
 
     1. In 4 bits:             int4 (rows, width) -> GatherBlockQuantized(ids, block scales)
-    2. A scale per column:    int8 (rows, width) -> Gather(ids) -> Cast -> Mul(scale)
+    2. A scale per column:    int8 (rows, width) -> Gather(ids) -> Cast -> Mul(scale (width,))
     3. A scale per row:       int8 (rows, width) -> Gather(ids) -> Cast -> Mul
                               scale (rows, 1)    -> Gather(ids) ---------> /
     """
@@ -372,7 +372,9 @@ def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
     scale = rounded.layout.beside(weight.scale, rounded.shape)
     if scale.ndim == 0 or scale.shape[0] != rounded.shape[0]:  # 2
-        factor = write.constant(f"{name}_scale", scale)
+        # without the axis of rows, which a single id does not pick
+        per_column = scale[0] if scale.ndim else scale
+        factor = write.constant(f"{name}_scale", per_column)
     else:  # 3
         factor = write.constant(f"{name}_scale", scale)
         factor = write.node("Gather", [factor, ids], f"{node.name}_scale", axis=0)

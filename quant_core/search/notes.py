@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.model.origins import matches, origins_of
+from quant_core.plan.make import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
+
+SHOWN_WEIGHTS = 3  # in a note; more are counted
 
 
 def joined(notes: Iterable[str]) -> str:
@@ -40,6 +43,36 @@ def idle_glob_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
         for key, glob in globs
         if not matches(glob, *names)
     ]
+
+
+def float_weights_note(model: ir.Model, plan: QuantPlan) -> str:
+    """Which large weights stay float, and why; "" if none does."""
+    total = files.constant_bytes(model)
+    found: dict[str, tuple[int, str]] = {}
+    for node in plan.nodes:
+        if node.storage is Storage.FLOAT32:
+            names = ", ".join(node.weights)
+            found[names] = 4 * node.elements, node.reason
+    sizes = _constant_sizes(model)
+    for name, reason in plan.constants.items():
+        if reason != Storage.FLOAT16:
+            found[name] = sizes.get(name, total), reason.removeprefix("float32: ")
+    large = {name: row for name, row in found.items() if row[0] >= LARGE_SHARE * total}
+    ordered = sorted(large, key=lambda name: -large[name][0])
+    shown = [f"{name} stays float: {large[name][1]}" for name in ordered[:SHOWN_WEIGHTS]]
+    if len(ordered) > SHOWN_WEIGHTS:
+        shown.append(f"{len(ordered) - SHOWN_WEIGHTS} more weights stay float")
+    return joined(shown)
+
+
+def _constant_sizes(model: ir.Model) -> dict[str, int]:
+    """Constant -> its bytes."""
+    return {
+        name: value.const_value.nbytes
+        for inside in graph.graphs_of(model)
+        for name, value in inside.initializers.items()
+        if value.const_value is not None
+    }
 
 
 def with_reasons(plan: QuantPlan, requested: QuantPlan, why: str) -> QuantPlan:

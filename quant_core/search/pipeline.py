@@ -25,10 +25,10 @@ from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.evaluate.timing_cache import TimingCache
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, raise_opset
-from quant_core.model.write import write_model
+from quant_core.model.write import write_copy, write_model
 from quant_core.optimize.applied import REWRITES, Applied, to_text
 from quant_core.plan.make import make_plan
 from quant_core.plan.operators import RULES
@@ -38,7 +38,13 @@ from quant_core.search.calibrated import CalibratedModel, uses_gptq
 from quant_core.search.candidate import Bench, Candidate
 from quant_core.search.floor import check_floor
 from quant_core.search.mixed_precision import IN_INT8, with_choice
-from quant_core.search.notes import idle_glob_notes, joined, speed_note, with_reasons
+from quant_core.search.notes import (
+    float_weights_note,
+    idle_glob_notes,
+    joined,
+    speed_note,
+    with_reasons,
+)
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import is_for_host
 from quant_core.search.search import Found, follow_plan, search
@@ -97,6 +103,7 @@ class Judging:
 class Made:
     """The model that is to be written, the float model that it was made of, and why it is as it is.
 
+    original   the file of the float model
     judges     the samples that it was judged by
     worst_db   SQNR of its worst output in dB, None if that was not checked
     unchecked  whether no sample could be drawn to check it with
@@ -105,6 +112,7 @@ class Made:
 
     best: Candidate
     float_model: ir.Model
+    original: Path
     float_size_bytes: int
     judges: Samples | None
     worst_db: float | None
@@ -196,7 +204,10 @@ def quantize_by_plan(job: QuantJob) -> Made:
 def write_result(
     made: Made, output: Path, sensitivities: Iterable[Sensitivity] = ()
 ) -> QuantResult:
-    """Writes the model to `output` at once or not at all, and reports on each node."""
+    """Writes the model to `output` at once or not at all, and reports on each node.
+
+    Where nothing is stored in fewer bits and the file would grow, it is the original.
+    """
     plan, model = made.best.plan, made.best.model
     layers = layer_reports(plan, made.best.quantized, sensitivities)
     is_safe = all(row.saturation_safe for row in layers)
@@ -205,7 +216,10 @@ def write_result(
     model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
     if plan.rewrites:
         model.metadata_props[REWRITES] = to_text(plan.rewrites)
-    size_bytes = write_model(model, output)
+    if not plan.stores_less and files.size_in_file(model) > made.float_size_bytes:
+        size_bytes = write_copy(made.original, output)
+    else:
+        size_bytes = write_model(model, output)
     return QuantResult(
         output=str(output),
         size_bytes=size_bytes,
@@ -357,13 +371,18 @@ def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
 
 def _floor_bench(job: QuantJob, judging: Judging) -> Bench | None:
     """What checks the finished file: on given samples, else on drawn ones; None if none fit."""
-    samples = judging.judges or job.samples
-    if samples is None:
-        drawn = SampleSpec(count=POLICY.drawn_samples)
-        try:
-            samples = open_samples(drawn, input_specs(job.original), job.original)
-        except (DataError, ModelError):
-            return None
+    given = judging.judges or job.samples
+    if given is not None:
+        return _checking_bench(job, given)
+    drawn = SampleSpec(count=POLICY.drawn_samples)
+    try:
+        return _checking_bench(job, open_samples(drawn, input_specs(job.original), job.original))
+    except (DataError, ModelError):
+        return None
+
+
+def _checking_bench(job: QuantJob, samples: Samples) -> Bench:
+    """A bench of a few of these samples. Raises: ModelError if the original does not run on it."""
     few = replace(samples.subsample(POLICY.floor_samples), labels=None)
     return Bench(job.original, few, job.float_size_bytes, is_host=False, ends_at=job.ends_at)
 
@@ -393,10 +412,18 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         verdict, reason = Verdict.NOT_MET, checked.shortfall
     best = replace(checked.best, plan=with_reasons(checked.best.plan, job.plan, why))
     fidelity_note = best.fidelity.note if best.fidelity is not None else ""
-    idle_globs = idle_glob_notes(found.calibrated.model, job.plan)
+    notes = [
+        fidelity_note,
+        judging.note,
+        speed_note(best),
+        *checked.notes,
+        float_weights_note(found.calibrated.model, best.plan),
+        *idle_glob_notes(found.calibrated.model, job.plan),
+    ]
     return Made(
         best=best,
         float_model=found.calibrated.model,
+        original=job.original,
         float_size_bytes=job.float_size_bytes,
         judges=judging.judges,
         worst_db=checked.worst_db,
@@ -404,6 +431,6 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         shortfall=checked.shortfall,
         verdict=verdict,
         reason=reason,
-        note=joined([fidelity_note, judging.note, speed_note(best), *checked.notes, *idle_globs]),
+        note=joined(notes),
         trace=[*found.trace, *(trial.row() for trial in checked.trials)],
     )

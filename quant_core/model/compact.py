@@ -1,0 +1,153 @@
+"""Constants that nodes make of fewer bytes: they stay made by nodes, and a file never grows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quant_core.model import graph
+
+MIN_BYTES = 1024  # of a constant; what smaller ones add to a file is not worth a thought
+INTEGER_SHARE = 1 / 4  # of a weight's bytes is left when it is stored in 8 bits
+
+
+def keep_compact(folded: ir.Model, before: ir.Model) -> None:
+    """Edit `folded` in place: nodes of `before` make a constant again if they take fewer bytes.
+
+        ConstantOfShape -> Trilu -> Mul -> mask       instead of       mask, written out
+
+    folded  the model after constants were folded: each has the name of the value that it stands for
+
+    1. A constant that no operator multiplies by: what its nodes read, and nobody else does, has
+       fewer bytes.
+    2. A weight: all that its nodes read has fewer bytes than its integers will have. Otherwise it
+       stays a constant, as only constants compute in integers.
+    """
+    makers = {str(value.name): node for value, node in made_of_constants(before).items()}
+    if not makers:
+        return
+    inner = list(graph.graphs_of(folded))
+    values = {name: value for inside in inner for name, value in inside.initializers.items()}
+    first = {inside: inside[0] for inside in inner if len(inside)}
+    unfold = _Unfold(folded, before, makers, values, first)
+    for inside in inner:
+        for name, value in list(inside.initializers.items()):
+            if name in makers and value.const_value.nbytes >= MIN_BYTES:  # type: ignore[union-attr]
+                unfold.constant(inside, value)
+
+
+def made_of_constants(model: ir.Model) -> dict[ir.Value, ir.Node]:
+    """The values that nodes make of constants, directly or through others, and these nodes."""
+    found: dict[ir.Value, ir.Node] = {}
+    for inside in graph.graphs_of(model):
+        for node in inside:
+            read = [v for v in node.inputs if v is not None]
+            if not _has_graphs(node) and all(v in found or graph.is_constant(v) for v in read):
+                found.update((v, node) for v in node.outputs if v.name)
+    return found
+
+
+def _has_graphs(node: ir.Node) -> bool:
+    return any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfold:
+    """The folded model, and the nodes that made its constants before.
+
+    values  what of that the folded model has, by name: constants, and what is made again
+    first   graph -> the node ahead of which nodes are inserted; absent in a graph without nodes
+    """
+
+    folded: ir.Model
+    before: ir.Model
+    makers: Mapping[str, ir.Node]
+    values: dict[str, ir.Value]
+    first: Mapping[ir.Graph, ir.Node]
+
+    def constant(self, inside: ir.Graph, value: ir.Value) -> None:
+        """Edit in place: the nodes that made the constant make it again, if that is smaller."""
+        nodes, leaves = self._chain(str(value.name))
+        tensor = value.const_value
+        assert tensor is not None
+        is_weight = any(node.op_type in graph.WEIGHTED for node in graph.consumers(value))
+        dense = tensor.nbytes * (INTEGER_SHARE if is_weight else 1)
+        read = leaves if is_weight else [v for v in leaves if v.name not in self.values]  # 2, 1
+        compact = sum(v.const_value.nbytes for v in read if v.const_value is not None)
+        compact += sum(_size_in_file(node) for node in nodes)
+        if compact >= dense:
+            return
+        for leaf in leaves:
+            if leaf.name not in self.values:
+                self.values[str(leaf.name)] = self._copied(leaf)
+        del inside.initializers[str(value.name)]
+        del self.values[str(value.name)]
+        main = [node for node in nodes if node.graph is self.before.graph]
+        inner = [node for node in nodes if node.graph is not self.before.graph]
+        self._insert(self.folded.graph, main)
+        self._insert(inside, inner)
+        made = self.values[str(value.name)]
+        made.type, made.shape = value.type, value.shape
+        value.replace_all_uses_with(made, replace_graph_outputs=True)
+
+    def _chain(self, name: str) -> tuple[list[ir.Node], list[ir.Value]]:
+        """The nodes that make a value, in the order in which they run, and the constants they read.
+
+        What the folded model has all the same is not made again.
+        """
+        nodes: dict[ir.Node, None] = {}
+        leaves: dict[ir.Value, None] = {}
+        waiting = [(self.makers[name], False)]
+        while waiting:
+            node, is_ready = waiting.pop()
+            if node in nodes:
+                continue
+            if is_ready:
+                nodes[node] = None
+                continue
+            waiting.append((node, True))
+            for read in node.inputs:
+                if read is None:
+                    continue
+                if graph.is_constant(read):
+                    leaves[read] = None
+                elif read.name not in self.values:
+                    waiting.append((self.makers[str(read.name)], False))
+        return list(nodes), list(leaves)
+
+    def _copied(self, leaf: ir.Value) -> ir.Value:
+        """A constant of the model before, in the main graph of the folded one."""
+        copy = ir.Value(
+            name=leaf.name, type=leaf.type, shape=leaf.shape, const_value=leaf.const_value
+        )
+        self.folded.graph.register_initializer(copy)
+        return copy
+
+    def _insert(self, inside: ir.Graph, nodes: list[ir.Node]) -> None:
+        """Edit in place: copies of these nodes stand ahead of those that the graph had."""
+        copies = []
+        for node in nodes:
+            outputs = [ir.Value(name=v.name, type=v.type, shape=v.shape) for v in node.outputs]
+            copies.append(
+                ir.Node(
+                    node.domain,
+                    node.op_type,
+                    [None if v is None else self.values[str(v.name)] for v in node.inputs],
+                    node.attributes.values(),
+                    outputs=outputs,
+                    version=node.version,
+                    name=node.name,
+                )
+            )
+            self.values.update((str(v.name), v) for v in outputs if v.name)
+        if inside in self.first:
+            inside.insert_before(self.first[inside], copies)
+        else:
+            inside.extend(copies)
+
+
+def _size_in_file(node: ir.Node) -> int:
+    """Bytes of a node, with the tensors that it holds as attributes."""
+    return int(ir.to_proto(node).ByteSize())
