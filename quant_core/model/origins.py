@@ -32,7 +32,8 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
 
     former  value of both models -> its name in the file, for those that were renamed
 
-    A node stands for all of the original that lies between its outputs and what it reads:
+    A node stands for all of the original that lies between its outputs and what others compute for
+    it, also for what its constants were computed of:
 
         MatMul "fc" -> Add "bias"    becomes    Gemm "fc/MatMulAddFusion", which stands for both
 
@@ -49,7 +50,8 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
     found = {}
     for node in nodes:
         read = {str(v.name) for v in node.inputs if v is not None}
-        names = _between(node, read | written, producers, constants)
+        computed = {str(v.name) for v in node.inputs if not graph.is_constant(v) and v is not None}
+        names = _between(node, computed | written, producers, constants)
         names -= {str(node.name), *read}
         if node.op_type == "Identity":  # a weight set apart: what reads it
             names |= {str(reader.name) for reader in graph.consumers(node.outputs[0])}

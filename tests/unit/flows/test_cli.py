@@ -456,7 +456,7 @@ def test_a_glob_that_matches_nothing_is_noted(quantized, capsys):
         capsys, "quantize float.onnx -o again.onnx --exclude hea* --layer-bits gem?=32"
     )
 
-    assert result["note"] == "exclude hea* matches no node and no weight"
+    assert "exclude hea* matches no node and no weight" in result["note"]
 
 
 def test_calibrate_names_its_output_after_the_model(quantized, capsys):
