@@ -153,7 +153,7 @@ def _why_constants_stay(model: ir.Model, planned: set[str]) -> dict[str, str]:
         if value.name not in planned and value.const_value.nbytes >= least:
             readers = sorted({node.op_type for node in graph.consumers(value)})
             of = " and ".join(readers) or "nothing"
-            found[str(value.name)] = f"float32: {of} reads it, and no product"
+            found[str(value.name)] = f"float32: an operand of {of}, not a weight"
     for name in _made_weights(model):
         found[name] = "float32: nodes make it of fewer bytes than its integers have"
     return found

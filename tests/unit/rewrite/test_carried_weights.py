@@ -144,8 +144,8 @@ def test_a_table_that_is_only_added_stays_float_and_says_why(tmp_path):
 
     result = quantize_model(path, tmp_path / "made.onnx", QuantConfig())
 
-    assert result.plan.constants == {"places": "float32: Add reads it, and no product"}
-    assert "places stays float: Add reads it, and no product" in result.note
+    assert result.plan.constants == {"places": "float32: an operand of Add, not a weight"}
+    assert "places stays float: an operand of Add, not a weight" in result.note
 
 
 def test_a_weight_that_is_an_output_stays_exact(tmp_path):
