@@ -1,0 +1,160 @@
+"""Every command and every block of code in README and in the documentation runs, page by page.
+
+Pages are run in a folder that has what they speak of: a model and its data, a quantized file of
+another tool, and a folder of models. A block whose title is a file's name is written to that file;
+the blocks of a page run in the order in which they stand.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+from flows.batch.run import main as flows_batch
+from flows.cli.commands import main as quantmill
+from quant_core import quantize_with_calibration
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deployments" / "docs" / "pages"
+PAGES = sorted(FOLDER.rglob("*.md"))
+RUNNABLE = ("sh", "python", "yaml")
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+SERVICES = "runs until it is stopped"  # the title of commands that serve: their --help is tried
+RUNS_A_BATCH = ("config", "batch")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its title and its lines."""
+
+    language: str
+    title: str
+    text: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The lines of a `sh` block as words, without comments."""
+        return [words for line in self.text.splitlines() if (words := shlex.split(line, True))]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    blocks = [Block(*found) for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
+    assert {block.language for block in blocks} <= {*RUNNABLE, "text"}
+    return [block for block in blocks if block.language in RUNNABLE]
+
+
+class Feeds(CalibrationDataReader):
+    def __init__(self, images: np.ndarray) -> None:
+        self.feeds = iter([{"image": image[None]} for image in images])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.feeds, None)
+
+
+def small_model(seed: int = 0) -> onnx.ModelProto:
+    """image (n, 1, 8, 8) -> Conv -> Relu -> GlobalAveragePool -> Flatten -> Gemm -> (n, 10)."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "stem.weight": rng.standard_normal((32, 1, 3, 3), dtype=np.float32),
+        "classifier.weight": rng.standard_normal((32, 10), dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "stem.weight"], ["c"], "/stem/Conv"),
+        helper.make_node("Relu", ["c"], ["r"], "/stem/Relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "/pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "/flatten"),
+        helper.make_node("Gemm", ["f", "classifier.weight"], ["digit"], "/classifier/Gemm"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, 8, 8])],
+        [helper.make_tensor_value_info("digit", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with what the pages speak of; each page gets a copy."""
+    folder = tmp_path_factory.mktemp("prepared")
+    images = np.random.default_rng(1).standard_normal((64, 1, 8, 8), dtype=np.float32)
+    data = folder / "demo" / "data" / "digits_cnn"
+    data.mkdir(parents=True)
+    models = folder / "demo" / "models"
+    models.mkdir()
+    onnx.save(small_model(), folder / "model.onnx")
+    onnx.save(small_model(), models / "digits_cnn.onnx")
+    onnx.save(small_model(seed=2), models / "other.onnx")
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    [scores] = session.run(None, {"image": images})
+    for place in (folder, data):
+        np.savez(place / "calibration.npz", image=images[:32])
+        np.savez(place / "evaluation.npz", image=images)
+        np.save(place / "labels.npy", scores.argmax(axis=-1))
+    quantize_static(folder / "model.onnx", folder / "model_by_others.onnx", Feeds(images[:8]))
+    quantize_with_calibration(
+        folder / "model.onnx", folder / "model_int8.onnx", folder / "calibration.npz"
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(prepared, tmp_path, monkeypatch):
+    """The current folder of a page."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_command(words: list[str], scheduler: str) -> int:
+    """Run one command line, batches on the cluster that is there; returns the exit code."""
+    words = [word.replace("tcp://SCHEDULER:8786", scheduler) for word in words]
+    on_cluster = ["--scheduler", scheduler, "--prefect", "inherit"]
+    if words[0] == "quantmill":
+        is_batch = words[1] in RUNS_A_BATCH and "--dry-run" not in words
+        return quantmill(words[1:] + (on_cluster if is_batch else []))
+    if words[:3] == ["python", "-m", "flows.batch"]:
+        given = [] if "--dry-run" in words else on_cluster
+        return flows_batch([*words[3:], *(given if "--scheduler" not in words else given[2:])])
+    assert words[0] == "python", f"no test runs {shlex.join(words)}"
+    return subprocess.run([sys.executable, *words[1:]], check=False).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", filter(blocks_of, PAGES), ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs(page, folder, harness):
+    names: dict[str, object] = {}
+    for block in blocks_of(page):
+        if "." in block.title:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+        elif block.title == SERVICES:
+            for words in block.commands:
+                help_of = [sys.executable, "-m", *words[:2], "--help"]
+                subprocess.run(help_of, check=True, capture_output=True)
+        elif block.language == "sh":
+            for words in block.commands:
+                assert run_command(words, harness) == 0, shlex.join(words)
+        elif block.language == "python":
+            exec(compile(block.text, str(page), "exec"), names)
+
+
+def test_every_page_stands_in_the_navigation():
+    """And the other way round: mkdocs only warns of either."""
+    text = (ROOT / "deployments" / "docs" / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"[\w/-]+\.md", text))
+
+    assert listed == {page.relative_to(FOLDER).as_posix() for page in PAGES}
