@@ -47,6 +47,10 @@ from quant_core.plan.types import (
 )
 
 NO_CHOICE = NodeChoice()
+BIAS_BYTES = 8  # of one channel's bias: int32 and its scale
+# Of the bytes of a weight in int8: copies of its bias that take more are worth a common range. Not
+# tuned: the steps of an unrolled loop are far above it, heads of a detector far below.
+LARGE_BIASES = 0.125
 BETWEEN = "runs on 8-bit data between static neighbours"
 # Weights of an output channel: with fewer, multipliers and scales take the bytes that 4 bits save,
 # and the rounding error is largest (depthwise). Judge a change with `python -m tests.bench.int4`.
@@ -641,7 +645,30 @@ def _activations(nodes: list[ir.Node], static: set[str]) -> dict[str, str]:
             found[out] = found[str(data_inputs(node)[0].name)]
         elif rule.needs_q:
             found.setdefault(out, out)
-    return found
+    return _with_shared_steps(found, [n for n in nodes if n.name in static])
+
+
+def _with_shared_steps(found: Mapping[str, str], static: Iterable[ir.Node]) -> dict[str, str]:
+    """The same with one range for all inputs of nodes that share their weight and bias, as the
+    steps of an unrolled loop do.
+
+    A bias in int32 lies on the grid of its node's products: with a range for each step, each would
+    store one of its own. Where these are small beside the weight, ranges stay apart.
+    """
+    shared: dict[tuple[ir.Value, ir.Value], list[str]] = {}
+    for node in static:
+        position = RULES[node.op_type].bias
+        bias = node.inputs[position] if position and position < len(node.inputs) else None
+        if bias is not None and graph.is_constant(bias):
+            key = graph.value(node.inputs[1]), bias
+            shared.setdefault(key, []).append(graph.name_of(node.inputs[0]))
+    roots = dict(found)
+    for (weight, bias), tensors in shared.items():
+        apart = list(dict.fromkeys(roots[tensor] for tensor in tensors))
+        stored = BIAS_BYTES * graph.array(bias).size * (len(apart) - 1)
+        if stored > LARGE_BIASES * math.prod(graph.shape_of(weight)):
+            roots = {t: apart[0] if root in apart else root for t, root in roots.items()}
+    return roots
 
 
 def _means(

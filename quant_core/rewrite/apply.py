@@ -185,6 +185,7 @@ class _Written:
     floats: dict[_FloatKey, ir.Value] = field(default_factory=dict)
     float16: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
     inputs: dict[ir.Value, DynamicInput] = field(default_factory=dict)
+    biases: dict[ir.Node, ir.Value] = field(default_factory=dict)
     integers: dict[ir.Value, Rounded] = field(default_factory=dict)
     factors: dict[ir.Value, NDArray[np.float32]] = field(default_factory=dict)
 
@@ -205,9 +206,12 @@ class _Rewrite:
         self.rounding, self.ranges = rounding, ranges
         self.target = TARGETS[plan.target]
         self.grid = Grid(8, self.target.activation_signed, symmetric=False)
+        moves = [n.node for n in plan.nodes if RULES[n.op_type].kind is Kind.MOVES]
+        self.moved = {str(nodes[name].outputs[0].name) for name in moves}
         self.params = {t: self._params(t) for t in dict.fromkeys(plan.activations.values())}
         self.writer = Writer(model)
         self.written = _Written()
+        self.alike = self._alike()
 
     def node(self, node: ir.Node, planned: NodePlan) -> ir.Node:
         """Rules 2 to 4 for one node; returns the node that computes in its place."""
@@ -268,7 +272,7 @@ class _Rewrite:
     # Rule 1
 
     def _params(self, tensor: str) -> QuantParams:
-        """Scale and zero point of an activation."""
+        """Scale and zero point of an activation and of those that share its range."""
         if self.stats is None:
             raise ModelError(
                 "static quantization needs calibration",
@@ -276,7 +280,12 @@ class _Rewrite:
                 "Give calibration data, or mode dynamic",
             )
         config = self.plan.config
+        known = self.plan.activations
+        sharing = [t for t, root in known.items() if root == tensor and t not in self.moved]
         found = self.stats.of_tensor(tensor)
+        for other in sharing:
+            if other != tensor:
+                found = found.merge(self.stats.of_tensor(other))
         lo, hi = self.ranges.find(found, self.grid, config.method, config.percentile)
         return choose_params(lo, hi, self.grid)
 
@@ -339,11 +348,34 @@ class _Rewrite:
                 write, str(weight.name), rounded, layout.channel_axis
             )
         w = known[rounded.integers]
-        bias = self.rounding.corrected_bias(node, weight, rounded)
-        if bias is not None:
-            self._static_bias(node, bias, x_scale, rounded, w)
+        alike = self.alike.get(node, [node])
+        known_biases = self.written.biases
+        if alike[0] in known_biases:
+            graph.set_input(node, RULES[node.op_type].bias or 0, known_biases[alike[0]])
+        else:
+            found = [self.rounding.corrected_bias(n, weight, rounded) for n in alike]
+            biases = [bias for bias in found if bias is not None]
+            if biases:
+                mean = np.mean(biases, axis=0)
+                known_biases[node] = self._static_bias(node, mean, x_scale, rounded, w)
         node.replace_input_with(1, w)
         return node
+
+    def _alike(self) -> dict[ir.Node, list[ir.Node]]:
+        """Static node -> the nodes that share its weight, its bias and the range of its input.
+
+        They share what they write for the bias, which gives back what they lose on average.
+        """
+        found: dict[tuple[ir.Value, ir.Value, str], list[ir.Node]] = {}
+        for planned in self.plan.nodes:
+            node = self.nodes[planned.node]
+            if planned.compute is not Compute.STATIC or not planned.is_rounded:
+                continue
+            bias = bias_of(node)
+            if bias is not None and graph.is_constant(bias):
+                root = self.plan.activations[graph.name_of(node.inputs[0])]
+                found.setdefault((graph.value(node.inputs[1]), bias, root), []).append(node)
+        return {node: nodes for nodes in found.values() for node in nodes}
 
     def _static_bias(
         self,
@@ -352,7 +384,7 @@ class _Rewrite:
         x_scale: float,
         rounded: Rounded,
         w: ir.Value,
-    ) -> None:
+    ) -> ir.Value:
         """The bias (C,) in int32 with the scale of the products, or in int16 where constants are
         folded anyway.
         """
@@ -372,6 +404,7 @@ class _Rewrite:
             zero = np.zeros(scale.shape, np.int32)
             value = emit.write_qdq(write, name, q, scale, zero, axis)
         graph.set_input(node, position, value)
+        return value
 
     def _blocks(self, node: ir.Node, planned: NodePlan) -> ir.Node:
         """Weights that stay in 4 bits, in an operator of onnxruntime's own."""

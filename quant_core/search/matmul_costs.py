@@ -46,7 +46,7 @@ def matmul_costs(
         (n.node, n.compute): (plan, n)
         for plan in plans
         for n in plan.nodes
-        if is_matmul(n) and n.node in nodes
+        if is_matmul(n) and n.node in nodes and graph.is_float_weight(nodes[n.node].inputs[1])
     }
     inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in planned}
     values = next(values_of(model, inputs.values(), [feed], packed=False))

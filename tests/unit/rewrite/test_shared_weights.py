@@ -17,6 +17,7 @@ from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import apply_plan
 from tests.models import sketch
+from tests.oracle.cases import weights
 
 RNG = np.random.default_rng(0)
 SQUARE = RNG.normal(size=(64, 64)).astype(np.float32)
@@ -181,3 +182,37 @@ def test_a_weight_that_a_loop_carries_unchanged_is_stored_in_8_bits(tmp_path):
 
     assert made.ByteSize() < model.ByteSize() / 3
     assert outputs_db(model, made, feed)[0] > 25
+
+
+def test_the_steps_of_an_unrolled_loop_store_their_bias_once(tmp_path):
+    steps = " ".join(f"a{i} = Gemm(h{i}, w, b) h{i + 1} = Tanh(a{i})" for i in range(6))
+    model = sketch(
+        f"(float[n,32] h0) => (float[n,32] y) {{ {steps} y = Identity(h6) }}",
+        weights(w=(32, 32), b=(32,)),
+    )
+    feeds = [{"h0": RNG.normal(size=(8, 32)).astype(np.float32)} for _ in range(4)]
+
+    plan, made = quantized(model, tmp_path, feeds, mode="static")
+
+    stored = [t for t in made.graph.initializer if t.data_type == onnx.TensorProto.INT32]
+    inputs = {n.input[0] for n in model.graph.node if n.op_type == "Gemm"}
+    assert len(inputs) == 6
+    assert len({plan.activations[name] for name in inputs}) == 1
+    assert len(stored) == 1
+    assert min(outputs_db(model, made, feeds[0])) > 25
+
+
+def test_a_head_whose_bias_is_small_beside_its_weight_keeps_a_range_for_each_level(tmp_path):
+    model = sketch(
+        """(float[n,256] p, float[n,256] q) => (float[n,8] a, float[n,8] c) {
+            a = Gemm(p, w, b) c = Gemm(q, w, b)
+        }""",
+        weights(w=(256, 8), b=(8,)),
+    )
+    feed = {"p": RNG.normal(size=(8, 256)), "q": 100 * RNG.normal(size=(8, 256))}
+    feeds = [{name: x.astype(np.float32) for name, x in feed.items()}]
+
+    plan, made = quantized(model, tmp_path, feeds, mode="static")
+
+    assert plan.activations["p"] != plan.activations["q"]
+    assert min(outputs_db(model, made, feeds[0])) > 25
