@@ -175,6 +175,11 @@ class LayerRow(Row):
     isolated_db: float | None = None  # SQNR of its output given float inputs
     cumulative_db: float | None = None  # SQNR of its output in the quantized model
     saturation_safe: bool | None = None
+    seen_lo: float | None = None  # least and largest value of its output that calibration saw
+    seen_hi: float | None = None
+    range_lo: float | None = None  # what the integers of its output cover
+    range_hi: float | None = None
+    histogram: str | None = None  # JSON: per mille of the values in equal bins from seen_lo on
     elements: int | None = None  # of its weights
     reason: str | None = None  # why it is not quantized, or why in this way
 
@@ -199,6 +204,8 @@ class TimingRow(Row):
     speedup_hi: float | None = None
     rounds: int | None = None
     threads: int | None = None  # of each model
+    float_deciles_ms: str | None = None  # JSON: latency over rounds, minimum, 10 %, ... maximum
+    quantized_deciles_ms: str | None = None
     host_load: float | None = None  # cores that other processes took
     busy: bool | None = None  # that was more than a quarter of a core
 

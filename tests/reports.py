@@ -14,6 +14,17 @@ from quant_core.evaluate.contract import Verdict
 from tasks.rows import LayerRow, ModelRow, Outcome, RunRow, TimingRow
 from tasks.tables import write_table
 
+# Of layers behind a ReLU, of normal values, of a few outliers, of two heaps.
+BINS = np.arange(24)
+HISTOGRAM = [
+    np.round(1000 * shape / shape.sum()).astype(int).tolist()
+    for shape in (
+        np.exp(-BINS / 3),
+        np.exp(-((BINS - 12) ** 2) / 18),
+        np.where(BINS < 3, 1.0, 0.001),
+        np.exp(-((BINS - 5) ** 2) / 4) + np.exp(-((BINS - 18) ** 2) / 4),
+    )
+]
 START = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 
@@ -150,6 +161,11 @@ def _layers(model: ModelRow, count: int, rng: np.random.Generator) -> list[Layer
             isolated_db=float(db[1, i]),
             cumulative_db=float(db[2, i]),
             elements=int(rng.integers(100, 1e6)),
+            seen_lo=-1.0,
+            seen_hi=float(db[0, i]),
+            range_lo=0.0,
+            range_hi=float(db[0, i]) * 0.8,
+            histogram=json.dumps(HISTOGRAM[i % 4]),
             reason="" if i % 5 else "nobody reads its output in integers",
         )
         for i in range(count)
@@ -174,6 +190,10 @@ def _timings(model: ModelRow) -> list[TimingRow]:
             speedup_lo=model.speedup * 0.97,
             speedup_hi=model.speedup * 1.03,
             rounds=41,
+            float_deciles_ms=json.dumps([model.float_ms * (1 + i / 20) for i in range(11)]),
+            quantized_deciles_ms=json.dumps(
+                [model.float_ms / model.speedup * (1 + i / 20) for i in range(11)]
+            ),
             threads=1,
         ),
     ]

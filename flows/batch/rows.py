@@ -215,6 +215,11 @@ def _timing_rows(model: ModelRun, run_id: str) -> tuple[TimingRow, ...]:
     rows = []
     for stage, answer in model.answers.items():
         latencies = plain(answer["result"]["timing"]) if stage == "benchmark" else {}
+        deciles = {
+            key: json.dumps(values)
+            for key, values in latencies.items()
+            if key.endswith("_deciles_ms")
+        }
         rows.append(
             TimingRow(
                 run_id=run_id,
@@ -226,7 +231,7 @@ def _timing_rows(model: ModelRun, run_id: str) -> tuple[TimingRow, ...]:
                 peak_bytes=answer["peak_bytes"],
                 host_load=answer.get("host_load"),
                 busy=answer.get("busy"),
-                **latencies,
+                **(latencies | deciles),
             )
         )
     return tuple(rows)

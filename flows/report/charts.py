@@ -1,4 +1,5 @@
-"""Charts as inline SVG: a sparkline, a scatter with its front, and the layers of one model.
+"""Charts as inline SVG: a sparkline, a scatter with its front, the layers of one model, the
+histogram of a tensor, and the distribution of latencies.
 
 Each is a few lines of SVG. The smallest library that draws them all weighs more than a whole report
 of one model, and would have to run before anything is seen.
@@ -6,6 +7,7 @@ of one model, and would have to run before anything is seen.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,17 +32,9 @@ def sparkline(values: Sequence[float | None], label: str) -> Element | None:
     lo, hi = min(v for _, v in known), max(v for _, v in known)
     step = (SPARK_WIDTH - 6) / (len(values) - 1)
     points = [(3 + i * step, _scaled(v, lo, hi, SPARK_HEIGHT - 3, 3)) for i, v in known]
-    return element(
-        "svg",
-        {
-            "class": "spark",
-            "viewBox": f"0 0 {SPARK_WIDTH} {SPARK_HEIGHT}",
-            "width": SPARK_WIDTH,
-            "height": SPARK_HEIGHT,
-            "role": "img",
-            "aria-label": label,
-        },
-        element("title", {}, label),
+    return _small_picture(
+        "spark",
+        label,
         element("polyline", {"class": "line", "points": _points(points)}),
         element(
             "circle", {"class": "dot", "cx": _n(points[-1][0]), "cy": _n(points[-1][1]), "r": 2.5}
@@ -96,6 +90,71 @@ def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
         text = f"{row['position']} {row['node']}: so far {row['cumulative_db']:.1f} dB"
         marks.append(_dot(axes.place(row["position"], row["cumulative_db"]), "written", text, 3))
     return axes.chart("SQNR by layer", "layer", "SQNR, dB", marks)
+
+
+def range_chart(layer: Mapping[str, Any]) -> Element | None:
+    """The histogram of what calibration saw of a layer's output, and the ends of what its integers
+    cover; None without a histogram.
+    """
+    if not layer.get("histogram"):
+        return None
+    shares = [math.sqrt(share) for share in json.loads(layer["histogram"])]  # tails are small
+    seen_lo, seen_hi = layer["seen_lo"], layer["seen_hi"]
+    lo, hi = min(seen_lo, layer["range_lo"]), max(seen_hi, layer["range_hi"])
+    if hi <= lo:
+        return None
+    # Whole pixels, and one point a bin: a report may have ten thousand of these.
+    left, right = (round(_across(value, lo, hi)) for value in (seen_lo, seen_hi))
+    step, top = (right - left) / len(shares), max(shares) or 1.0
+    line = [
+        f"{left + (i + 0.5) * step:.0f},{_scaled(share, 0, top, SPARK_HEIGHT - 1, 2):.0f}"
+        for i, share in enumerate(shares)
+    ]
+    ends = [
+        element("line", {"class": "end", "x1": _n(x), "x2": _n(x), "y1": 0, "y2": SPARK_HEIGHT})
+        for x in (_across(layer["range_lo"], lo, hi), _across(layer["range_hi"], lo, hi))
+    ]
+    label = (
+        f"seen {seen_lo:.4g} to {seen_hi:.4g}, "
+        f"covered {layer['range_lo']:.4g} to {layer['range_hi']:.4g}"
+    )
+    return _small_picture(
+        "spark range",
+        label,
+        element("polyline", {"class": "line", "points": " ".join(line)}),
+        *ends,
+    )
+
+
+def latency_chart(timing: Mapping[str, Any]) -> Element | None:
+    """The share of rounds in which either model was at most so slow; None without deciles."""
+    kinds = {"float": "front", "quantized": "line"}
+    deciles = {
+        name: json.loads(timing[f"{name}_deciles_ms"])
+        for name in kinds
+        if timing.get(f"{name}_deciles_ms")
+    }
+    if len(deciles) < len(kinds):
+        return None
+    # The slowest round of all may be a hundred times slower, and would hide the others.
+    most = max(values[-2] for values in deciles.values())
+    axes = _Axes(0.0, 1.05 * most, 0, 100)
+    marks: list[Child] = []
+    for name, values in deciles.items():
+        shown = [axes.place(min(ms, axes.x_hi), 10 * i) for i, ms in enumerate(values)]
+        text = f"{name}: median {values[5]:.4g} ms, slowest {values[-1]:.4g} ms"
+        marks.append(
+            element(
+                "polyline",
+                {"class": kinds[name], "points": _points(shown)},
+                element("title", {}, text),
+            )
+        )
+    return axes.chart("Latency", "latency of a call, ms", "% of rounds", marks)
+
+
+def _across(value: float, lo: float, hi: float) -> float:
+    return _scaled(value, lo, hi, 2, SPARK_WIDTH - 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +213,19 @@ class _Axes:
             "aria-label": title,
         }
         return element("svg", view, *parts, *names, *marks)
+
+
+def _small_picture(kind: str, label: str, *marks: Element) -> Element:
+    """A picture of the height of a line of text."""
+    view = {
+        "class": kind,
+        "viewBox": f"0 0 {SPARK_WIDTH} {SPARK_HEIGHT}",
+        "width": SPARK_WIDTH,
+        "height": SPARK_HEIGHT,
+        "role": "img",
+        "aria-label": label,
+    }
+    return element("svg", view, element("title", {}, label), *marks)
 
 
 def _dot(place: tuple[float, float], kind: str, text: str, radius: float) -> Element:

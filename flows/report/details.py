@@ -15,7 +15,7 @@ from flows.console.render import (
     format_percent,
     format_size,
 )
-from flows.report.charts import front_chart, layers_chart, pareto
+from flows.report.charts import front_chart, latency_chart, layers_chart, pareto, range_chart
 from flows.report.elements import Child, Element, element
 from quant_core.config import QuantConfig
 
@@ -24,6 +24,9 @@ Values = Mapping[str, Any]
 FRONT_LEGEND = (
     "Circles: plans that were tried; strong ones: none beats them in speed, SQNR and size together."
     " Disc: the model as written."
+)
+LATENCY_LEGEND = (
+    "Share of the rounds in which a call took at most so long. Dashed: float; line: quantized."
 )
 LAYERS_LEGEND = "Circles: each layer alone. Discs: with all before it. Higher is nearer to float."
 
@@ -42,6 +45,7 @@ def details(row: Values, layers: Sequence[Values], stages: Sequence[Values]) -> 
     parts = [
         facts(_facts(row, stages)),
         *_figure(front_chart(trace, written), FRONT_LEGEND),
+        *_figure(latency_chart(timing_of(stages)), LATENCY_LEGEND),
         *_figure(layers_chart(layers), LAYERS_LEGEND),
         *_tried(trace),
         *_layers(layers),
@@ -61,7 +65,9 @@ def facts(values: Mapping[str, object]) -> Element:
     return element("table", {"class": "facts"}, element("tbody", {}, *rows))
 
 
-def rows_table(caption: str, columns: Mapping[str, bool], rows: Sequence[Sequence[str]]) -> Element:
+def rows_table(
+    caption: str, columns: Mapping[str, bool], rows: Sequence[Sequence[Child]]
+) -> Element:
     """A table that can be scrolled sideways. Columns: heading -> whether its values are numbers."""
     kinds = [{"class": "num"} if is_number else {} for is_number in columns.values()]
     heads = [
@@ -170,9 +176,10 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
         "#": True,
         **dict.fromkeys(names, False),
         **dict.fromkeys(numbers, True),
+        "range": False,
         "why": False,
     }
-    rows = [
+    rows: list[list[Child]] = [
         [
             str(row["position"]),
             row["node"],
@@ -183,6 +190,7 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
             format_db(row.get("cumulative_db")),
             format_db(row.get("sqnr_db")),
             f"{row['elements']:,}" if row.get("elements") else "",
+            range_chart(row) or "",
             row.get("reason") or "",
         ]
         for row in sorted(layers, key=lambda row: int(row["position"]))

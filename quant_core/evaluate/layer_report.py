@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from quant_core.calibrate.observe import Statistics
+from quant_core.calibrate.ranges import Histogram
 from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.model import graph
 from quant_core.plan.types import Compute, NodePlan, QuantPlan
 from quant_core.rewrite.apply import Quantized
+
+BINS = 24  # of the histogram that people see
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,9 @@ class LayerReport:
     sqnr_db                signal-to-quantization-noise ratio of the weight
     isolated_db            the same of the output, with the float model's inputs
     cumulative_db          the same of the output, in the quantized model
+    seen_lo, seen_hi       least and largest value of the output that calibration saw
+    range_lo, range_hi     what the output's integers cover
+    histogram              per mille of the values in equal bins from seen_lo to seen_hi, as JSON
     saturation_safe        whether no pair of weights can saturate on x86 without VNNI
     reason                 why the plan decided so
     """
@@ -42,33 +53,49 @@ class LayerReport:
     cumulative_db: float | None
     saturation_safe: bool
     reason: str
+    seen_lo: float | None = None
+    seen_hi: float | None = None
+    range_lo: float | None = None
+    range_hi: float | None = None
+    histogram: str = ""
 
 
 def layer_reports(
-    plan: QuantPlan, quantized: Quantized, sensitivities: Iterable[Sensitivity] = ()
+    plan: QuantPlan,
+    quantized: Quantized,
+    sensitivities: Iterable[Sensitivity] = (),
+    stats: Statistics | None = None,
 ) -> list[LayerReport]:
     """One row for each node of the plan, in its order.
 
     quantized      what `apply_plan` made of the plan
     sensitivities  of nodes where they were measured
+    stats          what ranges were chosen by, None without samples
     """
     sensitivity_of = {sensitivity.node: sensitivity for sensitivity in sensitivities}
     return [
-        _layer_report(planned, quantized, sensitivity_of.get(planned.node))
+        _layer_report(planned, quantized, sensitivity_of.get(planned.node), stats)
         for planned in plan.nodes
     ]
 
 
 def _layer_report(
-    planned: NodePlan, quantized: Quantized, sensitivity: Sensitivity | None
+    planned: NodePlan,
+    quantized: Quantized,
+    sensitivity: Sensitivity | None,
+    stats: Statistics | None,
 ) -> LayerReport:
     written = quantized.written.get(planned.node)
     scale = zero_point = None
     saturating = None
+    ranges: dict[str, Any] = {}
     if written is not None:
         saturating = saturation_of(written)
         if planned.compute == Compute.STATIC:
-            scale, zero_point = _output_params(written)
+            output = _quantized_output(written)
+            if output is not None:
+                scale, zero_point = float(output.scale), int(output.zero_point)
+                ranges = _ranges(output, stats)
     return LayerReport(
         node=planned.node,
         op_type=planned.op_type,
@@ -83,20 +110,44 @@ def _layer_report(
         cumulative_db=sensitivity.cumulative_db if sensitivity is not None else None,
         saturation_safe=saturating is None or not saturating.pairs,
         reason=planned.reason,
+        **ranges,
     )
 
 
-def _output_params(node: ir.Node) -> tuple[float | None, int | None]:
-    """Scale and zero point of the QuantizeLinear that reads the node, (None, None) without one.
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """A tensor that is quantized: its name, and the parameters of its integers."""
+
+    tensor: str
+    scale: NDArray[Any]
+    zero_point: NDArray[Any]
+
+
+def _quantized_output(node: ir.Node) -> _Output | None:
+    """What the QuantizeLinear that reads the node makes of it, None without one.
 
     A Relu or Clip in between is fused with the node.
     """
     for reader in graph.consumers(node.outputs[0]):
         if reader.op_type in ("Relu", "Clip"):
-            return _output_params(reader)
+            return _quantized_output(reader)
         if reader.op_type == "QuantizeLinear":
             scale, zero_point = (graph.constant(v) for v in reader.inputs[1:3])
             if scale is None or zero_point is None:
-                return None, None
-            return float(scale), int(zero_point)
-    return None, None
+                return None
+            return _Output(str(node.outputs[0].name), scale, zero_point)
+    return None
+
+
+def _ranges(output: _Output, stats: Statistics | None) -> dict[str, Any]:
+    """What the integers of a tensor cover, and what calibration saw of it."""
+    limits = np.iinfo(output.zero_point.dtype)
+    steps = [limit - int(output.zero_point) for limit in (limits.min, limits.max)]
+    lo, hi = (float(step * output.scale) for step in steps)
+    found: dict[str, Any] = {"range_lo": lo, "range_hi": hi}
+    seen = stats.tensors.get(output.tensor) if stats is not None else None
+    if seen is not None and seen.counts.any():
+        outline = Histogram.of(seen).outline(BINS)
+        found |= {"seen_lo": float(seen.lo), "seen_hi": float(seen.hi)}
+        found["histogram"] = json.dumps(outline)
+    return found

@@ -33,6 +33,7 @@ class Timing:
     speedup                 median over the quiet rounds of float time / quantized time
     speedup_lo, speedup_hi  quartiles of the same
     threads                 of each session
+    *_deciles_ms            of the latency over the rounds: minimum, 10 %, ... 90 %, maximum
     """
 
     float_ms: float
@@ -44,6 +45,8 @@ class Timing:
     speedup_hi: float
     rounds: int
     threads: int
+    float_deciles_ms: tuple[float, ...] = ()
+    quantized_deciles_ms: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -145,6 +148,7 @@ def summarize(times: np.ndarray, threads: int) -> Timing:
     """Percentiles of what `take_turns` measured: `times` (rounds, 2) in seconds per call."""
     times = np.maximum(times, 1e-12)
     medians, p95s = np.percentile(times * 1e3, [50, 95], axis=0)
+    deciles = np.percentile(times * 1e3, np.arange(0, 101, 10), axis=0).T.tolist()
     quiet = times[_quiet_rounds(times)]
     lo, median, hi = np.percentile(quiet[:, 0] / quiet[:, 1], [25, 50, 75])
     return Timing(
@@ -157,6 +161,8 @@ def summarize(times: np.ndarray, threads: int) -> Timing:
         speedup_hi=float(hi),
         rounds=len(times),
         threads=threads,
+        float_deciles_ms=tuple(deciles[0]),
+        quantized_deciles_ms=tuple(deciles[1]),
     )
 
 

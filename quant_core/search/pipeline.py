@@ -122,6 +122,7 @@ class Made:
     reason: str
     note: str
     trace: list[dict[str, Any]]
+    stats: Statistics | None
 
     def sensitivities(self) -> list[Sensitivity]:
         """What each node costs, measured on a few of the judges; empty without any."""
@@ -209,7 +210,7 @@ def write_result(
     Where nothing is stored in fewer bits and the file would grow, it is the original.
     """
     plan, model = made.best.plan, made.best.model
-    layers = layer_reports(plan, made.best.quantized, sensitivities)
+    layers = layer_reports(plan, made.best.quantized, sensitivities, made.stats)
     is_safe = all(row.saturation_safe for row in layers)
     # Nothing of how it was found: a plan that is replayed makes the same bytes.
     properties = {"target": plan.target, "saturation_safe": str(is_safe).lower()}
@@ -433,4 +434,5 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         reason=reason,
         note=joined(notes),
         trace=[*found.trace, *(trial.row() for trial in checked.trials)],
+        stats=job.stats,
     )
