@@ -150,6 +150,19 @@ def benchmark(
     return workers.run_alone("benchmark", job["input"], request, on_wait)
 
 
+@task(name="share", task_run_name="share {name}", **ONE_STAGE)
+def share(
+    name: str, workers: Workers, job: JobValues, models: Sequence[Path], folder: Path
+) -> Answer:
+    """Write the graphs of a model into a folder, with the weights that several hold in one file."""
+    request = {
+        "models": [str(path) for path in models],
+        "folder": str(folder),
+        "data": job["data"],
+    }
+    return workers.run("share", job["input"], request)
+
+
 def _together(result: dict[str, Any], answers: Sequence[Answer]) -> Answer:
     """The answer of a stage that several workers shared."""
     return {

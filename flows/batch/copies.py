@@ -37,8 +37,6 @@ def copy_files(copies: Iterable[Copy]) -> None:
 def name_outputs(copies: Iterable[Copy], made: Collection[Path], owner: Owner, force: bool) -> None:
     """Give each output that was made its second name; the file is stored once where links can be.
 
-    A model with external data keeps one name, because browsers look for data of the same name.
-
     Raises: RequestError if another batch owns the second name, or it cannot be written.
     """
     for source, target in copies:

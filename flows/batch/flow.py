@@ -67,7 +67,7 @@ from flows.batch.flow_run import (  # noqa: E402
     untagged,
 )
 from flows.batch.journal import Journal, Stages  # noqa: E402
-from flows.batch.model_run import Failure, ModelRun  # noqa: E402
+from flows.batch.model_run import Failure, ModelRun, share  # noqa: E402
 from flows.batch.rebuild import heal  # noqa: E402
 from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
 from flows.batch.run_summary import (  # noqa: E402
@@ -228,14 +228,13 @@ class Batch:
         shards = max(1, workers // max(1, len(to_do)))  # many workers share the samples
         calls = self._calls(to_do, force, shards)
         made = run_side_by_side("model", calls, workers + WAITING)
+        self._share([model for model in made if model.failure is None])
         self._benchmark([model for model in made if model.failure is None])
         entries = [self.finished[str(job.output)] for job in self.jobs]
-        whole = {
-            Path(entry.row.output)
-            for entry in entries
-            if entry.row.outcome is not Outcome.FAILED and len(entry.files) == 1
+        made_files = {
+            Path(entry.row.output) for entry in entries if entry.row.outcome is not Outcome.FAILED
         }
-        name_outputs(self.manifest.copies, whole, owner_of(self.manifest), force)
+        name_outputs(self.manifest.copies, made_files, owner_of(self.manifest), force)
         rows = tuple(entry.row for entry in entries)
         reports = self.manifest.folder / "reports"
         seconds = time.monotonic() - started
@@ -341,6 +340,17 @@ class Batch:
         if model.failure is not None:
             self._finish(model)
         return model
+
+    def _share(self, models: Sequence[ModelRun]) -> None:
+        """Store weights once that several of the models hold, where all that may are made anew.
+
+        The file of the others is not replaced, because what is up to date reads it.
+        """
+        for data in {(job.output.parent, job.data) for job in self.manifest.jobs if job.data}:
+            every = [job for job in self.manifest.jobs if (job.output.parent, job.data) == data]
+            group = [model for model in models if model.job in every]
+            if len(group) == len(every):
+                share(group)
 
     def _benchmark(self, models: Sequence[ModelRun]) -> None:
         """Time the models one after another, if at all, and finish them."""

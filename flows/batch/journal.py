@@ -204,31 +204,41 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         os.close(fd)
 
 
-def publish(made: Path, names: Iterable[str], output: Path) -> None:
+def publish(made: Path, names: Iterable[str], output: Path, *, link: bool = True) -> None:
     """Put these files of the folder `made` beside `output`, the model itself last.
+
+    link  as links where the file system can, not as copies
 
     `made` stays as it is, so that doing it again after a crash does the same.
     """
     names = sorted(names, key=lambda name: name == output.name)
     output.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
-        place(made / name, output.parent / name)
+        place(made / name, output.parent / name, link=link)
     _sync_folder(output.parent)
 
 
-def place(source: Path, target: Path) -> None:
-    """Replace `target` by a link to `source`, or by a copy if the file system cannot link."""
+def place(source: Path, target: Path, *, link: bool = True) -> None:
+    """Replace `target` by a link to `source`, or by a copy without `link` or where none can be."""
     temporary = temporary_beside(target)
     temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:
+        is_linked = link and _link(source, temporary)
+        if not is_linked:
             shutil.copyfile(source, temporary)
         move_synced(temporary, target)
     finally:
         # It is still there after a rename onto a link to the same file, which does nothing.
         temporary.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Make `target` another name of the file, if the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

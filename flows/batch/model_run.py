@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flows.batch.digests import files_digest
 from flows.batch.journal import Stages, publish
 from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.manifest.jobs import Benchmark, Job
@@ -145,3 +146,26 @@ class ModelRun:
         """The files that calibration wrote."""
         calibrated = self.answers.get("calibrate")
         return calibrated["result"]["stats"] if calibrated else []
+
+
+def share(models: Sequence[ModelRun]) -> None:
+    """Publish models again, with the weights that several of them hold in one file.
+
+    They stay as they are published if none is shared, or if that fails, which their notes say.
+    """
+    first = models[0]
+    made = [model.stages.folder / "out" / model.job.output.name for model in models]
+    folder = first.stages.folder / "shared"
+    name, values = printable(first.job.name), first.job.to_dict()
+    try:
+        answer = tasks.share(name, first.workers, values, made, folder)
+        if not answer["result"]["bytes"]:
+            return
+        data, names = str(first.job.data), [model.job.output.name for model in models]
+        # onnx refuses a file of data that has two links.
+        publish(folder, [data, *names], first.job.output, link=False)
+        for model in models:
+            model.files = files_digest(folder, [model.job.output.name, data])
+    except (QuantError, OSError) as problem:
+        for model in models:
+            model.note = f"its weights are stored with those of no other graph: {problem}"

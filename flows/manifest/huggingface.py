@@ -22,7 +22,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,13 @@ class Graph:
     """A float graph of a folder.
 
     place  the folder of its output, below the output folder
+    data   the name of a file of weights that other graphs of its folder read too, None if none do
     """
 
     input: Path
     place: Path
     flow: Flow
+    data: str | None = None
 
 
 def find_graphs(folder: Path) -> list[Graph]:
@@ -67,6 +69,7 @@ def find_graphs(folder: Path) -> list[Graph]:
     found = [path for path in _files(folder) if path.suffix == ".onnx"]
     known = set(found)
     originals = [path for path in found if not _is_variant(path, known)]
+    shared = _shared_data(originals)
     graphs = []
     for path in sorted(originals, key=lambda path: (path.parent, _rank(path), path.name)):
         beside = [other for other in originals if other.parent == path.parent]
@@ -74,13 +77,15 @@ def find_graphs(folder: Path) -> list[Graph]:
         before = sorted((other for other in beside if _rank(other) < below), key=_rank)
         place = path.parent.relative_to(folder)
         flow = Flow(tuple(map(str, before)), start)
-        graphs.append(Graph(path, Path(GRAPHS) if place == Path() else place, flow))
+        place = Path(GRAPHS) if place == Path() else place
+        graphs.append(Graph(path, place, flow, shared.get(path)))
     return graphs
 
 
-def output_name(graph: Path, bits: int) -> str:
-    """The name of the file that becomes of a graph."""
-    return f"{graph.stem}{SUFFIXES[bits]}.onnx"
+def output_name(name: str, bits: int) -> str:
+    """The name of what becomes of a file, which is a graph or its weights."""
+    stem, dot, rest = name.partition(".")
+    return f"{stem}{SUFFIXES[bits]}{dot}{rest}"
 
 
 def second_name(output: Path, bits: int) -> Path | None:
@@ -95,15 +100,9 @@ def other_files(folder: Path, output_dir: Path) -> list[tuple[Path, Path]]:
     """Each file that is no graph and no data of one, with its place below `output_dir`."""
     if os.path.realpath(folder) == os.path.realpath(output_dir):
         return []
-    # It imports onnx, and only folders of graphs need it.
-    from quant_core.model.locations import model_files
-
     files = list(_files(folder))
-    weights: set[Path] = set()
-    for path in files:
-        if path.suffix == ".onnx":
-            with contextlib.suppress(OSError):  # its own job tells that it cannot be read
-                weights.update(_real(file) for file in model_files(path))
+    graphs = [path for path in files if path.suffix == ".onnx"]
+    weights = {_real(file) for graph in graphs for file in (graph, *_data_files(graph))}
     return [
         (path, output_dir / path.relative_to(folder))
         for path in files
@@ -117,6 +116,29 @@ def _files(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if not hidden and path.is_file():
             yield path
+
+
+def _data_files(graph: Path) -> list[Path]:
+    """The files of a graph's external data; none of a graph that cannot be read: its job fails."""
+    # It imports onnx, and only folders of graphs need it.
+    from quant_core.model.locations import model_files
+
+    with contextlib.suppress(OSError):
+        return list(model_files(graph))[1:]
+    return []
+
+
+def _shared_data(graphs: Iterable[Path]) -> dict[Path, str]:
+    """Graph -> the name of the first file of external data that another graph reads too."""
+    readers: dict[Path, list[Path]] = {}
+    for graph in graphs:
+        for file in _data_files(graph):
+            readers.setdefault(file, []).append(graph)
+    found: dict[Path, str] = {}
+    for file, read_by in readers.items():
+        if len(read_by) > 1:
+            found |= {graph: found.get(graph, file.name) for graph in read_by}
+    return found
 
 
 def _is_variant(path: Path, known: set[Path]) -> bool:

@@ -39,6 +39,8 @@ class Job:
     """One model to make, and the contract that it must satisfy.
 
     Without `calibration` no range of an activation is measured.
+
+    data  the file for weights that other jobs hold too; None: the output holds all of its own
     """
 
     name: str
@@ -48,6 +50,7 @@ class Job:
     calibration: SampleSpec | None
     evaluation: SampleSpec | None
     contract: Contract | None
+    data: str | None = None
 
     @property
     def judged_by(self) -> SampleSpec:
@@ -64,6 +67,7 @@ class Job:
             "evaluation": self.evaluation.to_dict() if self.evaluation else None,
             "judged_by": self.judged_by.to_dict(),
             "contract": self.contract.to_dict() if self.contract else None,
+            "data": self.data,
         }
 
     @classmethod
@@ -78,6 +82,7 @@ class Job:
             else None,
             evaluation=SampleSpec.from_dict(values["evaluation"]) if values["evaluation"] else None,
             contract=Contract.from_dict(values["contract"]) if values["contract"] else None,
+            data=values.get("data"),
         )
 
 
@@ -345,6 +350,12 @@ def _job(
         key: _samples(values.get(key), entry.options.get(key), folder, stem)
         for key in ("calibration", "evaluation")
     }
+    data = entry.graph.data if entry.graph is not None else None
+    if data is not None:
+        # Weights that several graphs hold stay equal if samples have no part in their rounding.
+        if config.weight_method == "auto":
+            config = replace(config, weight_method="mse")
+        data = huggingface.output_name(data, config.bits)
     if entry.graph is not None:
         samples = {key: _flowing(spec, key, entry.graph) for key, spec in samples.items()}
     # A contract is one promise: half of the model's and half of the manifest's makes no sense.
@@ -356,6 +367,7 @@ def _job(
         config=config,
         **samples,
         contract=Contract.from_dict(_present(promise)) if promise else None,
+        data=data,
     )
     if job.contract and job.judged_by.labels is None:
         metric = job.contract.metric
@@ -393,7 +405,8 @@ def _output_path(entry: _Entry, config: QuantConfig, folder: Path, output_dir: P
         hint = "Name the file to write, or give batch.output_dir"
         raise RequestError("is missing", "output", hint)
     if entry.graph is not None:
-        output = output_dir / entry.graph.place / huggingface.output_name(entry.input, config.bits)
+        name = huggingface.output_name(entry.input.name, config.bits)
+        output = output_dir / entry.graph.place / name
     else:
         place = entry.input.parent.relative_to(entry.root) if entry.root else Path()
         output = output_dir / place / f"{entry.input.stem}_int{config.bits}.onnx"

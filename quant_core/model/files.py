@@ -155,10 +155,13 @@ def release(*tensors: Any) -> None:
 
 
 def size_on_disk(path: Path, model: ir.Model) -> int:
-    """Bytes of the model file and of its external data files."""
-    files = {Path(tensor.base_dir, tensor.location) for tensor in external_tensors(model)}
-    external = sum(file.stat().st_size for file in files)
-    return path.stat().st_size + external
+    """Bytes of the model file and of its external data; what other models hold does not count."""
+    parts: dict[tuple[Path, int], int] = {}
+    for tensor in external_tensors(model):
+        file = Path(tensor.base_dir, tensor.location)
+        offset = tensor.offset or 0
+        parts[file, offset] = max(parts.get((file, offset), 0), tensor.nbytes)
+    return path.stat().st_size + sum(parts.values())
 
 
 def is_large(model: ir.Model, *, as_float: bool = False) -> bool:

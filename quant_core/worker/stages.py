@@ -28,6 +28,7 @@ from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, run
+from quant_core.model.share import share_weights
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
@@ -167,6 +168,11 @@ def footprint(model: str, samples: Row, threads: int, batch: int) -> Row:
     return {"load_ms": load_ms, "memory_bytes": peak_bytes(os.getpid()) - before}
 
 
+def share(models: list[str], folder: str, data: str) -> Row:
+    """Write graphs of one model with the weights that several hold in one file, named `data`."""
+    return {"bytes": share_weights([*map(Path, models)], Path(folder), data)}
+
+
 STAGES: dict[str, Callable[..., Row]] = {
     "prepare": prepare,
     "calibrate": calibrate,
@@ -174,6 +180,7 @@ STAGES: dict[str, Callable[..., Row]] = {
     "validate": validate,
     "sensitivity": sensitivity,
     "benchmark": benchmark,
+    "share": share,
     "footprint": footprint,
 }
 

@@ -11,12 +11,13 @@ from quant_core.model.session import open_session, run
 from tests.folders import NAMES, START, WORDS, save_folder
 from tests.pipeline.conftest import FAST, age
 
-ENCODER, _, _, MERGED = NAMES
+ENCODER, DECODER, _, MERGED = NAMES
+GRAPHS = (ENCODER, DECODER, MERGED)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    save_folder(tmp_path / "model", names=[ENCODER, MERGED])
+    save_folder(tmp_path / "model", names=GRAPHS, data="weights.onnx_data")
     texts = np.random.default_rng(1).integers(0, WORDS, (12, 9))
     np.savez(tmp_path / "texts.npz", input_ids=texts, attention_mask=np.ones_like(texts))
     age(tmp_path / "texts.npz")
@@ -54,17 +55,21 @@ def translate(folder, suffix: str, text: np.ndarray, length: int = 6) -> list[in
 
 @pytest.mark.slow
 def test_the_graphs_of_a_folder_still_work_together(folder, run):
-    manifest = manifest_of(folder)
+    manifest, out = manifest_of(folder), folder / "out"
 
     result = run(manifest)
+    shared = (out / "onnx/weights_int8.onnx_data").read_bytes()
+    (out / f"onnx/{DECODER}_int8.onnx").unlink()
     again = run(manifest)
 
-    assert result.counts["done"] == again.counts["skipped"] == 2
-    out = folder / "out"
+    assert result.counts["done"] == 3
+    assert (again.counts["skipped"], again.counts["done"]) == (2, 1)
+    assert (out / "onnx/weights_int8.onnx_data").read_bytes() == shared
+    assert len(shared) > (out / f"onnx/{MERGED}_int8.onnx").stat().st_size
     assert (out / "config.json").read_bytes() == (folder / "model/config.json").read_bytes()
     assert (out / "tokenizer.json").is_file()
     assert sorted(path.name for path in (out / "onnx").glob("*.onnx")) == sorted(
-        f"{name}_{suffix}.onnx" for name in (ENCODER, MERGED) for suffix in ("int8", "quantized")
+        f"{name}_{suffix}.onnx" for name in GRAPHS for suffix in ("int8", "quantized")
     )
     texts = np.random.default_rng(2).integers(0, WORDS, (10, 1, 8))
     pairs = [
@@ -81,6 +86,6 @@ def test_a_broken_encoder_fails_with_what_depends_on_it(folder, run):
 
     result = run(manifest_of(folder))
 
-    assert result.counts["failed"] == 2
+    assert result.counts["failed"] == 3
     errors = {row.model: f"{row.where}: {row.error}" for row in result.rows}
     assert all(f"{ENCODER}.onnx" in error for error in errors.values())

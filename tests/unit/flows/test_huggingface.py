@@ -114,6 +114,22 @@ def test_a_layout_needs_a_folder_with_graphs(folder):
         manifest(folder, batch={"layout": "keras"})
 
 
+def test_graphs_that_share_a_file_of_weights_are_rounded_alike_and_share_one_again(tmp_path):
+    save_folder(tmp_path / "model", data="weights.onnx_data")
+
+    jobs, chosen = manifest(tmp_path).jobs, manifest(tmp_path, weight_method="gptq").jobs
+
+    assert {job.data for job in (*jobs, *chosen)} == {"weights_int8.onnx_data"}
+    assert {job.config.weight_method for job in jobs} == {"mse"}
+    assert {job.config.weight_method for job in chosen} == {"gptq"}
+
+
+def test_graphs_that_hold_their_weights_themselves_share_none(folder):
+    jobs = manifest(folder).jobs
+
+    assert {(job.data, job.config.weight_method) for job in jobs} == {(None, "auto")}
+
+
 def test_a_manifest_with_a_layout_survives_json(folder):
     found = manifest(folder, calibration={"num_samples": 3}, evaluation={"data": "random"})
 
