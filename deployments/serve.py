@@ -1,20 +1,24 @@
 """Serves the nightly batch and the weekly audit: `python -m deployments.serve MANIFEST`.
 
-PREFECT_API_URL names the server.
+PREFECT_API_URL, or Prefect's profile, names the server.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from prefect import serve
+from prefect import get_client, serve
+from prefect.exceptions import ObjectNotFound
 
 from flows.audit.flow import audit
 from flows.batch.flow import batch
 from flows.manifest.jobs import read_manifest
-from quant_core.errors import QuantError
+from flows.runtime.prefect_api import inherited_server
+from quant_core.errors import QuantError, RequestError
 
 
 def main() -> int:
@@ -31,6 +35,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         manifest = read_manifest(arguments.manifest)
+        print(f"Serving the runs of Prefect's server at {find_server()}", flush=True)
     except QuantError as problem:
         print(problem, file=sys.stderr)
         return problem.exit_code
@@ -51,8 +56,32 @@ def main() -> int:
         parameters={"output_dir": str(manifest.folder), "scheduler": arguments.scheduler},
         concurrency_limit=1,
     )
+    take_over([f"{batch.name}/nightly", f"{audit.name}/weekly"])
     serve(nightly, weekly, limit=1)  # one at a time: two would disturb each other's timings
     return 0
+
+
+def find_server() -> str:
+    """The address of the server. Raises: QuantError if none is named, or if it cannot be used."""
+    url = inherited_server()
+    if url is None:
+        hint = "Start one: prefect server start; then PREFECT_API_URL=http://127.0.0.1:4200/api"
+        raise RequestError("names no server", "PREFECT_API_URL", hint)
+    return url
+
+
+def take_over(names: Sequence[str]) -> None:
+    """Delete the deployments of these names that belong to a work pool, as prefect.yaml makes them.
+
+    Serving one would not take it out of its pool, so its runs would wait there for a worker.
+    """
+    with get_client(sync_client=True) as client:
+        for name in names:
+            with contextlib.suppress(ObjectNotFound):
+                deployment = client.read_deployment_by_name(name)
+                if pool := deployment.work_pool_name:
+                    client.delete_deployment(deployment.id)
+                    print(f"{name} is taken from the work pool {pool} and served here", flush=True)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def api_server(prefect: Prefect = Prefect.OWN) -> Iterator[Server | None]:
         return
     if prefect is Prefect.INHERIT:
         quiet_environment()
-        if _inherited_server_answers():
+        if inherited_server() is not None:
             yield None
             return
     before = {key: os.environ[key] for key in _inherited()}
@@ -136,8 +136,8 @@ def _inherited() -> list[str]:
     return [key for key in os.environ if key.startswith("PREFECT_")]
 
 
-def _inherited_server_answers() -> bool:
-    """Whether variables or profile name a server; then it answers.
+def inherited_server() -> str | None:
+    """The address of the API that variables or profile name, which answers; None without one.
 
     Raises: QuantError if it is down, refuses us, or has no database.
     """
@@ -146,14 +146,14 @@ def _inherited_server_answers() -> bool:
 
     api = get_current_settings().api
     if not api.url:
-        return False
+        return None
     headers = {}
     if api.auth_string is not None:
         secret = base64.b64encode(api.auth_string.get_secret_value().encode()).decode()
         headers["Authorization"] = f"Basic {secret}"
     if api.key is not None:
         headers["Authorization"] = f"Bearer {api.key.get_secret_value()}"
-    hint = "Start it, name another in PREFECT_API_URL, or leave out --prefect inherit"
+    hint = "Start it, or name another in PREFECT_API_URL"
     where = str(api.url)
     verify: ssl.SSLContext | bool = not api.tls_insecure_skip_verify
     if verify and api.ssl_cert_file:
@@ -171,7 +171,7 @@ def _inherited_server_answers() -> bool:
         reason = str(problem) or type(problem).__name__
         raise QuantError(f"Prefect's server does not answer: {reason}", where, hint) from None
     if answer.status_code in (401, 403):
-        hint = "Set PREFECT_API_AUTH_STRING or PREFECT_API_KEY, or leave out --prefect inherit"
+        hint = "Set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
         flaw = f"Prefect's server refuses us, with status {answer.status_code}"
         raise QuantError(flaw, where, hint)
     if answer.status_code >= 500:
@@ -180,7 +180,17 @@ def _inherited_server_answers() -> bool:
     if answer.status_code != 200:
         flaw = f"is no API of Prefect: status {answer.status_code}"
         raise QuantError(flaw, where, hint)
-    return True
+    return where
+
+
+def say_server() -> None:
+    """A step of deployments/prefect.yaml: name the server that gets the deployments.
+
+    Raises: QuantError if it cannot be used.
+    """
+    url = inherited_server()
+    where = f"server at {url}" if url else "own server, which ends with this command"
+    sys.stdout.write(f"Deploying to Prefect's {where}\n")
 
 
 class Server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,19 @@ import pytest
 
 from flows.console.result import BatchResult
 from flows.manifest.jobs import Manifest, check_manifest
+from flows.runtime.prefect_api import ENVIRONMENT
 from tests.models import tiny_cnn
+from tests.pipeline.services import PREFECT, ask, running
+from tests.processes import wait_until
 
 FAULTY = "tests.pipeline.faulty_stages"
 FAST = {"benchmark": {"seconds": 0.05}}
+EAGER = {
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_UI_ENABLED": "false",
+}
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +46,21 @@ def harness(tmp_path_factory) -> Iterator[str]:
         yield cluster.scheduler_address
     for key, value in before.items():
         os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A server with its scheduler, and the environment in which everything finds it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    home = str(tmp_path_factory.mktemp("home"))
+    places = {"PREFECT_HOME": home, "PREFECT_API_URL": url}
+    environment = {**os.environ, **ENVIRONMENT, **EAGER, **places}
+    start = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with running([*PREFECT, *start], environment):
+        wait_until(lambda: ask(url, "/health") is True)
+        yield url, environment
 
 
 @pytest.fixture
