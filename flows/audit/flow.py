@@ -39,6 +39,7 @@ from flows.batch.flow_run import (  # noqa: E402
     Caller,
     caller_or_cluster,
     run_side_by_side,
+    shown_in_prefect,
     untagged,
 )
 from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
@@ -132,7 +133,8 @@ class Audit:
 
     def __init__(self, caller: Caller, standing: Sequence[Standing], max_slowdown: float) -> None:
         self.standing, self.max_slowdown = standing, max_slowdown
-        self.notify, self.benchmark = caller.notify, caller.manifest.benchmark
+        self.notify = shown_in_prefect("audit", len(standing), caller.notify)
+        self.benchmark = caller.manifest.benchmark
         self.folder, self.workers = caller.manifest.folder, caller.workers()
         for one in standing:
             self.workers.peaks[str(one.job.input), ""] = one.entry.row.peak_bytes or 0

@@ -64,6 +64,7 @@ from flows.batch.flow_run import (  # noqa: E402
     caller_or_cluster,
     current_caller,
     run_side_by_side,
+    shown_in_prefect,
     untagged,
 )
 from flows.batch.journal import Journal, Stages  # noqa: E402
@@ -71,6 +72,7 @@ from flows.batch.model_run import Failure, ModelRun, share  # noqa: E402
 from flows.batch.rebuild import heal  # noqa: E402
 from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
 from flows.batch.run_summary import (  # noqa: E402
+    PAGE,
     name_flow_run,
     summarize,
     summarize_failure,
@@ -99,7 +101,6 @@ from tasks.rows import SCHEMA_VERSION, Outcome, Row, RunRow  # noqa: E402
 
 READERS = 4  # threads that hash models before the first stage
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
-PAGE = "report.html"
 COLUMNS_IN_PREFECT = (
     "model",
     "outcome",
@@ -205,7 +206,7 @@ class Batch:
         finished: Mapping[str, ModelEntry],
     ) -> None:
         self.manifest = caller.manifest
-        self.notify = caller.notify
+        self.notify = shown_in_prefect("batch", len(jobs), caller.notify)
         self.journal = journal
         self.begun = run
         self.run_id = run.run_id

@@ -12,7 +12,7 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.runtime.dask import dask_client, how_many_workers
-from flows.runtime.prefect_api import quiet_environment
+from flows.runtime.prefect_api import has_own_server, quiet_environment
 from flows.runtime.signals import in_another_thread
 
 quiet_environment()
@@ -26,6 +26,7 @@ from prefect.context import TagsContext  # noqa: E402
 from flows.batch.journal import Journal  # noqa: E402
 from flows.console.events import Listener, ignore  # noqa: E402
 from flows.console.result import Result  # noqa: E402
+from flows.console.summary import with_progress  # noqa: E402
 from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
@@ -119,6 +120,11 @@ def call_flow(
         raise found
     where = str(caller.manifest.folder)
     raise StageError(f"the {kind} stopped: {found or state.message}", where, hint)
+
+
+def shown_in_prefect(kind: str, models: int, listener: Listener) -> Listener:
+    """The listener of a run, which also shows its progress where Prefect's server has a UI."""
+    return listener if has_own_server() else with_progress(kind, models, listener)
 
 
 def untagged() -> TagsContext:

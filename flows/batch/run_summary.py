@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Prefect is imported only where it runs: a run begins before Prefect is started.
 
 NAMES = {"batch": "summary.json", "audit": "audit-summary.json"}
+PAGE = "report.html"  # beside the summary of a batch
 RUNNING = "Running"  # the state of a run that has not ended
 KEPT = ("pid", "host", "interrupted")  # from the beginning of a run to its end
 
@@ -92,7 +93,8 @@ def summarize(
         **result.counts,
         "skipped_lines": result.skipped_lines,
     }
-    show_in_prefect(kind, result.run_id, result.rows, columns, facts)
+    page = result.reports / PAGE if kind == "batch" else None
+    show_in_prefect(kind, result.run_id, result.rows, columns, facts, page)
     ended = {"kind": kind, **_flow_run(), "state": state.name, "message": state.message}
     write_summary(path, {**ended, **_kept(path), **facts, "wrong": wrong(result.rows)})
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.console.events import Event, Listener, ModelDone
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.atomic import atomic_write
 from quant_core.text import plain, printable
 from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
 MAX_ROWS_IN_PREFECT = 500
+PROGRESS_S = 5.0
 WRONG_COLUMNS = (
     "model",
     "outcome",
@@ -35,13 +39,18 @@ def show_in_prefect(
     rows: Sequence[ModelRow | AuditRow],
     columns: Sequence[str],
     facts: Mapping[str, object],
+    page: Path | None = None,
 ) -> None:
-    """Create a table of these columns and a list of facts in Prefect's UI.
+    """Create a table of these columns, a list of facts and a link to the page in Prefect's UI.
 
     An API that does not answer is no reason to lose a run.
     """
     # `cell` needs no Prefect
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import (
+        create_link_artifact,
+        create_markdown_artifact,
+        create_table_artifact,
+    )
 
     lines = [f"- {cell(key.replace('_', ' '))}: {cell(value)}" for key, value in facts.items()]
     table = [_cells(row.to_json(), columns) for row in rows[:MAX_ROWS_IN_PREFECT]]
@@ -49,6 +58,40 @@ def show_in_prefect(
     with contextlib.suppress(Exception):
         create_table_artifact(table, key=f"quantmill-{kind}-models", description=f"{kind} {run_id}")
         create_markdown_artifact(summary, key=f"quantmill-{kind}-summary")
+        if page is not None and page.exists():
+            key = f"quantmill-{kind}-report"
+            create_link_artifact(page.absolute().as_uri(), page.name, key, f"{kind} {run_id}")
+
+
+def with_progress(kind: str, models: int, listener: Listener) -> Listener:
+    """A listener that calls `listener`, and shows in Prefect's UI what share of the models is done.
+
+    It tells the API every PROGRESS_S seconds at most. An API that does not answer is no reason to
+    lose a run.
+    """
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+    artifact: Any = None
+    with contextlib.suppress(Exception):
+        artifact = create_progress_artifact(0.0, f"quantmill-{kind}-progress", f"{models} models")
+    done, shown_at, lock = 0, time.monotonic(), threading.Lock()
+
+    def listen(event: Event) -> None:
+        nonlocal done, shown_at
+        listener(event)
+        if artifact is None or not isinstance(event, ModelDone):
+            return
+        with lock:
+            done += 1
+            now = time.monotonic()
+            is_due = done == models or now - shown_at >= PROGRESS_S
+            shown_at = now if is_due else shown_at
+            percent = 100.0 * done / models
+        if is_due:
+            with contextlib.suppress(Exception):
+                update_progress_artifact(artifact, percent)
+
+    return listen
 
 
 def cell(value: object) -> str:

@@ -132,6 +132,11 @@ def settings_of_environment(prefect: Prefect) -> Iterator[None]:
 _serving: list[Server] = []  # the server of this process, while it lives
 
 
+def has_own_server() -> bool:
+    """Whether this process has started a server, which nobody else looks at."""
+    return bool(_serving)
+
+
 def _inherited() -> list[str]:
     return [key for key in os.environ if key.startswith("PREFECT_")]
 

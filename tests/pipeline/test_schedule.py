@@ -78,7 +78,10 @@ def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, manifest, 
     assert artifacts >= {
         "quantmill-batch-models",
         "quantmill-batch-summary",
+        "quantmill-batch-report",
+        "quantmill-batch-progress",
         "quantmill-audit-summary",
+        "quantmill-audit-progress",
     }
     assert summary(tmp_path)["state"] == "Completed"
 

@@ -56,6 +56,44 @@ batch = {input_dir = "models/*.onnx", output_dir = "quantized/", skip_existing =
     assert manifest.folder == folder / "quantized"
 
 
+def test_a_model_that_is_listed_is_not_taken_again_by_the_glob_that_finds_it(folder):
+    """The example of quantize-rs: `models` lists what `input_dir` would find."""
+    (folder / "models" / "b.onnx").rename(folder / "models" / "mobilenet.onnx")
+    (folder / "m.yaml").write_text("""
+bits: 8
+per_channel: true
+models:
+  - {input: models/resnet18.onnx, output: quantized/resnet18_int8.onnx}
+  - {input: models/mobilenet.onnx, output: quantized/mobilenet_int8.onnx}
+batch: {input_dir: "models/*.onnx", output_dir: quantized/, skip_existing: true}
+""")
+    (folder / "m.toml").write_text("""
+bits = 8
+per_channel = true
+
+[[models]]
+input = "models/resnet18.onnx"
+output = "quantized/resnet18_int8.onnx"
+
+[[models]]
+input = "models/mobilenet.onnx"
+output = "quantized/mobilenet_int8.onnx"
+
+[batch]
+input_dir = "models/*.onnx"
+output_dir = "quantized/"
+skip_existing = true
+""")
+
+    manifest = read_manifest(folder / "m.yaml")
+
+    assert manifest == read_manifest(folder / "m.toml")
+    assert [(job.name, job.output.name) for job in manifest.jobs] == [
+        ("resnet18", "resnet18_int8.onnx"),
+        ("mobilenet", "mobilenet_int8.onnx"),
+    ]
+
+
 def test_a_model_overrides_every_option_key_by_key_and_its_contract_as_a_whole(folder):
     manifest = check_manifest(
         {

@@ -77,3 +77,29 @@ def test_the_current_folder_is_on_nobodys_import_path(tmp_path):
     (tmp_path / "colorsys.py").write_text("raise SystemExit('a file of the current folder ran')")
 
     run(code, tmp_path, PYTHONPATH=f":{ROOT}")
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("tasks.py", []),
+        ("numpy.py", []),
+        ("flows/notes.txt", []),
+        ("flows/__init__.py", ["-P"]),  # Python looks for what -m names in the current folder first
+    ],
+)
+def test_the_command_starts_in_a_folder_that_holds_names_of_ours(tmp_path, file, options):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("raise SystemExit('a file of the current folder ran')")
+
+    done = subprocess.run(
+        [sys.executable, *options, "-m", "flows.batch", "--help"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in done.stdout
