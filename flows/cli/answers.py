@@ -19,6 +19,7 @@ from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
 
 if TYPE_CHECKING:
+    from flows.runtime.javascript import Runtime as JavaScript
     from quant_core.plan.types import QuantPlan
 
 Progress = Callable[[str], None]
@@ -64,6 +65,7 @@ def quantize_answer(
     were given.
     """
     from quant_core import api
+    from quant_core.search.prepared import is_for_host
 
     samples = calibration or SampleSpec()
     plan = _read_plan(plan_file) if plan_file else None
@@ -83,13 +85,14 @@ def quantize_answer(
         progress=progress,
         allow_code=allow_code,
     ).to_dict()
-    progress("timing both models in turn")
-    try:
-        result["timing"] = timing(model, output, samples)
-    except (DataError, ModelError):
-        if calibration is not None:
-            raise
-        result["timing"] = None  # the model does not run on random samples
+    result["timing"] = None
+    if is_for_host(result["target"]):
+        progress("timing both models in turn")
+        try:
+            result["timing"] = timing(model, output, samples)
+        except (DataError, ModelError):  # the model does not run on random samples
+            if calibration is not None:
+                raise
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
         result |= validation(model, output, calibration, accuracy, allow_code)
@@ -128,6 +131,39 @@ def timing(
         sample_shape=samples.shape,
     )
     return timed.to_dict() | load.until_now()
+
+
+def javascript_timing(
+    runtime: JavaScript,
+    original: Path,
+    quantized: Path,
+    samples: SampleSpec,
+    threads: int,
+    batch: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The same where JavaScript runs both, and how near the outputs of each there are to Python's.
+
+    float_equal_db, quantized_equal_db  SQNR of the worst output in dB
+    """
+    from flows.runtime.javascript import race
+    from quant_core.data.samples import input_specs, open_samples
+    from quant_core.evaluate.fidelity import compare
+    from quant_core.model.session import open_session, run
+    from quant_core.worker.host import OtherLoad
+
+    drawn = replace(samples, labels=None, count=batch)
+    feed = open_samples(drawn, input_specs(original), original).batch(batch)
+    load = OtherLoad(os.getpid())
+    raced = race(runtime, (original, quantized), feed, threads=threads, seconds=seconds)
+    row = raced.timing.to_dict() | load.until_now()
+    paths = {"float_equal_db": original, "quantized_equal_db": quantized}
+    for (key, path), outputs in zip(paths.items(), raced.outputs, strict=True):
+        session = open_session(path)
+        names = [output.name for output in session.get_outputs()]
+        there = [[outputs[name] for name in names]]
+        row[key] = compare([run(session, feed)], there, names).sqnr_db
+    return row
 
 
 def footprint(model: Path, samples: SampleSpec, threads: int, batch: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from flows.cli.answers import (
     comparison,
     first_accuracy_option,
     footprint,
+    javascript_timing,
     optimize_answer,
     plan_answer,
     quantize_answer,
@@ -125,6 +127,13 @@ BatchSizes = Annotated[
 Seconds = Annotated[
     float, typer.Option("--seconds", min=0.1, max=3600, help="How long to measure.")
 ]
+Runtime = Annotated[
+    Literal["python", "node", "web", "wasm"],
+    typer.Option(
+        "--runtime",
+        help="onnxruntime in Python or node; onnxruntime-web in Chromium (web) or node (wasm).",
+    ),
+]
 
 
 @command
@@ -214,15 +223,19 @@ def benchmark(
     threads: Threads = [1],  # noqa: B006 - typer reads it as the default
     batch: BatchSizes = [1],  # noqa: B006
     seconds: Seconds = 3.0,
+    runtime: Runtime = "python",
 ) -> Answer:
     """How fast a quantized model is, against its original: both in turn, in this process; how long
-    each takes to load, and how much memory.
+    each takes to load, and how much memory. With --runtime, where JavaScript runs them.
     """
+    time_both = timing if runtime == "python" else partial(javascript_timing, runtime)
     rows = []
     for thread_count, batch_size in itertools.product(threads, batch):
         progress(f"timing both models in turn: {thread_count} threads, {batch_size} in a feed")
-        timed = timing(original, quantized, samples, thread_count, batch_size, seconds)
+        timed = time_both(original, quantized, samples, thread_count, batch_size, seconds)
         rows.append({"batch": batch_size, **timed})
+    if runtime != "python":
+        return Answer({**rows[0], "timings": rows, "footprints": None}, render.timing_view)
     progress("loading both models")
     footprints = {
         name: footprint(path, samples, threads[0], batch[0])

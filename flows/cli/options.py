@@ -18,7 +18,7 @@ from quant_core.config import Contract, QuantConfig, check_metric
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import RequestError
 from quant_core.metrics import METRICS
-from quant_core.plan.targets import find_target
+from quant_core.plan.targets import TARGETS, find_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ CONFIG = {
     "layer_bits": Option(list[str], "32, 16, 8 or 4 bits for these; repeatable", "GLOB=BITS"),
     "min_elements": Option(int, "Smaller weights stay float", "N", _DEFAULT.min_elements),
     "target": Option(
-        str, "auto (this CPU's family), x86, x86-vnni, arm64, portable", "CPU", _DEFAULT.target
+        str, f"auto (this CPU's family), {', '.join(TARGETS)}", "NAME", _DEFAULT.target
     ),
     "runtime": Option(str, "Weight-only pattern: folded or qdq", "PATTERN", _DEFAULT.runtime),
     "float_storage": Option(

@@ -18,6 +18,7 @@ from rich.text import Text
 from flows.console.result import Result
 from quant_core.errors import QuantError
 from quant_core.metrics import find_metric
+from quant_core.plan.targets import TARGETS, host_target_name
 from quant_core.text import plain, printable
 
 PIPE_WIDTH = 200  # of text that goes to no terminal, so that long names are not wrapped
@@ -176,7 +177,7 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         "target": target,
         "compute": _count_words(layer["compute"] for layer in layers),
         "storage": _count_words(layer["storage"] for layer in layers if layer["storage"]),
-        "speed": _speed_text(result["timing"]),
+        "speed": _speed_text(result["timing"], result["target"]),
         "outputs": _floor_text(result),
         "note": result["note"],
     }
@@ -186,8 +187,10 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
     return Group(facts_table(facts), *compared, _next_command(result["next"]))
 
 
-def _speed_text(timing: Mapping[str, Any] | None) -> str:
+def _speed_text(timing: Mapping[str, Any] | None, target: str) -> str:
     """How fast a model is beside float, from the timing of both in turn."""
+    if timing is None and host_target_name() not in TARGETS[target].timed_on:
+        return f"not timed: this host is not {target}"
     if timing is None:
         return "not timed: the model does not run on random samples; give --data"
     latency = _before_after(timing["float_ms"], timing["float_ms"] / timing["speedup"], format_ms)
@@ -241,6 +244,9 @@ def validation_view(result: Mapping[str, Any]) -> RenderableType:
     )
 
 
+_BOTH = ("float", "quantized")
+
+
 def timing_view(result: Mapping[str, Any]) -> RenderableType:
     """The latency of both models for each number of threads and samples in a feed, the speed-up
     with its quartiles, and what each takes to load.
@@ -268,11 +274,16 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
             }
         )
     columns = {heading: heading for heading in rows[0]}
-    before, after = (result["footprints"][name] for name in ("float", "quantized"))
-    facts = {
-        "load time": _before_after(before["load_ms"], after["load_ms"], format_ms),
-        "memory": _before_after(before["memory_bytes"], after["memory_bytes"], format_size),
-    }
+    if result["footprints"] is None:  # JavaScript ran them
+        timing = result["timings"][0]
+        equal = (f"{format_number(timing[f'{name}_equal_db'], 0)} dB" for name in _BOTH)
+        facts = {"outputs against Python's": " and ".join(equal)}
+    else:
+        before, after = (result["footprints"][name] for name in _BOTH)
+        facts = {
+            "load time": _before_after(before["load_ms"], after["load_ms"], format_ms),
+            "memory": _before_after(before["memory_bytes"], after["memory_bytes"], format_size),
+        }
     parts: list[RenderableType] = [rows_table(rows, columns, right=tuple(columns))]
     parts.append(facts_table(facts))
     if any(timing["busy"] for timing in result["timings"]):

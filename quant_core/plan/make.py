@@ -455,6 +455,8 @@ class _Decider:
             return f"{columns} weights a channel are too few for 4 bits"
         if compute is Compute.DYNAMIC and rule.dynamic_pattern is DynamicPattern.LSTM:
             return f"{node.op_type} takes whole bytes"
+        if compute.is_integer and not self.target.decodes_int4:
+            return f"integer kernels of {self.target.name} take whole bytes"
         if rule.is_table:  # GatherBlockQuantized is onnxruntime's own, and takes whole blocks
             whole_blocks = columns % config.block_size == 0
             is_matrix = len(graph.shape_of(weights[0])) == 2
@@ -548,11 +550,11 @@ def _choose_compute(
         obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
     if rule.dynamic_pattern is DynamicPattern.LSTM and not target.is_onnxruntime:
         obstacle = f"{rule.dynamic_pattern} is onnxruntime's own, not for {target.name}"
+    if is_depthwise(node) and not target.depthwise_pays:
+        obstacle = obstacle or f"a depthwise Conv is slower in integers on {target.name}"
     possible = {Compute.FLOAT}
     if not obstacle:
-        possible.update(rule.computes)
-    if not target.is_onnxruntime:
-        possible.discard(Compute.BLOCKS)
+        possible.update(compute for compute in rule.computes if compute in target.times)
     if chosen in possible and len(possible) > 1:
         return chosen, "" if chosen.is_integer else "computes in float: found better"
     if mode == "weight_only":
@@ -563,6 +565,8 @@ def _choose_compute(
         return best, ""
     kernels = " or ".join(wanted)
     no_kernel = f"{node.op_type} has no {kernels} integer kernel that is faster than float"
+    if any(compute in rule.computes for compute in wanted):
+        no_kernel += f" on {target.name}"
     return Compute.FLOAT, obstacle or no_kernel
 
 

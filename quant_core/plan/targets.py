@@ -1,42 +1,117 @@
-"""Which CPU a model is for, as data: what its kernels take, and what they get wrong."""
+"""Where a model will run, as data: what kernels take there, what pays, what they get wrong."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from quant_core.config import one_of
+from quant_core.plan.compute import Compute
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A class of CPUs, as onnxruntime's kernels see it.
+    """A class of CPUs, or another runtime, as its kernels see a model.
 
     activation_signed  int8 activations (ARM dot product) or uint8 ones (x86: an int8 tensor with
                        two consumers does not fuse there)
     saturates          neighbours of the reduction axis are added in saturating int16 (vpmaddubsw)
+    times              way of computing -> time of a node over its float time, where nothing can be
+                       timed; a way that is not there never pays
+    timed_on           the hosts, by `host_target_name`, whose timings hold for this target
+    activation_bits    8 or 16
+    zero_points        activations may have one other than the middle of their integers
     is_onnxruntime     folds constants when it loads, and has operators of its own; otherwise only
                        standard ONNX, with weights behind DequantizeLinear, is written
+    decodes_int4       a node multiplies in integers also where other nodes make its int8 weight of
+                       a stored 4-bit one
+    integer_bias       biases may be int32 behind DequantizeLinear; otherwise they stay float
+    depthwise_pays     a depthwise Conv is faster in integers
+    note               what has not been shown: "" if files were run there
     """
 
     name: str
     activation_signed: bool
     saturates: bool
+    times: Mapping[Compute, float]
+    timed_on: tuple[str, ...] = ()
+    activation_bits: int = 8
+    zero_points: bool = True
     is_onnxruntime: bool = True
+    decodes_int4: bool = True
+    integer_bias: bool = True
+    depthwise_pays: bool = True
+    note: str = ""
 
 
+_HALF = {Compute.STATIC: 0.5, Compute.DYNAMIC: 0.5}
+_CPU = {**_HALF, Compute.BLOCKS: 0.5}
 TARGETS = {
     t.name: t
     for t in (
         # Right on every x86 CPU from AVX2 to AMX: no pair of weights can saturate. On most models
-        # that costs at most 1 dB, and no speed (python -m tests.bench.accuracy).
-        Target("x86", activation_signed=False, saturates=True),
-        Target("x86-vnni", activation_signed=False, saturates=False),
-        Target("arm64", activation_signed=True, saturates=False),
+        # that costs at most 1 dB, and no speed (python -m tests.bench.cpus).
+        Target("x86", activation_signed=False, saturates=True, times=_CPU, timed_on=("x86",)),
+        Target("x86-vnni", activation_signed=False, saturates=False, times=_CPU, timed_on=("x86",)),
+        Target("arm64", activation_signed=True, saturates=False, times=_CPU, timed_on=("arm64",)),
+        # onnxruntime-web on one thread: MatMulNBits and DequantizeLinear of weights run at a
+        # fraction of float's speed, and integers gain less than on the CPU outside the browser.
+        # A file is safe from saturation, as relaxed SIMD may add pairs in int16.
+        # python -m tests.bench.runtimes
+        Target(
+            "web",
+            activation_signed=False,
+            saturates=True,
+            times={Compute.STATIC: 0.7, Compute.DYNAMIC: 0.65},
+            depthwise_pays=False,
+        ),
+        # Runs static models in uint8, but MatMulInteger slower than float, and multiplies weights
+        # that other nodes decode in float. python -m tests.bench.runtimes
+        Target(
+            "openvino",
+            activation_signed=False,
+            saturates=True,
+            times={Compute.STATIC: 0.5},
+            is_onnxruntime=False,
+            decodes_int4=False,
+        ),
+        # Source: NVIDIA TensorRT documentation, "Working with Quantized Types": zero points are 0,
+        # weights and activations int8, biases float.
+        Target(
+            "tensorrt",
+            activation_signed=True,
+            zero_points=False,
+            saturates=False,
+            times={Compute.STATIC: 0.5},
+            is_onnxruntime=False,
+            decodes_int4=False,
+            integer_bias=False,
+            note="written by TensorRT's documented rules, not run there",
+        ),
+        # Source: onnxruntime's documentation of the QNN execution provider, "Running a quantized
+        # model": uint16 activations with int8 weights, symmetric.
+        Target(
+            "qnn",
+            activation_signed=False,
+            activation_bits=16,
+            saturates=False,
+            times={Compute.STATIC: 0.5},
+            is_onnxruntime=False,
+            decodes_int4=False,
+            note="written by the documented rules of QNN, not run there",
+        ),
         # Safe wherever it runs.
-        Target("portable", activation_signed=False, saturates=True, is_onnxruntime=False),
+        Target(
+            "portable",
+            activation_signed=False,
+            saturates=True,
+            times=_HALF,
+            timed_on=("x86", "arm64", "portable"),
+            is_onnxruntime=False,
+        ),
     )
 }
 RENAMED = {"x86-avx2": "x86"}  # earlier names, which manifests and plans may hold

@@ -14,28 +14,8 @@ from quant_core.config import QuantConfig, known_keys
 from quant_core.errors import RequestError
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
 from quant_core.optimize.applied import Applied
+from quant_core.plan.compute import Compute as Compute  # a word of plans, and of targets
 from quant_core.plan.targets import find_target
-
-
-class Compute(StrEnum):
-    """How a node computes.
-
-    FLOAT    in float32
-    STATIC   in int8, with activation ranges from calibration
-    DYNAMIC  in int8, with activation ranges found at run time
-    BLOCKS   int4 weights by int8 activations whose ranges are found block by block at run time:
-             best where the input has one row
-    """
-
-    FLOAT = "float"
-    STATIC = "static"
-    DYNAMIC = "dynamic"
-    BLOCKS = "blocks"
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether the node multiplies integers."""
-        return self is not Compute.FLOAT
 
 
 class Storage(StrEnum):

@@ -104,12 +104,13 @@ def apply_plan(
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
     copy = model.clone()
-    if plan.in_four_bits:
+    target = TARGETS[plan.target]
+    if plan.in_four_bits or target.activation_bits > 8:
         copy = raise_opset(copy, OPSET_INT4)
         normalize(copy)
         set_apart(copy)
     if respects_pairs(copy):
-        lower_pairs(copy, TARGETS[plan.target])  # 6
+        lower_pairs(copy, target)  # 6
     nodes = {str(n.name): n for g in graph.graphs_of(copy) for n in g}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
     if missing:
@@ -131,7 +132,7 @@ def apply_plan(
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC])
     graph.drop_unused(copy)
     rewrite.float16_constants()
-    keep_in_float(copy, is_onnxruntime=TARGETS[plan.target].is_onnxruntime)  # 6
+    keep_in_float(copy, is_onnxruntime=target.is_onnxruntime)  # 6
     files.release(*files.external_tensors(model))
     _clean(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
@@ -205,7 +206,11 @@ class _Rewrite:
         self.model, self.plan, self.stats, self.nodes = model, plan, stats, nodes
         self.rounding, self.ranges = rounding, ranges
         self.target = TARGETS[plan.target]
-        self.grid = Grid(8, self.target.activation_signed, symmetric=False)
+        self.grid = Grid(
+            self.target.activation_bits,
+            self.target.activation_signed,
+            symmetric=not self.target.zero_points,
+        )
         moves = [n.node for n in plan.nodes if RULES[n.op_type].kind is Kind.MOVES]
         self.moved = {str(nodes[name].outputs[0].name) for name in moves}
         self.params = {t: self._params(t) for t in dict.fromkeys(plan.activations.values())}
@@ -386,7 +391,7 @@ class _Rewrite:
         w: ir.Value,
     ) -> ir.Value:
         """The bias (C,) in int32 with the scale of the products, or in int16 where constants are
-        folded anyway.
+        folded anyway; in float32 where the target wants that.
         """
         position, old = RULES[node.op_type].bias, bias_of(node)
         assert position is not None
@@ -396,8 +401,10 @@ class _Rewrite:
         q = np.clip(steps, -INT32_MAX, INT32_MAX).astype(np.int32)
         axis = 0 if scale.ndim else None
         write = self.writer.before(node)
-        counts_on_folding = bool(self.plan.in_four_bits)
-        if counts_on_folding and len(q) >= SHORT_BIAS:
+        counts_on_folding = bool(self.plan.in_four_bits) and self.target.decodes_int4
+        if not self.target.integer_bias:
+            value = write.constant(name, (q * scale.astype(np.float64)).astype(np.float32))
+        elif counts_on_folding and len(q) >= SHORT_BIAS:
             exact = q * scale.astype(float)
             value = emit.write_bias(write, name, exact, x_scale, w, axis)
         else:

@@ -27,13 +27,15 @@ def lower_pairs(model: ir.Model, target: Target) -> None:
        128 the Relu is part of the quantization, so that it fuses with the operator before it.
        Values that were clipped at the top of the grid no longer are.
 
-    3. A float bias of a Conv or Gemm of integers becomes int32, with the scale of the products.
+    3. A float bias of a Conv or Gemm of integers becomes int32, with the scale of the products,
+       unless the target's biases are float.
 
     Pairs between which other nodes move the integers stay as they are.
     """
     for inside in graph.graphs_of(model):
         for node in list(inside):
-            if node.op_type in ("Conv", "Gemm") and not node.domain:
+            has_bias = node.op_type in ("Conv", "Gemm") and not node.domain
+            if has_bias and target.integer_bias:
                 _round_bias(model, node)
     if target.activation_signed or not target.is_onnxruntime:
         return

@@ -25,12 +25,10 @@ from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session
 from quant_core.numerics.sqnr import MAX_SQNR_DB
+from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized
 from quant_core.search.policy import POLICY
-
-# Of the time of float that nodes with integer weights take where nothing can be timed.
-INTEGER_TIME = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,11 +101,12 @@ class Candidate:
         return math.log2(max(speedup, 1e-3))
 
     def _expected_speedup(self) -> float:
-        """The speed-up for a CPU of another kind, where nothing can be timed."""
+        """The speed-up by the target's own times, where nothing can be timed."""
         weighted = [n for n in self.plan.nodes if n.weights]
-        integer = sum(n.elements for n in weighted if n.compute.is_integer)
-        share = integer / max(1, sum(n.elements for n in weighted))
-        return 1 / (1 - INTEGER_TIME * share)
+        times = TARGETS[self.plan.target].times
+        taken = sum(n.elements * times.get(n.compute, 1.0) for n in weighted)
+        total = sum(n.elements for n in weighted)
+        return total / taken if taken else 1.0
 
     def row(self) -> dict[str, Any]:
         """The candidate as a row of the trace."""

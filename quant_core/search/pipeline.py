@@ -32,7 +32,7 @@ from quant_core.model.write import write_copy, write_model
 from quant_core.optimize.applied import REWRITES, Applied, to_text
 from quant_core.plan.make import make_plan
 from quant_core.plan.operators import RULES
-from quant_core.plan.targets import find_target
+from quant_core.plan.targets import TARGETS, find_target
 from quant_core.plan.types import Compute, NodeChoice, QuantPlan
 from quant_core.search.calibrated import CalibratedModel, uses_gptq
 from quant_core.search.candidate import Bench, Candidate
@@ -417,6 +417,7 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         fidelity_note,
         judging.note,
         speed_note(best),
+        TARGETS[best.plan.target].note,
         *checked.notes,
         float_weights_note(found.calibrated.model, best.plan),
         *idle_glob_notes(found.calibrated.model, job.plan),

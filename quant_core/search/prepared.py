@@ -19,7 +19,7 @@ from quant_core.model import files
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
 from quant_core.optimize.run import Optimized, Speedup, follow, optimize
-from quant_core.plan.targets import find_target, host_target_name
+from quant_core.plan.targets import TARGETS, find_target, host_target_name
 from quant_core.plan.types import QuantPlan
 from quant_core.search.policy import POLICY
 
@@ -61,8 +61,8 @@ def prepare_samples(samples: Samples | None) -> list[Any]:
 
 
 def is_for_host(target: str) -> bool:
-    """Whether a model for this target is for CPUs of this one's architecture."""
-    return (target == "arm64") == (host_target_name() == "arm64")
+    """Whether what is timed on this host holds for a model for this target."""
+    return host_target_name() in TARGETS[target].timed_on
 
 
 def _speedup(feed: Mapping[str, Any], costs: TimingCache) -> Speedup:

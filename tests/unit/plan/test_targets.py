@@ -50,5 +50,7 @@ def test_the_earlier_name_of_x86_is_still_understood():
 
 
 def test_an_unknown_target_is_an_error_that_names_the_known_ones():
-    with pytest.raises(RequestError, match=r"x86, x86-vnni, arm64, portable"):
+    with pytest.raises(
+        RequestError, match=r"x86, x86-vnni, arm64, web, openvino, tensorrt, qnn, portable"
+    ):
         find_target("sparc")

@@ -1,0 +1,268 @@
+"""Two models timed where JavaScript runs them: by onnxruntime-node, or by onnxruntime-web.
+
+Neither is installed by quantmill: `npm install --ignore-scripts onnxruntime-node onnxruntime-web`
+in the current folder or one above it, or in the folder that NODE_PATH names.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant_core.errors import ModelError, RequestError
+from quant_core.evaluate.timing import Timing, summarize
+
+Runtime = Literal["node", "web", "wasm"]
+RACE = Path(__file__).with_name("race.mjs")
+START_S = 120.0  # for node or a browser to start and both models to load, on a busy machine
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+IN_NODE = """
+import { readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
+const [packagePath, racePath, jobPath, resultPath, ...models] = process.argv.slice(2);
+let result;
+try {
+  const { race } = await import(pathToFileURL(racePath));
+  const ort = createRequire(import.meta.url)(packagePath);
+  const job = JSON.parse(readFileSync(jobPath));
+  if (ort.env.wasm) ort.env.wasm.numThreads = job.threads;
+  const usage = () => process.cpuUsage().user / 1e3 + process.cpuUsage().system / 1e3;
+  result = await race(ort, models, job, job.threads === 1 ? usage : undefined);
+} catch (error) {
+  result = { error: String(error) };
+}
+writeFileSync(resultPath, JSON.stringify(result));
+"""
+IN_BROWSER = """<!doctype html><meta charset="utf-8"><script type="module">
+let result;
+try {
+  const ort = await import("/ort/ort.wasm.min.mjs");
+  const { race } = await import("/race.mjs");
+  const job = await (await fetch("/job.json")).json();
+  ort.env.wasm.numThreads = job.threads;
+  ort.env.wasm.wasmPaths = "/ort/";
+  result = await race(ort, ["/model/0", "/model/1"], job);
+} catch (error) {
+  result = { error: String(error) };
+}
+await fetch("/result", { method: "POST", body: JSON.stringify(result) });
+</script>"""
+TYPES = {
+    ".mjs": "text/javascript",
+    ".wasm": "application/wasm",
+    ".json": "application/json",
+    ".html": "text/html",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a runtime runs: its npm package, its execution provider, and in which program."""
+
+    package: str
+    provider: str
+    is_browser: bool = False
+
+
+RUNTIMES: dict[Runtime, Host] = {
+    "node": Host("onnxruntime-node", "cpu"),
+    "web": Host("onnxruntime-web", "wasm", is_browser=True),
+    # The same kernels outside a browser, by CPU time: for a machine that others use too.
+    "wasm": Host("onnxruntime-web", "wasm"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Race:
+    """How fast two models are in a runtime, and what they compute there: output -> array."""
+
+    timing: Timing
+    outputs: tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]
+
+
+def race(
+    runtime: Runtime,
+    models: tuple[Path, Path],
+    feed: Mapping[str, NDArray[Any]],
+    *,
+    threads: int = 1,
+    seconds: float = 3.0,
+) -> Race:
+    """Both models in turns on one feed, the float one first.
+
+    Raises: RequestError if the runtime is not installed; ModelError if a model does not run there.
+    """
+    for model in models:
+        if not model.is_file():
+            raise ModelError("no such file", str(model), "Give the path of an .onnx file")
+    host = RUNTIMES[runtime]
+    run = _run_in_browser if host.is_browser else _run_in_node
+    package = find_package(host.package)
+    job = {
+        "threads": threads,
+        "seconds": seconds,
+        "providers": [host.provider],
+        "feed": {name: _encode(x) for name, x in feed.items()},
+    }
+    result = run(package, models, job, START_S + 10 * seconds)
+    if "error" in result:
+        where = f"{models[0].name} and {models[1].name}"
+        raise ModelError(f"do not run in {host.package}: {result['error']}", where)
+    first, second = result["outputs"]
+    timing = summarize(np.array(result["times"]), threads)
+    return Race(timing, (_decode_all(first), _decode_all(second)))
+
+
+def find_package(name: str) -> Path:
+    """The folder of an npm package. Raises: RequestError if it is not installed."""
+    here = Path.cwd()
+    roots = [folder / "node_modules" for folder in (here, *here.parents)]
+    roots += [Path(p) for p in os.environ.get("NODE_PATH", "").split(os.pathsep) if p]
+    found = next((root / name for root in roots if (root / name / "package.json").exists()), None)
+    if found is None:
+        hint = f"npm install --ignore-scripts {name}"
+        raise RequestError(f"{name} is not installed", "--runtime", hint)
+    return found
+
+
+def find_browser() -> str:
+    """The path of Chromium or Chrome. Raises: RequestError if there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        raise RequestError(
+            "no Chromium is installed", "--runtime web", "Debian's package is called chromium"
+        )
+    return found
+
+
+def _run_in_node(
+    package: Path, models: Sequence[Path], job: dict[str, Any], limit_s: float
+) -> dict[str, Any]:
+    node = shutil.which("node")
+    if node is None:
+        raise RequestError("node is not installed", "--runtime node", "See nodejs.org")
+    with tempfile.TemporaryDirectory(prefix="quantmill-") as name:
+        folder = Path(name)
+        script, job_path, result_path = (
+            folder / name for name in ("run.mjs", "job.json", "result.json")
+        )
+        script.write_text(IN_NODE, encoding="utf-8")
+        job_path.write_text(json.dumps(job), encoding="utf-8")
+        paths = (package, RACE, job_path, result_path, *models)
+        command = [node, str(script), *(str(path.resolve()) for path in paths)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return {"error": f"no answer within {limit_s:.0f} s"}
+        if not result_path.exists():
+            return {"error": done.stderr.strip()[-300:] or f"exit code {done.returncode}"}
+        return dict(json.loads(result_path.read_text(encoding="utf-8")))
+
+
+def _run_in_browser(
+    package: Path, models: Sequence[Path], job: dict[str, Any], limit_s: float
+) -> dict[str, Any]:
+    browser = find_browser()
+    answered = threading.Event()
+    answer: dict[str, Any] = {}
+
+    def receive(body: bytes) -> None:
+        answer.update(json.loads(body))
+        answered.set()
+
+    sources: dict[str, bytes | Path] = {
+        "/": IN_BROWSER.encode(),
+        "/race.mjs": RACE,
+        "/job.json": json.dumps(job).encode(),
+        **{f"/model/{i}": path for i, path in enumerate(models)},
+        **{f"/ort/{path.name}": path for path in (package / "dist").iterdir()},
+    }
+    handler = partial(_Handler, sources, receive)
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as profile,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [
+            browser,
+            "--headless=new",
+            "--disable-gpu",
+            f"--user-data-dir={profile}",
+            # as root Chromium has no sandbox; the page is ours, and reads nothing from outside
+            *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
+            f"http://127.0.0.1:{server.server_port}/",
+        ]
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
+        try:
+            if not answered.wait(limit_s):
+                return {"error": f"no answer within {limit_s:.0f} s"}
+        finally:
+            process.terminate()
+            process.wait()
+            server.shutdown()
+    return answer
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Serves files and bytes by their path, and hands on what is posted."""
+
+    def __init__(self, sources: Mapping[str, bytes | Path], receive: Any, *arguments: Any) -> None:
+        self.sources, self.receive = sources, receive
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        source = self.sources.get(self.path)
+        if source is None:
+            self.send_error(404)
+            return
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        suffix = Path(self.path).suffix or (".html" if self.path == "/" else "")
+        self._send(content, TYPES.get(suffix, "application/octet-stream"))
+
+    def do_POST(self) -> None:
+        self.receive(self.rfile.read(int(self.headers["Content-Length"])))
+        self._send(b"", "text/plain")
+
+    def _send(self, content: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        # Isolated pages alone have threads, and a clock of 5 microseconds.
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing: the terminal is the user's."""
+
+
+def _encode(x: NDArray[Any]) -> dict[str, Any]:
+    """An array as race.mjs reads it. Raises: RequestError for one of texts."""
+    if x.dtype.kind not in "fiub":
+        raise RequestError(f"inputs of type {x.dtype} have no JavaScript form", "--runtime")
+    data = base64.b64encode(np.ascontiguousarray(x).tobytes()).decode()
+    return {"type": x.dtype.name, "dims": list(x.shape), "data": data}
+
+
+def _decode_all(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+    return {
+        name: np.frombuffer(base64.b64decode(x["data"]), x["type"]).reshape(x["dims"])
+        for name, x in outputs.items()
+    }

@@ -1,0 +1,95 @@
+"""What is written for a target keeps the rules of its runtime, whatever the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from quant_core.model.graph import MICROSOFT
+from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute
+from tests.oracle.quantizing import make, prepared
+
+CNNS = ("residual", "grouped_and_depthwise")
+WAYS = {"int8": {}, "int4": {"bits": 4}, "weight-only": {"mode": "weight_only"}}
+STANDARD = [target.name for target in TARGETS.values() if not target.is_onnxruntime]
+BYTES = {TensorProto.INT8, TensorProto.UINT8}
+
+
+def zero_points(model: onnx.ModelProto, op_type: str) -> list[tuple[int, np.ndarray]]:
+    """(type, values) of the zero point of each such node; one that is left out is 0."""
+    constants = {t.name: t for t in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type == op_type:
+            zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+            kind = (zero or constants[node.input[0]]).data_type
+            found.append((kind, numpy_helper.to_array(zero) if zero else np.zeros(1, np.int8)))
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("target", STANDARD)
+def test_other_runtimes_get_standard_operators_only(target, way):
+    made = make(prepared("grouped_and_depthwise"), target, **WAYS[way])
+
+    assert MICROSOFT not in {node.domain for node in made.model.graph.node}
+
+
+@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if not t.decodes_int4])
+@pytest.mark.parametrize("case", CNNS)
+def test_integer_weights_are_bytes_where_decoding_is_not_folded(case, target):
+    made = make(prepared(case), target, bits=4)
+
+    integers = [n for n in made.plan.nodes if n.weights and n.compute is Compute.STATIC]
+    assert integers
+    assert {n.storage.bits for n in integers} == {8}
+    # a weight goes from its initializer to DequantizeLinear, and to nothing else
+    stored = {t.name for t in made.model.graph.initializer if t.data_type in BYTES}
+    readers = {n.op_type for n in made.model.graph.node if stored & set(n.input)}
+    assert readers <= {"DequantizeLinear", "QuantizeLinear"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CNNS)
+def test_tensorrt_gets_int8_with_zero_points_of_zero_and_float_biases(case, way):
+    model = make(prepared(case), "tensorrt", **WAYS[way]).model
+
+    activations = zero_points(model, "QuantizeLinear")
+    assert {kind for kind, _ in activations} <= {TensorProto.INT8}
+    for kind, zero in activations + zero_points(model, "DequantizeLinear"):
+        assert kind in (TensorProto.INT8, TensorProto.INT4)
+        assert not zero.astype(np.int32).any()
+
+
+@pytest.mark.parametrize("case", CNNS)
+def test_qnn_gets_16_bit_activations_and_symmetric_weights(case):
+    model = make(prepared(case), "qnn").model
+
+    assert {kind for kind, _ in zero_points(model, "QuantizeLinear")} == {TensorProto.UINT16}
+    assert next(o.version for o in model.opset_import if not o.domain) >= 21
+    weights = [zero for kind, zero in zero_points(model, "DequantizeLinear") if kind in BYTES]
+    assert weights
+    assert not any(zero.any() for zero in weights)
+
+
+def test_web_leaves_depthwise_convs_in_float():
+    planned = make(prepared("grouped_and_depthwise"), "web").plan.nodes
+
+    computes = {n.compute for n in planned if "depthwise" in n.reason}
+    assert computes == {Compute.FLOAT}
+    assert Compute.STATIC in {n.compute for n in planned if n.weights}
+
+
+@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if len(t.times) < 3])
+@pytest.mark.parametrize("compute", [Compute.DYNAMIC, Compute.BLOCKS])
+def test_a_way_that_never_pays_on_a_target_is_never_planned(target, compute):
+    given = prepared("attention")
+
+    names = [n.node for n in make(given, target).plan.nodes if n.weights]
+    plan = make(given, target, dict.fromkeys(names, compute)).plan
+
+    ways = {n.compute for n in plan.nodes if n.weights}
+    assert ways <= {Compute.FLOAT, *TARGETS[target].times}
