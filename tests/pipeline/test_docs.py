@@ -25,6 +25,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from flows.batch.run import main as flows_batch
 from flows.cli.commands import main as quantmill
 from quant_core import quantize_with_calibration
+from tests.folders import NAMES, WORDS, save_folder
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "docs" / "pages"
@@ -106,6 +107,9 @@ def prepared(tmp_path_factory):
         np.savez(place / "evaluation.npz", image=images)
         np.save(place / "labels.npy", scores.argmax(axis=-1))
     quantize_static(folder / "model.onnx", folder / "model_by_others.onnx", Feeds(images[:8]))
+    save_folder(folder / "translator", names=(NAMES[0], NAMES[3]))
+    texts = np.random.default_rng(1).integers(0, WORDS, (12, 9))
+    np.savez(folder / "texts.npz", input_ids=texts, attention_mask=np.ones_like(texts))
     quantize_with_calibration(
         folder / "model.onnx", folder / "model_int8.onnx", folder / "calibration.npz"
     )
