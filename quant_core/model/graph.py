@@ -182,11 +182,33 @@ def initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 
 def drop_unused(model: ir.Model) -> None:
     """Edit in place: nodes and initializers that nothing reads go, in branches too."""
-    passes.RemoveUnusedNodesPass()(model)
+    _drop_unused_nodes(model)
     for graph in model.graph.subgraphs():
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del graph.initializers[name]
+
+
+def _drop_unused_nodes(model: ir.Model) -> None:
+    """Edit in place: a node that goes stops reading, and so do the nodes of its branches.
+
+    onnx_ir's pass alone would keep all that those of a branch read.
+    """
+    gone: list[ir.Node] | None = None
+    while gone is None or gone:
+        around = [n for inside in graphs_of(model) for n in inside if _branches(n)]
+        passes.RemoveUnusedNodesPass()(model)
+        gone = [node for node in around if node.graph is None]
+        for inside in (g for node in gone for g in _branches(node)):
+            for node in inside.all_nodes():
+                for position in range(len(node.inputs)):
+                    node.replace_input_with(position, None)
+
+
+def _branches(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that the node holds itself."""
+    attributes = node.attributes.values()
+    return [a.as_graph() for a in attributes if a.type == ir.AttributeType.GRAPH]
 
 
 def first_line(error: BaseException) -> str:

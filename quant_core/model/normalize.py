@@ -6,7 +6,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
-from quant_core.model.graph import WEIGHTED, attribute, consumers, first_line, graphs_of
+from quant_core.model.graph import (
+    WEIGHTED,
+    attribute,
+    consumers,
+    drop_unused,
+    first_line,
+    graphs_of,
+)
 from quant_core.model.names import make_unique
 
 
@@ -29,7 +36,7 @@ def normalize(model: ir.Model) -> None:
         for graph in graphs_of(model):
             _remove_identities(graph)  # 2
             _capture_carried(graph)  # 2
-        passes.RemoveUnusedNodesPass()(model)
+        drop_unused(model)
     except Exception as error:
         raise ModelError(
             f"the graph is not valid: {first_line(error)}", hint="Run onnx.checker on it"

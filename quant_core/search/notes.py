@@ -31,6 +31,13 @@ def speed_note(best: Candidate) -> str:
     return f"{best.speedup:.2f}x of float's speed: {why}"
 
 
+def size_note(best: Candidate, float_size_bytes: int) -> str:
+    """That the file is larger than its float original; "" if it is not, or a copy of it."""
+    if best.size_bytes <= float_size_bytes or not best.plan.stores_less:
+        return ""
+    return f"larger than its original: {best.size_bytes} bytes, not {float_size_bytes}"
+
+
 def idle_glob_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
     """One note for each glob of the config that matches nothing in the model."""
     names = {name for g in graph.graphs_of(model) for node in g for name in _names_of(node)}

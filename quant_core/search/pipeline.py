@@ -38,10 +38,12 @@ from quant_core.search.calibrated import CalibratedModel, uses_gptq
 from quant_core.search.candidate import Bench, Candidate
 from quant_core.search.floor import check_floor
 from quant_core.search.mixed_precision import IN_INT8, with_choice
+from quant_core.search.not_larger import not_larger
 from quant_core.search.notes import (
     float_weights_note,
     idle_glob_notes,
     joined,
+    size_note,
     speed_note,
     with_reasons,
 )
@@ -400,9 +402,12 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
     """The result of a job, checked, and without the statistics, which are large."""
     job.progress("checking the outputs")
     bench = _floor_bench(job, judging)
+    best = found.best
+    if repairs and not (job.contract is not None and job.contract.min_speedup):
+        best = not_larger(found.calibrated, best, job.float_size_bytes)
     checked = check_floor(
         found.calibrated,
-        found.best,
+        best,
         bench,
         contract=job.contract,
         repairs=repairs,
@@ -418,6 +423,7 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         judging.note,
         speed_note(best),
         TARGETS[best.plan.target].note,
+        size_note(best, job.float_size_bytes),
         *checked.notes,
         float_weights_note(found.calibrated.model, best.plan),
         *idle_glob_notes(found.calibrated.model, job.plan),

@@ -53,6 +53,11 @@ class Weighted(Sketch):
             array = np.abs(array)
         return self.constant(array.astype(np.float32))
 
+    def constant(self, array: np.ndarray) -> str:
+        if self.parent is not None and self.constants is self.parent.constants:
+            return self.parent.constant(array)
+        return super().constant(array)
+
     def width(self, most: int) -> int:
         if self.wide and self.draw(st.booleans()):
             return int(self.draw(st.sampled_from([16, 24, 32])))

@@ -1,0 +1,63 @@
+"""A file that would be larger than its original keeps weights in float, or is its original.
+
+What turns integers into floats again takes a few hundred bytes for each weight: small weights save
+less than that. And a weight that nodes of the original compute takes no room there at all.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import cache
+
+from quant_core.model.origins import matches
+from quant_core.optimize.applied import to_text
+from quant_core.plan.types import Compute, NodeChoice, QuantPlan, Storage
+from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.candidate import Candidate
+from quant_core.search.mixed_precision import IN_FLOAT, with_choice
+
+# In this order: integers that are only stored take the fewest nodes around them.
+CHOICES = (IN_FLOAT, NodeChoice(Compute.FLOAT, Storage.FLOAT32))
+MODES = ("auto", "weight_only")  # others are requested for their computation, not for bytes
+METADATA_BYTES = 128  # of what the finished file says of itself, beside its rewrites
+
+
+def not_larger(calibrated: CalibratedModel, best: Candidate, float_size_bytes: int) -> Candidate:
+    """The candidate whose file is no larger than its original, with the fewest nodes changed.
+
+    1. The nodes with the fewest weights are changed first: they compute in float, and only if all
+       of them together are not enough, they store floats too.
+    2. Nodes whose bits were chosen by name stay as they are.
+    3. Where nothing is enough, no weight is rounded.
+    """
+    most_bytes = float_size_bytes - METADATA_BYTES - len(to_text(best.plan.rewrites))
+    found = best
+    for choice in CHOICES:  # 1.
+        if found.size_bytes <= most_bytes or best.plan.config.mode not in MODES:
+            return found
+        found = _changed(calibrated, best, choice, most_bytes)
+    return found  # 3.
+
+
+def _changed(
+    calibrated: CalibratedModel, best: Candidate, choice: NodeChoice, most_bytes: int
+) -> Candidate:
+    """The candidate with this choice for as few nodes as are enough, or for all."""
+    weighted = [n for n in best.plan.nodes if n.weights and n.is_rounded]
+    free = [n for n in weighted if not _is_named(best.plan, n.node, *n.weights)]  # 2.
+    nodes = [n.node for n in sorted(free, key=lambda n: n.elements)]
+
+    @cache
+    def candidate(count: int) -> Candidate:
+        if not count:
+            return best
+        plan = with_choice(calibrated.model, best.plan, nodes[:count], choice)
+        return calibrated.build(plan, f"{best.label}, {count} nodes with few weights in float")
+
+    counts = range(len(nodes) + 1)
+    enough = bisect_left(counts, True, key=lambda n: candidate(n).size_bytes <= most_bytes)
+    return candidate(min(enough, len(nodes)))
+
+
+def _is_named(plan: QuantPlan, *names: str) -> bool:
+    return any(matches(glob, *names) for glob in plan.config.layer_bits)
