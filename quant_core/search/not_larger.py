@@ -7,11 +7,13 @@ less than that. And a weight that nodes of the original compute takes no room th
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Collection
+from dataclasses import replace
 from functools import cache
 
 from quant_core.model.origins import matches
 from quant_core.optimize.applied import to_text
-from quant_core.plan.types import Compute, NodeChoice, QuantPlan, Storage
+from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
 from quant_core.search.mixed_precision import IN_FLOAT, with_choice
@@ -19,6 +21,7 @@ from quant_core.search.mixed_precision import IN_FLOAT, with_choice
 # In this order: integers that are only stored take the fewest nodes around them.
 CHOICES = (IN_FLOAT, NodeChoice(Compute.FLOAT, Storage.FLOAT32))
 MODES = ("auto", "weight_only")  # others are requested for their computation, not for bytes
+FEW = "few weights: the file would exceed its original"
 METADATA_BYTES = 128  # of what the finished file says of itself, beside its rewrites
 
 
@@ -52,11 +55,18 @@ def _changed(
         if not count:
             return best
         plan = with_choice(calibrated.model, best.plan, nodes[:count], choice)
+        plan = replace(plan, nodes=tuple(_explained(n, nodes[:count]) for n in plan.nodes))
         return calibrated.build(plan, f"{best.label}, {count} nodes with few weights in float")
 
     counts = range(len(nodes) + 1)
     enough = bisect_left(counts, True, key=lambda n: candidate(n).size_bytes <= most_bytes)
     return candidate(min(enough, len(nodes)))
+
+
+def _explained(planned: NodePlan, changed: Collection[str]) -> NodePlan:
+    if planned.node not in changed:
+        return planned
+    return replace(planned, reason=FEW)
 
 
 def _is_named(plan: QuantPlan, *names: str) -> bool:

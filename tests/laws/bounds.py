@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from quant_core.model import graph
 from quant_core.plan.operators import RULES, weight_layout
@@ -33,9 +33,35 @@ BIAS_STEP = 2.0**-14  # of an int32 bias that is kept in fewer bits
 Bounded = tuple[np.ndarray, np.ndarray]  # values, and bounds of their errors
 
 POSITIVE = frozenset(
-    "Add Mul MatMul Gemm Conv ConvTranspose Sum ReduceSum ReduceMean AveragePool GlobalAveragePool "
-    "Concat Transpose Reshape Flatten Squeeze Unsqueeze Slice Split Gather Expand Tile Pad Identity "
-    "Cast Resize Upsample".split()
+    [
+        "Add",
+        "Mul",
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "ConvTranspose",
+        "Sum",
+        "ReduceSum",
+        "ReduceMean",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Concat",
+        "Transpose",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Gather",
+        "Expand",
+        "Tile",
+        "Pad",
+        "Identity",
+        "Cast",
+        "Resize",
+        "Upsample",
+    ]
 )
 LARGEST = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax", "Max"})
 # Operator -> its largest slope, from its attributes.
@@ -166,11 +192,13 @@ class _Walk:
             absolute = partial(self.run, node if op_type == node.op_type else _as(node, op_type))
             alone = absolute([_magnitude(x, 0.0) for x in read])
             both = absolute([_magnitude(x, 1.0) for x in read])
-            return [b.astype(np.float64) - a + ROUNDING * b for a, b in zip(alone, both)]
+            return [
+                b.astype(np.float64) - a + ROUNDING * b for a, b in zip(alone, both, strict=True)
+            ]
         if op_type in LARGEST:
             error = self.run(node, [None if x is None else x[1].astype(np.float32) for x in read])
             return [error[0] * (1 + ROUNDING), *(np.zeros(v.shape) for v in values[1:])]
-        (x, e), *others = inputs
+        e, others = inputs[0][1], inputs[1:]
         slack = ROUNDING * np.abs(values[0])
         if op_type == "Softmax":
             axis = attributes.get("axis", -1)
@@ -185,7 +213,9 @@ class _Walk:
         if op_type == "BatchNormalization":
             scale, _, _, variance = (c for c, _ in others)
             factor = np.abs(scale) / np.sqrt(variance + attributes.get("epsilon", 1e-5))
-            return [factor.reshape(-1, *[1] * (e.ndim - 2)) * e + ROUNDING * (np.abs(values[0]) + 1)]
+            return [
+                factor.reshape(-1, *[1] * (e.ndim - 2)) * e + ROUNDING * (np.abs(values[0]) + 1)
+            ]
         return [np.full(v.shape, np.inf) for v in values]  # 4.
 
     def operand(
@@ -271,6 +301,3 @@ def _as(node: onnx.NodeProto, op_type: str) -> onnx.NodeProto:
     other.CopyFrom(node)
     other.op_type = op_type
     return other
-
-
-__all__ = ["TensorProto", "output_bounds"]

@@ -1,0 +1,60 @@
+"""Files are no larger than their originals, as long as that is what was asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from quant_core.api import quantize
+from quant_core.plan.types import Storage
+from quant_core.search.not_larger import FEW
+from tests.models import sketch
+
+RNG = np.random.default_rng(0)
+
+
+def products(folder: Path, *sizes: int) -> Path:
+    """x (n, size) of products with square weights of these sizes, each with an output."""
+    inputs = ", ".join(f"float[n, {size}] x{i}" for i, size in enumerate(sizes))
+    outputs = ", ".join(f"float[n, {size}] y{i}" for i, size in enumerate(sizes))
+    nodes = " ".join(f"y{i} = MatMul(x{i}, w{i})" for i in range(len(sizes)))
+    shapes = {f"w{i}": (size, size) for i, size in enumerate(sizes)}
+    weights = {name: RNG.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    onnx.save(sketch(f"({inputs}) => ({outputs}) {{ {nodes} }}", weights), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("mode", ["auto", "weight_only"])
+def test_a_model_whose_weights_are_few_stays_as_it_is(tmp_path, mode):
+    path = products(tmp_path, 2, 3)
+
+    made = quantize(path, tmp_path / "q.onnx", mode=mode)
+
+    assert made.size_bytes <= made.float_size_bytes == path.stat().st_size
+    assert "larger" not in made.note
+    assert {node.reason for node in made.plan.nodes} == {FEW}
+
+
+def test_only_the_smallest_weights_stay_float(tmp_path):
+    made = quantize(products(tmp_path, *[2] * 8, 16), tmp_path / "q.onnx", mode="weight_only")
+
+    assert made.size_bytes <= made.float_size_bytes
+    assert [node.storage for node in made.plan.nodes][-1] is Storage.INT8
+    assert Storage.FLOAT32 in {node.storage for node in made.plan.nodes}
+
+
+def test_weights_that_are_stored_in_integers_compute_in_float_if_that_is_enough(tmp_path):
+    made = quantize(products(tmp_path, 9, 9), tmp_path / "q.onnx")
+
+    assert made.size_bytes <= made.float_size_bytes
+    assert {node.storage for node in made.plan.nodes} == {Storage.INT8}
+
+
+def test_what_was_asked_for_by_name_is_done_and_noted(tmp_path):
+    by_mode = quantize(products(tmp_path, 2), tmp_path / "q.onnx", mode="dynamic")
+    by_bits = quantize(products(tmp_path, 2), tmp_path / "q.onnx", layer_bits={"w*": 8})
+
+    for made in (by_mode, by_bits):
+        assert made.plan.nodes[0].storage is Storage.INT8
+        assert "larger than its original" in made.note
