@@ -48,12 +48,17 @@ def stopped_at_once() -> Iterator[None]:
     def stop(number: int) -> None:
         for again in SIGNALS:
             signal.signal(again, signal.SIG_IGN)
+        # Threads of this process would still complain of the processes that are gone.
+        own_stderr = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         _kill_descendants()
         for action in _BEFORE_STOP:
             with contextlib.suppress(Exception):
                 action()
-        restore_cursor = "\x1b[?25h\r" if sys.stderr.isatty() else ""
-        os.write(2, f"{restore_cursor}stopped; the same command goes on from here\n".encode())
+        restore_cursor = "\x1b[?25h\r" if os.isatty(own_stderr) else ""
+        os.write(
+            own_stderr, f"{restore_cursor}stopped; the same command goes on from here\n".encode()
+        )
         os._exit(128 + number)
 
     with _handled_by(stop):

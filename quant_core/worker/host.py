@@ -37,7 +37,7 @@ def alone_on_host(patience_s: float) -> Iterator[bool]:
 
     Yields whether it is held: if another process keeps it for `patience_s`, the work goes on
     beside that process. The lock is the name of a socket, so there is no file that somebody else
-    may own, and it ends with the process that holds it.
+    may own, and it ends with the process that holds it. A system without such names has no lock.
     """
     with socket.socket(socket.AF_UNIX) as lock:
         deadline = time.monotonic() + patience_s
@@ -50,9 +50,7 @@ def _try_lock(lock: socket.socket) -> bool:
     try:
         lock.bind(LOCK)
     except OSError as problem:
-        if problem.errno == errno.EADDRINUSE:
-            return False
-        raise
+        return problem.errno != errno.EADDRINUSE
     return True
 
 
