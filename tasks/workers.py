@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # is not the fault of the stage, but it cannot go on for ever.
 MAX_DEATHS_BEFORE_BEGIN = 30
 WAIT_S = 3.0  # a stage that has not begun by then waits for its host
-POLL_S = 0.05
 STAGES = ("", "prepare", "calibrate", "quantize", "validate", "sensitivity", "benchmark")
 # The memory that a stage is expected to need, before it has run once:
 BARE_BYTES = 150_000_000  # without a model
@@ -187,13 +186,14 @@ class _Call:
         self.mark.unlink(missing_ok=True)
 
     def _begins_soon(self) -> bool:
-        """Whether the stage begins within WAIT_S seconds; then its mark has a byte."""
-        deadline = time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
-            if self.future.done() or self._deaths():  # type: ignore[no-untyped-call]
-                return True
-            time.sleep(POLL_S)
-        return False
+        """Whether the stage ends, or at least begins, within WAIT_S seconds."""
+        try:
+            self.future.result(timeout=WAIT_S)
+        except TimeoutError:
+            return self._deaths() > 0  # the mark has a byte while the stage runs
+        except (Exception, asyncio.CancelledError):
+            pass  # `result` looks at it
+        return True
 
     def _submit(self) -> Future[dict[str, Any]]:
         key = f"{self.stage}-{uuid.uuid4().hex}"

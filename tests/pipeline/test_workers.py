@@ -146,15 +146,20 @@ def test_an_answer_of_a_worker_with_other_versions_is_refused(tmp_path):
 
 
 def test_stages_that_run_alone_say_that_they_wait_and_wait_no_longer_than_the_limit_together(
-    tmp_path, monkeypatch
+    tmp_path,
 ):
-    monkeypatch.setattr("tasks.workers.WAIT_S", 0.0)
     granted = []
 
     def submit(function, stage, patience_s, **options):
         granted.append(patience_s)
         answer = {"result": {}, "peak_bytes": 1, "waited_s": min(patience_s, 40.0)}
-        return SimpleNamespace(result=lambda: answer, done=lambda: True)
+
+        def result(timeout=None):
+            if timeout is not None:
+                raise TimeoutError
+            return answer
+
+        return SimpleNamespace(result=result, done=lambda: True)
 
     workers, said = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path), []
 
