@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quant_core.plan.types import QuantPlan
 
 Progress = Callable[[str], None]
+EXPORT_SAMPLES = 8  # on which an export is compared with what it was made of
 
 
 def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
@@ -106,6 +107,39 @@ def quantize_answer(
         following = ["validate", str(model), str(output), *data]
     result["next"] = shlex.join(["quantmill", *following])
     return Answer(result, render.quantization_view, exit_code=int(is_missed))
+
+
+def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConfig:
+    """The config for the runtime of an export. Raises: RequestError if it is for another one, or
+    the runtime is not installed.
+    """
+    from flows.runtime.openvino_ir import import_openvino
+
+    import_openvino()
+    if plan is not None or config.target == export:
+        return config
+    if config.target != "auto":
+        hint = f"Leave it out, or write --target {export}"
+        raise RequestError(f"is {config.target}, and --export {export}", "--target", hint)
+    return replace(config, target=export)
+
+
+def with_export(answer: Answer, original: Path, calibration: SampleSpec | None) -> Answer:
+    """The answer, with OpenVINO's files beside the model, and what OpenVINO makes of them.
+
+    The exit code is 1 if they are wrong, slow or not in integers there.
+    """
+    from flows.runtime.openvino_ir import export_ir
+    from quant_core.data.samples import input_specs, open_samples
+
+    result = dict(answer.data)
+    output = Path(result["output"])
+    spec = replace(calibration or SampleSpec(), labels=None, count=EXPORT_SAMPLES)
+    samples = open_samples(spec, input_specs(original), original)
+    feeds = [samples[i] for i in range(len(samples))]
+    found = export_ir(original, output, output.with_suffix(".xml"), feeds).to_dict()
+    code = max(answer.exit_code, int(bool(found["note"])))
+    return replace(answer, data=result | {"export": found}, exit_code=code)
 
 
 def timing(

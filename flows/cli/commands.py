@@ -22,12 +22,14 @@ from flows.cli.answers import (
     comparison,
     first_accuracy_option,
     footprint,
+    for_export,
     javascript_timing,
     optimize_answer,
     plan_answer,
     quantize_answer,
     timing,
     validation,
+    with_export,
 )
 from flows.cli.command import Answer, register
 from flows.cli.doctor import examine_host
@@ -116,6 +118,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 OptimizeOnly = Annotated[
     bool, typer.Option("--optimize-only", help="Rewrite the float model exactly, and stop.")
 ]
+Export = Annotated[
+    Literal["openvino"] | None,
+    typer.Option("--export", help="Write OpenVINO's .xml and .bin too, and check them there."),
+]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
 Threads = Annotated[
     list[int], typer.Option("--threads", min=1, max=1024, help="Of each model; repeatable.")
@@ -157,8 +163,11 @@ def quantize(
     costs: CostsFile = None,
     dry_run: DryRun = False,
     optimize_only: OptimizeOnly = False,
+    export: Export = None,
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
+    if export is not None:
+        config = for_export(export, config, plan)
     if dry_run:
         return plan_answer(model, config, calibration)
     if optimize_only:
@@ -170,9 +179,13 @@ def quantize(
         raise RequestError("is decided by the plan already", option, hint)
     if calibration is None and (needless := first_accuracy_option(accuracy)):
         raise RequestError("means nothing without samples", needless, "Give --data")
-    return quantize_answer(
+    answer = quantize_answer(
         model, output, config, calibration, accuracy, allow_code, progress, costs, plan
     )
+    if export is None:
+        return answer
+    progress("checking the export in OpenVINO")
+    return with_export(answer, model, calibration)
 
 
 @command

@@ -181,10 +181,23 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         "outputs": _floor_text(result),
         "note": result["note"],
     }
+    if "export" in result:
+        facts |= _export_facts(result["export"])
     if result["shortfall"] and "fidelity" not in result:
         facts["verdict"] = verdict_text(result["verdict"], result["reason"])
     compared = [validation_view(result)] if "fidelity" in result else []
     return Group(facts_table(facts), *compared, _next_command(result["next"]))
+
+
+def _export_facts(export: Mapping[str, Any]) -> dict[str, str]:
+    """What was written for OpenVINO, and what is wrong with it."""
+    kernels = f"{export['integers']} of {export['multiplying']} kernels that multiply in int8"
+    speed = _format_speedup(export["timing"]["speedup"])
+    return {
+        "export": f"{export['output']}, {format_size(export['size_bytes'])}",
+        "in OpenVINO": f"{speed} of float's speed, {kernels}",
+        "export note": export["note"],
+    }
 
 
 def _speed_text(timing: Mapping[str, Any] | None, target: str) -> str:

@@ -1,0 +1,89 @@
+"""What OpenVINO makes of a model that is exported for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from flows.cli.commands import main
+from flows.runtime import openvino_ir
+from flows.runtime.openvino_ir import EQUAL_DB, LOST_DB, export_ir
+from quant_core.evaluate.timing import Timing
+from tests.models import random_feed, tiny_cnn
+
+FASTER = Timing(2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 2.0, 5, 1)
+SLOWER = Timing(1.0, 2.0, 1.0, 2.0, 0.5, 0.5, 0.5, 5, 1)
+
+
+@pytest.fixture
+def cnn(tmp_path):
+    """A float model and samples for it."""
+    onnx.save(tiny_cnn(), tmp_path / "cnn.onnx")
+    feeds = [random_feed(tiny_cnn(), seed)["x"] for seed in range(8)]
+    np.savez(tmp_path / "x.npz", x=np.concatenate(feeds))
+    return tmp_path / "cnn.onnx", tmp_path / "x.npz"
+
+
+@pytest.mark.slow
+def test_a_static_cnn_runs_in_integers_as_exactly_as_here(cnn, tmp_path, capsys):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    model, data = cnn
+    output = tmp_path / "made.onnx"
+
+    request = ["quantize", str(model), "--data", str(data), "-o", str(output), "--mode", "static"]
+    main([*request, "--export", "openvino", "--format", "json"])
+
+    result = json.loads(capsys.readouterr().out)
+    found = result["export"]
+    assert result["target"] == "openvino"
+    assert found["integers"] == found["multiplying"] == 2
+    assert found["float_db"] > EQUAL_DB
+    assert found["there_db"] > found["here_db"] - LOST_DB
+    assert {path.suffix for path in tmp_path.glob("made.*")} == {".onnx", ".xml", ".bin"}
+
+
+def test_what_is_wrong_with_an_export_is_said():
+    def notes(*found):
+        return "; ".join(openvino_ir._notes(*found))
+
+    assert notes(2, FASTER, 120.0, 40.0, 41.0) == ""
+    assert "float model itself" in notes(2, FASTER, -9.0, 40.0, -9.0)
+    assert "less exactly" in notes(2, FASTER, 120.0, 40.0, 30.0)
+    assert "nothing of it in integers" in notes(0, FASTER, 120.0, 40.0, 40.0)
+    assert "0.50x" in notes(2, SLOWER, 120.0, 40.0, 40.0)
+
+
+def test_without_openvino_nothing_is_made(cnn, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    model, _ = cnn
+
+    code = main(["quantize", str(model), "--export", "openvino"])
+
+    assert code == 2
+    assert "pip install quantmill[openvino]" in capsys.readouterr().err
+    assert [path.name for path in model.parent.glob("*.onnx")] == ["cnn.onnx"]
+
+
+def test_an_export_is_made_for_its_own_target_only(cnn, monkeypatch, capsys):
+    monkeypatch.setattr(openvino_ir, "import_openvino", lambda: None)
+
+    code = main(["quantize", str(cnn[0]), "--target", "x86", "--export", "openvino"])
+
+    assert code == 2
+    assert "--target openvino" in capsys.readouterr().err
+
+
+def test_weights_of_somebody_else_are_not_overwritten(cnn, tmp_path, monkeypatch):
+    model, _ = cnn
+    monkeypatch.setattr(openvino_ir, "import_openvino", lambda: None)
+    other = tmp_path / "made.bin"
+    other.write_bytes(b"theirs")
+
+    with pytest.raises(openvino_ir.RequestError, match=r"made\.bin"):
+        export_ir(model, model, tmp_path / "made.xml", [])
+
+    assert other.read_bytes() == b"theirs"
