@@ -46,6 +46,7 @@ RANKS = (
     (r"", 2, 2),
 )
 CONFIGS = ("generation_config.json", "config.json")
+MAX_SIZE = 1 << 16  # of an axis of a sample
 MAX_CONFIG_BYTES = 16 << 20
 
 
@@ -65,7 +66,7 @@ class Graph:
 
 def find_graphs(folder: Path) -> list[Graph]:
     """The float graphs of a folder, each after those that flow into it."""
-    start = _start_token(folder)
+    start, sizes = _start_token(folder), _sizes(folder)
     found = [path for path in _files(folder) if path.suffix == ".onnx"]
     known = set(found)
     originals = [path for path in found if not _is_variant(path, known)]
@@ -76,7 +77,7 @@ def find_graphs(folder: Path) -> list[Graph]:
         _, below = _ranks(path)
         before = sorted((other for other in beside if _rank(other) < below), key=_rank)
         place = path.parent.relative_to(folder)
-        flow = Flow(tuple(map(str, before)), start)
+        flow = Flow(tuple(map(str, before)), start, sizes)
         place = Path(GRAPHS) if place == Path() else place
         graphs.append(Graph(path, place, flow, shared.get(path)))
     return graphs
@@ -165,6 +166,30 @@ def _start_token(folder: Path) -> int | None:
             if isinstance(token, int) and not isinstance(token, bool):
                 return token
     return None
+
+
+def _sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The sizes of images and spectrograms that the preprocessor makes.
+
+    Source: transformers, CLIPImageProcessor and WhisperFeatureExtractor.
+    """
+    config = _read_json(folder / "preprocessor_config.json")
+    found: dict[str, tuple[int, ...]] = {}
+    for key in ("crop_size", "size"):
+        size = config.get(key)
+        edges = size if isinstance(size, dict) else {"height": size, "width": size}
+        shortest = edges.get("shortest_edge")
+        sides = _sizes_in(edges.get("height", shortest), edges.get("width", shortest))
+        if sides:
+            found.setdefault("pixel_values", sides)
+    frames = _sizes_in(config.get("feature_size"), config.get("nb_max_frames"))
+    return {**found, "input_features": frames} if frames else found
+
+
+def _sizes_in(*values: Any) -> tuple[int, ...]:
+    """The values, if all of them are sizes that an axis may have, else none."""
+    are_sizes = all(type(value) is int and 0 < value <= MAX_SIZE for value in values)
+    return values if are_sizes else ()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class FlowSource:
         """Raises: DataError if the samples do not fit, or a graph does not run on the first."""
         try:
             graphs = _open_graphs(model, inputs, flow, spec.shape)
-            feeder = Feeder(graphs, flow.start, spec)
+            feeder = Feeder(graphs, flow, spec)
             self.inputs = tuple(graphs[-1].inputs.values())
             self.name, self.samples = feeder.name, feeder.samples
             self.length = feeder.samples * (2 if feeder.has_two_feeds else 1)
@@ -173,9 +173,10 @@ class Feeder:
     has_two_feeds  whether the last graph can both begin and go on
     """
 
-    def __init__(self, graphs: Sequence[Graph], start: int | None, spec: SampleSpec) -> None:
+    def __init__(self, graphs: Sequence[Graph], flow: Flow, spec: SampleSpec) -> None:
         """Raises: DataError if the samples cannot be read, or fit no input."""
-        self.target, self.before, self.start, self.seed = graphs[-1], graphs[:-1], start, spec.seed
+        self.target, self.before, self.seed = graphs[-1], graphs[:-1], spec.seed
+        self.start, self.sizes = flow.start, flow.sizes
         self.starter = next((graph for graph in self.before if graph.gives_past), self.target)
         self.tokens = _tokens(graphs)
         self.has_two_feeds = self.target.takes_past and self.starter is self.target
@@ -268,7 +269,7 @@ class Feeder:
         """Random values of these inputs of a graph. If they are all, the graph runs on them."""
         key = graph.path, names
         if key not in self.drawn:
-            specs = tuple(graph.inputs[name] for name in names)
+            specs = tuple(_sized(graph.inputs[name], self.sizes.get(name, ())) for name in names)
             draw = random_source if len(names) == len(graph.inputs) else first_strategy
             self.drawn[key] = draw(specs, self.samples, self.seed, graph.path)
         found = self.drawn[key].read(sample)
@@ -324,6 +325,16 @@ def _sample_inputs(graphs: Iterable[Graph]) -> tuple[InputSpec, ...]:
             if not PAST.search(name):
                 found.setdefault(name, replace(spec, name=name))
     return tuple(found.values())
+
+
+def _sized(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
+    """The input with these sizes for its last axes, where they are open."""
+    before = len(spec.shape) - len(sizes)
+    if before < 0:
+        return spec
+    last = zip(spec.shape[before:], sizes, strict=True)
+    pinned = tuple(old if isinstance(old, int) else new for old, new in last)
+    return replace(spec, shape=(*spec.shape[:before], *pinned))
 
 
 def _go_on(values: Feed, name: str, token: np.ndarray) -> None:

@@ -47,6 +47,20 @@ TABLES = {
     "EmbedLayerNormalization": {0: 2, 1: 4},
 }
 WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
+# Operators whose output has the axes of its input, and a constant operand does not change them.
+SAME_AXES = frozenset({"Cast", "Identity", "Clip", "Add", "Sub", "Mul", "Div", "Transpose"})
+# Operator -> axis of its first input whose size a weight has, and where: input and axis of that.
+FIXED_SIZES = {
+    "Conv": (1, 1, 1),  # times the number of groups
+    "ConvTranspose": (1, 1, 0),
+    "MatMul": (-1, 1, -2),
+    "LSTM": (2, 1, 2),
+    "GRU": (2, 1, 2),
+    "RNN": (2, 1, 2),
+    "BatchNormalization": (1, 1, 0),
+    "InstanceNormalization": (1, 1, 0),
+    "LayerNormalization": (-1, 1, -1),
+}
 LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 
@@ -103,6 +117,46 @@ def input_hints(model: ir.Model, inputs: tuple[InputSpec, ...]) -> dict[str, Hin
             hint = look(values[spec.name], hint)
         hints[spec.name] = hint
     return hints
+
+
+def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    """The inputs, with the sizes of those open axes that weights fix, such as the channels."""
+    values = {str(value.name): value for value in model.graph.inputs}
+    found = []
+    for spec in inputs:
+        sizes = _fixed_sizes(values[spec.name]) if spec.name in values and spec.shape else {}
+        shape = tuple(
+            sizes.get(axis, size) if not isinstance(size, int) else size
+            for axis, size in enumerate(spec.shape)
+        )
+        found.append(replace(spec, shape=shape))
+    return tuple(found)
+
+
+def _fixed_sizes(source: ir.Value) -> dict[int, int]:
+    """Axis of the input -> its size, where an operator that reads it has a weight that says it."""
+    if source.shape is None:
+        return {}
+    sizes: dict[int, int] = {}
+    waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(source, tuple(range(len(source.shape))))]
+    while waiting:
+        value, axes = waiting.pop()
+        for node, position in ((use.node, use.idx) for use in value.uses()):
+            if node.op_type in FIXED_SIZES and position == 0:
+                axis, operand, weight_axis = FIXED_SIZES[node.op_type]
+                size = _size(node.inputs[operand], weight_axis)
+                groups = int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+                if isinstance(size, int) and -len(axes) <= axis < len(axes):
+                    sizes.setdefault(axes[axis], size * groups)
+            others = [other for other in node.inputs if other is not value]
+            output = node.outputs[0]
+            has_rank = output.shape is None or len(output.shape) == len(axes)
+            if node.op_type in SAME_AXES and has_rank and all(map(_is_given, others)):
+                order = range(len(axes))
+                if node.op_type == "Transpose":
+                    order = graph.attribute(node, "perm", order[::-1])
+                waiting.append((output, tuple(axes[axis] for axis in order)))
+    return sizes
 
 
 def _index_hint(source: ir.Value, hint: Hint) -> Hint:

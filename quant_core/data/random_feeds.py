@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quant_core.data.input_hints import Hint, input_hints, named_hint
+from quant_core.data.input_hints import Hint, fixed_sizes, input_hints, named_hint
 from quant_core.data.sources import Feed, InputSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model import files
@@ -128,8 +128,10 @@ def random_source(
     Raises: DataError if the model runs with none, or takes text that it does not name.
     """
     hints = {spec.name: named_hint(spec) for spec in inputs}
+    has_open_axes = any(not isinstance(size, int) for spec in inputs for size in spec.shape)
     if model is not None:
-        hints = input_hints(files.load(model), inputs)
+        graph = files.load(model)
+        inputs, hints = fixed_sizes(graph, inputs), input_hints(graph, inputs)
     for spec in inputs:
         if spec.dtype.kind == "U" and not hints[spec.name].choices:
             raise DataError(
@@ -137,7 +139,7 @@ def random_source(
             )
     feeds = (count or COUNT) // max((spec.batch for spec in inputs), default=1)
     sources = _distinct_sources(inputs, hints, seed, max(1, feeds))
-    if model is None or len(sources) == 1:
+    if model is None or (len(sources) == 1 and not has_open_axes):
         return sources[0]
     return _first_that_runs(sources, model)
 
@@ -146,8 +148,9 @@ def first_strategy(
     inputs: tuple[InputSpec, ...], count: int, seed: int, model: Path
 ) -> RandomSource:
     """Random values of these inputs of a model, which has others too, so that none is tried."""
-    hints = input_hints(files.load(model), inputs)
-    return _distinct_sources(inputs, hints, seed, count)[0]
+    graph = files.load(model)
+    hints = input_hints(graph, inputs)
+    return _distinct_sources(fixed_sizes(graph, inputs), hints, seed, count)[0]
 
 
 def _distinct_sources(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -27,10 +27,18 @@ class Flow:
 
     before  files of the float graphs whose outputs it may read, in the order in which they run
     start   the token that the decoder begins with; None: one that is drawn
+    sizes   input -> sizes of its last axes, for those of random samples that are open
     """
 
     before: tuple[str, ...] = ()
     start: int | None = None
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Flow:
+        """The inverse of `dataclasses.asdict`, also from JSON."""
+        sizes = {name: tuple(axes) for name, axes in values["sizes"].items()}
+        return cls(tuple(values["before"]), values["start"], sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,7 @@ class SampleSpec:
         flow = values.get("flow")
         if flow is None:
             return cls(**values)
-        return cls(**{**values, "flow": Flow(tuple(flow["before"]), flow["start"])})
+        return cls(**{**values, "flow": Flow.from_dict(flow)})
 
     def files(self) -> tuple[tuple[str, Path], ...]:
         """The files that must exist, each with the manifest's key for it: data and labels."""

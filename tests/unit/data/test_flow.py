@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,7 @@ from quant_core.data.spec import RANDOM, Flow, SampleSpec
 from quant_core.errors import DataError
 from quant_core.model.session import open_session, run
 from tests.folders import NAMES, START, WORDS, decoder_alone, save_folder
+from tests.models import sketch
 
 ENCODER, DECODER, WITH_PAST, MERGED = NAMES
 BEFORE = {ENCODER: (), DECODER: (ENCODER,), WITH_PAST: (ENCODER, DECODER), MERGED: (ENCODER,)}
@@ -158,7 +161,22 @@ def test_random_samples_of_a_language_model_have_a_real_past(tmp_path):
     np.testing.assert_array_equal(samples[0]["past_key_values.0.value"], value)
 
 
-def test_a_spec_with_a_flow_survives_json():
-    spec = SampleSpec("x.npz", count=3, flow=Flow(("a.onnx", "b.onnx"), 7))
+def test_random_images_have_the_size_of_the_folder_and_the_channels_of_the_weights(
+    tmp_path,
+):
+    text = """(float[n, channels, height, width] pixel_values) => (float[n, 4, a, b] y)
+        { s = Sub(pixel_values, half) y = Conv(s, w) }"""
+    weights = {"half": np.array(0.5, np.float32), "w": np.ones((4, 3, 2, 2), np.float32)}
+    onnx.save(sketch(text, weights), tmp_path / "model.onnx")
+    file = tmp_path / "model.onnx"
+    flow = Flow(sizes={"pixel_values": (48, 40)})
 
-    assert SampleSpec.from_dict(spec.to_dict()) == spec
+    feed = open_samples(SampleSpec(count=1, flow=flow), input_specs(file), file)[0]
+
+    assert feed["pixel_values"].shape == (1, 3, 48, 40)
+
+
+def test_a_spec_with_a_flow_survives_json():
+    spec = SampleSpec("x.npz", count=3, flow=Flow(("a.onnx", "b.onnx"), 7, {"x": (1, 2)}))
+
+    assert SampleSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

@@ -223,3 +223,14 @@ def test_names_say_what_no_graph_says():
     assert named("attention_mask", "int64", "N", "T").all()
     assert 0.5 <= named("length_scale", "float32", 1) <= 1
     assert named("use_cache_branch", "bool", 1).dtype == bool
+
+
+def test_sizes_that_weights_fix_are_not_drawn(tmp_path):
+    text = """(float[n, steps, features] x) => (float[n, o, 4] y)
+        { t = Transpose<perm = [0, 2, 1]>(x) c = Conv(t, w) u = Transpose<perm = [0, 2, 1]>(c)
+          y = MatMul(u, m) }"""
+    weights = {"w": np.ones((6, 5, 3), np.float32), "m": np.ones((6, 4), np.float32)}
+
+    samples = drawn(tmp_path, sketch(text, weights))
+
+    assert samples[0]["x"].shape == (1, 32, 5)

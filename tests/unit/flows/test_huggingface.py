@@ -97,6 +97,21 @@ def test_the_first_token_is_read_from_the_configs(folder, configs, start):
     assert manifest(folder).jobs[0].calibration.flow.start == start
 
 
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        ({"size": {"height": 384, "width": 128}}, {"pixel_values": (384, 128)}),
+        ({"size": {"shortest_edge": 256}, "crop_size": 224}, {"pixel_values": (224, 224)}),
+        ({"feature_size": 80, "nb_max_frames": 3000}, {"input_features": (80, 3000)}),
+        ({"size": {"longest_edge": -1}, "feature_size": "80", "nb_max_frames": 1 << 40}, {}),
+    ],
+)
+def test_sizes_of_random_samples_are_those_of_the_preprocessor(folder, config, sizes):
+    (folder / "model/preprocessor_config.json").write_text(json.dumps(config))
+
+    assert manifest(folder).jobs[0].calibration.flow.sizes == sizes
+
+
 def test_originals_in_the_folder_itself_are_never_replaced(folder):
     (folder / "model/onnx/encoder_model_quantized.onnx").write_bytes(b"of somebody else")
 
