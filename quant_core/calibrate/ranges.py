@@ -20,6 +20,10 @@ from quant_core.numerics.affine import Grid, choose_params
 Array = NDArray[np.float64]
 Range = tuple[float, float]
 
+# Values of a tensor with which its extremes are taken as they are: about those of one image
+# or text. With fewer, `auto` expects more. Not tuned.
+ENOUGH_VALUES = 8192
+TAIL = 0.02  # the share of values whose spread tells how extremes grow; not tuned
 _PERCENTILES = (99.9, 99.99, 99.999)  # that `auto` tries besides the requested one; not tuned
 _THRESHOLDS = 32  # that entropy tries, and half as many around the best of them; not tuned
 _STEPS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002)  # by which mse moves the ends; not tuned
@@ -68,7 +72,8 @@ def find_range(
 ) -> Range:
     """The range (lo, hi), zero included, that `method` chooses for integers of `grid`.
 
-    `auto` takes the range of the other methods with the least expected error.
+    `auto` takes the range of the other methods with the least expected error, and adds what few
+    values let expect of more.
 
     Raises: RequestError for an unknown method, DataError if calibration saw no value of the tensor.
     """
@@ -78,7 +83,11 @@ def find_range(
             "calibration saw no value of this tensor", hint="Give samples that reach it"
         )
     if method == "auto":
-        return _least_error_range(stats, grid, percentile)
+        lo, hi = _least_error_range(stats, grid, percentile)
+        below, above = expected_growth(stats)
+        largest = float(np.finfo(np.float32).max)
+        grown_lo = max(lo - below, -largest) if lo < 0 else lo
+        return grown_lo, min(hi + above, largest) if hi > 0 else hi
     return RANGE_METHODS[method](stats, grid, percentile)
 
 
@@ -216,6 +225,35 @@ def expected_errors(histogram: Histogram, los: Array, his: Array, grid: Grid) ->
     return np.asarray(
         mean @ histogram.counts / histogram.counts.sum() * params.scale.astype(np.float64) ** 2
     )
+
+
+def expected_growth(stats: TensorStats) -> Range:
+    """By how much the minimum is expected to fall, and the maximum to rise, until ENOUGH_VALUES.
+
+    Values beyond a quantile are spread about exponentially there: with a mean excess of m over it,
+    the largest of k times as many values is expected to be m ln k larger. 0 with enough values.
+
+    Source: Coles 2001, An Introduction to Statistical Modeling of Extreme Values, section 4.2, for
+    a shape of 0.
+    """
+    if stats.count >= ENOUGH_VALUES:
+        return 0.0, 0.0
+    growth = float(np.log(ENOUGH_VALUES / stats.count))
+    histogram = Histogram.of(stats)
+    points = (histogram.edges[1:] + histogram.edges[:-1]) / 2
+    below = _mean_excess(-points[::-1], histogram.counts[::-1])
+    return growth * below, growth * _mean_excess(points, histogram.counts)
+
+
+def _mean_excess(points: Array, counts: Array) -> float:
+    """By how much the values of the upper tail are beyond its begin, on average.
+
+    points  (bins,), ascending; counts  (bins,), of values there
+    """
+    beyond = counts.sum() - np.cumsum(counts)
+    begin = points[np.argmax(beyond <= TAIL * counts.sum())]
+    excess = np.maximum(points - begin, 0)
+    return float(excess @ counts / max(counts[excess > 0].sum(), 1))
 
 
 def kl_divergence(histogram: Histogram, lo: float, hi: float, step: float) -> float:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quant_core.calibrate.ranges import (
+    ENOUGH_VALUES,
     RANGE_METHODS,
     Histogram,
     RangeCache,
@@ -59,6 +60,11 @@ def draw(shape: str, seed: int = 0) -> Array:
     return np.asarray(DISTRIBUTIONS[shape](np.random.default_rng(seed)), np.float32)
 
 
+def enough(x: Array) -> Array:
+    """The same values, so often that their extremes are believed."""
+    return np.tile(x, -(-ENOUGH_VALUES // x.size))
+
+
 def stats_of(x: Array) -> TensorStats:
     stats = TensorStats()
     stats.update(x)
@@ -80,7 +86,7 @@ def expected_error(stats: TensorStats, lo: float, hi: float, grid: Grid) -> floa
 def test_a_range_holds_zero_and_never_exceeds_what_was_seen(
     shape: str, grid: Grid, method: str
 ) -> None:
-    x = draw(shape)
+    x = enough(draw(shape))
 
     lo, hi = find_range(stats_of(x), grid, method)
 
@@ -89,10 +95,35 @@ def test_a_range_holds_zero_and_never_exceeds_what_was_seen(
     choose_params(lo, hi, grid)
 
 
+@pytest.mark.parametrize("shape", ["normal", "laplace", "relu", "swish"])
+def test_few_values_let_expect_larger_ones(shape: str) -> None:
+    gains = []
+    for seed in range(40):
+        x = draw(shape, seed)
+        few, others = x[:1000], x[1000:]
+        grown = find_range(stats_of(few), UINT8)
+        believed = find_range(stats_of(enough(few)), UINT8)
+        gains.append(true_error(others, *believed, UINT8) - true_error(others, *grown, UINT8))
+
+    assert np.mean(gains) > 0
+
+
+@pytest.mark.parametrize("shape", ["large", "a constant", "zeros", "one value", "subnormal"])
+def test_what_few_values_let_expect_is_finite(shape: str) -> None:
+    x = draw(shape)
+
+    lo, hi = find_range(stats_of(x), UINT8)
+
+    assert np.isfinite(np.float32([lo, hi])).all()
+    assert lo <= min(float(x.min()), 0.0)
+    assert hi >= max(float(x.max()), 0.0)
+    choose_params(lo, hi, UINT8)
+
+
 @each_distribution
 @each_grid
 def test_auto_is_at_least_as_good_as_every_method(shape: str, grid: Grid) -> None:
-    stats = stats_of(draw(shape))
+    stats = stats_of(enough(draw(shape)))
 
     auto = expected_error(stats, *find_range(stats, grid), grid)
 
