@@ -20,8 +20,7 @@ from quant_core.model.names import make_unique
 def normalize(model: ir.Model) -> None:
     """Edit the model in place, so that every constant is an initializer and every node has a name.
 
-    1. Constant nodes become initializers. Initializers that are graph inputs too, so that a caller
-       may give another value, stop being inputs if they are weights.
+    1. Constant nodes become initializers.
     2. Identity nodes go, except those that write an output of a graph. What a Loop carries and
        never changes is read from outside.
     3. A node without a name, or with an earlier node's name, gets one from its first output. A
@@ -32,7 +31,6 @@ def normalize(model: ir.Model) -> None:
     """
     try:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)  # 1
-        _fix_weights(model.graph)
         for graph in graphs_of(model):
             _remove_identities(graph)  # 2
             _capture_carried(graph)  # 2
@@ -50,12 +48,19 @@ def normalize(model: ir.Model) -> None:
             _remove_trivial_dilations(node)  # 4
 
 
-def _fix_weights(main: ir.Graph) -> None:
-    """Edit in place: weights and biases that are inputs with a default value are constants."""
-    for value in list(main.inputs):
-        is_default = value.name in main.initializers
-        if is_default and any(n.op_type in WEIGHTED for n in consumers(value)):
-            main.inputs.remove(value)
+def fix_weights(main: ir.Graph) -> bool:
+    """Edit in place: weights and biases that are inputs with a default value are constants.
+
+    Returns whether there were any. A caller could have given others, but nobody gives weights.
+    """
+    fixed = [
+        value
+        for value in main.inputs
+        if value.name in main.initializers and any(n.op_type in WEIGHTED for n in consumers(value))
+    ]
+    for value in fixed:
+        main.inputs.remove(value)
+    return bool(fixed)
 
 
 def _remove_identities(graph: ir.Graph) -> None:

@@ -22,7 +22,7 @@ def matches(glob: str, *names: str) -> bool:
 
 
 def origins_of(model: ir.Model) -> Mapping[str, list[str]]:
-    """Node of a prepared model -> its names in the original; missing if it has kept them."""
+    """Node of a prepared model -> other names of the original that mean it, if there are any."""
     found: Mapping[str, list[str]] = json.loads(model.metadata_props.get(METADATA, "{}"))
     return found
 
@@ -37,7 +37,8 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
 
         MatMul "fc" -> Add "bias"    becomes    Gemm "fc/MatMulAddFusion", which stands for both
 
-    The Identity of a weight that others carry (carried.py) stands for the nodes that read it.
+    Its weights are among that, as rewrites may replace them by others. The Identity of a weight
+    that others carry (carried.py) stands for the nodes that read it.
     """
     producers: dict[str, ir.Node] = {}
     constants: set[str] = set()
@@ -49,10 +50,12 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
     written = {str(v.name) for node in nodes for v in node.outputs if v.name}
     found = {}
     for node in nodes:
-        read = {str(v.name) for v in node.inputs if v is not None}
-        computed = {str(v.name) for v in node.inputs if not graph.is_constant(v) and v is not None}
+        inputs = [v for v in node.inputs if v is not None]
+        read = {str(v.name) for v in inputs}
+        computed = {str(v.name) for v in inputs if not graph.is_constant(v)}
         names = _between(node, computed | written, producers, constants)
-        names -= {str(node.name), *read}
+        weights = {str(v.name) for v in inputs if graph.is_float_weight(v)}
+        names = (names - read - {str(node.name)}) | weights
         if node.op_type == "Identity":  # a weight set apart: what reads it
             names |= {str(reader.name) for reader in graph.consumers(node.outputs[0])}
         names |= {former[name] for name in names | read if name in former}
@@ -82,5 +85,7 @@ def _between(
         if tensor in producers:
             source = producers[tensor]
             names.add(str(source.name or ""))
+            if not source.inputs:  # a Constant
+                names.add(tensor)
             waiting += [str(v.name) for v in source.inputs if v is not None]
     return names - {""}

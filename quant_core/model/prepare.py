@@ -21,7 +21,7 @@ from quant_core.model.carried import set_apart
 from quant_core.model.compact import keep_compact
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.names import make_unique
-from quant_core.model.normalize import normalize
+from quant_core.model.normalize import fix_weights, normalize
 from quant_core.model.origins import record_origins
 from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.qat import REPLACE, RESPECT, handle_pairs
@@ -46,7 +46,8 @@ def prepare(
 
     qat  what becomes of the pairs of quantization-aware training (qat.py)
 
-    1. A model whose weights are float16, bfloat16 or double computes in float32 (to_float32.py).
+    1. Weights that are inputs with a default value are constants (normalize.py). A model whose
+       weights are float16, bfloat16 or double computes in float32 (to_float32.py).
     2. An opset below 13 is raised to 17 with ONNX's version converter.
     3. onnxruntime's BASIC optimizer folds constants and batch norms; its output is portable ONNX.
        It leaves nodes alone that quantize and dequantize. Constants that nodes made of fewer bytes
@@ -65,11 +66,12 @@ def prepare(
     path = Path(path)
     model = files.load(path)
     former = make_unique(model)
+    is_fixed = fix_weights(model.graph)
     original = model.clone()
     source: Path | ir.Model = path
     converted = to_float32(model)  # 1
     is_trained = handle_pairs(model, qat)
-    if former or converted or is_trained:
+    if former or is_fixed or converted or is_trained:
         source = model
     if graph.opset(model) < OPSET_QDQ:
         source = model = raise_opset(model, OPSET_RAISED, path)  # 2
@@ -106,16 +108,22 @@ def prepare(
 def restore_interface(model: ir.Model, original: ir.Model) -> None:
     """Edit `model` in place: what its original says of itself, its inputs and its outputs.
 
-    Converters and optimizers name sizes that were left open, and forget texts.
+    Converters and optimizers name sizes that were left open, and forget texts and operator sets.
     """
     model.doc_string, model.graph.doc_string = original.doc_string, original.graph.doc_string
     model.graph.name = original.graph.name
+    model.graph.metadata_props.update(original.graph.metadata_props)
+    for domain, version in original.graph.opset_imports.items():
+        model.graph.opset_imports.setdefault(domain, version)
     before = (*original.graph.inputs, *original.graph.outputs)
     known = {value.name: value for value in before}
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in known:
-            value.shape = known[value.name].shape
-            value.doc_string = known[value.name].doc_string
+            found = known[value.name]
+            value.shape, value.doc_string = found.shape, found.doc_string
+            value.metadata_props.update(found.metadata_props)
+            if value.dtype == found.dtype:
+                value.type = found.type  # with its denotation
 
 
 def _deduplicate(model: ir.Model) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common as passes
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import treatment_factors, weights_reading
@@ -149,15 +148,15 @@ def _order(planned: NodePlan) -> int:
 
 
 def _clean(model: ir.Model) -> None:
-    """Edit in place: exactly the operator sets that are used, no types that tensors tell anyway,
-    and who made it.
+    """Edit in place: the operator sets that are used, no types that tensors tell anyway, and who
+    made it.
     """
-    passes.RemoveUnusedOpsetsPass()(model)
     for domain in {n.domain for g in graph.graphs_of(model) for n in g if n.domain}:
         model.graph.opset_imports.setdefault(domain, 1)
     for g in graph.graphs_of(model):
         for value in g.initializers.values():
-            value.type = value.shape = None  # half as many value_info in the file
+            if not value.is_graph_input():
+                value.type = value.shape = None  # half as many value_info in the file
     model.metadata_props.pop(origins.METADATA, None)
     model.producer_name = "quantmill"
 

@@ -11,7 +11,7 @@ from quant_core.model.origins import matches, origins_of
 from quant_core.model.prepare import prepare
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
-from tests.models import sketch
+from tests.models import one_graph, sketch
 
 
 def prepared(folder):
@@ -34,8 +34,24 @@ def test_a_fused_node_is_excluded_by_each_name_that_it_stands_for(tmp_path, glob
     assert {n.op_type: n.is_rounded for n in plan.nodes} == {"Gemm": False, "MatMul": True}
 
 
-def test_a_node_that_kept_its_names_has_no_origins(tmp_path):
-    assert "y" not in origins_of(prepared(tmp_path))
+def test_a_node_is_known_by_its_weight_whatever_becomes_of_that(tmp_path):
+    assert origins_of(prepared(tmp_path))["y"] == ["v"]
+
+
+@pytest.mark.parametrize("glob", ["k", "k_out", "turn"])
+def test_a_weight_is_excluded_by_what_it_is_made_of(tmp_path, glob):
+    weight = onnx.numpy_helper.from_array(np.eye(32, dtype=np.float32) + 1)
+    nodes = [
+        onnx.helper.make_node("Constant", [], ["k_out"], "k", value=weight),
+        onnx.helper.make_node("Transpose", ["k_out"], ["kt"], "turn", perm=[1, 0]),
+        onnx.helper.make_node("MatMul", ["x", "kt"], ["y"], "product"),
+    ]
+    path = tmp_path / "model.onnx"
+    onnx.save(one_graph(nodes, {}, input=("n", 32), output=("n", 32)), path)
+
+    plan = make_plan(prepare(path), QuantConfig(exclude=(glob,)), TARGETS["x86"])
+
+    assert [n.reason for n in plan.nodes] == [f"excluded by {glob}"]
 
 
 @pytest.mark.parametrize(
