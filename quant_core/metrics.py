@@ -27,7 +27,8 @@ class OutputFidelity:
     agreement      share of decisions that equal the float model's; None if nothing is decided
     flaw           why the output is unusable, "" if it is usable: it holds NaN or infinity where
                    float does not, or has another shape. An unusable float output has sqnr_db -200,
-                   cosine -1 and an infinite max_abs_error
+                   cosine -1 and an infinite max_abs_error; one that has another shape for some
+                   samples only has the values of the others
     is_probability whether all values of the float model lie in [0, 1]
 
     cosine, sqnr_db and max_abs_error are None for an integer output.

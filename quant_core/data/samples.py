@@ -69,19 +69,19 @@ class Samples:
             raise DataError(
                 f"shard {k} of {n}", hint="From 0 to one less than the number of shards"
             )
-        return self._pick(np.arange(k, len(self), n))
+        return self.pick(np.arange(k, len(self), n))
 
     def split_holdout(self, n: int) -> tuple[Samples, Samples]:
         """All feeds but every n-th, and every n-th."""
         is_held_out = np.arange(len(self)) % n == n - 1
-        kept = self._pick(np.flatnonzero(~is_held_out))
-        return kept, self._pick(np.flatnonzero(is_held_out))
+        kept = self.pick(np.flatnonzero(~is_held_out))
+        return kept, self.pick(np.flatnonzero(is_held_out))
 
     def subsample(self, most: int) -> Samples:
         """At most this many of the feeds, spread evenly."""
         if len(self) <= most:
             return self
-        return self._pick(np.arange(most) * len(self) // most)
+        return self.pick(np.arange(most) * len(self) // most)
 
     def batch(self, size: int) -> Feed:
         """The first `size` samples as one feed; where there are fewer, they begin again.
@@ -115,7 +115,8 @@ class Samples:
             hash_array("labels", self.labels, digest.update)
         return digest.hexdigest()
 
-    def _pick(self, indices: np.ndarray) -> Samples:
+    def pick(self, indices: np.ndarray) -> Samples:
+        """The feeds at these indices."""
         labels = self.labels
         if labels is not None:
             sizes = [self.source.size(int(i)) for i in self.order]

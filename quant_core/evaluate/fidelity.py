@@ -127,6 +127,7 @@ class _OutputTally:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_float = False
+        self.is_compared = False  # a block at least has the float model's shape
         self.shape_flaw = ""
         self.unusable_values = 0  # NaN or infinite where float is not
         self.float_squares = self.quantized_squares = self.dot = self.error_squares = 0.0
@@ -140,11 +141,12 @@ class _OutputTally:
 
     def add(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
         """Add a block: `want` of the float model, `got` of the quantized one, labels of all."""
+        self.is_float |= want.dtype.kind == "f"
         if got.shape != want.shape:
             self.shape_flaw = f"has shape {got.shape} where float has {want.shape}"
             got = np.full(want.shape, np.nan if want.dtype.kind == "f" else -1)
-        if want.dtype.kind == "f":
-            self.is_float = True
+        elif want.dtype.kind == "f":
+            self.is_compared = True
             self._add_errors(want, got)
         self._add_decisions(want, got, labels)
 
@@ -199,7 +201,7 @@ class _OutputTally:
         agreement = self.decisions().agreement
         if not self.is_float:
             return OutputFidelity(self.name, None, None, None, agreement, flaw)
-        if flaw:
+        if self.unusable_values or not self.is_compared:
             return OutputFidelity(self.name, -1.0, -MAX_SQNR_DB, math.inf, agreement, flaw)
         return OutputFidelity(
             self.name,
@@ -207,6 +209,7 @@ class _OutputTally:
             self._sqnr_db(),
             self.max_error,
             agreement,
+            flaw,
             is_probability=bool(self.lo >= 0 and self.hi <= 1),
         )
 

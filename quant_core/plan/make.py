@@ -414,11 +414,12 @@ class _Decider:
     def _granularity(
         self, node: ir.Node, storage: Storage, compute: Compute, choice: NodeChoice
     ) -> Granularity:
-        """How many of the node's weights share a scale: a choice counts for dynamic nodes in 8
-        bits.
+        """How many of the node's weights share a scale in 8 bits: fewer than the config says where
+        that was chosen, more only if the node is dynamic.
         """
         config, weights = self.config, _weights(node)
-        by_config: Granularity = PerChannel() if config.per_channel else PerTensor()
+        is_per_channel = config.per_channel or choice.granularity == PerChannel()
+        by_config: Granularity = PerChannel() if is_per_channel else PerTensor()
         is_table = RULES[node.op_type].is_table
         if compute is Compute.FLOAT and not is_table and not is_folded(config, self.target):
             has_matrices = RULES[node.op_type].dynamic_pattern is DynamicPattern.MATMUL

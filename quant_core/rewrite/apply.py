@@ -63,11 +63,13 @@ class Quantized:
 
     written         planned node -> the node that computes in its place
     weight_sqnr_db  planned node -> signal to rounding noise of its worst weight in dB
+    worst_row_db    planned node -> the same of the worst channel of its weights
     """
 
     model: ir.Model
     written: Mapping[str, ir.Node]
     weight_sqnr_db: Mapping[str, float]
+    worst_row_db: Mapping[str, float]
 
 
 def apply_plan(
@@ -135,7 +137,7 @@ def apply_plan(
     files.release(*files.external_tensors(model))
     _clean(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
-    return Quantized(copy, remaining, rewrite.rounding.sqnr_db)
+    return Quantized(copy, remaining, rewrite.rounding.sqnr_db, rewrite.rounding.worst_row_db)
 
 
 def _order(planned: NodePlan) -> int:

@@ -11,15 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.config import Contract
-from quant_core.data.samples import Samples
+from quant_core.data.samples import Feed, Samples
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge, score
-from quant_core.evaluate.fidelity import compare, run_all
+from quant_core.evaluate.fidelity import Outputs, compare, run_all
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
@@ -71,11 +72,15 @@ class Candidate:
     @property
     def is_sound(self) -> bool:
         """Whether no output is broken, as far as it was measured: see `QuantConfig.floor`."""
+        return self.is_above(self.plan.config.floor)
+
+    def is_above(self, floor: Contract) -> bool:
+        """Whether no output is below this floor, as far as it was measured."""
         if self.fidelity is None:
             return True
         if self.fidelity.worst_db is None:
             return not self.fidelity.flaws
-        return judge(self.fidelity, self.plan.config.floor)[0] is Verdict.MET
+        return judge(self.fidelity, floor)[0] is Verdict.MET
 
     @property
     def noise(self) -> float:
@@ -181,18 +186,41 @@ class Bench:
         Raises: ModelError if its model does not run.
         """
         session = open_session(candidate.model)
-        judged = self._with_fidelity(candidate, session)
+        outputs = run_all(session, self.samples)
+        judged = self._with_fidelity(candidate, session, outputs)
         if not self.is_host:
             return judged
-        return replace(judged, cost=self._cost(candidate.plan, session))
+        alike = self._alike(outputs)
+        feed = self.samples[int(alike[0]) if alike.size else 0]
+        return replace(judged, cost=self._cost(candidate.plan, session, feed))
 
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
         """The same without timing it: the candidate keeps the cost that it has."""
-        return self._with_fidelity(candidate, open_session(candidate.model))
+        session = open_session(candidate.model)
+        return self._with_fidelity(candidate, session, run_all(session, self.samples))
 
-    def _with_fidelity(self, candidate: Candidate, session: ort.InferenceSession) -> Candidate:
-        names = [output.name for output in session.get_outputs()]
-        outputs, reference = run_all(session, self.samples), self._reference
+    def where_shapes_agree(self, candidate: Candidate) -> Bench | None:
+        """This bench with the samples for which the candidate gives as many results as float does;
+        None if there is none.
+        """
+        alike = self._alike(run_all(open_session(candidate.model), self.samples))
+        return replace(self, samples=self.samples.pick(alike)) if alike.size else None
+
+    def _alike(self, outputs: Sequence[Outputs]) -> NDArray[np.intp]:
+        """The samples for which all outputs have the shapes of the float model's."""
+        return np.array(
+            [
+                i
+                for i, (want, got) in enumerate(zip(self._reference, outputs, strict=True))
+                if [x.shape for x in want] == [x.shape for x in got]
+            ],
+            np.intp,
+        )
+
+    def _with_fidelity(
+        self, candidate: Candidate, session: ort.InferenceSession, outputs: Sequence[Outputs]
+    ) -> Candidate:
+        names, reference = [output.name for output in session.get_outputs()], self._reference
         if self.judged_outputs is not None:
             kept = [i for i, name in enumerate(names) if name in self.judged_outputs]
             names = [names[i] for i in kept]
@@ -214,8 +242,7 @@ class Bench:
             metric_failure=failure,
         )
 
-    def _cost(self, plan: QuantPlan, session: ort.InferenceSession) -> Cost:
-        feed = self.samples[0]
+    def _cost(self, plan: QuantPlan, session: ort.InferenceSession, feed: Feed) -> Cost:
         shapes = {name: list(x.shape) for name, x in feed.items()}
         what = f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
         race = partial(

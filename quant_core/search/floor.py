@@ -1,11 +1,15 @@
 """The last line of defence: each finished model runs beside its original, and is repaired.
 
-1. Both models run on samples: those that candidates were judged by, or drawn ones.
-2. An output is broken if it is not finite where float is, or its SQNR is below `config.floor`.
-   Outputs that float itself does not repeat, or that change their shape, cannot be judged.
-3. Of a model with a broken output the fewest nodes are promoted to other rounding, more bits or
-   float until no output is broken (mixed_precision.py), with the floor as the contract.
-4. What is broken all the same is reported, with the node that adds the most noise.
+1. A weight is broken if one of its channels, or of the matrices of a stack, has less SQNR after
+   rounding than `config.floor` asks of an output. It gets scales of its own for each channel, then
+   8 bits, then 16.
+2. Both models run on samples: those that candidates were judged by, or drawn ones.
+3. An output is broken if it is not finite where float is, or its SQNR is below the floor. Outputs
+   that float itself does not repeat, or that change their shape, cannot be judged.
+4. Of a model with a broken output the fewest nodes are promoted to more bits or float until no
+   output is broken (mixed_precision.py), with the floor as the contract. Where the user sets no
+   floor, 8 bits aim higher: at outputs that are not worth a note.
+5. What is broken all the same is reported, with the node that adds the most noise.
 """
 
 from __future__ import annotations
@@ -20,7 +24,15 @@ from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.plan.types import QuantPlan
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Bench, Candidate
-from quant_core.search.mixed_precision import IN_FLOAT, promote, with_choice
+from quant_core.search.mixed_precision import (
+    IN_FLOAT,
+    IN_FLOAT16,
+    IN_INT8,
+    IN_OWN_SCALES,
+    promote,
+    with_choice,
+)
+from quant_core.search.notes import joined
 from quant_core.search.policy import POLICY
 from quant_core.search.variants import Trial
 
@@ -62,27 +74,83 @@ def check_floor(
 
     Raises: ModelError if the model does not run, and does not with all nodes in float either.
     """
+    outranked = contract is not None and (contract.min_speedup or contract.max_size_ratio)
+    repairs = repairs and not outranked
+    if repairs:
+        best = _with_sound_weights(calibrated, best)
+    broken = _broken_weights(best)
     if bench is None:
-        return Checked(best, None, notes=(f"{NOT_CHECKED}: no sample fits that could be drawn",))
+        note = f"{NOT_CHECKED}: no sample fits that could be drawn"
+        return Checked(best, None, broken, (note,))
     judged = _judged(calibrated, best, bench, repairs=repairs)
     bench, notes = _only_judgeable(bench, judged)
     if not bench.judged_outputs:
-        return Checked(best, None, notes=(*notes, f"{NOT_CHECKED}: no output can be judged"))
-    start = judged = bench.judge_fidelity(judged)
-    if judged.is_sound:
-        return Checked(judged, _worst_db(judged), notes=(*notes, *_close(judged)))
+        return Checked(best, None, broken, (*notes, f"{NOT_CHECKED}: no output can be judged"))
+    judged = bench.judge_fidelity(judged)
     trials: tuple[Trial, ...] = ()
-    outranked = contract is not None and (contract.min_speedup or contract.max_size_ratio)
-    if repairs and not outranked:
-        progress("repairing outputs that are below the floor")
-        floor = judged.plan.config.floor
-        promoted = promote(calibrated, judged, bench, floor, progress)
-        judged, trials = promoted.best, promoted.trials
-        notes = [*notes, _repair_note(start, judged)]
+    if repairs:
+        start, (judged, trials) = judged, _repaired(calibrated, judged, bench, progress)
+        if judged is not start:
+            notes.append(_repair_note(start, judged))
+    shortfall = _broken_weights(judged)
     if judged.is_sound:
-        return Checked(judged, _worst_db(judged), "", (*notes, *_close(judged)), trials)
-    shortfall = _shortfall(calibrated, judged, bench.samples)
+        notes += _close(judged)
+    else:
+        shortfall = joined([shortfall, _shortfall(calibrated, judged, bench.samples)])
     return Checked(judged, _worst_db(judged), shortfall, tuple(notes), trials)
+
+
+def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candidate:
+    """The candidate whose broken weights are rounded otherwise (step 1)."""
+    for choice in (IN_OWN_SCALES, IN_INT8, IN_FLOAT16):
+        broken = list(_broken_nodes(best))
+        if not broken:
+            break
+        plan = with_choice(calibrated.model, best.plan, broken, choice)
+        built = calibrated.build(plan, f"{best.label}, {len(broken)} weights rounded otherwise")
+        best = replace(built, cost=best.cost)
+    return best
+
+
+def _broken_nodes(candidate: Candidate) -> dict[str, float]:
+    """Node with a broken weight -> SQNR of its worst channel in dB."""
+    least = candidate.plan.config.floor.min or 0.0
+    found = candidate.quantized.worst_row_db
+    rounded = {n.node for n in candidate.plan.nodes if n.is_rounded}
+    return {node: db for node, db in found.items() if db < least and node in rounded}
+
+
+def _broken_weights(candidate: Candidate) -> str:
+    """What is to be said of each broken weight, "" if none is."""
+    least = candidate.plan.config.floor.min
+    return joined(
+        f"a channel of the weight of node {node} has {db:.1f} dB, at least {least:g}"
+        for node, db in _broken_nodes(candidate).items()
+    )
+
+
+def _repaired(
+    calibrated: CalibratedModel,
+    start: Candidate,
+    bench: Bench,
+    progress: Callable[[str], None],
+) -> tuple[Candidate, tuple[Trial, ...]]:
+    """The candidate with no output below what 8 bits aim at or, if that cannot be had, below the
+    floor; and the trials (step 4).
+    """
+    config, trials = start.plan.config, list[Trial]()
+    floors = [config.floor]
+    if config.floor_db is None and not start.plan.in_four_bits and not bench.is_out_of_time:
+        floors.insert(0, replace(config.floor, min=POLICY.noted_db))
+    for floor in floors:
+        if start.is_above(floor):
+            break
+        progress("repairing outputs that are below the floor")
+        promoted = promote(calibrated, start, bench, floor, progress)
+        trials += promoted.trials
+        if promoted.best.is_above(floor) or floor is floors[-1]:
+            return promoted.best, tuple(trials)
+    return start, tuple(trials)
 
 
 def _judged(
@@ -100,16 +168,22 @@ def _judged(
 
 
 def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, list[str]]:
-    """The bench without the outputs that cannot be judged, and a note on these."""
+    """The bench without the samples and outputs that cannot be judged, and a note on these."""
     assert judged.fidelity is not None
     unsteady = bench.unsteady_outputs()
     reshaped = {o.name for o in judged.fidelity.per_output if "shape" in o.flaw} - unsteady
-    notes = []
+    left_out, notes = set(unsteady), []
     if unsteady:
         notes.append(f"{NOT_CHECKED}: float gives other values each time at {_list(unsteady)}")
     if reshaped:
-        notes.append(f"{NOT_CHECKED}: the number of results differs at {_list(reshaped)}")
-    left_out = unsteady | reshaped
+        alike = bench.where_shapes_agree(judged)
+        others = len(bench.samples) - (len(alike.samples) if alike is not None else 0)
+        which = f"for {others} of {len(bench.samples)} samples"
+        notes.append(f"{NOT_CHECKED}: the number of results differs {which} at {_list(reshaped)}")
+        if alike is None:
+            left_out |= reshaped
+        else:
+            bench = alike
     kept = [o.name for o in judged.fidelity.per_output if o.name not in left_out]
     return replace(bench, judged_outputs=tuple(kept)), notes
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
+from quant_core.numerics.granularity import PerChannel
 from quant_core.plan.make import replan
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
 from quant_core.search.calibrated import CalibratedModel
@@ -60,6 +61,7 @@ class Promotion:
 IN_INT8 = NodeChoice(storage=Storage.INT8)
 IN_FLOAT = NodeChoice(Compute.FLOAT)
 IN_FLOAT16 = NodeChoice(storage=Storage.FLOAT16)
+IN_OWN_SCALES = NodeChoice(granularity=PerChannel())  # of each channel; in 4 bits they are finer
 
 # In the order in which they are tried.
 PROMOTIONS = (

@@ -21,6 +21,7 @@ from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
+from quant_core.evaluate.fidelity import run_all
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.sensitivity import Sensitivity
@@ -28,6 +29,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files, graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, raise_opset
+from quant_core.model.session import open_session
 from quant_core.model.write import write_copy, write_model
 from quant_core.optimize.applied import REWRITES, Applied, to_text
 from quant_core.plan.make import make_plan
@@ -92,12 +94,14 @@ class Judging:
 
     is_held_out  whether the judges were split off the calibration samples; what they choose is then
                  fitted to all of those
+    drawn        random ones where no sample is given: ways are timed on them, and the file checked
     note         what makes the judgement doubtful, "" if nothing
     """
 
     fitted: Samples | None
     judges: Samples | None
     is_held_out: bool = False
+    drawn: Samples | None = None
     note: str = ""
 
 
@@ -310,7 +314,8 @@ def choose_judges(job: QuantJob) -> Judging:
     few_are_enough = job.contract is None or judged_by_calibration
     if judges is not None and judges.labels is None and few_are_enough:
         judges = judges.subsample(POLICY.judging_samples)
-    return Judging(job.samples, judges, note=note)
+    drawn = _drawn_samples(job) if judges is None and job.samples is None else None
+    return Judging(job.samples, judges, drawn=drawn, note=note)
 
 
 def hold_out_judges(job: QuantJob) -> Judging:
@@ -358,36 +363,50 @@ def _calibrated(job: QuantJob, plan: QuantPlan, judging: Judging) -> CalibratedM
 
 
 def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
-    """What judges candidates, None without samples."""
-    if judging.judges is None:
+    """What judges candidates: on the judges, or on drawn samples where these can tell which way is
+    the fastest; None without either.
+    """
+    is_host = is_for_host(plan.target)
+    samples = judging.judges
+    if samples is None and is_host and plan.config.mode == "auto" and not files.is_large(job.model):
+        samples = judging.drawn
+    if samples is None:
         return None
     return Bench(
         job.original,
-        judging.judges,
+        samples,
         job.float_size_bytes,
         own_metric(job.contract.metric if job.contract is not None else None),
+        costs=job.costs,
+        is_host=is_host,
+        ends_at=job.ends_at,
+    )
+
+
+def _floor_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
+    """What checks the finished file, on given samples or on drawn ones; None if none fit."""
+    samples = judging.judges or job.samples or judging.drawn
+    if samples is None:
+        return None
+    return Bench(
+        job.original,
+        replace(samples.subsample(POLICY.floor_samples), labels=None),
+        job.float_size_bytes,
         costs=job.costs,
         is_host=is_for_host(plan.target),
         ends_at=job.ends_at,
     )
 
 
-def _floor_bench(job: QuantJob, judging: Judging) -> Bench | None:
-    """What checks the finished file: on given samples, else on drawn ones; None if none fit."""
-    given = judging.judges or job.samples
-    if given is not None:
-        return _checking_bench(job, given)
+def _drawn_samples(job: QuantJob) -> Samples | None:
+    """A few random samples that the original runs on; None if none fit."""
     drawn = SampleSpec(count=POLICY.drawn_samples)
     try:
-        return _checking_bench(job, open_samples(drawn, input_specs(job.original), job.original))
+        samples = open_samples(drawn, input_specs(job.original), job.original)
+        run_all(open_session(job.original), samples)
     except (DataError, ModelError):
         return None
-
-
-def _checking_bench(job: QuantJob, samples: Samples) -> Bench:
-    """A bench of a few of these samples. Raises: ModelError if the original does not run on it."""
-    few = replace(samples.subsample(POLICY.floor_samples), labels=None)
-    return Bench(job.original, few, job.float_size_bytes, is_host=False, ends_at=job.ends_at)
+    return samples
 
 
 def _fitted_to(found: Found, samples: Samples | None) -> Found:
@@ -401,7 +420,7 @@ def _fitted_to(found: Found, samples: Samples | None) -> Found:
 def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: bool) -> Made:
     """The result of a job, checked, and without the statistics, which are large."""
     job.progress("checking the outputs")
-    bench = _floor_bench(job, judging)
+    bench = _floor_bench(job, found.best.plan, judging)
     best = found.best
     if repairs and not (job.contract is not None and job.contract.min_speedup):
         best = not_larger(found.calibrated, best, job.float_size_bytes)

@@ -147,7 +147,9 @@ def race_variants(
     """Step 1: the race after all variants that are worth trying."""
     if plan.config.mode != "auto":
         return _try_as_planned(race, plan, bench, progress)
-    for variant in VARIANTS:
+    is_calibrated = race.calibrated.stats is not None
+    uncalibrated = filter(None, (variant.without_calibration() for variant in VARIANTS))
+    for variant in VARIANTS if is_calibrated else uncalibrated:
         if bench.is_out_of_time and race.candidates:
             break
         variant_plan = variant.plan(race.calibrated.model, plan)

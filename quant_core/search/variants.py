@@ -41,6 +41,12 @@ class Variant:
     equalizes: bool = False
     is_last_resort: bool = False
 
+    def without_calibration(self) -> Variant | None:
+        """The same with nothing static; None if nothing would be left of it."""
+        if self.matmul is Compute.STATIC:
+            return None
+        return replace(self, other=Compute.FLOAT) if self.other is Compute.STATIC else self
+
     def compute_of(self, node: NodePlan) -> Compute:
         """How this node with weights computes; a node that cannot computes in the nearest way."""
         if is_matmul(node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -144,3 +145,83 @@ def test_activations_that_float32_cannot_square_give_no_warning(tmp_path, recwar
 
     assert result.worst_db >= 12
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_a_channel_that_one_scale_for_all_spoils_gets_a_scale_of_its_own(tmp_path):
+    """Its output is far below the others, so that no output as a whole tells."""
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    w = weights(w=(32, 16))["w"]
+    w[:, 3] *= 1e-4
+    text = "(float[n,32] x) => (float[n,16] y) { y = MatMul(x, w) }"
+    onnx.save(sketch(text, {"w": w}), model)
+
+    result = quantize_model(model, output, QuantConfig(per_channel=False))
+
+    x = np.random.default_rng(3).standard_normal((20, 32)).astype(np.float32)
+    want, got = (run(open_session(path), {"x": x})[0][:, 3] for path in (model, output))
+    assert np.square(want - got).sum() < 10**-2.5 * np.square(want).sum()
+    assert not result.shortfall
+
+
+def test_a_broken_channel_that_may_not_be_repaired_is_reported_with_its_node(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    w = weights(w=(32, 16))["w"]
+    w[:, 3] *= 1e-4
+    text = "(float[n,32] x) => (float[n,16] y) { y = MatMul(x, w) }"
+    onnx.save(sketch(text, {"w": w}), model)
+    made = quantize_model(model, output, QuantConfig(mode="dynamic", floor_db=0.0))
+    plan = made.plan.to_dict()
+    plan["config"] |= {"floor_db": 12.0, "per_channel": False}
+    plan["nodes"][0]["granularity"] = "tensor"
+
+    result = quantize_model(model, output, plan=type(made.plan).from_json(json.dumps(plan)))
+
+    assert result.verdict == "not_met"
+    assert made.plan.nodes[0].node in result.reason
+    assert "a channel of the weight" in result.reason
+
+
+def test_dead_channels_and_those_that_a_bias_hides_are_not_broken(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    arrays = weights(w=(8, 4, 3, 3), b=(8,))
+    arrays["w"][0] = 0
+    arrays["w"][1] *= 1e-12
+    arrays["b"][1] = 5
+    text = "(float[1,4,8,8] x) => (float[1,8,6,6] y) { y = Conv(x, w, b) }"
+    onnx.save(sketch(text, arrays), model)
+
+    result = quantize_model(
+        model, output, QuantConfig(mode="static"), calibration="random", num_samples=4
+    )
+
+    assert not result.shortfall
+    assert [node.compute for node in result.plan.nodes] == ["static"]
+
+
+def test_eight_bits_aim_above_what_is_worth_a_note_unless_a_floor_is_set(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    arrays = weights(u=(64, 32), w=(64, 32))
+    arrays["v"] = 0.05 * arrays.pop("w") - arrays["u"]  # most of the two products cancels
+    text = "(float[n,64] x) => (float[n,32] y) { a = MatMul(x, u) b = MatMul(x, v) y = Add(a, b) }"
+    onnx.save(sketch(text, arrays), model)
+    config = QuantConfig(mode="dynamic", optimize=False)
+
+    aimed = quantize_model(model, output, config)
+    floor = quantize_model(model, output, replace(config, floor_db=0.0))
+
+    assert 12 < floor.worst_db < 20 <= aimed.worst_db
+
+
+def test_samples_with_another_number_of_results_do_not_hide_the_others(tmp_path):
+    """NonZero picks the values above a limit, of which one model finds more than the other."""
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    text = "(float[1,16] x) => (float[k,m] y, float[1,256] z) { z = MatMul(x, w) c = Clip(z, limit)"
+    text += " s = Sub(c, limit) at = NonZero(s) y = Cast<to = 1>(at) }"
+    onnx.save(sketch(text, weights(w=(16, 256)) | {"limit": np.array(0.3, np.float32)}), model)
+
+    result = quantize_model(
+        model, output, QuantConfig(mode="dynamic"), calibration="random", num_samples=64
+    )
+
+    assert result.worst_db is not None
+    assert "the number of results differs for" in result.note

@@ -366,7 +366,7 @@ def test_a_matmul_may_become_static_also_if_static_was_equalized(monkeypatch):
     calibrated = replace(problem.calibrated, samples=problem.samples)
     calibrated = calibrated.with_gram_matrices(problem.plan)
 
-    def cost_of_model(bench, plan, session):
+    def cost_of_model(bench, plan, session, feed):
         computes = {n.compute for n in plan.nodes if n.op_type == "MatMul"}
         return Cost(1.0, 1.0 + sum({"static": 1.0, "dynamic": 2.0}.get(c, 0.0) for c in computes))
 
