@@ -1,0 +1,186 @@
+"""Which runtime runs which kind of file, how near to onnxruntime's outputs, and how fast.
+
+    python -m tests.bench.runtimes [--seconds 4] [--runtimes python,node,wasm,openvino]
+    python -m tests.bench.runtimes --target web --zoo DIR [--cases NAME,...] [--samples 32]
+
+The first prints a row for each runtime that is installed here, and a column for each kind of file,
+made of the demo's models. The second makes the file of each case for a target, and runs it in the
+runtime of that target. A cell reads `speed over float there, SQNR of the outputs there against
+those of onnxruntime in Python`, or for OpenVINO, whose kernels round otherwise, SQNR against float
+there and, in brackets, in onnxruntime. `int8 k/n`: so many of the kernels that multiply.
+
+One thread, both models in turns, CPU time; in Chromium (runtime web) the wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from flows.runtime.javascript import RUNTIMES as IN_JAVASCRIPT
+from flows.runtime.javascript import find_browser, find_package, race
+from flows.runtime.openvino_ir import export_ir, import_openvino
+from quant_core.api import plan_model, quantize_model
+from quant_core.config import QuantConfig
+from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
+from quant_core.errors import QuantError, RequestError
+from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.timing import measure
+from quant_core.model.session import open_session, run
+from quant_core.plan.types import QuantPlan
+from tests.bench.accuracy import feeds_of, load_zoo
+
+DEMO = Path(__file__).parents[2] / "deployments" / "demo"
+# Kind of file -> model of the demo, and how it is made. "blocks": 4-bit MatMulNBits.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "static INT8": ("digits_cnn", {"mode": "static"}),
+    "static INT4": ("digits_cnn", {"mode": "static", "bits": 4}),
+    "static INT8, target openvino": ("digits_cnn", {"mode": "static", "target": "openvino"}),
+    "dynamic INT8": ("language_transformer", {"mode": "dynamic"}),
+    "weight-only INT8": ("language_transformer", {"mode": "weight_only"}),
+    "weight-only INT8, qdq": ("language_transformer", {"mode": "weight_only", "runtime": "qdq"}),
+    "MatMulNBits INT4": ("language_transformer", {"mode": "blocks", "bits": 4}),
+}
+OF_TARGET = {"web": "wasm", "openvino": "openvino", "x86": "python", "portable": "python"}
+Feed = Mapping[str, np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ["python", *IN_JAVASCRIPT, "openvino"]
+    parser.add_argument("--runtimes", type=lambda s: s.split(","), default=names)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of timing, per cell")
+    parser.add_argument("--zoo", type=Path)
+    parser.add_argument("--cases", type=lambda s: s.split(","), help="all that are stored")
+    parser.add_argument("--target", choices=list(OF_TARGET), default="web")
+    parser.add_argument("--samples", type=int, default=32, help="calibration samples, at most")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as folder:
+        if args.zoo:
+            of_cases(args, Path(folder))
+        else:
+            of_kinds(args, Path(folder))
+
+
+def of_kinds(args: argparse.Namespace, folder: Path) -> None:
+    """Print a row for each runtime."""
+    files = {kind: made(folder, i, *KINDS[kind]) for i, kind in enumerate(KINDS)}
+    print(f"| runtime | {' | '.join(files)} |\n|---{'|---' * len(files)}|")
+    for runtime in args.runtimes:
+        try:
+            title = version(runtime)
+        except RequestError as missing:
+            print(f"| {runtime} | {missing} |")
+            continue
+        cells = []
+        for model, path, data in files.values():
+            cells.append(cell(runtime, model, path, samples_of(model, data), args.seconds))
+        print(f"| {title} | {' | '.join(cells)} |", flush=True)
+
+
+def of_cases(args: argparse.Namespace, folder: Path) -> None:
+    """Print a row for each case."""
+    zoo, runtime = load_zoo(args.zoo), OF_TARGET[args.target]
+    print(f"| case | {args.target} in {version(runtime)} |\n|---|---|")
+    for case in zoo.cases(args.zoo):
+        if not case.model.exists() or (args.cases and case.name not in args.cases):
+            continue
+        own = folder / case.name
+        own.mkdir()
+        feeds = feeds_of(zoo, case, args.samples, own)
+        path = own / "made.onnx"
+        try:
+            quantize_model(case.model, path, QuantConfig(target=args.target), calibration=feeds)
+            text = cell(runtime, case.model, path, samples_of(case.model, feeds), args.seconds)
+        except QuantError as error:
+            text = f"no: {error.problem}"
+        print(f"| {case.name} | {text} |", flush=True)
+
+
+def made(folder: Path, number: int, name: str, config: dict[str, Any]) -> tuple[Path, Path, Path]:
+    """(float model, the file, evaluation samples)."""
+    model, data = DEMO / "models" / f"{name}.onnx", DEMO / "data" / name
+    path, plan = folder / f"{number}.onnx", None
+    calibration = data / "calibration.npz"
+    if config["mode"] == "blocks":
+        own = QuantConfig.from_dict(config | {"mode": "dynamic"})
+        plan = _in_blocks(plan_model(model, own, calibration, num_samples=4))
+        config = config | {"mode": "dynamic"}
+    quantize_model(
+        model,
+        path,
+        QuantConfig.from_dict(config),
+        calibration=calibration,
+        num_samples=32,
+        plan=plan,
+    )
+    return model, path, data / "evaluation.npz"
+
+
+def _in_blocks(plan: QuantPlan) -> QuantPlan:
+    """The plan with its 4-bit MatMuls as MatMulNBits."""
+    values = plan.to_dict()
+    for node in values["nodes"]:
+        if node["op_type"] in ("MatMul", "Gemm") and node["granularity"] == 32:
+            node["compute"] = "blocks"
+    return QuantPlan.from_json(json.dumps(values))
+
+
+def samples_of(model: Path, data: Path) -> list[Feed]:
+    samples = open_samples(SampleSpec(data, count=4), input_specs(model), model)
+    return [samples[i] for i in range(len(samples))]
+
+
+def version(runtime: str) -> str:
+    """The runtime's name and version. Raises: RequestError if it is not installed."""
+    if runtime == "python":
+        return f"onnxruntime {ort.__version__}"
+    if runtime == "openvino":
+        return f"OpenVINO {import_openvino().__version__.split('-')[0]}"
+    host = IN_JAVASCRIPT[runtime]
+    package = json.loads((find_package(host.package) / "package.json").read_text())
+    where = " in Chromium" if host.is_browser and find_browser() else ""
+    where = where or (" (wasm, in node)" if runtime == "wasm" else "")
+    return f"{host.package} {package['version']}{where}"
+
+
+def cell(runtime: str, model: Path, path: Path, feeds: list[Feed], seconds: float) -> str:
+    """One cell of the table."""
+    try:
+        if runtime == "openvino":
+            found = export_ir(model, path, path.with_suffix(".xml"), feeds, seconds)
+            kernels = f"int8 {found.integers}/{found.multiplying}"
+            there, here = _db(found.there_db), _db(found.here_db)
+            wrong = f"; {found.note}" if "wrongly" in found.note else ""
+            return f"{found.timing.speedup:.2f}x, {there} ({here}), {kernels}{wrong}"
+        if runtime == "python":
+            sessions = open_session(model), open_session(path)
+            timing = measure(*sessions, feeds[0], seconds=seconds, clock=time.thread_time)
+            return f"{timing.speedup:.2f}x"
+        raced = race(runtime, (model, path), feeds[0], seconds=seconds)
+        session = open_session(path)
+        names = [output.name for output in session.get_outputs()]
+        there = [[raced.outputs[1][name] for name in names]]
+        equal = compare([run(session, feeds[0])], there, names).sqnr_db
+        return f"{raced.timing.speedup:.2f}x, {_db(equal)}"
+    except QuantError as error:
+        return f"no: {error.problem[:80]}"
+
+
+def _db(value: float | None) -> str:
+    return "equal" if value is None or value > 100 else f"{value:.0f} dB"
+
+
+if __name__ == "__main__":
+    main()
