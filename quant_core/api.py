@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from quant_core.metrics import Fidelity
 from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare
-from quant_core.model.session import open_session
+from quant_core.model.session import find_provider, open_session
 from quant_core.model.write import write_model
 from quant_core.optimize.applied import REWRITES, from_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.search.checks import check_output, check_plan, check_same_interface
+from quant_core.search.notes import joined
 from quant_core.search.pipeline import (
     QuantJob,
     QuantResult,
@@ -369,6 +370,7 @@ def validate_model(
     sample_shape: SampleShape | None = None,
     detailed: bool = False,
     allow_code: str | Path | None = None,
+    provider: str = "cpu",
 ) -> Validation:
     """How near a quantized model comes to its float original, whoever made it.
 
@@ -376,12 +378,15 @@ def validate_model(
     metric      "module:function", the user's own, which is measured beside the others
     detailed    whether the sensitivity of each node is measured too
     allow_code  the folder from which a metric "module:function" is imported; None: none runs
+    provider    execution provider of onnxruntime that runs both models, such as cuda; the CPU where
+                that one does not work, and the note of the fidelity says so
 
     Raises: QuantError.
     """
     feeds = _open(original, SampleSpec(samples, labels, num_samples, sample_shape))
     own = own_metric(metric, contract.metric if contract is not None else None)
-    first, second = open_session(Path(original)), open_session(Path(quantized))
+    used, provider_note = find_provider(provider)
+    first, second = (open_session(Path(p), provider=used) for p in (original, quantized))
     check_same_interface(first, second, quantized)
     names = [output.name for output in first.get_outputs()]
 
@@ -400,6 +405,7 @@ def validate_model(
             raise
         fidelity = fidelity_by(None)
         verdict, reason = Verdict.NOT_MET, str(failure)
+    fidelity = replace(fidelity, note=joined([fidelity.note, provider_note]))
     sensitivities = []
     if detailed:
         few = feeds.subsample(POLICY.sensitivity_samples)

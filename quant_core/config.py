@@ -47,6 +47,8 @@ class QuantConfig:
                    replace them, and quantize its float weights as those of any other model
     optimize       whether the float model is rewritten exactly first, where that makes it faster
     floor_db       least SQNR of each output of the finished file; None: FLOOR_DB of the bits
+    provider       execution provider of onnxruntime that runs the float model on the calibration
+                   samples, such as cuda; the CPU where that one is not there, and a note says so
     time_budget_s  seconds after which a search ends with the best it has; None: by the model's size
 
     Raises: RequestError for a wrong value.
@@ -71,6 +73,7 @@ class QuantConfig:
     optimize: bool = True
     floor_db: float | None = None
     time_budget_s: float | None = None
+    provider: str = "cpu"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -282,6 +282,7 @@ def validation(
     accuracy: AccuracyOptions,
     allow_code: Path | None,
     detailed: bool = False,
+    provider: str = "cpu",
 ) -> dict[str, Any]:
     from quant_core import api
 
@@ -296,6 +297,7 @@ def validation(
         sample_shape=samples.shape,
         detailed=detailed,
         allow_code=allow_code,
+        provider=provider,
     ).to_dict()
 
 

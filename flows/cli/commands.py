@@ -122,6 +122,9 @@ Export = Annotated[
     Literal["openvino"] | None,
     typer.Option("--export", help="Write OpenVINO's .xml and .bin too, and check them there."),
 ]
+Provider = Annotated[
+    str, typer.Option("--provider", metavar="NAME", help="What runs both: cpu, cuda, openvino, ...")
+]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
 Threads = Annotated[
     list[int], typer.Option("--threads", min=1, max=1024, help="Of each model; repeatable.")
@@ -220,10 +223,11 @@ def validate(
     allow_code: Path | None,
     progress: Progress,
     detailed: Detailed = False,
+    provider: Provider = "cpu",
 ) -> Answer:
     """How right a quantized model is, against its original; on random samples without --data."""
     progress("comparing the two models")
-    found = validation(original, quantized, samples, accuracy, allow_code, detailed)
+    found = validation(original, quantized, samples, accuracy, allow_code, detailed, provider)
     return Answer(found, render.validation_view, exit_code=int(found["verdict"] == "not_met"))
 
 

@@ -224,6 +224,9 @@ CONFIG = {
         "180 below 100 MB",
         "--time-budget",
     ),
+    "provider": Option(
+        str, "What runs calibration: cpu, cuda, openvino, ...", "NAME", _DEFAULT.provider
+    ),
 }
 ACCURACY = {
     "metric": Option(str, f"{', '.join(METRICS)} or module:function", "METRIC"),

@@ -21,7 +21,7 @@ from quant_core.calibrate.stats import (
     thinned,
 )
 from quant_core.errors import DataError, ModelError
-from quant_core.model.session import Model, values_of
+from quant_core.model.session import Model, find_provider, values_of
 from quant_core.plan.types import QuantPlan
 
 # How many values of a tensor, and positions of each of its channels, one sample adds to histograms
@@ -88,6 +88,8 @@ def observe(
 ) -> Statistics:
     """The statistics of one shard of samples; memory does not grow with their number.
 
+    The config's execution provider runs the model, or the CPU where that one does not work.
+
     Values that are NaN or infinite are left out: a model may mask rows of them later.
 
     Raises: DataError if there is no sample, or a sample gives a tensor no finite value.
@@ -96,7 +98,10 @@ def observe(
     means = {(name, axis): ChannelMoments(-1) for name in plan.means for axis in plan.means[name]}
     wanted = dict.fromkeys((*tensors, *plan.means))
     seen = 0
-    samples = values_of(model, wanted, feeds, threads=threads, where="calibration sample")
+    provider, _ = find_provider(plan.config.provider)
+    samples = values_of(
+        model, wanted, feeds, threads=threads, where="calibration sample", provider=provider
+    )
     for values in _prefetched(samples):
         for name in wanted:
             x, axes = values[name], plan.means.get(name, ())

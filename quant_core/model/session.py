@@ -6,12 +6,14 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
 
 import numpy as np
 import onnxruntime as ort
 
+from quant_core.config import one_of
 from quant_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -25,6 +27,18 @@ LEVELS = {
     True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+CPU = "CPUExecutionProvider"
+# y = Relu(x), one float: importing onnx to write it would take longer than all else here.
+_PROBE = (
+    b'\x08\x08:5\n\x0e\n\x01x\x12\x01y"\x04Relu:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01'
+    b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+# In float32 as on the CPU, where a provider would rather be fast.
+PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    "CUDAExecutionProvider": {"use_tf32": "0"},
+    "OpenVINOExecutionProvider": {"precision": "FP32"},
 }
 
 # Pattern of onnxruntime's message -> what to do about it; the first match counts.
@@ -73,6 +87,7 @@ def open_session(
     optimize: Optimize = True,
     outputs: Sequence[str] = (),
     packed: bool = True,
+    provider: str = CPU,
 ) -> ort.InferenceSession:
     """A session for a file, for the bytes of one, or for a model; its threads sleep when idle.
 
@@ -81,6 +96,7 @@ def open_session(
     outputs   names of inner tensors that become outputs too, after the model's own
     packed    copy weights once into the layout that kernels read fastest; without it a session
               opens faster and takes less memory, which pays if it runs a few times only
+    provider  the execution provider, as `find_provider` names it; the CPU runs what it cannot
 
     Raises: ModelError if the file is missing, if it is not a model, or if it holds what
     onnxruntime's CPU provider cannot run.
@@ -88,7 +104,30 @@ def open_session(
     options = _options(threads, optimize)
     if not (packed and optimize):
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return _open(model, options, outputs)
+    return _open(model, options, outputs, provider)
+
+
+@cache
+def find_provider(name: str) -> tuple[str, str]:
+    """(onnxruntime's name of an execution provider, a note): the CPU, with a note that says so,
+    where this provider does not work here.
+
+    name  "cpu", "cuda", "openvino" or another one, whatever its letter case
+
+    Raises: RequestError if onnxruntime knows no such provider.
+    """
+    known = {p.removesuffix("ExecutionProvider").lower(): p for p in ort.get_all_providers()}
+    one_of("provider", name.lower(), tuple(sorted(known)))
+    provider = known[name.lower()]
+    if provider not in ort.get_available_providers():
+        return CPU, f"provider {name} is not in this onnxruntime: the CPU ran instead"
+    try:
+        used = _open(_PROBE, _options(1, optimize=True), provider=provider).get_providers()
+    except ModelError as error:
+        return CPU, f"provider {name} does not work ({error.problem}): the CPU ran instead"
+    if provider not in used:
+        return CPU, f"provider {name} does not work here: the CPU ran instead"
+    return provider, ""
 
 
 def open_profiled(model: Path, prefix: Path, *, threads: int = 1) -> ort.InferenceSession:
@@ -145,6 +184,7 @@ def values_of(
     threads: int = 1,
     packed: bool = True,
     where: str = "",
+    provider: str = CPU,
 ) -> Iterator[dict[str, np.ndarray]]:
     """For each feed, its inputs, the model's outputs and these inner tensors, by name.
 
@@ -154,7 +194,7 @@ def values_of(
     """
     known = interface(model)
     inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in known]
-    session = open_session(model, threads=threads, outputs=inner, packed=packed)
+    session = open_session(model, threads=threads, outputs=inner, packed=packed, provider=provider)
     return _run_each(session, feeds, where)
 
 
@@ -209,8 +249,9 @@ def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
 
 
 def _open(
-    model: Model, options: ort.SessionOptions, outputs: Sequence[str] = ()
+    model: Model, options: ort.SessionOptions, outputs: Sequence[str] = (), provider: str = CPU
 ) -> ort.InferenceSession:
+    chosen = [] if provider == CPU else [(provider, PROVIDER_OPTIONS.get(provider, {}))]
     where = str(model) if isinstance(model, (str, Path)) else "model in memory"
     if isinstance(model, (str, Path)) and not Path(model).is_file():
         problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
@@ -225,7 +266,7 @@ def _open(
                 source += _exposing(outputs)
             # enable_fallback=0: a failure is an error, not a message on stdout and another try
             return ort.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                source, options, providers=[*chosen, CPU], enable_fallback=0
             )
     except (MemoryError, ModelError):
         raise

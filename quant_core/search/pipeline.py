@@ -29,7 +29,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files, graph
 from quant_core.model.info import model_info
 from quant_core.model.prepare import OPSET_INT4, raise_opset
-from quant_core.model.session import open_session
+from quant_core.model.session import find_provider, open_session
 from quant_core.model.write import write_copy, write_model
 from quant_core.optimize.applied import REWRITES, Applied, to_text
 from quant_core.plan.make import make_plan
@@ -442,6 +442,7 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         judging.note,
         speed_note(best),
         TARGETS[best.plan.target].note,
+        find_provider(best.plan.config.provider)[1] if job.stats is not None else "",
         size_note(best, job.float_size_bytes),
         *checked.notes,
         float_weights_note(found.calibrated.model, best.plan),
