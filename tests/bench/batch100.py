@@ -79,7 +79,7 @@ def write_inputs(folder: Path, count: int, samples: int) -> None:
 
 def timed(folder: Path, home: Path) -> tuple[float, float, int]:
     """Seconds until the first stage could start, seconds from there to the end, failures."""
-    environment = {**os.environ, "PREFECT_HOME": str(home)}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(home)}
     environment.pop("PREFECT_API_URL", None)
     command = [
         sys.executable,

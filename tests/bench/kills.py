@@ -64,7 +64,7 @@ def make_models(folder: Path, models: int) -> None:
 
 def start(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json"]
-    environment = {**os.environ, "PREFECT_HOME": str(folder.parent / "prefect")}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder.parent / "prefect")}
     environment.pop("PREFECT_API_URL", None)
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
 

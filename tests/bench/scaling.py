@@ -63,14 +63,14 @@ def timed(folder: Path, out: str, address: str) -> tuple[float, dict[str, str]]:
     command = [
         sys.executable,
         "-m",
-        "flows.batch.run",
+        "flows.batch",
         str(folder / "m.yaml"),
         "--format",
         "json",
         "--scheduler",
         address,
     ]
-    environment = {**ENVIRONMENT, "PREFECT_HOME": str(folder / "prefect")}
+    environment = {**ENVIRONMENT, "XDG_CACHE_HOME": str(folder / "prefect")}
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

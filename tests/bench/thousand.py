@@ -43,7 +43,7 @@ def main(count: int) -> int:
             f"select sum(seconds), count(*) from read_parquet('{timings}')"
         ).fetchall()[0]
         journal = (folder / "out" / ".quantmill" / "journal.jsonl").stat().st_size
-        database = sum(path.stat().st_size for path in (folder / "prefect").glob("prefect.db*"))
+        database = sum(path.stat().st_size for path in (folder / "prefect").rglob("prefect.db*"))
         overhead_ms = 1000 * (seconds - stages / workers) / count
         cpu_ms = 1000 * cpu_s / count
         per_worker = stages / workers
@@ -59,7 +59,7 @@ def main(count: int) -> int:
 
 def timed(folder: Path) -> tuple[float, int, float, float]:
     """Seconds from the first stage to the end, workers, and the coordinator's peak MB and CPU s."""
-    environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "prefect")}
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json"]
     process = subprocess.Popen(

@@ -12,7 +12,7 @@ from flows.runtime.prefect_api import api_server
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("SECRET_TOKEN", "x")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     for key in ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED"):

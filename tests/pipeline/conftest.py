@@ -36,8 +36,8 @@ def harness(tmp_path_factory) -> Iterator[str]:
     from flows.runtime.prefect_api import api_server
 
     home = tmp_path_factory.mktemp("prefect")
-    before = {key: os.environ.get(key) for key in ("PREFECT_HOME", "PREFECT_API_URL")}
-    os.environ["PREFECT_HOME"] = str(home)
+    before = {key: os.environ.get(key) for key in ("XDG_CACHE_HOME", "PREFECT_API_URL")}
+    os.environ["XDG_CACHE_HOME"] = str(home)
     os.environ.pop("PREFECT_API_URL", None)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(api_server())

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path.parent / "prefect-of-commands"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "prefect-of-commands"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (tmp_path / "models").mkdir()
     for seed in range(6):
