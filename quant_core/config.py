@@ -19,6 +19,7 @@ RUNTIMES = ("folded", "qdq")
 BITS = (8, 4)
 LAYER_BITS = (32, 16, 8, 4)
 QAT = ("respect", "replace")
+PRUNE = ("none", "zero-channels")
 FLOAT_STORAGE = ("float32", "float16")
 # Bits of a weight -> SQNR in dB below which an output is broken: at 12 dB the noise is a quarter of
 # the signal's amplitude.
@@ -46,6 +47,8 @@ class QuantConfig:
     qat            of a model from quantization-aware training: respect the scales it learned, or
                    replace them, and quantize its float weights as those of any other model
     optimize       whether the float model is rewritten exactly first, where that makes it faster
+    prune          what is cut out of the float model: none, or zero-channels, channels that are the
+                   same number everywhere or that nothing reads
     floor_db       least SQNR of each output of the finished file; None: FLOOR_DB of the bits
     provider       execution provider of onnxruntime that runs the float model on the calibration
                    samples, such as cuda; the CPU where that one is not there, and a note says so
@@ -71,6 +74,7 @@ class QuantConfig:
     float_storage: str = "float32"
     qat: str = "respect"
     optimize: bool = True
+    prune: str = "none"
     floor_db: float | None = None
     time_budget_s: float | None = None
     provider: str = "cpu"
@@ -84,6 +88,7 @@ class QuantConfig:
         one_of("runtime", self.runtime, RUNTIMES)
         one_of("float_storage", self.float_storage, FLOAT_STORAGE)
         one_of("qat", self.qat, QAT)
+        one_of("prune", self.prune, PRUNE)
         for glob, bits in self.layer_bits.items():
             one_of(f"layer_bits.{glob}", bits, LAYER_BITS)
         if not 50 < self.percentile <= 100:

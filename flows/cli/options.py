@@ -214,6 +214,7 @@ CONFIG = {
         "Rewrite the float model exactly first, where faster",
         flags="--optimize/--no-optimize",
     ),
+    "prune": Option(str, "Cut out of the model: none, zero-channels", "WHAT", _DEFAULT.prune),
     "floor_db": Option(
         float, "Exit 1 if an output's SQNR is lower", "DB", "12 in 8 bits, 8 in 4 bits"
     ),

@@ -24,6 +24,7 @@ from quant_core.model import graph
 from quant_core.optimize.affine import Affine
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.fused import is_gelu
+from quant_core.optimize.linear import has_pads
 
 Found: TypeAlias = list[tuple[ir.Value, Affine]] | None
 Condition: TypeAlias = Callable[[ir.Node, Affine], bool]
@@ -72,10 +73,7 @@ def _positive(node: ir.Node, affine: Affine) -> bool:
 
 
 def _averaged(node: ir.Node, affine: Affine) -> bool:
-    pads = any(graph.attribute(node, "pads", ())) or graph.attribute(
-        node, "auto_pad", "NOTSET"
-    ) not in ("NOTSET", "VALID")
-    return not affine.shifts or not (pads or graph.attribute(node, "ceil_mode", 0))
+    return not affine.shifts or not has_pads(node)
 
 
 def _interpolated(node: ir.Node, affine: Affine) -> bool:

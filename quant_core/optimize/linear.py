@@ -78,7 +78,7 @@ def takes_output(node: ir.Node, affine: Affine, facts: Facts) -> bool:
         return False
     if node.op_type == "MatMul":
         return not affine.shifts
-    return _bias(node) is not None
+    return bias_of(node) is not None
 
 
 def take_output(node: ir.Node, affine: Affine) -> None:
@@ -87,11 +87,11 @@ def take_output(node: ir.Node, affine: Affine) -> None:
     assert found is not None
     groups, outputs, _, _ = found.matrix.shape
     scale, shift = affine.widened(groups * outputs)
-    _set(node, WEIGHT, found.back(found.matrix * scale.reshape(groups, outputs, 1, 1)))
+    set_constant(node, WEIGHT, found.back(found.matrix * scale.reshape(groups, outputs, 1, 1)))
     if node.op_type != "MatMul":
-        old = _bias(node)
+        old = bias_of(node)
         assert old is not None
-        _set_bias(node, scale * old + shift)
+        set_bias(node, scale * old + shift)
 
 
 def takes_input(node: ir.Node, position: int, affine: Affine, facts: Facts) -> bool:
@@ -107,8 +107,8 @@ def takes_input(node: ir.Node, position: int, affine: Affine, facts: Facts) -> b
     if not affine.shifts:
         return True
     if node.op_type == "Gemm":
-        return _bias(node) is not None
-    return node.op_type == "Conv" and not is_padded(node) and _bias(node) is not None
+        return bias_of(node) is not None
+    return node.op_type == "Conv" and not is_padded(node) and bias_of(node) is not None
 
 
 def take_input(node: ir.Node, affine: Affine) -> None:
@@ -118,12 +118,12 @@ def take_input(node: ir.Node, affine: Affine) -> None:
     groups, outputs, inputs, _ = found.matrix.shape
     scale, shift = (n.reshape(groups, 1, inputs, 1) for n in affine.widened(groups * inputs))
     if affine.shifts:
-        old = _bias(node)
+        old = bias_of(node)
         assert old is not None
         alpha = graph.attribute(node, "alpha", 1.0)
         added = alpha * (found.matrix * shift).sum((2, 3)).reshape(groups * outputs)
-        _set_bias(node, old + added)
-    _set(node, WEIGHT, found.back(found.matrix * scale))
+        set_bias(node, old + added)
+    set_constant(node, WEIGHT, found.back(found.matrix * scale))
 
 
 def is_padded(node: ir.Node) -> bool:
@@ -132,6 +132,13 @@ def is_padded(node: ir.Node) -> bool:
     if graph.attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID"):
         return any(graph.attribute(node, "pads", ()))
     return any(n != 1 for n in kernel)
+
+
+def has_pads(pool: ir.Node) -> bool:
+    """Whether a pool may average anything beside its data."""
+    auto_pad = graph.attribute(pool, "auto_pad", "NOTSET")
+    is_padded = auto_pad not in ("NOTSET", "VALID") or any(graph.attribute(pool, "pads", ()))
+    return is_padded or bool(graph.attribute(pool, "ceil_mode", 0))
 
 
 def _channels_match(
@@ -144,7 +151,7 @@ def _channels_match(
     return rank is not None and affine.axis == found.axis % rank and affine.scale.size == channels
 
 
-def _bias(node: ir.Node) -> Numbers | None:
+def bias_of(node: ir.Node) -> Numbers | None:
     """What is added to each output channel, None if it is computed or differs by row."""
     found = layout(node)
     assert found is not None
@@ -161,14 +168,15 @@ def _bias(node: ir.Node) -> Numbers | None:
     return np.broadcast_to(beta * numbers(value).reshape(-1), channels).copy()
 
 
-def _set_bias(node: ir.Node, bias: Numbers) -> None:
+def set_bias(node: ir.Node, bias: Numbers) -> None:
+    """Edit in place: the bias of a node that can have one."""
     if node.op_type == "Gemm":
         node.attributes.pop("beta", None)  # 1: the new bias has it inside
     if bias.any() or (len(node.inputs) > BIAS and node.inputs[BIAS] is not None):
-        _set(node, BIAS, bias)
+        set_constant(node, BIAS, bias)
 
 
-def _set(node: ir.Node, position: int, array: Numbers) -> None:
+def set_constant(node: ir.Node, position: int, array: Numbers) -> None:
     """A new constant there, under the old name if nothing else reads that."""
     old = node.inputs[position] if len(node.inputs) > position else None
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():

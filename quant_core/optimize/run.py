@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from quant_core.model import files, graph
 from quant_core.model.session import open_session, run
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.facts import Facts
-from quant_core.optimize.rules import EXACT, TIMED
+from quant_core.optimize.rules import EXACT, PRUNE, TIMED
 
 SAME_DB = 60.0  # below this, an output changed by more than float32 rounding explains
 NO_NOISE = 1e-14  # mean square error of outputs near zero, where a ratio means nothing
@@ -56,13 +56,17 @@ class Optimized:
 
 
 def optimize(
-    model: ir.Model, feeds: Sequence[Feed] = (), speedup: Speedup | None = None
+    model: ir.Model,
+    feeds: Sequence[Feed] = (),
+    speedup: Speedup | None = None,
+    rules: Iterable[str] = tuple(EXACT),
 ) -> Optimized:
     """The model after every rule that keeps its outputs, its speed and its size.
 
     model    normalized; it is not changed
     feeds    outputs are compared on these; without any, the rules are trusted
     speedup  time of its first model over that of its second; without it, timed rules are not tried
+    rules    names of those that need no clock
 
     1. Rules are applied in order, again and again, until none changes anything.
     2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
@@ -73,9 +77,10 @@ def optimize(
     Raises: ModelError if the model itself does not run on the feeds.
     """
     work = _Work(feeds, _outputs(model, feeds), speedup, model, Facts.of(model))
+    rules = tuple(rules)
     for _ in range(ROUNDS):  # 1.
         before = len(work.applied)
-        for name in (*EXACT, *(TIMED if speedup is not None else ())):
+        for name in (*rules, *(TIMED if speedup is not None else ())):
             if name not in {u.rule for u in work.undone}:  # 4.
                 work.attempt(name)
         if len(work.applied) == before:
@@ -109,10 +114,11 @@ def _apply(
     copy = model.clone()
     if rule in TIMED:
         changes = TIMED[rule](copy, facts, lambda name: chosen is None or name in chosen)
-    elif rule in EXACT:
-        changes = EXACT[rule](copy, facts)
     else:
-        raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
+        exact = next((rules[rule] for rules in (EXACT, *PRUNE.values()) if rule in rules), None)
+        if exact is None:
+            raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
+        changes = exact(copy, facts)
     graph.drop_unused(copy)
     return copy, changes
 

@@ -18,6 +18,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
+from quant_core.optimize.rules import EXACT, PRUNE
 from quant_core.optimize.run import Optimized, Speedup, follow, optimize
 from quant_core.plan.targets import TARGETS, find_target, host_target_name
 from quant_core.plan.types import QuantPlan
@@ -27,7 +28,7 @@ from quant_core.search.policy import POLICY
 def prepare_optimized(
     path: str | Path, config: QuantConfig, samples: Samples | None, costs: TimingCache
 ) -> Optimized:
-    """The model of that file, prepared, and rewritten unless the config leaves it as it is.
+    """The model of that file, prepared, pruned, and rewritten unless the config leaves it as it is.
 
     samples  the first ones check that outputs stay the same; without any, nothing is timed
     costs    what was timed before, and what will be
@@ -38,10 +39,11 @@ def prepare_optimized(
     """
     feeds = prepare_samples(samples)
     model = prepare(path, feeds, qat=config.qat)
-    if not config.optimize or files.is_large(model):
+    rules = (*PRUNE[config.prune], *(EXACT if config.optimize else ()))
+    if not rules or files.is_large(model):
         return Optimized(model, (), ())
-    is_timed = bool(feeds) and is_for_host(find_target(config.target).name)
-    return optimize(model, feeds, _speedup(feeds[0], costs) if is_timed else None)
+    is_timed = config.optimize and bool(feeds) and is_for_host(find_target(config.target).name)
+    return optimize(model, feeds, _speedup(feeds[0], costs) if is_timed else None, rules)
 
 
 def prepare_as_planned(path: str | Path, plan: QuantPlan, samples: Samples | None) -> ir.Model:

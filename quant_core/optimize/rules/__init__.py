@@ -1,8 +1,8 @@
 """The rules by name, in order of what they gained on real models.
 
 A rule edits a private copy in place and returns what it changed. Those of EXACT leave fewer or
-cheaper operators, whatever the machine. Those of TIMED stay only where the model is measured to be
-faster; they change only nodes that are chosen.
+cheaper operators, whatever the machine; those of PRUNE too, where the config asks for them. Those
+of TIMED stay only where the model is measured to be faster; they change only nodes that are chosen.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from quant_core.optimize.rules.split_convs import split_convs
 from quant_core.optimize.rules.stack_outputs import stack_outputs
 from quant_core.optimize.rules.static_shapes import static_shapes
 from quant_core.optimize.rules.wide_kernels import wide_kernels
+from quant_core.optimize.rules.zero_channels import zero_channels
 
 Exact: TypeAlias = Callable[[ir.Model, Facts], list[Applied]]
 Timed: TypeAlias = Callable[[ir.Model, Facts, Chosen], list[Applied]]
@@ -44,6 +45,11 @@ EXACT: dict[str, Exact] = {
     "static_shapes": static_shapes,
     "prelu_as_leaky_relu": prelu_as_leaky_relu,
     "named_sizes": named_sizes,
+}
+# What `QuantConfig.prune` may ask for -> its rules.
+PRUNE: dict[str, dict[str, Exact]] = {
+    "none": {},
+    "zero-channels": {"zero_channels": zero_channels},
 }
 TIMED: dict[str, Timed] = {
     "affine_as_conv": affine_as_conv,
