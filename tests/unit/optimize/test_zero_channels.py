@@ -1,11 +1,13 @@
 """Channels that are the same number everywhere, or that nobody reads, are cut out."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.api import quantize
+from quant_core.api import quantize, quantize_model
 from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
 from quant_core.model.normalize import normalize
@@ -136,7 +138,9 @@ def test_a_config_asks_for_it_and_the_plan_can_be_replayed(tmp_path):
 
     whole = quantize(path, tmp_path / "whole.onnx")
     made = quantize(path, output, prune="zero-channels")
+    again = quantize_model(path, tmp_path / "again.onnx", plan=made.plan)
 
+    assert Path(again.output).read_bytes() == output.read_bytes()
     assert made.size_bytes < 0.7 * whole.size_bytes
     assert "zero_channels" in {change.rule for change in made.plan.rewrites}
     assert made.worst_db > 30
