@@ -153,10 +153,21 @@ def _operators() -> str:
 
 def _targets() -> str:
     rows = [
-        (_code(t.name), "int8" if t.activation_signed else "uint8", "yes" if t.saturates else "no")
+        (
+            _code(t.name),
+            f"{'int' if t.activation_signed else 'uint'}{t.activation_bits}",
+            "yes" if t.saturates else "no",
+            ", ".join(str(way) for way in t.times),
+            "yes" if t.depthwise_pays else "no",
+            t.note,
+        )
         for t in TARGETS.values()
     ]
-    return _table(("target", "activations", "weights are kept from saturating"), rows)
+    headings = (
+        *("target", "activations", "weights are kept from saturating"),
+        *("what may pay", "depthwise Convs in integers", "note"),
+    )
+    return _table(headings, rows)
 
 
 def _rewrites() -> str:
