@@ -59,14 +59,14 @@ def optimize(
     model: ir.Model,
     feeds: Sequence[Feed] = (),
     speedup: Speedup | None = None,
-    rules: Iterable[str] = tuple(EXACT),
+    rules: Iterable[str] | None = None,
 ) -> Optimized:
     """The model after every rule that keeps its outputs, its speed and its size.
 
     model    normalized; it is not changed
     feeds    outputs are compared on these; without any, the rules are trusted
     speedup  time of its first model over that of its second; without it, timed rules are not tried
-    rules    names of those that need no clock
+    rules    names of those that need no clock; None: EXACT
 
     1. Rules are applied in order, again and again, until none changes anything.
     2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
@@ -77,7 +77,7 @@ def optimize(
     Raises: ModelError if the model itself does not run on the feeds.
     """
     work = _Work(feeds, _outputs(model, feeds), speedup, model, Facts.of(model))
-    rules = tuple(rules)
+    rules = tuple(EXACT if rules is None else rules)
     for _ in range(ROUNDS):  # 1.
         before = len(work.applied)
         for name in (*rules, *(TIMED if speedup is not None else ())):
