@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from quant_core.errors import ModelError
 from quant_core.model.graph import drop_unused
@@ -16,13 +17,15 @@ from quant_core.model.graph import drop_unused
 IR_DEFAULTS = 4  # the first in which an input may have a default value
 HABIT = 5  # so many initializers, all of them inputs, are no choice of the author's
 MAX_DENSE_BYTES = 1_900_000_000  # of a sparse tensor: protobuf holds 2 GB in a message
+SCATTERED = ("float32", "float64", "int32", "int64")  # types that onnxruntime scatters for sure
+SCATTERING_BYTES = 1024  # of the nodes that scatter a tensor, about
 TYPE = "quantmill.type"  # key of a value's type that onnx_ir cannot hold, in the value's meta
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """The model of a message, which is changed.
 
-    1. A sparse tensor becomes a dense one.
+    1. A sparse tensor becomes a dense one, or one that nodes scatter where that takes fewer bytes.
     2. An input or output of the model whose type holds a map keeps this type beside it, for
        `to_proto`. Inner values lose such types.
     3. The domain `ai.onnx`, ONNX's own by its full name, becomes "".
@@ -34,11 +37,11 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     Raises: ModelError if a sparse tensor is not valid, or too large when it is dense.
     """
     for graph in _graphs(proto):
-        _make_dense(graph)  # 1
+        _make_dense(graph.node, graph)  # 1
         _forget_maps(graph.value_info)
         _drop_repeated_constants(graph)  # 5
     for function in proto.functions:
-        _make_constants_dense(function.node)
+        _make_dense(function.node)
         _forget_maps(function.value_info)
     held = _hold_maps([*proto.graph.input, *proto.graph.output])  # 2
     for imported in _opset_imports(proto):
@@ -137,11 +140,66 @@ def _opset_imports(proto: onnx.ModelProto) -> Iterator[onnx.OperatorSetIdProto]:
         yield from function.opset_import
 
 
-def _make_dense(graph: onnx.GraphProto) -> None:
-    """Edit in place: sparse initializers and sparse Constants of this graph become dense."""
-    graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
-    graph.ClearField("sparse_initializer")
-    _make_constants_dense(graph.node)
+def _make_dense(nodes: Any, graph: onnx.GraphProto | None = None) -> None:
+    """Edit in place: sparse Constants among the nodes, and sparse initializers of the graph, are
+    dense, or what nodes scatter.
+    """
+    ahead: list[onnx.NodeProto] = []
+    for sparse in [] if graph is None else graph.sparse_initializer:
+        name, dense = sparse.values.name, _dense(sparse)
+        scattering = _scattering(dense, name)
+        if scattering:
+            ahead += scattering
+        else:
+            graph.initializer.append(numpy_helper.from_array(dense, name))  # type: ignore[union-attr]
+    spelled = {}
+    for position, node in enumerate(nodes):
+        sparse = next(
+            (a.sparse_tensor for a in node.attribute if a.HasField("sparse_tensor")), None
+        )
+        if sparse is not None:
+            name, dense = node.output[0], _dense(sparse)
+            spelled[position] = _scattering(dense, name) or [_constant(dense, name)]
+    if graph is not None:
+        graph.ClearField("sparse_initializer")
+    if ahead or spelled:
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del nodes[:]
+        nodes.extend(ahead)
+        for position, node in enumerate(kept):
+            nodes.extend(spelled.get(position, [node]))
+
+
+def _scattering(dense: NDArray[Any], name: str) -> list[onnx.NodeProto]:
+    """Nodes that scatter the numbers of a tensor into zeros; none where it is not much smaller.
+
+    ConstantOfShape -> ScatterElements(places, numbers) -> Reshape
+    """
+    flat = dense.ravel()
+    places = np.flatnonzero(flat)
+    size = len(places) * (flat.itemsize + 4) + SCATTERING_BYTES
+    if dense.dtype.name not in SCATTERED or size > dense.nbytes / 2:
+        return []
+    constants = {
+        "size": np.array([flat.size]),
+        "places": places.astype(np.int32),
+        "numbers": flat[places],
+        "shape": np.array(dense.shape, np.int64),
+    }
+    of = {part: f"{name}/{part}" for part in (*constants, "zeros", "flat")}
+    zero = numpy_helper.from_array(np.zeros(1, dense.dtype))
+    return [
+        *(_constant(array, of[part]) for part, array in constants.items()),
+        helper.make_node("ConstantOfShape", [of["size"]], [of["zeros"]], value=zero),
+        helper.make_node(
+            "ScatterElements", [of["zeros"], of["places"], of["numbers"]], [of["flat"]]
+        ),
+        helper.make_node("Reshape", [of["flat"], of["shape"]], [name]),
+    ]
+
+
+def _constant(array: NDArray[Any], name: str) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
 
 
 def _drop_repeated_constants(graph: onnx.GraphProto) -> None:
@@ -152,17 +210,7 @@ def _drop_repeated_constants(graph: onnx.GraphProto) -> None:
             del graph.node[position]
 
 
-def _make_constants_dense(nodes: Any) -> None:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("sparse_tensor"):
-                dense = _dense(attribute.sparse_tensor)
-                attribute.Clear()
-                attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
-                attribute.t.CopyFrom(dense)
-
-
-def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+def _dense(sparse: onnx.SparseTensorProto) -> NDArray[Any]:
     """The tensor with its zeros. Indices are flat, or one row of coordinates per value."""
     name, shape = sparse.values.name, tuple(sparse.dims)
     try:
@@ -175,7 +223,7 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
             indices = np.ravel_multi_index(tuple(indices.T), shape)
         dense = np.zeros(size, values.dtype)
         dense[indices] = values
-        return numpy_helper.from_array(dense.reshape(shape), name)
+        return dense.reshape(shape)
     except ModelError:
         raise
     except Exception as error:  # indices outside the shape, data of another length, ...

@@ -102,3 +102,26 @@ def test_a_weight_of_few_scattered_numbers_stays_scattered(tmp_path):
     assert (tmp_path / "made.onnx").read_bytes() == path.read_bytes()
     feed = random_feed(onnx.load(path))
     assert run(open_session(tmp_path / "made.onnx"), feed)
+
+
+@pytest.mark.parametrize("place", ["initializer", "Constant"])
+def test_a_sparse_tensor_of_few_numbers_stays_small(tmp_path, place):
+    numbers = onnx.numpy_helper.from_array(np.linspace(1, 2, 100, dtype=np.float32), "w")
+    places = onnx.numpy_helper.from_array(np.arange(0, 100 * 320, 320), "w_places")
+    sparse = onnx.helper.make_sparse_tensor(numbers, places, [128, 250])
+    model = sketch("(float[n,128] x) => (float[n,250] y) { y = MatMul(x, w) }")
+    if place == "initializer":
+        model.graph.sparse_initializer.append(sparse)
+    else:
+        model.graph.node.insert(
+            0, onnx.helper.make_node("Constant", [], ["w"], sparse_value=sparse)
+        )
+    path, output = tmp_path / "model.onnx", tmp_path / "made.onnx"
+    onnx.save(model, path)
+
+    quantize_model(path, output, QuantConfig())
+
+    assert output.stat().st_size <= path.stat().st_size
+    feed = random_feed(model)
+    (exact,), (found,) = (run(open_session(p), feed) for p in (path, output))
+    assert np.allclose(exact, found, atol=1e-5)
