@@ -34,7 +34,7 @@ OPSET_INT4 = 21  # the first with 4-bit types and blocks
 IR_VERSION = 8  # of opset 17
 IR_VERSION_INT4 = 10  # of opset 21
 CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
-SHARED_BYTES = 1024  # of a constant that several graphs share
+SHARED_BYTES = 1024  # of a weight that several graphs share
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
 SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 8 bits
 
@@ -130,8 +130,8 @@ def _deduplicate(model: ir.Model) -> None:
     """Edit in place: equal constants become one, which all graphs read.
 
     1. In one graph, whatever they hold.
-    2. In several graphs, if they are large floats: what they become moves to the main graph.
-       onnxruntime wants integers and sizes in the graph that reads them.
+    2. In several graphs, if they are weights: what they become moves to the main graph.
+       onnxruntime wants integers, scales and sizes in the graph that reads them.
     3. A constant that is an output of its graph stays, and the others become it.
     """
     found: dict[tuple[Any, ...], ir.Value] = {}
@@ -141,7 +141,7 @@ def _deduplicate(model: ir.Model) -> None:
             if not graph.is_constant(value) or value.dtype == ir.DataType.STRING:
                 continue
             key = _content(value)
-            is_shared = value.dtype == ir.DataType.FLOAT and key[1] >= SHARED_BYTES  # 2
+            is_shared = graph.is_float_weight(value) and key[1] >= SHARED_BYTES  # 2
             first = found.setdefault(key if is_shared else (*key, inside), value)
             if first is value or value.is_graph_output():  # 3
                 continue

@@ -224,7 +224,11 @@ def _made_weights(model: ir.Model) -> list[str]:
     nodes = [n for inside in graph.graphs_of(model) for n in inside if n.op_type in RULES]
     operands = [v for n in nodes for i in weight_positions(n) for v in n.inputs[i : i + 1]]
     made = made_of_constants(model)
-    return list(dict.fromkeys(str(v.name) for v in operands if v in made))
+    carried: set[ir.Value] = set()  # of a weight that has a node of its own
+    for value, node in made.items():
+        if node.op_type == "Identity" or not carried.isdisjoint(v for v in node.inputs if v):
+            carried.add(value)
+    return list(dict.fromkeys(str(v.name) for v in operands if v in made and v not in carried))
 
 
 def _is_on_left(node: ir.Node) -> bool:

@@ -216,6 +216,10 @@ def _why_not_max_pool(node: ir.Node) -> str:
     return ""
 
 
+def _why_not_identity(node: ir.Node) -> str:
+    return "its weight is multiplied where other operators carry it"
+
+
 _STATIC = (Compute.STATIC,)
 _ANY = (Compute.STATIC, Compute.DYNAMIC, Compute.BLOCKS)
 _RECURRENT = Operator(Kind.WEIGHT_ONLY, weights=(1, 2), layout=_recurrent_layout)
@@ -281,7 +285,7 @@ RULES: dict[str, Operator] = {
         Kind.WEIGHT_ONLY, data=(1,), weights=(0,), layout=_table_layout, is_table=True
     ),
     "Identity": Operator(  # of a weight that other operators carry (model/carried.py)
-        Kind.WEIGHT_ONLY, weights=(0,), layout=_carried_layout
+        Kind.WEIGHT_ONLY, weights=(0,), layout=_carried_layout, obstacle=_why_not_identity
     ),
     "Add": Operator(Kind.ELEMENTWISE, data=(0, 1)),
     "Mul": Operator(Kind.ELEMENTWISE, data=(0, 1)),
