@@ -27,12 +27,13 @@ def extract(
     known  an array for every tensor that the nodes read and do not write, which becomes an input
 
     Inputs and outputs have the dtypes of the arrays and any shape. Constants that the nodes read
-    are part of the new model, those that lie in files too.
+    are part of the new model, those that lie in files too, and inputs that have a default value
+    and no array.
     """
     written = {value for node in nodes for value in node.outputs}
     read = dict.fromkeys(value for node in nodes for value in reads(node) if value not in written)
-    constants = [value for value in read if graph.is_constant(value)]
-    inputs = [value for value in read if not graph.is_constant(value)]
+    constants = [v for v in read if graph.is_constant(v) or _is_left_out(v, known)]
+    inputs = [v for v in read if not graph.is_constant(v) and not _is_left_out(v, known)]
     outputs = [value for value in written if value.name in later]
     view = ir.GraphView(
         inputs,
@@ -51,6 +52,11 @@ def extract(
         value.type.tensor_type.Clear()  # any shape
         value.type.tensor_type.elem_type = int(ir.DataType.from_numpy(known[value.name].dtype))
     return proto
+
+
+def _is_left_out(value: ir.Value, known: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether the value is an input that has its default value."""
+    return value.is_graph_input() and value.const_value is not None and value.name not in known
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
