@@ -271,6 +271,7 @@ def quantize_model(
     costs: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
     allow_code: str | Path | None = None,
+    whole_front: bool = False,
 ) -> QuantResult:
     """The best model that `config` allows, written to `output` at once or not at all.
 
@@ -280,6 +281,8 @@ def quantize_model(
     plan         is followed exactly, nothing is searched: a dry run's, or that of a result
     costs        file of the timing cache, read and added to: with all in it, the same bytes again
     allow_code   the folder from which a metric "module:function" is imported; None: none runs
+    whole_front  whether all assignments of integers and float are tried that are cheapest for some
+                 price of noise, for the result's `front`; takes longer
 
     Raises: QuantError.
     """
@@ -315,6 +318,7 @@ def quantize_model(
         contract,
         timings,
         lambda doing: progress(f"{doing}{_time_left(job)}"),
+        whole_front,
     )
     with code_allowed(allow_code):
         made = quantize_by_search(job) if plan is None else quantize_by_plan(job)

@@ -44,6 +44,7 @@ CORE_IMPORTS = {
     "onnx_ir",
     "onnxruntime",
     "threadpoolctl",
+    "networkx",
     "quant_core",
     *sys.stdlib_module_names,
 }

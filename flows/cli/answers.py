@@ -61,6 +61,7 @@ def quantize_answer(
     progress: Progress,
     costs: Path | None,
     plan_file: Path | None = None,
+    pareto: bool = False,
 ) -> Answer:
     """Quantize a model and time it; compare it with the original if a metric, contract or labels
     were given.
@@ -85,7 +86,9 @@ def quantize_answer(
         costs=costs,
         progress=progress,
         allow_code=allow_code,
+        whole_front=pareto,
     ).to_dict()
+    result["shows_front"] = pareto
     result["timing"] = None
     if is_for_host(result["target"]):
         progress("timing both models in turn")

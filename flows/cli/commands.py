@@ -125,6 +125,9 @@ Export = Annotated[
 Provider = Annotated[
     str, typer.Option("--provider", metavar="NAME", help="What runs both: cpu, cuda, openvino, ...")
 ]
+Pareto = Annotated[
+    bool, typer.Option("--pareto", help="Try all plans that may be best, and show the front.")
+]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
 Threads = Annotated[
     list[int], typer.Option("--threads", min=1, max=1024, help="Of each model; repeatable.")
@@ -167,6 +170,7 @@ def quantize(
     dry_run: DryRun = False,
     optimize_only: OptimizeOnly = False,
     export: Export = None,
+    pareto: Pareto = False,
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
     if export is not None:
@@ -180,10 +184,13 @@ def quantize(
         option = "--" + next(iter(changed)).replace("_", "-")
         hint = f"Leave it out, or change it in {plan}"
         raise RequestError("is decided by the plan already", option, hint)
-    if calibration is None and (needless := first_accuracy_option(accuracy)):
+    needless = first_accuracy_option(accuracy) or ("--pareto" if pareto else None)
+    if calibration is None and needless:
         raise RequestError("means nothing without samples", needless, "Give --data")
+    if plan is not None and pareto:
+        raise RequestError("means nothing with --plan", "--pareto", "Leave one of them out")
     answer = quantize_answer(
-        model, output, config, calibration, accuracy, allow_code, progress, costs, plan
+        model, output, config, calibration, accuracy, allow_code, progress, costs, plan, pareto
     )
     if export is None:
         return answer

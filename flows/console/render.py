@@ -186,7 +186,35 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
     if result["shortfall"] and "fidelity" not in result:
         facts["verdict"] = verdict_text(result["verdict"], result["reason"])
     compared = [validation_view(result)] if "fidelity" in result else []
-    return Group(facts_table(facts), *compared, _next_command(result["next"]))
+    front = [_front_table(result)] if result.get("shows_front") else []
+    return Group(facts_table(facts), *front, *compared, _next_command(result["next"]))
+
+
+CHOSEN_FOR = {
+    "met": "the best that keeps the contract",
+    "not_met": "none keeps the contract",
+    "none": "it is worth most: its speed, less what lost fidelity must buy",
+}
+
+
+def _front_table(result: Mapping[str, Any]) -> RenderableType:
+    """The plans that no other beats in speed, SQNR and size, and which was chosen, and why."""
+    chosen = [t for t in result["trace"] if t["candidate"] == result["chosen"]]
+    shown = [*result["front"], *(t for t in chosen[-1:] if t not in result["front"])]
+    rows = [
+        {
+            "plan": trial["candidate"],
+            "speed": _format_speedup(trial["speedup"]) if trial["speedup"] else "",
+            "sqnr": format_db(trial["sqnr_db"]),
+            "agreement": format_percent(trial["agreement"]),
+            "size": format_size(trial["size_bytes"]),
+            "chosen": "yes" if trial["candidate"] == result["chosen"] else "",
+        }
+        for trial in shown
+    ]
+    columns = {key: key for key in ("plan", "speed", "sqnr", "agreement", "size", "chosen")}
+    title = f"chosen: {printable(result['chosen'])}: {CHOSEN_FOR[result['verdict']]}"
+    return rows_table(rows, columns, title, right=("speed", "sqnr", "agreement", "size"))
 
 
 def _export_facts(export: Mapping[str, Any]) -> dict[str, str]:

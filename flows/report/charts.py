@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.report.elements import Child, Element, element
+from quant_core.search.front import is_measured, on_front
 
 SPARK_WIDTH, SPARK_HEIGHT = 80, 18
 WIDTH, HEIGHT = 460, 230
@@ -49,13 +50,13 @@ def front_chart(
 
     written  the same two of the model as it was written, measured at the end
     """
-    points = [(t["speedup"], t["sqnr_db"], t) for t in trials if _drawable(t)]
+    points = [(t["speedup"], t["sqnr_db"], t) for t in trials if is_measured(t)]
     if not points:
         return None
     values = [(x, y) for x, y, _ in points] + ([written] if written else [])
     across = _padded([x for x, _ in values], LEAST_SPEEDUPS)
     axes = _Axes(*across, *_padded([y for _, y in values], LEAST_DB))
-    front = pareto(trials)
+    front = on_front(trials)
     marks: list[Child] = []
     for x, y, trial in points:
         text = f"{trial['candidate']}: {x:.2f}x, {y:.1f} dB"
@@ -65,12 +66,6 @@ def front_chart(
         text = f"as written: {written[0]:.2f}x, {written[1]:.1f} dB"
         marks.append(_dot(axes.place(*written), "written", text, 6.5))
     return axes.chart("Plans that were tried", "speed-up over float", "SQNR, dB", marks)
-
-
-def pareto(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The trials that no other beats in speed, size and SQNR together."""
-    known = [trial for trial in trials if _drawable(trial)]
-    return [trial for trial in known if not any(_beats(other, trial) for other in known)]
 
 
 def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
@@ -231,17 +226,6 @@ def _small_picture(kind: str, label: str, *marks: Element) -> Element:
 def _dot(place: tuple[float, float], kind: str, text: str, radius: float) -> Element:
     attributes = {"class": kind, "cx": _n(place[0]), "cy": _n(place[1]), "r": radius}
     return element("circle", attributes, element("title", {}, text))
-
-
-def _drawable(trial: Mapping[str, Any]) -> bool:
-    return _finite(trial.get("speedup")) and _finite(trial.get("sqnr_db"))
-
-
-def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether `one` is nowhere worse than `other`, and somewhere better."""
-    values = [(t["speedup"], t["sqnr_db"], -(t.get("size_bytes") or 0)) for t in (one, other)]
-    nowhere_worse = all(a >= b for a, b in zip(*values, strict=True))
-    return nowhere_worse and values[0] != values[1]
 
 
 def _finite(value: object) -> bool:

@@ -15,9 +15,10 @@ from flows.console.render import (
     format_percent,
     format_size,
 )
-from flows.report.charts import front_chart, latency_chart, layers_chart, pareto, range_chart
+from flows.report.charts import front_chart, latency_chart, layers_chart, range_chart
 from flows.report.elements import Child, Element, element
 from quant_core.config import QuantConfig
+from quant_core.search.front import on_front
 
 Values = Mapping[str, Any]
 
@@ -147,7 +148,7 @@ def _tried(trace: Sequence[Values]) -> list[Child]:
     """The plans of the search."""
     if not trace:
         return []
-    front = pareto(trace)
+    front = on_front(trace)
     columns = dict.fromkeys(("plan",), False)
     columns |= dict.fromkeys(("speed-up", "SQNR", "agreement", "size"), True)
     columns |= dict.fromkeys(("on the front", "error"), False)

@@ -18,12 +18,13 @@ from typing import Any
 from urllib.parse import quote
 
 from flows.console.render import format_metric, format_ms, format_size
-from flows.report.charts import pareto, sparkline
+from flows.report.charts import sparkline
 from flows.report.details import details, facts, latency, rows_table, timing_of
 from flows.report.elements import Child, Element, element, pack
 from flows.report.read import PageData, read_page
 from flows.report.regression import regressions
 from quant_core.model.atomic import atomic_write
+from quant_core.search.front import on_front
 
 PLAIN_BYTES = 1_000_000  # of details that stand in the page as HTML, the wrong models' first
 COLUMNS = {  # heading -> whether it stands on the right, as numbers do
@@ -249,7 +250,9 @@ def _table_row(model: _Model) -> Element:
         if ms and lo and hi
         else ""
     )
-    tried = f"{len(pareto(model.trace))} on the front of {len(model.trace)}" if model.trace else ""
+    tried = ""
+    if model.trace:
+        tried = f"{len(on_front(model.trace))} on the front of {len(model.trace)}"
     speedups = [r.get("speedup") for r in (*model.history, row)]
     trend = sparkline(speedups, f"speed-up over {len(speedups)} runs")
     worse = (

@@ -8,7 +8,6 @@ import json
 import re
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,7 +23,7 @@ from quant_core.model.normalize import normalize
 from quant_core.model.session import open_profiled, optimized_graph, run
 from quant_core.plan.operators import RULES, Kind
 
-MIN_RUNS = 3
+MIN_RUNS = 5
 BLOCKED_SUFFIX = "_nchwc"  # of the names of kernels that write the blocked layout
 NHWC_SUFFIX = re.compile(r"_token_\d+$")
 KERNEL_SUFFIX = "_kernel_time"  # of the names in onnxruntime's profile
@@ -64,7 +63,7 @@ class Kernel:
 
     op_type     of the kernel: fused operators have names of their own
     arithmetic  what it computes with
-    ms          mean time of one run
+    ms          time of one run: the least of all runs, as others on the machine only ever add time
     covers      names of the file's nodes that it stands for, as far as tensors' names tell
     why         why it multiplies in float although it has a weight; "" for the others
     """
@@ -79,26 +78,28 @@ class Kernel:
 
 @dataclass(slots=True)
 class _Timed:
-    """What the profile says of one kernel, summed over the runs."""
+    """What the profile says of one kernel, call by call; a loop calls it several times a run."""
 
     op_type: str
     input_types: list[str]
-    microseconds: float = 0.0
+    microseconds: list[float] = field(default_factory=list)
     output_types: list[str] = field(default_factory=list)
 
 
-def profile_kernels(path: Path, feed: Feed, *, threads: int = 1, seconds: float) -> list[Kernel]:
+def profile_kernels(
+    source: Path | ir.Model, feed: Feed, *, threads: int = 1, seconds: float
+) -> list[Kernel]:
     """The kernels of a model, in the order in which they run.
 
     feed     what it is run on, over and over for `seconds`, at least MIN_RUNS times
 
     Raises: ModelError if the model does not load, or does not run on the feed.
     """
-    timed, runs = _profile(path, feed, threads, seconds)
-    model = files.load(path)
+    timed, runs = _profile(source, feed, threads, seconds)
+    model = files.load(source) if isinstance(source, Path) else source.clone()
     normalize(model)
     reasons = _FloatReasons(model)
-    covered = _covered_nodes(optimized_graph(path), model)
+    covered = _covered_nodes(optimized_graph(source), model)
     kernels = []
     for name, found in timed.items():
         nodes = covered.get(name, ())
@@ -110,7 +111,7 @@ def profile_kernels(path: Path, feed: Feed, *, threads: int = 1, seconds: float)
                 name=name,
                 op_type=found.op_type,
                 arithmetic=arithmetic,
-                ms=found.microseconds / runs / 1e3,
+                ms=_least_ms(found.microseconds, runs),
                 covers=tuple(str(node.name) for node in nodes),
                 why=why,
             )
@@ -139,18 +140,19 @@ def arithmetic_of(
     return Arithmetic.INDICES
 
 
-def _profile(path: Path, feed: Feed, threads: int, seconds: float) -> tuple[dict[str, _Timed], int]:
+def _profile(
+    model: Path | ir.Model, feed: Feed, threads: int, seconds: float
+) -> tuple[dict[str, _Timed], int]:
     """The kernels by name in the order of their first run, and the number of runs."""
     with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
-        session = open_profiled(path, Path(folder, "profile"), threads=threads)
-        run(session, feed)  # the first run allocates memory: it is not counted below
+        session = open_profiled(model, Path(folder, "profile"), threads=threads)
+        run(session, feed)  # the first run allocates memory
         ends_at, runs = time.perf_counter() + seconds, 0
         while runs < MIN_RUNS or time.perf_counter() < ends_at:
             run(session, feed)
             runs += 1
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     timed: dict[str, _Timed] = {}
-    seen: defaultdict[str, int] = defaultdict(int)
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith(KERNEL_SUFFIX):
             continue
@@ -164,10 +166,19 @@ def _profile(path: Path, feed: Feed, threads: int, seconds: float) -> tuple[dict
                 output_types=_types(details["output_type_shape"]),
             ),
         )
-        seen[name] += 1
-        if seen[name] > 1:
-            kernel.microseconds += event["dur"]
+        kernel.microseconds.append(event["dur"])
     return timed, runs
+
+
+def _least_ms(microseconds: list[float], runs: int) -> float:
+    """The least time of one run, without the first, which allocates memory; the mean where runs
+    differ in their calls.
+    """
+    calls, rest = divmod(len(microseconds), runs + 1)
+    if rest:
+        return sum(microseconds) / (runs + 1) / 1e3
+    each = [sum(microseconds[i * calls : (i + 1) * calls]) for i in range(1, runs + 1)]
+    return min(each) / 1e3
 
 
 def _types(described: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -57,7 +57,7 @@ class TimingCache:
         if not self.path.absolute().parent.is_dir():
             raise RequestError("lies in no folder", str(path), NAME_A_TABLE)
 
-    def of(self, what: str, measure: Callable[[], Timing]) -> Cost:
+    def of(self, what: str, measure: Callable[[], Timing | Cost]) -> Cost:
         """The cost of `what`; `measure` is called only if it is not known yet.
 
         Raises: RequestError if the cost cannot be written to the file; whatever `measure` raises.

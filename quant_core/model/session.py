@@ -130,7 +130,7 @@ def find_provider(name: str) -> tuple[str, str]:
     return provider, ""
 
 
-def open_profiled(model: Path, prefix: Path, *, threads: int = 1) -> ort.InferenceSession:
+def open_profiled(model: Model, prefix: Path, *, threads: int = 1) -> ort.InferenceSession:
     """A session that writes the time of each kernel; `end_profiling` returns the JSON's path.
 
     prefix  the beginning of that path

@@ -242,13 +242,18 @@ class Bench:
             metric_failure=failure,
         )
 
-    def _cost(self, plan: QuantPlan, session: ort.InferenceSession, feed: Feed) -> Cost:
+    def described(self, plan: QuantPlan, feed: Feed) -> str:
+        """What the plan makes of the float model, and the feed that it is timed on: a key of the
+        timing cache.
+        """
         shapes = {name: list(x.shape) for name, x in feed.items()}
-        what = f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
+        return f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
+
+    def _cost(self, plan: QuantPlan, session: ort.InferenceSession, feed: Feed) -> Cost:
         race = partial(
             measure, self._session, session, feed, seconds=self.seconds, clock=time.thread_time
         )
-        return self.costs.of(what, race)
+        return self.costs.of(self.described(plan, feed), race)
 
 
 def verdict(candidate: Candidate, contract: Contract) -> tuple[Verdict, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,11 +22,22 @@ from quant_core.search.candidate import (
     satisfies,
     satisfying,
 )
+from quant_core.search.minimum_cut import (
+    Assignment,
+    NodeCost,
+    TensorCost,
+    assignment_of,
+    cheapest_assignments,
+)
+from quant_core.search.node_costs import node_costs
 from quant_core.search.policy import POLICY
 from quant_core.search.variants import Trial
 
 Groups = list[list[str]]  # names of neighbouring nodes that are promoted together
 Progress = Callable[[str], None]
+
+# Between these the time of conversions is fitted: what lies outside is noise of the clock.
+CONVERSION_SCALES = (0.25, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +47,8 @@ class Promotion:
     label         for people
     choice        what each promoted node is asked for
     concerns      which nodes with weights can be promoted
-    max_groups    in how many groups they are ranked at most
-    takes_time    whether its price is time; else it is bytes
+    max_groups    in how many groups they are ranked at most, where their price is bytes
+    takes_time    whether their price is time: then minimum cuts rank them
     by_agreement  whether the number of groups is searched by the agreement that is to be expected,
                   because rounding the others anew makes the measured one jump
     """
@@ -45,7 +56,7 @@ class Promotion:
     label: str
     choice: NodeChoice
     concerns: Callable[[NodePlan], bool]
-    max_groups: int
+    max_groups: int = 0
     takes_time: bool = False
     by_agreement: bool = False
 
@@ -76,7 +87,6 @@ PROMOTIONS = (
         "in float",
         IN_FLOAT,
         lambda n: n.is_rounded and n.compute.is_integer,
-        POLICY.float_groups,
         takes_time=True,
     ),
     Promotion("in 16 bits", IN_FLOAT16, lambda n: n.is_rounded, POLICY.float16_groups),
@@ -134,48 +144,105 @@ def promote(
     return Promoted(enough, tuple(work.trials))
 
 
-def promote_without_contract(
-    calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
-) -> Promoted:
-    """The candidate of most worth among `start` and those with 1, 2, 4, ... groups in float.
+def try_assignments(
+    calibrated: CalibratedModel,
+    start: Candidate,
+    bench: Bench,
+    progress: Progress,
+    *,
+    all_of_them: bool = False,
+) -> list[Trial]:
+    """The trials of the cheapest assignments of the start's nodes to float.
 
-    The groups are ranked on a few samples by the SQNR that the model gains with them in float.
+    all_of_them  else 1, 2, 4, ... of their groups are tried, until twice none is worth more than
+                 the best before; and then those halfway from the best to its neighbours
     """
-    trials: list[Trial] = []
-    best = start
+    trials: dict[int, Trial] = {}
+    worths = {0: start.worth}
     try:
-        ranked = _ranked_in_float(calibrated, start, bench, progress)
-        count = 1
-        while count < len(ranked) and not bench.is_out_of_time:
-            candidate = bench.judge(_in_float(calibrated, start, _joined(ranked[:count])))
-            trials.append(Trial(candidate.label, candidate.plan, candidate))
-            if candidate.worth <= best.worth:
+        groups = float_groups(calibrated, start, bench, progress)
+        counts = _all_counts(groups) if all_of_them else _counts_until_worse(groups, worths)
+        for count in counts:
+            if bench.is_out_of_time:
                 break
-            best, count = candidate, 2 * count
+            nodes = _joined(groups[:count])
+            label = f"{start.label}, {len(nodes)} nodes in float"
+            progress(f"trying {label}")
+            plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
+            candidate = bench.judge(calibrated.build(plan, label))
+            trials[count] = Trial(label, plan, candidate)
+            worths[count] = candidate.worth
     except ModelError as error:
-        trials.append(Trial(f"more than {best.label}", best.plan, error))
-    return Promoted(best, tuple(trials))
+        trials[0] = Trial(f"more than {start.label}", start.plan, error)
+    return list(trials.values())
 
 
-def _ranked_in_float(
+def _all_counts(groups: Groups) -> Iterator[int]:
+    """Every number of groups."""
+    yield from range(1, len(groups) + 1)
+
+
+def _counts_until_worse(groups: Groups, worths: Mapping[int, float]) -> Iterator[int]:
+    """1, 2, 4, ... of the groups, until two are worth less than the best, and two beside that.
+
+    worths  what was tried, and grows meanwhile
+    """
+    count = 1
+    while count < len(groups) and count <= max(2, 4 * max(worths, key=worths.__getitem__)):
+        yield count
+        count *= 2
+    best = max(worths, key=worths.__getitem__)
+    yield from (n for n in (best * 3 // 4, best * 3 // 2) if n not in worths and n < len(groups))
+
+
+def float_groups(
     calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
 ) -> Groups:
-    """Groups of the nodes that compute in integers; the one that gains the most in float first."""
-    nodes = [n.node for n in start.plan.nodes if n.weights and n.compute.is_integer]
-    groups = _grouped(nodes, POLICY.free_groups)
-    quick = replace(bench, samples=bench.samples.subsample(POLICY.free_samples))
-    gains = []
-    for group in groups:
-        if bench.is_out_of_time:
-            break
-        progress(f"measuring what {group[0]} in float gains")
-        gains.append(quick.judge_fidelity(_in_float(calibrated, start, group)).sqnr_db)
-    return _best_first(groups, gains)
+    """Groups of the nodes with weights that compute in integers: those that are best put into float
+    first come first, by the minimum cuts of minimum_cut.py.
+
+    Raises: ModelError if one of the models does not run.
+    """
+    progress("measuring the time and the noise of each node")
+    costs, tensors = node_costs(calibrated.model, start, bench)
+    assignments = cheapest_assignments(costs, tensors)
+    if tensors:
+        tensors = _fitted_to_whole(tensors, costs, assignments, calibrated, start, bench)
+        assignments = cheapest_assignments(costs, tensors)
+    left = {n.node: None for n in start.plan.nodes if n.weights and n.compute.is_integer}
+    groups = []
+    for assignment in assignments:
+        groups.append([node for node in left if node in assignment.in_float])
+        left = {node: None for node in left if node not in assignment.in_float}
+    return [group for group in (*groups, list(left)) if group]
 
 
-def _in_float(calibrated: CalibratedModel, start: Candidate, nodes: list[str]) -> Candidate:
+def _fitted_to_whole(
+    tensors: list[TensorCost],
+    costs: Mapping[str, NodeCost],
+    assignments: Sequence[Assignment],
+    calibrated: CalibratedModel,
+    start: Candidate,
+    bench: Bench,
+) -> list[TensorCost]:
+    """The tensors with all conversions scaled as two whole models need it: the start, and the
+    assignment that converts most.
+    """
+    all_integer = assignment_of(costs, tensors, ())
+    probe = max(assignments[:-1], key=lambda a: a.conversion_ms)
+    converted_ms = probe.conversion_ms - all_integer.conversion_ms
+    if converted_ms <= 0 or start.cost is None:
+        return tensors
+    nodes = [n.node for n in start.plan.nodes if n.weights and n.node in probe.in_float]
     plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
-    return calibrated.build(plan, f"{start.label}, {len(nodes)} nodes in float")
+    found = bench.judge(calibrated.build(plan, start.label)).cost
+    if found is None:
+        return tensors
+    more_ms = found.quantized_ms - start.cost.quantized_ms
+    scale = (more_ms - (probe.compute_ms - all_integer.compute_ms)) / converted_ms
+    lo, hi = CONVERSION_SCALES
+    scale = min(max(scale, lo), hi)
+    return [replace(tensor, conversion_ms=scale * tensor.conversion_ms) for tensor in tensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +271,7 @@ class _Work:
                 if self.bench.is_out_of_time:
                     return full
                 if promotion.takes_time:
-                    ranked = self.ranked_by_time(promotion, base, nodes, calibrated)
+                    ranked = float_groups(calibrated, base, self.bench, self.progress)
                 else:
                     ranked = self.ranked_by_bytes(promotion, base, nodes, full, refitted)
                 return self.fewest(promotion, base, ranked, full)
@@ -236,27 +303,6 @@ class _Work:
         """Whether both the expected and the measured accuracy satisfy the contract."""
         is_expected = self.seems_enough(promotion, candidate)
         return is_expected and satisfies(candidate, self.accuracy)
-
-    def ranked_by_time(
-        self, promotion: Promotion, base: Candidate, nodes: list[str], calibrated: CalibratedModel
-    ) -> Groups:
-        """Groups by what `base` gains per millisecond if one alone is promoted.
-
-        Beside others in float, integers would seem to save nothing: they pay for conversions.
-        """
-        groups = _grouped(nodes, promotion.max_groups)
-        gains = []
-        for group in groups:
-            if self.bench.is_out_of_time:
-                break
-            self.progress(f"measuring what {group[0]} {promotion.label} gains")
-            plan = promotion.plan(self.calibrated.model, base.plan, group)
-            one = self.bench.judge(calibrated.build(plan, base.label))
-            price = _milliseconds(base, one)
-            if price is None:
-                price = _elements(base.plan, group)
-            gains.append(self._gain(base, one, price))
-        return _best_first(groups, gains)
 
     def ranked_by_bytes(
         self,
@@ -328,14 +374,6 @@ def _best_first(groups: Groups, gains: Sequence[float] | Sequence[tuple[float, f
 
 def _joined(groups: Groups) -> list[str]:
     return [node for group in groups for node in group]
-
-
-def _milliseconds(before: Candidate, after: Candidate) -> float | None:
-    """How much longer the promoted candidate takes; None if it cannot be timed."""
-    if before.cost is None or after.cost is None:
-        return None
-    least = POLICY.least_price_share * before.cost.quantized_ms
-    return max(after.cost.quantized_ms - before.cost.quantized_ms, least)
 
 
 def _elements(plan: QuantPlan, nodes: Collection[str]) -> float:

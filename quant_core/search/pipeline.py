@@ -39,6 +39,7 @@ from quant_core.plan.types import Compute, NodeChoice, QuantPlan
 from quant_core.search.calibrated import CalibratedModel, uses_gptq
 from quant_core.search.candidate import Bench, Candidate
 from quant_core.search.floor import check_floor
+from quant_core.search.front import on_front
 from quant_core.search.mixed_precision import IN_INT8, with_choice
 from quant_core.search.not_larger import not_larger
 from quant_core.search.notes import (
@@ -65,6 +66,7 @@ class QuantJob:
     samples     the calibration samples
     evaluation  the samples that candidates are judged by; may be those of calibration
     costs       what was timed before, and what will be
+    whole_front whether all plans are tried that may be on the front
     """
 
     model: ir.Model
@@ -76,6 +78,7 @@ class QuantJob:
     contract: Contract | None = None
     costs: TimingCache = field(default_factory=TimingCache)
     progress: Callable[[str], None] = lambda _: None
+    whole_front: bool = False
     float_size_bytes: int = field(init=False)
     ends_at: float = field(init=False)  # of its search, by time.monotonic()
 
@@ -148,6 +151,8 @@ class QuantResult:
     shortfall  which outputs are below the floor, and then the verdict is not_met; "" if none is
     layers     one row for each node
     trace      one row for each trial of the search
+    front      those rows of the trace that no other beats in speed, SQNR and size, fastest first
+    chosen     which trial was written
     note       what makes the result doubtful, "" if nothing
     """
 
@@ -166,6 +171,8 @@ class QuantResult:
     plan: QuantPlan
     layers: list[dict[str, Any]]
     trace: list[dict[str, Any]]
+    front: list[dict[str, Any]]
+    chosen: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -243,6 +250,8 @@ def write_result(
         plan=plan,
         layers=[asdict(row) for row in layers],
         trace=made.trace,
+        front=sorted(on_front(made.trace), key=lambda trial: -trial["speedup"]),
+        chosen=made.best.label,
     )
 
 
@@ -313,7 +322,7 @@ def choose_judges(job: QuantJob) -> Judging:
         note = "the contract was judged by the samples that ranges were measured on"
     few_are_enough = job.contract is None or judged_by_calibration
     if judges is not None and judges.labels is None and few_are_enough:
-        judges = judges.subsample(POLICY.judging_samples)
+        judges = judges.subsample(_enough_samples(job))
     drawn = _drawn_samples(job) if judges is None and job.samples is None else None
     return Judging(job.samples, judges, drawn=drawn, note=note)
 
@@ -323,9 +332,14 @@ def hold_out_judges(job: QuantJob) -> Judging:
     assert job.samples is not None
     fitted, judges = job.samples.split_holdout(POLICY.holdout)
     if judges.labels is None:
-        judges = judges.subsample(POLICY.judging_samples)
+        judges = judges.subsample(_enough_samples(job))
     note = f"the contract was judged by {len(judges)} samples held out of calibration"
     return Judging(fitted, judges, is_held_out=True, note=note)
+
+
+def _enough_samples(job: QuantJob) -> int:
+    """How many samples without labels candidates are judged by."""
+    return POLICY.judging_samples if job.contract is None else POLICY.contract_samples
 
 
 def own_metric(*metrics: str | None) -> str | None:
@@ -353,7 +367,14 @@ def _found_by_search(job: QuantJob, plan: QuantPlan, judging: Judging) -> Found:
     bench = _bench(job, plan, judging)
     if bench is None:
         return follow_plan(calibrated, plan, None)
-    return search(calibrated, plan, bench, job.contract, progress=job.progress)
+    return search(
+        calibrated,
+        plan,
+        bench,
+        job.contract,
+        whole_front=job.whole_front,
+        progress=job.progress,
+    )
 
 
 def _calibrated(job: QuantJob, plan: QuantPlan, judging: Judging) -> CalibratedModel:

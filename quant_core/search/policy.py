@@ -39,7 +39,7 @@ class SearchPolicy:
     # models.
     per_tensor_gain: float = 0.3
     # Static outputs with this SQNR need no equalization. Not tuned: saves search time.
-    exact_db: float = 50.0
+    exact_db: float = 40.0
     # Equalization that gains less, in dB, counts as luck. `python -m tests.bench.accuracy --zoo
     # DIR`: SQNR of the vision models with and without.
     equalization_gain_db: float = 0.5
@@ -51,26 +51,23 @@ class SearchPolicy:
     # Groups of neighbouring nodes that are ranked, at most, for each promotion. Not tuned: they
     # bound how many models a search makes.
     int8_groups: int = 16
-    float_groups: int = 10
     float16_groups: int = 8
-    # The same without a contract, and the samples on which they are ranked. Not tuned.
-    free_groups: int = 12
-    free_samples: int = 16
+    # Samples on which the noise of single nodes is measured. Not tuned.
+    noise_samples: int = 8
     # Doublings by which a candidate that misses its contract must be faster than all that satisfy
     # it, to be worth promoting. Not tuned: saves search time.
     promotion_gain: float = 0.2
-    # The least price of computing a group in float, as a share of the model's time: less cannot be
-    # told from noise. Not tuned.
-    least_price_share: float = 0.01
 
     # --- samples -----------------------------------------------------------------------------
     # Samples that the structure of a model is checked on after constants are folded. Not tuned.
     prepare_samples: int = 2
     # Samples for Gram matrices, equalization and tuned biases. `python -m tests.bench.int4 --zoo
     # DIR --samples N`: agreement hardly changes with more.
-    gram_samples: int = 64
-    # Samples that tell candidates apart where no labels and no contract need all. Not tuned.
-    judging_samples: int = 64
+    gram_samples: int = 32
+    # Samples that tell candidates apart where no labels and no contract need all, and the same
+    # where there is a contract, but only calibration samples to judge it by. Not tuned.
+    judging_samples: int = 32
+    contract_samples: int = 64
     # One in so many calibration samples is held out to judge 4-bit weights that are fitted to the
     # others. Not tuned.
     holdout: int = 4
@@ -97,6 +94,8 @@ class SearchPolicy:
     # `python -m tests.bench.optimize --zoo DIR`: the rules that are undone in two runs.
     rewrite_seconds: float = 0.3
     matmul_seconds: float = 0.01
+    # All kernels of a model, for the times of its nodes. Not tuned: medians of a few runs.
+    profile_seconds: float = 0.1
 
 
 POLICY = SearchPolicy()

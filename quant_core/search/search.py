@@ -1,6 +1,6 @@
 """The search for the best plan: a bounded loop over plan, rewrite and compare.
 
-Theory of operation. A search turns a calibrated float model into a `Found`, in four steps:
+Theory of operation. A search turns a calibrated float model into a `Found`, in five steps:
 
 1. Race (`race_variants`). With `mode: auto` the rows of VARIANTS are tried one after the other:
    each makes a plan, the plan a model, and the bench judges its fidelity, size and speed. Any other
@@ -9,17 +9,20 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
 2. Single MatMuls (`try_single_matmuls`). With `mode: auto` each MatMul of the best candidate is
    timed by itself, in each way that does not spoil the outputs where all take it. If the cheapest
    ways together save time, they make one more candidate.
-3. Selection. Without a contract (`select_by_worth`) the candidate of most worth wins: speed, less
-   what the lost fidelity must buy. With one (`select_by_contract`) the candidate of most worth that
-   satisfies it wins. Where a faster one misses it, or none satisfies it, the nodes that cost the
-   most accuracy are promoted to more bits or to float (mixed_precision.py). If none satisfies the
-   contract in the end, the best candidate is returned all the same, with verdict `not_met`.
-4. Biases (`tune_biases`). The biases of what wins are corrected empirically, unless that breaks the
+3. Assignments (`try_assignments`). Of the nodes of the fastest candidate some compute in float, so
+   that time + price * noise is least (minimum_cut.py). Each assignment is one more candidate. They
+   are tried where the best is not faithful, or where the whole front is asked for.
+4. Selection. Without a contract the candidate of most worth wins: speed, less what the lost
+   fidelity must buy. With one (`select_by_contract`) the candidate of most worth that satisfies it
+   wins. Where a faster one misses it, or none satisfies it, the nodes that cost the most accuracy
+   are promoted to more bits or to float (mixed_precision.py). If none satisfies the contract in the
+   end, the best candidate is returned all the same, with verdict `not_met`.
+5. Biases (`tune_biases`). The biases of what wins are corrected empirically, unless that breaks the
    contract.
 
 Between steps goes a `Race`, a value: what was tried, and the model that further candidates are made
 of. A variant whose model does not load is a failed trial; the search ends with an error only if all
-fail. `follow_plan` takes the place of all four where a plan is given, or nothing can be judged.
+fail. `follow_plan` takes the place of all where a plan is given, or nothing can be judged.
 """
 
 from __future__ import annotations
@@ -36,10 +39,10 @@ from quant_core.evaluate.contract import Verdict
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.plan.make import replan
 from quant_core.plan.types import Compute, NodeChoice, OutlierTreatment, QuantPlan
+from quant_core.search import mixed_precision
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Bench, Candidate, satisfies, satisfying, verdict
 from quant_core.search.matmul_costs import matmul_costs
-from quant_core.search.mixed_precision import promote, promote_without_contract
 from quant_core.search.policy import POLICY
 from quant_core.search.variants import (
     VARIANTS,
@@ -104,11 +107,13 @@ def search(
     bench: Bench,
     contract: Contract | None = None,
     *,
+    whole_front: bool = False,
     progress: Progress = lambda _: None,
 ) -> Found:
-    """The best model that can be made of a calibrated one, in the four steps described above.
+    """The best model that can be made of a calibrated one, in the five steps described above.
 
-    plan  covers all that may compute statically; its config says what may be varied
+    plan         covers all that may compute statically; its config says what may be varied
+    whole_front  whether all assignments are tried, not only those that may win
 
     Raises: ModelError if no variant makes a model that runs.
     """
@@ -117,8 +122,9 @@ def search(
         raise _last_error(race.trials)
     if plan.config.mode == "auto" and not bench.is_out_of_time:
         race = try_single_matmuls(race, bench, progress)
+    race = try_assignments(race, bench, contract, progress, whole_front=whole_front)
     if contract is None:
-        best, race = select_by_worth(race, bench, progress)
+        best = _of_most_worth(race.candidates)
     else:
         best, race = select_by_contract(race, bench, contract, progress)
     best, race = tune_biases(best, race, bench, contract, progress)
@@ -182,22 +188,30 @@ def try_single_matmuls(race: Race, bench: Bench, progress: Progress) -> Race:
     return _try_plan(race, plan, label, bench)
 
 
-def select_by_worth(race: Race, bench: Bench, progress: Progress) -> tuple[Candidate, Race]:
-    """Step 3 without a contract: the candidate of most worth.
-
-    If it is not faithful, some of its nodes may be promoted to float.
-    """
+def try_assignments(
+    race: Race,
+    bench: Bench,
+    contract: Contract | None,
+    progress: Progress,
+    *,
+    whole_front: bool = False,
+) -> Race:
+    """Step 3: the race with assignments of the fastest candidate's nodes to float and integers."""
     best = _of_most_worth(race.candidates)
-    if best.sqnr_db >= POLICY.faithful_db or bench.is_out_of_time:
-        return best, race
-    promoted = promote_without_contract(race.calibrated, best, bench, progress)
-    return promoted.best, race.traced(*promoted.trials)
+    is_open = contract is None and best.sqnr_db < POLICY.faithful_db
+    if bench.is_out_of_time or not (is_open or whole_front):
+        return race
+    start = _fastest(race.candidates)
+    trials = mixed_precision.try_assignments(
+        race.calibrated, start, bench, progress, all_of_them=whole_front
+    )
+    return race.after(*trials)
 
 
 def select_by_contract(
     race: Race, bench: Bench, contract: Contract, progress: Progress
 ) -> tuple[Candidate, Race]:
-    """Step 3 with a contract: the candidate of most worth that satisfies it, else the best for it.
+    """Step 4 with a contract: the candidate of most worth that satisfies it, else the best for it.
 
     1. Candidates that satisfy the contract are options. If some only miss its size or speed, which
        promoting nodes makes worse, they are, or the smallest of them is.
@@ -215,7 +229,7 @@ def select_by_contract(
     faster = [c for c in inaccurate if c.gain > least]
     if faster:  # 2
         start = _of_most_worth(faster)
-        promoted = promote(race.calibrated, start, bench, contract, progress)
+        promoted = mixed_precision.promote(race.calibrated, start, bench, contract, progress)
         options, race = [*options, promoted.best], race.traced(*promoted.trials)
     return _of_most_worth(satisfying(options, contract) or options or candidates), race
 
@@ -223,7 +237,7 @@ def select_by_contract(
 def tune_biases(
     best: Candidate, race: Race, bench: Bench, contract: Contract | None, progress: Progress
 ) -> tuple[Candidate, Race]:
-    """Step 4: the best candidate with tuned biases.
+    """Step 5: the best candidate with tuned biases.
 
     It stays as it is if there is nothing to gain, or if that would break the contract.
     """
@@ -364,6 +378,12 @@ def _computing(race: Race, plan: QuantPlan, computes: Mapping[str, Compute]) -> 
 def _of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
     """Sound candidates come before all others, whatever these gain."""
     return max(candidates, key=lambda c: (c.is_sound, c.worth))
+
+
+def _fastest(candidates: Sequence[Candidate]) -> Candidate:
+    """The fastest candidate; of those that are equally fast, the one nearest to float."""
+    least = max(c.gain for c in candidates) + math.log2(POLICY.equal_speed)
+    return max((c for c in candidates if c.gain >= least), key=lambda c: c.sqnr_db)
 
 
 def _last_error(trials: Sequence[Trial]) -> ModelError:

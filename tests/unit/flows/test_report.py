@@ -11,12 +11,13 @@ from html.parser import HTMLParser
 import pytest
 
 from flows.cli.commands import main
-from flows.report.charts import pareto, sparkline
+from flows.report.charts import sparkline
 from flows.report.elements import element, pack
 from flows.report.page import render_page, write_report
 from flows.report.read import read_page
 from flows.report.regression import regressions
 from quant_core.errors import RequestError
+from quant_core.search.front import on_front
 from tests.reports import write_reports
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\x1b[31m\u202e"
@@ -129,7 +130,7 @@ def test_the_front_has_the_trials_that_none_beats():
     worse = {"candidate": "worse", "speedup": 1.0, "sqnr_db": 30.0, "size_bytes": 10}
     failed = {"candidate": "failed", "error": "no kernel"}
 
-    assert pareto([fast, worse, failed, right]) == [fast, right]
+    assert on_front([fast, worse, failed, right]) == [fast, right]
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [None, 2.0, None]])

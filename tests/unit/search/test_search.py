@@ -23,6 +23,7 @@ from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Bench, is_expected_to_satisfy, satisfying
+from quant_core.search.front import on_front
 from quant_core.search.mixed_precision import IN_FLOAT16, PROMOTIONS, with_choice
 from quant_core.search.search import follow_plan, search
 from quant_core.search.variants import VARIANTS, Trial, Variant, worth_trying
@@ -403,3 +404,54 @@ def test_fidelity_that_is_unknown_is_not_spent(output, is_worth_it):
 
     one_scale = next(v for v in VARIANTS if v.granularity == PerTensor())
     assert (one_scale.label in {row["candidate"] for row in found.trace}) == is_worth_it
+
+
+@pytest.mark.parametrize("contract", [None, Contract("sqnr", min=90.0)])
+def test_no_step_begins_after_the_time_is_over(monkeypatch, judged, contract):
+    """A clock that each judgement moves by ten seconds: what remains is to return the best."""
+    problem = Problem(loud(), mode="auto")
+    now = 0.0
+    monkeypatch.setattr("quant_core.search.candidate.time.monotonic", lambda: now)
+    for method in ("judge", "judge_fidelity"):
+        judge = getattr(Bench, method)
+
+        def slow(bench, candidate, judge=judge):
+            nonlocal now
+            now += 10
+            return judge(bench, candidate)
+
+        monkeypatch.setattr(Bench, method, slow)
+
+    found = search(problem.calibrated, problem.plan, replace(problem.bench, ends_at=5.0), contract)
+
+    # a contract asks once whether it can be met at all: for each way of promoting nodes
+    assert len(judged) <= (1 if contract is None else 1 + len(PROMOTIONS))
+    assert found.best.fidelity is not None
+
+
+def test_the_whole_front_has_assignments_between_integers_and_float():
+    problem = Problem(harmful(), mode="static")
+
+    found = search(problem.calibrated, problem.plan, problem.bench, whole_front=True)
+
+    assignments = [row for row in found.trace if "nodes in float" in row["candidate"]]
+    assert assignments
+    assert {row["candidate"] for row in on_front(found.trace)} <= {
+        row["candidate"] for row in found.trace
+    }
+    assert max(row["sqnr_db"] for row in assignments) > found.trace[0]["sqnr_db"]
+
+
+def test_a_table_of_costs_gives_the_same_front_again(tmp_path):
+    table = tmp_path / "costs"
+
+    def front() -> list[object]:
+        problem = Problem(harmful(), mode="static")
+        bench = replace(problem.bench, costs=TimingCache(table), float_path=written)
+        found = search(problem.calibrated, problem.plan, bench, whole_front=True)
+        return [(row["candidate"], row["speedup"], row["sqnr_db"]) for row in found.trace]
+
+    written = tmp_path / "model.onnx"
+    onnx.save(harmful(), written)
+
+    assert front() == front()

@@ -1,0 +1,158 @@
+"""What each node of a candidate costs in integers and in float: its time and its noise.
+
+Times are those of onnxruntime's kernels when the whole candidate and the whole float model run, and
+add up to within some percent. Noise is that of each node alone, over the signal of its output: it
+ranks nodes well, but does not add up, so that nothing is predicted from it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.data.samples import Feed
+from quant_core.evaluate.kernels import profile_kernels
+from quant_core.evaluate.node_noise import measure_sensitivity
+from quant_core.evaluate.timing_cache import Cost
+from quant_core.model import graph
+from quant_core.model.session import values_of
+from quant_core.plan.make import capped_output, data_inputs
+from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, QuantPlan
+from quant_core.search.candidate import Bench, Candidate
+from quant_core.search.minimum_cut import NodeCost, TensorCost
+from quant_core.search.policy import POLICY
+
+REORDERS = {"ReorderInput", "ReorderOutput"}  # onnxruntime's, around kernels of the blocked layout
+ELEMENTS = 1 << 16  # of the tensor that tells what a conversion costs
+LEAST_MS = 1e-6  # of a node whose kernels were fused into others'
+
+
+def node_costs(
+    model: ir.Model, candidate: Candidate, bench: Bench
+) -> tuple[dict[str, NodeCost], list[TensorCost]]:
+    """The costs of all nodes that compute in integers, and of the tensors between them.
+
+    model  the float model that the candidate is made of
+    bench  noise is measured on some of its samples, times and sizes on the first
+
+    If the candidate is for CPUs of another kind, times are the target's, for each weight, and
+    conversions cost nothing. Raises: ModelError if a model does not run.
+    """
+    few = bench.samples.subsample(POLICY.noise_samples)
+    noise = {
+        found.node: float(10 ** (-found.isolated_db / 10))
+        for found in measure_sensitivity(model, candidate.model, few)
+    }
+    integer = [n for n in candidate.plan.nodes if n.compute.is_integer]
+    if not bench.is_host:
+        times = TARGETS[candidate.plan.target].times
+        return {
+            n.node: NodeCost(
+                n.elements * times.get(n.compute, 1.0), float(n.elements), noise.get(n.node, 0.0)
+            )
+            for n in integer
+        }, []
+    timed = _node_times(model, candidate, bench)
+    costs = {
+        n.node: NodeCost(timed[n.node].quantized_ms, timed[n.node].float_ms, noise.get(n.node, 0.0))
+        for n in integer
+    }
+    return costs, _tensor_costs(model, candidate.plan, bench)
+
+
+def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str, Cost]:
+    """Node that computes in integers -> its time, from the timing cache where it knows it."""
+    names = {n.node: n.node for n in candidate.plan.nodes if n.compute.is_integer}
+    written = {str(node.name): name for name, node in candidate.quantized.written.items()}
+    feed = bench.samples[0]
+
+    @cache
+    def profiles() -> tuple[dict[str, float], dict[str, float]]:
+        return (
+            _milliseconds(model, names, feed),
+            _milliseconds(candidate.model, names | written, feed),
+        )
+
+    def measured(name: str) -> Cost:
+        float_ms, quantized_ms = (max(ms.get(name, 0.0), LEAST_MS) for ms in profiles())
+        return Cost(float_ms, float_ms / quantized_ms)
+
+    what = bench.described(candidate.plan, feed)
+    return {
+        name: bench.costs.of(f"node {name} of {what}", partial(measured, name)) for name in names
+    }
+
+
+def _milliseconds(model: ir.Model, names: Mapping[str, str], feed: Feed) -> dict[str, float]:
+    """Planned node -> the time of the kernels that stand for it.
+
+    names  node of the model -> planned node
+
+    A kernel's time is shared by the planned nodes that it stands for. Reorders of the layout stand
+    for none: they are paid by all, in proportion.
+    """
+    times: defaultdict[str, float] = defaultdict(float)
+    reorders = 0.0
+    for kernel in profile_kernels(model, feed, seconds=POLICY.profile_seconds):
+        planned = [names[node] for node in kernel.covers if node in names]
+        for name in planned:
+            times[name] += kernel.ms / len(planned)
+        if kernel.op_type in REORDERS:
+            reorders += kernel.ms
+    share = 1 + reorders / max(sum(times.values()), LEAST_MS)
+    return {name: share * ms for name, ms in times.items()}
+
+
+def _tensor_costs(model: ir.Model, plan: QuantPlan, bench: Bench) -> list[TensorCost]:
+    """What conversions cost of the tensors that static nodes write or read."""
+    static = {n.node for n in plan.nodes if n.compute is Compute.STATIC}
+    nodes = [n for n in model.graph if n.name in static]
+    writers = {capped_output(node): str(node.name) for node in nodes}
+    values = {v.name: v for v in (*model.graph.inputs, *writers)}
+    values |= {v.name: v for node in nodes for v in (*data_inputs(node), *node.outputs)}
+    sizes = _sizes(model, plan.activations, bench.samples[0])
+    conversion = bench.costs.of(f"{ELEMENTS} conversions", _time_of_conversions)
+    found = []
+    for tensor in plan.activations:
+        value = values[tensor]
+        readers = {str(n.name): n.name in static for n in graph.consumers(value)}
+        producer = value.producer()
+        writer = writers.get(value)
+        if writer is None and producer is not None and producer.name in static:
+            writer = str(producer.name)  # one of several outputs
+        found.append(
+            TensorCost(
+                writer,
+                tuple(name for name, is_static in readers.items() if is_static),
+                conversion.float_ms * sizes[tensor] / ELEMENTS,
+                is_read_in_float=not all(readers.values()) or value.is_graph_output(),
+            )
+        )
+    return found
+
+
+def _sizes(model: ir.Model, tensors: Iterable[str], feed: Feed) -> dict[str, int]:
+    values = next(values_of(model, tensors, [feed], packed=False))
+    return {name: int(np.size(value)) for name, value in values.items()}
+
+
+def _time_of_conversions() -> Cost:
+    """What it takes to quantize ELEMENTS values or to make them float again: the mean of both."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([ELEMENTS]))
+    scale = ir.Value(name="scale", const_value=ir.tensor(np.float32(0.1), name="scale"))
+    zero = ir.Value(name="zero", const_value=ir.tensor(np.uint8(128), name="zero"))
+    there = ir.node("QuantizeLinear", [x, scale, zero], name="there")
+    back = ir.node("DequantizeLinear", [there.outputs[0], scale, zero], name="back")
+    there.outputs[0].name, back.outputs[0].name = "q", "y"
+    back.outputs[0].type, back.outputs[0].shape = x.type, x.shape
+    both = ir.Graph(
+        [x], back.outputs, nodes=[there, back], initializers=[scale, zero], opset_imports={"": 17}
+    )
+    feed = {"x": np.linspace(-10, 10, ELEMENTS, dtype=np.float32)}
+    kernels = profile_kernels(ir.Model(both, ir_version=8), feed, seconds=0)
+    return Cost(max(sum(kernel.ms for kernel in kernels) / 2, LEAST_MS), 1.0)
