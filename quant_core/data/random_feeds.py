@@ -6,10 +6,11 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from quant_core.data.input_hints import Hint, fixed_sizes, input_hints, named_hint
 from quant_core.data.sources import Feed, InputSpec
@@ -18,6 +19,7 @@ from quant_core.model import files
 from quant_core.model.session import open_session, run
 
 COUNT = 16  # feeds, if nobody says how many
+PROBED = 8  # feeds that the model is run on before they are used
 SIDE = 224  # of an open spatial axis of an image (rank 4)
 SAMPLE_RATE = 16000  # of audio, of which one second is drawn
 LENGTH = 32  # of any other open axis that is not the batch
@@ -91,17 +93,29 @@ class Range:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomSource:
-    """Feeds drawn from (seed, position), so that they are the same in any shards."""
+    """Feeds drawn from (seed, position), so that they are the same in any shards.
+
+    skipped  draws on which the model does not run, or is not finite, in ascending order
+    """
 
     inputs: Sequence[InputSpec]
     ranges: Mapping[str, Range]
     seed: int
     length: int
     name: str = "random"
+    skipped: tuple[int, ...] = ()
 
     def read(self, position: int) -> Feed:
+        for skipped in self.skipped:
+            position += skipped <= position
         rng = np.random.default_rng([self.seed, position])
         return {spec.name: _draw(spec, self.ranges[spec.name], rng) for spec in self.inputs}
+
+    @property
+    def is_varied(self) -> bool:
+        """Whether whole numbers or texts differ from feed to feed."""
+        drawn = self.ranges.values()
+        return any(r.choices or (r.is_whole and r.low != r.high) for r in drawn)
 
     def where(self, position: int) -> str:
         return f"random sample {position}"
@@ -111,7 +125,7 @@ class RandomSource:
 
     def hash_into(self, update: Callable[[bytes], None]) -> None:
         ranges = [(str(spec), self.ranges[spec.name]) for spec in self.inputs]
-        update(repr(("random", self.seed, ranges)).encode())
+        update(repr(("random", self.seed, ranges, self.skipped)).encode())
 
 
 def random_source(
@@ -139,7 +153,8 @@ def random_source(
             )
     feeds = (count or COUNT) // max((spec.batch for spec in inputs), default=1)
     sources = _distinct_sources(inputs, hints, seed, max(1, feeds))
-    if model is None or (len(sources) == 1 and not has_open_axes):
+    is_certain = len(sources) == 1 and not has_open_axes and not sources[0].is_varied
+    if model is None or is_certain:
         return sources[0]
     return _first_that_runs(sources, model)
 
@@ -182,7 +197,7 @@ def _first_that_runs(sources: Sequence[RandomSource], model: Path) -> RandomSour
             failure = failure or error
             continue
         if all(_is_finite(output) for output in outputs):
-            return source
+            return _without_failures(source, session)
         runs = runs or source
     if runs is None:
         assert failure is not None
@@ -190,6 +205,29 @@ def _first_that_runs(sources: Sequence[RandomSource], model: Path) -> RandomSour
             f"no random sample fits: {failure.problem}", str(model), "Give samples, or a `shape`"
         ) from failure
     return runs
+
+
+def _without_failures(source: RandomSource, session: ort.InferenceSession) -> RandomSource:
+    """The source without those of its first draws on which the model fails, or is not finite.
+
+    Whole numbers and texts decide which way a model takes: without such inputs the first draw
+    stands for all.
+    """
+    if not source.is_varied:
+        return source
+    wanted = min(source.length, PROBED)
+    skipped: list[int] = []
+    for draw in range(2 * wanted):
+        if draw - len(skipped) == wanted:
+            break
+        try:
+            outputs = run(session, source.read(draw))
+        except ModelError:
+            skipped.append(draw)
+            continue
+        if not all(_is_finite(output) for output in outputs):
+            skipped.append(draw)
+    return replace(source, skipped=tuple(skipped))
 
 
 def _is_finite(output: np.ndarray) -> bool:

@@ -234,3 +234,26 @@ def test_sizes_that_weights_fix_are_not_drawn(tmp_path):
     samples = drawn(tmp_path, sketch(text, weights))
 
     assert samples[0]["x"].shape == (1, 32, 5)
+
+
+def test_draws_on_which_the_model_fails_are_left_out(tmp_path):
+    """There is no row 9: one of the branches never runs."""
+    text = """(float[n, 3] x, bool p) => (float[n, 3] y)
+        { y = If(p) < then_branch = g1 () => (float[n, 3] u) { u = Relu(x) },
+                      else_branch = g2 () => (float[n, 3] v) { v = Gather(x, row) } > }"""
+
+    samples = drawn(tmp_path, sketch(text, {"row": np.array([9])}), count=6)
+
+    assert [bool(feed["p"]) for feed in samples] == [True] * 6
+    assert len({feed["x"].tobytes() for feed in samples}) == 6
+    outputs(tmp_path, samples)
+
+
+def test_draws_that_are_not_finite_are_left_out(tmp_path):
+    text = """(int64[n] i) => (float[n] y) { g = Gather(table, i) y = Log(g) }"""
+    table = np.array([0, 1, 2, 3], np.float32)
+
+    samples = drawn(tmp_path, sketch(text, {"table": table}), count=4)
+
+    assert all(np.isfinite(output).all() for output in outputs(tmp_path, samples))
+    assert {int(i) for feed in samples for i in feed["i"]} <= {1, 2, 3}
