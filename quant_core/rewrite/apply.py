@@ -174,6 +174,14 @@ class _FloatKey:
     layout: Layout
 
 
+@dataclass(frozen=True, slots=True)
+class _Tied:
+    """A product that has the integers of a table."""
+
+    product: NodePlan
+    rounded: Rounded
+
+
 @dataclass(slots=True)
 class _Written:
     """What stands in the copy already, for nodes that share a weight or an input.
@@ -511,16 +519,19 @@ class _Rewrite:
     def _table(self, node: ir.Node, planned: NodePlan) -> ir.Node:
         """A table whose rows are scaled after they are picked."""
         table = graph.value(node.inputs[0])
-        rounded = self._tied(table, planned)
-        if rounded is None:
-            rounded = self.rounding.table(node, table, planned)
+        tied = self._tied(table, planned)
+        rounded = self.rounding.table(node, table, planned) if tied is None else tied.rounded
         self.written.integers.setdefault(table, rounded)
-        rows = emit.write_rows(self.writer.before(node), graph.name_of(table), rounded, node)
+        # An integer product needs the integers in its own graph, which the table then shares.
+        is_local = tied is not None and tied.product.compute is not Compute.FLOAT
+        home = self.writer.first(graph.home(node) if is_local else _owner(table))
+        write = self.writer.before(node)
+        rows = emit.write_rows(write, home, graph.name_of(table), rounded, node)
         graph.replace_value(node.outputs[0], rows)
         return node
 
-    def _tied(self, table: ir.Value, planned: NodePlan) -> Rounded | None:
-        """The integers of the MatMul or Gemm whose weight is this table: stored once.
+    def _tied(self, table: ir.Value, planned: NodePlan) -> _Tied | None:
+        """The MatMul or Gemm whose weight is this table, and its integers: stored once.
 
         1. Rows of the table are its output channels: of the same weight, or of a copy of it.
         2. Columns are, of the same weight. Blocks of 4 bits do not fit then.
@@ -533,13 +544,13 @@ class _Rewrite:
             weight = graph.value(node.inputs[1])
             layout = weight_layout(node, weight)
             if weight is table and not layout.is_straight and other.storage is Storage.INT8:  # 2
-                return self.rounding.integers(node, weight, other)
+                return _Tied(other, self.rounding.integers(node, weight, other))
             if layout.transposed_shape(graph.shape_of(weight)) != shape:
                 continue
             rows = layout.matrix(graph.array(weight))
             if np.array_equal(rows, graph.array(table)):  # 1
                 found = self.rounding.integers(node, weight, other)
-                return replace(found, layout=ROW_SCALES, shape=shape)
+                return _Tied(other, replace(found, layout=ROW_SCALES, shape=shape))
         return None
 
     def _serves_rows(self, other: NodePlan) -> bool:

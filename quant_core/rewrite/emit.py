@@ -33,6 +33,7 @@ class Writer:
     zeros   (graph, shape) -> int8 zeros
     tables  (graph, integers) -> the rows (C, K) of a table in int4, which may be the weight of
             another operator too
+    scales  (graph, integers) -> the scales of these rows
     int8    (graph, integers) -> the int8 value that holds them, and in which layout
     """
 
@@ -40,6 +41,7 @@ class Writer:
         self.model = model
         self.zeros: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = {}
         self.tables: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
+        self.scales: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
         self.int8: dict[tuple[ir.Graph, IntegerWeight], tuple[ir.Value, Layout]] = {}
         self._first_nodes: dict[ir.Graph, ir.Node] = {}
         self._names: set[str] = set()
@@ -342,7 +344,7 @@ def write_pair(
     return _dequantize(write, name, q, scale_value, zero, None)
 
 
-def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.Value:
+def write_rows(write: Cursor, home: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.Value:
     """What replaces the output of a Gather: rows are scaled after they are picked, so the table
     stays integers.
 
@@ -350,18 +352,21 @@ def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.
     2. A scale per column:    int8 (rows, width) -> Gather(ids) -> Cast -> Mul(scale (width,))
     3. A scale per row:       int8 (rows, width) -> Gather(ids) -> Cast -> Mul
                               scale (rows, 1)    -> Gather(ids) ---------> /
+
+    home  where the table is written: branches of the graph that it is in share it
     """
-    ids, weight, key = node.inputs[1], rounded.integers, (write.home, rounded.integers)
+    ids, weight, key = node.inputs[1], rounded.integers, (home.home, rounded.integers)
     tables = write.writer.tables
     if key not in tables:
-        tables[key] = _write_table(write, name, rounded)
+        tables[key] = _write_table(home, name, rounded)
         if weight.blocks is None:
             write.writer.int8[key] = tables[key], rounded.layout
     if weight.multipliers is not None:  # 1
-        scales = write_block_scales(write, name, rounded)
+        if key not in write.writer.scales:
+            write.writer.scales[key] = write_block_scales(home, name, rounded)
         return write.nodes(
             "GatherBlockQuantized",
-            [tables[key], ids, scales],
+            [tables[key], ids, write.writer.scales[key]],
             [f"{node.name}_rows"],
             graph.MICROSOFT,
             gather_axis=0,
@@ -371,12 +376,13 @@ def write_rows(write: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.
     picked = write.node("Gather", [tables[key], ids], f"{node.name}_int8", axis=0)
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
     scale = rounded.layout.beside(weight.scale, rounded.shape)
-    if scale.ndim == 0 or scale.shape[0] != rounded.shape[0]:  # 2
-        # without the axis of rows, which a single id does not pick
-        per_column = scale[0] if scale.ndim else scale
-        factor = write.constant(f"{name}_scale", per_column)
-    else:  # 3
-        factor = write.constant(f"{name}_scale", scale)
+    is_per_row = scale.ndim > 0 and scale.shape[0] == rounded.shape[0]
+    if not is_per_row and scale.ndim:
+        scale = scale[0]  # without the axis of rows, which a single id does not pick
+    if key not in write.writer.scales:
+        write.writer.scales[key] = home.constant(f"{name}_scale", scale)
+    factor = write.writer.scales[key]  # 2
+    if is_per_row:  # 3
         factor = write.node("Gather", [factor, ids], f"{node.name}_scale", axis=0)
     return write.node("Mul", [cast, factor], f"{node.name}_rows")
 
