@@ -91,7 +91,6 @@ from flows.manifest.jobs import (  # noqa: E402
 from flows.manifest.outputs import Owner, claim  # noqa: E402
 from flows.report.page import write_report  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
-from quant_core.evaluate.timing_cache import TimingCache  # noqa: E402
 from quant_core.model.locations import model_files  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
@@ -264,6 +263,10 @@ class Batch:
         return sum(counts.values())
 
     def _skipped_costs(self) -> int:
+        if not self.costs.exists():
+            return 0
+        from quant_core.evaluate.timing_cache import TimingCache  # it imports onnxruntime
+
         try:
             return TimingCache(self.costs).skipped_lines
         except RequestError:

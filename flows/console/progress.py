@@ -73,7 +73,7 @@ def _in_words(event: Event) -> str:
         case PhaseBegan(phase, models):
             return f"{phase}: {models} models, one at a time"
         case SkippedLines(file, lines):
-            return f"{lines} spoiled lines of {printable(file)} are passed over"
+            return f"spoiled lines of {printable(file)} that are passed over: {lines}"
         case Waiting(model, seconds):
             return f"{printable(model)}: {WAITING}, {seconds:.0f} s at most"
         case ModelDone(row):

@@ -478,9 +478,10 @@ def reports_view(reports: Mapping[str, Any]) -> RenderableType:
     table = rows_table(runs, headings, right=columns[1:7])
     lines = [Text(f"{printable(path)} {mend}", "yellow") for path in reports["unreadable"]]
     if "rebuilt" in reports:
-        lines.append(Text(f"{len(reports['rebuilt'])} files were written again from the journal"))
+        lines.append(Text(f"files written again from the journal: {len(reports['rebuilt'])}"))
         if spoiled := reports["skipped_lines"]:
-            lines.append(Text(f"{spoiled} spoiled lines of the journal are passed over", "yellow"))
+            passed_over = f"spoiled lines of the journal that are passed over: {spoiled}"
+            lines.append(Text(passed_over, "yellow"))
     return Group(table, batch_table(reports["models"]), *lines)
 
 
