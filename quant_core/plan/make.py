@@ -555,8 +555,9 @@ def _choose_compute(
         obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
     if rule.dynamic_pattern is DynamicPattern.LSTM and not target.is_onnxruntime:
         obstacle = f"{rule.dynamic_pattern} is onnxruntime's own, not for {target.name}"
-    if is_depthwise(node) and not target.depthwise_pays:
-        obstacle = obstacle or f"a depthwise Conv is slower in integers on {target.name}"
+    kernel = "depthwise Conv" if is_depthwise(node) else node.op_type
+    if kernel in target.slow_in_integers:
+        obstacle = obstacle or f"{kernel} is slower in integers on {target.name}"
     possible = {Compute.FLOAT}
     if not obstacle:
         possible.update(compute for compute in rule.computes if compute in target.times)

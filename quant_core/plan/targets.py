@@ -29,7 +29,7 @@ class Target:
     decodes_int4       a node multiplies in integers also where other nodes make its int8 weight of
                        a stored 4-bit one
     integer_bias       biases may be int32 behind DequantizeLinear; otherwise they stay float
-    depthwise_pays     a depthwise Conv is faster in integers
+    slow_in_integers   operators that are slower in integers, and "depthwise Conv" if these are
     note               what has not been shown: "" if files were run there
     """
 
@@ -43,7 +43,7 @@ class Target:
     is_onnxruntime: bool = True
     decodes_int4: bool = True
     integer_bias: bool = True
-    depthwise_pays: bool = True
+    slow_in_integers: frozenset[str] = frozenset()
     note: str = ""
 
 
@@ -66,7 +66,7 @@ TARGETS = {
             activation_signed=False,
             saturates=True,
             times={Compute.STATIC: 0.7, Compute.DYNAMIC: 0.65},
-            depthwise_pays=False,
+            slow_in_integers=frozenset({"depthwise Conv", "LSTM"}),
         ),
         # Runs static models in uint8, but MatMulInteger slower than float, and multiplies weights
         # that other nodes decode in float. python -m tests.bench.runtimes

@@ -83,6 +83,16 @@ def test_web_leaves_depthwise_convs_in_float():
     assert Compute.STATIC in {n.compute for n in planned if n.weights}
 
 
+def test_web_leaves_an_lstm_in_float_whatever_is_chosen():
+    given = prepared("lstm")
+
+    names = [n.node for n in make(given, "web").plan.nodes if n.op_type == "LSTM"]
+    plan = make(given, "web", dict.fromkeys(names, Compute.DYNAMIC)).plan
+
+    assert names
+    assert {n.compute for n in plan.nodes if n.op_type == "LSTM"} == {Compute.FLOAT}
+
+
 @pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if len(t.times) < 3])
 @pytest.mark.parametrize("compute", [Compute.DYNAMIC, Compute.BLOCKS])
 def test_a_way_that_never_pays_on_a_target_is_never_planned(target, compute):
