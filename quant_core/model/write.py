@@ -17,7 +17,7 @@ def write_model(model: ir.Model, output: Path) -> int:
     """Write the model to `output` and return the bytes written.
 
     1. The model is written into a temporary folder beside `output`. Tensors of a model above 2 GB
-       go into `<name>.data`.
+       go into `<name>_data`.
     2. onnxruntime loads what was written.
     3. The files move to their places, the model last, so that it never lacks its data.
 
@@ -58,7 +58,7 @@ def _not_written(error: OSError, output: Path) -> ModelError:
 def _save(model: ir.Model, path: Path) -> None:
     """Write the file, and the file of its tensors if they do not fit into one message."""
     if is_large(model):
-        save(model, path, external_data=f"{path.name}.data")
+        save(model, path, external_data=f"{path.name}_data")
     else:
         save(model, path)
 

@@ -21,6 +21,7 @@ from flows.console import render
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
+from tests.folders import save_folder
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parents[3]
@@ -623,6 +624,18 @@ def test_config_carries_out_a_manifest(asked):
 
     assert asked["m"].jobs[0].output == Path.cwd() / "o.onnx"
     assert asked["force"]
+
+
+def test_a_folder_of_hugging_face_is_written_beside_it(tmp_path, monkeypatch, capsys):
+    save_folder(tmp_path / "model", names=["encoder_model"])
+    monkeypatch.chdir(tmp_path)
+
+    code, (plan,) = answer_of(capsys, "batch model --layout huggingface --bits 4 --dry-run")
+
+    assert code == 0
+    assert plan["output"] == str(tmp_path / "model_int4/onnx/encoder_model_q4.onnx")
+    assert plan["plan"] is not None
+    assert main(["batch", "model"]) == main(["batch", "a.onnx", "--layout", "huggingface"]) == 2
 
 
 def test_a_dry_run_of_a_batch_prints_plans_and_errors(quantized, capsys):

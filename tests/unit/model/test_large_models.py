@@ -68,7 +68,7 @@ def test_a_large_model_becomes_what_a_small_one_does(tmp_path, monkeypatch, x, w
     made = quantize_model(path, tmp_path / "large.onnx", calibration=samples, plan=plan)
 
     assert made.size_bytes == sum(f.stat().st_size for f in tmp_path.glob("large.onnx*"))
-    assert (tmp_path / "large.onnx.data").exists()
+    assert (tmp_path / "large.onnx_data").exists()
     assert not any(
         t.HasField("raw_data") for t in stored(tmp_path / "large.onnx") if np.prod(t.dims) > 512
     )
@@ -121,7 +121,7 @@ def test_a_small_output_of_a_large_model_needs_no_other_file(tmp_path, monkeypat
     config = QuantConfig(mode="weight_only", exclude=("y",)).to_dict()
 
     found = stages.prepare(str(path), str(tmp_path), config, None)
-    assert (tmp_path / "prepared.onnx.data").exists()
+    assert (tmp_path / "prepared.onnx_data").exists()
     stages.quantize(
         str(path),
         found["prepared"],
