@@ -29,10 +29,13 @@ from tests.folders import NAMES, WORDS, save_folder
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "docs" / "pages"
+README = ROOT / "README.md"
 PAGES = sorted(FOLDER.rglob("*.md"))
 RUNNABLE = ("sh", "python", "yaml")
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SERVICES = "runs until it is stopped"  # the title of commands that serve: their --help is tried
+# These install, or take a minute: `.ci/run` runs them.
+IN_CI = ("pip install", "pytest", "python -m flows.batch deployments/demo/manifest.yaml")
 RUNS_A_BATCH = ("config", "batch")
 
 
@@ -46,8 +49,13 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The lines of a `sh` block as words, without comments."""
-        return [words for line in self.text.splitlines() if (words := shlex.split(line, True))]
+        """The commands of a `sh` block as words, without comments and what `.ci/run` runs."""
+        lines = [line.strip() for lines in self.text.splitlines() for line in lines.split("&&")]
+        return [
+            words
+            for line in lines
+            if not line.startswith(IN_CI) and (words := shlex.split(line, True))
+        ]
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -97,6 +105,10 @@ def prepared(tmp_path_factory):
     data.mkdir(parents=True)
     models = folder / "demo" / "models"
     models.mkdir()
+    (folder / "models").symlink_to(models)
+    (folder / "data").symlink_to(data.parent)
+    (folder / "more").mkdir()
+    onnx.save(small_model(seed=3), folder / "more" / "third.onnx")
     onnx.save(small_model(), folder / "model.onnx")
     onnx.save(small_model(), models / "digits_cnn.onnx")
     onnx.save(small_model(seed=2), models / "other.onnx")
@@ -119,7 +131,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def folder(prepared, tmp_path, monkeypatch):
     """The current folder of a page."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -139,7 +151,7 @@ def run_command(words: list[str], scheduler: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", filter(blocks_of, PAGES), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", filter(blocks_of, [README, *PAGES]), ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page, folder, harness):
     names: dict[str, object] = {}
     for block in blocks_of(page):
@@ -154,6 +166,12 @@ def test_every_block_of_a_page_runs(page, folder, harness):
                 assert run_command(words, harness) == 0, shlex.join(words)
         elif block.language == "python":
             exec(compile(block.text, str(page), "exec"), names)
+
+
+def test_what_no_test_runs_is_run_by_the_continuous_integration():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+    assert [command for command in IN_CI if command not in script] == []
 
 
 def test_every_page_stands_in_the_navigation():
