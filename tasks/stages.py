@@ -13,10 +13,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
+from tasks.stores import Location
 from tasks.workers import Workers, is_transient
 
 JobValues = Mapping[str, Any]  # flows.manifest.jobs.Job.to_dict()
-Answer = dict[str, Any]  # of `run_stage`: the stage's result, its seconds and its peak_bytes
+Answer = dict[str, Any]  # of `run_stage` or `run_remote_stage`
 
 # A stage that was interrupted is tried twice more. Nothing is cached: Prefect hashes arguments, not
 # files, and never looks whether the output is still there.
@@ -31,7 +32,9 @@ ONE_STAGE: dict[str, Any] = {
 
 
 @task(name="prepare", task_run_name="prepare {name}", **ONE_STAGE)
-def prepare(name: str, workers: Workers, job: JobValues, folder: Path, costs: Path) -> Answer:
+def prepare(
+    name: str, workers: Workers, job: JobValues, folder: Location, costs: Location
+) -> Answer:
     """Read the model, make it simpler, and plan how each node computes and is stored.
 
     costs  the file of latencies that were measured before
@@ -48,7 +51,7 @@ def prepare(name: str, workers: Workers, job: JobValues, folder: Path, costs: Pa
 
 @task(name="calibrate", task_run_name="calibrate {name}", **ONE_STAGE)
 def calibrate(
-    name: str, workers: Workers, job: JobValues, folder: Path, outs: Sequence[Path]
+    name: str, workers: Workers, job: JobValues, folder: Location, outs: Sequence[Location]
 ) -> Answer:
     """Run the samples, shared out over as many workers as there are files in `outs`."""
     request = {**_prepared(folder), "samples": job["calibration"]}
@@ -63,10 +66,10 @@ def quantize(
     name: str,
     workers: Workers,
     job: JobValues,
-    folder: Path,
+    folder: Location,
     stats: Sequence[str],
-    output: Path,
-    costs: Path,
+    output: Location,
+    costs: Location,
 ) -> Answer:
     """Rewrite the model by its plan and its statistics, and search for the best one.
 
@@ -75,8 +78,9 @@ def quantize(
 
     All files beside `output` are published later. So those of an attempt that was killed go first.
     """
-    shutil.rmtree(output.parent, ignore_errors=True)
-    output.parent.mkdir(parents=True)
+    if isinstance(output, Path):  # in a store every attempt begins in a folder of its own
+        shutil.rmtree(output.parent, ignore_errors=True)
+        output.parent.mkdir(parents=True)
     request = {
         **_prepared(folder),
         "model": job["input"],
@@ -92,7 +96,11 @@ def quantize(
 
 @task(name="validate", task_run_name="validate {name}", **ONE_STAGE)
 def validate(
-    name: str, workers: Workers, job: JobValues, quantized: Path, prepared: Path | None = None
+    name: str,
+    workers: Workers,
+    job: JobValues,
+    quantized: Location,
+    prepared: Location | None = None,
 ) -> Answer:
     """Compare the outputs of both models, and judge them by the contract.
 
@@ -112,7 +120,7 @@ def validate(
 
 @task(name="sensitivity", task_run_name="sensitivity {name}", **ONE_STAGE)
 def sensitivity(
-    name: str, workers: Workers, job: JobValues, folder: Path, quantized: Path, shards: int
+    name: str, workers: Workers, job: JobValues, folder: Location, quantized: Location, shards: int
 ) -> Answer:
     """Measure the sensitivity of each node, with the samples shared out over `shards` workers."""
     request = {
@@ -131,7 +139,7 @@ def benchmark(
     name: str,
     workers: Workers,
     job: JobValues,
-    quantized: Path,
+    quantized: Location,
     threads: int,
     seconds: float,
     on_wait: Callable[[float], None],
@@ -169,9 +177,10 @@ def _together(result: dict[str, Any], answers: Sequence[Answer]) -> Answer:
         "result": result,
         "seconds": max(answer["seconds"] for answer in answers),
         "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        "files": {name: file for a in answers for name, file in a.get("files", {}).items()},
     }
 
 
-def _prepared(folder: Path) -> dict[str, str]:
+def _prepared(folder: Location) -> dict[str, str]:
     """The files that `prepare` wrote into a model's folder."""
     return {"prepared": str(folder / "prepared.onnx"), "plan": str(folder / "plan.json")}

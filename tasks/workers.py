@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 from quant_core.errors import QuantError, StageError, StageReason
 from quant_core.worker.child import STAGE_MODULE, run_stage, worker_death
 from quant_core.worker.host import versions
+from tasks import stores
+from tasks.cache import Content
+from tasks.remote import Remote, deaths_at, run_remote_stage, urls_in
+from tasks.stores import Location, Url
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -35,6 +39,8 @@ class Workers:
     patience_s  how much longer a stage that runs alone may wait until its host is free
     peaks  (model, stage) -> the most bytes that this stage held; stage "" for what is only expected
     marks  a folder that all workers can reach, with a file for each stage that has begun
+    contents  URL -> what it held when the batch read it, for the models and data of requests
+    folders  URL of a model's folder in a store -> the files that its stages have written there
     allow_code  the folder of metrics `module:function`; None: none may run
     It is no dataclass: Prefect would look for futures inside it.
     """
@@ -44,7 +50,7 @@ class Workers:
         client: Client,
         timeout_s: float,
         memory_bytes: int | None,
-        marks: Path,
+        marks: Location,
         module: str = STAGE_MODULE,
         allow_code: str | None = None,
     ) -> None:
@@ -56,6 +62,8 @@ class Workers:
         self.module = module
         self.allow_code = allow_code
         self.peaks: dict[tuple[str, str], int] = {}
+        self.contents: dict[str, Content] = {}
+        self.folders: dict[str, dict[str, Sequence[Any]]] = {}
 
     def run(self, stage: str, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of one stage of a model: what `run_stage` of worker/child.py returns.
@@ -129,6 +137,22 @@ class Workers:
         """Set what a model is expected to need, of which only the size of its files is known."""
         self.peaks[model, ""] = BARE_BYTES + MODEL_COPIES * size_bytes
 
+    def remote(self, request: Mapping[str, Any], mark: Location) -> Remote | None:
+        """Where the files of a request are; None if all are local."""
+        contents: dict[str, Content] = {}
+        folder = None
+        for url in urls_in(request):
+            if url in self.contents:
+                contents[url] = self.contents[url]
+            for above in {url, str(Url(url).parent), str(Url(url).parent.parent)} & set(
+                self.folders
+            ):
+                folder = Url(above)
+                contents[above] = Content(folder, "", dict(self.folders[above]))
+        return (
+            Remote(contents, folder, mark if isinstance(mark, Url) else None) if contents else None
+        )
+
     def count(self) -> int:
         """How many workers there are."""
         return max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
@@ -141,8 +165,13 @@ class _Call:
         self.workers, self.stage = workers, stage
         self.mark = workers.marks / uuid.uuid4().hex
         limits = {"timeout_s": workers.timeout_s, "memory_bytes": workers.memory_bytes}
-        self.options = {**options, **limits, "mark": str(self.mark), "module": workers.module}
+        self.options = {**options, **limits, "module": workers.module}
+        self.options["mark"] = str(self.mark) if isinstance(self.mark, Path) else None
         self.options["allow_code"] = workers.allow_code
+        self.function: Callable[..., dict[str, Any]] = run_stage
+        if remote := workers.remote(options["request"], self.mark):
+            self.function = run_remote_stage
+            self.options["remote"] = remote
         self.future = self._submit()
 
     def result(self, on_wait: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -183,7 +212,8 @@ class _Call:
     def end(self) -> None:
         if not self.future.done():  # type: ignore[no-untyped-call]
             self.workers.client.cancel([self.future])  # type: ignore[no-untyped-call]
-        self.mark.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.mark.unlink() if isinstance(self.mark, Path) else stores.remove(self.mark)
 
     def _begins_soon(self) -> bool:
         """Whether the stage ends, or at least begins, within WAIT_S seconds."""
@@ -197,12 +227,12 @@ class _Call:
 
     def _submit(self) -> Future[dict[str, Any]]:
         key = f"{self.stage}-{uuid.uuid4().hex}"
-        return self.workers.client.submit(run_stage, self.stage, key=key, **self.options)
+        return self.workers.client.submit(self.function, self.stage, key=key, **self.options)
 
     def _deaths(self) -> int:
         """The number of workers that died during the stage."""
         with contextlib.suppress(OSError):
-            return self.mark.stat().st_size
+            return deaths_at(self.mark)
         return 0
 
 

@@ -33,7 +33,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.audit.standing import Standing, manifest_of, read_standing  # noqa: E402
-from flows.batch.digests import files_digest, forget_files, job_digest  # noqa: E402
+from flows.batch.digests import files_digest, job_digest, url_contents  # noqa: E402
 from flows.batch.entries import ModelEntry, new_run_id  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
@@ -58,8 +58,10 @@ from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
+from tasks.cache import Content, forget_files  # noqa: E402
 from tasks.report import report  # noqa: E402
 from tasks.rows import AuditOutcome, AuditRow  # noqa: E402
+from tasks.stores import Url, location  # noqa: E402
 
 COLUMNS_IN_PREFECT = (
     "model",
@@ -172,6 +174,7 @@ class Audit:
             if job_digest(one.job, one.entry.versions) != one.entry.digest:
                 reason = "its original or its samples have changed since"
                 return Judged(replace(row, outcome=AuditOutcome.STALE, reason=reason))
+            self.workers.contents |= _contents(one)
             self.notify(StageBegan(one.job.name, "validate"))
             name, values = printable(one.job.name), one.job.to_dict()
             found = tasks.validate(name, self.workers, values, one.job.output)["result"]
@@ -271,13 +274,23 @@ def _failed(row: AuditRow, stage: str, problem: QuantError) -> AuditRow:
 
 def _what_changed(entry: ModelEntry) -> str | None:
     """Which of the files that the batch wrote are missing or changed, in words; None if none is."""
-    folder, names = Path(entry.row.output).parent, list(entry.files)
-    missing = [name for name in names if not (folder / name).is_file()]
+    folder, missing, is_changed = location(entry.row.output).parent, [], False
+    for name, known in entry.files.items():
+        try:
+            is_changed |= files_digest(folder, [name]) != {name: list(known)}
+        except (FileNotFoundError, IsADirectoryError):
+            missing.append(name)
     if missing:
         return f"is missing: {', '.join(missing)}"
-    if files_digest(folder, names) != {name: list(known) for name, known in entry.files.items()}:
-        return "the file is not what the batch wrote"
-    return None
+    return "the file is not what the batch wrote" if is_changed else None
+
+
+def _contents(one: Standing) -> dict[str, Content]:
+    """What the URLs hold that the audit of a model reads."""
+    contents, output = url_contents(one.job), one.job.output
+    if isinstance(output, Url):
+        contents[str(output)] = Content(output.parent, output.name, one.entry.files)
+    return contents
 
 
 def _what_is_lost(

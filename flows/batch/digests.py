@@ -6,17 +6,18 @@ import errno
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.jobs import Job
+from flows.manifest.jobs import Job, files_to_read
 from quant_core.data.spec import Flow, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
 from quant_core.worker.host import versions
+from tasks.cache import SAMPLES, Content, file_digest, the_cache
+from tasks.stores import Location, Url, location
 
 QUIET_S = 1.0  # a file that nobody has written to for so long is complete
 PATIENCE_S = 60.0  # for a file that is being copied; then its model fails until the next run
@@ -32,7 +33,7 @@ def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
     Raises: ModelError or DataError for a file that cannot be read, or that is still being written.
     """
     try:
-        model = [_complete_digest(path) for path in model_files(job.input)]
+        model = _model_digests(job.input)
     except OSError as problem:
         where = str(problem.filename or job.input)
         raise ModelError(f"cannot be read: {_reason(problem)}", where) from problem
@@ -52,39 +53,58 @@ def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
     return _hash(json.dumps(made_of, sort_keys=True).encode())
 
 
-def files_digest(folder: Path, names: list[str]) -> dict[str, list[Any]]:
-    """File name -> size in bytes and digest: while they hold, the result counts as done."""
-    return {name: [(folder / name).stat().st_size, file_digest(folder / name)] for name in names}
+def url_contents(job: Job) -> dict[str, Content]:
+    """URL -> what it holds, for each model and file of samples that the job reads from a store.
 
-
-def file_digest(path: Path) -> str:
-    """The digest of a file, or of the names and bytes of the arrays in a folder of samples."""
-    if path.is_dir():
-        inside = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy") and p.is_file())
-        return _hash(json.dumps([(p.name, file_digest(p)) for p in inside]).encode())
-    stat = path.stat()
-    return _file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-
-def forget_files() -> None:
-    """Make `file_digest` read every file again.
-
-    A long-lived process must not trust times of modification for ever.
+    Raises: ModelError or DataError.
     """
-    _file_digest.cache_clear()
+    found = {}
+    for key, place in files_to_read(job):
+        if not isinstance(place, Url):
+            continue
+        is_model = key[0] == "input"
+        try:
+            cache = the_cache()
+            found[str(place)] = cache.model(place) if is_model else cache.samples(place)
+        except OSError as problem:
+            kind = ModelError if is_model else DataError
+            where = str(problem.filename or place)
+            raise kind(f"cannot be read: {_reason(problem)}", where) from problem
+    return found
 
 
-@lru_cache(maxsize=100_000)
-def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    """The digest of a file, which is read once however many models share it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def files_digest(folder: Location, names: list[str]) -> dict[str, list[Any]]:
+    """File name -> size in bytes and digest: while they hold, the result counts as done."""
+    return {name: _size_and_digest(folder / name) for name in names}
+
+
+def _size_and_digest(path: Location) -> list[Any]:
+    if isinstance(path, Url):
+        return list(the_cache().digest(path))
+    return [path.stat().st_size, file_digest(path)]
+
+
+def samples_digest(path: Location) -> str:
+    """The digest of a file, or of the names and bytes of the arrays in a folder of samples."""
+    if isinstance(path, Url):
+        content = the_cache().samples(path)
+        digests = [(name, str(digest)) for name, (_, digest) in content.files.items()]
+        return digests[0][1] if content.name else _folder_digest(digests)
+    _wait_until_complete(path)
+    if not path.is_dir():
+        return file_digest(path)
+    inside = sorted(p for p in path.iterdir() if p.suffix in SAMPLES and p.is_file())
+    return _folder_digest([(p.name, file_digest(p)) for p in inside])
+
+
+def _folder_digest(files: Sequence[tuple[str, str]]) -> str:
+    return _hash(json.dumps(files).encode())
 
 
 def _samples(spec: SampleSpec, calibrates: bool) -> dict[str, Any]:
     """What decides which samples are read, in plain JSON values."""
     return {
-        "files": [_complete_digest(path) for _, path in spec.files()],
+        "files": [samples_digest(location(path)) for _, path in spec.files()],
         "count": spec.count,
         "seed": spec.seed,
         "shape": spec.shape,
@@ -97,17 +117,27 @@ def _samples(spec: SampleSpec, calibrates: bool) -> dict[str, Any]:
 def _flow(flow: Flow) -> list[Any]:
     """What decides what reaches a graph from those before it. One that is missing fails later."""
     graphs = [Path(path) for path in flow.before if Path(path).is_file()]
-    return [flow.start, [_complete_digest(file) for graph in graphs for file in model_files(graph)]]
+    return [flow.start, [digest for graph in graphs for digest in _model_digests(graph)]]
 
 
-def _complete_digest(path: Path) -> str:
-    """The digest of a file once nobody writes to it any more. Raises: OSError if somebody does."""
+def _model_digests(model: Location) -> list[str]:
+    """The digest of a model, then those of the files of its external data."""
+    if isinstance(model, Url):
+        return [str(digest) for _, digest in the_cache().model(model).files.values()]
+    digests = []
+    for path in model_files(model):
+        _wait_until_complete(path)
+        digests.append(file_digest(path))
+    return digests
+
+
+def _wait_until_complete(path: Path) -> None:
+    """Return once nobody writes to the file any more. Raises: OSError if somebody does."""
     deadline = time.monotonic() + PATIENCE_S
     while 0 <= time.time() - path.stat().st_mtime < QUIET_S:
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, "still being written", str(path))
         time.sleep(0.1)
-    return file_digest(path)
 
 
 def _reason(problem: OSError) -> str:

@@ -57,7 +57,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.batch.copies import copy_files, name_outputs  # noqa: E402
-from flows.batch.digests import forget_files, job_digest  # noqa: E402
+from flows.batch.digests import job_digest, url_contents  # noqa: E402
 from flows.batch.entries import EndEntry, ModelEntry, RunEntry  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
@@ -95,8 +95,10 @@ from quant_core.model.locations import model_files  # noqa: E402
 from quant_core.plan.targets import host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
+from tasks.cache import Content, forget_files, the_cache  # noqa: E402
 from tasks.report import report  # noqa: E402
 from tasks.rows import SCHEMA_VERSION, Outcome, Row, RunRow  # noqa: E402
+from tasks.stores import Url  # noqa: E402
 
 READERS = 4  # threads that hash models before the first stage
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
@@ -211,6 +213,7 @@ class Batch:
         self.run_id = run.run_id
         self.jobs = jobs
         self.finished = dict(finished)
+        self.store = caller.store
         self.workers = caller.workers()
         self.workers.peaks |= journal.peaks()
         self.costs = self.manifest.costs or journal.folder / "costs.jsonl"
@@ -246,7 +249,7 @@ class Batch:
         """Delete the answers of stages but those of failed models, which go on there next time."""
         entries = self.finished.values()
         failed = {entry.digest for entry in entries if entry.row.outcome is Outcome.FAILED}
-        self.journal.forget_all_but(failed)
+        self.journal.forget_all_but(failed, self.store)
 
     def _skipped_lines(self) -> int:
         """How many lines of the journal and of the table of costs are spoiled; each file is named.
@@ -283,14 +286,26 @@ class Batch:
         """
         to_do = []
         forget_files()
+        known = {entry.row.output for entry in self.journal.models()}
+        outputs = [job.output for job in self.jobs if str(job.output) in known]
+        if in_stores := [output for output in outputs if isinstance(output, Url)]:
+            the_cache().look_at(in_stores)  # at once, and not one after another below
         with ThreadPoolExecutor(READERS) as readers:
-            owner = owner_of(self.manifest)
-            found = readers.map(partial(_digest_or_failure, owner=owner, force=force), self.jobs)
+            owner, contents = owner_of(self.manifest), self.workers.contents
+            digest_or_failure = partial(
+                _digest_or_failure, owner=owner, force=force, contents=contents
+            )
+            found = readers.map(digest_or_failure, self.jobs)
             for job, digest in zip(self.jobs, found, strict=True):
                 if not isinstance(digest, str):
                     self._record(failed_entry(job, "", self.run_id, digest))
-                elif not self._is_finished(job, digest, force):
-                    to_do.append((job, digest))
+                    continue
+                try:
+                    if not self._is_finished(job, digest, force):
+                        to_do.append((job, digest))
+                except OSError as error:
+                    failure = "publish", _unwritable(job, error)
+                    self._record(failed_entry(job, digest, self.run_id, failure))
         return to_do
 
     def _is_finished(self, job: Job, digest: str, force: bool) -> bool:
@@ -321,20 +336,26 @@ class Batch:
                 self._record(failed_entry(job, digest, self.run_id, ("start", problem)))
                 continue
             with contextlib.suppress(OSError):
-                size_bytes = sum(path.stat().st_size for path in model_files(job.input))
-                self.workers.expect(str(job.input), size_bytes)
+                self.workers.expect(str(job.input), self._input_bytes(job))
             stages = self._stages(digest, force)
             model = ModelRun(job, digest, stages, self.workers, self.costs, self.notify)
-            if self.journal.was_changed(job.output, digest):
-                model.note = "made again: its files were not what the batch had written"
+            with contextlib.suppress(OSError):
+                if self.journal.was_changed(job.output, digest):
+                    model.note = "made again: its files were not what the batch had written"
             yield printable(job.name), partial(self._make, model, shards)
+
+    def _input_bytes(self, job: Job) -> int:
+        """The size of the job's model with its external data. Raises: OSError."""
+        if isinstance(job.input, Url):
+            return sum(size for size, _ in self.workers.contents[str(job.input)].files.values())
+        return sum(path.stat().st_size for path in model_files(job.input))
 
     def _stages(self, digest: str, force: bool) -> Stages:
         """The answers that a model goes on from; with `force`, only those of this very run."""
-        stages = self.journal.stages(digest)
+        stages = self.journal.stages(digest, self.store)
         if force and stages.answer("forced") != self.run_id:
             stages.forget()
-            stages = self.journal.stages(digest)
+            stages = self.journal.stages(digest, self.store)
             stages.keep("forced", self.run_id)
         return stages
 
@@ -436,12 +457,18 @@ def owner_of(manifest: Manifest) -> Owner:
     return Owner(folder, os.path.realpath(manifest.file) if manifest.file else None)
 
 
-def _digest_or_failure(job: Job, owner: Owner, force: bool) -> str | Failure:
-    """The digest of a job that may be made; else the stage at which it cannot be, and why."""
+def _digest_or_failure(
+    job: Job, owner: Owner, force: bool, contents: dict[str, Content]
+) -> str | Failure:
+    """The digest of a job that may be made; else the stage at which it cannot be, and why.
+
+    contents  gets what the URLs hold that the job reads
+    """
     if unreadable := unreadable_file(job):
         return "read", unreadable
     try:
         digest = job_digest(job)
+        contents |= url_contents(job)
     except QuantError as problem:
         return "read", problem
     try:
@@ -449,7 +476,11 @@ def _digest_or_failure(job: Job, owner: Owner, force: bool) -> str | Failure:
     except QuantError as problem:
         return "publish", problem
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        hint = "Is there space, and may you write there?"
-        return "publish", RequestError(f"cannot be written: {reason}", str(job.output), hint)
+        return "publish", _unwritable(job, error)
     return digest
+
+
+def _unwritable(job: Job, error: OSError) -> RequestError:
+    reason = (error.strerror or str(error)).lower()
+    hint = "Is there space, and may you write there?"
+    return RequestError(f"cannot be written: {reason}", str(job.output), hint)

@@ -32,6 +32,8 @@ from flows.manifest.jobs import Manifest  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError, StageError  # noqa: E402
 from quant_core.worker.child import STAGE_MODULE  # noqa: E402
+from tasks import stores  # noqa: E402
+from tasks.stores import Location, Url  # noqa: E402
 from tasks.workers import Workers  # noqa: E402
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Caller:
     module      is run by workers to serve stages; tests have others
     allow_code  the folder of metrics `module:function`; None: none may run
     journal     of the manifest's output folder; None for an audit, which writes none
+    has_own_workers  that run on this host, and not on a cluster which may share no disk with it
     """
 
     manifest: Manifest
@@ -56,16 +59,30 @@ class Caller:
     module: str = STAGE_MODULE
     allow_code: str | None = None
     journal: Journal | None = None
+    has_own_workers: bool = True
+
+    @property
+    def store(self) -> Url | None:
+        """Where workers leave files for each other; None if that is the manifest's folder."""
+        return None if self.has_own_workers else self.manifest.store
 
     def workers(self) -> Workers:
         """The client's workers, with the manifest's limits."""
-        limits, marks = self.manifest.limits, self.manifest.folder / FOLDER / "begun"
-        shutil.rmtree(marks, ignore_errors=True)  # marks of a batch that was killed
-        marks.mkdir(parents=True, exist_ok=True)
+        limits = self.manifest.limits
+        marks: Location = (self.store or self.manifest.folder) / FOLDER / "begun"
+        _empty(marks)  # marks of a batch that was killed
         memory_bytes = limits.memory_mb and limits.memory_mb << 20
         return Workers(
             self.client, limits.timeout_s, memory_bytes, marks, self.module, self.allow_code
         )
+
+
+def _empty(folder: Location) -> None:
+    if isinstance(folder, Url):
+        stores.remove(folder)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
@@ -97,7 +114,14 @@ def caller_or_cluster(
         check_code(own.jobs, allow_code)
         workers = how_many_workers(len(own.jobs), jobs, own.workers)
         with dask_client(workers, scheduler) as client:
-            yield Caller(own, client, ignore, allow_code=allow_code, journal=journal)
+            yield Caller(
+                own,
+                client,
+                ignore,
+                allow_code=allow_code,
+                journal=journal,
+                has_own_workers=scheduler is None,
+            )
 
 
 def call_flow(

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,11 @@ from flows.batch.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_i
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
 from quant_core.model.atomic import atomic_write, move_synced, temporary_beside
+from tasks import stores
+from tasks.cache import TRANSFER_S, the_cache
+from tasks.remote import transfer
 from tasks.rows import Outcome
+from tasks.stores import Location, Url
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 FILES = {  # which files of a model's folder each stage writes
@@ -90,16 +94,18 @@ class Journal:
         self.append(run)
         return run, {}
 
-    def was_changed(self, output: Path, digest: str) -> bool:
+    def was_changed(self, output: Location, digest: str) -> bool:
         """Whether the model was made, and its files are not what they were then."""
         entry = self.latest.get((str(output), digest))
         made = entry is not None and entry.row.outcome is not Outcome.FAILED
         return made and self.up_to_date(output, digest) is None
 
-    def up_to_date(self, output: Path, digest: str) -> ModelEntry | None:
+    def up_to_date(self, output: Location, digest: str) -> ModelEntry | None:
         """The entry of the model that was made at `output` from what `digest` names.
 
         None if there is none, if it failed, or if its files are not what they were then.
+
+        Raises: OSError if a store does not say what it holds.
         """
         entry = self.latest.get((str(output), digest))
         if entry is None or entry.row.outcome is Outcome.FAILED:
@@ -114,26 +120,33 @@ class Journal:
             for timing in entry.timings
         }
 
-    def forget_all_but(self, digests: set[str]) -> None:
-        """Delete the answers of all stages but those of these models."""
+    def forget_all_but(self, digests: set[str], store: Url | None = None) -> None:
+        """Delete the answers of all stages but those of these models.
+
+        store  where workers that share no disk have left the files of stages
+        """
         for path in (self.folder / "cache").glob("*"):
             if path.name not in digests:
-                shutil.rmtree(path, ignore_errors=True)
+                self.stages(path.name, store).forget()
 
-    def stages(self, digest: str) -> Stages:
-        """The answers of the stages of one model."""
-        return Stages(self.folder / "cache" / digest)
+    def stages(self, digest: str, store: Url | None = None) -> Stages:
+        """The answers of the stages of one model, whose files are in `store` if that is given."""
+        folder = self.folder / "cache" / digest
+        return Stages(folder, store / FOLDER / "cache" / digest if store else folder)
 
 
 class Stages:
-    """The answers of the stages of one model so far, in the folder that holds their files.
+    """The answers of the stages of one model so far, and the folder that holds their files.
 
     An answer is kept with the digests of the files that its stage wrote. It is used again only
     while they hold: a power cut may tear a file whose answer is whole.
+
+    folder  of the answers
+    files   the folder of what stages write: the same one, or one that workers reach in a store
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, files: Location) -> None:
+        self.folder, self.files = folder, files
         folder.mkdir(parents=True, exist_ok=True)
 
     def answer(self, stage: str) -> Any:
@@ -141,14 +154,17 @@ class Stages:
         try:
             text = (self.folder / f"{stage}.json").read_text(encoding="utf-8")
             kept = json.loads(text)
-            files = files_digest(self.folder, list(kept["files"]))
-            return kept["answer"] if files == kept["files"] else None
+            return kept["answer"] if self._are_whole(kept["files"]) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def keep(self, stage: str, answer: object) -> None:
         """Write the answer of a stage. The file appears as a whole, or not at all."""
-        kept = {"answer": answer, "files": files_digest(self.folder, self._files(stage))}
+        if isinstance(self.files, Url):
+            files = answer.get("files", {}) if isinstance(answer, Mapping) else {}
+        else:
+            files = files_digest(self.folder, self._files(stage))
+        kept = {"answer": answer, "files": files}
         # What a power cut tears is not read as an answer, and its stage runs again.
         with atomic_write(self.folder / f"{stage}.json", survives_power_cut=False) as file:
             file.write(json.dumps(kept).encode())
@@ -160,14 +176,26 @@ class Stages:
         """
         text = (self.folder / "quantize.json").read_text(encoding="utf-8")
         known: dict[str, list[Any]] = json.loads(text)["files"]
-        if files_digest(self.folder, list(known)) != known:
-            where = str(self.folder / "out")
+        if not self._are_whole(known):
+            where = str(self.files / "out")
             raise OSError(errno.EIO, "the file is not what the stage wrote", where)
         return {Path(name).name: file for name, file in known.items()}
 
     def forget(self) -> None:
         """Delete all answers."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(self.files, Url):
+            with contextlib.suppress(OSError):
+                stores.remove(self.files)
+
+    def _are_whole(self, known: Mapping[str, Sequence[Any]]) -> bool:
+        """Whether the files that a stage wrote are still there, and the same."""
+        if not isinstance(self.files, Url):
+            return files_digest(self.folder, list(known)) == known
+        # A store tears no file, and whoever fetches one compares its digest.
+        there = stores.tree(self.files) if known else {}
+        sizes = {name: there.get(self.files / name) for name in known}
+        return all(stat and stat.size == known[name][0] for name, stat in sizes.items())
 
     def _files(self, stage: str) -> list[str]:
         """The files that a stage has written, relative to the folder."""
@@ -204,18 +232,38 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         os.close(fd)
 
 
-def publish(made: Path, names: Iterable[str], output: Path, *, link: bool = True) -> None:
+def publish(
+    made: Location,
+    files: Mapping[str, Sequence[Any]],
+    output: Location,
+    *,
+    link: bool = True,
+    limit_s: float = TRANSFER_S,
+) -> None:
     """Put these files of the folder `made` beside `output`, the model itself last.
 
-    link  as links where the file system can, not as copies
+    link     as links where the file system can, not as copies
 
     `made` stays as it is, so that doing it again after a crash does the same.
+
+    files    name -> size and digest
+    limit_s  the most seconds that a store may take for one file
     """
-    names = sorted(names, key=lambda name: name == output.name)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        place(made / name, output.parent / name, link=link)
-    _sync_folder(output.parent)
+    if isinstance(output, Path):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name == output.name):
+        source, target = made / name, output.parent / name
+        if isinstance(target, Url):
+            transfer(source, target, limit_s)
+            the_cache().remember(target, files[name])
+        elif isinstance(source, Url):
+            with the_cache().work_folder() as folder:
+                transfer(source, folder / "file", limit_s)
+                place(folder / "file", target)
+        else:
+            place(source, target, link=link)
+    if isinstance(output, Path):
+        _sync_folder(output.parent)
 
 
 def place(source: Path, target: Path, *, link: bool = True) -> None:
@@ -249,10 +297,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _is_unchanged(folder: Path, files: Mapping[str, Sequence[Any]]) -> bool:
+def _is_unchanged(folder: Location, files: Mapping[str, Sequence[Any]]) -> bool:
     try:
         return bool(files) and files_digest(folder, list(files)) == files
+    except FileNotFoundError:
+        return False
     except OSError:
+        if isinstance(folder, Url):
+            raise
         return False
 
 

@@ -15,6 +15,7 @@ from quant_core.data.spec import RANDOM
 from quant_core.errors import QuantError
 from quant_core.text import printable
 from tasks import stages as tasks
+from tasks.stores import Location, Url
 from tasks.workers import Workers
 
 T = TypeVar("T")
@@ -48,14 +49,16 @@ class ModelRun:
         self.failure: Failure | None = None
         self.note: str | None = None
         self.resumes = True
+        if isinstance(stages.files, Url):
+            workers.folders[str(stages.files)] = {}
 
     def make(self, shards: int) -> None:
         """Prepare, calibrate, quantize, validate and publish the model.
 
         shards  how many workers share the samples
         """
-        name, folder, values = printable(self.job.name), self.stages.folder, self.job.to_dict()
-        output = folder / "out" / self.job.output.name
+        name, folder, values = printable(self.job.name), self.stages.files, self.job.to_dict()
+        output = self._made
         shares = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
         # Given the prepared model, validate measures sensitivity too. More workers share that.
         prepared = folder / "prepared.onnx" if shards == 1 else None
@@ -81,11 +84,18 @@ class ModelRun:
         self._attempt("publish", self._publish)
         self.notify(Made(self.job.name))
 
+    @property
+    def _made(self) -> Location:
+        """The quantized model before it is published, and until the model is finished."""
+        return self.stages.files / "out" / self.job.output.name
+
     def benchmark(self, how: Benchmark) -> None:
         """Time what was published, if there is a sample to time it on."""
         if not self._can_be_run():
             return
         job, name = self.job, printable(self.job.name)
+        is_local = isinstance(job.output, Path) and isinstance(self.stages.files, Path)
+        quantized = job.output if is_local else self._made
 
         def on_wait(seconds: float) -> None:
             self.notify(Waiting(job.name, seconds))
@@ -93,7 +103,7 @@ class ModelRun:
         self._step(
             "benchmark",
             lambda: tasks.benchmark(
-                name, self.workers, job.to_dict(), job.output, how.threads, how.seconds, on_wait
+                name, self.workers, job.to_dict(), quantized, how.threads, how.seconds, on_wait
             ),
         )
 
@@ -112,6 +122,8 @@ class ModelRun:
             answer = {"started_at": started_at, **new}
             self._attempt(stage, lambda: self.stages.keep(stage, answer))
         self.answers[stage] = answer
+        if isinstance(self.stages.files, Url):
+            self.workers.folders[str(self.stages.files)] |= answer.get("files", {})
 
     def _attempt(self, stage: str, call: Callable[[], T]) -> T | None:
         """What the call returns; None if it fails, or if a stage has failed before."""
@@ -139,7 +151,7 @@ class ModelRun:
 
     def _publish(self) -> None:
         files = self.stages.made()
-        publish(self.stages.folder / "out", files, self.job.output)
+        publish(self.stages.files / "out", files, self.job.output, limit_s=self.workers.timeout_s)
         self.files = files
 
     def _statistics(self) -> Sequence[str]:
@@ -163,7 +175,8 @@ def share(models: Sequence[ModelRun]) -> None:
             return
         data, names = str(first.job.data), [model.job.output.name for model in models]
         # onnx refuses a file of data that has two links.
-        publish(folder, [data, *names], first.job.output, link=False)
+        files = files_digest(folder, [data, *names])
+        publish(folder, files, first.job.output, link=False)
         for model in models:
             model.files = files_digest(folder, [model.job.output.name, data])
     except (QuantError, OSError) as problem:

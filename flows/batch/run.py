@@ -64,7 +64,8 @@ def run_batch(
         from flows.batch.flow import batch
         from flows.batch.flow_run import Caller, call_flow
 
-        caller = Caller(manifest, client, on_progress, module, code, journal)
+        own = scheduler is None
+        caller = Caller(manifest, client, on_progress, module, code, journal, own)
         flow = partial(batch, name or str(manifest.folder), scheduler, jobs, force, list(only))
         hint = "The same command goes on where it stopped"
         return call_flow("batch", flow, caller, BatchResult, hint)

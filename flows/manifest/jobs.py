@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from flows.manifest import huggingface
-from flows.manifest.outputs import is_output
+from flows.manifest.outputs import is_output, output_test
 from flows.manifest.schema import (
     Mistake,
     Place,
@@ -32,6 +32,8 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, QuantError, RequestError
 from quant_core.metrics import find_metric
+from tasks.cache import the_cache
+from tasks.stores import Location, Url, listing, location
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class Job:
     """
 
     name: str
-    input: Path
-    output: Path
+    input: Location
+    output: Location
     config: QuantConfig
     calibration: SampleSpec | None
     evaluation: SampleSpec | None
@@ -74,8 +76,8 @@ class Job:
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
         return cls(
             name=values["name"],
-            input=Path(values["input"]),
-            output=Path(values["output"]),
+            input=location(values["input"]),
+            output=location(values["output"]),
             config=QuantConfig.from_dict(values["config"]),
             calibration=SampleSpec.from_dict(values["calibration"])
             if values["calibration"]
@@ -106,7 +108,9 @@ class Benchmark:
 class Manifest:
     """Jobs, and how to run them.
 
-    folder  the output folder, which also holds the journal and the reports
+    folder  the local folder of the journal and the reports: the output folder, if that is local
+    store   the output folder if it is in a store; there workers leave files for each other that
+            share no disk
     costs   the table of measured costs (evaluate/timing_cache.py); None: one in the output folder
     copies  files and where they belong beside the outputs; an output may get a second name so
     file    where the manifest was read; None if it was not read from a file
@@ -114,6 +118,7 @@ class Manifest:
 
     jobs: tuple[Job, ...]
     folder: Path
+    store: Url | None = None
     skip_existing: bool = True
     continue_on_error: bool = True
     keep_cache: bool = False
@@ -130,6 +135,7 @@ class Manifest:
         return own | {
             "jobs": [job.to_dict() for job in self.jobs],
             "folder": str(self.folder),
+            "store": str(self.store) if self.store else None,
             "costs": str(self.costs) if self.costs else None,
             "copies": [[str(source), str(target)] for source, target in self.copies],
             "file": str(self.file) if self.file else None,
@@ -144,6 +150,7 @@ class Manifest:
                 **values,
                 "jobs": tuple(Job.from_dict(job) for job in values["jobs"]),
                 "folder": Path(values["folder"]),
+                "store": Url(values["store"]) if values.get("store") else None,
                 "costs": Path(values["costs"]) if values["costs"] else None,
                 "copies": tuple((Path(a), Path(b)) for a, b in values.get("copies", ())),
                 "file": Path(values["file"]) if values["file"] else None,
@@ -177,7 +184,7 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
     values = _without_mistakes(values, mistakes)
     batch: Mapping[str, Any] = values.get("batch") or {}
     placed_jobs, meaning_mistakes = _make_jobs(values, folder)
-    costs = _absolute(folder, batch["costs"]) if batch.get("costs") else None
+    costs = _local(folder, batch["costs"]) if batch.get("costs") else None
     # A mistake outside `models` may change what every model means, so mistakes of meaning would
     # only mislead. Files are checked all the same: a file is there or it is not.
     if all(mistake.place[:1] == ("models",) for mistake in mistakes):
@@ -194,10 +201,12 @@ def check_manifest(values: object, folder: Path, where: str = "manifest") -> Man
         raise _rejection(mistakes, where)
     jobs = tuple(job for _, job in placed_jobs)
     output_dir = batch.get("output_dir")
+    outputs = _absolute(folder, output_dir) if output_dir else jobs[0].output.parent
     switches = ("skip_existing", "continue_on_error", "keep_cache")
     return Manifest(
         jobs=jobs,
-        folder=_absolute(folder, output_dir) if output_dir else jobs[0].output.parent,
+        folder=_run_folder(folder, batch.get("work_dir"), outputs),
+        store=outputs if isinstance(outputs, Url) else None,
         workers=batch.get("jobs"),
         costs=costs,
         copies=copies,
@@ -251,9 +260,9 @@ class _Entry:
     """
 
     place: Place
-    input: Path
+    input: Location
     options: Mapping[str, Any]
-    root: Path | None = None
+    root: Location | None = None
     graph: huggingface.Graph | None = None
 
 
@@ -276,10 +285,11 @@ def _make_jobs(
     # A folder that holds both originals and outputs: outputs are no originals, neither of this
     # manifest nor of an earlier run.
     outputs = {job.output for _, job in jobs}
+    made_by_batches = output_test()
     originals = [
         (place, job)
         for place, job in jobs
-        if place[0] == "models" or not (job.input in outputs or is_output(job.input))
+        if place[0] == "models" or not (job.input in outputs or made_by_batches(job.input))
     ]
     if jobs and not originals and not mistakes:
         problem = "holds only what batches have made"
@@ -304,24 +314,24 @@ def _find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[_Entry],
     place = ("batch", "input_dir")
     if batch.get("layout"):
         return _find_graphs(entries, place, _absolute(folder, pattern))
-    matches = _glob(folder, pattern)
+    try:
+        matches = _glob(folder, pattern)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        return entries, [Mistake(place, f"cannot be listed: {reason}", str(problem.filename))]
     if not matches:
         hint = f"Looked in {_absolute(folder, pattern)}"
         return entries, [Mistake(place, f"no .onnx file in {pattern}", hint)]
-    listed = {os.path.realpath(entry.input) for entry in entries}
-    found = [
-        _Entry(place, path, {}, root)
-        for path, root in matches
-        if os.path.realpath(path) not in listed
-    ]
+    listed = {_real(entry.input) for entry in entries}
+    found = [_Entry(place, path, {}, root) for path, root in matches if _real(path) not in listed]
     return entries + found, []
 
 
 def _find_graphs(
-    listed: list[_Entry], place: Place, root: Path
+    listed: list[_Entry], place: Place, root: Location
 ) -> tuple[list[_Entry], list[Mistake]]:
     """What `models` lists, and the graphs of a folder of Hugging Face."""
-    if not _is_folder(root):
+    if isinstance(root, Url) or not _is_folder(root):
         hint = "layout: huggingface takes the folder of one model, with its config.json"
         return listed, [Mistake(place, f"is no folder: {root}", hint)]
     graphs = huggingface.find_graphs(root)
@@ -334,7 +344,7 @@ def _job(
     values: Mapping[str, Any],
     entry: _Entry,
     folder: Path,
-    output_dir: Path | None,
+    output_dir: Location | None,
     has_own_stem: bool,
 ) -> Job:
     """The entry's job: each option is the model's own, or else the manifest's.
@@ -390,11 +400,22 @@ def _flowing(spec: SampleSpec | None, key: str, graph: huggingface.Graph) -> Sam
 
 def _longer_name(entry: _Entry) -> str:
     """The name of a model whose stem others have too: with the folders that tell them apart."""
-    below = entry.input.relative_to(entry.root) if entry.root else entry.input.parts[-2:]
-    return str(Path(*below.parts if isinstance(below, Path) else below).with_suffix(""))
+    below = _below(entry.input, entry.root).parts if entry.root else entry.input.parts[-2:]
+    return str(PurePath(*below).with_suffix(""))
 
 
-def _output_path(entry: _Entry, config: QuantConfig, folder: Path, output_dir: Path | None) -> Path:
+def _below(file: Location, root: Location) -> PurePath:
+    """The place of a file below the folder or store that it was found in."""
+    if isinstance(file, Url):
+        assert isinstance(root, Url)
+        return file.relative_to(root)
+    assert isinstance(root, Path)
+    return file.relative_to(root)
+
+
+def _output_path(
+    entry: _Entry, config: QuantConfig, folder: Path, output_dir: Location | None
+) -> Location:
     """The file to write.
 
     Raises: RequestError if none is named, or a link leads out of `output_dir`.
@@ -408,8 +429,10 @@ def _output_path(entry: _Entry, config: QuantConfig, folder: Path, output_dir: P
         name = huggingface.output_name(entry.input.name, config.bits)
         output = output_dir / entry.graph.place / name
     else:
-        place = entry.input.parent.relative_to(entry.root) if entry.root else Path()
+        place = _below(entry.input, entry.root).parent if entry.root else PurePath()
         output = output_dir / place / f"{entry.input.stem}_int{config.bits}.onnx"
+    if isinstance(output, Url) or isinstance(output_dir, Url):
+        return output
     if not Path(os.path.realpath(output.parent)).is_relative_to(os.path.realpath(output_dir)):
         problem = f"a link leads out of output_dir: {output.parent}"
         raise RequestError(problem, "output", "Name the file to write")
@@ -445,13 +468,17 @@ def _present(values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (values or {}).items() if value is not None}
 
 
-def _glob(folder: Path, pattern: str) -> list[tuple[Path, Path]]:
+def _glob(folder: Path, pattern: str) -> list[tuple[Location, Location]]:
     """Each model that a folder or glob names, with the folder that its place is relative to.
 
     What cannot be read, such as a link to nothing, is found too: it becomes a failed row. Names
     that start with a dot are found only by a glob that starts with one.
+
+    Raises: OSError if a store cannot be listed.
     """
     path = _absolute(folder, pattern)
+    if isinstance(path, Url):
+        return _glob_in_store(path)
     if path.is_dir():
         names = sorted(path.glob("*.onnx"))
         return [(model, path) for model in names if not model.name.startswith(".")]
@@ -466,9 +493,44 @@ def _glob(folder: Path, pattern: str) -> list[tuple[Path, Path]]:
     return [(model, root) for model in models if model.suffix == ".onnx" or not model.is_dir()]
 
 
-def _absolute(folder: Path, path: str) -> Path:
+def _glob_in_store(pattern: Url) -> list[tuple[Location, Location]]:
+    """As `_glob`, of a folder or a glob in a store."""
+    root = pattern
+    while glob.has_magic(str(root)) and root != root.parent:
+        root = root.parent
+    if root == pattern:
+        pattern /= "*.onnx"
+    shows_hidden = any(part.startswith(".") for part in pattern.relative_to(root).parts)
+    found = the_cache().find(pattern, root)
+    return [
+        (url, root)
+        for url in found
+        if shows_hidden or not any(p.startswith(".") for p in url.relative_to(root).parts)
+        if url.suffix == ".onnx" or not the_cache().stat(url).is_folder
+    ]
+
+
+def _run_folder(folder: Path, named: str | None, outputs: Location) -> Path:
+    """The local folder of the journal and the reports.
+
+    Outputs in a store have one that is called like their URL, beside the manifest.
+    """
+    if named:
+        return _local(folder, named)
+    if isinstance(outputs, Path):
+        return outputs
+    return folder.joinpath("quantmill", outputs.scheme, *outputs.parts)
+
+
+def _absolute(folder: Path, text: str) -> Location:
+    """The file or folder that a manifest in `folder` means."""
+    place = location(text)
+    return place if isinstance(place, Url) else _local(folder, str(place))
+
+
+def _local(folder: Path, text: str) -> Path:
     # resolve() would follow links
-    return Path(os.path.abspath(folder / Path(path).expanduser()))  # noqa: PTH100
+    return Path(os.path.abspath(folder / Path(text).expanduser()))  # noqa: PTH100
 
 
 # Mistakes that only the file system shows.
@@ -477,6 +539,9 @@ def _absolute(folder: Path, path: str) -> Path:
 def _file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> list[Mistake]:
     """What is wrong with files that are to be read."""
     exists = cache(_exists)  # many models share one file of samples
+    read = {path for _, job in placed_jobs for _, path in files_to_read(job)}
+    if in_stores := [path for path in read if isinstance(path, Url)]:
+        the_cache().look_at(in_stores)
     mistakes = []
     for place, job in placed_jobs:
         for key, path in files_to_read(job):
@@ -494,20 +559,32 @@ def unreadable_file(job: Job) -> QuantError | None:
     return None
 
 
-def files_to_read(job: Job) -> Iterator[tuple[tuple[str, ...], Path]]:
+def files_to_read(job: Job) -> Iterator[tuple[tuple[str, ...], Location]]:
     """The files and folders that the job reads, each with its key in the manifest."""
     yield ("input",), job.input
     for section, spec in (("calibration", job.calibration), ("evaluation", job.evaluation)):
         for key, path in spec.files() if spec else ():
-            yield (section, key), path
+            yield (section, key), location(path)
 
 
-def _what_is_wrong(path: Path, exists: Callable[[Path], bool], may_be_folder: bool) -> str | None:
+def _what_is_wrong(
+    path: Location, exists: Callable[[Location], bool], may_be_folder: bool
+) -> str | None:
+    if isinstance(path, Url):
+        return _what_is_wrong_in_store(path, may_be_folder)
     if exists(path):
         return "is a folder, not a file" if not may_be_folder and _is_folder(path) else None
     if os.path.lexists(path):
         return "is a link to nothing" if path.is_symlink() else "is no regular file"
     return "no such file"
+
+
+def _what_is_wrong_in_store(url: Url, may_be_folder: bool) -> str | None:
+    try:
+        is_folder = the_cache().stat(url).is_folder
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    return "is a folder, not a file" if is_folder and not may_be_folder else None
 
 
 def _output_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> Iterator[Mistake]:
@@ -537,12 +614,16 @@ def _copies(
     if not (batch.get("layout") and batch.get("input_dir") and batch.get("output_dir")):
         return (), []
     root, output_dir = (_absolute(folder, batch[key]) for key in ("input_dir", "output_dir"))
+    if isinstance(root, Url) or isinstance(output_dir, Url):
+        problem = "takes local folders, not URLs"
+        return (), [Mistake(("batch", "layout"), problem, "Fetch the folder first")]
     place = ("batch", "input_dir")
     jobs = [job for found_at, job in placed_jobs if found_at == place]
-    second = [(job.output, huggingface.second_name(job.output, job.config.bits)) for job in jobs]
+    bits_of = {job.output: job.config.bits for job in jobs if isinstance(job.output, Path)}
+    second = [(path, huggingface.second_name(path, bits)) for path, bits in bits_of.items()]
     names = [(source, target) for source, target in second if target is not None]
     mistakes = []
-    for path in (*(job.output for job in jobs), *(target for _, target in names)):
+    for path in (*bits_of, *(target for _, target in names)):
         if _exists(path) and path.is_relative_to(root) and not is_output(path):
             hint = "Originals are never overwritten: name another folder"
             mistakes.append(Mistake(("batch", "output_dir"), f"holds {path} already", hint))
@@ -550,9 +631,15 @@ def _copies(
     return (*others, *names), mistakes
 
 
-def _file_key(path: Path) -> str:
+def _file_key(path: Location) -> str:
     """Equal for two paths that may be one file: through links, or where letter case is ignored."""
+    if isinstance(path, Url):
+        return str(path)
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+
+
+def _real(path: Location) -> str:
+    return str(path) if isinstance(path, Url) else os.path.realpath(path)
 
 
 def _costs_mistakes(costs: Path | None) -> Iterator[Mistake]:
@@ -568,25 +655,28 @@ def _costs_mistakes(costs: Path | None) -> Iterator[Mistake]:
         yield Mistake(("batch", "costs"), f"{error.problem}: {costs}", error.hint)
 
 
-def _exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a pipe or a device is neither."""
+def _exists(path: Location) -> bool:
+    """Whether there is such a local file or folder; a pipe or a device is neither."""
     try:
+        assert isinstance(path, Path)
         return path.is_file() or path.is_dir()
     except OSError:  # the name is too long, or its folder must not be entered
         return False
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: Location) -> bool:
+    """Whether there is a local folder. In most stores a file may have the name of one."""
     try:
-        return path.is_dir()
+        return isinstance(path, Path) and path.is_dir()
     except OSError:
         return False
 
 
-def _similar_name(path: Path) -> str:
+def _similar_name(path: Location) -> str:
     """A hint: the file in the same folder whose name is nearly the same, if there is one."""
     try:
-        names = [entry.name for entry in path.parent.iterdir()]
+        beside = path.parent.iterdir() if isinstance(path, Path) else listing(path.parent)
+        names = [entry.name for entry in beside]
     except OSError:
         return f"There is no folder {path.parent}"
     near = difflib.get_close_matches(path.name, names, 1)

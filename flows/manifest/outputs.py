@@ -1,7 +1,8 @@
 """Whose output a file is: a record in `.quantmill/outputs` beside it, one small file for each.
 
 With it two batches that would write one file are stopped, and an output is never taken for an
-original.
+original. In a store the record names the host too, because the same path may be another journal
+there.
 """
 
 from __future__ import annotations
@@ -10,23 +11,30 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from quant_core.errors import RequestError
-from quant_core.model.atomic import MAX_NAME_BYTES
+from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write
+from tasks import stores
+from tasks.stores import Location, Url
 
 FOLDER = ".quantmill"
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The batch that writes a file: the folder of its journal, and its manifest if it has one."""
+    """The batch that writes a file: the folder of its journal, and its manifest if it has one.
+
+    host  that the folder is on, for outputs in a store
+    """
 
     folder: str
     manifest: str | None = None
+    host: str | None = None
 
     def is_same_batch(self, other: Owner) -> bool:
         """Whether the journal or the manifest is the same."""
@@ -35,7 +43,7 @@ class Owner:
         )
 
 
-def claim(output: Path, owner: Owner, take_over: bool = False) -> None:
+def claim(output: Location, owner: Owner, take_over: bool = False) -> None:
     """Record the owner of an output, which need not exist yet.
 
     take_over  also from another batch
@@ -48,35 +56,37 @@ def claim(output: Path, owner: Owner, take_over: bool = False) -> None:
         problem = f"its name of {size} bytes is too long"
         hint = f"List the model under `models`, with an output of at most {MAX_NAME_BYTES} bytes"
         raise RequestError(problem, str(output), hint)
-    path = _record(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"output": output.name, **_values(owner)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        # Of two batches that begin at the same time one finds the record of the other.
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+    if isinstance(output, Url):
+        owner = replace(owner, host=platform.node())
+    path, content = _record(output), _content(output, owner)
+    recorded = read_owner(output)
+    if recorded is None:
+        if _create(path, content):
             return
-        recorded = read_owner(output)
-        if recorded == owner:
-            return
-        is_free = recorded is None or recorded.is_same_batch(owner) or not _exists(recorded)
-        if not (is_free or take_over):
-            assert recorded is not None
-            problem = f"is the output of another batch, whose journal is in {recorded.folder}"
-            hint = "Name another output; --force takes it over"
-            raise RequestError(problem, str(output), hint)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        recorded = read_owner(output)  # of another batch, which began at the same time
+    if recorded == owner:
+        return
+    is_free = recorded is None or recorded.is_same_batch(owner) or not _exists(recorded)
+    if not (is_free or take_over):
+        assert recorded is not None
+        host = f" on {recorded.host}" if recorded.host else ""
+        problem = f"is the output of another batch, whose journal is in {recorded.folder}{host}"
+        hint = "Name another output; --force takes it over"
+        raise RequestError(problem, str(output), hint)
+    if isinstance(path, Url):
+        stores.write(path, content)
+    else:
+        with atomic_write(path, survives_power_cut=False) as file:
+            file.write(content)
 
 
-def read_owner(output: Path) -> Owner | None:
+def read_owner(output: Location) -> Owner | None:
     """The recorded owner of the file at `output`; None if there is no record that can be read."""
+    record = _record(output)
     try:
-        values = json.loads(_record(output).read_text(encoding="utf-8"))
-        owner = Owner(values["folder"], values.get("manifest"))
+        content = stores.read(record) if isinstance(record, Url) else record.read_bytes()
+        values = json.loads(content)
+        owner = Owner(values["folder"], values.get("manifest"), values.get("host"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return owner if isinstance(owner.folder, str) else None
@@ -87,17 +97,62 @@ def is_output(path: Path) -> bool:
     return read_owner(path) is not None
 
 
-def _record(output: Path) -> Path:
+def output_test() -> Callable[[Location], bool]:
+    """`is_output`, also for files in stores, of which the records of a folder are listed once."""
+    records_in = cache(_records_in)
+
+    def test(path: Location) -> bool:
+        if isinstance(path, Url):
+            record = _record(path)
+            assert isinstance(record, Url)
+            return record in records_in(record.parent)
+        return is_output(path)
+
+    return test
+
+
+def _records_in(folder: Url) -> set[Url]:
+    try:
+        return set(stores.listing(folder))
+    except OSError:  # mostly because there is no such folder
+        return set()
+
+
+def _record(output: Location) -> Location:
     """The record lies beside the real file, so that it is found through any link to its folder."""
-    real = Path(os.path.realpath(output.parent))
     # the name may be as long as a name can be
     digest = hashlib.blake2b(os.fsencode(output.name), digest_size=16).hexdigest()
-    return real / FOLDER / "outputs" / f"{digest}.json"
+    folder = output.parent
+    if isinstance(folder, Path):
+        folder = Path(os.path.realpath(folder))
+    return folder / FOLDER / "outputs" / f"{digest}.json"
 
 
-def _values(owner: Owner) -> Mapping[str, Any]:
-    return {"folder": owner.folder, "manifest": owner.manifest}
+def _content(output: Location, owner: Owner) -> bytes:
+    values = {"output": output.name, "folder": owner.folder, "manifest": owner.manifest}
+    return json.dumps(values | ({"host": owner.host} if owner.host else {})).encode()
+
+
+def _create(path: Location, content: bytes) -> bool:
+    """Whether the file was created with this content; False if there is one already."""
+    if isinstance(path, Url):
+        with contextlib.suppress(FileExistsError):
+            stores.create(path, content)
+            return True
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+            return True
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _exists(owner: Owner) -> bool:
+    if owner.host not in (None, platform.node()):
+        return True  # as far as can be seen from here
     return (Path(owner.folder) / FOLDER / "journal.jsonl").exists()

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import RequestError
 from quant_core.model.atomic import MAX_NAME_BYTES
+from tasks.stores import check_url, is_url, location
 
 MAX_BYTES = 8 << 20
 MAX_VALUES = 1_000_000
@@ -113,8 +114,10 @@ def _check_shape(value: object) -> None:
 
 
 def _check_path(text: str) -> None:
+    if is_url(text):
+        check_url(text)
     try:
-        parts = Path(text).expanduser().parts
+        parts = location(text).parts if is_url(text) else Path(text).expanduser().parts
     except RuntimeError:
         raise RequestError(f"is {reprlib.repr(text)}", "path", "There is no such user") from None
     too_long = any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in parts)
@@ -123,11 +126,20 @@ def _check_path(text: str) -> None:
         raise RequestError(f"is {reprlib.repr(text)}", "path", hint)
 
 
+def _check_local_path(text: str) -> None:
+    if is_url(text):
+        raise RequestError(
+            f"is {reprlib.repr(text)}", "path", "A local path: it is written to often"
+        )
+    _check_path(text)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 PathText = Annotated[str, _checked_by(_check_path)]
+LocalPathText = Annotated[str, _checked_by(_check_local_path)]
 
 
 class _Samples(_Section):
@@ -142,10 +154,11 @@ class _Batch(_Section):
     input_dir: PathText | None = None
     output_dir: PathText | None = None
     layout: Literal["huggingface"] | None = None
+    work_dir: LocalPathText | None = None
     skip_existing: bool | None = None
     continue_on_error: bool | None = None
     keep_cache: bool | None = None
-    costs: PathText | None = None
+    costs: LocalPathText | None = None
     jobs: int | None = Field(None, ge=1, le=4096)
 
 

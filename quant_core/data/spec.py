@@ -97,11 +97,11 @@ class SampleSpec:
             return cls(**values)
         return cls(**{**values, "flow": Flow.from_dict(flow)})
 
-    def files(self) -> tuple[tuple[str, Path], ...]:
+    def files(self) -> tuple[tuple[str, str], ...]:
         """The files that must exist, each with the manifest's key for it: data and labels."""
         paths = (("data", self.source), ("labels", self.labels))
         return tuple(
-            (key, Path(path))
+            (key, str(path))
             for key, path in paths
             if isinstance(path, (str, Path)) and path != RANDOM
         )

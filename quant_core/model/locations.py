@@ -14,23 +14,26 @@ LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f]
 
 
 def model_files(model: Path) -> Iterator[Path]:
-    """The model, then the files beside it that hold its external data.
+    """The model, then the files beside it that hold its external data."""
+    yield model
+    for name in data_names(model):
+        path = model.parent / name
+        if path.is_file() and lies_beside(path, model):
+            yield path
+
+
+def data_names(model: Path) -> list[str]:
+    """The files of external data that a model names, relative to its folder.
 
     They are found without parsing the model: a hostile one may crash the parser, which therefore
     runs in a child only. A name too many does no harm.
     """
-    yield model
     with model.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
-            return
+            return []
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             found = {_location(content, match) for match in LOCATION.finditer(content)}
-    for name in sorted(found):
-        path = model.parent / name
-        if "\0" in name or not path.is_file():
-            continue
-        if lies_beside(path, model):
-            yield path
+    return sorted(name for name in found if "\0" not in name)
 
 
 def lies_beside(file: Path, model: Path) -> bool:

@@ -21,7 +21,7 @@ import onnx
 import pyarrow.dataset
 import yaml
 
-from flows.batch.digests import file_digest
+from tasks.cache import file_digest
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parents[2]

@@ -46,7 +46,7 @@ def test_a_link_in_an_output_s_place_is_replaced_not_followed(tmp_path):
     (tmp_path / "out" / "m.onnx").symlink_to(tmp_path / "precious")
     (tmp_path / "out" / ".m.onnx.tmp").symlink_to(tmp_path / "precious")
 
-    publish(tmp_path / "made", ["m.onnx"], tmp_path / "out" / "m.onnx")
+    publish(tmp_path / "made", {"m.onnx": [5, ""]}, tmp_path / "out" / "m.onnx")
 
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert (tmp_path / "out" / "m.onnx").read_bytes() == b"model"

@@ -1,0 +1,346 @@
+"""The local cache of what lies in stores: each file once, by the digest of its content.
+
+files/DIGEST       contents; those used longest ago go when there are too many
+known/URL.json     the digest of what a URL held, while the store says that it is unchanged
+work/              folders of links to contents, one for each stage that is running
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from quant_core.model.atomic import atomic_write
+from quant_core.model.locations import data_names
+from tasks import stores
+from tasks.stores import Stat, Url
+
+MAX_GB = 20.0  # of contents, if QUANTMILL_CACHE_GB says nothing else
+SEEN_S = 60.0  # how long what a store said of a file is believed
+STRAY_S = 60.0  # after which a work folder that nobody holds is one of a process that was killed
+TRANSFER_S = 3600.0  # for one file
+TRIES = 3  # to read a file that changes meanwhile
+AT_ONCE = 8  # files of one URL
+SAMPLES = (".npz", ".npy")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a URL holds.
+
+    folder  that the names are relative to
+    name    of the file that the URL names; "" if it names the folder
+    files   name -> size in bytes and digest; the named file comes first
+    """
+
+    folder: Url
+    name: str
+    files: Mapping[str, Sequence[Any]]
+
+
+def file_digest(path: Path) -> str:
+    """The digest of a local file, which is read again only when it has changed."""
+    stat = path.stat()
+    return _file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def forget_files() -> None:
+    """Look at every file again, local or in a store.
+
+    A long-lived process must not trust times of modification for ever.
+    """
+    _file_digest.cache_clear()
+    if the_cache.cache_info().currsize:
+        the_cache().forget()
+
+
+@lru_cache(maxsize=100_000)
+def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@cache
+def the_cache() -> Cache:
+    """The cache of this host: QUANTMILL_CACHE, else `quantmill/stores` in the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path.home() raises for a user without one
+    named = os.environ.get("QUANTMILL_CACHE")
+    try:
+        return Cache(Path(named) if named else home / "quantmill" / "stores")
+    except OSError:
+        if named:
+            raise
+        return Cache(Path(tempfile.gettempdir(), f"quantmill-stores-{os.getuid()}"))
+
+
+class Cache:
+    """Contents of stores in a local folder, which several processes may share.
+
+    limit_s  the most seconds that the transfer of one file may take
+
+    All methods raise OSError, which names the URL, for what a store refuses or does not have.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.limit_s = TRANSFER_S
+        self.max_bytes = int(float(os.environ.get("QUANTMILL_CACHE_GB") or MAX_GB) * 1e9)
+        self._seen: dict[Url, tuple[float, Stat]] = {}
+        self._adding = threading.Lock()
+        self._fetching: dict[Url, threading.Lock] = {}
+        for name in ("files", "known", "work"):
+            (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def find(self, pattern: Url, root: Url) -> list[Url]:
+        """The files that match a glob below a folder, in the order of their names."""
+        return self._see(stores.matches(pattern, root))
+
+    def files_in(self, folder: Url) -> list[Url]:
+        """The files of a folder, in the order of their names."""
+        found = stores.listing(folder)
+        return self._see({url: stat for url, stat in found.items() if not stat.is_folder})
+
+    def stat(self, url: Url) -> Stat:
+        """What the store says of a file, or said a few seconds ago."""
+        seen_at, stat = self._seen.get(url, (-SEEN_S, None))
+        if stat is None or time.monotonic() - seen_at > SEEN_S:
+            stat = stores.stat(url)
+            self._see({url: stat})
+        return stat
+
+    def forget(self) -> None:
+        """Ask stores again for what they have said."""
+        self._seen.clear()
+
+    def look_at(self, urls: Sequence[Url]) -> None:
+        """Ask for the `stat` of all these files at once; what fails will fail again."""
+
+        def look(url: Url) -> None:
+            with contextlib.suppress(OSError):
+                self.stat(url)
+
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(look, urls))
+
+    def model(self, url: Url) -> Content:
+        """A model and the files of its external data, as far as they exist."""
+        first = self._known(url)
+        if first["data"] is None:  # what was written there was not looked into
+            first = self._fetch(url)
+        names = [name for name in first["data"] if _is_inside(name)]
+
+        def data_file(name: str) -> Sequence[Any] | None:
+            try:
+                return _size_and_digest(self._known(url.parent / name))
+            except FileNotFoundError:
+                return None
+
+        found = self._each(data_file, names)
+        data = {name: file for name, file in zip(names, found, strict=True) if file}
+        return Content(url.parent, url.name, {url.name: _size_and_digest(first), **data})
+
+    def samples(self, url: Url) -> Content:
+        """A file of samples or labels, or a folder of feeds."""
+        if not self.stat(url).is_folder:
+            return Content(url.parent, url.name, {url.name: self.digest(url)})
+        visible = [file for file in self.files_in(url) if not file.name.startswith(".")]
+        files = [file for file in visible if file.suffix in SAMPLES]
+        found = self._each(self.digest, files)
+        return Content(url, "", {f.name: d for f, d in zip(files, found, strict=True)})
+
+    def digest(self, url: Url) -> Sequence[Any]:
+        """Size and digest of a file. It is read only if the store says that it is another one."""
+        return _size_and_digest(self._known(url))
+
+    def remember(self, url: Url, file: Sequence[Any]) -> None:
+        """Note the size and digest of what was just written to a URL."""
+        stat = stores.stat(url)
+        self._see({url: stat})
+        self._note(url, stat, file, None)
+
+    def add(self, path: Path, digest: str) -> None:
+        """Keep a local file too, by a link to it."""
+        with contextlib.suppress(OSError):
+            os.link(path, self.root / "files" / digest)
+        self._drop_oldest()
+
+    def place(self, content: Content, folder: Path) -> None:
+        """Put the files of a content into a local folder, at once those that are not here yet."""
+
+        def place(item: tuple[str, Sequence[Any]]) -> None:
+            name, (size, digest) = item
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not self._link(digest, size, target):
+                self._fetch_known(content.folder / name, digest, target)
+
+        self._each(place, list(content.files.items()))
+
+    @contextlib.contextmanager
+    def work_folder(self) -> Iterator[Path]:
+        """A folder that is deleted at the end; those of killed processes are deleted now."""
+        work = self.root / "work"
+        self._delete_strays(work)
+        folder = Path(tempfile.mkdtemp(dir=work))
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+    def _each(self, call: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """What the call returns for each item, several at once."""
+        if len(items) < 2:
+            return [call(item) for item in items]
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(call, items))
+
+    def _see(self, found: Mapping[Url, Stat]) -> list[Url]:
+        now = time.monotonic()
+        self._seen |= {url: (now, stat) for url, stat in found.items()}
+        return list(found)
+
+    def _known(self, url: Url) -> Mapping[str, Any]:
+        """Size, digest and names of external data of a file in a store."""
+        with self._fetching.setdefault(url, threading.Lock()):  # many models share one file
+            stat = self.stat(url)
+            if stat.is_folder:
+                raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(url))
+            known = self._read_note(url)
+            if known and stat.identity is not None and known["identity"] == stat.identity:
+                return known
+            return self._fetch(url)
+
+    def _fetch(self, url: Url) -> Mapping[str, Any]:
+        """Copy a file from its store. It is read again if it was written meanwhile."""
+        before = self.stat(url)
+        for _ in range(TRIES):
+            with self._new_file() as path:
+                stores.download(url, path, self.limit_s)
+                after = stores.stat(url)
+                self._see({url: after})
+                if after == before and path.stat().st_size == after.size:
+                    names = data_names(path) if url.suffix == ".onnx" else []
+                    digest = self._keep(path)
+                    return self._note(url, after, [after.size, digest], names)
+            before = after
+        raise OSError(errno.EBUSY, "still being written", str(url))
+
+    def _fetch_known(self, url: Url, digest: str, target: Path) -> None:
+        """Copy a file from its store that has to have this digest."""
+        stores.download(url, target, self.limit_s)
+        if file_digest(target) != digest:
+            raise OSError(errno.ESTALE, "has changed since the batch began", str(url))
+        self.add(target, digest)
+
+    @contextlib.contextmanager
+    def _new_file(self) -> Iterator[Path]:
+        with self.work_folder() as folder:
+            yield folder / "new"
+
+    def _keep(self, path: Path) -> str:
+        """Make a file one of the contents. Returns its digest."""
+        digest = file_digest(path)
+        path.replace(self.root / "files" / digest)
+        self._drop_oldest()
+        return digest
+
+    def _link(self, digest: str, size: int, target: Path) -> bool:
+        """Link a content to `target`; False if it is not here, or not whole."""
+        kept = self.root / "files" / digest
+        try:
+            stat = kept.stat()
+            if stat.st_size != size or file_digest(kept) != digest:
+                kept.unlink()
+                return False
+            os.utime(kept, ns=(time.time_ns(), stat.st_mtime_ns))
+            try:
+                os.link(kept, target)
+            except FileNotFoundError:
+                return False
+            except OSError:  # a file system without links
+                shutil.copyfile(kept, target)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _drop_oldest(self) -> None:
+        """Delete what was used longest ago. What a stage is using has another link to it."""
+        with self._adding:
+            found = []
+            for entry in os.scandir(self.root / "files"):
+                with contextlib.suppress(OSError):
+                    stat = entry.stat()
+                    found.append((stat.st_atime_ns, stat.st_size, entry.path))
+            left = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found)[:-1]:  # never the one that was just added
+                if left <= self.max_bytes:
+                    break
+                Path(path).unlink(missing_ok=True)
+                left -= size
+
+    def _note_path(self, url: Url) -> Path:
+        digest = hashlib.blake2b(str(url).encode(), digest_size=16).hexdigest()
+        return self.root / "known" / f"{digest}.json"
+
+    def _note(
+        self, url: Url, stat: Stat, file: Sequence[Any], names: Sequence[str] | None
+    ) -> Mapping[str, Any]:
+        """Write down what a URL holds; `names` of external data are None if they are unknown."""
+        known = {
+            "url": str(url),
+            "identity": stat.identity,
+            "size": file[0],
+            "digest": file[1],
+            "data": names,
+        }
+        with atomic_write(self._note_path(url), survives_power_cut=False) as stream:
+            stream.write(json.dumps(known).encode())
+        return known
+
+    def _read_note(self, url: Url) -> Mapping[str, Any] | None:
+        try:
+            known = json.loads(self._note_path(url).read_text(encoding="utf-8"))
+            is_whole = known["url"] == str(url) and isinstance(known["data"], list | None)
+            is_whole = is_whole and type(known["size"]) is int and type(known["digest"]) is str
+            return known if is_whole and "identity" in known else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def _delete_strays(self, work: Path) -> None:
+        for folder in work.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime < STRAY_S:
+                    continue
+                held = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(held)
+
+
+def _size_and_digest(known: Mapping[str, Any]) -> list[Any]:
+    return [known["size"], known["digest"]]
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a location of external data is below the folder of its model."""
+    place = PurePosixPath(name)
+    return not place.is_absolute() and ".." not in place.parts and bool(place.parts)

@@ -1,0 +1,191 @@
+"""A manifest whose models, data and outputs lie in stores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import onnx
+import pytest
+
+from flows.batch.digests import job_digest, url_contents
+from flows.batch.journal import publish
+from flows.manifest.jobs import Manifest, check_manifest
+from flows.manifest.outputs import Owner, claim, is_output, output_test, read_owner
+from quant_core.errors import RequestError
+from tasks import stores
+from tasks.cache import file_digest
+from tasks.stores import Url
+from tests.models import tiny_cnn
+
+STORE = Url("memory://urls")
+MODEL = tiny_cnn().SerializeToString()
+
+
+@pytest.fixture(autouse=True)
+def store():
+    for name in ("a.onnx", "sub/b.onnx", "sub/.hidden.onnx", "sub/notes.txt"):
+        stores.write(STORE / "models" / name, MODEL)
+    stores.write(STORE / "data.npy", b"samples")
+    yield
+    fsspec.filesystem("memory").store.clear()
+
+
+def batch(**options):
+    return {"batch": {"output_dir": f"{STORE}/out", **options}}
+
+
+@pytest.mark.parametrize(
+    ("input_dir", "names"),
+    [
+        (f"{STORE}/models", ["a"]),
+        (f"{STORE}/models/*.onnx", ["a"]),
+        (f"{STORE}/models/**/*.onnx", ["a", "sub/b"]),
+    ],
+)
+def test_models_of_a_folder_or_glob_have_the_same_place_in_the_output_folder(
+    input_dir, names, tmp_path
+):
+    manifest = check_manifest(batch(input_dir=input_dir), tmp_path)
+
+    assert [job.input for job in manifest.jobs] == [
+        STORE / "models" / f"{name}.onnx" for name in names
+    ]
+    assert [job.output for job in manifest.jobs] == [
+        STORE / "out" / f"{name}_int8.onnx" for name in names
+    ]
+
+
+def test_a_manifest_with_urls_is_the_same_after_json(tmp_path):
+    values = {"calibration": {"data": f"{STORE}/data.npy"}, **batch(input_dir=f"{STORE}/models")}
+
+    manifest = check_manifest(values, tmp_path)
+
+    assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+    assert manifest.jobs[0].calibration.source == f"{STORE}/data.npy"
+
+
+def test_journal_and_reports_are_local(tmp_path):
+    values = batch(input_dir=f"{STORE}/models")
+
+    manifest = check_manifest(values, tmp_path)
+
+    assert manifest.store == STORE / "out"
+    assert manifest.folder == tmp_path / "quantmill" / "memory" / "urls" / "out"
+    values["batch"]["work_dir"] = "here"
+    assert check_manifest(values, tmp_path).folder == tmp_path / "here"
+
+
+def test_local_models_may_go_to_a_store_and_back(tmp_path):
+    (tmp_path / "local.onnx").write_bytes(MODEL)
+    models = [
+        {"input": "local.onnx", "output": f"{STORE}/out/local.onnx"},
+        {"input": f"{STORE}/models/a.onnx", "output": "a.onnx"},
+    ]
+
+    jobs = check_manifest({"models": models}, tmp_path).jobs
+
+    assert jobs[0].output == STORE / "out" / "local.onnx"
+    assert jobs[1].output == tmp_path / "a.onnx"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (batch(input_dir=f"{STORE}/nowhere"), "no such file|no .onnx file"),
+        ({"models": [{"input": f"{STORE}/models/x.onnx", "output": "x.onnx"}]}, "no such file"),
+        (
+            {"models": [{"input": f"{STORE}/a.onnx", "output": f"{STORE}/a.onnx"}]},
+            "is also an input",
+        ),
+        ({"models": [{"input": f"{STORE}/models", "output": "x.onnx"}]}, "is a folder"),
+        (batch(input_dir=f"{STORE}/models", work_dir=f"{STORE}/work"), "A local path"),
+        (batch(input_dir="sftp://me:word@host/models"), "holds a password"),
+        (batch(input_dir=f"{STORE}/models", layout="huggingface"), "takes local folders"),
+    ],
+)
+def test_mistakes_of_urls_are_found_before_anything_starts(values, problem, tmp_path):
+    with pytest.raises(RequestError, match=problem) as error:
+        check_manifest(values, tmp_path)
+
+    assert "word@" not in str(error.value)
+
+
+def test_a_missing_model_of_several_is_a_row_of_its_own(tmp_path):
+    models = [
+        {"input": f"{STORE}/models/{name}.onnx", "output": f"{name}.onnx"} for name in ("a", "x")
+    ]
+
+    assert len(check_manifest({"models": models}, tmp_path).jobs) == 2
+
+
+def test_outputs_of_an_earlier_run_are_no_models(tmp_path):
+    values = {"batch": {"input_dir": f"{STORE}/models", "output_dir": f"{STORE}/models"}}
+    (job,) = check_manifest(values, tmp_path).jobs
+    claim(job.output, Owner(str(tmp_path)))
+    stores.write(job.output, MODEL)
+
+    assert [found.input for found in check_manifest(values, tmp_path).jobs] == [job.input]
+
+
+def test_the_same_bytes_have_the_same_digest_in_a_store(tmp_path):
+    local = tmp_path / "models"
+    local.mkdir()
+    onnx.save(
+        tiny_cnn(),
+        local / "m.onnx",
+        save_as_external_data=True,
+        location="m.data",
+        size_threshold=0,
+    )
+    (local / "data.npy").write_bytes(b"samples")
+    for path in local.iterdir():
+        stores.upload(path, STORE / "same" / path.name, 60.0)
+
+    def job(place):
+        models = [{"input": f"{place}/m.onnx", "output": "out/m.onnx"}]
+        samples = {"calibration": {"data": f"{place}/data.npy"}}
+        return check_manifest({"models": models, **samples}, tmp_path).jobs[0]
+
+    in_store = job(STORE / "same")
+
+    assert job_digest(in_store) == job_digest(job(local))
+    contents = url_contents(in_store)
+    assert list(contents[f"{STORE}/same/m.onnx"].files) == ["m.onnx", "m.data"]
+
+
+def test_an_output_in_a_store_belongs_to_one_batch(tmp_path, monkeypatch):
+    output, ours, theirs = STORE / "out" / "m.onnx", Owner("/ours"), Owner("/theirs", "m.yaml")
+    claim(output, theirs)
+    claim(output, theirs)
+
+    claim(output, ours)  # there is no journal in /theirs on this host
+    assert read_owner(output).folder == "/ours"
+    monkeypatch.setattr("platform.node", lambda: "another-host")
+
+    with pytest.raises(RequestError, match="output of another batch, whose journal is in /ours on"):
+        claim(output, theirs)
+    claim(output, theirs, take_over=True)
+    assert read_owner(output).folder == "/theirs"
+    assert output_test()(output)
+    assert not output_test()(output.parent / "n.onnx")
+    assert not is_output(Path("n.onnx"))
+
+
+def test_a_model_is_published_after_its_data(tmp_path, monkeypatch):
+    sent, upload = [], stores.upload
+
+    def note(path, url, limit_s):
+        sent.append(url.name)
+        upload(path, url, limit_s)
+
+    monkeypatch.setattr(stores, "upload", note)
+    for name in ("m.onnx", "m.onnx.data"):
+        (tmp_path / name).write_bytes(name.encode())
+    files = {name: [len(name), file_digest(tmp_path / name)] for name in ("m.onnx", "m.onnx.data")}
+
+    publish(tmp_path, files, STORE / "out" / "m.onnx")
+
+    assert sent == ["m.onnx.data", "m.onnx"]
+    assert stores.read(STORE / "out" / "m.onnx") == b"m.onnx"
