@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from quant_core.data.containers import DTYPES, OBJECT, boxed, element_type
 from quant_core.data.sources import InputSpec
 from quant_core.errors import DataError
 
@@ -16,6 +19,8 @@ def fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
     Raises: DataError about `where` if its shape or dtype does not fit, or a value is not finite.
     """
     where = f"{where}, {spec.name}"
+    if spec.container:
+        return _fit_container(array, spec, where)
     array = np.asarray(array)
     has_rank = array.ndim == len(spec.shape)
     if spec.shape and not (has_rank and fits_shape(array.shape, spec.shape)):
@@ -33,6 +38,22 @@ def fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
             "Repair or drop this sample",
         )
     return array
+
+
+def _fit_container(value: Any, spec: InputSpec, where: str) -> np.ndarray:
+    """A list of tensors, or a mapping, as the model takes it."""
+    box = boxed(value)
+    wants_map = "map(" in spec.container
+    if box.dtype != OBJECT or wants_map == bool(box.ndim):
+        hint = "A mapping of keys to numbers" if wants_map else "A list of arrays"
+        raise DataError(f"is {type(value).__name__}", where, f"The model takes {spec}: {hint}")
+    if wants_map:
+        return box
+    item = replace(spec, container="", dtype=np.dtype(DTYPES[element_type(spec.container)]))
+    fitted = np.empty(len(box), OBJECT)
+    for position, array in enumerate(box):
+        fitted[position] = fit(array, item, f"{where}[{position}]")
+    return fitted
 
 
 def fits_shape(sizes: Sequence[int | str | None], shape: Sequence[int | str | None]) -> bool:

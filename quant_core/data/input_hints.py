@@ -62,6 +62,14 @@ FIXED_SIZES = {
     "LayerNormalization": (-1, 1, -1),
 }
 LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
+# Attributes that list the texts of an input, or the keys of a map.
+KEYS = (
+    "keys_strings",
+    "cats_strings",
+    "classes_strings",
+    "string_vocabulary",
+    "int64_vocabulary",
+)
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 
 
@@ -73,7 +81,8 @@ class Hint:
     is_length  values count the steps of another input
     is_mask    values say which positions count
     top        the largest value, where inputs are not centred on 0 (255 if the graph divides by it)
-    choices    the texts that the model knows
+    choices    the texts that the model knows, or the keys of a map
+    item       the shape of the tensors in a sequence
     value      the one value that makes sense
     """
 
@@ -84,6 +93,7 @@ class Hint:
     top: float | None = None
     choices: tuple[str, ...] = ()
     value: float | None = None
+    item: tuple[int | str | None, ...] = ()
 
 
 def named_hint(spec: InputSpec) -> Hint:
@@ -113,7 +123,7 @@ def input_hints(model: ir.Model, inputs: tuple[InputSpec, ...]) -> dict[str, Hin
         hint = named_hint(spec)
         if spec.name in values:
             kind = spec.dtype.kind
-            look = _text_hint if kind == "U" else _float_hint if kind == "f" else _index_hint
+            look = _HINTS.get(kind, _index_hint)
             hint = look(values[spec.name], hint)
         hints[spec.name] = hint
     return hints
@@ -205,12 +215,22 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
 def _text_hint(source: ir.Value, hint: Hint) -> Hint:
     """The hint of texts: those that the graph looks up."""
     for node, _, _ in _readers(source):
-        for name in ("keys_strings", "cats_strings", "classes_strings"):
+        for name in KEYS:
             keys = graph.attribute(node, name, ())
             if keys:
                 texts = (k.decode() if isinstance(k, bytes) else str(k) for k in keys)
                 return replace(hint, choices=tuple(texts))
     return hint
+
+
+def _container_hint(source: ir.Value, hint: Hint) -> Hint:
+    """The hint of a sequence or a map: the shape of its tensors, or its keys."""
+    sizes = () if source.shape is None else tuple(source.shape)
+    item = tuple(size if isinstance(size, int) else size.value for size in sizes)
+    return replace(_text_hint(source, hint), item=item)
+
+
+_HINTS = {"U": _text_hint, "f": _float_hint, "O": _container_hint}
 
 
 def _is_given(value: ir.Value | None) -> bool:

@@ -9,39 +9,31 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from quant_core.data.containers import DTYPES, OBJECT, element_type
 from quant_core.data.fit import fits_shape
 from quant_core.data.sources import InputSpec, did_you_mean
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import Model, open_session
 
-DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(bool)": "bool",
-    "tensor(string)": "str",
-    **{
-        f"tensor({sign}int{bits})": f"{sign}int{bits}"
-        for sign in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
-}
-
 
 def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
     """The inputs that a model must be fed.
 
-    Raises: ModelError if it does not load, or has an input that is not a tensor of a numpy type.
+    Raises: ModelError if it does not load, or has an input that holds no numbers of a numpy type.
     """
     session = model
     if not isinstance(session, ort.InferenceSession):
         session = open_session(session, optimize=False)
     specs = []
     for node in session.get_inputs():
-        if node.type not in DTYPES:
+        kind = element_type(node.type)
+        if kind not in DTYPES:
             raise ModelError(
                 f"takes {node.type}", node.name, "quantmill feeds tensors of numpy's types"
             )
+        if node.type != kind:
+            specs.append(InputSpec(node.name, OBJECT, (), node.type))
+            continue
         shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
         specs.append(InputSpec(node.name, np.dtype(DTYPES[node.type]), shape))
     return specs

@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from quant_core.data.containers import DTYPES, boxed, element_type
 from quant_core.data.input_hints import Hint, fixed_sizes, input_hints, named_hint
 from quant_core.data.sources import Feed, InputSpec
 from quant_core.errors import DataError, ModelError
@@ -19,6 +21,7 @@ from quant_core.model import files
 from quant_core.model.session import open_session, run
 
 COUNT = 16  # feeds, if nobody says how many
+ITEMS = 3  # of a sequence
 PROBED = 8  # feeds that the model is run on before they are used
 SIDE = 224  # of an open spatial axis of an image (rank 4)
 SAMPLE_RATE = 16000  # of audio, of which one second is drawn
@@ -347,6 +350,10 @@ def _range(
     """How the input is drawn."""
     if spec.dtype.kind == "U":
         return Range(shape, choices=hint.choices)
+    if spec.container:
+        open_size = strategy.length if len(hint.item) < 4 else strategy.side
+        item = tuple(size if isinstance(size, int) else open_size for size in hint.item)
+        return Range(item, choices=hint.choices)
     if hint.value is not None:
         return Range(shape, hint.value, hint.value)
     if hint.is_mask:
@@ -371,6 +378,8 @@ def _draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray
     """Values of an input; those of an image are added to even patches, as real images have."""
     if spec.dtype.kind == "U":
         return rng.choice(np.array(drawn.choices), drawn.shape)
+    if spec.container:
+        return _draw_container(spec, drawn, rng)
     if drawn.low is not None:
         if not drawn.is_whole:
             return rng.uniform(drawn.low, drawn.high, drawn.shape).astype(spec.dtype)
@@ -381,6 +390,19 @@ def _draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray
     if _is_image(drawn.shape):
         values = (values + _patches(drawn.shape, rng)) / np.sqrt(2)
     return values.astype(spec.dtype)
+
+
+def _draw_container(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
+    """A sequence of a few tensors, or a map with a number for each key that the model knows."""
+    dtype = np.dtype(DTYPES[element_type(spec.container)])
+    sizes = [() if "map(" in spec.container else drawn.shape] * (len(drawn.choices) or ITEMS)
+    values = [rng.standard_normal(size).astype(dtype) for size in sizes]
+    if "map(" not in spec.container:
+        return boxed(values)
+    keys: list[Any] = list(drawn.choices or range(len(values)))
+    if "map(int64" in spec.container:
+        keys = [int(key) for key in keys]
+    return boxed(dict(zip(keys, (value.item() for value in values), strict=True)))
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:

@@ -13,8 +13,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from quant_core.data.containers import boxed
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
 from quant_core.errors import DataError
+from quant_core.model.session import unboxed
 
 Feed = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -25,11 +27,15 @@ class InputSpec:
     """An input of a model. An axis is a size, a symbol, or None if any size fits.
 
     onnxruntime shows a scalar and an input of unknown rank alike: both have the shape ().
+
+    container  onnxruntime's name of a type that is no tensor: a sequence of tensors, or a map. Its
+               dtype is object, as that of the arrays that hold them in feeds (containers.py)
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...]
+    container: str = ""
 
     @property
     def batch(self) -> int:
@@ -37,6 +43,8 @@ class InputSpec:
         return self.shape[0] if self.shape and isinstance(self.shape[0], int) else 1
 
     def __str__(self) -> str:
+        if self.container:
+            return f"{self.name} {self.container}"
         sizes = ["?" if size is None else str(size) for size in self.shape]
         return f"{self.name} {self.dtype}[{', '.join(sizes)}]"
 
@@ -184,14 +192,19 @@ class FeedSource:
         return f"{self.name}, feed {position}"
 
     def size(self, position: int) -> int:
-        return _batch_size(
-            {name: np.shape(array) for name, array in self.feeds[position].items()}, self.inputs
-        )
+        containers = {spec.name for spec in self.inputs if spec.container}
+        arrays = self.feeds[position].items()
+        shapes = {name: () if name in containers else np.shape(array) for name, array in arrays}
+        return _batch_size(shapes, self.inputs)
 
     def hash_into(self, update: Callable[[bytes], None]) -> None:
+        containers = {spec.name for spec in self.inputs if spec.container}
         for feed in self.feeds:
-            for name, array in sorted(feed.items()):
-                hash_array(name, np.asarray(array), update)
+            for name, value in sorted(feed.items()):
+                if name in containers:
+                    hash_container(name, value, update)
+                else:
+                    hash_array(name, np.asarray(value), update)
 
 
 def _folder(path: Path, inputs: tuple[InputSpec, ...]) -> FileSource:
@@ -304,6 +317,16 @@ def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) ->
     """Give `update` the name, dtype, shape and bytes of the array."""
     update(f"array {name!r} {array.dtype.str} {array.shape}\n".encode())
     update(np.ascontiguousarray(array).tobytes())
+
+
+def hash_container(name: str, value: Any, update: Callable[[bytes], None]) -> None:
+    """Give `update` the name and the content of a sequence or a map."""
+    content = unboxed(boxed(value))
+    if isinstance(content, list):
+        for item in content:
+            hash_array(name, np.asarray(item), update)
+    else:
+        update(f"map {name!r} {content!r}\n".encode())
 
 
 def did_you_mean(name: str, inputs: Sequence[InputSpec]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from quant_core.errors import RequestError
-from quant_core.model.session import run
+from quant_core.model.session import run, unboxed
 
 BLOCK_SECONDS = (
     1e-3  # a block of calls takes this or longer, so that reading the clock costs nothing
@@ -97,10 +97,10 @@ def measure_all(
     if threads[0] != 1 and not all(_idle_threads_sleep(o) for o in options):
         problem = "idle threads spin and slow the other session"
         raise RequestError(problem, hint="Open both with open_session")
-    feed = dict(feed)
     for session in sessions:
         run(session, feed)  # raises ModelError if it fails; and the first call allocates memory
-    calls = [partial(session.run, None, feed) for session in sessions]
+    plain = {name: unboxed(array) for name, array in feed.items()}
+    calls = [partial(session.run, None, plain) for session in sessions]
     times = take_turns(calls, seconds=seconds, min_rounds=min_rounds, clock=clock)
     return [summarize(times[:, [0, i]], threads[0]) for i in range(1, len(sessions))]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quant_core.errors import ModelError
-from quant_core.model.graph import drop_unused
+from quant_core.model.graph import consumers, drop_unused, home
 
 IR_DEFAULTS = 4  # the first in which an input may have a default value
 HABIT = 5  # so many initializers, all of them inputs, are no choice of the author's
@@ -89,8 +89,14 @@ def _fix_constants(proto: onnx.ModelProto) -> None:
 
 def cut_held_types(model: ir.Model) -> None:
     """Edit in place: nodes that write outputs of types that onnx_ir cannot hold go, and what they
-    read is an output instead. Passes that go through messages need that.
+    read is an output instead; nodes that read inputs of such types go, and what they write is an
+    input instead. Passes that go through messages need that.
     """
+    for value in [v for v in model.graph.inputs if TYPE in v.meta]:
+        for node in consumers(value):
+            model.graph.inputs.extend(_detached(output) for output in node.outputs)
+            home(node).remove(node, safe=True)
+        model.graph.inputs.remove(value)
     outputs: list[ir.Value] = []
     for value in model.graph.outputs:
         producer = value.producer()
@@ -100,6 +106,14 @@ def cut_held_types(model: ir.Model) -> None:
             outputs.append(value)
     model.graph.outputs[:] = list(dict.fromkeys(outputs))
     drop_unused(model)
+
+
+def _detached(output: ir.Value) -> ir.Value:
+    """A value that nobody computes, for all that read this one."""
+    name, output.name = output.name, None
+    value = ir.Value(name=name, type=output.type, shape=output.shape)
+    output.replace_all_uses_with(value, replace_graph_outputs=True)
+    return value
 
 
 def external_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 import onnxruntime as ort
@@ -148,12 +148,12 @@ def run(
 ) -> list[np.ndarray]:
     """All outputs for one feed.
 
-    An output that is a list (a sequence, or a map per sample) becomes an array of objects.
+    A sequence or a map is an array of objects, both in the feed and among the outputs.
 
     Raises: ModelError, about `where`, if the model cannot run on the feed.
     """
     try:
-        outputs = session.run(None, dict(feed))
+        outputs = session.run(None, {name: unboxed(array) for name, array in feed.items()})
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
@@ -166,6 +166,13 @@ def run(
             "Give samples, or a `shape`, that the model can take",
         ) from error
     return [x if isinstance(x, np.ndarray) else np.array(x, object) for x in outputs]
+
+
+def unboxed(array: np.ndarray) -> Any:
+    """What onnxruntime takes: of an array of objects the list or the dict, tensors as they are."""
+    if getattr(array, "dtype", None) != np.dtype(object):
+        return array
+    return list(array) if array.ndim else array.item()
 
 
 def interface(model: Model) -> set[str]:

@@ -1,0 +1,50 @@
+"""Sequences and maps in feeds: arrays of objects, so that every value of a feed is an array.
+
+A sequence of tensors is an array (items,) of arrays; a map is an array () that holds a dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+OBJECT = np.dtype(object)
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    "tensor(string)": "str",
+    **{
+        f"tensor({sign}int{bits})": f"{sign}int{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+
+def element_type(kind: str) -> str:
+    """The type of the tensors in a sequence or optional, or of a map's values; of others `kind`.
+
+    Source: onnxruntime's names of types, such as `seq(tensor(float))`.
+    """
+    while kind.startswith(("seq(", "optional(", "map(")):
+        inner = kind[kind.index("(") + 1 : -1]
+        kind = inner.split(",", 1)[1] if kind.startswith("map(") else inner
+    return kind
+
+
+def boxed(value: Any) -> np.ndarray:
+    """A list, tuple or mapping as such an array; arrays stay as they are."""
+    if isinstance(value, Mapping):
+        box = np.empty((), OBJECT)
+        box[()] = dict(value)
+        return box
+    if not isinstance(value, (list, tuple)):
+        return np.asarray(value)
+    box = np.empty(len(value), OBJECT)
+    for position, item in enumerate(value):
+        box[position] = np.asarray(item)
+    return box

@@ -1,0 +1,85 @@
+"""Models that take sequences or maps are fed, calibrated and checked as others are."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from quant_core.api import quantize_with_calibration
+from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
+from quant_core.errors import DataError
+from quant_core.model.session import open_session, run
+
+WEIGHT = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+
+
+def saved(path, nodes, source, *constants):
+    """A model of these nodes, then y = x W."""
+    nodes = [*nodes, helper.make_node("MatMul", ["x", "w"], ["y"], "product")]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 32])
+    tensors = [numpy_helper.from_array(a, name) for name, a in (*constants, ("w", WEIGHT))]
+    graph = helper.make_graph(nodes, "g", [source], [output], tensors)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), path / "m.onnx")
+    return path / "m.onnx"
+
+
+def of_a_sequence(path):
+    source = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, ["n", 32])
+    node = helper.make_node("SequenceAt", ["s", "first"], ["x"])
+    return saved(path, [node], source, ("first", np.array(0)))
+
+
+def of_a_map(path):
+    kind = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(1, []))
+    node = helper.make_node(
+        "DictVectorizer", ["s"], ["x"], domain="ai.onnx.ml",
+        string_vocabulary=[f"word{i}" for i in range(32)],
+    )  # fmt: skip
+    return saved(path, [node], helper.make_value_info("s", kind))
+
+
+@pytest.mark.parametrize("make", [of_a_sequence, of_a_map])
+def test_random_samples_are_drawn_and_the_model_computes_in_integers(tmp_path, make):
+    path = make(tmp_path)
+
+    made = quantize_with_calibration(path, tmp_path / "q.onnx", mode="static", num_samples=4)
+
+    assert [str(node.compute) for node in made.plan.nodes] == ["static"]
+    assert made.worst_db > 30
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        (of_a_sequence, [np.ones((2, 32), np.float32), np.zeros((1, 32))]),
+        (of_a_map, {"word3": 1.5, "word5": -2.0}),
+    ],
+)
+def test_lists_and_mappings_from_python_are_fed(tmp_path, make, value):
+    path = make(tmp_path)
+    samples = open_samples(SampleSpec([{"s": value}]), input_specs(path), path)
+
+    (y,) = run(open_session(path), samples[0])
+
+    x = np.ones((2, 32)) if make is of_a_sequence else np.eye(32)[[3]] * 1.5 - 2 * np.eye(32)[[5]]
+    np.testing.assert_allclose(y, x @ WEIGHT, rtol=1e-4, atol=1e-5)
+    assert (
+        samples.digest()
+        != open_samples(SampleSpec([{"s": type(value)()}]), input_specs(path), path).digest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "hint"),
+    [(of_a_sequence, {"a": 1.0}, "list of arrays"), (of_a_map, np.ones(3), "mapping of keys")],
+)
+def test_another_kind_of_value_is_refused(tmp_path, make, wrong, hint):
+    path = make(tmp_path)
+    samples = open_samples(SampleSpec([{"s": wrong}]), input_specs(path), path)
+
+    with pytest.raises(DataError, match=hint):
+        samples[0]
