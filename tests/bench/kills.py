@@ -38,7 +38,9 @@ VARYING = {
     "busy",
     "note",
 }
-VARYING |= {f"{kind}{part}_ms" for kind in ("float", "quantized") for part in ("", "_p95")}
+VARYING |= {
+    f"{kind}{part}_ms" for kind in ("float", "quantized") for part in ("", "_p95", "_deciles")
+}
 VARYING |= {"speedup", "speedup_lo", "speedup_hi"}
 
 
