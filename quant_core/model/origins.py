@@ -53,7 +53,7 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
         inputs = [v for v in node.inputs if v is not None]
         read = {str(v.name) for v in inputs}
         computed = {str(v.name) for v in inputs if not graph.is_constant(v)}
-        names = _between(node, computed | written, producers, constants)
+        names = _between(node, (computed, written), producers, constants)
         weights = {str(v.name) for v in inputs if graph.is_float_weight(v)}
         names = (names - read - {str(node.name)}) | weights
         if node.op_type == "Identity":  # a weight set apart: what reads it
@@ -66,10 +66,13 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
 
 
 def _between(
-    node: ir.Node, ends: set[str], producers: Mapping[str, ir.Node], constants: set[str]
+    node: ir.Node,
+    ends: tuple[set[str], ...],
+    producers: Mapping[str, ir.Node],
+    constants: set[str],
 ) -> set[str]:
     """The names of the nodes and constants of the original from this node's outputs back to the
-    ends.
+    values of these sets.
     """
     names: set[str] = set()
     seen: set[str] = set()
@@ -77,7 +80,8 @@ def _between(
     is_first = set(waiting)
     while waiting:
         tensor = waiting.pop()
-        if tensor in seen or (tensor in ends and tensor not in is_first):
+        is_end = any(tensor in values for values in ends)  # joined anew, the sets take square time
+        if tensor in seen or (is_end and tensor not in is_first):
             continue
         seen.add(tensor)
         if tensor in constants:
