@@ -147,6 +147,12 @@ def test_no_module_imports_itself_through_others():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_one_module_knows_how_files_in_stores_are_reached():
+    paths = [path for layer in LAYERS for path in sources(layer)]
+
+    assert [module_name(path) for path in paths if "fsspec" in imports(path)] == ["tasks.stores"]
+
+
 def test_the_core_imports_only_numbers_and_onnx():
     wrong = {
         str(path.relative_to(ROOT)): imports(path) - CORE_IMPORTS for path in sources("quant_core")

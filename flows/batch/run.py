@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.batch.digests import url_contents
 from flows.console.arguments import run_parser
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import BatchResult, Result
@@ -22,6 +23,7 @@ from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError
 from quant_core.text import printable
 from quant_core.worker.child import STAGE_MODULE, run_stage, shut_down
+from tasks.remote import Remote, run_remote_stage
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,7 +103,9 @@ def _plan(job: Job, timeout_s: float) -> dict[str, Any]:
             "folder": folder,
         }
         try:
-            result = run_stage("prepare", request, timeout_s=timeout_s)["result"]
+            contents = url_contents(job)
+            run = partial(run_remote_stage, remote=Remote(contents)) if contents else run_stage
+            result = run("prepare", request, timeout_s=timeout_s)["result"]
         except QuantError as problem:
             error = {"error": problem.problem, "where": problem.where, "hint": problem.hint}
             return row | error

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,7 +85,7 @@ AnyModel = Annotated[Path, _argument("MODEL", "An ONNX model, quantized or not."
 Original = Annotated[Path, _argument("ORIGINAL", "The float model.")]
 Quantized = Annotated[Path, _argument("QUANTIZED", "What became of it.")]
 Files = Annotated[list[Path], _argument("QUANTIZED...", "Files of it, whoever made them.")]
-Models = Annotated[list[Path], _argument("MODELS...", "Models, or one folder or 'glob' of them.")]
+Models = Annotated[list[str], _argument("MODELS...", "Models, or one folder or 'glob' of them.")]
 ManifestFile = Annotated[Path, _argument("FILE", "A YAML or TOML manifest.")]
 ModelFolder = Annotated[Path, _argument("DIR", "A folder of models.")]
 Reports = Annotated[Path, _argument("DIR", "A batch's output folder.")]
@@ -94,7 +95,7 @@ Output = Annotated[
     _option("-o", "--output", help="Where to write, MODEL_int8.onnx if left out; replaced."),
 ]
 Page = Annotated[Path | None, _option("-o", "--output", help="Where to write the HTML page.")]
-OutputDir = Annotated[Path | None, _option("-o", "--output-dir", help="Where to write the models.")]
+OutputDir = Annotated[str | None, _option("-o", "--output-dir", help="Where to write the models.")]
 Layout = Annotated[
     Literal["huggingface"] | None,
     _option("--layout", help="MODELS is a folder with config.json and onnx/, made as a whole."),
@@ -341,21 +342,21 @@ def batch(
 
     if accuracy.metric and not accuracy.contract:
         raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
-    is_folder_or_glob = len(models) == 1 and not models[0].is_file()
+    is_folder_or_glob = len(models) == 1 and not _names_a_model(models[0])
     if layout and not is_folder_or_glob:
         raise RequestError("takes one folder", "--layout", "Name the folder of one model")
     if output_dir is None:
         if not layout:
             raise RequestError("is missing", "--output-dir", "Say where to write: -o DIR")
-        folder = models[0].absolute()
-        output_dir = folder.with_name(f"{folder.name}_int{config.bits}")
+        folder = Path(models[0]).absolute()
+        output_dir = str(folder.with_name(f"{folder.name}_int{config.bits}"))
     manifest = check_manifest(
         {
             **changed_options(config),
-            "models": [] if is_folder_or_glob else [{"input": str(model)} for model in models],
+            "models": [] if is_folder_or_glob else [{"input": model} for model in models],
             "batch": {
-                "input_dir": str(models[0]) if is_folder_or_glob else None,
-                "output_dir": str(output_dir),
+                "input_dir": models[0] if is_folder_or_glob else None,
+                "output_dir": output_dir,
                 "layout": layout,
                 "skip_existing": skip_existing,
                 "continue_on_error": continue_on_error,
@@ -373,6 +374,15 @@ def batch(
         "command line",
     )
     return _run_manifest(manifest, {**running, "allow_code": allow_code}, as_json, dry_run)
+
+
+def _names_a_model(text: str) -> bool:
+    """Whether this is one model, and no folder or glob of models."""
+    from tasks.stores import is_url
+
+    if is_url(text):
+        return text.endswith(".onnx") and not has_magic(text)
+    return Path(text).is_file()
 
 
 @command

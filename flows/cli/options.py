@@ -236,7 +236,7 @@ ACCURACY = {
 }
 SAMPLES = {
     "data": Option(str, "Samples: .npy, .npz, a folder of .npz, or random", "D"),
-    "labels": Option(Path, "Right answers, one per sample (.npy)", "L"),
+    "labels": Option(str, "Right answers, one per sample (.npy)", "L"),
     "num_samples": Option(int, "Use only so many samples", "N"),
     "shape": Option(list[str], "Of random samples, [INPUT=]1,3,224,224; repeatable", "SHAPE"),
 }

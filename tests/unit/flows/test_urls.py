@@ -11,6 +11,8 @@ import pytest
 
 from flows.batch.digests import job_digest, url_contents
 from flows.batch.journal import publish
+from flows.batch.run import plan_batch
+from flows.cli.commands import main
 from flows.manifest.jobs import Manifest, check_manifest
 from flows.manifest.outputs import Owner, claim, is_output, output_test, read_owner
 from quant_core.errors import RequestError
@@ -189,3 +191,37 @@ def test_a_model_is_published_after_its_data(tmp_path, monkeypatch):
 
     assert sent == ["m.onnx.data", "m.onnx"]
     assert stores.read(STORE / "out" / "m.onnx") == b"m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("models", "inputs"),
+    [
+        (["models"], ["models/a.onnx"]),
+        (["models/**/*.onnx"], ["models/a.onnx", "models/sub/b.onnx"]),
+        (["models/sub/b.onnx"], ["models/sub/b.onnx"]),
+        (["models/sub/b.onnx", "models/a.onnx"], ["models/sub/b.onnx", "models/a.onnx"]),
+    ],
+)
+def test_the_command_batch_takes_urls(models, inputs, monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        "flows.cli.commands._run_manifest", lambda manifest, *_: found.append(manifest) or 0
+    )
+    urls = [f"{STORE}/{model}" for model in models]
+
+    assert main(["batch", *urls, "-o", f"{STORE}/out", "--data", f"{STORE}/data.npy"]) == 0
+
+    assert [str(job.input) for job in found[0].jobs] == [f"{STORE}/{name}" for name in inputs]
+    assert found[0].store == STORE / "out"
+    assert found[0].jobs[0].calibration.source == f"{STORE}/data.npy"
+
+
+def test_a_dry_run_plans_a_model_in_a_store_and_names_its_url(tmp_path):
+    stores.write(STORE / "models" / "torn.onnx", b"no model")
+    values = {"mode": "weight_only", **batch(input_dir=f"{STORE}/models")}
+
+    made, torn = plan_batch(check_manifest(values, tmp_path))
+
+    assert made["plan"]
+    assert torn["error"]
+    assert torn["where"] == torn["input"] == f"{STORE}/models/torn.onnx"
