@@ -31,7 +31,7 @@ from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare
 from quant_core.model.session import find_provider, open_session
 from quant_core.model.write import write_model
-from quant_core.optimize.applied import REWRITES, from_text
+from quant_core.optimize.applied import REWRITES, from_text, to_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.search.checks import check_output, check_plan, check_same_interface
@@ -351,6 +351,8 @@ def optimize_model(
         if samples is not None:
             raise
         found = prepare_optimized(path, config, None, timings)
+    if found.applied:
+        found.model.metadata_props[REWRITES] = to_text(found.applied)
     size_bytes = write_model(found.model, output)
     return OptimizeResult(
         output=str(output),

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from quant_core.evaluate.contract import Verdict
 
-SCHEMA_VERSION = 2  # of all tables; it grows whenever a column is added, renamed or removed
+SCHEMA_VERSION = 3  # of all tables; it grows whenever a column is added, renamed or removed
 
 
 class Outcome(StrEnum):
@@ -182,6 +182,7 @@ class LayerRow(Row):
     histogram: str | None = None  # JSON: per mille of the values in equal bins from seen_lo on
     elements: int | None = None  # of its weights
     reason: str | None = None  # why it is not quantized, or why in this way
+    rewrites: str | None = None  # rules that rewrote it in float, joined by ", "
 
 
 @dataclass(frozen=True, slots=True)

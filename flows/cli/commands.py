@@ -153,8 +153,10 @@ Runtime = Annotated[
 def info(model: Model) -> Answer:
     """What a model is: inputs, outputs, opset, size, operators."""
     from quant_core.model.info import model_info
+    from quant_core.optimize.applied import rewrites_in
 
-    return Answer(model_info(model).to_dict(), render.model_view)
+    found = model_info(model).to_dict() | {"rewrites": rewrites_in(model)}
+    return Answer(found, render.model_view)
 
 
 @command

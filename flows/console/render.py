@@ -109,6 +109,7 @@ def model_view(info: Mapping[str, Any]) -> RenderableType:
         "opset": info["opset"],
         "quantized": "yes" if info["quantized"] else "no",
         "nodes": f"{info['num_nodes']}: {operators}",
+        "rewritten by": ", ".join(f"{n} {rule}" for rule, n in info["rewrites"].items()),
     }
     return Group(
         facts_table(facts),

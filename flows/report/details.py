@@ -178,6 +178,7 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
         **dict.fromkeys(names, False),
         **dict.fromkeys(numbers, True),
         "range": False,
+        "rewritten by": False,
         "why": False,
     }
     rows: list[list[Child]] = [
@@ -192,6 +193,7 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
             format_db(row.get("sqnr_db")),
             f"{row['elements']:,}" if row.get("elements") else "",
             range_chart(row) or "",
+            row.get("rewrites") or "",
             row.get("reason") or "",
         ]
         for row in sorted(layers, key=lambda row: int(row["position"]))

@@ -13,9 +13,9 @@ import onnxruntime as ort
 from quant_core.data.samples import Samples
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
-from quant_core.metrics import Fidelity, OutputFidelity
+from quant_core.metrics import MAX_SQNR_DB, Fidelity, OutputFidelity
 from quant_core.model.session import run
-from quant_core.numerics.sqnr import MAX_SQNR_DB, sqnr_db
+from quant_core.numerics.sqnr import sqnr_db
 
 Outputs = list[np.ndarray]  # of one feed, in the order of the model's outputs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from quant_core.calibrate.ranges import Histogram
 from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.model import graph
+from quant_core.optimize.applied import rules_of
 from quant_core.plan.types import Compute, NodePlan, QuantPlan
 from quant_core.rewrite.apply import Quantized
 
@@ -37,6 +38,7 @@ class LayerReport:
     range_lo, range_hi     what the output's integers cover
     histogram              per mille of the values in equal bins from seen_lo to seen_hi, as JSON
     saturation_safe        whether no pair of weights can saturate on x86 without VNNI
+    rewrites               the rules that rewrote the float node, joined by ", "
     reason                 why the plan decided so
     """
 
@@ -58,6 +60,7 @@ class LayerReport:
     range_lo: float | None = None
     range_hi: float | None = None
     histogram: str = ""
+    rewrites: str = ""
 
 
 def layer_reports(
@@ -73,8 +76,12 @@ def layer_reports(
     stats          what ranges were chosen by, None without samples
     """
     sensitivity_of = {sensitivity.node: sensitivity for sensitivity in sensitivities}
+    rules = rules_of(plan.rewrites)
     return [
-        _layer_report(planned, quantized, sensitivity_of.get(planned.node), stats)
+        replace(
+            _layer_report(planned, quantized, sensitivity_of.get(planned.node), stats),
+            rewrites=", ".join(rules.get(planned.node, ())),
+        )
         for planned in plan.nodes
     ]
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quant_core.numerics.sqnr import MAX_SQNR_DB, sqnr_db
+from quant_core.metrics import MAX_SQNR_DB
+from quant_core.numerics.sqnr import sqnr_db
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-MAX_SQNR_DB = 200.0  # without noise: float32 itself keeps about 150 dB
+from quant_core.metrics import MAX_SQNR_DB
+
 _LEAST_SIGNAL = 1e-300  # a signal of zero has no logarithm
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from quant_core.config import known_keys
 from quant_core.errors import ModelError
+from quant_core.model import files
 
 REWRITES = "quantmill.rewrites"  # key in the metadata of a model that was made of a rewritten one
 MOST_BYTES = 1 << 24  # of that list, which a stranger's file may inflate
@@ -56,6 +59,23 @@ def from_text(text: str) -> tuple[Applied, ...]:
         return tuple(Applied(rule, node, tuple(absorbed)) for rule, node, *absorbed in rows)
     except (ValueError, TypeError, zlib.error) as error:
         raise ModelError("the list of rewrites cannot be read", REWRITES) from error
+
+
+def rewrites_in(path: Path) -> dict[str, int]:
+    """Rule -> how many places it changed in the float model that the file was made of; the most
+    first. Raises: ModelError if the file, or its list of rewrites, cannot be read.
+    """
+    rows = from_text(files.load(path).metadata_props.get(REWRITES, ""))
+    return dict(Counter(row.rule for row in rows).most_common())
+
+
+def rules_of(changes: Iterable[Applied]) -> dict[str, list[str]]:
+    """For each node that was rewritten, the rules that did it, each once, in their order."""
+    found: dict[str, dict[str, None]] = {}
+    for change in changes:
+        absorbed = [rule for name in change.absorbed for rule in found.pop(name, {})]
+        found.setdefault(change.node, {}).update(dict.fromkeys([*absorbed, change.rule]))
+    return {node: list(rules) for node, rules in found.items()}
 
 
 def former_names(changes: Iterable[Applied]) -> dict[str, list[str]]:

@@ -23,9 +23,8 @@ from quant_core.evaluate.contract import Verdict, judge, score
 from quant_core.evaluate.fidelity import Outputs, compare, run_all
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
-from quant_core.metrics import Fidelity
+from quant_core.metrics import MAX_SQNR_DB, Fidelity
 from quant_core.model.session import open_session
-from quant_core.numerics.sqnr import MAX_SQNR_DB
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized

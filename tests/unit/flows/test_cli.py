@@ -22,7 +22,8 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
 from tests.folders import save_folder
-from tests.models import tiny_cnn
+from tests.models import sketch, tiny_cnn
+from tests.oracle.cases import weights
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = (
@@ -485,6 +486,42 @@ def test_optimize_only_names_its_output_after_the_model(quantized, capsys):
     code, result = answer_of(capsys, "quantize float.onnx --optimize-only")
 
     assert (code, result["output"]) == (0, "float_optimized.onnx")
+
+
+def test_pareto_shows_the_plans_that_none_beats_and_the_chosen_one(quantized, capsys):
+    line = "quantize float.onnx -o best.onnx --mode static --data samples.npy --pareto"
+
+    assert main(line.split()) == 0
+    text = capsys.readouterr().out
+    _, result = answer_of(capsys, line)
+
+    assert "chosen: " in text
+    assert result["chosen"] in {row["candidate"] for row in result["trace"]}
+    speeds = [row["speedup"] for row in result["front"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(row in result["trace"] for row in result["front"])
+
+
+@pytest.mark.parametrize("needless", ["", "--data samples.npy --plan plan.json"])
+def test_pareto_needs_samples_and_a_search(quantized, capsys, needless):
+    plan_it = "quantize float.onnx --mode static --data samples.npy --dry-run --format json"
+    main(plan_it.split(" "))
+    Path("plan.json").write_text(capsys.readouterr().out)
+
+    assert main(f"quantize float.onnx --pareto {needless}".split()) == 2
+
+
+def test_info_tells_what_was_rewritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    nodes = "m = Mul(x, s) y = Conv<pads = [1, 1, 1, 1]>(m, w)"
+    text = f"(float[n,3,8,8] x) => (float[n,8,8,8] y) {{ {nodes} }}"
+    onnx.save(sketch(text, weights(w=(8, 3, 3, 3)) | {"s": np.float32(0.5)}), "float.onnx")
+
+    assert main(["quantize", "float.onnx", "--optimize-only", "-o", "small.onnx"]) == 0
+    capsys.readouterr()
+    _, info = answer_of(capsys, "info small.onnx")
+
+    assert info["rewrites"] == {"fold_into_consumers": 1}
 
 
 def test_the_version_is_that_of_the_package(capsys):

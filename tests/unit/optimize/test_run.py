@@ -9,7 +9,7 @@ import pytest
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.model.normalize import normalize
-from quant_core.optimize.applied import Applied, from_text, to_text
+from quant_core.optimize.applied import Applied, from_text, rules_of, to_text
 from quant_core.optimize.rules import EXACT, TIMED
 from quant_core.optimize.run import follow, optimize
 from tests.models import random_feed, sketch
@@ -142,3 +142,14 @@ def test_a_text_that_is_no_list_of_changes_is_an_error(text):
 
 def test_every_rule_has_one_name():
     assert not EXACT.keys() & TIMED.keys()
+
+
+def test_a_node_was_rewritten_by_its_own_rules_and_those_of_what_it_absorbed():
+    changes = [
+        Applied("first", "a", ("x",)),
+        Applied("second", "b", ("a",)),
+        Applied("first", "b", ("y",)),
+        Applied("third", "c", ("c",)),
+    ]
+
+    assert rules_of(changes) == {"b": ["first", "second"], "c": ["third"]}
