@@ -39,7 +39,7 @@ class SearchPolicy:
     # models.
     per_tensor_gain: float = 0.3
     # Static outputs with this SQNR need no equalization. Not tuned: saves search time.
-    exact_db: float = 40.0
+    exact_db: float = 50.0
     # Equalization that gains less, in dB, counts as luck. `python -m tests.bench.accuracy --zoo
     # DIR`: SQNR of the vision models with and without.
     equalization_gain_db: float = 0.5
@@ -63,7 +63,7 @@ class SearchPolicy:
     prepare_samples: int = 2
     # Samples for Gram matrices, equalization and tuned biases. `python -m tests.bench.int4 --zoo
     # DIR --samples N`: agreement hardly changes with more.
-    gram_samples: int = 32
+    gram_samples: int = 64
     # Samples that tell candidates apart where no labels and no contract need all, and the same
     # where there is a contract, but only calibration samples to judge it by. Not tuned.
     judging_samples: int = 32
