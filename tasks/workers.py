@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # How often a stage is handed out again because its worker died before the stage began there: that
 # is not the fault of the stage, but it cannot go on for ever.
 MAX_DEATHS_BEFORE_BEGIN = 30
+LOOK_S = 15.0  # between looks whether there are workers at all, while a stage is waited for
+NO_WORKER_S = 120.0  # a cluster without any worker for so long has lost them for good
 WAIT_S = 3.0  # a stage that has not begun by then waits for its host
 STAGES = ("", "prepare", "calibrate", "quantize", "validate", "sensitivity", "benchmark")
 # The memory that a stage is expected to need, before it has run once:
@@ -37,6 +39,7 @@ class Workers:
     """A Dask client, and the limits of a stage there.
 
     patience_s  how much longer a stage that runs alone may wait until its host is free
+    missing_since  when the cluster was first seen without any worker, None if it has some
     peaks  (model, stage) -> the most bytes that this stage held; stage "" for what is only expected
     marks  a folder that all workers can reach, with a file for each stage that has begun
     contents  URL -> what it held when the batch read it, for the models and data of requests
@@ -62,6 +65,7 @@ class Workers:
         self.module = module
         self.allow_code = allow_code
         self.peaks: dict[tuple[str, str], int] = {}
+        self.missing_since: float | None = None
         self.contents: dict[str, Content] = {}
         self.folders: dict[str, dict[str, Sequence[Any]]] = {}
 
@@ -153,6 +157,20 @@ class Workers:
             Remote(contents, folder, mark if isinstance(mark, Url) else None) if contents else None
         )
 
+    def check_that_some_are_left(self, stage: str) -> None:
+        """Raises: StageError if the cluster has had no worker for NO_WORKER_S seconds."""
+        now = time.monotonic()
+        if self.client.scheduler_info(n_workers=-1)["workers"]:
+            self.missing_since = None
+            return
+        self.missing_since = self.missing_since or now
+        if now - self.missing_since >= NO_WORKER_S:
+            raise StageError(
+                "no Dask worker is left",
+                f"stage {stage}",
+                "What else runs on their hosts? The same command goes on from here",
+            )
+
     def count(self) -> int:
         """How many workers there are."""
         return max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
@@ -181,7 +199,7 @@ class _Call:
             on_wait()
         for death in range(MAX_DEATHS_BEFORE_BEGIN):
             try:
-                answer: dict[str, Any] = self.future.result()
+                answer = self._answer()
                 self._check_versions(answer)
                 return answer
             except QuantError:
@@ -198,6 +216,22 @@ class _Call:
             f"stage {self.stage}",
             "What else runs on them?",
         )
+
+    def _answer(self) -> dict[str, Any]:
+        """The answer of the stage, whose worker may still have to be found.
+
+        Raises: StageError if the cluster has lost all of its workers; whatever the stage raises.
+        """
+        while True:
+            try:
+                answer: dict[str, Any] = self.future.result(timeout=LOOK_S)
+            except TimeoutError:
+                if self.future.done():  # type: ignore[no-untyped-call]
+                    return self.future.result()
+                self.workers.check_that_some_are_left(self.stage)
+            else:
+                self.workers.missing_since = None
+                return answer
 
     def _check_versions(self, answer: Mapping[str, Any]) -> None:
         """Raises: StageError if the worker has other versions than the row would name."""

@@ -48,7 +48,7 @@ class Deadly:
         self.begun, self.deaths = begun, 0
 
     def submit(self, function, stage, mark, **options):
-        def result():
+        def result(timeout=None):
             self.deaths += 1
             Path(mark).write_bytes(b"x" * self.begun)
             raise KilledWorker("task", SimpleNamespace(address="tcp://nowhere"), 0)
@@ -117,7 +117,7 @@ def test_a_stage_that_ran_out_of_the_hosts_memory_reserves_twice_as_much_the_nex
     tmp_path,
 ):
     def submit(function, stage, need_bytes, **options):
-        def result():
+        def result(timeout=None):
             if need_bytes < 3 * BARE_BYTES:
                 raise StageError("out of memory", reason=StageReason.HOST_MEMORY)
             return {"result": {}, "peak_bytes": 12345}
@@ -137,7 +137,7 @@ def test_a_stage_that_ran_out_of_the_hosts_memory_reserves_twice_as_much_the_nex
 def test_an_answer_of_a_worker_with_other_versions_is_refused(tmp_path):
     def submit(function, stage, **options):
         answer = {"result": {}, "peak_bytes": 1, "versions": {**versions(), "quantmill": "0.0.1"}}
-        return SimpleNamespace(result=lambda: answer, done=lambda: True)
+        return SimpleNamespace(result=lambda timeout=None: answer, done=lambda: True)
 
     workers = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path)
 
@@ -154,8 +154,10 @@ def test_stages_that_run_alone_say_that_they_wait_and_wait_no_longer_than_the_li
         granted.append(patience_s)
         answer = {"result": {}, "peak_bytes": 1, "waited_s": min(patience_s, 40.0)}
 
+        looks = iter([False, True])  # it has begun at the second look
+
         def result(timeout=None):
-            if timeout is not None:
+            if not next(looks):
                 raise TimeoutError
             return answer
 
@@ -186,3 +188,22 @@ def test_a_stage_that_runs_alone_waits_until_its_host_is_free_and_says_so(tmp_pa
     assert answer["result"] == {"text": "alone"}
     assert said == [60.0]
     assert workers.patience_s < 60.0
+
+
+def test_a_cluster_that_has_lost_all_workers_fails_the_stage_instead_of_waiting_for_ever(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tasks.workers.NO_WORKER_S", 0.0)
+
+    def submit(function, stage, **options):
+        def result(timeout=None):
+            raise TimeoutError
+
+        return SimpleNamespace(result=result, done=lambda: False)
+
+    client = SimpleNamespace(
+        submit=submit, scheduler_info=lambda n_workers: {"workers": {}}, cancel=lambda futures: None
+    )
+
+    with pytest.raises(StageError, match="no Dask worker is left"):
+        Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
