@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from quant_core.plan.types import QuantPlan
 
 Progress = Callable[[str], None]
+WEB_SECONDS = 3.0  # of timing: a wasm engine first compiles what is hot
 EXPORT_SAMPLES = 8  # on which an export is compared with what it was made of
 
 
@@ -67,7 +70,6 @@ def quantize_answer(
     were given.
     """
     from quant_core import api
-    from quant_core.search.prepared import is_for_host
 
     samples = calibration or SampleSpec()
     plan = _read_plan(plan_file) if plan_file else None
@@ -90,10 +92,11 @@ def quantize_answer(
     ).to_dict()
     result["shows_front"] = pareto
     result["timing"] = None
-    if is_for_host(result["target"]):
+    time_both = _timing_of(result["target"])
+    if time_both is not None:
         progress("timing both models in turn")
         try:
-            result["timing"] = timing(model, output, samples)
+            result["timing"] = time_both(model, output, samples)
         except (DataError, ModelError):  # the model does not run on random samples
             if calibration is not None:
                 raise
@@ -110,6 +113,22 @@ def quantize_answer(
         following = ["validate", str(model), str(output), *data]
     result["next"] = shlex.join(["quantmill", *following])
     return Answer(result, render.quantization_view, exit_code=int(is_missed))
+
+
+def _timing_of(target: str) -> Callable[..., dict[str, Any]] | None:
+    """What times a file for that target: this host, or onnxruntime-web if it is installed."""
+    from flows.runtime.javascript import find_package
+    from quant_core.search.prepared import is_for_host
+
+    if is_for_host(target):
+        return timing
+    if target != "web" or shutil.which("node") is None:
+        return None
+    try:
+        find_package("onnxruntime-web")
+    except RequestError:
+        return None
+    return partial(javascript_timing, "wasm", threads=1, batch=1, seconds=WEB_SECONDS)
 
 
 def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConfig:

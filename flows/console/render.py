@@ -232,7 +232,7 @@ def _export_facts(export: Mapping[str, Any]) -> dict[str, str]:
 def _speed_text(timing: Mapping[str, Any] | None, target: str) -> str:
     """How fast a model is beside float, from the timing of both in turn."""
     if timing is None and host_target_name() not in TARGETS[target].timed_on:
-        return f"not timed: this host is not {target}"
+        return f"not timed: {target} does not run on this host"
     if timing is None:
         return "not timed: the model does not run on random samples; give --data"
     latency = _before_after(timing["float_ms"], timing["float_ms"] / timing["speedup"], format_ms)

@@ -278,7 +278,7 @@ def first_plan(
     choices = {}
     for node in plan.nodes:
         if node.weights:
-            can_be_dynamic = RULES[node.op_type].dynamic
+            can_be_dynamic = RULES[node.op_type].dynamic and Compute.DYNAMIC in target.times
             choices[node.node] = NodeChoice(Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT)
     return make_plan(model, config, target, choices, rewrites=rewrites)
 

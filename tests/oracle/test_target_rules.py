@@ -7,9 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from quant_core.config import QuantConfig
 from quant_core.model.graph import MICROSOFT
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute
+from quant_core.search.pipeline import first_plan
 from tests.oracle.quantizing import make, prepared
 
 CNNS = ("residual", "grouped_and_depthwise")
@@ -73,6 +75,16 @@ def test_qnn_gets_16_bit_activations_and_symmetric_weights(case):
     weights = [zero for kind, zero in zero_points(model, "DequantizeLinear") if kind in BYTES]
     assert weights
     assert not any(zero.any() for zero in weights)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_without_samples_no_target_needs_any(target):
+    config = QuantConfig(target=target)
+
+    plan = first_plan(prepared("attention").model, config, measured=False)
+
+    assert not plan.activations
+    assert {n.storage.bits for n in plan.nodes if n.weights} == {8}
 
 
 def test_web_leaves_depthwise_convs_in_float():
