@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,60 +13,67 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.calibrate.equalize import equalized_like
+from quant_core.data.samples import Samples
+from quant_core.errors import ModelError
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
-from quant_core.model.session import open_session, run
+from quant_core.model.session import open_session, run, sizes_of
 from quant_core.plan.operators import RULES
 
 Feed = Mapping[str, NDArray[Any]]
+Feeds = Samples | Sequence[Feed]
 
+# Of the tensors that are measured at a time, for one feed; small beside what onnxruntime takes.
+MAX_PART_BYTES = 32 << 20
+UNKNOWN_BYTES = MAX_PART_BYTES >> 5  # of a tensor whose size shapes do not tell
 _COMPUTED = "/computed"  # suffix of a tensor that the quantized model computes; see `_isolated`
 
 
-def measure_sensitivity(
-    model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]
-) -> list[Sensitivity]:
+def measure_sensitivity(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[Sensitivity]:
     """The sensitivity of each node over all feeds. Arguments and errors are `measure_noise`'s."""
     return sensitivities([measure_noise(model, quantized, feeds)])
 
 
-def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed]) -> list[NodeNoise]:
+def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[NodeNoise]:
     """One row for each node with a float output that both models have, in graph order.
 
     model      the prepared float model, which names tensors as the quantized one does
     quantized  the model made from it; its metadata hold the scale factors of equalized channels
+    feeds      they are read once for each part
 
     For each feed the quantized model runs twice: as it is, for the cumulative noise, and with every
-    shared tensor replaced by the float model's values, for the isolated noise.
+    shared tensor replaced by the float model's values, for the isolated noise. Where the tensors of
+    a feed are large, part of them is measured at a time.
 
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """
     model = equalized_like(model, quantized)
     nodes = {str(graph.first_output(n).name): n for n in model.graph if n.op_type in RULES}
     shared = _shared_tensors(quantized, nodes.keys())
-    visible = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
+    visible = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
     inner = [name for name in shared if name not in visible]
     float_session = open_session(model, outputs=inner, packed=False)
     cumulative_session = open_session(quantized, outputs=inner, packed=False)
     types = {output.name: output.type for output in float_session.get_outputs()}
     shared = [name for name in shared if types[name] == "tensor(float)"]
-    if not shared:
+    if not shared or not len(feeds):
         return []
-    isolated_session = open_session(_isolated(quantized, shared), packed=False)
-    isolated_inputs = {i.name for i in isolated_session.get_inputs()}
-
     squares: dict[str, list[tuple[float, float, float]]] = {name: [] for name in shared}
-    for feed in feeds:
-        exact = _run_by_name(float_session, feed)
-        known = dict(feed) | exact
-        inputs = {name: x for name, x in known.items() if name in isolated_inputs}
-        isolated = _run_by_name(isolated_session, inputs)
-        cumulative = _run_by_name(cumulative_session, feed)
-        for name in shared:
-            x, alone, whole = exact[name], isolated.get(name + _COMPUTED), cumulative[name]
-            if alone is None or not alone.shape == x.shape == whole.shape:
-                continue
-            squares[name].append((_square(x[np.isfinite(x)]), _noise(x, alone), _noise(x, whole)))
+    for part in _parts(model, feeds[0], shared):
+        isolated_session = open_session(_isolated(quantized, shared, part), packed=False)
+        cut = [i.name for i in isolated_session.get_inputs()]
+        read = dict.fromkeys([*part, *(name for name in cut if name in types)])
+        for feed in feeds:
+            exact = _run_by_name(float_session, feed, [*read])
+            inputs = {name: x for name, x in (dict(feed) | exact).items() if name in cut}
+            isolated = _run_by_name(isolated_session, inputs)
+            cumulative = _run_by_name(cumulative_session, feed, part)
+            for name in part:
+                x, alone, whole = exact[name], isolated.get(name + _COMPUTED), cumulative[name]
+                if alone is None or not alone.shape == x.shape == whole.shape:
+                    continue
+                signal = _square(x[np.isfinite(x)])
+                squares[name].append((signal, _noise(x, alone), _noise(x, whole)))
 
     return [
         NodeNoise(str(node.name), node.op_type, *zip(*squares[name], strict=True))
@@ -82,8 +90,28 @@ def _shared_tensors(quantized: ir.Model, names: Iterable[str]) -> list[str]:
     return inner + [str(v.name) for v in quantized.graph.outputs if v.name in wanted]
 
 
-def _isolated(quantized: ir.Model, tensors: list[str]) -> ir.Model:
-    """The model cut at each of these tensors, so that no node reads what another one computes.
+def _parts(model: ir.Model, feed: Feed, tensors: list[str]) -> list[list[str]]:
+    """The tensors in parts of at most MAX_PART_BYTES for this feed, or of one tensor."""
+    sizes: Mapping[str, int | None] = {}
+    with suppress(ModelError):  # shapes that contradict the feed tell nothing
+        sizes = sizes_of(model, tensors, feed)
+    parts: list[list[str]] = []
+    left = 0
+    for name in tensors:
+        size_bytes = sizes.get(name)
+        if size_bytes is None:
+            size_bytes = UNKNOWN_BYTES
+        if size_bytes > left:
+            parts.append([])
+            left = MAX_PART_BYTES
+        parts[-1].append(name)
+        left -= size_bytes
+    return parts
+
+
+def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Model:
+    """The model cut at each of these tensors, so that no node reads what another one computes; it
+    computes those of one part.
 
     Before:  node_1 -> t -> node_2
     After:   node_1 -> t/computed (an output);  t (an input) -> node_2
@@ -100,7 +128,8 @@ def _isolated(quantized: ir.Model, tensors: list[str]) -> ir.Model:
         if given.uses():
             copy.graph.inputs.append(given)
         computed.type = ir.TensorType(ir.DataType.FLOAT)
-        outputs.append(computed)
+        if name in part:
+            outputs.append(computed)
     copy.graph.outputs[:] = outputs
     graph.drop_unused(copy)
     for value in [v for v in copy.graph.inputs if not v.uses()]:
@@ -108,9 +137,12 @@ def _isolated(quantized: ir.Model, tensors: list[str]) -> ir.Model:
     return copy
 
 
-def _run_by_name(session: ort.InferenceSession, feed: Feed) -> dict[str, NDArray[Any]]:
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, run(session, feed), strict=True))
+def _run_by_name(
+    session: ort.InferenceSession, feed: Feed, names: list[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """The outputs of these names, or all."""
+    wanted = [output.name for output in session.get_outputs()] if names is None else names
+    return dict(zip(wanted, run(session, feed, outputs=wanted), strict=True))
 
 
 def _noise(exact: NDArray[Any], found: NDArray[Any]) -> float:

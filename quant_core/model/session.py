@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -144,16 +145,19 @@ def open_profiled(model: Model, prefix: Path, *, threads: int = 1) -> ort.Infere
 
 
 def run(
-    session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str = ""
+    session: ort.InferenceSession,
+    feed: Mapping[str, np.ndarray],
+    where: str = "",
+    outputs: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
-    """All outputs for one feed.
+    """All outputs for one feed, or those of these names.
 
     A sequence or a map is an array of objects, both in the feed and among the outputs.
 
     Raises: ModelError, about `where`, if the model cannot run on the feed.
     """
     try:
-        outputs = session.run(None, {name: unboxed(array) for name, array in feed.items()})
+        found = session.run(outputs, {name: unboxed(array) for name, array in feed.items()})
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
@@ -165,7 +169,7 @@ def run(
             where,
             "Give samples, or a `shape`, that the model can take",
         ) from error
-    return [x if isinstance(x, np.ndarray) else np.array(x, object) for x in outputs]
+    return [x if isinstance(x, np.ndarray) else np.array(x, object) for x in found]
 
 
 def unboxed(array: np.ndarray) -> Any:
@@ -203,6 +207,30 @@ def values_of(
     inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in known]
     session = open_session(model, threads=threads, outputs=inner, packed=packed, provider=provider)
     return _run_each(session, feeds, where)
+
+
+def sizes_of(
+    model: ir.Model, tensors: Iterable[str], feed: Mapping[str, np.ndarray]
+) -> dict[str, int | None]:
+    """Bytes of each of these float32 tensors for this feed, as far as shapes tell without a run.
+
+    Raises: ModelError as `open_session`.
+    """
+    options = _options(1, optimize=False)
+    for value in model.graph.inputs:
+        shape = feed[str(value.name)].shape if value.name in feed else ()
+        for dim, size in zip(value.shape or (), shape, strict=False):
+            if not isinstance(dim, int) and dim.value:
+                options.add_free_dimension_override_by_name(str(dim.value), size)
+    inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in interface(model)]
+    found = _open(model, options, inner).get_outputs()
+    shapes = {output.name: output.shape for output in found}
+    return {
+        name: 4 * math.prod(shapes[name])
+        if all(isinstance(size, int) for size in shapes[name])
+        else None
+        for name in tensors
+    }
 
 
 def _run_each(
@@ -263,6 +291,9 @@ def _open(
     if isinstance(model, (str, Path)) and not Path(model).is_file():
         problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
         raise ModelError(problem, where, "Give the path of an .onnx file")
+    if outputs:
+        # The arena keeps what these outputs took, rounded up, until the session is closed.
+        options.enable_cpu_mem_arena = False
     try:
         with _source(model, in_memory=bool(outputs)) as (source, folder):
             if folder is not None:

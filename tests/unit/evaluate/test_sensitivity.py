@@ -13,6 +13,7 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.evaluate.node_noise import measure_noise, measure_sensitivity
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
+from quant_core.model.session import sizes_of
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
@@ -92,3 +93,19 @@ def test_shares_of_the_samples_merge_to_the_last_bit(shards):
     merged = sensitivities(through_json)
     whole = measure_sensitivity(model, quantized, FEEDS)
     assert sorted(merged, key=repr) == sorted(whole, key=repr)
+
+
+def test_tensors_that_are_measured_in_parts_have_the_same_noise(monkeypatch):
+    model = chain()
+    quantized = static(model)
+    whole = measure_noise(model, quantized, FEEDS)
+
+    monkeypatch.setattr("quant_core.evaluate.node_noise.MAX_PART_BYTES", 4 * 4 * 32)  # of one
+
+    assert measure_noise(model, quantized, FEEDS) == whole
+
+
+def test_sizes_of_tensors_are_known_without_a_run():
+    sizes = sizes_of(chain(), ["a", "b", "y"], FEEDS[0])
+
+    assert sizes == dict.fromkeys("aby", 4 * 4 * 32)
