@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
@@ -30,6 +31,7 @@ from quant_core.model.to_float32 import to_float32
 
 OPSET_QDQ = 13  # the first with a per-channel DequantizeLinear
 OPSET_RAISED = 17  # what an older model is raised to
+OPSET_KERNELS = 25  # the newest whose QuantizeLinear onnxruntime computes
 OPSET_INT4 = 21  # the first with 4-bit types and blocks
 IR_VERSION = 8  # of opset 17
 IR_VERSION_INT4 = 10  # of opset 21
@@ -59,6 +61,8 @@ def prepare(
        metadata says so.
     7. Its interface is that of the file, and its metadata tells which of the file's nodes each node
        stands for (origins.py).
+    8. An opset above 25 becomes 25 if none of the operators has changed since: onnxruntime has no
+       kernels yet that quantize in later ones.
 
     Raises: ModelError if the file is not a model, if its opset cannot be raised, or if its outputs
     on `samples` need double.
@@ -78,6 +82,7 @@ def prepare(
     folded = _optimized(source)  # 3
     keep_compact(folded, model)
     normalize(folded)
+    _lower_opset(folded)  # 8
     fuse_hard_sigmoid(folded)  # 4
     feeds = list(samples)
     is_checked = bool(feeds) or not converted  # what has no kernel in bfloat16 has one in float32
@@ -229,6 +234,20 @@ def _hold_large_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         elif isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.tensor(tensor.numpy(), name=name)
     return held
+
+
+def _lower_opset(model: ir.Model) -> None:
+    """Edit in place (rule 8): the number alone, which changes no operator of the model."""
+    version = graph.opset(model)
+    if version <= OPSET_KERNELS:
+        return
+    nodes = [node for inside in graph.graphs_of(model) for node in inside if not node.domain]
+    try:
+        since = [onnx.defs.get_schema(n.op_type, version).since_version for n in nodes]
+    except onnx.defs.SchemaError:
+        return  # newer than this onnx, which cannot tell
+    if max(since, default=0) <= OPSET_KERNELS:
+        model.graph.opset_imports[""] = OPSET_KERNELS
 
 
 def _optimized(model: Path | ir.Model) -> ir.Model:

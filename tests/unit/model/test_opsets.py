@@ -1,0 +1,45 @@
+"""Models of opsets for which onnxruntime has no quantizing kernels are quantized all the same."""
+
+import numpy as np
+import onnx
+import pytest
+
+from quant_core.api import quantize_with_calibration
+from quant_core.errors import ModelError
+from quant_core.model.prepare import OPSET_KERNELS, prepare
+from quant_core.model.session import open_session
+from tests.models import sketch, tiny_cnn
+
+NEWEST = onnx.defs.onnx_opset_version()
+
+
+def test_an_opset_that_changed_none_of_the_operators_is_lowered(tmp_path):
+    model = tiny_cnn(NEWEST)
+    model.ir_version = onnx.IR_VERSION
+    onnx.save(model, tmp_path / "m.onnx")
+
+    made = quantize_with_calibration(
+        tmp_path / "m.onnx", tmp_path / "q.onnx", mode="static", num_samples=2
+    )
+
+    assert made.worst_db > 20
+    assert "static" in {str(node.compute) for node in made.plan.nodes}
+
+
+def test_an_opset_that_changed_one_stays(tmp_path):
+    text = "(float[n, 4] x, int64[1] b) => (float[n, 4] y) { m = MatMul(x, w) y = CumProd(m, b) }"
+    model = sketch(text, {"w": np.ones((4, 4), np.float32)}, opset=26, ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+
+    assert prepare(tmp_path / "m.onnx").opset_imports[""] == 26
+
+
+def test_onnxruntime_has_no_kernels_for_later_ones():
+    """If this fails, `OPSET_KERNELS` may be larger."""
+    text = """(float[n] x) => (float[n] y) { q = QuantizeLinear(x, s, z)
+                                             y = DequantizeLinear(q, s, z) }"""
+    constants = {"s": np.float32(1), "z": np.uint8(0)}
+
+    open_session(sketch(text, constants, OPSET_KERNELS, 10).SerializeToString())
+    with pytest.raises(ModelError, match="QuantizeLinear"):
+        open_session(sketch(text, constants, NEWEST, 10).SerializeToString())
