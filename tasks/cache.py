@@ -17,10 +17,11 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,6 +36,7 @@ STRAY_S = 60.0  # after which a work folder that nobody holds is one of a proces
 TRANSFER_S = 3600.0  # for one file
 TRIES = 3  # to read a file that changes meanwhile
 AT_ONCE = 8  # files of one URL
+FEW = 8  # files of one folder for which it is not listed
 SAMPLES = (".npz", ".npy")
 
 
@@ -127,14 +129,21 @@ class Cache:
         self._seen.clear()
 
     def look_at(self, urls: Sequence[Url]) -> None:
-        """Ask for the `stat` of all these files at once; what fails will fail again."""
+        """Ask for the `stat` of all these files at once; what fails will fail again.
 
-        def look(url: Url) -> None:
+        Where many lie in one folder, one list of it tells as much.
+        """
+        in_folder = Counter(url.parent for url in urls)
+        folders = [folder for folder, count in in_folder.items() if count > FEW]
+        others = [url for url in urls if in_folder[url.parent] <= FEW]
+
+        def look(call: Callable[[Url], object], url: Url) -> None:
             with contextlib.suppress(OSError):
-                self.stat(url)
+                call(url)
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(look, urls))
+            list(threads.map(partial(look, self.files_in), folders))
+            list(threads.map(partial(look, self.stat), others))
 
     def model(self, url: Url) -> Content:
         """A model and the files of its external data, as far as they exist."""

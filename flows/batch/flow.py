@@ -287,8 +287,9 @@ class Batch:
         to_do = []
         forget_files()
         known = {entry.row.output for entry in self.journal.models()}
-        outputs = [job.output for job in self.jobs if str(job.output) in known]
-        if in_stores := [output for output in outputs if isinstance(output, Url)]:
+        files = [job.input for job in self.jobs]
+        files += [job.output for job in self.jobs if str(job.output) in known]
+        if in_stores := [file for file in files if isinstance(file, Url)]:
             the_cache().look_at(in_stores)  # at once, and not one after another below
         with ThreadPoolExecutor(READERS) as readers:
             owner, contents = owner_of(self.manifest), self.workers.contents

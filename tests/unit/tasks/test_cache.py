@@ -187,3 +187,24 @@ def test_work_folders_of_killed_processes_are_deleted(cache, monkeypatch):
         assert not stray.exists()
 
     assert not list((cache.root / "work").iterdir())
+
+
+def test_a_folder_is_listed_once_for_many_of_its_files(cache, monkeypatch):
+    urls = [STORE / "many" / f"{k}.npy" for k in range(20)] + [STORE / "few" / "a.npy"]
+    for url in urls:
+        stores.write(url, b"content")
+    asked, stat = [], stores.stat
+
+    def note(url):
+        asked.append(url)
+        return stat(url)
+
+    monkeypatch.setattr(stores, "stat", note)
+
+    cache.look_at([*urls, STORE / "many" / "missing.npy"])
+
+    assert {cache.stat(url).size for url in urls} == {len(b"content")}
+    assert asked == [STORE / "few" / "a.npy"]
+    cache.forget()
+    cache.stat(urls[0])
+    assert asked[1:] == urls[:1]
