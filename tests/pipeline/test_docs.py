@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -26,6 +27,7 @@ from flows.batch.run import main as flows_batch
 from flows.cli.commands import main as quantmill
 from quant_core import quantize_with_calibration
 from tests.folders import NAMES, WORDS, save_folder
+from tests.store import BUCKET, credentials, s3_server
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "docs" / "pages"
@@ -129,6 +131,18 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
+def store(prepared, monkeypatch):
+    """A server that speaks S3, with the models of `demo/models` in s3://bucket/models."""
+    with s3_server() as (url, _):
+        for name, value in credentials(url).items():
+            monkeypatch.setenv(name, value)
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        for path in (prepared / "demo" / "models").iterdir():
+            files.put(str(path), f"{BUCKET}/models/{path.name}")
+        yield
+
+
+@pytest.fixture
 def folder(prepared, tmp_path, monkeypatch):
     """The current folder of a page."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True, symlinks=True)
@@ -152,7 +166,9 @@ def run_command(words: list[str], scheduler: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", filter(blocks_of, [README, *PAGES]), ids=lambda page: page.stem)
-def test_every_block_of_a_page_runs(page, folder, harness):
+def test_every_block_of_a_page_runs(page, folder, harness, request):
+    if "s3://" in "".join(block.text for block in blocks_of(page)):
+        request.getfixturevalue("store")
     names: dict[str, object] = {}
     for block in blocks_of(page):
         if "." in block.title:
