@@ -158,14 +158,14 @@ def _targets() -> str:
             f"{'int' if t.activation_signed else 'uint'}{t.activation_bits}",
             "yes" if t.saturates else "no",
             ", ".join(str(way) for way in t.times),
-            "yes" if t.depthwise_pays else "no",
+            ", ".join(sorted(t.slow_in_integers)),
             t.note,
         )
         for t in TARGETS.values()
     ]
     headings = (
         *("target", "activations", "weights are kept from saturating"),
-        *("what may pay", "depthwise Convs in integers", "note"),
+        *("what may pay", "slower in integers", "note"),
     )
     return _table(headings, rows)
 
