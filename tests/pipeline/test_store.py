@@ -151,16 +151,18 @@ def test_workers_that_share_nothing_but_a_slow_and_busy_store_make_a_batch_in_tw
 
 
 def test_a_batch_killed_between_upload_and_journal_uploads_the_same_bytes_again(
-    server, mill, tmp_path
+    cluster, server, mill, tmp_path
 ):
     place = STORE / "killed"
     values = mill(place, "a")
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-P", "-m", "flows.batch", str(tmp_path / "m.yaml"), "--jobs", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", "flows.batch", str(tmp_path / "m.yaml")]
     uploaded = f"/{BUCKET}/killed/out/a_int8.onnx"
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--scheduler", cluster],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
     def kill_after_upload(method, path):
@@ -175,10 +177,9 @@ def test_a_batch_killed_between_upload_and_journal_uploads_the_same_bytes_again(
     first = stores.stat(place / "out" / "a_int8.onnx")
 
     server.status, server.seen[:] = (lambda method, path: ""), []
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    (row,) = run(cluster, values, tmp_path).rows
 
-    with open_journal(check_manifest(values, tmp_path).folder) as journal:
-        (entry,) = journal.models()
-    assert entry.row.outcome is Outcome.DONE
+    assert row.outcome is Outcome.DONE
     assert ("PUT", uploaded) in server.seen
+    assert not [path for _, path in server.seen if path.endswith("prepared.onnx")]
     assert stores.stat(place / "out" / "a_int8.onnx") == first
