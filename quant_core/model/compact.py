@@ -24,6 +24,7 @@ def keep_compact(folded: ir.Model, before: ir.Model) -> None:
        fewer bytes.
     2. A weight: all that its nodes read has fewer bytes than its integers will have. Otherwise it
        stays a constant, as only constants compute in integers.
+    3. What was made again first may read what was made again later: nodes are put in order.
     """
     makers = {str(value.name): node for value, node in made_of_constants(before).items()}
     if not makers:
@@ -36,6 +37,7 @@ def keep_compact(folded: ir.Model, before: ir.Model) -> None:
         for name, value in list(inside.initializers.items()):
             if name in makers and value.const_value.nbytes >= MIN_BYTES:  # type: ignore[union-attr]
                 unfold.constant(inside, value)
+    folded.graph.sort()  # 3
 
 
 def made_of_constants(model: ir.Model) -> dict[ir.Value, ir.Node]:

@@ -122,7 +122,9 @@ def shrinkage(rows: NDArray[Any], gram: NDArray[Any], batches: int) -> NDArray[n
         # X^T X and X X^T have the same sum of squares: the smaller one is computed
         products = turned @ batch if k < batch.shape[2] else batch @ turned
         diagonal = np.square(batch).sum(2)
-        squares += np.square(products).sum((2, 3)) - np.square(diagonal).sum(2)
+        # In float64: activations of 1e17, whose squares float32 still holds, have such sums.
+        squares += np.einsum("gpij,gpij->gp", products, products, dtype=np.float64)
+        squares -= np.square(diagonal, dtype=np.float64).sum(2)
     diagonal = n * np.einsum("gpkk->gpk", gram)
     whole = np.square(n * gram).sum((2, 3)) - np.square(diagonal).sum(2)
     share = np.divide(squares, whole, out=np.ones_like(whole), where=whole > 0)

@@ -8,9 +8,10 @@ import pytest
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
+from quant_core.model.compact import keep_compact
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, run
-from tests.models import random_feed, sketch
+from tests.models import normalized, random_feed, sketch
 
 W = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32) / 6
 
@@ -125,3 +126,22 @@ def test_a_sparse_tensor_of_few_numbers_stays_small(tmp_path, place):
     feed = random_feed(model)
     (exact,), (found,) = (run(open_session(p), feed) for p in (path, output))
     assert np.allclose(exact, found, atol=1e-5)
+
+
+def test_what_is_made_again_later_stands_ahead_of_what_reads_it():
+    """The column is made again first, of a scale that is still a constant then."""
+    made = "scale = ConstantOfShape<value = float[1] {0.5}>(shape) column = Unsqueeze(scale, axes)"
+    used = "a = Mul(x, column) b = MatMul(a, w) y = Add(b, scale)"
+    interface = "(float[n,512,512] x) => (float[n,512,512] y)"
+    w = np.zeros((512, 512), np.float32)
+    dense = {"column": np.full((512, 1), 0.5, np.float32), "scale": np.full(512, 0.5, np.float32)}
+    leaves = {"shape": np.array([512]), "axes": np.array([1])}
+    folded = normalized(sketch(f"{interface} {{ {used} }}", {**dense, "w": w}))
+
+    keep_compact(folded, normalized(sketch(f"{interface} {{ {made} {used} }}", {**leaves, "w": w})))
+
+    assert operators(folded) == ["Add", "ConstantOfShape", "MatMul", "Mul", "Unsqueeze"]
+    seen = set()
+    for node in folded.graph:
+        assert {v.producer() for v in node.inputs if v is not None} <= seen | {None}
+        seen.add(node)

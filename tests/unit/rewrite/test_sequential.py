@@ -119,6 +119,15 @@ def test_shrinkage_is_the_estimated_variance_over_the_square_of_off_diagonal_ele
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_shrinkage_does_not_depend_on_the_unit_of_the_inputs():
+    rows = np.random.default_rng(0).standard_normal((1, 1, 64, 8), dtype=np.float32)
+    gram = rows.swapaxes(2, 3) @ rows / np.float32(64)
+
+    large = shrinkage(rows * np.float32(1e17), gram.astype(np.float64) * 1e34, batches=4)
+
+    np.testing.assert_allclose(large, shrinkage(rows, gram.astype(np.float64), 4), rtol=1e-4)
+
+
 def test_depthwise_weights_in_8_bits_have_no_rounding_target():
     proto = sketch(
         "(float[n,8,6,6] x) => (float[n,12,6,6] y) { "
