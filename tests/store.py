@@ -59,7 +59,9 @@ def s3_server() -> Iterator[tuple[str, Requests]]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.port}"
-    urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT")).close()
+    # moto keeps what earlier servers of this process were given
+    for path, method in (("moto-api/reset", "POST"), (BUCKET, "PUT")):
+        urllib.request.urlopen(urllib.request.Request(f"{url}/{path}", method=method)).close()
     try:
         yield url, requests
     finally:

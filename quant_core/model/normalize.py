@@ -53,14 +53,18 @@ def fix_weights(main: ir.Graph) -> bool:
 
     Returns whether there were any. A caller could have given others, but nobody gives weights.
     """
-    fixed = [
-        value
-        for value in main.inputs
-        if value.name in main.initializers and any(n.op_type in WEIGHTED for n in consumers(value))
-    ]
+    fixed = [v for v in main.inputs if v.name in main.initializers and _is_weight(v)]
     for value in fixed:
         main.inputs.remove(value)
     return bool(fixed)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether an operator that has weights reads the value, itself or behind Identity nodes."""
+    return any(
+        node.op_type in WEIGHTED or (node.op_type == "Identity" and _is_weight(node.outputs[0]))
+        for node in consumers(value)
+    )
 
 
 def _remove_identities(graph: ir.Graph) -> None:

@@ -140,6 +140,7 @@ def store(prepared, monkeypatch):
         for path in (prepared / "demo" / "models").iterdir():
             files.put(str(path), f"{BUCKET}/models/{path.name}")
         yield
+    files.clear_instance_cache()  # others have another server
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def run_command(words: list[str], scheduler: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", filter(blocks_of, [README, *PAGES]), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", list(filter(blocks_of, [README, *PAGES])), ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page, folder, harness, request):
     if "s3://" in "".join(block.text for block in blocks_of(page)):
         request.getfixturevalue("store")
