@@ -166,7 +166,9 @@ def run_command(words: list[str], scheduler: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", list(filter(blocks_of, [README, *PAGES])), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", list(filter(blocks_of, [README, *PAGES])), ids=lambda page: page.stem
+)
 def test_every_block_of_a_page_runs(page, folder, harness, request):
     if "s3://" in "".join(block.text for block in blocks_of(page)):
         request.getfixturevalue("store")
