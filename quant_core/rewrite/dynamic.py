@@ -113,13 +113,19 @@ def write_split_product(write: Cursor, node: ir.Node, factors: NDArray[np.float3
 def write_block_weight(write: Cursor, name: str, rounded: Rounded) -> StoredWeight:
     """A weight in blocks of 4 bits as MatMulNBits takes it: two of them in a byte, offset by 8, the
     first one low.
+
+    The scales are made by nodes, which take fewer bytes. A session without optimizers leaves them
+    to nodes, and onnxruntime 1.32 then packs a weight that is a constant with no scales at all: its
+    outputs are wrong (tests/facts). So the weight comes through an Identity, which any other
+    session folds.
     """
     integers = rounded.integers
     assert integers.blocks is not None
     assert integers.multipliers is not None
     channels, count = integers.multipliers.shape
     nibbles = (integers.blocks + 8).astype(np.uint8).reshape(channels, count, -1)
-    q = write.constant(f"{name}_nibbles", nibbles[..., ::2] | nibbles[..., 1::2] << 4)
+    pairs = write.constant(f"{name}_nibbles", nibbles[..., ::2] | nibbles[..., 1::2] << 4)
+    q = write.node("Identity", [pairs], f"{name}_pairs")
     return StoredWeight(q, emit.write_block_scales(write, name, rounded))
 
 

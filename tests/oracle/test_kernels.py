@@ -313,7 +313,8 @@ def in_float(model: onnx.ModelProto) -> onnx.ModelProto:
 
     for node in copy.graph.node:
         if node.op_type == "MatMulNBits":
-            x, q, scale = node.input
+            x, pairs, scale = node.input
+            q = producers[pairs].input[0]  # behind an Identity
             nibbles = np.stack([stored[q] & 15, stored[q] >> 4], axis=-1).astype(np.float32) - 8
             blocks = nibbles.reshape(*stored[q].shape[:2], -1) * scales(scale)[..., None]
             weight = blocks.reshape(len(blocks), -1).T.astype(np.float32)
