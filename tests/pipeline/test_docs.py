@@ -38,6 +38,7 @@ BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE |
 SERVICES = "runs until it is stopped"  # the title of commands that serve: their --help is tried
 # These install, or take a minute: `.ci/run` runs them.
 IN_CI = ("pip install", "pytest", "python -m flows.batch deployments/demo/manifest.yaml")
+TIMES = ("benchmark", "compare", "explain")  # for three seconds, if nobody says how long
 RUNS_A_BATCH = ("config", "batch")
 
 
@@ -156,6 +157,8 @@ def run_command(words: list[str], scheduler: str) -> int:
     words = [word.replace("tcp://SCHEDULER:8786", scheduler) for word in words]
     on_cluster = ["--scheduler", scheduler, "--prefect", "inherit"]
     if words[0] == "quantmill":
+        if words[1] in TIMES and "--seconds" not in words:
+            words = [*words, "--seconds", "0.1"]
         is_batch = words[1] in RUNS_A_BATCH and "--dry-run" not in words
         return quantmill(words[1:] + (on_cluster if is_batch else []))
     if words[:3] == ["python", "-m", "flows.batch"]:
