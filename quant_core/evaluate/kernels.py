@@ -235,11 +235,11 @@ class _FloatReasons:
         if not self.is_quantized:
             return NOT_QUANTIZED
         weights = [node.inputs[i] for i in rule.weights if i < len(node.inputs)]
-        if not any(graph.is_constant(value) or _is_dequantized(value) for value in weights):
+        if not any(graph.is_constant(value) or graph.is_dequantized(value) for value in weights):
             return "it multiplies two computed tensors that are not quantized"
         data = [node.inputs[i] for i in rule.data if i < len(node.inputs)]
-        has_integer_weight = any(map(_is_dequantized, weights))
-        has_integer_data = all(map(_is_dequantized, data))
+        has_integer_weight = any(map(graph.is_dequantized, weights))
+        has_integer_data = all(map(graph.is_dequantized, data))
         if not has_integer_weight and not has_integer_data:
             return "neither its weight nor its input is quantized"
         if not has_integer_weight:
@@ -253,11 +253,6 @@ class _FloatReasons:
         if rule.needs_q and not all(_is_quantized_again(value) for value in node.outputs):
             return "its output is not quantized, which its integer kernel needs"
         return "onnxruntime did not fuse it with the conversions around it"
-
-
-def _is_dequantized(value: ir.Value | None) -> bool:
-    producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _is_quantized_again(value: ir.Value) -> bool:

@@ -89,6 +89,12 @@ def is_constant(value: ir.Value | None) -> bool:
     )
 
 
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a DequantizeLinear makes the value."""
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
 def is_float_weight(value: ir.Value | None) -> bool:
     """Whether the value is a constant float32 tensor of rank 2 or more."""
     if value is None or not is_constant(value):

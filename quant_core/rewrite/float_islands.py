@@ -35,19 +35,14 @@ def keep_in_float(model: ir.Model, *, is_onnxruntime: bool) -> None:
             end = _requantized_output(node)
             if (
                 end is None
-                or not _is_dequantized(node.inputs[0])
-                or _is_dequantized(node.inputs[1])
+                or not graph.is_dequantized(node.inputs[0])
+                or graph.is_dequantized(node.inputs[1])
             ):
                 continue
             if node.op_type == "Conv" and is_onnxruntime:  # 1
                 node.op_type, node.domain = "FusedConv", graph.MICROSOFT
             else:  # 2
                 _insert_copy(inside, end)
-
-
-def _is_dequantized(value: ir.Value | None) -> bool:
-    producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _requantized_output(node: ir.Node) -> ir.Value | None:
