@@ -471,14 +471,13 @@ def explain_model(
 
     Raises: QuantError.
     """
-    spec = SampleSpec(samples, count=num_samples, shape=sample_shape)
-    feed = _open(path, spec)[0]
-    kernels = profile_kernels(Path(path), feed, threads=threads, seconds=seconds)
+    feeds = _open(path, SampleSpec(samples, count=num_samples, shape=sample_shape))
+    kernels = profile_kernels(Path(path), feeds[0], threads=threads, seconds=seconds)
     unsafe = {node.node: node.pairs for node in saturating_nodes(Path(path))}
     planned: dict[str, NodePlan] = {}
     is_quantized = model_info(path).quantized
     if not is_quantized:
-        plan = plan_model(path, config, samples, num_samples=num_samples, sample_shape=sample_shape)
+        plan = plan_model(path, config, feeds)
         planned = {node.node: node for node in plan.nodes}
     rows = []
     for kernel in kernels:

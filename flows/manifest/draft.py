@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.manifest.outputs import is_output
-from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.samples import InputSpec, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import QuantError, RequestError
 from quant_core.model.atomic import atomic_write
@@ -45,15 +45,27 @@ ROLE_WORDS = {
 class DraftedModel:
     """A model of the folder, and the files that were found for it.
 
-    summary   its inputs, or why it cannot be read
+    inputs    what it is fed; nothing of a model that cannot be read
+    obstacle  why it cannot be read, "" if it can
     rejected  files that name it and do not fit, with the reason
     """
 
     path: Path
-    summary: str
-    is_readable: bool
+    inputs: tuple[InputSpec, ...]
+    obstacle: str = ""
     data: dict[Role, Path] = field(default_factory=dict)
     rejected: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def is_readable(self) -> bool:
+        return not self.obstacle
+
+    @property
+    def summary(self) -> str:
+        """Its inputs, or why it is left out."""
+        if self.obstacle:
+            return f"left out: {self.obstacle}"
+        return ", ".join(map(str, self.inputs))
 
     def to_dict(self, folder: Path) -> dict[str, Any]:
         """Plain JSON values, with paths relative to `folder`."""
@@ -136,10 +148,9 @@ def _quoted(path: Path, folder: Path) -> str:
 
 def _drafted(path: Path) -> DraftedModel:
     try:
-        inputs = input_specs(path)
+        return DraftedModel(path, tuple(input_specs(path)))
     except QuantError as error:
-        return DraftedModel(path, f"left out: {error.problem}", is_readable=False)
-    return DraftedModel(path, ", ".join(map(str, inputs)), is_readable=True)
+        return DraftedModel(path, (), error.problem)
 
 
 def _files_by_model(
@@ -180,13 +191,15 @@ def _holds(name: str, stem: str) -> bool:
 
 def _misfit(model: DraftedModel, role: Role, path: Path, found: Mapping[Role, Path]) -> str:
     """Why the model does not take the file; "" if it does."""
+    if model.obstacle:
+        return model.obstacle
     is_labels = role is Role.LABELS
     if is_labels and Role.EVALUATION not in found:
         return "labels of no evaluation data"
     source = found[Role.EVALUATION] if is_labels else path
     spec = SampleSpec(str(source), str(path) if is_labels else None)
     try:
-        open_samples(spec, input_specs(model.path), model.path)[0]
+        open_samples(spec, model.inputs, model.path)[0]
     except QuantError as error:
         return error.problem
     return ""

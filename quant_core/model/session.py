@@ -222,7 +222,8 @@ def sizes_of(
         for dim, size in zip(value.shape or (), shape, strict=False):
             if not isinstance(dim, int) and dim.value:
                 options.add_free_dimension_override_by_name(str(dim.value), size)
-    inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in interface(model)]
+    known = interface(model)
+    inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in known]
     found = _open(model, options, inner).get_outputs()
     shapes = {output.name: output.shape for output in found}
     return {
