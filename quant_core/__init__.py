@@ -54,12 +54,14 @@ if TYPE_CHECKING:
     )
     from quant_core.config import Contract as Contract
     from quant_core.config import QuantConfig as QuantConfig
+    from quant_core.data.spec import SampleSpec as SampleSpec
     from quant_core.errors import QuantError as QuantError
     from quant_core.model.info import model_info as model_info
 
 __version__ = "0.1.0"
 
-_HOMES = {
+# Module -> the names that it defines for the users of the package.
+PUBLIC = {
     "api": (
         "Compared",
         "Explanation",
@@ -77,6 +79,7 @@ _HOMES = {
         "validate_model",
     ),
     "config": ("Contract", "QuantConfig"),
+    "data.spec": ("SampleSpec",),
     "errors": ("QuantError",),
     "model.info": ("model_info",),
 }
@@ -84,7 +87,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """A public name, imported at first use: `import quant_core` waits for no onnxruntime."""
-    for home, names in _HOMES.items():
+    for home, names in PUBLIC.items():
         if name in names:
             return getattr(import_module(f"quant_core.{home}"), name)
     raise AttributeError(f"module quant_core has no attribute {name}")

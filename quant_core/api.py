@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
-from quant_core.data.spec import RANDOM, SampleLabels, SampleShape, SampleSource, SampleSpec
+from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed
@@ -226,9 +226,7 @@ def quantize_with_calibration(
         input_path,
         output_path,
         config,
-        calibration=source,
-        num_samples=num_samples,
-        sample_shape=sample_shape,
+        calibration=SampleSpec(source, count=num_samples, shape=sample_shape),
     )
 
 
@@ -236,19 +234,14 @@ def quantize_with_calibration(
 def plan_model(
     path: str | Path,
     config: QuantConfig | None = None,
-    samples: SampleSource | None = None,
-    *,
-    num_samples: int | None = None,
-    sample_shape: SampleShape | None = None,
+    samples: SampleSource | SampleSpec | None = None,
 ) -> QuantPlan:
     """The plan for a model, without quantizing it; only with `samples` nodes may be static.
 
     Raises: QuantError.
     """
     config = config or QuantConfig()
-    feeds = None
-    if samples is not None:
-        feeds = _open(path, SampleSpec(samples, count=num_samples, shape=sample_shape))
+    feeds = None if samples is None else _open(path, samples)
     prepared = prepare_optimized(path, config, feeds, TimingCache())
     measured = samples is not None
     return first_plan(prepared.model, config, measured=measured, rewrites=prepared.applied)
@@ -261,12 +254,9 @@ def quantize_model(
     output: str | Path,
     config: QuantConfig | None = None,
     *,
-    calibration: SampleSource | None = None,
-    labels: SampleLabels | None = None,
-    num_samples: int | None = None,
-    sample_shape: SampleShape | None = None,
+    calibration: SampleSource | SampleSpec | None = None,
+    evaluation: SampleSource | SampleSpec | None = None,
     contract: Contract | None = None,
-    evaluation: SampleSource | None = None,
     plan: QuantPlan | None = None,
     costs: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -276,8 +266,8 @@ def quantize_model(
     """The best model that `config` allows, written to `output` at once or not at all.
 
     calibration  samples that ranges are measured on; without any, nothing computes in static int8
-    evaluation   samples that candidates are judged by, with `labels`: all of them if there is a
-                 contract or labels; the calibration samples if there are none
+    evaluation   samples that candidates are judged by: all of them if there is a contract or they
+                 have labels; None for those of the calibration
     plan         is followed exactly, nothing is searched: a dry run's, or that of a result
     costs        file of the timing cache, read and added to: with all in it, the same bytes again
     allow_code   the folder from which a metric "module:function" is imported; None: none runs
@@ -290,11 +280,9 @@ def quantize_model(
     output = check_output(path, output)
     samples, judges = None, None
     if calibration is not None:
-        own_labels = labels if evaluation is None else None
-        spec = SampleSpec(calibration, own_labels, num_samples, sample_shape)
-        samples = judges = _open(path, spec)
+        samples = judges = _open(path, calibration)
     if evaluation is not None:
-        judges = _open(path, SampleSpec(evaluation, labels, shape=sample_shape))
+        judges = _open(path, evaluation)
     timings = TimingCache(costs)
     if plan is not None:
         model = prepare_as_planned(path, plan, samples)
@@ -328,10 +316,8 @@ def quantize_model(
 def optimize_model(
     path: str | Path,
     output: str | Path,
-    samples: SampleSource | None = None,
+    samples: SampleSource | SampleSpec | None = None,
     *,
-    num_samples: int | None = None,
-    sample_shape: SampleShape | None = None,
     costs: str | Path | None = None,
 ) -> OptimizeResult:
     """The float model with less work for onnxruntime, written to `output` at once or not at all.
@@ -344,9 +330,9 @@ def optimize_model(
     """
     output = check_output(path, output)
     timings, config = TimingCache(costs), QuantConfig()
-    spec = SampleSpec(RANDOM if samples is None else samples, count=num_samples, shape=sample_shape)
     try:
-        found = prepare_optimized(path, config, _open(path, spec), timings)
+        feeds = _open(path, SampleSpec() if samples is None else samples)
+        found = prepare_optimized(path, config, feeds, timings)
     except (DataError, ModelError):
         if samples is not None:
             raise
@@ -367,20 +353,17 @@ def optimize_model(
 def validate_model(
     original: str | Path,
     quantized: str | Path,
-    samples: SampleSource = RANDOM,
+    samples: SampleSource | SampleSpec = RANDOM,
     *,
-    labels: SampleLabels | None = None,
     metric: str | None = None,
     contract: Contract | None = None,
-    num_samples: int | None = None,
-    sample_shape: SampleShape | None = None,
     detailed: bool = False,
     allow_code: str | Path | None = None,
     provider: str = "cpu",
 ) -> Validation:
     """How near a quantized model comes to its float original, whoever made it.
 
-    labels      one row for each sample, as `SampleSpec` says
+    samples     with labels as a `SampleSpec`
     metric      "module:function", the user's own, which is measured beside the others
     detailed    whether the sensitivity of each node is measured too
     allow_code  the folder from which a metric "module:function" is imported; None: none runs
@@ -389,7 +372,7 @@ def validate_model(
 
     Raises: QuantError.
     """
-    feeds = _open(original, SampleSpec(samples, labels, num_samples, sample_shape))
+    feeds = _open(original, samples)
     own = own_metric(metric, contract.metric if contract is not None else None)
     used, provider_note = find_provider(provider)
     first, second = (open_session(Path(p), provider=used) for p in (original, quantized))
@@ -431,12 +414,11 @@ def validate_model(
 def benchmark_model(
     original: str | Path,
     quantized: str | Path,
-    samples: SampleSource | None = None,
+    samples: SampleSource | SampleSpec = RANDOM,
     *,
     threads: int = 1,
     batch: int = 1,
     seconds: float = 3.0,
-    sample_shape: SampleShape | None = None,
 ) -> Timing:
     """How fast a quantized model is beside its original: both run in turns on the same feed.
 
@@ -446,8 +428,7 @@ def benchmark_model(
 
     Raises: QuantError.
     """
-    source = RANDOM if samples is None else samples
-    feeds = _open(original, SampleSpec(source, count=batch, shape=sample_shape))
+    feeds = _open(original, replace(_spec(samples), labels=None, count=batch))
     first, second = (open_session(Path(p), threads=threads) for p in (original, quantized))
     check_same_interface(first, second, quantized)
     return measure(first, second, feeds.batch(batch), seconds=seconds)
@@ -457,10 +438,8 @@ def benchmark_model(
 def explain_model(
     path: str | Path,
     config: QuantConfig | None = None,
-    samples: SampleSource = RANDOM,
+    samples: SampleSource | SampleSpec = RANDOM,
     *,
-    num_samples: int | None = None,
-    sample_shape: SampleShape | None = None,
     threads: int = 1,
     seconds: float = 1.0,
 ) -> Explanation:
@@ -471,7 +450,7 @@ def explain_model(
 
     Raises: QuantError.
     """
-    feeds = _open(path, SampleSpec(samples, count=num_samples, shape=sample_shape))
+    feeds = _open(path, samples)
     kernels = profile_kernels(Path(path), feeds[0], threads=threads, seconds=seconds)
     unsafe = {node.node: node.pairs for node in saturating_nodes(Path(path))}
     planned: dict[str, NodePlan] = {}
@@ -500,12 +479,9 @@ def _advice(planned: NodePlan) -> str:
 def compare_models(
     original: str | Path,
     others: Sequence[str | Path],
-    samples: SampleSource = RANDOM,
+    samples: SampleSource | SampleSpec = RANDOM,
     *,
-    labels: SampleLabels | None = None,
     metric: str | None = None,
-    num_samples: int | None = None,
-    sample_shape: SampleShape | None = None,
     threads: int = 1,
     seconds: float = 3.0,
     allow_code: str | Path | None = None,
@@ -516,7 +492,7 @@ def compare_models(
 
     The other parameters are those of `validate_model`. Raises: QuantError.
     """
-    feeds = _open(original, SampleSpec(samples, labels, num_samples, sample_shape))
+    feeds = _open(original, samples)
     own = own_metric(metric, None)
     reference = open_session(Path(original), threads=threads)
     sessions = [open_session(Path(other), threads=threads) for other in others]
@@ -539,6 +515,10 @@ def _time_left(job: QuantJob) -> str:
     return f" (the search ends in at most {seconds:.0f} s)" if seconds > 0 else ""
 
 
-def _open(model: str | Path, spec: SampleSpec) -> Samples:
-    """The samples of `spec` for the model in that file."""
-    return open_samples(spec, input_specs(Path(model)), Path(model))
+def _spec(samples: SampleSource | SampleSpec) -> SampleSpec:
+    return samples if isinstance(samples, SampleSpec) else SampleSpec(samples)
+
+
+def _open(model: str | Path, samples: SampleSource | SampleSpec) -> Samples:
+    """Those samples, for the model in that file."""
+    return open_samples(_spec(samples), input_specs(Path(model)), Path(model))

@@ -19,7 +19,7 @@ import typer.main
 import quant_core
 from flows.cli.commands import app
 from flows.cli.options import GROUPS
-from flows.manifest.schema import _SECTIONS as SECTIONS
+from flows.manifest.schema import SECTIONS
 from quant_core.calibrate.ranges import RANGE_METHODS
 from quant_core.metrics import METRICS
 from quant_core.optimize.rules import EXACT, TIMED
@@ -109,7 +109,7 @@ def _docstring(value: Any) -> str:
 def _python() -> str:
     """The public functions and classes with their docstrings."""
     parts = []
-    for names in quant_core._HOMES.values():
+    for names in quant_core.PUBLIC.values():
         for name in names:
             value = getattr(quant_core, name)
             shown = f"{name}{inspect.signature(value)}" if inspect.isfunction(value) else name

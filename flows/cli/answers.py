@@ -32,14 +32,7 @@ EXPORT_SAMPLES = 8  # on which an export is compared with what it was made of
 def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
     from quant_core import api
 
-    samples = calibration or SampleSpec()
-    plan = api.plan_model(
-        model,
-        config,
-        None if calibration is None else samples.source,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
-    )
+    plan = api.plan_model(model, config, calibration)
     return Answer(plan.to_dict(), render.plan_view)
 
 
@@ -71,7 +64,6 @@ def quantize_answer(
     """
     from quant_core import api
 
-    samples = calibration or SampleSpec()
     plan = _read_plan(plan_file) if plan_file else None
     bits = plan.config.bits if plan is not None else config.bits
     output = output or model.with_name(f"{model.stem}_int{bits}.onnx")
@@ -79,10 +71,7 @@ def quantize_answer(
         model,
         output,
         config,
-        calibration=None if calibration is None else samples.source,
-        labels=samples.labels,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
+        calibration=calibration,
         contract=accuracy.contract,
         plan=plan,
         costs=costs,
@@ -96,7 +85,7 @@ def quantize_answer(
     if time_both is not None:
         progress("timing both models in turn")
         try:
-            result["timing"] = time_both(model, output, samples)
+            result["timing"] = time_both(model, output, calibration or SampleSpec())
         except (DataError, ModelError):  # the model does not run on random samples
             if calibration is not None:
                 raise
@@ -180,11 +169,10 @@ def timing(
     timed = api.benchmark_model(
         original,
         quantized,
-        samples.source,
+        samples,
         threads=threads,
         batch=batch,
         seconds=seconds,
-        sample_shape=samples.shape,
     )
     return timed.to_dict() | load.until_now()
 
@@ -252,11 +240,8 @@ def comparison(
     compared = api.compare_models(
         original,
         files,
-        samples.source,
-        labels=samples.labels,
+        samples,
         metric=accuracy.metric or (contract.metric if contract else None),
-        num_samples=samples.count,
-        sample_shape=samples.shape,
         threads=threads,
         seconds=seconds,
         allow_code=allow_code,
@@ -284,15 +269,7 @@ def optimize_answer(
     if changed := changed_options(config):
         option = "--" + next(iter(changed)).replace("_", "-")
         raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
-    samples = calibration or SampleSpec()
-    result = api.optimize_model(
-        model,
-        output,
-        None if calibration is None else samples.source,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
-        costs=costs,
-    )
+    result = api.optimize_model(model, output, calibration, costs=costs)
     following = shlex.join(["quantmill", "benchmark", str(model), str(output)])
     return Answer(result.to_dict() | {"next": following}, render.optimization_view)
 
@@ -311,12 +288,9 @@ def validation(
     return api.validate_model(
         original,
         quantized,
-        samples.source,
-        labels=samples.labels,
+        samples,
         metric=accuracy.metric,
         contract=accuracy.contract,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
         detailed=detailed,
         allow_code=allow_code,
         provider=provider,

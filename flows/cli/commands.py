@@ -290,9 +290,7 @@ def explain(
     explanation = api.explain_model(
         model,
         config,
-        samples.source,
-        num_samples=samples.count,
-        sample_shape=samples.shape,
+        samples,
         threads=threads,
         seconds=seconds,
     ).to_dict()

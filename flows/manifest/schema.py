@@ -202,7 +202,7 @@ class _Manifest(_Options):  # type: ignore[misc]
     benchmark: _Benchmark | None = None
 
 
-_SECTIONS = {
+SECTIONS = {
     "": _Manifest,
     "models": _Model,
     "batch": _Batch,
@@ -221,7 +221,7 @@ def _mistake(error: Any) -> Mistake:
         return Mistake(place, error["ctx"]["problem"], error["ctx"]["hint"])
     if kind == "extra_forbidden":
         parent = next((key for key in reversed(place[:-1]) if isinstance(key, str)), "")
-        known = list(_SECTIONS.get(parent, _Manifest).model_fields)
+        known = list(SECTIONS.get(parent, _Manifest).model_fields)
         near = difflib.get_close_matches(str(place[-1]), known, 1)
         hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
         return Mistake(place, "unknown key", hint)

@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
+from quant_core.data.spec import SampleSpec
 from quant_core.evaluate.fidelity import compare
 from quant_core.model.session import open_session, run
 from tests.bench.accuracy import feeds_of, load_zoo
@@ -100,7 +101,7 @@ def row(root: Path, model: Path, data: Path, folder: Path) -> str:
     """The cells of one model."""
     file = folder / "made.onnx"
     config = QuantConfig(target="arm64")
-    quantize_model(model, file, config, calibration=data, num_samples=16)
+    quantize_model(model, file, config, calibration=SampleSpec(data, count=16))
     feeds = samples_of(model, data)
     sessions = open_session(model), open_session(file)
     names = [output.name for output in sessions[0].get_outputs()]

@@ -115,14 +115,13 @@ def made(folder: Path, number: int, name: str, config: dict[str, Any]) -> tuple[
     calibration = data / "calibration.npz"
     if config["mode"] == "blocks":
         own = QuantConfig.from_dict(config | {"mode": "dynamic"})
-        plan = _in_blocks(plan_model(model, own, calibration, num_samples=4))
+        plan = _in_blocks(plan_model(model, own, SampleSpec(calibration, count=4)))
         config = config | {"mode": "dynamic"}
     quantize_model(
         model,
         path,
         QuantConfig.from_dict(config),
-        calibration=calibration,
-        num_samples=32,
+        calibration=SampleSpec(calibration, count=32),
         plan=plan,
     )
     return model, path, data / "evaluation.npz"

@@ -12,6 +12,7 @@ import pytest
 
 from quant_core.api import quantize_model, validate_model
 from quant_core.config import QuantConfig
+from quant_core.data.spec import SampleSpec
 from tests import masked_cpu
 from tests.models import sketch
 
@@ -62,7 +63,7 @@ def test_default_files_compute_the_same_with_and_without_vnni(tmp_path, mask):
         model = shutil.copy(DEMO / "models" / f"{name}.onnx", tmp_path)
         shutil.copy(DEMO / "data" / name / "evaluation.npz", tmp_path / f"{name}.npz")
         data = DEMO / "data" / name / "calibration.npz"
-        quantize_model(model, tmp_path / f"{name}.int8.onnx", calibration=data, num_samples=8)
+        quantize_model(model, tmp_path / f"{name}.int8.onnx", calibration=SampleSpec(data, count=8))
 
     natively, masked = on_both(tmp_path, mask)
 

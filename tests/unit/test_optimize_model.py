@@ -60,7 +60,9 @@ def test_a_plan_with_rewrites_makes_the_same_bytes_again(model, tmp_path):
     first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
     made = quant_core.quantize_with_calibration(model, first, mode="static", num_samples=2)
 
-    quant_core.quantize_model(model, second, plan=made.plan, calibration="random", num_samples=2)
+    quant_core.quantize_model(
+        model, second, plan=made.plan, calibration=quant_core.SampleSpec(count=2)
+    )
 
     assert made.plan.rewrites
     assert first.read_bytes() == second.read_bytes()
@@ -70,6 +72,6 @@ def test_the_quantized_file_is_compared_node_by_node_with_what_it_was_made_of(mo
     output = tmp_path / "q.onnx"
     quant_core.quantize_with_calibration(model, output, mode="static", num_samples=2)
 
-    found = quant_core.validate_model(model, output, num_samples=2, detailed=True)
+    found = quant_core.validate_model(model, output, quant_core.SampleSpec(count=2), detailed=True)
 
     assert {row["node"] for row in found.damage} == {"c", "y"}

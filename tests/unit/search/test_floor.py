@@ -11,6 +11,7 @@ import pytest
 
 from quant_core.api import quantize_model
 from quant_core.config import Contract, QuantConfig
+from quant_core.data.spec import SampleSpec
 from quant_core.metrics import OutputFidelity
 from quant_core.model.session import open_session, run
 from tests.models import sketch
@@ -110,7 +111,7 @@ def test_a_search_without_time_ends_with_the_best_it_has(tmp_path):
     onnx.save(filter_bank(), model)
 
     result = quantize_model(
-        model, output, QuantConfig(time_budget_s=1e-6), calibration="random", num_samples=8
+        model, output, QuantConfig(time_budget_s=1e-6), calibration=SampleSpec(count=8)
     )
 
     assert output.exists()
@@ -141,7 +142,7 @@ def test_activations_that_float32_cannot_square_give_no_warning(tmp_path, recwar
     arrays = weights(u=(16, 32), w=(32, 8)) | {"big": np.array(1e20, np.float32)}
     onnx.save(sketch(text, arrays), model)
 
-    result = quantize_model(model, output, calibration="random", num_samples=8)
+    result = quantize_model(model, output, calibration=SampleSpec(count=8))
 
     assert result.worst_db >= 12
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
@@ -191,7 +192,7 @@ def test_dead_channels_and_those_that_a_bias_hides_are_not_broken(tmp_path):
     onnx.save(sketch(text, arrays), model)
 
     result = quantize_model(
-        model, output, QuantConfig(mode="static"), calibration="random", num_samples=4
+        model, output, QuantConfig(mode="static"), calibration=SampleSpec(count=4)
     )
 
     assert not result.shortfall
@@ -220,7 +221,7 @@ def test_samples_with_another_number_of_results_do_not_hide_the_others(tmp_path)
     onnx.save(sketch(text, weights(w=(16, 256)) | {"limit": np.array(0.3, np.float32)}), model)
 
     result = quantize_model(
-        model, output, QuantConfig(mode="dynamic"), calibration="random", num_samples=64
+        model, output, QuantConfig(mode="dynamic"), calibration=SampleSpec(count=64)
     )
 
     assert result.worst_db is not None
