@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # mkdocs loads this file from anywhere
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # mkdocs loads this file from anywhere
 
 import typer.main
 
@@ -179,6 +180,13 @@ def _rewrites() -> str:
     return _table(("rule", "kind", "what it does"), rows)
 
 
+def _results() -> str:
+    """The table of README with the text above it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("\n## Results\n")[2].partition("\n## ")[0]
+    return section[: section.rindex("|") + 1].strip()
+
+
 def _range_methods() -> str:
     rows = [
         (_code(name), (inspect.getdoc(method) or "").partition("\n\n")[0])
@@ -198,4 +206,5 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "targets": _targets,
     "rewrites": _rewrites,
     "range_methods": _range_methods,
+    "results": _results,
 }

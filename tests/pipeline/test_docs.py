@@ -190,6 +190,14 @@ def test_every_block_of_a_page_runs(page, folder, harness, request):
             exec(compile(block.text, str(page), "exec"), names)
 
 
+def test_links_of_readme_lead_to_files():
+    """Those of the documentation are checked by `mkdocs build --strict`."""
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8").replace("\n", " "))
+
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
 def test_what_no_test_runs_is_run_by_the_continuous_integration():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
