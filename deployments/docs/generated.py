@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # mkdocs loads this file from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # mkdocs loads this file from anywhere
 
 import typer.main
 
@@ -28,6 +27,7 @@ from quant_core.plan.operators import RULES
 from quant_core.plan.targets import TARGETS
 from tasks.rows import TABLES
 
+README = Path(__file__).parents[2] / "README.md"
 COLUMN = re.compile(r"^    (\w+): ([^=#\n]+?)(?: = [^#\n]+?)?(?:  # (.*))?$", re.MULTILINE)
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
@@ -182,8 +182,7 @@ def _rewrites() -> str:
 
 def _results() -> str:
     """The table of README with the text above it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("\n## Results\n")[2].partition("\n## ")[0]
+    section = README.read_text(encoding="utf-8").partition("\n## Results\n")[2].partition("\n## ")[0]
     return section[: section.rindex("|") + 1].strip()
 
 
