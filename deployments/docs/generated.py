@@ -182,7 +182,8 @@ def _rewrites() -> str:
 
 def _results() -> str:
     """The table of README with the text above it."""
-    section = README.read_text(encoding="utf-8").partition("\n## Results\n")[2].partition("\n## ")[0]
+    _, _, rest = README.read_text(encoding="utf-8").partition("\n## Results\n")
+    section, _, _ = rest.partition("\n## ")
     return section[: section.rindex("|") + 1].strip()
 
 
