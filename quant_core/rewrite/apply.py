@@ -23,7 +23,6 @@ from quant_core.numerics.float16 import FLOAT16
 from quant_core.numerics.granularity import PerTensor
 from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.layout import Layout
-from quant_core.plan.make import capped_output, data_inputs, is_folded
 from quant_core.plan.operators import (
     KERNEL_BLOCKS,
     RULES,
@@ -32,8 +31,10 @@ from quant_core.plan.operators import (
     weight_layout,
     weight_positions,
 )
+from quant_core.plan.static_nodes import capped_output, data_inputs
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
+from quant_core.plan.weighted_nodes import is_folded
 from quant_core.rewrite import dynamic, emit
 from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
 from quant_core.rewrite.emit import Writer

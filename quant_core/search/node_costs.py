@@ -20,7 +20,7 @@ from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.model import graph
 from quant_core.model.session import values_of
-from quant_core.plan.make import capped_output, data_inputs
+from quant_core.plan.static_nodes import capped_output, data_inputs
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, QuantPlan
 from quant_core.search.candidate import Bench, Candidate

@@ -1,0 +1,299 @@
+"""How a node with weights computes, how its weights are stored, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.config import QuantConfig
+from quant_core.model import files, graph
+from quant_core.model.origins import matches
+from quant_core.numerics.float16 import is_float16, why_not_float16
+from quant_core.numerics.gptq import parts_of
+from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
+from quant_core.numerics.round_nearest import block_width
+from quant_core.numerics.weight_methods import WEIGHT_METHODS
+from quant_core.plan.operators import (
+    KERNEL_BLOCKS,
+    RULES,
+    DynamicPattern,
+    is_depthwise,
+    weight_layout,
+    weight_positions,
+    why_not_integer,
+)
+from quant_core.plan.targets import Target
+from quant_core.plan.types import Compute, NodeChoice, NodePlan, Storage
+
+# Weights of an output channel: with fewer, multipliers and scales take the bytes that 4 bits save,
+# and the rounding error is largest (depthwise). Judge a change with `python -m tests.bench.int4`.
+MIN_INT4_COLUMNS = 32
+# Of all weights: the smallest layers together save next to nothing in 4 bits, and the first are
+# among them.
+INT8_SHARE = 1 / 64
+NO_CHOICE = NodeChoice()
+_MODES = {
+    "static": (Compute.STATIC,),
+    "dynamic": (Compute.DYNAMIC,),
+    "auto": (Compute.STATIC, Compute.DYNAMIC),
+}
+
+
+def has_weights(node: ir.Node) -> bool:
+    """Whether the node has a constant float weight that can be quantized."""
+    return node.op_type in RULES and bool(float_weights(node))
+
+
+def float_weights(node: ir.Node) -> list[ir.Value]:
+    """The constant float weights of the node."""
+    rule = RULES[node.op_type]
+    values = [node.inputs[i] for i in weight_positions(node) if i < len(node.inputs)]
+    found = [v for v in values if v is not None and graph.is_float_weight(v)]
+    if not rule.is_table:
+        return found
+    are_rows = graph.attribute(node, "axis", 0) == 0
+    return found if are_rows else []
+
+
+def is_folded(config: QuantConfig, target: Target) -> bool:
+    """Whether weights of float operators become float32 once, when onnxruntime loads the model.
+
+    Otherwise they are behind the standard DequantizeLinear, which other runtimes know as well.
+    """
+    return target.is_onnxruntime and config.runtime == "folded" and config.symmetric
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedNodes:
+    """Steps 1 to 3 of `make_plan`: what becomes of nodes with weights.
+
+    former  node -> names of nodes of the original model that it stands for
+    """
+
+    config: QuantConfig
+    target: Target
+    choices: Mapping[str, NodeChoice]
+    keeps_float16: bool
+    former: Mapping[str, Sequence[str]]
+
+    def choice(self, node: str) -> NodeChoice:
+        return self.choices.get(node, NO_CHOICE)
+
+    def node(self, node: ir.Node, mode: str) -> NodePlan:
+        """How a node with weights computes and stores them, where `mode` asks for a way of
+        computing.
+        """
+        config, choice = self.config, self.choice(str(node.name))
+        weights = float_weights(node)
+        names = tuple(str(w.name) for w in weights)
+        elements = sum(math.prod(graph.shape_of(w)) for w in weights)
+        in_float = NodePlan(
+            str(node.name),
+            node.op_type,
+            Compute.FLOAT,
+            self._float_storage(weights),
+            names,
+            elements,
+        )
+        known_as = self._names(in_float)
+        excluded = next((g for g in config.exclude if matches(g, *known_as)), None)
+        if excluded is not None:
+            return kept_in_float(in_float, weights, f"excluded by {excluded}")
+        named = self._named_bits(in_float)
+        storage = choice.storage or Storage.of_bits(config.bits if named is None else named)
+        if not storage.is_integer:
+            reason = "in float: found better" if named is None else f"layer_bits {storage.bits}"
+            return kept_in_float(replace(in_float, storage=storage), weights, reason)
+        if elements < config.min_elements:
+            reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
+            return kept_in_float(in_float, weights, reason)
+        broken = next((w for w in weights if not _is_finite(w)), None)
+        if broken is not None:
+            return kept_in_float(in_float, weights, f"{broken.name} holds NaN or inf")
+        compute, reason = _choose_compute(node, self.target, mode, choice.compute)
+        if storage is Storage.INT4:
+            is_named = named is not None or choice.storage is not None
+            obstacle = self._why_not_int4(node, weights, compute, is_named=is_named)
+            if obstacle:
+                storage, reason = Storage.INT8, _joined(reason, f"int8: {obstacle}")
+        return self._rounded(
+            replace(in_float, compute=compute, reason=reason), node, storage, choice
+        )
+
+    def _float_storage(self, weights: list[ir.Value]) -> Storage:
+        """How weights that stay float are stored: float16 if the config or their file says so."""
+        if self.keeps_float16 and all(is_float16(graph.array(w)) for w in weights):
+            return Storage.FLOAT16
+        return Storage(self.config.float_storage)
+
+    def smallest(self, plans: Iterable[NodePlan]) -> set[str]:
+        """The smallest nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.
+
+        Where a node's bits were chosen by name, they stay.
+        """
+        plans = list(plans)
+        left = INT8_SHARE * sum(n.elements for n in plans)
+        found = set()
+        in_four_bits = [n for n in plans if n.storage is Storage.INT4]
+        for planned in sorted(in_four_bits, key=lambda n: n.elements):
+            left -= planned.elements
+            if left < 0:
+                break
+            if self._named_bits(planned) is None and self.choice(planned.node).storage is None:
+                found.add(planned.node)
+        return found
+
+    def in_int8(self, node: ir.Node, weighted: Mapping[str, NodePlan]) -> NodePlan:
+        """The plan of a node whose 4 bits save next to nothing."""
+        planned = weighted[str(node.name)]
+        reason = _joined(planned.reason, "int8: few weights")
+        return self._rounded(replace(planned, reason=reason), node, Storage.INT8, NO_CHOICE)
+
+    def _named_bits(self, planned: NodePlan) -> int | None:
+        """The bits that layer_bits gives the node or one of its weights; the last match counts."""
+        names = self._names(planned)
+        bits = [bits for glob, bits in self.config.layer_bits.items() if matches(glob, *names)]
+        return bits[-1] if bits else None
+
+    def _names(self, planned: NodePlan) -> tuple[str, ...]:
+        """The names by which a glob can mean the node: its own, former ones, its weights'."""
+        return (planned.node, *self.former.get(planned.node, ()), *planned.weights)
+
+    def _rounded(
+        self, planned: NodePlan, node: ir.Node, storage: Storage, choice: NodeChoice
+    ) -> NodePlan:
+        """The plan with its weights rounded to this storage: blocks only where their kernel takes
+        them.
+        """
+        compute = planned.compute
+        granularity = self._granularity(node, storage, compute, choice)
+        # blocks that gave way to other divisors of the columns are narrower or wider than asked
+        is_as_asked = granularity == PerBlock(self.config.block_size)
+        if compute is Compute.BLOCKS and not (is_as_asked and granularity in KERNEL_BLOCKS):
+            compute = Compute.DYNAMIC
+            granularity = self._granularity(node, storage, compute, choice)
+        adds_pairs = compute in (Compute.STATIC, Compute.DYNAMIC) and not is_depthwise(node)
+        return replace(
+            planned,
+            compute=compute,
+            storage=storage,
+            granularity=granularity,
+            pair_safe=adds_pairs and self.target.saturates,
+        )
+
+    def _granularity(
+        self, node: ir.Node, storage: Storage, compute: Compute, choice: NodeChoice
+    ) -> Granularity:
+        """How many of the node's weights share a scale in 8 bits: fewer than the config says where
+        that was chosen, more only if the node is dynamic.
+        """
+        config, weights = self.config, float_weights(node)
+        is_per_channel = config.per_channel or choice.granularity == PerChannel()
+        by_config: Granularity = PerChannel() if is_per_channel else PerTensor()
+        is_table = RULES[node.op_type].is_table
+        if compute is Compute.FLOAT and not is_table and not is_folded(config, self.target):
+            has_matrices = RULES[node.op_type].dynamic_pattern is DynamicPattern.MATMUL
+            if storage is Storage.INT4 and has_matrices:
+                columns = _columns(node, weights[0])
+                divides = columns % config.block_size == 0
+                return PerBlock(config.block_size if divides else columns)
+            return by_config
+        if storage is Storage.INT4:
+            widths = {self._block_width(node, w) for w in weights}
+            return PerBlock(widths.pop() if len(widths) == 1 else config.block_size)
+        if compute is Compute.DYNAMIC and choice.granularity == PerTensor():
+            return PerTensor()
+        return by_config
+
+    def _block_width(self, node: ir.Node, weight: ir.Value) -> int:
+        """The divisor of the columns nearest to the config's block size; of those of one Gram
+        matrix, if there are several.
+        """
+        columns = _columns(node, weight)
+        if RULES[node.op_type].has_gram and WEIGHT_METHODS[self.config.weight_method].uses_gram:
+            columns //= parts_of(columns) or 1
+        return block_width(columns, self.config.block_size)
+
+    def _why_not_int4(
+        self, node: ir.Node, weights: list[ir.Value], compute: Compute, *, is_named: bool
+    ) -> str:
+        """Why 4 bits are not for this node, "" if they are; few columns matter only if nobody named
+        it.
+        """
+        rule, config = RULES[node.op_type], self.config
+        columns = min(_columns(node, w) for w in weights)
+        if columns < MIN_INT4_COLUMNS and not is_named:
+            return f"{columns} weights a channel are too few for 4 bits"
+        if compute is Compute.DYNAMIC and rule.dynamic_pattern is DynamicPattern.LSTM:
+            return f"{node.op_type} takes whole bytes"
+        if compute.is_integer and not self.target.decodes_int4:
+            return f"integer kernels of {self.target.name} take whole bytes"
+        if rule.is_table:  # GatherBlockQuantized is onnxruntime's own, and takes whole blocks
+            whole_blocks = columns % config.block_size == 0
+            is_matrix = len(graph.shape_of(weights[0])) == 2
+            if not (is_matrix and whole_blocks and is_folded(config, self.target)):
+                return f"{node.op_type} takes whole bytes"
+        return ""
+
+
+def kept_in_float(planned: NodePlan, weights: list[ir.Value], reason: str) -> NodePlan:
+    """The plan of a node that stays float: in float32 where float16 cannot hold its weights."""
+    if planned.storage is Storage.FLOAT16:
+        obstacles = (why_not_float16(graph.array(w)) for w in weights)
+        obstacle = next(filter(None, obstacles), "")
+        if obstacle:
+            reason = f"{reason}; float32: {obstacle}"
+            return replace(planned, storage=Storage.FLOAT32, reason=reason)
+    return replace(planned, reason=reason)
+
+
+def _choose_compute(
+    node: ir.Node, target: Target, mode: str, chosen: Compute | None
+) -> tuple[Compute, str]:
+    """(compute, reason): what was chosen if the node can, else what the mode wants, else float."""
+    rule, obstacle = RULES[node.op_type], why_not_integer(node)
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if source is not None and source.op_type == "AveragePool" and why_not_integer(source):
+        # a Q behind the pool would make it a QLinearAveragePool, whatever the plan says of the pool
+        obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
+    if rule.dynamic_pattern is DynamicPattern.LSTM and not target.is_onnxruntime:
+        obstacle = f"{rule.dynamic_pattern} is onnxruntime's own, not for {target.name}"
+    kernel = "depthwise Conv" if is_depthwise(node) else node.op_type
+    if kernel in target.slow_in_integers:
+        obstacle = obstacle or f"{kernel} is slower in integers on {target.name}"
+    possible = {Compute.FLOAT}
+    if not obstacle:
+        possible.update(compute for compute in rule.computes if compute in target.times)
+    if chosen in possible and len(possible) > 1:
+        return chosen, "" if chosen.is_integer else "computes in float: found better"
+    if mode == "weight_only":
+        return Compute.FLOAT, "weight-only"
+    wanted = _MODES[mode]
+    best = next((compute for compute in wanted if compute in possible), None)
+    if best is not None:
+        return best, ""
+    kernels = " or ".join(wanted)
+    no_kernel = f"{node.op_type} has no {kernels} integer kernel that is faster than float"
+    if any(compute in rule.computes for compute in wanted):
+        no_kernel += f" on {target.name}"
+    return Compute.FLOAT, obstacle or no_kernel
+
+
+def _columns(node: ir.Node, weight: ir.Value) -> int:
+    """Weights of one output channel."""
+    return weight_layout(node, weight).columns(graph.shape_of(weight))
+
+
+def _is_finite(weight: ir.Value) -> bool:
+    finite = np.isfinite(graph.array(weight)).all()
+    files.release(weight.const_value)
+    return bool(finite)
+
+
+def _joined(*reasons: str) -> str:
+    """The reasons that there are, as one."""
+    return "; ".join(filter(None, reasons))
