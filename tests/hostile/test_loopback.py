@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from flows.runtime.prefect_api import api_server
+from flows.runtime import prefect_api
 
 
 @pytest.fixture
@@ -18,7 +18,8 @@ def server(tmp_path, monkeypatch):
     for key in ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED"):
         monkeypatch.delenv(key, raising=False)
     before = dict(os.environ)
-    with api_server() as server:
+    monkeypatch.setattr(prefect_api, "_serving", [])  # another test's may run in this process
+    with prefect_api.api_server() as server:
         yield server
     os.environ.clear()
     os.environ.update(before)

@@ -40,7 +40,9 @@ def sqnr_to_float(folder: Path) -> dict[str, float | None]:
     """Name -> SQNR of NAME.int8.onnx against NAME.onnx on the samples NAME.npz, on this CPU."""
     return {
         path.stem: validate_model(
-            path, path.with_suffix(".int8.onnx"), path.with_suffix(".npz"), num_samples=32
+            path,
+            path.with_suffix(".int8.onnx"),
+            SampleSpec(path.with_suffix(".npz"), count=32),
         ).fidelity.sqnr_db
         for path in folder.glob("*.onnx")
         if ".int8" not in path.name
