@@ -19,7 +19,7 @@ from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed
-from quant_core.evaluate.fidelity import compare, run_all, run_each
+from quant_core.evaluate.fidelity import StoredOutputs, compare, run_each
 from quant_core.evaluate.kernels import Kernel, profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
@@ -499,7 +499,7 @@ def compare_models(
     for session, other in zip(sessions, others, strict=True):
         check_same_interface(reference, session, other)
     names = [output.name for output in reference.get_outputs()]
-    expected = run_all(reference, feeds)
+    expected = StoredOutputs(run_each(reference, feeds))
     timings = measure_all(reference, sessions, feeds[0], seconds=seconds)
     rows = []
     for other, session, timing in zip(others, sessions, timings, strict=True):

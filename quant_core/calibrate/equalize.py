@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from quant_core.errors import ModelError
 from quant_core.model import graph
-from quant_core.model.session import values_of
+from quant_core.model.values import values_of
 from quant_core.plan.operators import RULES
 
 RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
@@ -144,8 +144,7 @@ def channel_maxima(
     """
     found: dict[str, NDArray[np.float32]] = {}
     for values in values_of(model, tensors, feeds):
-        for name in tensors:
-            x = values[name]
+        for name, x in values.items():
             axes = (0, *range(2, x.ndim))
             largest = np.maximum(x.max(axis=axes), -x.min(axis=axes))
             found[name] = np.maximum(found.get(name, 0), largest)

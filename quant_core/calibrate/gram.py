@@ -21,7 +21,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
-from quant_core.model.session import Model, values_of
+from quant_core.model.session import Model
+from quant_core.model.values import values_of
 from quant_core.numerics.gptq import parts_of
 from quant_core.plan.operators import RULES, why_not_integer
 from quant_core.plan.types import QuantPlan
@@ -256,6 +257,8 @@ def _sum_batch(
     sums = {source: _MomentSums(source) for source in inputs.values()}
     for values in values_of(model, (source.tensor for source in sums), feeds):
         for source, total in sums.items():
+            if source.tensor not in values:
+                continue
             k = source.gram_shape[-1]
             wanted = -(-max(MIN_GRAM_ROWS, GRAM_ROWS_PER_COLUMN * k) // len(feeds))
             total.add(input_rows(values[source.tensor], source, wanted))

@@ -21,7 +21,8 @@ from quant_core.calibrate.stats import (
     thinned,
 )
 from quant_core.errors import DataError, ModelError
-from quant_core.model.session import Model, find_provider, values_of
+from quant_core.model.session import Model, find_provider
+from quant_core.model.values import values_of
 from quant_core.plan.types import QuantPlan
 
 # How many values of a tensor, and positions of each of its channels, one sample adds to histograms
@@ -103,8 +104,8 @@ def observe(
         model, wanted, feeds, threads=threads, where="calibration sample", provider=provider
     )
     for values in _prefetched(samples):
-        for name in wanted:
-            x, axes = values[name], plan.means.get(name, ())
+        for name, x in values.items():
+            axes = plan.means.get(name, ())
             counted = {axis: _counted(x, axis) for axis in axes}
             if not np.isfinite(x).all():
                 x = _finite(x)

@@ -28,7 +28,7 @@ from quant_core.calibrate.observe import MeanKey
 from quant_core.calibrate.stats import ChannelMoments
 from quant_core.data.samples import Samples
 from quant_core.model import graph
-from quant_core.model.session import values_of
+from quant_core.model.values import values_of
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize
 from quant_core.numerics.round_nearest import quantize_int8
 from quant_core.plan.operators import layout_of
@@ -96,8 +96,8 @@ def choose_treatments(
     possible = {t: possible_treatments(max_abs[t]) for t in tensors}
     noise = {t: np.zeros(len(possible[t])) for t in tensors}
     for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):
-        for t in tensors:
-            rows = values[t].reshape(-1, values[t].shape[-1])
+        for t, x in values.items():
+            rows = x.reshape(-1, x.shape[-1])
             rows = rows[np.isfinite(rows).all(1)]  # a model may mask the others later
             if not rows.size:
                 continue

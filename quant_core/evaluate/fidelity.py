@@ -14,11 +14,13 @@ from quant_core.data.samples import Samples
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
 from quant_core.metrics import MAX_SQNR_DB, Fidelity, OutputFidelity
+from quant_core.model.kept import KeptArrays
 from quant_core.model.session import run
 from quant_core.numerics.sqnr import sqnr_db
 
 Outputs = list[np.ndarray]  # of one feed, in the order of the model's outputs
 
+MAX_STORED_BYTES = 64 << 20  # of the float model's outputs; not tuned
 BLOCK_ELEMENTS = 1 << 20  # feeds of one shape are compared together up to this size
 MASK = 1e30  # float outputs beyond it are masks ("never this class"), as infinite ones are
 
@@ -31,8 +33,31 @@ def run_each(session: ort.InferenceSession, samples: Samples) -> Iterator[Output
     return (run(session, feed, samples.where(i)) for i, feed in enumerate(samples))
 
 
+class StoredOutputs:
+    """The outputs of a model for all feeds, for comparing many candidates with.
+
+    Those beyond MAX_STORED_BYTES lie in a file, and are read one feed at a time.
+    """
+
+    def __init__(self, outputs: Iterable[Outputs]) -> None:
+        self._arrays = KeptArrays(MAX_STORED_BYTES)
+        self.shapes: list[list[tuple[int, ...]]] = []  # of each feed's
+        for feed, arrays in enumerate(outputs):
+            self._arrays.update({f"{feed}/{i}": x for i, x in enumerate(arrays)})
+            self.shapes.append([x.shape for x in arrays])
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[Outputs]:
+        return (self[feed] for feed in range(len(self)))
+
+    def __getitem__(self, feed: int) -> Outputs:
+        return [self._arrays[f"{feed}/{i}"] for i in range(len(self.shapes[feed]))]
+
+
 def run_all(session: ort.InferenceSession, samples: Samples) -> list[Outputs]:
-    """The outputs of all feeds, for comparing many candidates with. Raises: as `run_each`."""
+    """The outputs of all feeds. Raises: as `run_each`."""
     return list(run_each(session, samples))
 
 
@@ -151,6 +176,11 @@ class _OutputTally:
         self._add_decisions(want, got, labels)
 
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
+        for start in range(0, want.size, BLOCK_ELEMENTS):
+            part = slice(start, start + BLOCK_ELEMENTS)
+            self._add_errors_of_part(want.ravel()[part], got.ravel()[part])
+
+    def _add_errors_of_part(self, want: np.ndarray, got: np.ndarray) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # MASK is inf in float16
             known = np.abs(want) < MASK
         w, g = want[known].astype(np.float64), got[known].astype(np.float64)

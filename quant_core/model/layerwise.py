@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.model.kept import KeptArrays
 from quant_core.model.session import open_session
 from quant_core.model.session import run as run_session
-from quant_core.model.subgraph import extract, reads
+from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 
-# Tensors that are held between two layers, over all models and samples; above, every second sample
-# is dropped. Not tuned.
-MAX_HELD_BYTES = 768 << 20
+# Tensors that are in memory between two layers, over all models and samples; others lie in files.
+MAX_HELD_BYTES = 128 << 20
 
-Tensors = dict[str, NDArray[Any]]
+
+class Feeds(Protocol):
+    """Feeds whose number is known before they are read."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Mapping[str, NDArray[Any]]]: ...
 
 
 class LayerwiseRunner:
@@ -25,27 +30,17 @@ class LayerwiseRunner:
     states  for each model, for each sample: the tensors that nodes which have not run yet read
     """
 
-    def __init__(
-        self, models: tuple[ir.Model, ...], feeds: Iterable[Mapping[str, NDArray[Any]]]
-    ) -> None:
-        inputs = [dict(feed) for feed in feeds]
+    def __init__(self, models: tuple[ir.Model, ...], feeds: Feeds) -> None:
         self.models = models
-        self.states: tuple[list[Tensors], ...] = tuple([dict(f) for f in inputs] for _ in models)
+        most_bytes = MAX_HELD_BYTES // max(1, len(models) * len(feeds))
+        self.states = tuple([_kept(feed, most_bytes) for feed in feeds] for _ in models)
         self._nodes = list(models[0].graph)
-        self._producers = {v.name: node for node in self._nodes for v in node.outputs}
+        self._producers = producers_of(models[0])
         self._has_run: set[ir.Node] = set()
 
     def pending(self, tensors: Collection[str]) -> set[ir.Node]:
         """The nodes of the first model that must still run before these tensors are known."""
-        found: set[ir.Node] = set()
-        unknown = list(tensors)
-        while unknown:
-            node = self._producers.get(unknown.pop())
-            if node is None or node in self._has_run or node in found:
-                continue
-            found.add(node)
-            unknown += [str(v.name) for v in reads(node)]
-        return found
+        return nodes_before(tensors, self._producers, self._has_run)
 
     def run_until(self, tensors: Collection[str]) -> None:
         """Runs all models until these tensors are known; drops what no later node reads.
@@ -63,21 +58,20 @@ class LayerwiseRunner:
             for state in states:
                 for name in state.keys() - later:
                     del state[name]
-        while len(self.states[0]) > 1 and self._held_bytes() > MAX_HELD_BYTES:
-            for states in self.states:
-                del states[1::2]
 
     def _read_later(self) -> set[str]:
         waiting = (node for node in self._nodes if node not in self._has_run)
         return {str(v.name) for node in waiting for v in reads(node)}
 
-    def _held_bytes(self) -> int:
-        tensors = (x for states in self.states for state in states for x in state.values())
-        return sum(x.nbytes for x in tensors)
+
+def _kept(feed: Mapping[str, NDArray[Any]], most_bytes: int) -> KeptArrays:
+    kept = KeptArrays(most_bytes)
+    kept.update(feed)
+    return kept
 
 
 def _run_nodes(
-    model: ir.Model, nodes: list[ir.Node], later: Collection[str], states: list[Tensors]
+    model: ir.Model, nodes: list[ir.Node], later: Collection[str], states: list[KeptArrays]
 ) -> None:
     """Runs these nodes on each state and adds their outputs that are read later to it."""
     session = open_session(extract(model, nodes, later, states[0]).SerializeToString())

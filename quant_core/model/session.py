@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -187,60 +186,26 @@ def interface(model: Model) -> set[str]:
     return {v.name for v in (*session.get_inputs(), *session.get_outputs())}
 
 
-def values_of(
-    model: Model,
-    tensors: Iterable[str],
-    feeds: Iterable[Mapping[str, np.ndarray]],
-    *,
-    threads: int = 1,
-    packed: bool = True,
-    where: str = "",
-    provider: str = CPU,
-) -> Iterator[dict[str, np.ndarray]]:
-    """For each feed, its inputs, the model's outputs and these inner tensors, by name.
-
-    where  what an error calls a feed; the feed's position follows it
-
-    Raises: ModelError as `open_session` at once, and as `run` when a feed's turn comes.
-    """
-    known = interface(model)
-    inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in known]
-    session = open_session(model, threads=threads, outputs=inner, packed=packed, provider=provider)
-    return _run_each(session, feeds, where)
-
-
 def sizes_of(
-    model: ir.Model, tensors: Iterable[str], feed: Mapping[str, np.ndarray]
-) -> dict[str, int | None]:
-    """Bytes of each of these float32 tensors for this feed, as far as shapes tell without a run.
+    model: Model, tensors: Iterable[str], feed: Mapping[str, np.ndarray]
+) -> dict[str, int]:
+    """Elements of each of these tensors, inputs among them, for this feed: one run tells.
 
-    Raises: ModelError as `open_session`.
+    No tensor is an output of that run, so that it takes little memory.
+
+    Raises: ModelError as `open_session` and `run`.
     """
+    sizes = {name: int(np.size(feed[name])) for name in tensors if name in feed}
+    inner = [name for name in dict.fromkeys(tensors) if name not in sizes]
+    if not inner:
+        return sizes
+    counted = [f"{name}/size" for name in inner]
     options = _options(1, optimize=False)
-    for value in model.graph.inputs:
-        shape = feed[str(value.name)].shape if value.name in feed else ()
-        for dim, size in zip(value.shape or (), shape, strict=False):
-            if not isinstance(dim, int) and dim.value:
-                options.add_free_dimension_override_by_name(str(dim.value), size)
-    known = interface(model)
-    inner = [tensor for tensor in dict.fromkeys(tensors) if tensor not in known]
-    found = _open(model, options, inner).get_outputs()
-    shapes = {output.name: output.shape for output in found}
-    return {
-        name: 4 * math.prod(shapes[name])
-        if all(isinstance(size, int) for size in shapes[name])
-        else None
-        for name in tensors
-    }
-
-
-def _run_each(
-    session: ort.InferenceSession, feeds: Iterable[Mapping[str, np.ndarray]], where: str
-) -> Iterator[dict[str, np.ndarray]]:
-    names = [output.name for output in session.get_outputs()]
-    for position, feed in enumerate(feeds):
-        outputs = run(session, feed, where and f"{where} {position}")
-        yield dict(feed) | dict(zip(names, outputs, strict=True))
+    # Sizes come first, so that a tensor need not wait for its own.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    session = _open(model, options, counted, counting=inner)
+    found = run(session, feed, outputs=counted)
+    return sizes | {name: int(size) for name, size in zip(inner, found, strict=True)}
 
 
 def optimized_graph(model: Model, *, optimize: Optimize = True) -> onnx.ModelProto:
@@ -273,8 +238,27 @@ def write_optimized(model: Model, folder: Path, *, optimize: Optimize = True) ->
     return path
 
 
+@cache
+def _share_arena() -> None:
+    """One arena for the tensors of all sessions of this process, which grows by what is requested.
+
+    Each session would keep an arena of its own otherwise, twice as large as what it runs with.
+    """
+    growing_as_requested = ort.OrtArenaCfg(0, 1, -1, -1)
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    with suppress(RuntimeError):  # whoever runs this process has registered one
+        ort.create_and_register_allocator(memory, growing_as_requested)
+
+
 def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
+    _share_arena()
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights outlive no session: outside the arena their memory goes back to the system.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # the exception reports a failure; once is enough
@@ -285,16 +269,21 @@ def _options(threads: int, optimize: Optimize) -> ort.SessionOptions:
 
 
 def _open(
-    model: Model, options: ort.SessionOptions, outputs: Sequence[str] = (), provider: str = CPU
+    model: Model,
+    options: ort.SessionOptions,
+    outputs: Sequence[str] = (),
+    provider: str = CPU,
+    counting: Sequence[str] = (),
 ) -> ort.InferenceSession:
+    """A session with these outputs too.
+
+    counting  the tensors whose elements nodes count that write these outputs, one each
+    """
     chosen = [] if provider == CPU else [(provider, PROVIDER_OPTIONS.get(provider, {}))]
     where = str(model) if isinstance(model, (str, Path)) else "model in memory"
     if isinstance(model, (str, Path)) and not Path(model).is_file():
         problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
         raise ModelError(problem, where, "Give the path of an .onnx file")
-    if outputs:
-        # The arena keeps what these outputs took, rounded up, until the session is closed.
-        options.enable_cpu_mem_arena = False
     try:
         with _source(model, in_memory=bool(outputs)) as (source, folder):
             if folder is not None:
@@ -302,7 +291,7 @@ def _open(
                     "session.model_external_initializers_file_folder_path", str(folder)
                 )
             if isinstance(source, bytes) and outputs:
-                source += _exposing(outputs)
+                source += _exposing(outputs, counting)
             # enable_fallback=0: a failure is an error, not a message on stdout and another try
             return ort.InferenceSession(
                 source, options, providers=[*chosen, CPU], enable_fallback=0
@@ -331,15 +320,21 @@ def _source(model: Model, *, in_memory: bool) -> Iterator[tuple[str | bytes, Pat
         yield str(model), None
 
 
-def _exposing(outputs: Sequence[str]) -> bytes:
-    """Bytes that add graph outputs to the serialized model they are appended to.
+def _exposing(outputs: Sequence[str], counting: Sequence[str] = ()) -> bytes:
+    """Bytes that add graph outputs to the serialized model they are appended to, and a node before
+    each that counts the elements of a tensor, if there are tensors to count.
 
     Protobuf defines that joined messages merge and that repeated fields join. The fields are
-    ModelProto.graph = 7, GraphProto.output = 12, ValueInfoProto.name = 1. So even a large model
-    need not be parsed, and onnxruntime infers the types.
+    ModelProto.graph = 7, GraphProto.node = 1 and output = 12, NodeProto.input = 1, output = 2 and
+    op_type = 4, ValueInfoProto.name = 1. So even a large model need not be parsed, and onnxruntime
+    infers the types.
     """
+    nodes = [
+        _field(1, _field(1, tensor.encode()) + _field(2, name.encode()) + _field(4, b"Size"))
+        for tensor, name in zip(counting, outputs, strict=False)
+    ]
     infos = [_field(12, _field(1, name.encode())) for name in outputs]
-    return _field(7, b"".join(infos))
+    return _field(7, b"".join(nodes + infos))
 
 
 def _field(number: int, content: bytes) -> bytes:

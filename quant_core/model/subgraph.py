@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -57,6 +57,29 @@ def extract(
 def _is_left_out(value: ir.Value, known: Mapping[str, NDArray[Any]]) -> bool:
     """Whether the value is an input that has its default value."""
     return value.is_graph_input() and value.const_value is not None and value.name not in known
+
+
+def producers_of(model: ir.Model) -> dict[str, ir.Node]:
+    """Name of a tensor of the main graph -> the node that writes it."""
+    return {str(value.name): node for node in model.graph for value in node.outputs}
+
+
+def nodes_before(
+    tensors: Iterable[str], producers: Mapping[str, ir.Node], has_run: Collection[ir.Node]
+) -> set[ir.Node]:
+    """The nodes that must still run before these tensors are known, after those that have run.
+
+    producers  as `producers_of` tells
+    """
+    found: set[ir.Node] = set()
+    unknown = list(tensors)
+    while unknown:
+        node = producers.get(unknown.pop())
+        if node is None or node in has_run or node in found:
+            continue
+        found.add(node)
+        unknown += [str(v.name) for v in reads(node)]
+    return found
 
 
 def reads(node: ir.Node) -> list[ir.Value]:

@@ -24,7 +24,7 @@ corrected while GPTQ rounds it column by column, here in closed form before. Sch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ from quant_core.calibrate.gram import (
 )
 from quant_core.calibrate.observe import Statistics
 from quant_core.model import graph
-from quant_core.model.layerwise import LayerwiseRunner
+from quant_core.model.layerwise import Feeds, LayerwiseRunner
 from quant_core.plan.operators import RULES, is_depthwise, layout_of
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.rewrite.rounding import Rounding, WeightCache
@@ -63,7 +63,7 @@ def round_sequentially(
     model: ir.Model,
     plan: QuantPlan,
     stats: Statistics,
-    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    feeds: Feeds,
     weights: WeightCache | None = None,
 ) -> Statistics:
     """The statistics with a rounding target for each weight whose inputs can be taken as rows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from quant_core.config import Contract
 from quant_core.data.samples import Feed, Samples
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge, score
-from quant_core.evaluate.fidelity import Outputs, compare, run_all
+from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_all, run_each
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import MAX_SQNR_DB, Fidelity
@@ -146,7 +145,7 @@ class Bench:
     judged_outputs: tuple[str, ...] | None = None
     _session: Any = field(init=False)
     _digest: str = field(init=False)
-    _reference: list[list[NDArray[Any]]] = field(init=False)
+    _reference: StoredOutputs = field(init=False)
 
     def __post_init__(self) -> None:
         session = open_session(self.float_path)
@@ -154,7 +153,8 @@ class Bench:
         digest = _digest(self.float_path.read_bytes()) if is_kept else ""
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_digest", digest)
-        object.__setattr__(self, "_reference", run_all(session, self.samples))
+        reference = StoredOutputs(run_each(session, self.samples))
+        object.__setattr__(self, "_reference", reference)
 
     @property
     def is_out_of_time(self) -> bool:
@@ -185,61 +185,65 @@ class Bench:
         Raises: ModelError if its model does not run.
         """
         session = open_session(candidate.model)
-        outputs = run_all(session, self.samples)
-        judged = self._with_fidelity(candidate, session, outputs)
+        judged, alike = self._with_fidelity(candidate, session)
         if not self.is_host:
             return judged
-        alike = self._alike(outputs)
-        feed = self.samples[int(alike[0]) if alike.size else 0]
+        feed = self.samples[alike[0] if alike else 0]
         return replace(judged, cost=self._cost(candidate.plan, session, feed))
 
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
         """The same without timing it: the candidate keeps the cost that it has."""
-        session = open_session(candidate.model)
-        return self._with_fidelity(candidate, session, run_all(session, self.samples))
+        return self._with_fidelity(candidate, open_session(candidate.model))[0]
 
     def where_shapes_agree(self, candidate: Candidate) -> Bench | None:
         """This bench with the samples for which the candidate gives as many results as float does;
         None if there is none.
         """
-        alike = self._alike(run_all(open_session(candidate.model), self.samples))
-        return replace(self, samples=self.samples.pick(alike)) if alike.size else None
-
-    def _alike(self, outputs: Sequence[Outputs]) -> NDArray[np.intp]:
-        """The samples for which all outputs have the shapes of the float model's."""
-        return np.array(
-            [
-                i
-                for i, (want, got) in enumerate(zip(self._reference, outputs, strict=True))
-                if [x.shape for x in want] == [x.shape for x in got]
-            ],
-            np.intp,
-        )
+        alike = self._with_fidelity(candidate, open_session(candidate.model))[1]
+        return replace(self, samples=self.samples.pick(np.array(alike))) if alike else None
 
     def _with_fidelity(
-        self, candidate: Candidate, session: ort.InferenceSession, outputs: Sequence[Outputs]
-    ) -> Candidate:
-        names, reference = [output.name for output in session.get_outputs()], self._reference
-        if self.judged_outputs is not None:
-            kept = [i for i, name in enumerate(names) if name in self.judged_outputs]
-            names = [names[i] for i in kept]
-            reference = [[arrays[i] for i in kept] for arrays in reference]
-            outputs = [[arrays[i] for i in kept] for arrays in outputs]
-        labels = self.samples.labels
+        self, candidate: Candidate, session: ort.InferenceSession
+    ) -> tuple[Candidate, list[int]]:
+        """The candidate with its fidelity, and the samples for which all outputs have the shapes
+        of the float model's.
+        """
+        names = [output.name for output in session.get_outputs()]
+        kept = [
+            i
+            for i, name in enumerate(names)
+            if self.judged_outputs is None or name in self.judged_outputs
+        ]
+        alike: list[int] = []
+
+        def compared(metric: str | None) -> Fidelity:
+            alike.clear()
+            reference = ([want[k] for k in kept] for want in self._reference)
+            outputs = ([got[k] for k in kept] for got in noting_shapes())
+            return compare(reference, outputs, kept_names, self.samples.labels, metric)
+
+        def noting_shapes() -> Iterator[Outputs]:
+            for i, got in enumerate(run_each(session, self.samples)):
+                if [x.shape for x in got] == self._reference.shapes[i]:
+                    alike.append(i)
+                yield got
+
+        kept_names = [names[k] for k in kept]
         failure = None
         try:
-            fidelity = compare(reference, outputs, names, labels, self.metric)
+            fidelity = compared(self.metric)
         except DataError as error:
             if self.metric is None:
                 raise
             failure = error
-            fidelity = compare(reference, outputs, names, labels)
-        return replace(
+            fidelity = compared(None)
+        judged = replace(
             candidate,
             fidelity=fidelity,
             size_ratio=candidate.size_bytes / self.float_size_bytes,
             metric_failure=failure,
         )
+        return judged, alike
 
     def described(self, plan: QuantPlan, feed: Feed) -> str:
         """What the plan makes of the float model, and the feed that it is timed on: a key of the

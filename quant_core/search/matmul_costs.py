@@ -16,7 +16,8 @@ from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model import graph, subgraph
 from quant_core.model.normalize import normalize
-from quant_core.model.session import open_session, values_of
+from quant_core.model.session import open_session
+from quant_core.model.values import values_of
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.apply import apply_plan
@@ -49,15 +50,17 @@ def matmul_costs(
         if is_matmul(n) and n.node in nodes and graph.is_float_weight(nodes[n.node].inputs[1])
     }
     inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in planned}
-    values = next(values_of(model, inputs.values(), [feed], packed=False))
     found: dict[str, dict[Compute, Cost]] = {}
-    for (name, compute), (plan, node) in planned.items():
-        tensor = inputs[name]
-        single = _SingleMatMul(
-            nodes[name], _plan_of_one(plan, node, tensor), tensor, values[tensor]
-        )
-        cost = costs.of(single.description(), partial(single.time, model, stats))
-        found.setdefault(name, {})[compute] = cost
+    for values in values_of(model, inputs.values(), [feed], packed=False):
+        for (name, compute), (plan, node) in planned.items():
+            tensor = inputs[name]
+            if tensor not in values:
+                continue
+            single = _SingleMatMul(
+                nodes[name], _plan_of_one(plan, node, tensor), tensor, values[tensor]
+            )
+            cost = costs.of(single.description(), partial(single.time, model, stats))
+            found.setdefault(name, {})[compute] = cost
     return found
 
 

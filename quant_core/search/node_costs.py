@@ -8,7 +8,7 @@ ranks nodes well, but does not add up, so that nothing is predicted from it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from quant_core.evaluate.kernels import profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.model import graph
-from quant_core.model.session import values_of
+from quant_core.model.session import sizes_of
 from quant_core.plan.static_nodes import capped_output, data_inputs
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, QuantPlan
@@ -115,7 +115,7 @@ def _tensor_costs(model: ir.Model, plan: QuantPlan, bench: Bench) -> list[Tensor
     writers = {capped_output(node): str(node.name) for node in nodes}
     values = {v.name: v for v in (*model.graph.inputs, *writers)}
     values |= {v.name: v for node in nodes for v in (*data_inputs(node), *node.outputs)}
-    sizes = _sizes(model, plan.activations, bench.samples[0])
+    sizes = sizes_of(model, plan.activations, bench.samples[0])
     conversion = bench.costs.of(f"{ELEMENTS} conversions", _time_of_conversions)
     found = []
     for tensor in plan.activations:
@@ -134,11 +134,6 @@ def _tensor_costs(model: ir.Model, plan: QuantPlan, bench: Bench) -> list[Tensor
             )
         )
     return found
-
-
-def _sizes(model: ir.Model, tensors: Iterable[str], feed: Feed) -> dict[str, int]:
-    values = next(values_of(model, tensors, [feed], packed=False))
-    return {name: int(np.size(value)) for name, value in values.items()}
 
 
 def _time_of_conversions() -> Cost:

@@ -21,7 +21,7 @@ from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
-from quant_core.evaluate.fidelity import run_all
+from quant_core.evaluate.fidelity import run_each
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.sensitivity import Sensitivity
@@ -424,7 +424,8 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
     drawn = SampleSpec(count=POLICY.drawn_samples)
     try:
         samples = open_samples(drawn, input_specs(job.original), job.original)
-        run_all(open_session(job.original), samples)
+        for _ in run_each(open_session(job.original), samples):
+            pass
     except (DataError, ModelError):
         return None
     return samples

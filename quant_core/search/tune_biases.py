@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
-from quant_core.evaluate.fidelity import compare, run_all, run_each
+from quant_core.evaluate.fidelity import StoredOutputs, compare, run_each
 from quant_core.model import graph
 from quant_core.model.layerwise import LayerwiseRunner
-from quant_core.model.session import open_session, values_of
+from quant_core.model.session import open_session
+from quant_core.model.values import values_of
 from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, QuantPlan
 from quant_core.rewrite.apply import INT32_MAX, Quantized
@@ -57,7 +58,7 @@ def tune_biases(
     biases = _integer_biases(copy, {n.node for n in plan.nodes if n.compute == Compute.STATIC})
     if not biases:
         return None
-    reference = run_all(open_session(model), samples)
+    reference = StoredOutputs(run_each(open_session(model), samples))
     before_db = _sqnr_db(quantized.model, reference, samples)
     if before_db > POLICY.tuned_biases_db:
         return None
@@ -80,14 +81,11 @@ def _correct(
     float_outputs = {n.name: str(n.outputs[0].name) for n in model.graph}
     float_means = _sample_means(model, [float_outputs[n.name] for n in biases], samples)
     runner = LayerwiseRunner((copy,), samples)
-    kept = np.arange(len(samples))
     for node, bias in biases.items():
         output = str(node.outputs[0].name)
         runner.run_until({output})
         (states,) = runner.states
-        while len(kept) > len(states):  # the runner dropped every second sample, for memory
-            kept = kept[::2]
-        wanted = float_means[float_outputs[node.name]][kept].mean(0)
+        wanted = float_means[float_outputs[node.name]].mean(0)
         found = np.mean([_channel_means(state[output]) for state in states], axis=0)
         scale = graph.array(bias.scale)
         old = graph.array(bias.values).astype(np.float64)
@@ -125,8 +123,8 @@ def _sample_means(
     """Tensor -> the mean of each channel in each sample, (samples, C)."""
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in tensors}
     for values in values_of(model, tensors, samples):
-        for name in found:
-            found[name].append(_channel_means(values[name]))
+        for name, x in values.items():
+            found[name].append(_channel_means(x))
     return {name: np.stack(rows) for name, rows in found.items()}
 
 
@@ -136,7 +134,7 @@ def _channel_means(x: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(x.mean(axes, dtype=np.float64))
 
 
-def _sqnr_db(model: ir.Model, reference: list[list[NDArray[Any]]], samples: Samples) -> float:
+def _sqnr_db(model: ir.Model, reference: StoredOutputs, samples: Samples) -> float:
     """SQNR of the worst output in dB; -inf if no output can be compared."""
     session = open_session(model)
     outputs = [o.name for o in session.get_outputs()]

@@ -100,12 +100,16 @@ def test_tensors_that_are_measured_in_parts_have_the_same_noise(monkeypatch):
     quantized = static(model)
     whole = measure_noise(model, quantized, FEEDS)
 
-    monkeypatch.setattr("quant_core.evaluate.node_noise.MAX_PART_BYTES", 4 * 4 * 32)  # of one
+    monkeypatch.setattr("quant_core.model.values.MAX_PART_BYTES", 4 * 4 * 32)  # of one
 
-    assert measure_noise(model, quantized, FEEDS) == whole
+    for one, found in zip(whole, measure_noise(model, quantized, FEEDS), strict=True):
+        assert (found.node, found.signal) == (one.node, one.signal)
+        assert found.isolated == one.isolated
+        # between two pieces a float32 is rounded where a kernel goes on with what it has
+        np.testing.assert_allclose(found.cumulative, one.cumulative, rtol=1e-4)
 
 
-def test_sizes_of_tensors_are_known_without_a_run():
+def test_one_run_tells_the_sizes_of_tensors():
     sizes = sizes_of(chain(), ["a", "b", "y"], FEEDS[0])
 
-    assert sizes == dict.fromkeys("aby", 4 * 4 * 32)
+    assert sizes == dict.fromkeys("aby", 4 * 32)

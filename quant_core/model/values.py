@@ -1,0 +1,183 @@
+"""The values of inner tensors for each feed, no more of them at a time than memory should hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from quant_core.model import files, graph
+from quant_core.model.proto import from_proto
+from quant_core.model.session import CPU, Model, interface, open_session, run, sizes_of
+from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
+
+# Of the tensors that are read at a time, for one feed; small beside what onnxruntime takes.
+MAX_PART_BYTES = 16 << 20
+FLOAT_BYTES = 4  # of an element
+NOT_TENSORS = ("Sequence", "Optional", "Map")  # in the names of operators that write or read others
+
+Feed = Mapping[str, NDArray[Any]]
+Tensors = dict[str, NDArray[Any]]
+
+
+def values_of(
+    model: Model,
+    tensors: Iterable[str],
+    feeds: Iterable[Feed],
+    *,
+    threads: int = 1,
+    packed: bool = True,
+    where: str = "",
+    provider: str = CPU,
+) -> Iterator[Tensors]:
+    """For each feed the values of these tensors by name, part by part: each tensor once.
+
+    threads, packed, provider  as `open_session` takes them
+    where                      what an error calls a feed; the feed's position follows it
+
+    Raises: ModelError as `open_session` and `run`.
+    """
+    feeds = iter(feeds)
+    first = next(feeds, None)
+    if first is None:
+        return
+    parts = parts_of(model, tensors, first)
+    runner = PartwiseRunner(model, parts, threads=threads, packed=packed, provider=provider)
+    for position, feed in enumerate(chain([first], feeds)):
+        yield from runner.run(feed, where and f"{where} {position}")
+
+
+def parts_of(model: Model, tensors: Iterable[str], feed: Feed) -> list[list[str]]:
+    """The tensors, in their order, in parts of at most MAX_PART_BYTES for this feed, or of one.
+
+    All are one part if the model runs only as a whole.
+
+    Raises: ModelError if the model does not run.
+    """
+    tensors = list(dict.fromkeys(tensors))
+    sizes = sizes_of(model, tensors, feed)
+    parts: list[list[str]] = [[]]
+    left = MAX_PART_BYTES
+    for name in tensors:
+        size_bytes = FLOAT_BYTES * sizes[name]
+        if parts[-1] and size_bytes > left:
+            parts.append([])
+            left = MAX_PART_BYTES
+        parts[-1].append(name)
+        left -= size_bytes
+    is_whole = len(parts) < 2 or not _runs_in_pieces(_parsed(model))
+    return [tensors] if is_whole else parts
+
+
+class PartwiseRunner:
+    """Runs a model piece by piece; each piece computes one part of the tensors that are wanted.
+
+    parts                      names of inputs, inner tensors and outputs
+    threads, packed, provider  as `open_session` takes them
+
+    Between two pieces only what later ones read is kept. A single piece is the whole model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        parts: Sequence[Collection[str]],
+        *,
+        threads: int = 1,
+        packed: bool = True,
+        provider: str = CPU,
+    ) -> None:
+        self._parts = parts
+        self._model = model
+        self._open = partial(open_session, threads=threads, packed=packed, provider=provider)
+        self._session: ort.InferenceSession | None = None
+        self._pieces = _pieces(_parsed(model), parts) if len(parts) > 1 else []
+
+    def run(self, feed: Feed, where: str = "") -> Iterator[Tensors]:
+        """The values of each part for this feed; `where` is the feed's name, for errors.
+
+        Raises: ModelError if the model, or a piece of it, does not run.
+        """
+        if not self._pieces:
+            for part in self._parts:
+                yield self._run_whole(part, feed, where)
+            return
+        known = dict(feed)
+        for piece, part in zip(self._pieces, self._parts, strict=True):
+            if piece.nodes:
+                known |= self._run_piece(piece, known, where)
+            yield {name: known[name] for name in part}
+            known = {name: x for name, x in known.items() if name in piece.read_later}
+
+    def _run_whole(self, part: Collection[str], feed: Feed, where: str) -> Tensors:
+        computed = [name for name in part if name not in feed]
+        if computed and self._session is None:
+            own = interface(self._model)
+            inner = [name for name in computed if name not in own]
+            self._session = self._open(self._model, outputs=inner)
+        found = run(self._session, feed, where, computed) if computed else []
+        given = {name: feed[name] for name in part if name in feed}
+        return given | dict(zip(computed, found, strict=True))
+
+    def _run_piece(self, piece: _Piece, known: Tensors, where: str) -> Tensors:
+        """What one piece computes of its part, and for later ones."""
+        if piece.session is None:
+            later = {*piece.part, *piece.read_later}
+            proto = extract(piece.model, piece.nodes, later, known)
+            piece.session = self._open(proto.SerializeToString())
+        given = {i.name: known[i.name] for i in piece.session.get_inputs()}
+        names = [output.name for output in piece.session.get_outputs()]
+        return dict(zip(names, run(piece.session, given, where), strict=True))
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """Nodes that compute one part.
+
+    read_later  names of the tensors that later pieces and parts read
+    session     opened for the first feed, which tells the types of what the piece reads
+    """
+
+    model: ir.Model
+    part: Collection[str]
+    nodes: list[ir.Node]
+    read_later: set[str] = field(default_factory=set)
+    session: ort.InferenceSession | None = None
+
+
+def _pieces(model: ir.Model, parts: Sequence[Collection[str]]) -> list[_Piece]:
+    """One piece for each part, in their order."""
+    producers, has_run = producers_of(model), set[ir.Node]()
+    found = []
+    for part in parts:
+        nodes = nodes_before(part, producers, has_run)
+        has_run |= nodes
+        found.append(_Piece(model, part, [node for node in model.graph if node in nodes]))
+    later = set[str]()
+    for piece in reversed(found):
+        piece.read_later = set(later)
+        later |= {str(v.name) for node in piece.nodes for v in reads(node)} | set(piece.part)
+    return found
+
+
+def _parsed(model: Model) -> ir.Model:
+    """The model; one in a file, or in its bytes, is read."""
+    if isinstance(model, bytes):
+        return from_proto(onnx.load_from_string(model))
+    return files.read(Path(model)) if isinstance(model, (str, Path)) else model
+
+
+def _runs_in_pieces(model: ir.Model) -> bool:
+    """Whether nodes pass only tensors on to each other, and no piece can exceed a message."""
+    nodes = (node for inside in graph.graphs_of(model) for node in inside)
+    return not files.is_large(model) and not any(
+        word in node.op_type for node in nodes for word in NOT_TENSORS
+    )

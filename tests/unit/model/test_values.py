@@ -1,0 +1,114 @@
+"""Values of inner tensors: read in parts, they are what one run of the whole model gives."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import parser
+
+from quant_core.model import values
+from quant_core.model.kept import KeptArrays
+from quant_core.model.session import open_session, run, sizes_of
+from quant_core.model.values import PartwiseRunner, parts_of, values_of
+
+# `r` is read again at the end, and inside both branches.
+MODEL = """
+<ir_version: 8, opset_import: ["" : 17]>
+graph (float[n, 8] x) => (float[n, 8] y, float[n, 8] z) {
+    r = Relu(x)
+    s = Neg(r)
+    total = ReduceSum<keepdims = 0>(s)
+    zero = Constant<value_float = 0.0>()
+    is_less = Less(total, zero)
+    t = If(is_less) <
+        then_branch = negative () => (float[n, 8] a) { a = Mul(r, s) },
+        else_branch = other () => (float[n, 8] b) { b = Add(r, s) }
+    >
+    u = Tanh(t)
+    y = Add(u, r)
+    z = Sub(y, x)
+}
+"""
+INNER = ["r", "s", "t", "u", "y", "z"]
+FEEDS = [
+    {"x": np.random.default_rng(k).standard_normal((k + 3, 8), dtype=np.float32)} for k in range(3)
+]
+
+
+def model() -> ir.Model:
+    return ir.from_proto(parser.parse_model(MODEL))
+
+
+def whole(feed):
+    session = open_session(model(), outputs=[n for n in INNER if n not in "yz"], optimize=False)
+    names = [output.name for output in session.get_outputs()]
+    return feed | dict(zip(names, run(session, feed), strict=True))
+
+
+@pytest.mark.parametrize("tensors", [INNER, ["x", *INNER], INNER[::-1], ["z"]])
+def test_parts_hold_each_tensor_of_each_feed_once(monkeypatch, tensors):
+    monkeypatch.setattr(values, "MAX_PART_BYTES", 2 * 4 * FEEDS[0]["x"].size)
+
+    found = list(values_of(model(), tensors, FEEDS))
+
+    assert len(found) == len(FEEDS) * -(-len(tensors) // 2)
+    assert [name for part in found for name in part] == len(FEEDS) * tensors
+    for k, feed in enumerate(FEEDS):
+        expected = whole(feed)
+        parts = found[k * len(found) // len(FEEDS) : (k + 1) * len(found) // len(FEEDS)]
+        for name, x in ((n, x) for part in parts for n, x in part.items()):
+            np.testing.assert_array_equal(x, expected[name])
+
+
+def test_small_tensors_are_one_part_and_a_large_one_is_a_part_of_its_own(monkeypatch):
+    assert parts_of(model(), INNER, FEEDS[0]) == [INNER]
+
+    monkeypatch.setattr(values, "MAX_PART_BYTES", 1)
+
+    assert parts_of(model(), INNER, FEEDS[0]) == [[name] for name in INNER]
+
+
+def test_a_tensor_may_be_wanted_again_in_a_later_part():
+    runner = PartwiseRunner(model(), [["r"], ["y", "r"]])
+
+    first, second = runner.run(FEEDS[0])
+
+    np.testing.assert_array_equal(first["r"], second["r"])
+
+
+def test_without_tensors_or_feeds_there_is_nothing_to_read():
+    assert list(values_of(model(), [], FEEDS)) == [{}] * len(FEEDS)
+    assert list(values_of(model(), INNER, [])) == []
+
+
+def test_a_model_that_passes_on_sequences_is_not_cut(monkeypatch):
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    graph (float[n, 8] x) => (float[m, 8] y) {
+        r = Relu(x)
+        parts = SplitToSequence(r)
+        y = ConcatFromSequence<axis = 0>(parts)
+    }
+    """
+    monkeypatch.setattr(values, "MAX_PART_BYTES", 1)
+
+    [part] = values_of(ir.from_proto(parser.parse_model(text)), ["r", "y"], FEEDS[:1])
+
+    np.testing.assert_array_equal(part["y"], part["r"])
+
+
+def test_sizes_are_those_of_inputs_inner_tensors_and_outputs():
+    assert sizes_of(model(), ["x", "t", "z"], FEEDS[0]) == dict.fromkeys("xtz", FEEDS[0]["x"].size)
+
+
+def test_arrays_that_do_not_fit_into_memory_are_kept_all_the_same():
+    kept = KeptArrays(most_bytes=100)
+    arrays = {str(k): np.full((4, 4), k, np.float32) for k in range(3)}
+    arrays["text"] = np.array(["a", "b"], object)
+
+    kept.update(arrays)
+    kept["1"] = arrays["1"] = np.ones(3, np.int8)
+    del kept["2"], arrays["2"]
+
+    assert kept.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(kept[name], array)
