@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from quant_core.evaluate.contract import Verdict
 
-SCHEMA_VERSION = 3  # of all tables; it grows whenever a column is added, renamed or removed
+SCHEMA_VERSION = 4  # of all tables; it grows whenever a column is added, renamed or removed
 
 
 class Outcome(StrEnum):
@@ -101,6 +101,8 @@ class RunRow(Row):
     quantmill: str
     onnx: str
     onnxruntime: str
+    cpu: str | None = None  # its name, as the system gives it
+    command: str | None = None  # command line of the process that ran the batch
     schema_version: int | None = None  # of the reports of this run; None before there were versions
 
 
@@ -149,6 +151,7 @@ class ModelRow(Row):
     finished_at: datetime | None = None
     config: str | None = None  # QuantConfig as JSON
     trace: str | None = None  # what the search tried, as JSON
+    chosen: str | None = None  # the candidate of the trace that was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,7 @@ class TimingRow(Row):
     float_p95_ms: float | None = None  # 95th percentile
     quantized_p95_ms: float | None = None
     speedup: float | None = None  # median over rounds
-    speedup_lo: float | None = None  # bounds of its confidence interval
+    speedup_lo: float | None = None  # quartiles over rounds, as the next
     speedup_hi: float | None = None
     rounds: int | None = None
     threads: int | None = None  # of each model

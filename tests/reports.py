@@ -83,6 +83,8 @@ def _run(run_id: str, i: int, folder: Path, models: list[ModelRow]) -> RunRow:
         quantmill="0.1.0",
         onnx="1.20.0",
         onnxruntime="1.30.0",
+        cpu="A CPU",
+        command="python -m flows.batch manifest.yaml",
     )
 
 
@@ -142,6 +144,7 @@ def _made(
         busy=False,
         config=json.dumps({**QuantConfig().to_dict(), "exclude": ["*/head/*"]}),
         trace=json.dumps(trace),
+        chosen=max(trace, key=lambda trial: trial["speedup"])["candidate"],
     )
 
 

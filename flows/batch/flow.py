@@ -37,6 +37,8 @@ import contextlib
 import json
 import os
 import platform
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,7 +94,7 @@ from flows.manifest.outputs import Owner, claim  # noqa: E402
 from flows.report.page import write_report  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.model.locations import model_files  # noqa: E402
-from quant_core.plan.targets import host_target_name  # noqa: E402
+from quant_core.plan.targets import cpu_name, host_target_name  # noqa: E402
 from quant_core.text import printable  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
 from tasks.cache import Content, forget_files, the_cache  # noqa: E402
@@ -448,6 +450,8 @@ class Batch:
             quantmill=made_with["quantmill"],
             onnx=made_with["onnx"],
             onnxruntime=made_with["onnxruntime"],
+            cpu=cpu_name(),
+            command=printable(shlex.join(sys.orig_argv)),
             schema_version=SCHEMA_VERSION,
         )
 

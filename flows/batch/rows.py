@@ -29,6 +29,7 @@ QUANTIZE_COLUMNS = (
     "floor_db",
     "worst_db",
     "note",
+    "chosen",
 )
 BENCHMARK_COLUMNS = ("float_ms", "quantized_ms", "speedup")
 

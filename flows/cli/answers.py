@@ -305,5 +305,7 @@ def _read_plan(path: Path) -> QuantPlan:
         return QuantPlan.from_json(path.read_text(encoding="utf-8"))
     except RequestError as error:
         raise RequestError(f"is not a plan: {error.problem}", str(path), hint) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot be read: {error}", str(path), hint) from error
+    except UnicodeDecodeError as error:
+        raise RequestError("is not a plan, but no text at all", str(path), hint) from error
+    except OSError as error:
+        raise RequestError(f"cannot be read: {error.strerror}", str(path), hint) from error

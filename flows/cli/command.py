@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flows.cli.options import FORMAT, GROUPS
+from flows.cli.options import FORMAT, GROUPS, flag
 from flows.console import render
-from quant_core.errors import QuantError
+from quant_core.errors import QuantError, RequestError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,6 +36,9 @@ class Answer:
     view: Callable[[Any], RenderableType]
     exit_code: int = 0
 
+
+# Its other names differ between versions of typer, which brings its own parser since 0.26.
+UsageError: Any = typer.BadParameter.__base__
 
 # A function that has printed its answer itself returns only the exit code.
 Command = Callable[..., Answer | int]
@@ -82,7 +85,8 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     try:
         answer = _call(function, parameters, typed, as_json)
     except QuantError as error:
-        located = error if error.where else type(error)(error.problem, where, error.hint)
+        place = flag(error.where) if error.where in typed else error.where or where
+        located = type(error)(error.problem, place, error.hint)
         render.print_error(located, as_json)
         return error.exit_code
     except Exception as error:
@@ -96,6 +100,18 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
         return answer
     render.print_answer(answer.data, None if as_json else answer.view)
     return answer.exit_code
+
+
+def usage_error(error: UsageError) -> RequestError:
+    """What typer says of a command line that it cannot read, as an error of ours."""
+    command = error.ctx.command_path if error.ctx else "quantmill"
+    if near := getattr(error, "possibilities", None):
+        return RequestError(
+            f"there is no option {error.option_name}", "", f"Did you mean {near[0]}?"
+        )
+    problem, _, hint = error.format_message().rstrip(".").partition(". ")
+    problem = problem[:1].lower() + problem[1:]
+    return RequestError(problem, "", hint or f"`{command} --help` lists what can be given")
 
 
 def _call(

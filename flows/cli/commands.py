@@ -32,7 +32,7 @@ from flows.cli.answers import (
     validation,
     with_export,
 )
-from flows.cli.command import Answer, register
+from flows.cli.command import Answer, UsageError, register, usage_error
 from flows.cli.doctor import examine_host
 from flows.cli.options import AccuracyOptions, changed_options
 from flows.console import render
@@ -66,7 +66,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Which it is.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Smaller, faster ONNX models that are still right."""
@@ -83,8 +86,10 @@ def _option(*flags: str, help: str) -> Any:
 Model = Annotated[Path, _argument("MODEL", "A float ONNX model.")]
 AnyModel = Annotated[Path, _argument("MODEL", "An ONNX model, quantized or not.")]
 Original = Annotated[Path, _argument("ORIGINAL", "The float model.")]
-Quantized = Annotated[Path, _argument("QUANTIZED", "What became of it.")]
-Files = Annotated[list[Path], _argument("QUANTIZED...", "Files of it, whoever made them.")]
+Quantized = Annotated[Path, _argument("QUANTIZED", "The quantized model.")]
+Files = Annotated[
+    list[Path], _argument("QUANTIZED...", "Quantized files of it, whichever tool made them.")
+]
 Models = Annotated[list[str], _argument("MODELS...", "Models, or one folder or 'glob' of them.")]
 ManifestFile = Annotated[Path, _argument("FILE", "A YAML or TOML manifest.")]
 ModelFolder = Annotated[Path, _argument("DIR", "A folder of models.")]
@@ -92,48 +97,72 @@ Reports = Annotated[Path, _argument("DIR", "A batch's output folder.")]
 
 Output = Annotated[
     Path | None,
-    _option("-o", "--output", help="Where to write, MODEL_int8.onnx if left out; replaced."),
+    _option(
+        "-o",
+        "--output",
+        help="The file to write, replaced if it is there; without it, MODEL_int8.onnx.",
+    ),
 ]
-Page = Annotated[Path | None, _option("-o", "--output", help="Where to write the HTML page.")]
-OutputDir = Annotated[str | None, _option("-o", "--output-dir", help="Where to write the models.")]
+Page = Annotated[Path | None, _option("-o", "--output", help="Also write it as an HTML page.")]
+OutputDir = Annotated[str | None, _option("-o", "--output-dir", help="The folder to write to.")]
 Layout = Annotated[
     Literal["huggingface"] | None,
-    _option("--layout", help="MODELS is a folder with config.json and onnx/, made as a whole."),
+    _option("--layout", help="MODELS is one folder of this layout, made as a whole."),
 ]
-PlanFile = Annotated[Path | None, _option("--plan", help="Do exactly this: a dry run's JSON.")]
+PlanFile = Annotated[
+    Path | None, _option("--plan", help="Follow this plan: the JSON of a dry run.")
+]
 CostsFile = Annotated[
-    Path | None, _option("--costs", help="What was timed: looked up, and added to.")
+    Path | None,
+    _option(
+        "--costs",
+        help="File of timings, looked up and added to: with it the same input gives the same file.",
+    ),
 ]
 Rebuild = Annotated[
     bool, typer.Option("--rebuild", help="First write the Parquet again from the journal.")
 ]
-RunId = Annotated[str | None, _option("--run", help="Of this run_id, not the latest.")]
+RunId = Annotated[str | None, _option("--run", help="Show the run of this id, not the latest.")]
 
 SkipExisting = Annotated[
-    bool, typer.Option("--skip-existing/--no-skip-existing", help="Keep what is up to date.")
+    bool,
+    typer.Option(
+        "--skip-existing/--no-skip-existing", help="Whether outputs that are up to date stay."
+    ),
 ]
 ContinueOnError = Annotated[
-    bool, typer.Option("--continue-on-error/--stop-on-error", help="When a model fails.")
+    bool,
+    typer.Option("--continue-on-error/--stop-on-error", help="What happens when a model fails."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 OptimizeOnly = Annotated[
-    bool, typer.Option("--optimize-only", help="Rewrite the float model exactly, and stop.")
+    bool, typer.Option("--optimize-only", help="Only rewrite the float model exactly.")
 ]
 Export = Annotated[
     Literal["openvino"] | None,
-    typer.Option("--export", help="Write OpenVINO's .xml and .bin too, and check them there."),
+    typer.Option("--export", help="Also write .xml and .bin for OpenVINO, and check them there."),
 ]
 Provider = Annotated[
-    str, typer.Option("--provider", metavar="NAME", help="What runs both: cpu, cuda, openvino, ...")
+    str,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="Execution provider of both, such as cpu, cuda or openvino",
+    ),
 ]
 Pareto = Annotated[
-    bool, typer.Option("--pareto", help="Try all plans that may be best, and show the front.")
+    bool,
+    typer.Option(
+        "--pareto", help="Try all plans that may be best, and show those that none beats."
+    ),
 ]
-Detailed = Annotated[bool, typer.Option("--detailed", help="Say which node costs how much.")]
+Detailed = Annotated[bool, typer.Option("--detailed", help="Say what each node costs.")]
 Threads = Annotated[
-    list[int], typer.Option("--threads", min=1, max=1024, help="Of each model; repeatable.")
+    list[int], typer.Option("--threads", min=1, max=1024, help="Threads of each model; repeatable.")
 ]
-ThreadCount = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Of each model.")]
+ThreadCount = Annotated[
+    int, typer.Option("--threads", min=1, max=1024, help="Threads of the model.")
+]
 BatchSizes = Annotated[
     list[int], typer.Option("--batch", min=1, max=65536, help="Samples in a feed; repeatable.")
 ]
@@ -213,7 +242,7 @@ def calibrate(
     costs: CostsFile = None,
     dry_run: DryRun = False,
 ) -> Answer:
-    """Quantize with ranges measured on --data: `quantize` that insists on samples."""
+    """Quantize with ranges measured on --data; the same as `quantize` with samples."""
     if calibration is None:
         hint = "A .npy, a .npz, a folder of .npz feeds, or random"
         raise RequestError("is missing", "--data", hint)
@@ -252,13 +281,17 @@ def benchmark(
     seconds: Seconds = 3.0,
     runtime: Runtime = "python",
 ) -> Answer:
-    """How fast a quantized model is, against its original: both in turn, in this process; how long
-    each takes to load, and how much memory. With --runtime, where JavaScript runs them.
+    """How fast a quantized model is, against its original.
+
+    Both run in turn, in this process; what each takes to load, and how much memory, is said too.
+    With --runtime, JavaScript runs them.
     """
     time_both = timing if runtime == "python" else partial(javascript_timing, runtime)
-    rows = []
-    for thread_count, batch_size in itertools.product(threads, batch):
-        progress(f"timing both models in turn: {thread_count} threads, {batch_size} in a feed")
+    rows, settings = [], list(itertools.product(threads, batch))
+    for i, (thread_count, batch_size) in enumerate(settings):
+        setting = f"{thread_count} threads, {batch_size} in a feed"
+        left = f"{seconds * (len(settings) - i):.0f} s left"
+        progress(f"timing both models in turn: {setting}; {left}")
         timed = time_both(original, quantized, samples, thread_count, batch_size, seconds)
         rows.append({"batch": batch_size, **timed})
     if runtime != "python":
@@ -281,12 +314,14 @@ def explain(
     seconds: Seconds = 1.0,
     output: Page = None,
 ) -> Answer:
-    """Which kernels run a model on this CPU, whoever made it: in integers or not and why, what each
-    costs, and what quantmill would do; with -o, also as an HTML page.
+    """Which kernels run a model on this CPU, whichever tool made it.
+
+    Says of each whether it computes in integers and why not, what it costs, and what quantmill
+    would do with it; the options of `quantize` steer that.
     """
     from quant_core import api
 
-    progress("timing every kernel")
+    progress(f"timing every kernel for {seconds:.0f} s")
     explanation = api.explain_model(
         model,
         config,
@@ -295,7 +330,7 @@ def explain(
         seconds=seconds,
     ).to_dict()
     if output is not None:
-        from flows.report.explanation import write_explanation
+        from flows.report.command_pages import write_explanation
 
         write_explanation(explanation, output)
     return Answer(explanation, render.explanation_view)
@@ -311,12 +346,18 @@ def compare(
     progress: Progress,
     threads: ThreadCount = 1,
     seconds: Seconds = 3.0,
+    output: Page = None,
 ) -> Answer:
-    """Several quantized files of one model side by side, whichever tool made them: size, accuracy,
-    latency, load time and memory.
+    """Several quantized files of one model side by side, whichever tool made them.
+
+    Says their size, accuracy, latency, load time and memory; all run in turn.
     """
-    progress("comparing all files with the original")
+    progress(f"comparing all files with the original; timing takes {seconds * len(files):.0f} s")
     rows = comparison(original, files, samples, accuracy, allow_code, threads, seconds)
+    if output is not None:
+        from flows.report.command_pages import write_comparison
+
+        write_comparison(rows, output)
     missed = any(row["verdict"] == "not_met" for row in rows["files"])
     return Answer(rows, render.comparison_view, exit_code=int(missed))
 
@@ -403,7 +444,10 @@ def config(
 @command
 def init(
     folder: ModelFolder,
-    output: Annotated[Path | None, _option("-o", "--output", help="The manifest's name.")] = None,
+    output: Annotated[
+        Path | None,
+        _option("-o", "--output", help="The manifest to write; DIR/quantmill.yaml if left out."),
+    ] = None,
 ) -> Answer:
     """Write a commented manifest for a folder of models, with the data that lie beside them."""
     from flows.manifest.draft import draft_manifest
@@ -419,8 +463,10 @@ def init(
 def report(
     folder: Reports, run: RunId = None, output: Page = None, rebuild: Rebuild = False
 ) -> Answer:
-    """What a batch came to: its latest run, or another one, from the Parquet in its output
-    folder; with -o, also as an HTML page that opens offline.
+    """What a batch came to, in its latest run or another one.
+
+    It is read from the Parquet in the output folder. With -o it is written as an HTML page that
+    opens offline.
     """
     from flows.report.read import read_run
 
@@ -445,9 +491,7 @@ def report(
 
 @command
 def doctor() -> Answer:
-    """What this host is: target, threads, memory, versions, and what is known not to work
-    together.
-    """
+    """What this host is, and which of its versions are known not to work together."""
     report = examine_host()
     return Answer(report, render.host_view, exit_code=int(bool(report["problems"])))
 
@@ -473,15 +517,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default this process's. Returns the exit code."""
     # onnx_ir would print a model's names with their control characters.
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
+    words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         forget_current_folder()
         own_process()
     try:
         with stopped_in_order():
-            app(list(sys.argv[1:] if arguments is None else arguments), prog_name="quantmill")
+            return app(words, prog_name="quantmill", standalone_mode=False) or 0
+    except UsageError as error:
+        wrong = usage_error(error)
+        if wrong.problem:  # else there was no argument at all, and the help is printed
+            as_json = "--format json" in " ".join(words).replace("=", " ")
+            render.print_error(wrong, as_json)
+        return wrong.exit_code
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else 1
-    return 0
 
 
 if __name__ == "__main__":

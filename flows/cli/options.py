@@ -41,10 +41,10 @@ class Option:
     ) -> inspect.Parameter:
         """The parameter of a function in which typer finds this option."""
         info = typer.Option(
-            self.flags or _flag(name),
-            help=self.help,
+            self.flags or flag(name),
+            help=self.help if self.default is None else f"{self.help}. Default: {self.default}",
             metavar=self.metavar,
-            show_default=False if self.default is None else str(self.default),
+            show_default=False,
             rich_help_panel=panel,
         )
         kind = self.kind if default is not None else self.kind | None
@@ -132,7 +132,7 @@ def _build_calibration(typed: Mapping[str, Any]) -> SampleSpec | None:
     if "data" in typed:
         return _build_samples(typed)
     if typed:
-        option = _flag(next(iter(typed)))
+        option = flag(next(iter(typed)))
         raise RequestError("means nothing without samples", option, "Give --data")
     return None
 
@@ -145,7 +145,7 @@ def _build_running(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_at_least_one(name: str, typed: Mapping[str, Any]) -> None:
     if typed.get(name, 1) < 1:
-        raise RequestError(f"is {typed[name]}", _flag(name), "1 or more")
+        raise RequestError(f"is {typed[name]}", flag(name), "1 or more")
 
 
 def _parse_layer_bits(text: str) -> tuple[str, int]:
@@ -167,89 +167,146 @@ def _parse_shape(text: str) -> tuple[str, list[int]]:
 def _at_option(error: RequestError) -> RequestError:
     """The same error, with the option that was typed as its place."""
     key, _, rest = error.where.removeprefix("contract.").partition(".")
-    where = _flag(key) + (f" {rest}" if rest else "")
+    where = flag(key) + (f" {rest}" if rest else "")
     return RequestError(error.problem, where, error.hint)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option of that name, as it is typed."""
     return "--" + name.replace("_", "-")
 
 
 _DEFAULT = QuantConfig()
 CONFIG = {
-    "bits": Option(int, "Bits of a stored weight; 4 means in blocks", "8|4", _DEFAULT.bits),
-    "mode": Option(str, "auto, static, dynamic or weight_only", "MODE", _DEFAULT.mode),
+    "bits": Option(int, "Bits in which weights are stored; 4 in blocks", "8|4", _DEFAULT.bits),
+    "mode": Option(
+        str, "How nodes compute: auto, static, dynamic or weight_only", "MODE", _DEFAULT.mode
+    ),
     "method": Option(
-        str, "Ranges: auto, minmax, percentile, entropy, mse", "METHOD", _DEFAULT.method
+        str,
+        "How ranges of activations are chosen: auto, minmax, percentile, entropy or mse",
+        "METHOD",
+        _DEFAULT.method,
     ),
-    "percentile": Option(float, "Of --method percentile", "P", _DEFAULT.percentile),
+    "percentile": Option(
+        float,
+        "Share of the values inside a range, for --method percentile",
+        "PERCENT",
+        _DEFAULT.percentile,
+    ),
     "per_channel": Option(
-        bool, "Scales of a weight", None, "per channel", "--per-channel/--per-tensor"
+        bool,
+        "A scale for each output channel of a weight, or one for all",
+        None,
+        "per channel",
+        "--per-channel/--per-tensor",
     ),
-    "symmetric": Option(bool, "Grid of a weight", None, "symmetric", "--symmetric/--asymmetric"),
+    "symmetric": Option(
+        bool,
+        "Weights without a zero point, or with one",
+        None,
+        "symmetric",
+        "--symmetric/--asymmetric",
+    ),
     "block_size": Option(
-        int, "4-bit weights that share a scale", "16|32|64|128", _DEFAULT.block_size
+        int, "How many 4-bit weights share a scale", "16|32|64|128", _DEFAULT.block_size
     ),
     "weight_method": Option(
-        str, "Rounding: auto, rtn, mse, gptq", "METHOD", _DEFAULT.weight_method
+        str,
+        "How weights are rounded: auto, rtn, mse or gptq",
+        "METHOD",
+        _DEFAULT.weight_method,
     ),
     "bias_correction": Option(
         bool,
-        "Give back the means that rounding took",
+        "Correct biases for the means that rounding shifts",
         flags="--bias-correction/--no-bias-correction",
     ),
-    "exclude": Option(list[str], "Nodes or weights that stay float; repeatable", "GLOB"),
-    "layer_bits": Option(list[str], "32, 16, 8 or 4 bits for these; repeatable", "GLOB=BITS"),
-    "min_elements": Option(int, "Smaller weights stay float", "N", _DEFAULT.min_elements),
+    "exclude": Option(list[str], "Nodes or weights of this name stay float; repeatable", "GLOB"),
+    "layer_bits": Option(
+        list[str], "Nodes or weights of this name get 32, 16, 8 or 4 bits; repeatable", "GLOB=BITS"
+    ),
+    "min_elements": Option(
+        int, "Weights with fewer elements stay float", "N", _DEFAULT.min_elements
+    ),
     "target": Option(
-        str, f"auto (this CPU's family), {', '.join(TARGETS)}", "NAME", _DEFAULT.target
+        str,
+        f"Where the file will run: auto (CPUs like this one), {', '.join(TARGETS)}",
+        "NAME",
+        _DEFAULT.target,
     ),
-    "runtime": Option(str, "Weight-only pattern: folded or qdq", "PATTERN", _DEFAULT.runtime),
+    "runtime": Option(
+        str,
+        "How weight-only weights are written: folded (unpacked once, when loading) or qdq",
+        "PATTERN",
+        _DEFAULT.runtime,
+    ),
     "float_storage": Option(
-        str, "Of what stays float: float32, float16", "TYPE", _DEFAULT.float_storage
+        str,
+        "How weights that stay float are stored: float32 or float16",
+        "TYPE",
+        _DEFAULT.float_storage,
     ),
-    "qat": Option(str, "Learned scales: respect or replace", "WHAT", _DEFAULT.qat),
+    "qat": Option(
+        str,
+        "What becomes of scales that training learned: respect or replace",
+        "WHAT",
+        _DEFAULT.qat,
+    ),
     "optimize": Option(
         bool,
         "Rewrite the float model exactly first, where faster",
         flags="--optimize/--no-optimize",
     ),
-    "prune": Option(str, "Cut out of the model: none, zero-channels", "WHAT", _DEFAULT.prune),
+    "prune": Option(
+        str, "What is cut out of the model: none or zero-channels", "WHAT", _DEFAULT.prune
+    ),
     "floor_db": Option(
-        float, "Exit 1 if an output's SQNR is lower", "DB", "12 in 8 bits, 8 in 4 bits"
+        float,
+        "Least SQNR of each output; exit 1 if one is lower",
+        "DB",
+        "12 in 8 bits, 8 in 4 bits",
     ),
     "time_budget_s": Option(
         float,
-        "When a search ends with the best it has",
+        "When the search ends with the best that it has",
         "SECONDS",
         "180 below 100 MB",
         "--time-budget",
     ),
     "provider": Option(
-        str, "What runs calibration: cpu, cuda, openvino, ...", "NAME", _DEFAULT.provider
+        str,
+        "Execution provider of calibration, such as cpu, cuda or openvino",
+        "NAME",
+        _DEFAULT.provider,
     ),
 }
 ACCURACY = {
-    "metric": Option(str, f"{', '.join(METRICS)} or module:function", "METRIC"),
-    "max_drop": Option(float, "Exit 1 if the metric falls by more", "D"),
-    "min": Option(float, "Exit 1 if the metric is lower", "V"),
+    "metric": Option(
+        str, f"How accuracy is measured: {', '.join(METRICS)} or module:function", "METRIC"
+    ),
+    "max_drop": Option(float, "Contract: exit 1 if the metric falls by more", "AMOUNT"),
+    "min": Option(float, "Contract: exit 1 if the metric is lower", "VALUE"),
 }
 SAMPLES = {
-    "data": Option(str, "Samples: .npy, .npz, a folder of .npz, or random", "D"),
-    "labels": Option(str, "Right answers, one per sample (.npy)", "L"),
-    "num_samples": Option(int, "Use only so many samples", "N"),
-    "shape": Option(list[str], "Of random samples, [INPUT=]1,3,224,224; repeatable", "SHAPE"),
+    "data": Option(str, "Samples: a .npy, a .npz, a folder of .npz files, or random", "SOURCE"),
+    "labels": Option(str, "Right answers, one for each sample: a .npy", "FILE"),
+    "num_samples": Option(int, "Take only so many of the samples", "N"),
+    "shape": Option(list[str], "Shape of random samples: [INPUT=]1,3,224,224; repeatable", "SHAPE"),
 }
 RUNNING = {
-    "jobs": Option(int, "Workers on this host", "N", "what fits"),
-    "scheduler": Option(str, "Use this Dask cluster, tcp://host:8786", "ADDRESS"),
-    "only": Option(list[str], "Models of that name; repeatable", "GLOB"),
-    "force": Option(bool, "Make again what is up to date", flags="--force"),
+    "jobs": Option(int, "How many workers on this host", "N", "as many as fit"),
+    "scheduler": Option(str, "Use the Dask cluster at tcp://HOST:8786", "ADDRESS"),
+    "only": Option(list[str], "Only models of this name; repeatable", "GLOB"),
+    "force": Option(bool, "Make again also what is up to date", flags="--force"),
     "prefect": Option(
-        Literal["own", "inherit"], "A server of our own, or PREFECT_* as set here", None, "own"
+        Literal["own", "inherit"],
+        "Start a Prefect server of its own, or use PREFECT_*",
+        None,
+        "own",
     ),
 }
-CODE = {"allow_code": Option(Path, "Run metrics module:function, from this folder", "DIR")}
+CODE = {"allow_code": Option(Path, "Folder from which metrics module:function may run", "DIR")}
 GROUPS = {
     "config": Group("Quantization", CONFIG, _build_config),
     "accuracy": Group("Accuracy", ACCURACY, _build_accuracy),
@@ -258,4 +315,4 @@ GROUPS = {
     "allow_code": Group("Accuracy", CODE, lambda typed: typed.get("allow_code")),
     "running": Group("Running", RUNNING, _build_running),
 }
-FORMAT = Option(Literal["text", "json"], "For people or for programs", default="text")
+FORMAT = Option(Literal["text", "json"], "text for people, json for programs", default="text")

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from flows.console.choice import why_chosen
 from flows.console.result import Result
 from quant_core.errors import QuantError
 from quant_core.metrics import find_metric
@@ -81,12 +83,14 @@ def print_result(
 
 @contextmanager
 def progress_status(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that shows what is being done, if stderr is a terminal."""
+    """A function that shows what is being done, and since when, if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
-    with console(stderr=True).status("reading the model") as status:
-        yield lambda doing: status.update(Text(printable(doing)))
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console(stderr=True), transient=True) as shown:
+        task = shown.add_task("reading the model")
+        yield lambda doing: shown.reset(task, description=printable(doing))
 
 
 def console(stderr: bool = False) -> Console:
@@ -178,6 +182,7 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         "target": target,
         "compute": _count_words(layer["compute"] for layer in layers),
         "storage": _count_words(layer["storage"] for layer in layers if layer["storage"]),
+        "plan": _plan_text(result),
         "speed": _speed_text(result["timing"], result["target"]),
         "outputs": _floor_text(result),
         "note": result["note"],
@@ -189,13 +194,6 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
     compared = [validation_view(result)] if "fidelity" in result else []
     front = [_front_table(result)] if result.get("shows_front") else []
     return Group(facts_table(facts), *front, *compared, _next_command(result["next"]))
-
-
-CHOSEN_FOR = {
-    "met": "the best that keeps the contract",
-    "not_met": "none keeps the contract",
-    "none": "it is worth most: its speed, less what lost fidelity must buy",
-}
 
 
 def _front_table(result: Mapping[str, Any]) -> RenderableType:
@@ -214,8 +212,14 @@ def _front_table(result: Mapping[str, Any]) -> RenderableType:
         for trial in shown
     ]
     columns = {key: key for key in ("plan", "speed", "sqnr", "agreement", "size", "chosen")}
-    title = f"chosen: {printable(result['chosen'])}: {CHOSEN_FOR[result['verdict']]}"
+    title = f"chosen: {printable(_plan_text(result))}"
     return rows_table(rows, columns, title, right=("speed", "sqnr", "agreement", "size"))
+
+
+def _plan_text(result: Mapping[str, Any]) -> str:
+    """The plan that was written, and why that one."""
+    why = why_chosen(result["trace"], result["chosen"], result["verdict"])
+    return f"{result['chosen']}: {why}" if why else ""
 
 
 def _export_facts(export: Mapping[str, Any]) -> dict[str, str]:
@@ -337,36 +341,54 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+COMPARED = ("file", "size", "", "accuracy", "agreement", "SQNR dB", "latency", "speed", "load",
+            "memory", "verdict")  # fmt: skip
+COMPARED_LEGEND = (
+    "agreement: share of the decisions that equal the original's. SQNR: of each output. speed: "
+    "over the original's, both in turn. load, memory: of loading it in a new process."
+)
+
+
 def comparison_view(result: Mapping[str, Any]) -> RenderableType:
     """Several files of one model side by side, the original first."""
-    original = result["original"]
-    first = result["files"][0]
-    timings, found = first["timing"], first["fidelity"]
-    rows = [
-        _compared_row(original)
-        | {
-            "value": format_number(_first_given(found["metric_float"], found["top1_float"]), 4),
-            "latency": format_ms(timings["float_ms"]),
-        }
-    ]
+    columns = {heading: heading for heading in COMPARED}
+    table = rows_table(compared_rows(result), columns, right=COMPARED[1:-1])
+    return Group(table, Text(COMPARED_LEGEND, style="dim"))
+
+
+def compared_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Heading of COMPARED -> text, for the original and each file of a comparison."""
+    original, first = result["original"], result["files"][0]
+    found = first["fidelity"]
+    value = _first_given(found["metric_float"], found["top1_float"])
+    rows = [_compared_row(original, value, first["timing"]["float_ms"])]
     for file in result["files"]:
         fidelity, timing = file["fidelity"], file["timing"]
-        outputs = [format_number(output["sqnr_db"], 1) for output in fidelity["per_output"]]
+        value = _first_given(fidelity["metric"], fidelity["top1"])
+        outputs = (format_number(output["sqnr_db"], 1) for output in fidelity["per_output"])
         rows.append(
-            _compared_row(file)
+            _compared_row(file, value, timing["float_ms"] / timing["speedup"])
             | {
                 "": format_ratio(original["size_bytes"], file["size_bytes"]),
-                "value": format_number(_first_given(fidelity["metric"], fidelity["top1"]), 4),
                 "agreement": format_percent(fidelity["agreement"]),
                 "SQNR dB": ", ".join(output or "-" for output in outputs),
-                "latency": format_ms(timing["float_ms"] / timing["speedup"]),
                 "speed": _format_speedup(timing["speedup"]),
-                "verdict": "" if file["verdict"] == "none" else verdict_text(file["verdict"]),
+                "verdict": "" if file["verdict"] == "none" else file["verdict"].replace("_", " "),
             }
         )
-    headings = ("file", "size", "", "value", "agreement", "SQNR dB", "latency", "speed", "load",
-                "memory", "verdict")  # fmt: skip
-    return rows_table(rows, {heading: heading for heading in headings}, right=headings[1:-1])
+    return [{heading: row.get(heading, "") for heading in COMPARED} for row in rows]
+
+
+def _compared_row(file: Mapping[str, Any], value: float | None, ms: float) -> dict[str, str]:
+    """The columns that the original has as well."""
+    return {
+        "file": file["file"],
+        "size": format_size(file["size_bytes"]),
+        "accuracy": format_number(value, 4),
+        "latency": format_ms(ms),
+        "load": format_ms(file["load_ms"]),
+        "memory": format_size(file["memory_bytes"]),
+    }
 
 
 def _first_given(*values: float | None) -> float | None:
@@ -399,16 +421,6 @@ def explanation_line(result: Mapping[str, Any]) -> str:
     """What the time goes to, in a line."""
     shares = [f"{format_percent(share)} {name}" for name, share in result["shares"].items()]
     return f"{format_ms(result['ms'])} in {len(result['kernels'])} kernels: {', '.join(shares)}"
-
-
-def _compared_row(file: Mapping[str, Any]) -> dict[str, object]:
-    """The columns that the original has as well."""
-    return {
-        "file": file["file"],
-        "size": format_size(file["size_bytes"]),
-        "load": format_ms(file["load_ms"]),
-        "memory": format_size(file["memory_bytes"]),
-    }
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

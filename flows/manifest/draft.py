@@ -83,15 +83,19 @@ def draft_manifest(folder: Path, output: Path | None = None) -> tuple[Path, list
 
     output  the manifest; `quantmill.yaml` in the folder if None. It is never overwritten
 
-    Raises: RequestError if there is no model, or if the manifest exists already.
+    Raises: RequestError if there is no such folder, no model in it, or the manifest exists already.
     """
     output = output or folder / NAME
     if output.exists():
         raise RequestError("is there already", str(output), "Choose another name with -o")
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise RequestError(problem, str(folder), "Name a folder of .onnx models")
     paths = [path for path in _visible(folder, "*.onnx") if not is_output(path)]
     models = [_drafted(path) for path in paths]
     if not any(model.is_readable for model in models):
-        problem = f"holds no model that can be read, and {len(models)} that cannot"
+        unreadable = f", and {len(models)} that cannot" if models else ""
+        problem = f"holds no model that can be read{unreadable}"
         raise RequestError(problem, str(folder), "Name a folder of .onnx models")
     for model, files in _files_by_model(models, folder):
         _give_data(model, files)

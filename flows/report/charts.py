@@ -20,7 +20,7 @@ SPARK_WIDTH, SPARK_HEIGHT = 80, 18
 WIDTH, HEIGHT = 460, 230
 LEFT, BOTTOM, TOP, RIGHT = 52, 36, 24, 12
 MAX_LAYERS = 400  # points in the chart; the table beside it has every layer
-TICKS = 4
+MAX_TICKS = 6
 # The least that an axis spans: less than this is noise, and would look like a difference.
 LEAST_SPEEDUPS, LEAST_DB = 0.4, 4.0
 
@@ -75,7 +75,7 @@ def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
         return None
     alone = [row for row in shown if _finite(row.get("isolated_db"))]
     ys = [row["cumulative_db"] for row in shown] + [row["isolated_db"] for row in alone]
-    axes = _Axes(shown[0]["position"], shown[-1]["position"], *_padded(ys, LEAST_DB))
+    axes = _Axes(shown[0]["position"], shown[-1]["position"], *_padded(ys, LEAST_DB), x_step=1)
     line = [axes.place(row["position"], row["cumulative_db"]) for row in shown]
     marks: list[Child] = [element("polyline", {"class": "front", "points": _points(line)})]
     for row in alone:
@@ -154,12 +154,16 @@ def _across(value: float, lo: float, hi: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Axes:
-    """The scales of a chart: the smallest and the largest x and y in it."""
+    """The scales of a chart: the smallest and the largest x and y in it.
+
+    x_step  least distance of two ticks
+    """
 
     x_lo: float
     x_hi: float
     y_lo: float
     y_hi: float
+    x_step: float = 0.0
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where the point lies in the picture."""
@@ -169,32 +173,15 @@ class _Axes:
     def chart(self, title: str, across: str, up: str, marks: Sequence[Child]) -> Element:
         """The picture: axes with ticks and names, and the marks on them."""
         parts: list[Child] = []
-        for i in range(TICKS + 1):
-            x = self.x_lo + (self.x_hi - self.x_lo) * i / TICKS
-            y = self.y_lo + (self.y_hi - self.y_lo) * i / TICKS
-            left, top = self.place(x, y)
-            parts += [
-                element(
-                    "line",
-                    {
-                        "class": "grid",
-                        "x1": LEFT,
-                        "x2": WIDTH - RIGHT,
-                        "y1": _n(top),
-                        "y2": _n(top),
-                    },
-                ),
-                element(
-                    "text",
-                    {"x": LEFT - 6, "y": _n(top + 4), "text-anchor": "end"},
-                    _tick(y, self.y_hi - self.y_lo),
-                ),
-                element(
-                    "text",
-                    {"x": _n(left), "y": HEIGHT - BOTTOM + 16, "text-anchor": "middle"},
-                    _tick(x, self.x_hi - self.x_lo),
-                ),
-            ]
+        for y, text in _ticks(self.y_lo, self.y_hi):
+            top = self.place(self.x_lo, y)[1]
+            ends = {"x1": LEFT, "x2": WIDTH - RIGHT, "y1": _n(top), "y2": _n(top)}
+            place = {"x": LEFT - 6, "y": _n(top + 4), "text-anchor": "end"}
+            parts += [element("line", {"class": "grid", **ends}), element("text", place, text)]
+        for x, text in _ticks(self.x_lo, self.x_hi, self.x_step):
+            left = self.place(x, self.y_lo)[0]
+            place = {"x": _n(left), "y": HEIGHT - BOTTOM + 16, "text-anchor": "middle"}
+            parts.append(element("text", place, text))
         names = [
             element(
                 "text", {"x": WIDTH - RIGHT, "y": HEIGHT - 4, "text-anchor": "end"}, f"{across} →"
@@ -249,9 +236,16 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
 
 
-def _tick(value: float, span: float) -> str:
-    digits = max(0, min(4, 1 - math.floor(math.log10(span))))
-    return f"{value:.{digits}f}"
+def _ticks(lo: float, hi: float, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round values from lo to hi, at most MAX_TICKS of them and at least so far from each other,
+    each with its text.
+    """
+    least = max(least, (hi - lo) / MAX_TICKS)
+    power = math.floor(math.log10(least))
+    step = next(s for s in (m * 10.0**power for m in (1, 2, 5, 10)) if s >= least)
+    digits = max(0, -math.floor(math.log10(step)))
+    first, last = math.ceil(lo / step), math.floor(hi / step)
+    return [(i * step, f"{i * step:.{digits}f}") for i in range(first, last + 1)]
 
 
 def _n(value: float) -> str:

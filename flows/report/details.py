@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.console.choice import chosen_trial, why_chosen
 from flows.console.render import (
     format_db,
     format_metric,
@@ -22,6 +23,7 @@ from quant_core.search.front import on_front
 
 Values = Mapping[str, Any]
 
+NUMBER, NAME = "num", "name"  # classes of cells: on the right; broken late
 FRONT_LEGEND = (
     "Circles: plans that were tried; strong ones: none beats them in speed, SQNR and size together."
     " Disc: the model as written."
@@ -38,17 +40,18 @@ FLAGS_OF_FALSE = {
 }
 
 
-def details(row: Values, layers: Sequence[Values], stages: Sequence[Values]) -> tuple[Child, ...]:
+def details(
+    row: Values, trace: Sequence[Values], layers: Sequence[Values], stages: Sequence[Values]
+) -> tuple[Child, ...]:
     """Everything that the reports know about a model, as the children of its section."""
-    trace = json.loads(row["trace"]) if row.get("trace") else []
     speedup, sqnr_db = row.get("speedup"), row.get("sqnr_db")
     written = None if speedup is None or sqnr_db is None else (speedup, sqnr_db)
     parts = [
-        facts(_facts(row, stages)),
+        facts(_facts(row, trace, stages)),
         *_figure(front_chart(trace, written), FRONT_LEGEND),
         *_figure(latency_chart(timing_of(stages)), LATENCY_LEGEND),
         *_figure(layers_chart(layers), LAYERS_LEGEND),
-        *_tried(trace),
+        *_tried(trace, row.get("chosen")),
         *_layers(layers),
         *_stages(stages),
         *_command(row),
@@ -67,17 +70,18 @@ def facts(values: Mapping[str, object]) -> Element:
 
 
 def rows_table(
-    caption: str, columns: Mapping[str, bool], rows: Sequence[Sequence[Child]]
+    caption: str, columns: Mapping[str, str | None], rows: Sequence[Sequence[Child]]
 ) -> Element:
-    """A table that can be scrolled sideways. Columns: heading -> whether its values are numbers."""
-    kinds = [{"class": "num"} if is_number else {} for is_number in columns.values()]
-    heads = [
-        element("th", {"scope": "col", **kind}, heading)
-        for heading, kind in zip(columns, kinds, strict=True)
-    ]
+    """A table that can be scrolled sideways, without the columns that are empty in all rows.
+
+    columns  heading -> class of its cells: NUMBER, NAME, or None
+    """
+    filled = [i for i in range(len(columns)) if any(cells[i] for cells in rows)]
+    kinds = list(columns.items())
+    heads = [element("th", {"scope": "col", "class": kinds[i][1]}, kinds[i][0]) for i in filled]
     body = []
     for cells in rows:
-        tds = [element("td", kind, cell) for kind, cell in zip(kinds, cells, strict=True)]
+        tds = [element("td", {"class": kinds[i][1]}, cells[i]) for i in filled]
         body.append(element("tr", {}, *tds))
     table = element(
         "table",
@@ -104,7 +108,7 @@ def timing_of(stages: Sequence[Values]) -> Values:
     return next((stage for stage in stages if stage["stage"] == "benchmark"), {})
 
 
-def _facts(row: Values, stages: Sequence[Values]) -> dict[str, object]:
+def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> dict[str, object]:
     timing, ms = timing_of(stages), latency(row)
     lo, hi = timing.get("speedup_lo"), timing.get("speedup_hi")
     quartiles = f", quartiles {lo:.2f}x to {hi:.2f}x" if lo and hi else ""
@@ -114,8 +118,10 @@ def _facts(row: Values, stages: Sequence[Values]) -> dict[str, object]:
     accuracy = format_metric(row.get("metric"), row.get("accuracy"))
     of_float = format_metric(row.get("metric"), row.get("accuracy_float"))
     sizes = row.get("float_size_bytes"), row.get("size_bytes")
+    why = why_chosen(trace, row.get("chosen"), row["verdict"])
     return {
         "contract": row.get("reason") if row["verdict"] != "none" else "none",
+        "plan": ": ".join(filter(None, (row.get("chosen"), why))),
         "failed in": row.get("stage"),
         "error": row.get("error"),
         "where": row.get("where"),
@@ -144,17 +150,18 @@ def _figure(chart: Element | None, legend: str) -> list[Child]:
     return [] if chart is None else [element("figure", {}, chart, caption)]
 
 
-def _tried(trace: Sequence[Values]) -> list[Child]:
+def _tried(trace: Sequence[Values], chosen: str | None) -> list[Child]:
     """The plans of the search."""
     if not trace:
         return []
-    front = on_front(trace)
-    columns = dict.fromkeys(("plan",), False)
-    columns |= dict.fromkeys(("speed-up", "SQNR", "agreement", "size"), True)
-    columns |= dict.fromkeys(("on the front", "error"), False)
+    front, written = on_front(trace), chosen_trial(trace, chosen)
+    columns = {"plan": NAME, "written": None}
+    columns |= dict.fromkeys(("speed-up", "SQNR", "agreement", "size"), NUMBER)
+    columns |= dict.fromkeys(("unbeaten", "error"))
     rows = [
         [
             str(trial.get("candidate")),
+            "yes" if trial is written else "",
             f"{trial['speedup']:.2f}x" if trial.get("speedup") else "",
             format_db(trial.get("sqnr_db")),
             format_percent(trial.get("agreement")),
@@ -171,15 +178,14 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
     """Each node of the plan."""
     if not layers:
         return []
-    names = ("node", "operator", "computes", "weight in")
-    numbers = ("alone", "so far", "weight", "elements")
-    columns = {
-        "#": True,
-        **dict.fromkeys(names, False),
-        **dict.fromkeys(numbers, True),
-        "range": False,
-        "rewritten by": False,
-        "why": False,
+    columns: dict[str, str | None] = {
+        "#": NUMBER,
+        "node": NAME,
+        **dict.fromkeys(("operator", "computes", "weight in")),
+        **dict.fromkeys(("alone", "so far", "weight", "elements"), NUMBER),
+        "range of its output": None,
+        "rewritten by": None,
+        "why": NAME,
     }
     rows: list[list[Child]] = [
         [
@@ -192,13 +198,27 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
             format_db(row.get("cumulative_db")),
             format_db(row.get("sqnr_db")),
             f"{row['elements']:,}" if row.get("elements") else "",
-            range_chart(row) or "",
+            _range(row),
             row.get("rewrites") or "",
             row.get("reason") or "",
         ]
         for row in sorted(layers, key=lambda row: int(row["position"]))
     ]
-    return [rows_table(f"{len(rows)} layers, SQNR in dB", columns, rows)]
+    caption = (
+        f"{len(rows)} layers, with the SQNR of each output alone and with all layers before it, "
+        "and that of the weight"
+    )
+    return [rows_table(caption, columns, rows)]
+
+
+def _range(layer: Values) -> Child:
+    """The histogram of a layer's output, and in words what its integers cover of it."""
+    chart = range_chart(layer)
+    if chart is None:
+        return ""
+    covered = f"{layer['range_lo']:.3g} to {layer['range_hi']:.3g}"
+    seen = f" of {layer['seen_lo']:.3g} to {layer['seen_hi']:.3g}"
+    return element("span", {}, chart, element("small", {}, covered + seen))
 
 
 def _stages(stages: Sequence[Values]) -> list[Child]:
@@ -212,7 +232,8 @@ def _stages(stages: Sequence[Values]) -> list[Child]:
         ]
         for stage in stages
     ]
-    return [rows_table("Stages", {"stage": False, "time": True, "peak memory": True}, rows)]
+    columns = {"stage": None, "time": NUMBER, "peak memory": NUMBER}
+    return [rows_table("Stages", columns, rows)]
 
 
 def _command(row: Values) -> list[Child]:

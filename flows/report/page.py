@@ -11,33 +11,34 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote
 
+from flows.console.choice import lead
 from flows.console.render import format_metric, format_ms, format_size
 from flows.report.charts import sparkline
-from flows.report.details import details, facts, latency, rows_table, timing_of
+from flows.report.details import NAME, NUMBER, details, facts, latency, rows_table, timing_of
 from flows.report.elements import Child, Element, element, pack
-from flows.report.read import PageData, read_page
+from flows.report.read import PageData, Rows, read_page
 from flows.report.regression import regressions
 from quant_core.model.atomic import atomic_write
-from quant_core.search.front import on_front
 
 PLAIN_BYTES = 1_000_000  # of details that stand in the page as HTML, the wrong models' first
-COLUMNS = {  # heading -> whether it stands on the right, as numbers do
-    "model": False,
-    "verdict": False,
-    "size": True,
-    "smaller": True,
-    "accuracy": True,
-    "latency": True,
-    "speed-up": True,
-    "target": False,
-    "plans": True,
-    "trend": False,
+COLUMNS = {  # heading -> class of its cells
+    "model": NAME,
+    "verdict": None,
+    "size": NUMBER,
+    "smaller": NUMBER,
+    "accuracy": NUMBER,
+    "latency": NUMBER,
+    "speed-up": NUMBER,
+    "trend": None,
+    "plan": NAME,
+    "target": None,
 }
 RUNS_SHOWN = 30
 
@@ -94,6 +95,9 @@ def document(title: str, body: Sequence[Element], script: str = "") -> str:
     )
 
 
+_Cell = tuple[Any, ...]  # what the cell sorts by, and its children
+
+
 class _Model:
     """A model's row with what belongs to it."""
 
@@ -101,8 +105,8 @@ class _Model:
         self.row = row
         # One input may become several outputs, which alone tell its models apart.
         self.name = row["model"] if is_unique else f"{row['model']} ({Path(row['output']).stem})"
-        self.layers = data.layers.get(row["digest"], [])
-        self.stages = data.stages.get(row["digest"], [])
+        self.layers = _of_model(row, data.layers)
+        self.stages = _of_model(row, data.stages)
         self.history = data.history.get(row["output"], [])
         self.regressions = regressions(row, self.history[-1] if self.history else None)
         self.anchor = f"model={quote(self.name, safe='')}"
@@ -127,6 +131,13 @@ class _Model:
         if self.row["outcome"] == "failed":
             return f"{self.row['stage']}: {self.row['error']}"
         return self.row["reason"] or ""
+
+
+def _of_model(row: Mapping[str, Any], rows: Mapping[str, Rows]) -> Rows:
+    """The rows of its digest. Of a model that failed, only those of this very run."""
+    found = rows.get(row["digest"], [])
+    is_failed = row["outcome"] == "failed"
+    return [r for r in found if r["run_id"] == row["run_id"]] if is_failed else found
 
 
 def _policy(style: str, script: str) -> str:
@@ -204,10 +215,9 @@ def _wrong(models: list[_Model]) -> Element | None:
 
 def _table(models: list[_Model]) -> Element:
     """Every model in a row. The script makes the headings sort, and shows the filters."""
-    heads = [
-        element("th", {"scope": "col", "class": "num" if is_number else None}, name)
-        for name, is_number in COLUMNS.items()
-    ]
+    rows = [_cells(model) for model in models]
+    filled = [name for name in COLUMNS if any(_is_filled(cells[name]) for cells in rows)]
+    heads = [element("th", {"scope": "col", "class": COLUMNS[name]}, name) for name in filled]
     states = sorted({model.state for model in models})
     options = [element("option", {"value": ""}, "all verdicts")]
     options += [element("option", {"value": state}, state.replace("_", " ")) for state in states]
@@ -229,14 +239,21 @@ def _table(models: list[_Model]) -> Element:
         "table",
         {"id": "models"},
         element("thead", {}, element("tr", {}, *heads)),
-        element("tbody", {}, *(_table_row(model) for model in models)),
+        element("tbody", {}, *map(partial(_table_row, filled), models, rows)),
     )
     region = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "Models"}
     heading = element("h2", {}, "Models")
     return element("section", {}, heading, filters, element("div", region, table))
 
 
-def _table_row(model: _Model) -> Element:
+def _table_row(columns: Sequence[str], model: _Model, cells: Mapping[str, _Cell]) -> Element:
+    about = {"data-state": model.state, "data-worse": "yes" if model.regressions else None}
+    shown = [_cell(COLUMNS[name], *cells[name]) for name in columns]
+    return element("tr", {**about, "data-why": model.why or None}, *shown)
+
+
+def _cells(model: _Model) -> dict[str, _Cell]:
+    """Heading -> what the model's cell sorts by, and what it shows."""
     row, ms = model.row, latency(model.row)
     timing = timing_of(model.stages)
     lo, hi = timing.get("speedup_lo"), timing.get("speedup_hi")
@@ -250,9 +267,11 @@ def _table_row(model: _Model) -> Element:
         if ms and lo and hi
         else ""
     )
-    tried = ""
-    if model.trace:
-        tried = f"{len(on_front(model.trace))} on the front of {len(model.trace)}"
+    ahead = lead(model.trace, row.get("chosen"))
+    beside = None
+    if ahead is not None:
+        where = "ahead of the next" if ahead >= 0 else "slower than the fastest"
+        beside = f"{abs(ahead):.0%} {where} of {len(model.trace)}"
     speedups = [r.get("speedup") for r in (*model.history, row)]
     trend = sparkline(speedups, f"speed-up over {len(speedups)} runs")
     worse = (
@@ -260,26 +279,31 @@ def _table_row(model: _Model) -> Element:
         if model.regressions
         else None
     )
-    contents: list[tuple[Any, ...]] = [  # what the cell sorts by, and what it shows
-        (model.name, _link(model)),
-        (model.state, _badge(model)),
-        (sizes[1], " → ".join(map(format_size, filter(None, sizes)))),
-        (smaller, f"{smaller:.2f}x" if smaller else ""),
-        (row.get("accuracy"), " → ".join(filter(None, accuracy)), _small(row.get("metric"))),
-        (ms and ms[1], f"{format_ms(ms[0])} → {format_ms(ms[1])}" if ms else "", _small(noise)),
-        (
-            row.get("speedup"),
-            f"{row['speedup']:.2f}x" if ms else "",
-            _small(" busy host" if row.get("busy") else ""),
+    is_busy = "busy host" if row.get("busy") else None
+    return {
+        "model": (model.name, _link(model)),
+        "verdict": (model.state, _badge(model)),
+        "size": (sizes[1], " → ".join(map(format_size, filter(None, sizes)))),
+        "smaller": (smaller, f"{smaller:.2f}x" if smaller else ""),
+        "accuracy": (
+            row.get("accuracy"),
+            " → ".join(filter(None, accuracy)),
+            _small(row.get("metric")),
         ),
-        (row.get("target"), row.get("target") or ""),
-        (len(model.trace) or None, tried),
-        (-len(model.regressions), trend, worse),
-    ]
-    kinds = ["num" if is_number else None for is_number in COLUMNS.values()]
-    cells = [_cell(kind, *cell) for kind, cell in zip(kinds, contents, strict=True)]
-    about = {"data-state": model.state, "data-worse": "yes" if model.regressions else None}
-    return element("tr", {**about, "data-why": model.why or None}, *cells)
+        "latency": (
+            ms and ms[1],
+            f"{format_ms(ms[0])} → {format_ms(ms[1])}" if ms else "",
+            _small(noise),
+        ),
+        "speed-up": (row.get("speedup"), f"{row['speedup']:.2f}x" if ms else "", _small(is_busy)),
+        "trend": (-len(model.regressions), trend, worse),
+        "plan": (ahead, row.get("chosen") or "", _small(beside)),
+        "target": (row.get("target"), row.get("target") or ""),
+    }
+
+
+def _is_filled(cell: _Cell) -> bool:
+    return any(cell[1:])
 
 
 def _cell(kind: str | None, value: object, *children: Child | None) -> Element:
@@ -304,7 +328,7 @@ def _sections(models: list[_Model]) -> Element:
     written: dict[int, Element] = {}
     free, packed = PLAIN_BYTES, False
     for model in sorted(models, key=lambda model: not model.is_wrong):
-        inside = details(model.row, model.layers, model.stages)
+        inside = details(model.row, model.trace, model.layers, model.stages)
         if free > 0:  # else nothing fits
             free -= sum(len(part.to_html()) for part in inside if isinstance(part, Element))
         packed = packed or free <= 0
@@ -341,13 +365,14 @@ def _inventory(data: PageData) -> Element:
         **{key: run.get(key) for key in ("quantmill", "python", "onnx", "onnxruntime")},
         "started": _moment(run["started_at"]),
         "finished": _moment(run["finished_at"]),
+        "command": run.get("command"),
         "this page": f"quantmill report {run['folder']} --run {run['run_id']} -o report.html",
     }
     columns = ("run_id", "models", "done", "skipped", "failed", "not_met", "seconds")
     shown = [[_fact(r.get(c)) for c in columns] for r in reversed(data.runs[-RUNS_SHOWN:])]
-    headings = {column.replace("_", " "): column != "run_id" for column in columns}
+    headings = {c.replace("_", " "): NAME if c == "run_id" else NUMBER for c in columns}
     digests = [[row["model"], row["digest"], str(row.get("config") or "")] for row in data.models]
-    digest_columns = dict.fromkeys(("model", "digest", "configuration"), False)
+    digest_columns = dict.fromkeys(("model", "digest", "configuration"), NAME)
     return element(
         "section",
         {"id": "inventory"},

@@ -322,6 +322,42 @@ def test_every_command_explains_itself(command, capsys):
     assert "--format" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("quantise m.onnx", "error: no such command 'quantise'\nhint: Did you mean 'quantize'?\n"),
+        (
+            "quantize m.onnx --bitz 4",
+            "error: there is no option --bitz\nhint: Did you mean --bits?\n",
+        ),
+        (
+            "benchmark m.onnx",
+            "error: missing argument 'QUANTIZED'\n"
+            "hint: `quantmill benchmark --help` lists what can be given\n",
+        ),
+        ("quantize m.onnx --bits 3", "error: --bits is 3, not one of 8, 4\n"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_answered_with_a_sentence(line, sentence, capsys):
+    assert main(line.split()) == 2
+    assert capsys.readouterr() == ("", sentence)
+
+
+def test_for_programs_that_sentence_is_json(capsys):
+    assert main(["quantize", "m.onnx", "--bitz", "4", "--format=json"]) == 2
+
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["problem"], error["hint"]) == (
+        "there is no option --bitz",
+        "Did you mean --bits?",
+    )
+
+
+def test_an_error_of_an_option_names_it_as_it_is_typed(quantized, capsys):
+    assert main(["validate", "float.onnx", "int8.onnx", "--provider", "gpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: --provider is 'gpu', not one of ")
+
+
 def test_a_command_line_without_a_command_is_answered_with_help(capsys):
     main([])
 
@@ -591,9 +627,12 @@ def test_explain_writes_a_page_in_which_names_are_data(quantized, capsys):
 def test_compare_shows_several_files_beside_one_original(quantized, capsys):
     line = "compare float.onnx int8.onnx float.onnx --data samples.npy --seconds 0.1"
 
-    code, answer = answer_of(capsys, f"{line} --metric sqnr --min 190")
+    code, answer = answer_of(capsys, f"{line} --metric sqnr --min 190 -o page.html")
 
     assert code == 1
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count(">float.onnx<") == 2
+    assert page.count(">not met<") == 1
     assert answer["original"]["size_bytes"] == Path("float.onnx").stat().st_size
     int8, same = answer["files"]
     assert (int8["verdict"], same["verdict"]) == ("not_met", "met")

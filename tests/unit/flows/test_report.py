@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from flows.cli.commands import main
-from flows.report.charts import sparkline
+from flows.report.charts import _ticks, sparkline
 from flows.report.elements import element, pack
 from flows.report.page import render_page, write_report
 from flows.report.read import read_page
@@ -92,6 +92,37 @@ def test_every_model_and_layer_stands_in_a_table_without_a_script(tmp_path):
     cells = Page(page_of(folder)).cells
 
     assert {"small", "other", "/small/stage0/block2/Conv", "/other/stage0/block0/Conv"} <= {*cells}
+
+
+def test_the_page_says_which_plan_was_chosen_and_why(tmp_path):
+    folder = write_reports(tmp_path, ["a"], layers=3)
+
+    cells = Page(page_of(folder)).cells
+
+    assert "static, channels equalized: as fast as dynamic, and 5.6 dB nearer to float" in cells
+    assert cells[cells.index("plan") + 1 :].count("yes") >= 1
+
+
+def test_columns_that_are_empty_in_all_rows_are_left_out(tmp_path):
+    first = Page(page_of(write_reports(tmp_path / "first", ["a"], layers=3))).cells
+    second = Page(page_of(write_reports(tmp_path / "second", ["a"], layers=3, runs=2))).cells
+
+    assert "rewritten by" not in first
+    assert "trend" not in first
+    assert "trend" in second
+
+
+def test_a_failed_model_shows_no_measurements_of_earlier_runs(tmp_path):
+    page = page_of(write_reports(tmp_path, ["a"], runs=2, failed=["a"], layers=3))
+
+    assert "95th percentile" not in page
+    assert "/a/stage0/block0/Conv" not in page
+
+
+def test_ticks_are_round_values_inside_the_axis():
+    assert [text for _, text in _ticks(2.21, 2.61)] == ["2.3", "2.4", "2.5", "2.6"]
+    assert [text for _, text in _ticks(0, 100)] == ["0", "20", "40", "60", "80", "100"]
+    assert [text for _, text in _ticks(-3.0, 41.0)] == ["0", "10", "20", "30", "40"]
 
 
 def test_failures_and_missed_contracts_are_open_and_the_rest_is_folded(tmp_path):

@@ -136,7 +136,7 @@ def test_reports_of_an_earlier_schema_are_read_beside_todays(tmp_path):
     parquet.write_table(parquet.ParquetFile(old).read().drop_columns(["busy"]), old)
 
     assert [read_run(tmp_path, run).models[0]["busy"] for run in ("1", "2")] == [None, True]
-    assert SCHEMAS["models"].metadata == {b"quantmill_schema": b"3"}
+    assert SCHEMAS["models"].metadata == {b"quantmill_schema": b"4"}
 
 
 def test_a_torn_report_hides_no_other(tmp_path):

@@ -1,0 +1,69 @@
+"""Why the plan that was written was chosen among those that were tried, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quant_core.search.front import is_measured
+from quant_core.search.policy import POLICY
+
+Trial = Mapping[str, Any]  # a row of a search's trace
+
+EQUAL_SHARE = 1 - POLICY.equal_speed  # speeds that differ by less are equal, but for noise
+EQUAL_DB = 0.5  # plans whose SQNR differs by less are as near to float
+
+
+def chosen_trial(trace: Sequence[Trial], chosen: str | None) -> Trial | None:
+    """The trial that was written: the last one of that name; None if it is not in the trace."""
+    return next((trial for trial in reversed(trace) if trial["candidate"] == chosen), None)
+
+
+def lead(trace: Sequence[Trial], chosen: str | None) -> float | None:
+    """By what share the chosen plan is faster than the fastest other, negative if it is slower.
+
+    None without another plan that was timed. What was made of the chosen plan later has its speed
+    and is no other.
+    """
+    written, rival = _written_and_rival(trace, chosen)
+    return None if written is None or rival is None else written["speedup"] / rival["speedup"] - 1
+
+
+def why_chosen(trace: Sequence[Trial], chosen: str | None, verdict: str) -> str:
+    """Why it was written, in a sentence without its name; empty if the search does not say."""
+    if chosen_trial(trace, chosen) is None:
+        return ""
+    written, rival = _written_and_rival(trace, chosen)
+    if written is None or rival is None:
+        reason = "no other plan was timed" if len(trace) > 1 else "no other plan was tried"
+    else:
+        reason = _beside(written, rival, len(trace))
+    return f"{reason}; none of them keeps the contract" if verdict == "not_met" else reason
+
+
+def _written_and_rival(
+    trace: Sequence[Trial], chosen: str | None
+) -> tuple[Trial | None, Trial | None]:
+    """The chosen plan and the fastest other one, as far as they were measured."""
+    written = chosen_trial(trace, chosen)
+    if written is None or not is_measured(written):
+        return None, None
+    others = [t for t in trace if is_measured(t) and t["speedup"] != written["speedup"]]
+    return written, max(others, key=lambda trial: trial["speedup"], default=None)
+
+
+def _beside(written: Trial, rival: Trial, tried: int) -> str:
+    """How the chosen plan stands beside the fastest other."""
+    share = written["speedup"] / rival["speedup"] - 1
+    faster = f"{rival['speedup'] / written['speedup'] - 1:.0%}"
+    nearer_db = written["sqnr_db"] - rival["sqnr_db"]
+    name = rival["candidate"]
+    if share > EQUAL_SHARE:
+        return f"fastest of {tried} plans, {share:.0%} ahead of {name}"
+    if share < -EQUAL_SHARE and nearer_db > EQUAL_DB:
+        return f"{name} is {faster} faster, but {nearer_db:.1f} dB further from float"
+    if share < -EQUAL_SHARE:
+        return f"{name} is {faster} faster, but misses the contract or the floor"
+    if nearer_db > EQUAL_DB:
+        return f"as fast as {name}, and {nearer_db:.1f} dB nearer to float"
+    return f"as good as {name}, the next of {tried} plans"
