@@ -91,7 +91,9 @@ def _in_words(event: Event) -> str:
 def _outcome(row: ModelRow | AuditRow) -> Text:
     """The verdict, or the outcome of a model without one, and the reason."""
     if row.outcome == Outcome.FAILED:
-        return render.verdict_text("failed", f"{row.stage}: {row.error}")
+        return render.verdict_text(
+            "failed", f"{row.stage}: {render.error_sentence(row.error or '', row.where)}"
+        )
     verdict = row.verdict if isinstance(row, ModelRow) else Verdict.NONE
     word = row.outcome if verdict is Verdict.NONE else verdict
     return render.verdict_text(word.value, row.reason or "")

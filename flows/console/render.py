@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -431,12 +432,12 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     clock rate may have changed, or a neighbour woken up.
     """
     lines = []
-    for row in rows:
+    for name, row in zip(unique_names(rows), rows, strict=True):
         float_ms, speedup = row.get("float_ms"), row.get("speedup")
         sizes = row.get("float_size_bytes"), row.get("size_bytes")
         lines.append(
             {
-                "model": row["model"],
+                "model": name,
                 "size": _before_after(*sizes, format_size),
                 "": format_ratio(*sizes),
                 "accuracy": _accuracy(row, "accuracy_float"),
@@ -556,19 +557,32 @@ def rows_table(
 
 def error_text(problem: str, where: str, hint: str) -> Text:
     """A sentence, one more line for each further mistake of a manifest, and the hint."""
-    if not where:
-        sentence = problem
-    elif problem.split(" ", 1)[0] in PREDICATES:
-        sentence = f"{where} {problem}"
-    else:
-        sentence = f"{where}: {problem}"
     lines = Text()
-    for label, text in (("error", sentence), ("hint", hint)):
+    for label, text in (("error", error_sentence(problem, where)), ("hint", hint)):
         if text:
             lines.append(f"{label}: ", style="bold red" if label == "error" else "bold")
             lines.append("\n".join(map(printable, text.splitlines())) + "\n")
     lines.rstrip()
     return lines
+
+
+def error_sentence(problem: str, where: str | None) -> str:
+    """What is wrong and where, as one sentence."""
+    if not where:
+        return problem
+    says_it_of_the_place = problem.split(" ", 1)[0] in PREDICATES
+    return f"{where} {problem}" if says_it_of_the_place else f"{where}: {problem}"
+
+
+def unique_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The name of each model; where one input becomes several outputs, with its output's name."""
+    counts = Counter(row["model"] for row in rows)
+    return [
+        row["model"]
+        if counts[row["model"]] == 1
+        else f"{row['model']} ({Path(row['output']).stem})"
+        for row in rows
+    ]
 
 
 def verdict_text(word: str, reason: str | None = None) -> Text:
@@ -621,7 +635,9 @@ def _cell(value: object) -> Text:
 def _outcome_text(row: Mapping[str, Any]) -> Text:
     """What became of a model and why, and what makes that doubtful."""
     if row["outcome"] == "failed":
-        return verdict_text("failed", f"{row['stage']}: {row['error']}")
+        return verdict_text(
+            "failed", f"{row['stage']}: {error_sentence(row['error'], row['where'])}"
+        )
     word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
     reason = row.get("reason") if word == "not_met" else None
     return verdict_text(word, "; ".join(filter(None, [reason, row.get("note")])))

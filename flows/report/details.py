@@ -120,13 +120,13 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
     sizes = row.get("float_size_bytes"), row.get("size_bytes")
     why = why_chosen(trace, row.get("chosen"), row["verdict"])
     return {
-        "contract": row.get("reason") if row["verdict"] != "none" else "none",
-        "plan": ": ".join(filter(None, (row.get("chosen"), why))),
+        "contract": row.get("reason"),
+        "plan": f"{row['chosen']}: {why}" if why else None,
         "failed in": row.get("stage"),
         "error": row.get("error"),
         "where": row.get("where"),
         "hint": row.get("hint"),
-        "doubtful": row.get("note"),
+        "note": row.get("note"),
         "size": f"{format_size(sizes[0])} → {format_size(sizes[1])}" if all(sizes) else None,
         row.get("metric") or "accuracy": f"{of_float} → {accuracy}" if of_float else accuracy,
         "agreement with float": format_percent(row.get("agreement")),

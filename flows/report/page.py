@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
@@ -19,7 +18,13 @@ from typing import Any
 from urllib.parse import quote
 
 from flows.console.choice import lead
-from flows.console.render import format_metric, format_ms, format_size
+from flows.console.render import (
+    error_sentence,
+    format_metric,
+    format_ms,
+    format_size,
+    unique_names,
+)
 from flows.report.charts import sparkline
 from flows.report.details import NAME, NUMBER, details, facts, latency, rows_table, timing_of
 from flows.report.elements import Child, Element, element, pack
@@ -59,8 +64,8 @@ def write_report(folder: Path, path: Path, run_id: str | None = None) -> Path:
 
 def render_page(data: PageData) -> str:
     """The page as text."""
-    names = Counter(row["model"] for row in data.models)
-    models = [_Model(row, data, names[row["model"]] == 1) for row in data.models]
+    names = unique_names(data.models)
+    models = [_Model(name, row, data) for name, row in zip(names, data.models, strict=True)]
     parts = [
         _header(data, models),
         _wrong(models),
@@ -101,10 +106,8 @@ _Cell = tuple[Any, ...]  # what the cell sorts by, and its children
 class _Model:
     """A model's row with what belongs to it."""
 
-    def __init__(self, row: Mapping[str, Any], data: PageData, is_unique: bool) -> None:
-        self.row = row
-        # One input may become several outputs, which alone tell its models apart.
-        self.name = row["model"] if is_unique else f"{row['model']} ({Path(row['output']).stem})"
+    def __init__(self, name: str, row: Mapping[str, Any], data: PageData) -> None:
+        self.name, self.row = name, row
         self.layers = _of_model(row, data.layers)
         self.stages = _of_model(row, data.stages)
         self.history = data.history.get(row["output"], [])
@@ -129,7 +132,7 @@ class _Model:
     def why(self) -> str:
         """What is wrong, in one line."""
         if self.row["outcome"] == "failed":
-            return f"{self.row['stage']}: {self.row['error']}"
+            return f"{self.row['stage']}: {error_sentence(self.row['error'], self.row['where'])}"
         return self.row["reason"] or ""
 
 
@@ -288,7 +291,7 @@ def _cells(model: _Model) -> dict[str, _Cell]:
         "accuracy": (
             row.get("accuracy"),
             " → ".join(filter(None, accuracy)),
-            _small(row.get("metric")),
+            _small(row.get("metric") if accuracy[1] else None),
         ),
         "latency": (
             ms and ms[1],
@@ -297,7 +300,7 @@ def _cells(model: _Model) -> dict[str, _Cell]:
         ),
         "speed-up": (row.get("speedup"), f"{row['speedup']:.2f}x" if ms else "", _small(is_busy)),
         "trend": (-len(model.regressions), trend, worse),
-        "plan": (ahead, row.get("chosen") or "", _small(beside)),
+        "plan": (ahead, (row.get("chosen") or "") if model.trace else "", _small(beside)),
         "target": (row.get("target"), row.get("target") or ""),
     }
 
