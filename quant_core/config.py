@@ -189,7 +189,7 @@ def one_of(key: str, value: object, allowed: tuple[object, ...], more: str = "")
     if value not in allowed or isinstance(value, bool):
         near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
         choices = f"{', '.join(map(str, allowed))}{more}"
-        hint = f"Did you mean {near[0]}?" if near else ""
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of these"
         raise RequestError(f"is {value!r}, not one of {choices}", key, hint)
 
 

@@ -335,7 +335,11 @@ def test_every_command_explains_itself(command, capsys):
             "error: missing argument 'QUANTIZED'\n"
             "hint: `quantmill benchmark --help` lists what can be given\n",
         ),
-        ("quantize m.onnx --bits 3", "error: --bits is 3, not one of 8, 4\n"),
+        (
+            "quantize m.onnx --mode statik",
+            "error: --mode is 'statik', not one of auto, static, dynamic, weight_only\n"
+            "hint: Did you mean static?\n",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_read_is_answered_with_a_sentence(line, sentence, capsys):

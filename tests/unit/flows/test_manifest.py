@@ -148,7 +148,7 @@ def test_all_mistakes_are_reported_together_each_with_its_path_and_what_would_be
     )
 
     assert len(found) == 10
-    assert "bits: is 7, not one of 8, 4" in found
+    assert "bits: is 7, not one of 8, 4 (Choose one of these)" in found
     assert "per_chanel: unknown key (Did you mean per_channel?)" in found
     [metric] = [line for line in found if line.startswith("models[0].contract.metric: is 'top11'")]
     assert metric.endswith("(Did you mean top1?)")
