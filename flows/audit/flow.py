@@ -51,6 +51,7 @@ from flows.batch.run_summary import (  # noqa: E402
     summary_path,
 )
 from flows.console.events import ModelDone, PhaseBegan, StageBegan, Started, Waiting  # noqa: E402
+from flows.console.render import audit_lines  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
@@ -63,16 +64,6 @@ from tasks.report import report  # noqa: E402
 from tasks.rows import AuditOutcome, AuditRow  # noqa: E402
 from tasks.stores import Url, location  # noqa: E402
 
-COLUMNS_IN_PREFECT = (
-    "model",
-    "outcome",
-    "accuracy_before",
-    "accuracy",
-    "speedup_before",
-    "speedup",
-    "reason",
-    "error",
-)
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
 
@@ -117,7 +108,7 @@ def audit(
         result = Audit(caller, standing, max_slowdown).run()
         ended = Failed if result.exit_code else Completed
         state: State[Any] = ended(message=result.message, data=result)
-        summarize("audit", result, state, COLUMNS_IN_PREFECT, summary)
+        summarize("audit", result, state, audit_lines, summary)
     return state
 
 

@@ -82,6 +82,7 @@ from flows.batch.run_summary import (  # noqa: E402
     working_in,
 )
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started  # noqa: E402
+from flows.console.render import batch_lines  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
 from flows.manifest.jobs import (  # noqa: E402
     Job,
@@ -104,17 +105,6 @@ from tasks.stores import Url  # noqa: E402
 
 READERS = 4  # threads that hash models before the first stage
 WAITING = 2  # models beyond the number of workers, so that no worker waits for one
-COLUMNS_IN_PREFECT = (
-    "model",
-    "outcome",
-    "verdict",
-    "size_ratio",
-    "accuracy_float",
-    "accuracy",
-    "speedup",
-    "reason",
-    "error",
-)
 
 
 def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -165,7 +155,7 @@ def batch(
         name_flow_run(summary)
         result = make_models(caller, caller.journal, force, only or [])
         state = _state(result)
-        summarize("batch", result, state, COLUMNS_IN_PREFECT, summary)
+        summarize("batch", result, state, batch_lines, summary)
     return state
 
 

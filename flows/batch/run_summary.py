@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.batch.journal import Journal, is_taken, open_journal
 from flows.console.result import Result
-from flows.console.summary import read_summary, show_in_prefect, write_summary, wrong
+from flows.console.summary import (
+    MAX_ROWS_IN_PREFECT,
+    read_summary,
+    show_in_prefect,
+    write_summary,
+    wrong,
+)
 from flows.manifest.jobs import Manifest
 from flows.runtime.signals import before_stop
 from quant_core.errors import RequestError
@@ -21,6 +27,9 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
 # Prefect is imported only where it runs: a run begins before Prefect is started.
+
+# Draws rows of a table of the reports as lines of words.
+Lines = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, object]]]
 
 NAMES = {"batch": "summary.json", "audit": "audit-summary.json"}
 PAGE = "report.html"  # beside the summary of a batch
@@ -83,10 +92,8 @@ def name_flow_run(path: Path) -> None:
     write_summary(path, read_summary(path) | _flow_run())
 
 
-def summarize(
-    kind: str, result: Result, state: State[Any], columns: Sequence[str], path: Path
-) -> None:
-    """Show the result in Prefect's UI, with these columns of its rows, and write it to `path`."""
+def summarize(kind: str, result: Result, state: State[Any], lines: Lines, path: Path) -> None:
+    """Show the result in Prefect's UI, its rows as these lines, and write it to `path`."""
     facts = {
         "run_id": result.run_id,
         "reports": str(result.reports),
@@ -94,7 +101,8 @@ def summarize(
         "skipped_lines": result.skipped_lines,
     }
     page = result.reports / PAGE if kind == "batch" else None
-    show_in_prefect(kind, result.run_id, result.rows, columns, facts, page)
+    shown = lines([row.to_json() for row in result.rows[:MAX_ROWS_IN_PREFECT]])
+    show_in_prefect(kind, result.run_id, shown, facts, page)
     ended = {"kind": kind, **_flow_run(), "state": state.name, "message": state.message}
     write_summary(path, {**ended, **_kept(path), **facts, "wrong": wrong(result.rows)})
 

@@ -24,6 +24,7 @@ from quant_core.metrics import find_metric
 from quant_core.plan.targets import TARGETS, host_target_name
 from quant_core.text import plain, printable
 
+MINOR_SHARE = 0.01  # of the time of a model: kernels below it are shown together
 PIPE_WIDTH = 200  # of text that goes to no terminal, so that long names are not wrapped
 AUTO_MODE_NOTE = (
     "mode auto: this is where the search starts. "
@@ -397,8 +398,12 @@ def _first_given(*values: float | None) -> float | None:
 
 
 def explanation_view(result: Mapping[str, Any]) -> RenderableType:
-    """The kernels that take most of the time first, and what the time goes to in all."""
+    """The kernels that take most of the time first, and what the time goes to in all.
+
+    Those of which there is little to say are one row.
+    """
     kernels = sorted(result["kernels"], key=lambda kernel: -kernel["ms"])
+    minor = [kernel for kernel in kernels if _is_minor(kernel)]
     rows = [
         {
             "kernel": kernel["name"],
@@ -411,11 +416,27 @@ def explanation_view(result: Mapping[str, Any]) -> RenderableType:
             "quantmill would": kernel["advice"],
         }
         for kernel in kernels
+        if len(minor) == 1 or kernel not in minor
     ]
+    if len(minor) > 1:
+        rows.append(
+            {
+                "kernel": f"{len(minor)} others",
+                "operator": f"below {MINOR_SHARE:.0%} each",
+                "time": format_ms(sum(kernel["ms"] for kernel in minor)),
+                "share": format_percent(sum(kernel["share"] for kernel in minor)),
+            }
+        )
     headings = ("kernel", "operator", "computes in", "time", "share", "why in float",
                 "saturates without VNNI", "quantmill would")  # fmt: skip
     columns = {heading: heading for heading in headings}
     return Group(rows_table(rows, columns, right=("time", "share")), Text(explanation_line(result)))
+
+
+def _is_minor(kernel: Mapping[str, Any]) -> bool:
+    """Whether a kernel takes hardly any time, and there is nothing to say about it."""
+    has_remark = kernel["why"] or kernel["saturating_pairs"] or kernel["advice"]
+    return kernel["share"] < MINOR_SHARE and not has_remark
 
 
 def explanation_line(result: Mapping[str, Any]) -> str:
@@ -425,13 +446,20 @@ def explanation_line(result: Mapping[str, Any]) -> str:
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One line per row of the models table: size, accuracy and latency before and after; verdict.
+    """One line for each row of the models table."""
+    headings = ("model", "size", "ratio", "accuracy", "metric", "latency", "speed", "verdict")
+    right = ("size", "ratio", "accuracy", "latency", "speed")
+    return rows_table(batch_lines(rows), {heading: heading for heading in headings}, right=right)
+
+
+def batch_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Size, accuracy and latency of each model before and after, and its verdict.
 
     The latency after is float's latency divided by the speed-up. The two models were timed in turns
     for the speed-up, while their medians, which the reports have, may be of unequal conditions: the
     clock rate may have changed, or a neighbour woken up.
     """
-    lines = []
+    lines: list[dict[str, object]] = []
     for name, row in zip(unique_names(rows), rows, strict=True):
         float_ms, speedup = row.get("float_ms"), row.get("speedup")
         sizes = row.get("float_size_bytes"), row.get("size_bytes")
@@ -439,9 +467,9 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             {
                 "model": name,
                 "size": _before_after(*sizes, format_size),
-                "": format_ratio(*sizes),
+                "ratio": format_ratio(*sizes),
                 "accuracy": _accuracy(row, "accuracy_float"),
-                "of": row.get("metric") or "",
+                "metric": row.get("metric") or "",
                 "latency": _before_after(float_ms, row["float_ms"] / speedup, format_ms)
                 if speedup
                 else "",
@@ -449,28 +477,30 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
                 "verdict": _outcome_text(row),
             }
         )
-    headings = ("model", "size", "", "accuracy", "of", "latency", "speed", "verdict")
-    right = ("size", "", "accuracy", "latency", "speed")
-    return rows_table(lines, {heading: heading for heading in headings}, right=right)
+    return lines
 
 
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One line per row of the audits table: accuracy and speed-up then and now; verdict."""
-    lines = []
+    """One line for each row of the audits table."""
+    columns = {heading: heading for heading in ("model", "accuracy", "metric", "speed", "verdict")}
+    return rows_table(audit_lines(rows), columns, right=("accuracy", "speed"))
+
+
+def audit_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Accuracy and speed-up of each model then and now, and its verdict."""
+    lines: list[dict[str, object]] = []
     for row in rows:
         speed = _before_after(row.get("speedup_before"), row.get("speedup"), _format_speedup)
         lines.append(
             {
                 "model": row["model"],
                 "accuracy": _accuracy(row, "accuracy_before"),
-                "of": row.get("metric") or "",
+                "metric": row.get("metric") or "",
                 "speed": speed + _busy_mark(row),
                 "verdict": verdict_text(row["outcome"], row.get("reason") or row.get("error")),
             }
         )
-    headings = ("model", "accuracy", "of", "speed", "verdict")
-    columns = {heading: heading for heading in headings}
-    return rows_table(lines, columns, right=("accuracy", "speed"))
+    return lines
 
 
 def reports_view(reports: Mapping[str, Any]) -> RenderableType:

@@ -36,14 +36,14 @@ WRONG_COLUMNS = (
 def show_in_prefect(
     kind: str,
     run_id: str,
-    rows: Sequence[ModelRow | AuditRow],
-    columns: Sequence[str],
+    lines: Sequence[Mapping[str, object]],
     facts: Mapping[str, object],
     page: Path | None = None,
 ) -> None:
-    """Create a table of these columns, a list of facts and a link to the page in Prefect's UI.
+    """Create a table of these lines, a list of facts and a link to the page in Prefect's UI.
 
-    An API that does not answer is no reason to lose a run.
+    Browsers follow no link from a server to a file: the link's text is the path, to be copied. An
+    API that does not answer is no reason to lose a run.
     """
     # `cell` needs no Prefect
     from prefect.artifacts import (
@@ -52,15 +52,17 @@ def show_in_prefect(
         create_table_artifact,
     )
 
-    lines = [f"- {cell(key.replace('_', ' '))}: {cell(value)}" for key, value in facts.items()]
-    table = [_cells(row.to_json(), columns) for row in rows[:MAX_ROWS_IN_PREFECT]]
-    summary = "\n".join([f"# {kind.title()} {run_id}", *lines])
+    listed = [f"- {cell(key.replace('_', ' '))}: {cell(value)}" for key, value in facts.items()]
+    filled = [key for key in (lines[0] if lines else ()) if any(str(line[key]) for line in lines)]
+    table = [{key: cell(line[key]) for key in filled} for line in lines]
+    summary = "\n".join([f"# {kind.title()} {run_id}", *listed])
     with contextlib.suppress(Exception):
         create_table_artifact(table, key=f"quantmill-{kind}-models", description=f"{kind} {run_id}")
         create_markdown_artifact(summary, key=f"quantmill-{kind}-summary")
         if page is not None and page.exists():
             key = f"quantmill-{kind}-report"
-            create_link_artifact(page.absolute().as_uri(), page.name, key, f"{kind} {run_id}")
+            path = page.absolute()
+            create_link_artifact(path.as_uri(), cell(path), key, f"{kind} {run_id}")
 
 
 def with_progress(kind: str, models: int, listener: Listener) -> Listener:
@@ -133,7 +135,3 @@ def _is_wrong(row: ModelRow | AuditRow) -> bool:
     if isinstance(row, AuditRow):
         return row.outcome in (AuditOutcome.FAILED, AuditOutcome.REGRESSED)
     return row.outcome == Outcome.FAILED or row.verdict == Verdict.NOT_MET
-
-
-def _cells(values: Mapping[str, object], columns: Sequence[str]) -> dict[str, str]:
-    return {column: cell(values[column]) for column in columns}

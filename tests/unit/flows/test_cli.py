@@ -628,6 +628,24 @@ def test_explain_writes_a_page_in_which_names_are_data(quantized, capsys):
     assert "<script>alert" not in page
 
 
+def test_kernels_of_which_there_is_little_to_say_are_one_row(capsys):
+    def kernel(name, share, why=""):
+        text = {"op_type": "Conv", "arithmetic": "int8", "why": why, "advice": ""}
+        return {"name": name, "ms": share, "share": share, "saturating_pairs": 0, **text}
+
+    small = [kernel(f"small{i}", 0.004) for i in range(5)]
+    kernels = [kernel("large", 0.97), kernel("odd", 0.001, "no kernel"), *small]
+    found = {"kernels": kernels, "ms": 1.0, "shares": {"int8": 1.0}}
+
+    render.print_answer(found, render.explanation_view)
+
+    text = capsys.readouterr().out
+    assert "large" in text
+    assert "odd" in text
+    assert "small" not in text
+    assert "5 others" in text
+
+
 def test_compare_shows_several_files_beside_one_original(quantized, capsys):
     line = "compare float.onnx int8.onnx float.onnx --data samples.npy --seconds 0.1"
 
