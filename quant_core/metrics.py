@@ -14,6 +14,7 @@ from typing import Any
 from quant_core.text import plain
 
 MAX_SQNR_DB = 200.0  # of outputs that do not differ: float32 itself keeps about 150 dB
+OTHER_SHAPE = "has shape"  # how the flaw of an output with another shape than float's begins
 PROBABILITY_ERROR = 0.02  # probabilities that differ by less lead to the same decisions
 
 
@@ -41,6 +42,11 @@ class OutputFidelity:
     agreement: float | None
     flaw: str = ""
     is_probability: bool = False
+
+    @property
+    def is_reshaped(self) -> bool:
+        """Whether the number of results differs from float's for some samples."""
+        return self.flaw.startswith(OTHER_SHAPE)
 
     @property
     def sound_db(self) -> float | None:

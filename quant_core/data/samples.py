@@ -79,9 +79,7 @@ class Samples:
 
     def subsample(self, most: int) -> Samples:
         """At most this many of the feeds, spread evenly."""
-        if len(self) <= most:
-            return self
-        return self.pick(np.arange(most) * len(self) // most)
+        return self if len(self) <= most else self.pick(spread(most, len(self)))
 
     def batch(self, size: int) -> Feed:
         """The first `size` samples as one feed; where there are fewer, they begin again.
@@ -124,6 +122,12 @@ class Samples:
             rows = [labels[starts[i] : starts[i] + sizes[i]] for i in indices]
             labels = np.concatenate([labels[:0], *rows])
         return replace(self, order=self.order[indices], labels=labels)
+
+
+def spread(most: int, size: int) -> np.ndarray:
+    """At most this many positions of a list of that size, spread evenly."""
+    count = min(most, size)
+    return np.arange(count) * size // max(count, 1)
 
 
 def open_samples(

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from quant_core.data.samples import Samples
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
-from quant_core.metrics import MAX_SQNR_DB, Fidelity, OutputFidelity
+from quant_core.metrics import MAX_SQNR_DB, OTHER_SHAPE, Fidelity, OutputFidelity
 from quant_core.model.kept import KeptArrays
 from quant_core.model.session import run
 from quant_core.numerics.sqnr import sqnr_db
@@ -41,10 +41,21 @@ class StoredOutputs:
 
     def __init__(self, outputs: Iterable[Outputs]) -> None:
         self._arrays = KeptArrays(MAX_STORED_BYTES)
+        self._feeds: list[int] = []  # in the names of the arrays
         self.shapes: list[list[tuple[int, ...]]] = []  # of each feed's
         for feed, arrays in enumerate(outputs):
             self._arrays.update({f"{feed}/{i}": x for i, x in enumerate(arrays)})
+            self._feeds.append(feed)
             self.shapes.append([x.shape for x in arrays])
+
+    def pick(self, feeds: Iterable[int]) -> StoredOutputs:
+        """The outputs for these feeds; the arrays are shared."""
+        picked = StoredOutputs(())
+        picked._arrays = self._arrays
+        for feed in feeds:
+            picked._feeds.append(self._feeds[feed])
+            picked.shapes.append(self.shapes[feed])
+        return picked
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -53,7 +64,8 @@ class StoredOutputs:
         return (self[feed] for feed in range(len(self)))
 
     def __getitem__(self, feed: int) -> Outputs:
-        return [self._arrays[f"{feed}/{i}"] for i in range(len(self.shapes[feed]))]
+        name = self._feeds[feed]
+        return [self._arrays[f"{name}/{i}"] for i in range(len(self.shapes[feed]))]
 
 
 def run_all(session: ort.InferenceSession, samples: Samples) -> list[Outputs]:
@@ -168,7 +180,7 @@ class _OutputTally:
         """Add a block: `want` of the float model, `got` of the quantized one, labels of all."""
         self.is_float |= want.dtype.kind == "f"
         if got.shape != want.shape:
-            self.shape_flaw = f"has shape {got.shape} where float has {want.shape}"
+            self.shape_flaw = f"{OTHER_SHAPE} {got.shape} where float has {want.shape}"
             got = np.full(want.shape, np.nan if want.dtype.kind == "f" else -1)
         elif want.dtype.kind == "f":
             self.is_compared = True

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from quant_core.config import Contract
-from quant_core.data.samples import Feed, Samples
+from quant_core.data.samples import Feed, Samples, spread
 from quant_core.errors import DataError, ModelError
-from quant_core.evaluate.contract import Verdict, judge, score
+from quant_core.evaluate.contract import TOLERANCE, Verdict, judge, score
 from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_all, run_each
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
@@ -72,13 +73,38 @@ class Candidate:
         """Whether no output is broken, as far as it was measured: see `QuantConfig.floor`."""
         return self.is_above(self.plan.config.floor)
 
+    @property
+    def aim(self) -> Contract:
+        """The floor that a search without a contract aims at: no output is worth a note.
+
+        Where the user sets a floor, or weights have 4 bits, no more than that is wanted.
+        """
+        config = self.plan.config
+        is_free = config.floor_db is None and not self.plan.in_four_bits
+        return replace(config.floor, min=POLICY.noted_db) if is_free else config.floor
+
+    @property
+    def reaches_aim(self) -> bool:
+        """Whether it is above the aim at a real gain of speed."""
+        return self.gain >= POLICY.real_gain and self.is_above(self.aim)
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """What candidates are compared by without a contract: sound, then fast and close to float,
+        then of most worth.
+        """
+        return self.is_sound, self.reaches_aim, self.worth
+
     def is_above(self, floor: Contract) -> bool:
-        """Whether no output is below this floor, as far as it was measured."""
-        if self.fidelity is None:
-            return True
-        if self.fidelity.worst_db is None:
-            return not self.fidelity.flaws
-        return judge(self.fidelity, floor)[0] is Verdict.MET
+        """Whether no output is below this floor, as far as it can be judged: not where the number
+        of results differs.
+        """
+        outputs = self.fidelity.per_output if self.fidelity is not None else ()
+        judged = [o for o in outputs if not o.is_reshaped]
+        if any(o.flaw for o in judged):
+            return False
+        least = (floor.min or 0.0) - TOLERANCE
+        return all(o.sound_db is None or o.sound_db >= least for o in judged)
 
     @property
     def noise(self) -> float:
@@ -124,8 +150,55 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """The float model with its outputs: every candidate is judged beside them.
+
+    outputs   of each of the samples
+    unsteady  names of the outputs that float itself does not repeat, run again, also without
+              optimizers: they come from random nodes, or their values are rounding errors
+    """
+
+    path: Path
+    samples: Samples
+    session: ort.InferenceSession
+    outputs: StoredOutputs
+    unsteady: frozenset[str]
+
+    @classmethod
+    def run(cls, path: Path, samples: Samples) -> Reference:
+        """The float model of this file on these samples. Raises: ModelError if it does not run."""
+        session = open_session(path)
+        outputs = StoredOutputs(run_each(session, samples))
+        few = spread(POLICY.steady_samples, len(samples))
+        first = [outputs[i] for i in few]
+        names = [output.name for output in session.get_outputs()]
+        again = [
+            compare(first, run_all(s, samples.pick(few)), names)
+            for s in (session, open_session(path, optimize=False))
+        ]
+        unsteady = frozenset(
+            o.name
+            for fidelity in again
+            for o in fidelity.per_output
+            if o.flaw or (o.sqnr_db is not None and o.sqnr_db < POLICY.faithful_db)
+        )
+        return cls(path, samples, session, outputs, unsteady)
+
+    def pick(self, positions: NDArray[np.intp]) -> Reference:
+        """The same with some of its samples."""
+        outputs = self.outputs.pick(positions.tolist())
+        return replace(self, samples=self.samples.pick(positions), outputs=outputs)
+
+    @property
+    def steady(self) -> tuple[str, ...]:
+        """Names of the outputs that float repeats."""
+        names = [output.name for output in self.session.get_outputs()]
+        return tuple(name for name in names if name not in self.unsteady)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """The float model's outputs and session: every candidate is judged beside them.
+    """What judges candidates beside the float model.
 
     metric   the user's own, "module:function", or None
     costs    what was timed before, and what will be
@@ -134,8 +207,7 @@ class Bench:
     judged_outputs  names of the outputs that count; None: all
     """
 
-    float_path: Path
-    samples: Samples
+    reference: Reference
     float_size_bytes: int
     metric: str | None = None
     seconds: float = POLICY.race_seconds
@@ -143,41 +215,22 @@ class Bench:
     is_host: bool = True
     ends_at: float = math.inf
     judged_outputs: tuple[str, ...] | None = None
-    _session: Any = field(init=False)
     _digest: str = field(init=False)
-    _reference: StoredOutputs = field(init=False)
 
     def __post_init__(self) -> None:
-        session = open_session(self.float_path)
         is_kept = self.costs.path is not None
-        digest = _digest(self.float_path.read_bytes()) if is_kept else ""
-        object.__setattr__(self, "_session", session)
+        digest = _digest(self.reference.path.read_bytes()) if is_kept else ""
         object.__setattr__(self, "_digest", digest)
-        reference = StoredOutputs(run_each(session, self.samples))
-        object.__setattr__(self, "_reference", reference)
+
+    @property
+    def samples(self) -> Samples:
+        """The samples that candidates are judged by."""
+        return self.reference.samples
 
     @property
     def is_out_of_time(self) -> bool:
         """Whether the time of the search is over."""
         return time.monotonic() > self.ends_at
-
-    def unsteady_outputs(self) -> set[str]:
-        """The float outputs that float itself does not repeat, run again, also without optimizers.
-
-        They come from random nodes, or their values are rounding errors.
-        """
-        few = self.samples.subsample(POLICY.steady_samples)
-        positions = [self.samples.order.tolist().index(p) for p in few.order.tolist()]
-        first = [self._reference[i] for i in positions]
-        names = [output.name for output in self._session.get_outputs()]
-        sessions = self._session, open_session(self.float_path, optimize=False)
-        repeated = [compare(first, run_all(session, few), names) for session in sessions]
-        return {
-            o.name
-            for fidelity in repeated
-            for o in fidelity.per_output
-            if o.flaw or (o.sqnr_db is not None and o.sqnr_db < POLICY.faithful_db)
-        }
 
     def judge(self, candidate: Candidate) -> Candidate:
         """The candidate with its fidelity, size ratio and speed-up.
@@ -200,7 +253,7 @@ class Bench:
         None if there is none.
         """
         alike = self._with_fidelity(candidate, open_session(candidate.model))[1]
-        return replace(self, samples=self.samples.pick(np.array(alike))) if alike else None
+        return replace(self, reference=self.reference.pick(np.array(alike))) if alike else None
 
     def _with_fidelity(
         self, candidate: Candidate, session: ort.InferenceSession
@@ -218,13 +271,13 @@ class Bench:
 
         def compared(metric: str | None) -> Fidelity:
             alike.clear()
-            reference = ([want[k] for k in kept] for want in self._reference)
+            reference = ([want[k] for k in kept] for want in self.reference.outputs)
             outputs = ([got[k] for k in kept] for got in noting_shapes())
             return compare(reference, outputs, kept_names, self.samples.labels, metric)
 
         def noting_shapes() -> Iterator[Outputs]:
             for i, got in enumerate(run_each(session, self.samples)):
-                if [x.shape for x in got] == self._reference.shapes[i]:
+                if [x.shape for x in got] == self.reference.outputs.shapes[i]:
                     alike.append(i)
                 yield got
 
@@ -253,8 +306,9 @@ class Bench:
         return f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
 
     def _cost(self, plan: QuantPlan, session: ort.InferenceSession, feed: Feed) -> Cost:
+        in_float = self.reference.session
         race = partial(
-            measure, self._session, session, feed, seconds=self.seconds, clock=time.thread_time
+            measure, in_float, session, feed, seconds=self.seconds, clock=time.thread_time
         )
         return self.costs.of(self.described(plan, feed), race)
 

@@ -7,14 +7,13 @@
 3. An output is broken if it is not finite where float is, or its SQNR is below the floor. Outputs
    that float itself does not repeat, or that change their shape, cannot be judged.
 4. Of a model with a broken output the fewest nodes are promoted to more bits or float until no
-   output is broken (mixed_precision.py), with the floor as the contract. Where the user sets no
-   floor, 8 bits aim higher: at outputs that are not worth a note.
+   output is broken (mixed_precision.py), with the floor as the contract.
 5. What is broken all the same is reported, with the node that adds the most noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from quant_core.config import Contract
@@ -68,6 +67,7 @@ def check_floor(
 ) -> Checked:
     """The candidate with no output below its floor, if that can be had.
 
+    best      its fidelity is None unless this bench judged it
     bench     None if there is no sample that the float model runs on
     contract  a promise of speed or size outranks the floor: then nothing is repaired
     repairs   whether nodes may be promoted
@@ -83,15 +83,16 @@ def check_floor(
         note = f"{NOT_CHECKED}: no sample fits that could be drawn"
         return Checked(best, None, broken, (note,))
     judged = _judged(calibrated, best, bench, repairs=repairs)
-    bench, notes = _only_judgeable(bench, judged)
+    bench, judged, notes = _only_judgeable(bench, judged)
     if not bench.judged_outputs:
         return Checked(best, None, broken, (*notes, f"{NOT_CHECKED}: no output can be judged"))
-    judged = bench.judge_fidelity(judged)
     trials: tuple[Trial, ...] = ()
-    if repairs:
-        start, (judged, trials) = judged, _repaired(calibrated, judged, bench, progress)
-        if judged is not start:
-            notes.append(_repair_note(start, judged))
+    if repairs and not judged.is_sound:
+        progress("repairing outputs that are below the floor")
+        promoted = promote(calibrated, judged, bench, judged.plan.config.floor, progress)
+        if promoted.best is not judged:
+            notes.append(_repair_note(judged, promoted.best))
+        judged, trials = promoted.best, promoted.trials
     shortfall = _broken_weights(judged)
     if judged.is_sound:
         notes += _close(judged)
@@ -129,34 +130,12 @@ def _broken_weights(candidate: Candidate) -> str:
     )
 
 
-def _repaired(
-    calibrated: CalibratedModel,
-    start: Candidate,
-    bench: Bench,
-    progress: Callable[[str], None],
-) -> tuple[Candidate, tuple[Trial, ...]]:
-    """The candidate with no output below what 8 bits aim at or, if that cannot be had, below the
-    floor; and the trials (step 4).
-    """
-    config, trials = start.plan.config, list[Trial]()
-    floors = [config.floor]
-    if config.floor_db is None and not start.plan.in_four_bits and not bench.is_out_of_time:
-        floors.insert(0, replace(config.floor, min=POLICY.noted_db))
-    for floor in floors:
-        if start.is_above(floor):
-            break
-        progress("repairing outputs that are below the floor")
-        promoted = promote(calibrated, start, bench, floor, progress)
-        trials += promoted.trials
-        if promoted.best.is_above(floor) or floor is floors[-1]:
-            return promoted.best, tuple(trials)
-    return start, tuple(trials)
-
-
 def _judged(
     calibrated: CalibratedModel, best: Candidate, bench: Bench, *, repairs: bool
 ) -> Candidate:
     """The candidate with its fidelity; one that does not run gets all its nodes in float."""
+    if best.fidelity is not None:
+        return best
     try:
         return bench.judge_fidelity(best)
     except ModelError:
@@ -167,25 +146,26 @@ def _judged(
         return bench.judge_fidelity(calibrated.build(plan, f"{best.label}, all nodes in float"))
 
 
-def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, list[str]]:
-    """The bench without the samples and outputs that cannot be judged, and a note on these."""
+def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, list[str]]:
+    """The bench without the samples and outputs that cannot be judged, the candidate as it judges
+    it, and a note on what is left out.
+    """
     assert judged.fidelity is not None
-    unsteady = bench.unsteady_outputs()
-    reshaped = {o.name for o in judged.fidelity.per_output if "shape" in o.flaw} - unsteady
-    left_out, notes = set(unsteady), []
-    if unsteady:
-        notes.append(f"{NOT_CHECKED}: float gives other values each time at {_list(unsteady)}")
-    if reshaped:
-        alike = bench.where_shapes_agree(judged)
-        others = len(bench.samples) - (len(alike.samples) if alike is not None else 0)
-        which = f"for {others} of {len(bench.samples)} samples"
-        notes.append(f"{NOT_CHECKED}: the number of results differs {which} at {_list(reshaped)}")
-        if alike is None:
-            left_out |= reshaped
-        else:
-            bench = alike
-    kept = [o.name for o in judged.fidelity.per_output if o.name not in left_out]
-    return replace(bench, judged_outputs=tuple(kept)), notes
+    notes = []
+    if bench.reference.unsteady:
+        which = _list(bench.reference.unsteady)
+        notes.append(f"{NOT_CHECKED}: float gives other values each time at {which}")
+    reshaped = {o.name for o in judged.fidelity.per_output if o.is_reshaped}
+    if not reshaped:
+        return bench, judged, notes
+    alike = bench.where_shapes_agree(judged)
+    others = len(bench.samples) - (len(alike.samples) if alike is not None else 0)
+    which = f"for {others} of {len(bench.samples)} samples"
+    notes.append(f"{NOT_CHECKED}: the number of results differs {which} at {_list(reshaped)}")
+    if alike is None:
+        kept = [o.name for o in judged.fidelity.per_output if o.name not in reshaped]
+        alike = replace(bench, judged_outputs=tuple(kept))
+    return alike, alike.judge_fidelity(judged) if alike.judged_outputs else judged, notes
 
 
 def _worst_db(judged: Candidate) -> float | None:
@@ -234,7 +214,7 @@ def _changed_nodes(before: QuantPlan, after: QuantPlan) -> list[str]:
     return [n.node for n in after.nodes if n.weights and was.get(n.node) != (n.compute, n.storage)]
 
 
-def _list(names: set[str] | list[str]) -> str:
+def _list(names: Collection[str]) -> str:
     """The first few names, and how many more there are."""
     ordered = names if isinstance(names, list) else sorted(names)
     more = len(ordered) - SHOWN_NODES

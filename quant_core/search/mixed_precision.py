@@ -154,14 +154,15 @@ def try_assignments(
 ) -> list[Trial]:
     """The trials of the cheapest assignments of the start's nodes to float.
 
-    all_of_them  else 1, 2, 4, ... of their groups are tried, until twice none is worth more than
-                 the best before; and then those halfway from the best to its neighbours
+    all_of_them  else 1, 2, 4, ... of their groups are tried, until twice none is better than the
+                 best before and none can reach the aim; and then those halfway from the best to its
+                 neighbours
     """
     trials: dict[int, Trial] = {}
-    worths = {0: start.worth}
+    tried = {0: start}
     try:
         groups = float_groups(calibrated, start, bench, progress)
-        counts = _all_counts(groups) if all_of_them else _counts_until_worse(groups, worths)
+        counts = _all_counts(groups) if all_of_them else _counts_until_worse(groups, tried)
         for count in counts:
             if bench.is_out_of_time:
                 break
@@ -171,7 +172,7 @@ def try_assignments(
             plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
             candidate = bench.judge(calibrated.build(plan, label))
             trials[count] = Trial(label, plan, candidate)
-            worths[count] = candidate.worth
+            tried[count] = candidate
     except ModelError as error:
         trials[0] = Trial(f"more than {start.label}", start.plan, error)
     return list(trials.values())
@@ -182,17 +183,33 @@ def _all_counts(groups: Groups) -> Iterator[int]:
     yield from range(1, len(groups) + 1)
 
 
-def _counts_until_worse(groups: Groups, worths: Mapping[int, float]) -> Iterator[int]:
-    """1, 2, 4, ... of the groups, until two are worth less than the best, and two beside that.
+def _counts_until_worse(groups: Groups, tried: Mapping[int, Candidate]) -> Iterator[int]:
+    """1, 2, 4, ... of the groups, while that may find a better one; then the best's neighbours.
 
-    worths  what was tried, and grows meanwhile
+    1. Two that are worse than the best end it, if one reached the aim, or is too slow to.
+    2. Between the best and the next that was tried on each side the middle is, and once more if
+       that is better.
+
+    tried  what was tried, and grows meanwhile
     """
-    count = 1
-    while count < len(groups) and count <= max(2, 4 * max(worths, key=worths.__getitem__)):
+
+    def best() -> int:
+        return max(tried, key=lambda count: tried[count].rank)
+
+    count = last = 1
+    while count < len(groups):  # 1
+        is_decided = tried[best()].reaches_aim or tried[max(tried)].gain < POLICY.real_gain
+        if is_decided and count > max(2, 4 * best()):
+            break
         yield count
-        count *= 2
-    best = max(worths, key=worths.__getitem__)
-    yield from (n for n in (best * 3 // 4, best * 3 // 2) if n not in worths and n < len(groups))
+        count, last = 2 * count, count
+    for _ in range(2):  # 2
+        middle = best()
+        before = max((n for n in tried if n < middle), default=middle)
+        after = min((n for n in tried if n > middle), default=min(2 * last, len(groups)))
+        yield from (n for n in ((before + middle) // 2, (middle + after) // 2) if n not in tried)
+        if best() == middle:
+            break
 
 
 def float_groups(

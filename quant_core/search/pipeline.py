@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import Contract, QuantConfig
-from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.samples import Samples, input_specs, open_samples, spread
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
@@ -37,7 +37,7 @@ from quant_core.plan.operators import RULES
 from quant_core.plan.targets import TARGETS, find_target
 from quant_core.plan.types import Compute, NodeChoice, QuantPlan
 from quant_core.search.calibrated import CalibratedModel, uses_gptq
-from quant_core.search.candidate import Bench, Candidate
+from quant_core.search.candidate import Bench, Candidate, Reference
 from quant_core.search.floor import check_floor
 from quant_core.search.front import on_front
 from quant_core.search.mixed_precision import IN_INT8, with_choice
@@ -193,11 +193,23 @@ def quantize_by_search(job: QuantJob) -> Made:
     """
     plan, why = storable_plan(job)
     judging = hold_out_judges(job) if _needs_hold_out(job, plan) else choose_judges(job)
-    found = _found_by_search(job, plan, judging)
+    calibrated = _calibrated(job, plan, judging)
+    bench = _bench(job, plan, judging)
+    if bench is None:
+        found = follow_plan(calibrated, plan, None)
+    else:
+        found = search(
+            calibrated,
+            plan,
+            bench,
+            job.contract,
+            whole_front=job.whole_front,
+            progress=job.progress,
+        )
     if judging.is_held_out:
         job.progress("fitting all samples")
         found = _fitted_to(found, job.samples)
-    return _made(job, judging, found, why, repairs=True)
+    return _made(job, judging, bench, found, why, repairs=True)
 
 
 def quantize_by_plan(job: QuantJob) -> Made:
@@ -212,7 +224,7 @@ def quantize_by_plan(job: QuantJob) -> Made:
     if plan.equalized_db:
         calibrated = calibrated.equalized(plan) or calibrated
     found = follow_plan(calibrated, plan, bench, job.contract)
-    return _made(job, judging, found, why, repairs=False)
+    return _made(job, judging, bench, found, why, repairs=False)
 
 
 def write_result(
@@ -361,22 +373,6 @@ def _needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
     return job.samples is not None and len(job.samples) >= 2 * POLICY.holdout
 
 
-def _found_by_search(job: QuantJob, plan: QuantPlan, judging: Judging) -> Found:
-    """What the search finds; its bench goes with this call, and so do its sessions."""
-    calibrated = _calibrated(job, plan, judging)
-    bench = _bench(job, plan, judging)
-    if bench is None:
-        return follow_plan(calibrated, plan, None)
-    return search(
-        calibrated,
-        plan,
-        bench,
-        job.contract,
-        whole_front=job.whole_front,
-        progress=job.progress,
-    )
-
-
 def _calibrated(job: QuantJob, plan: QuantPlan, judging: Judging) -> CalibratedModel:
     if job.stats is not None:
         job.progress("measuring how inputs vary together")
@@ -384,38 +380,53 @@ def _calibrated(job: QuantJob, plan: QuantPlan, judging: Judging) -> CalibratedM
 
 
 def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
-    """What judges candidates: on the judges, or on drawn samples where these can tell which way is
-    the fastest; None without either.
+    """What judges candidates: on the judges, or on drawn samples where models can be built many
+    times; None without either.
     """
-    is_host = is_for_host(plan.target)
     samples = judging.judges
-    if samples is None and is_host and plan.config.mode == "auto" and not files.is_large(job.model):
+    if samples is None and not files.is_large(job.model):
         samples = judging.drawn
     if samples is None:
         return None
+    is_labelled = samples.labels is not None
+    reference = Reference.run(job.original, samples)
     return Bench(
-        job.original,
-        samples,
+        reference,
         job.float_size_bytes,
         own_metric(job.contract.metric if job.contract is not None else None),
         costs=job.costs,
-        is_host=is_host,
+        is_host=is_for_host(plan.target),
         ends_at=job.ends_at,
+        judged_outputs=None if is_labelled or job.contract is not None else reference.steady,
     )
 
 
-def _floor_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
-    """What checks the finished file, on given samples or on drawn ones; None if none fit."""
-    samples = judging.judges or job.samples or judging.drawn
-    if samples is None:
-        return None
+def _floor_bench(
+    job: QuantJob, plan: QuantPlan, judging: Judging, bench: Bench | None
+) -> Bench | None:
+    """What checks the finished file, on given samples or on drawn ones; None if none fit.
+
+    It is the bench of the search where labels and contracts do not make that one judge otherwise.
+    """
+    if bench is not None and bench.judged_outputs is not None:
+        return bench
+    if bench is not None:
+        few = spread(POLICY.floor_samples, len(bench.samples))
+        reference = bench.reference.pick(few)
+        reference = replace(reference, samples=replace(reference.samples, labels=None))
+    else:
+        samples = judging.judges or job.samples or judging.drawn
+        if samples is None:
+            return None
+        few_samples = replace(samples.subsample(POLICY.floor_samples), labels=None)
+        reference = Reference.run(job.original, few_samples)
     return Bench(
-        job.original,
-        replace(samples.subsample(POLICY.floor_samples), labels=None),
+        reference,
         job.float_size_bytes,
         costs=job.costs,
         is_host=is_for_host(plan.target),
         ends_at=job.ends_at,
+        judged_outputs=reference.steady,
     )
 
 
@@ -435,21 +446,30 @@ def _fitted_to(found: Found, samples: Samples | None) -> Found:
     """What was found, with its weights fitted to all these samples."""
     best = found.best
     calibrated = replace(found.calibrated, samples=samples).with_gram_matrices(best.plan)
-    refitted = replace(best, quantized=calibrated.build(best.plan, best.label).quantized)
+    quantized = calibrated.build(best.plan, best.label).quantized
+    refitted = replace(best, quantized=quantized, fidelity=None)
     return replace(found, best=calibrated.with_tuned_biases(refitted), calibrated=calibrated)
 
 
-def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: bool) -> Made:
+def _made(
+    job: QuantJob,
+    judging: Judging,
+    bench: Bench | None,
+    found: Found,
+    why: str,
+    *,
+    repairs: bool,
+) -> Made:
     """The result of a job, checked, and without the statistics, which are large."""
     job.progress("checking the outputs")
-    bench = _floor_bench(job, found.best.plan, judging)
-    best = found.best
+    floor_bench = _floor_bench(job, found.best.plan, judging, bench)
+    best = found.best if floor_bench is bench else replace(found.best, fidelity=None)
     if repairs and not (job.contract is not None and job.contract.min_speedup):
         best = not_larger(found.calibrated, best, job.float_size_bytes)
     checked = check_floor(
         found.calibrated,
         best,
-        bench,
+        floor_bench,
         contract=job.contract,
         repairs=repairs,
         progress=job.progress,
@@ -458,7 +478,7 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
     if checked.shortfall:
         verdict, reason = Verdict.NOT_MET, checked.shortfall
     best = replace(checked.best, plan=with_reasons(checked.best.plan, job.plan, why))
-    fidelity_note = best.fidelity.note if best.fidelity is not None else ""
+    fidelity_note = found.best.fidelity.note if found.best.fidelity is not None else ""
     notes = [
         fidelity_note,
         judging.note,
@@ -477,7 +497,7 @@ def _made(job: QuantJob, judging: Judging, found: Found, why: str, *, repairs: b
         float_size_bytes=job.float_size_bytes,
         judges=judging.judges,
         worst_db=checked.worst_db,
-        unchecked=bench is None,
+        unchecked=floor_bench is None,
         shortfall=checked.shortfall,
         verdict=verdict,
         reason=reason,

@@ -5,18 +5,22 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
 1. Race (`race_variants`). With `mode: auto` the rows of VARIANTS are tried one after the other:
    each makes a plan, the plan a model, and the bench judges its fidelity, size and speed. Any other
    mode is one variant. Where static outputs are not exact, the float model is cross-layer
-   equalized; if that makes them more exact, all from there on is made of the equalized model.
+   equalized; if that makes them more exact, all from there on is made of the equalized model. The
+   last resorts among VARIANTS come after step 3, where nothing is good enough until then.
 2. Single MatMuls (`try_single_matmuls`). With `mode: auto` each MatMul of the best candidate is
    timed by itself, in each way that does not spoil the outputs where all take it. If the cheapest
    ways together save time, they make one more candidate.
 3. Assignments (`try_assignments`). Of the nodes of the fastest candidate some compute in float, so
    that time + price * noise is least (minimum_cut.py). Each assignment is one more candidate. They
    are tried where the best is not faithful, or where the whole front is asked for.
-4. Selection. Without a contract the candidate of most worth wins: speed, less what the lost
-   fidelity must buy. With one (`select_by_contract`) the candidate of most worth that satisfies it
-   wins. Where a faster one misses it, or none satisfies it, the nodes that cost the most accuracy
-   are promoted to more bits or to float (mixed_precision.py). If none satisfies the contract in the
-   end, the best candidate is returned all the same, with verdict `not_met`.
+4. Selection. Without a contract the candidate of the highest rank wins: it is sound, gains speed
+   with no output below POLICY.noted_db, and is of most worth: speed, less what the lost fidelity
+   must buy. Of those that are as fast as this one, the nearest to float wins. If all have outputs
+   below, however slow, more bits for the weights of the best are tried too. With a contract
+   (`select_by_contract`) the candidate of most worth that satisfies it wins. Where a faster one
+   misses it, or none satisfies it, the nodes that cost the most accuracy are promoted to more bits
+   or to float (mixed_precision.py). If none satisfies the contract in the end, the best candidate
+   is returned all the same, with verdict `not_met`.
 5. Biases (`tune_biases`). The biases of what wins are corrected empirically, unless that breaks the
    contract.
 
@@ -118,13 +122,17 @@ def search(
     Raises: ModelError if no variant makes a model that runs.
     """
     race = race_variants(Race(calibrated), plan, bench, contract, progress)
+    if race.candidates:
+        if plan.config.mode == "auto" and not bench.is_out_of_time:
+            race = try_single_matmuls(race, bench, progress)
+        race = try_assignments(race, bench, contract, progress, whole_front=whole_front)
+    if plan.config.mode == "auto":
+        race = race_variants(race, plan, bench, contract, progress, last_resorts=True)
     if not race.candidates:
         raise _last_error(race.trials)
-    if plan.config.mode == "auto" and not bench.is_out_of_time:
-        race = try_single_matmuls(race, bench, progress)
-    race = try_assignments(race, bench, contract, progress, whole_front=whole_front)
     if contract is None:
-        best = _of_most_worth(race.candidates)
+        race = try_more_bits(race, bench, progress)
+        best = _best(race.candidates)
     else:
         best, race = select_by_contract(race, bench, contract, progress)
     best, race = tune_biases(best, race, bench, contract, progress)
@@ -148,14 +156,22 @@ def follow_plan(
 
 
 def race_variants(
-    race: Race, plan: QuantPlan, bench: Bench, contract: Contract | None, progress: Progress
+    race: Race,
+    plan: QuantPlan,
+    bench: Bench,
+    contract: Contract | None,
+    progress: Progress,
+    *,
+    last_resorts: bool = False,
 ) -> Race:
-    """Step 1: the race after all variants that are worth trying."""
+    """Step 1: the race after all variants that are worth trying; or after the last resorts."""
     if plan.config.mode != "auto":
         return _try_as_planned(race, plan, bench, progress)
     is_calibrated = race.calibrated.stats is not None
     uncalibrated = filter(None, (variant.without_calibration() for variant in VARIANTS))
     for variant in VARIANTS if is_calibrated else uncalibrated:
+        if variant.is_last_resort is not last_resorts:
+            continue
         if bench.is_out_of_time and race.candidates:
             break
         variant_plan = variant.plan(race.calibrated.model, plan)
@@ -177,7 +193,7 @@ def race_variants(
 def try_single_matmuls(race: Race, bench: Bench, progress: Progress) -> Race:
     """Step 2: the race with one candidate more, if MatMuls save time in their cheapest ways."""
     progress("timing single MatMuls")
-    best = _of_most_worth(race.candidates)
+    best = _best(race.candidates)
     try:
         plan, count = _cheapest_computes(race, best, bench)
     except ModelError as error:
@@ -197,8 +213,9 @@ def try_assignments(
     whole_front: bool = False,
 ) -> Race:
     """Step 3: the race with assignments of the fastest candidate's nodes to float and integers."""
-    best = _of_most_worth(race.candidates)
+    best = _best(race.candidates)
     is_open = contract is None and best.sqnr_db < POLICY.faithful_db
+    is_open = is_open and any(n.weights and n.compute.is_integer for n in best.plan.nodes)
     if bench.is_out_of_time or not (is_open or whole_front):
         return race
     start = _fastest(race.candidates)
@@ -206,6 +223,19 @@ def try_assignments(
         race.calibrated, start, bench, progress, all_of_them=whole_front
     )
     return race.after(*trials)
+
+
+def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
+    """Step 4 without a contract: the race with the fewest nodes of the best promoted, if none is
+    above the aim.
+    """
+    best = _best(race.candidates)
+    if bench.is_out_of_time or any(c.is_above(c.aim) for c in race.candidates):
+        return race
+    promoted = mixed_precision.promote(race.calibrated, best, bench, best.aim, progress)
+    competing = [t for t in promoted.trials if t.candidate is promoted.best]
+    others = [t for t in promoted.trials if t.candidate is not promoted.best]
+    return race.traced(*others).after(*competing)
 
 
 def select_by_contract(
@@ -375,14 +405,28 @@ def _computing(race: Race, plan: QuantPlan, computes: Mapping[str, Compute]) -> 
     return replan(race.calibrated.model, plan, choices)
 
 
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate of the highest rank; of those in its class that are as fast, the nearest to
+    float.
+    """
+    first = max(candidates, key=lambda c: c.rank)
+    alike = [c for c in candidates if c.rank[:2] == first.rank[:2]]
+    return _nearest_to_float(alike, first.gain)
+
+
 def _of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
     """Sound candidates come before all others, whatever these gain."""
     return max(candidates, key=lambda c: (c.is_sound, c.worth))
 
 
 def _fastest(candidates: Sequence[Candidate]) -> Candidate:
-    """The fastest candidate; of those that are equally fast, the one nearest to float."""
-    least = max(c.gain for c in candidates) + math.log2(POLICY.equal_speed)
+    """The fastest candidate; of those that are equally fast, the nearest to float."""
+    return _nearest_to_float(candidates, max(c.gain for c in candidates))
+
+
+def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate:
+    """Of the candidates that gain as much, as far as a race can tell, the nearest to float."""
+    least = gain + math.log2(POLICY.equal_speed)
     return max((c for c in candidates if c.gain >= least), key=lambda c: c.sqnr_db)
 
 

@@ -125,7 +125,7 @@ def worth_trying(
     1. MatMuls in ways of their own: if there are more than a few of them.
     2. One scale per weight: if the same computes with more scales left fidelity to spare.
     3. Outliers treated: if the same computes without treatment were not faithful.
-    4. A last resort: if nothing that satisfies the contract is good enough.
+    4. A last resort: if nothing that satisfies the contract, or reaches the aim, is good enough.
     5. Never the same plan twice.
     """
     is_for_matmuls = variant.matmul in (Compute.DYNAMIC, Compute.BLOCKS)
@@ -143,6 +143,8 @@ def worth_trying(
         usable = candidates_of(trials)
         if contract is not None:
             usable = satisfying(usable, contract)
+        else:
+            usable = [c for c in usable if c.reaches_aim]
         if max((c.worth for c in usable), default=0.0) > POLICY.good_worth:
             return False
     return not was_tried(plan, trials)  # 5
@@ -159,12 +161,12 @@ def _identity(plan: QuantPlan) -> tuple[object, ...]:
     return nodes, tuple(plan.outliers)
 
 
-def _computes(plan: QuantPlan) -> list[tuple[str, Compute]]:
-    return [(n.node, n.compute) for n in plan.nodes]
+def _computes(plan: QuantPlan) -> tuple[object, ...]:
+    return tuple((n.node, n.compute) for n in plan.nodes), tuple(plan.outliers)
 
 
 def _latest_like(plan: QuantPlan, trials: Iterable[Trial]) -> Candidate | None:
-    """The latest candidate whose nodes compute as those of the plan do."""
+    """The latest candidate whose nodes compute as the plan's do, with the same outliers treated."""
     alike = candidates_of(t for t in trials if _computes(t.plan) == _computes(plan))
     return alike[-1] if alike else None
 
