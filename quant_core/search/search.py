@@ -425,9 +425,12 @@ def _fastest(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate:
-    """Of the candidates that gain as much, as far as a race can tell, the nearest to float."""
+    """Of the candidates that gain as much, as far as a race can tell, the nearest to float; of
+    faithful ones that of most worth.
+    """
     least = gain + math.log2(POLICY.equal_speed)
-    return max((c for c in candidates if c.gain >= least), key=lambda c: c.sqnr_db)
+    alike = [c for c in candidates if c.gain >= least]
+    return max(alike, key=lambda c: (min(c.sqnr_db, POLICY.faithful_db), c.worth))
 
 
 def _last_error(trials: Sequence[Trial]) -> ModelError:
