@@ -41,6 +41,7 @@ SAFE_STRETCHES = (1.0, 0.9, 1.15, 1.35, 1.6)
 DESCENTS = 2  # passes of QuantEase over all columns, after which hardly an integer changes
 STRIPE = 64  # columns after which the rest of the matrix is updated at once: speed only
 STEP = 8  # columns after which the rest of their stripe is updated at once: the same
+SWEPT_VALUES = 1 << 20  # of all grids that are swept at once, if one alone has fewer: for memory
 MAX_COLUMNS = 1536  # of one Gram matrix: factoring it takes the cube of that
 
 
@@ -90,32 +91,51 @@ def gptq_int8(
             np.minimum(s, widest).astype(np.float32)
             for s in (np.sqrt(finest * widest.astype(float)), finest)
         ]
-    signs = _Signs(rows)
     factor = _factor(gram)
     # H of few samples sees no error in directions where no input was.
     judged = _damped(gram, JUDGED_DAMPING)
     q, scale, error = nearest.q.copy(), widest.copy(), _errors(rows, nearest.values, judged)
-    for candidate in scales:
-
-        def at(
-            j: int, column: NDArray[Any], left: NDArray[Any] | None, candidate: Any = candidate
-        ) -> tuple[Any, Any]:
-            low, high = _safe_range(left) if pair_safe and left is not None else (-QMAX8, QMAX8)
-            steps = _within(np.rint(column / candidate), low, high)
-            steps = signs.keep(steps, j)
-            return steps, steps * candidate
-
-        found = _sweep(rows, factor, at)
-        found_error = _errors(rows, found * candidate[:, None], judged)
-        better = found_error < error
-        if not per_channel:
-            better[:] = found_error.sum() < error.sum()
-        q[better], scale[better], error[better] = (
-            found[better].astype(np.int8),
-            candidate[better],
-            found_error[better],
-        )
+    together = max(1, SWEPT_VALUES // max(1, rows.size))
+    for first in range(0, len(scales), together):
+        some = np.stack(scales[first : first + together])
+        swept = _int8_sweep(rows, factor, some, pair_safe=pair_safe)
+        for candidate, found in zip(some, swept, strict=True):
+            found_error = _errors(rows, found * candidate[:, None], judged)
+            better = found_error < error
+            if not per_channel:
+                better[:] = found_error.sum() < error.sum()
+            q[better], scale[better], error[better] = (
+                found[better].astype(np.int8),
+                candidate[better],
+                found_error[better],
+            )
     return IntegerWeight(q, scale if per_channel else scale[0])
+
+
+def _int8_sweep(
+    rows: NDArray[np.float32],
+    factor: NDArray[Any],
+    scales: NDArray[np.float32],
+    *,
+    pair_safe: bool,
+) -> NDArray[np.float32]:
+    """The integers (S, C, K) of all columns on the grids of S scales (S, C) of each row.
+
+    All grids are swept at once: on small weights, calls of numpy take longer than arithmetic.
+    """
+    groups = len(factor)
+    shape = (groups, len(scales), len(rows) // groups, rows.shape[1])
+    repeated = np.broadcast_to(rows.reshape(groups, 1, *shape[2:]), shape).reshape(-1, shape[3])
+    scale = scales.reshape(len(scales), groups, -1).transpose(1, 0, 2).reshape(-1)
+    signs = _Signs(repeated)
+
+    def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
+        low, high = _safe_range(left) if pair_safe and left is not None else (-QMAX8, QMAX8)
+        steps = signs.keep(_within(np.rint(column / scale), low, high), j)
+        return steps, steps * scale
+
+    found = _sweep(repeated, factor, at).reshape(shape)
+    return found.transpose(1, 0, 2, 3).reshape(len(scales), *rows.shape)
 
 
 def gptq_int4(
@@ -264,8 +284,8 @@ class _Signs:
 
 def _safe_range(neighbour: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The least and the largest integers that are safe beside these neighbours."""
-    low = np.where(neighbour < 0, -PAIR_LIMIT - neighbour, -QMAX8)
-    high = np.where(neighbour > 0, PAIR_LIMIT - neighbour, QMAX8)
+    low = np.maximum(-PAIR_LIMIT - np.minimum(neighbour, 0), -QMAX8)
+    high = np.minimum(PAIR_LIMIT - np.maximum(neighbour, 0), QMAX8)
     return low, high
 
 

@@ -119,7 +119,8 @@ def _apply(
         if exact is None:
             raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
         changes = exact(copy, facts)
-    graph.drop_unused(copy)
+    if changes:
+        graph.drop_unused(copy)
     return copy, changes
 
 
