@@ -50,9 +50,17 @@ from flows.batch.run_summary import (  # noqa: E402
     summarize_failure,
     summary_path,
 )
-from flows.console.events import ModelDone, PhaseBegan, StageBegan, Started, Waiting  # noqa: E402
+from flows.console.events import (  # noqa: E402
+    ModelDone,
+    PhaseBegan,
+    SkippedLines,
+    StageBegan,
+    Started,
+    Waiting,
+)
 from flows.console.render import audit_lines  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
+from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
@@ -97,7 +105,7 @@ def audit(
         allow_code: The folder of metrics `module:function`; without it, none may run.
     """
     folder = Path(output_dir).absolute()
-    standing = read_standing(folder, only or [])
+    standing, skipped_lines = read_standing(folder, only or [])
     manifest = manifest_of(folder, standing)
     caller_or_own = caller_or_cluster(
         lambda: manifest, lambda _: running_summary("audit", folder), scheduler, jobs, allow_code
@@ -105,7 +113,7 @@ def audit(
     summary = summary_path("audit", folder)
     with caller_or_own as caller, untagged():
         name_flow_run(summary)
-        result = Audit(caller, standing, max_slowdown).run()
+        result = Audit(caller, standing, max_slowdown, skipped_lines).run()
         ended = Failed if result.exit_code else Completed
         state: State[Any] = ended(message=result.message, data=result)
         summarize("audit", result, state, audit_lines, summary)
@@ -122,10 +130,20 @@ def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any
 
 
 class Audit:
-    """One audit of the models of a folder."""
+    """One audit of the models of a folder.
 
-    def __init__(self, caller: Caller, standing: Sequence[Standing], max_slowdown: float) -> None:
+    skipped_lines  how many lines of the folder's journal are spoiled
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        standing: Sequence[Standing],
+        max_slowdown: float,
+        skipped_lines: int = 0,
+    ) -> None:
         self.standing, self.max_slowdown = standing, max_slowdown
+        self.skipped_lines = skipped_lines
         self.notify = shown_in_prefect("audit", len(standing), caller.notify)
         self.benchmark = caller.manifest.benchmark
         self.folder, self.workers = caller.manifest.folder, caller.workers()
@@ -138,6 +156,9 @@ class Audit:
         """Judge the models side by side, time them one after another, and write the report."""
         started, workers = time.monotonic(), self.workers.count()
         self.notify(Started(self.run_id, len(self.standing), workers))
+        if self.skipped_lines:
+            journal = self.folder / FOLDER / "journal.jsonl"
+            self.notify(SkippedLines(str(journal), self.skipped_lines))
         forget_files()
         judged = run_side_by_side("audit", self._calls(), workers + WAITING)
         self.notify(PhaseBegan("benchmark", len(judged)))
@@ -150,7 +171,8 @@ class Audit:
         rows = [replace(row, finished_at=finished_at) for row in rows]
         reports = self.folder / "reports"
         report(self.run_id, reports, {"audits": rows})
-        return AuditResult(self.run_id, tuple(rows), reports, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return AuditResult(self.run_id, tuple(rows), reports, seconds, self.skipped_lines)
 
     def _calls(self) -> Iterator[tuple[str, Callable[[], Judged]]]:
         for one in self.standing:

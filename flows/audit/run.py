@@ -41,7 +41,8 @@ def run_audit(
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     folder = folder.absolute()
-    manifest = manifest_of(folder, read_standing(folder, only))
+    standing, _ = read_standing(folder, only)
+    manifest = manifest_of(folder, standing)
     check_code(manifest.jobs, allow_code)
     code = None if allow_code is None else str(Path(allow_code).absolute())
     workers = how_many_workers(1, jobs)

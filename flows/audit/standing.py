@@ -27,8 +27,10 @@ class Standing:
     timing: TimingRow | None
 
 
-def read_standing(folder: Path, only: Sequence[str]) -> list[Standing]:
+def read_standing(folder: Path, only: Sequence[str]) -> tuple[list[Standing], int]:
     """The models that the journal of an output folder says are there.
+
+    Returns them, and how many lines of the journal are spoiled: each of them may have been a model.
 
     Raises: RequestError if there is no journal, no model, or none that matches `only`.
     """
@@ -37,6 +39,7 @@ def read_standing(folder: Path, only: Sequence[str]) -> list[Standing]:
         raise RequestError("is no batch's output folder", str(folder), hint)
     with open_journal(folder) as journal:
         entries = [entry for entry in journal.models() if entry.job]
+        skipped_lines = journal.skipped_lines
     timings = {
         entry.digest: timing
         for entry in entries
@@ -53,7 +56,7 @@ def read_standing(folder: Path, only: Sequence[str]) -> list[Standing]:
         hint = "Run the batch first"
         raise RequestError("holds no model that a batch has made", str(folder), hint)
     chosen = {job.output for job in select(manifest_of(folder, found), only)}
-    return [one for one in found if one.job.output in chosen]
+    return [one for one in found if one.job.output in chosen], skipped_lines
 
 
 def manifest_of(folder: Path, standing: Sequence[Standing]) -> Manifest:
