@@ -26,6 +26,10 @@ OUR_CLUSTER = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
+    # On a busy host a worker that died needs longer than 15 s to come back; after that its place
+    # would be given up for good. The same holds for the 30 s that it has to find its scheduler.
+    "distributed.deploy.lost-worker-timeout": "1 day",
+    "distributed.comm.timeouts.connect": "300s",
 }
 MAX_WORKERS = 4096
 VERSIONS_WAIT_S = 10  # for a worker to say which versions it has
@@ -84,26 +88,29 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
             yield client
         return
     # TLS, because a scheduler runs any code for whoever on this host connects to its port.
-    cluster = local_cluster(workers, Security.temporary())  # type: ignore[no-untyped-call]
-    client = Client(cluster)  # type: ignore[no-untyped-call]
-    try:
-        _warm_up(client)
-        yield client
-    finally:
-        with contextlib.suppress(Exception):
-            client.close(timeout=2)  # type: ignore[no-untyped-call]
-        with contextlib.suppress(Exception):
-            cluster.close(timeout=4)
+    security = Security.temporary()  # type: ignore[no-untyped-call]
+    with local_cluster(workers, security) as cluster:
+        client = Client(cluster)  # type: ignore[no-untyped-call]
+        try:
+            _warm_up(client)
+            yield client
+        finally:
+            with contextlib.suppress(Exception):
+                client.close(timeout=2)  # type: ignore[no-untyped-call]
 
 
-def local_cluster(workers: int, security: Any = None) -> LocalCluster:
-    """Worker processes of one thread each on this host, reachable from this host alone."""
+@contextlib.contextmanager
+def local_cluster(workers: int, security: Any = None) -> Iterator[LocalCluster]:
+    """Worker processes of one thread each on this host, reachable from this host alone.
+
+    One that dies is replaced, for which Dask's settings hold as long as the cluster lives.
+    """
     import dask
     from distributed import LocalCluster
 
     _hide_main()
     with dask.config.set(OUR_CLUSTER):
-        return LocalCluster(  # type: ignore[no-untyped-call]
+        cluster = LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
@@ -113,6 +120,11 @@ def local_cluster(workers: int, security: Any = None) -> LocalCluster:
             silence_logs=logging.CRITICAL,
             security=security,
         )
+        try:
+            yield cluster
+        finally:
+            with contextlib.suppress(Exception):
+                cluster.close(timeout=4)
 
 
 @contextlib.contextmanager

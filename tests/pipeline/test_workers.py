@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import pytest
 from distributed import Client
 from distributed.scheduler import KilledWorker
@@ -22,7 +23,11 @@ STAGES = "tests.odd_stages"
 
 
 def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path):
-    with local_cluster(1) as cluster, Client(cluster) as client, ThreadPoolExecutor(2) as threads:
+    with ExitStack() as stack:
+        # As on a host so busy that no worker comes back in the time that Dask gives it.
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "0s"}))
+        client = stack.enter_context(Client(stack.enter_context(local_cluster(1))))
+        threads = stack.enter_context(ThreadPoolExecutor(2))
         workers = Workers(client, 60.0, None, tmp_path, STAGES)
 
         killer = threads.submit(
