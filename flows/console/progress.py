@@ -105,7 +105,7 @@ class _LiveTable:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.working: dict[str, tuple[str, float]] = {}
-        self.finished: dict[str, Text] = {}
+        self.finished: dict[str, tuple[str, Text]] = {}  # by output: names may repeat
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -148,13 +148,13 @@ class _LiveTable:
                     self.working.pop(model, None)
                 case ModelDone(row):
                     self.working.pop(row.model, None)
-                    self.finished[row.model] = _outcome(row)
+                    self.finished[row.output] = (row.model, _outcome(row))
                     self.bar.update(self.all, completed=len(self.finished))
 
     def draw(self) -> Group:
         with self.lock:
             table = Table(box=None, pad_edge=False, show_header=False)
-            for model, outcome in list(self.finished.items())[-MAX_MODELS // 2 :]:
+            for model, outcome in list(self.finished.values())[-MAX_MODELS // 2 :]:
                 table.add_row(Text(printable(model)), outcome)
             for model, (stage, since) in list(self.working.items())[:MAX_MODELS]:
                 seconds = time.monotonic() - since
