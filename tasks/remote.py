@@ -90,8 +90,13 @@ def run_remote_stage(
 def transfer(source: Location, target: Location, limit_s: float) -> None:
     """Copy a file to, from or inside a store; it appears as a whole. Raises: OSError."""
     if isinstance(source, Url) and isinstance(target, Url) and stores.is_same_store(source, target):
-        stores.copy(source, target, limit_s)
-    elif isinstance(source, Path) and isinstance(target, Url):
+        try:
+            stores.copy(source, target, limit_s)
+            return
+        except OSError as problem:
+            if problem.errno != errno.EOPNOTSUPP:
+                raise
+    if isinstance(source, Path) and isinstance(target, Url):
         stores.upload(source, target, limit_s)
     elif isinstance(source, Url) and isinstance(target, Path):
         stores.download(source, target, limit_s)

@@ -249,7 +249,10 @@ def upload(path: Path, url: Url, limit_s: float) -> None:
 
 
 def copy(source: Url, url: Url, limit_s: float) -> None:
-    """Copy a file inside one store, where it appears as a whole. Raises: OSError."""
+    """Copy a file inside one store, where it appears as a whole.
+
+    Raises: OSError, with EOPNOTSUPP if files of this store have to pass through this host.
+    """
     _, path = _open_store(source)
     with _appearing(url) as (fs, target):
         _request(url, lambda: fs.cp_file(path, target), limit_s)
@@ -374,6 +377,8 @@ def _as_os_error(problem: BaseException, url: Url) -> OSError:
     text = _without_secrets(text.splitlines()[0])
     if isinstance(problem, OSError) and problem.errno is not None:
         return OSError(problem.errno, text, where)
+    if isinstance(problem, NotImplementedError):
+        return OSError(errno.EOPNOTSUPP, "the store has no such operation", where)
     # What a client raises that is no OSError is mostly a connection that it did not get.
     is_programming = isinstance(problem, (TypeError, ValueError, AttributeError, ImportError))
     number = errno.EINVAL if is_programming else errno.EIO

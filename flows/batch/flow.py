@@ -41,10 +41,10 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +65,7 @@ from flows.batch.flow_run import (  # noqa: E402
     Caller,
     caller_or_cluster,
     current_caller,
+    read_ahead,
     run_side_by_side,
     shown_in_prefect,
     untagged,
@@ -92,7 +93,6 @@ from flows.manifest.jobs import (  # noqa: E402
     unreadable_file,
 )
 from flows.manifest.outputs import Owner, claim  # noqa: E402
-from flows.report.page import write_report  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.model.locations import model_files  # noqa: E402
 from quant_core.plan.targets import cpu_name, host_target_name  # noqa: E402
@@ -219,9 +219,10 @@ class Batch:
         skipped_lines = self._skipped_lines()
         outputs = {job.output for job in self.manifest.jobs}
         copy_files(copy for copy in self.manifest.copies if copy[0] not in outputs)
-        to_do = self._find_what_to_do(force)
-        shards = max(1, workers // max(1, len(to_do)))  # many workers share the samples
-        calls = self._calls(to_do, force, shards)
+        portions = self._in_portions(self._find_what_to_do(force))
+        first = next(portions)
+        shards = max(1, workers // max(1, len(first)))  # many workers share the samples
+        calls = self._calls(chain(first, chain.from_iterable(portions)), force, shards)
         made = run_side_by_side("model", calls, workers + WAITING)
         self._share([model for model in made if model.failure is None])
         self._benchmark([model for model in made if model.failure is None])
@@ -271,35 +272,46 @@ class Batch:
             self.costs.replace(self.costs.with_name(f".{self.costs.name}.torn"))
             return len(lines)
 
-    def _find_what_to_do(self, force: bool) -> list[tuple[Job, str]]:
+    def _in_portions(self, to_do: Iterable[tuple[Job, str]]) -> Iterator[list[tuple[Job, str]]]:
+        """The jobs in portions, each of which reads from stores what half of the cache holds.
+
+        While one portion is made the next one is read, and nothing has to be fetched twice.
+        """
+        portion, held = [], 0
+        for job, digest in to_do:
+            portion.append((job, digest))
+            if isinstance(job.input, Url):
+                held += self._input_bytes(job)
+            if held and held > the_cache().max_bytes // 2:
+                yield portion
+                portion, held = [], 0
+        yield portion
+
+    def _find_what_to_do(self, force: bool) -> Iterator[tuple[Job, str]]:
         """The jobs that have to be made, with their digests; see the table above.
 
         Models that are finished, up to date or unreadable get their entries here.
         """
-        to_do = []
         forget_files()
         known = {entry.row.output for entry in self.journal.models()}
         files = [job.input for job in self.jobs]
         files += [job.output for job in self.jobs if str(job.output) in known]
         if in_stores := [file for file in files if isinstance(file, Url)]:
             the_cache().look_at(in_stores)  # at once, and not one after another below
-        with ThreadPoolExecutor(READERS) as readers:
-            owner, contents = owner_of(self.manifest), self.workers.contents
-            digest_or_failure = partial(
-                _digest_or_failure, owner=owner, force=force, contents=contents
-            )
-            found = readers.map(digest_or_failure, self.jobs)
-            for job, digest in zip(self.jobs, found, strict=True):
-                if not isinstance(digest, str):
-                    self._record(failed_entry(job, "", self.run_id, digest))
-                    continue
-                try:
-                    if not self._is_finished(job, digest, force):
-                        to_do.append((job, digest))
-                except OSError as error:
-                    failure = "publish", _unwritable(job, error)
-                    self._record(failed_entry(job, digest, self.run_id, failure))
-        return to_do
+        owner, contents = owner_of(self.manifest), self.workers.contents
+        digest_or_failure = partial(_digest_or_failure, owner=owner, force=force, contents=contents)
+        for job, digest in read_ahead(digest_or_failure, self.jobs, READERS):
+            if not isinstance(digest, str):
+                self._record(failed_entry(job, "", self.run_id, digest))
+                continue
+            try:
+                is_finished = self._is_finished(job, digest, force)
+            except OSError as error:
+                failure = "publish", _unwritable(job, error)
+                self._record(failed_entry(job, digest, self.run_id, failure))
+                continue
+            if not is_finished:
+                yield job, digest
 
     def _is_finished(self, job: Job, digest: str, force: bool) -> bool:
         """Whether this run or an earlier one made the model; then its row is reported."""
@@ -316,7 +328,7 @@ class Batch:
         return True
 
     def _calls(
-        self, to_do: Sequence[tuple[Job, str]], force: bool, shards: int
+        self, to_do: Iterable[tuple[Job, str]], force: bool, shards: int
     ) -> Iterator[tuple[str, Callable[[], ModelRun]]]:
         """A name and a call for each model that is to be made.
 
@@ -416,6 +428,8 @@ class Batch:
         run = self._run_row(result, finished_at, workers)
         self.journal.append(EndEntry(self.run_id, finished_at, result.counts, run))
         heal(self.manifest.folder, self.journal)
+        from flows.report.page import write_report  # it is not needed before
+
         # The Parquet has everything: a page that cannot be made must not fail the batch.
         with contextlib.suppress(Exception):
             write_report(result.reports, result.reports / PAGE, self.run_id)

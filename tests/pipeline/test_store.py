@@ -15,10 +15,12 @@ import onnx
 import pytest
 import yaml
 
+from flows.batch import flow
 from flows.batch.journal import open_journal
 from flows.manifest.jobs import check_manifest
 from quant_core.api import validate_model
 from tasks import stores
+from tasks.cache import the_cache
 from tasks.rows import Outcome
 from tasks.stores import Url
 from tests.models import tiny_cnn
@@ -116,6 +118,9 @@ def test_workers_that_share_nothing_but_a_slow_and_busy_store_make_a_batch_in_tw
     cluster, server, mill, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(stores, "RETRY_S", 0.0)
+    monkeypatch.setattr(the_cache(), "max_bytes", 1)  # nothing that is read ahead stays
+    monkeypatch.setattr(flow, "READERS", 1)
+    monkeypatch.setattr(flow, "WAITING", -1)  # one model at a time
     place = STORE / "models"
     out, values = place / "out", mill(place, "external", "a", "b")
 
@@ -128,6 +133,8 @@ def test_workers_that_share_nothing_but_a_slow_and_busy_store_make_a_batch_in_tw
 
     assert [row.outcome for row in first.rows] == [Outcome.FAILED, Outcome.DONE, Outcome.DONE]
     assert (first.rows[0].stage, first.rows[0].where) == ("publish", f"{out}/a_int8.onnx")
+    last_is_read = server.seen.index(("GET", f"/{BUCKET}/models/external.onnx"))
+    assert "PUT" in {method for method, path in server.seen[:last_is_read] if "/cache/" in path}
     made, local = tmp_path / "made.onnx", tmp_path / "local"
     stores.download(out / "external_int8.onnx", made, 60.0)
     found = validate_model(local / "external.onnx", made, np.load(local / "data.npy"))

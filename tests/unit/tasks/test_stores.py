@@ -8,9 +8,12 @@ import time
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from quant_core.errors import RequestError
-from tasks import stores
+from tasks import remote, stores
+from tasks.cache import Cache
+from tasks.remote import transfer
 from tasks.stores import Url, check_url, is_url, location
 
 
@@ -127,6 +130,20 @@ def test_another_content_has_another_identity(folder):
 
     assert first == listed
     assert stores.stat(folder / "m.onnx").identity != first.identity
+
+
+def test_a_store_that_copies_nothing_gets_the_file_through_this_host(tmp_path, monkeypatch):
+    def cp_file(*args, **kwargs):
+        raise NotImplementedError
+
+    folder = Url("memory://copies_nothing")
+    monkeypatch.setattr(MemoryFileSystem, "cp_file", cp_file)
+    monkeypatch.setattr(remote, "the_cache", lambda: Cache(tmp_path / "cache"))
+    stores.write(folder / "m.onnx", b"model")
+
+    transfer(folder / "m.onnx", folder / "out" / "m.onnx", 60.0)
+
+    assert stores.read(folder / "out" / "m.onnx") == b"model"
 
 
 def test_an_error_names_the_url(folder):
