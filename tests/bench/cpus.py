@@ -1,22 +1,30 @@
 """One file on two CPUs: this one, which has VNNI, and the same one without (tests/masked_cpu).
 
-    python -m tests.bench.cpus --zoo DIR [--cases NAME,...] [--samples 32] [--seconds 2]
+    python -m tests.bench.cpus --zoo DIR [--cases NAME,...] [--keep FOLDER]
+                               [--samples 32] [--rounds 5] [--seconds 2]
 
 default      made here by default, target x86
 for VNNI     made here for target x86-vnni
 made there   made by default where VNNI is hidden
 
-A cell reads `SQNR in dB @speed over float`, first here, then without VNNI. One thread, CPU time,
-all files of a case in turns.
+A cell of the first three columns reads `SQNR in dB @speed over float`, first here, then without
+VNNI. The last two compare the default file with the one that is made for each of the CPUs, `for
+VNNI` here and `made there` there: its speed over that one's, the median of the rounds and their
+least and largest. One thread, CPU time, all files of a case in turns; a round is a process.
+
+With --keep, files and what was measured stay in the folder, and the same command goes on from them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from quant_core.api import quantize_model
@@ -26,7 +34,10 @@ from quant_core.model.session import open_session
 from tests import masked_cpu
 from tests.bench.accuracy import feeds_of, load_zoo
 
-FILES = ("default", "for VNNI", "made there")
+# File -> its target, and whether it is made without VNNI.
+FILES = {"default": ("x86", False), "for VNNI": ("x86-vnni", False), "made there": ("x86", True)}
+RIVALS = {"here": "for VNNI", "there": "made there"}
+Found = dict[str, Any]
 
 
 def main() -> None:
@@ -35,10 +46,12 @@ def main() -> None:
     )
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--cases", type=lambda s: s.split(","), help="all that are stored")
+    parser.add_argument("--keep", type=Path, help="folder of files and results, read first")
     parser.add_argument("--samples", type=int, default=32, help="calibration samples, at most")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per case and CPU")
-    parser.add_argument("--make", type=Path, help="make one case's default file; used inside")
-    parser.add_argument("--judge", type=Path, help="judge the files of a folder; used inside")
+    parser.add_argument("--rounds", type=int, default=5, help="per case and CPU")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per round")
+    parser.add_argument("--make", help="the file to make; used inside")
+    parser.add_argument("--measure", choices=list(RIVALS), help="what is measured; used inside")
     args = parser.parse_args()
     zoo = load_zoo(args.zoo)
     cases = [
@@ -47,53 +60,89 @@ def main() -> None:
         if case.model.exists() and (not args.cases or case.name in args.cases)
     ]
     if args.make:
-        make(cases[0], args.make, "made there", "x86")
-    elif args.judge:
-        found = judged(zoo, cases[0], args.judge, args.seconds)
-        (args.judge / "found.json").write_text(json.dumps(found))
+        make(cases[0], args.keep, args.make)
+    elif args.measure:
+        measure(zoo, cases[0], args.keep, args.measure, args.seconds)
     else:
-        print(f"| case | {' | '.join(FILES)} |\n{'|---' * (1 + len(FILES))}|", flush=True)
-        with tempfile.TemporaryDirectory(prefix="quantmill-mask-") as mask:
+        titles = [*FILES, "here: default over for VNNI", "there: default over made there"]
+        print(f"| case | {' | '.join(titles)} |\n{'|---' * (1 + len(titles))}|", flush=True)
+        with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as scratch:
             for case in cases:
-                print(row(zoo, case, args, Path(mask)), flush=True)
+                folder = (args.keep or Path(scratch)) / case.name
+                folder.mkdir(parents=True, exist_ok=True)
+                print(row(zoo, case, folder, args, Path(scratch)), flush=True)
 
 
-def row(zoo: Any, case: Any, args: argparse.Namespace, mask: Path) -> str:
+def row(zoo: Any, case: Any, folder: Path, args: argparse.Namespace, scratch: Path) -> str:
     """One line of the table."""
-    with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as name:
-        folder = Path(name)
-        feeds_of(zoo, case, args.samples, folder)
-        make(case, folder, "default", "x86")
-        make(case, folder, "for VNNI", "x86-vnni")
-        again = ["-m", "tests.bench.cpus", "--zoo", str(args.zoo), "--cases", case.name]
-        again += ["--seconds", str(args.seconds)]
-        masked_cpu.run_masked([*again, "--make", str(folder)], mask)
-        here = judged(zoo, case, folder, args.seconds)
-        masked_cpu.run_masked([*again, "--judge", str(folder)], mask)
-        there = json.loads((folder / "found.json").read_text())
-    cells = (f"{_text(here[file])}, {_text(there[file])}" for file in FILES)
-    return f"| {case.name} | {' | '.join(cells)} |"
+    feeds_of(zoo, case, args.samples, folder)
+    again = ["-m", "tests.bench.cpus", "--zoo", str(args.zoo), "--cases", case.name]
+    again += ["--seconds", str(args.seconds), "--keep", str(folder)]
+    for file, (_, without_vnni) in FILES.items():
+        if not _path(folder, file).exists():
+            _run([*again, "--make", file], scratch, masked=without_vnni)
+    while min(_rounds(folder, where) for where in RIVALS) < args.rounds:
+        for where in RIVALS:
+            _run([*again, "--measure", where], scratch, masked=where == "there")
+    here, there = (_read(folder, where) for where in RIVALS)
+    cells = [f"{_cell(here, file)}, {_cell(there, file)}" for file in FILES]
+    ratios = [_ratio(here), _ratio(there)]
+    return f"| {case.name} | {' | '.join(cells + ratios)} |"
 
 
-def make(case: Any, folder: Path, file: str, target: str) -> None:
+def make(case: Any, folder: Path, file: str) -> None:
     """Quantize the case's model with the feeds in the folder."""
-    config, output = QuantConfig(target=target), folder / f"{file}.onnx"
-    quantize_model(case.model, output, config, calibration=folder / "feeds")
+    config = QuantConfig(target=FILES[file][0])
+    quantize_model(case.model, _path(folder, file), config, calibration=folder / "feeds")
 
 
-def judged(zoo: Any, case: Any, folder: Path, seconds: float) -> dict[str, list[float | None]]:
-    """File -> [SQNR in dB against float on this CPU, speed over float]."""
-    paths = [folder / f"{file}.onnx" for file in FILES]
-    sqnr = [zoo.evaluate(case, path)["sqnr_db"] for path in paths]
-    sessions = [open_session(path) for path in (case.model, *paths)]
-    feed = zoo.load_calibration(case, 1)[0]
-    timings = measure_all(sessions[0], sessions[1:], feed, seconds=seconds, clock=time.thread_time)
-    return {f: [db, t.speedup] for f, db, t in zip(FILES, sqnr, timings, strict=True)}
+def measure(zoo: Any, case: Any, folder: Path, where: str, seconds: float) -> None:
+    """Add a round to what is known of the files on this CPU."""
+    found = _read(folder, where)
+    if not found["db"]:
+        found["db"] = {file: zoo.evaluate(case, _path(folder, file))["sqnr_db"] for file in FILES}
+    in_float, *sessions = (open_session(p) for p in (case.model, *(_path(folder, f) for f in FILES)))
+    rival = sessions[list(FILES).index(RIVALS[where])]
+    feed, clock = zoo.load_calibration(case, 1)[0], time.thread_time
+    timings = measure_all(in_float, sessions, feed, seconds=seconds / 2, clock=clock)
+    found["speeds"].append({f: t.speedup for f, t in zip(FILES, timings, strict=True)})
+    [pair] = measure_all(rival, [sessions[0]], feed, seconds=seconds / 2, clock=clock)
+    found["ratios"].append(pair.speedup)
+    (folder / f"{where}.json").write_text(json.dumps(found, indent=1))
 
 
-def _text(found: list[float | None]) -> str:
-    db, speed = found
+def _run(arguments: list[str], scratch: Path, *, masked: bool) -> None:
+    """This command again, in a process of its own."""
+    if masked:
+        masked_cpu.run_masked(arguments, scratch)
+    else:
+        subprocess.run([sys.executable, *arguments], check=True)
+
+
+def _path(folder: Path, file: str) -> Path:
+    return folder / f"{file}.onnx"
+
+
+def _read(folder: Path, where: str) -> Found:
+    path = folder / f"{where}.json"
+    if not path.exists():
+        return {"db": {}, "speeds": [], "ratios": []}
+    return dict(json.loads(path.read_text()))
+
+
+def _rounds(folder: Path, where: str) -> int:
+    return len(_read(folder, where)["ratios"])
+
+
+def _cell(found: Found, file: str) -> str:
+    db = found["db"][file]
+    speed = median(speeds[file] for speeds in found["speeds"])
     return f"{'-' if db is None else format(db, '.1f')} @{speed:.2f}"
+
+
+def _ratio(found: Found) -> str:
+    ratios = found["ratios"]
+    return f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 if __name__ == "__main__":
