@@ -109,7 +109,7 @@ def make_plan(
         config=config,
         target=target.name,
         nodes=tuple(plans),
-        activations=activations(nodes, static),
+        activations=activations(nodes, static, requantizes=target.requantizes),
         means=_means(nodes, weighted, config),
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
         constants=constants,

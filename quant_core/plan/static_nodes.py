@@ -111,8 +111,11 @@ def _all_in(values: list[ir.Value], found: set[ir.Value]) -> bool:
     return bool(values) and all(v in found for v in values)
 
 
-def activations(nodes: list[ir.Node], static: set[str]) -> dict[str, str]:
-    """Tensor that gets a Q/DQ pair -> tensor whose parameters it has, in graph order."""
+def activations(nodes: list[ir.Node], static: set[str], *, requantizes: bool) -> dict[str, str]:
+    """Tensor that gets a Q/DQ pair -> tensor whose parameters it has, in graph order.
+
+    requantizes  whether an integer kernel needs its output quantized, whoever reads it
+    """
     found: dict[str, str] = {}
     for node in nodes:
         if node.name not in static:
@@ -123,7 +126,7 @@ def activations(nodes: list[ir.Node], static: set[str]) -> dict[str, str]:
         out = str(capped_output(node).name)
         if rule.kind is Kind.MOVES:
             found[out] = found[str(data_inputs(node)[0].name)]
-        elif rule.needs_q:
+        elif rule.needs_q and requantizes:
             found.setdefault(out, out)
     return _with_shared_steps(found, [n for n in nodes if n.name in static])
 

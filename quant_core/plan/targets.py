@@ -13,6 +13,23 @@ from quant_core.plan.compute import Compute
 
 
 @dataclass(frozen=True, slots=True)
+class KernelTimes:
+    """What a runtime's kernels take on one thread, in nanoseconds; only ratios matter.
+
+    float_product, integer_product  a multiply-add of a Conv, MatMul or Gemm
+    float_output, integer_output    an element of its output, beside its products
+    conversion                      an element that becomes integer or float, a change of its layout
+                                    included
+    """
+
+    float_product: float
+    integer_product: float
+    float_output: float
+    integer_output: float
+    conversion: float
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A class of CPUs, or another runtime, as its kernels see a model.
 
@@ -21,6 +38,8 @@ class Target:
     saturates          neighbours of the reduction axis are added in saturating int16 (vpmaddubsw)
     times              way of computing -> time of a node over its float time, where nothing can be
                        timed; a way that is not there never pays
+    kernels            what kernels take where nothing can be timed: a node that loses by integers,
+                       conversions included, stays in float; None if that is not known
     timed_on           the hosts, by `host_target_name`, whose timings hold for this target
     activation_bits    8 or 16
     zero_points        activations may have one other than the middle of their integers
@@ -30,6 +49,10 @@ class Target:
                        a stored 4-bit one
     integer_bias       biases may be int32 behind DequantizeLinear; otherwise they stay float
     slow_in_integers   operators that are slower in integers, and "depthwise Conv" if these are
+    requantizes        a kernel computes in integers only if its output is quantized again; where it
+                       is not so, only what integer kernels read is quantized
+    has_hard_sigmoid   HardSigmoid has a fast kernel; otherwise it is written as Clip
+    rewrites           rules of the float graph that pay there, though they are not timed there
     note               what has not been shown: "" if files were run there
     """
 
@@ -37,6 +60,7 @@ class Target:
     activation_signed: bool
     saturates: bool
     times: Mapping[Compute, float]
+    kernels: KernelTimes | None = None
     timed_on: tuple[str, ...] = ()
     activation_bits: int = 8
     zero_points: bool = True
@@ -44,6 +68,9 @@ class Target:
     decodes_int4: bool = True
     integer_bias: bool = True
     slow_in_integers: frozenset[str] = frozenset()
+    requantizes: bool = True
+    has_hard_sigmoid: bool = True
+    rewrites: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -66,10 +93,13 @@ TARGETS = {
             activation_signed=False,
             saturates=True,
             times={Compute.STATIC: 0.7, Compute.DYNAMIC: 0.65},
+            kernels=KernelTimes(0.12, 0.04, 0.2, 2.4, conversion=1.2),
             slow_in_integers=frozenset({"depthwise Conv", "LSTM"}),
         ),
         # Runs static models in uint8, but MatMulInteger slower than float, and multiplies weights
-        # that other nodes decode in float. python -m tests.bench.runtimes
+        # that other nodes decode in float. It merges what follows a Conv into it up to the next
+        # QuantizeLinear, a hard swish too; HardSigmoid has no fast kernel there. Convs run along
+        # the last axis. python -m tests.bench.runtimes
         Target(
             "openvino",
             activation_signed=False,
@@ -77,6 +107,9 @@ TARGETS = {
             times={Compute.STATIC: 0.5},
             is_onnxruntime=False,
             decodes_int4=False,
+            requantizes=False,
+            has_hard_sigmoid=False,
+            rewrites=("wide_kernels",),
         ),
         # Source: NVIDIA TensorRT documentation, "Working with Quantized Types": zero points are 0,
         # weights and activations int8, biases float.

@@ -39,6 +39,7 @@ from quant_core.rewrite import dynamic, emit
 from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
 from quant_core.rewrite.emit import Writer
 from quant_core.rewrite.float_islands import keep_in_float
+from quant_core.rewrite.hard_sigmoid import spell_out_hard_sigmoid
 from quant_core.rewrite.lower_pairs import lower_pairs
 from quant_core.rewrite.rounding import (
     ROW_SCALES,
@@ -102,6 +103,7 @@ def apply_plan(
     6. Constants that are to be float16, and are still read, are.
     7. Float nodes between integers are written so that they stay float (float_islands.py).
     8. Pairs of quantization-aware training keep their scales (lower_pairs.py).
+    9. HardSigmoid is written as Clip for a runtime that has no fast kernel of it.
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
@@ -134,7 +136,9 @@ def apply_plan(
     rewrite.activations([nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC])
     graph.drop_unused(copy)
     rewrite.float16_constants()
-    keep_in_float(copy, is_onnxruntime=target.is_onnxruntime)  # 6
+    keep_in_float(copy, is_onnxruntime=target.is_onnxruntime)  # 7
+    if not target.has_hard_sigmoid:
+        spell_out_hard_sigmoid(copy)  # 9
     files.release(*files.external_tensors(model))
     _clean(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}

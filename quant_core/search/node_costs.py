@@ -62,7 +62,9 @@ def node_costs(
         n.node: NodeCost(timed[n.node].quantized_ms, timed[n.node].float_ms, noise.get(n.node, 0.0))
         for n in integer
     }
-    return costs, _tensor_costs(model, candidate.plan, bench)
+    conversion = bench.costs.of(f"{ELEMENTS} conversions", _time_of_conversions)
+    feed, ms = bench.samples[0], conversion.float_ms / ELEMENTS
+    return costs, tensor_costs(model, candidate.plan, feed, ms)
 
 
 def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str, Cost]:
@@ -108,15 +110,21 @@ def _milliseconds(model: ir.Model, names: Mapping[str, str], feed: Feed) -> dict
     return {name: share * ms for name, ms in times.items()}
 
 
-def _tensor_costs(model: ir.Model, plan: QuantPlan, bench: Bench) -> list[TensorCost]:
-    """What conversions cost of the tensors that static nodes write or read."""
+def tensor_costs(
+    model: ir.Model, plan: QuantPlan, feed: Feed, conversion_ms: float
+) -> list[TensorCost]:
+    """What conversions cost of the tensors that static nodes write or read.
+
+    conversion_ms  of one element
+
+    Raises: ModelError if the model does not run on the feed.
+    """
     static = {n.node for n in plan.nodes if n.compute is Compute.STATIC}
     nodes = [n for n in model.graph if n.name in static]
     writers = {capped_output(node): str(node.name) for node in nodes}
     values = {v.name: v for v in (*model.graph.inputs, *writers)}
     values |= {v.name: v for node in nodes for v in (*data_inputs(node), *node.outputs)}
-    sizes = sizes_of(model, plan.activations, bench.samples[0])
-    conversion = bench.costs.of(f"{ELEMENTS} conversions", _time_of_conversions)
+    sizes = sizes_of(model, plan.activations, feed)
     found = []
     for tensor in plan.activations:
         value = values[tensor]
@@ -129,7 +137,7 @@ def _tensor_costs(model: ir.Model, plan: QuantPlan, bench: Bench) -> list[Tensor
             TensorCost(
                 writer,
                 tuple(name for name, is_static in readers.items() if is_static),
-                conversion.float_ms * sizes[tensor] / ELEMENTS,
+                conversion_ms * sizes[tensor],
                 is_read_in_float=not all(readers.values()) or value.is_graph_output(),
             )
         )

@@ -39,10 +39,11 @@ def prepare_optimized(
     """
     feeds = prepare_samples(samples)
     model = prepare(path, feeds, qat=config.qat)
-    rules = (*PRUNE[config.prune], *(EXACT if config.optimize else ()))
+    target = find_target(config.target)
+    rules = (*PRUNE[config.prune], *((*EXACT, *target.rewrites) if config.optimize else ()))
     if not rules or files.is_large(model):
         return Optimized(model, (), ())
-    is_timed = config.optimize and bool(feeds) and is_for_host(find_target(config.target).name)
+    is_timed = config.optimize and bool(feeds) and is_for_host(target.name)
     return optimize(model, feeds, _speedup(feeds[0], costs) if is_timed else None, rules)
 
 

@@ -46,6 +46,7 @@ from quant_core.plan.types import Compute, NodeChoice, OutlierTreatment, QuantPl
 from quant_core.search import mixed_precision
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Bench, Candidate, satisfies, satisfying, verdict
+from quant_core.search.kernel_times import without_losses
 from quant_core.search.matmul_costs import matmul_costs
 from quant_core.search.policy import POLICY
 from quant_core.search.variants import (
@@ -174,13 +175,13 @@ def race_variants(
             continue
         if bench.is_out_of_time and race.candidates:
             break
-        variant_plan = variant.plan(race.calibrated.model, plan)
+        variant_plan = _planned(variant, race, plan, bench)
         if not worth_trying(variant, variant_plan, race.trials, contract):
             continue
         if variant.treats_outliers:
             progress("measuring what treating outliers gains")
             treatments = _outlier_treatments(race.calibrated, plan, bench)
-            variant_plan = variant.plan(race.calibrated.model, plan, treatments)
+            variant_plan = _planned(variant, race, plan, bench, treatments)
             if was_tried(variant_plan, race.trials):
                 continue
         progress(f"trying {variant.label}")
@@ -284,6 +285,19 @@ def tune_biases(
         return tuned, race
     breaks = satisfies(best, contract) and not satisfies(tuned, contract)
     return (best if breaks else tuned), race
+
+
+def _planned(
+    variant: Variant,
+    race: Race,
+    plan: QuantPlan,
+    bench: Bench,
+    treatments: Mapping[str, OutlierTreatment] | None = None,
+) -> QuantPlan:
+    """The variant's plan; where it cannot be timed, without what is known to be slower there."""
+    model = race.calibrated.model
+    found = variant.plan(model, plan, treatments)
+    return found if bench.is_host else without_losses(model, found, bench.samples[0])
 
 
 def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:

@@ -101,7 +101,9 @@ def measure(zoo: Any, case: Any, folder: Path, where: str, seconds: float) -> No
     found = _read(folder, where)
     if not found["db"]:
         found["db"] = {file: zoo.evaluate(case, _path(folder, file))["sqnr_db"] for file in FILES}
-    in_float, *sessions = (open_session(p) for p in (case.model, *(_path(folder, f) for f in FILES)))
+    in_float, *sessions = (
+        open_session(p) for p in (case.model, *(_path(folder, f) for f in FILES))
+    )
     rival = sessions[list(FILES).index(RIVALS[where])]
     feed, clock = zoo.load_calibration(case, 1)[0], time.thread_time
     timings = measure_all(in_float, sessions, feed, seconds=seconds / 2, clock=clock)

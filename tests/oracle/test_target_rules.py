@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
 from quant_core.config import QuantConfig
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model.graph import MICROSOFT
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute
 from quant_core.search.pipeline import first_plan
-from tests.oracle.quantizing import make, prepared
+from quant_core.search.prepared import prepare_optimized
+from tests.models import sketch
+from tests.oracle.cases import weights
+from tests.oracle.quantizing import make, prepare_proto, prepared
 
 CNNS = ("residual", "grouped_and_depthwise")
 WAYS = {"int8": {}, "int4": {"bits": 4}, "weight-only": {"mode": "weight_only"}}
@@ -75,6 +81,49 @@ def test_qnn_gets_16_bit_activations_and_symmetric_weights(case):
     weights = [zero for kind, zero in zero_points(model, "DequantizeLinear") if kind in BYTES]
     assert weights
     assert not any(zero.any() for zero in weights)
+
+
+@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if not t.requantizes])
+@pytest.mark.parametrize("case", CNNS)
+def test_only_what_integer_kernels_read_is_quantized_where_that_is_enough(case, target):
+    model = make(prepared(case), target).model
+
+    static = {n.node for n in make(prepared(case), target).plan.nodes}
+    readers = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    pairs = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    assert pairs
+    for pair in pairs:
+        read = [r.name for dq in readers[pair.output[0]] for r in readers[dq.output[0]]]
+        assert static & set(read)
+
+
+def test_openvino_gets_hard_sigmoids_as_clips_that_compute_the_same():
+    text = """(float[1, 8, 6, 6] x) => (float y) {
+        c = Conv(x, w) h = HardSigmoid<alpha = 0.3, beta = 0.4>(c) y = Mul(c, h)
+    }"""
+    given = prepare_proto(sketch(text, weights(w=(8, 8, 1, 1))))
+
+    clipped, single = make(given, "openvino"), make(given, "portable")
+
+    assert "HardSigmoid" not in {n.op_type for n in clipped.model.graph.node}
+    assert "HardSigmoid" in {n.op_type for n in single.model.graph.node}
+    for there, here in zip(clipped.outputs(given.feeds), given.floats(), strict=True):
+        scale = np.abs(here[0]).max()
+        np.testing.assert_allclose(there[0], here[0], atol=0.02 * scale)
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.rewrites])
+def test_what_pays_on_a_target_is_rewritten_without_a_clock(target, tmp_path):
+    text = "(float[1, 2, 64, 1] x) => (float y) { c = Conv(x, w) y = Relu(c) }"
+    path = tmp_path / "tall.onnx"
+    onnx.save(sketch(text, weights(w=(4, 2, 9, 1))), path)
+
+    found = prepare_optimized(path, QuantConfig(target=target.name), None, TimingCache())
+
+    assert {change.rule for change in found.applied} == set(target.rewrites)
 
 
 @pytest.mark.parametrize("target", TARGETS)
