@@ -1,6 +1,7 @@
-"""Sequences and maps in feeds: arrays of objects, so that every value of a feed is an array.
+"""Sequences, maps and absent values in feeds: arrays of objects, so that each value is an array.
 
-A sequence of tensors is an array (items,) of arrays; a map is an array () that holds a dict.
+A sequence of tensors is an array (items,) of arrays; a map is an array () that holds a dict, and an
+absent optional is one that holds None.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 OBJECT = np.dtype(object)
+OPTIONAL = "optional("  # begins onnxruntime's name of a type whose value may be absent
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -25,12 +27,17 @@ DTYPES = {
 }
 
 
+def required_type(kind: str) -> str:
+    """The type of what an optional holds where it holds anything; of others `kind`."""
+    return kind[len(OPTIONAL) : -1] if kind.startswith(OPTIONAL) else kind
+
+
 def element_type(kind: str) -> str:
     """The type of the tensors in a sequence or optional, or of a map's values; of others `kind`.
 
     Source: onnxruntime's names of types, such as `seq(tensor(float))`.
     """
-    while kind.startswith(("seq(", "optional(", "map(")):
+    while kind.startswith(("seq(", OPTIONAL, "map(")):
         inner = kind[kind.index("(") + 1 : -1]
         kind = inner.split(",", 1)[1] if kind.startswith("map(") else inner
     return kind
@@ -48,3 +55,10 @@ def boxed(value: Any) -> np.ndarray:
     for position, item in enumerate(value):
         box[position] = np.asarray(item)
     return box
+
+
+def is_absent(value: Any) -> bool:
+    """Whether the value is None, or the array that holds None."""
+    if not isinstance(value, np.ndarray):
+        return value is None
+    return value.dtype == OBJECT and not value.ndim and value.item() is None

@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from quant_core.data.containers import DTYPES, OBJECT, boxed, element_type
+from quant_core.data.containers import DTYPES, OBJECT, boxed, element_type, is_absent
 from quant_core.data.sources import InputSpec
 from quant_core.errors import DataError
 
 
-def fit(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+def fit(array: np.ndarray | None, spec: InputSpec, where: str) -> np.ndarray:
     """The array as the model takes it, C-ordered and in the machine's byte order.
+
+    array  None where an optional input gets no value
 
     Raises: DataError about `where` if its shape or dtype does not fit, or a value is not finite.
     """
     where = f"{where}, {spec.name}"
+    if spec.is_optional and is_absent(array):
+        return boxed(None)
     if spec.container:
         return _fit_container(array, spec, where)
     array = np.asarray(array)

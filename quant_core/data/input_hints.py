@@ -25,6 +25,7 @@ ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Mod", "Abs", "Max", "Min"})
 PASSES_ON: dict[str, tuple[int, ...]] = {
     "Cast": (0,),
     "Identity": (0,),
+    "OptionalGetElement": (0,),
     "Unsqueeze": (0,),
     "Squeeze": (0,),
     "Reshape": (0,),
@@ -48,7 +49,9 @@ TABLES = {
 }
 WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
 # Operators whose output has the axes of its input, and a constant operand does not change them.
-SAME_AXES = frozenset({"Cast", "Identity", "Clip", "Add", "Sub", "Mul", "Div", "Transpose"})
+SAME_AXES = frozenset(
+    {"Cast", "Identity", "OptionalGetElement", "Clip", "Add", "Sub", "Mul", "Div", "Transpose"}
+)
 # Operator -> axis of its first input whose size a weight has, and where: input and axis of that.
 FIXED_SIZES = {
     "Conv": (1, 1, 1),  # times the number of groups

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from quant_core.data.containers import DTYPES, OBJECT, element_type
+from quant_core.data.containers import DTYPES, OBJECT, OPTIONAL, element_type, required_type
 from quant_core.data.fit import fits_shape
 from quant_core.data.sources import InputSpec, did_you_mean
 from quant_core.errors import DataError, ModelError
@@ -31,11 +31,12 @@ def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
             raise ModelError(
                 f"takes {node.type}", node.name, "quantmill feeds tensors of numpy's types"
             )
-        if node.type != kind:
-            specs.append(InputSpec(node.name, OBJECT, (), node.type))
+        held, is_optional = required_type(node.type), node.type.startswith(OPTIONAL)
+        if held != kind:
+            specs.append(InputSpec(node.name, OBJECT, (), held, is_optional))
             continue
         shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
-        specs.append(InputSpec(node.name, np.dtype(DTYPES[node.type]), shape))
+        specs.append(InputSpec(node.name, np.dtype(DTYPES[kind]), shape, is_optional=is_optional))
     return specs
 
 

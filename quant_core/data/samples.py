@@ -54,7 +54,7 @@ class Samples:
         position = int(self.order[index])
         where = self.source.where(position)
         arrays = by_name(self.source.read(position), self.inputs, where)
-        return {spec.name: fit(arrays[spec.name], spec, where) for spec in self.inputs}
+        return {spec.name: fit(arrays.get(spec.name), spec, where) for spec in self.inputs}
 
     def __iter__(self) -> Iterator[Feed]:
         return (self[i] for i in range(len(self)))

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from quant_core.data.containers import boxed
+from quant_core.data.containers import boxed, is_absent
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
 from quant_core.errors import DataError
 from quant_core.model.session import unboxed
@@ -28,14 +28,16 @@ class InputSpec:
 
     onnxruntime shows a scalar and an input of unknown rank alike: both have the shape ().
 
-    container  onnxruntime's name of a type that is no tensor: a sequence of tensors, or a map. Its
-               dtype is object, as that of the arrays that hold them in feeds (containers.py)
+    container    onnxruntime's name of a type that is no tensor: a sequence of tensors, or a map.
+                 Its dtype is object, as that of the arrays that hold them in feeds (containers.py)
+    is_optional  whether a feed may hold None for it, or lack it
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...]
     container: str = ""
+    is_optional: bool = False
 
     @property
     def batch(self) -> int:
@@ -201,7 +203,7 @@ class FeedSource:
         containers = {spec.name for spec in self.inputs if spec.container}
         for feed in self.feeds:
             for name, value in sorted(feed.items()):
-                if name in containers:
+                if name in containers or is_absent(value):
                     hash_container(name, value, update)
                 else:
                     hash_array(name, np.asarray(value), update)
@@ -287,7 +289,7 @@ def by_name(arrays: Mapping[str, T], inputs: Sequence[InputSpec], where: str) ->
     for name in arrays:
         if name not in names:
             raise DataError(f"{name!r} is no input of the model", where, did_you_mean(name, inputs))
-    if missing := [name for name in names if name not in arrays]:
+    if missing := [s.name for s in inputs if s.name not in arrays and not s.is_optional]:
         raise DataError(
             f"lacks {', '.join(missing)}", where, f"The model takes {describe_inputs(inputs)}"
         )
@@ -320,7 +322,7 @@ def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) ->
 
 
 def hash_container(name: str, value: Any, update: Callable[[bytes], None]) -> None:
-    """Give `update` the name and the content of a sequence or a map."""
+    """Give `update` the name and the content of a sequence or a map, or that it is absent."""
     content = unboxed(boxed(value))
     if isinstance(content, list):
         for item in content:

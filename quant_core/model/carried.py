@@ -51,7 +51,7 @@ MOVES: dict[str, tuple[int, ...]] = {
     "Unsqueeze": (0,),
     "Where": (1, 2),
 }
-CHANGES = frozenset({"Add", "Mul", "Sub"})  # a matrix that stays as large stays a weight
+CHANGES = frozenset({"Add", "Mul", "Sub"})  # a matrix that stays as large may stay a weight
 
 
 def set_apart(model: ir.Model) -> None:
@@ -63,6 +63,8 @@ def set_apart(model: ir.Model) -> None:
 
     1. Each float constant of rank 2 or more that reaches an operator which multiplies by it.
     2. Where an operator multiplies by it directly, it has a node already.
+    3. A matrix that was added to something else is a weight as the right operand of a product, such
+       as W + A B of an adapter. On the left it may as well be positions that were added to data.
     """
     callers = _callers(model)
     for inside in graph.graphs_of(model):
@@ -91,20 +93,24 @@ def _picks_columns(node: ir.Node) -> bool:
 
 def _is_multiplied(weight: ir.Value, callers: Mapping[ir.Graph, ir.Node]) -> bool:
     """Rule 1, whichever way the weight takes."""
-    seen: set[ir.Value] = set()
-    waiting = [weight]
+    seen: set[tuple[ir.Value, bool]] = set()
+    waiting = [(weight, False)]
     while waiting:
-        value = waiting.pop()
-        if value in seen:
+        value, is_changed = waiting.pop()
+        if (value, is_changed) in seen:
             continue
-        seen.add(value)
+        seen.add((value, is_changed))
         for node, position in value.uses():
             if node.domain not in ("", graph.MICROSOFT):
                 continue
-            if _is_at(MULTIPLIES, node, position):
+            if _is_at(MULTIPLIES, node, position) and not (is_changed and position == 0):  # 3
                 return True
-            waiting += _moved_to(node, position, weight)
-        waiting += _given_back(value, callers)
+            changes = node.op_type in CHANGES
+            if changes and not _may_stay_as_large(weight, node.inputs[1 - position]):
+                continue
+            moved = node.outputs if changes else _moved_to(node, position)
+            waiting += [(output, is_changed or changes) for output in moved]
+        waiting += [(output, is_changed) for output in _given_back(value, callers)]
     return False
 
 
@@ -114,25 +120,29 @@ def _is_at(positions: Mapping[str, tuple[int, ...]], node: ir.Node, position: in
     return listed is not None and (not listed or position in listed)
 
 
-def _moved_to(node: ir.Node, position: int, weight: ir.Value) -> Iterator[ir.Value]:
-    """The values that hold the weight behind a reader of it."""
+def _moved_to(node: ir.Node, position: int) -> Iterator[ir.Value]:
+    """The values that hold the weight, unchanged, behind a reader of it."""
     if _is_at(MOVES, node, position):
         yield from node.outputs
     elif (
         node.op_type == "Loop" and position >= 2
     ) or node.op_type == "Scan":  # behind the number of rounds and the condition
         yield node.attributes["body"].as_graph().inputs[position]
-    elif node.op_type in CHANGES and _stays_as_large(weight, node.inputs[1 - position]):
-        yield node.outputs[0]
 
 
-def _stays_as_large(weight: ir.Value, other: ir.Value | None) -> bool:
-    """Whether a matrix has the same shape once an elementwise operator joined it with another."""
+def _may_stay_as_large(weight: ir.Value, other: ir.Value | None) -> bool:
+    """Whether a matrix may have the same shape once an elementwise operator joined it with another.
+
+    Where nothing is known of the other's rank or sizes, it may.
+    """
     matrix = graph.shape_of(weight)
-    if other is None or other.shape is None or len(matrix) != 2 or len(other.shape) > 2:
+    if other is None or len(matrix) != 2 or min(matrix) == 1:
         return False
+    if other.shape is None:
+        return True
     behind = zip(reversed(matrix), reversed(list(other.shape)), strict=False)
-    return all(size in (1, largest) for largest, size in behind)
+    fits = all(not isinstance(size, int) or size in (1, largest) for largest, size in behind)
+    return fits and len(other.shape) <= 2
 
 
 def _given_back(value: ir.Value, callers: Mapping[ir.Graph, ir.Node]) -> Iterator[ir.Value]:

@@ -232,11 +232,12 @@ class WeightedNodes:
             return f"{node.op_type} takes whole bytes"
         if compute.is_integer and not self.target.decodes_int4:
             return f"integer kernels of {self.target.name} take whole bytes"
-        if rule.is_table:  # GatherBlockQuantized is onnxruntime's own, and takes whole blocks
-            whole_blocks = columns % config.block_size == 0
-            is_matrix = len(graph.shape_of(weights[0])) == 2
-            if not (is_matrix and whole_blocks and is_folded(config, self.target)):
+        if rule.is_table:
+            if not is_folded(config, self.target):
                 return f"{node.op_type} takes whole bytes"
+            is_matrix = len(graph.shape_of(weights[0])) == 2
+            if is_matrix and columns % config.block_size:  # GatherBlockQuantized takes whole blocks
+                return f"blocks of {config.block_size} do not divide rows of {columns}"
         return ""
 
 

@@ -162,7 +162,7 @@ def _clean(model: ir.Model) -> None:
         model.graph.opset_imports.setdefault(domain, 1)
     for g in graph.graphs_of(model):
         for value in g.initializers.values():
-            if not value.is_graph_input():
+            if not (value.is_graph_input() or value.is_graph_output()):
                 value.type = value.shape = None  # half as many value_info in the file
     model.metadata_props.pop(origins.METADATA, None)
     model.producer_name = "quantmill"
@@ -546,7 +546,7 @@ class _Rewrite:
             if other.storage is not planned.storage or not self._serves_rows(other):
                 continue
             node = self.nodes[other.node]
-            weight = graph.value(node.inputs[1])
+            weight = graph.value(node.inputs[weight_positions(node)[0]])
             layout = weight_layout(node, weight)
             if weight is table and not layout.is_straight and other.storage is Storage.INT8:  # 2
                 return _Tied(other, self.rounding.integers(node, weight, other))

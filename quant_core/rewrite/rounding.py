@@ -374,7 +374,7 @@ def _round_table(array: NDArray[np.float32], granularity: Granularity) -> Rounde
     by_row = Layout((*outer, height, width), channel_dims=array.ndim - 1)
     by_column = Layout((*outer, width, height), channel_dims=array.ndim - 1)
     if isinstance(granularity, PerBlock):
-        tried = [(by_row, quantize_int4(array, granularity.size))]
+        tried = [(by_row, quantize_int4(by_row.matrix(array), granularity.size))]
     else:
         layouts = (by_row, by_column)
         tried = [(at, quantize_int8(at.matrix(array), granularity)) for at in layouts]

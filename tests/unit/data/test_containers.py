@@ -1,4 +1,4 @@
-"""Models that take sequences or maps are fed, calibrated and checked as others are."""
+"""Models that take sequences, optionals or maps are fed, calibrated and checked as others are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def saved(path, nodes, source, *constants):
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 32])
     tensors = [numpy_helper.from_array(a, name) for name, a in (*constants, ("w", WEIGHT))]
     graph = helper.make_graph(nodes, "g", [source], [output], tensors)
-    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), path / "m.onnx")
     return path / "m.onnx"
 
@@ -31,6 +31,25 @@ def of_a_sequence(path):
     source = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, ["n", 32])
     node = helper.make_node("SequenceAt", ["s", "first"], ["x"])
     return saved(path, [node], source, ("first", np.array(0)))
+
+
+def of_an_optional(path):
+    """One that multiplies by 0 what it lacks."""
+    held = helper.make_tensor_type_proto(TensorProto.FLOAT, ["n", 32])
+    branches = {
+        "then_branch": [helper.make_node("OptionalGetElement", ["s"], ["given"])],
+        "else_branch": [helper.make_node("Identity", ["none"], ["given"])],
+    }
+    output = helper.make_tensor_value_info("given", TensorProto.FLOAT, None)
+    graphs = {
+        name: helper.make_graph(nodes, name, [], [output]) for name, nodes in branches.items()
+    }
+    nodes = [
+        helper.make_node("OptionalHasElement", ["s"], ["is_given"]),
+        helper.make_node("If", ["is_given"], ["x"], **graphs),
+    ]
+    source = helper.make_value_info("s", helper.make_optional_type_proto(held))
+    return saved(path, nodes, source, ("none", np.zeros((1, 32), np.float32)))
 
 
 def of_a_map(path):
@@ -42,7 +61,7 @@ def of_a_map(path):
     return saved(path, [node], helper.make_value_info("s", kind))
 
 
-@pytest.mark.parametrize("make", [of_a_sequence, of_a_map])
+@pytest.mark.parametrize("make", [of_a_sequence, of_an_optional, of_a_map])
 def test_random_samples_are_drawn_and_the_model_computes_in_integers(tmp_path, make):
     path = make(tmp_path)
 
@@ -83,3 +102,15 @@ def test_another_kind_of_value_is_refused(tmp_path, make, wrong, hint):
 
     with pytest.raises(DataError, match=hint):
         samples[0]
+
+
+@pytest.mark.parametrize("feed", [{"s": np.ones((2, 32), np.float32)}, {"s": None}, {}])
+def test_an_optional_input_is_given_or_absent(tmp_path, feed):
+    path = of_an_optional(tmp_path)
+    samples = open_samples(SampleSpec([feed]), input_specs(path), path)
+
+    (y,) = run(open_session(path), samples[0])
+
+    expected = np.zeros((1, 32)) if feed.get("s") is None else feed["s"] @ WEIGHT
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert samples.digest() == open_samples(SampleSpec([dict(feed)]), input_specs(path)).digest()

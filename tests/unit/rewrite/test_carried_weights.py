@@ -47,6 +47,11 @@ JOINED = """(float[n,96] x, float[96,4] a) => (float[n,100] y) {
     v = Concat<axis=1>(w, a) y = MatMul(x, v) }"""
 SUMMED = """(float[n,96] x) => (float[n,4,96] y) {
     y = Einsum<equation = "nd,edf->nef">(x, stack) }"""
+ADAPTED = """(float[n,96] x, float[k,r] l, float[r,m] t) => (float[n,96] y) {
+    p = MatMul(l, t) v = Add(p, w) y = MatMul(x, v) }"""
+EXPERTS = """(float[n,96] x, int64[n] e) => (float[n,1,96] y) {
+    axis = Constant<value_ints = [1]>() r = Unsqueeze(x, axis)
+    v = Gather(stack, e) y = MatMul(r, v) }"""
 FUSED = (
     """(float[n,96] x) => (float[n,96] y) { y = com.microsoft.FusedMatMul<alpha = 0.5>(x, w) }"""
 )
@@ -69,6 +74,8 @@ KINDS = {
     "masked": (MASKED, ONE | {"zero": np.array(0, np.float32)}),
     "joined with an input": (JOINED, ONE),
     "a stack in an Einsum": (SUMMED, STACK),
+    "under an adapter whose sizes are open": (ADAPTED, ONE),
+    "experts of a stack": (EXPERTS, STACK),
     "an operator of onnxruntime's own": (FUSED, ONE),
 }
 
@@ -81,9 +88,13 @@ def feed_of(text: str) -> dict[str, np.ndarray]:
         feed["i"] = np.arange(0, D, 7)
     if "bool[96,96] m" in text:
         feed["m"] = RNG.random((D, D)) > 0.3
+    if "int64[n] e" in text:
+        feed["e"] = np.array([3, 0, 2, 2, 1])
+    if "float[k,r] l" in text:
+        feed |= {"l": RNG.normal(size=(D, 4)), "t": RNG.normal(size=(4, D)) / 20}
     if "float[96,4] a" in text:
         feed["a"] = RNG.normal(size=(D, 4)).astype(np.float32)
-    return feed
+    return {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in feed.items()}
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -182,3 +193,13 @@ def test_one_row_of_a_table_with_column_scales_has_no_axis_of_rows(tmp_path):
     (row,) = run(open_session(output), {"i": np.array(3)})
     assert row.shape == (D,)
     assert np.all(np.abs(row - table[3]) <= 0.6 * np.abs(table).max(0) / 127)
+
+
+def test_positions_that_are_added_to_data_are_no_weight(tmp_path):
+    text = """(float[n,24,96] x) => (float[n,24,96] y) { s = Add(x, p) y = MatMul(s, w) }"""
+    path = tmp_path / "model.onnx"
+    onnx.save(sketch(text, ONE | weights(p=(24, D))), path)
+
+    result = quantize_model(path, tmp_path / "made.onnx", QuantConfig())
+
+    assert [node.weights for node in result.plan.nodes] == [("w",)]
