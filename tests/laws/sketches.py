@@ -271,7 +271,26 @@ def _move(s: Sketch, x: str) -> None:
         s.add("Transpose", [x], tuple(shape[i] for i in order), perm=order)
 
 
-ANY = (_norm, _unary, _prelu, _pair, _concat, _split, _move, _dense, _softmax, *[_arithmetic] * 3)
+def _choose(s: Sketch, x: str) -> None:
+    """One row or two along an axis, which goes if a single number chooses it."""
+    shape = list(s.shapes[x])
+    axis = s.draw(st.integers(1, len(shape) - 1))
+    first, size = s.draw(st.integers(-1, shape[axis] - 1)), shape[axis]
+    kind = s.draw(st.sampled_from(["number", "list", "slice"]))
+    if kind == "slice":
+        start = first % size
+        bounds = [s.constant(np.array([n])) for n in (start, start + 1, axis)]
+        shape[axis] = 1
+        s.add("Slice", [x, *bounds], tuple(shape))
+        return
+    rows = np.array(first) if kind == "number" else np.array([first] * s.draw(st.integers(1, 2)))
+    shape[axis : axis + 1] = rows.shape
+    if len(shape) > 1:
+        s.add("Gather", [x, s.constant(rows)], tuple(shape), axis=axis)
+
+
+ANY = (_norm, _unary, _prelu, _pair, _concat, _split, _move, _dense, _dense, _softmax, _choose,
+       *[_arithmetic] * 3)  # fmt: skip
 IMAGES = (_conv, _conv, _conv, _parallel, _transposed_conv, _pool, _pad, _resize)
 
 

@@ -13,6 +13,8 @@ from quant_core.model.session import open_session, run
 from quant_core.optimize.run import follow, optimize
 from tests.laws.sketches import sketches
 
+MOVERS = frozenset({"Gather", "Slice", "Squeeze"})
+
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(sketches(), st.booleans())
@@ -33,6 +35,11 @@ def test_an_optimized_model_computes_the_same(sketch, timed):
     assert [v.name for v in model.graph.inputs] == [v.name for v in found.model.graph.inputs]
     assert [v.name for v in model.graph.outputs] == [v.name for v in found.model.graph.outputs]
     if not timed:
-        assert len(found.model.graph) <= len(model.graph)
+        assert _computing(found.model) <= _computing(model)
     again = follow(model, found.applied)
     assert ir.to_proto(again) == ir.to_proto(found.model)
+
+
+def _computing(model: ir.Model) -> int:
+    """How many nodes do more than move numbers."""
+    return sum(node.op_type not in MOVERS for node in model.graph)
