@@ -1,11 +1,13 @@
 """Which runtime runs which kind of file, how near to onnxruntime's outputs, and how fast.
 
     python -m tests.bench.runtimes [--seconds 4] [--runtimes python,node,wasm,openvino]
-    python -m tests.bench.runtimes --target web --zoo DIR [--cases NAME,...] [--samples 32]
+    python -m tests.bench.runtimes --target web [--zoo DIR] [--cases NAME,...] [--samples 32]
+                                   [--keep FOLDER]
 
 The first prints a row for each runtime that is installed here, and a column for each kind of file,
-made of the demo's models. The second makes the file of each case for a target, and runs it in the
-runtime of that target. A cell reads `speed over float there, SQNR of the outputs there against
+made of the demo's models. The second makes the file of each model of the demo, or case of DIR, for
+a target, and runs it in the runtime of that target; with --keep, files stay in the folder and are
+used again. A cell reads `speed over float there, SQNR of the outputs there against
 those of onnxruntime in Python`, or for OpenVINO, whose kernels round otherwise, SQNR against float
 there and, in brackets, in onnxruntime. `int8 k/n`: so many of the kernels that multiply.
 
@@ -18,7 +20,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of timing, per cell")
     parser.add_argument("--zoo", type=Path)
     parser.add_argument("--cases", type=lambda s: s.split(","), help="all that are stored")
-    parser.add_argument("--target", choices=list(OF_TARGET), default="web")
+    parser.add_argument("--target", choices=list(OF_TARGET), help="of each file, in its runtime")
+    parser.add_argument("--keep", type=Path, help="folder of files, which are used if there")
     parser.add_argument("--samples", type=int, default=32, help="calibration samples, at most")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as folder:
-        if args.zoo:
-            of_cases(args, Path(folder))
+        if args.target:
+            of_models(args, args.keep or Path(folder))
         else:
             of_kinds(args, Path(folder))
 
@@ -89,23 +92,39 @@ def of_kinds(args: argparse.Namespace, folder: Path) -> None:
         print(f"| {title} | {' | '.join(cells)} |", flush=True)
 
 
-def of_cases(args: argparse.Namespace, folder: Path) -> None:
-    """Print a row for each case."""
-    zoo, runtime = load_zoo(args.zoo), OF_TARGET[args.target]
-    print(f"| case | {args.target} in {version(runtime)} |\n|---|---|")
-    for case in zoo.cases(args.zoo):
-        if not case.model.exists() or (args.cases and case.name not in args.cases):
-            continue
-        own = folder / case.name
-        own.mkdir()
-        feeds = feeds_of(zoo, case, args.samples, own)
-        path = own / "made.onnx"
+def of_models(args: argparse.Namespace, folder: Path) -> None:
+    """Print a row for each model."""
+    runtime = OF_TARGET[args.target]
+    print(f"| model | {args.target} in {version(runtime)} |\n|---|---|")
+    for name, model, data in models_of(args, folder / args.target):
+        path = folder / args.target / name / "made.onnx"
         try:
-            quantize_model(case.model, path, QuantConfig(target=args.target), calibration=feeds)
-            text = cell(runtime, case.model, path, samples_of(case.model, feeds), args.seconds)
+            if not path.exists():
+                samples = SampleSpec(data, count=args.samples)
+                quantize_model(model, path, QuantConfig(target=args.target), calibration=samples)
+            text = cell(runtime, model, path, samples_of(model, data), args.seconds)
         except QuantError as error:
             text = f"no: {error.problem}"
-        print(f"| {case.name} | {text} |", flush=True)
+        print(f"| {name} | {text} |", flush=True)
+
+
+def models_of(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path, Path]]:
+    """(name, float model, calibration samples) of the chosen models, in folders of these names."""
+    if args.zoo is None:
+        models = {m.stem: m for m in sorted((DEMO / "models").glob("*.onnx"))}
+    else:
+        zoo = load_zoo(args.zoo)
+        cases = {case.name: case for case in zoo.cases(args.zoo) if case.model.exists()}
+        models = {name: case.model for name, case in cases.items()}
+    for name, model in models.items():
+        if args.cases and name not in args.cases:
+            continue
+        own = folder / name
+        own.mkdir(parents=True, exist_ok=True)
+        if args.zoo is None:
+            yield name, model, DEMO / "data" / name / "calibration.npz"
+        else:
+            yield name, model, feeds_of(zoo, cases[name], args.samples, own)
 
 
 def made(folder: Path, number: int, name: str, config: dict[str, Any]) -> tuple[Path, Path, Path]:
