@@ -57,9 +57,12 @@ def _cost(
         return NodeCost(0.0, 0.0, 0.0)
     weight = graph.value(node.inputs[1])
     shape = graph.shape_of(weight)
-    products = written * math.prod(shape) / shape[channel_axis(node, weight)]
+    rows = written / shape[channel_axis(node, weight)]
+    products = rows * math.prod(shape)
     in_float = kernels.float_product * products + kernels.float_output * written
     in_integers = kernels.integer_product * products + kernels.integer_output * written
+    if rows == 1:
+        in_integers = kernels.one_row * in_float
     if planned.compute is Compute.DYNAMIC:
         in_integers += kernels.conversion * read  # by the node itself
     return NodeCost(MS * in_integers, MS * in_float, 0.0)

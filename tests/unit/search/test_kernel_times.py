@@ -14,10 +14,12 @@ from tests.oracle.cases import weights
 from tests.oracle.quantizing import prepare_proto
 
 
-def planned(text: str, target: str = "web", **shapes: tuple[int, ...]) -> dict[str, Compute]:
+def planned(
+    text: str, target: str = "web", mode: str = "auto", **shapes: tuple[int, ...]
+) -> dict[str, Compute]:
     """Node with weights -> how it computes after what loses was left out."""
     given = prepare_proto(sketch(text, weights(**shapes)))
-    plan = make_plan(given.model, QuantConfig(target=target), TARGETS[target])
+    plan = make_plan(given.model, QuantConfig(target=target, mode=mode), TARGETS[target])
     found = without_losses(given.model, plan, given.feeds[0])
     return {n.node: n.compute for n in found.nodes if n.weights}
 
@@ -41,6 +43,15 @@ def test_a_conv_that_saves_less_than_its_conversions_take_pays_among_other_integ
     assert planned(alone, v=narrow) == {"a": Compute.FLOAT}
     found = planned(among, w=wide, v=narrow, u=(64, 32, 3, 3))
     assert set(found.values()) == {Compute.STATIC}
+
+
+@pytest.mark.parametrize(
+    ("rows", "compute"), [(1, Compute.FLOAT), (64, Compute.DYNAMIC)], ids=["one", "many"]
+)
+def test_a_product_of_one_row_stays_in_float_on_the_web(rows, compute):
+    text = f"(float[{rows}, 256] x) => (float y) {{ t = Tanh(x) y = MatMul(t, w) }}"
+
+    assert planned(text, mode="dynamic", w=(256, 768)) == {"y": compute}
 
 
 def test_a_target_without_kernel_times_keeps_its_plan():
