@@ -31,6 +31,7 @@ ROW = {
     "verdict": "none",
     "stage": EVIL,
     "error": EVIL,
+    "where": EVIL,
 }
 
 
