@@ -114,7 +114,7 @@ def take_turns(
 ) -> np.ndarray:
     """Seconds per call, shape (rounds, calls): one row per round.
 
-    After a warm-up each round times one block of each call, forwards and backwards in turn. A block
+    After a warm-up each round times one block of each call, and begins with the next one. A block
     repeats a call as often as the fastest one needs for BLOCK_SECONDS, the same for all. Rounds go
     on for `seconds`, and then until there are `min_rounds` or PATIENCE * seconds are over. There is
     at least one round.
@@ -133,9 +133,11 @@ def take_turns(
     start = clock()
     while True:
         times = np.zeros(len(calls))
-        # Forwards and backwards: nobody always has the caches that the same other one left.
-        order = range(len(calls)) if len(rounds) % 2 == 0 else range(len(calls))[::-1]
-        for i in order:
+        # Each is the first and the last of a round as often as any other. Forwards and backwards,
+        # three or more would not be alike: only those at the ends follow themselves, and find
+        # their caches warm.
+        first = len(rounds) % len(calls)
+        for i in (*range(first, len(calls)), *range(first)):
             times[i] = _time_block(calls[i], repeats, clock)
         rounds.append(times)
         spent = clock() - start

@@ -54,6 +54,16 @@ def test_the_models_take_turns():
     np.testing.assert_allclose(times, [[0.02, 0.01]] * 10)
 
 
+def test_no_one_of_three_models_follows_itself_where_others_do_not():
+    clock = Clock()
+
+    take_turns([clock.call(name, 0.01) for name in "ABC"], seconds=0.9, clock=clock)
+
+    text = "".join(clock.log)
+    assert not {"AA", "BB", "CC"} & {a + b for a, b in itertools.pairwise(text)}
+    assert text.count("A") == text.count("B") == text.count("C")
+
+
 def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
     clock = Clock()
 
