@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -34,6 +34,10 @@ from quant_core.errors import DataError, ModelError, QuantError, RequestError
 from quant_core.metrics import find_metric
 from tasks.cache import the_cache
 from tasks.stores import Location, Url, listing, location
+
+MOST_NAMES = (
+    256  # of a folder in which a similar name is looked for: each takes 30 us for each file
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,6 +543,7 @@ def _local(folder: Path, text: str) -> Path:
 def _file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> list[Mistake]:
     """What is wrong with files that are to be read."""
     exists = cache(_exists)  # many models share one file of samples
+    hint = cache(partial(_similar_name, names_in=cache(_names_in)))
     read = {path for _, job in placed_jobs for _, path in files_to_read(job)}
     if in_stores := [path for path in read if isinstance(path, Url)]:
         the_cache().look_at(in_stores)
@@ -546,7 +551,7 @@ def _file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> list[Mistake]:
     for place, job in placed_jobs:
         for key, path in files_to_read(job):
             if problem := _what_is_wrong(path, exists, may_be_folder=key[0] != "input"):
-                mistakes.append(Mistake((*place, *key), f"{problem}: {path}", _similar_name(path)))
+                mistakes.append(Mistake((*place, *key), f"{problem}: {path}", hint(path)))
     return mistakes
 
 
@@ -672,15 +677,24 @@ def _is_folder(path: Location) -> bool:
         return False
 
 
-def _similar_name(path: Location) -> str:
-    """A hint: the file in the same folder whose name is nearly the same, if there is one."""
+def _similar_name(path: Location, names_in: Callable[[Location], list[str]] | None = None) -> str:
+    """A hint: the file in the same folder whose name is nearly the same, if there is one.
+
+    names_in  the names in a folder, where many files are looked at; None: `_names_in`
+    """
     try:
-        beside = path.parent.iterdir() if isinstance(path, Path) else listing(path.parent)
-        names = [entry.name for entry in beside]
+        names = (names_in or _names_in)(path.parent)
     except OSError:
         return f"There is no folder {path.parent}"
-    near = difflib.get_close_matches(path.name, names, 1)
+    few = names if len(names) <= MOST_NAMES else []
+    near = difflib.get_close_matches(path.name, few, 1)
     return f"Did you mean {near[0]}?" if near else "Paths start at the manifest's folder"
+
+
+def _names_in(folder: Location) -> list[str]:
+    """Raises: OSError if there is no such folder."""
+    inside = folder.iterdir() if isinstance(folder, Path) else listing(folder)
+    return [entry.name for entry in inside]
 
 
 def _rejection(mistakes: Sequence[Mistake], where: str) -> RequestError:

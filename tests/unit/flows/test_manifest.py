@@ -7,6 +7,7 @@ import json
 import pytest
 
 from flows.manifest.jobs import (
+    MOST_NAMES,
     Manifest,
     SampleSpec,
     check_manifest,
@@ -370,3 +371,13 @@ def test_an_output_whose_name_is_too_long_is_never_claimed(folder):
 
     with pytest.raises(RequestError, match="name of 256 bytes is too long"):
         claim(output, Owner(str(folder)))
+
+
+def test_no_similar_name_is_looked_for_in_a_folder_of_thousands(tmp_path):
+    for k in range(MOST_NAMES + 1):
+        (tmp_path / f"m{k}.onnx").touch()
+
+    (found,) = mistakes({"models": [{"input": "m.onnx", "output": "o/m.onnx"}]}, tmp_path)
+
+    assert found.startswith("models[0].input: no such file")
+    assert "Did you mean" not in found
