@@ -35,9 +35,8 @@ from quant_core.metrics import find_metric
 from tasks.cache import the_cache
 from tasks.stores import Location, Url, listing, location
 
-MOST_NAMES = (
-    256  # of a folder in which a similar name is looked for: each takes 30 us for each file
-)
+# Of a folder in which a name similar to a missing one is looked for: each takes 30 us.
+MOST_NAMES = 256
 
 
 @dataclass(frozen=True, slots=True)
