@@ -11,8 +11,13 @@ What is written instead:
     1. DequantizeLinear -> com.microsoft.FusedConv -> ... -> QuantizeLinear   as fast as a Conv
     2. DequantizeLinear -> Gemm -> ... -> Sum -> QuantizeLinear               one input: a copy
 
-Source: onnxruntime 1.32, core/optimizer/qdq_transformer/weight_bias_quantization.cc; held by
-tests/facts/test_float_islands.py.
+Its QDQPropagation moves a DequantizeLinear behind operators that only move values. Where a branch
+or body reads what these give, it writes beyond the inputs of the If, and the process aborts:
+
+    3. DequantizeLinear -> Reshape -> Sum -> If
+
+Source: onnxruntime 1.32, core/optimizer/qdq_transformer, weight_bias_quantization.cc and
+qdq_propagation.cc; held by tests/facts/test_float_islands.py.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from quant_core.model import graph
 
 TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
+PASSED = frozenset({"Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def keep_in_float(model: ir.Model, *, is_onnxruntime: bool) -> None:
@@ -43,6 +49,20 @@ def keep_in_float(model: ir.Model, *, is_onnxruntime: bool) -> None:
                 node.op_type, node.domain = "FusedConv", graph.MICROSOFT
             else:  # 2
                 _insert_copy(inside, end)
+        for node in [n for n in inside if n.op_type in PASSED and not n.domain]:
+            if _holds_dequantized(node):  # 3
+                _copy_for_inner_graphs(node)
+
+
+def _holds_dequantized(node: ir.Node) -> bool:
+    """Whether operators that only move values bring what a DequantizeLinear made to this one."""
+    value = node.inputs[0]
+    while value is not None and not graph.is_dequantized(value):
+        producer = value.producer()
+        if producer is None or producer.op_type not in PASSED:
+            return False
+        value = producer.inputs[0]
+    return value is not None
 
 
 def _requantized_output(node: ir.Node) -> ir.Value | None:
@@ -63,7 +83,24 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 def _insert_copy(inside: ir.Graph, value: ir.Value) -> None:
     """A Sum of this one value, which its only reader then reads."""
     (use,) = value.uses()
-    copy = ir.Node("", "Sum", [value], name=f"{value.name}_copy")
-    copy.outputs[0].name = f"{value.name}_in_float"
+    copy = _copy_of(value)
     inside.insert_before(use.node, copy)
     use.node.replace_input_with(use.idx, copy.outputs[0])
+
+
+def _copy_for_inner_graphs(node: ir.Node) -> None:
+    """A Sum of what the node gives, if branches or bodies read that, which they then read."""
+    inside, value = graph.home(node), node.outputs[0]
+    within = [use for use in value.uses() if use.node.graph is not inside]
+    if not within:
+        return
+    copy = _copy_of(value)
+    inside.insert_after(node, copy)
+    for use in within:
+        use.node.replace_input_with(use.idx, copy.outputs[0])
+
+
+def _copy_of(value: ir.Value) -> ir.Node:
+    copy = ir.Node("", "Sum", [value], name=f"{value.name}_copy")
+    copy.outputs[0].name = f"{value.name}_in_float"
+    return copy

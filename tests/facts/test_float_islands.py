@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -88,3 +91,28 @@ def test_a_node_whose_weight_is_behind_a_dequantize_linear_is_left_to_fuse():
     keep_in_float(model, is_onnxruntime=True)
 
     assert [n.op_type for n in model.graph] == before
+
+
+MOVED = """(float[1,8,4,4] x, bool c) => (float[2,64] y) {
+    q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) t = Transpose<perm=[0,1,3,2]>(d)
+    r = Reshape(t, k) y = If(c) <
+        then_branch = a () => (float[2,64] u) { u = Relu(r) },
+        else_branch = b () => (float[2,64] v) { v = Tanh(r) }
+    > }"""
+LOADING = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
+
+
+def test_a_branch_that_reads_what_was_moved_behind_integers_ends_the_process(tmp_path):
+    """When this fails, rule 3 of float_islands.py can go."""
+    constants = {"s": np.float32(0.03), "z": np.uint8(128), "k": np.array([2, 64])}
+    model = normalized(sketch(MOVED, constants))
+    ir.save(model, tmp_path / "plain.onnx")
+    keep_in_float(model, is_onnxruntime=True)
+    ir.save(model, tmp_path / "kept.onnx")
+
+    ends = [
+        subprocess.run([sys.executable, "-c", LOADING, tmp_path / name], capture_output=True)
+        for name in ("plain.onnx", "kept.onnx")
+    ]
+
+    assert [end.returncode == 0 for end in ends] == [False, True]
