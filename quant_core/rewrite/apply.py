@@ -114,7 +114,7 @@ def apply_plan(
         normalize(copy)
         set_apart(copy)
     if respects_pairs(copy):
-        lower_pairs(copy, target)  # 6
+        lower_pairs(copy, target)  # 8
     nodes = {str(n.name): n for g in graph.graphs_of(copy) for n in g}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
     if missing:

@@ -49,20 +49,21 @@ def keep_in_float(model: ir.Model, *, is_onnxruntime: bool) -> None:
                 node.op_type, node.domain = "FusedConv", graph.MICROSOFT
             else:  # 2
                 _insert_copy(inside, end)
-        for node in [n for n in inside if n.op_type in PASSED and not n.domain]:
-            if _holds_dequantized(node):  # 3
-                _copy_for_inner_graphs(node)
+    for node in _moving_dequantized(model):  # 3
+        _copy_for_inner_graphs(node)
 
 
-def _holds_dequantized(node: ir.Node) -> bool:
-    """Whether operators that only move values bring what a DequantizeLinear made to this one."""
-    value = node.inputs[0]
-    while value is not None and not graph.is_dequantized(value):
-        producer = value.producer()
-        if producer is None or producer.op_type not in PASSED:
-            return False
-        value = producer.inputs[0]
-    return value is not None
+def _moving_dequantized(model: ir.Model) -> list[ir.Node]:
+    """The operators that only move values, and move what a DequantizeLinear made."""
+    found = []
+    moved: set[ir.Value] = set()
+    for node in (n for inside in graph.graphs_of(model) for n in inside):
+        if node.op_type in PASSED and not node.domain:
+            source = node.inputs[0]
+            if source is not None and (source in moved or graph.is_dequantized(source)):
+                moved.add(node.outputs[0])
+                found.append(node)
+    return found
 
 
 def _requantized_output(node: ir.Node) -> ir.Value | None:
