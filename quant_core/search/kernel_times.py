@@ -34,13 +34,13 @@ def without_losses(model: ir.Model, plan: QuantPlan, feed: Feed) -> QuantPlan:
     nodes = [n for n in model.graph if n.name in integer]
     read = {str(n.name): graph.name_of(n.inputs[0]) for n in nodes}
     written = {str(n.name): graph.name_of(n.outputs[0]) for n in nodes}
-    sizes = sizes_of(model, {*read.values(), *written.values()}, feed)
+    sizes = sizes_of(model, {*read.values(), *written.values(), *plan.activations}, feed)
     costs = {
         name: _cost(node, integer[name], kernels, sizes[read[name]], sizes[written[name]])
         for node in nodes
         if (name := str(node.name))
     }
-    conversions = tensor_costs(model, plan, feed, MS * kernels.conversion)
+    conversions = tensor_costs(model, plan, sizes, MS * kernels.conversion)
     in_float = cheapest_assignments(costs, conversions)[0].in_float
     losing = [n.node for n in plan.nodes if n.weights and n.node in in_float]
     return replan(model, plan, dict.fromkeys(losing, NodeChoice(Compute.FLOAT)))

@@ -63,8 +63,9 @@ def node_costs(
         for n in integer
     }
     conversion = bench.costs.of(f"{ELEMENTS} conversions", _time_of_conversions)
-    feed, ms = bench.samples[0], conversion.float_ms / ELEMENTS
-    return costs, tensor_costs(model, candidate.plan, feed, ms)
+    sizes = sizes_of(model, candidate.plan.activations, bench.samples[0])
+    ms = conversion.float_ms / ELEMENTS
+    return costs, tensor_costs(model, candidate.plan, sizes, ms)
 
 
 def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str, Cost]:
@@ -111,20 +112,18 @@ def _milliseconds(model: ir.Model, names: Mapping[str, str], feed: Feed) -> dict
 
 
 def tensor_costs(
-    model: ir.Model, plan: QuantPlan, feed: Feed, conversion_ms: float
+    model: ir.Model, plan: QuantPlan, sizes: Mapping[str, int], conversion_ms: float
 ) -> list[TensorCost]:
     """What conversions cost of the tensors that static nodes write or read.
 
+    sizes          tensor -> its elements, for every activation of the plan
     conversion_ms  of one element
-
-    Raises: ModelError if the model does not run on the feed.
     """
     static = {n.node for n in plan.nodes if n.compute is Compute.STATIC}
     nodes = [n for n in model.graph if n.name in static]
     writers = {capped_output(node): str(node.name) for node in nodes}
     values = {v.name: v for v in (*model.graph.inputs, *writers)}
     values |= {v.name: v for node in nodes for v in (*data_inputs(node), *node.outputs)}
-    sizes = sizes_of(model, plan.activations, feed)
     found = []
     for tensor in plan.activations:
         value = values[tensor]
