@@ -676,24 +676,24 @@ def _is_folder(path: Location) -> bool:
         return False
 
 
-def _similar_name(path: Location, names_in: Callable[[Location], list[str]] | None = None) -> str:
+def _names_in(folder: Location) -> list[str]:
+    """Raises: OSError if there is no such folder."""
+    inside = folder.iterdir() if isinstance(folder, Path) else listing(folder)
+    return [entry.name for entry in inside]
+
+
+def _similar_name(path: Location, names_in: Callable[[Location], list[str]] = _names_in) -> str:
     """A hint: the file in the same folder whose name is nearly the same, if there is one.
 
-    names_in  the names in a folder, where many files are looked at; None: `_names_in`
+    names_in  the names in a folder; one that remembers, where many files are looked at
     """
     try:
-        names = (names_in or _names_in)(path.parent)
+        names = names_in(path.parent)
     except OSError:
         return f"There is no folder {path.parent}"
     few = names if len(names) <= MOST_NAMES else []
     near = difflib.get_close_matches(path.name, few, 1)
     return f"Did you mean {near[0]}?" if near else "Paths start at the manifest's folder"
-
-
-def _names_in(folder: Location) -> list[str]:
-    """Raises: OSError if there is no such folder."""
-    inside = folder.iterdir() if isinstance(folder, Path) else listing(folder)
-    return [entry.name for entry in inside]
 
 
 def _rejection(mistakes: Sequence[Mistake], where: str) -> RequestError:
