@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -28,6 +29,11 @@ def tiny_cnn(opset: int = 17, seed: int = 0) -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "g"], ["y"], "gemm"),
     ]
     return one_graph(nodes, weights, opset, output=("n", 10))
+
+
+def save_apart(model: onnx.ModelProto, path: str | Path, data: str) -> None:
+    """Write the model, with all its weights in a file of that name beside it."""
+    onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=0)
 
 
 def one_graph(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -17,7 +16,7 @@ from quant_core.model.info import model_info
 from quant_core.model.locations import model_files
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, optimized_graph
-from tests.models import tiny_cnn
+from tests.models import save_apart, tiny_cnn
 
 OPENERS: list[Callable[[Path], object]] = [
     files.load,
@@ -94,13 +93,7 @@ def test_a_constant_node_s_tensor_is_held_to_it_too(tmp_path, secret):
 def test_data_in_a_folder_below_the_model_s_is_read_and_counts(tmp_path):
     (tmp_path / "sub").mkdir()
     model = tiny_cnn()
-    onnx.save(
-        model,
-        tmp_path / "m.onnx",
-        save_as_external_data=True,
-        location="sub/w.bin",
-        size_threshold=0,
-    )
+    save_apart(model, tmp_path / "m.onnx", "sub/w.bin")
 
     assert files.load(tmp_path / "m.onnx")
     assert list(model_files(tmp_path / "m.onnx")) == [

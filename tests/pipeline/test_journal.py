@@ -19,6 +19,7 @@ from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.locations import model_files
 from tasks.rows import ModelRow, Outcome, TimingRow
+from tests.models import save_apart
 
 
 def run_entry(run_id="1", request="a"):
@@ -333,13 +334,7 @@ def test_a_file_that_is_still_being_written_is_waited_for_but_not_for_ever(mill,
 
 def test_a_model_s_digest_covers_its_external_data_and_its_samples(mill, tmp_path):
     job = mill("a").jobs[0]
-    onnx.save(
-        onnx.load(job.input),
-        job.input,
-        save_as_external_data=True,
-        location="a.weights",
-        size_threshold=0,
-    )
+    save_apart(onnx.load(job.input), job.input, "a.weights")
     weights = job.input.with_name("a.weights")
 
     first = job_digest(job)

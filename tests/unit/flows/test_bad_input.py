@@ -14,7 +14,7 @@ import pytest
 from onnx import helper
 
 from flows.cli.commands import main
-from tests.models import one_graph, tiny_cnn
+from tests.models import one_graph, save_apart, tiny_cnn
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = np.random.default_rng(7).standard_normal((8, 3, 8, 8), dtype=np.float32)
@@ -88,26 +88,14 @@ def an_opset_that_nothing_runs(folder):
 
 @case(1, "weights.bin")
 def missing_external_data(folder):
-    onnx.save(
-        tiny_cnn(),
-        folder / "apart.onnx",
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
+    save_apart(tiny_cnn(), folder / "apart.onnx", "weights.bin")
     (folder / "weights.bin").unlink()
     return quantizing("apart.onnx")
 
 
 @case(1, "too short")
 def truncated_external_data(folder):
-    onnx.save(
-        tiny_cnn(),
-        folder / "apart.onnx",
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
+    save_apart(tiny_cnn(), folder / "apart.onnx", "weights.bin")
     (folder / "weights.bin").write_bytes(b"\0" * 10)
     return quantizing("apart.onnx")
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import fsspec
-import onnx
 import pytest
 
 from flows.batch.digests import job_digest, url_contents
@@ -19,7 +18,7 @@ from quant_core.errors import RequestError
 from tasks import stores
 from tasks.cache import file_digest
 from tasks.stores import Url
-from tests.models import tiny_cnn
+from tests.models import save_apart, tiny_cnn
 
 STORE = Url("memory://urls")
 MODEL = tiny_cnn().SerializeToString()
@@ -134,13 +133,7 @@ def test_outputs_of_an_earlier_run_are_no_models(tmp_path):
 def test_the_same_bytes_have_the_same_digest_in_a_store(tmp_path):
     local = tmp_path / "models"
     local.mkdir()
-    onnx.save(
-        tiny_cnn(),
-        local / "m.onnx",
-        save_as_external_data=True,
-        location="m.data",
-        size_threshold=0,
-    )
+    save_apart(tiny_cnn(), local / "m.onnx", "m.data")
     (local / "data.npy").write_bytes(b"samples")
     for path in local.iterdir():
         stores.upload(path, STORE / "same" / path.name, 60.0)

@@ -16,7 +16,7 @@ from quant_core.model import files, graph
 from quant_core.model.prepare import prepare, raise_opset
 from quant_core.model.session import open_session
 from quant_core.worker import stages
-from tests.models import sketch
+from tests.models import save_apart, sketch
 from tests.oracle.cases import weights
 
 TEXT = """(float[n,96] x) => (float[n,96] y) {
@@ -37,13 +37,7 @@ WAYS = {
 def large(folder: Path, opset: int = 17) -> Path:
     path = folder / "float.onnx"
     arrays = weights(u=(96, 96), v=(96, 96), w=(96, 96), k=(96,), z=(96,))
-    onnx.save(
-        sketch(TEXT, arrays, opset),
-        path,
-        save_as_external_data=True,
-        location="float.data",
-        size_threshold=0,
-    )
+    save_apart(sketch(TEXT, arrays, opset), path, "float.data")
     return path
 
 

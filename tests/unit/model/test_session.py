@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quant_core.errors import ModelError
 from quant_core.model.session import open_session, optimized_graph, run
+from tests.models import save_apart
 
 
 def relu_model(
@@ -79,7 +80,7 @@ def test_external_weights_are_found_beside_the_model_with_and_without_more_outpu
     tmp_path, monkeypatch
 ):
     path = tmp_path / "m.onnx"
-    onnx.save(matmul_model(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    save_apart(matmul_model(), path, "w.bin")
     monkeypatch.chdir("/")
     feed = {"x": np.ones((2, 64), np.float32)}
 
@@ -91,7 +92,7 @@ def test_external_weights_are_found_beside_the_model_with_and_without_more_outpu
 def test_external_weights_outside_the_models_folder_are_refused(tmp_path):
     path = tmp_path / "inner" / "m.onnx"
     path.parent.mkdir()
-    onnx.save(matmul_model(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    save_apart(matmul_model(), path, "w.bin")
     (path.parent / "w.bin").rename(tmp_path / "w.bin")
     model = onnx.load(path, load_external_data=False)
     model.graph.initializer[0].external_data[0].value = "../w.bin"
@@ -152,7 +153,7 @@ def test_a_runtime_too_old_for_4_bits_says_so(monkeypatch, message):
 
 def test_missing_external_weights_are_named(tmp_path):
     path = tmp_path / "m.onnx"
-    onnx.save(matmul_model(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    save_apart(matmul_model(), path, "w.bin")
     (tmp_path / "w.bin").unlink()
 
     with pytest.raises(ModelError, match=r"w\.bin") as caught:

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from quant_core.model.info import model_info
 from quant_core.model.session import open_session, run
 from quant_core.model.share import share_weights
-from tests.models import sketch
+from tests.models import save_apart, sketch
 
 RNG = np.random.default_rng(0)
 COMMON, OWN = (RNG.normal(size=(32, 32)).astype(np.float32) for _ in range(2))
@@ -89,7 +89,7 @@ def test_nothing_is_written_where_nothing_can_be_shared(tmp_path, second):
         save(tmp_path, "second.onnx", **second)
     else:  # it has external data of its own
         model = sketch(TEXT, {"a": COMMON, "b": OWN})
-        onnx.save(model, other, save_as_external_data=True, location="own", size_threshold=0)
+        save_apart(model, other, "own")
 
     assert share_weights([first, other], tmp_path / "out", "both") == 0
     assert not (tmp_path / "out").exists()

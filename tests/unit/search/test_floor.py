@@ -148,13 +148,17 @@ def test_activations_that_float32_cannot_square_give_no_warning(tmp_path, recwar
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
-def test_a_channel_that_one_scale_for_all_spoils_gets_a_scale_of_its_own(tmp_path):
+def save_with_a_small_channel(path):
     """Its output is far below the others, so that no output as a whole tells."""
-    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
     w = weights(w=(32, 16))["w"]
     w[:, 3] *= 1e-4
     text = "(float[n,32] x) => (float[n,16] y) { y = MatMul(x, w) }"
-    onnx.save(sketch(text, {"w": w}), model)
+    onnx.save(sketch(text, {"w": w}), path)
+
+
+def test_a_channel_that_one_scale_for_all_spoils_gets_a_scale_of_its_own(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    save_with_a_small_channel(model)
 
     result = quantize_model(model, output, QuantConfig(per_channel=False))
 
@@ -166,10 +170,7 @@ def test_a_channel_that_one_scale_for_all_spoils_gets_a_scale_of_its_own(tmp_pat
 
 def test_a_broken_channel_that_may_not_be_repaired_is_reported_with_its_node(tmp_path):
     model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
-    w = weights(w=(32, 16))["w"]
-    w[:, 3] *= 1e-4
-    text = "(float[n,32] x) => (float[n,16] y) { y = MatMul(x, w) }"
-    onnx.save(sketch(text, {"w": w}), model)
+    save_with_a_small_channel(model)
     made = quantize_model(model, output, QuantConfig(mode="dynamic", floor_db=0.0))
     plan = made.plan.to_dict()
     plan["config"] |= {"floor_db": 12.0, "per_channel": False}

@@ -10,7 +10,7 @@ import pytest
 from tasks import stores
 from tasks.cache import Cache, file_digest
 from tasks.stores import Url
-from tests.models import tiny_cnn
+from tests.models import save_apart, tiny_cnn
 
 STORE = Url("memory://cached")
 
@@ -39,13 +39,7 @@ def save(tmp_path, name="m.onnx", seed=0):
     local = tmp_path / "local"
     local.mkdir(exist_ok=True)
     data = f"{name}.data"
-    onnx.save(
-        tiny_cnn(seed=seed),
-        local / name,
-        save_as_external_data=True,
-        location=data,
-        size_threshold=0,
-    )
+    save_apart(tiny_cnn(seed=seed), local / name, data)
     for file in (name, data):
         stores.upload(local / file, STORE / file, 60.0)
     return local / name
