@@ -226,34 +226,48 @@ def _known_as(
 
 def _keep_shared_in_float(nodes: list[ir.Node], weighted: dict[str, NodePlan]) -> None:
     """Edit `weighted` in place: a weight that one node reads in float, or that is an output of the
-    model, is stored as float for all, as integers beside it would only add bytes.
+    model, is stored as that float for all, as integers beside it would only add bytes.
+
+    Of float16 and float32 it is the wider that any of them needs.
     """
-    in_float: dict[ir.Value, str] = {}
-    while True:
-        for node in nodes:
-            planned = weighted[str(node.name)]
-            for weight in float_weights(node):
-                if _is_output(weight):
-                    in_float.setdefault(weight, "an output of the model")
-                elif not planned.is_rounded:
-                    in_float.setdefault(weight, f"read in float by {planned.node}")
-        changed = False
+    changed = True
+    while changed:
+        changed, in_float = False, _float_weights_read(nodes, weighted)
         for node in nodes:
             planned, weights = weighted[str(node.name)], float_weights(node)
-            shared = next((w for w in weights if w in in_float), None)
-            if shared is not None and planned.is_rounded:
+            shared = [w for w in weights if w in in_float]
+            if not shared:
+                continue
+            widest = max(shared, key=lambda w: in_float[w][0].bits)
+            storage, why = in_float[widest]
+            if planned.is_rounded or planned.weight_storage.bits < storage.bits:
                 stays = replace(
                     planned,
                     compute=Compute.FLOAT,
-                    storage=Storage.FLOAT32,
+                    storage=storage,
                     granularity=None,
                     pair_safe=False,
                 )
-                reason = f"its weight {shared.name} is {in_float[shared]}"
+                reason = f"its weight {widest.name} is {why}"
                 weighted[planned.node] = kept_in_float(stays, weights, reason)
                 changed = True
-        if not changed:
-            return
+
+
+def _float_weights_read(
+    nodes: list[ir.Node], weighted: Mapping[str, NodePlan]
+) -> dict[ir.Value, tuple[Storage, str]]:
+    """Weight that must be stored as a float -> as which, and why."""
+    found: dict[ir.Value, tuple[Storage, str]] = {}
+    for node in nodes:
+        planned = weighted[str(node.name)]
+        for weight in float_weights(node):
+            if _is_output(weight):
+                found[weight] = Storage.FLOAT32, "an output of the model"
+            elif planned.is_rounded:
+                continue
+            elif weight not in found or found[weight][0].bits < planned.weight_storage.bits:
+                found[weight] = planned.weight_storage, f"read in float by {planned.node}"
+    return found
 
 
 def _is_output(weight: ir.Value) -> bool:

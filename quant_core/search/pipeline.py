@@ -464,7 +464,8 @@ def _made(
     job.progress("checking the outputs")
     floor_bench = _floor_bench(job, found.best.plan, judging, bench)
     best = found.best if floor_bench is bench else replace(found.best, fidelity=None)
-    if repairs and not (job.contract is not None and job.contract.min_speedup):
+    limits_size = repairs and not (job.contract is not None and job.contract.min_speedup)
+    if limits_size:
         best = not_larger(found.calibrated, best, job.float_size_bytes)
     checked = check_floor(
         found.calibrated,
@@ -474,6 +475,9 @@ def _made(
         repairs=repairs,
         progress=job.progress,
     )
+    if limits_size:  # weights that were promoted take more bytes
+        best = not_larger(found.calibrated, checked.best, job.float_size_bytes)
+        checked = replace(checked, best=best)
     verdict, reason = found.verdict, found.reason
     if checked.shortfall:
         verdict, reason = Verdict.NOT_MET, checked.shortfall

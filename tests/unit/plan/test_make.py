@@ -13,7 +13,7 @@ from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
-from quant_core.plan.types import Compute, NodeChoice, QuantPlan
+from quant_core.plan.types import Compute, NodeChoice, QuantPlan, Storage
 from tests.models import normalized, sketch, tiny_cnn
 from tests.oracle.cases import CASES, weights
 from tests.oracle.quantizing import planned
@@ -228,3 +228,16 @@ def test_a_weight_that_is_not_finite_stays_float_and_others_do_not(bad):
 def test_a_refusal_says_what_the_model_has_instead_of_weights(text, reason):
     with pytest.raises(ModelError, match=reason):
         plan_of(sketch(text, {"w": np.ones((4, 4), np.float32)} if "w," in text else {}))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e9])
+def test_a_weight_that_one_node_stores_as_float16_is_no_wider_for_the_others(scale):
+    text = "(float[n,32] x) => (float[n,32] z) { y = MatMul(x, w) r = Relu(y) z = MatMul(r, w) }"
+    model = normalized(sketch(text, {"w": weights(w=(32, 32))["w"] * np.float32(scale)}))
+    first = next(str(n.name) for n in model.graph if n.op_type == "MatMul")
+    choices = {first: NodeChoice(storage=Storage.FLOAT16)}
+
+    plan = make_plan(model, QuantConfig(), AVX2, choices)
+
+    stored = {n.storage for n in plan.nodes if n.weights}
+    assert stored == {Storage.FLOAT16 if scale == 1.0 else Storage.FLOAT32}
