@@ -23,6 +23,7 @@ from quant_core.numerics.integer_weight import (
     MULTIPLIER_MAX,
     QMAX4,
     QMAX8,
+    QMIN4,
     IntegerWeight,
     bfloat16,
 )
@@ -193,7 +194,7 @@ def _int4_sweep(
 
     def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
         m = multipliers[:, j // block].astype(np.float32)
-        steps = _within(np.rint(column / (scale * m)), -QMAX4, QMAX4)
+        steps = _within(np.rint(column / (scale * m)), QMIN4, QMAX4)
         if pair_safe and left is not None:
             low, high = _safe_range(left)
             steps = _within(steps, np.ceil(low / m), np.floor(high / m))
@@ -246,7 +247,7 @@ def _descend(
                 if matrix[j, j] <= 0:
                     continue
                 optimum = steps[j] + stripe_slope[j - first] / (matrix[j, j] * s[g])
-                found = _within(np.rint(optimum / sizes[j]), -QMAX4, QMAX4)
+                found = _within(np.rint(optimum / sizes[j]), QMIN4, QMAX4)
                 if pair_safe and (neighbour := j ^ 1) < k:
                     low, high = _safe_range(steps[neighbour])
                     found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
@@ -391,7 +392,7 @@ def _best_multiplier(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.
     """Per row, the multiplier with the least weighted squared error of one block (C, block)."""
     least, best = np.full(len(grouped), np.inf), np.ones(len(grouped), np.uint8)
     for m in range(1, MULTIPLIER_MAX + 1):
-        d = grouped - np.clip(np.rint(grouped / m), -QMAX4, QMAX4) * m
+        d = grouped - np.clip(np.rint(grouped / m), QMIN4, QMAX4) * m
         error = np.einsum("ck,ck,ck->c", d, d, weight)
         better = error < least
         least, best = np.where(better, error, least), np.where(better, np.uint8(m), best)

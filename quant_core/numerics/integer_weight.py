@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 QMAX8 = 127  # int8 weights are symmetric: -128 is not used
-QMAX4 = 7  # int4 weights are symmetric: -8 is not used
-MULTIPLIER_MAX = 15  # of a block of int4 weights, stored as uint4; 7 * 15 = 105 fits into int8
+QMIN4, QMAX4 = -8, 7  # int4 weights have no zero point either: -8 only rounds further down
+MULTIPLIER_MAX = 15  # of a block of int4 weights, stored as uint4; -8 * 15 = -120 fits into int8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IntegerWeight:
     """int8 rows (C, K) and one scale per row (C,), or () for the whole weight.
 
-    Stored in four bits, q = blocks * multipliers: int8 holding -7..7 (C, K) and uint8 1..15 (C, K /
+    Stored in four bits, q = blocks * multipliers: int8 holding -8..7 (C, K) and uint8 1..15 (C, K /
     block).
     """
 

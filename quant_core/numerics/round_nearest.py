@@ -13,6 +13,7 @@ from quant_core.numerics.integer_weight import (
     MULTIPLIER_MAX,
     QMAX4,
     QMAX8,
+    QMIN4,
     IntegerWeight,
     bfloat16,
 )
@@ -136,7 +137,7 @@ def quantize_int4(
     int4.
 
     The channel's scale lets the block with the largest weight use multiplier 15; each block takes
-    the multiplier with the least squared error. All products are within +-105, so they are int8 on
+    the multiplier with the least squared error. All products lie in -120..105, so they are int8 on
     the channel's own grid. Scales are bfloat16 numbers, which take half the bytes.
     """
     channels, columns = rows.shape
@@ -150,12 +151,12 @@ def quantize_int4(
         least = np.full(peak.shape, np.inf, np.float32)
         best = np.ones(peak.shape, np.uint8)
         for m in range(1, MULTIPLIER_MAX + 1):
-            q = np.clip(np.rint(grouped / np.float32(m)), -QMAX4, QMAX4)
+            q = np.clip(np.rint(grouped / np.float32(m)), QMIN4, QMAX4)
             difference = grouped - q * np.float32(m)
             error = np.einsum("cbk,cbk->cb", difference, difference)
             better = error < least
             least, best = np.where(better, error, least), np.where(better, np.uint8(m), best)
-        q = np.clip(np.rint(grouped / best[..., None].astype(np.float32)), -QMAX4, QMAX4).astype(
+        q = np.clip(np.rint(grouped / best[..., None].astype(np.float32)), QMIN4, QMAX4).astype(
             np.int8
         )
         blocks[part] = q.reshape(q.shape[0], columns)

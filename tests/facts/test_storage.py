@@ -15,7 +15,7 @@ from tests.facts.patterns import int4, kernels, pair, uint4, weight_of
 from tests.models import sketch
 
 RNG = np.random.default_rng(0)
-BLOCKS, MULTIPLIERS = RNG.integers(-7, 8, (4, 3, 12)), RNG.integers(1, 16, (4, 3, 1))
+BLOCKS, MULTIPLIERS = RNG.integers(-8, 8, (4, 3, 12)), RNG.integers(1, 16, (4, 3, 1))
 STORED = {
     "blocks": int4(BLOCKS),
     "multipliers": uint4(MULTIPLIERS),
@@ -110,7 +110,7 @@ def test_a_weight_only_dequantize_of_matmul_becomes_matmulnbits(dtype):
 
 def test_matmulnbits_takes_4_bits_without_a_zero_point_and_scales_that_are_folded():
     """Without optimizers the scales stay nodes, and a constant weight is packed without them."""
-    q, multipliers = RNG.integers(-7, 8, (6, 4, 32)), RNG.integers(1, 16, (6, 4))
+    q, multipliers = RNG.integers(-8, 8, (6, 4, 32)), RNG.integers(1, 16, (6, 4))
     nibbles = (q + 8).astype(np.uint8)
     constants = {
         "b": nibbles[..., ::2] | nibbles[..., 1::2] << 4,
@@ -144,7 +144,7 @@ def test_matmulnbits_takes_4_bits_without_a_zero_point_and_scales_that_are_folde
 def test_so_does_one_in_blocks_of_4_bits(block):
     shape = (128 // block, 6)
     constants = {
-        "w": int4(RNG.integers(-7, 8, (128, 6))),
+        "w": int4(RNG.integers(-8, 8, (128, 6))),
         "ws": np.ones(shape, np.float32),
         "wz": int4(np.zeros(shape)),
     }
@@ -184,7 +184,7 @@ def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
 
 
 def test_rows_of_an_int4_table_have_a_kernel_of_their_own_whose_scales_are_folded():
-    q, multipliers = RNG.integers(-7, 8, (50, 64)), RNG.integers(1, 16, (50, 2))
+    q, multipliers = RNG.integers(-8, 8, (50, 64)), RNG.integers(1, 16, (50, 2))
     constants = {"t": int4(q), "m": uint4(multipliers), "scale": np.full((50, 1), 0.01, np.float32)}
     attributes = "gather_axis = 0, quantize_axis = 1, block_size = 32"
     picking = f"com.microsoft.GatherBlockQuantized<{attributes}>(t, x, k)"

@@ -97,7 +97,7 @@ def test_int4_products_fit_their_types(seed, safe):
 
     found = quantize_int4(rows, block, pair_safe=safe)
 
-    assert np.abs(found.blocks).max() <= 7
+    assert -8 <= found.blocks.min() <= found.blocks.max() <= 7
     assert 1 <= found.multipliers.min() <= found.multipliers.max() <= 15
     np.testing.assert_array_equal(
         found.q, found.blocks * np.repeat(found.multipliers, block, axis=1).astype(int)
@@ -111,7 +111,7 @@ def test_each_int4_block_has_the_best_of_all_multipliers(seed):
     found = quantize_int4(rows, rows.shape[1])
     steps = rows / found.scale[:, None]
 
-    every = [m * np.clip(np.rint(steps / np.float32(m)), -7, 7) for m in range(1, 16)]
+    every = [m * np.clip(np.rint(steps / np.float32(m)), -8, 7) for m in range(1, 16)]
 
     least = np.min([np.square(steps - q, dtype=np.float64).sum(1) for q in every], axis=0)
     np.testing.assert_allclose(
