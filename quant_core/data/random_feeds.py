@@ -31,6 +31,8 @@ COARSE = 8  # patches along each side of a random image
 STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
 # Inputs named so carry a state from one run to the next: their open axes are the batch.
 STATE = re.compile(r"state|hidden|cell|(^|_)[hc]\d*($|_)")
+# Open axes written so are computed from others. Any other text is a name: `DynamicDimension.1`.
+COMPUTED = re.compile(r"[-+*/%()]")
 OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -254,7 +256,7 @@ def _sizes(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
             symbols[spec.shape[0]] = 1
     for spec in inputs:
         for size in spec.shape:
-            if isinstance(size, str) and size.isidentifier():
+            if isinstance(size, str) and not COMPUTED.search(size):
                 symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
     past = next((n for s, n in symbols.items() if "past" in s.lower()), 0)
     new = [s for s in symbols if "seq" in s.lower() and not re.search("past|total", s.lower())]

@@ -146,6 +146,13 @@ def test_axes_that_belong_together_have_sizes_that_fit(tmp_path):
     assert feed["all"].shape[1] == feed["past_k"].shape[1] + feed["ids"].shape[1]
 
 
+@pytest.mark.parametrize("name", ["width", "DynamicDimension.", "?"])
+def test_open_sides_of_an_image_are_sides_whatever_their_names(name):
+    image = named("x", np.float32, "n", 3, f"{name}1", f"{name}2")
+
+    assert image.shape == (1, 3, 224, 224)
+
+
 def test_other_sizes_are_tried_until_the_model_runs(tmp_path):
     kernel = np.ones((2, 1, 400), np.float32)
     text = "(float[n, 1, t] x) => (float[n, 2, m] y) { y = Conv<strides = [160]>(x, w) }"
