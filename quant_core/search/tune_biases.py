@@ -33,7 +33,8 @@ from quant_core.model.session import open_session
 from quant_core.model.values import values_of
 from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, QuantPlan
-from quant_core.rewrite.apply import INT32_MAX, Quantized
+from quant_core.rewrite.apply import Quantized
+from quant_core.rewrite.static_nodes import INT32_MAX
 from quant_core.search.policy import POLICY
 
 

@@ -12,7 +12,8 @@ from quant_core.config import QuantConfig
 from quant_core.model.session import open_session, optimized_graph
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
-from quant_core.rewrite.apply import SHORT_BIAS, apply_plan
+from quant_core.rewrite.apply import apply_plan
+from quant_core.rewrite.static_nodes import SHORT_BIAS
 from tests.models import normalized, random_feed, sketch
 
 RNG = np.random.default_rng(0)

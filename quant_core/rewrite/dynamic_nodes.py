@@ -1,0 +1,89 @@
+"""How a node is written that quantizes its input at run time, or keeps its weight in 4 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant_core.calibrate.outliers import treatment_factors, weights_reading
+from quant_core.errors import ModelError
+from quant_core.model import graph
+from quant_core.plan.operators import RULES, DynamicPattern
+from quant_core.plan.types import Compute, NodePlan
+from quant_core.rewrite import dynamic
+from quant_core.rewrite.draft import Draft
+
+
+def write_dynamic(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """Rule 4 of `apply_plan`; returns the node that computes in its place.
+
+    Raises: ModelError if the plan treats outliers of an input that the statistics lack.
+    """
+    if RULES[node.op_type].dynamic_pattern is DynamicPattern.LSTM:
+        return _lstm(draft, node, planned)
+    return _matmul(draft, node, planned)
+
+
+def write_blocks(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """Rules 2 and 3 of `apply_plan` for a node whose weight stays in 4 bits, in an operator of
+    onnxruntime's own; returns that node.
+    """
+    weight = graph.value(node.inputs[1])
+    rounded = draft.rounding.integers(node, weight, planned)
+    bias = draft.rounding.corrected_bias(node, weight, rounded)
+    known = draft.written.blocks
+    if rounded.integers not in known:
+        write = draft.writer.first(draft.model.graph)
+        known[rounded.integers] = dynamic.write_block_weight(write, str(weight.name), rounded)
+    write = draft.writer.before(node)
+    return dynamic.write_blocks(write, node, rounded, known[rounded.integers], bias)
+
+
+def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """A product of integers; its input is quantized at run time once for all nodes that read it."""
+    x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
+    factors = _factors(draft, x)
+    rounded = draft.rounding.integers(node, weight, planned, factors=factors)
+    integers, written = rounded.integers, draft.written
+    if factors is None:
+        written.integers.setdefault(weight, rounded)
+    if integers not in written.products:
+        first = draft.writer.first(draft.model.graph)
+        written.products[integers] = dynamic.write_weight(first, str(weight.name), integers)
+    write = draft.writer.before(node)
+    if x not in written.inputs:
+        written.inputs[x] = dynamic.write_input(write, x, factors)
+    return dynamic.write_matmul(write, node, written.inputs[x], written.products[integers], factors)
+
+
+def _lstm(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    w, r = (graph.value(node.inputs[i]) for i in RULES[node.op_type].weights)
+    rounded_w = draft.rounding.integers(node, w, planned)
+    rounded_r = draft.rounding.integers(node, r, planned)
+    return dynamic.write_lstm(draft.writer.before(node), node, rounded_w, rounded_r)
+
+
+def _factors(draft: Draft, x: ir.Value) -> NDArray[np.float32] | None:
+    """(K,) by which all dynamic nodes that read the tensor divide it; None if the plan does not
+    treat it.
+    """
+    tensor = str(x.name)
+    treatment = draft.plan.outliers.get(tensor)
+    if treatment is None:
+        return None
+    known = draft.written.factors
+    if x not in known:
+        if draft.stats is None or (tensor, -1) not in draft.stats.means:
+            raise ModelError("treating outliers needs calibration", tensor, "Give calibration data")
+        readers = [n.node for n in draft.plan.nodes if _reads_dynamically(n)]
+        weights = weights_reading(draft.model, tensor, readers)
+        max_abs = draft.stats.means[tensor, -1].max_abs
+        known[x] = treatment_factors(treatment, max_abs, weights)
+    return known[x]
+
+
+def _reads_dynamically(planned: NodePlan) -> bool:
+    """Whether the node is written as a product of integers whose input is quantized at run time."""
+    is_matmul = RULES[planned.op_type].dynamic_pattern is DynamicPattern.MATMUL
+    return is_matmul and planned.compute is Compute.DYNAMIC

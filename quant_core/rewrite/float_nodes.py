@@ -1,0 +1,117 @@
+"""How the weights of float operators are written: stored in fewer bits, read as float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.numerics.float16 import FLOAT16
+from quant_core.plan.operators import RULES, weight_layout, weight_positions
+from quant_core.plan.types import NodePlan
+from quant_core.plan.weighted_nodes import is_folded
+from quant_core.rewrite import emit
+from quant_core.rewrite.draft import Draft, FloatKey, owner
+from quant_core.rewrite.rounding import bias_of
+
+
+def write_weight_only(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """Rules 2 and 3 of `apply_plan`: each weight is float again when onnxruntime has loaded the
+    model, or behind the standard DequantizeLinear; returns the node.
+    """
+    write = _folded if is_folded(draft.plan.config, draft.target) else _standard
+    for position in weight_positions(node):
+        if position < len(node.inputs) and graph.is_float_weight(node.inputs[position]):
+            write(draft, node, planned, position)
+    return node
+
+
+def write_float16(draft: Draft, node: ir.Node) -> ir.Node:
+    """Weights as float16 in the file, float32 when onnxruntime has loaded it; rows of a table when
+    they are picked. Returns the node.
+    """
+    rule = RULES[node.op_type]
+    for position in weight_positions(node):
+        if position >= len(node.inputs) or not graph.is_float_weight(node.inputs[position]):
+            continue
+        weight = graph.value(node.inputs[position])
+        value = _float16(draft, weight, owner(weight))
+        if rule.is_table:
+            rows = emit.write_half_rows(draft.writer.before(node), value, node)
+            graph.replace_value(node.outputs[0], rows)
+        else:
+            node.replace_input_with(position, value)
+    return node
+
+
+def write_other_readers(draft: Draft) -> None:
+    """Rule 5 of `apply_plan`."""
+    for weight, rounded in draft.written.integers.items():
+        uses = list(weight.uses())
+        if not uses or weight.is_graph_output():
+            continue
+        write = draft.writer.first(owner(weight))
+        value = emit.write_folded(write, str(weight.name), rounded)
+        for use in uses:
+            use.node.replace_input_with(use.idx, value)
+
+
+def write_float16_constants(draft: Draft) -> None:
+    """Rule 6 of `apply_plan`."""
+    for g in graph.graphs_of(draft.model):
+        for name in [n for n in g.initializers if draft.plan.constants.get(n) == FLOAT16]:
+            value = g.initializers[name]
+            for use in list(value.uses()):
+                use.node.replace_input_with(use.idx, _float16(draft, value, g))
+    graph.drop_unused(draft.model)
+
+
+def _standard(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> None:
+    """The weight at this input behind the standard DequantizeLinear."""
+    weight = graph.value(node.inputs[position])
+    key = _float_key(node, weight, planned)
+    known = draft.written.floats
+    if key not in known:
+        write, name = draft.writer.first(owner(weight)), str(weight.name)
+        found = draft.rounding.standard(node, weight, planned)
+        scale, zero_point = found.scale, found.zero_point
+        value = emit.write_qdq(write, name, found.q, scale, zero_point, found.axis, found.block)
+        if found.rows is not None:
+            value = emit.write_from_rows(write, name, value, found.rows, graph.shape_of(weight))
+        known[key] = value
+    node.replace_input_with(position, known[key])
+
+
+def _folded(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> None:
+    """The weight at this input as nodes that onnxruntime folds, and the bias corrected for it."""
+    weight = graph.value(node.inputs[position])
+    key = _float_key(node, weight, planned)
+    written = draft.written
+    rounded = written.integers.get(weight)
+    if rounded is None or rounded.bits < planned.weight_storage.bits:
+        rounded = draft.rounding.integers(node, weight, planned)
+        written.integers[weight] = rounded
+    if key not in written.floats:
+        write = draft.writer.first(owner(weight))
+        written.floats[key] = emit.write_folded(write, str(weight.name), rounded)
+    at, bias = RULES[node.op_type].bias, None
+    if draft.rounding.corrects_bias(node) and rounded.layout == key.layout:
+        bias = draft.rounding.corrected_bias(node, weight, rounded)
+    if at is not None and bias is not None:
+        write, old = draft.writer.first(graph.home(node)), bias_of(node)
+        name = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
+        graph.set_input(node, at, write.constant(name, bias.astype(np.float32)))
+    node.replace_input_with(position, written.floats[key])
+
+
+def _float16(draft: Draft, value: ir.Value, home: ir.Graph) -> ir.Value:
+    """The constant as float16 with the node that casts it back, written once for each graph."""
+    known, key = draft.written.float16, (value, home)
+    if key not in known:
+        write = draft.writer.first(home)
+        known[key] = emit.write_half(write, str(value.name), graph.array(value))
+    return known[key]
+
+
+def _float_key(node: ir.Node, weight: ir.Value, planned: NodePlan) -> FloatKey:
+    return FloatKey(weight, planned.weight_storage, weight_layout(node, weight))

@@ -1,0 +1,79 @@
+"""How a table is written whose rows a Gather picks, and which product shares its integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.numerics.granularity import PerTensor
+from quant_core.plan.operators import (
+    KERNEL_BLOCKS,
+    RULES,
+    DynamicPattern,
+    weight_layout,
+    weight_positions,
+)
+from quant_core.plan.types import Compute, NodePlan, Storage
+from quant_core.rewrite import emit
+from quant_core.rewrite.draft import Draft, owner
+from quant_core.rewrite.rounding import ROW_SCALES, Rounded
+
+
+@dataclass(frozen=True, slots=True)
+class _Tied:
+    """A product that has the integers of a table."""
+
+    product: NodePlan
+    rounded: Rounded
+
+
+def write_table(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """Rule 2 of `apply_plan` for a Gather, whose rows are scaled after they are picked."""
+    table = graph.value(node.inputs[0])
+    tied = _tied(draft, table, planned)
+    rounded = draft.rounding.table(node, table, planned) if tied is None else tied.rounded
+    draft.written.integers.setdefault(table, rounded)
+    # An integer product needs the integers in its own graph, which the table then shares.
+    is_local = tied is not None and tied.product.compute is not Compute.FLOAT
+    home = draft.writer.first(graph.home(node) if is_local else owner(table))
+    write = draft.writer.before(node)
+    rows = emit.write_rows(write, home, graph.name_of(table), rounded, node)
+    graph.replace_value(node.outputs[0], rows)
+    return node
+
+
+def _tied(draft: Draft, table: ir.Value, planned: NodePlan) -> _Tied | None:
+    """The MatMul or Gemm whose weight is this table, and its integers.
+
+    1. Rows of the table are its output channels: of the same weight, or of a copy of it.
+    2. Columns are, of the same weight. Blocks of 4 bits do not fit then.
+    """
+    shape = graph.shape_of(table)
+    for other in draft.plan.nodes:
+        if other.storage is not planned.storage or not _serves_rows(draft, other):
+            continue
+        node = draft.nodes[other.node]
+        weight = graph.value(node.inputs[weight_positions(node)[0]])
+        layout = weight_layout(node, weight)
+        if weight is table and not layout.is_straight and other.storage is Storage.INT8:  # 2
+            return _Tied(other, draft.rounding.integers(node, weight, other))
+        if layout.transposed_shape(graph.shape_of(weight)) != shape:
+            continue
+        rows = layout.matrix(graph.array(weight))
+        if np.array_equal(rows, graph.array(table)):  # 1
+            found = draft.rounding.integers(node, weight, other)
+            return _Tied(other, replace(found, layout=ROW_SCALES, shape=shape))
+    return None
+
+
+def _serves_rows(draft: Draft, other: NodePlan) -> bool:
+    """Whether a product's integers could serve as the rows of a table too."""
+    if RULES[other.op_type].dynamic_pattern is not DynamicPattern.MATMUL:
+        return False
+    if other.storage is Storage.INT4:
+        return other.granularity in KERNEL_BLOCKS
+    # one scale serves a product, not the rows of a table
+    return not draft.plan.config.per_channel or other.granularity != PerTensor()
