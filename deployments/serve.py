@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.audit.flow import audit
 from flows.batch.flow import batch
-from flows.manifest.jobs import read_manifest
+from flows.manifest.read import read_manifest
 from flows.runtime.prefect_api import inherited_server
 from quant_core.errors import QuantError, RequestError
 

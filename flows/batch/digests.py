@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.jobs import Job, files_to_read
+from flows.manifest.files import files_to_read
+from flows.manifest.jobs import Job
 from quant_core.data.spec import Flow, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.locations import model_files

@@ -85,14 +85,10 @@ from flows.batch.run_summary import (  # noqa: E402
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started  # noqa: E402
 from flows.console.render import batch_lines  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
-from flows.manifest.jobs import (  # noqa: E402
-    Job,
-    Manifest,
-    read_manifest,
-    select,
-    unreadable_file,
-)
+from flows.manifest.files import unreadable_file  # noqa: E402
+from flows.manifest.jobs import Job, Manifest, select  # noqa: E402
 from flows.manifest.outputs import Owner, claim  # noqa: E402
+from flows.manifest.read import read_manifest  # noqa: E402
 from quant_core.errors import QuantError, RequestError  # noqa: E402
 from quant_core.model.locations import model_files  # noqa: E402
 from quant_core.plan.targets import cpu_name, host_target_name  # noqa: E402

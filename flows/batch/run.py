@@ -17,7 +17,8 @@ from flows.console.arguments import run_parser
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import BatchResult, Result
 from flows.manifest.code import check_code
-from flows.manifest.jobs import Job, Manifest, read_manifest, select
+from flows.manifest.jobs import Job, Manifest, select
+from flows.manifest.read import read_manifest
 from flows.runtime.prefect_api import Prefect, unused_settings
 from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError

@@ -379,7 +379,7 @@ def batch(
     dry_run: DryRun = False,
 ) -> Answer | int:
     """Quantize many models on all cores; what is finished survives whatever happens to the rest."""
-    from flows.manifest.jobs import check_manifest
+    from flows.manifest.read import check_manifest
 
     if accuracy.metric and not accuracy.contract:
         raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
@@ -435,7 +435,7 @@ def config(
     dry_run: DryRun = False,
 ) -> Answer | int:
     """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
-    from flows.manifest.jobs import read_manifest
+    from flows.manifest.read import read_manifest
 
     running = {**running, "allow_code": allow_code}
     return _run_manifest(read_manifest(file), running, as_json, dry_run)

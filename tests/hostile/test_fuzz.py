@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from flows.manifest.jobs import Manifest, read_manifest
+from flows.manifest.jobs import Manifest
+from flows.manifest.read import read_manifest
 from quant_core.data.samples import InputSpec, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError, StageError

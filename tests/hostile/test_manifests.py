@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from flows.manifest.jobs import read_manifest
+from flows.manifest.read import read_manifest
 from flows.manifest.schema import MAX_BYTES
 from quant_core.errors import RequestError
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from flows.console import render
 from flows.console.events import ModelDone
 from flows.console.progress import progress
-from flows.manifest.jobs import check_manifest
+from flows.manifest.read import check_manifest
 from quant_core.errors import ModelError, QuantError, RequestError
 from tasks.rows import ModelRow
 from tests.models import tiny_cnn

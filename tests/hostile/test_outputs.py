@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.batch.journal import publish
-from flows.manifest.jobs import check_manifest
+from flows.manifest.read import check_manifest
 from quant_core.errors import RequestError
 
 

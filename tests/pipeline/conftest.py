@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from flows.console.result import BatchResult
-from flows.manifest.jobs import Manifest, check_manifest
+from flows.manifest.jobs import Manifest
+from flows.manifest.read import check_manifest
 from flows.runtime.prefect_api import ENVIRONMENT
 from tests.models import tiny_cnn
 from tests.pipeline.services import PREFECT, ask, running

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flows.console.events import StageBegan
-from flows.manifest.jobs import check_manifest
+from flows.manifest.read import check_manifest
 from tests.pipeline.conftest import FAST, age, save_data, save_model
 from tests.processes import command_line, descendants
 

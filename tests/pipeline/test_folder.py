@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flows.manifest.jobs import check_manifest
+from flows.manifest.read import check_manifest
 from quant_core.data.samples import input_specs
 from quant_core.model.session import open_session, run
 from tests.folders import NAMES, START, WORDS, save_folder

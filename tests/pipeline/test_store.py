@@ -17,7 +17,7 @@ import yaml
 
 from flows.batch import flow
 from flows.batch.journal import open_journal
-from flows.manifest.jobs import check_manifest
+from flows.manifest.read import check_manifest
 from quant_core.api import validate_model
 from tasks import stores
 from tasks.cache import the_cache

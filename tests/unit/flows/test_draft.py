@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from flows.manifest.draft import NAME, draft_manifest
-from flows.manifest.jobs import read_manifest
+from flows.manifest.read import read_manifest
 from quant_core.errors import RequestError
 from tests.models import tiny_cnn
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.manifest.jobs import Manifest, check_manifest
+from flows.manifest.jobs import Manifest
+from flows.manifest.read import check_manifest
 from quant_core.data.spec import Flow
 from quant_core.errors import RequestError
 from tests.folders import NAMES, START, save_folder

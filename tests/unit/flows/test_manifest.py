@@ -6,15 +6,10 @@ import json
 
 import pytest
 
-from flows.manifest.jobs import (
-    MOST_NAMES,
-    Manifest,
-    SampleSpec,
-    check_manifest,
-    read_manifest,
-    unreadable_file,
-)
+from flows.manifest.files import MOST_NAMES, unreadable_file
+from flows.manifest.jobs import Manifest, SampleSpec
 from flows.manifest.outputs import Owner, claim, read_owner
+from flows.manifest.read import check_manifest, read_manifest
 from quant_core.config import Contract
 from quant_core.errors import RequestError
 

@@ -11,7 +11,8 @@ import pytest
 from flows.batch.journal import open_journal
 from flows.batch.run import run_batch
 from flows.batch.run_summary import running_summary, working_in
-from flows.manifest.jobs import Manifest, check_manifest
+from flows.manifest.jobs import Manifest
+from flows.manifest.read import check_manifest
 from flows.runtime import dask, signals
 from quant_core.errors import QuantError, RequestError
 

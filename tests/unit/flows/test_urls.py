@@ -12,8 +12,9 @@ from flows.batch.digests import job_digest, url_contents
 from flows.batch.journal import publish
 from flows.batch.run import plan_batch
 from flows.cli.commands import main
-from flows.manifest.jobs import Manifest, check_manifest
+from flows.manifest.jobs import Manifest
 from flows.manifest.outputs import Owner, claim, is_output, output_test, read_owner
+from flows.manifest.read import check_manifest
 from quant_core.errors import RequestError
 from tasks import stores
 from tasks.cache import file_digest

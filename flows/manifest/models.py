@@ -1,0 +1,121 @@
+"""Which models a manifest means: those it lists, what a folder or a glob matches, or the graphs of
+one model of Hugging Face.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.manifest import huggingface
+from flows.manifest.paths import absolute, is_folder, real_path
+from flows.manifest.schema import Mistake, Place
+from tasks.cache import the_cache
+from tasks.stores import Location, Url
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model that the manifest names.
+
+    place    the key in the manifest that names it
+    options  the options of this model alone
+    root     the folder below which the output has the same place as the input; None: there is none
+    graph    the graph of a model of several that it is; None: it is a model of its own
+    """
+
+    place: Place
+    input: Location
+    options: Mapping[str, Any]
+    root: Location | None = None
+    graph: huggingface.Graph | None = None
+
+
+def find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[Entry], list[Mistake]]:
+    """What `models` lists and `batch.input_dir` matches."""
+    entries = [
+        Entry(("models", index), absolute(folder, model["input"]), model)
+        for index, model in enumerate(values.get("models") or [])
+        if model is not None
+    ]
+    batch = values.get("batch") or {}
+    pattern = batch.get("input_dir")
+    if not pattern:
+        return entries, []
+    if not batch.get("output_dir"):
+        hint = "Where are the models of input_dir to go?"
+        return [], [Mistake(("batch", "output_dir"), "is missing", hint)]
+    place = ("batch", "input_dir")
+    if batch.get("layout"):
+        return _find_graphs(entries, place, absolute(folder, pattern))
+    try:
+        matches = _glob(folder, pattern)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        return entries, [Mistake(place, f"cannot be listed: {reason}", str(problem.filename))]
+    if not matches:
+        hint = f"Looked in {absolute(folder, pattern)}"
+        return entries, [Mistake(place, f"no .onnx file in {pattern}", hint)]
+    listed = {real_path(entry.input) for entry in entries}
+    found = [
+        Entry(place, path, {}, root) for path, root in matches if real_path(path) not in listed
+    ]
+    return entries + found, []
+
+
+def _find_graphs(
+    listed: list[Entry], place: Place, root: Location
+) -> tuple[list[Entry], list[Mistake]]:
+    """What `models` lists, and the graphs of a folder of Hugging Face."""
+    if isinstance(root, Url) or not is_folder(root):
+        hint = "layout: huggingface takes the folder of one model, with its config.json"
+        return listed, [Mistake(place, f"is no folder: {root}", hint)]
+    graphs = huggingface.find_graphs(root)
+    if not graphs:
+        return listed, [Mistake(place, f"no .onnx file in {root}", "Export the model first")]
+    return listed + [Entry(place, graph.input, {}, root, graph) for graph in graphs], []
+
+
+def _glob(folder: Path, pattern: str) -> list[tuple[Location, Location]]:
+    """Each model that a folder or glob names, with the folder that its place is relative to.
+
+    What cannot be read, such as a link to nothing, is found too: it becomes a failed row. Names
+    that start with a dot are found only by a glob that starts with one.
+
+    Raises: OSError if a store cannot be listed.
+    """
+    path = absolute(folder, pattern)
+    if isinstance(path, Url):
+        return _glob_in_store(path)
+    if path.is_dir():
+        names = sorted(path.glob("*.onnx"))
+        return [(model, path) for model in names if not model.name.startswith(".")]
+    root = path
+    while glob.has_magic(str(root)):
+        root = root.parent
+    if not root.is_dir():
+        root = root.parent
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - ** as a shell means it
+    models = sorted(Path(name) for name in matches)
+    # A folder is a model that cannot be read if it is named like one.
+    return [(model, root) for model in models if model.suffix == ".onnx" or not model.is_dir()]
+
+
+def _glob_in_store(pattern: Url) -> list[tuple[Location, Location]]:
+    """As `_glob`, of a folder or a glob in a store."""
+    root = pattern
+    while glob.has_magic(str(root)) and root != root.parent:
+        root = root.parent
+    if root == pattern:
+        pattern /= "*.onnx"
+    shows_hidden = any(part.startswith(".") for part in pattern.relative_to(root).parts)
+    found = the_cache().find(pattern, root)
+    return [
+        (url, root)
+        for url in found
+        if shows_hidden or not any(p.startswith(".") for p in url.relative_to(root).parts)
+        if url.suffix == ".onnx" or not the_cache().stat(url).is_folder
+    ]
