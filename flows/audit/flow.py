@@ -58,8 +58,8 @@ from flows.console.events import (  # noqa: E402
     Started,
     Waiting,
 )
-from flows.console.render import audit_lines  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
+from flows.console.run_views import audit_lines  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402

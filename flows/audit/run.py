@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 nothing got worse, 1 something did, 2 the request was wrong."""
     options = _parser().parse_args(arguments)
     as_json = options.format == "json"
-    from flows.console import render
+    from flows.console import printing, run_views
 
     run = partial(
         run_audit,
@@ -74,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prefect=Prefect(options.prefect),
     )
     try:
-        return show_run(run, render.audit_table, as_json)
+        return show_run(run, run_views.audit_table, as_json)
     except QuantError as problem:
-        render.print_error(problem, as_json)
+        printing.print_error(problem, as_json)
         return problem.exit_code
 
 

@@ -83,8 +83,8 @@ from flows.batch.run_summary import (  # noqa: E402
     working_in,
 )
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started  # noqa: E402
-from flows.console.render import batch_lines  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
+from flows.console.run_views import batch_lines  # noqa: E402
 from flows.manifest.files import unreadable_file  # noqa: E402
 from flows.manifest.jobs import Job, Manifest, select  # noqa: E402
 from flows.manifest.outputs import Owner, claim  # noqa: E402

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 all met, 1 some model failed or missed its contract, 2 a wrong request."""
     options = _parser().parse_args(arguments)
     as_json = options.format == "json"
-    from flows.console import render
+    from flows.console import printing
 
     try:
         manifest = read_manifest(options.manifest)
@@ -136,16 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.manifest,
         )
     except QuantError as problem:
-        render.print_error(problem, as_json)
+        printing.print_error(problem, as_json)
         return problem.exit_code
 
 
 def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -> int:
     """Run `run_batch` with these options and show it. Returns the exit code."""
-    from flows.console import render
+    from flows.console import run_views
 
     run = partial(run_batch, manifest, **options)
-    return show_run(run, render.batch_table, as_json)
+    return show_run(run, run_views.batch_table, as_json)
 
 
 def show_run(
@@ -157,19 +157,19 @@ def show_run(
 
     Ctrl-C and SIGTERM stop it at once.
     """
-    from flows.console import render
+    from flows.console import printing
     from flows.console.progress import progress
 
     with stopped_at_once(), progress(as_json) as listener:
         result = run(on_progress=listener)
-    render.print_result(result, table, as_json)
+    printing.print_result(result, table, as_json)
     return result.exit_code
 
 
 def _print_plans(
     manifest: Manifest, only: Sequence[str], allow_code: Path | None, as_json: bool
 ) -> int:
-    from flows.console import render
+    from flows.console import model_views, printing
 
     exit_code = 0
     for row in plan_batch(manifest, only=only, allow_code=allow_code):
@@ -179,11 +179,11 @@ def _print_plans(
             sys.stdout.write(json.dumps({"event": "plan", **row}) + "\n")
             continue
         title = f"{printable(row['model'])} -> {printable(row['output'])}"
-        render.console().print(title, markup=False)
+        printing.console().print(title, markup=False)
         if row["error"] is None:
-            render.console().print(render.plan_view(row["plan"]))
+            printing.console().print(model_views.plan_view(row["plan"]))
         else:
-            render.print_error(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
+            printing.print_error(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
     return exit_code
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cli.command import Answer
 from flows.cli.options import AccuracyOptions, changed_options
-from flows.console import render
+from flows.console import model_views, result_views
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError
@@ -33,7 +33,7 @@ def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None
     from quant_core import api
 
     plan = api.plan_model(model, config, calibration)
-    return Answer(plan.to_dict(), render.plan_view)
+    return Answer(plan.to_dict(), model_views.plan_view)
 
 
 def first_accuracy_option(accuracy: AccuracyOptions) -> str | None:
@@ -101,7 +101,7 @@ def quantize_answer(
         data = ["--data", str(calibration.source), *(["--detailed"] if is_missed else [])]
         following = ["validate", str(model), str(output), *data]
     result["next"] = shlex.join(["quantmill", *following])
-    return Answer(result, render.quantization_view, exit_code=int(is_missed))
+    return Answer(result, result_views.quantization_view, exit_code=int(is_missed))
 
 
 def _timing_of(target: str) -> Callable[..., dict[str, Any]] | None:
@@ -271,7 +271,7 @@ def optimize_answer(
         raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
     result = api.optimize_model(model, output, calibration, costs=costs)
     following = shlex.join(["quantmill", "benchmark", str(model), str(output)])
-    return Answer(result.to_dict() | {"next": following}, render.optimization_view)
+    return Answer(result.to_dict() | {"next": following}, result_views.optimization_view)
 
 
 def validation(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flows.cli.options import FORMAT, GROUPS, flag
-from flows.console import render
+from flows.console import printing
 from quant_core.errors import QuantError, RequestError
 
 if TYPE_CHECKING:
@@ -87,18 +87,18 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     except QuantError as error:
         place = flag(error.where) if error.where in typed else error.where or where
         located = type(error)(error.problem, place, error.hint)
-        render.print_error(located, as_json)
+        printing.print_error(located, as_json)
         return error.exit_code
     except Exception as error:
         if os.environ.get("QUANTMILL_DEBUG"):
             raise
         problem = f"unexpected {type(error).__name__}: {error}"
         hint = "Please report it; QUANTMILL_DEBUG=1 shows the traceback"
-        render.print_error(QuantError(problem, where, hint), as_json)
+        printing.print_error(QuantError(problem, where, hint), as_json)
         return 1
     if isinstance(answer, int):
         return answer
-    render.print_answer(answer.data, None if as_json else answer.view)
+    printing.print_answer(answer.data, None if as_json else answer.view)
     return answer.exit_code
 
 
@@ -126,5 +126,5 @@ def _call(
         arguments["as_json"] = as_json
     if "progress" not in parameters:
         return function(**arguments)
-    with render.progress_status(quiet=as_json) as progress:
+    with printing.progress_status(quiet=as_json) as progress:
         return function(**arguments, progress=progress)

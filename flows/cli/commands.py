@@ -35,7 +35,7 @@ from flows.cli.answers import (
 from flows.cli.command import Answer, UsageError, register, usage_error
 from flows.cli.doctor import examine_host
 from flows.cli.options import AccuracyOptions, changed_options
-from flows.console import render
+from flows.console import model_views, printing, result_views, run_views, timing_views
 from flows.manifest.outputs import FOLDER
 from flows.runtime.import_path import forget_current_folder
 from flows.runtime.process import own_process
@@ -185,7 +185,7 @@ def info(model: Model) -> Answer:
     from quant_core.optimize.applied import rewrites_in
 
     found = model_info(model).to_dict() | {"rewrites": rewrites_in(model)}
-    return Answer(found, render.model_view)
+    return Answer(found, model_views.model_view)
 
 
 @command
@@ -267,7 +267,7 @@ def validate(
     """How right a quantized model is, against its original; on random samples without --data."""
     progress("comparing the two models")
     found = validation(original, quantized, samples, accuracy, allow_code, detailed, provider)
-    return Answer(found, render.validation_view, exit_code=int(found["verdict"] == "not_met"))
+    return Answer(found, result_views.validation_view, exit_code=int(found["verdict"] == "not_met"))
 
 
 @command
@@ -295,13 +295,13 @@ def benchmark(
         timed = time_both(original, quantized, samples, thread_count, batch_size, seconds)
         rows.append({"batch": batch_size, **timed})
     if runtime != "python":
-        return Answer({**rows[0], "timings": rows, "footprints": None}, render.timing_view)
+        return Answer({**rows[0], "timings": rows, "footprints": None}, timing_views.timing_view)
     progress("loading both models")
     footprints = {
         name: footprint(path, samples, threads[0], batch[0])
         for name, path in (("float", original), ("quantized", quantized))
     }
-    return Answer({**rows[0], "timings": rows, "footprints": footprints}, render.timing_view)
+    return Answer({**rows[0], "timings": rows, "footprints": footprints}, timing_views.timing_view)
 
 
 @command
@@ -333,7 +333,7 @@ def explain(
         from flows.report.command_pages import write_explanation
 
         write_explanation(explanation, output)
-    return Answer(explanation, render.explanation_view)
+    return Answer(explanation, timing_views.explanation_view)
 
 
 @command
@@ -359,7 +359,7 @@ def compare(
 
         write_comparison(rows, output)
     missed = any(row["verdict"] == "not_met" for row in rows["files"])
-    return Answer(rows, render.comparison_view, exit_code=int(missed))
+    return Answer(rows, timing_views.comparison_view, exit_code=int(missed))
 
 
 @command
@@ -456,7 +456,7 @@ def init(
     rows = [model.to_dict(path.parent) for model in models]
     following = shlex.join(["quantmill", "config", str(path), "--dry-run"])
     answer = {"manifest": str(path), "models": rows, "next": following}
-    return Answer(answer, render.draft_view)
+    return Answer(answer, model_views.draft_view)
 
 
 @command
@@ -486,14 +486,14 @@ def report(
     unreadable = [str(path) for path in found.unreadable]
     answer = {"runs": found.runs, "models": found.models, "unreadable": unreadable}
     answer |= rebuilt
-    return Answer(answer, render.reports_view)
+    return Answer(answer, run_views.reports_view)
 
 
 @command
 def doctor() -> Answer:
     """What this host is, and which of its versions are known not to work together."""
     report = examine_host()
-    return Answer(report, render.host_view, exit_code=int(bool(report["problems"])))
+    return Answer(report, model_views.host_view, exit_code=int(bool(report["problems"])))
 
 
 def _run_manifest(
@@ -504,7 +504,9 @@ def _run_manifest(
 
     if dry_run:
         plans = list(plan_batch(manifest, **_selection(running)))
-        return Answer(plans, render.plans_view, exit_code=int(any(row["error"] for row in plans)))
+        return Answer(
+            plans, model_views.plans_view, exit_code=int(any(row["error"] for row in plans))
+        )
     return run_and_show(manifest, as_json=as_json, **running)
 
 
@@ -528,7 +530,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = usage_error(error)
         if wrong.problem:  # else there was no argument at all, and the help is printed
             as_json = "--format json" in " ".join(words).replace("=", " ")
-            render.print_error(wrong, as_json)
+            printing.print_error(wrong, as_json)
         return wrong.exit_code
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else 1

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from flows.console import render
+from flows.console import tables
 from flows.console.events import (
     Event,
     Listener,
@@ -91,12 +91,12 @@ def _in_words(event: Event) -> str:
 def _outcome(row: ModelRow | AuditRow) -> Text:
     """The verdict, or the outcome of a model without one, and the reason."""
     if row.outcome == Outcome.FAILED:
-        return render.verdict_text(
-            "failed", f"{row.stage}: {render.error_sentence(row.error or '', row.where)}"
+        return tables.verdict_text(
+            "failed", f"{row.stage}: {tables.error_sentence(row.error or '', row.where)}"
         )
     verdict = row.verdict if isinstance(row, ModelRow) else Verdict.NONE
     word = row.outcome if verdict is Verdict.NONE else verdict
-    return render.verdict_text(word.value, row.reason or "")
+    return tables.verdict_text(word.value, row.reason or "")
 
 
 class _LiveTable:

@@ -6,14 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.console.render import (
-    COMPARED,
-    COMPARED_LEGEND,
-    compared_rows,
-    explanation_line,
-    format_ms,
-    format_percent,
-)
+from flows.console.formats import format_ms, format_percent
+from flows.console.timing_views import COMPARED, COMPARED_LEGEND, compared_rows, explanation_line
 from flows.report.details import NAME, NUMBER, rows_table
 from flows.report.elements import Element, element
 from flows.report.page import document

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.console.choice import chosen_trial, why_chosen
-from flows.console.render import (
+from flows.console.formats import (
     format_db,
     format_metric,
     format_ms,

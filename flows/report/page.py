@@ -18,13 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 from flows.console.choice import lead
-from flows.console.render import (
-    error_sentence,
-    format_metric,
-    format_ms,
-    format_size,
-    unique_names,
-)
+from flows.console.formats import format_metric, format_ms, format_size
+from flows.console.run_views import unique_names
+from flows.console.tables import error_sentence
 from flows.report.charts import sparkline
 from flows.report.details import NAME, NUMBER, details, facts, latency, rows_table, timing_of
 from flows.report.elements import Child, Element, element, pack

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from rich.console import Console
 
-from flows.console import render
+from flows.console import printing, run_views
 from flows.console.events import ModelDone
 from flows.console.progress import progress
 from flows.manifest.read import check_manifest
@@ -50,7 +50,7 @@ def test_tables_show_them():
         ROW,
         ROW | {"outcome": "done", "verdict": "not_met", "reason": EVIL, "metric": EVIL},
     ):
-        text = drawn(render.batch_table([row]))
+        text = drawn(run_views.batch_table([row]))
         assert is_tame(text)
         assert r"\x1b" in text
 
@@ -68,7 +68,7 @@ def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
 def test_errors_show_them_however_they_are_printed(capsys):
     error = ModelError(f"bad {EVIL}\nsecond line", EVIL, EVIL)
 
-    render.print_error(error, as_json=False)
+    printing.print_error(error, as_json=False)
 
     assert is_tame(capsys.readouterr().err)
     assert is_tame(str(error))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from flows.batch.rows import accuracy_of
-from flows.console.render import format_metric
+from flows.console.formats import format_metric
 from quant_core.config import Contract
 from quant_core.errors import RequestError
 from quant_core.evaluate.contract import judge

@@ -17,7 +17,7 @@ import quant_core
 from flows.cli import doctor, options
 from flows.cli.command import Answer, register
 from flows.cli.commands import main
-from flows.console import render
+from flows.console import formats, model_views, printing, run_views, timing_views
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
@@ -265,8 +265,8 @@ def test_names_from_files_cannot_drive_the_terminal(capsys):
         }
     ]
 
-    render.print_answer({"target": "portable", "nodes": nodes}, render.plan_view)
-    render.print_error(DataError(evil, evil, evil), as_json=False)
+    printing.print_answer({"target": "portable", "nodes": nodes}, model_views.plan_view)
+    printing.print_error(DataError(evil, evil, evil), as_json=False)
 
     out, err = capsys.readouterr()
     for text in (out, err):
@@ -286,34 +286,38 @@ def test_a_table_in_a_pipe_is_not_squeezed(capsys):
         }
     ]
 
-    render.print_answer({"target": "portable", "nodes": rows}, render.plan_view)
+    printing.print_answer({"target": "portable", "nodes": rows}, model_views.plan_view)
 
     assert "block/" * 20 in capsys.readouterr().out
 
 
 def test_a_batch_tells_what_makes_a_verdict_doubtful(capsys):
-    render.print_answer(
+    printing.print_answer(
         [{"model": "m", "outcome": "done", "verdict": "met", "note": "only guesses"}],
-        render.batch_table,
+        run_views.batch_table,
     )
 
     assert "met: only guesses" in capsys.readouterr().out
 
 
 def test_sizes_and_shares_read_as_a_person_writes_them():
-    assert (render.format_size(1234), render.format_size(2_500_000), render.format_size(None)) == (
+    assert (
+        formats.format_size(1234),
+        formats.format_size(2_500_000),
+        formats.format_size(None),
+    ) == (
         "1.2 kB",
         "2.50 MB",
         "",
     )
-    assert [render.format_ratio(4, after) for after in (1, 4, 8, None)] == [
+    assert [formats.format_ratio(4, after) for after in (1, 4, 8, None)] == [
         "4.00x smaller",
         "1.00x smaller",
         "2.00x larger",
         "",
     ]
-    assert (render.format_percent(0.98765), render.format_percent(None)) == ("98.77 %", "")
-    assert (render.format_ms(1.23456), render.format_ms(None)) == ("1.23 ms", "")
+    assert (formats.format_percent(0.98765), formats.format_percent(None)) == ("98.77 %", "")
+    assert (formats.format_ms(1.23456), formats.format_ms(None)) == ("1.23 ms", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -637,7 +641,7 @@ def test_kernels_of_which_there_is_little_to_say_are_one_row(capsys):
     kernels = [kernel("large", 0.97), kernel("odd", 0.001, "no kernel"), *small]
     found = {"kernels": kernels, "ms": 1.0, "shares": {"int8": 1.0}}
 
-    render.print_answer(found, render.explanation_view)
+    printing.print_answer(found, timing_views.explanation_view)
 
     text = capsys.readouterr().out
     assert "large" in text

@@ -1,0 +1,85 @@
+"""Numbers as people read them; one that is None becomes an empty text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from quant_core.metrics import find_metric
+
+
+def format_size(count: float | None) -> str:
+    """Bytes in kB or MB, which are powers of ten here."""
+    if count is None:
+        return ""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def format_ratio(before: float | None, after: float | None) -> str:
+    """How many times smaller or larger, for example `3.97x smaller`."""
+    if not before or not after:
+        return ""
+    if after <= before:
+        return f"{before / after:.2f}x smaller"
+    return f"{after / before:.2f}x larger"
+
+
+def format_percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def format_ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g} ms"
+
+
+def format_number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def format_db(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} dB"
+
+
+def format_metric(name: str | None, value: float | None) -> str:
+    """A value of the metric of that name."""
+    return "" if value is None else find_metric(name or "").form(value)
+
+
+def format_count(count: int | None) -> str:
+    return f"{count:,}" if count else ""
+
+
+def format_speedup(speedup: float | None) -> str:
+    return "" if speedup is None else f"{speedup:.2f}x"
+
+
+def format_rate(per_second: float | None) -> str:
+    if per_second is None:
+        return ""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2f}"
+
+
+def busy_mark(row: Mapping[str, Any]) -> str:
+    return " (busy host)" if row.get("busy") else ""
+
+
+def before_after(
+    before: float | None, after: float | None, form: Callable[[float | None], str]
+) -> str:
+    """Both values, or the one after if either is unknown."""
+    if before is None or after is None:
+        return form(after)
+    return f"{form(before)} -> {form(after)}"
+
+
+def accuracy_before_after(row: Mapping[str, Any], before: str) -> str:
+    """The metric before and after, where `before` names the column of the value before."""
+    form = partial(format_metric, row.get("metric"))
+    return before_after(row.get(before), row.get("accuracy"), form)
+
+
+def count_words(words: Iterable[str]) -> str:
+    """How often each word occurs: `12 static, 3 float`."""
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())

@@ -1,0 +1,73 @@
+"""Prints answers and errors: an answer as tables or JSON, an error as a sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from flows.console.result import Result
+from flows.console.tables import error_text
+from quant_core.errors import QuantError
+from quant_core.text import plain, printable
+
+PIPE_WIDTH = 200  # of text that goes to no terminal, so that long names are not wrapped
+
+
+def print_answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
+    """Print `data` as `view` draws it; without a view, as JSON."""
+    if view is not None:
+        console().print(view(data))
+    else:
+        sys.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
+
+
+def print_error(error: QuantError, as_json: bool) -> None:
+    """Print problem, where and hint: to stderr for a person, or to stdout as a JSON line."""
+    if as_json:
+        parts = {
+            "kind": type(error).__name__,
+            "problem": error.problem,
+            "where": error.where,
+            "hint": error.hint,
+        }
+        # on one line: it may end a stream of events
+        sys.stdout.write(json.dumps({"error": plain(parts)}) + "\n")
+        return
+    console(stderr=True).print(error_text(error.problem, error.where, error.hint), soft_wrap=True)
+
+
+def print_result(
+    result: Result, table: Callable[[Sequence[Mapping[str, Any]]], RenderableType], as_json: bool
+) -> None:
+    """Print how a batch or an audit ended: its table and counts, or one JSON line."""
+    if as_json:
+        sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
+        return
+    console().print(table([row.to_json() for row in result.rows]))
+    console().print(
+        f"{result.message} in {result.seconds:.1f} s; reports in {result.reports}", markup=False
+    )
+
+
+@contextmanager
+def progress_status(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A function that shows what is being done, and since when, if stderr is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console(stderr=True), transient=True) as shown:
+        task = shown.add_task("reading the model")
+        yield lambda doing: shown.reset(task, description=printable(doing))
+
+
+def console(stderr: bool = False) -> Console:
+    """A console as wide as the terminal; PIPE_WIDTH if there is none."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)

@@ -1,0 +1,174 @@
+"""Views of measured times: of two models, of several files, of a model's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from flows.console.formats import (
+    before_after,
+    busy_mark,
+    format_ms,
+    format_number,
+    format_percent,
+    format_rate,
+    format_ratio,
+    format_size,
+    format_speedup,
+)
+from flows.console.tables import facts_table, rows_table
+
+MINOR_SHARE = 0.01  # of the time of a model: kernels below it are shown together
+_BOTH = ("float", "quantized")
+
+COMPARED = ("file", "size", "", "accuracy", "agreement", "SQNR dB", "latency", "speed", "load",
+            "memory", "verdict")  # fmt: skip
+COMPARED_LEGEND = (
+    "agreement: share of the decisions that equal the original's. SQNR: of each output. speed: "
+    "over the original's, both in turn. load, memory: of loading it in a new process."
+)
+
+
+def timing_view(result: Mapping[str, Any]) -> RenderableType:
+    """The latency of both models for each number of threads and samples in a feed, the speed-up
+    with its quartiles, and what each takes to load.
+    """
+    rows = []
+    for timing in result["timings"]:
+        quartiles = (
+            f"{format_number(timing['speedup_lo'])} to {format_number(timing['speedup_hi'])}"
+        )
+        quantized_ms = timing["float_ms"] / timing["speedup"]
+        rows.append(
+            {
+                "threads": timing["threads"],
+                "batch": timing["batch"],
+                "median": before_after(timing["float_ms"], quantized_ms, format_ms),
+                "p95": before_after(timing["float_p95_ms"], timing["quantized_p95_ms"], format_ms),
+                "samples/s": before_after(
+                    1e3 * timing["batch"] / timing["float_ms"],
+                    1e3 * timing["batch"] / quantized_ms,
+                    format_rate,
+                ),
+                "speed": format_speedup(timing["speedup"]) + busy_mark(timing),
+                "quartiles": quartiles,
+                "rounds": timing["rounds"],
+            }
+        )
+    columns = {heading: heading for heading in rows[0]}
+    if result["footprints"] is None:  # JavaScript ran them
+        timing = result["timings"][0]
+        equal = (f"{format_number(timing[f'{name}_equal_db'], 0)} dB" for name in _BOTH)
+        facts = {"outputs against Python's": " and ".join(equal)}
+    else:
+        before, after = (result["footprints"][name] for name in _BOTH)
+        facts = {
+            "load time": before_after(before["load_ms"], after["load_ms"], format_ms),
+            "memory": before_after(before["memory_bytes"], after["memory_bytes"], format_size),
+        }
+    parts: list[RenderableType] = [rows_table(rows, columns, right=tuple(columns))]
+    parts.append(facts_table(facts))
+    if any(timing["busy"] for timing in result["timings"]):
+        share = format_percent(max(timing["host_load"] for timing in result["timings"]))
+        warning = (
+            f"warning: others took {share} of this host meanwhile; time it again when it is quiet"
+        )
+        parts.append(Text(warning, style="yellow"))
+    return Group(*parts)
+
+
+def comparison_view(result: Mapping[str, Any]) -> RenderableType:
+    """Several files of one model side by side, the original first."""
+    columns = {heading: heading for heading in COMPARED}
+    table = rows_table(compared_rows(result), columns, right=COMPARED[1:-1])
+    return Group(table, Text(COMPARED_LEGEND, style="dim"))
+
+
+def compared_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Heading of COMPARED -> text, for the original and each file of a comparison."""
+    original, first = result["original"], result["files"][0]
+    found = first["fidelity"]
+    value = _first_given(found["metric_float"], found["top1_float"])
+    rows = [_compared_row(original, value, first["timing"]["float_ms"])]
+    for file in result["files"]:
+        fidelity, timing = file["fidelity"], file["timing"]
+        value = _first_given(fidelity["metric"], fidelity["top1"])
+        outputs = (format_number(output["sqnr_db"], 1) for output in fidelity["per_output"])
+        rows.append(
+            _compared_row(file, value, timing["float_ms"] / timing["speedup"])
+            | {
+                "": format_ratio(original["size_bytes"], file["size_bytes"]),
+                "agreement": format_percent(fidelity["agreement"]),
+                "SQNR dB": ", ".join(output or "-" for output in outputs),
+                "speed": format_speedup(timing["speedup"]),
+                "verdict": "" if file["verdict"] == "none" else file["verdict"].replace("_", " "),
+            }
+        )
+    return [{heading: row.get(heading, "") for heading in COMPARED} for row in rows]
+
+
+def _compared_row(file: Mapping[str, Any], value: float | None, ms: float) -> dict[str, str]:
+    """The columns that the original has as well."""
+    return {
+        "file": file["file"],
+        "size": format_size(file["size_bytes"]),
+        "accuracy": format_number(value, 4),
+        "latency": format_ms(ms),
+        "load": format_ms(file["load_ms"]),
+        "memory": format_size(file["memory_bytes"]),
+    }
+
+
+def _first_given(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def explanation_view(result: Mapping[str, Any]) -> RenderableType:
+    """The kernels that take most of the time first, and what the time goes to in all.
+
+    Those of which there is little to say are one row.
+    """
+    kernels = sorted(result["kernels"], key=lambda kernel: -kernel["ms"])
+    minor = [kernel for kernel in kernels if _is_minor(kernel)]
+    rows = [
+        {
+            "kernel": kernel["name"],
+            "operator": kernel["op_type"],
+            "computes in": kernel["arithmetic"],
+            "time": format_ms(kernel["ms"]),
+            "share": format_percent(kernel["share"]),
+            "why in float": kernel["why"],
+            "saturates without VNNI": kernel["saturating_pairs"] or "",
+            "quantmill would": kernel["advice"],
+        }
+        for kernel in kernels
+        if len(minor) == 1 or kernel not in minor
+    ]
+    if len(minor) > 1:
+        rows.append(
+            {
+                "kernel": f"{len(minor)} others",
+                "operator": f"below {MINOR_SHARE:.0%} each",
+                "time": format_ms(sum(kernel["ms"] for kernel in minor)),
+                "share": format_percent(sum(kernel["share"] for kernel in minor)),
+            }
+        )
+    headings = ("kernel", "operator", "computes in", "time", "share", "why in float",
+                "saturates without VNNI", "quantmill would")  # fmt: skip
+    columns = {heading: heading for heading in headings}
+    return Group(rows_table(rows, columns, right=("time", "share")), Text(explanation_line(result)))
+
+
+def _is_minor(kernel: Mapping[str, Any]) -> bool:
+    """Whether a kernel takes hardly any time, and there is nothing to say about it."""
+    has_remark = kernel["why"] or kernel["saturating_pairs"] or kernel["advice"]
+    return kernel["share"] < MINOR_SHARE and not has_remark
+
+
+def explanation_line(result: Mapping[str, Any]) -> str:
+    """What the time goes to, in a line."""
+    shares = [f"{format_percent(share)} {name}" for name, share in result["shares"].items()]
+    return f"{format_ms(result['ms'])} in {len(result['kernels'])} kernels: {', '.join(shares)}"
