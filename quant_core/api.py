@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from threadpoolctl import threadpool_limits
 
 from quant_core.calibrate.observe import observe
@@ -26,8 +27,9 @@ from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.timing import Timing, measure, measure_all
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.metrics import Fidelity
-from quant_core.model import files
+from quant_core.model import files, graph
 from quant_core.model.info import model_info
+from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import prepare
 from quant_core.model.session import find_provider, open_session
 from quant_core.model.write import write_model
@@ -243,7 +245,7 @@ def plan_model(
     config = config or QuantConfig()
     feeds = None if samples is None else _open(path, samples)
     prepared = prepare_optimized(path, config, feeds, TimingCache())
-    measured = samples is not None
+    measured = feeds is not None
     return first_plan(prepared.model, config, measured=measured, rewrites=prepared.applied)
 
 
@@ -372,10 +374,11 @@ def validate_model(
 
     Raises: QuantError.
     """
-    feeds = _open(original, samples)
     own = own_metric(metric, contract.metric if contract is not None else None)
     used, provider_note = find_provider(provider)
-    first, second = (open_session(Path(p), provider=used) for p in (original, quantized))
+    first = open_session(Path(original), provider=used)
+    feeds = _open(original, samples, first)
+    second = open_session(Path(quantized), provider=used)
     check_same_interface(first, second, quantized)
     names = [output.name for output in first.get_outputs()]
 
@@ -396,17 +399,18 @@ def validate_model(
         verdict, reason = Verdict.NOT_MET, str(failure)
     fidelity = replace(fidelity, note=joined([fidelity.note, provider_note]))
     sensitivities = []
+    made = files.load(quantized)
     if detailed:
         few = feeds.subsample(POLICY.sensitivity_samples)
-        made = files.load(quantized)
         rewrites = from_text(made.metadata_props.get(REWRITES, ""))
         prepared = follow(prepare(original, prepare_samples(feeds)), rewrites)
         sensitivities = measure_sensitivity(prepared, made, few)
+    normalize(made)
     return Validation(
         fidelity,
         verdict,
         reason,
-        [asdict(node) for node in saturating_nodes(Path(quantized))],
+        [asdict(node) for node in saturating_nodes(made)],
         [asdict(sensitivity) for sensitivity in sensitivities],
     )
 
@@ -428,8 +432,9 @@ def benchmark_model(
 
     Raises: QuantError.
     """
-    feeds = _open(original, replace(_spec(samples), labels=None, count=batch))
-    first, second = (open_session(Path(p), threads=threads) for p in (original, quantized))
+    first = open_session(Path(original), threads=threads)
+    feeds = _open(original, replace(_spec(samples), labels=None, count=batch), first)
+    second = open_session(Path(quantized), threads=threads)
     check_same_interface(first, second, quantized)
     return measure(first, second, feeds.batch(batch), seconds=seconds)
 
@@ -450,11 +455,13 @@ def explain_model(
 
     Raises: QuantError.
     """
-    feeds = _open(path, samples)
-    kernels = profile_kernels(Path(path), feeds[0], threads=threads, seconds=seconds)
-    unsafe = {node.node: node.pairs for node in saturating_nodes(Path(path))}
+    feeds, model = _open(path, samples), load_normalized(path)
+    kernels = profile_kernels(
+        Path(path), feeds[0], threads=threads, seconds=seconds, normalized=model
+    )
+    unsafe = {node.node: node.pairs for node in saturating_nodes(model)}
     planned: dict[str, NodePlan] = {}
-    is_quantized = model_info(path).quantized
+    is_quantized = graph.is_quantized(model)
     if not is_quantized:
         plan = plan_model(path, config, feeds)
         planned = {node.node: node for node in plan.nodes}
@@ -492,9 +499,9 @@ def compare_models(
 
     The other parameters are those of `validate_model`. Raises: QuantError.
     """
-    feeds = _open(original, samples)
     own = own_metric(metric, None)
     reference = open_session(Path(original), threads=threads)
+    feeds = _open(original, samples, reference)
     sessions = [open_session(Path(other), threads=threads) for other in others]
     for session, other in zip(sessions, others, strict=True):
         check_same_interface(reference, session, other)
@@ -519,6 +526,16 @@ def _spec(samples: SampleSource | SampleSpec) -> SampleSpec:
     return samples if isinstance(samples, SampleSpec) else SampleSpec(samples)
 
 
-def _open(model: str | Path, samples: SampleSource | SampleSpec) -> Samples:
-    """Those samples, for the model in that file."""
-    return open_samples(_spec(samples), input_specs(Path(model)), Path(model))
+def _open(
+    model: str | Path,
+    samples: SampleSource | SampleSpec,
+    session: ort.InferenceSession | None = None,
+) -> Samples:
+    """Those samples, for the model in that file; open samples stay as they are.
+
+    session  of the model, from callers that have one
+    """
+    if isinstance(samples, Samples):
+        return samples
+    specs = input_specs(Path(model) if session is None else session)
+    return open_samples(_spec(samples), specs, Path(model))

@@ -18,8 +18,8 @@ import onnx
 import onnx_ir as ir
 
 from quant_core.data.sources import Feed
-from quant_core.model import files, graph
-from quant_core.model.normalize import normalize
+from quant_core.model import graph
+from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.session import open_profiled, optimized_graph, run
 from quant_core.plan.operators import RULES, Kind
 
@@ -87,17 +87,22 @@ class _Timed:
 
 
 def profile_kernels(
-    source: Path | ir.Model, feed: Feed, *, threads: int = 1, seconds: float
+    source: Path | ir.Model,
+    feed: Feed,
+    *,
+    threads: int = 1,
+    seconds: float,
+    normalized: ir.Model | None = None,
 ) -> list[Kernel]:
     """The kernels of a model, in the order in which they run.
 
-    feed     what it is run on, over and over for `seconds`, at least MIN_RUNS times
+    feed        what it is run on, over and over for `seconds`, at least MIN_RUNS times
+    normalized  the model in its normal form, from callers that have it
 
     Raises: ModelError if the model does not load, or does not run on the feed.
     """
     timed, runs = _profile(source, feed, threads, seconds)
-    model = files.load(source) if isinstance(source, Path) else source.clone()
-    normalize(model)
+    model = _normal_form(source) if normalized is None else normalized
     reasons = _FloatReasons(model)
     covered = _covered_nodes(optimized_graph(source), model)
     kernels = []
@@ -138,6 +143,14 @@ def arithmetic_of(
         if kind in OF_TYPE:
             return OF_TYPE[kind]
     return Arithmetic.INDICES
+
+
+def _normal_form(source: Path | ir.Model) -> ir.Model:
+    if isinstance(source, Path):
+        return load_normalized(source)
+    model = source.clone()
+    normalize(model)
+    return model
 
 
 def _profile(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.model import files, graph
-from quant_core.model.normalize import normalize
+from quant_core.model import graph
 from quant_core.numerics.saturation import unsafe_pairs
 from quant_core.plan.operators import RULES, layout_of, multiplied_weights
 
@@ -33,13 +31,8 @@ class SaturatingNode:
     first: list[list[int]]
 
 
-def saturating_nodes(path: Path) -> list[SaturatingNode]:
-    """The nodes of an INT8 model that can saturate, in graph order, subgraphs included.
-
-    Raises: ModelError if the model cannot be read.
-    """
-    model = files.load(path)
-    normalize(model)
+def saturating_nodes(model: ir.Model) -> list[SaturatingNode]:
+    """The nodes of a normalized model that can saturate, in graph order, subgraphs included."""
     rows = [saturation_of(node) for g in graph.graphs_of(model) for node in g]
     return [row for row in rows if row is not None and row.pairs]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
+from quant_core.model import files
 from quant_core.model.graph import (
     WEIGHTED,
     attribute,
@@ -46,6 +49,13 @@ def normalize(model: ir.Model) -> None:
             node.name = _unique_name(node, names)  # 3
             names.add(node.name)
             _remove_trivial_dilations(node)  # 4
+
+
+def load_normalized(path: str | Path) -> ir.Model:
+    """The model in that file in its normal form. Raises: ModelError as `files.load`."""
+    model = files.load(path)
+    normalize(model)
+    return model
 
 
 def fix_weights(main: ir.Graph) -> bool:

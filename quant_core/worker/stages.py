@@ -13,8 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from quant_core import api
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
@@ -26,7 +24,7 @@ from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.info import model_info
-from quant_core.model.normalize import normalize
+from quant_core.model.normalize import load_normalized
 from quant_core.model.session import open_session, run
 from quant_core.model.share import share_weights
 from quant_core.model.write import write_model
@@ -99,7 +97,7 @@ def quantize(
     feeds = _open_if_any(model, samples)
     checked_output = check_output(model, output)
     job = QuantJob(
-        _load(prepared),
+        load_normalized(prepared),
         Path(model),
         _plan(plan),
         Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
@@ -208,13 +206,7 @@ def _measure_noise(
 ) -> list[NodeNoise]:
     few = samples.subsample(POLICY.sensitivity_samples)
     feeds = few.shard(*shard) if shard[0] < len(few) else ()
-    return measure_noise(_load(prepared), files.load(quantized), feeds)
-
-
-def _load(prepared: str) -> ir.Model:
-    model = files.load(prepared)
-    normalize(model)
-    return model
+    return measure_noise(load_normalized(prepared), files.load(quantized), feeds)
 
 
 def _plan(path: str) -> QuantPlan:

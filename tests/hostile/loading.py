@@ -7,16 +7,14 @@ from typing import Any
 
 from quant_core.data.samples import input_specs
 from quant_core.evaluate.saturation_check import saturating_nodes
-from quant_core.model import files
 from quant_core.model.info import model_info
-from quant_core.model.normalize import normalize
+from quant_core.model.normalize import load_normalized
 from quant_core.worker.child_main import serve
 
 
 def load(path: str) -> dict[str, Any]:
     info = model_info(path)
-    normalize(files.load(path))
-    saturating_nodes(Path(path))
+    saturating_nodes(load_normalized(path))
     return {"nodes": info.num_nodes, "inputs": len(input_specs(Path(path)))}
 
 

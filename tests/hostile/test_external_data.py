@@ -10,10 +10,10 @@ from onnx import TensorProto, helper
 
 from quant_core.data.samples import input_specs
 from quant_core.errors import ModelError
-from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.locations import model_files
+from quant_core.model.normalize import load_normalized
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, optimized_graph
 from tests.models import save_apart, tiny_cnn
@@ -22,7 +22,7 @@ OPENERS: list[Callable[[Path], object]] = [
     files.load,
     model_info,
     prepare,
-    saturating_nodes,
+    load_normalized,
     input_specs,
     open_session,
     optimized_graph,

@@ -18,6 +18,7 @@ from quant_core.config import QuantConfig
 from quant_core.data.random_feeds import random_source
 from quant_core.data.samples import input_specs
 from quant_core.evaluate.saturation_check import saturating_nodes
+from quant_core.model.normalize import load_normalized
 from quant_core.model.prepare import prepare
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
@@ -78,7 +79,7 @@ def walks(folder: Path, blocks: int) -> dict[str, Callable[[], Any]]:
         "plan": lambda: make_plan(model, config, target),
         "rewrite": lambda: apply_plan(model, plan, None),
         "equalize": lambda: list(scale_groups(model)),
-        "saturation": lambda: saturating_nodes(quantized),
+        "saturation": lambda: saturating_nodes(load_normalized(quantized)),
         "random samples": lambda: random_source(specs, 1, 0, path),
         "validate": lambda: validate_model(path, quantized, {"x0": x}, detailed=True),
     }

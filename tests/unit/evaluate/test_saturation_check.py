@@ -8,6 +8,7 @@ import pytest
 
 from quant_core.evaluate import saturation_check
 from quant_core.evaluate.saturation_check import SaturatingNode, saturating_nodes
+from quant_core.model.normalize import load_normalized
 from tests.models import sketch
 
 PAIR = "q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)"
@@ -24,7 +25,7 @@ FULLY[4, 0] = 127
 
 def nodes_of(tmp_path, text, constants, opset=17):
     onnx.save(sketch(text, CONSTANTS | constants, opset, 10), tmp_path / "model.onnx")
-    return saturating_nodes(tmp_path / "model.onnx")
+    return saturating_nodes(load_normalized(tmp_path / "model.onnx"))
 
 
 def row(op_type, first, node="c"):
