@@ -28,7 +28,7 @@ from typing import Any
 from quant_core.model.atomic import atomic_write
 from quant_core.model.locations import data_names
 from tasks import stores
-from tasks.stores import Stat, Url
+from tasks.stores import Location, Stat, Url
 
 MAX_GB = 20.0  # of contents, if QUANTMILL_CACHE_GB says nothing else
 SEEN_S = 60.0  # how long what a store said of a file is believed
@@ -60,6 +60,11 @@ def file_digest(path: Path) -> str:
     return _file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
+def files_digest(folder: Location, names: Sequence[str]) -> dict[str, list[Any]]:
+    """File name -> size in bytes and digest: while they hold, the result counts as done."""
+    return {name: _of_file(folder / name) for name in names}
+
+
 def forget_files() -> None:
     """Look at every file again, local or in a store.
 
@@ -68,6 +73,12 @@ def forget_files() -> None:
     _file_digest.cache_clear()
     if the_cache.cache_info().currsize:
         the_cache().forget()
+
+
+def _of_file(path: Location) -> list[Any]:
+    if isinstance(path, Url):
+        return list(the_cache().digest(path))
+    return [path.stat().st_size, file_digest(path)]
 
 
 @lru_cache(maxsize=100_000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -40,14 +40,20 @@ def _arrow_type(types: tuple[type, ...]) -> pa.DataType:
 SCHEMAS = {name: schema_of(row) for name, row in TABLES.items()}
 
 
-def write_table(folder: Path, name: str, run_id: str, rows: Iterable[Row]) -> Path:
+def write_table(
+    folder: Path, name: str, run_id: str, rows: Iterable[Row | Mapping[str, Any]]
+) -> Path:
     """Write the rows to `folder/name/run_id.parquet`, which appears as a whole or not at all.
 
     A file that were half written would spoil the data set for all readers.
 
-    Raises: TypeError for a row of another table.
+    rows  of this table's type, or as `read_table` gives them: column -> value, absent ones null
+
+    Raises: TypeError for a row of another table; TypeError or ValueError for a value that is not
+        of its column's type.
     """
-    table = _table(name, list(rows))
+    values = [_values(name, row) for row in rows]
+    table = pa.Table.from_pylist(values, SCHEMAS[name])
     path = folder / name / f"{run_id}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     for stray in path.parent.glob(".*.tmp"):
@@ -94,10 +100,13 @@ def _as_today(path: Path, name: str, schema: pa.Schema, rows: pc.Expression | No
     return pa.table([arrays[column] for column in schema.names], schema.names).cast(schema)
 
 
-def _table(name: str, rows: list[Row]) -> pa.Table:
-    schema = SCHEMAS[name]
-    for row in rows:
+def _values(name: str, row: Row | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The columns of a row that the table `name` gets."""
+    columns = SCHEMAS[name].names
+    if isinstance(row, Row):
         if not isinstance(row, TABLES[name]):
             raise TypeError(f"the table {name} has no row of type {type(row).__name__}")
-    columns: list[Any] = [pa.array([getattr(row, c.name) for row in rows], c.type) for c in schema]
-    return pa.table(columns, schema=schema)
+        return {column: getattr(row, column) for column in columns}
+    if unknown := row.keys() - set(columns):
+        raise TypeError(f"the table {name} has no column {', '.join(sorted(unknown))}")
+    return row

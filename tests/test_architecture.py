@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = ("quant_core", "tasks", "flows", "deployments")  # each may import those before it
 
 # The shelves of a package, lowest first; shelves on one line may not import each other either.
-# Files directly in the package, such as quant_core/api.py, are named like shelves.
+# Files directly in the package, such as flows/journal.py, are named like shelves.
 CORE_SHELVES = (
     ("text",),
     ("errors", "metrics"),
@@ -34,7 +34,13 @@ CORE_SHELVES = (
     ("api",),
     ("worker",),
 )
-FLOW_SHELVES = (("console", "manifest", "runtime"), ("report",), ("batch",), ("audit",), ("cli",))
+FLOW_SHELVES = (
+    ("console", "entries", "manifest", "reading", "runtime"),
+    ("journal", "report"),
+    ("batch",),
+    ("audit",),
+    ("cli",),
+)
 SHELVES = {"quant_core": CORE_SHELVES, "flows": FLOW_SHELVES}
 
 CORE_IMPORTS = {

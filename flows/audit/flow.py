@@ -33,8 +33,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.audit.standing import Standing, manifest_of, read_standing  # noqa: E402
-from flows.batch.digests import files_digest, job_digest, url_contents  # noqa: E402
-from flows.batch.entries import ModelEntry, new_run_id  # noqa: E402
+from flows.batch.digests import job_digest, url_contents  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
     caller_or_cluster,
@@ -60,6 +59,7 @@ from flows.console.events import (  # noqa: E402
 )
 from flows.console.result import AuditResult  # noqa: E402
 from flows.console.run_views import audit_lines  # noqa: E402
+from flows.entries import ModelEntry, new_run_id  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
@@ -67,7 +67,7 @@ from quant_core.metrics import find_metric  # noqa: E402
 from quant_core.text import plain, printable  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
-from tasks.cache import Content, forget_files  # noqa: E402
+from tasks.cache import Content, files_digest, forget_files  # noqa: E402
 from tasks.report import report  # noqa: E402
 from tasks.rows import AuditOutcome, AuditRow  # noqa: E402
 from tasks.stores import Url, location  # noqa: E402

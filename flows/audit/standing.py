@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.batch.entries import ModelEntry
-from flows.batch.journal import open_journal
+from flows.entries import ModelEntry
+from flows.journal import open_journal
 from flows.manifest.jobs import Job, Manifest, select
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from flows.batch.journal import place
+from flows.batch.publish import place
 from flows.manifest.outputs import Owner, claim
 from quant_core.errors import RequestError
 from quant_core.model.atomic import temporary_beside

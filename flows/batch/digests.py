@@ -74,17 +74,6 @@ def url_contents(job: Job) -> dict[str, Content]:
     return found
 
 
-def files_digest(folder: Location, names: list[str]) -> dict[str, list[Any]]:
-    """File name -> size in bytes and digest: while they hold, the result counts as done."""
-    return {name: _size_and_digest(folder / name) for name in names}
-
-
-def _size_and_digest(path: Location) -> list[Any]:
-    if isinstance(path, Url):
-        return list(the_cache().digest(path))
-    return [path.stat().st_size, file_digest(path)]
-
-
 def samples_digest(path: Location) -> str:
     """The digest of a file, or of the names and bytes of the arrays in a folder of samples."""
     if isinstance(path, Url):

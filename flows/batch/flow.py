@@ -60,7 +60,6 @@ from pydantic import Field  # noqa: E402
 
 from flows.batch.copies import copy_files, name_outputs  # noqa: E402
 from flows.batch.digests import job_digest, url_contents  # noqa: E402
-from flows.batch.entries import EndEntry, ModelEntry, RunEntry  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
     caller_or_cluster,
@@ -70,7 +69,6 @@ from flows.batch.flow_run import (  # noqa: E402
     shown_in_prefect,
     untagged,
 )
-from flows.batch.journal import Journal, Stages  # noqa: E402
 from flows.batch.model_run import Failure, ModelRun, share  # noqa: E402
 from flows.batch.rebuild import heal  # noqa: E402
 from flows.batch.rows import failed_entry, model_entry, skipped_entry  # noqa: E402
@@ -85,6 +83,8 @@ from flows.batch.run_summary import (  # noqa: E402
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started  # noqa: E402
 from flows.console.result import BatchResult  # noqa: E402
 from flows.console.run_views import batch_lines  # noqa: E402
+from flows.entries import EndEntry, ModelEntry, RunEntry  # noqa: E402
+from flows.journal import Journal, Stages  # noqa: E402
 from flows.manifest.files import unreadable_file  # noqa: E402
 from flows.manifest.jobs import Job, Manifest, select  # noqa: E402
 from flows.manifest.outputs import Owner, claim  # noqa: E402

@@ -26,10 +26,10 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.context import TagsContext  # noqa: E402
 
-from flows.batch.journal import Journal  # noqa: E402
 from flows.console.events import Listener, ignore  # noqa: E402
 from flows.console.result import Result  # noqa: E402
 from flows.console.summary import with_progress  # noqa: E402
+from flows.journal import Journal  # noqa: E402
 from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402

@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flows.batch.digests import files_digest
-from flows.batch.journal import Stages, publish
+from flows.batch.publish import publish
 from flows.console.events import Listener, Made, StageBegan, Waiting
+from flows.journal import Stages
 from flows.manifest.jobs import Benchmark, Job
 from quant_core.data.spec import RANDOM
 from quant_core.errors import QuantError
 from quant_core.text import printable
 from tasks import stages as tasks
+from tasks.cache import files_digest
 from tasks.stores import Location, Url
 from tasks.workers import Workers
 

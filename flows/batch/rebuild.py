@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows.batch.entries import EndEntry, ModelEntry
-from flows.batch.journal import Journal, open_journal
+from flows.entries import EndEntry, ModelEntry
+from flows.journal import Journal, open_journal
 from tasks.rows import TABLES, Row
 from tasks.tables import write_table
 

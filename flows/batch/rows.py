@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.batch.entries import ModelEntry
 from flows.batch.model_run import Answer, Failure, ModelRun
+from flows.entries import ModelEntry
 from flows.manifest.jobs import Job
 from quant_core.config import Contract
 from quant_core.errors import QuantError

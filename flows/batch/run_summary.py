@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.batch.journal import Journal, is_taken, open_journal
 from flows.console.result import Result
 from flows.console.summary import (
     MAX_ROWS_IN_PREFECT,
@@ -19,6 +18,7 @@ from flows.console.summary import (
     write_summary,
     wrong,
 )
+from flows.journal import Journal, is_taken, open_journal
 from flows.manifest.jobs import Manifest
 from flows.runtime.signals import before_stop
 from quant_core.errors import RequestError

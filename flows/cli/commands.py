@@ -468,7 +468,7 @@ def report(
     It is read from the Parquet in the output folder. With -o it is written as an HTML page that
     opens offline.
     """
-    from flows.report.read import read_run
+    from flows.reading import read_reports
 
     rebuilt: dict[str, Any] = {}
     if rebuild:
@@ -482,11 +482,7 @@ def report(
         from flows.report.page import write_report
 
         write_report(folder, output, run)
-    found = read_run(folder, run)
-    unreadable = [str(path) for path in found.unreadable]
-    answer = {"runs": found.runs, "models": found.models, "unreadable": unreadable}
-    answer |= rebuilt
-    return Answer(answer, run_views.reports_view)
+    return Answer(read_reports(folder, run) | rebuilt, run_views.reports_view)
 
 
 @command

@@ -21,10 +21,10 @@ from flows.console.choice import lead
 from flows.console.formats import format_metric, format_ms, format_size
 from flows.console.run_views import unique_names
 from flows.console.tables import error_sentence
+from flows.reading import PageData, Rows, read_page
 from flows.report.charts import sparkline
 from flows.report.details import NAME, NUMBER, details, facts, latency, rows_table, timing_of
 from flows.report.elements import Child, Element, element, pack
-from flows.report.read import PageData, Rows, read_page
 from flows.report.regression import regressions
 from quant_core.model.atomic import atomic_write
 

@@ -46,3 +46,12 @@ def move_synced(source: Path, target: Path) -> None:
     with source.open("rb") as stream:
         os.fsync(stream.fileno())
     source.replace(target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

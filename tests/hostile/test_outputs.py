@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.batch.journal import publish
+from flows.batch.publish import publish
 from flows.manifest.read import check_manifest
 from quant_core.errors import RequestError
 

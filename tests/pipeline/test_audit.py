@@ -9,9 +9,9 @@ import pyarrow.dataset
 import pytest
 
 from flows.audit.run import run_audit
-from flows.batch.digests import files_digest
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
+from tasks.cache import files_digest
 from tasks.rows import AuditOutcome
 from tests.pipeline.conftest import save_model
 

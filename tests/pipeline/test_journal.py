@@ -11,13 +11,15 @@ import onnx
 import pyarrow.parquet
 import pytest
 
-from flows.batch.digests import files_digest, job_digest
-from flows.batch.entries import EndEntry, ModelEntry, RunEntry, read_entry
-from flows.batch.journal import open_journal, publish
+from flows.batch.digests import job_digest
+from flows.batch.publish import publish
 from flows.batch.rebuild import rebuild
+from flows.entries import EndEntry, ModelEntry, RunEntry, read_entry
+from flows.journal import open_journal
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.locations import model_files
+from tasks.cache import files_digest
 from tasks.rows import ModelRow, Outcome, TimingRow
 from tests.models import save_apart
 
@@ -189,7 +191,7 @@ def test_up_to_date_means_made_from_this_and_unchanged_since(tmp_path):
 def test_a_large_journal_forgets_what_nobody_will_ask_for_but_never_a_run_that_was_cut_short(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flows.batch.journal.LARGE_BYTES", 100)
+    monkeypatch.setattr("flows.journal.LARGE_BYTES", 100)
     output = tmp_path / "m.onnx"
     output.write_bytes(b"model")
     files = files_digest(tmp_path, ["m.onnx"])

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from flows.batch import flow
-from flows.batch.journal import open_journal
+from flows.journal import open_journal
 from flows.manifest.read import check_manifest
 from quant_core.api import validate_model
 from tasks import stores

@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import pytest
 
 from flows.cli.commands import main
+from flows.reading import read_page
 from flows.report.charts import _ticks, sparkline
 from flows.report.elements import element, pack
 from flows.report.page import render_page, write_report
-from flows.report.read import read_page
 from flows.report.regression import regressions
 from quant_core.errors import RequestError
 from quant_core.search.front import on_front

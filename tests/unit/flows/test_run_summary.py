@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from flows.batch.journal import open_journal
 from flows.batch.run import run_batch
 from flows.batch.run_summary import running_summary, working_in
+from flows.journal import open_journal
 from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
 from flows.runtime import dask, signals

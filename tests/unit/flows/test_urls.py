@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from flows.batch.digests import job_digest, url_contents
-from flows.batch.journal import publish
+from flows.batch.publish import publish
 from flows.batch.run import plan_batch
 from flows.cli.commands import main
 from flows.manifest.jobs import Manifest

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow
 import pyarrow.compute
 import pytest
 from pyarrow import parquet
 
-from flows.report.read import read_run
+from flows.reading import read_reports
 from quant_core.evaluate.contract import Verdict
 from tasks.rows import TABLES, AuditRow, LayerRow, ModelRow, Outcome, RunRow, TimingRow
 from tasks.tables import SCHEMAS, read_table, write_table
@@ -135,8 +136,20 @@ def test_reports_of_an_earlier_schema_are_read_beside_todays(tmp_path):
     old = reports / "models" / "1.parquet"
     parquet.write_table(parquet.ParquetFile(old).read().drop_columns(["busy"]), old)
 
-    assert [read_run(tmp_path, run).models[0]["busy"] for run in ("1", "2")] == [None, True]
+    assert [read_reports(tmp_path, run)["models"][0]["busy"] for run in ("1", "2")] == [None, True]
     assert SCHEMAS["models"].metadata == {b"quantmill_schema": b"4"}
+
+
+def test_rows_that_were_read_are_written_again_with_nulls_for_what_they_lack(tmp_path):
+    write_table(tmp_path / "a", "models", "1", [model_row(speedup=2.0)])
+    (found,) = read_table(tmp_path / "a", "models", ["run_id", "speedup"])[0].to_pylist()
+
+    write_table(tmp_path / "b", "models", "1", [found])
+
+    (again,) = read_table(tmp_path / "b", "models")[0].to_pylist()
+    assert {name: value for name, value in again.items() if value is not None} == found
+    with pytest.raises(TypeError, match="speedupp"):
+        write_table(tmp_path / "b", "models", "1", [found | {"speedupp": 2.0}])
 
 
 def test_a_torn_report_hides_no_other(tmp_path):
@@ -145,10 +158,10 @@ def test_a_torn_report_hides_no_other(tmp_path):
     write_table(tmp_path / "reports", "models", "2", [replace(model_row(), run_id="2")])
     (tmp_path / "reports" / "runs" / "1.parquet").write_bytes(b"PAR1")
 
-    found = read_run(tmp_path)
+    found = read_reports(tmp_path)
 
-    assert [run["run_id"] for run in found.runs] == ["2"]
-    assert [path.name for path in found.unreadable] == ["1.parquet"]
+    assert [run["run_id"] for run in found["runs"]] == ["2"]
+    assert [Path(path).name for path in found["unreadable"]] == ["1.parquet"]
 
 
 def test_files_of_earlier_and_later_versions_are_one_table_in_todays_columns(tmp_path):

@@ -1,11 +1,11 @@
-"""What the page shows, read from the Parquet of an output folder: one run, and those before it."""
+"""What the reports of an output folder say: one run, and those before it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow.compute as pc
 
@@ -20,21 +20,15 @@ TREND_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run of an output folder, and the runs before and after it.
+class Reports(TypedDict):
+    """All runs of an output folder, oldest first, and the models of one of them.
 
-    reports     the folder of its tables
-    runs        all rows of the runs table, oldest first
-    models      the rows of the models table of this run
     unreadable  the files that were passed over
     """
 
-    reports: Path
-    run_id: str
     runs: Rows
     models: Rows
-    unreadable: tuple[Path, ...]
+    unreadable: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +54,14 @@ class PageData:
         return self.runs[-1]
 
 
-def read_run(folder: Path, run_id: str | None = None) -> Run:
-    """The latest run of an output folder, or the one of that id.
+def read_reports(folder: Path, run_id: str | None = None) -> Reports:
+    """The rows of all runs, with the models of the latest one or of the one of that id.
 
     folder  a batch's output folder, or the reports folder in it
 
     Raises: RequestError if there is no report, or no such run.
     """
-    reports = folder if (folder / "runs").is_dir() else folder / "reports"
+    reports = _tables_of(folder)
     table, unreadable = read_table(reports, "runs")
     runs: Rows = sorted(table.to_pylist(), key=lambda run: run["started_at"])
     if not runs:
@@ -79,28 +73,35 @@ def read_run(folder: Path, run_id: str | None = None) -> Run:
     models, unreadable_models = read_table(reports, "models", rows=pc.field("run_id") == wanted)
     if not models.num_rows:
         raise _no_rows(reports / "models", unreadable_models)
-    return Run(reports, wanted, runs, models.to_pylist(), (*unreadable, *unreadable_models))
+    passed_over = [str(path) for path in (*unreadable, *unreadable_models)]
+    return {"runs": runs, "models": models.to_pylist(), "unreadable": passed_over}
 
 
 def read_page(folder: Path, run_id: str | None = None) -> PageData:
     """What the page shows of the latest run of an output folder, or of the one of that id.
 
-    Arguments and errors are those of `read_run`.
+    Arguments and errors are those of `read_reports`.
     """
-    run = read_run(folder, run_id)
-    ids = [row["run_id"] for row in run.runs]
-    runs = run.runs[: ids.index(run.run_id) + 1]
+    found, tables = read_reports(folder, run_id), _tables_of(folder)
+    models = found["models"]
+    ids = [row["run_id"] for row in found["runs"]]
+    runs = found["runs"][: ids.index(models[0]["run_id"]) + 1]
     earlier = [row["run_id"] for row in runs[:-1]][-RUNS_IN_TREND:]
-    of_digests = pc.field("digest").isin([row["digest"] for row in run.models if row["digest"]])
-    layers, _ = read_table(run.reports, "layers", rows=of_digests)
-    stages, _ = read_table(run.reports, "timings", rows=of_digests)
+    of_digests = pc.field("digest").isin([row["digest"] for row in models if row["digest"]])
+    layers, _ = read_table(tables, "layers", rows=of_digests)
+    stages, _ = read_table(tables, "timings", rows=of_digests)
     return PageData(
         runs=runs,
-        models=run.models,
+        models=models,
         layers=_latest(layers.to_pylist(), runs),
         stages=_latest(stages.to_pylist(), runs),
-        history=_history(run.reports, earlier),
+        history=_history(tables, earlier),
     )
+
+
+def _tables_of(folder: Path) -> Path:
+    """The folder of the tables, in an output folder or that folder itself."""
+    return folder if (folder / "runs").is_dir() else folder / "reports"
 
 
 def _history(reports: Path, run_ids: Sequence[str]) -> dict[str, Rows]:

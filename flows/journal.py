@@ -16,14 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.batch.digests import files_digest
-from flows.batch.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
+from flows.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
-from quant_core.model.atomic import atomic_write, move_synced, temporary_beside
+from quant_core.model.atomic import atomic_write, sync_folder
 from tasks import stores
-from tasks.cache import TRANSFER_S, the_cache
-from tasks.remote import transfer
+from tasks.cache import files_digest
 from tasks.rows import Outcome
 from tasks.stores import Location, Url
 
@@ -232,71 +230,6 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         os.close(fd)
 
 
-def publish(
-    made: Location,
-    files: Mapping[str, Sequence[Any]],
-    output: Location,
-    *,
-    link: bool = True,
-    limit_s: float = TRANSFER_S,
-) -> None:
-    """Put these files of the folder `made` beside `output`, the model itself last.
-
-    link     as links where the file system can, not as copies
-
-    `made` stays as it is, so that doing it again after a crash does the same.
-
-    files    name -> size and digest
-    limit_s  the most seconds that a store may take for one file
-    """
-    if isinstance(output, Path):
-        output.parent.mkdir(parents=True, exist_ok=True)
-    for name in sorted(files, key=lambda name: name == output.name):
-        source, target = made / name, output.parent / name
-        if isinstance(target, Url):
-            transfer(source, target, limit_s)
-            the_cache().remember(target, files[name])
-        elif isinstance(source, Url):
-            with the_cache().work_folder() as folder:
-                transfer(source, folder / "file", limit_s)
-                place(folder / "file", target)
-        else:
-            place(source, target, link=link)
-    if isinstance(output, Path):
-        _sync_folder(output.parent)
-
-
-def place(source: Path, target: Path, *, link: bool = True) -> None:
-    """Replace `target` by a link to `source`, or by a copy without `link` or where none can be."""
-    temporary = temporary_beside(target)
-    temporary.unlink(missing_ok=True)
-    try:
-        is_linked = link and _link(source, temporary)
-        if not is_linked:
-            shutil.copyfile(source, temporary)
-        move_synced(temporary, target)
-    finally:
-        # It is still there after a rename onto a link to the same file, which does nothing.
-        temporary.unlink(missing_ok=True)
-
-
-def _link(source: Path, target: Path) -> bool:
-    """Make `target` another name of the file, if the file system can."""
-    try:
-        os.link(source, target)
-    except OSError:
-        return False
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _is_unchanged(folder: Location, files: Mapping[str, Sequence[Any]]) -> bool:
     try:
         return bool(files) and files_digest(folder, list(files)) == files
@@ -323,7 +256,7 @@ def _shortened(path: Path, fd: int) -> int:
         fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anyone can find it
         file.writelines(map(_line, _needed(models)))
         file.write(_line(entries[-1]))
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     os.close(fd)
     return new
 
