@@ -29,6 +29,7 @@ from quant_core.optimize.rules.prelu import prelu_as_convs, prelu_as_leaky_relu
 from quant_core.optimize.rules.split_convs import split_convs
 from quant_core.optimize.rules.stack_outputs import stack_outputs
 from quant_core.optimize.rules.static_shapes import static_shapes
+from quant_core.optimize.rules.unread_pixels import unread_pixels
 from quant_core.optimize.rules.unread_rows import unread_rows
 from quant_core.optimize.rules.wide_kernels import wide_kernels
 from quant_core.optimize.rules.zero_channels import zero_channels
@@ -47,6 +48,7 @@ EXACT: dict[str, Exact] = {
     "prelu_as_leaky_relu": prelu_as_leaky_relu,
     "named_sizes": named_sizes,
     "unread_rows": unread_rows,
+    "unread_pixels": unread_pixels,
 }
 # What `QuantConfig.prune` may ask for -> its rules.
 PRUNE: dict[str, dict[str, Exact]] = {
