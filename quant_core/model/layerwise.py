@@ -13,8 +13,8 @@ from quant_core.model.session import open_session
 from quant_core.model.session import run as run_session
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 
-# Tensors that are in memory between two layers, over all models and samples; others lie in files.
-MAX_HELD_BYTES = 128 << 20
+# Tensors of one model that are in memory between two layers, over all samples; others lie in files.
+MAX_HELD_BYTES = 64 << 20
 
 
 class Feeds(Protocol):
@@ -25,42 +25,39 @@ class Feeds(Protocol):
 
 
 class LayerwiseRunner:
-    """Runs models with the same nodes side by side over all samples, one stretch after another.
+    """Runs a model over all samples, one stretch of nodes after another.
 
-    states  for each model, for each sample: the tensors that nodes which have not run yet read
+    states  for each sample: the tensors that nodes which have not run yet read
     """
 
-    def __init__(self, models: tuple[ir.Model, ...], feeds: Feeds) -> None:
-        self.models = models
-        most_bytes = MAX_HELD_BYTES // max(1, len(models) * len(feeds))
-        self.states = tuple([_kept(feed, most_bytes) for feed in feeds] for _ in models)
-        self._nodes = list(models[0].graph)
-        self._producers = producers_of(models[0])
+    def __init__(self, model: ir.Model, feeds: Feeds) -> None:
+        self.model = model
+        most_bytes = MAX_HELD_BYTES // max(1, len(feeds))
+        self.states = [_kept(feed, most_bytes) for feed in feeds]
+        self._producers = producers_of(model)
         self._has_run: set[ir.Node] = set()
 
     def pending(self, tensors: Collection[str]) -> set[ir.Node]:
-        """The nodes of the first model that must still run before these tensors are known."""
+        """The nodes that must still run before these tensors are known."""
         return nodes_before(tensors, self._producers, self._has_run)
 
     def run_until(self, tensors: Collection[str]) -> None:
-        """Runs all models until these tensors are known; drops what no later node reads.
+        """Runs the model until these tensors are known; drops what no later node reads.
 
         Raises: ModelError if the nodes that must run do not run as a model of their own.
         """
         pending = self.pending(tensors)
         self._has_run |= pending
-        positions = [i for i, node in enumerate(self._nodes) if node in pending]
         later = self._read_later() | set(tensors)
-        for model, states in zip(self.models, self.states, strict=True):
-            if positions:
-                nodes = list(model.graph)
-                _run_nodes(model, [nodes[i] for i in positions], later, states)
-            for state in states:
-                for name in state.keys() - later:
-                    del state[name]
+        if pending:
+            nodes = [node for node in self.model.graph if node in pending]
+            _run_nodes(self.model, nodes, later, self.states)
+        for state in self.states:
+            for name in state.keys() - later:
+                del state[name]
 
     def _read_later(self) -> set[str]:
-        waiting = (node for node in self._nodes if node not in self._has_run)
+        waiting = (node for node in self.model.graph if node not in self._has_run)
         return {str(v.name) for node in waiting for v in reads(node)}
 
 

@@ -2,8 +2,8 @@
 
 Rounding a layer for the float model's inputs leaves the errors of the layers before it as they are.
 Here each layer sees two inputs for the same samples: X of the float model and X' of the model whose
-earlier layers are rounded. What is rounded is then not W but the W' whose outputs for X' come
-nearest to the float outputs W X, held to W by a ridge:
+activations and earlier layers are rounded. What is rounded is then not W but the W' whose outputs
+for X' come nearest to the float outputs W X, held to W by a ridge:
 
     W' = argmin  |W' X' - W X|^2 / n  +  ridge |W' - W|^2
 
@@ -24,7 +24,7 @@ corrected while GPTQ rounds it column by column, here in closed form before. Sch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,7 @@ from quant_core.model import graph
 from quant_core.model.layerwise import Feeds, LayerwiseRunner
 from quant_core.plan.operators import RULES, is_depthwise, layout_of
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
+from quant_core.rewrite.apply import apply_plan
 from quant_core.rewrite.rounding import Rounding, WeightCache
 
 # How many pairs of rows are taken for each column of one matrix, and at least. More than for a Gram
@@ -79,23 +80,37 @@ def round_sequentially(
     rounding = Rounding(plan, stats, weights)
     inputs = matmul_inputs(model, plan)
     planned = {n.node: n for n in plan.nodes}
-    rounded_model = model.clone()
-    copies = {n.name: n for n in rounded_model.graph}
-    runner = LayerwiseRunner((model, rounded_model), feeds)
-    batches = max(MIN_BATCHES, len(runner.states[0]))
     waiting = [n for n in model.graph if n.name in inputs and _has_target(n, planned[str(n.name)])]
+    rounded = apply_plan(model, _in_float(plan, {str(n.name) for n in waiting}), stats)
+    exact_runner = LayerwiseRunner(model, feeds)
+    rounded_runner = LayerwiseRunner(rounded.model, feeds)
+    batches = max(MIN_BATCHES, len(exact_runner.states))
     while waiting:
-        ready = _independent(waiting, inputs, runner)
+        ready = _independent(waiting, inputs, exact_runner)
         waiting = [n for n in waiting if n not in ready]
-        runner.run_until({inputs[str(n.name)].tensor for n in ready})
+        exact_runner.run_until({inputs[str(n.name)].tensor for n in ready})
+        rounded_runner.run_until(
+            {graph.name_of(rounded.written[str(n.name)].inputs[0]) for n in ready}
+        )
         for node in ready:
             name = str(node.name)
+            copy, source = rounded.written[name], inputs[name]
             weight = graph.value(node.inputs[1])
             rows = layout_of(node, len(graph.shape_of(weight))).matrix(graph.array(weight))
-            exact, found = _paired_rows(runner, inputs[name])
-            targets[name] = _target(rows, inputs[name], exact, found, batches)
-            _round(copies[node.name], node, planned[name], rounding)
+            exact = _rows(exact_runner, source)
+            found = _rows(rounded_runner, replace(source, tensor=graph.name_of(copy.inputs[0])))
+            targets[name] = _target(rows, source, exact, found, batches)
+            _round(copy, node, planned[name], rounding)
     return stats
+
+
+def _in_float(plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:
+    """The same plan with the weights of these nodes in float; activations are rounded as before."""
+    changed = (
+        replace(n, storage=Storage.FLOAT32, granularity=None) if n.node in nodes else n
+        for n in plan.nodes
+    )
+    return replace(plan, nodes=tuple(changed))
 
 
 def shrinkage(rows: NDArray[Any], gram: NDArray[Any], batches: int) -> NDArray[np.float64]:
@@ -148,18 +163,12 @@ def _independent(
     return found
 
 
-def _paired_rows(
-    runner: LayerwiseRunner, source: MatmulInput
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The same rows of an input in the float and in the rounded model, (G, P, n, k) each."""
-    samples = len(runner.states[0])
+def _rows(runner: LayerwiseRunner, source: MatmulInput) -> NDArray[np.float32]:
+    """(G, P, n, k): as many rows of an input as a target needs; of two models, the same ones."""
     total = max(MIN_PAIRED_ROWS, PAIRED_ROWS_PER_COLUMN * source.gram_shape[-1])
-    wanted = -(-total // samples)
-    exact, found = (
-        np.concatenate([input_rows(s[source.tensor], source, wanted) for s in states], axis=1)
-        for states in runner.states
-    )
-    return split_columns(exact, source.parts), split_columns(found, source.parts)
+    wanted = -(-total // len(runner.states))
+    of_samples = [input_rows(state[source.tensor], source, wanted) for state in runner.states]
+    return split_columns(np.concatenate(of_samples, axis=1), source.parts)
 
 
 def _target(

@@ -81,13 +81,12 @@ def _correct(
     # by the node's name: the name of its output may stand behind a QuantizeLinear in the copy
     float_outputs = {n.name: str(n.outputs[0].name) for n in model.graph}
     float_means = _sample_means(model, [float_outputs[n.name] for n in biases], samples)
-    runner = LayerwiseRunner((copy,), samples)
+    runner = LayerwiseRunner(copy, samples)
     for node, bias in biases.items():
         output = str(node.outputs[0].name)
         runner.run_until({output})
-        (states,) = runner.states
         wanted = float_means[float_outputs[node.name]].mean(0)
-        found = np.mean([_channel_means(state[output]) for state in states], axis=0)
+        found = np.mean([_channel_means(state[output]) for state in runner.states], axis=0)
         scale = graph.array(bias.scale)
         old = graph.array(bias.values).astype(np.float64)
         steps = np.rint((wanted - found) / scale)
@@ -96,7 +95,7 @@ def _correct(
 
         # this node has run already, so that its output is corrected too
         shift = ((new - old) * scale).astype(np.float32)
-        for state in states:
+        for state in runner.states:
             spatial = (1,) * (state[output].ndim - 2)
             state[output] = state[output] + shift.reshape(-1, *spatial)
 

@@ -11,11 +11,13 @@ from quant_core.calibrate.gram import gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
 from quant_core.model.session import open_session
+from quant_core.model.values import values_of
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.rewrite.apply import apply_plan
 from quant_core.rewrite.sequential import round_sequentially, shrinkage
 from tests.models import normalized, random_feed, sketch
+from tests.oracle.cases import weights
 
 NETWORKS = {
     "a chain": "a = Conv<pads = [1, 1, 1, 1]>(x, w, b)  r = Relu(a)  c = Conv(r, v)"
@@ -76,7 +78,7 @@ def test_the_target_of_the_first_layer_is_its_own_weight_and_the_model_stays_as_
     proto = network("a chain")
     model = normalized(proto)
     before = ir.to_proto(model).SerializeToString()
-    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86"])
+    plan = make_plan(model, QuantConfig(bits=4, mode="weight_only"), TARGETS["x86"])
     feeds = [random_feed(proto, seed, 4) for seed in range(4)]
 
     targets = round_sequentially(model, plan, observe(before, plan, feeds), feeds).rounding_targets
@@ -143,3 +145,29 @@ def test_depthwise_weights_in_8_bits_have_no_rounding_target():
     ).rounding_targets
 
     assert list(targets) == [model.graph[1].name]
+
+
+def test_targets_are_of_the_inputs_that_the_quantized_model_has():
+    """Rounded activations, and what layers before give, of which those in 8 bits have no target."""
+    proto = sketch(
+        "(float[n,8,6,6] x) => (float[n,12,6,6] y) { a = Conv(x, u)  r = Relu(a) "
+        "d = Conv<group = 8, pads = [1, 1, 1, 1]>(r, w)  y = Conv(d, v) }",
+        weights(u=(8, 8, 1, 1), w=(8, 1, 3, 3), v=(12, 8, 1, 1)),
+    )
+    model = normalized(proto)
+    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86"])
+    feeds = [random_feed(proto, seed, 4) for seed in range(4)]
+    stats = observe(proto.SerializeToString(), plan, feeds)
+
+    sequential = round_sequentially(model, plan, stats, feeds)
+
+    quantized = apply_plan(model, plan, sequential)
+    names = [str(n.name) for n in model.graph if n.op_type == "Conv"]
+    for name in (names[0], names[2]):
+        target = sequential.rounding_targets[name]
+        tensor = str(quantized.written[name].inputs[0].name)
+        found = np.stack([v[tensor] for v in values_of(quantized.model, [tensor], feeds)])
+        np.testing.assert_allclose(target.input_means[0], found.mean((0, 1, 3, 4)), atol=1e-4)
+        np.testing.assert_allclose(
+            np.einsum("kk->k", target.gram[0, 0]), found.var((0, 1, 3, 4)), rtol=1e-3
+        )
