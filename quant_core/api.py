@@ -102,22 +102,21 @@ ONE_BLAS_THREAD: ContextDecorator = threadpool_limits.wrap(limits=1, user_api="b
 class Validation:
     """A quantized model against its float original, and against its contract if it has one.
 
-    verdict     met, not_met or none
-    saturation  the nodes that give other results on x86 without VNNI
-    damage      of each node in dB: what it costs alone, and what has added up by then; only if
-                requested
+    verdict      met, not_met or none
+    saturation   the nodes that give other results on x86 without VNNI
+    sensitivity  of each node in dB: what it costs alone, and what has added up by then; only if
+                 requested
     """
 
     fidelity: Fidelity
     verdict: str
     reason: str
     saturation: list[dict[str, Any]] = field(default_factory=list)
-    damage: list[dict[str, Any]] = field(default_factory=list)
+    sensitivity: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"fidelity": self.fidelity.to_dict(), "verdict": self.verdict, "reason": self.reason,
-                "saturation": self.saturation, "damage": self.damage}  # fmt: skip
+        return asdict(self) | {"fidelity": self.fidelity.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)

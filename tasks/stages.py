@@ -142,7 +142,7 @@ def sensitivity(
     shares = [{**request, "shard": [k, shards]} for k in range(shards)]
     answers = workers.run_all("sensitivity", job["input"], shares)
     parts = [[NodeNoise(**row) for row in answer["result"]["noise"]] for answer in answers]
-    return _together({"damage": [asdict(row) for row in sensitivities(parts)]}, answers)
+    return _together({"sensitivity": [asdict(row) for row in sensitivities(parts)]}, answers)
 
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)

@@ -154,7 +154,7 @@ def validate(
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:
         rows = sensitivities([_measure_noise(prepared, quantized, feeds)])
-        answer["damage"] = [asdict(row) for row in rows]
+        answer["sensitivity"] = [asdict(row) for row in rows]
     return answer
 
 
