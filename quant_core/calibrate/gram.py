@@ -20,7 +20,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.model.session import Model
 from quant_core.model.values import values_of
@@ -145,14 +144,9 @@ def matmul_inputs(model: ir.Model, plan: QuantPlan) -> dict[str, MatmulInput]:
 
 
 def gram_matrices(
-    model: Model,
-    inputs: Mapping[str, MatmulInput],
-    feeds: Feeds,
-    deadline: Deadline = NO_DEADLINE,
+    model: Model, inputs: Mapping[str, MatmulInput], feeds: Feeds
 ) -> dict[str, NDArray[np.float32]]:
     """Node -> Gram matrices (G, P, k, k) of its input rows, about their mean if it is centered.
-
-    deadline  when it should end: then matrices are of fewer samples, or are missing
 
     The samples are read once for every MAX_BYTES_AT_ONCE of matrices. Raises: ModelError if the
     model does not run.
@@ -160,9 +154,7 @@ def gram_matrices(
     feeds = list(feeds)
     found: dict[str, NDArray[np.float32]] = {}
     for batch in _batches(inputs):
-        if deadline.is_over:
-            break
-        found |= _sum_batch(model, batch, feeds, deadline)
+        found |= _sum_batch(model, batch, feeds)
     return found
 
 
@@ -259,15 +251,11 @@ def _batches(inputs: Mapping[str, MatmulInput]) -> Iterator[dict[str, MatmulInpu
 
 
 def _sum_batch(
-    model: Model,
-    inputs: Mapping[str, MatmulInput],
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
-    deadline: Deadline,
+    model: Model, inputs: Mapping[str, MatmulInput], feeds: Sequence[Mapping[str, NDArray[Any]]]
 ) -> dict[str, NDArray[np.float32]]:
     """The Gram matrices of these nodes by one reading of the samples; equal inputs share theirs."""
     sums = {source: _MomentSums(source) for source in inputs.values()}
-    read = deadline.limit(feeds)
-    for values in values_of(model, (source.tensor for source in sums), read):
+    for values in values_of(model, (source.tensor for source in sums), feeds):
         for source, total in sums.items():
             if source.tensor not in values:
                 continue

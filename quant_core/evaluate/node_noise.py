@@ -17,6 +17,7 @@ from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivitie
 from quant_core.model import graph
 from quant_core.model.session import open_session, run
 from quant_core.model.values import PartwiseRunner, parts_of
+from quant_core.plan.flat_ends import EVERYWHERE, flat_ends
 from quant_core.plan.operators import RULES
 
 Feed = Mapping[str, NDArray[Any]]
@@ -37,7 +38,8 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
     quantized  the model made from it; its metadata hold the scale factors of equalized channels
 
     For each feed the quantized model runs twice: as it is, for the cumulative noise, and with every
-    shared tensor replaced by the float model's values, for the isolated noise.
+    shared tensor replaced by the float model's values, for the isolated noise. An output counts as
+    those that read it get it: rounded to integers where it is, and within its flat ends.
 
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """
@@ -61,17 +63,26 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
         for part, cut in zip(parts, cuts, strict=True)
     ]
     in_float = PartwiseRunner(model, read, packed=False)
-    in_integers = PartwiseRunner(quantized, parts, packed=False)
+    made = {str(v.name): v for node in quantized.graph for v in node.outputs}
+    as_read = {name: str(_as_read(made[name]).name) for name in shared}
+    in_integers = PartwiseRunner(
+        quantized, [[as_read[name] for name in part] for part in parts], packed=False
+    )
+    ends = {name: flat_ends(graph.first_output(node)) for name, node in nodes.items()}
     squares: dict[str, list[tuple[float, float, float]]] = {name: [] for name in shared}
     for feed in feeds:
         runs = zip(in_float.run(feed), in_integers.run(feed), strict=True)
-        for (exact, cumulative), session, cut in zip(runs, isolated_sessions, cuts, strict=True):
+        pieces = zip(parts, runs, isolated_sessions, cuts, strict=True)
+        for part, (exact, cumulative), session, cut in pieces:
             known = dict(feed) | exact
             isolated = _run_by_name(session, {name: known[name] for name in cut})
-            for name, whole in cumulative.items():
+            for name in part:
                 x, alone = exact[name], isolated.get(name + _COMPUTED)
+                whole = cumulative[as_read[name]]
                 if alone is None or not alone.shape == x.shape == whole.shape:
                     continue
+                if ends[name] != EVERYWHERE:
+                    x, alone, whole = (np.clip(y, *ends[name]) for y in (x, alone, whole))
                 signal = _square(x[np.isfinite(x)])
                 squares[name].append((signal, _noise(x, alone), _noise(x, whole)))
 
@@ -101,7 +112,8 @@ def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Mo
     values = {str(v.name): v for node in copy.graph for v in node.outputs}
     outputs = []
     for name in tensors:
-        computed = values[name]
+        computed = _as_read(values[name])
+        values[name].name = f"{name}/exact"
         computed.name = name + _COMPUTED
         given = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
         for use in list(computed.uses()):
@@ -116,6 +128,18 @@ def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Mo
     for value in [v for v in copy.graph.inputs if not v.uses()]:
         copy.graph.inputs.remove(value)
     return copy
+
+
+def _as_read(value: ir.Value) -> ir.Value:
+    """What readers get of the value: rounded, where a node that computes in integers writes it."""
+    producer = value.producer()
+    readers = graph.consumers(value)
+    if producer is None or len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
+        return value
+    if not any(graph.is_dequantized(read) for read in producer.inputs):
+        return value
+    (back,) = graph.consumers(readers[0].outputs[0])
+    return back.outputs[0]
 
 
 def _run_by_name(session: ort.InferenceSession, feed: Feed) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ from quant_core.calibrate.ranges import RangeCache
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, QuantParams, choose_params, quantize
+from quant_core.plan.flat_ends import EVERYWHERE, Ends, flat_ends
 from quant_core.plan.operators import RULES, Kind
 from quant_core.plan.static_nodes import capped_output, data_inputs
 from quant_core.plan.targets import TARGETS, Target
@@ -32,8 +33,11 @@ def activation_params(
     grid = _grid(TARGETS[plan.target])
     moves = [n.node for n in plan.nodes if RULES[n.op_type].kind is Kind.MOVES]
     moved = {str(nodes[name].outputs[0].name) for name in moves}
+    values = (v for node in nodes.values() for v in (*node.inputs, *node.outputs))
+    named = {str(v.name): v for v in values if v is not None}
+    ends = {name: flat_ends(value) for name, value in named.items() if name in plan.activations}
     return {
-        root: _params_of(root, plan, stats, grid, ranges, moved)
+        root: _params_of(root, plan, stats, grid, ranges, moved, ends)
         for root in dict.fromkeys(plan.activations.values())
     }
 
@@ -73,10 +77,12 @@ def _params_of(
     grid: Grid,
     ranges: RangeCache,
     moved: set[str],
+    ends: Mapping[str, Ends],
 ) -> QuantParams:
     """Scale and zero point of an activation and of those that share its range.
 
     moved  tensors whose values another tensor of the same range has already
+    ends   activation -> the ends beyond which its values do not matter
     """
     if stats is None:
         raise ModelError(
@@ -85,11 +91,14 @@ def _params_of(
             "Give calibration data, or mode dynamic",
         )
     found = stats.of_tensor(tensor)
+    least, most = ends.get(tensor, EVERYWHERE)
     for other, root in plan.activations.items():
         if root == tensor and other not in moved and other != tensor:
             found = found.merge(stats.of_tensor(other))
+            low, high = ends.get(other, EVERYWHERE)
+            least, most = min(least, low), max(most, high)
     lo, hi = ranges.find(found, grid, plan.config.method, plan.config.percentile)
-    return choose_params(lo, hi, grid)
+    return choose_params(max(lo, least), min(hi, most), grid)
 
 
 def _quantize(
