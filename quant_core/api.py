@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +17,7 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
+from quant_core.deadline import NO_DEADLINE
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed
@@ -41,7 +42,9 @@ from quant_core.search.notes import joined
 from quant_core.search.pipeline import (
     QuantJob,
     QuantResult,
+    deadline_of,
     first_plan,
+    has_time_to_calibrate,
     own_metric,
     quantize_by_plan,
     quantize_by_search,
@@ -99,22 +102,21 @@ ONE_BLAS_THREAD: ContextDecorator = threadpool_limits.wrap(limits=1, user_api="b
 class Validation:
     """A quantized model against its float original, and against its contract if it has one.
 
-    verdict     met, not_met or none
-    saturation  the nodes that give other results on x86 without VNNI
-    damage      of each node in dB: what it costs alone, and what has added up by then; only if
-                requested
+    verdict      met, not_met or none
+    saturation   the nodes that give other results on x86 without VNNI
+    sensitivity  of each node in dB: what it costs alone, and what has added up by then; only if
+                 requested
     """
 
     fidelity: Fidelity
     verdict: str
     reason: str
     saturation: list[dict[str, Any]] = field(default_factory=list)
-    damage: list[dict[str, Any]] = field(default_factory=list)
+    sensitivity: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"fidelity": self.fidelity.to_dict(), "verdict": self.verdict, "reason": self.reason,
-                "saturation": self.saturation, "damage": self.damage}  # fmt: skip
+        return asdict(self) | {"fidelity": self.fidelity.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,8 @@ def quantize_model(
     """
     config = plan.config if plan is not None else config or QuantConfig()
     output = check_output(path, output)
+    # A plan is followed to the end, whatever time that takes.
+    deadline = NO_DEADLINE if plan is not None else deadline_of(path, config)
     samples, judges = None, None
     if calibration is not None:
         samples = judges = _open(path, calibration)
@@ -289,15 +293,17 @@ def quantize_model(
     if plan is not None:
         model = prepare_as_planned(path, plan, samples)
         check_plan(model, plan, samples)
-        measured_plan = plan
+        measured_plan, measured = plan, samples is not None
     else:
-        found = prepare_optimized(path, config, samples, timings)
-        model, measured = found.model, samples is not None
+        found = prepare_optimized(path, config, samples, timings, deadline)
+        model = found.model
+        measured = samples is not None and has_time_to_calibrate(config, deadline)
         measured_plan = first_plan(model, config, measured=measured, rewrites=found.applied)
     stats = None
-    if samples is not None:
+    if samples is not None and measured:
         progress(f"calibrating on {len(samples)} samples")
-        stats = observe(model, measured_plan, samples)
+        until = deadline.of_stage(POLICY.stage_share)
+        stats = observe(model, measured_plan, until.limit(samples))
     job = QuantJob(
         model,
         Path(path),
@@ -309,6 +315,7 @@ def quantize_model(
         timings,
         lambda doing: progress(f"{doing}{_time_left(job)}"),
         whole_front,
+        deadline,
     )
     with code_allowed(allow_code):
         made = quantize_by_search(job) if plan is None else quantize_by_plan(job)
@@ -517,9 +524,9 @@ def compare_models(
 
 
 def _time_left(job: QuantJob) -> str:
-    """How long the search of that job may still take; "" once its time is over."""
-    seconds = job.ends_at - time.monotonic()
-    return f" (the search ends in at most {seconds:.0f} s)" if seconds > 0 else ""
+    """How long that job may still take; "" once its time is over, and if it takes what it needs."""
+    seconds = job.deadline.seconds_left
+    return f" (at most {seconds:.0f} s are left)" if 0 < seconds < math.inf else ""
 
 
 def _spec(samples: SampleSource | SampleSpec) -> SampleSpec:

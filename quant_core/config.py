@@ -52,7 +52,7 @@ class QuantConfig:
     floor_db       least SQNR of each output of the finished file; None: FLOOR_DB of the bits
     provider       execution provider of onnxruntime that runs the float model on the calibration
                    samples, such as cuda; the CPU where that one is not there, and a note says so
-    time_budget_s  seconds after which a search ends with the best it has; None: by the model's size
+    time_budget_s  seconds after which all work ends with the best found; None: by the model's size
 
     Raises: RequestError for a wrong value.
     """

@@ -51,10 +51,18 @@ def prepare(
 
 @task(name="calibrate", task_run_name="calibrate {name}", **ONE_STAGE)
 def calibrate(
-    name: str, workers: Workers, job: JobValues, folder: Location, outs: Sequence[Location]
+    name: str,
+    workers: Workers,
+    job: JobValues,
+    folder: Location,
+    outs: Sequence[Location],
+    spent_s: float,
 ) -> Answer:
-    """Run the samples, shared out over as many workers as there are files in `outs`."""
-    request = {**_prepared(folder), "samples": job["calibration"]}
+    """Run the samples, shared out over as many workers as there are files in `outs`.
+
+    spent_s  of the time budget by the stages before this one
+    """
+    request = {**_prepared(folder), "samples": job["calibration"], "spent_s": spent_s}
     shares = [{**request, "shard": [k, len(outs)], "out": str(out)} for k, out in enumerate(outs)]
     answers = workers.run_all("calibrate", job["input"], shares)
     samples = sum(answer["result"]["samples"] for answer in answers)
@@ -70,11 +78,13 @@ def quantize(
     stats: Sequence[str],
     output: Location,
     costs: Location,
+    spent_s: float,
 ) -> Answer:
     """Rewrite the model by its plan and its statistics, and search for the best one.
 
-    stats  the files that `calibrate` wrote
-    costs  the file of latencies that were measured before
+    stats    the files that `calibrate` wrote
+    costs    the file of latencies that were measured before
+    spent_s  of the time budget by the stages before this one
 
     All files beside `output` are published later. So those of an attempt that was killed go first.
     """
@@ -90,6 +100,7 @@ def quantize(
         "evaluation": job["evaluation"],
         "output": str(output),
         "costs": str(costs),
+        "spent_s": spent_s,
     }
     return workers.run("quantize", job["input"], request)
 
@@ -131,7 +142,7 @@ def sensitivity(
     shares = [{**request, "shard": [k, shards]} for k in range(shards)]
     answers = workers.run_all("sensitivity", job["input"], shares)
     parts = [[NodeNoise(**row) for row in answer["result"]["noise"]] for answer in answers]
-    return _together({"damage": [asdict(row) for row in sensitivities(parts)]}, answers)
+    return _together({"sensitivity": [asdict(row) for row in sensitivities(parts)]}, answers)
 
 
 @task(name="benchmark", task_run_name="benchmark {name}", **ONE_STAGE)

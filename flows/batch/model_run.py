@@ -68,11 +68,21 @@ class ModelRun:
         self._step("prepare", lambda: tasks.prepare(name, workers, values, folder, self.costs))
         prepared_answer = self.answers.get("prepare")
         if prepared_answer is not None and prepared_answer["result"]["measured"]:
-            self._step("calibrate", lambda: tasks.calibrate(name, workers, values, folder, shares))
+            self._step(
+                "calibrate",
+                lambda: tasks.calibrate(name, workers, values, folder, shares, self._spent_s),
+            )
         self._step(
             "quantize",
             lambda: tasks.quantize(
-                name, workers, values, folder, self._statistics(), output, self.costs
+                name,
+                workers,
+                values,
+                folder,
+                self._statistics(),
+                output,
+                self.costs,
+                self._spent_s,
             ),
         )
         if self._can_be_run():
@@ -89,6 +99,11 @@ class ModelRun:
     def _made(self) -> Location:
         """The quantized model before it is published, and until the model is finished."""
         return self.stages.files / "out" / self.job.output.name
+
+    @property
+    def _spent_s(self) -> float:
+        """Seconds that the stages took so far, however many runs of the batch they needed."""
+        return float(sum(answer["seconds"] for answer in self.answers.values()))
 
     def benchmark(self, how: Benchmark) -> None:
         """Time what was published, if there is a sample to time it on."""

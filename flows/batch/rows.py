@@ -207,7 +207,7 @@ def _layer_rows(model: ModelRun, run_id: str) -> tuple[LayerRow, ...]:
 def _sensitivity(answers: Mapping[str, Answer]) -> dict[str, Mapping[str, Any]]:
     """Node -> how much its quantization costs, as the stage that measured it answered."""
     measured = answers.get("sensitivity") or answers.get("validate")
-    rows = measured["result"]["damage"] if measured else []
+    rows = measured["result"]["sensitivity"] if measured else []
     return {row["node"]: row for row in rows}
 
 

@@ -269,7 +269,7 @@ CONFIG = {
     ),
     "time_budget_s": Option(
         float,
-        "When the search ends with the best that it has",
+        "When to end with the best found, from the start of the command",
         "SECONDS",
         "180 below 100 MB",
         "--time-budget",

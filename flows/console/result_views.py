@@ -137,7 +137,7 @@ def validation_view(result: Mapping[str, Any]) -> RenderableType:
         facts_table(facts),
         rows_table(rows, {heading: heading for heading in headings}, right=headings[1:5]),
         *_saturation_tables(result.get("saturation")),
-        *_sensitivity_tables(result.get("damage")),
+        *_sensitivity_tables(result.get("sensitivity")),
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.model.session import Model
 from quant_core.model.values import values_of
@@ -144,9 +145,14 @@ def matmul_inputs(model: ir.Model, plan: QuantPlan) -> dict[str, MatmulInput]:
 
 
 def gram_matrices(
-    model: Model, inputs: Mapping[str, MatmulInput], feeds: Feeds
+    model: Model,
+    inputs: Mapping[str, MatmulInput],
+    feeds: Feeds,
+    deadline: Deadline = NO_DEADLINE,
 ) -> dict[str, NDArray[np.float32]]:
     """Node -> Gram matrices (G, P, k, k) of its input rows, about their mean if it is centered.
+
+    deadline  when it should end: then matrices are of fewer samples, or are missing
 
     The samples are read once for every MAX_BYTES_AT_ONCE of matrices. Raises: ModelError if the
     model does not run.
@@ -154,7 +160,9 @@ def gram_matrices(
     feeds = list(feeds)
     found: dict[str, NDArray[np.float32]] = {}
     for batch in _batches(inputs):
-        found |= _sum_batch(model, batch, feeds)
+        if deadline.is_over:
+            break
+        found |= _sum_batch(model, batch, feeds, deadline)
     return found
 
 
@@ -251,11 +259,15 @@ def _batches(inputs: Mapping[str, MatmulInput]) -> Iterator[dict[str, MatmulInpu
 
 
 def _sum_batch(
-    model: Model, inputs: Mapping[str, MatmulInput], feeds: Sequence[Mapping[str, NDArray[Any]]]
+    model: Model,
+    inputs: Mapping[str, MatmulInput],
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    deadline: Deadline,
 ) -> dict[str, NDArray[np.float32]]:
     """The Gram matrices of these nodes by one reading of the samples; equal inputs share theirs."""
     sums = {source: _MomentSums(source) for source in inputs.values()}
-    for values in values_of(model, (source.tensor for source in sums), feeds):
+    read = deadline.limit(feeds)
+    for values in values_of(model, (source.tensor for source in sums), read):
         for source, total in sums.items():
             if source.tensor not in values:
                 continue

@@ -46,12 +46,14 @@ class Statistics:
                       collected
     rounding_targets  node with a weight -> what is rounded in its place (rewrite/sequential.py);
                       empty if each layer is rounded by itself
+    samples           how many were observed
     """
 
     tensors: Mapping[str, TensorStats] = field(default_factory=dict)
     means: Mapping[MeanKey, ChannelMoments] = field(default_factory=dict)
     gram_matrices: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     rounding_targets: Mapping[str, RoundingTarget] = field(default_factory=dict)
+    samples: int = 0
 
     def of_tensor(self, tensor: str) -> TensorStats:
         """The values of a tensor. Raises: ModelError if it was not observed."""
@@ -67,21 +69,21 @@ class Statistics:
         shards = list(shards)
         tensors = merge_stats(shard.tensors for shard in shards)
         means = merge_stats(shard.means for shard in shards)
-        return cls(tensors, means)
+        return cls(tensors, means, samples=sum(shard.samples for shard in shards))
 
     def save(self, path: Path | str) -> None:
-        """Writes tensors and means to a .npz file; `load` reads it."""
+        """Writes tensors, means and the number of samples to a .npz file; `load` reads it."""
         tensors = {f"t:{name}": stats for name, stats in self.tensors.items()}
         means = {f"m:{axis}:{name}": found for (name, axis), found in self.means.items()}
-        save_stats(path, {**tensors, **means})
+        save_stats(path, {**tensors, **means}, self.samples)
 
     @classmethod
     def load(cls, path: Path | str) -> Statistics:
-        """The tensors and means that `save` wrote. Raises: DataError if the file holds others."""
-        stored = load_stats(path)
+        """What `save` wrote. Raises: DataError if the file holds something else."""
+        stored, samples = load_stats(path)
         tensors = {name[2:]: stats for name, stats in stored.items() if name[0] == "t"}
         means = {_mean_key(name): found for name, found in stored.items() if name[0] == "m"}
-        return cls(tensors, means)
+        return cls(tensors, means, samples=samples)
 
 
 def observe(
@@ -118,7 +120,7 @@ def observe(
         seen += 1
     if not seen:
         raise DataError("no calibration samples", hint="At least one sample is needed")
-    return Statistics(tensors, means)
+    return Statistics(tensors, means, samples=seen)
 
 
 def _mean_key(name: str) -> MeanKey:

@@ -265,8 +265,11 @@ def merge_stats(parts: Iterable[Mapping[K, S]]) -> dict[K, S]:
     return merged
 
 
-def save_stats(path: Path | str, stats: Mapping[str, Statistic]) -> None:
-    """One .npz file of a few arrays, whose bytes depend on the names and statistics alone."""
+def save_stats(path: Path | str, stats: Mapping[str, Statistic], samples: int) -> None:
+    """One .npz file of a few arrays, whose bytes depend on its arguments alone.
+
+    samples  how many the statistics are of
+    """
     names = sorted(stats)
     packed = [stats[name].pack() for name in names]
     floats = [p[0] for p in packed]
@@ -274,6 +277,7 @@ def save_stats(path: Path | str, stats: Mapping[str, Statistic]) -> None:
     with Path(path).open("wb") as file:
         np.savez(
             file,
+            samples=np.int64(samples),
             names=np.array(names, np.str_),
             kinds=np.array([_KINDS.index(type(stats[name])) for name in names], np.int64),
             float_sizes=np.array([f.size for f in floats], np.int64),
@@ -283,8 +287,8 @@ def save_stats(path: Path | str, stats: Mapping[str, Statistic]) -> None:
         )
 
 
-def load_stats(path: Path | str) -> dict[str, Any]:
-    """The mapping that `save_stats` wrote, in the order of the names.
+def load_stats(path: Path | str) -> tuple[dict[str, Any], int]:
+    """The mapping that `save_stats` wrote, in the order of the names, and the number of samples.
 
     Raises: DataError if the file is missing, truncated or something else.
     """
@@ -294,10 +298,12 @@ def load_stats(path: Path | str) -> dict[str, Any]:
             integers = np.split(file["integers"], np.cumsum(file["integer_sizes"]))
             kinds = file["kinds"].tolist()
             names = file["names"].tolist()
-        return {
+            samples = int(file["samples"])
+        found = {
             n: _KINDS[k].unpack(f, i)
             for n, k, f, i in zip(names, kinds, floats, integers, strict=False)
         }
+        return found, samples
     except (
         OSError,
         EOFError,

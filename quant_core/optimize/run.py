@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.session import open_session, run
@@ -60,13 +61,15 @@ def optimize(
     feeds: Sequence[Feed] = (),
     speedup: Speedup | None = None,
     rules: Iterable[str] | None = None,
+    deadline: Deadline = NO_DEADLINE,
 ) -> Optimized:
     """The model after every rule that keeps its outputs, its speed and its size.
 
-    model    normalized; it is not changed
-    feeds    outputs are compared on these; without any, the rules are trusted
-    speedup  time of its first model over that of its second; without it, timed rules are not tried
-    rules    names of those that need no clock; None: EXACT
+    model     normalized; it is not changed
+    feeds     outputs are compared on these; without any, the rules are trusted
+    speedup   time of its first model over that of its second; without it, timed rules are not tried
+    rules     names of those that need no clock; None: EXACT
+    deadline  when it should end with what it has
 
     1. Rules are applied in order, again and again, until none changes anything.
     2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
@@ -76,7 +79,9 @@ def optimize(
 
     Raises: ModelError if the model itself does not run on the feeds.
     """
-    work = _Work(feeds, _outputs(model, feeds), speedup, model, Facts.of(model))
+    if deadline.is_over:
+        return Optimized(model, (), ())
+    work = _Work(feeds, _outputs(model, feeds), speedup, deadline, model, Facts.of(model))
     rules = tuple(EXACT if rules is None else rules)
     for _ in range(ROUNDS):  # 1.
         before = len(work.applied)
@@ -131,6 +136,7 @@ class _Work:
     feeds: Sequence[Feed]
     reference: list[list[NDArray[Any]]]
     speedup: Speedup | None
+    deadline: Deadline
     best: ir.Model
     facts: Facts
     applied: list[Applied] = field(default_factory=list)
@@ -138,6 +144,8 @@ class _Work:
 
     def attempt(self, rule: str) -> None:
         """Keep what the rule does to the model, or some of it, or note why not."""
+        if self.deadline.is_over:
+            return
         after, changes = _apply(rule, self.best, self.facts)
         if not changes:
             return
@@ -149,6 +157,8 @@ class _Work:
         self.undone.append(Undone(rule, nodes, reason))
         if gain < WORSE and 1 < len(nodes) <= MOST_PLACES:  # 3.
             for node in nodes:
+                if self.deadline.is_over:
+                    return
                 after, changes = _apply(rule, self.best, self.facts, {node})
                 if changes and not self._objection(rule, after)[0]:
                     self._keep(after, changes)

@@ -52,8 +52,8 @@ def write_input(write: Cursor, x: ir.Value, factors: NDArray[np.float32] | None)
     """
     smooth = x
     if factors is not None:
-        divisors = write.constant(f"{x.name}_easing", reciprocal(factors))
-        smooth = write.node("Mul", [x, divisors], f"{x.name}_eased")
+        divisors = write.constant(f"{x.name}_smoothing", reciprocal(factors))
+        smooth = write.node("Mul", [x, divisors], f"{x.name}_smoothed")
     names = [f"{x.name}_dynamic", f"{x.name}_dynamic_scale", f"{x.name}_dynamic_zero_point"]
     return DynamicInput(*write.nodes("DynamicQuantizeLinear", [smooth], names))
 

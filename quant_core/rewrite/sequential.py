@@ -40,6 +40,7 @@ from quant_core.calibrate.gram import (
     split_columns,
 )
 from quant_core.calibrate.observe import Statistics
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.model.layerwise import Feeds, LayerwiseRunner
 from quant_core.plan.operators import RULES, is_depthwise, layout_of
@@ -66,8 +67,11 @@ def round_sequentially(
     stats: Statistics,
     feeds: Feeds,
     weights: WeightCache | None = None,
+    deadline: Deadline = NO_DEADLINE,
 ) -> Statistics:
     """The statistics with a rounding target for each weight whose inputs can be taken as rows.
+
+    deadline  when it should end: the last weights then have none
 
     Both models run once, layer by layer; the float one and `stats` stay as they are. Depthwise
     weights in 8 bits have no target: they are nearly exact, and each meets only a few inputs.
@@ -85,7 +89,7 @@ def round_sequentially(
     exact_runner = LayerwiseRunner(model, feeds)
     rounded_runner = LayerwiseRunner(rounded.model, feeds)
     batches = max(MIN_BATCHES, len(exact_runner.states))
-    while waiting:
+    while waiting and not deadline.is_over:
         ready = _independent(waiting, inputs, exact_runner)
         waiting = [n for n in waiting if n not in ready]
         exact_runner.run_until({inputs[str(n.name)].tensor for n in ready})

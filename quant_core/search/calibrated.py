@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.data.samples import Samples
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import files
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
@@ -38,52 +40,64 @@ class CalibratedModel:
     range_cache: RangeCache = field(default_factory=RangeCache)
     weights: WeightCache = field(default_factory=WeightCache)
 
-    def with_gram_matrices(self, plan: QuantPlan) -> CalibratedModel:
+    def with_gram_matrices(
+        self, plan: QuantPlan, deadline: Deadline = NO_DEADLINE
+    ) -> CalibratedModel:
         """This model with the Gram matrices, or rounding targets, that the weights of `plan` need.
+
+        deadline  when it should end; weights without either are then rounded to nearest
 
         Without samples, or if the config rounds without GPTQ, it is returned as it is.
         """
         if self.samples is None or self.stats is None or not uses_gptq(plan):
+            return self
+        if deadline.is_over:
             return self
         few = self.samples.subsample(POLICY.gram_samples)
         observed = Statistics(self.stats.tensors, self.stats.means)
         weights = WeightCache()
         if plan.in_four_bits:
             try:
-                rounded = round_sequentially(self.model, plan, observed, few, weights)
+                rounded = round_sequentially(self.model, plan, observed, few, weights, deadline)
                 return replace(self, stats=rounded, weights=weights)
             except ModelError:
                 # A part that does not run by itself, as an operator on sequences: without targets.
                 weights = WeightCache()
-        matrices = gram_matrices(self.model, matmul_inputs(self.model, plan), few)
+        matrices = gram_matrices(self.model, matmul_inputs(self.model, plan), few, deadline)
         return replace(self, stats=replace(observed, gram_matrices=matrices), weights=weights)
 
-    def refitted_to(self, plan: QuantPlan) -> CalibratedModel:
+    def refitted_to(self, plan: QuantPlan, deadline: Deadline) -> CalibratedModel:
         """The same for a plan with other bits, if rounding looks at the layers before."""
         has_targets = self.stats is not None and bool(self.stats.rounding_targets)
-        return self.with_gram_matrices(plan) if has_targets else self
+        return self.with_gram_matrices(plan, deadline) if has_targets else self
 
-    def equalized(self, plan: QuantPlan) -> CalibratedModel | None:
+    def equalized(self, plan: QuantPlan, deadline: Deadline) -> CalibratedModel | None:
         """This model cross-layer equalized; None if no channel can be scaled, or in 4 bits.
+
+        deadline  when it should end: then it has seen fewer samples
 
         Its Gram matrices are those of this model, scaled; its ranges are measured anew.
         """
         if self.samples is None or self.stats is None or plan.in_four_bits:
             return None
-        scaled = equalize(self.model, self.samples.subsample(POLICY.gram_samples))
+        few = self.samples.subsample(POLICY.gram_samples)
+        scaled = equalize(self.model, deadline.limit(few))
         if scaled is None:
             return None
         model, factors = scaled
-        observed = observe(model, plan, self.samples)
+        observed = observe(model, plan, deadline.limit(self.samples))
         matrices = ScaledGrams(self.stats.gram_matrices, matmul_inputs(self.model, plan), factors)
         return CalibratedModel(model, self.samples, replace(observed, gram_matrices=matrices))
 
     def build(self, plan: QuantPlan, label: str) -> Candidate:
         """The candidate that a plan makes, not yet judged. Raises: as `apply_plan`."""
+        began_at = time.monotonic()
         quantized = apply_plan(
             self.model, plan, self.stats, ranges=self.range_cache, weights=self.weights
         )
-        return Candidate(label, plan, quantized, files.size_in_file(quantized.model))
+        size_bytes = files.size_in_file(quantized.model)
+        seconds = time.monotonic() - began_at
+        return Candidate(label, plan, quantized, size_bytes, seconds=seconds)
 
     def tune_biases(self, candidate: Candidate) -> Quantized | None:
         """The candidate's model after empirical bias correction; None if there is nothing to gain.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from quant_core.config import Contract
 from quant_core.data.samples import Feed, Samples, spread
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import TOLERANCE, Verdict, judge, score
 from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_all, run_each
@@ -39,6 +40,7 @@ class Candidate:
     size_ratio      file size over the float model's; like all below, None until it is judged
     cost            None if it cannot be timed on this CPU
     metric_failure  of the user's own metric; fidelity is then measured without it
+    seconds         that it took to build it and to judge it
     """
 
     label: str
@@ -49,6 +51,7 @@ class Candidate:
     fidelity: Fidelity | None = None
     cost: Cost | None = None
     metric_failure: DataError | None = None
+    seconds: float = 0.0
 
     @property
     def model(self) -> ir.Model:
@@ -165,11 +168,18 @@ class Reference:
     unsteady: frozenset[str]
 
     @classmethod
-    def run(cls, path: Path, samples: Samples) -> Reference:
-        """The float model of this file on these samples. Raises: ModelError if it does not run."""
+    def run(cls, path: Path, samples: Samples, deadline: Deadline = NO_DEADLINE) -> Reference:
+        """The float model of this file on these samples, or the first of them.
+
+        deadline  when it should end
+
+        Raises: ModelError if the model does not run.
+        """
         session = open_session(path)
-        outputs = StoredOutputs(run_each(session, samples))
-        few = spread(POLICY.steady_samples, len(samples))
+        outputs = StoredOutputs(deadline.limit(run_each(session, samples)))
+        if len(outputs) < len(samples):
+            samples = samples.pick(np.arange(len(outputs)))
+        few = spread(1 if deadline.is_over else POLICY.steady_samples, len(samples))
         first = [outputs[i] for i in few]
         names = [output.name for output in session.get_outputs()]
         again = [
@@ -203,7 +213,7 @@ class Bench:
     metric   the user's own, "module:function", or None
     costs    what was timed before, and what will be
     is_host  whether models are for CPUs like this one, so that their speed can be measured here
-    ends_at  when a search should end with the best it has, by time.monotonic()
+    deadline  when a search should end with the best it has
     judged_outputs  names of the outputs that count; None: all
     """
 
@@ -213,7 +223,7 @@ class Bench:
     seconds: float = POLICY.race_seconds
     costs: TimingCache = field(default_factory=TimingCache)
     is_host: bool = True
-    ends_at: float = math.inf
+    deadline: Deadline = NO_DEADLINE
     judged_outputs: tuple[str, ...] | None = None
     _digest: str = field(init=False)
 
@@ -227,22 +237,30 @@ class Bench:
         """The samples that candidates are judged by."""
         return self.reference.samples
 
-    @property
-    def is_out_of_time(self) -> bool:
-        """Whether the time of the search is over."""
-        return time.monotonic() > self.ends_at
+    def has_time_after(self, tried: Iterable[Candidate], trials: float = 1.0) -> bool:
+        """Whether there is time for so many more trials, each as long as the longest of these.
+
+        Where none of these is sound, time is kept for one that is.
+        """
+        tried = list(tried)
+        if not any(candidate.is_sound for candidate in tried):
+            trials += 1
+        longest = max((candidate.seconds for candidate in tried), default=0.0)
+        return self.deadline.allows(trials * longest)
 
     def judge(self, candidate: Candidate) -> Candidate:
-        """The candidate with its fidelity, size ratio and speed-up.
+        """The candidate with its fidelity, size ratio and, if there is time for that, speed-up.
 
         Raises: ModelError if its model does not run.
         """
+        began_at = time.monotonic()
         session = open_session(candidate.model)
         judged, alike = self._with_fidelity(candidate, session)
-        if not self.is_host:
-            return judged
-        feed = self.samples[alike[0] if alike else 0]
-        return replace(judged, cost=self._cost(candidate.plan, session, feed))
+        run_s = (time.monotonic() - began_at) / len(self.samples)
+        if self.is_host and self.deadline.allows(POLICY.runs_of_a_race * run_s):
+            feed = self.samples[alike[0] if alike else 0]
+            judged = replace(judged, cost=self._cost(candidate.plan, session, feed))
+        return replace(judged, seconds=candidate.seconds + time.monotonic() - began_at)
 
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
         """The same without timing it: the candidate keeps the cost that it has."""

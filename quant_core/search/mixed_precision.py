@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -164,7 +165,7 @@ def try_assignments(
         groups = float_groups(calibrated, start, bench, progress)
         counts = _all_counts(groups) if all_of_them else _counts_until_worse(groups, tried)
         for count in counts:
-            if bench.is_out_of_time:
+            if not bench.has_time_after(tried.values()):
                 break
             nodes = _joined(groups[:count])
             label = f"{start.label}, {len(nodes)} nodes in float"
@@ -285,7 +286,7 @@ class _Work:
                 continue
             full, refitted = self.attempt(promotion, base, nodes)
             if self.is_enough(promotion, full):
-                if self.bench.is_out_of_time:
+                if not self.bench.has_time_after(self.candidates, POLICY.trials_of_a_step):
                     return full
                 if promotion.takes_time:
                     ranked = float_groups(calibrated, base, self.bench, self.progress)
@@ -303,9 +304,11 @@ class _Work:
         """The candidate with these nodes promoted, and the calibrated model that it is made of."""
         label = f"{base.label}, {len(nodes)} nodes {promotion.label}"
         self.progress(label)
+        began_at = time.monotonic()
         plan = promotion.plan(self.calibrated.model, base.plan, nodes)
-        refitted = self.calibrated.refitted_to(plan)
+        refitted = self.calibrated.refitted_to(plan, self.bench.deadline)
         candidate = self.bench.judge(refitted.build(plan, label))
+        candidate = replace(candidate, seconds=time.monotonic() - began_at)
         self.candidates.append(candidate)
         self.trials.append(Trial(label, plan, candidate))
         return candidate, refitted
@@ -337,7 +340,7 @@ class _Work:
         groups = _grouped(nodes, promotion.max_groups)
         gains = []
         for group in groups:
-            if self.bench.is_out_of_time:
+            if not self.bench.has_time_after(self.candidates):
                 break
             self.progress(f"measuring what {group[0]} {promotion.label} gains")
             others = [node for node in nodes if node not in group]
@@ -357,7 +360,7 @@ class _Work:
         """The candidate with the fewest groups promoted that is enough; `full` has all of them."""
         made = {len(ranked): full}
         low, high = 0, len(ranked)
-        while high - low > 1 and not self.bench.is_out_of_time:
+        while high - low > 1 and self.bench.has_time_after(self.candidates):
             middle = (low + high) // 2
             made[middle], _ = self.attempt(promotion, base, _joined(ranked[:middle]))
             if self.seems_enough(promotion, made[middle]):
@@ -366,7 +369,8 @@ class _Work:
                 low = middle
         width = 1
         while high < len(ranked) and not self.is_enough(promotion, made[high]):
-            high, width = min(high + width, len(ranked)), 2 * width
+            next_high = high + width if self.bench.has_time_after(self.candidates) else len(ranked)
+            high, width = min(next_high, len(ranked)), 2 * width
             if high not in made:
                 made[high], _ = self.attempt(promotion, base, _joined(ranked[:high]))
         return made[high]

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from quant_core.calibrate.observe import Statistics
+from quant_core.data.samples import Samples
 from quant_core.model import files, graph
 from quant_core.model.origins import matches, origins_of
 from quant_core.plan.make import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
-from quant_core.search.candidate import Candidate
+from quant_core.search.candidate import Bench, Candidate
 from quant_core.search.policy import POLICY
 
 SHOWN_WEIGHTS = 3  # in a note; more are counted
@@ -29,6 +31,24 @@ def speed_note(best: Candidate) -> str:
     was_raced = best.plan.config.mode == "auto"
     why = "nothing faster was found" if was_raced else "mode auto may find faster"
     return f"{best.speedup:.2f}x of float's speed: {why}"
+
+
+def time_note(
+    samples: Samples | None, stats: Statistics | None, judges: Samples | None, bench: Bench | None
+) -> str:
+    """What the time budget was too short for; "" if for nothing.
+
+    samples, stats  of the calibration; without stats nothing was calibrated
+    judges, bench   which samples should have judged candidates, and what did
+    """
+    found = []
+    if samples is not None and stats is None:
+        found.append("nothing was calibrated")
+    if samples is not None and stats is not None and stats.samples < len(samples):
+        found.append(f"calibrated on {stats.samples} of {len(samples)} samples")
+    if judges is not None and bench is not None and len(bench.samples) < len(judges):
+        found.append(f"judged by {len(bench.samples)} of {len(judges)}")
+    return f"the time budget was short: {', '.join(found)}" if found else ""
 
 
 def size_note(best: Candidate, float_size_bytes: int) -> str:

@@ -7,7 +7,6 @@ result = write_result(made, output)                        # the file, and a row
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples, spread
 from quant_core.data.spec import SampleSpec
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
 from quant_core.evaluate.fidelity import run_each
@@ -48,6 +48,7 @@ from quant_core.search.notes import (
     joined,
     size_note,
     speed_note,
+    time_note,
     with_reasons,
 )
 from quant_core.search.policy import POLICY
@@ -62,11 +63,12 @@ class QuantJob:
     model       the prepared float model
     original    the float model's file
     plan        what statistics were measured for
-    stats       of all calibration samples; None without calibration
-    samples     the calibration samples
+    stats       of the calibration samples; None without calibration
+    samples     the calibration samples; without stats there was no time to calibrate
     evaluation  the samples that candidates are judged by; may be those of calibration
     costs       what was timed before, and what will be
     whole_front whether all plans are tried that may be on the front
+    deadline    when all work on the model should end
     """
 
     model: ir.Model
@@ -79,16 +81,11 @@ class QuantJob:
     costs: TimingCache = field(default_factory=TimingCache)
     progress: Callable[[str], None] = lambda _: None
     whole_front: bool = False
+    deadline: Deadline = NO_DEADLINE
     float_size_bytes: int = field(init=False)
-    ends_at: float = field(init=False)  # of its search, by time.monotonic()
 
     def __post_init__(self) -> None:
-        size_bytes = model_info(self.original).size_bytes
-        budget_s = self.plan.config.time_budget_s
-        if budget_s is None:
-            budget_s = POLICY.budget_s * max(1.0, size_bytes / 100e6)
-        object.__setattr__(self, "float_size_bytes", size_bytes)
-        object.__setattr__(self, "ends_at", time.monotonic() + budget_s)
+        object.__setattr__(self, "float_size_bytes", model_info(self.original).size_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +111,7 @@ class Made:
 
     original   the file of the float model
     judges     the samples that it was judged by
+    deadline   when its sensitivities should be known
     worst_db   SQNR of its worst output in dB, None if that was not checked
     unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, "" if none is
@@ -124,6 +122,7 @@ class Made:
     original: Path
     float_size_bytes: int
     judges: Samples | None
+    deadline: Deadline
     worst_db: float | None
     unchecked: bool
     shortfall: str
@@ -134,8 +133,11 @@ class Made:
     stats: Statistics | None
 
     def sensitivities(self) -> list[Sensitivity]:
-        """What each node costs, measured on a few of the judges; empty without any."""
-        if self.judges is None:
+        """What each node costs, measured on a few of the judges; empty without any, and without
+        the time for it.
+        """
+        takes_s = POLICY.trials_of_a_step * self.best.seconds
+        if self.judges is None or not self.deadline.allows(takes_s):
             return []
         few = self.judges.subsample(POLICY.sensitivity_samples)
         return measure_sensitivity(self.float_model, self.best.model, few)
@@ -222,7 +224,7 @@ def quantize_by_plan(job: QuantJob) -> Made:
     calibrated = _calibrated(job, plan, judging)
     bench = _bench(job, plan, judging) if job.contract is not None else None
     if plan.equalized_db:
-        calibrated = calibrated.equalized(plan) or calibrated
+        calibrated = calibrated.equalized(plan, job.deadline) or calibrated
     found = follow_plan(calibrated, plan, bench, job.contract)
     return _made(job, judging, bench, found, why, repairs=False)
 
@@ -265,6 +267,19 @@ def write_result(
         front=sorted(on_front(made.trace), key=lambda trial: -trial["speedup"]),
         chosen=made.best.label,
     )
+
+
+def deadline_of(path: str | Path, config: QuantConfig, spent_s: float = POLICY.start_s) -> Deadline:
+    """When the work on the model of that file should end, of whose time `spent_s` are gone."""
+    budget_s = config.time_budget_s
+    if budget_s is None:
+        budget_s = POLICY.budget_s * max(1.0, model_info(path).size_bytes / 100e6)
+    return Deadline.after(budget_s, spent_s)
+
+
+def has_time_to_calibrate(config: QuantConfig, deadline: Deadline) -> bool:
+    """Whether samples are observed, if there are any; what is static cannot do without."""
+    return config.mode == "static" or not deadline.is_past(POLICY.late)
 
 
 def first_plan(
@@ -374,9 +389,11 @@ def _needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
 
 
 def _calibrated(job: QuantJob, plan: QuantPlan, judging: Judging) -> CalibratedModel:
-    if job.stats is not None:
-        job.progress("measuring how inputs vary together")
-    return CalibratedModel(job.model, judging.fitted, job.stats).with_gram_matrices(plan)
+    if job.stats is None:
+        return CalibratedModel(job.model)
+    job.progress("measuring how inputs vary together")
+    calibrated = CalibratedModel(job.model, judging.fitted, job.stats)
+    return calibrated.with_gram_matrices(plan, job.deadline.of_stage(POLICY.stage_share))
 
 
 def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
@@ -389,14 +406,15 @@ def _bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
     if samples is None:
         return None
     is_labelled = samples.labels is not None
-    reference = Reference.run(job.original, samples)
+    ends = job.deadline.of_stage(POLICY.stage_share)
+    reference = Reference.run(job.original, samples, ends)
     return Bench(
         reference,
         job.float_size_bytes,
         own_metric(job.contract.metric if job.contract is not None else None),
         costs=job.costs,
         is_host=is_for_host(plan.target),
-        ends_at=job.ends_at,
+        deadline=job.deadline,
         judged_outputs=None if is_labelled or job.contract is not None else reference.steady,
     )
 
@@ -419,13 +437,13 @@ def _floor_bench(
         if samples is None:
             return None
         few_samples = replace(samples.subsample(POLICY.floor_samples), labels=None)
-        reference = Reference.run(job.original, few_samples)
+        reference = Reference.run(job.original, few_samples, job.deadline)
     return Bench(
         reference,
         job.float_size_bytes,
         costs=job.costs,
         is_host=is_for_host(plan.target),
-        ends_at=job.ends_at,
+        deadline=job.deadline,
         judged_outputs=reference.steady,
     )
 
@@ -486,6 +504,7 @@ def _made(
     notes = [
         fidelity_note,
         judging.note,
+        time_note(job.samples, job.stats, judging.judges, bench),
         speed_note(best),
         TARGETS[best.plan.target].note,
         find_provider(best.plan.config.provider)[1] if job.stats is not None else "",
@@ -500,6 +519,7 @@ def _made(
         original=job.original,
         float_size_bytes=job.float_size_bytes,
         judges=judging.judges,
+        deadline=job.deadline,
         worst_db=checked.worst_db,
         unchecked=floor_bench is None,
         shortfall=checked.shortfall,

@@ -86,9 +86,28 @@ class SearchPolicy:
     # An output below this SQNR, in dB, is worth a note: its noise is 10 % of its amplitude. A
     # search without a contract aims at outputs that are not.
     noted_db: float = 20.0
-    # Seconds that a search may take by default, for each 100 MB of the float model or part of
-    # them. Not tuned: what people wait for.
+
+    # --- the time budget ---------------------------------------------------------------------
+    # Seconds that a model may take by default, for each 100 MB of it or part of them. Not tuned:
+    # what people wait for.
     budget_s: float = 180.0
+    # Seconds of them that are gone when a model is read: a command has to import onnxruntime first.
+    # Not tuned: `time quantmill info MODEL`.
+    start_s: float = 1.0
+    # Share of the time left that a stage before the search may take: rewriting, calibrating,
+    # collecting Gram matrices, running the float model on the samples that candidates are judged
+    # by. Not tuned: 40 % is left for the search.
+    stage_share: float = 0.2
+    # After this share of the budget it is late: calibrating is left out, and a search begins with
+    # what is sound for sure. Not tuned.
+    late: float = 0.4
+    # A candidate is not timed where there is no time for so many runs: two of each model, and then
+    # rounds of both. Not tuned.
+    runs_of_a_race: float = 8.0
+    # In how many times the time of a trial a step that is none ends: it runs samples through both
+    # models tensor by tensor. And the first trial of integers after one of weights that are only
+    # stored. Not tuned: two to six on models for images and text.
+    trials_of_a_step: float = 4.0
 
     # --- seconds of one timing ---------------------------------------------------------------
     # A candidate against float, and a MatMul in one way against float. Not tuned: long enough for

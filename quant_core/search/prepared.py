@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from quant_core.config import QuantConfig
 from quant_core.data.samples import Samples
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
@@ -26,12 +27,17 @@ from quant_core.search.policy import POLICY
 
 
 def prepare_optimized(
-    path: str | Path, config: QuantConfig, samples: Samples | None, costs: TimingCache
+    path: str | Path,
+    config: QuantConfig,
+    samples: Samples | None,
+    costs: TimingCache,
+    deadline: Deadline = NO_DEADLINE,
 ) -> Optimized:
     """The model of that file, prepared, pruned, and rewritten unless the config leaves it as it is.
 
-    samples  the first ones check that outputs stay the same; without any, nothing is timed
-    costs    what was timed before, and what will be
+    samples   the first ones check that outputs stay the same; without any, nothing is timed
+    costs     what was timed before, and what will be
+    deadline  of all work on the model; rewrites take a part of it
 
     A model of more than 2 GB is not rewritten: each attempt would take its memory again.
 
@@ -44,7 +50,8 @@ def prepare_optimized(
     if not rules or files.is_large(model):
         return Optimized(model, (), ())
     is_timed = config.optimize and bool(feeds) and is_for_host(target.name)
-    return optimize(model, feeds, _speedup(feeds[0], costs) if is_timed else None, rules)
+    speedup = _speedup(feeds[0], costs) if is_timed else None
+    return optimize(model, feeds, speedup, rules, deadline.of_stage(POLICY.stage_share))
 
 
 def prepare_as_planned(path: str | Path, plan: QuantPlan, samples: Samples | None) -> ir.Model:

@@ -24,6 +24,10 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
 5. Biases (`tune_biases`). The biases of what wins are corrected empirically, unless that breaks the
    contract.
 
+All end where there is no time for another trial that takes as long as the longest before it. A
+search that begins late begins with what only stores its weights in fewer bits, and one that has
+found nothing sound in time ends with that (`try_safest`).
+
 Between steps goes a `Race`, a value: what was tried, and the model that further candidates are made
 of. A variant whose model does not load is a failed trial; the search ends with an error only if all
 fail. `follow_plan` takes the place of all where a plan is given, or nothing can be judged.
@@ -122,13 +126,18 @@ def search(
 
     Raises: ModelError if no variant makes a model that runs.
     """
-    race = race_variants(Race(calibrated), plan, bench, contract, progress)
+    race = Race(calibrated)
+    if bench.deadline.is_past(POLICY.late):
+        race = try_safest(race, plan, bench, progress)
+    race = race_variants(race, plan, bench, contract, progress)
     if race.candidates:
-        if plan.config.mode == "auto" and not bench.is_out_of_time:
+        if plan.config.mode == "auto" and bench.has_time_after(race.candidates):
             race = try_single_matmuls(race, bench, progress)
         race = try_assignments(race, bench, contract, progress, whole_front=whole_front)
     if plan.config.mode == "auto":
         race = race_variants(race, plan, bench, contract, progress, last_resorts=True)
+    if not any(candidate.is_sound for candidate in race.candidates):
+        race = try_safest(race, plan, bench, progress)
     if not race.candidates:
         raise _last_error(race.trials)
     if contract is None:
@@ -173,7 +182,10 @@ def race_variants(
     for variant in VARIANTS if is_calibrated else uncalibrated:
         if variant.is_last_resort is not last_resorts:
             continue
-        if bench.is_out_of_time and race.candidates:
+        # Weights that are only stored are built faster than all else.
+        is_second = all(trial.variant is VARIANTS[-1] for trial in race.trials)
+        trials = POLICY.trials_of_a_step if is_second else 1.0
+        if race.candidates and not bench.has_time_after(race.candidates, trials):
             break
         variant_plan = _planned(variant, race, plan, bench)
         if not worth_trying(variant, variant_plan, race.trials, contract):
@@ -189,6 +201,20 @@ def race_variants(
         if variant.equalizes:
             race = _try_equalized(race, plan, bench, progress)
     return race
+
+
+def try_safest(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+    """The race with the last of the last resorts, if any way is allowed: it takes least to build,
+    and breaks an output least.
+    """
+    safest = VARIANTS[-1]
+    if plan.config.mode != "auto":
+        return race
+    safest_plan = safest.plan(race.calibrated.model, plan)
+    if was_tried(safest_plan, race.trials):
+        return race
+    progress(f"trying {safest.label}")
+    return _try_plan(race, safest_plan, safest.label, bench, safest)
 
 
 def try_single_matmuls(race: Race, bench: Bench, progress: Progress) -> Race:
@@ -217,7 +243,8 @@ def try_assignments(
     best = _best(race.candidates)
     is_open = contract is None and best.sqnr_db < POLICY.faithful_db
     is_open = is_open and any(n.weights and n.compute.is_integer for n in best.plan.nodes)
-    if bench.is_out_of_time or not (is_open or whole_front):
+    has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
+    if not has_time or not (is_open or whole_front):
         return race
     start = _fastest(race.candidates)
     trials = mixed_precision.try_assignments(
@@ -231,7 +258,8 @@ def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
     above the aim.
     """
     best = _best(race.candidates)
-    if bench.is_out_of_time or any(c.is_above(c.aim) for c in race.candidates):
+    has_time = bench.has_time_after(race.candidates)
+    if not has_time or any(c.is_above(c.aim) for c in race.candidates):
         return race
     promoted = mixed_precision.promote(race.calibrated, best, bench, best.aim, progress)
     competing = [t for t in promoted.trials if t.candidate is promoted.best]
@@ -258,7 +286,7 @@ def select_by_contract(
     least = max((c.gain for c in options), default=-math.inf) + POLICY.promotion_gain
     inaccurate = [c for c in candidates if c not in accurate and c.metric_failure is None]
     faster = [c for c in inaccurate if c.gain > least]
-    if faster:  # 2
+    if faster and bench.has_time_after(candidates):  # 2
         start = _of_most_worth(faster)
         promoted = mixed_precision.promote(race.calibrated, start, bench, contract, progress)
         options, race = [*options, promoted.best], race.traced(*promoted.trials)
@@ -272,7 +300,7 @@ def tune_biases(
 
     It stays as it is if there is nothing to gain, or if that would break the contract.
     """
-    if bench.is_out_of_time:
+    if not bench.has_time_after([best], POLICY.trials_of_a_step):
         return best, race
     progress("tuning biases")
     quantized = race.calibrated.tune_biases(best)
@@ -325,10 +353,12 @@ def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress
     """The race with its last candidate made of the equalized model, if that is more exact."""
     last = race.trials[-1]
     before = last.candidate
-    if before is None or before.sqnr_db >= POLICY.exact_db or bench.is_out_of_time:
+    if before is None or before.sqnr_db >= POLICY.exact_db:
+        return race
+    if not bench.has_time_after(race.candidates, POLICY.trials_of_a_step):
         return race
     progress("equalizing channels")
-    equalized = race.calibrated.equalized(plan)
+    equalized = race.calibrated.equalized(plan, bench.deadline)
     if equalized is None:
         return race
     label = f"{before.label}, equalized"

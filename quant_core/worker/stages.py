@@ -32,7 +32,9 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
 from quant_core.search.pipeline import (
     QuantJob,
+    deadline_of,
     first_plan,
+    has_time_to_calibrate,
     quantize_by_search,
     write_result,
 )
@@ -49,14 +51,16 @@ def prepare(
 ) -> Row:
     """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts.
 
-    The answer says too whether there are samples to measure ranges on: random ones may fit none.
+    The answer says too whether there are samples to measure ranges on, and time: random ones may
+    fit none.
 
     costs  file of timings, read and added to
     """
-    feeds = _open_if_any(model, samples)
     quant_config = QuantConfig.from_dict(config)
-    prepared = prepare_optimized(model, quant_config, feeds, TimingCache(costs))
-    measured = feeds is not None
+    deadline = deadline_of(model, quant_config)
+    feeds = _open_if_any(model, samples)
+    prepared = prepare_optimized(model, quant_config, feeds, TimingCache(costs), deadline)
+    measured = feeds is not None and has_time_to_calibrate(quant_config, deadline)
     plan = first_plan(prepared.model, quant_config, measured=measured, rewrites=prepared.applied)
     path = Path(folder, "prepared.onnx")
     write_model(prepared.model, path)
@@ -69,12 +73,25 @@ def prepare(
     }
 
 
-def calibrate(prepared: str, plan: str, samples: Row, shard: tuple[int, int], out: str) -> Row:
-    """Write the statistics of one shard of the samples to `out`."""
+def calibrate(
+    prepared: str,
+    plan: str,
+    samples: Row,
+    shard: tuple[int, int],
+    out: str,
+    spent_s: float = 0.0,
+) -> Row:
+    """Write the statistics of one shard of the samples to `out`.
+
+    spent_s  of the time budget by the stages before this one
+    """
     started = time.perf_counter()
+    made_plan = _plan(plan)
+    deadline = deadline_of(prepared, made_plan.config, spent_s).of_stage(POLICY.stage_share)
     feeds = _open(prepared, samples).shard(*shard)
-    observe(Path(prepared), _plan(plan), feeds).save(out)
-    return {"samples": len(feeds), "seconds": time.perf_counter() - started}
+    stats = observe(Path(prepared), made_plan, deadline.limit(feeds))
+    stats.save(out)
+    return {"samples": stats.samples, "seconds": time.perf_counter() - started}
 
 
 def quantize(
@@ -87,24 +104,29 @@ def quantize(
     evaluation: Row | None,
     output: str,
     costs: str | None = None,
+    spent_s: float = 0.0,
 ) -> Row:
     """Write the best model to `output`.
 
     samples     for calibration
     evaluation  samples that candidates are judged by; without them, those for calibration
     costs       file of timings, read and added to
+    spent_s     of the time budget by the stages before this one
     """
+    made_plan = _plan(plan)
+    deadline = deadline_of(model, made_plan.config, spent_s)
     feeds = _open_if_any(model, samples)
     checked_output = check_output(model, output)
     job = QuantJob(
         load_normalized(prepared),
         Path(model),
-        _plan(plan),
+        made_plan,
         Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
         feeds,
         _open(model, evaluation) if evaluation else feeds,
         Contract.from_dict(contract) if contract else None,
         TimingCache(costs),
+        deadline=deadline,
     )
     return write_result(quantize_by_search(job), checked_output).to_dict()
 
@@ -132,7 +154,7 @@ def validate(
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:
         rows = sensitivities([_measure_noise(prepared, quantized, feeds)])
-        answer["damage"] = [asdict(row) for row in rows]
+        answer["sensitivity"] = [asdict(row) for row in rows]
     return answer
 
 

@@ -74,4 +74,4 @@ def test_the_quantized_file_is_compared_node_by_node_with_what_it_was_made_of(mo
 
     found = quant_core.validate_model(model, output, quant_core.SampleSpec(count=2), detailed=True)
 
-    assert {row["node"] for row in found.damage} == {"c", "y"}
+    assert {row["node"] for row in found.sensitivity} == {"c", "y"}

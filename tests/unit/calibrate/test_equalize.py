@@ -145,7 +145,7 @@ def test_equalization_is_done_where_it_helps_and_its_plan_makes_the_same_bytes(
     assert checked.fidelity.per_output[0].sqnr_db > 25
     told = {row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in found.layers}
     assert {
-        row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in checked.damage
+        row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in checked.sensitivity
     } == told
 
 

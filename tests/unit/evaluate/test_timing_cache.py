@@ -14,7 +14,7 @@ from quant_core.api import quantize_model
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.timing import Timing
 from quant_core.evaluate.timing_cache import Cost, TimingCache, cpu_fingerprint
-from quant_core.search import candidate, matmul_costs, search
+from quant_core.search import candidate, matmul_costs, prepared, search
 from tests.models import sketch
 from tests.oracle.cases import weights
 
@@ -143,44 +143,57 @@ class Searched:
                 row |= {"float_ms": float_ms, "speedup": speedup}
         self.table.write_text("\n".join(map(json.dumps, table)))
 
+    def measured(self) -> set[object]:
+        return {row["what"] for row in rows(self.table)}
+
     def computes(self) -> dict[str, str]:
         return {n.node: n.compute for n in self.plan.nodes if n.weights}
 
 
+@pytest.fixture
+def searched(tmp_path, monkeypatch) -> Searched:
+    """A clock for which everything takes as long as float, so that only the table decides."""
+    for module in (candidate, matmul_costs, prepared):
+        monkeypatch.setattr(module, "measure", lambda *_, **__: timing(1.0, 1.0))
+    return Searched(tmp_path)
+
+
 def test_with_a_table_that_knows_all_nothing_is_timed_and_the_bytes_are_the_same(
-    tmp_path, monkeypatch
+    searched, monkeypatch
 ):
-    searched = Searched(tmp_path)
     first, table = searched.bytes, searched.table.read_bytes()
-    for module in (candidate, matmul_costs):
+    for module in (candidate, matmul_costs, prepared):
         monkeypatch.setattr(module, "measure", lambda *_, **__: refuse())
+
     searched.search()
+
     assert searched.bytes == first
     assert searched.table.read_bytes() == table
 
 
-def test_a_product_computes_in_the_way_that_costs_least_by_itself(tmp_path):
-    searched = Searched(tmp_path)
+def test_a_product_computes_in_the_way_that_costs_least_by_itself(searched):
     searched.set_costs("model", 4.0, 2.0)  # whole candidates are alike
     searched.set_costs("MatMul", 1.0, 2.0)
     searched.set_costs("MatMul", 1.0, 1.0, but="float")
     searched.set_costs("96x48", 1.0, 3.0, but="float")
+    before = searched.measured()
+
     searched.search()
+
     mixed = next(
         row["candidate"] for row in searched.trace if "by their own cost" in row["candidate"]
     )
     assert mixed.endswith("2 MatMuls by their own cost")
-    known = {row["what"] for row in rows(searched.table)}
-    searched.set_costs("model", 4.0, 2.0)
-    fresh = [row["what"] for row in rows(searched.table)][-1]
+    (fresh,) = searched.measured() - before
+
     searched.set_costs(fresh, 4.0, 3.0)
     searched.plan = searched.search()
-    assert known == {row["what"] for row in rows(searched.table)}
+
+    assert searched.measured() == before | {fresh}
     assert {n for n, compute in searched.computes().items() if compute == "float"} == {"a", "y"}
 
 
-def test_products_are_left_as_they_are_where_that_would_save_next_to_nothing(tmp_path):
-    searched = Searched(tmp_path)
+def test_products_are_left_as_they_are_where_that_would_save_next_to_nothing(searched):
     searched.set_costs("model", 1000.0, 2.0)
     searched.set_costs("MatMul", 1.0, 1.0)
     searched.set_costs("float", 1.0, 2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import input_specs, open_samples
 from quant_core.data.spec import SampleSpec
+from quant_core.deadline import Deadline
 from quant_core.errors import ModelError
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.layer_report import layer_reports
@@ -408,10 +410,10 @@ def test_fidelity_that_is_unknown_is_not_spent(output, is_worth_it):
 
 @pytest.mark.parametrize("contract", [None, Contract("sqnr", min=90.0)])
 def test_no_step_begins_after_the_time_is_over(monkeypatch, judged, contract):
-    """A clock that each judgement moves by ten seconds: what remains is to return the best."""
+    """Each judgement moves the clock by ten seconds: what remains is to find one that is sound."""
     problem = Problem(loud(), mode="auto")
     now = 0.0
-    monkeypatch.setattr("quant_core.search.candidate.time.monotonic", lambda: now)
+    monkeypatch.setattr("quant_core.deadline.time.monotonic", lambda: now)
     for method in ("judge", "judge_fidelity"):
         judge = getattr(Bench, method)
 
@@ -422,11 +424,21 @@ def test_no_step_begins_after_the_time_is_over(monkeypatch, judged, contract):
 
         monkeypatch.setattr(Bench, method, slow)
 
-    found = search(problem.calibrated, problem.plan, replace(problem.bench, ends_at=5.0), contract)
+    bench = replace(problem.bench, deadline=Deadline(0.0, 5.0))
+    found = search(problem.calibrated, problem.plan, bench, contract)
 
-    # a contract asks once whether it can be met at all: for each way of promoting nodes
-    assert len(judged) <= (1 if contract is None else 1 + len(PROMOTIONS))
-    assert found.best.fidelity is not None
+    assert judged == ["static", "weight-only"]
+    assert found.best.is_sound
+
+
+def test_a_search_that_begins_late_begins_with_weights_that_are_only_stored(judged):
+    problem = Problem(loud(), mode="auto")
+    began_at = time.monotonic() - 1000
+
+    bench = replace(problem.bench, deadline=Deadline(began_at, began_at + 1500))
+    search(problem.calibrated, problem.plan, bench)
+
+    assert judged[:2] == ["weight-only", "static"]
 
 
 def test_the_whole_front_has_assignments_between_integers_and_float():
