@@ -1,23 +1,29 @@
-"""The report rows of one model: from what was requested and what its stages answered."""
+"""The report rows of a run and of each model: from what was requested and what stages answered."""
 
 from __future__ import annotations
 
 import json
+import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from flows.batch.model_run import Answer, Failure, ModelRun
-from flows.entries import ModelEntry
+from flows.console.result import BatchResult
+from flows.entries import ModelEntry, RunEntry
 from flows.manifest.jobs import Job
 from quant_core.config import Contract
 from quant_core.errors import QuantError
 from quant_core.evaluate.contract import Verdict, judge_speed_and_size
 from quant_core.metrics import Fidelity, default_metric, find_metric
-from quant_core.text import plain
+from quant_core.plan.targets import cpu_name, host_target_name
+from quant_core.text import plain, printable
 from quant_core.worker.host import versions
-from tasks.rows import LayerRow, ModelRow, Outcome, TimingRow
+from tasks.rows import SCHEMA_VERSION, LayerRow, ModelRow, Outcome, RunRow, TimingRow
 
 Columns = dict[str, Any]
 
@@ -72,6 +78,38 @@ def skipped_entry(job: Job, run_id: str, made: ModelEntry) -> ModelEntry:
     )
     return replace(
         made, run_id=run_id, name=job.name, row=row, job=job.to_dict(), layers=(), timings=()
+    )
+
+
+def run_row(
+    run: RunEntry, result: BatchResult, finished_at: datetime, workers: int, folder: Path
+) -> RunRow:
+    """The row of a run that is finished.
+
+    folder  of the journal
+    """
+    started_at, counts, made_with = run.started_at, result.counts, versions()
+    return RunRow(
+        run_id=run.run_id,
+        started_at=started_at,
+        finished_at=finished_at,
+        seconds=(finished_at - started_at).total_seconds(),
+        models=len(result.rows),
+        done=counts["done"],
+        skipped=counts["skipped"],
+        failed=counts["failed"],
+        not_met=counts["not_met"],
+        folder=str(folder),
+        workers=workers,
+        host=platform.node(),
+        target=host_target_name(),
+        python=platform.python_version(),
+        quantmill=made_with["quantmill"],
+        onnx=made_with["onnx"],
+        onnxruntime=made_with["onnxruntime"],
+        cpu=cpu_name(),
+        command=printable(shlex.join(sys.orig_argv)),
+        schema_version=SCHEMA_VERSION,
     )
 
 

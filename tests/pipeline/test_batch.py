@@ -76,16 +76,16 @@ def test_bad_samples_fail_their_model_alone(mill, run, tmp_path):
 
 
 def test_an_answer_that_fits_no_column_of_a_report_fails_its_model_alone(mill, run, monkeypatch):
-    from flows.batch import flow  # imports Prefect, which reads PREFECT_API_URL then
+    from flows.batch import batch  # imports Prefect, which reads PREFECT_API_URL then
 
-    entry_of = flow.model_entry
+    entry_of = batch.model_entry
 
     def model_entry(model, run_id):
         if model.job.name == "odd":
             raise TypeError("ModelRow.size_bytes is 'large', which is not int or NoneType")
         return entry_of(model, run_id)
 
-    monkeypatch.setattr(flow, "model_entry", model_entry)
+    monkeypatch.setattr(batch, "model_entry", model_entry)
 
     rows = by_name(run(mill("good", "odd")))
 

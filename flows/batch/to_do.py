@@ -1,0 +1,105 @@
+"""What the models of a batch are made of, by digest, and what keeps one from being made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+
+from flows.batch.digests import job_digest, url_contents
+from flows.batch.flow_run import read_ahead
+from flows.batch.model_run import Failure
+from flows.manifest.files import unreadable_file
+from flows.manifest.jobs import Job, Manifest
+from flows.manifest.outputs import Owner, claim
+from quant_core.errors import QuantError, RequestError
+from quant_core.model.locations import model_files
+from tasks.cache import Content, forget_files, the_cache
+from tasks.stores import Url
+
+READERS = 4  # threads that hash models before the first stage
+
+
+def owner_of(manifest: Manifest) -> Owner:
+    """Whom the outputs of a manifest belong to."""
+    folder = os.path.realpath(manifest.folder)
+    return Owner(folder, os.path.realpath(manifest.file) if manifest.file else None)
+
+
+def job_digests(
+    jobs: Sequence[Job],
+    known: Collection[str],
+    owner: Owner,
+    contents: dict[str, Content],
+    *,
+    force: bool,
+) -> Iterator[tuple[Job, str | Failure]]:
+    """Each job with its digest, or with the stage at which it cannot be made, and why.
+
+    known     outputs that were made before; those in stores are looked at too
+    owner     claims the outputs
+    contents  gets what the URLs hold that the jobs read
+    force     outputs of other batches are claimed too
+    """
+    forget_files()
+    files = [job.input for job in jobs]
+    files += [job.output for job in jobs if str(job.output) in known]
+    if in_stores := [file for file in files if isinstance(file, Url)]:
+        the_cache().look_at(in_stores)  # at once, and not one after another below
+    digest_or_failure = partial(_digest_or_failure, owner=owner, force=force, contents=contents)
+    return read_ahead(digest_or_failure, jobs, READERS)
+
+
+def in_portions(
+    to_do: Iterable[tuple[Job, str]], room_bytes: int, contents: Mapping[str, Content]
+) -> Iterator[list[tuple[Job, str]]]:
+    """The jobs in portions, each of which reads from stores about as much as there is room for.
+
+    While one portion is made the next one is read, and nothing has to be fetched twice.
+    """
+    portion, held = [], 0
+    for job, digest in to_do:
+        portion.append((job, digest))
+        if isinstance(job.input, Url):
+            held += input_bytes(job, contents)
+        if held and held > room_bytes:
+            yield portion
+            portion, held = [], 0
+    yield portion
+
+
+def input_bytes(job: Job, contents: Mapping[str, Content]) -> int:
+    """The size of the job's model with its external data. Raises: OSError."""
+    if isinstance(job.input, Url):
+        return sum(size for size, _ in contents[str(job.input)].files.values())
+    return sum(path.stat().st_size for path in model_files(job.input))
+
+
+def unwritable(job: Job, error: OSError) -> RequestError:
+    """The error for an output that this problem keeps from being written."""
+    reason = (error.strerror or str(error)).lower()
+    hint = "Is there space, and may you write there?"
+    return RequestError(f"cannot be written: {reason}", str(job.output), hint)
+
+
+def _digest_or_failure(
+    job: Job, owner: Owner, force: bool, contents: dict[str, Content]
+) -> str | Failure:
+    """The digest of a job that may be made; else the stage at which it cannot be, and why.
+
+    contents  gets what the URLs hold that the job reads
+    """
+    if unreadable := unreadable_file(job):
+        return "read", unreadable
+    try:
+        digest = job_digest(job)
+        contents |= url_contents(job)
+    except QuantError as problem:
+        return "read", problem
+    try:
+        claim(job.output, owner, take_over=force)
+    except QuantError as problem:
+        return "publish", problem
+    except OSError as error:
+        return "publish", unwritable(job, error)
+    return digest
