@@ -20,7 +20,7 @@ from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
 from quant_core.deadline import NO_DEADLINE
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
-from quant_core.evaluate.custom_metric import code_allowed
+from quant_core.evaluate.custom_metric import code_allowed, own_metric
 from quant_core.evaluate.fidelity import StoredOutputs, compare, run_each
 from quant_core.evaluate.kernels import Kernel, profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
@@ -38,20 +38,13 @@ from quant_core.optimize.applied import REWRITES, from_text, to_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.search.checks import check_output, check_plan, check_same_interface
+from quant_core.search.first_plan import first_plan
+from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
 from quant_core.search.notes import joined
-from quant_core.search.pipeline import (
-    QuantJob,
-    QuantResult,
-    deadline_of,
-    first_plan,
-    has_time_to_calibrate,
-    own_metric,
-    quantize_by_plan,
-    quantize_by_search,
-    write_result,
-)
+from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_as_planned, prepare_optimized, prepare_samples
+from quant_core.search.result import QuantResult, write_result
 
 __all__ = [
     "Compared",

@@ -30,16 +30,12 @@ from quant_core.model.share import share_weights
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
-from quant_core.search.pipeline import (
-    QuantJob,
-    deadline_of,
-    first_plan,
-    has_time_to_calibrate,
-    quantize_by_search,
-    write_result,
-)
+from quant_core.search.first_plan import first_plan
+from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
+from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_optimized
+from quant_core.search.result import write_result
 from quant_core.worker.child_main import serve
 from quant_core.worker.memory import peak_bytes, reset_peak
 

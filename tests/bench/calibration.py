@@ -34,7 +34,7 @@ from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
-from quant_core.search.pipeline import first_plan
+from quant_core.search.first_plan import first_plan
 
 Feed = dict[str, np.ndarray]
 

@@ -14,7 +14,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model.graph import MICROSOFT
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute
-from quant_core.search.pipeline import first_plan
+from quant_core.search.first_plan import first_plan
 from quant_core.search.prepared import prepare_optimized
 from tests.models import sketch
 from tests.oracle.cases import weights

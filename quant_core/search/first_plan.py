@@ -1,0 +1,67 @@
+"""The plan that calibration covers and a search starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from quant_core.config import QuantConfig
+from quant_core.errors import ModelError, RequestError
+from quant_core.model import graph
+from quant_core.model.prepare import OPSET_INT4, raise_opset
+from quant_core.optimize.applied import Applied
+from quant_core.plan.make import make_plan
+from quant_core.plan.operators import RULES
+from quant_core.plan.targets import find_target
+from quant_core.plan.types import Compute, NodeChoice, QuantPlan
+from quant_core.search.job import QuantJob
+from quant_core.search.mixed_precision import IN_INT8, with_choice
+
+
+def first_plan(
+    model: ir.Model, config: QuantConfig, *, measured: bool, rewrites: Sequence[Applied] = ()
+) -> QuantPlan:
+    """The plan that calibration covers: in mode auto all that may become static in a variant.
+
+    measured  whether there are samples to measure ranges on
+    rewrites  how the model was rewritten after it was prepared
+
+    Raises: RequestError if static is requested without samples; as `make_plan`.
+    """
+    if config.mode == "static" and not measured:
+        raise RequestError(
+            "is static, which needs calibration",
+            "mode",
+            "Give data, or mode dynamic or weight_only",
+        )
+    target = find_target(config.target)
+    plan = make_plan(model, config, target, rewrites=rewrites)
+    if config.mode != "auto" or measured:
+        return plan
+    choices = {}
+    for node in plan.nodes:
+        if node.weights:
+            can_be_dynamic = RULES[node.op_type].dynamic and Compute.DYNAMIC in target.times
+            choices[node.node] = NodeChoice(Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT)
+    return make_plan(model, config, target, choices, rewrites=rewrites)
+
+
+def storable_plan(job: QuantJob) -> tuple[QuantPlan, str]:
+    """The plan that the model can hold, and why 4 bits become 8 in it or later in the search.
+
+    Whether a model of an older opset can hold 4 bits is known only by converting it: ONNX's
+    converter has no dry run. No weight is copied for that.
+
+    Raises: ModelError if the model cannot hold 4 bits and no contract allows others.
+    """
+    four = job.plan.in_four_bits
+    if four and graph.opset(job.model) < OPSET_INT4:
+        try:
+            raise_opset(job.model, OPSET_INT4)
+        except ModelError as error:
+            if job.contract is None:
+                hint = f"{error.hint}, or ask for 8 bits, or a contract"
+                raise ModelError(error.problem, four[0], hint) from error
+            return with_choice(job.model, job.plan, four, IN_INT8), error.problem
+    return job.plan, "4 bits break the contract"

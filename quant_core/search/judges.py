@@ -1,0 +1,153 @@
+"""Which samples weights are fitted to, and which judge candidates and the finished file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from quant_core.data.samples import Samples, input_specs, open_samples, spread
+from quant_core.data.spec import SampleSpec
+from quant_core.errors import DataError, ModelError
+from quant_core.evaluate.custom_metric import own_metric
+from quant_core.evaluate.fidelity import run_each
+from quant_core.model import files
+from quant_core.model.session import open_session
+from quant_core.plan.types import QuantPlan
+from quant_core.search.calibrated import uses_gptq
+from quant_core.search.candidate import Bench, Reference
+from quant_core.search.job import QuantJob
+from quant_core.search.policy import POLICY
+from quant_core.search.prepared import is_for_host
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judging:
+    """Which samples weights are fitted to, and which candidates are judged by.
+
+    is_held_out  whether the judges were split off the calibration samples; what they choose is then
+                 fitted to all of those
+    drawn        random ones where no sample is given: ways are timed on them, and the file checked
+    note         what makes the judgement doubtful, "" if nothing
+    """
+
+    fitted: Samples | None
+    judges: Samples | None
+    is_held_out: bool = False
+    drawn: Samples | None = None
+    note: str = ""
+
+
+def choose_judges(job: QuantJob) -> Judging:
+    """All calibration samples to fit to, and the evaluation samples to judge by.
+
+    Where no labels and no contract need all of them, a few tell candidates apart.
+
+    Raises: DataError if there is a contract and nothing to judge by.
+    """
+    if job.contract is not None and job.evaluation is None:
+        raise DataError(
+            "a contract needs samples to judge by",
+            str(job.original),
+            "Give evaluation or calibration data",
+        )
+    judges, note = job.evaluation, ""
+    judged_by_calibration = _judges_by_calibration_samples(job)
+    if judged_by_calibration:
+        note = "the contract was judged by the samples that ranges were measured on"
+    few_are_enough = job.contract is None or judged_by_calibration
+    if judges is not None and judges.labels is None and few_are_enough:
+        judges = judges.subsample(_enough_samples(job))
+    drawn = _drawn_samples(job) if judges is None and job.samples is None else None
+    return Judging(job.samples, judges, drawn=drawn, note=note)
+
+
+def hold_out_judges(job: QuantJob) -> Judging:
+    """Some calibration samples to judge by, the others to fit to."""
+    assert job.samples is not None
+    fitted, judges = job.samples.split_holdout(POLICY.holdout)
+    if judges.labels is None:
+        judges = judges.subsample(_enough_samples(job))
+    note = f"the contract was judged by {len(judges)} samples held out of calibration"
+    return Judging(fitted, judges, is_held_out=True, note=note)
+
+
+def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
+    """Whether 4-bit weights are fitted to the samples that would judge, and there are enough."""
+    if not plan.in_four_bits or not uses_gptq(plan) or not _judges_by_calibration_samples(job):
+        return False
+    return job.samples is not None and len(job.samples) >= 2 * POLICY.holdout
+
+
+def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
+    """What judges candidates: on the judges, or on drawn samples where models can be built many
+    times; None without either.
+    """
+    samples = judging.judges
+    if samples is None and not files.is_large(job.model):
+        samples = judging.drawn
+    if samples is None:
+        return None
+    is_labelled = samples.labels is not None
+    ends = job.deadline.of_stage(POLICY.stage_share)
+    reference = Reference.run(job.original, samples, ends)
+    return Bench(
+        reference,
+        job.float_size_bytes,
+        own_metric(job.contract.metric if job.contract is not None else None),
+        costs=job.costs,
+        is_host=is_for_host(plan.target),
+        deadline=job.deadline,
+        judged_outputs=None if is_labelled or job.contract is not None else reference.steady,
+    )
+
+
+def floor_bench(
+    job: QuantJob, plan: QuantPlan, judging: Judging, bench: Bench | None
+) -> Bench | None:
+    """What checks the finished file, on given samples or on drawn ones; None if none fit.
+
+    It is the bench of the search where labels and contracts do not make that one judge otherwise.
+    """
+    if bench is not None and bench.judged_outputs is not None:
+        return bench
+    if bench is not None:
+        few = spread(POLICY.floor_samples, len(bench.samples))
+        reference = bench.reference.pick(few)
+        reference = replace(reference, samples=replace(reference.samples, labels=None))
+    else:
+        samples = judging.judges or job.samples or judging.drawn
+        if samples is None:
+            return None
+        few_samples = replace(samples.subsample(POLICY.floor_samples), labels=None)
+        reference = Reference.run(job.original, few_samples, job.deadline)
+    return Bench(
+        reference,
+        job.float_size_bytes,
+        costs=job.costs,
+        is_host=is_for_host(plan.target),
+        deadline=job.deadline,
+        judged_outputs=reference.steady,
+    )
+
+
+def _enough_samples(job: QuantJob) -> int:
+    """How many samples without labels candidates are judged by."""
+    return POLICY.judging_samples if job.contract is None else POLICY.contract_samples
+
+
+def _judges_by_calibration_samples(job: QuantJob) -> bool:
+    """Whether a contract is to be judged by the samples that ranges were measured on."""
+    if job.contract is None or job.samples is None or job.evaluation is None:
+        return False
+    return job.evaluation.same_feeds(job.samples)
+
+
+def _drawn_samples(job: QuantJob) -> Samples | None:
+    """A few random samples that the original runs on; None if none fit."""
+    drawn = SampleSpec(count=POLICY.drawn_samples)
+    try:
+        samples = open_samples(drawn, input_specs(job.original), job.original)
+        for _ in run_each(open_session(job.original), samples):
+            pass
+    except (DataError, ModelError):
+        return None
+    return samples

@@ -1,0 +1,145 @@
+"""What was made of a model: from a candidate to the file, and a report on each of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from quant_core.calibrate.observe import Statistics
+from quant_core.data.samples import Samples
+from quant_core.deadline import Deadline
+from quant_core.evaluate.contract import Verdict
+from quant_core.evaluate.layer_report import layer_reports
+from quant_core.evaluate.node_noise import measure_sensitivity
+from quant_core.evaluate.sensitivity import Sensitivity
+from quant_core.model import files
+from quant_core.model.write import write_copy, write_model
+from quant_core.optimize.applied import REWRITES, to_text
+from quant_core.plan.types import QuantPlan
+from quant_core.search.candidate import Candidate
+from quant_core.search.front import on_front
+from quant_core.search.policy import POLICY
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """The model that is to be written, the float model that it was made of, and why it is as it is.
+
+    original   the file of the float model
+    judges     the samples that it was judged by
+    deadline   when its sensitivities should be known
+    worst_db   SQNR of its worst output in dB, None if that was not checked
+    unchecked  whether no sample could be drawn to check it with
+    shortfall  which outputs are below the floor, "" if none is
+    """
+
+    best: Candidate
+    float_model: ir.Model
+    original: Path
+    float_size_bytes: int
+    judges: Samples | None
+    deadline: Deadline
+    worst_db: float | None
+    unchecked: bool
+    shortfall: str
+    verdict: Verdict
+    reason: str
+    note: str
+    trace: list[dict[str, Any]]
+    stats: Statistics | None
+
+    def sensitivities(self) -> list[Sensitivity]:
+        """What each node costs, measured on a few of the judges; empty without any, and without
+        the time for it.
+        """
+        takes_s = POLICY.trials_of_a_step * self.best.seconds
+        if self.judges is None or not self.deadline.allows(takes_s):
+            return []
+        few = self.judges.subsample(POLICY.sensitivity_samples)
+        return measure_sensitivity(self.float_model, self.best.model, few)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantResult:
+    """What was written, and why it is as it is. Sizes are in bytes.
+
+    floor_db   least SQNR of each output that the file was held to
+    worst_db   SQNR of its worst output in dB, None if that was not checked
+    unchecked  whether no sample could be drawn to check it with
+    shortfall  which outputs are below the floor, and then the verdict is not_met; "" if none is
+    layers     one row for each node
+    trace      one row for each trial of the search
+    front      those rows of the trace that no other beats in speed, SQNR and size, fastest first
+    chosen     which trial was written
+    note       what makes the result doubtful, "" if nothing
+    """
+
+    output: str
+    size_bytes: int
+    float_size_bytes: int
+    target: str
+    saturation_safe: bool
+    floor_db: float
+    worst_db: float | None
+    unchecked: bool
+    shortfall: str
+    verdict: str
+    reason: str
+    note: str
+    plan: QuantPlan
+    layers: list[dict[str, Any]]
+    trace: list[dict[str, Any]]
+    front: list[dict[str, Any]]
+    chosen: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return own | {
+            "plan": self.plan.to_dict(),
+            "size_ratio": self.size_bytes / self.float_size_bytes,
+        }
+
+
+def write_result(
+    made: Made, output: Path, sensitivities: Iterable[Sensitivity] = ()
+) -> QuantResult:
+    """Writes the model to `output` at once or not at all, and reports on each node.
+
+    Where nothing is stored in fewer bits and the file would grow, it is the original.
+    """
+    plan, model = made.best.plan, made.best.model
+    layers = layer_reports(plan, made.best.quantized, sensitivities, made.stats)
+    is_safe = all(row.saturation_safe for row in layers)
+    # Nothing of how it was found: a plan that is replayed makes the same bytes.
+    properties = {"target": plan.target, "saturation_safe": str(is_safe).lower()}
+    model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
+    if plan.rewrites:
+        model.metadata_props[REWRITES] = to_text(plan.rewrites)
+    if not plan.stores_less and files.size_in_file(model) > made.float_size_bytes:
+        size_bytes = write_copy(made.original, output)
+    else:
+        size_bytes = write_model(model, output)
+    return QuantResult(
+        output=str(output),
+        size_bytes=size_bytes,
+        float_size_bytes=made.float_size_bytes,
+        target=plan.target,
+        saturation_safe=is_safe,
+        floor_db=float(plan.config.floor.min or 0.0),
+        worst_db=made.worst_db,
+        unchecked=made.unchecked,
+        shortfall=made.shortfall,
+        verdict=made.verdict,
+        reason=made.reason,
+        note=made.note,
+        plan=plan,
+        layers=[asdict(row) for row in layers],
+        trace=made.trace,
+        front=sorted(on_front(made.trace), key=lambda trial: -trial["speedup"]),
+        chosen=made.best.label,
+    )
