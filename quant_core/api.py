@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from quant_core.deadline import NO_DEADLINE
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
-from quant_core.evaluate.fidelity import StoredOutputs, compare, run_each
+from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_each
 from quant_core.evaluate.kernels import Kernel, profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
@@ -362,6 +363,7 @@ def validate_model(
     detailed: bool = False,
     allow_code: str | Path | None = None,
     provider: str = "cpu",
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Validation:
     """How near a quantized model comes to its float original, whoever made it.
 
@@ -371,6 +373,7 @@ def validate_model(
     allow_code  the folder from which a metric "module:function" is imported; None: none runs
     provider    execution provider of onnxruntime that runs both models, such as cuda; the CPU where
                 that one does not work, and the note of the fidelity says so
+    progress    is called with what is being done, about once a second
 
     Raises: QuantError.
     """
@@ -383,9 +386,10 @@ def validate_model(
     names = [output.name for output in first.get_outputs()]
 
     def fidelity_by(metric: str | None) -> Fidelity:
-        outputs = run_each(first, feeds), run_each(second, feeds)
+        expected, found = run_each(first, feeds), run_each(second, feeds)
         with code_allowed(allow_code):
-            return compare(*outputs, names, feeds.labels, metric)
+            counted = _counted(found, len(feeds), progress)
+            return compare(expected, counted, names, feeds.labels, metric)
 
     try:
         fidelity = fidelity_by(own)
@@ -401,6 +405,7 @@ def validate_model(
     sensitivities = []
     made = files.load(quantized)
     if detailed:
+        progress("measuring what each node costs")
         few = feeds.subsample(POLICY.sensitivity_samples)
         rewrites = from_text(made.metadata_props.get(REWRITES, ""))
         prepared = follow(prepare(original, prepare_samples(feeds)), rewrites)
@@ -520,6 +525,19 @@ def _time_left(job: QuantJob) -> str:
     """How long that job may still take; "" once its time is over, and if it takes what it needs."""
     seconds = job.deadline.seconds_left
     return f" (at most {seconds:.0f} s are left)" if 0 < seconds < math.inf else ""
+
+
+def _counted(
+    outputs: Iterable[Outputs], total: int, progress: Callable[[str], None]
+) -> Iterator[Outputs]:
+    """The same outputs; about once a second `progress` says how long the others will take."""
+    start = last = time.monotonic()
+    for done, output in enumerate(outputs, 1):
+        now = time.monotonic()
+        if now - last >= 1.0:
+            last, left = now, (now - start) / done * (total - done)
+            progress(f"compared {done} of {total} samples ({left:.0f} s left)")
+        yield output
 
 
 def _spec(samples: SampleSource | SampleSpec) -> SampleSpec:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from deployments.dashboard.with_duckdb import ask, connect, rows
+from flows.console.formats import format_size
 
 REFRESH_S = 10
 TITLES = {
@@ -20,8 +22,35 @@ TITLES = {
     "less_right": "What got less right since last week",
     "never_met": "What never met its contract",
 }
-NEWEST = """select model, output, outcome, verdict, reason, size_bytes, size_ratio, metric,
-    accuracy_float, accuracy, speedup, busy, started_at from models
+SIZE, SPEEDUP, ACCURACY, MOMENT = "bytes", "%.2fx", "%.4g", "YYYY-MM-DD HH:mm"
+COLUMNS = {  # of a table -> its heading, in the words of report.html, and how its values are shown
+    "model": st.column_config.TextColumn("model", pinned=True),
+    "output": st.column_config.TextColumn("file"),
+    "outcome": st.column_config.TextColumn("outcome"),
+    "verdict": st.column_config.TextColumn("verdict"),
+    "reason": st.column_config.TextColumn("why", width="large"),
+    "stage": st.column_config.TextColumn("failed in"),
+    "error": st.column_config.TextColumn("error", width="large"),
+    "hint": st.column_config.TextColumn("hint", width="large"),
+    "failed_since": st.column_config.DatetimeColumn("failed since", format=MOMENT),
+    "runs": st.column_config.NumberColumn("runs"),
+    "float_size_bytes": st.column_config.NumberColumn("float size", format=SIZE),
+    "size_bytes": st.column_config.NumberColumn("size", format=SIZE),
+    "smaller": st.column_config.NumberColumn("smaller", format=SPEEDUP),
+    "metric": st.column_config.TextColumn("metric"),
+    "accuracy_float": st.column_config.NumberColumn("float's accuracy", format=ACCURACY),
+    "accuracy": st.column_config.NumberColumn("accuracy", format=ACCURACY),
+    "accuracy_before": st.column_config.NumberColumn("accuracy before", format=ACCURACY),
+    "accuracy_now": st.column_config.NumberColumn("accuracy now", format=ACCURACY),
+    "speedup": st.column_config.NumberColumn("speed-up", format=SPEEDUP),
+    "speedup_before": st.column_config.NumberColumn("speed-up before", format=SPEEDUP),
+    "speedup_now": st.column_config.NumberColumn("speed-up now", format=SPEEDUP),
+    "busy": st.column_config.CheckboxColumn("busy host"),
+    "started_at": st.column_config.DatetimeColumn("run", format=MOMENT),
+}
+NEWEST = """select model, outcome, verdict, float_size_bytes, size_bytes,
+    float_size_bytes / size_bytes as smaller, metric, accuracy_float, accuracy, speedup, busy,
+    reason, started_at, output from models
     qualify row_number() over (partition by output order by started_at desc) = 1 order by output"""
 HISTORY = """select started_at, speedup, accuracy from models
     where output = ? and outcome <> 'failed' order by started_at"""
@@ -44,14 +73,14 @@ def show(reports: Path) -> None:
     (saved,) = answers["saved"]
     columns = st.columns(5)
     columns[0].metric("models", saved["models"])
-    columns[1].metric("saved", f"{(saved['saved_bytes'] or 0) / 1e6:.1f} MB")
+    columns[1].metric("saved", format_size(saved["saved_bytes"] or 0))
     columns[2].metric("failed", len(answers["failed"]))
     columns[3].metric("slower or less right", len(answers["slower"] + answers["less_right"]))
     columns[4].metric("never met", len(answers["never_met"]))
     for question, title in TITLES.items():
         if answers[question]:
             st.subheader(title)
-            st.dataframe(answers[question], hide_index=True)
+            show_table(answers[question])
     show_models(reports)
 
 
@@ -70,12 +99,20 @@ def show_models(reports: Path) -> None:
     with connect(reports) as connection:
         models = rows(connection, NEWEST)
         st.subheader("Models")
-        st.dataframe(models, hide_index=True)
+        show_table(models)
         output = st.selectbox("Over the runs", [row["output"] for row in models])
         history = rows(connection, HISTORY, [output])
+    if len(history) < 2:
+        st.caption("After a second run its trend is drawn here.")
+        return
     left, right = st.columns(2)
-    left.line_chart(history, x="started_at", y="speedup")
-    right.line_chart(history, x="started_at", y="accuracy")
+    left.line_chart(history, x="started_at", y="speedup", x_label="run", y_label="speed-up")
+    right.line_chart(history, x="started_at", y="accuracy", x_label="run", y_label="accuracy")
+
+
+def show_table(found: list[dict[str, Any]]) -> None:
+    """Rows under the headings of COLUMNS."""
+    st.dataframe(found, hide_index=True, column_config=COLUMNS)
 
 
 main()

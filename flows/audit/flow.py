@@ -64,7 +64,7 @@ from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
-from quant_core.text import plain, printable  # noqa: E402
+from quant_core.text import plain  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
 from tasks.cache import Content, files_digest, forget_files  # noqa: E402
@@ -176,7 +176,7 @@ class Audit:
 
     def _calls(self) -> Iterator[tuple[str, Callable[[], Judged]]]:
         for one in self.standing:
-            yield printable(one.job.name), partial(self._judge, one)
+            yield one.job.label, partial(self._judge, one)
 
     def _judge(self, one: Standing) -> Judged:
         """Whether the model is there, unchanged, still comparable, and as accurate as it was."""
@@ -189,7 +189,7 @@ class Audit:
                 return Judged(replace(row, outcome=AuditOutcome.STALE, reason=reason))
             self.workers.contents |= _contents(one)
             self.notify(StageBegan(one.job.name, "validate"))
-            name, values = printable(one.job.name), one.job.to_dict()
+            name, values = one.job.label, one.job.to_dict()
             found = tasks.validate(name, self.workers, values, one.job.output)["result"]
         except QuantError as problem:
             return Judged(_failed(row, "validate", problem))
@@ -248,7 +248,7 @@ class Audit:
         """The row with the speed-up that one benchmark of so many seconds measures."""
         assert one.timing is not None
         job, threads = one.job, one.timing.threads or 1
-        name, values = printable(job.name), job.to_dict()
+        name, values = job.label, job.to_dict()
 
         def on_wait(patience_s: float) -> None:
             self.notify(Waiting(job.name, patience_s))

@@ -47,15 +47,13 @@ from flows.batch.flow_run import Caller, run_side_by_side, shown_in_prefect
 from flows.batch.model_run import ModelRun, share
 from flows.batch.rebuild import heal
 from flows.batch.rows import failed_entry, model_entry, run_row, skipped_entry
-from flows.batch.run_summary import PAGE
 from flows.batch.to_do import in_portions, input_bytes, job_digests, owner_of, unwritable
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started
-from flows.console.result import BatchResult
+from flows.console.result import PAGE, BatchResult
 from flows.entries import EndEntry, ModelEntry, RunEntry
 from flows.journal import Journal, Stages
 from flows.manifest.jobs import Job
 from quant_core.errors import QuantError, RequestError
-from quant_core.text import printable
 from tasks.cache import the_cache
 from tasks.report import report
 from tasks.rows import Outcome, Row
@@ -193,7 +191,7 @@ class Batch:
             with contextlib.suppress(OSError):
                 if self.journal.was_changed(job.output, digest):
                     model.note = "made again: its files were not what the batch had written"
-            yield printable(job.name), partial(self._make, model, shards)
+            yield job.label, partial(self._make, model, shards)
 
     def _stages(self, digest: str, force: bool) -> Stages:
         """The answers that a model goes on from; with `force`, only those of this very run."""

@@ -13,7 +13,6 @@ from flows.journal import Stages
 from flows.manifest.jobs import Benchmark, Job
 from quant_core.data.spec import RANDOM
 from quant_core.errors import QuantError
-from quant_core.text import printable
 from tasks import stages as tasks
 from tasks.cache import files_digest
 from tasks.stores import Location, Url
@@ -58,7 +57,7 @@ class ModelRun:
 
         shards  how many workers share the samples
         """
-        name, folder, values = printable(self.job.name), self.stages.files, self.job.to_dict()
+        name, folder, values = self.job.label, self.stages.files, self.job.to_dict()
         output = self._made
         shares = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
         # Given the prepared model, validate measures sensitivity too. More workers share that.
@@ -109,7 +108,7 @@ class ModelRun:
         """Time what was published, if there is a sample to time it on."""
         if not self._can_be_run():
             return
-        job, name = self.job, printable(self.job.name)
+        job, name = self.job, self.job.label
         is_local = isinstance(job.output, Path) and isinstance(self.stages.files, Path)
         quantized = job.output if is_local else self._made
 
@@ -184,7 +183,7 @@ def share(models: Sequence[ModelRun]) -> None:
     first = models[0]
     made = [model.stages.folder / "out" / model.job.output.name for model in models]
     folder = first.stages.folder / "shared"
-    name, values = printable(first.job.name), first.job.to_dict()
+    name, values = first.job.label, first.job.to_dict()
     try:
         answer = tasks.share(name, first.workers, values, made, folder)
         if not answer["result"]["bytes"]:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Lines = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, object]]]
 
 NAMES = {"batch": "summary.json", "audit": "audit-summary.json"}
-PAGE = "report.html"  # beside the summary of a batch
 RUNNING = "Running"  # the state of a run that has not ended
 KEPT = ("pid", "host", "interrupted")  # from the beginning of a run to its end
 
@@ -100,9 +99,8 @@ def summarize(kind: str, result: Result, state: State[Any], lines: Lines, path: 
         **result.counts,
         "skipped_lines": result.skipped_lines,
     }
-    page = result.reports / PAGE if kind == "batch" else None
     shown = lines([row.to_json() for row in result.rows[:MAX_ROWS_IN_PREFECT]])
-    show_in_prefect(kind, result.run_id, shown, facts, page)
+    show_in_prefect(kind, result.run_id, shown, facts, result.page)
     ended = {"kind": kind, **_flow_run(), "state": state.name, "message": state.message}
     write_summary(path, {**ended, **_kept(path), **facts, "wrong": wrong(result.rows)})
 

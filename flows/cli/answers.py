@@ -29,6 +29,11 @@ WEB_SECONDS = 3.0  # of timing: a wasm engine first compiles what is hot
 EXPORT_SAMPLES = 8  # on which an export is compared with what it was made of
 
 
+def command_line(*words: str | Path) -> str:
+    """A command line of quantmill, as it is typed."""
+    return shlex.join(["quantmill", *map(str, words)])
+
+
 def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
     from quant_core import api
 
@@ -91,7 +96,7 @@ def quantize_answer(
                 raise
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
-        result |= validation(model, output, calibration, accuracy, allow_code)
+        result |= validation(model, output, calibration, accuracy, allow_code, progress)
         if result["shortfall"]:
             result |= {"verdict": "not_met", "reason": result["shortfall"]}
     is_missed = result["verdict"] == "not_met"
@@ -100,7 +105,7 @@ def quantize_answer(
     else:
         data = ["--data", str(calibration.source), *(["--detailed"] if is_missed else [])]
         following = ["validate", str(model), str(output), *data]
-    result["next"] = shlex.join(["quantmill", *following])
+    result["next"] = command_line(*following)
     return Answer(result, result_views.quantization_view, exit_code=int(is_missed))
 
 
@@ -270,7 +275,7 @@ def optimize_answer(
         option = "--" + next(iter(changed)).replace("_", "-")
         raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
     result = api.optimize_model(model, output, calibration, costs=costs)
-    following = shlex.join(["quantmill", "benchmark", str(model), str(output)])
+    following = command_line("benchmark", model, output)
     return Answer(result.to_dict() | {"next": following}, result_views.optimization_view)
 
 
@@ -280,6 +285,7 @@ def validation(
     samples: SampleSpec,
     accuracy: AccuracyOptions,
     allow_code: Path | None,
+    progress: Progress,
     detailed: bool = False,
     provider: str = "cpu",
 ) -> dict[str, Any]:
@@ -294,6 +300,7 @@ def validation(
         detailed=detailed,
         allow_code=allow_code,
         provider=provider,
+        progress=progress,
     ).to_dict()
 
 

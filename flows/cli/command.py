@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from flows.cli.options import FORMAT, GROUPS, flag
 from flows.console import printing
@@ -37,6 +39,31 @@ class Answer:
     exit_code: int = 0
 
 
+class _PlainHelp:
+    """Help that draws an argument as MODEL, not {MODEL} <path>, and no type beside a flag."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
+        return parameters
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        pieces: list[str] = super().collect_usage_pieces(ctx)  # type: ignore[misc]
+        return [piece.replace("{", "").replace("}", "") for piece in pieces]
+
+
+class CommandGroup(_PlainHelp, TyperGroup):
+    """`quantmill`."""
+
+
+class _Command(_PlainHelp, TyperCommand):
+    """One of its commands."""
+
+
 # Its other names differ between versions of typer, which brings its own parser since 0.26.
 UsageError: Any = typer.BadParameter.__base__
 
@@ -49,7 +76,7 @@ def register(app: typer.Typer) -> Callable[[Command], Command]:
 
     def decorate(function: Command) -> Command:
         parameters = inspect.signature(function, eval_str=True).parameters
-        app.command(function.__name__)(_typer_function(function, parameters))
+        app.command(function.__name__, cls=_Command)(_typer_function(function, parameters))
         return function
 
     return decorate
@@ -110,7 +137,11 @@ def usage_error(error: UsageError) -> RequestError:
             f"there is no option {error.option_name}", "", f"Did you mean {near[0]}?"
         )
     problem, _, hint = error.format_message().rstrip(".").partition(". ")
-    problem = problem[:1].lower() + problem[1:]
+    if wrong := re.match(r"Invalid value for '([^']+)': (?:Input |Value error, )?(.*)", problem):
+        # "--threads should be a valid integer, unable to parse string as an integer"
+        problem = f"{wrong[1]} {wrong[2]}".partition(", unable")[0]
+    else:
+        problem = problem[:1].lower() + problem[1:]
     return RequestError(problem, "", hint or f"`{command} --help` lists what can be given")
 
 

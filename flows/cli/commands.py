@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ import typer
 
 from flows.cli.answers import (
     Progress,
+    command_line,
     comparison,
     first_accuracy_option,
     footprint,
@@ -32,7 +32,7 @@ from flows.cli.answers import (
     validation,
     with_export,
 )
-from flows.cli.command import Answer, UsageError, register, usage_error
+from flows.cli.command import Answer, CommandGroup, UsageError, register, usage_error
 from flows.cli.doctor import examine_host
 from flows.cli.options import AccuracyOptions, changed_options
 from flows.console import model_views, printing, result_views, run_views, timing_views
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 # Heavy imports stand inside the commands: `--help` must not wait for onnx, nor `info` for Prefect.
 app = typer.Typer(
     name="quantmill",
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -79,8 +80,8 @@ def _argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
-def _option(*flags: str, help: str) -> Any:
-    return typer.Option(*flags, help=help, show_default=False)
+def _option(*flags: str, help: str, metavar: str | None = "FILE") -> Any:
+    return typer.Option(*flags, help=help, metavar=metavar, show_default=False)
 
 
 Model = Annotated[Path, _argument("MODEL", "A float ONNX model.")]
@@ -88,9 +89,9 @@ AnyModel = Annotated[Path, _argument("MODEL", "An ONNX model, quantized or not."
 Original = Annotated[Path, _argument("ORIGINAL", "The float model.")]
 Quantized = Annotated[Path, _argument("QUANTIZED", "The quantized model.")]
 Files = Annotated[
-    list[Path], _argument("QUANTIZED...", "Quantized files of it, whichever tool made them.")
+    list[Path], _argument("QUANTIZED", "Quantized files of it, whichever tool made them.")
 ]
-Models = Annotated[list[str], _argument("MODELS...", "Models, or one folder or 'glob' of them.")]
+Models = Annotated[list[str], _argument("MODELS", "Models, or one folder or 'glob' of them.")]
 ManifestFile = Annotated[Path, _argument("FILE", "A YAML or TOML manifest.")]
 ModelFolder = Annotated[Path, _argument("DIR", "A folder of models.")]
 Reports = Annotated[Path, _argument("DIR", "A batch's output folder.")]
@@ -104,10 +105,12 @@ Output = Annotated[
     ),
 ]
 Page = Annotated[Path | None, _option("-o", "--output", help="Also write it as an HTML page.")]
-OutputDir = Annotated[str | None, _option("-o", "--output-dir", help="The folder to write to.")]
+OutputDir = Annotated[
+    str | None, _option("-o", "--output-dir", help="The folder to write to.", metavar="DIR")
+]
 Layout = Annotated[
     Literal["huggingface"] | None,
-    _option("--layout", help="MODELS is one folder of this layout, made as a whole."),
+    _option("--layout", help="MODELS is one folder of this layout, made as a whole.", metavar=None),
 ]
 PlanFile = Annotated[
     Path | None, _option("--plan", help="Follow this plan: the JSON of a dry run.")
@@ -122,7 +125,9 @@ CostsFile = Annotated[
 Rebuild = Annotated[
     bool, typer.Option("--rebuild", help="First write the Parquet again from the journal.")
 ]
-RunId = Annotated[str | None, _option("--run", help="Show the run of this id, not the latest.")]
+RunId = Annotated[
+    str | None, _option("--run", help="Show the run of this id, not the latest.", metavar="ID")
+]
 
 SkipExisting = Annotated[
     bool,
@@ -158,16 +163,21 @@ Pareto = Annotated[
 ]
 Detailed = Annotated[bool, typer.Option("--detailed", help="Say what each node costs.")]
 Threads = Annotated[
-    list[int], typer.Option("--threads", min=1, max=1024, help="Threads of each model; repeatable.")
+    list[int],
+    typer.Option(
+        "--threads", min=1, max=1024, metavar="N", help="Threads of each model; repeatable."
+    ),
 ]
 ThreadCount = Annotated[
-    int, typer.Option("--threads", min=1, max=1024, help="Threads of the model.")
+    int, typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads of the model.")
 ]
 BatchSizes = Annotated[
-    list[int], typer.Option("--batch", min=1, max=65536, help="Samples in a feed; repeatable.")
+    list[int],
+    typer.Option("--batch", min=1, max=65536, metavar="N", help="Samples in a feed; repeatable."),
 ]
 Seconds = Annotated[
-    float, typer.Option("--seconds", min=0.1, max=3600, help="How long to measure.")
+    float,
+    typer.Option("--seconds", min=0.1, max=3600, metavar="S", help="How long to measure."),
 ]
 Runtime = Annotated[
     Literal["python", "node", "web", "wasm"],
@@ -184,8 +194,10 @@ def info(model: Model) -> Answer:
     from quant_core.model.info import model_info
     from quant_core.optimize.applied import rewrites_in
 
-    found = model_info(model).to_dict() | {"rewrites": rewrites_in(model)}
-    return Answer(found, model_views.model_view)
+    found = model_info(model)
+    following = command_line("explain" if found.quantized else "quantize", model)
+    answer = found.to_dict() | {"rewrites": rewrites_in(model), "next": following}
+    return Answer(answer, model_views.model_view)
 
 
 @command
@@ -266,8 +278,16 @@ def validate(
 ) -> Answer:
     """How right a quantized model is, against its original; on random samples without --data."""
     progress("comparing the two models")
-    found = validation(original, quantized, samples, accuracy, allow_code, detailed, provider)
-    return Answer(found, result_views.validation_view, exit_code=int(found["verdict"] == "not_met"))
+    found = validation(
+        original, quantized, samples, accuracy, allow_code, progress, detailed, provider
+    )
+    is_missed = found["verdict"] == "not_met"
+    found["next"] = (
+        command_line("validate", original, quantized, "--data", str(samples.source), "--detailed")
+        if is_missed and not detailed
+        else command_line("benchmark", original, quantized)
+    )
+    return Answer(found, result_views.validation_view, exit_code=int(is_missed))
 
 
 @command
@@ -296,12 +316,14 @@ def benchmark(
         rows.append({"batch": batch_size, **timed})
     if runtime != "python":
         return Answer({**rows[0], "timings": rows, "footprints": None}, timing_views.timing_view)
+    following = command_line("explain", quantized)
     progress("loading both models")
     footprints = {
         name: footprint(path, samples, threads[0], batch[0])
         for name, path in (("float", original), ("quantized", quantized))
     }
-    return Answer({**rows[0], "timings": rows, "footprints": footprints}, timing_views.timing_view)
+    answer = {**rows[0], "timings": rows, "footprints": footprints, "next": following}
+    return Answer(answer, timing_views.timing_view)
 
 
 @command
@@ -333,6 +355,8 @@ def explain(
         from flows.report.command_pages import write_explanation
 
         write_explanation(explanation, output)
+    if not explanation["is_quantized"]:
+        explanation["next"] = command_line("quantize", model, "--data", str(samples.source))
     return Answer(explanation, timing_views.explanation_view)
 
 
@@ -454,7 +478,7 @@ def init(
 
     path, models = draft_manifest(folder, output)
     rows = [model.to_dict(path.parent) for model in models]
-    following = shlex.join(["quantmill", "config", str(path), "--dry-run"])
+    following = command_line("config", path, "--dry-run")
     answer = {"manifest": str(path), "models": rows, "next": following}
     return Answer(answer, model_views.draft_view)
 

@@ -6,7 +6,7 @@ An option that is not typed is left out, so its default stands in one place: in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows.runtime.prefect_api import Prefect
-from quant_core.config import Contract, QuantConfig, check_metric
+from quant_core.config import (
+    FLOAT_STORAGE,
+    METHODS,
+    MODES,
+    PRUNE,
+    QAT,
+    RUNTIMES,
+    WEIGHT_METHODS,
+    Contract,
+    QuantConfig,
+    check_metric,
+)
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import RequestError
 from quant_core.metrics import METRICS
@@ -28,6 +39,7 @@ class Option:
     kind     type of the value; a list may be typed repeatedly
     default  what the help shows as the default; None: nothing
     flags    None: `--` and the option's name
+    choices  what the shell completes the value to
     """
 
     kind: Any
@@ -35,17 +47,23 @@ class Option:
     metavar: str | None = None
     default: object = None
     flags: str | None = None
+    choices: Iterable[str] = ()
 
     def parameter(
         self, name: str, default: object = None, panel: str | None = None
     ) -> inspect.Parameter:
         """The parameter of a function in which typer finds this option."""
+
+        def complete(incomplete: str) -> list[str]:
+            return [choice for choice in self.choices if choice.startswith(incomplete)]
+
         info = typer.Option(
             self.flags or flag(name),
             help=self.help if self.default is None else f"{self.help}. Default: {self.default}",
             metavar=self.metavar,
             show_default=False,
             rich_help_panel=panel,
+            autocompletion=complete if self.choices else None,
         )
         kind = self.kind if default is not None else self.kind | None
         return inspect.Parameter(
@@ -180,13 +198,18 @@ _DEFAULT = QuantConfig()
 CONFIG = {
     "bits": Option(int, "Bits in which weights are stored; 4 in blocks", "8|4", _DEFAULT.bits),
     "mode": Option(
-        str, "How nodes compute: auto, static, dynamic or weight_only", "MODE", _DEFAULT.mode
+        str,
+        "How nodes compute: auto, static, dynamic or weight_only",
+        "MODE",
+        _DEFAULT.mode,
+        choices=MODES,
     ),
     "method": Option(
         str,
         "How ranges of activations are chosen: auto, minmax, percentile, entropy or mse",
         "METHOD",
         _DEFAULT.method,
+        choices=METHODS,
     ),
     "percentile": Option(
         float,
@@ -216,6 +239,7 @@ CONFIG = {
         "How weights are rounded: auto, rtn, mse or gptq",
         "METHOD",
         _DEFAULT.weight_method,
+        choices=WEIGHT_METHODS,
     ),
     "bias_correction": Option(
         bool,
@@ -234,24 +258,28 @@ CONFIG = {
         f"Where the file will run: auto (CPUs like this one), {', '.join(TARGETS)}",
         "NAME",
         _DEFAULT.target,
+        choices=("auto", *TARGETS),
     ),
     "runtime": Option(
         str,
         "How weight-only weights are written: folded (unpacked once, when loading) or qdq",
         "PATTERN",
         _DEFAULT.runtime,
+        choices=RUNTIMES,
     ),
     "float_storage": Option(
         str,
         "How weights that stay float are stored: float32 or float16",
         "TYPE",
         _DEFAULT.float_storage,
+        choices=FLOAT_STORAGE,
     ),
     "qat": Option(
         str,
         "What becomes of scales that training learned: respect or replace",
         "WHAT",
         _DEFAULT.qat,
+        choices=QAT,
     ),
     "optimize": Option(
         bool,
@@ -259,7 +287,11 @@ CONFIG = {
         flags="--optimize/--no-optimize",
     ),
     "prune": Option(
-        str, "What is cut out of the model: none or zero-channels", "WHAT", _DEFAULT.prune
+        str,
+        "What is cut out of the model: none or zero-channels",
+        "WHAT",
+        _DEFAULT.prune,
+        choices=PRUNE,
     ),
     "floor_db": Option(
         float,
@@ -283,7 +315,10 @@ CONFIG = {
 }
 ACCURACY = {
     "metric": Option(
-        str, f"How accuracy is measured: {', '.join(METRICS)} or module:function", "METRIC"
+        str,
+        f"How accuracy is measured: {', '.join(METRICS)} or module:function",
+        "METRIC",
+        choices=METRICS,
     ),
     "max_drop": Option(float, "Contract: exit 1 if the metric falls by more", "AMOUNT"),
     "min": Option(float, "Contract: exit 1 if the metric is lower", "VALUE"),

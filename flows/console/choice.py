@@ -35,7 +35,7 @@ def why_chosen(trace: Sequence[Trial], chosen: str | None, verdict: str) -> str:
         return ""
     written, rival = _written_and_rival(trace, chosen)
     if written is None or rival is None:
-        reason = "no other plan was timed" if len(trace) > 1 else "no other plan was tried"
+        reason = _without_a_rival(trace, written)
     else:
         reason = _beside(written, rival, len(trace))
     return f"{reason}; none of them keeps the contract" if verdict == "not_met" else reason
@@ -50,6 +50,19 @@ def _written_and_rival(
         return None, None
     others = [t for t in trace if is_measured(t) and t["speedup"] != written["speedup"]]
     return written, max(others, key=lambda trial: trial["speedup"], default=None)
+
+
+def _without_a_rival(trace: Sequence[Trial], written: Trial | None) -> str:
+    """Why no other plan was timed: there is none, or all run the same kernels."""
+    if len(trace) < 2:
+        return "no other plan was tried"
+    others = [t for t in trace if t is not written and is_measured(t)]
+    if written is None or not others:
+        return "no other plan was timed"
+    nearest = max(others, key=lambda trial: trial["sqnr_db"])
+    nearer_db = nearest["sqnr_db"] - written["sqnr_db"]
+    by = f"{nearer_db:.1f} dB" if nearer_db > EQUAL_DB else "no"
+    return f"{nearest['candidate']} runs the same kernels, and is {by} nearer to float"
 
 
 def _beside(written: Trial, rival: Trial, tried: int) -> str:

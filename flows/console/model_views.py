@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.console.formats import count_words, format_count, format_size
-from flows.console.tables import error_text, facts_table, next_command, rows_table
+from flows.console.tables import error_text, facts_table, rows_table
 from quant_core.text import printable
 
 AUTO_MODE_NOTE = (
@@ -82,7 +82,7 @@ def draft_view(answer: Mapping[str, Any]) -> RenderableType:
     headings = ("input", "summary", "calibration", "evaluation", "labels", "does not fit")
     table = rows_table(rows, {heading: heading for heading in headings})
     written = Text(f"written: {printable(answer['manifest'])}")
-    return Group(table, written, next_command(answer["next"]))
+    return Group(table, written)
 
 
 def host_view(report: Mapping[str, Any]) -> RenderableType:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from flows.console.result import Result
 from flows.console.tables import error_text
@@ -20,9 +21,14 @@ PIPE_WIDTH = 200  # of text that goes to no terminal, so that long names are not
 
 
 def print_answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
-    """Print `data` as `view` draws it; without a view, as JSON."""
+    """Print `data` as `view` draws it, and the command that is of use next, if it holds one;
+    without a view, as JSON.
+    """
     if view is not None:
         console().print(view(data))
+        if isinstance(data, Mapping) and data.get("next"):
+            following = Text(f"next: {printable(data['next'])}", style="dim")
+            console().print(following, soft_wrap=True)
     else:
         sys.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
 
@@ -53,6 +59,8 @@ def print_result(
     console().print(
         f"{result.message} in {result.seconds:.1f} s; reports in {result.reports}", markup=False
     )
+    if result.page is not None:
+        console().print(f"next: open {printable(str(result.page))}", markup=False, style="dim")
 
 
 @contextmanager

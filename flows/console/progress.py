@@ -92,7 +92,7 @@ def _outcome(row: ModelRow | AuditRow) -> Text:
     """The verdict, or the outcome of a model without one, and the reason."""
     if row.outcome == Outcome.FAILED:
         return tables.verdict_text(
-            "failed", f"{row.stage}: {tables.error_sentence(row.error or '', row.where)}"
+            "failed", tables.failure_sentence(str(row.stage), row.error or "", row.where)
         )
     verdict = row.verdict if isinstance(row, ModelRow) else Verdict.NONE
     word = row.outcome if verdict is Verdict.NONE else verdict

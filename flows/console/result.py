@@ -10,6 +10,8 @@ from typing import Any
 from quant_core.evaluate.contract import Verdict
 from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
+PAGE = "report.html"  # beside the Parquet of a batch
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -33,6 +35,11 @@ class Result:
     def exit_code(self) -> int:
         """The exit code of the command: 0 if every model is as it should be, else 1."""
         raise NotImplementedError
+
+    @property
+    def page(self) -> Path | None:
+        """The page about this run, for a browser; None if there is none."""
+        return None
 
     @property
     def message(self) -> str:
@@ -70,6 +77,12 @@ class BatchResult(Result):
     def exit_code(self) -> int:
         """0 if every model was made and meets its contract, else 1."""
         return int(self.counts[Outcome.FAILED] > 0 or self.counts[Verdict.NOT_MET] > 0)
+
+    @property
+    def page(self) -> Path | None:
+        """`report.html` beside the Parquet; None if it could not be written."""
+        path = self.reports / PAGE
+        return path if path.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)

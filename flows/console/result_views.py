@@ -20,7 +20,7 @@ from flows.console.formats import (
     format_size,
     format_speedup,
 )
-from flows.console.tables import facts_table, next_command, rows_table, verdict_text
+from flows.console.tables import facts_table, rows_table, verdict_text
 from quant_core.plan.targets import TARGETS, host_target_name
 from quant_core.text import printable
 
@@ -49,7 +49,7 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         facts["verdict"] = verdict_text(result["verdict"], result["reason"])
     compared = [validation_view(result)] if "fidelity" in result else []
     front = [_front_table(result)] if result.get("shows_front") else []
-    return Group(facts_table(facts), *front, *compared, next_command(result["next"]))
+    return Group(facts_table(facts), *front, *compared)
 
 
 def _front_table(result: Mapping[str, Any]) -> RenderableType:
@@ -151,7 +151,7 @@ def optimization_view(result: Mapping[str, Any]) -> RenderableType:
     }
     for attempt in result["undone"]:
         facts[f"not {attempt['rule']}"] = attempt["reason"]
-    return Group(facts_table(facts), next_command(result["next"]))
+    return facts_table(facts)
 
 
 def _sensitivity_tables(nodes: Sequence[Mapping[str, Any]] | None) -> list[RenderableType]:

@@ -20,7 +20,7 @@ from flows.console.formats import (
     format_size,
     format_speedup,
 )
-from flows.console.tables import error_sentence, rows_table, verdict_text
+from flows.console.tables import failure_sentence, rows_table, verdict_text
 from quant_core.text import printable
 
 
@@ -122,9 +122,7 @@ def unique_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _outcome_text(row: Mapping[str, Any]) -> Text:
     """What became of a model and why, and what makes that doubtful."""
     if row["outcome"] == "failed":
-        return verdict_text(
-            "failed", f"{row['stage']}: {error_sentence(row['error'], row['where'])}"
-        )
+        return verdict_text("failed", failure_sentence(row["stage"], row["error"], row["where"]))
     word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
     reason = row.get("reason") if word == "not_met" else None
     return verdict_text(word, "; ".join(filter(None, [reason, row.get("note")])))

@@ -82,15 +82,16 @@ def error_sentence(problem: str, where: str | None) -> str:
     return f"{where} {problem}" if says_it_of_the_place else f"{where}: {problem}"
 
 
+def failure_sentence(stage: str, problem: str, where: str | None) -> str:
+    """In which stage a model failed, what is wrong, and where, if that is not just the stage."""
+    place = None if where == f"stage {stage}" else where
+    return f"{stage}: {error_sentence(problem, place)}"
+
+
 def verdict_text(word: str, reason: str | None = None) -> Text:
     """A verdict or an outcome in its colour, and why."""
     text = Text(word.replace("_", " "), style=VERDICT_STYLES.get(word, ""))
     return text.append(f": {printable(reason)}", style="default") if reason else text
-
-
-def next_command(command: str) -> Text:
-    """The command that is of use next."""
-    return Text(f"next: {printable(command)}", style="dim")
 
 
 def _cell(value: object) -> Text:

@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from flows.manifest.outputs import is_output
+from quant_core.api import plan_model
 from quant_core.data.samples import InputSpec, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import QuantError, RequestError
 from quant_core.model.atomic import atomic_write
+from quant_core.model.info import model_info
 from quant_core.text import printable
 
 NAME = "quantmill.yaml"
+HUGGINGFACE_HINT = (
+    "# config.json looks like a model of Hugging Face: `quantmill batch DIR --layout huggingface` "
+    "makes it as a whole."
+)
+MADE_NAME = re.compile(r"(.+)_(?:int8|int4|optimized)\.onnx")  # of `quantize` without an output
 
 
 class Role(StrEnum):
@@ -46,7 +53,7 @@ class DraftedModel:
     """A model of the folder, and the files that were found for it.
 
     inputs    what it is fed; nothing of a model that cannot be read
-    obstacle  why it cannot be read, "" if it can
+    obstacle  why it cannot be read or quantized, "" if it can
     rejected  files that name it and do not fit, with the reason
     """
 
@@ -57,7 +64,7 @@ class DraftedModel:
     rejected: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
-    def is_readable(self) -> bool:
+    def is_usable(self) -> bool:
         return not self.obstacle
 
     @property
@@ -72,7 +79,7 @@ class DraftedModel:
         return {
             "input": _relative(self.path, folder),
             "summary": self.summary,
-            "is_readable": self.is_readable,
+            "is_usable": self.is_usable,
             **{str(role): _relative(path, folder) for role, path in self.data.items()},
             "rejected": [[_relative(path, folder), reason] for path, reason in self.rejected],
         }
@@ -93,20 +100,22 @@ def draft_manifest(folder: Path, output: Path | None = None) -> tuple[Path, list
         raise RequestError(problem, str(folder), "Name a folder of .onnx models")
     paths = [path for path in _visible(folder, "*.onnx") if not is_output(path)]
     models = [_drafted(path) for path in paths]
-    if not any(model.is_readable for model in models):
-        unreadable = f", and {len(models)} that cannot" if models else ""
-        problem = f"holds no model that can be read{unreadable}"
+    if not any(model.is_usable for model in models):
+        unusable = f", and {len(models)} that cannot" if models else ""
+        problem = f"holds no model that can be quantized{unusable}"
         raise RequestError(problem, str(folder), "Name a folder of .onnx models")
     for model, files in _files_by_model(models, folder):
         _give_data(model, files)
     with atomic_write(output) as file:
-        file.write(manifest_text(models, output.parent).encode())
+        hints = [HUGGINGFACE_HINT] if (folder / "config.json").is_file() else []
+        file.write(manifest_text(models, output.parent, hints).encode())
     return output, models
 
 
-def manifest_text(models: Iterable[DraftedModel], folder: Path) -> str:
+def manifest_text(models: Iterable[DraftedModel], folder: Path, hints: Sequence[str] = ()) -> str:
     """The manifest of these models, with paths relative to `folder`, where it will lie."""
     lines = [
+        *hints,
         "# Run it with `quantmill config FILE`; --dry-run shows the plans and makes nothing.",
         "# Every option can stand here, for all models, or with one model.",
         "",
@@ -123,7 +132,7 @@ def manifest_text(models: Iterable[DraftedModel], folder: Path) -> str:
 
 def _model_lines(model: DraftedModel, folder: Path) -> list[str]:
     entry = f"- input: {_quoted(model.path, folder)}  # {printable(model.summary)}"
-    if not model.is_readable:
+    if not model.is_usable:
         return [f"  # {entry}"]
     lines = [f"  {entry}"]
     if Role.CALIBRATION in model.data:
@@ -147,11 +156,18 @@ def _relative(path: Path, folder: Path) -> str:
 def _quoted(path: Path, folder: Path) -> str:
     """A path as YAML reads it back: JSON's strings are YAML's."""
     text = _relative(path, folder)
-    return text if re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII) else json.dumps(text)
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII):
+        return text
+    return json.dumps(text, ensure_ascii=text != printable(text))
 
 
 def _drafted(path: Path) -> DraftedModel:
+    made = MADE_NAME.fullmatch(path.name)
+    if made and (original := path.with_name(f"{made[1]}.onnx")).is_file():
+        return DraftedModel(path, (), f"made of {original.name}, by its name")
     try:
+        if model_info(path).quantized:
+            plan_model(path)  # fails, unless training left the scales and the weights are float
         return DraftedModel(path, tuple(input_specs(path)))
     except QuantError as error:
         return DraftedModel(path, (), error.problem)

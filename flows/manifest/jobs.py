@@ -15,6 +15,7 @@ from typing import Any
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
+from quant_core.text import printable
 from tasks.stores import Location, Url, location
 
 
@@ -35,6 +36,11 @@ class Job:
     evaluation: SampleSpec | None
     contract: Contract | None
     data: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name with that of the output, for people: a model may have several outputs."""
+        return printable(f"{self.name} ({Path(self.output.name).stem})")
 
     @property
     def judged_by(self) -> SampleSpec:

@@ -29,7 +29,7 @@ def make_jobs(
     batch = values.get("batch") or {}
     output_dir = absolute(folder, batch["output_dir"]) if batch.get("output_dir") else None
     entries, mistakes = find_models(values, folder)
-    stems = Counter(entry.input.stem for entry in entries)
+    stems = Counter(path.stem for path in {entry.input for entry in entries})
     jobs: list[tuple[Place, Job]] = []
     for entry in entries:
         has_own_stem = stems[entry.input.stem] == 1

@@ -18,6 +18,7 @@ from quant_core.search.front import is_measured, on_front
 
 SPARK_WIDTH, SPARK_HEIGHT = 80, 18
 WIDTH, HEIGHT = 460, 230
+FULL_WIDTH = 960  # of a chart with a point for each layer
 LEFT, BOTTOM, TOP, RIGHT = 52, 36, 24, 12
 MAX_LAYERS = 400  # points in the chart; the table beside it has every layer
 MAX_TICKS = 6
@@ -75,7 +76,8 @@ def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
         return None
     alone = [row for row in shown if _finite(row.get("isolated_db"))]
     ys = [row["cumulative_db"] for row in shown] + [row["isolated_db"] for row in alone]
-    axes = _Axes(shown[0]["position"], shown[-1]["position"], *_padded(ys, LEAST_DB), x_step=1)
+    across = shown[0]["position"], shown[-1]["position"]
+    axes = _Axes(*across, *_padded(ys, LEAST_DB), x_step=1, width=FULL_WIDTH)
     line = [axes.place(row["position"], row["cumulative_db"]) for row in shown]
     marks: list[Child] = [element("polyline", {"class": "front", "points": _points(line)})]
     for row in alone:
@@ -157,6 +159,7 @@ class _Axes:
     """The scales of a chart: the smallest and the largest x and y in it.
 
     x_step  least distance of two ticks
+    width   of the picture
     """
 
     x_lo: float
@@ -164,33 +167,33 @@ class _Axes:
     y_lo: float
     y_hi: float
     x_step: float = 0.0
+    width: int = WIDTH
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where the point lies in the picture."""
-        across = _scaled(x, self.x_lo, self.x_hi, LEFT, WIDTH - RIGHT)
-        return across, _scaled(y, self.y_lo, self.y_hi, HEIGHT - BOTTOM, TOP)
+    def place(self, x: float, y: float) -> tuple[int, int]:
+        """Where the point lies in the picture, in whole pixels."""
+        across = _scaled(x, self.x_lo, self.x_hi, LEFT, self.width - RIGHT)
+        return round(across), round(_scaled(y, self.y_lo, self.y_hi, HEIGHT - BOTTOM, TOP))
 
     def chart(self, title: str, across: str, up: str, marks: Sequence[Child]) -> Element:
         """The picture: axes with ticks and names, and the marks on them."""
         parts: list[Child] = []
         for y, text in _ticks(self.y_lo, self.y_hi):
             top = self.place(self.x_lo, y)[1]
-            ends = {"x1": LEFT, "x2": WIDTH - RIGHT, "y1": _n(top), "y2": _n(top)}
+            ends = {"x1": LEFT, "x2": self.width - RIGHT, "y1": _n(top), "y2": _n(top)}
             place = {"x": LEFT - 6, "y": _n(top + 4), "text-anchor": "end"}
             parts += [element("line", {"class": "grid", **ends}), element("text", place, text)]
         for x, text in _ticks(self.x_lo, self.x_hi, self.x_step):
             left = self.place(x, self.y_lo)[0]
             place = {"x": _n(left), "y": HEIGHT - BOTTOM + 16, "text-anchor": "middle"}
             parts.append(element("text", place, text))
+        end = {"x": self.width - RIGHT, "y": HEIGHT - 4, "text-anchor": "end"}
         names = [
-            element(
-                "text", {"x": WIDTH - RIGHT, "y": HEIGHT - 4, "text-anchor": "end"}, f"{across} →"
-            ),
+            element("text", end, f"{across} →"),
             element("text", {"x": LEFT, "y": TOP - 10}, f"↑ {up}"),
         ]
         view = {
             "class": "chart",
-            "viewBox": f"0 0 {WIDTH} {HEIGHT}",
+            "viewBox": f"0 0 {self.width} {HEIGHT}",
             "role": "img",
             "aria-label": title,
         }
@@ -249,4 +252,4 @@ def _ticks(lo: float, hi: float, least: float = 0.0) -> list[tuple[float, str]]:
 
 
 def _n(value: float) -> str:
-    return f"{value:.1f}"
+    return f"{round(value, 1):g}"

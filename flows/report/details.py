@@ -46,11 +46,18 @@ def details(
     """Everything that the reports know about a model, as the children of its section."""
     speedup, sqnr_db = row.get("speedup"), row.get("sqnr_db")
     written = None if speedup is None or sqnr_db is None else (speedup, sqnr_db)
-    parts = [
-        facts(_facts(row, trace, stages)),
+    beside = [
         *_figure(front_chart(trace, written), FRONT_LEGEND),
         *_figure(latency_chart(timing_of(stages)), LATENCY_LEGEND),
-        *_figure(layers_chart(layers), LAYERS_LEGEND),
+    ]
+    parts = [
+        element(
+            "div",
+            {"class": "overview"},
+            facts(_facts(row, trace, stages)),
+            element("div", {}, *beside) if beside else None,
+        ),
+        *_figure(layers_chart(layers), LAYERS_LEGEND, is_wide=True),
         *_tried(trace, row.get("chosen")),
         *_layers(layers),
         *_stages(stages),
@@ -90,9 +97,13 @@ def rows_table(
         element("thead", {}, element("tr", {}, *heads)),
         element("tbody", {}, *body),
     )
-    # A region that scrolls must be reachable by the keyboard.
-    region = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": caption}
-    return element("div", region, table)
+    return _scrolled(caption, table)
+
+
+def _scrolled(label: str, inside: Element) -> Element:
+    """A region that scrolls; it can be reached by the keyboard."""
+    region = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label}
+    return element("div", region, inside)
 
 
 def latency(row: Values) -> tuple[float, float] | None:
@@ -145,9 +156,13 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
     }
 
 
-def _figure(chart: Element | None, legend: str) -> list[Child]:
-    caption = element("figcaption", {}, legend)
-    return [] if chart is None else [element("figure", {}, chart, caption)]
+def _figure(chart: Element | None, legend: str, is_wide: bool = False) -> list[Child]:
+    """The chart with its legend; a wide one is scrolled on a narrow screen."""
+    if chart is None:
+        return []
+    shown = _scrolled(legend, chart) if is_wide else chart
+    kind = {"class": "wide"} if is_wide else {}
+    return [element("figure", kind, shown, element("figcaption", {}, legend))]
 
 
 def _tried(trace: Sequence[Values], chosen: str | None) -> list[Child]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
@@ -20,7 +21,7 @@ from urllib.parse import quote
 from flows.console.choice import lead
 from flows.console.formats import format_metric, format_ms, format_size
 from flows.console.run_views import unique_names
-from flows.console.tables import error_sentence
+from flows.console.tables import failure_sentence
 from flows.reading import PageData, Rows, read_page
 from flows.report.charts import sparkline
 from flows.report.details import NAME, NUMBER, details, facts, latency, rows_table, timing_of
@@ -128,7 +129,7 @@ class _Model:
     def why(self) -> str:
         """What is wrong, in one line."""
         if self.row["outcome"] == "failed":
-            return f"{self.row['stage']}: {error_sentence(self.row['error'], self.row['where'])}"
+            return failure_sentence(self.row["stage"], self.row["error"], self.row["where"])
         return self.row["reason"] or ""
 
 
@@ -201,10 +202,10 @@ def _wrong(models: list[_Model]) -> Element | None:
                 _badge(model),
                 " ",
                 _link(model),
-                f": {'; '.join(filter(None, reasons))}",
+                f": {'; '.join(filter(None, reasons))}.",
             ]
             hint = model.row.get("hint") if model.state == "failed" else None
-            end = element("span", {"class": "muted"}, f" {hint}") if hint else None
+            end = element("span", {"class": "muted"}, f" {hint}.") if hint else None
             items.append(element("li", {}, *text, end))
     if not items:
         return None
@@ -365,7 +366,9 @@ def _inventory(data: PageData) -> Element:
         "started": _moment(run["started_at"]),
         "finished": _moment(run["finished_at"]),
         "command": run.get("command"),
-        "this page": f"quantmill report {run['folder']} --run {run['run_id']} -o report.html",
+        "this page": shlex.join(
+            ["quantmill", "report", run["folder"], "--run", run["run_id"], "-o", "report.html"]
+        ),
     }
     columns = ("run_id", "models", "done", "skipped", "failed", "not_met", "seconds")
     shown = [[_fact(r.get(c)) for c in columns] for r in reversed(data.runs[-RUNS_SHOWN:])]

@@ -17,7 +17,7 @@ def regressions(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> lis
     if before is None:
         return []
     if row["outcome"] == "failed":
-        return ["was made before"]
+        return ["succeeded before"]
     found = []
     if before["verdict"] == "met" and row["verdict"] == "not_met":
         found.append("met its contract before")

@@ -114,6 +114,23 @@ def test_a_click_sorts_by_number_and_a_second_one_turns_the_order(opened):
     assert opened.execute_script(FIRST_COLUMN)[-1] == "model 3"  # it failed: nothing was timed
 
 
+def test_the_keyboard_sorts_and_opens_and_one_sees_where_it_is(opened):
+    keys = webdriver.Keys
+    is_seen = "return getComputedStyle(document.activeElement).outlineStyle"
+    for _ in range(40):
+        opened.switch_to.active_element.send_keys(keys.TAB)
+        assert opened.execute_script(is_seen) == "solid"
+        if opened.switch_to.active_element.text == "target":
+            break
+    opened.switch_to.active_element.send_keys(keys.ENTER)
+    by_target = opened.find_element("css selector", "#models th:last-child")
+    opened.switch_to.active_element.send_keys(keys.TAB, keys.ENTER)  # the link of the first row
+
+    assert by_target.get_attribute("aria-sort") == "ascending"
+    assert opened.switch_to.active_element.tag_name == "summary"
+    assert "model 0 met" in opened.execute_script(OPEN)
+
+
 def test_names_sort_as_people_count(opened):
     click(opened, "model")
 

@@ -166,7 +166,7 @@ def test_the_live_page_shows_the_last_run_the_answers_and_one_model_over_the_run
     assert not page.exception
     assert {one.label: one.value for one in page.metric} == {
         "models": "10",
-        "saved": "0.0 MB",
+        "saved": "3.0 kB",
         "failed": "2",
         "slower or less right": "4",
         "never met": "1",

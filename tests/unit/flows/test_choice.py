@@ -19,6 +19,10 @@ FAST, EXACT = trial("fast", 3.0, 20.0), trial("exact", 1.5, 40.0)
     [
         ([trial("it", 2.0, 40.0)], "no other plan was tried"),
         ([trial("it", 2.0, 40.0), {"candidate": "x", "error": "e"}], "no other plan was timed"),
+        (
+            [trial("it", 3.0, 35.0), trial("twin", 3.0, 35.2)],
+            "twin runs the same kernels, and is no nearer to float",
+        ),
         ([trial("it", 3.0, 35.0), EXACT], "fastest of 2 plans, 100% ahead of exact"),
         ([trial("it", 1.5, 35.0), FAST], "fast is 100% faster, but 15.0 dB further from float"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -323,7 +324,9 @@ def test_sizes_and_shares_read_as_a_person_writes_them():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     assert main([command, "--help"]) == 0
-    assert "--format" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--format" in shown
+    assert not re.search(r"<bool>|<list|<path>|[{}]", shown)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +346,16 @@ def test_every_command_explains_itself(command, capsys):
             "quantize m.onnx --mode statik",
             "error: --mode is 'statik', not one of auto, static, dynamic, weight_only\n"
             "hint: Did you mean static?\n",
+        ),
+        (
+            "benchmark m.onnx q.onnx --threads two",
+            "error: --threads should be a valid integer\n"
+            "hint: `quantmill benchmark --help` lists what can be given\n",
+        ),
+        (
+            "benchmark m.onnx q.onnx --runtime nod",
+            "error: --runtime 'nod' is not one of 'python', 'node', 'web', 'wasm'\n"
+            "hint: `quantmill benchmark --help` lists what can be given\n",
         ),
     ],
 )
@@ -364,6 +377,23 @@ def test_for_programs_that_sentence_is_json(capsys):
 def test_an_error_of_an_option_names_it_as_it_is_typed(quantized, capsys):
     assert main(["validate", "float.onnx", "int8.onnx", "--provider", "gpu"]) == 2
     assert capsys.readouterr().err.startswith("error: --provider is 'gpu', not one of ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("quantmill qu", ["quantize"]),
+        ("quantmill quantize m.onnx --target x86-v", ["x86-vnni"]),
+        ("quantmill validate a.onnx b.onnx --metric ag", ["agreement"]),
+    ],
+)
+def test_the_shell_completes_commands_and_values(typed, completed, monkeypatch, capsys):
+    monkeypatch.setenv("_QUANTMILL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == completed
 
 
 def test_a_command_line_without_a_command_is_answered_with_help(capsys):

@@ -75,3 +75,23 @@ def test_what_is_no_model_is_left_out_with_the_reason(folder):
 def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match="holds no model"):
         draft_manifest(tmp_path)
+
+
+def test_what_was_made_of_a_model_is_left_out(folder):
+    onnx.save(tiny_cnn(), folder / "net_int8.onnx")
+    onnx.save(tiny_cnn(), folder / "other_int8.onnx")  # of no model here
+
+    path, _ = draft_manifest(folder)
+
+    assert "net_int8.onnx" not in {job.input.name for job in read_manifest(path).jobs}
+    assert "other_int8.onnx" in {job.input.name for job in read_manifest(path).jobs}
+    assert "- input: net_int8.onnx  # left out: made of net.onnx, by its name" in path.read_text()
+
+
+def test_a_folder_of_hugging_face_is_pointed_out(folder):
+    (folder / "config.json").write_text("{}")
+
+    path, _ = draft_manifest(folder)
+
+    assert "--layout huggingface" in path.read_text().splitlines()[0]
+    assert len(read_manifest(path).jobs) == 3

@@ -361,6 +361,14 @@ def test_an_output_of_an_earlier_run_is_no_original_and_another_batch_may_not_wr
     assert read_owner(output) == other
 
 
+def test_the_label_of_a_job_tells_its_output(folder):
+    models = [{"input": "models/b.onnx", "output": f"o/{name}.onnx"} for name in ("one", "two")]
+
+    jobs = check_manifest({"models": models}, folder).jobs
+
+    assert [job.label for job in jobs] == ["b (one)", "b (two)"]
+
+
 def test_an_output_whose_name_is_too_long_is_never_claimed(folder):
     output = folder / ("y" * 256)
 
