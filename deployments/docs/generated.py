@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))  # mkdocs loads this file from anywhere
 
 import typer.main
+from typer.core import TyperArgument
 
 import quant_core
 from flows.cli.commands import app
@@ -50,6 +51,13 @@ def _code(value: object) -> str:
     return f"`{value}`" if value not in (None, "") else ""
 
 
+def _typed(parameter: Any) -> str:
+    """An argument as the help names it, or an option as it is typed."""
+    if isinstance(parameter, TyperArgument):
+        return str(parameter.metavar)
+    return " / ".join([*parameter.opts, *parameter.secondary_opts])
+
+
 def _commands() -> str:
     """Every command with its help and its own options; groups of options stand below."""
     group = typer.main.get_command(app)
@@ -62,9 +70,10 @@ def _commands() -> str:
         panels = dict.fromkeys(
             getattr(p, "rich_help_panel", None) for p in command.params if p.name in shared
         )
-        rows = [(_code(" / ".join([*p.opts, *p.secondary_opts])), p.help or "") for p in own]
+        rows = [(_code(_typed(p)), p.help or "") for p in own]
         parts.append(f"## {name}\n\n{inspect.cleandoc(command.help or '')}\n")
-        parts.append(_table(("argument or option", "what it is"), rows) + "\n")
+        if rows:
+            parts.append(_table(("argument or option", "what it is"), rows) + "\n")
         if links := [f"[{p}](#{p.lower()}-options)" for p in panels if p]:
             parts.append(f"Options that others take as well: {', '.join(links)}.\n")
     return "\n".join(parts)
