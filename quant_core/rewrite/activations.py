@@ -18,7 +18,7 @@ from quant_core.plan.targets import TARGETS, Target
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite import emit
 from quant_core.rewrite.draft import Draft
-from quant_core.rewrite.emit import Writer
+from quant_core.rewrite.writer import Writer
 
 
 def activation_params(

@@ -21,7 +21,6 @@ from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.activations import activation_params, quantize_activations
 from quant_core.rewrite.draft import Draft
 from quant_core.rewrite.dynamic_nodes import write_blocks, write_dynamic
-from quant_core.rewrite.emit import Writer
 from quant_core.rewrite.float_islands import keep_in_float
 from quant_core.rewrite.float_nodes import (
     write_float16,
@@ -34,6 +33,7 @@ from quant_core.rewrite.lower_pairs import lower_pairs
 from quant_core.rewrite.rounding import Rounding, WeightCache
 from quant_core.rewrite.static_nodes import nodes_alike, write_static
 from quant_core.rewrite.tables import write_table
+from quant_core.rewrite.writer import Writer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

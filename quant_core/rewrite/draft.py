@@ -16,8 +16,8 @@ from quant_core.numerics.layout import Layout
 from quant_core.plan.targets import TARGETS, Target
 from quant_core.plan.types import QuantPlan, Storage
 from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
-from quant_core.rewrite.emit import Writer
 from quant_core.rewrite.rounding import Rounded, Rounding
+from quant_core.rewrite.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
