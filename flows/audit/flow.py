@@ -73,7 +73,6 @@ from tasks.rows import AuditOutcome, AuditRow  # noqa: E402
 from tasks.stores import Url, location  # noqa: E402
 
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
-WAITING = 2  # models beyond the number of workers, so that no worker waits for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ class Audit:
             journal = self.folder / FOLDER / "journal.jsonl"
             self.notify(SkippedLines(str(journal), self.skipped_lines))
         forget_files()
-        judged = run_side_by_side("audit", self._calls(), workers + WAITING)
+        judged = run_side_by_side("audit", self._calls(), workers)
         self.notify(PhaseBegan("benchmark", len(judged)))
         rows = []
         for one, found in zip(self.standing, judged, strict=True):

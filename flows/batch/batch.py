@@ -58,8 +58,6 @@ from tasks.cache import the_cache
 from tasks.report import report
 from tasks.rows import Outcome, Row
 
-WAITING = 2  # models beyond the number of workers, so that no worker waits for one
-
 
 class Batch:
     """One run over the jobs of a manifest.
@@ -102,7 +100,7 @@ class Batch:
         first = next(portions)
         shards = max(1, workers // max(1, len(first)))  # many workers share the samples
         calls = self._calls(chain(first, chain.from_iterable(portions)), force, shards)
-        made = run_side_by_side("model", calls, workers + WAITING)
+        made = run_side_by_side("model", calls, workers)
         self._share([model for model in made if model.failure is None])
         self._benchmark([model for model in made if model.failure is None])
         entries = [self.finished[str(job.output)] for job in self.jobs]

@@ -46,6 +46,8 @@ A = TypeVar("A")
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 
+WAITING = 2  # models beyond the number of workers, so that no worker waits for one
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -164,14 +166,14 @@ def untagged() -> TagsContext:
 
 
 def run_side_by_side(
-    kind: str, calls: Iterable[tuple[str, Callable[[], T]]], at_once: int
+    kind: str, calls: Iterable[tuple[str, Callable[[], T]]], workers: int
 ) -> list[T]:
     """The results of these named calls, each of which is a Prefect task called `kind NAME`.
 
-    A call is taken from the iterator when there is a free place among `at_once`, not earlier.
+    A call is taken from the iterator when hardly more calls than workers are running, not earlier.
     """
     named = _call.with_options(name=kind, task_run_name=f"{kind} {{name}}")
-    places = Semaphore(at_once)
+    places = Semaphore(workers + WAITING)
     waiting = iter(calls)
     futures = []
     places.acquire()

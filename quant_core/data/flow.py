@@ -25,17 +25,26 @@ Source: optimum-onnx, optimum/exporters/onnx/base.py, OnnxSeq2SeqConfigWithPast:
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.lib import format as npy
 
 from quant_core.data.fit import fit
+from quant_core.data.following import (
+    BEHIND_ENCODER,
+    ENCODED,
+    FIRST,
+    PAST,
+    PRESENT,
+    Graph,
+    Step,
+    following,
+    follows,
+)
 from quant_core.data.inputs import input_specs, pinned_specs
 from quant_core.data.random_feeds import COUNT, first_strategy, random_source
 from quant_core.data.sources import (
@@ -48,7 +57,7 @@ from quant_core.data.sources import (
 )
 from quant_core.data.spec import RANDOM, Flow, SampleShape, SampleSpec
 from quant_core.errors import DataError, ModelError
-from quant_core.model.session import open_session, run
+from quant_core.model.session import open_session
 
 TOKENS = 8  # at most so many are written by a decoder
 # Name of an input of a decoder behind an encoder -> its name in the whole model.
@@ -59,53 +68,7 @@ WHOLE_NAMES = {
     "encoder_hidden_states": "last_hidden_state",
     "encoder_outputs": "last_hidden_state",
 }
-BEHIND_ENCODER = re.compile(r"^encoder_(hidden_states|outputs|attention_mask)$|\.encoder\.")
-ENCODED, EMBEDDED = "last_hidden_state", "inputs_embeds"
-PAST, PRESENT = re.compile(r"^past"), re.compile(r"^present")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Graph:
-    """A float graph that can be run.
-
-    inputs  name in the whole model -> input
-    """
-
-    path: Path
-    session: ort.InferenceSession
-    inputs: Mapping[str, InputSpec]
-    outputs: tuple[str, ...]
-
-    @property
-    def is_behind_encoder(self) -> bool:
-        return any(BEHIND_ENCODER.search(spec.name) for spec in self.inputs.values())
-
-    @property
-    def takes_past(self) -> bool:
-        return any(PAST.search(name) for name in self.inputs)
-
-    @property
-    def gives_past(self) -> bool:
-        return any(PRESENT.search(name) for name in self.outputs)
-
-    def run(self, feed: Feed) -> Feed:
-        """The outputs by name. Raises: ModelError if the graph does not run on the feed."""
-        outputs = run(self.session, feed, str(self.path))
-        return dict(zip(self.outputs, outputs, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Where a decoder stands: at its first tokens, or at the one after `past` tokens.
-
-    presents  what it left when it ran on these, by the name of the output
-    """
-
-    past: int = 0
-    presents: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-FIRST = Step()
+EMBEDDED = "inputs_embeds"
 
 
 class FlowSource:
@@ -241,7 +204,7 @@ class Feeder:
         unknown = tuple(name for name in graph.inputs if name not in values)
         is_drawn_alone = self.given is None and len(unknown) == len(graph.inputs)
         if not is_drawn_alone or (self.tokens is not None and graph.takes_past):
-            unknown = tuple(name for name in unknown if not _follows(graph.inputs[name]))
+            unknown = tuple(name for name in unknown if not follows(graph.inputs[name]))
         if unknown and self.given is not None:
             specs = [graph.inputs[name] for name in unknown]
             problem = f"lacks {', '.join(unknown)}"
@@ -251,7 +214,7 @@ class Feeder:
         where = f"{self.name}, sample {sample}, {graph.path.name}"
         feed = {}
         for name, spec in graph.inputs.items():
-            array = values[name] if name in values else _following(spec, graph, values, step)
+            array = values[name] if name in values else following(spec, graph, values, step)
             feed[spec.name] = fit(array, spec, where)
         return feed
 
@@ -354,74 +317,3 @@ def _next_token(outputs: Feed, tokens: np.ndarray) -> np.ndarray:
         return tokens[:, -1:]
     likely: np.ndarray = logits[:, -1:].argmax(axis=-1)
     return likely.astype(tokens.dtype)
-
-
-# Inputs that follow from others: pattern of the name -> how.
-
-
-def _past(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
-    """What the decoder left, or at the first tokens a past of length 0."""
-    if step is FIRST:
-        batch, _ = _sizes(graph, values)
-        sizes = [size if isinstance(size, int) else 0 for size in spec.shape]
-        if spec.shape and not isinstance(spec.shape[0], int):
-            sizes[0] = batch
-        return np.zeros(sizes, spec.dtype)
-    for present in ("present", "present_key_values"):
-        name = re.sub("^past(_key_values)?", present, spec.name)
-        if name in step.presents:
-            return step.presents[name]
-    raise DataError(f"no graph before gives {spec.name}", str(graph.path), f"It takes {spec}")
-
-
-def _branch(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
-    return np.full([1] * len(spec.shape), step is not FIRST, spec.dtype)
-
-
-def _mask(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
-    """Ones for every step of the encoder's output, or of the past and the tokens."""
-    batch, new = _sizes(graph, values)
-    if not spec.name.startswith("encoder"):
-        return np.ones((batch, step.past + new), spec.dtype)
-    if ENCODED in values:
-        return np.ones(values[ENCODED].shape[:2], spec.dtype)
-    crossed = next(array for name, array in step.presents.items() if ".encoder." in name)
-    return np.ones((batch, crossed.shape[2]), spec.dtype)
-
-
-def _positions(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
-    batch, new = _sizes(graph, values)
-    positions = np.arange(step.past, step.past + new, dtype=spec.dtype)
-    return positions if len(spec.shape) == 1 else np.tile(positions, (batch, 1))
-
-
-def _zeros(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
-    return np.zeros(_sizes(graph, values) if spec.shape else (), spec.dtype)
-
-
-FOLLOWS: tuple[tuple[str, Callable[[InputSpec, Graph, Feed, Step], np.ndarray]], ...] = (
-    (PAST.pattern, _past),
-    (r"^use_cache_branch$", _branch),
-    (r"^(encoder_|decoder_)?attention_mask$", _mask),
-    (r"^(position_ids|cache_position)$", _positions),
-    (r"^(token_type_ids|num_logits_to_keep|logits_to_keep)$", _zeros),
-)
-
-
-def _follows(spec: InputSpec) -> bool:
-    return any(re.search(pattern, spec.name) for pattern, _ in FOLLOWS)
-
-
-def _following(spec: InputSpec, graph: Graph, values: Feed, step: Step) -> np.ndarray:
-    rule = next(rule for pattern, rule in FOLLOWS if re.search(pattern, spec.name))
-    return rule(spec, graph, values, step)
-
-
-def _sizes(graph: Graph, values: Feed) -> tuple[int, int]:
-    """How many samples and how many steps the graph is fed at once, without a past."""
-    main = [
-        values[name]
-        for name in graph.inputs
-        if name in values and name != ENCODED and values[name].ndim >= 2 and "mask" not in name
-    ]
-    return (main[0].shape[0], main[0].shape[1]) if main else (1, 1)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import yaml
 
-from flows.batch import batch, to_do
+from flows.batch import flow_run, to_do
 from flows.journal import open_journal
 from flows.manifest.read import check_manifest
 from quant_core.api import validate_model
@@ -120,7 +120,7 @@ def test_workers_that_share_nothing_but_a_slow_and_busy_store_make_a_batch_in_tw
     monkeypatch.setattr(stores, "RETRY_S", 0.0)
     monkeypatch.setattr(the_cache(), "max_bytes", 1)  # nothing that is read ahead stays
     monkeypatch.setattr(to_do, "READERS", 1)
-    monkeypatch.setattr(batch, "WAITING", -1)  # one model at a time
+    monkeypatch.setattr(flow_run, "WAITING", -1)  # one model at a time
     place = STORE / "models"
     out, values = place / "out", mill(place, "external", "a", "b")
 
