@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from threadpoolctl import threadpool_limits
 
+from quant_core.answers import Compared, ExplainedKernel, Explanation, OptimizeResult, Validation
 from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, input_specs, open_samples
@@ -23,7 +24,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
 from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_each
-from quant_core.evaluate.kernels import Kernel, profile_kernels
+from quant_core.evaluate.kernels import profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.timing import Timing, measure, measure_all
@@ -47,136 +48,11 @@ from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_as_planned, prepare_optimized, prepare_samples
 from quant_core.search.result import QuantResult, write_result
 
-__all__ = [
-    "Compared",
-    "ExplainedKernel",
-    "Explanation",
-    "OptimizeResult",
-    "QuantResult",
-    "Validation",
-    "benchmark_model",
-    "compare_models",
-    "explain_model",
-    "optimize_model",
-    "plan_model",
-    "quantize",
-    "quantize_model",
-    "quantize_with_calibration",
-    "validate_model",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizeResult:
-    """What was rewritten in a float model, and what was tried in vain.
-
-    rewrites  one row for each change: rule, node, and the absorbed nodes
-    undone    one row for each rule that was taken back: rule, nodes and reason
-    """
-
-    output: str
-    size_bytes: int
-    float_size_bytes: int
-    rewrites: list[dict[str, Any]]
-    undone: list[dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-
 # Whether numbers are finite is checked where it matters; numpy's warnings name no model.
 QUIET = np.errstate(all="ignore")
 # Rounding multiplies many small matrices: BLAS threads that wait for each other take twice the CPU
 # time for hardly less of the clock's, and all of both on a machine that does other work too.
 ONE_BLAS_THREAD: ContextDecorator = threadpool_limits.wrap(limits=1, user_api="blas")
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """A quantized model against its float original, and against its contract if it has one.
-
-    verdict      met, not_met or none
-    saturation   the nodes that give other results on x86 without VNNI
-    sensitivity  of each node in dB: what it costs alone, and what has added up by then; only if
-                 requested
-    """
-
-    fidelity: Fidelity
-    verdict: str
-    reason: str
-    saturation: list[dict[str, Any]] = field(default_factory=list)
-    sensitivity: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"fidelity": self.fidelity.to_dict()}
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One of several files of a model: its size in bytes, how right and how fast it is."""
-
-    file: str
-    size_bytes: int
-    fidelity: Fidelity
-    timing: Timing
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "file": self.file,
-            "size_bytes": self.size_bytes,
-            "fidelity": self.fidelity.to_dict(),
-            "timing": self.timing.to_dict(),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ExplainedKernel:
-    """A kernel, and what is to be known about it.
-
-    saturating_pairs  pairs of its weights whose sums can saturate on x86 CPUs without VNNI
-    advice            what quantmill's plan does with its node
-    """
-
-    kernel: Kernel
-    saturating_pairs: int
-    advice: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """The kernels that run a model on this CPU, in their order."""
-
-    model: str
-    is_quantized: bool
-    kernels: tuple[ExplainedKernel, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with each kernel's share of the time, and each arithmetic's."""
-        total = sum(row.kernel.ms for row in self.kernels) or 1.0
-        shares: dict[str, float] = {}
-        for row in self.kernels:
-            arithmetic = str(row.kernel.arithmetic)
-            shares[arithmetic] = shares.get(arithmetic, 0.0) + row.kernel.ms / total
-        kernels = [
-            {
-                **asdict(row.kernel),
-                "covers": list(row.kernel.covers),
-                "share": row.kernel.ms / total,
-                "saturating_pairs": row.saturating_pairs,
-                "advice": row.advice,
-            }
-            for row in self.kernels
-        ]
-        return {
-            "model": self.model,
-            "is_quantized": self.is_quantized,
-            "ms": total,
-            "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
-            "kernels": kernels,
-        }
 
 
 def quantize(

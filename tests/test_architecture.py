@@ -31,6 +31,7 @@ CORE_SHELVES = (
     ("rewrite",),
     ("evaluate",),
     ("search",),
+    ("answers",),
     ("api",),
     ("worker",),
 )
