@@ -34,7 +34,6 @@ __version__ = "0.1.0"
 
 # Module -> the names that it defines for the users of the package.
 PUBLIC = {
-    "answers": ("Compared", "Explanation", "OptimizeResult", "Validation"),
     "api": (
         "benchmark_model",
         "compare_models",
@@ -46,6 +45,7 @@ PUBLIC = {
         "quantize_with_calibration",
         "validate_model",
     ),
+    "answers": ("Compared", "Explanation", "OptimizeResult", "Validation"),
     "config": ("Contract", "QuantConfig"),
     "data.spec": ("SampleSpec",),
     "errors": ("QuantError",),

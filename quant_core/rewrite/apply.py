@@ -30,9 +30,10 @@ from quant_core.rewrite.float_nodes import (
 )
 from quant_core.rewrite.hard_sigmoid import spell_out_hard_sigmoid
 from quant_core.rewrite.lower_pairs import lower_pairs
-from quant_core.rewrite.rounding import Rounding, WeightCache
+from quant_core.rewrite.rounding import Rounding
 from quant_core.rewrite.static_nodes import nodes_alike, write_static
 from quant_core.rewrite.tables import write_table
+from quant_core.rewrite.weight_cache import WeightCache
 from quant_core.rewrite.writer import Writer
 
 

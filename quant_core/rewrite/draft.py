@@ -16,7 +16,8 @@ from quant_core.numerics.layout import Layout
 from quant_core.plan.targets import TARGETS, Target
 from quant_core.plan.types import QuantPlan, Storage
 from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
-from quant_core.rewrite.rounding import Rounded, Rounding
+from quant_core.rewrite.rounding import Rounding
+from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Writer
 
 

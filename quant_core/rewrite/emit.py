@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quant_core.model import graph
 from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.layout import Layout
-from quant_core.rewrite.rounding import Rounded
+from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Cursor
 
 

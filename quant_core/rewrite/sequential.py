@@ -46,7 +46,8 @@ from quant_core.model.layerwise import Feeds, LayerwiseRunner
 from quant_core.plan.operators import RULES, is_depthwise, layout_of
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.rewrite.apply import apply_plan
-from quant_core.rewrite.rounding import Rounding, WeightCache
+from quant_core.rewrite.rounding import Rounding
+from quant_core.rewrite.weight_cache import WeightCache
 
 # How many pairs of rows are taken for each column of one matrix, and at least. More than for a Gram
 # matrix alone (gram.py), since fitting W' to too few rows fits their noise. Judge a change with

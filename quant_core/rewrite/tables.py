@@ -19,7 +19,8 @@ from quant_core.plan.operators import (
 from quant_core.plan.types import Compute, NodePlan, Storage
 from quant_core.rewrite import emit
 from quant_core.rewrite.draft import Draft, owner
-from quant_core.rewrite.rounding import ROW_SCALES, Rounded
+from quant_core.rewrite.rounding import ROW_SCALES
+from quant_core.rewrite.weight_cache import Rounded
 
 
 @dataclass(frozen=True, slots=True)

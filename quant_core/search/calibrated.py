@@ -18,8 +18,8 @@ from quant_core.model import files
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized, apply_plan
-from quant_core.rewrite.rounding import WeightCache
 from quant_core.rewrite.sequential import round_sequentially
+from quant_core.rewrite.weight_cache import WeightCache
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
 from quant_core.search.tune_biases import tune_biases
