@@ -16,7 +16,7 @@ from tasks.tables import write_table
 
 NIGHT = datetime(2026, 5, 4, 2, tzinfo=UTC)
 NIGHTS = 9
-APP = Path(__file__).parents[2] / "deployments" / "dashboard" / "app.py"
+APP = Path(__file__).parents[3] / "deployments" / "dashboard" / "app.py"
 ENGINES = {"duckdb": with_duckdb, "polars": with_polars, "pandas": with_pandas}
 
 
