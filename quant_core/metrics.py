@@ -24,15 +24,20 @@ class OutputFidelity:
 
     cosine         cosine similarity in [-1, 1]
     sqnr_db        signal-to-quantization-noise ratio in dB, from -200 to 200
+    lower_db       its lower confidence bound, from the spread over the samples: what is to be
+                   expected of others
     max_abs_error  largest absolute difference
     agreement      share of decisions that equal the float model's; None if nothing is decided
     flaw           why the output is unusable, "" if it is usable: it holds NaN or infinity where
-                   float does not, or has another shape. An unusable float output has sqnr_db -200,
-                   cosine -1 and an infinite max_abs_error; one that has another shape for some
-                   samples only has the values of the others
+                   float does not, or has another shape. An unusable float output has sqnr_db and
+                   lower_db -200, cosine -1 and an infinite max_abs_error; one that has another
+                   shape for some samples only has the values of the others
     is_probability whether all values of the float model lie in [0, 1]
+    integer_db     of an integer output: SQNR of its numbers, or of decisions, 1 over the share of
+                   those that differ from float's, whichever is higher. One decision that differs is
+                   luck
 
-    cosine, sqnr_db and max_abs_error are None for an integer output.
+    cosine, sqnr_db, lower_db and max_abs_error are None for an integer output.
     """
 
     name: str
@@ -42,6 +47,8 @@ class OutputFidelity:
     agreement: float | None
     flaw: str = ""
     is_probability: bool = False
+    lower_db: float | None = None
+    integer_db: float | None = None
 
     @property
     def is_reshaped(self) -> bool:
@@ -50,10 +57,25 @@ class OutputFidelity:
 
     @property
     def sound_db(self) -> float | None:
-        """`sqnr_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are tails."""
-        if self.is_probability and (self.max_abs_error or 0.0) < PROBABILITY_ERROR:
-            return None if self.sqnr_db is None else MAX_SQNR_DB
-        return self.sqnr_db
+        """`sqnr_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are tails.
+
+        `integer_db` of integers.
+        """
+        if self.sqnr_db is None:
+            return self.integer_db
+        return MAX_SQNR_DB if self._is_same_probability else self.sqnr_db
+
+    @property
+    def sound_lower_db(self) -> float | None:
+        """`sound_db`, with `lower_db` in place of `sqnr_db`."""
+        if self.sqnr_db is None:
+            return self.integer_db
+        return MAX_SQNR_DB if self._is_same_probability else self.lower_db
+
+    @property
+    def _is_same_probability(self) -> bool:
+        error = self.max_abs_error
+        return self.is_probability and error is not None and error < PROBABILITY_ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +110,14 @@ class Fidelity:
 
     @property
     def worst_db(self) -> float | None:
-        """`sound_db` of the worst output; None without a float output."""
+        """`sound_db` of the worst output; None if no output can be compared."""
         found = [o.sound_db for o in self.per_output if o.sound_db is not None]
+        return min(found, default=None)
+
+    @property
+    def worst_lower_db(self) -> float | None:
+        """`sound_lower_db` of the worst output; None if no output can be compared."""
+        found = [o.sound_lower_db for o in self.per_output if o.sound_lower_db is not None]
         return min(found, default=None)
 
     @property
@@ -183,6 +211,15 @@ METRICS: Mapping[str, Metric] = {
         Metric(
             name="worst_sqnr",
             value=lambda fidelity: fidelity.worst_db,
+            of_float=None,
+            needs_labels=False,
+            noise=lambda value, samples: 0.5,  # as of sqnr
+            form="{:.1f} dB".format,
+            missing="No output is float: use agreement",
+        ),
+        Metric(
+            name="worst_lower_sqnr",
+            value=lambda fidelity: fidelity.worst_lower_db,
             of_float=None,
             needs_labels=False,
             noise=lambda value, samples: 0.5,  # as of sqnr

@@ -99,13 +99,13 @@ def compare(
         reference, outputs = list(reference), list(outputs)
     tallies = [_OutputTally(name) for name in names]
     sample_count = 0
-    for float_block, quantized_block in _blocks(reference, outputs):
+    for float_block, quantized_block, feeds in _blocks(reference, outputs):
         if not len(tallies) == len(float_block) == len(quantized_block):
             problem = f"gives {len(quantized_block)} outputs, float gives {len(float_block)}"
             raise ModelError(problem, hint="Is it the same model?")
         sample_count += _rows(float_block)
         for tally, want, got in zip(tallies, float_block, quantized_block, strict=True):
-            tally.add(want, got, labels)
+            tally.add(want, got, labels, feeds)
     if not sample_count:
         raise DataError("nothing to compare", hint="At least one sample")
 
@@ -167,7 +167,9 @@ class _OutputTally:
         self.is_compared = False  # a block at least has the float model's shape
         self.shape_flaw = ""
         self.unusable_values = 0  # NaN or infinite where float is not
-        self.float_squares = self.quantized_squares = self.dot = self.error_squares = 0.0
+        self.signals: list[np.ndarray] = []  # sums of squares of each feed: of the float values,
+        self.noises: list[np.ndarray] = []  # and of the errors
+        self.quantized_squares = self.dot = 0.0
         self.max_error = 0.0
         self.lo, self.hi = math.inf, -math.inf  # of the float model's values
         self.rows = 0
@@ -176,37 +178,48 @@ class _OutputTally:
         # threshold of single scores (None: argmax, or integers) -> decisions
         self.by_threshold: dict[float | None, Decisions] = {}
 
-    def add(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
-        """Add a block: `want` of the float model, `got` of the quantized one, labels of all."""
+    def add(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None, feeds: int) -> None:
+        """Add a block of feeds: `want` of the float model, `got` of the quantized one, labels of
+        all.
+        """
         self.is_float |= want.dtype.kind == "f"
         if got.shape != want.shape:
             self.shape_flaw = f"{OTHER_SHAPE} {got.shape} where float has {want.shape}"
             got = np.full(want.shape, np.nan if want.dtype.kind == "f" else -1)
-        elif want.dtype.kind == "f":
+        elif want.dtype.kind in "fiub":
             self.is_compared = True
-            self._add_errors(want, got)
+            self._add_errors(want.reshape(feeds, -1), got.reshape(feeds, -1))
         self._add_decisions(want, got, labels)
 
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
-        for start in range(0, want.size, BLOCK_ELEMENTS):
-            part = slice(start, start + BLOCK_ELEMENTS)
-            self._add_errors_of_part(want.ravel()[part], got.ravel()[part])
+        """Add the values of some feeds, one in each row."""
+        signals, noises = np.zeros(len(want)), np.zeros(len(want))
+        step = max(1, BLOCK_ELEMENTS // len(want))
+        for start in range(0, want.shape[1], step):
+            part = slice(start, start + step)
+            signal, noise = self._add_errors_of_part(want[:, part], got[:, part])
+            signals += signal
+            noises += noise
+        self.signals.append(signals)
+        self.noises.append(noises)
 
-    def _add_errors_of_part(self, want: np.ndarray, got: np.ndarray) -> None:
+    def _add_errors_of_part(
+        self, want: np.ndarray, got: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The sums of squares of each row: of the float values, and of the errors."""
         with np.errstate(invalid="ignore", over="ignore"):  # MASK is inf in float16
             known = np.abs(want) < MASK
-        w, g = want[known].astype(np.float64), got[known].astype(np.float64)
-        self.lo = min(self.lo, w.min(initial=math.inf))
-        self.hi = max(self.hi, w.max(initial=-math.inf))
-        usable = np.isfinite(g)
-        self.unusable_values += g.size - int(usable.sum())
-        w, g = w[usable], g[usable]
+        w = np.where(known, want, 0).astype(np.float64)
+        self.lo = min(self.lo, w.min(initial=math.inf, where=known))
+        self.hi = max(self.hi, w.max(initial=-math.inf, where=known))
+        usable = known & np.isfinite(got)
+        self.unusable_values += int(known.sum() - usable.sum())
+        g = np.where(usable, got, w).astype(np.float64)
         error = g - w
-        self.float_squares += float(w @ w)
-        self.quantized_squares += float(g @ g)
-        self.dot += float(w @ g)
-        self.error_squares += float(error @ error)
+        self.quantized_squares += float((g * g).sum())
+        self.dot += float((w * g).sum())
         self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
+        return (w * w).sum(1), (error * error).sum(1)
 
     def _add_decisions(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
         axis = _class_axis(want)
@@ -242,9 +255,11 @@ class _OutputTally:
             flaw = f"holds {self.unusable_values} values that are NaN or infinite"
         agreement = self.decisions().agreement
         if not self.is_float:
-            return OutputFidelity(self.name, None, None, None, agreement, flaw)
+            integer_db = self._integer_db()
+            return OutputFidelity(self.name, *3 * (None,), agreement, flaw, integer_db=integer_db)
         if self.unusable_values or not self.is_compared:
-            return OutputFidelity(self.name, -1.0, -MAX_SQNR_DB, math.inf, agreement, flaw)
+            worst = -MAX_SQNR_DB
+            return OutputFidelity(self.name, -1.0, worst, math.inf, agreement, flaw, lower_db=worst)
         return OutputFidelity(
             self.name,
             self._cosine(),
@@ -253,18 +268,47 @@ class _OutputTally:
             agreement,
             flaw,
             is_probability=bool(self.lo >= 0 and self.hi <= 1),
+            lower_db=self._lower_db(),
         )
+
+    def _integer_db(self) -> float | None:
+        """SQNR of the numbers, or of the decisions, whichever is higher; None without any."""
+        decisions = self.decisions()
+        if not decisions.total:
+            return None
+        differing = decisions.total - decisions.same
+        beyond_luck = max(0, differing - 1)  # which of two equal classes wins says nothing
+        of_decisions = _within_limits(sqnr_db(decisions.total, beyond_luck))
+        return max(of_decisions, self._sqnr_db()) if self.is_compared else of_decisions
 
     def _cosine(self) -> float:
         """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""
-        norms = math.sqrt(self.float_squares) * math.sqrt(self.quantized_squares)
+        float_squares = float(np.concatenate(self.signals).sum())
+        norms = math.sqrt(float_squares) * math.sqrt(self.quantized_squares)
         if not norms:
-            return float(self.float_squares == self.quantized_squares)
+            return float(float_squares == self.quantized_squares)
         return max(-1.0, min(1.0, self.dot / norms))
 
     def _sqnr_db(self) -> float:
-        found = sqnr_db(self.float_squares, self.error_squares)
-        return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, found))
+        signals, noises = np.concatenate(self.signals), np.concatenate(self.noises)
+        return _within_limits(sqnr_db(float(signals.sum()), float(noises.sum())))
+
+    def _lower_db(self) -> float:
+        """SQNR with the noise one standard error above what was measured; `_sqnr_db` of one feed.
+
+        Source: Cochran, Sampling Techniques, 3rd ed., section 6.4: the ratio of two sums has the
+        variance of what is left where that ratio of the one is taken from the other.
+        """
+        signals, noises = np.concatenate(self.signals), np.concatenate(self.noises)
+        signal, noise, count = float(signals.sum()), float(noises.sum()), len(signals)
+        if signal and count > 1:
+            left = noises - noise / signal * signals
+            noise += math.sqrt(float(left @ left) * count / (count - 1))
+        return _within_limits(sqnr_db(signal, noise))
+
+
+def _within_limits(db: float) -> float:
+    return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, db))
 
 
 # Blocks of feeds
@@ -272,8 +316,8 @@ class _OutputTally:
 
 def _blocks(
     reference: Iterable[Outputs], outputs: Iterable[Outputs]
-) -> Iterator[tuple[Outputs, Outputs]]:
-    """Both models' outputs, with feeds of the same shapes joined.
+) -> Iterator[tuple[Outputs, Outputs, int]]:
+    """Both models' outputs, with feeds of the same shapes joined, and how many these are.
 
     One call of numpy costs more than a small sum, so that small feeds are worth joining.
     """
@@ -282,13 +326,13 @@ def _blocks(
     for pair in zip(reference, outputs, strict=True):
         shapes = [[array.shape for array in side] for side in pair]
         if held and (shapes != held_shapes or held_elements >= BLOCK_ELEMENTS):
-            yield _joined(held)
+            yield *_joined(held), len(held)
             held, held_elements = [], 0
         held.append(pair)
         held_shapes = shapes
         held_elements += sum(array.size for array in pair[0])
     if held:
-        yield _joined(held)
+        yield *_joined(held), len(held)
 
 
 def _joined(pairs: list[tuple[Outputs, Outputs]]) -> tuple[Outputs, Outputs]:

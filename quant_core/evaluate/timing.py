@@ -21,7 +21,8 @@ BLOCK_SECONDS = (
 WARM_UP = 0.1  # share of `seconds` that the warm-up takes
 QUIET_PART = 4  # one in so many rounds counts for the speed-up
 MIN_QUIET_ROUNDS = 5
-PATIENCE = 5  # `min_rounds` may take this many times `seconds`
+PATIENCE = 5  # `min_rounds` may take this many times `seconds`,
+PATIENCE_SECONDS = 2.0  # or these: two rounds of a slow model say nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,10 @@ def take_turns(
 
     After a warm-up each round times one block of each call, and begins with the next one. A block
     repeats a call as often as the fastest one needs for BLOCK_SECONDS, the same for all. Rounds go
-    on for `seconds`, and then until there are `min_rounds` or PATIENCE * seconds are over. There is
-    at least one round.
+    on for `seconds`, and then until there are `min_rounds`, or both PATIENCE * seconds and
+    PATIENCE_SECONDS are over. There is at least one round.
     """
+    patience = max(PATIENCE * seconds, PATIENCE_SECONDS)
     start = clock()
     fastest = math.inf
     repeats = 1
@@ -141,7 +143,7 @@ def take_turns(
             times[i] = _time_block(calls[i], repeats, clock)
         rounds.append(times)
         spent = clock() - start
-        is_enough = len(rounds) >= min_rounds or spent >= PATIENCE * seconds
+        is_enough = len(rounds) >= min_rounds or spent >= patience
         if spent >= seconds and is_enough:
             return np.array(rounds)
 

@@ -24,7 +24,7 @@ from quant_core.evaluate.contract import TOLERANCE, Verdict, judge, score
 from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_all, run_each
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
-from quant_core.metrics import MAX_SQNR_DB, Fidelity
+from quant_core.metrics import MAX_SQNR_DB, Fidelity, find_metric
 from quant_core.model.session import open_session
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
@@ -78,13 +78,14 @@ class Candidate:
 
     @property
     def aim(self) -> Contract:
-        """The floor that a search without a contract aims at: no output is worth a note.
+        """The floor that a search without a contract aims at: no output is worth a note, of other
+        samples neither.
 
         Where the user sets a floor, or weights have 4 bits, no more than that is wanted.
         """
         config = self.plan.config
         is_free = config.floor_db is None and not self.plan.in_four_bits
-        return replace(config.floor, min=POLICY.noted_db) if is_free else config.floor
+        return Contract("worst_lower_sqnr", min=POLICY.noted_db) if is_free else config.floor
 
     @property
     def reaches_aim(self) -> bool:
@@ -92,22 +93,24 @@ class Candidate:
         return self.gain >= POLICY.real_gain and self.is_above(self.aim)
 
     @property
-    def rank(self) -> tuple[bool, bool, float]:
+    def rank(self) -> tuple[bool, int, float]:
         """What candidates are compared by without a contract: sound, then fast and close to float,
-        then of most worth.
+        then one of the two, then of most worth.
         """
-        return self.is_sound, self.reaches_aim, self.worth
+        is_fast = self.gain >= POLICY.real_gain
+        return self.is_sound, is_fast + self.is_above(self.aim), self.worth
 
     def is_above(self, floor: Contract) -> bool:
         """Whether no output is below this floor, as far as it can be judged: not where the number
         of results differs.
         """
-        outputs = self.fidelity.per_output if self.fidelity is not None else ()
-        judged = [o for o in outputs if not o.is_reshaped]
+        if self.fidelity is None:
+            return True
+        judged = tuple(o for o in self.fidelity.per_output if not o.is_reshaped)
         if any(o.flaw for o in judged):
             return False
-        least = (floor.min or 0.0) - TOLERANCE
-        return all(o.sound_db is None or o.sound_db >= least for o in judged)
+        worst = find_metric(floor.metric).value(replace(self.fidelity, per_output=judged))
+        return worst is None or worst >= (floor.min or 0.0) - TOLERANCE
 
     @property
     def noise(self) -> float:

@@ -75,23 +75,18 @@ IN_FLOAT = NodeChoice(Compute.FLOAT)
 IN_FLOAT16 = NodeChoice(storage=Storage.FLOAT16)
 IN_OWN_SCALES = NodeChoice(granularity=PerChannel())  # of each channel; in 4 bits they are finer
 
-# In the order in which they are tried.
-PROMOTIONS = (
-    Promotion(
-        "in 8 bits",
-        IN_INT8,
-        lambda n: n.storage is Storage.INT4,
-        POLICY.int8_groups,
-        by_agreement=True,
-    ),
-    Promotion(
-        "in float",
-        IN_FLOAT,
-        lambda n: n.is_rounded and n.compute.is_integer,
-        takes_time=True,
-    ),
-    Promotion("in 16 bits", IN_FLOAT16, lambda n: n.is_rounded, POLICY.float16_groups),
+TO_8_BITS = Promotion(
+    "in 8 bits",
+    IN_INT8,
+    lambda n: n.storage is Storage.INT4,
+    POLICY.int8_groups,
+    by_agreement=True,
 )
+TO_FLOAT = Promotion(
+    "in float", IN_FLOAT, lambda n: n.is_rounded and n.compute.is_integer, takes_time=True
+)
+TO_16_BITS = Promotion("in 16 bits", IN_FLOAT16, lambda n: n.is_rounded, POLICY.float16_groups)
+PROMOTIONS = (TO_8_BITS, TO_FLOAT, TO_16_BITS)  # in the order in which they are tried
 
 
 def with_choice(
@@ -125,6 +120,8 @@ def promote(
     If none does, it is the one with the best value of the contract's metric.
 
     1. One of PROMOTIONS after the other: the next only where all nodes by this one are not enough.
+       Where all in float were not, but the weights of some in 16 bits are, others need not stay in
+       float.
     2. Nodes in groups: which gain the most per weight, or per millisecond?
     3. How many groups, best first, are enough? Bisection. What stays in 4 bits is rounded anew
        each time, as it made up for errors that are gone.
@@ -280,6 +277,7 @@ class _Work:
     def fewest_of_all(self) -> Candidate | None:
         """The candidate with the fewest nodes promoted, by the first promotion that is enough."""
         base, calibrated = self.candidates[0], self.calibrated
+        in_integers = None  # the base before all of its nodes computed in float
         for promotion in PROMOTIONS:
             nodes = promotion.nodes_of(base.plan)
             if not nodes:
@@ -292,11 +290,29 @@ class _Work:
                     ranked = float_groups(calibrated, base, self.bench, self.progress)
                 else:
                     ranked = self.ranked_by_bytes(promotion, base, nodes, full, refitted)
-                return self.fewest(promotion, base, ranked, full)
+                found = self.fewest(promotion, base, ranked, full)
+                return found if in_integers is None else self.fewest_in_float(found, in_integers)
             if satisfying(self.candidates, self.accuracy):
                 return None
+            in_integers = base if promotion.takes_time else in_integers
             base, calibrated = full, refitted
         return None
+
+    def fewest_in_float(self, found: Candidate, in_integers: Candidate) -> Candidate:
+        """The candidate with the fewest nodes in float that is enough; in `found` all are.
+
+        Its weights in 16 bits are those of `found`, all else is as in `in_integers`.
+        """
+        has_time = self.bench.has_time_after(self.candidates, POLICY.trials_of_a_step)
+        if not has_time or in_integers.gain <= found.gain:
+            return found
+        rounded = {n.node for n in found.plan.nodes if n.is_rounded}
+        wide = [n for n in TO_16_BITS.nodes_of(in_integers.plan) if n not in rounded]
+        base, calibrated = self.attempt(TO_16_BITS, in_integers, wide)
+        if self.is_enough(TO_16_BITS, base):
+            return base
+        ranked = float_groups(calibrated, base, self.bench, self.progress)
+        return self.fewest(TO_FLOAT, base, ranked, found)
 
     def attempt(
         self, promotion: Promotion, base: Candidate, nodes: list[str]

@@ -78,7 +78,7 @@ class SearchPolicy:
     sensitivity_samples: int = 4
     # Samples on which a finished file is checked: given ones, and drawn ones. Not tuned.
     floor_samples: int = 16
-    drawn_samples: int = 4
+    drawn_samples: int = 8
     # Samples on which float must repeat itself. Not tuned.
     steady_samples: int = 2
 

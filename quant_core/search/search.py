@@ -14,9 +14,10 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    that time + price * noise is least (minimum_cut.py). Each assignment is one more candidate. They
    are tried where the best is not faithful, or where the whole front is asked for.
 4. Selection. Without a contract the candidate of the highest rank wins: it is sound, gains speed
-   with no output below POLICY.noted_db, and is of most worth: speed, less what the lost fidelity
-   must buy. Of those that are as fast as this one, the nearest to float wins. If all have outputs
-   below, however slow, more bits for the weights of the best are tried too. With a contract
+   with no output below POLICY.noted_db, or does one of the two, and is of most worth: speed, less
+   what the lost fidelity must buy. Of those that are as fast as this one, the nearest to float
+   wins. If all have outputs below, however slow, more bits for the weights of the best are tried
+   too. With a contract
    (`select_by_contract`) the candidate of most worth that satisfies it wins. Where a faster one
    misses it, or none satisfies it, the nodes that cost the most accuracy are promoted to more bits
    or to float (mixed_precision.py). If none satisfies the contract in the end, the best candidate
@@ -255,15 +256,18 @@ def try_assignments(
 
 def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
     """Step 4 without a contract: the race with the fewest nodes of the best promoted, if none is
-    above the aim.
+    above the aim; and with what is faster on the way there, and no larger.
     """
     best = _best(race.candidates)
     has_time = bench.has_time_after(race.candidates)
     if not has_time or any(c.is_above(c.aim) for c in race.candidates):
         return race
     promoted = mixed_precision.promote(race.calibrated, best, bench, best.aim, progress)
-    competing = [t for t in promoted.trials if t.candidate is promoted.best]
-    others = [t for t in promoted.trials if t.candidate is not promoted.best]
+    competing: list[Trial] = []
+    others: list[Trial] = []
+    for trial in promoted.trials:
+        is_small = any(c.size_bytes <= promoted.best.size_bytes for c in candidates_of([trial]))
+        (competing if is_small else others).append(trial)
     return race.traced(*others).after(*competing)
 
 

@@ -66,7 +66,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(RequestError) as caught:
         Contract(metric="top5", min=0.9)
 
-    known = "top1, agreement, cosine, sqnr, worst_sqnr or module:function"
+    known = "top1, agreement, cosine, sqnr, worst_sqnr, worst_lower_sqnr or module:function"
     assert caught.value.problem == f"is 'top5', not one of {known}"
     assert caught.value.hint == "Did you mean top1?"
 

@@ -51,6 +51,41 @@ def test_a_rounded_weight_is_compared_through_onnxruntime():
     assert fidelity.agreement == (wanted.argmax(1) == got.argmax(1)).mean()
 
 
+@pytest.mark.parametrize(
+    ("noises", "lower"),
+    [
+        ([1, 1, 1, 1], 4 / 400),  # all alike: nothing else is to be expected of others
+        ([0, 0, 2, 2], (4 + (4 * 4 / 3) ** 0.5) / 400),  # residuals -1, -1, 1, 1
+        ([1], 1 / 100),  # of one feed no spread is known
+    ],
+)
+def test_the_lower_bound_of_sqnr_is_a_standard_error_below(noises, lower):
+    want = feeds(*(np.full((1, 1), 10.0) for _ in noises))
+    got = feeds(*(np.full((1, 1), 10.0 + noise**0.5) for noise in noises))
+
+    output = compare(want, got, ["y"]).per_output[0]
+
+    assert output.sqnr_db == pytest.approx(20 if sum(noises) else 200)
+    assert output.lower_db == pytest.approx(-10 * np.log10(lower))
+
+
+@pytest.mark.parametrize(
+    ("want", "got", "db"),
+    [
+        ([3, 1, 2, 5], [3, 1, 2, 5], 200),
+        ([3, 1, 2, 5], [3, 1, 2, 9], 200),  # one decision that differs is luck
+        ([1] * 100, [1] * 89 + [9] * 11, 10),  # 11 in 100 classes differ, 10 but for luck
+        ([100] * 4, [101] * 4, 40),  # numbers, such as pixels, are close though all differ
+        ([True] * 4, [False] * 4, 0),
+    ],
+)
+def test_integers_are_judged_as_numbers_and_as_decisions(want, got, db):
+    output = compare(feeds(want), feeds(got), ["y"]).per_output[0]
+
+    assert output.sqnr_db is None
+    assert output.sound_db == output.sound_lower_db == pytest.approx(db, abs=1.5)
+
+
 def test_identical_outputs_are_perfect():
     outputs = rows(np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32))
 

@@ -73,16 +73,17 @@ def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
 
 
 def test_a_slow_model_gets_its_rounds_unless_that_takes_far_too_long():
-    slow, slower = Clock(), Clock()
+    slow, brief, slower = Clock(), Clock(), Clock()
 
     five = take_turns(
         [slow.call("A", 0.2), slow.call("B", 0.2)], seconds=1.0, min_rounds=5, clock=slow
     )
+    few = take_turns([brief.call("A", 0.2), brief.call("B", 0.2)], seconds=0.01, clock=brief)
     one = take_turns(
         [slower.call("A", 9), slower.call("B", 9)], seconds=1.0, min_rounds=5, clock=slower
     )
 
-    assert (len(five), len(one)) == (5, 1)
+    assert (len(five), len(few), len(one)) == (5, 5, 1)
 
 
 def test_speedup_is_the_median_of_paired_ratios():

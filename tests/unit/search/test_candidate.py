@@ -23,7 +23,7 @@ def candidate(
     floor_db: float | None = None,
 ) -> Candidate:
     """A candidate with one output, judged already; no model belongs to it."""
-    output = OutputFidelity("y", None, sqnr_db, None, None, flaw)
+    output = OutputFidelity("y", None, sqnr_db, None, None, flaw, lower_db=sqnr_db)
     plan = QuantPlan(QuantConfig(floor_db=floor_db), "x86", nodes, {}, {})
     return Candidate(
         "",
@@ -41,6 +41,7 @@ def candidate(
         ((12.5, 1.0), (11.5, 10.0)),  # an output below the floor of 12 dB is broken
         ((21.0, 1.2), (60.0, 1.1)),  # 15 % faster and close comes before all that is not
         ((21.0, 1.2), (19.0, 10.0)),  # ... and before all that are further from float
+        ((21.0, 1.0), (19.0, 1.1)),  # close or faster, one of the two at least
         ((30.0, 2.1), (90.0, 2.0)),  # faithful outputs are worth no less than better ones
         ((30.0, 1.6), (20.0, 2.3)),  # the first 10 dB below that must buy 0.6 doublings
         ((20.0, 2.5), (30.0, 1.6)),
@@ -80,6 +81,14 @@ def test_worth_is_speed_in_doublings_less_what_lost_fidelity_must_buy(sqnr_db, s
 )
 def test_the_aim_is_20_db_or_the_floor_of_the_user(sqnr_db, options, reaches_it):
     assert candidate(sqnr_db, 2.0, **options).reaches_aim == reaches_it
+
+
+def test_what_other_samples_may_have_counts_for_the_aim():
+    lucky = candidate(22.0, 2.0)
+    output = replace(lucky.fidelity.per_output[0], lower_db=19.0)
+    lucky = replace(lucky, fidelity=replace(lucky.fidelity, per_output=(output,)))
+
+    assert (lucky.is_sound, lucky.reaches_aim) == (True, False)
 
 
 def test_in_4_bits_no_more_is_aimed_at_than_the_floor():

@@ -151,6 +151,22 @@ def test_a_node_that_integers_spoil_computes_in_float_and_stays_small(mode):
     }  # fmt: skip
 
 
+def test_a_weight_that_takes_16_bits_keeps_no_other_node_from_integers():
+    """All in float is not enough, as a weight is too coarse; with that in 16 bits, b alone must be,
+    as it reads a loud channel.
+    """
+    problem = Problem(
+        harmful(), can_be_timed=False, mode="static", per_channel=False, bias_correction=False
+    )
+
+    found = problem.search(Contract("sqnr", min=25.0))
+
+    assert found.verdict == "met"
+    assert {n.node: (n.compute, n.storage) for n in found.best.plan.nodes if n.weights} == {
+        "a": ("float", "float16"), "b": ("float", "int8"), "y": ("static", "int8")
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("contract", "told"),
     [
