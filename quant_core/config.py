@@ -7,6 +7,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from quant_core.errors import RequestError
@@ -201,13 +202,23 @@ def check_metric(name: str) -> None:
 
 def check_fields(value: Any) -> None:
     """Raises: RequestError where a field of the dataclass `value` has not its annotated type."""
-    for name, hint in get_type_hints(type(value)).items():
+    kind: Any = type(value)  # mypy doubts that a class is hashable
+    for name, options in _allowed_types(kind).items():
         got = getattr(value, name)
-        options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if not any(_is_a(got, option) for option in options):
             raise RequestError(
                 f"is {got!r}", name, f"Must be {' or '.join(_spell(o) for o in options)}"
             )
+
+
+@cache
+def _allowed_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
+    """Field of the dataclass -> the types that its values may have."""
+    hints = get_type_hints(kind)
+    return {
+        name: get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for name, hint in hints.items()
+    }
 
 
 def _is_a(got: object, kind: Any) -> bool:

@@ -5,7 +5,9 @@ one model of Hugging Face.
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +100,42 @@ def _glob(folder: Path, pattern: str) -> list[tuple[Location, Location]]:
         root = root.parent
     if not root.is_dir():
         root = root.parent
-    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - ** as a shell means it
-    models = sorted(Path(name) for name in matches)
+    models = sorted(set(_matches(path)))
     # A folder is a model that cannot be read if it is named like one.
     return [(model, root) for model in models if model.suffix == ".onnx" or not model.is_dir()]
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """What a local glob matches. `**` is any number of folders, as in a shell."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.glob(str(pattern)))  # noqa: PTH207 - it finds links to nothing
+        return
+    stars = pattern.parts.index("**")
+    above, below = Path(*pattern.parts[:stars]), pattern.parts[stars + 1 :] or ("*",)
+    while below[0] == "**" and len(below) > 1:
+        below = below[1:]
+    for top in _matches(above):
+        for folder in _folders_below(top):
+            yield from _matches(Path(glob.escape(folder), *below))
+
+
+def _folders_below(top: Path) -> Iterator[str]:
+    """`top` and each folder below it once, under its own path rather than behind a link to it.
+
+    Links to other folders are followed: they may lead back to where they lie, or to each other.
+    """
+    seen = set()
+    waiting = deque([str(top)])
+    while waiting:
+        for folder, names, _ in os.walk(waiting.popleft()):
+            real = os.path.realpath(folder)
+            visible = sorted(name for name in names if not name.startswith("."))
+            names[:] = visible if real not in seen else []
+            if real not in seen:
+                yield folder
+            seen.add(real)
+            paths = [os.path.join(folder, name) for name in names]  # noqa: PTH118 - of os.walk
+            waiting.extend(path for path in paths if os.path.islink(path))  # noqa: PTH114 - as above
 
 
 def _glob_in_store(pattern: Url) -> list[tuple[Location, Location]]:

@@ -17,9 +17,11 @@ from flows.manifest.schema import Mistake, read_values, schema_mistakes
 from quant_core.errors import RequestError
 from tasks.stores import Location, Url
 
+MOST_SHOWN = 20  # mistakes: one in a glob or a generated list is often made for every model
+
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The manifest in that YAML or TOML file. Raises: RequestError that lists all mistakes."""
+    """The manifest in that YAML or TOML file. Raises: RequestError that lists its mistakes."""
     path = Path(path)
     manifest = check_manifest(read_values(path), path.absolute().parent, str(path))
     return replace(manifest, file=path.absolute())
@@ -28,7 +30,8 @@ def read_manifest(path: str | Path) -> Manifest:
 def check_manifest(values: object, folder: Path, where: str = "manifest") -> Manifest:
     """The manifest with these values. Its paths are relative to `folder`.
 
-    Raises: RequestError that lists all mistakes, those of the schema and those of meaning.
+    Raises: RequestError that lists the mistakes, those of the schema and those of meaning; of many
+        the first ones, and how many there are.
     """
     if not isinstance(values, Mapping):
         hint = "Start with `models:` or `batch:`"
@@ -99,4 +102,7 @@ def _run_folder(folder: Path, named: str | None, outputs: Location) -> Path:
 def _rejection(mistakes: Sequence[Mistake], where: str) -> RequestError:
     lines = list(dict.fromkeys(map(str, mistakes)))  # a shared section's mistake shows only once
     count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    return RequestError("\n  ".join([count + ":", *lines]), where, "Nothing was started")
+    shown = lines[:MOST_SHOWN]
+    if len(lines) > MOST_SHOWN:
+        shown.append(f"and {len(lines) - MOST_SHOWN} more")
+    return RequestError("\n  ".join([count + ":", *shown]), where, "Nothing was started")

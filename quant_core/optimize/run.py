@@ -101,7 +101,8 @@ def follow(model: ir.Model, changes: Sequence[Applied]) -> ir.Model:
     left = list(changes)
     while left:
         rule, rows = next(groupby(left, key=lambda change: change.rule))
-        model, made = _apply(rule, model, Facts.of(model), {row.node for row in rows})
+        model = model.clone()
+        made = _apply(rule, model, Facts.of(model), {row.node for row in rows})
         if not made or made != left[: len(made)]:
             raise ModelError(
                 f"{rule} finds other nodes than the plan names",
@@ -114,24 +115,26 @@ def follow(model: ir.Model, changes: Sequence[Applied]) -> ir.Model:
 
 def _apply(
     rule: str, model: ir.Model, facts: Facts, chosen: Collection[str] | None = None
-) -> tuple[ir.Model, list[Applied]]:
-    """A copy of the model that a rule has changed, and what it changed; None chooses every node."""
-    copy = model.clone()
+) -> list[Applied]:
+    """Apply a rule to the model in place; what it changed. None chooses every node."""
     if rule in TIMED:
-        changes = TIMED[rule](copy, facts, lambda name: chosen is None or name in chosen)
+        changes = TIMED[rule](model, facts, lambda name: chosen is None or name in chosen)
     else:
         exact = next((rules[rule] for rules in (EXACT, *PRUNE.values()) if rule in rules), None)
         if exact is None:
             raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
-        changes = exact(copy, facts)
+        changes = exact(model, facts)
     if changes:
-        graph.drop_unused(copy)
-    return copy, changes
+        graph.drop_unused(model)
+    return changes
 
 
 @dataclass(slots=True)
 class _Work:
-    """The best model so far, what is known of its tensors, and how it came to be."""
+    """The best model so far, what is known of its tensors, and how it came to be.
+
+    copy  of the best model, to be changed; None: there is none yet
+    """
 
     feeds: Sequence[Feed]
     reference: list[list[NDArray[Any]]]
@@ -141,12 +144,16 @@ class _Work:
     facts: Facts
     applied: list[Applied] = field(default_factory=list)
     undone: list[Undone] = field(default_factory=list)
+    copy: ir.Model | None = None
 
     def attempt(self, rule: str) -> None:
         """Keep what the rule does to the model, or some of it, or note why not."""
         if self.deadline.is_over:
             return
-        after, changes = _apply(rule, self.best, self.facts)
+        # Most rules find nothing, and leave the copy for the next one.
+        after = self.copy or self.best.clone()
+        changes = _apply(rule, after, self.facts)
+        self.copy = None if changes else after
         if not changes:
             return
         reason, gain = self._objection(rule, after)
@@ -159,12 +166,13 @@ class _Work:
             for node in nodes:
                 if self.deadline.is_over:
                     return
-                after, changes = _apply(rule, self.best, self.facts, {node})
+                after = self.best.clone()
+                changes = _apply(rule, after, self.facts, {node})
                 if changes and not self._objection(rule, after)[0]:
                     self._keep(after, changes)
 
     def _keep(self, after: ir.Model, changes: list[Applied]) -> None:
-        self.best, self.facts = after, Facts.of(after)
+        self.best, self.facts, self.copy = after, Facts.of(after), None
         self.applied += changes
 
     def _objection(self, rule: str, after: ir.Model) -> tuple[str, float]:

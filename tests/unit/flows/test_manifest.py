@@ -52,6 +52,35 @@ batch = {input_dir = "models/*.onnx", output_dir = "quantized/", skip_existing =
     assert manifest.folder == folder / "quantized"
 
 
+@pytest.mark.parametrize("pattern", ["models/**/*.onnx", "**/*.onnx", "m*/**/**/*.onnx"])
+def test_two_stars_find_each_model_once_whatever_links_lead_back(folder, pattern):
+    (folder / "elsewhere" / "deep").mkdir(parents=True)
+    (folder / "elsewhere" / "deep" / "far.onnx").touch()
+    models = folder / "models"
+    (models / "z").mkdir()
+    (models / "z" / "near.onnx").touch()
+    for link, target in (("a", "z"), ("up", ".."), ("z/loop", ".."), ("out", "../elsewhere/deep")):
+        (models / link).symlink_to(target)
+    (models / "gone.onnx").symlink_to("nothing")
+
+    manifest = check_manifest({"batch": {"input_dir": pattern, "output_dir": "out"}}, folder)
+
+    # With the first folder among the stars, `elsewhere` has a path without a link.
+    far = "elsewhere/deep" if pattern.startswith("**") else "models/out"
+    names = ["models/b", "models/gone", "models/resnet18", "models/z/near", f"{far}/far"]
+    found = sorted(str(job.input.relative_to(folder).with_suffix("")) for job in manifest.jobs)
+    assert found == sorted(names)
+
+
+def test_of_many_mistakes_the_first_are_shown_with_how_many_more_there_are(folder):
+    absent = [{"input": f"{k}.onnx", "output": f"out/{k}.onnx"} for k in range(100)]
+
+    found = mistakes({"models": absent}, folder)
+
+    assert len(found) == 21
+    assert found[-1] == "and 80 more"
+
+
 def test_a_model_that_is_listed_is_not_taken_again_by_the_glob_that_finds_it(folder):
     """The example of quantize-rs: `models` lists what `input_dir` would find."""
     (folder / "models" / "b.onnx").rename(folder / "models" / "mobilenet.onnx")
