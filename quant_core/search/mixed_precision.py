@@ -36,6 +36,7 @@ from quant_core.search.variants import Trial
 
 Groups = list[list[str]]  # names of neighbouring nodes that are promoted together
 Progress = Callable[[str], None]
+Counts = Callable[[int, Mapping[int, Candidate]], Iterator[int]]
 
 # Between these the time of conversions is fitted: what lies outside is noise of the clock.
 CONVERSION_SCALES = (0.25, 8.0)
@@ -147,21 +148,18 @@ def try_assignments(
     start: Candidate,
     bench: Bench,
     progress: Progress,
-    *,
-    all_of_them: bool = False,
+    counts: Counts,
 ) -> list[Trial]:
     """The trials of the cheapest assignments of the start's nodes to float.
 
-    all_of_them  else 1, 2, 4, ... of their groups are tried, until twice none is better than the
-                 best before and none can reach the aim; and then those halfway from the best to its
-                 neighbours
+    counts  of how many groups, best first, assignments are tried: `every_count`,
+            `counts_until_worse` or `fastest_count`
     """
     trials: dict[int, Trial] = {}
     tried = {0: start}
     try:
         groups = float_groups(calibrated, start, bench, progress)
-        counts = _all_counts(groups) if all_of_them else _counts_until_worse(groups, tried)
-        for count in counts:
+        for count in counts(len(groups), tried):
             if not bench.has_time_after(tried.values()):
                 break
             nodes = _joined(groups[:count])
@@ -176,17 +174,25 @@ def try_assignments(
     return list(trials.values())
 
 
-def _all_counts(groups: Groups) -> Iterator[int]:
+def every_count(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
     """Every number of groups."""
-    yield from range(1, len(groups) + 1)
+    yield from range(1, groups + 1)
 
 
-def _counts_until_worse(groups: Groups, tried: Mapping[int, Candidate]) -> Iterator[int]:
-    """1, 2, 4, ... of the groups, while that may find a better one; then the best's neighbours.
+def fastest_count(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
+    """One group, if there are more: nodes that float computes faster, so that nothing is slower."""
+    yield from range(1, min(groups, 2))
 
-    1. Two that are worse than the best end it, if one reached the aim, or is too slow to.
-    2. Between the best and the next that was tried on each side the middle is, and once more if
-       that is better.
+
+def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
+    """The numbers of groups that lead to the candidate of the highest rank.
+
+    1. One group.
+    2. If that is not above the aim, bisection for the fewest that are. What is too slow to be worth
+       it ends it on that side.
+    3. If it is, 2, 4, 8, ... until two are worse than the best.
+    4. Those halfway from the best to the next that was tried on each side, and once more if one of
+       them is better.
 
     tried  what was tried, and grows meanwhile
     """
@@ -194,17 +200,26 @@ def _counts_until_worse(groups: Groups, tried: Mapping[int, Candidate]) -> Itera
     def best() -> int:
         return max(tried, key=lambda count: tried[count].rank)
 
-    count = last = 1
-    while count < len(groups):  # 1
-        is_decided = tried[best()].reaches_aim or tried[max(tried)].gain < POLICY.real_gain
-        if is_decided and count > max(2, 4 * best()):
-            break
-        yield count
-        count, last = 2 * count, count
-    for _ in range(2):  # 2
+    def is_enough(count: int) -> bool:
+        candidate = tried[count]
+        return candidate.is_above(candidate.aim) or candidate.gain < POLICY.real_gain
+
+    if groups < 2:
+        return
+    yield 1  # 1
+    low, high = 1, groups
+    while not is_enough(1) and high - low > 1:  # 2
+        middle = (low + high) // 2
+        yield middle
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    end = 2 if is_enough(1) else groups
+    while end < groups and end <= max(2, 4 * best()):  # 3
+        yield end
+        end *= 2
+    for _ in range(2):  # 4
         middle = best()
         before = max((n for n in tried if n < middle), default=middle)
-        after = min((n for n in tried if n > middle), default=min(2 * last, len(groups)))
+        after = min((n for n in tried if n > middle), default=min(end, groups))
         yield from (n for n in ((before + middle) // 2, (middle + after) // 2) if n not in tried)
         if best() == middle:
             break

@@ -12,7 +12,8 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    ways together save time, they make one more candidate.
 3. Assignments (`try_assignments`). Of the nodes of the fastest candidate some compute in float, so
    that time + price * noise is least (minimum_cut.py). Each assignment is one more candidate. They
-   are tried where the best is not faithful, or where the whole front is asked for.
+   are tried where the best is not faithful, or where the whole front is asked for; with a contract
+   that is the fastest one, as what it needs besides is promoted in step 4.
 4. Selection. Without a contract the candidate of the highest rank wins: it is sound, gains speed
    with no output below POLICY.noted_db, or does one of the two, and is of most worth: speed, less
    what the lost fidelity must buy. Of those that are as fast as this one, the nearest to float
@@ -241,16 +242,18 @@ def try_assignments(
     whole_front: bool = False,
 ) -> Race:
     """Step 3: the race with assignments of the fastest candidate's nodes to float and integers."""
-    best = _best(race.candidates)
-    is_open = contract is None and best.sqnr_db < POLICY.faithful_db
-    is_open = is_open and any(n.weights and n.compute.is_integer for n in best.plan.nodes)
+    start = _fastest(race.candidates)
+    is_open = (_best(race.candidates) if contract is None else start).sqnr_db < POLICY.faithful_db
+    is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
     has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
     if not has_time or not (is_open or whole_front):
         return race
-    start = _fastest(race.candidates)
-    trials = mixed_precision.try_assignments(
-        race.calibrated, start, bench, progress, all_of_them=whole_front
-    )
+    counts = mixed_precision.counts_until_worse
+    if whole_front:
+        counts = mixed_precision.every_count
+    elif contract is not None:
+        counts = mixed_precision.fastest_count
+    trials = mixed_precision.try_assignments(race.calibrated, start, bench, progress, counts)
     return race.after(*trials)
 
 
