@@ -1,0 +1,64 @@
+"""How many groups of nodes go into float: which numbers are tried, and which wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from quant_core.search.mixed_precision import counts_until_worse, every_count, fastest_count
+
+GROUPS = 20
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate whose speed falls, and whose SQNR rises, with the number of groups in float."""
+
+    gain: float
+    sqnr_db: float
+    aim: float = 20.0
+
+    def is_above(self, aim: float) -> bool:
+        return self.sqnr_db >= aim
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        return self.is_above(self.aim) and self.gain >= 0.2, self.gain + 0.01 * self.sqnr_db
+
+
+def tried(count_where_it_reaches: float, gain: float = 1.2) -> dict[int, Judged]:
+    """What `counts_until_worse` tries of the assignments of a model."""
+
+    def judged(count: int) -> Judged:
+        return Judged(gain - 0.05 * count, 20 + (count - count_where_it_reaches))
+
+    found = {0: judged(0)}
+    for count in counts_until_worse(GROUPS, found):
+        assert count not in found
+        found[count] = judged(count)
+    return found
+
+
+@pytest.mark.parametrize("first", range(1, GROUPS))
+def test_the_fastest_that_reaches_the_aim_is_found(first):
+    found = tried(first)
+
+    assert max(found, key=lambda count: found[count].rank) == first
+    assert len(found) <= 9
+
+
+def test_what_is_slower_than_float_is_not_searched():
+    found = tried(GROUPS + 5, gain=0.5)
+
+    assert all(found[count].gain > -0.1 for count in found)
+
+
+def test_no_more_than_two_follow_the_best_where_the_fastest_reaches_the_aim():
+    assert [count for count in tried(-5) if count > 2] == []
+
+
+def test_one_group_is_all_there_is():
+    assert [list(counts(1, {})) for counts in (every_count, fastest_count)] == [[1], []]
+    assert list(counts_until_worse(1, {})) == []
+    assert list(fastest_count(7, {})) == [1]
