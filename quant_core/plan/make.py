@@ -4,6 +4,7 @@ rewritten.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -38,6 +39,7 @@ from quant_core.plan.weighted_nodes import (
 )
 
 BETWEEN = "runs on 8-bit data between static neighbours"
+DIRECTIONS = 2  # of a recurrent node
 LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
 
 
@@ -193,7 +195,7 @@ def _made_weights(model: ir.Model) -> list[str]:
 def _why_constants_stay(model: ir.Model, planned: set[str]) -> dict[str, str]:
     """Large float constants that are no node's weight -> why they stay float32.
 
-    Weights that nodes make of fewer bytes are among them.
+    Weights that nodes make of fewer bytes are among them, biases are not.
     """
     inner = list(graph.graphs_of(model))
     constants = [v for g in inner for v in g.initializers.values() if graph.is_float_weight(v)]
@@ -201,13 +203,25 @@ def _why_constants_stay(model: ir.Model, planned: set[str]) -> dict[str, str]:
     found = {}
     for value in constants:
         assert value.const_value is not None
-        if value.name not in planned and value.const_value.nbytes >= least:
+        if value.name in planned or _is_bias(value):
+            continue
+        if value.const_value.nbytes >= least:
             readers = sorted({node.op_type for node in graph.consumers(value)})
             of = " and ".join(readers) or "nothing"
             found[str(value.name)] = f"float32: an operand of {of}, not a weight"
     for name in _made_weights(model):
         found[name] = "float32: nodes make it of fewer bytes than its integers have"
     return found
+
+
+def _is_bias(value: ir.Value) -> bool:
+    """Whether nodes read the constant only beside their weights, and it is one row for each
+    direction: biases, peepholes and initial states of recurrent nodes have several axes too.
+    """
+    *rows, _ = graph.shape_of(value)
+    return math.prod(rows) <= DIRECTIONS and all(
+        has_weights(use.node) and use.idx > max(weight_positions(use.node)) for use in value.uses()
+    )
 
 
 def _known_as(

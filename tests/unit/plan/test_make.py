@@ -241,3 +241,13 @@ def test_a_weight_that_one_node_stores_as_float16_is_no_wider_for_the_others(sca
 
     stored = {n.storage for n in plan.nodes if n.weights}
     assert stored == {Storage.FLOAT16 if scale == 1.0 else Storage.FLOAT32}
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3)])
+def test_biases_of_recurrent_nodes_are_no_weights_that_stay_float(operator, gates):
+    arrays = weights(w=(2, 16 * gates, 16), r=(2, 16 * gates, 16), b=(2, 32 * gates))
+    text = f'y = {operator}<hidden_size = 16, direction = "bidirectional">(x, w, r, b)'
+
+    plan = plan_of(sketch(f"(float[9,n,16] x) => (float[9,2,n,16] y) {{ {text} }}", arrays))
+
+    assert plan.constants == {}
