@@ -27,8 +27,9 @@ from quant_core.plan.operators import RULES, weight_layout
 from quant_core.plan.types import Compute, NodePlan, QuantPlan
 
 ROUNDING = 2e-5  # of float32 sums, relative to the sum of magnitudes
-# Of rows of zeros, whose scale is 1: MatMulNBits subtracts sums of x from each other.
-NO_WEIGHT = 1e-5
+# Of rows of zeros, whose scale is 1: MatMulNBits subtracts 128 times the sum of x from itself, and
+# either product is rounded to float32.
+NO_WEIGHT = 2 * 128 * 2.0**-23
 BIAS_STEP = 2.0**-14  # of an int32 bias that is kept in fewer bits
 Bounded = tuple[np.ndarray, np.ndarray]  # values, and bounds of their errors
 
