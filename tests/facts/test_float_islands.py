@@ -93,19 +93,31 @@ def test_a_node_whose_weight_is_behind_a_dequantize_linear_is_left_to_fuse():
     assert [n.op_type for n in model.graph] == before
 
 
-MOVED = """(float[1,8,4,4] x, bool c) => (float[2,64] y) {
+MOVED = """(float[1,8,4,4] x, bool c, float[3,2,64] e) => (float[2,64] y) {
     q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) t = Transpose<perm=[0,1,3,2]>(d)
-    r = Reshape(t, k) y = If(c) <
+    r = Reshape(t, k) y = INNER }"""
+# Operators with graphs of their own, which read what was moved behind the integers.
+INNER = {
+    "If": """If(c) <
         then_branch = a () => (float[2,64] u) { u = Relu(r) },
-        else_branch = b () => (float[2,64] v) { v = Tanh(r) }
-    > }"""
+        else_branch = b () => (float[2,64] v) { v = Tanh(r) }>""",
+    "Loop": """Loop(n, c, o) <
+        body = a (int64 i, bool b, float[2,64] h) => (bool g, float[2,64] u) {
+            g = Identity(b) u = Add(h, r) }>""",
+    "Scan": """Scan(o, e) <num_scan_inputs = 1,
+        body = a (float[2,64] h, float[2,64] w) => (float[2,64] u) { v = Add(h, w) u = Add(v, r) }>""",
+}
 LOADING = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
 
 
-def test_a_branch_that_reads_what_was_moved_behind_integers_ends_the_process(tmp_path):
+@pytest.mark.parametrize("operator", INNER)
+def test_an_inner_graph_that_reads_what_was_moved_behind_integers_ends_the_process(
+    tmp_path, operator
+):
     """When this fails, rule 3 of float_islands.py can go."""
     constants = {"s": np.float32(0.03), "z": np.uint8(128), "k": np.array([2, 64])}
-    model = normalized(sketch(MOVED, constants))
+    constants |= {"n": np.int64(3), "o": np.ones((2, 64), np.float32)}
+    model = normalized(sketch(MOVED.replace("INNER", INNER[operator]), constants))
     ir.save(model, tmp_path / "plain.onnx")
     keep_in_float(model, is_onnxruntime=True)
     ir.save(model, tmp_path / "kept.onnx")
