@@ -23,7 +23,8 @@ from quant_core.plan.operators import RULES
 Feed = Mapping[str, NDArray[Any]]
 Feeds = Samples | Sequence[Feed]
 
-_COMPUTED = "/computed"  # suffix of a tensor that the quantized model computes; see `_isolated`
+# Suffix of a tensor that the quantized model computes; see `_isolated`. No model has such a name.
+_COMPUTED = " (computed by quantmill)"
 
 
 def measure_sensitivity(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[Sensitivity]:
@@ -106,7 +107,7 @@ def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Mo
     computes those of one part.
 
     Before:  node_1 -> t -> node_2
-    After:   node_1 -> t/computed (an output);  t (an input) -> node_2
+    After:   node_1 -> t (computed by quantmill), an output;  t (an input) -> node_2
     """
     copy = quantized.clone()
     values = {str(v.name): v for node in copy.graph for v in node.outputs}

@@ -199,7 +199,7 @@ def sizes_of(
     inner = [name for name in dict.fromkeys(tensors) if name not in sizes]
     if not inner:
         return sizes
-    counted = [f"{name}/size" for name in inner]
+    counted = [f"quantmill: elements of {name}" for name in inner]  # no model has such a name
     options = _options(1, optimize=False)
     # Sizes come first, so that a tensor need not wait for its own.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED

@@ -105,7 +105,8 @@ INNER = {
         body = a (int64 i, bool b, float[2,64] h) => (bool g, float[2,64] u) {
             g = Identity(b) u = Add(h, r) }>""",
     "Scan": """Scan(o, e) <num_scan_inputs = 1,
-        body = a (float[2,64] h, float[2,64] w) => (float[2,64] u) { v = Add(h, w) u = Add(v, r) }>""",
+        body = a (float[2,64] h, float[2,64] w) => (float[2,64] u) {
+            v = Add(h, w) u = Add(v, r) }>""",
 }
 LOADING = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
 

@@ -113,3 +113,14 @@ def test_one_run_tells_the_sizes_of_tensors():
     sizes = sizes_of(chain(), ["a", "b", "y"], FEEDS[0])
 
     assert sizes == dict.fromkeys("aby", 4 * 32)
+
+
+@pytest.mark.parametrize("suffix", ["/size", "/computed"])
+def test_a_tensor_may_be_called_like_a_part_of_another(suffix):
+    """Sparse constants are made by nodes with such names."""
+    model = chain()
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    values["a"].name, values["b"].name = "t", f"t{suffix}"
+
+    assert sizes_of(model, ["t", f"t{suffix}"], FEEDS[0]) == {"t": 128, f"t{suffix}": 128}
+    assert len(measure_sensitivity(model, static(model), FEEDS)) == 3
