@@ -17,7 +17,10 @@ class KernelTimes:
     """What a runtime's kernels take on one thread, in nanoseconds; only ratios matter.
 
     float_product, integer_product  a multiply-add of a Conv, MatMul or Gemm
-    float_output, integer_output    an element of its output, beside its products
+    float_unfolded, integer_unfolded
+                    an element of the rows that it multiplies, beside its products; a Conv reads a
+                    pixel once for each of its taps
+    float_output, integer_output    an element of its output
     conversion                      an element that becomes integer or float, a change of its layout
                                     included
     one_row                         integers over float, for a product with one row: not a time
@@ -25,6 +28,8 @@ class KernelTimes:
 
     float_product: float
     integer_product: float
+    float_unfolded: float
+    integer_unfolded: float
     float_output: float
     integer_output: float
     conversion: float
@@ -51,6 +56,8 @@ class Target:
                        a stored 4-bit one
     integer_bias       biases may be int32 behind DequantizeLinear; otherwise they stay float
     slow_in_integers   operators that are slower in integers, and "depthwise Conv" if these are
+    only_constants     operators that do not load with weights behind DequantizeLinear where others
+                       compute in integers
     requantizes        a kernel computes in integers only if its output is quantized again; where it
                        is not so, only what integer kernels read is quantized
     has_hard_sigmoid   HardSigmoid has a fast kernel; otherwise it is written as Clip
@@ -70,6 +77,7 @@ class Target:
     decodes_int4: bool = True
     integer_bias: bool = True
     slow_in_integers: frozenset[str] = frozenset()
+    only_constants: frozenset[str] = frozenset()
     requantizes: bool = True
     has_hard_sigmoid: bool = True
     rewrites: tuple[str, ...] = ()
@@ -96,13 +104,16 @@ TARGETS = {
             activation_signed=False,
             saturates=True,
             times={Compute.STATIC: 0.7, Compute.DYNAMIC: 0.65},
-            kernels=KernelTimes(0.12, 0.04, 0.2, 2.4, conversion=1.2, one_row=2.0),
+            kernels=KernelTimes(
+                0.083, 0.027, 0.425, 0.596, 0.585, 2.395, conversion=0.933, one_row=1.47
+            ),  # python -m tests.bench.kernels
             slow_in_integers=frozenset({"depthwise Conv", "LSTM"}),
         ),
         # Runs static models in uint8, but MatMulInteger slower than float, and multiplies weights
         # that other nodes decode in float. It merges what follows a Conv into it up to the next
         # QuantizeLinear, a hard swish too; HardSigmoid has no fast kernel there. Convs run along
-        # the last axis. python -m tests.bench.runtimes
+        # the last axis. Beside integers it does not fold what decodes the weights of an LSTM, whose
+        # kernel takes constants. python -m tests.bench.runtimes
         Target(
             "openvino",
             activation_signed=False,
@@ -110,6 +121,7 @@ TARGETS = {
             times={Compute.STATIC: 0.5},
             is_onnxruntime=False,
             decodes_int4=False,
+            only_constants=frozenset({"GRU", "LSTM", "RNN"}),
             requantizes=False,
             has_hard_sigmoid=False,
             rewrites=("wide_kernels",),

@@ -111,6 +111,9 @@ class WeightedNodes:
         if elements < config.min_elements:
             reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
             return kept_in_float(in_float, weights, reason)
+        if node.op_type in self.target.only_constants and config.mode != "weight_only":
+            reason = f"{self.target.name} takes only constants as weights of {node.op_type}"
+            return kept_in_float(in_float, weights, reason)
         broken = next((w for w in weights if not _is_finite(w)), None)
         if broken is not None:
             return kept_in_float(in_float, weights, f"{broken.name} holds NaN or inf")

@@ -162,3 +162,70 @@ def test_a_way_that_never_pays_on_a_target_is_never_planned(target, compute):
 
     ways = {n.compute for n in plan.nodes if n.weights}
     assert ways <= {Compute.FLOAT, *TARGETS[target].times}
+
+
+@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if t.only_constants])
+@pytest.mark.parametrize("case", ["lstm", "gru", "rnn"])
+def test_recurrent_weights_are_constants_beside_integers_where_they_must_be(case, target):
+    def storage(**options):
+        plan = make(prepared(case), target, **options).plan
+        return {n.storage.is_integer for n in plan.nodes if n.op_type == case.upper()}
+
+    assert storage() == {False}
+    assert storage(mode="weight_only") == {True}
+
+
+@pytest.mark.parametrize("case", CNNS)
+def test_tensorrt_decodes_every_weight_at_its_reader(case):
+    """Source: TensorRT's documentation, "Explicit quantization": weights go from a constant through
+    one DequantizeLinear, along the axis of output channels, to the layer; biases are float.
+    """
+    model = make(prepared(case), "tensorrt").model
+
+    constants = {t.name: t for t in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    convs = [n for n in model.graph.node if n.op_type == "Conv"]
+    assert convs
+    for conv in convs:
+        pairs = [makers[name] for name in conv.input[:2]]
+        assert {n.op_type for n in pairs} == {"DequantizeLinear"}
+        weight, scale = (constants[name] for name in pairs[1].input[:2])
+        assert weight.data_type == TensorProto.INT8
+        axes = {a.name: a.i for a in pairs[1].attribute}
+        assert list(scale.dims) in ([], [weight.dims[axes.get("axis", 1)]])
+        assert axes.get("axis", 1) == 0 or list(scale.dims) == []
+        if len(conv.input) > 2:
+            assert constants[conv.input[2]].data_type == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("case", CNNS)
+def test_qnn_gets_symmetric_int8_weights_and_int32_biases_on_the_grid_of_products(case):
+    """Source: onnxruntime's documentation of the QNN execution provider, "Running a quantized
+    model": weights int8 or uint8, biases int32 with the product of both scales.
+    """
+    model = make(prepared(case), "qnn").model
+
+    constants = {t.name: t for t in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    convs = [n for n in model.graph.node if n.op_type == "Conv"]
+    assert convs
+    for conv in convs:
+        data, weight, *bias = (makers[name] for name in conv.input)
+        stored = constants[weight.input[0]]
+        assert stored.data_type == TensorProto.INT8
+        assert numpy_helper.to_array(stored).min() >= -127
+        scales = [numpy_helper.to_array(constants[n.input[1]]) for n in (data, weight, *bias)]
+        for node, scale in zip(bias, scales[2:], strict=True):
+            assert constants[node.input[0]].data_type == TensorProto.INT32
+            np.testing.assert_allclose(scale, scales[0] * scales[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "qnn"])
+@pytest.mark.parametrize("mode", ["static", "weight_only"])
+def test_no_weight_is_stored_to_be_folded_when_a_model_loads(target, mode):
+    model = make(prepared("grouped_and_depthwise"), target, mode=mode).model
+
+    stored = {t.name for t in model.graph.initializer if t.data_type in BYTES}
+    readers = [n for n in model.graph.node if stored & set(n.input)]
+    assert readers
+    assert {n.op_type for n in readers} <= {"DequantizeLinear", "QuantizeLinear"}

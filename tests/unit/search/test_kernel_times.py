@@ -25,7 +25,7 @@ def planned(
 
 
 @pytest.mark.parametrize(
-    ("channels", "compute"), [(4, Compute.FLOAT), (64, Compute.STATIC)], ids=["few", "many"]
+    ("channels", "compute"), [(4, Compute.FLOAT), (256, Compute.STATIC)], ids=["few", "many"]
 )
 def test_a_conv_of_few_products_stays_in_float_on_the_web(channels, compute):
     text = f"(float[1, {channels}, 16, 16] x) => (float y) {{ y = Conv(x, w) }}"
