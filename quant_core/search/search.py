@@ -52,6 +52,7 @@ from quant_core.plan.types import Compute, NodeChoice, OutlierTreatment, QuantPl
 from quant_core.search import mixed_precision
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Bench, Candidate, satisfies, satisfying, verdict
+from quant_core.search.choose import best_of, fastest_of, of_most_worth
 from quant_core.search.kernel_times import without_losses
 from quant_core.search.matmul_costs import matmul_costs
 from quant_core.search.policy import POLICY
@@ -144,7 +145,7 @@ def search(
         raise _last_error(race.trials)
     if contract is None:
         race = try_more_bits(race, bench, progress)
-        best = _best(race.candidates)
+        best = best_of(race.candidates)
     else:
         best, race = select_by_contract(race, bench, contract, progress)
     best, race = tune_biases(best, race, bench, contract, progress)
@@ -222,7 +223,7 @@ def try_safest(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) ->
 def try_single_matmuls(race: Race, bench: Bench, progress: Progress) -> Race:
     """Step 2: the race with one candidate more, if MatMuls save time in their cheapest ways."""
     progress("timing single MatMuls")
-    best = _best(race.candidates)
+    best = best_of(race.candidates)
     try:
         plan, count = _cheapest_computes(race, best, bench)
     except ModelError as error:
@@ -242,8 +243,8 @@ def try_assignments(
     whole_front: bool = False,
 ) -> Race:
     """Step 3: the race with assignments of the fastest candidate's nodes to float and integers."""
-    start = _fastest(race.candidates)
-    is_open = (_best(race.candidates) if contract is None else start).sqnr_db < POLICY.faithful_db
+    start = fastest_of(race.candidates)
+    is_open = (best_of(race.candidates) if contract is None else start).sqnr_db < POLICY.faithful_db
     is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
     has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
     if not has_time or not (is_open or whole_front):
@@ -261,7 +262,7 @@ def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
     """Step 4 without a contract: the race with the fewest nodes of the best promoted, if none is
     above the aim; and with what is faster on the way there, and no larger.
     """
-    best = _best(race.candidates)
+    best = best_of(race.candidates)
     has_time = bench.has_time_after(race.candidates)
     if not has_time or any(c.is_above(c.aim) for c in race.candidates):
         return race
@@ -294,10 +295,10 @@ def select_by_contract(
     inaccurate = [c for c in candidates if c not in accurate and c.metric_failure is None]
     faster = [c for c in inaccurate if c.gain > least]
     if faster and bench.has_time_after(candidates):  # 2
-        start = _of_most_worth(faster)
+        start = of_most_worth(faster)
         promoted = mixed_precision.promote(race.calibrated, start, bench, contract, progress)
         options, race = [*options, promoted.best], race.traced(*promoted.trials)
-    return _of_most_worth(satisfying(options, contract) or options or candidates), race
+    return of_most_worth(satisfying(options, contract) or options or candidates), race
 
 
 def tune_biases(
@@ -454,34 +455,6 @@ def _computing(race: Race, plan: QuantPlan, computes: Mapping[str, Compute]) -> 
     """The plan with these nodes computing in these ways."""
     choices = {node: NodeChoice(compute) for node, compute in computes.items()}
     return replan(race.calibrated.model, plan, choices)
-
-
-def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate of the highest rank; of those in its class that are as fast, the nearest to
-    float.
-    """
-    first = max(candidates, key=lambda c: c.rank)
-    alike = [c for c in candidates if c.rank[:2] == first.rank[:2]]
-    return _nearest_to_float(alike, first.gain)
-
-
-def _of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
-    """Sound candidates come before all others, whatever these gain."""
-    return max(candidates, key=lambda c: (c.is_sound, c.worth))
-
-
-def _fastest(candidates: Sequence[Candidate]) -> Candidate:
-    """The fastest candidate; of those that are equally fast, the nearest to float."""
-    return _nearest_to_float(candidates, max(c.gain for c in candidates))
-
-
-def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate:
-    """Of the candidates that gain as much, as far as a race can tell, the nearest to float; of
-    faithful ones that of most worth.
-    """
-    least = gain + math.log2(POLICY.equal_speed)
-    alike = [c for c in candidates if c.gain >= least]
-    return max(alike, key=lambda c: (min(c.sqnr_db, POLICY.faithful_db), c.worth))
 
 
 def _last_error(trials: Sequence[Trial]) -> ModelError:

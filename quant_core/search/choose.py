@@ -1,0 +1,37 @@
+"""Which of several candidates wins: by rank, by speed or by worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from quant_core.search.candidate import Candidate
+from quant_core.search.policy import POLICY
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate of the highest rank; of those in its class that are as fast, the nearest to
+    float.
+    """
+    first = max(candidates, key=lambda c: c.rank)
+    alike = [c for c in candidates if c.rank[:2] == first.rank[:2]]
+    return _nearest_to_float(alike, first.gain)
+
+
+def fastest_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The fastest candidate; of those that are equally fast, the nearest to float."""
+    return _nearest_to_float(candidates, max(c.gain for c in candidates))
+
+
+def of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
+    """The candidate of most worth; a sound one comes before all others, whatever these gain."""
+    return max(candidates, key=lambda c: (c.is_sound, c.worth))
+
+
+def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate:
+    """Of the candidates that gain as much, as far as a race can tell, the nearest to float; of
+    faithful ones that of most worth.
+    """
+    least = gain + math.log2(POLICY.equal_speed)
+    alike = [c for c in candidates if c.gain >= least]
+    return max(alike, key=lambda c: (min(c.sqnr_db, POLICY.faithful_db), c.worth))

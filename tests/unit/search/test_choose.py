@@ -1,0 +1,58 @@
+"""Which candidate wins: of those that a race cannot tell apart in speed, the nearest to float."""
+
+from __future__ import annotations
+
+import pytest
+
+from quant_core.search.choose import best_of, fastest_of, of_most_worth
+from tests.unit.search.test_candidate import candidate
+
+Measured = tuple[float, float]  # SQNR in dB, and the speed-up
+
+
+def chosen(choose, *measured: Measured) -> Measured:
+    """What is measured of the candidate that is chosen among these."""
+    candidates = [candidate(*values) for values in measured]
+    return measured[candidates.index(choose(candidates))]
+
+
+@pytest.mark.parametrize(
+    ("measured", "best"),
+    [
+        ([(24.0, 2.0), (24.2, 1.95)], (24.2, 1.95)),  # within 3 %, the nearest to float
+        ([(24.0, 2.0), (24.2, 1.93)], (24.0, 2.0)),  # not within 3 %: what is of most worth
+        ([(40.0, 2.0), (80.0, 1.95)], (40.0, 2.0)),  # faithful ones are equally near
+        ([(24.0, 2.0), (29.0, 1.95), (40.0, 1.1)], (29.0, 1.95)),
+        ([(11.0, 9.0), (13.0, 1.0)], (13.0, 1.0)),  # a broken output never wins
+        ([(13.0, 1.0), (11.0, 1.0)], (13.0, 1.0)),
+        ([(24.0, 2.0)], (24.0, 2.0)),
+    ],
+)
+def test_the_best_is_of_the_highest_rank_and_of_equally_fast_ones_the_nearest_to_float(
+    measured, best
+):
+    assert chosen(best_of, *measured) == chosen(best_of, *reversed(measured)) == best
+
+
+@pytest.mark.parametrize(
+    ("measured", "fastest"),
+    [
+        ([(5.0, 4.0), (40.0, 3.0)], (5.0, 4.0)),  # whatever its outputs are like
+        ([(5.0, 4.0), (9.0, 3.9)], (9.0, 3.9)),
+        ([(5.0, 4.0), (9.0, 3.9), (20.0, 3.7)], (9.0, 3.9)),  # as fast as the fastest, not as that
+    ],
+)
+def test_the_fastest_is_the_nearest_to_float_of_all_that_are_as_fast(measured, fastest):
+    assert chosen(fastest_of, *measured) == chosen(fastest_of, *reversed(measured)) == fastest
+
+
+@pytest.mark.parametrize(
+    ("measured", "first"),
+    [
+        ([(20.0, 3.0), (30.0, 1.8)], (20.0, 3.0)),
+        ([(20.0, 2.5), (30.0, 1.8)], (30.0, 1.8)),  # 10 dB must buy 0.6 doublings
+        ([(11.0, 9.0), (30.0, 0.9)], (30.0, 0.9)),  # a broken output is worth less than any other
+    ],
+)
+def test_of_most_worth_is_what_gains_more_than_lost_fidelity_must_buy(measured, first):
+    assert chosen(of_most_worth, *measured) == chosen(of_most_worth, *reversed(measured)) == first
