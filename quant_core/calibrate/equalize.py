@@ -13,9 +13,17 @@ computes the same:
 That goes half the way to equal channels: what activations gain, the reading weights lose, as the
 columns of a row of W2 share a scale too.
 
+In transformers, what a LayerNormalization writes has the most unequal channels. Its scale and bias
+take up the factors if products alone read it; otherwise one multiplication does (`multiplied`):
+
+    LayerNormalization(g, b) -> MatMul(W)    becomes    LayerNormalization(s * g, s * b) -> MatMul(W
+    / s)
+
 Source: Nagel et al. 2019, Data-Free Quantization (arXiv 1906.04721), section 4.1. There s_c comes
 from the ranges of the two weights, which had one scale each; here every channel of a weight has a
-scale of its own, only activations still share one, and s_c comes from measured activations.
+scale of its own, only activations still share one, and s_c comes from measured activations. Li et
+al. 2023, RepQ-ViT (arXiv 2212.08254), section 3.2, for LayerNormalization; there channels become
+all equal, each with a zero point of its own.
 """
 
 from __future__ import annotations
@@ -39,6 +47,9 @@ RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
 # operators with f(s x) = s f(x) for s > 0
 SCALE_INVARIANT = RECTIFIERS | {"MaxPool", "AveragePool", "GlobalAveragePool"}
 METADATA = "quantmill.equalized"  # entry of the model's metadata: JSON, group -> base64 of float16
+# What a multiplication must gain in SQNR of a product's input. Judge a change with `python -m
+# tests.bench.accuracy --tools "quantmill static"`; not tuned further.
+MIN_MULTIPLIED_GAIN_DB = 3.0
 # Upper bound of a factor: a channel that is nearly always 0 must not be blown up. Not tuned.
 MAX_FACTOR = 8.0
 
@@ -51,13 +62,16 @@ class ScaleGroup:
     """Tensors that must be scaled by the same factors, and the nodes whose weights absorb them.
 
     tensors  all values of the group, in graph order
-    writers  Convs whose outputs are in the group: their weights and biases are multiplied
+    writers  Convs whose outputs are in the group, or the LayerNormalization that writes it: their
+             weights and biases are multiplied
     readers  Convs, Gemms and MatMuls that read a tensor of the group: their weights are divided
+    axis     of the channels of all its tensors
     """
 
     tensors: list[ir.Value] = field(default_factory=list)
     writers: list[ir.Node] = field(default_factory=list)
     readers: list[ir.Node] = field(default_factory=list)
+    axis: int = 1
 
     @property
     def name(self) -> str:
@@ -135,41 +149,80 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     return [group for group in found if len(group.channels) == 1]  # 3
 
 
+def product_groups(model: ir.Model) -> list[ScaleGroup]:
+    """What MatMuls and Gemms read, each tensor a group of its own: the last axis holds channels.
+
+    A LayerNormalization is its writer if they alone read it. A group without a writer can be scaled
+    by a multiplication, which only its readers see.
+    """
+    taken = {value for group in scale_groups(model) for value in group.tensors}
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.op_type != "Conv" and absorbs_scale(node):
+            readers.setdefault(graph.value(node.inputs[0]), []).append(node)
+    groups = [
+        ScaleGroup([value], _normalizations(value, nodes), nodes, axis=-1)
+        for value, nodes in readers.items()
+        if value not in taken and value.producer() is not None and not value.is_graph_output()
+    ]
+    return [group for group in groups if len(group.channels) == 1]
+
+
+def _normalizations(value: ir.Value, readers: Collection[ir.Node]) -> list[ir.Node]:
+    """The LayerNormalization that writes the value for these readers alone; or none."""
+    node = value.producer()
+    if node is None or node.op_type != "LayerNormalization":
+        return []
+    if len(value.uses()) != len(readers) or value is not node.outputs[0]:
+        return []
+    parameters = [v for v in node.inputs[1:] if v is not None]
+    is_own = all(graph.is_constant(v) and len(v.uses()) == 1 for v in parameters)
+    return [node] if is_own and all(len(graph.shape_of(v)) == 1 for v in parameters) else []
+
+
 def channel_maxima(
-    model: ir.Model, tensors: Collection[str], feeds: Feeds
+    model: ir.Model, axes: Mapping[str, int], feeds: Feeds
 ) -> dict[str, NDArray[np.float32]]:
-    """Tensor -> largest magnitude of each channel (axis 1), (C,).
+    """Tensor -> largest magnitude of each of its channels, (C,).
+
+    axes  tensor -> the axis of its channels
 
     Raises: ModelError if the model does not run.
     """
     found: dict[str, NDArray[np.float32]] = {}
-    for values in values_of(model, tensors, feeds):
+    for values in values_of(model, axes, feeds):
         for name, x in values.items():
-            axes = (0, *range(2, x.ndim))
-            largest = np.maximum(x.max(axis=axes), -x.min(axis=axes))
+            rows = np.moveaxis(x, axes[name], -1).reshape(-1, x.shape[axes[name]])
+            largest = np.maximum(rows.max(0), -rows.min(0))
             found[name] = np.maximum(found.get(name, 0), largest)
     return found
 
 
-def equalize(model: ir.Model, feeds: Feeds) -> tuple[ir.Model, dict[str, Factors]] | None:
+def equalize(
+    model: ir.Model, feeds: Feeds, multiplied: Collection[str] = ()
+) -> tuple[ir.Model, dict[str, Factors]] | None:
     """An equalized copy that computes the same, and the factors (C,) of each scaled tensor.
+
+    multiplied  inputs of products that may be scaled by a multiplication, where that gains enough
 
     None if no tensor can be scaled.
     The copy's metadata holds the factors too, as does that of every model made of it. Raises:
     ModelError if the model
     does not run.
     """
-    groups = scale_groups(model)
-    if not groups:
-        return None
-    measured = {tensor for group in groups for tensor in group.quantized_tensors}
+    of_products = [g for g in product_groups(model) if g.writers or g.name in multiplied]
+    groups = scale_groups(model) + of_products
+    measured = {tensor: group.axis for group in groups for tensor in group.quantized_tensors}
     maxima = channel_maxima(model, measured, feeds)
     factors: dict[str, Factors] = {}
     for group in groups:
         peaks = [maxima[tensor] for tensor in group.quantized_tensors]
-        if {len(p) for p in peaks} == group.channels:
-            factors[group.name] = equalizing_factors(np.array(peaks, np.float64))
-    return _scaled(model, groups, factors)
+        if {len(p) for p in peaks} != group.channels:
+            continue
+        found = equalizing_factors(np.array(peaks, np.float64))
+        if group.writers or multiplied_gain_db(group.readers, found) >= MIN_MULTIPLIED_GAIN_DB:
+            factors[group.name] = found
+    return _scaled(model, groups, factors) if factors else None
 
 
 def equalized_like(model: ir.Model, quantized: ir.Model) -> ir.Model:
@@ -184,7 +237,7 @@ def equalized_like(model: ir.Model, quantized: ir.Model) -> ir.Model:
         return model
     try:
         factors = {name: _decoded(encoded) for name, encoded in json.loads(text).items()}
-        groups = scale_groups(model)
+        groups = scale_groups(model) + product_groups(model)
         fitting = {g.name for g in groups if g.channels == {len(factors.get(g.name, ()))}}
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(
@@ -210,6 +263,20 @@ def equalizing_factors(peaks: NDArray[np.float64]) -> Factors:
     ratios = np.where(is_active, peaks.max(1, keepdims=True) / np.where(is_active, peaks, 1), 1)
     factors = np.clip(np.exp(np.log(ratios).mean(0) / 2), 1, MAX_FACTOR)
     return np.asarray(factors.astype(np.float16), np.float32)
+
+
+def multiplied_gain_db(readers: Iterable[ir.Node], s: Factors) -> float:
+    """By how many dB the rounding of an input adds less to products once it is multiplied by s.
+
+    All its channels are rounded by the same steps, as before, so that the weights W (C, K) make the
+    difference: sum of W^2 over that of (W / s)^2.
+    """
+    squares = np.zeros(len(s))
+    for node in readers:
+        weight = graph.array(graph.value(node.inputs[1]))
+        squares += np.square(weight, dtype=np.float64).sum(1 - _input_axis(node))
+    after = np.sum(squares / np.square(s, dtype=np.float64))
+    return float(10 * np.log10(squares.sum() / after)) if after > 0 else 0.0
 
 
 def absorbs_scale(node: ir.Node) -> bool:
@@ -254,8 +321,11 @@ def _scaled(
             of_tensors[str(value.name)] = s
         for node in group.writers:
             _scale_outputs(copies[node.name], s)
-        for node in group.readers:
-            _scale_inputs(copies[node.name], s)
+        readers = [copies[node.name] for node in group.readers]
+        for node in readers:
+            _scale_inputs(node, s)
+        if not group.writers:
+            _multiply_input(readers, s)
     copy.metadata_props[METADATA] = json.dumps({n: _encoded(s) for n, s in factors.items()})
     return copy, of_tensors
 
@@ -298,6 +368,25 @@ def _scale_inputs(node: ir.Node, s: Factors) -> None:
         groups = _groups(node)
         divisors = np.repeat(s.reshape(groups, -1), len(weight) // groups, axis=0)
     _set_constant(node, 1, weight / divisors.reshape(*divisors.shape, *(1,) * (weight.ndim - 2)))
+
+
+def _multiply_input(readers: list[ir.Node], s: Factors) -> None:
+    """Multiplies what these nodes read by s along its last axis.
+
+    The product takes the name of the tensor, as plans and statistics name what products read.
+    """
+    value = graph.value(readers[0].inputs[0])
+    source, name = value.producer(), str(value.name)
+    assert source is not None
+    assert source.graph is not None
+    factors = graph.initializer(source.graph, f"{name}_factors", s)
+    multiply = ir.Node("", "Mul", [value, factors], name=f"{name}_multiplied")
+    value.name = f"{name}_unequal"
+    product = multiply.outputs[0]
+    product.name, product.type, product.shape = name, value.type, value.shape
+    for node in readers:
+        node.replace_input_with(0, product)
+    source.graph.insert_after(source, multiply)
 
 
 def _set_constant(node: ir.Node, position: int, array: NDArray[Any]) -> None:

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from quant_core.calibrate.equalize import equalize
+from quant_core.calibrate.equalize import equalize, product_groups
 from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
-from quant_core.model import files
+from quant_core.model import files, graph
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
-from quant_core.plan.types import QuantPlan
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, QuantPlan
 from quant_core.rewrite.apply import Quantized, apply_plan
 from quant_core.rewrite.sequential import round_sequentially
 from quant_core.rewrite.weight_cache import WeightCache
@@ -81,13 +83,32 @@ class CalibratedModel:
         if self.samples is None or self.stats is None or plan.in_four_bits:
             return None
         few = self.samples.subsample(POLICY.gram_samples)
-        scaled = equalize(self.model, deadline.limit(few))
+        multiplied = self._multiplied_inputs(plan) if plan.config.mode == "static" else []
+        scaled = equalize(self.model, deadline.limit(few), multiplied)
         if scaled is None:
             return None
         model, factors = scaled
         observed = observe(model, plan, deadline.limit(self.samples))
         matrices = ScaledGrams(self.stats.gram_matrices, matmul_inputs(self.model, plan), factors)
         return CalibratedModel(model, self.samples, replace(observed, gram_matrices=matrices))
+
+    def _multiplied_inputs(self, plan: QuantPlan) -> list[str]:
+        """What float nodes write and static products alone read as integers.
+
+        By the plan that the config makes, not by what a search made of that: the plan that it found
+        makes the same model again.
+        """
+        first = make_plan(self.model, plan.config, TARGETS[plan.target], rewrites=plan.rewrites)
+        static = {n.node for n in first.nodes if n.compute is Compute.STATIC}
+        found = []
+        for group in product_groups(self.model):
+            (value,) = group.tensors
+            writer = value.producer()
+            own = {str(node.name) for node in group.readers}
+            reading = static & {str(node.name) for node in graph.consumers(value)}
+            if writer is not None and writer.name not in static and reading and reading <= own:
+                found.append(group.name)
+        return found
 
     def build(self, plan: QuantPlan, label: str) -> Candidate:
         """The candidate that a plan makes, not yet judged. Raises: as `apply_plan`."""

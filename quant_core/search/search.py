@@ -370,8 +370,11 @@ def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress
     if equalized is None:
         return race
     label = f"{before.label}, equalized"
-    built = replace(equalized.build(last.plan, label), cost=before.cost)
-    candidate = bench.judge_fidelity(built)
+    built = equalized.build(last.plan, label)
+    if len(equalized.model.graph) == len(race.calibrated.model.graph):
+        candidate = bench.judge_fidelity(replace(built, cost=before.cost))
+    else:  # inputs of products are multiplied
+        candidate = bench.judge(built)
     trial = replace(last, label=label, outcome=candidate)
     gain_db = candidate.sqnr_db - before.sqnr_db
     race = race.traced(trial)

@@ -101,7 +101,7 @@ def test_an_equalized_model_computes_the_same_from_channels_more_alike(case: str
     assert len(scale_groups(model)) == count
     np.testing.assert_allclose(run(made), output, rtol=1e-4, atol=1e-4 * np.abs(output).max())
     np.testing.assert_array_equal(run(model), output)
-    before, after = (channel_maxima(m, {"r"}, [{"x": X}])["r"] for m in (model, made))
+    before, after = (channel_maxima(m, {"r": 1}, [{"x": X}])["r"] for m in (model, made))
     assert after.max() / after.min() < 0.5 * before.max() / before.min()
 
 
@@ -178,3 +178,62 @@ def test_metadata_that_is_not_about_the_model_is_refused(text: str, problem: str
 
     with pytest.raises(ModelError, match=problem):
         equalized_like(model, other)
+
+
+NORMALIZED = "r = LayerNormalization<axis = -1>(x, g, b) q = MatMul(r, w) v = MatMul(r, u)"
+PRODUCTS = {
+    "alone": f"{NORMALIZED} y = Add(q, v)",
+    "beside a shortcut": f"{NORMALIZED} p = Add(q, v) y = Add(p, r)",
+}
+ROWS = np.random.default_rng(0).standard_normal((16, 8, 32), dtype=np.float32)
+
+
+def normalized_products(case: str, largest: float = 100) -> ir.Model:
+    """Two products of normalized rows with one large channel in eight."""
+    gain = np.where(np.arange(32) % 8, 1, largest).astype(np.float32)
+    arrays = weights(w=(32, 32), u=(32, 32), b=(32,))
+    arrays = arrays | {n: arrays[n] / gain[:, None] for n in "wu"} | {"g": gain}
+    return normalized(
+        sketch(f"(float[n,8,32] x) => (float[n,8,32] y) {{ {PRODUCTS[case]} }}", arrays)
+    )
+
+
+def run_rows(model: ir.Model) -> np.ndarray:
+    return open_session(ir.to_proto(model).SerializeToString()).run(None, {"x": ROWS})[0]
+
+
+@pytest.mark.parametrize(("case", "more_nodes"), [("alone", 0), ("beside a shortcut", 1)])
+def test_what_a_normalization_writes_for_products_is_equalized(case: str, more_nodes: int) -> None:
+    model = normalized_products(case)
+    output = run_rows(model)
+
+    made, factors = equalize(model, [{"x": ROWS}], ["r"]) or (model, {})
+
+    assert list(factors) == ["r"]
+    assert len(made.graph) == len(model.graph) + more_nodes
+    np.testing.assert_allclose(run_rows(made), output, rtol=1e-4, atol=1e-4 * np.abs(output).max())
+    before, after = (channel_maxima(m, {"r": -1}, [{"x": ROWS}])["r"] for m in (model, made))
+    assert after.max() / after.min() < 0.5 * before.max() / before.min()
+
+
+def test_nothing_is_multiplied_unless_that_is_allowed_and_gains_enough() -> None:
+    unequal, equal = (normalized_products("beside a shortcut", size) for size in (100, 1))
+
+    assert equalize(unequal, [{"x": ROWS}]) is None
+    assert equalize(equal, [{"x": ROWS}], ["r"]) is None
+
+
+def test_a_static_plan_multiplies_inputs_of_products_and_makes_the_same_bytes_again(
+    tmp_path: Path,
+) -> None:
+    onnx.save(ir.to_proto(normalized_products("beside a shortcut")), tmp_path / "m.onnx")
+    config = QuantConfig(mode="static", target="x86-vnni")
+
+    found = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", config, calibration=ROWS)
+
+    assert found.plan.equalized_db > 3
+    plan = QuantPlan.from_json(found.plan.to_json())
+    quantize_model(tmp_path / "m.onnx", tmp_path / "again.onnx", plan=plan, calibration=ROWS)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
+    checked = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", ROWS, detailed=True)
+    assert {row["node"] for row in checked.sensitivity} >= {"q", "v"}
