@@ -13,7 +13,9 @@ from flows.cli.commands import main
 from flows.runtime import openvino_ir
 from flows.runtime.openvino_ir import EQUAL_DB, LOST_DB, export_ir
 from quant_core.evaluate.timing import Timing
-from tests.models import random_feed, tiny_cnn
+from tests.models import random_feed, sketch, tiny_cnn
+from tests.oracle.cases import weights
+from tests.oracle.quantizing import make, prepare_proto
 
 FASTER = Timing(2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 2.0, 5, 1)
 SLOWER = Timing(1.0, 2.0, 1.0, 2.0, 0.5, 0.5, 0.5, 5, 1)
@@ -44,6 +46,26 @@ def test_a_static_cnn_runs_in_integers_as_exactly_as_here(cnn, tmp_path, capsys)
     assert found["float_db"] > EQUAL_DB
     assert found["there_db"] > found["here_db"] - LOST_DB
     assert {path.suffix for path in tmp_path.glob("made.*")} == {".onnx", ".xml", ".bin"}
+
+
+@pytest.mark.slow
+def test_an_export_keeps_open_sizes_and_is_checked_on_samples_of_several(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    text = "(float[n, 3, h, w] x) => (float[n, 4, h, w] y) { a = Conv(x, u) y = Relu(a) }"
+    given = prepare_proto(sketch(text, weights(u=(4, 3, 1, 1))))
+    original, quantized = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
+    onnx.save(given.original, original)
+    onnx.save(make(given, "openvino").model, quantized)
+    rng = np.random.default_rng(0)
+    sizes = ((1, 3, 8, 8), (2, 3, 12, 5))
+    feeds = [{"x": rng.standard_normal(size).astype(np.float32)} for size in sizes]
+
+    found = export_ir(original, quantized, tmp_path / "made.xml", feeds, seconds=0.1)
+
+    assert found.float_db > EQUAL_DB
+    assert found.there_db > found.here_db - LOST_DB
+    shape = openvino.Core().read_model(tmp_path / "made.xml").inputs[0].get_partial_shape()
+    assert [size.is_dynamic for size in shape] == [True, False, True, True]
 
 
 def test_what_is_wrong_with_an_export_is_said():
