@@ -165,6 +165,19 @@ def standard_error(share: float, samples: int) -> float:
     return max(1.0, math.sqrt(variance)) / max(1, samples) + 1e-9
 
 
+def _in_decibels(name: str, value: Callable[[Fidelity], float | None]) -> Metric:
+    """A metric of how near outputs are to those of float."""
+    return Metric(
+        name=name,
+        value=value,
+        of_float=None,
+        needs_labels=False,
+        noise=lambda value, samples: 0.5,  # kernels of other CPUs round otherwise
+        form="{:.1f} dB".format,
+        missing="No output is float: use agreement",
+    )
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
@@ -199,33 +212,9 @@ METRICS: Mapping[str, Metric] = {
             form="{:.5f}".format,
             missing="No output is float: use agreement",
         ),
-        Metric(
-            name="sqnr",
-            value=lambda fidelity: fidelity.sqnr_db,
-            of_float=None,
-            needs_labels=False,
-            noise=lambda value, samples: 0.5,  # kernels of other CPUs round otherwise
-            form="{:.1f} dB".format,
-            missing="No output is float: use agreement",
-        ),
-        Metric(
-            name="worst_sqnr",
-            value=lambda fidelity: fidelity.worst_db,
-            of_float=None,
-            needs_labels=False,
-            noise=lambda value, samples: 0.5,  # as of sqnr
-            form="{:.1f} dB".format,
-            missing="No output is float: use agreement",
-        ),
-        Metric(
-            name="worst_lower_sqnr",
-            value=lambda fidelity: fidelity.worst_lower_db,
-            of_float=None,
-            needs_labels=False,
-            noise=lambda value, samples: 0.5,  # as of sqnr
-            form="{:.1f} dB".format,
-            missing="No output is float: use agreement",
-        ),
+        _in_decibels("sqnr", lambda fidelity: fidelity.sqnr_db),
+        _in_decibels("worst_sqnr", lambda fidelity: fidelity.worst_db),
+        _in_decibels("worst_lower_sqnr", lambda fidelity: fidelity.worst_lower_db),
     )
 }
 

@@ -26,6 +26,16 @@ STANDARD = [target.name for target in TARGETS.values() if not target.is_onnxrunt
 BYTES = {TensorProto.INT8, TensorProto.UINT8}
 
 
+def convs_of(
+    model: onnx.ModelProto,
+) -> tuple[list[onnx.NodeProto], dict[str, onnx.TensorProto], dict[str, onnx.NodeProto]]:
+    """The Convs, the initializers by name, and the node that makes each value."""
+    convs = [n for n in model.graph.node if n.op_type == "Conv"]
+    constants = {t.name: t for t in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    return convs, constants, makers
+
+
 def zero_points(model: onnx.ModelProto, op_type: str) -> list[tuple[int, np.ndarray]]:
     """(type, values) of the zero point of each such node; one that is left out is 0."""
     constants = {t.name: t for t in model.graph.initializer}
@@ -182,9 +192,7 @@ def test_tensorrt_decodes_every_weight_at_its_reader(case):
     """
     model = make(prepared(case), "tensorrt").model
 
-    constants = {t.name: t for t in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
-    convs = [n for n in model.graph.node if n.op_type == "Conv"]
+    convs, constants, makers = convs_of(model)
     assert convs
     for conv in convs:
         pairs = [makers[name] for name in conv.input[:2]]
@@ -205,9 +213,7 @@ def test_qnn_gets_symmetric_int8_weights_and_int32_biases_on_the_grid_of_product
     """
     model = make(prepared(case), "qnn").model
 
-    constants = {t.name: t for t in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
-    convs = [n for n in model.graph.node if n.op_type == "Conv"]
+    convs, constants, makers = convs_of(model)
     assert convs
     for conv in convs:
         data, weight, *bias = (makers[name] for name in conv.input)
