@@ -152,8 +152,9 @@ def quantize_model(
     """
     config = plan.config if plan is not None else config or QuantConfig()
     output = check_output(path, output)
+    size_bytes = model_info(path).size_bytes
     # A plan is followed to the end, whatever time that takes.
-    deadline = NO_DEADLINE if plan is not None else deadline_of(path, config)
+    deadline = NO_DEADLINE if plan is not None else deadline_of(size_bytes, config)
     samples, judges = None, None
     if calibration is not None:
         samples = judges = _open(path, calibration)
@@ -177,6 +178,7 @@ def quantize_model(
     job = QuantJob(
         model,
         Path(path),
+        size_bytes,
         measured_plan,
         stats,
         samples,

@@ -13,7 +13,6 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.timing_cache import TimingCache
-from quant_core.model.info import model_info
 from quant_core.plan.types import QuantPlan
 from quant_core.search.policy import POLICY
 
@@ -22,19 +21,21 @@ from quant_core.search.policy import POLICY
 class QuantJob:
     """One model to quantize.
 
-    model       the prepared float model
-    original    the float model's file
-    plan        what statistics were measured for
-    stats       of the calibration samples; None without calibration
-    samples     the calibration samples; without stats there was no time to calibrate
-    evaluation  the samples that candidates are judged by; may be those of calibration
-    costs       what was timed before, and what will be
-    whole_front whether all plans are tried that may be on the front
-    deadline    when all work on the model should end
+    model             the prepared float model
+    original          the float model's file
+    float_size_bytes  of that file and its external data
+    plan              what statistics were measured for
+    stats             of the calibration samples; None without calibration
+    samples           the calibration samples; without stats there was no time to calibrate
+    evaluation        the samples that candidates are judged by; may be those of calibration
+    costs             what was timed before, and what will be
+    whole_front       whether all plans are tried that may be on the front
+    deadline          when all work on the model should end
     """
 
     model: ir.Model
     original: Path
+    float_size_bytes: int
     plan: QuantPlan
     stats: Statistics | None = None
     samples: Samples | None = None
@@ -44,17 +45,13 @@ class QuantJob:
     progress: Callable[[str], None] = lambda _: None
     whole_front: bool = False
     deadline: Deadline = NO_DEADLINE
-    float_size_bytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "float_size_bytes", model_info(self.original).size_bytes)
 
 
-def deadline_of(path: str | Path, config: QuantConfig, spent_s: float = POLICY.start_s) -> Deadline:
-    """When the work on the model of that file should end, of whose time `spent_s` are gone."""
+def deadline_of(size_bytes: int, config: QuantConfig, spent_s: float = POLICY.start_s) -> Deadline:
+    """When the work on a model of that size should end, of whose time `spent_s` are gone."""
     budget_s = config.time_budget_s
     if budget_s is None:
-        budget_s = POLICY.budget_s * max(1.0, model_info(path).size_bytes / 100e6)
+        budget_s = POLICY.budget_s * max(1.0, size_bytes / 100e6)
     return Deadline.after(budget_s, spent_s)
 
 

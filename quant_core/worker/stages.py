@@ -53,7 +53,8 @@ def prepare(
     costs  file of timings, read and added to
     """
     quant_config = QuantConfig.from_dict(config)
-    deadline = deadline_of(model, quant_config)
+    info = model_info(model)
+    deadline = deadline_of(info.size_bytes, quant_config)
     feeds = _open_if_any(model, samples)
     prepared = prepare_optimized(model, quant_config, feeds, TimingCache(costs), deadline)
     measured = feeds is not None and has_time_to_calibrate(quant_config, deadline)
@@ -62,7 +63,7 @@ def prepare(
     write_model(prepared.model, path)
     Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")
     return {
-        "info": model_info(model).to_dict(),
+        "info": info.to_dict(),
         "prepared": str(path),
         "plan": plan.to_dict(),
         "measured": measured,
@@ -83,7 +84,8 @@ def calibrate(
     """
     started = time.perf_counter()
     made_plan = _plan(plan)
-    deadline = deadline_of(prepared, made_plan.config, spent_s).of_stage(POLICY.stage_share)
+    size_bytes = model_info(prepared).size_bytes
+    deadline = deadline_of(size_bytes, made_plan.config, spent_s).of_stage(POLICY.stage_share)
     feeds = _open(prepared, samples).shard(*shard)
     stats = observe(Path(prepared), made_plan, deadline.limit(feeds))
     stats.save(out)
@@ -110,12 +112,14 @@ def quantize(
     spent_s     of the time budget by the stages before this one
     """
     made_plan = _plan(plan)
-    deadline = deadline_of(model, made_plan.config, spent_s)
+    size_bytes = model_info(model).size_bytes
+    deadline = deadline_of(size_bytes, made_plan.config, spent_s)
     feeds = _open_if_any(model, samples)
     checked_output = check_output(model, output)
     job = QuantJob(
         load_normalized(prepared),
         Path(model),
+        size_bytes,
         made_plan,
         Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
         feeds,
