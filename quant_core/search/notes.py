@@ -34,12 +34,18 @@ def speed_note(best: Candidate) -> str:
 
 
 def time_note(
-    samples: Samples | None, stats: Statistics | None, judges: Samples | None, bench: Bench | None
+    samples: Samples | None,
+    stats: Statistics | None,
+    judges: Samples | None,
+    bench: Bench | None,
+    *,
+    is_cut_short: bool,
 ) -> str:
     """What the time budget was too short for; "" if for nothing.
 
     samples, stats  of the calibration; without stats nothing was calibrated
     judges, bench   which samples should have judged candidates, and what did
+    is_cut_short    whether there was no time for one more trial when the search ended
     """
     found = []
     if samples is not None and stats is None:
@@ -48,6 +54,8 @@ def time_note(
         found.append(f"calibrated on {stats.samples} of {len(samples)} samples")
     if judges is not None and bench is not None and len(bench.samples) < len(judges):
         found.append(f"judged by {len(bench.samples)} of {len(judges)}")
+    if is_cut_short:
+        found.append("the search ended with the best plan that it had")
     return f"the time budget was short: {', '.join(found)}" if found else ""
 
 

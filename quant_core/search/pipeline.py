@@ -117,6 +117,7 @@ def _made(
     why      4 bits become 8, where the search did that
     repairs  whether nodes may be promoted, and weights stored otherwise, to mend what is broken
     """
+    is_cut_short = bench is not None and not bench.has_time_after([found.best])
     job.progress("checking the outputs")
     checking = floor_bench(job, found.best.plan, judging, bench)
     best = found.best if checking is bench else replace(found.best, fidelity=None)
@@ -128,7 +129,7 @@ def _made(
     notes = [
         found.best.fidelity.note if found.best.fidelity is not None else "",
         judging.note,
-        time_note(job.samples, job.stats, judging.judges, bench),
+        time_note(job.samples, job.stats, judging.judges, bench, is_cut_short=is_cut_short),
         speed_note(best),
         TARGETS[best.plan.target].note,
         find_provider(best.plan.config.provider)[1] if job.stats is not None else "",

@@ -117,6 +117,7 @@ def test_a_search_without_time_ends_with_the_best_it_has(tmp_path):
     assert output.exists()
     assert not result.shortfall
     assert len([row for row in result.trace if "float" not in row["candidate"]]) == 1
+    assert "the search ended with the best plan that it had" in result.note
 
 
 def test_rows_of_nan_that_the_model_masks_are_no_reason_to_refuse_it(tmp_path):
