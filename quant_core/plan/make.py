@@ -5,7 +5,7 @@ rewritten.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -146,6 +146,13 @@ def replan(
         outliers=plan.outliers,
         rewrites=plan.rewrites,
     )
+
+
+def with_choice(
+    model: ir.Model, plan: QuantPlan, nodes: Iterable[str], choice: NodeChoice
+) -> QuantPlan:
+    """The plan anew with this choice for each of these nodes. Raises: as `make_plan`."""
+    return replan(model, plan, dict.fromkeys(nodes, choice))
 
 
 def _nothing_to_quantize(model: ir.Model) -> ModelError:

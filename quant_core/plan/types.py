@@ -74,6 +74,14 @@ class NodeChoice:
     granularity: Granularity | None = None
 
 
+# A node in float stores its weights as they are; one in float16 computes in float, and weights that
+# float16 cannot hold are stored in float32.
+IN_FLOAT = NodeChoice(Compute.FLOAT)
+IN_FLOAT16 = NodeChoice(storage=Storage.FLOAT16)
+IN_INT8 = NodeChoice(storage=Storage.INT8)
+IN_OWN_SCALES = NodeChoice(granularity=PerChannel())  # of each channel; in 4 bits they are finer
+
+
 @dataclass(frozen=True, slots=True)
 class NodePlan:
     """What becomes of one node.

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
-from numpy.typing import NDArray
 
 from quant_core.config import Contract
-from quant_core.data.samples import Feed, Samples, spread
-from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import TOLERANCE, Verdict, judge, score
-from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_all, run_each
-from quant_core.evaluate.timing import measure
-from quant_core.evaluate.timing_cache import Cost, TimingCache
+from quant_core.evaluate.timing_cache import Cost
 from quant_core.metrics import MAX_SQNR_DB, Fidelity, find_metric
-from quant_core.model.session import open_session
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized
@@ -155,185 +143,6 @@ class Candidate:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reference:
-    """The float model with its outputs: every candidate is judged beside them.
-
-    outputs   of each of the samples
-    unsteady  names of the outputs that float itself does not repeat, run again, also without
-              optimizers: they come from random nodes, or their values are rounding errors
-    """
-
-    path: Path
-    samples: Samples
-    session: ort.InferenceSession
-    outputs: StoredOutputs
-    unsteady: frozenset[str]
-
-    @classmethod
-    def run(cls, path: Path, samples: Samples, deadline: Deadline = NO_DEADLINE) -> Reference:
-        """The float model of this file on these samples, or the first of them.
-
-        deadline  when it should end
-
-        Raises: ModelError if the model does not run.
-        """
-        session = open_session(path)
-        outputs = StoredOutputs(deadline.limit(run_each(session, samples)))
-        if len(outputs) < len(samples):
-            samples = samples.pick(np.arange(len(outputs)))
-        few = spread(1 if deadline.is_over else POLICY.steady_samples, len(samples))
-        first = [outputs[i] for i in few]
-        names = [output.name for output in session.get_outputs()]
-        again = [
-            compare(first, run_all(s, samples.pick(few)), names)
-            for s in (session, open_session(path, optimize=False))
-        ]
-        unsteady = frozenset(
-            o.name
-            for fidelity in again
-            for o in fidelity.per_output
-            if o.flaw or (o.sqnr_db is not None and o.sqnr_db < POLICY.faithful_db)
-        )
-        return cls(path, samples, session, outputs, unsteady)
-
-    def pick(self, positions: NDArray[np.intp]) -> Reference:
-        """The same with some of its samples."""
-        outputs = self.outputs.pick(positions.tolist())
-        return replace(self, samples=self.samples.pick(positions), outputs=outputs)
-
-    @property
-    def steady(self) -> tuple[str, ...]:
-        """Names of the outputs that float repeats."""
-        names = [output.name for output in self.session.get_outputs()]
-        return tuple(name for name in names if name not in self.unsteady)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Bench:
-    """What judges candidates beside the float model.
-
-    metric   the user's own, "module:function", or None
-    costs    what was timed before, and what will be
-    is_host  whether models are for CPUs like this one, so that their speed can be measured here
-    deadline  when a search should end with the best it has
-    judged_outputs  names of the outputs that count; None: all
-    """
-
-    reference: Reference
-    float_size_bytes: int
-    metric: str | None = None
-    seconds: float = POLICY.race_seconds
-    costs: TimingCache = field(default_factory=TimingCache)
-    is_host: bool = True
-    deadline: Deadline = NO_DEADLINE
-    judged_outputs: tuple[str, ...] | None = None
-    _digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        is_kept = self.costs.path is not None
-        digest = _digest(self.reference.path.read_bytes()) if is_kept else ""
-        object.__setattr__(self, "_digest", digest)
-
-    @property
-    def samples(self) -> Samples:
-        """The samples that candidates are judged by."""
-        return self.reference.samples
-
-    def has_time_after(self, tried: Iterable[Candidate], trials: float = 1.0) -> bool:
-        """Whether there is time for so many more trials, each as long as the longest of these.
-
-        Where none of these is sound, time is kept for one that is.
-        """
-        tried = list(tried)
-        if not any(candidate.is_sound for candidate in tried):
-            trials += 1
-        longest = max((candidate.seconds for candidate in tried), default=0.0)
-        return self.deadline.allows(trials * longest)
-
-    def judge(self, candidate: Candidate) -> Candidate:
-        """The candidate with its fidelity, size ratio and, if there is time for that, speed-up.
-
-        Raises: ModelError if its model does not run.
-        """
-        began_at = time.monotonic()
-        session = open_session(candidate.model)
-        judged, alike = self._with_fidelity(candidate, session)
-        run_s = (time.monotonic() - began_at) / len(self.samples)
-        if self.is_host and self.deadline.allows(POLICY.runs_of_a_race * run_s):
-            feed = self.samples[alike[0] if alike else 0]
-            judged = replace(judged, cost=self._cost(candidate.plan, session, feed))
-        return replace(judged, seconds=candidate.seconds + time.monotonic() - began_at)
-
-    def judge_fidelity(self, candidate: Candidate) -> Candidate:
-        """The same without timing it: the candidate keeps the cost that it has."""
-        return self._with_fidelity(candidate, open_session(candidate.model))[0]
-
-    def where_shapes_agree(self, candidate: Candidate) -> Bench | None:
-        """This bench with the samples for which the candidate gives as many results as float does;
-        None if there is none.
-        """
-        alike = self._with_fidelity(candidate, open_session(candidate.model))[1]
-        return replace(self, reference=self.reference.pick(np.array(alike))) if alike else None
-
-    def _with_fidelity(
-        self, candidate: Candidate, session: ort.InferenceSession
-    ) -> tuple[Candidate, list[int]]:
-        """The candidate with its fidelity, and the samples for which all outputs have the shapes
-        of the float model's.
-        """
-        names = [output.name for output in session.get_outputs()]
-        kept = [
-            i
-            for i, name in enumerate(names)
-            if self.judged_outputs is None or name in self.judged_outputs
-        ]
-        alike: list[int] = []
-
-        def compared(metric: str | None) -> Fidelity:
-            alike.clear()
-            reference = ([want[k] for k in kept] for want in self.reference.outputs)
-            outputs = ([got[k] for k in kept] for got in noting_shapes())
-            return compare(reference, outputs, kept_names, self.samples.labels, metric)
-
-        def noting_shapes() -> Iterator[Outputs]:
-            for i, got in enumerate(run_each(session, self.samples)):
-                if [x.shape for x in got] == self.reference.outputs.shapes[i]:
-                    alike.append(i)
-                yield got
-
-        kept_names = [names[k] for k in kept]
-        failure = None
-        try:
-            fidelity = compared(self.metric)
-        except DataError as error:
-            if self.metric is None:
-                raise
-            failure = error
-            fidelity = compared(None)
-        judged = replace(
-            candidate,
-            fidelity=fidelity,
-            size_ratio=candidate.size_bytes / self.float_size_bytes,
-            metric_failure=failure,
-        )
-        return judged, alike
-
-    def described(self, plan: QuantPlan, feed: Feed) -> str:
-        """What the plan makes of the float model, and the feed that it is timed on: a key of the
-        timing cache.
-        """
-        shapes = {name: list(x.shape) for name, x in feed.items()}
-        return f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
-
-    def _cost(self, plan: QuantPlan, session: ort.InferenceSession, feed: Feed) -> Cost:
-        in_float = self.reference.session
-        race = partial(
-            measure, in_float, session, feed, seconds=self.seconds, clock=time.thread_time
-        )
-        return self.costs.of(self.described(plan, feed), race)
-
-
 def verdict(candidate: Candidate, contract: Contract) -> tuple[Verdict, str]:
     """(met or not_met, the reason). Raises: ModelError if the candidate was not judged."""
     if candidate.fidelity is None:
@@ -381,7 +190,3 @@ def contract_value(candidate: Candidate, contract: Contract) -> float:
         return score(candidate.fidelity, contract.metric)[0] + 1e-6 * candidate.sqnr_db
     except DataError:  # the user's own metric failed: `verdict` gives the reason
         return candidate.sqnr_db
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

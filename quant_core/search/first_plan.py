@@ -11,12 +11,11 @@ from quant_core.errors import ModelError, RequestError
 from quant_core.model import graph
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.optimize.applied import Applied
-from quant_core.plan.make import make_plan
+from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target
-from quant_core.plan.types import Compute, NodeChoice, QuantPlan
+from quant_core.plan.types import IN_INT8, Compute, NodeChoice, QuantPlan
 from quant_core.search.job import QuantJob
-from quant_core.search.mixed_precision import IN_INT8, with_choice
 
 
 def first_plan(

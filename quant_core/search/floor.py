@@ -7,7 +7,7 @@
 3. An output is broken if it is not finite where float is, or its SQNR is below the floor. Outputs
    that float itself does not repeat, or that change their shape, cannot be judged.
 4. Of a model with a broken output the fewest nodes are promoted to more bits or float until no
-   output is broken (mixed_precision.py), with the floor as the contract.
+   output is broken (promotion.py), with the floor as the contract.
 5. What is broken all the same is reported, with the node that adds the most noise.
 """
 
@@ -20,19 +20,14 @@ from quant_core.config import Contract
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.evaluate.node_noise import measure_sensitivity
-from quant_core.plan.types import QuantPlan
+from quant_core.plan.make import with_choice
+from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
+from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
-from quant_core.search.candidate import Bench, Candidate
-from quant_core.search.mixed_precision import (
-    IN_FLOAT,
-    IN_FLOAT16,
-    IN_INT8,
-    IN_OWN_SCALES,
-    promote,
-    with_choice,
-)
+from quant_core.search.candidate import Candidate
 from quant_core.search.notes import joined
 from quant_core.search.policy import POLICY
+from quant_core.search.promotion import promote
 from quant_core.search.variants import Trial
 
 NOT_CHECKED = "not checked"

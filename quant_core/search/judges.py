@@ -12,8 +12,8 @@ from quant_core.evaluate.fidelity import run_each
 from quant_core.model import files
 from quant_core.model.session import open_session
 from quant_core.plan.types import QuantPlan
+from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import uses_gptq
-from quant_core.search.candidate import Bench, Reference
 from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import is_for_host

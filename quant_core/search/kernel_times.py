@@ -9,10 +9,10 @@ import onnx_ir as ir
 from quant_core.data.samples import Feed
 from quant_core.model import graph
 from quant_core.model.session import sizes_of
-from quant_core.plan.make import replan
+from quant_core.plan.make import with_choice
 from quant_core.plan.operators import RULES, Kind, channel_axis
 from quant_core.plan.targets import TARGETS, KernelTimes
-from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan
+from quant_core.plan.types import IN_FLOAT, Compute, NodePlan, QuantPlan
 from quant_core.search.minimum_cut import NodeCost, cheapest_assignments
 from quant_core.search.node_costs import tensor_costs
 
@@ -44,7 +44,7 @@ def without_losses(model: ir.Model, plan: QuantPlan, feed: Feed) -> QuantPlan:
     conversions = tensor_costs(model, plan, sizes, MS * CLEAR_GAIN * kernels.conversion)
     in_float = cheapest_assignments(costs, conversions)[0].in_float
     losing = [n.node for n in plan.nodes if n.weights and n.node in in_float]
-    return replan(model, plan, dict.fromkeys(losing, NodeChoice(Compute.FLOAT)))
+    return with_choice(model, plan, losing, IN_FLOAT)
 
 
 def _cost(

@@ -23,7 +23,8 @@ from quant_core.model.session import sizes_of
 from quant_core.plan.static_nodes import capped_output, data_inputs
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, QuantPlan
-from quant_core.search.candidate import Bench, Candidate
+from quant_core.search.bench import Bench
+from quant_core.search.candidate import Candidate
 from quant_core.search.minimum_cut import NodeCost, TensorCost
 from quant_core.search.policy import POLICY
 

@@ -13,10 +13,10 @@ from functools import cache
 
 from quant_core.model.origins import matches
 from quant_core.optimize.applied import to_text
-from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
+from quant_core.plan.make import with_choice
+from quant_core.plan.types import IN_FLOAT, Compute, NodeChoice, NodePlan, QuantPlan, Storage
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
-from quant_core.search.mixed_precision import IN_FLOAT, with_choice
 
 # In this order: integers that are only stored take the fewest nodes around them.
 CHOICES = (IN_FLOAT, NodeChoice(Compute.FLOAT, Storage.FLOAT32))

@@ -13,7 +13,8 @@ from quant_core.model import files, graph
 from quant_core.model.origins import matches, origins_of
 from quant_core.plan.make import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
-from quant_core.search.candidate import Bench, Candidate
+from quant_core.search.bench import Bench
+from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
 
 SHOWN_WEIGHTS = 3  # in a note; more are counted

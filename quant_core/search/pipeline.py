@@ -14,8 +14,9 @@ from quant_core.evaluate.contract import Verdict
 from quant_core.model.session import find_provider
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
+from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
-from quant_core.search.candidate import Bench, Candidate
+from quant_core.search.candidate import Candidate
 from quant_core.search.first_plan import storable_plan
 from quant_core.search.floor import Checked, check_floor
 from quant_core.search.job import QuantJob

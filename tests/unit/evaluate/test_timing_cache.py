@@ -14,7 +14,7 @@ from quant_core.api import quantize_model
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.timing import Timing
 from quant_core.evaluate.timing_cache import Cost, TimingCache, cpu_fingerprint
-from quant_core.search import candidate, matmul_costs, prepared, search
+from quant_core.search import bench, matmul_costs, prepared, single_matmuls
 from tests.models import sketch
 from tests.oracle.cases import weights
 
@@ -153,7 +153,7 @@ class Searched:
 @pytest.fixture
 def searched(tmp_path, monkeypatch) -> Searched:
     """A clock for which everything takes as long as float, so that only the table decides."""
-    for module in (candidate, matmul_costs, prepared):
+    for module in (bench, matmul_costs, prepared):
         monkeypatch.setattr(module, "measure", lambda *_, **__: timing(1.0, 1.0))
     return Searched(tmp_path)
 
@@ -162,7 +162,7 @@ def test_with_a_table_that_knows_all_nothing_is_timed_and_the_bytes_are_the_same
     searched, monkeypatch
 ):
     first, table = searched.bytes, searched.table.read_bytes()
-    for module in (candidate, matmul_costs, prepared):
+    for module in (bench, matmul_costs, prepared):
         monkeypatch.setattr(module, "measure", lambda *_, **__: refuse())
 
     searched.search()
@@ -205,7 +205,7 @@ def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path
     def fails(*_, **__):
         raise ModelError("a part does not run")
 
-    monkeypatch.setattr(search, "matmul_costs", fails)
+    monkeypatch.setattr(single_matmuls, "matmul_costs", fails)
 
     searched = Searched(tmp_path)
 

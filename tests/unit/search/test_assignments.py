@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from quant_core.search.mixed_precision import counts_until_worse, every_count, fastest_count
+from quant_core.search.assignments import counts_until_worse, every_count, fastest_count
 
 GROUPS = 20
 

@@ -20,13 +20,14 @@ from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.numerics.granularity import PerTensor
-from quant_core.plan.make import make_plan
+from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS
-from quant_core.plan.types import Compute
+from quant_core.plan.types import IN_FLOAT16, Compute
+from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
-from quant_core.search.candidate import Bench, Reference, is_expected_to_satisfy, satisfying
+from quant_core.search.candidate import is_expected_to_satisfy, satisfying
 from quant_core.search.front import on_front
-from quant_core.search.mixed_precision import IN_FLOAT16, PROMOTIONS, with_choice
+from quant_core.search.promotion import PROMOTIONS
 from quant_core.search.search import follow_plan, search
 from quant_core.search.variants import VARIANTS, Trial, Variant, worth_trying
 from tests.models import normalized, sketch

@@ -1,9 +1,9 @@
-"""Mixed precision: more bits, or float, for the nodes that cost the most accuracy."""
+"""More bits, or float, for the fewest nodes that give a candidate the accuracy of a contract."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,35 +11,29 @@ import onnx_ir as ir
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
-from quant_core.numerics.granularity import PerChannel
-from quant_core.plan.make import replan
-from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
+from quant_core.plan.make import with_choice
+from quant_core.plan.types import (
+    IN_FLOAT,
+    IN_FLOAT16,
+    IN_INT8,
+    NodeChoice,
+    NodePlan,
+    QuantPlan,
+    Storage,
+)
+from quant_core.search.assignments import Groups, float_groups, nodes_of
+from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import (
-    Bench,
     Candidate,
     contract_value,
     is_expected_to_satisfy,
     satisfies,
     satisfying,
 )
-from quant_core.search.minimum_cut import (
-    Assignment,
-    NodeCost,
-    TensorCost,
-    assignment_of,
-    cheapest_assignments,
-)
-from quant_core.search.node_costs import node_costs
 from quant_core.search.policy import POLICY
+from quant_core.search.race import Progress
 from quant_core.search.variants import Trial
-
-Groups = list[list[str]]  # names of neighbouring nodes that are promoted together
-Progress = Callable[[str], None]
-Counts = Callable[[int, Mapping[int, Candidate]], Iterator[int]]
-
-# Between these the time of conversions is fitted: what lies outside is noise of the clock.
-CONVERSION_SCALES = (0.25, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +65,6 @@ class Promotion:
         return with_choice(model, plan, nodes, self.choice)
 
 
-IN_INT8 = NodeChoice(storage=Storage.INT8)
-IN_FLOAT = NodeChoice(Compute.FLOAT)
-IN_FLOAT16 = NodeChoice(storage=Storage.FLOAT16)
-IN_OWN_SCALES = NodeChoice(granularity=PerChannel())  # of each channel; in 4 bits they are finer
-
 TO_8_BITS = Promotion(
     "in 8 bits",
     IN_INT8,
@@ -88,17 +77,6 @@ TO_FLOAT = Promotion(
 )
 TO_16_BITS = Promotion("in 16 bits", IN_FLOAT16, lambda n: n.is_rounded, POLICY.float16_groups)
 PROMOTIONS = (TO_8_BITS, TO_FLOAT, TO_16_BITS)  # in the order in which they are tried
-
-
-def with_choice(
-    model: ir.Model, plan: QuantPlan, nodes: Collection[str], choice: NodeChoice
-) -> QuantPlan:
-    """The plan with this choice for each of these nodes: IN_INT8, IN_FLOAT or IN_FLOAT16.
-
-    IN_FLOAT leaves the weights stored as they are. IN_FLOAT16 computes in float; weights that
-    float16 cannot hold are stored in float32.
-    """
-    return replan(model, plan, dict.fromkeys(nodes, choice))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,138 +119,6 @@ def promote(
         usable = satisfying(work.candidates, accuracy) or work.candidates
         enough = max(usable, key=lambda c: contract_value(c, contract))
     return Promoted(enough, tuple(work.trials))
-
-
-def try_assignments(
-    calibrated: CalibratedModel,
-    start: Candidate,
-    bench: Bench,
-    progress: Progress,
-    counts: Counts,
-) -> list[Trial]:
-    """The trials of the cheapest assignments of the start's nodes to float.
-
-    counts  of how many groups, best first, assignments are tried: `every_count`,
-            `counts_until_worse` or `fastest_count`
-    """
-    trials: dict[int, Trial] = {}
-    tried = {0: start}
-    try:
-        groups = float_groups(calibrated, start, bench, progress)
-        for count in counts(len(groups), tried):
-            if not bench.has_time_after(tried.values()):
-                break
-            nodes = _joined(groups[:count])
-            label = f"{start.label}, {len(nodes)} nodes in float"
-            progress(f"trying {label}")
-            plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
-            candidate = bench.judge(calibrated.build(plan, label))
-            trials[count] = Trial(label, plan, candidate)
-            tried[count] = candidate
-    except ModelError as error:
-        trials[0] = Trial(f"more than {start.label}", start.plan, error)
-    return list(trials.values())
-
-
-def every_count(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
-    """Every number of groups."""
-    yield from range(1, groups + 1)
-
-
-def fastest_count(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
-    """One group, if there are more: nodes that float computes faster, so that nothing is slower."""
-    yield from range(1, min(groups, 2))
-
-
-def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
-    """The numbers of groups that lead to the candidate of the highest rank.
-
-    1. One group.
-    2. If that is not above the aim, bisection for the fewest that are. What is too slow to be worth
-       it ends it on that side.
-    3. If it is, 2, 4, 8, ... until two are worse than the best.
-    4. Those halfway from the best to the next that was tried on each side, and once more if one of
-       them is better.
-
-    tried  what was tried, and grows meanwhile
-    """
-
-    def best() -> int:
-        return max(tried, key=lambda count: tried[count].rank)
-
-    def is_enough(count: int) -> bool:
-        candidate = tried[count]
-        return candidate.is_above(candidate.aim) or candidate.gain < POLICY.real_gain
-
-    if groups < 2:
-        return
-    yield 1  # 1
-    low, high = 1, groups
-    while not is_enough(1) and high - low > 1:  # 2
-        middle = (low + high) // 2
-        yield middle
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    end = 2 if is_enough(1) else groups
-    while end < groups and end <= max(2, 4 * best()):  # 3
-        yield end
-        end *= 2
-    for _ in range(2):  # 4
-        middle = best()
-        before = max((n for n in tried if n < middle), default=middle)
-        after = min((n for n in tried if n > middle), default=min(end, groups))
-        yield from (n for n in ((before + middle) // 2, (middle + after) // 2) if n not in tried)
-        if best() == middle:
-            break
-
-
-def float_groups(
-    calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
-) -> Groups:
-    """Groups of the nodes with weights that compute in integers: those that are best put into float
-    first come first, by the minimum cuts of minimum_cut.py.
-
-    Raises: ModelError if one of the models does not run.
-    """
-    progress("measuring the time and the noise of each node")
-    costs, tensors = node_costs(calibrated.model, start, bench)
-    assignments = cheapest_assignments(costs, tensors)
-    if tensors:
-        tensors = _fitted_to_whole(tensors, costs, assignments, calibrated, start, bench)
-        assignments = cheapest_assignments(costs, tensors)
-    left = {n.node: None for n in start.plan.nodes if n.weights and n.compute.is_integer}
-    groups = []
-    for assignment in assignments:
-        groups.append([node for node in left if node in assignment.in_float])
-        left = {node: None for node in left if node not in assignment.in_float}
-    return [group for group in (*groups, list(left)) if group]
-
-
-def _fitted_to_whole(
-    tensors: list[TensorCost],
-    costs: Mapping[str, NodeCost],
-    assignments: Sequence[Assignment],
-    calibrated: CalibratedModel,
-    start: Candidate,
-    bench: Bench,
-) -> list[TensorCost]:
-    """The tensors with all conversions scaled as two whole models need it: the start, and the
-    assignment that converts most.
-    """
-    all_integer = assignment_of(costs, tensors, ())
-    probe = max(assignments[:-1], key=lambda a: a.conversion_ms)
-    converted_ms = probe.conversion_ms - all_integer.conversion_ms
-    if converted_ms <= 0 or start.cost is None:
-        return tensors
-    nodes = [n.node for n in start.plan.nodes if n.weights and n.node in probe.in_float]
-    plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
-    found = bench.judge(calibrated.build(plan, start.label)).cost
-    if found is None:
-        return tensors
-    more_ms = found.quantized_ms - start.cost.quantized_ms
-    scale = (more_ms - (probe.compute_ms - all_integer.compute_ms)) / converted_ms
-    lo, hi = CONVERSION_SCALES
-    scale = min(max(scale, lo), hi)
-    return [replace(tensor, conversion_ms=scale * tensor.conversion_ms) for tensor in tensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +239,7 @@ class _Work:
         low, high = 0, len(ranked)
         while high - low > 1 and self.bench.has_time_after(self.candidates):
             middle = (low + high) // 2
-            made[middle], _ = self.attempt(promotion, base, _joined(ranked[:middle]))
+            made[middle], _ = self.attempt(promotion, base, nodes_of(ranked[:middle]))
             if self.seems_enough(promotion, made[middle]):
                 high = middle
             else:
@@ -403,7 +249,7 @@ class _Work:
             next_high = high + width if self.bench.has_time_after(self.candidates) else len(ranked)
             high, width = min(next_high, len(ranked)), 2 * width
             if high not in made:
-                made[high], _ = self.attempt(promotion, base, _joined(ranked[:high]))
+                made[high], _ = self.attempt(promotion, base, nodes_of(ranked[:high]))
         return made[high]
 
 
@@ -422,10 +268,6 @@ def _best_first(groups: Groups, gains: Sequence[float] | Sequence[tuple[float, f
     """
     order = sorted(range(len(gains)), key=lambda i: gains[i], reverse=True)
     return [groups[i] for i in order]
-
-
-def _joined(groups: Groups) -> list[str]:
-    return [node for group in groups for node in group]
 
 
 def _elements(plan: QuantPlan, nodes: Collection[str]) -> float:

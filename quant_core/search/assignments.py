@@ -1,0 +1,191 @@
+"""Step 3 of a search: which nodes of the fastest candidate are best put into float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from quant_core.config import Contract
+from quant_core.errors import ModelError
+from quant_core.plan.make import with_choice
+from quant_core.plan.types import IN_FLOAT
+from quant_core.search.bench import Bench
+from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.candidate import Candidate
+from quant_core.search.choose import best_of, fastest_of
+from quant_core.search.minimum_cut import (
+    Assignment,
+    NodeCost,
+    TensorCost,
+    assignment_of,
+    cheapest_assignments,
+)
+from quant_core.search.node_costs import node_costs
+from quant_core.search.policy import POLICY
+from quant_core.search.race import Progress, Race
+from quant_core.search.variants import Trial
+
+Groups = list[list[str]]  # names of nodes that go into float together
+Counts = Callable[[int, Mapping[int, Candidate]], Iterator[int]]
+
+# Between these the time of conversions is fitted: what lies outside is noise of the clock.
+CONVERSION_SCALES = (0.25, 8.0)
+
+
+def try_assignments(
+    race: Race,
+    bench: Bench,
+    contract: Contract | None,
+    progress: Progress,
+    *,
+    whole_front: bool = False,
+) -> Race:
+    """The race with assignments of the fastest candidate's nodes to float and integers.
+
+    whole_front  whether all of them are tried, whatever the candidates are worth
+    """
+    start = fastest_of(race.candidates)
+    is_open = (best_of(race.candidates) if contract is None else start).sqnr_db < POLICY.faithful_db
+    is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
+    has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
+    if not has_time or not (is_open or whole_front):
+        return race
+    counts = counts_until_worse
+    if whole_front:
+        counts = every_count
+    elif contract is not None:
+        counts = fastest_count
+    return race.after(*_trials(race.calibrated, start, bench, progress, counts))
+
+
+def _trials(
+    calibrated: CalibratedModel,
+    start: Candidate,
+    bench: Bench,
+    progress: Progress,
+    counts: Counts,
+) -> list[Trial]:
+    """The trials of those numbers of groups, best first, that `counts` asks for."""
+    trials: dict[int, Trial] = {}
+    tried = {0: start}
+    try:
+        groups = float_groups(calibrated, start, bench, progress)
+        for count in counts(len(groups), tried):
+            if not bench.has_time_after(tried.values()):
+                break
+            nodes = nodes_of(groups[:count])
+            label = f"{start.label}, {len(nodes)} nodes in float"
+            progress(f"trying {label}")
+            plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
+            candidate = bench.judge(calibrated.build(plan, label))
+            trials[count] = Trial(label, plan, candidate)
+            tried[count] = candidate
+    except ModelError as error:
+        trials[0] = Trial(f"more than {start.label}", start.plan, error)
+    return list(trials.values())
+
+
+def every_count(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
+    """Every number of groups."""
+    yield from range(1, groups + 1)
+
+
+def fastest_count(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
+    """One group, if there are more: nodes that float computes faster, so that nothing is slower."""
+    yield from range(1, min(groups, 2))
+
+
+def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
+    """The numbers of groups that lead to the candidate of the highest rank.
+
+    1. One group.
+    2. If that is not above the aim, bisection for the fewest that are. What is too slow to be worth
+       it ends it on that side.
+    3. If it is, 2, 4, 8, ... until two are worse than the best.
+    4. Those halfway from the best to the next that was tried on each side, and once more if one of
+       them is better.
+
+    tried  what was tried, and grows meanwhile
+    """
+
+    def best() -> int:
+        return max(tried, key=lambda count: tried[count].rank)
+
+    def is_enough(count: int) -> bool:
+        candidate = tried[count]
+        return candidate.is_above(candidate.aim) or candidate.gain < POLICY.real_gain
+
+    if groups < 2:
+        return
+    yield 1  # 1
+    low, high = 1, groups
+    while not is_enough(1) and high - low > 1:  # 2
+        middle = (low + high) // 2
+        yield middle
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    end = 2 if is_enough(1) else groups
+    while end < groups and end <= max(2, 4 * best()):  # 3
+        yield end
+        end *= 2
+    for _ in range(2):  # 4
+        middle = best()
+        before = max((n for n in tried if n < middle), default=middle)
+        after = min((n for n in tried if n > middle), default=min(end, groups))
+        yield from (n for n in ((before + middle) // 2, (middle + after) // 2) if n not in tried)
+        if best() == middle:
+            break
+
+
+def float_groups(
+    calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
+) -> Groups:
+    """Groups of the nodes with weights that compute in integers: those that are best put into float
+    first come first, by the minimum cuts of minimum_cut.py.
+
+    Raises: ModelError if one of the models does not run.
+    """
+    progress("measuring the time and the noise of each node")
+    costs, tensors = node_costs(calibrated.model, start, bench)
+    assignments = cheapest_assignments(costs, tensors)
+    if tensors:
+        tensors = _fitted_to_whole(tensors, costs, assignments, calibrated, start, bench)
+        assignments = cheapest_assignments(costs, tensors)
+    left = {n.node: None for n in start.plan.nodes if n.weights and n.compute.is_integer}
+    groups = []
+    for assignment in assignments:
+        groups.append([node for node in left if node in assignment.in_float])
+        left = {node: None for node in left if node not in assignment.in_float}
+    return [group for group in (*groups, list(left)) if group]
+
+
+def nodes_of(groups: Groups) -> list[str]:
+    """The nodes of all these groups."""
+    return [node for group in groups for node in group]
+
+
+def _fitted_to_whole(
+    tensors: list[TensorCost],
+    costs: Mapping[str, NodeCost],
+    assignments: Sequence[Assignment],
+    calibrated: CalibratedModel,
+    start: Candidate,
+    bench: Bench,
+) -> list[TensorCost]:
+    """The tensors with all conversions scaled as two whole models need it: the start, and the
+    assignment that converts most.
+    """
+    all_integer = assignment_of(costs, tensors, ())
+    probe = max(assignments[:-1], key=lambda a: a.conversion_ms)
+    converted_ms = probe.conversion_ms - all_integer.conversion_ms
+    if converted_ms <= 0 or start.cost is None:
+        return tensors
+    nodes = [n.node for n in start.plan.nodes if n.weights and n.node in probe.in_float]
+    plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
+    found = bench.judge(calibrated.build(plan, start.label)).cost
+    if found is None:
+        return tensors
+    more_ms = found.quantized_ms - start.cost.quantized_ms
+    scale = (more_ms - (probe.compute_ms - all_integer.compute_ms)) / converted_ms
+    lo, hi = CONVERSION_SCALES
+    scale = min(max(scale, lo), hi)
+    return [replace(tensor, conversion_ms=scale * tensor.conversion_ms) for tensor in tensors]

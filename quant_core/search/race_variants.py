@@ -1,0 +1,147 @@
+"""Step 1 of a search: the rows of VARIANTS one after the other, where each is worth a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from quant_core.calibrate.outliers import choose_treatments
+from quant_core.config import Contract
+from quant_core.errors import ModelError
+from quant_core.plan.types import OutlierTreatment, QuantPlan
+from quant_core.search.bench import Bench
+from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.candidate import Candidate
+from quant_core.search.kernel_times import without_losses
+from quant_core.search.policy import POLICY
+from quant_core.search.race import Progress, Race
+from quant_core.search.variants import (
+    VARIANTS,
+    Trial,
+    Variant,
+    is_matmul,
+    was_tried,
+    worth_trying,
+)
+
+
+def race_variants(
+    race: Race,
+    plan: QuantPlan,
+    bench: Bench,
+    contract: Contract | None,
+    progress: Progress,
+    *,
+    last_resorts: bool = False,
+) -> Race:
+    """Step 1: the race after all variants that are worth trying; or after the last resorts."""
+    if plan.config.mode != "auto":
+        return _try_as_planned(race, plan, bench, progress)
+    is_calibrated = race.calibrated.stats is not None
+    uncalibrated = filter(None, (variant.without_calibration() for variant in VARIANTS))
+    for variant in VARIANTS if is_calibrated else uncalibrated:
+        if variant.is_last_resort is not last_resorts:
+            continue
+        # Weights that are only stored are built faster than all else.
+        is_second = all(trial.variant is VARIANTS[-1] for trial in race.trials)
+        trials = POLICY.trials_of_a_step if is_second else 1.0
+        if race.candidates and not bench.has_time_after(race.candidates, trials):
+            break
+        variant_plan = _planned(variant, race, plan, bench)
+        if not worth_trying(variant, variant_plan, race.trials, contract):
+            continue
+        if variant.treats_outliers:
+            progress("measuring what treating outliers gains")
+            treatments = _outlier_treatments(race.calibrated, plan, bench)
+            variant_plan = _planned(variant, race, plan, bench, treatments)
+            if was_tried(variant_plan, race.trials):
+                continue
+        progress(f"trying {variant.label}")
+        race = try_plan(race, variant_plan, variant.label, bench, variant)
+        if variant.equalizes:
+            race = _try_equalized(race, plan, bench, progress)
+    return race
+
+
+def try_safest(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+    """The race with the last of the last resorts, if any way is allowed: it takes least to build,
+    and breaks an output least.
+    """
+    safest = VARIANTS[-1]
+    if plan.config.mode != "auto":
+        return race
+    safest_plan = safest.plan(race.calibrated.model, plan)
+    if was_tried(safest_plan, race.trials):
+        return race
+    progress(f"trying {safest.label}")
+    return try_plan(race, safest_plan, safest.label, bench, safest)
+
+
+def try_plan(
+    race: Race, plan: QuantPlan, label: str, bench: Bench, variant: Variant | None = None
+) -> Race:
+    """The race with a trial of this plan, which fails if its model does not load."""
+    outcome: Candidate | ModelError
+    try:
+        outcome = bench.judge(race.calibrated.build(plan, label))
+    except ModelError as error:
+        outcome = error
+    return race.after(Trial(label, plan, outcome, variant))
+
+
+def _planned(
+    variant: Variant,
+    race: Race,
+    plan: QuantPlan,
+    bench: Bench,
+    treatments: Mapping[str, OutlierTreatment] | None = None,
+) -> QuantPlan:
+    """The variant's plan; where it cannot be timed, without what is known to be slower there."""
+    model = race.calibrated.model
+    found = variant.plan(model, plan, treatments)
+    return found if bench.is_host else without_losses(model, found, bench.samples[0])
+
+
+def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+    """The race after the plan as it is; a static one may become more exact by equalization."""
+    label = plan.config.mode
+    progress(f"trying {label}")
+    race = try_plan(race, plan, label, bench)
+    is_static = plan.config.mode == "static"
+    return _try_equalized(race, plan, bench, progress) if is_static else race
+
+
+def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+    """The race with its last candidate made of the equalized model, if that is more exact."""
+    last = race.trials[-1]
+    before = last.candidate
+    if before is None or before.sqnr_db >= POLICY.exact_db:
+        return race
+    if not bench.has_time_after(race.candidates, POLICY.trials_of_a_step):
+        return race
+    progress("equalizing channels")
+    equalized = race.calibrated.equalized(plan, bench.deadline)
+    if equalized is None:
+        return race
+    label = f"{before.label}, equalized"
+    built = equalized.build(last.plan, label)
+    if len(equalized.model.graph) == len(race.calibrated.model.graph):
+        candidate = bench.judge_fidelity(replace(built, cost=before.cost))
+    else:  # inputs of products are multiplied
+        candidate = bench.judge(built)
+    trial = replace(last, label=label, outcome=candidate)
+    gain_db = candidate.sqnr_db - before.sqnr_db
+    race = race.traced(trial)
+    if gain_db <= POLICY.equalization_gain_db:
+        return race
+    return Race(equalized, (*race.trials[:-1], trial), race.trace, gain_db)
+
+
+def _outlier_treatments(
+    calibrated: CalibratedModel, plan: QuantPlan, bench: Bench
+) -> Mapping[str, OutlierTreatment]:
+    """Tensor -> how its outliers are best treated, for what the MatMuls of the plan read."""
+    if calibrated.stats is None:
+        return {}
+    matmuls = [n.node for n in plan.nodes if is_matmul(n) and n.compute.is_integer]
+    return choose_treatments(calibrated.model, matmuls, calibrated.stats.means, bench.samples)
