@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from flows.report.elements import Child, Element, element
@@ -102,15 +103,14 @@ def range_chart(layer: Mapping[str, Any]) -> Element | None:
         return None
     # Whole pixels, and one point a bin: a report may have ten thousand of these.
     left, right = (round(_across(value, lo, hi)) for value in (seen_lo, seen_hi))
-    step, top = (right - left) / len(shares), max(shares) or 1.0
+    floor, most = SPARK_HEIGHT - 1, max(shares) or 1.0
+    slope = (floor - 2) / most
     line = [
-        f"{left + (i + 0.5) * step:.0f},{_scaled(share, 0, top, SPARK_HEIGHT - 1, 2):.0f}"
-        for i, share in enumerate(shares)
+        f"{x},{floor - round(slope * share)}"
+        for x, share in zip(_middles(left, right, len(shares)), shares, strict=True)
     ]
-    ends = [
-        element("line", {"class": "end", "x1": _n(x), "x2": _n(x), "y1": 0, "y2": SPARK_HEIGHT})
-        for x in (_across(layer["range_lo"], lo, hi), _across(layer["range_hi"], lo, hi))
-    ]
+    ends = [_across(layer["range_lo"], lo, hi), _across(layer["range_hi"], lo, hi)]
+    bars = " ".join(f"M{_n(x)},0V{SPARK_HEIGHT}" for x in ends)
     label = (
         f"seen {seen_lo:.4g} to {seen_hi:.4g}, "
         f"covered {layer['range_lo']:.4g} to {layer['range_hi']:.4g}"
@@ -119,7 +119,7 @@ def range_chart(layer: Mapping[str, Any]) -> Element | None:
         "spark range",
         label,
         element("polyline", {"class": "line", "points": " ".join(line)}),
-        *ends,
+        element("path", {"class": "end", "d": bars}),
     )
 
 
@@ -148,6 +148,13 @@ def latency_chart(timing: Mapping[str, Any]) -> Element | None:
             )
         )
     return axes.chart("Latency", "latency of a call, ms", "% of rounds", marks)
+
+
+@cache
+def _middles(left: int, right: int, count: int) -> tuple[int, ...]:
+    """The middles of so many bins of equal width, in whole pixels."""
+    step = (right - left) / count
+    return tuple(round(left + (i + 0.5) * step) for i in range(count))
 
 
 def _across(value: float, lo: float, hi: float) -> float:
@@ -208,13 +215,12 @@ def _small_picture(kind: str, label: str, *marks: Element) -> Element:
         "width": SPARK_WIDTH,
         "height": SPARK_HEIGHT,
         "role": "img",
-        "aria-label": label,
     }
     return element("svg", view, element("title", {}, label), *marks)
 
 
-def _dot(place: tuple[float, float], kind: str, text: str, radius: float) -> Element:
-    attributes = {"class": kind, "cx": _n(place[0]), "cy": _n(place[1]), "r": radius}
+def _dot(place: tuple[int, int], kind: str, text: str, radius: float) -> Element:
+    attributes = {"class": kind, "cx": place[0], "cy": place[1], "r": radius}
     return element("circle", attributes, element("title", {}, text))
 
 

@@ -17,7 +17,7 @@ from flows.console.formats import (
     format_size,
 )
 from flows.report.charts import front_chart, latency_chart, layers_chart, range_chart
-from flows.report.elements import Child, Element, element
+from flows.report.elements import Child, Element, element, table_body
 from quant_core.config import QuantConfig
 from quant_core.search.front import on_front
 
@@ -86,16 +86,13 @@ def rows_table(
     filled = [i for i in range(len(columns)) if any(cells[i] for cells in rows)]
     kinds = list(columns.items())
     heads = [element("th", {"scope": "col", "class": kinds[i][1]}, kinds[i][0]) for i in filled]
-    body = []
-    for cells in rows:
-        tds = [element("td", {"class": kinds[i][1]}, cells[i]) for i in filled]
-        body.append(element("tr", {}, *tds))
+    shown = [[cells[i] for i in filled] for cells in rows]
     table = element(
         "table",
         {},
         element("caption", {}, caption),
         element("thead", {}, element("tr", {}, *heads)),
-        element("tbody", {}, *body),
+        table_body([kinds[i][1] for i in filled], shown),
     )
     return _scrolled(caption, table)
 

@@ -50,14 +50,29 @@ document.addEventListener("keydown", (event) => {
 });
 
 const SVG = "http://www.w3.org/2000/svg";
+// A node is text, [tag, attributes, children], or the rows of a table: [classes of columns, rows].
 function build(node, inSvg) {
   if (typeof node === "string") return document.createTextNode(node);
-  const [tag, attributes, ...children] = node;
+  if (Array.isArray(node[0])) return buildRows(...node);
+  const [tag, attributes, children] = node;
   const isSvg = inSvg || tag === "svg";
   const made = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children.map((child) => build(child, isSvg)));
   return made;
+}
+
+function buildRows(kinds, rows) {
+  const body = document.createElement("tbody");
+  for (const cells of rows) {
+    const row = body.insertRow();
+    cells.forEach((cell, i) => {
+      const made = row.insertCell();
+      if (kinds[i]) made.className = kinds[i];
+      made.append(build(cell, false));
+    });
+  }
+  return body;
 }
 
 async function unpack(section) {

@@ -330,7 +330,7 @@ def _sections(models: list[_Model]) -> Element:
     for model in sorted(models, key=lambda model: not model.is_wrong):
         inside = details(model.row, model.trace, model.layers, model.stages)
         if free > 0:  # else nothing fits
-            free -= sum(len(part.to_html()) for part in inside if isinstance(part, Element))
+            free -= sum(len(part.to_html()) for part in inside if not isinstance(part, str))
         packed = packed or free <= 0
         written[id(model)] = _section(model, inside, is_plain=free > 0)
     note = "Some details are packed and open with JavaScript only; the table has every model."

@@ -69,7 +69,7 @@ def test_names_from_models_are_data_and_never_markup(tmp_path):
 def test_packed_details_hold_the_same_names_as_text():
     packed = pack((element("td", {"title": HOSTILE}, HOSTILE),))
 
-    ((tag, attributes, text),) = json.loads(gzip.decompress(base64.b64decode(packed)))
+    ((tag, attributes, (text,)),) = json.loads(gzip.decompress(base64.b64decode(packed)))
     assert tag == "td"
     assert text.startswith("</script>")
     assert attributes["title"] == text
