@@ -12,12 +12,23 @@ from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
+from pathlib import PurePath
 from types import UnionType
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from quant_core.evaluate.contract import Verdict
+from quant_core.text import printable
 
 SCHEMA_VERSION = 4  # of all tables; it grows whenever a column is added, renamed or removed
+
+
+def model_label(model: str, output: str) -> str:
+    """A model's name with that of its output, for people: a model may have several outputs.
+
+    >>> model_label("ocr", "quantized/ocr_int8.onnx")
+    'ocr (ocr_int8)'
+    """
+    return printable(f"{model} ({PurePath(output).stem})")
 
 
 class Outcome(StrEnum):

@@ -187,7 +187,7 @@ class Audit:
                 reason = "its original or its samples have changed since"
                 return Judged(replace(row, outcome=AuditOutcome.STALE, reason=reason))
             self.workers.contents |= _contents(one)
-            self.notify(StageBegan(one.job.name, "validate"))
+            self.notify(StageBegan(one.job.name, str(one.job.output), "validate"))
             name, values = one.job.label, one.job.to_dict()
             found = tasks.validate(name, self.workers, values, one.job.output)["result"]
         except QuantError as problem:
@@ -227,7 +227,7 @@ class Audit:
             return _inconclusive(row, "the batch timed it while its host was busy")
         least = before.speedup_lo * (1 - self.max_slowdown)
         for attempt in range(TIMINGS):
-            self.notify(StageBegan(one.job.name, "benchmark"))
+            self.notify(StageBegan(one.job.name, str(one.job.output), "benchmark"))
             try:
                 row = self._timed(one, row, self.benchmark.seconds * 2**attempt)
             except QuantError as problem:
@@ -250,7 +250,7 @@ class Audit:
         name, values = job.label, job.to_dict()
 
         def on_wait(patience_s: float) -> None:
-            self.notify(Waiting(job.name, patience_s))
+            self.notify(Waiting(job.name, str(job.output), patience_s))
 
         answer = tasks.benchmark(name, self.workers, values, job.output, threads, seconds, on_wait)
         return replace(

@@ -92,7 +92,7 @@ class ModelRun:
                 lambda: tasks.sensitivity(name, workers, values, folder, output, shards),
             )
         self._attempt("publish", self._publish)
-        self.notify(Made(self.job.name))
+        self.notify(Made(self.job.name, str(self.job.output)))
 
     @property
     def _made(self) -> Location:
@@ -113,7 +113,7 @@ class ModelRun:
         quantized = job.output if is_local else self._made
 
         def on_wait(seconds: float) -> None:
-            self.notify(Waiting(job.name, seconds))
+            self.notify(Waiting(job.name, str(job.output), seconds))
 
         self._step(
             "benchmark",
@@ -129,7 +129,7 @@ class ModelRun:
         answer = self.stages.answer(stage) if self.resumes else None
         if not isinstance(answer, Mapping):
             self.resumes = False
-            self.notify(StageBegan(self.job.name, stage))
+            self.notify(StageBegan(self.job.name, str(self.job.output), stage))
             started_at = datetime.now(UTC).isoformat()
             new = self._attempt(stage, call)
             if new is None:

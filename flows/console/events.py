@@ -1,4 +1,7 @@
-"""What a batch or an audit reports while it works: one frozen type for each kind of event."""
+"""What a batch or an audit reports while it works: one frozen type for each kind of event.
+
+A model is known by its output: one model may be made into several.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,7 @@ class StageBegan:
     name: ClassVar = "stage"
 
     model: str
+    output: str
     stage: str
 
 
@@ -57,6 +61,7 @@ class Waiting:
     name: ClassVar = "waiting"
 
     model: str
+    output: str
     seconds: float
 
 
@@ -77,6 +82,7 @@ class Made:
     name: ClassVar = "made"
 
     model: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from flows.console.events import (
 )
 from quant_core.evaluate.contract import Verdict
 from quant_core.text import printable
-from tasks.rows import AuditRow, ModelRow, Outcome
+from tasks.rows import AuditRow, ModelRow, Outcome, model_label
 
 MAX_MODELS = 12  # in the live table
 WAITING = "waits until no other benchmark runs on its host"
@@ -81,10 +81,10 @@ def _in_words(event: Event) -> str:
             return f"{phase}: {models} models, one at a time"
         case SkippedLines(file, lines):
             return f"spoiled lines of {printable(file)} that are passed over: {lines}"
-        case Waiting(model, seconds):
-            return f"{printable(model)}: {WAITING}, {seconds:.0f} s at most"
+        case Waiting(model, output, seconds):
+            return f"{model_label(model, output)}: {WAITING}, {seconds:.0f} s at most"
         case ModelDone(row):
-            return f"{printable(row.model)}: {_outcome(row).plain}"
+            return f"{model_label(row.model, row.output)}: {_outcome(row).plain}"
     return ""
 
 
@@ -100,12 +100,16 @@ def _outcome(row: ModelRow | AuditRow) -> Text:
 
 
 class _LiveTable:
-    """The models at work with their stage and its seconds, the last outcomes, and a bar of all."""
+    """The models at work with their stage and its seconds, the last outcomes, and a bar of all.
+
+    working   path of the output -> the model's label, its stage and since when
+    finished  path of the output -> the model's label and its outcome
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.working: dict[str, tuple[str, float]] = {}
-        self.finished: dict[str, tuple[str, Text]] = {}  # by output: names may repeat
+        self.working: dict[str, tuple[str, str, float]] = {}
+        self.finished: dict[str, tuple[str, Text]] = {}
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -138,25 +142,26 @@ class _LiveTable:
                     self.bar.update(self.all, description="working", total=models)
                 case PhaseBegan(phase):
                     self.bar.update(self.all, description=phase)
-                case StageBegan(model, stage):
-                    self.working[model] = (stage, time.monotonic())
-                case Waiting(model):
-                    self.working[model] = (WAITING, time.monotonic())
+                case StageBegan(model, output, stage):
+                    self.working[output] = model_label(model, output), stage, time.monotonic()
+                case Waiting(model, output):
+                    self.working[output] = model_label(model, output), WAITING, time.monotonic()
                 case SkippedLines():
                     self.live.console.print(Text(_in_words(event), "yellow"))
-                case Made(model):
-                    self.working.pop(model, None)
+                case Made(output=output):
+                    self.working.pop(output, None)
                 case ModelDone(row):
-                    self.working.pop(row.model, None)
-                    self.finished[row.output] = (row.model, _outcome(row))
+                    self.working.pop(row.output, None)
+                    label = model_label(row.model, row.output)
+                    self.finished[row.output] = label, _outcome(row)
                     self.bar.update(self.all, completed=len(self.finished))
 
     def draw(self) -> Group:
         with self.lock:
             table = Table(box=None, pad_edge=False, show_header=False)
-            for model, outcome in list(self.finished.values())[-MAX_MODELS // 2 :]:
-                table.add_row(Text(printable(model)), outcome)
-            for model, (stage, since) in list(self.working.items())[:MAX_MODELS]:
+            for label, outcome in list(self.finished.values())[-MAX_MODELS // 2 :]:
+                table.add_row(Text(label), outcome)
+            for label, stage, since in list(self.working.values())[:MAX_MODELS]:
                 seconds = time.monotonic() - since
-                table.add_row(Text(printable(model)), Text(f"{stage}  {seconds:.0f} s", "cyan"))
+                table.add_row(Text(label), Text(f"{stage}  {seconds:.0f} s", "cyan"))
             return Group(table, self.bar)

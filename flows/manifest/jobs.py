@@ -15,7 +15,7 @@ from typing import Any
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
-from quant_core.text import printable
+from tasks.rows import model_label
 from tasks.stores import Location, Url, location
 
 
@@ -39,8 +39,8 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The name with that of the output, for people: a model may have several outputs."""
-        return printable(f"{self.name} ({Path(self.output.name).stem})")
+        """The name with that of the output, for people."""
+        return model_label(self.name, self.output.name)
 
     @property
     def judged_by(self) -> SampleSpec:

@@ -183,7 +183,8 @@ def test_a_run_that_was_cut_short_keeps_what_is_finished_and_does_the_rest(mill,
     assert again.run_id == first.run_id
     # one model on two workers: they share the samples that tell what each node costs
     assert [event for event in worked if isinstance(event, StageBegan)] == [
-        StageBegan("b", stage) for stage in ("quantize", "validate", "sensitivity", "benchmark")
+        StageBegan("b", str(manifest.folder / "b_int8.onnx"), stage)
+        for stage in ("quantize", "validate", "sensitivity", "benchmark")
     ]
     assert sorted(map(str, tables(again)["layers"])) == sorted(map(str, before))
     assert [row.outcome for row in again.rows] == ["done", "done"]
@@ -211,7 +212,7 @@ def test_what_failed_in_a_run_that_was_cut_short_is_tried_again_from_the_stage_t
 
     assert again.run_id == first.run_id
     begun = [event for event in worked if isinstance(event, StageBegan)]
-    assert begun == [StageBegan("segfault", "quantize")]
+    assert [(event.model, event.stage) for event in begun] == [("segfault", "quantize")]
     assert [row.outcome for row in again.rows] == ["done", "failed"]
     assert len(tables(again)["models"]) == 2
 
