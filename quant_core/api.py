@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ContextDecorator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 from quant_core.answers import Compared, ExplainedKernel, Explanation, OptimizeResult, Validation
 from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
-from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.inputs import fixed_specs, input_specs, sizes_of
+from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
 from quant_core.deadline import NO_DEADLINE
 from quant_core.errors import DataError, ModelError
@@ -115,7 +116,7 @@ def plan_model(
     Raises: QuantError.
     """
     config = config or QuantConfig()
-    feeds = None if samples is None else _open(path, samples)
+    feeds = None if samples is None else _open(path, samples, sizes=config.fix_shape)
     prepared = prepare_optimized(path, config, feeds, TimingCache())
     measured = feeds is not None
     return first_plan(prepared.model, config, measured=measured, rewrites=prepared.applied)
@@ -157,9 +158,9 @@ def quantize_model(
     deadline = NO_DEADLINE if plan is not None else deadline_of(size_bytes, config)
     samples, judges = None, None
     if calibration is not None:
-        samples = judges = _open(path, calibration)
+        samples = judges = _open(path, calibration, sizes=config.fix_shape)
     if evaluation is not None:
-        judges = _open(path, evaluation)
+        judges = _open(path, evaluation, sizes=config.fix_shape)
     timings = TimingCache(costs)
     if plan is not None:
         model = prepare_as_planned(path, plan, samples)
@@ -200,19 +201,21 @@ def optimize_model(
     samples: SampleSource | SampleSpec | None = None,
     *,
     costs: str | Path | None = None,
+    fix_shape: Mapping[str, int] | None = None,
 ) -> OptimizeResult:
     """The float model with less work for onnxruntime, written to `output` at once or not at all.
 
-    samples  rewrites are checked and timed on the first of these; None for random ones. If the
-             model does not run on random ones, only what is exact by construction is rewritten
-    costs    file of the timing cache, read and added to: with all in it, the same bytes again
+    samples    rewrites are checked and timed on the first of these; None for random ones. If the
+               model does not run on random ones, only what is exact by construction is rewritten
+    fix_shape  name of an open size of the inputs, or INPUT:AXIS -> the size that it always has
+    costs      file of the timing cache, read and added to: with all in it, the same bytes again
 
     Raises: QuantError.
     """
     output = check_output(path, output)
-    timings, config = TimingCache(costs), QuantConfig()
+    timings, config = TimingCache(costs), QuantConfig(fix_shape=fix_shape or {})
     try:
-        feeds = _open(path, SampleSpec() if samples is None else samples)
+        feeds = _open(path, SampleSpec() if samples is None else samples, sizes=config.fix_shape)
         found = prepare_optimized(path, config, feeds, timings)
     except (DataError, ModelError):
         if samples is not None:
@@ -258,8 +261,8 @@ def validate_model(
     own = own_metric(metric, contract.metric if contract is not None else None)
     used, provider_note = find_provider(provider)
     first = open_session(Path(original), provider=used)
-    feeds = _open(original, samples, first)
     second = open_session(Path(quantized), provider=used)
+    feeds = _open(original, samples, first, second)
     check_same_interface(first, second, quantized)
     names = [output.name for output in first.get_outputs()]
 
@@ -286,7 +289,8 @@ def validate_model(
         progress("measuring what each node costs")
         few = feeds.subsample(POLICY.sensitivity_samples)
         rewrites = from_text(made.metadata_props.get(REWRITES, ""))
-        prepared = follow(prepare(original, prepare_samples(feeds)), rewrites)
+        sizes = sizes_of(input_specs(first, second))
+        prepared = follow(prepare(original, prepare_samples(feeds), sizes=sizes), rewrites)
         sensitivities = measure_sensitivity(prepared, made, few)
     normalize(made)
     return Validation(
@@ -316,8 +320,8 @@ def benchmark_model(
     Raises: QuantError.
     """
     first = open_session(Path(original), threads=threads)
-    feeds = _open(original, replace(_spec(samples), labels=None, count=batch), first)
     second = open_session(Path(quantized), threads=threads)
+    feeds = _open(original, replace(_spec(samples), labels=None, count=batch), first, second)
     check_same_interface(first, second, quantized)
     return measure(first, second, feeds.batch(batch), seconds=seconds)
 
@@ -338,7 +342,8 @@ def explain_model(
 
     Raises: QuantError.
     """
-    feeds, model = _open(path, samples), load_normalized(path)
+    sizes = config.fix_shape if config is not None else None
+    feeds, model = _open(path, samples, sizes=sizes), load_normalized(path)
     kernels = profile_kernels(
         Path(path), feeds[0], threads=threads, seconds=seconds, normalized=model
     )
@@ -384,8 +389,8 @@ def compare_models(
     """
     own = own_metric(metric, None)
     reference = open_session(Path(original), threads=threads)
-    feeds = _open(original, samples, reference)
     sessions = [open_session(Path(other), threads=threads) for other in others]
+    feeds = _open(original, samples, reference, *sessions)
     for session, other in zip(sessions, others, strict=True):
         check_same_interface(reference, session, other)
     names = [output.name for output in reference.get_outputs()]
@@ -425,13 +430,17 @@ def _spec(samples: SampleSource | SampleSpec) -> SampleSpec:
 def _open(
     model: str | Path,
     samples: SampleSource | SampleSpec,
-    session: ort.InferenceSession | None = None,
+    *sessions: ort.InferenceSession,
+    sizes: Mapping[str, int] | None = None,
 ) -> Samples:
     """Those samples, for the model in that file; open samples stay as they are.
 
-    session  of the model, from callers that have one
+    sessions  of the model, from callers that have one, and of others made of it, which may fix
+              sizes
+    sizes     of the inputs that are fixed
     """
     if isinstance(samples, Samples):
         return samples
-    specs = input_specs(Path(model) if session is None else session)
+    first, *others = sessions or (Path(model),)
+    specs = fixed_specs(input_specs(first, *others), sizes or {})
     return open_samples(_spec(samples), specs, Path(model))

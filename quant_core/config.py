@@ -48,6 +48,8 @@ class QuantConfig:
     qat            of a model from quantization-aware training: respect the scales it learned, or
                    replace them, and quantize its float weights as those of any other model
     optimize       whether the float model is rewritten exactly first, where that makes it faster
+    fix_shape      name of an open size of the inputs, or INPUT:AXIS -> the size that it always has:
+                   what follows from it is computed once, and the file takes no other
     prune          what is cut out of the float model: none, or zero-channels, channels that are the
                    same number everywhere or that nothing reads
     floor_db       least SQNR of each output of the finished file; None: FLOOR_DB of the bits
@@ -75,6 +77,7 @@ class QuantConfig:
     float_storage: str = "float32"
     qat: str = "respect"
     optimize: bool = True
+    fix_shape: Mapping[str, int] = field(default_factory=dict)
     prune: str = "none"
     floor_db: float | None = None
     time_budget_s: float | None = None
@@ -92,6 +95,9 @@ class QuantConfig:
         one_of("prune", self.prune, PRUNE)
         for glob, bits in self.layer_bits.items():
             one_of(f"layer_bits.{glob}", bits, LAYER_BITS)
+        for name, size in self.fix_shape.items():
+            if size < 1:
+                raise RequestError(f"is {size}", f"fix_shape.{name}", "A size is 1 or more")
         if not 50 < self.percentile <= 100:
             raise RequestError(
                 f"is {self.percentile}", "percentile", "Above 50 and at most 100, say 99.99"
@@ -120,7 +126,8 @@ class QuantConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the config back."""
-        return asdict(self) | {"exclude": list(self.exclude), "layer_bits": dict(self.layer_bits)}
+        mappings = {"layer_bits": dict(self.layer_bits), "fix_shape": dict(self.fix_shape)}
+        return asdict(self) | {"exclude": list(self.exclude)} | mappings
 
 
 @dataclass(frozen=True, slots=True)

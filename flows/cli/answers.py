@@ -151,7 +151,7 @@ def with_export(answer: Answer, original: Path, calibration: SampleSpec | None) 
     result = dict(answer.data)
     output = Path(result["output"])
     spec = replace(calibration or SampleSpec(), labels=None, count=EXPORT_SAMPLES)
-    samples = open_samples(spec, input_specs(original), original)
+    samples = open_samples(spec, input_specs(original, output), original)
     feeds = [samples[i] for i in range(len(samples))]
     found = export_ir(original, output, output.with_suffix(".xml"), feeds).to_dict()
     code = max(answer.exit_code, int(bool(found["note"])))
@@ -202,7 +202,7 @@ def javascript_timing(
     from quant_core.worker.host import OtherLoad
 
     drawn = replace(samples, labels=None, count=batch)
-    feed = open_samples(drawn, input_specs(original), original).batch(batch)
+    feed = open_samples(drawn, input_specs(original, quantized), original).batch(batch)
     load = OtherLoad(os.getpid())
     raced = race(runtime, (original, quantized), feed, threads=threads, seconds=seconds)
     row = raced.timing.to_dict() | load.until_now()
@@ -271,10 +271,11 @@ def optimize_answer(
     """Rewrite a float model exactly, without quantizing it."""
     from quant_core import api
 
-    if changed := changed_options(config):
-        option = "--" + next(iter(changed)).replace("_", "-")
+    others = [key for key in changed_options(config) if key != "fix_shape"]
+    if others:
+        option = "--" + others[0].replace("_", "-")
         raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
-    result = api.optimize_model(model, output, calibration, costs=costs)
+    result = api.optimize_model(model, output, calibration, costs=costs, fix_shape=config.fix_shape)
     following = command_line("benchmark", model, output)
     return Answer(result.to_dict() | {"next": following}, result_views.optimization_view)
 

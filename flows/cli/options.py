@@ -6,7 +6,7 @@ An option that is not typed is left out, so its default stands in one place: in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -112,7 +112,9 @@ def changed_options(config: QuantConfig) -> dict[str, Any]:
 def _build_config(typed: Mapping[str, Any]) -> QuantConfig:
     try:
         layer_bits = dict(_parse_layer_bits(text) for text in typed.get("layer_bits", ()))
-        config = QuantConfig.from_dict({**typed, "layer_bits": layer_bits})
+        fix_shape = dict(_parse_sizes(typed.get("fix_shape", ())))
+        mappings = {"layer_bits": layer_bits, "fix_shape": fix_shape}
+        config = QuantConfig.from_dict({**typed, **mappings})
         find_target(config.target)
         return config
     except RequestError as error:
@@ -171,6 +173,16 @@ def _parse_layer_bits(text: str) -> tuple[str, int]:
     if not glob or not bits.isdecimal():
         raise RequestError(f"is {text!r}", "layer_bits", "GLOB=BITS, say '*/head/*=32'")
     return glob, int(bits)
+
+
+def _parse_sizes(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Names of open sizes, or INPUT:AXIS, and what each is fixed to."""
+    for part in [part for text in texts for part in text.split(",")]:
+        name, _, size = part.strip().rpartition("=")
+        if not name or not size.isdecimal():
+            hint = "NAME=SIZE or INPUT:AXIS=SIZE, say batch=1,height=224"
+            raise RequestError(f"is {part!r}", "fix_shape", hint)
+        yield name, int(size)
 
 
 def _parse_shape(text: str) -> tuple[str, list[int]]:
@@ -285,6 +297,11 @@ CONFIG = {
         bool,
         "Rewrite the float model exactly first, where faster",
         flags="--optimize/--no-optimize",
+    ),
+    "fix_shape": Option(
+        list[str],
+        "Fix open sizes of inputs, and what follows: batch=1,height=224; repeatable",
+        "NAME=SIZE|INPUT:AXIS=SIZE",
     ),
     "prune": Option(
         str,

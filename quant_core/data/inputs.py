@@ -13,11 +13,14 @@ from quant_core.data.containers import DTYPES, OBJECT, OPTIONAL, element_type, r
 from quant_core.data.fit import fits_shape
 from quant_core.data.sources import InputSpec, did_you_mean
 from quant_core.errors import DataError, ModelError
+from quant_core.model.fix_shape import fixed_shapes
 from quant_core.model.session import Model, open_session
 
 
-def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
-    """The inputs that a model must be fed.
+def input_specs(
+    model: Model | ort.InferenceSession, *others: Model | ort.InferenceSession
+) -> list[InputSpec]:
+    """The inputs that a model must be fed, with the sizes that others made of it fix.
 
     Raises: ModelError if it does not load, or has an input that holds no numbers of a numpy type.
     """
@@ -37,7 +40,34 @@ def input_specs(model: Model | ort.InferenceSession) -> list[InputSpec]:
             continue
         shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
         specs.append(InputSpec(node.name, np.dtype(DTYPES[kind]), shape, is_optional=is_optional))
+    for other in others:
+        specs = [_narrowed(spec, input_specs(other)) for spec in specs]
     return specs
+
+
+def fixed_specs(inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> list[InputSpec]:
+    """The inputs with these open sizes fixed (model/fix_shape.py). Raises: RequestError."""
+    shapes = fixed_shapes({spec.name: spec.shape for spec in inputs}, sizes)
+    return [replace(spec, shape=shapes[spec.name]) for spec in inputs]
+
+
+def sizes_of(inputs: Sequence[InputSpec]) -> dict[str, int]:
+    """INPUT:AXIS -> size, of all sizes that are fixed, as `fixed_specs` takes them."""
+    return {
+        f"{spec.name}:{axis}": size
+        for spec in inputs
+        for axis, size in enumerate(spec.shape)
+        if isinstance(size, int)
+    }
+
+
+def _narrowed(spec: InputSpec, others: Sequence[InputSpec]) -> InputSpec:
+    """The input with the sizes that the same input of another model fixes."""
+    other = next((o for o in others if o.name == spec.name), spec)
+    if len(other.shape) != len(spec.shape):
+        return spec
+    pairs = zip(spec.shape, other.shape, strict=True)
+    return replace(spec, shape=tuple(a if isinstance(a, int) else b for a, b in pairs))
 
 
 def pinned_specs(inputs: Sequence[InputSpec], shape: Any) -> tuple[InputSpec, ...]:

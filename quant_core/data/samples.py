@@ -11,7 +11,7 @@ import numpy as np
 
 from quant_core.data.fit import fit
 from quant_core.data.flow import FlowSource
-from quant_core.data.inputs import input_specs, pinned_specs
+from quant_core.data.inputs import fixed_specs, input_specs, pinned_specs
 from quant_core.data.npz import read_arrays
 from quant_core.data.random_feeds import RandomSource, random_source
 from quant_core.data.sources import (
@@ -26,7 +26,7 @@ from quant_core.data.sources import (
 from quant_core.data.spec import RANDOM, SampleLabels, SampleSpec
 from quant_core.errors import DataError
 
-__all__ = ["Feed", "InputSpec", "Samples", "input_specs", "open_samples"]
+__all__ = ["Feed", "InputSpec", "Samples", "fixed_specs", "input_specs", "open_samples"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

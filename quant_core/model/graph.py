@@ -210,10 +210,16 @@ def _drop_unused_nodes(model: ir.Model) -> None:
         around = [n for inside in graphs_of(model) for n in inside if _branches(n)]
         passes.RemoveUnusedNodesPass()(model)
         gone = [node for node in around if node.graph is None]
-        for inside in (g for node in gone for g in _branches(node)):
-            for node in inside.all_nodes():
-                for position in range(len(node.inputs)):
-                    node.replace_input_with(position, None)
+        for node in gone:
+            unread_branches(node)
+
+
+def unread_branches(node: ir.Node) -> None:
+    """Edit in place: the nodes in the branches of a node that goes stop reading."""
+    for inside in _branches(node):
+        for inner in inside.all_nodes():
+            for position in range(len(inner.inputs)):
+                inner.replace_input_with(position, None)
 
 
 def _branches(node: ir.Node) -> list[ir.Graph]:

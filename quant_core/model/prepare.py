@@ -8,6 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from quant_core.errors import ModelError
 from quant_core.model import files, graph, old_scan
 from quant_core.model.carried import set_apart
 from quant_core.model.compact import keep_compact
+from quant_core.model.fix_shape import fix_shapes, state_known_sizes
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.names import make_unique
 from quant_core.model.normalize import fix_weights, normalize
@@ -38,15 +40,21 @@ IR_VERSION_INT4 = 10  # of opset 21
 CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
 SHARED_BYTES = 1024  # of a weight that several graphs share
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
+NO_SIZES: Mapping[str, int] = MappingProxyType({})
 SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 8 bits
 
 
 def prepare(
-    path: str | Path, samples: Iterable[Mapping[str, NDArray[Any]]] = (), *, qat: str = RESPECT
+    path: str | Path,
+    samples: Iterable[Mapping[str, NDArray[Any]]] = (),
+    *,
+    qat: str = RESPECT,
+    sizes: Mapping[str, int] = NO_SIZES,
 ) -> ir.Model:
     """A model that computes the same with fewer nodes, normalized and ready for `make_plan`.
 
-    qat  what becomes of the pairs of quantization-aware training (qat.py)
+    qat    what becomes of the pairs of quantization-aware training (qat.py)
+    sizes  of the inputs that are fixed (fix_shape.py); the samples have them
 
     1. Weights that are inputs with a default value are constants (normalize.py). A model whose
        weights are float16, bfloat16 or double computes in float32 (to_float32.py).
@@ -59,18 +67,19 @@ def prepare(
        slower.
     6. If the outputs on `samples` differ by more than rounding, the model stays unfolded, and its
        metadata says so.
-    7. Its interface is that of the file, and its metadata tells which of the file's nodes each node
-       stands for (origins.py).
+    7. Its interface is that of the file, with the sizes that are fixed and what follows from them.
+       Its metadata tells which of the file's nodes each node stands for (origins.py).
     8. An opset above 25 becomes 25 if none of the operators has changed since: onnxruntime has no
        kernels yet that quantize in later ones.
 
-    Raises: ModelError if the file is not a model, if its opset cannot be raised, or if its outputs
-    on `samples` need double.
+    Raises: RequestError as `fix_shapes`; ModelError if the file is not a model, if its opset cannot
+    be raised, or if its outputs on `samples` need double.
     """
     path = Path(path)
     model = files.load(path)
     former = make_unique(model)
-    is_fixed = fix_weights(model.graph)
+    is_fixed = fix_weights(model.graph) or bool(sizes)
+    fix_shapes(model.graph, sizes)
     original = model.clone()
     source: Path | ir.Model = path
     converted = to_float32(model)  # 1
@@ -83,6 +92,7 @@ def prepare(
     keep_compact(folded, model)
     normalize(folded)
     _lower_opset(folded)  # 8
+    inferred = {str(v.name): v.shape for v in folded.graph.outputs}
     fuse_hard_sigmoid(folded)  # 4
     feeds = list(samples)
     is_checked = bool(feeds) or not converted  # what has no kernel in bfloat16 has one in float32
@@ -105,6 +115,8 @@ def prepare(
     _keep_pads(folded)  # 5
     folded.graph.opset_imports.setdefault("", graph.opset(model))
     restore_interface(folded, original)  # 7
+    if sizes:
+        state_known_sizes(folded.graph, inferred)
     set_apart(folded)
     record_origins(folded, original, former)
     return folded

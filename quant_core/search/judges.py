@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from quant_core.data.samples import Samples, input_specs, open_samples, spread
+from quant_core.data.samples import Samples, fixed_specs, input_specs, open_samples, spread
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
@@ -145,7 +145,8 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
     """A few random samples that the original runs on; None if none fit."""
     drawn = SampleSpec(count=POLICY.drawn_samples)
     try:
-        samples = open_samples(drawn, input_specs(job.original), job.original)
+        specs = fixed_specs(input_specs(job.original), job.plan.config.fix_shape)
+        samples = open_samples(drawn, specs, job.original)
         for _ in run_each(open_session(job.original), samples):
             pass
     except (DataError, ModelError):

@@ -47,7 +47,7 @@ def matmul_costs(
         (n.node, n.compute): (plan, n)
         for plan in plans
         for n in plan.nodes
-        if is_matmul(n) and n.node in nodes and graph.is_float_weight(nodes[n.node].inputs[1])
+        if is_matmul(n) and n.node in nodes and _reads_one_tensor(nodes[n.node])
     }
     inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in planned}
     found: dict[str, dict[Compute, Cost]] = {}
@@ -62,6 +62,12 @@ def matmul_costs(
             cost = costs.of(single.description(), partial(single.time, model, stats))
             found.setdefault(name, {})[compute] = cost
     return found
+
+
+def _reads_one_tensor(node: ir.Node) -> bool:
+    """Whether all but the first operand are constants, of which the second is a weight."""
+    others = [value for value in node.inputs[1:] if value is not None]
+    return graph.is_float_weight(others[0]) and all(graph.is_constant(v) for v in others)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -44,7 +44,7 @@ def prepare_optimized(
     Raises: as `prepare`.
     """
     feeds = prepare_samples(samples)
-    model = prepare(path, feeds, qat=config.qat)
+    model = prepare(path, feeds, qat=config.qat, sizes=config.fix_shape)
     target = find_target(config.target)
     rules = (*PRUNE[config.prune], *((*EXACT, *target.rewrites) if config.optimize else ()))
     if not rules or files.is_large(model):
@@ -59,7 +59,8 @@ def prepare_as_planned(path: str | Path, plan: QuantPlan, samples: Samples | Non
 
     Raises: as `prepare`; ModelError if it is the plan of another model.
     """
-    model = prepare(path, prepare_samples(samples), qat=plan.config.qat)
+    config = plan.config
+    model = prepare(path, prepare_samples(samples), qat=config.qat, sizes=config.fix_shape)
     return follow(model, plan.rewrites)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from quant_core import api
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
-from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.samples import Samples, fixed_specs, input_specs, open_samples
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import DataError
 from quant_core.evaluate.node_noise import measure_noise
@@ -55,7 +55,7 @@ def prepare(
     quant_config = QuantConfig.from_dict(config)
     info = model_info(model)
     deadline = deadline_of(info.size_bytes, quant_config)
-    feeds = _open_if_any(model, samples)
+    feeds = _open_if_any(model, samples, quant_config.fix_shape)
     prepared = prepare_optimized(model, quant_config, feeds, TimingCache(costs), deadline)
     measured = feeds is not None and has_time_to_calibrate(quant_config, deadline)
     plan = first_plan(prepared.model, quant_config, measured=measured, rewrites=prepared.applied)
@@ -114,7 +114,8 @@ def quantize(
     made_plan = _plan(plan)
     size_bytes = model_info(model).size_bytes
     deadline = deadline_of(size_bytes, made_plan.config, spent_s)
-    feeds = _open_if_any(model, samples)
+    sizes = made_plan.config.fix_shape
+    feeds = _open_if_any(model, samples, sizes)
     checked_output = check_output(model, output)
     job = QuantJob(
         load_normalized(prepared),
@@ -123,7 +124,7 @@ def quantize(
         made_plan,
         Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
         feeds,
-        _open(model, evaluation) if evaluation else feeds,
+        _open(model, evaluation, sizes) if evaluation else feeds,
         Contract.from_dict(contract) if contract else None,
         TimingCache(costs),
         deadline=deadline,
@@ -143,7 +144,7 @@ def validate(
 
     prepared  the prepared model: with it, the answer has the quantization noise of each node too
     """
-    feeds = _open(model, samples)
+    feeds = _open_for_both(model, quantized, samples)
     validation = api.validate_model(
         model,
         quantized,
@@ -166,9 +167,7 @@ def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, i
 
 def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
     """The latency of the quantized model beside its original's, on the first of the samples."""
-    spec = SampleSpec.from_dict(samples or {})
-    path = Path(model)
-    feeds = open_samples(replace(spec, count=1, labels=None), input_specs(path), path)
+    feeds = _open_for_both(model, quantized, {**(samples or {}), "count": 1, "labels": None})
     timing = api.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds)
     return {"timing": timing.to_dict()}
 
@@ -205,22 +204,29 @@ STAGES: dict[str, Callable[..., Row]] = {
 }
 
 
-def _open_if_any(model: str, samples: Row | None) -> Samples | None:
+def _open_if_any(model: str, samples: Row | None, sizes: Mapping[str, int]) -> Samples | None:
     """The samples of a request; None without any, or if none fits that could be drawn."""
     if samples is None:
         return None
     try:
-        return _open(model, samples)
+        return _open(model, samples, sizes)
     except DataError:
         if samples["source"] != RANDOM:
             raise
         return None
 
 
-def _open(model: str, samples: Row) -> Samples:
-    """The samples of a request, for the model in that file."""
+def _open(model: str, samples: Row, sizes: Mapping[str, int] | None = None) -> Samples:
+    """The samples of a request, for the model in that file with these sizes fixed."""
     path = Path(model)
-    return open_samples(SampleSpec.from_dict(samples), input_specs(path), path)
+    specs = fixed_specs(input_specs(path), sizes or {})
+    return open_samples(SampleSpec.from_dict(samples), specs, path)
+
+
+def _open_for_both(model: str, quantized: str, samples: Row) -> Samples:
+    """The samples of a request, for a model and the one made of it, which may fix sizes."""
+    specs = input_specs(Path(model), Path(quantized))
+    return open_samples(SampleSpec.from_dict(samples), specs, Path(model))
 
 
 def _measure_noise(

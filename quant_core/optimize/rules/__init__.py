@@ -21,6 +21,7 @@ from quant_core.optimize.rules.fold_affine import (
     merge_affine,
 )
 from quant_core.optimize.rules.inner_softmax import inner_softmax
+from quant_core.optimize.rules.known_sizes import known_sizes
 from quant_core.optimize.rules.merge_convs import merge_parallel_convs, merge_successive_convs
 from quant_core.optimize.rules.named_sizes import named_sizes
 from quant_core.optimize.rules.pixel_gemms import pixel_gemms
@@ -43,6 +44,7 @@ EXACT: dict[str, Exact] = {
     "merge_affine": merge_affine,
     "merge_parallel_convs": merge_parallel_convs,
     "merge_successive_convs": merge_successive_convs,
+    "known_sizes": known_sizes,
     "plain_softmax": plain_softmax,
     "static_shapes": static_shapes,
     "prelu_as_leaky_relu": prelu_as_leaky_relu,

@@ -107,6 +107,7 @@ def test_every_option_of_a_config_can_be_typed(typed):
             "9",
         ),
         *("--target", "arm64", "--runtime", "qdq"),
+        *("--fix-shape", "batch=1,x:0:2=224", "--fix-shape", "a=b=3"),
     )
 
     assert code == 0
@@ -125,6 +126,7 @@ def test_every_option_of_a_config_can_be_typed(typed):
         min_elements=9,
         target="arm64",
         runtime="qdq",
+        fix_shape={"batch": 1, "x:0:2": 224, "a=b": 3},
     )
     assert set(options.CONFIG) == set(QuantConfig.__slots__)
 
@@ -166,6 +168,8 @@ def test_a_metric_without_a_promise_is_only_measured(typed):
         (["--min-elements", "-1"], ["--min-elements", "0 or more"]),
         (["--layer-bits", "head"], ["--layer-bits", "GLOB=BITS"]),
         (["--layer-bits", "head=5"], ["--layer-bits head", "is 5", "32, 16, 8, 4"]),
+        (["--fix-shape", "batch"], ["--fix-shape", "NAME=SIZE"]),
+        (["--fix-shape", "batch=0"], ["--fix-shape batch", "1 or more"]),
         (["--target", "x68"], ["--target", "x86"]),
         (["--metric", "accuracy", "--min", "1"], ["--metric", "top1"]),
         (["--metric", "accuracy"], ["--metric", "top1"]),
