@@ -28,7 +28,8 @@ def model_view(info: Mapping[str, Any]) -> RenderableType:
         "size": format_size(info["size_bytes"]),
         "parameters": f"{info['parameters']:,}",
         "opset": info["opset"],
-        "quantized": "yes" if info["quantized"] else "no",
+        "quantized": _how_quantized(info),
+        "stored": ", ".join(f"{format_size(n)} {kind}" for kind, n in info["stored_bytes"].items()),
         "nodes": f"{info['num_nodes']}: {operators}",
         "rewritten by": ", ".join(f"{n} {rule}" for rule, n in info["rewrites"].items()),
     }
@@ -37,6 +38,12 @@ def model_view(info: Mapping[str, Any]) -> RenderableType:
         _values_table("inputs", info["inputs"]),
         _values_table("outputs", info["outputs"]),
     )
+
+
+def _how_quantized(info: Mapping[str, Any]) -> str:
+    if info["weights_only"]:
+        return "its weights only: they become float when it loads"
+    return "yes" if info["quantized"] else "no"
 
 
 def plan_view(plan: Mapping[str, Any]) -> RenderableType:

@@ -1,212 +1,89 @@
-"""What dynamic quantization writes: integers whose activation scale is found at run time, in the
-patterns that fuse.
-"""
+"""How a node is written that quantizes its input at run time, or keeps its weight in 4 bits."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.calibrate.outliers import reciprocal
+from quant_core.calibrate.outliers import treatment_factors, weights_reading
+from quant_core.errors import ModelError
 from quant_core.model import graph
-from quant_core.numerics.integer_weight import IntegerWeight
-from quant_core.numerics.layout import Layout
-from quant_core.plan.operators import weight_layout
-from quant_core.rewrite import emit
-from quant_core.rewrite.rounding import bias_of
-from quant_core.rewrite.weight_cache import Rounded
-from quant_core.rewrite.writer import Cursor
+from quant_core.plan.operators import RULES, DynamicPattern
+from quant_core.plan.types import Compute, NodePlan
+from quant_core.rewrite import dynamic
+from quant_core.rewrite.draft import Draft
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DynamicInput:
-    """The outputs of a DynamicQuantizeLinear, which all nodes that read one tensor share."""
+def write_dynamic(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """Rule 4 of `apply_plan`; returns the node that computes in its place.
 
-    q: ir.Value
-    scale: ir.Value
-    zero_point: ir.Value
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredWeight:
-    """A weight in the file, for all nodes that share it.
-
-    q       int8 (K, N) of a MatMulInteger, or pairs of int4 (N, blocks, block / 2) of a MatMulNBits
-    scales  (N,) or () of int8, (N, blocks) of int4
+    Raises: ModelError if the plan treats outliers of an input that the statistics lack.
     """
+    if RULES[node.op_type].dynamic_pattern is DynamicPattern.LSTM:
+        return _lstm(draft, node, planned)
+    return _matmul(draft, node, planned)
 
-    q: ir.Value
-    scales: ir.Value
 
-
-def write_input(write: Cursor, x: ir.Value, factors: NDArray[np.float32] | None) -> DynamicInput:
-    """An activation that is quantized at run time, after its channels were divided by `factors`
-    (K,).
-
-        x -> [Mul(1 / factors)] -> DynamicQuantizeLinear -> q, scale, zero_point
-
-    A channel with factor 0 is multiplied in float (`write_split_product`), and 0 here.
+def write_blocks(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """Rules 2 and 3 of `apply_plan` for a node whose weight stays in 4 bits, in an operator of
+    onnxruntime's own; returns that node.
     """
-    smooth = x
-    if factors is not None:
-        divisors = write.constant(f"{x.name}_smoothing", reciprocal(factors))
-        smooth = write.node("Mul", [x, divisors], f"{x.name}_smoothed")
-    names = [f"{x.name}_dynamic", f"{x.name}_dynamic_scale", f"{x.name}_dynamic_zero_point"]
-    return DynamicInput(*write.nodes("DynamicQuantizeLinear", [smooth], names))
+    weight = graph.value(node.inputs[1])
+    rounded = draft.rounding.integers(node, weight, planned)
+    bias = draft.rounding.corrected_bias(node, weight, rounded)
+    known = draft.written.blocks
+    if rounded.integers not in known:
+        write = draft.writer.first(draft.model.graph)
+        known[rounded.integers] = dynamic.write_block_weight(write, str(weight.name), rounded)
+    write = draft.writer.before(node)
+    return dynamic.write_blocks(write, node, rounded, known[rounded.integers], bias)
 
 
-def write_weight(write: Cursor, name: str, integers: IntegerWeight) -> StoredWeight:
-    """A weight (C, K) as int8 (K, C), which MatMulInteger takes, and its scales."""
-    channels, columns = integers.q.shape
-    q = emit.write_int8(write, name, integers, Layout((1, 0)), (columns, channels))
-    return StoredWeight(q, write.constant(f"{name}_scale", integers.scale))
-
-
-def write_matmul(
-    write: Cursor,
-    node: ir.Node,
-    x: DynamicInput,
-    weight: StoredWeight,
-    factors: NDArray[np.float32] | None,
-) -> ir.Node:
-    """MatMul or Gemm in a pattern that fuses into one kernel; returns the MatMulInteger.
-
-        x.q, weight.q, x.zero_point -> MatMulInteger -> Cast -> Mul -> [Add split] -> [Add bias]
-                          x.scale, weight.scales -> Mul /
-
-    1. The product of integers is scaled by the product of both scales.
-    2. The product of the channels that are split off, where `factors` (K,) are 0, is added.
-    3. So is the bias of a Gemm.
-    """
-    inputs = [x.q, weight.q, x.zero_point]
-    product = write.node("MatMulInteger", inputs, f"{node.name}_integer")
-    cast = write.node("Cast", [product], f"{node.name}_cast", to=ir.DataType.FLOAT)
-    scale = write.node("Mul", [x.scale, weight.scales], f"{node.name}_scale")
-    y = write.node("Mul", [cast, scale], f"{node.name}_scaled")  # 1
-    if factors is not None and not factors.all():
-        split = write_split_product(write, node, factors)
-        y = write.node("Add", [y, split], f"{node.name}_joined")  # 2
-    bias = bias_of(node)
-    if bias is not None:
-        y = write.node("Add", [y, bias], f"{node.name}_biased")  # 3
-    graph.replace_value(node.outputs[0], y)
-    return _producer(product)
-
-
-def write_split_product(write: Cursor, node: ir.Node, factors: NDArray[np.float32]) -> ir.Value:
-    """The product of the channels that are split off (factor 0), in float.
-
-    x -> Gather(channels) -> MatMul(their rows of the weight)
-    """
+def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """A product of integers; its input is quantized at run time once for all nodes that read it."""
     x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
-    channels = np.flatnonzero(factors == 0)
-    rows = weight_layout(node, weight).matrix(graph.array(weight))
-    indices = write.constant(f"{node.name}_split", channels)
-    picked = write.node("Gather", [x, indices], f"{node.name}_outliers", axis=-1)
-    few = write.constant(f"{weight.name}_split", np.ascontiguousarray(rows[:, channels].T))
-    return write.node("MatMul", [picked, few], f"{node.name}_split_product")
+    factors = _factors(draft, x)
+    rounded = draft.rounding.integers(node, weight, planned, factors=factors)
+    integers, written = rounded.integers, draft.written
+    if factors is None:
+        written.integers.setdefault(weight, rounded)
+    if integers not in written.products:
+        first = draft.writer.first(draft.model.graph)
+        written.products[integers] = dynamic.write_weight(first, str(weight.name), integers)
+    write = draft.writer.before(node)
+    if x not in written.inputs:
+        written.inputs[x] = dynamic.write_input(write, x, factors)
+    return dynamic.write_matmul(write, node, written.inputs[x], written.products[integers], factors)
 
 
-def write_block_weight(write: Cursor, name: str, rounded: Rounded) -> StoredWeight:
-    """A weight in blocks of 4 bits as MatMulNBits takes it: two of them in a byte, offset by 8, the
-    first one low.
+def _lstm(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    w, r = (graph.value(node.inputs[i]) for i in RULES[node.op_type].weights)
+    rounded_w = draft.rounding.integers(node, w, planned)
+    rounded_r = draft.rounding.integers(node, r, planned)
+    return dynamic.write_lstm(draft.writer.before(node), node, rounded_w, rounded_r)
 
-    The scales are made by nodes, which take fewer bytes. A session without optimizers leaves them
-    to nodes, and onnxruntime 1.32 then packs a weight that is a constant with no scales at all: its
-    outputs are wrong (tests/facts). So the weight comes through an Identity, which any other
-    session folds.
+
+def _factors(draft: Draft, x: ir.Value) -> NDArray[np.float32] | None:
+    """(K,) by which all dynamic nodes that read the tensor divide it; None if the plan does not
+    treat it.
     """
-    integers = rounded.integers
-    assert integers.blocks is not None
-    assert integers.multipliers is not None
-    channels, count = integers.multipliers.shape
-    nibbles = (integers.blocks + 8).astype(np.uint8).reshape(channels, count, -1)
-    pairs = write.constant(f"{name}_nibbles", nibbles[..., ::2] | nibbles[..., 1::2] << 4)
-    q = write.node("Identity", [pairs], f"{name}_pairs")
-    return StoredWeight(q, emit.write_block_scales(write, name, rounded))
+    tensor = str(x.name)
+    treatment = draft.plan.outliers.get(tensor)
+    if treatment is None:
+        return None
+    known = draft.written.factors
+    if x not in known:
+        if draft.stats is None or (tensor, -1) not in draft.stats.means:
+            raise ModelError("treating outliers needs calibration", tensor, "Give calibration data")
+        readers = [n.node for n in draft.plan.nodes if _reads_dynamically(n)]
+        weights = weights_reading(draft.model, tensor, readers)
+        max_abs = draft.stats.means[tensor, -1].max_abs
+        known[x] = treatment_factors(treatment, max_abs, weights)
+    return known[x]
 
 
-def write_blocks(
-    write: Cursor,
-    node: ir.Node,
-    rounded: Rounded,
-    weight: StoredWeight,
-    bias: NDArray[Any] | None,
-) -> ir.Node:
-    """MatMul or Gemm as com.microsoft.MatMulNBits, whose weight stays in 4 bits in memory too;
-    returns that node.
-
-        x, weight.q, weight.scales -> MatMulNBits -> [Add bias] -> y
-
-    A block's scale is that of its channel times its multiplier.
-    """
-    multipliers = rounded.integers.multipliers
-    assert multipliers is not None
-    n, k = rounded.integers.q.shape
-    product = write.nodes(
-        "MatMulNBits",
-        [node.inputs[0], weight.q, weight.scales],
-        [f"{node.name}_blocks"],
-        graph.MICROSOFT,
-        K=k,
-        N=n,
-        bits=4,
-        block_size=k // multipliers.shape[1],
-        accuracy_level=4,
-    )[0]
-    y = product
-    if bias is not None:
-        value = write.constant(f"{node.name}_bias", bias.astype(np.float32))
-        y = write.node("Add", [product, value], f"{node.name}_biased")
-    graph.replace_value(node.outputs[0], y)
-    return _producer(product)
-
-
-def write_lstm(write: Cursor, node: ir.Node, w: Rounded, r: Rounded) -> ir.Node:
-    """com.microsoft.DynamicQuantizeLSTM in place of an LSTM; returns it.
-
-    W (D, K, 4H) and R (D, H, 4H) are in int8 with scales (D, 4H), or (D,), and zero points of 0.
-    """
-    inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
-    scales: list[ir.Value | None] = []
-    for position, rounded in ((1, w), (2, r)):
-        name = graph.name_of(node.inputs[position])
-        directions, gates, _ = rounded.shape
-        q = rounded.integers.q.reshape(rounded.shape).transpose(0, 2, 1)
-        found = rounded.integers.scale
-        if found.ndim:
-            scale = np.ascontiguousarray(found.reshape(directions, gates))
-        else:
-            scale = np.ascontiguousarray(np.broadcast_to(found, (directions,)))
-        inputs[position] = write.constant(f"{name}_int8", q)
-        scales.append(write.constant(f"{name}_scale", scale))
-        scales.append(write.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)))
-    outputs = [
-        ir.Value(
-            name=write.writer.free(f"{o.name}_lstm") if o.name else "", type=o.type, shape=o.shape
-        )
-        for o in node.outputs
-    ]
-    new = ir.Node(
-        graph.MICROSOFT,
-        "DynamicQuantizeLSTM",
-        [*inputs, *scales],
-        [a for a in node.attributes.values() if a.name != "layout"],
-        outputs=outputs,
-        name=write.writer.free(f"{node.name}_int8"),
-    )
-    write.insert(new)
-    for old, fresh in zip(node.outputs, outputs, strict=True):
-        if old.name:
-            graph.replace_value(old, fresh)
-    return new
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None
-    return node
+def _reads_dynamically(planned: NodePlan) -> bool:
+    """Whether the node is written as a product of integers whose input is quantized at run time."""
+    is_matmul = RULES[planned.op_type].dynamic_pattern is DynamicPattern.MATMUL
+    return is_matmul and planned.compute is Compute.DYNAMIC
