@@ -14,8 +14,8 @@ from quant_core.data.samples import Samples
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
 from quant_core.metrics import MAX_SQNR_DB, OTHER_SHAPE, Fidelity, OutputFidelity
-from quant_core.model.kept import KeptArrays
 from quant_core.model.session import run
+from quant_core.model.spill import SpilledArrays
 from quant_core.numerics.sqnr import sqnr_db
 
 Outputs = list[np.ndarray]  # of one feed, in the order of the model's outputs
@@ -40,7 +40,7 @@ class StoredOutputs:
     """
 
     def __init__(self, outputs: Iterable[Outputs]) -> None:
-        self._arrays = KeptArrays(MAX_STORED_BYTES)
+        self._arrays = SpilledArrays(MAX_STORED_BYTES)
         self._feeds: list[int] = []  # in the names of the arrays
         self.shapes: list[list[tuple[int, ...]]] = []  # of each feed's
         for feed, arrays in enumerate(outputs):

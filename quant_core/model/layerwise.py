@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.model.kept import KeptArrays
 from quant_core.model.session import open_session
 from quant_core.model.session import run as run_session
+from quant_core.model.spill import SpilledArrays
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 
 # Tensors of one model that are in memory between two layers, over all samples; others lie in files.
@@ -33,7 +33,7 @@ class LayerwiseRunner:
     def __init__(self, model: ir.Model, feeds: Feeds) -> None:
         self.model = model
         most_bytes = MAX_HELD_BYTES // max(1, len(feeds))
-        self.states = [_kept(feed, most_bytes) for feed in feeds]
+        self.states = [_spilled(feed, most_bytes) for feed in feeds]
         self._producers = producers_of(model)
         self._has_run: set[ir.Node] = set()
 
@@ -61,14 +61,14 @@ class LayerwiseRunner:
         return {str(v.name) for node in waiting for v in reads(node)}
 
 
-def _kept(feed: Mapping[str, NDArray[Any]], most_bytes: int) -> KeptArrays:
-    kept = KeptArrays(most_bytes)
-    kept.update(feed)
-    return kept
+def _spilled(feed: Mapping[str, NDArray[Any]], most_bytes: int) -> SpilledArrays:
+    spilled = SpilledArrays(most_bytes)
+    spilled.update(feed)
+    return spilled
 
 
 def _run_nodes(
-    model: ir.Model, nodes: list[ir.Node], later: Collection[str], states: list[KeptArrays]
+    model: ir.Model, nodes: list[ir.Node], later: Collection[str], states: list[SpilledArrays]
 ) -> None:
     """Runs these nodes on each state and adds their outputs that are read later to it."""
     session = open_session(extract(model, nodes, later, states[0]).SerializeToString())

@@ -1,4 +1,4 @@
-"""Arrays that are needed later: as many as fit stay in memory, the others wait in a folder."""
+"""Arrays that are needed later: as many as fit stay in memory, the others are spilled to files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class KeptArrays(MutableMapping[str, NDArray[Any]]):
+class SpilledArrays(MutableMapping[str, NDArray[Any]]):
     """Arrays by name, of which at most `most_bytes` are in memory.
 
-    An array that does not fit is a file, and is read anew each time. Files go with what they hold.
+    An array that does not fit is written to a file, and is read anew each time. A file is deleted
+    with the array, and all of them with this mapping.
     """
 
     def __init__(self, most_bytes: int) -> None:

@@ -45,7 +45,7 @@ class Kind(StrEnum):
 
 
 class DynamicPattern(StrEnum):
-    """What is written for a node that computes dynamically (rewrite/dynamic.py)."""
+    """What is written for a node that computes dynamically (rewrite/emit_dynamic.py)."""
 
     MATMUL = "DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Add"
     LSTM = "DynamicQuantizeLSTM"

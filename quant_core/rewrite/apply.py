@@ -20,7 +20,7 @@ from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.activations import activation_params, quantize_activations
 from quant_core.rewrite.draft import Draft
-from quant_core.rewrite.dynamic_nodes import write_blocks, write_dynamic
+from quant_core.rewrite.dynamic import write_blocks, write_dynamic
 from quant_core.rewrite.float_islands import keep_in_float
 from quant_core.rewrite.float_nodes import (
     write_float16,
@@ -73,7 +73,7 @@ def apply_plan(
        (emit.py, tables.py, float_nodes.py).
     3. A bias of a Conv or Gemm gives back what rounding the weight takes from each channel's mean;
        of a static one it becomes int32 with scale x_scale * w_scale (static_nodes.py).
-    4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic_nodes.py).
+    4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic.py).
     5. Whatever else reads a weight that is stored as integers reads what these stand for, so that
        no weight is stored twice.
     6. Constants that are to be float16, and are still read, are.

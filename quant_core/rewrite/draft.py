@@ -15,7 +15,7 @@ from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.layout import Layout
 from quant_core.plan.targets import TARGETS, Target
 from quant_core.plan.types import QuantPlan, Storage
-from quant_core.rewrite.dynamic import DynamicInput, StoredWeight
+from quant_core.rewrite.emit_dynamic import DynamicInput, StoredWeight
 from quant_core.rewrite.rounding import Rounding
 from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Writer

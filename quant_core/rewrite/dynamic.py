@@ -1,4 +1,6 @@
-"""How a node is written that quantizes its input at run time, or keeps its weight in 4 bits."""
+"""Nodes that quantize their input at run time, or keep their weight in 4 bits: what each needs, and
+what nodes share. emit_dynamic.py writes the patterns.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.plan.operators import RULES, DynamicPattern
 from quant_core.plan.types import Compute, NodePlan
-from quant_core.rewrite import dynamic
+from quant_core.rewrite import emit_dynamic
 from quant_core.rewrite.draft import Draft
 
 
@@ -35,9 +37,9 @@ def write_blocks(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     known = draft.written.blocks
     if rounded.integers not in known:
         write = draft.writer.first(draft.model.graph)
-        known[rounded.integers] = dynamic.write_block_weight(write, str(weight.name), rounded)
+        known[rounded.integers] = emit_dynamic.write_block_weight(write, str(weight.name), rounded)
     write = draft.writer.before(node)
-    return dynamic.write_blocks(write, node, rounded, known[rounded.integers], bias)
+    return emit_dynamic.write_blocks(write, node, rounded, known[rounded.integers], bias)
 
 
 def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
@@ -50,18 +52,20 @@ def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
         written.integers.setdefault(weight, rounded)
     if integers not in written.products:
         first = draft.writer.first(draft.model.graph)
-        written.products[integers] = dynamic.write_weight(first, str(weight.name), integers)
+        written.products[integers] = emit_dynamic.write_weight(first, str(weight.name), integers)
     write = draft.writer.before(node)
     if x not in written.inputs:
-        written.inputs[x] = dynamic.write_input(write, x, factors)
-    return dynamic.write_matmul(write, node, written.inputs[x], written.products[integers], factors)
+        written.inputs[x] = emit_dynamic.write_input(write, x, factors)
+    return emit_dynamic.write_matmul(
+        write, node, written.inputs[x], written.products[integers], factors
+    )
 
 
 def _lstm(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     w, r = (graph.value(node.inputs[i]) for i in RULES[node.op_type].weights)
     rounded_w = draft.rounding.integers(node, w, planned)
     rounded_r = draft.rounding.integers(node, r, planned)
-    return dynamic.write_lstm(draft.writer.before(node), node, rounded_w, rounded_r)
+    return emit_dynamic.write_lstm(draft.writer.before(node), node, rounded_w, rounded_r)
 
 
 def _factors(draft: Draft, x: ir.Value) -> NDArray[np.float32] | None:
