@@ -164,7 +164,8 @@ def explanation_view(result: Mapping[str, Any]) -> RenderableType:
 
 def _is_minor(kernel: Mapping[str, Any]) -> bool:
     """Whether a kernel takes hardly any time, and there is nothing to say about it."""
-    has_remark = kernel["why"] or kernel["saturating_pairs"] or kernel["advice"]
+    weight_in_float = kernel["has_weight"] and kernel["why"]
+    has_remark = weight_in_float or kernel["saturating_pairs"] or kernel["advice"]
     return kernel["share"] < MINOR_SHARE and not has_remark
 
 

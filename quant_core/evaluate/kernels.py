@@ -18,18 +18,15 @@ import onnx
 import onnx_ir as ir
 
 from quant_core.data.sources import Feed
+from quant_core.evaluate.float_reasons import multiplies_by_weight, why_float
 from quant_core.model import graph
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.session import open_profiled, optimized_graph, run
-from quant_core.plan.operators import RULES, Kind
 
 MIN_RUNS = 5
 BLOCKED_SUFFIX = "_nchwc"  # of the names of kernels that write the blocked layout
 NHWC_SUFFIX = re.compile(r"_token_\d+$")
 KERNEL_SUFFIX = "_kernel_time"  # of the names in onnxruntime's profile
-
-
-NOT_QUANTIZED = "the file is not quantized"
 
 
 class Arithmetic(StrEnum):
@@ -65,7 +62,8 @@ class Kernel:
     arithmetic  what it computes with
     ms          time of one run: the least of all runs, as others on the machine only ever add time
     covers      names of the file's nodes that it stands for, as far as tensors' names tell
-    why         why it multiplies in float although it has a weight; "" for the others
+    has_weight  whether one of these multiplies by a weight
+    why         why it computes in float; "" if it does not
     """
 
     name: str
@@ -73,6 +71,7 @@ class Kernel:
     arithmetic: Arithmetic
     ms: float
     covers: tuple[str, ...] = ()
+    has_weight: bool = False
     why: str = ""
 
 
@@ -103,14 +102,14 @@ def profile_kernels(
     """
     timed, runs = _profile(source, feed, threads, seconds)
     model = _normal_form(source) if normalized is None else normalized
-    reasons = _FloatReasons(model)
+    is_quantized = graph.is_quantized(model)
     covered = _covered_nodes(optimized_graph(source), model)
     kernels = []
     for name, found in timed.items():
         nodes = covered.get(name, ())
         arithmetic = arithmetic_of(found.op_type, found.input_types, found.output_types)
         is_float = arithmetic in (Arithmetic.FLOAT32, Arithmetic.FLOAT16, Arithmetic.FLOAT64)
-        why = reasons.of(nodes) if is_float else ""
+        why = why_float(found.op_type, nodes, is_quantized=is_quantized) if is_float else ""
         kernels.append(
             Kernel(
                 name=name,
@@ -118,6 +117,7 @@ def profile_kernels(
                 arithmetic=arithmetic,
                 ms=_least_ms(found.microseconds, runs),
                 covers=tuple(str(node.name) for node in nodes),
+                has_weight=any(map(multiplies_by_weight, nodes)),
                 why=why,
             )
         )
@@ -229,55 +229,3 @@ def _covered_nodes(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, tup
             ahead += [str(value.name) for value in producer.inputs if value is not None]
         covered[node.name] = tuple(reversed(found))
     return covered
-
-
-class _FloatReasons:
-    """Why nodes with weights multiply in float."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.is_quantized = graph.is_quantized(model)
-
-    def of(self, nodes: Iterable[ir.Node]) -> str:
-        """The reason of the first of the nodes that has one; "" if none has a weight."""
-        return next((why for node in nodes if (why := self._why_float(node))), "")
-
-    def _why_float(self, node: ir.Node) -> str:
-        rule = RULES.get(node.op_type)
-        if rule is None or not rule.weights or rule.is_table:
-            return ""
-        if not self.is_quantized:
-            return NOT_QUANTIZED
-        weights = [node.inputs[i] for i in rule.weights if i < len(node.inputs)]
-        if not any(graph.is_constant(value) or graph.is_dequantized(value) for value in weights):
-            return "it multiplies two computed tensors that are not quantized"
-        data = [node.inputs[i] for i in rule.data if i < len(node.inputs)]
-        has_integer_weight = any(map(graph.is_dequantized, weights))
-        has_integer_data = all(map(graph.is_dequantized, data))
-        if not has_integer_weight and not has_integer_data:
-            return "neither its weight nor its input is quantized"
-        if not has_integer_weight:
-            return "its weight is in float"
-        if not has_integer_data:
-            return "only its weight is quantized; it is unpacked when the model loads"
-        if rule.kind is Kind.WEIGHT_ONLY:
-            return f"onnxruntime has no integer kernel for {node.op_type}"
-        if rule.obstacle is not None and (obstacle := rule.obstacle(node)):
-            return obstacle
-        if rule.needs_q and not all(_is_quantized_again(value) for value in node.outputs):
-            return "its output is not quantized, which its integer kernel needs"
-        return "onnxruntime did not fuse it with the conversions around it"
-
-
-def _is_quantized_again(value: ir.Value) -> bool:
-    """Whether every reader quantizes the value, at once or behind a clipping that fuses."""
-    readers = [usage.node for usage in value.uses()]
-    if not readers:
-        return False
-    return all(
-        reader.op_type == "QuantizeLinear"
-        or (
-            reader.op_type in ("Relu", "Clip")
-            and all(_is_quantized_again(output) for output in reader.outputs)
-        )
-        for reader in readers
-    )

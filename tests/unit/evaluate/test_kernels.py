@@ -8,7 +8,8 @@ import pytest
 
 from quant_core import api
 from quant_core.config import QuantConfig
-from quant_core.evaluate.kernels import NOT_QUANTIZED, Arithmetic, profile_kernels
+from quant_core.evaluate.float_reasons import NOT_QUANTIZED
+from quant_core.evaluate.kernels import Arithmetic, profile_kernels
 from tests.models import sketch, tiny_cnn
 
 CONSTANTS = {
@@ -55,6 +56,29 @@ def test_why_a_kernel_is_in_float(tmp_path, text, shape, why):
     kernel = the_multiplication(kernels_of(tmp_path, text, np.ones(shape, np.float32)))
 
     assert (kernel.arithmetic, kernel.why) == (Arithmetic.FLOAT32, why)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "op_type", "why"),
+    [
+        (f"{QDQ} y = Softmax(a)", "Softmax", "no integer kernel for Softmax is known to be faster"),
+        (f"{QDQ} y = Add(a, x)", "Add", "some of its inputs are computed in float"),
+        (f"{QDQ} b = Erf(x) y = Mul(b, x)", "Mul", "its input is computed in float"),
+        (
+            f"{QDQ} y = Sigmoid(a)",
+            "Sigmoid",
+            "its output is not quantized, which its integer kernel needs",
+        ),
+        ("y = Sigmoid(x)", "Sigmoid", NOT_QUANTIZED),
+    ],
+)
+def test_why_a_kernel_without_a_weight_is_in_float(tmp_path, nodes, op_type, why):
+    text = f"(float[2,3] x) => (float[2,3] y) {{ {nodes} }}"
+
+    kernels = kernels_of(tmp_path, text, np.ones((2, 3), np.float32))
+
+    [found] = [(k.arithmetic, k.has_weight, k.why) for k in kernels if k.op_type == op_type]
+    assert found == (Arithmetic.FLOAT32, False, why)
 
 
 def test_a_kernel_in_integers_covers_the_node_that_it_stands_for(tmp_path):
