@@ -20,7 +20,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.inputs import fixed_specs, input_specs, sizes_of
 from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
-from quant_core.deadline import NO_DEADLINE
+from quant_core.deadline import NO_DEADLINE, Progress, silent
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
@@ -244,7 +244,7 @@ def validate_model(
     detailed: bool = False,
     allow_code: str | Path | None = None,
     provider: str = "cpu",
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Validation:
     """How near a quantized model comes to its float original, whoever made it.
 
@@ -380,6 +380,7 @@ def compare_models(
     threads: int = 1,
     seconds: float = 3.0,
     allow_code: str | Path | None = None,
+    progress: Progress = silent,
 ) -> list[Compared]:
     """Several files of one model side by side, whoever made them, against one float reference.
 
@@ -394,12 +395,16 @@ def compare_models(
     for session, other in zip(sessions, others, strict=True):
         check_same_interface(reference, session, other)
     names = [output.name for output in reference.get_outputs()]
-    expected = StoredOutputs(run_each(reference, feeds))
+    progress("running the original")
+    expected = StoredOutputs(_counted(run_each(reference, feeds), len(feeds), progress))
+    progress(f"timing the original and {len(sessions)} files in turn", seconds)
     timings = measure_all(reference, sessions, feeds[0], seconds=seconds)
     rows = []
     for other, session, timing in zip(others, sessions, timings, strict=True):
+        progress(f"comparing {Path(other).name} with the original")
+        found = _counted(run_each(session, feeds), len(feeds), progress)
         with code_allowed(allow_code):
-            fidelity = compare(expected, run_each(session, feeds), names, feeds.labels, own)
+            fidelity = compare(expected, found, names, feeds.labels, own)
         rows.append(Compared(str(other), model_info(other).size_bytes, fidelity, timing))
     return rows
 
@@ -410,16 +415,14 @@ def _time_left(job: QuantJob) -> str:
     return f" (at most {seconds:.0f} s are left)" if 0 < seconds < math.inf else ""
 
 
-def _counted(
-    outputs: Iterable[Outputs], total: int, progress: Callable[[str], None]
-) -> Iterator[Outputs]:
-    """The same outputs; about once a second `progress` says how long the others will take."""
+def _counted(outputs: Iterable[Outputs], total: int, progress: Progress) -> Iterator[Outputs]:
+    """The same outputs; about once a second `progress` says how long the others take."""
     start = last = time.monotonic()
     for done, output in enumerate(outputs, 1):
         now = time.monotonic()
         if now - last >= 1.0:
             last, left = now, (now - start) / done * (total - done)
-            progress(f"compared {done} of {total} samples ({left:.0f} s left)")
+            progress(f"{done} of {total} samples are done", left)
         yield output
 
 

@@ -1,4 +1,4 @@
-"""When the work on one model should end: from reading its file to writing the new one.
+"""When the work on one model should end, and how those who wait are told of it.
 
 A stage looks at the deadline before each thing that it can leave out; nothing is interrupted.
 """
@@ -9,9 +9,19 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Is called with what is being done from now on, and the seconds that it takes if known."""
+
+    def __call__(self, doing: str, seconds: float | None = None, /) -> None: ...
+
+
+def silent(doing: str, seconds: float | None = None, /) -> None:
+    """The progress of work that nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)

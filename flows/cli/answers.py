@@ -18,13 +18,13 @@ from flows.cli.options import AccuracyOptions, changed_options
 from flows.console import model_views, result_views
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
+from quant_core.deadline import Progress
 from quant_core.errors import DataError, ModelError, RequestError
 
 if TYPE_CHECKING:
     from flows.runtime.javascript import Runtime as JavaScript
     from quant_core.plan.types import QuantPlan
 
-Progress = Callable[[str], None]
 WEB_SECONDS = 3.0  # of timing: a wasm engine first compiles what is hot
 EXPORT_SAMPLES = 8  # on which an export is compared with what it was made of
 
@@ -233,6 +233,7 @@ def comparison(
     samples: SampleSpec,
     accuracy: AccuracyOptions,
     allow_code: Path | None,
+    progress: Progress,
     threads: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -250,7 +251,9 @@ def comparison(
         threads=threads,
         seconds=seconds,
         allow_code=allow_code,
+        progress=progress,
     )
+    progress("loading each file in a new process")
     rows = []
     for path, row in zip(files, compared, strict=True):
         verdict, reason = judge(row.fidelity, contract) if contract else ("none", "no contract")

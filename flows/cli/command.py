@@ -71,15 +71,10 @@ UsageError: Any = typer.BadParameter.__base__
 Command = Callable[..., Answer | int]
 
 
-def register(app: typer.Typer) -> Callable[[Command], Command]:
-    """A decorator that makes a function a command of `app`. The function itself stays as it is."""
-
-    def decorate(function: Command) -> Command:
-        parameters = inspect.signature(function, eval_str=True).parameters
-        app.command(function.__name__, cls=_Command)(_typer_function(function, parameters))
-        return function
-
-    return decorate
+def register(app: typer.Typer, function: Command) -> None:
+    """Make the function a command of `app`; it stays as it is."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    app.command(function.__name__, cls=_Command)(_typer_function(function, parameters))
 
 
 def _typer_function(

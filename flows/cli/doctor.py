@@ -1,4 +1,4 @@
-"""What this host has: target, cores, memory and versions, and which versions are known to fail."""
+"""`quantmill doctor`: what this host has, and which of its versions are known to fail."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from flows.cli.command import Answer
+from flows.console import model_views
 from quant_core.plan.targets import cpu_flags, cpu_name, host_kernels, host_target_name
 from quant_core.worker.memory import total_bytes, usable_cores
 
@@ -68,6 +70,12 @@ BROKEN = (
         first="3.9",
     ),
 )
+
+
+def doctor() -> Answer:
+    """What this host is, and which of its versions are known not to work together."""
+    report = examine_host()
+    return Answer(report, model_views.host_view, exit_code=int(bool(report["problems"])))
 
 
 def examine_host() -> dict[str, Any]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import progress as rich_progress
 from rich.console import Console, RenderableType
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from flows.console.result import Result
 from flows.console.tables import error_text
+from quant_core.deadline import Progress, silent
 from quant_core.errors import QuantError
 from quant_core.text import plain, printable
 
@@ -64,15 +65,35 @@ def print_result(
 
 
 @contextmanager
-def progress_status(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that shows what is being done, and since when, if stderr is a terminal."""
+def progress_status(quiet: bool) -> Iterator[Progress]:
+    """A function that shows what is being done if stderr is a terminal, and the seconds that are
+    left of it, or else those that it has taken.
+    """
     if quiet or not sys.stderr.isatty():
-        yield lambda _: None
+        yield silent
         return
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=console(stderr=True), transient=True) as shown:
-        task = shown.add_task("reading the model")
-        yield lambda doing: shown.reset(task, description=printable(doing))
+    columns = (
+        rich_progress.SpinnerColumn(),
+        rich_progress.TextColumn("{task.description}", markup=False),
+        _SecondsColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console(stderr=True), transient=True) as shown:
+        task = shown.add_task("reading the model", total=None)
+
+        def show(doing: str, seconds: float | None = None, /) -> None:
+            shown.reset(task, description=printable(doing), total=seconds)
+
+        yield show
+
+
+class _SecondsColumn(rich_progress.ProgressColumn):
+    """The seconds that a task has left of its total, or has taken if it has none."""
+
+    def render(self, task: rich_progress.Task) -> Text:
+        elapsed = task.elapsed or 0.0
+        if task.total is None:
+            return Text(f"{elapsed:.0f} s", "cyan")
+        return Text(f"{max(0.0, task.total - elapsed):.0f} s left", "cyan")
 
 
 def console(stderr: bool = False) -> Console:

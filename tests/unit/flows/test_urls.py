@@ -199,7 +199,7 @@ def test_a_model_is_published_after_its_data(tmp_path, monkeypatch):
 def test_the_command_batch_takes_urls(models, inputs, monkeypatch):
     found = []
     monkeypatch.setattr(
-        "flows.cli.commands._run_manifest", lambda manifest, *_: found.append(manifest) or 0
+        "flows.cli.many_models._run_manifest", lambda manifest, *_: found.append(manifest) or 0
     )
     urls = [f"{STORE}/{model}" for model in models]
 

@@ -1,0 +1,173 @@
+"""The commands of `quantmill` about many models. Each docstring here is the command's help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from glob import has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.cli.answers import command_line
+from flows.cli.command import Answer
+from flows.cli.options import AccuracyOptions, changed_options
+from flows.cli.parameters import (
+    ContinueOnError,
+    CostsFile,
+    DryRun,
+    Layout,
+    ManifestFile,
+    ManifestOutput,
+    ModelFolder,
+    Models,
+    OutputDir,
+    Page,
+    Rebuild,
+    Reports,
+    RunId,
+    SkipExisting,
+)
+from flows.console import model_views, run_views
+from flows.manifest.outputs import FOLDER
+from quant_core.config import QuantConfig
+from quant_core.data.spec import SampleSpec
+from quant_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from flows.manifest.jobs import Manifest
+
+# Heavy imports stand inside the commands: `--help` must wait neither for onnx nor for Prefect.
+
+
+def batch(
+    models: Models,
+    samples: SampleSpec,
+    config: QuantConfig,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    running: dict[str, Any],
+    as_json: bool,
+    output_dir: OutputDir = None,
+    layout: Layout = None,
+    skip_existing: SkipExisting = True,
+    continue_on_error: ContinueOnError = True,
+    costs: CostsFile = None,
+    dry_run: DryRun = False,
+) -> Answer | int:
+    """Quantize many models on all cores; what is finished survives whatever happens to the rest."""
+    from flows.manifest.read import check_manifest
+
+    if accuracy.metric and not accuracy.contract:
+        raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
+    is_folder_or_glob = len(models) == 1 and not _names_a_model(models[0])
+    if layout and not is_folder_or_glob:
+        raise RequestError("takes one folder", "--layout", "Name the folder of one model")
+    if output_dir is None:
+        if not layout:
+            raise RequestError("is missing", "--output-dir", "Say where to write: -o DIR")
+        folder = Path(models[0]).absolute()
+        output_dir = str(folder.with_name(f"{folder.name}_int{config.bits}"))
+    manifest = check_manifest(
+        {
+            **changed_options(config),
+            "models": [] if is_folder_or_glob else [{"input": model} for model in models],
+            "batch": {
+                "input_dir": models[0] if is_folder_or_glob else None,
+                "output_dir": output_dir,
+                "layout": layout,
+                "skip_existing": skip_existing,
+                "continue_on_error": continue_on_error,
+                "costs": costs and str(costs),
+            },
+            "calibration": {
+                "data": samples.source,
+                "labels": samples.labels and str(samples.labels),
+                "num_samples": samples.count,
+                "shape": samples.shape or {},
+            },
+            "contract": accuracy.contract and accuracy.contract.to_dict(),
+        },
+        Path.cwd(),
+        "command line",
+    )
+    return _run_manifest(manifest, {**running, "allow_code": allow_code}, as_json, dry_run)
+
+
+def _names_a_model(text: str) -> bool:
+    """Whether this is one model, and no folder or glob of models."""
+    from tasks.stores import is_url
+
+    if is_url(text):
+        return text.endswith(".onnx") and not has_magic(text)
+    return Path(text).is_file()
+
+
+def config(
+    file: ManifestFile,
+    allow_code: Path | None,
+    running: dict[str, Any],
+    as_json: bool,
+    dry_run: DryRun = False,
+) -> Answer | int:
+    """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
+    from flows.manifest.read import read_manifest
+
+    running = {**running, "allow_code": allow_code}
+    return _run_manifest(read_manifest(file), running, as_json, dry_run)
+
+
+def init(
+    folder: ModelFolder,
+    output: ManifestOutput = None,
+) -> Answer:
+    """Write a commented manifest for a folder of models, with the data that lie beside them."""
+    from flows.manifest.draft import draft_manifest
+
+    path, models = draft_manifest(folder, output)
+    rows = [model.to_dict(path.parent) for model in models]
+    following = command_line("config", path, "--dry-run")
+    answer = {"manifest": str(path), "models": rows, "next": following}
+    return Answer(answer, model_views.draft_view)
+
+
+def report(
+    folder: Reports, run: RunId = None, output: Page = None, rebuild: Rebuild = False
+) -> Answer:
+    """What a batch came to, in its latest run or another one.
+
+    It is read from the Parquet in the output folder. With -o it is written as an HTML page that
+    opens offline.
+    """
+    from flows.reading import read_reports
+
+    rebuilt: dict[str, Any] = {}
+    if rebuild:
+        if not (folder / FOLDER / "journal.jsonl").is_file():
+            raise RequestError("holds no journal", str(folder), "Name a batch's output folder")
+        from flows.batch.rebuild import rebuild as rebuild_reports
+
+        files, skipped_lines = rebuild_reports(folder)
+        rebuilt = {"rebuilt": [str(path) for path in files], "skipped_lines": skipped_lines}
+    if output is not None:
+        from flows.report.page import write_report
+
+        write_report(folder, output, run)
+    return Answer(read_reports(folder, run) | rebuilt, run_views.reports_view)
+
+
+def _run_manifest(
+    manifest: Manifest, running: dict[str, Any], as_json: bool, dry_run: bool
+) -> Answer | int:
+    """Make the models of a manifest, or with `dry_run` only print their plans."""
+    from flows.batch.run import plan_batch, run_and_show
+
+    if dry_run:
+        plans = list(plan_batch(manifest, **_selection(running)))
+        return Answer(
+            plans, model_views.plans_view, exit_code=int(any(row["error"] for row in plans))
+        )
+    return run_and_show(manifest, as_json=as_json, **running)
+
+
+def _selection(running: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a dry run needs as well."""
+    return {key: running[key] for key in ("only", "allow_code") if key in running}

@@ -1,0 +1,242 @@
+"""The commands of `quantmill` about one model. Each docstring here is the command's help."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from pathlib import Path
+
+from flows.cli.answers import (
+    command_line,
+    comparison,
+    first_accuracy_option,
+    footprint,
+    for_export,
+    javascript_timing,
+    optimize_answer,
+    plan_answer,
+    quantize_answer,
+    timing,
+    validation,
+    with_export,
+)
+from flows.cli.command import Answer
+from flows.cli.options import AccuracyOptions, changed_options
+from flows.cli.parameters import (
+    AnyModel,
+    BatchSizes,
+    CostsFile,
+    Detailed,
+    DryRun,
+    Export,
+    Files,
+    Model,
+    OptimizeOnly,
+    Original,
+    Output,
+    Page,
+    Pareto,
+    PlanFile,
+    Provider,
+    Quantized,
+    Runtime,
+    Seconds,
+    ThreadCount,
+    Threads,
+)
+from flows.console import model_views, result_views, timing_views
+from quant_core.config import QuantConfig
+from quant_core.data.spec import SampleSpec
+from quant_core.deadline import Progress
+from quant_core.errors import RequestError
+
+# Heavy imports stand inside the commands: `--help` must not wait for onnx.
+
+
+def info(model: Model) -> Answer:
+    """What a model is: inputs, outputs, opset, size, operators."""
+    from quant_core.model.info import model_info
+    from quant_core.optimize.applied import rewrites_in
+
+    found = model_info(model)
+    following = command_line("explain" if found.quantized else "quantize", model)
+    answer = found.to_dict() | {"rewrites": rewrites_in(model), "next": following}
+    return Answer(answer, model_views.model_view)
+
+
+def quantize(
+    model: Model,
+    calibration: SampleSpec | None,
+    config: QuantConfig,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    progress: Progress,
+    output: Output = None,
+    plan: PlanFile = None,
+    costs: CostsFile = None,
+    dry_run: DryRun = False,
+    optimize_only: OptimizeOnly = False,
+    export: Export = None,
+    pareto: Pareto = False,
+) -> Answer:
+    """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
+    if export is not None:
+        config = for_export(export, config, plan)
+    if dry_run:
+        return plan_answer(model, config, calibration)
+    if optimize_only:
+        output = output or model.with_name(f"{model.stem}_optimized.onnx")
+        return optimize_answer(model, output, config, calibration, costs)
+    if plan is not None and (changed := changed_options(config)):
+        option = "--" + next(iter(changed)).replace("_", "-")
+        hint = f"Leave it out, or change it in {plan}"
+        raise RequestError("is decided by the plan already", option, hint)
+    needless = first_accuracy_option(accuracy) or ("--pareto" if pareto else None)
+    if calibration is None and needless:
+        raise RequestError("means nothing without samples", needless, "Give --data")
+    if plan is not None and pareto:
+        raise RequestError("means nothing with --plan", "--pareto", "Leave one of them out")
+    answer = quantize_answer(
+        model, output, config, calibration, accuracy, allow_code, progress, costs, plan, pareto
+    )
+    if export is None:
+        return answer
+    progress("checking the export in OpenVINO")
+    return with_export(answer, model, calibration)
+
+
+def calibrate(
+    model: Model,
+    calibration: SampleSpec | None,
+    config: QuantConfig,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    progress: Progress,
+    output: Output = None,
+    costs: CostsFile = None,
+    dry_run: DryRun = False,
+) -> Answer:
+    """Quantize with ranges measured on --data; the same as `quantize` with samples."""
+    if calibration is None:
+        hint = "A .npy, a .npz, a folder of .npz feeds, or random"
+        raise RequestError("is missing", "--data", hint)
+    if dry_run:
+        return plan_answer(model, config, calibration)
+    return quantize_answer(
+        model, output, config, calibration, accuracy, allow_code, progress, costs
+    )
+
+
+def validate(
+    original: Original,
+    quantized: Quantized,
+    samples: SampleSpec,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    progress: Progress,
+    detailed: Detailed = False,
+    provider: Provider = "cpu",
+) -> Answer:
+    """How right a quantized model is, against its original; on random samples without --data."""
+    progress("comparing the two models")
+    found = validation(
+        original, quantized, samples, accuracy, allow_code, progress, detailed, provider
+    )
+    is_missed = found["verdict"] == "not_met"
+    found["next"] = (
+        command_line("validate", original, quantized, "--data", str(samples.source), "--detailed")
+        if is_missed and not detailed
+        else command_line("benchmark", original, quantized)
+    )
+    return Answer(found, result_views.validation_view, exit_code=int(is_missed))
+
+
+def benchmark(
+    original: Original,
+    quantized: Quantized,
+    samples: SampleSpec,
+    progress: Progress,
+    threads: Threads = [1],  # noqa: B006 - typer reads it as the default
+    batch: BatchSizes = [1],  # noqa: B006
+    seconds: Seconds = 3.0,
+    runtime: Runtime = "python",
+) -> Answer:
+    """How fast a quantized model is, against its original.
+
+    Both run in turn, in this process; what each takes to load, and how much memory, is said too.
+    With --runtime, JavaScript runs them.
+    """
+    time_both = timing if runtime == "python" else partial(javascript_timing, runtime)
+    rows, settings = [], list(itertools.product(threads, batch))
+    for i, (thread_count, batch_size) in enumerate(settings):
+        setting = f"{thread_count} threads, {batch_size} in a feed"
+        progress(f"timing both models in turn: {setting}", seconds * (len(settings) - i))
+        timed = time_both(original, quantized, samples, thread_count, batch_size, seconds)
+        rows.append({"batch": batch_size, **timed})
+    if runtime != "python":
+        return Answer({**rows[0], "timings": rows, "footprints": None}, timing_views.timing_view)
+    following = command_line("explain", quantized)
+    progress("loading both models")
+    footprints = {
+        name: footprint(path, samples, threads[0], batch[0])
+        for name, path in (("float", original), ("quantized", quantized))
+    }
+    answer = {**rows[0], "timings": rows, "footprints": footprints, "next": following}
+    return Answer(answer, timing_views.timing_view)
+
+
+def explain(
+    model: AnyModel,
+    samples: SampleSpec,
+    config: QuantConfig,
+    progress: Progress,
+    threads: ThreadCount = 1,
+    seconds: Seconds = 1.0,
+    output: Page = None,
+) -> Answer:
+    """Which kernels run a model on this CPU, whichever tool made it.
+
+    Says of each whether it computes in integers and why not, what it costs, and what quantmill
+    would do with it; the options of `quantize` steer that.
+    """
+    from quant_core import api
+
+    progress("timing every kernel", seconds)
+    explanation = api.explain_model(
+        model,
+        config,
+        samples,
+        threads=threads,
+        seconds=seconds,
+    ).to_dict()
+    if output is not None:
+        from flows.report.command_pages import write_explanation
+
+        write_explanation(explanation, output)
+    if not explanation["is_quantized"]:
+        explanation["next"] = command_line("quantize", model, "--data", str(samples.source))
+    return Answer(explanation, timing_views.explanation_view)
+
+
+def compare(
+    original: Original,
+    files: Files,
+    samples: SampleSpec,
+    accuracy: AccuracyOptions,
+    allow_code: Path | None,
+    progress: Progress,
+    threads: ThreadCount = 1,
+    seconds: Seconds = 3.0,
+    output: Page = None,
+) -> Answer:
+    """Several quantized files of one model side by side, whichever tool made them.
+
+    Says their size, accuracy, latency, load time and memory; all run in turn.
+    """
+    rows = comparison(original, files, samples, accuracy, allow_code, progress, threads, seconds)
+    if output is not None:
+        from flows.report.command_pages import write_comparison
+
+        write_comparison(rows, output)
+    missed = any(row["verdict"] == "not_met" for row in rows["files"])
+    return Answer(rows, timing_views.comparison_view, exit_code=int(missed))

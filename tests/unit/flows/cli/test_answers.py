@@ -1,0 +1,140 @@
+"""Answers and errors are text for people or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+
+from flows.cli.command import Answer, register
+from flows.console import formats, model_views, printing, run_views
+from quant_core.errors import DataError
+
+
+def answering(function):
+    app = typer.Typer()
+    register(app, function)
+
+    def run(*arguments):
+        try:
+            app(list(arguments))
+        except SystemExit as done:
+            return done.code
+
+    return run
+
+
+def test_an_answer_is_text_or_json(capsys):
+    def probe() -> Answer:
+        return Answer(
+            {"snr": float("inf"), "rows": ({"a": 1},)}, lambda data: "for people", exit_code=1
+        )
+
+    run = answering(probe)
+
+    assert run() == 1
+    assert capsys.readouterr().out == "for people\n"
+    assert run("--format", "json") == 1
+    assert json.loads(capsys.readouterr().out) == {"snr": None, "rows": [{"a": 1}]}
+    assert run("--format", "xml") == 2
+
+
+def test_an_error_is_a_sentence_and_a_hint_or_a_json_object(capsys):
+    def probe() -> Answer:
+        raise DataError("holds NaN", "d.npy, sample 3", "Drop it")
+
+    run = answering(probe)
+
+    assert run() == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: d.npy, sample 3 holds NaN\nhint: Drop it\n")
+    assert run("--format", "json") == 1
+    error = {
+        "kind": "DataError",
+        "problem": "holds NaN",
+        "where": "d.npy, sample 3",
+        "hint": "Drop it",
+    }
+    assert json.loads(capsys.readouterr().out) == {"error": error}
+
+
+def test_a_bug_shows_a_traceback_only_for_debugging(capsys, monkeypatch):
+    def probe() -> Answer:
+        raise ZeroDivisionError("oh")
+
+    run = answering(probe)
+
+    assert run() == 1
+    assert "ZeroDivisionError: oh" in capsys.readouterr().err
+    monkeypatch.setenv("QUANTMILL_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run()
+
+
+def test_names_from_files_cannot_drive_the_terminal(capsys):
+    evil = "conv\x1b[31m\x07\u202e[bold]x[/bold]\udc80"
+    nodes = [
+        {
+            "node": evil,
+            "op_type": "Conv",
+            "compute": "float",
+            "storage": "int8",
+            "elements": 9,
+            "reason": evil,
+        }
+    ]
+
+    printing.print_answer({"target": "portable", "nodes": nodes}, model_views.plan_view)
+    printing.print_error(DataError(evil, evil, evil), as_json=False)
+
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert "conv\\x1b[31m\\x07\\u202e[bold]x[/bold]\\udc80" in text
+        assert "\x1b" not in text
+
+
+def test_a_table_in_a_pipe_is_not_squeezed(capsys):
+    rows = [
+        {
+            "node": "block/" * 20,
+            "op_type": "Conv",
+            "compute": "static",
+            "storage": "int8",
+            "elements": 1,
+            "reason": "",
+        }
+    ]
+
+    printing.print_answer({"target": "portable", "nodes": rows}, model_views.plan_view)
+
+    assert "block/" * 20 in capsys.readouterr().out
+
+
+def test_a_batch_says_what_makes_a_verdict_doubtful(capsys):
+    printing.print_answer(
+        [{"model": "m", "outcome": "done", "verdict": "met", "note": "only guesses"}],
+        run_views.batch_table,
+    )
+
+    assert "met: only guesses" in capsys.readouterr().out
+
+
+def test_sizes_and_shares_read_as_a_person_writes_them():
+    assert (
+        formats.format_size(1234),
+        formats.format_size(2_500_000),
+        formats.format_size(None),
+    ) == (
+        "1.2 kB",
+        "2.50 MB",
+        "",
+    )
+    assert [formats.format_ratio(4, after) for after in (1, 4, 8, None)] == [
+        "4.00x smaller",
+        "1.00x smaller",
+        "2.00x larger",
+        "",
+    ]
+    assert (formats.format_percent(0.98765), formats.format_percent(None)) == ("98.77 %", "")
+    assert (formats.format_ms(1.23456), formats.format_ms(None)) == ("1.23 ms", "")

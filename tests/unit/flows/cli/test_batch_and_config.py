@@ -1,0 +1,116 @@
+"""`quantmill batch` and `config` request what was typed, and start nothing that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.cli.commands import main
+from quant_core.config import Contract, QuantConfig
+from tests.command_line import answer_of
+from tests.folders import save_folder
+
+
+@pytest.fixture
+def requested(quantized, monkeypatch):
+    """What a command requests of the batch, which then does nothing."""
+    seen = {}
+    monkeypatch.setattr(
+        "flows.batch.run.run_and_show",
+        lambda manifest, **options: seen.update(options, m=manifest) or 1,
+    )
+    return seen
+
+
+def test_batch_requests_what_was_typed(requested):
+    line = (
+        "batch float.onnx int8.onnx -o out --bits 4 --exclude a* --data samples.npy"
+        " --num-samples 9 --jobs 3 --metric agreement --min 0.9 --no-skip-existing"
+        " --stop-on-error --only f* --scheduler tcp://a:1"
+    )
+
+    code = main(line.split())
+
+    manifest = requested.pop("m")
+    job = manifest.jobs[0]
+    assert code == 1
+    assert requested == {
+        "as_json": False,
+        "jobs": 3,
+        "only": ["f*"],
+        "scheduler": "tcp://a:1",
+        "prefect": "own",
+        "allow_code": None,
+    }
+    assert [(j.input.name, j.output) for j in manifest.jobs] == [
+        ("float.onnx", Path.cwd() / "out/float_int4.onnx"),
+        ("int8.onnx", Path.cwd() / "out/int8_int4.onnx"),
+    ]
+    assert (manifest.skip_existing, manifest.continue_on_error) == (False, False)
+    assert job.config == QuantConfig(bits=4, exclude=("a*",))
+    assert (job.calibration.source, job.calibration.count) == (
+        str(Path("samples.npy").absolute()),
+        9,
+    )
+    assert job.contract == Contract("agreement", min=0.9)
+
+
+def test_batch_takes_a_folder(requested):
+    assert main(["batch", ".", "-o", "out", "--format", "json"]) == 1
+
+    assert [job.name for job in requested["m"].jobs] == ["float", "int8"]
+    assert requested["as_json"]
+
+
+def test_config_does_what_a_manifest_says(requested):
+    Path("m.yaml").write_text("models: [{input: float.onnx, output: o.onnx}]")
+
+    assert main(["config", "m.yaml", "--force"]) == 1
+
+    assert requested["m"].jobs[0].output == Path.cwd() / "o.onnx"
+    assert requested["force"]
+
+
+def test_a_folder_of_hugging_face_is_written_beside_it(tmp_path, monkeypatch, capsys):
+    save_folder(tmp_path / "model", names=["encoder_model"])
+    monkeypatch.chdir(tmp_path)
+
+    code, (plan,) = answer_of(capsys, "batch model --layout huggingface --bits 4 --dry-run")
+
+    assert code == 0
+    assert plan["output"] == str(tmp_path / "model_int4/onnx/encoder_model_q4.onnx")
+    assert plan["plan"] is not None
+    assert main(["batch", "model"]) == main(["batch", "a.onnx", "--layout", "huggingface"]) == 2
+
+
+def test_a_dry_run_of_a_batch_prints_plans_and_errors(quantized, capsys):
+    before = sorted(Path().iterdir())
+
+    code, plans = answer_of(capsys, "batch float.onnx int8.onnx -o out --dry-run")
+
+    assert code == 1
+    assert {node["node"] for node in plans[0]["plan"]["nodes"]} >= {"conv", "gemm"}
+    assert "quantized already" in plans[1]["error"]
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("batch absent.onnx gone.onnx -o out", "no such file"),
+        ("batch nowhere -o out", "no .onnx file"),
+        ("batch float.onnx -o out --metric top1 --min 0.9", "top1 needs labels"),
+        ("batch float.onnx -o out --metric cosine", "--max-drop or --min"),
+        ("batch float.onnx -o out --jobs 0", "1 or more"),
+        ("config absent.yaml", "absent.yaml"),
+        ("config float.onnx", "float.onnx"),
+        ("report .", "output folder of a batch"),
+    ],
+)
+def test_a_wrong_batch_is_not_started(requested, capsys, line, part):
+    code = main(line.split())
+
+    assert code == 2
+    assert "m" not in requested
+    assert part in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""`quantmill quantize` and `quantmill calibrate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.cli.commands import main
+from tests.command_line import answer_of
+
+
+def test_quantize_says_sizes_and_layers(quantized):
+    assert quantized["size_bytes"] == Path("int8.onnx").stat().st_size
+    assert quantized["float_size_bytes"] == Path("float.onnx").stat().st_size
+    assert {"conv", "gemm"} <= {layer["node"] for layer in quantized["layers"]}
+
+
+def test_a_dry_run_writes_nothing_and_its_plan_can_be_followed(quantized, capsys):
+    before = sorted(Path().iterdir())
+    _, plan = answer_of(
+        capsys, "quantize float.onnx --dry-run --exclude gemm --mode static --data samples.npy"
+    )
+    assert sorted(Path().iterdir()) == before
+
+    Path("plan.json").write_text(json.dumps(plan))
+    _, result = answer_of(
+        capsys, "quantize float.onnx -o planned.onnx --plan plan.json --data samples.npy"
+    )
+
+    assert {layer["node"]: layer["compute"] for layer in result["layers"]} == {
+        node["node"]: node["compute"] for node in plan["nodes"]
+    }
+    assert (
+        next(node for node in plan["nodes"] if node["node"] == "gemm")["reason"]
+        == "excluded by gemm"
+    )
+
+
+def test_a_replayed_plan_makes_the_same_bytes(quantized):
+    Path("plan.json").write_text(json.dumps(quantized["plan"]))
+
+    line = "quantize float.onnx -o again.onnx --plan plan.json --data samples.npy"
+    assert main(line.split()) == 0
+
+    assert Path("again.onnx").read_bytes() == Path("int8.onnx").read_bytes()
+
+
+def test_a_plan_is_of_its_model_and_says_everything(quantized, capsys):
+    other = json.dumps(quantized["plan"]).replace('"gemm"', '"head"')
+    Path("plan.json").write_text(json.dumps(quantized["plan"]))
+    Path("other.json").write_text(other)
+    line = "quantize float.onnx -o again.onnx"
+
+    for rest, part in (
+        ("--plan other.json --data samples.npy", "another model: this one has no head"),
+        ("--plan plan.json", "need calibration"),
+        ("--plan plan.json --data samples.npy --bits 4", "--bits"),
+    ):
+        assert main(f"{line} {rest}".split()) == 2
+        assert part in capsys.readouterr().err
+    assert not Path("again.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "needless",
+    ["--labels l.npy", "--num-samples 3", "--shape 1,3,8,8", "--metric sqnr", "--min 0.5"],
+)
+def test_an_option_that_needs_samples_is_not_ignored_without(quantized, capsys, needless):
+    assert main(f"quantize float.onnx -o again.onnx {needless}".split()) == 2
+    assert needless.split()[0] in capsys.readouterr().err
+
+
+def test_a_glob_that_matches_nothing_is_noted(quantized, capsys):
+    _, result = answer_of(
+        capsys, "quantize float.onnx -o again.onnx --exclude hea* --layer-bits gem?=32"
+    )
+
+    assert "exclude hea* matches no node and no weight" in result["note"]
+
+
+def test_calibrate_names_its_output_after_the_model(quantized, capsys):
+    code, result = answer_of(
+        capsys, "calibrate float.onnx --data samples.npy --method minmax --bits 4"
+    )
+
+    assert (code, result["output"]) == (0, "float_int4.onnx")
+    assert Path("float_int4.onnx").is_file()
+    assert result["plan"]["config"]["method"] == "minmax"
+
+
+def test_quantize_names_its_output_after_the_model_and_says_what_was_won(quantized, capsys):
+    original = Path("float.onnx").read_bytes()
+
+    code, result = answer_of(capsys, "quantize float.onnx --data samples.npy")
+
+    assert (code, result["output"]) == (0, "float_int8.onnx")
+    assert Path("float.onnx").read_bytes() == original
+    assert result["timing"]["speedup"] > 0
+    assert result["next"] == "quantmill validate float.onnx float_int8.onnx --data samples.npy"
+
+
+def test_optimize_only_names_its_output_after_the_model(quantized, capsys):
+    code, result = answer_of(capsys, "quantize float.onnx --optimize-only")
+
+    assert (code, result["output"]) == (0, "float_optimized.onnx")
+
+
+def test_pareto_shows_the_plans_that_none_beats_and_the_chosen_one(quantized, capsys):
+    line = "quantize float.onnx -o best.onnx --mode static --data samples.npy --pareto"
+
+    assert main(line.split()) == 0
+    text = capsys.readouterr().out
+    _, result = answer_of(capsys, line)
+
+    assert "chosen: " in text
+    assert result["chosen"] in {row["candidate"] for row in result["trace"]}
+    speeds = [row["speedup"] for row in result["front"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(row in result["trace"] for row in result["front"])
+
+
+@pytest.mark.parametrize("needless", ["", "--data samples.npy --plan plan.json"])
+def test_pareto_needs_samples_and_a_search(quantized, capsys, needless):
+    plan_it = "quantize float.onnx --mode static --data samples.npy --dry-run --format json"
+    main(plan_it.split(" "))
+    Path("plan.json").write_text(capsys.readouterr().out)
+
+    assert main(f"quantize float.onnx --pareto {needless}".split()) == 2
