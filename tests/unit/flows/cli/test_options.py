@@ -47,6 +47,7 @@ def test_every_option_of_a_config_can_be_typed(typed):
         "--bits 4 --mode static --method percentile --percentile 99.5 --per-tensor --asymmetric"
         " --block-size 64 --weight-method rtn --no-bias-correction --exclude a* --exclude b"
         " --layer-bits head=32 --layer-bits x=y=8 --min-elements 9 --target arm64 --runtime qdq"
+        " --fix-shape batch=1,x:0:2=224 --fix-shape a=b=3"
     )
 
     code, seen = typed(*line.split())
@@ -67,6 +68,7 @@ def test_every_option_of_a_config_can_be_typed(typed):
         min_elements=9,
         target="arm64",
         runtime="qdq",
+        fix_shape={"batch": 1, "x:0:2": 224, "a=b": 3},
     )
     assert set(options.CONFIG) == set(QuantConfig.__slots__)
 
@@ -99,6 +101,8 @@ def test_a_metric_without_a_promise_is_only_measured(typed):
         ("--min-elements -1", ["--min-elements", "0 or more"]),
         ("--layer-bits head", ["--layer-bits", "GLOB=BITS"]),
         ("--layer-bits head=5", ["--layer-bits head", "is 5", "32, 16, 8, 4"]),
+        ("--fix-shape batch", ["--fix-shape", "NAME=SIZE"]),
+        ("--fix-shape batch=0", ["--fix-shape batch", "1 or more"]),
         ("--target x68", ["--target", "x86"]),
         ("--metric accuracy --min 1", ["--metric", "top1"]),
         ("--metric accuracy", ["--metric", "top1"]),
