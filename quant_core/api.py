@@ -24,9 +24,10 @@ from quant_core.deadline import NO_DEADLINE, Progress, silent
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
-from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_each
+from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.kernels import profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
+from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_each
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.timing import Timing, measure, measure_all
 from quant_core.evaluate.timing_cache import TimingCache

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from quant_core.data.samples import Feed, Samples, spread
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import DataError
-from quant_core.evaluate.fidelity import Outputs, StoredOutputs, compare, run_all, run_each
+from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_each
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity

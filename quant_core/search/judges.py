@@ -8,7 +8,7 @@ from quant_core.data.samples import Samples, fixed_specs, input_specs, open_samp
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
-from quant_core.evaluate.fidelity import run_each
+from quant_core.evaluate.outputs import run_each
 from quant_core.model import files
 from quant_core.model.session import open_session
 from quant_core.plan.types import QuantPlan

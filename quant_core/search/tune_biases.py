@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
-from quant_core.evaluate.fidelity import StoredOutputs, compare, run_each
+from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.outputs import StoredOutputs, run_each
 from quant_core.model import graph
 from quant_core.model.layerwise import LayerwiseRunner
 from quant_core.model.session import open_session

@@ -12,7 +12,9 @@ from quant_core.data.samples import input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
-from quant_core.evaluate.fidelity import Decisions, compare, run_all, run_each
+from quant_core.evaluate.decisions import Decisions
+from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.outputs import run_all, run_each
 from quant_core.model.session import open_session
 from tests.unit.evaluate.outputs import feeds, rows
 

@@ -1,0 +1,173 @@
+"""Sums over the samples of one output, and the fidelity that follows from them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from quant_core.evaluate.decisions import (
+    Decisions,
+    aligned_labels,
+    class_axis,
+    count_decisions,
+    decide,
+)
+from quant_core.metrics import MAX_SQNR_DB, OTHER_SHAPE, OutputFidelity
+from quant_core.numerics.sqnr import sqnr_db
+
+BLOCK_ELEMENTS = 1 << 20  # of the float values that are compared at once
+MASK = 1e30  # float outputs beyond it are masks ("never this class"), as infinite ones are
+
+
+class OutputTally:
+    """Sums over the samples of one output; `result` is the fidelity that follows from them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_float = False
+        self.is_compared = False  # a block at least has the float model's shape
+        self.shape_flaw = ""
+        self.unusable_values = 0  # NaN or infinite where float is not
+        self.signals: list[np.ndarray] = []  # sums of squares of each feed: of the float values,
+        self.noises: list[np.ndarray] = []  # and of the errors
+        self.quantized_squares = self.dot = 0.0
+        self.max_error = 0.0
+        self.lo, self.hi = math.inf, -math.inf  # of the float model's values
+        self.rows = 0
+        self.classes = 0
+        self.labels_fit = True
+        # threshold of single scores (None: argmax, or integers) -> decisions
+        self.by_threshold: dict[float | None, Decisions] = {}
+
+    def add(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None, feeds: int) -> None:
+        """Add a block of feeds: `want` of the float model, `got` of the quantized one, labels of
+        all.
+        """
+        self.is_float |= want.dtype.kind == "f"
+        if got.shape != want.shape:
+            self.shape_flaw = f"{OTHER_SHAPE} {got.shape} where float has {want.shape}"
+            got = np.full(want.shape, np.nan if want.dtype.kind == "f" else -1)
+        elif want.dtype.kind in "fiub":
+            self.is_compared = True
+            self._add_errors(want.reshape(feeds, -1), got.reshape(feeds, -1))
+        self._add_decisions(want, got, labels)
+
+    def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
+        """Add the values of some feeds, one in each row."""
+        signals, noises = np.zeros(len(want)), np.zeros(len(want))
+        step = max(1, BLOCK_ELEMENTS // len(want))
+        for start in range(0, want.shape[1], step):
+            part = slice(start, start + step)
+            signal, noise = self._add_errors_of_part(want[:, part], got[:, part])
+            signals += signal
+            noises += noise
+        self.signals.append(signals)
+        self.noises.append(noises)
+
+    def _add_errors_of_part(
+        self, want: np.ndarray, got: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The sums of squares of each row: of the float values, and of the errors."""
+        with np.errstate(invalid="ignore", over="ignore"):  # MASK is inf in float16
+            known = np.abs(want) < MASK
+        w = np.where(known, want, 0).astype(np.float64)
+        self.lo = min(self.lo, w.min(initial=math.inf, where=known))
+        self.hi = max(self.hi, w.max(initial=-math.inf, where=known))
+        usable = known & np.isfinite(got)
+        self.unusable_values += int(known.sum() - usable.sum())
+        g = np.where(usable, got, w).astype(np.float64)
+        error = g - w
+        self.quantized_squares += float((g * g).sum())
+        self.dot += float((w * g).sum())
+        self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
+        return (w * w).sum(1), (error * error).sum(1)
+
+    def _add_decisions(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
+        axis = class_axis(want)
+        is_score = axis is None and want.dtype.kind == "f"
+        # which of the two thresholds suits is known once all values have been seen
+        for threshold in (0.5, 0.0) if is_score else (None,):
+            float_decisions = np.atleast_1d(decide(want, axis, threshold))
+            decisions = np.atleast_1d(decide(got, axis, threshold))
+            truth = self._labels_of(float_decisions, labels)
+            counted = count_decisions(decisions, float_decisions, truth)
+            self.by_threshold[threshold] = self.by_threshold.get(threshold, Decisions()) + counted
+        if axis is not None:
+            self.classes = want.shape[axis]
+        else:
+            self.classes = 2 if is_score else 0
+        self.rows += len(float_decisions)
+
+    def _labels_of(self, decisions: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
+        """The labels of this block, None if they do not fit now or did not fit before."""
+        truth = aligned_labels(labels, self.rows, decisions.shape) if self.labels_fit else None
+        self.labels_fit = truth is not None and decisions.dtype.kind in "iub"
+        return truth if self.labels_fit else None
+
+    def decisions(self) -> Decisions:
+        """The decisions at the threshold that suits the float model's scores."""
+        unused = 0.0 if self.lo >= 0 and self.hi <= 1 else 0.5
+        used = [found for threshold, found in self.by_threshold.items() if threshold != unused]
+        return sum(used, Decisions())
+
+    def result(self) -> OutputFidelity:
+        flaw = self.shape_flaw
+        if not flaw and self.unusable_values:
+            flaw = f"holds {self.unusable_values} values that are NaN or infinite"
+        agreement = self.decisions().agreement
+        if not self.is_float:
+            integer_db = self._integer_db()
+            return OutputFidelity(self.name, *3 * (None,), agreement, flaw, integer_db=integer_db)
+        if self.unusable_values or not self.is_compared:
+            worst = -MAX_SQNR_DB
+            return OutputFidelity(self.name, -1.0, worst, math.inf, agreement, flaw, lower_db=worst)
+        return OutputFidelity(
+            self.name,
+            self._cosine(),
+            self._sqnr_db(),
+            self.max_error,
+            agreement,
+            flaw,
+            is_probability=bool(self.lo >= 0 and self.hi <= 1),
+            lower_db=self._lower_db(),
+        )
+
+    def _integer_db(self) -> float | None:
+        """SQNR of the numbers, or of the decisions, whichever is higher; None without any."""
+        decisions = self.decisions()
+        if not decisions.total:
+            return None
+        differing = decisions.total - decisions.same
+        beyond_luck = max(0, differing - 1)  # which of two equal classes wins says nothing
+        of_decisions = _within_limits(sqnr_db(decisions.total, beyond_luck))
+        return max(of_decisions, self._sqnr_db()) if self.is_compared else of_decisions
+
+    def _cosine(self) -> float:
+        """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""
+        float_squares = float(np.concatenate(self.signals).sum())
+        norms = math.sqrt(float_squares) * math.sqrt(self.quantized_squares)
+        if not norms:
+            return float(float_squares == self.quantized_squares)
+        return max(-1.0, min(1.0, self.dot / norms))
+
+    def _sqnr_db(self) -> float:
+        signals, noises = np.concatenate(self.signals), np.concatenate(self.noises)
+        return _within_limits(sqnr_db(float(signals.sum()), float(noises.sum())))
+
+    def _lower_db(self) -> float:
+        """SQNR with the noise one standard error above what was measured; `_sqnr_db` of one feed.
+
+        Source: Cochran, Sampling Techniques, 3rd ed., section 6.4: the ratio of two sums has the
+        variance of what is left where that ratio of the one is taken from the other.
+        """
+        signals, noises = np.concatenate(self.signals), np.concatenate(self.noises)
+        signal, noise, count = float(signals.sum()), float(noises.sum()), len(signals)
+        if signal and count > 1:
+            left = noises - noise / signal * signals
+            noise += math.sqrt(float(left @ left) * count / (count - 1))
+        return _within_limits(sqnr_db(signal, noise))
+
+
+def _within_limits(db: float) -> float:
+    return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, db))
