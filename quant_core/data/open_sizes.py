@@ -1,0 +1,124 @@
+"""Sizes for the open axes of a model's inputs, so that the inputs fit together."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from quant_core.data.input_hints import named_hint
+from quant_core.data.sources import InputSpec
+from quant_core.data.strategies import LENGTH, Strategy
+
+SAMPLE_RATE = 16000  # of audio, of which one second is drawn
+# Open axes named so are no batch, though they may come first.
+STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
+# Inputs named so carry a state from one run to the next: their open axes are the batch.
+STATE = re.compile(r"state|hidden|cell|(^|_)[hc]\d*($|_)")
+# Open axes written so are computed from others. Any other text is a name: `DynamicDimension.1`.
+COMPUTED = re.compile(r"[-+*/%()]")
+OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
+    """Symbol -> size. One symbol has one size, wherever it stands; sums of symbols add up.
+
+    1. A symbol of a first axis is the batch, 1, unless its name says that it counts steps.
+    2. An open axis of an image (rank 4) is a side, of a state 1, any other a length.
+    3. `a + b` has the sum of both sizes. `total...` has that of `past...` and of what is new.
+    """
+    symbols: dict[str, int] = {}
+    for spec in inputs:  # 1
+        first = spec.shape[0] if spec.shape else None
+        if isinstance(first, str) and not STEPS.search(first.lower()):
+            symbols[first] = 1
+    for spec in inputs:  # 2
+        for size in spec.shape:
+            if isinstance(size, str) and not COMPUTED.search(size):
+                symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
+    past = next((n for s, n in symbols.items() if "past" in s.lower()), 0)  # 3
+    new = [s for s in symbols if "seq" in s.lower() and not re.search("past|total", s.lower())]
+    for symbol in symbols:
+        if "total" in symbol.lower() and past:
+            symbols[symbol] = past + (symbols[new[0]] if new else 1)
+    for spec in inputs:
+        for size in spec.shape:
+            if isinstance(size, str) and size not in symbols:
+                computed = _computed(size, symbols, strategy)
+                symbols[size] = strategy.length if computed is None else computed
+    return symbols
+
+
+def _open_size(
+    spec: InputSpec, symbol: str | None, strategy: Strategy, inputs: Sequence[InputSpec]
+) -> int:
+    if named_hint(spec).is_audio and len(spec.shape) <= 2 and strategy.length == LENGTH:
+        return SAMPLE_RATE
+    name = "" if symbol is None else symbol.lower()
+    is_state = STATE.search(spec.name.lower()) and not STEPS.search(name)
+    if is_state or (strategy.is_alone and spec is not inputs[0]):
+        return 1
+    is_side = len(spec.shape) == 4 and not re.search("seq|len|past", name)
+    return strategy.side if is_side else strategy.length
+
+
+def _computed(text: str, symbols: Mapping[str, int], strategy: Strategy) -> int | None:
+    """The value of an expression of symbols, such as `past_length + 1`; None for other texts."""
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(int(number)):
+                return number
+            case ast.Name(name):
+                return symbols.get(name, strategy.length)
+            case ast.BinOp(left, operation, right) if type(operation) in OPERATIONS:
+                return OPERATIONS[type(operation)](value(left), value(right))
+        raise ValueError(text)
+
+    try:
+        size = value(ast.parse(text, mode="eval").body)
+    except (ArithmeticError, RecursionError, SyntaxError, ValueError):
+        return None
+    return size if 0 < size <= 1 << 20 else None
+
+
+def closed_shape(
+    spec: InputSpec,
+    sizes: Mapping[str, int],
+    strategy: Strategy,
+    inputs: Sequence[InputSpec],
+) -> tuple[int, ...]:
+    """The input's shape with a size for every open axis; 1 for a first axis without a symbol."""
+
+    def size_of(axis: int, size: int | str | None) -> int:
+        if isinstance(size, int):
+            return size
+        if size is not None:
+            return sizes[size]
+        return 1 if axis == 0 else _open_size(spec, None, strategy, inputs)
+
+    return tuple(size_of(axis, size) for axis, size in enumerate(spec.shape))
+
+
+def count_steps(inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many steps the inputs have: their largest open axis, else the second of any input."""
+    open_sizes: list[int] = []
+    second: list[int] = []
+    for spec in inputs:
+        shape = shapes[spec.name]
+        open_sizes += _open_steps(spec, shape)
+        second += shape[1:2]
+    return max(open_sizes or second, default=1)
+
+
+def _open_steps(spec: InputSpec, shape: tuple[int, ...]) -> Iterator[int]:
+    for axis, size in enumerate(spec.shape):
+        counts_steps = axis > 0 or (isinstance(size, str) and STEPS.search(size.lower()))
+        if not isinstance(size, int) and counts_steps:
+            yield shape[axis]

@@ -1,0 +1,129 @@
+"""Random values of one input: between which bounds, and how they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quant_core.data.containers import DTYPES, boxed, element_type
+from quant_core.data.input_hints import Hint
+from quant_core.data.open_sizes import SAMPLE_RATE
+from quant_core.data.sources import InputSpec
+from quant_core.data.strategies import Strategy
+
+ITEMS = 3  # of a sequence
+COARSE = 8  # patches along each side of a random image
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """How an input is drawn: from these texts, or from low to high. Without these, floats are
+    normal.
+
+    is_whole  values are whole numbers, both ends included, whatever their type
+    """
+
+    shape: tuple[int, ...]
+    low: float | None = None
+    high: float = 0.0
+    is_whole: bool = False
+    is_audio: bool = False
+    choices: tuple[str, ...] = ()
+
+
+def find_range(
+    spec: InputSpec,
+    shape: tuple[int, ...],
+    hint: Hint,
+    strategy: Strategy,
+    sizes: Mapping[str, int],
+    steps: int,
+) -> Range:
+    """How the input is drawn.
+
+    shape  without open axes
+    hint   what the model's nodes tell of its values
+    sizes  symbol -> size, for indices into an axis of that symbol
+    steps  how many steps the inputs have, which lengths are
+    """
+    if spec.dtype.kind == "U":
+        return Range(shape, choices=hint.choices)
+    if spec.container:
+        open_size = strategy.length if len(hint.item) < 4 else strategy.side
+        item = tuple(size if isinstance(size, int) else open_size for size in hint.item)
+        return Range(item, choices=hint.choices)
+    if hint.value is not None:
+        return Range(shape, hint.value, hint.value)
+    if hint.is_mask:
+        return Range(shape, strategy.masks, strategy.masks)
+    if spec.dtype.kind == "f" and hint.below is None:
+        if hint.top is not None:
+            return Range(shape, hint.top / 2 if hint.top == 1 else 0.0, hint.top)
+        return Range(shape, is_audio=hint.is_audio)
+    if hint.is_length and strategy.integers is None:
+        return Range(shape, steps, steps, is_whole=True)
+    if strategy.integers is not None:
+        return Range(shape, strategy.integers, strategy.integers, is_whole=True)
+    below = sizes.get(hint.below) if isinstance(hint.below, str) else hint.below
+    if below is None:
+        below = 256 if spec.dtype == np.uint8 else 2
+    high = max(0, below - 1)
+    least = strategy.least if hint.below is not None else 0
+    return Range(shape, min(least, high), high, is_whole=True)
+
+
+def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
+    """Values of an input; those of an image are added to even patches, as real images have."""
+    if spec.dtype.kind == "U":
+        return rng.choice(np.array(drawn.choices), drawn.shape)
+    if spec.container:
+        return _draw_container(spec, drawn, rng)
+    if drawn.low is not None:
+        if not drawn.is_whole:
+            return rng.uniform(drawn.low, drawn.high, drawn.shape).astype(spec.dtype)
+        return rng.integers(int(drawn.low), int(drawn.high) + 1, drawn.shape).astype(spec.dtype)
+    values = rng.standard_normal(drawn.shape)
+    if drawn.is_audio:
+        return _tones(values, rng).astype(spec.dtype)
+    if _is_image(drawn.shape):
+        values = (values + _patches(drawn.shape, rng)) / np.sqrt(2)
+    return values.astype(spec.dtype)
+
+
+def _draw_container(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
+    """A sequence of a few tensors, or a map with a number for each key that the model knows."""
+    dtype = np.dtype(DTYPES[element_type(spec.container)])
+    sizes = [() if "map(" in spec.container else drawn.shape] * (len(drawn.choices) or ITEMS)
+    values = [rng.standard_normal(size).astype(dtype) for size in sizes]
+    if "map(" not in spec.container:
+        return boxed(values)
+    keys: list[Any] = list(drawn.choices or range(len(values)))
+    if "map(int64" in spec.container:
+        keys = [int(key) for key in keys]
+    return boxed(dict(zip(keys, (value.item() for value in values), strict=True)))
+
+
+def _is_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= 2 * COARSE
+
+
+def _tones(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A few tones that come and go along the last axis, and little noise, within [-1, 1]."""
+    time = np.arange(noise.shape[-1] if noise.ndim else 1) / SAMPLE_RATE
+    sound = 0.01 * noise
+    for frequency in rng.uniform(80, 3000, 4):
+        loudness = 0.2 * np.sin(np.pi * rng.uniform(0.5, 4) * time) ** 2
+        sound = sound + loudness * np.sin(2 * np.pi * frequency * time)
+    return np.clip(sound, -1, 1).reshape(noise.shape)
+
+
+def _patches(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Normal values that are even in each of COARSE by COARSE patches of the last two axes."""
+    patches = rng.standard_normal((*shape[:-2], COARSE, COARSE))
+    for axis in (-2, -1):
+        size = -(-shape[axis] // COARSE)
+        patches = np.repeat(patches, size, axis=axis).take(range(shape[axis]), axis=axis)
+    return patches

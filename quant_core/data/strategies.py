@@ -1,0 +1,47 @@
+"""The ways to draw random samples, which are tried until a model runs on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SIDE = 224  # of an open spatial axis of an image (rank 4)
+LENGTH = 32  # of any other open axis that is not the batch
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """One way to draw.
+
+    length    of open axes that are neither the batch nor a side of an image
+    is_alone  whether only the first input has open axes of that length, and all others of 1
+    side      of open sides of an image
+    masks     the value of every mask: 1 where that keeps a position, 0 where that does
+    least     of whole numbers that index a table: 0 is often the padding
+    integers  the one value of all other whole numbers; None: what the hints allow
+    """
+
+    length: int = LENGTH
+    side: int = SIDE
+    masks: int = 1
+    least: int = 0
+    integers: int | None = None
+    is_alone: bool = False
+
+
+STRATEGIES = (
+    Strategy(),
+    Strategy(masks=0),
+    Strategy(least=1),
+    Strategy(integers=1),
+    Strategy(integers=0),
+    Strategy(length=128, side=256),
+    Strategy(length=64, side=64),
+    Strategy(length=512, side=640),
+    Strategy(length=16, side=32),
+    Strategy(length=1, side=128),
+    Strategy(length=16000, side=320),
+    Strategy(length=512, side=512, masks=0),
+    Strategy(is_alone=True),
+    Strategy(length=512, is_alone=True),
+    Strategy(length=8, side=16, integers=0),
+)
