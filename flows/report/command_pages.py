@@ -9,8 +9,8 @@ from typing import Any
 from flows.console.formats import format_ms, format_percent
 from flows.console.timing_views import COMPARED, COMPARED_LEGEND, compared_rows, explanation_line
 from flows.report.details import NAME, NUMBER, rows_table
+from flows.report.document import document
 from flows.report.elements import Element, element
-from flows.report.page import document
 from quant_core.model.atomic import atomic_write
 
 COLUMNS = {  # heading -> class of its cells
