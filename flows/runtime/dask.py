@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from flows.runtime.prefect_api import Prefect, api_server, settings_of_environment
@@ -109,6 +111,7 @@ def local_cluster(workers: int, security: Any = None) -> Iterator[LocalCluster]:
     from distributed import LocalCluster
 
     _hide_main()
+    _start_quiet_tracker()
     with dask.config.set(OUR_CLUSTER):
         cluster = LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=workers,
@@ -188,6 +191,24 @@ def _warm_up(client: Client) -> None:
 
     for address in client.scheduler_info(n_workers=-1)["workers"]:
         fire_and_forget(client.submit(warm_up, workers=[address], pure=False))  # type: ignore[no-untyped-call]
+
+
+def _start_quiet_tracker() -> None:
+    """Start the process that frees what workers share if this one is killed.
+
+    It would complain of that on stderr long after the command has ended. Its filters of warnings
+    come from the environment.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    filters = filter(None, (before, "ignore:resource_tracker:UserWarning"))
+    os.environ["PYTHONWARNINGS"] = ",".join(filters)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _hide_main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,20 @@ def test_the_command_starts_in_a_folder_that_holds_names_of_ours(tmp_path, file,
 
     assert done.returncode == 0, done.stderr
     assert "--dry-run" in done.stdout
+
+
+KILLED = """
+import os, signal
+from multiprocessing import get_context
+from flows.runtime.dask import _start_quiet_tracker
+_start_quiet_tracker()
+shared = get_context("spawn").Lock()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_coordinator_leaves_no_complaint_of_what_its_workers_shared():
+    # The tracker holds stderr open, so this waits for its end too.
+    done = subprocess.run([sys.executable, "-c", KILLED], stderr=subprocess.PIPE, check=False)
+
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, b"")
