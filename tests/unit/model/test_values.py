@@ -6,7 +6,6 @@ import pytest
 from onnx import parser
 
 from quant_core.model import values
-from quant_core.model.kept import KeptArrays
 from quant_core.model.session import open_session, run, sizes_of
 from quant_core.model.values import PartwiseRunner, parts_of, values_of
 
@@ -98,17 +97,3 @@ def test_a_model_that_passes_on_sequences_is_not_cut(monkeypatch):
 
 def test_sizes_are_those_of_inputs_inner_tensors_and_outputs():
     assert sizes_of(model(), ["x", "t", "z"], FEEDS[0]) == dict.fromkeys("xtz", FEEDS[0]["x"].size)
-
-
-def test_arrays_that_do_not_fit_into_memory_are_kept_all_the_same():
-    kept = KeptArrays(most_bytes=100)
-    arrays = {str(k): np.full((4, 4), k, np.float32) for k in range(3)}
-    arrays["text"] = np.array(["a", "b"], object)
-
-    kept.update(arrays)
-    kept["1"] = arrays["1"] = np.ones(3, np.int8)
-    del kept["2"], arrays["2"]
-
-    assert kept.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(kept[name], array)
