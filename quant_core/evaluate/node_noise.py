@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,47 +46,18 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
     """
     model = equalized_like(model, quantized)
     nodes = {str(graph.first_output(n).name): n for n in model.graph if n.op_type in RULES}
-    shared = _shared_tensors(quantized, nodes.keys())
-    visible = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
-    inner = [name for name in shared if name not in visible]
-    found = open_session(model, outputs=inner, optimize=False).get_outputs()
-    types = {output.name: output.type for output in found}
-    shared = [name for name in shared if types[name] == "tensor(float)"]
+    shared = _shared_tensors(model, quantized, nodes.keys())
     if not shared or not len(feeds):
         return []
-    parts = parts_of(model, shared, feeds[0])
-    isolated_sessions = [
-        open_session(_isolated(quantized, shared, part), packed=False) for part in parts
-    ]
-    cuts = [[i.name for i in session.get_inputs()] for session in isolated_sessions]
-    read = [
-        [*dict.fromkeys((*part, *(name for name in cut if name in types)))]
-        for part, cut in zip(parts, cuts, strict=True)
-    ]
-    in_float = PartwiseRunner(model, read, packed=False)
-    made = {str(v.name): v for node in quantized.graph for v in node.outputs}
-    as_read = {name: str(_as_read(made[name]).name) for name in shared}
-    in_integers = PartwiseRunner(
-        quantized, [[as_read[name] for name in part] for part in parts], packed=False
-    )
-    ends = {name: flat_ends(graph.first_output(node)) for name, node in nodes.items()}
+    ends = {name: flat_ends(graph.first_output(nodes[name])) for name in shared}
     squares: dict[str, list[tuple[float, float, float]]] = {name: [] for name in shared}
-    for feed in feeds:
-        runs = zip(in_float.run(feed), in_integers.run(feed), strict=True)
-        pieces = zip(parts, runs, isolated_sessions, cuts, strict=True)
-        for part, (exact, cumulative), session, cut in pieces:
-            known = dict(feed) | exact
-            isolated = _run_by_name(session, {name: known[name] for name in cut})
-            for name in part:
-                x, alone = exact[name], isolated.get(name + _COMPUTED)
-                whole = cumulative[as_read[name]]
-                if alone is None or not alone.shape == x.shape == whole.shape:
-                    continue
-                if ends[name] != EVERYWHERE:
-                    x, alone, whole = (np.clip(y, *ends[name]) for y in (x, alone, whole))
-                signal = _square(x[np.isfinite(x)])
-                squares[name].append((signal, _noise(x, alone), _noise(x, whole)))
-
+    for name, exact, alone, whole in _outputs(model, quantized, shared, feeds):
+        if not alone.shape == exact.shape == whole.shape:
+            continue
+        if ends[name] != EVERYWHERE:
+            exact, alone, whole = (np.clip(x, *ends[name]) for x in (exact, alone, whole))
+        signal = _square(exact[np.isfinite(exact)])
+        squares[name].append((signal, _noise(exact, alone), _noise(exact, whole)))
     return [
         NodeNoise(str(node.name), node.op_type, *zip(*squares[name], strict=True))
         for name, node in nodes.items()
@@ -94,12 +65,52 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
     ]
 
 
-def _shared_tensors(quantized: ir.Model, names: Iterable[str]) -> list[str]:
-    """Those of the names that the quantized model computes: inner tensors, then its outputs."""
+def _outputs(
+    model: ir.Model, quantized: ir.Model, tensors: list[str], feeds: Feeds
+) -> Iterator[tuple[str, NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Each of these tensors for each feed: its name, its values in float, with the noise of its
+    node alone, and with the noise of all before it.
+
+    The models run part by part; a tensor that the cut model does not compute is left out.
+    """
+    parts = parts_of(model, tensors, feeds[0])
+    sessions = [open_session(_isolated(quantized, tensors, part), packed=False) for part in parts]
+    cuts = [[i.name for i in session.get_inputs()] for session in sessions]
+    given = {i.name for i in model.graph.inputs}
+    read = [
+        [*dict.fromkeys((*part, *(name for name in cut if name not in given)))]
+        for part, cut in zip(parts, cuts, strict=True)
+    ]
+    in_float = PartwiseRunner(model, read, packed=False)
+    made = {str(v.name): v for node in quantized.graph for v in node.outputs}
+    as_read = {name: str(_as_read(made[name]).name) for name in tensors}
+    in_integers = PartwiseRunner(
+        quantized, [[as_read[name] for name in part] for part in parts], packed=False
+    )
+    for feed in feeds:
+        runs = zip(in_float.run(feed), in_integers.run(feed), strict=True)
+        for part, (exact, whole), session, cut in zip(parts, runs, sessions, cuts, strict=True):
+            known = dict(feed) | exact
+            alone = _run_by_name(session, {name: known[name] for name in cut})
+            for name in part:
+                if name + _COMPUTED in alone:
+                    yield name, exact[name], alone[name + _COMPUTED], whole[as_read[name]]
+
+
+def _shared_tensors(model: ir.Model, quantized: ir.Model, names: Iterable[str]) -> list[str]:
+    """Those of the names that are float tensors and that both models compute: inner tensors, then
+    outputs.
+    """
     wanted = set(names)
     computed = [v for node in quantized.graph for v in node.outputs if v.name in wanted]
-    inner = [str(v.name) for v in computed if not v.is_graph_output()]
-    return inner + [str(v.name) for v in quantized.graph.outputs if v.name in wanted]
+    shared = [str(v.name) for v in computed if not v.is_graph_output()]
+    shared += [str(v.name) for v in quantized.graph.outputs if v.name in wanted]
+    visible = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
+    inner = [name for name in shared if name not in visible]
+    # onnxruntime alone knows the types of tensors whose types the file does not tell.
+    found = open_session(model, outputs=inner, optimize=False).get_outputs()
+    in_float = {output.name for output in found if output.type == "tensor(float)"}
+    return [name for name in shared if name in in_float]
 
 
 def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Model:
