@@ -35,6 +35,7 @@ def command_line(*words: str | Path) -> str:
 
 
 def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
+    """The plan of a model, which is not followed."""
     from quant_core import api
 
     plan = api.plan_model(model, config, calibration)
@@ -293,6 +294,7 @@ def validation(
     detailed: bool = False,
     provider: str = "cpu",
 ) -> dict[str, Any]:
+    """How right a quantized model is, and whether it meets the contract; `Validation.to_dict`."""
     from quant_core import api
 
     return api.validate_model(

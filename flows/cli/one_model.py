@@ -53,8 +53,8 @@ from quant_core.errors import RequestError
 # Heavy imports stand inside the commands: `--help` must not wait for onnx.
 
 
-def info(model: Model) -> Answer:
-    """What a model is: inputs, outputs, opset, size, operators."""
+def info(model: AnyModel) -> Answer:
+    """What a model is: inputs, outputs, opset, size, operators, what is stored in which type."""
     from quant_core.model.info import model_info
     from quant_core.optimize.applied import rewrites_in
 

@@ -29,18 +29,22 @@ def format_ratio(before: float | None, after: float | None) -> str:
 
 
 def format_percent(share: float | None) -> str:
+    """A share of 1 in per cent."""
     return "" if share is None else f"{100 * share:.2f} %"
 
 
 def format_ms(value: float | None) -> str:
+    """Milliseconds, to three digits."""
     return "" if value is None else f"{value:.3g} ms"
 
 
 def format_number(value: float | None, digits: int = 2) -> str:
+    """The number with so many digits behind the point."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def format_db(value: float | None) -> str:
+    """Decibels, to a tenth."""
     return "" if value is None else f"{value:.1f} dB"
 
 
@@ -50,20 +54,24 @@ def format_metric(name: str | None, value: float | None) -> str:
 
 
 def format_count(count: int | None) -> str:
+    """A count with commas; nothing for 0."""
     return f"{count:,}" if count else ""
 
 
 def format_speedup(speedup: float | None) -> str:
+    """How many times as fast, for example `1.84x`."""
     return "" if speedup is None else f"{speedup:.2f}x"
 
 
 def format_rate(per_second: float | None) -> str:
+    """How many in a second."""
     if per_second is None:
         return ""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2f}"
 
 
 def busy_mark(row: Mapping[str, Any]) -> str:
+    """What follows a speed-up that was measured while others used the host."""
     return " (busy host)" if row.get("busy") else ""
 
 

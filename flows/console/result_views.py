@@ -40,7 +40,7 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         "storage": count_words(layer["storage"] for layer in layers if layer["storage"]),
         "plan": _plan_text(result),
         "speed": _speed_text(result["timing"], result["target"]),
-        "outputs": _floor_text(result),
+        "worst output": _floor_text(result),
         "note": result["note"],
     }
     if "export" in result:
@@ -102,7 +102,7 @@ def _speed_text(timing: Mapping[str, Any] | None, target: str) -> str:
 def _floor_text(result: Mapping[str, Any]) -> str:
     """The SQNR of the worst output beside the least that it was held to."""
     worst, least = result["worst_db"], f"at least {result['floor_db']:g} dB wanted"
-    return f"not checked ({least})" if worst is None else f"{worst:.1f} dB or better ({least})"
+    return f"not checked ({least})" if worst is None else f"SQNR {worst:.1f} dB ({least})"
 
 
 def validation_view(result: Mapping[str, Any]) -> RenderableType:
