@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ import onnxruntime as ort
 
 from quant_core.config import one_of
 from quant_core.errors import ModelError
+from quant_core.model.runtime_errors import find_hint, short_message
 
 if TYPE_CHECKING:
     import onnx
@@ -40,44 +40,6 @@ PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     "CUDAExecutionProvider": {"use_tf32": "0"},
     "OpenVINOExecutionProvider": {"precision": "FP32"},
 }
-
-# Pattern of onnxruntime's message -> what to do about it; the first match counts.
-HINTS = (
-    (
-        r"No graph was found|[Pp]rotobuf parsing failed",
-        "Not an ONNX model, or cut short: export or copy it again",
-    ),
-    (
-        r"[Ee]xternal data|model_path must not be empty",
-        "Its weights lie in another file: keep it in the model's folder",
-    ),
-    (
-        r"Cast\(21\)|tensor\(u?int4\)|tensor type 2[12] "
-        r"|(GatherBlockQuantized|MatMulNBits)\(.*not a registered",
-        "4-bit weights need onnxruntime 1.23 or newer: update it, or quantize to 8 bits",
-    ),
-    (
-        r"Unsupported model IR version",
-        "Update onnxruntime, or save the model with an older IR version",
-    ),
-    (
-        r"Opset \d+ is under development",
-        "Convert the model to an opset that this onnxruntime knows",
-    ),
-    (
-        r"is not a registered function/op|No Op registered for|No opset import",
-        "Custom operators are never loaded: use standard ones",
-    ),
-    (
-        r"NOT_IMPLEMENTED|Could not find an implementation",
-        "No CPU kernel for this type: export in float32",
-    ),
-    (
-        r"Type Error|Type parameter|acyclic|[Ii]nvalid model",
-        "The graph is wrong: onnx.checker.check_model says more",
-    ),
-    (r"[Ff]ailed to allocate|bad allocation", "Out of memory: use fewer jobs or a larger machine"),
-)
 
 
 def open_session(
@@ -164,7 +126,7 @@ def run(
             f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items()
         )
         raise ModelError(
-            f"does not run on {shapes}: {_short_message(error)}",
+            f"does not run on {shapes}: {short_message(error)}",
             where,
             "Give samples, or a `shape`, that the model can take",
         ) from error
@@ -299,8 +261,8 @@ def _open(
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
-        problem = f"onnxruntime cannot load it: {_short_message(error)}"
-        raise ModelError(problem, where, _hint(str(error))) from error
+        problem = f"onnxruntime cannot load it: {short_message(error)}"
+        raise ModelError(problem, where, find_hint(str(error))) from error
 
 
 @contextmanager
@@ -344,20 +306,3 @@ def _field(number: int, content: bytes) -> bytes:
         length.append(size & 127 | 128)
         size >>= 7
     return bytes([number << 3 | 2, *length, size]) + content
-
-
-def _hint(message: str) -> str:
-    """What to do about a message of onnxruntime."""
-    for pattern, hint in HINTS:
-        if re.search(pattern, message):
-            return hint
-    return "Does it load in onnxruntime?"
-
-
-def _short_message(error: Exception) -> str:
-    """onnxruntime's message on one line, without prefixes, source lines and C++ signatures."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"^Load model from .*? failed:", "", text)
-    text = re.sub(r"/onnxruntime_src/\S+:\d+ (?:.*?\) )?", "", text)
-    return text if len(text) <= 300 else f"{text[:300]}..."
