@@ -5,8 +5,8 @@ integer levels. A Relu passes every positive factor on, so channel c may be s_c 
 the weights that write it are multiplied by s_c and those that read it are divided by s_c; the model
 computes the same:
 
-    Conv(W1, b1) -> Relu -> Conv(W2, b2)    becomes    Conv(s * W1, s * b1) -> Relu -> Conv(W2 / s,
-    b2)
+    before  Conv(W1, b1) -> Relu -> Conv(W2, b2)
+    after   Conv(s * W1, s * b1) -> Relu -> Conv(W2 / s, b2)
 
     s_c = sqrt(max over all channels of |x| / max over channel c of |x|), from 1 to MAX_FACTOR
 
@@ -16,8 +16,8 @@ columns of a row of W2 share a scale too.
 In transformers, what a LayerNormalization writes has the most unequal channels. Its scale and bias
 take up the factors if products alone read it; otherwise one multiplication does (`multiplied`):
 
-    LayerNormalization(g, b) -> MatMul(W)    becomes    LayerNormalization(s * g, s * b) -> MatMul(W
-    / s)
+    before  LayerNormalization(g, b) -> MatMul(W)
+    after   LayerNormalization(s * g, s * b) -> MatMul(W / s)
 
 Source: Nagel et al. 2019, Data-Free Quantization (arXiv 1906.04721), section 4.1. There s_c comes
 from the ranges of the two weights, which had one scale each; here every channel of a weight has a
@@ -31,21 +31,23 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.calibrate.scale_groups import (
+    ScaleGroup,
+    conv_groups,
+    input_axis,
+    product_groups,
+    scale_groups,
+)
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.model.values import values_of
-from quant_core.plan.operators import RULES
 
-RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
-# operators with f(s x) = s f(x) for s > 0
-SCALE_INVARIANT = RECTIFIERS | {"MaxPool", "AveragePool", "GlobalAveragePool"}
 METADATA = "quantmill.equalized"  # entry of the model's metadata: JSON, group -> base64 of float16
 # What a multiplication must gain in SQNR of a product's input. Judge a change with `python -m
 # tests.bench.accuracy --tools "quantmill static"`; not tuned further.
@@ -55,129 +57,6 @@ MAX_FACTOR = 8.0
 
 Factors = NDArray[np.float32]
 Feeds = Iterable[Mapping[str, NDArray[Any]]]
-
-
-@dataclass(slots=True)
-class ScaleGroup:
-    """Tensors that must be scaled by the same factors, and the nodes whose weights absorb them.
-
-    tensors  all values of the group, in graph order
-    writers  Convs whose outputs are in the group, or the LayerNormalization that writes it: their
-             weights and biases are multiplied
-    readers  Convs, Gemms and MatMuls that read a tensor of the group: their weights are divided
-    axis     of the channels of all its tensors
-    """
-
-    tensors: list[ir.Value] = field(default_factory=list)
-    writers: list[ir.Node] = field(default_factory=list)
-    readers: list[ir.Node] = field(default_factory=list)
-    axis: int = 1
-
-    @property
-    def name(self) -> str:
-        """The name of its first tensor."""
-        return str(self.tensors[0].name)
-
-    @property
-    def quantized_tensors(self) -> list[str]:
-        """The tensors that a quantized model holds as integers.
-
-        Those that only a Relu reads are not among them: it is fused into what writes them.
-        """
-        found = []
-        for value in self.tensors:
-            readers = {node.op_type for node in graph.consumers(value)}
-            if readers - RECTIFIERS:
-                found.append(str(value.name))
-        return found
-
-    @property
-    def channels(self) -> set[int]:
-        """The channel counts of the weights around it; it can be scaled only if there is one."""
-        written = {_weight_shape(n)[0] for n in self.writers}
-        read = {_weight_shape(n)[_input_axis(n)] * _groups(n) for n in self.readers}
-        return written | read
-
-
-def scale_groups(model: ir.Model) -> list[ScaleGroup]:
-    """The groups of tensors that can be scaled: all operators around pass a factor on or absorb it.
-
-    1. Tensors that one operator ties together (input and output of a Relu, both inputs of an Add)
-    are one group.
-    2. A group with a tensor that anything else reads or writes cannot be scaled.
-    3. Nor can one with tensors of several channel counts: an Add repeats the smaller one.
-    """
-    parents: dict[ir.Value, ir.Value] = {}  # a forest of disjoint sets
-
-    def root_of(value: ir.Value) -> ir.Value:
-        while parents.setdefault(value, value) is not value:
-            value = parents[value]
-        return value
-
-    unscalable: set[ir.Value] = {*model.graph.inputs, *model.graph.outputs}
-    for node in model.graph:
-        data = [v for v in node.inputs if v is not None and not graph.is_constant(v)]
-        adds_two = node.op_type == "Add" and len(data) == 2
-        if passes_scale(node) or adds_two:  # 1
-            for value in data:
-                parents[root_of(value)] = root_of(node.outputs[0])
-            continue
-        if not absorbs_scale(node):  # 2
-            unscalable.update(data)
-            unscalable.update(node.outputs)
-        elif (
-            node.op_type != "Conv"
-        ):  # the last axis of a Gemm's or MatMul's output is not axis 1 of an image
-            unscalable.update(node.outputs)
-    for subgraph in model.graph.subgraphs():
-        for node in subgraph:
-            unscalable.update(v for v in node.inputs if v is not None)
-
-    groups: dict[ir.Value, ScaleGroup] = {}
-    for node in model.graph:
-        for value in node.outputs:
-            groups.setdefault(root_of(value), ScaleGroup()).tensors.append(value)
-        if not absorbs_scale(node):
-            continue
-        if node.op_type == "Conv":
-            groups[root_of(node.outputs[0])].writers.append(node)
-        source = groups.get(root_of(graph.value(node.inputs[0])))
-        if source is not None:
-            source.readers.append(node)
-    tied = {root_of(value) for value in unscalable}
-    found = [g for root, g in groups.items() if root not in tied and g.writers and g.readers]
-    return [group for group in found if len(group.channels) == 1]  # 3
-
-
-def product_groups(model: ir.Model) -> list[ScaleGroup]:
-    """What MatMuls and Gemms read, each tensor a group of its own: the last axis holds channels.
-
-    A LayerNormalization is its writer if they alone read it. A group without a writer can be scaled
-    by a multiplication, which only its readers see.
-    """
-    taken = {value for group in scale_groups(model) for value in group.tensors}
-    readers: dict[ir.Value, list[ir.Node]] = {}
-    for node in model.graph:
-        if node.op_type != "Conv" and absorbs_scale(node):
-            readers.setdefault(graph.value(node.inputs[0]), []).append(node)
-    groups = [
-        ScaleGroup([value], _normalizations(value, nodes), nodes, axis=-1)
-        for value, nodes in readers.items()
-        if value not in taken and value.producer() is not None and not value.is_graph_output()
-    ]
-    return [group for group in groups if len(group.channels) == 1]
-
-
-def _normalizations(value: ir.Value, readers: Collection[ir.Node]) -> list[ir.Node]:
-    """The LayerNormalization that writes the value for these readers alone; or none."""
-    node = value.producer()
-    if node is None or node.op_type != "LayerNormalization":
-        return []
-    if len(value.uses()) != len(readers) or value is not node.outputs[0]:
-        return []
-    parameters = [v for v in node.inputs[1:] if v is not None]
-    is_own = all(graph.is_constant(v) and len(v.uses()) == 1 for v in parameters)
-    return [node] if is_own and all(len(graph.shape_of(v)) == 1 for v in parameters) else []
 
 
 def channel_maxima(
@@ -205,10 +84,10 @@ def equalize(
 
     multiplied  inputs of products that may be scaled by a multiplication, where that gains enough
 
-    None if no tensor can be scaled.
-    The copy's metadata holds the factors too, as does that of every model made of it. Raises:
-    ModelError if the model
-    does not run.
+    None if no tensor can be scaled. The copy's metadata holds the factors too, as does that of
+    every model made of it.
+
+    Raises: ModelError if the model does not run.
     """
     of_products = [g for g in product_groups(model) if g.writers or g.name in multiplied]
     groups = scale_groups(model) + of_products
@@ -255,9 +134,8 @@ def equalized_like(model: ir.Model, quantized: ir.Model) -> ir.Model:
 def equalizing_factors(peaks: NDArray[np.float64]) -> Factors:
     """(C,) factors, from 1 to MAX_FACTOR, for T tensors with channel maxima (T, C).
 
-    They are the geometric mean of what each tensor alone would get;
-    1 for a channel that is always 0 in one of them. They are rounded to float16, so that metadata
-    holds them exactly.
+    They are the geometric mean of what each tensor alone would get; 1 for a channel that is always
+    0 in one of them. They are rounded to float16, so that metadata holds them exactly.
     """
     is_active = (peaks > 0).all(0)
     ratios = np.where(is_active, peaks.max(1, keepdims=True) / np.where(is_active, peaks, 1), 1)
@@ -274,36 +152,9 @@ def multiplied_gain_db(readers: Iterable[ir.Node], s: Factors) -> float:
     squares = np.zeros(len(s))
     for node in readers:
         weight = graph.array(graph.value(node.inputs[1]))
-        squares += np.square(weight, dtype=np.float64).sum(1 - _input_axis(node))
+        squares += np.square(weight, dtype=np.float64).sum(1 - input_axis(node))
     after = np.sum(squares / np.square(s, dtype=np.float64))
     return float(10 * np.log10(squares.sum() / after)) if after > 0 else 0.0
-
-
-def absorbs_scale(node: ir.Node) -> bool:
-    """Whether the node multiplies its first input by a constant weight that no other node reads."""
-    operator = RULES.get(node.op_type)
-    if operator is None or not operator.absorbs_scale or graph.is_constant(node.inputs[0]):
-        return False
-    for value in node.inputs[1:]:
-        if value is None:
-            continue
-        if not graph.is_constant(value) or len(value.uses()) != 1:
-            return False
-    weight = node.inputs[1]
-    if not graph.is_float_weight(weight):
-        return False
-    if node.op_type == "Conv":
-        return True
-    return not graph.attribute(node, "transA", 0) and len(_weight_shape(node)) == 2
-
-
-def passes_scale(node: ir.Node) -> bool:
-    """Whether f(s x) = s f(x) for positive factors s of the channels."""
-    if node.op_type == "Flatten":  # (N, C, 1, 1) to (N, C)
-        source = graph.value(node.inputs[0]).producer()
-        is_pooled = source is not None and source.op_type == "GlobalAveragePool"
-        return is_pooled and graph.attribute(node, "axis", 1) == 1
-    return node.op_type in SCALE_INVARIANT and len(node.outputs) == 1
 
 
 def _scaled(
@@ -338,19 +189,6 @@ def _decoded(text: str) -> Factors:
     return np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float32)
 
 
-def _weight_shape(node: ir.Node) -> tuple[int, ...]:
-    return graph.shape_of(graph.value(node.inputs[1]))
-
-
-def _groups(node: ir.Node) -> int:
-    return int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
-
-
-def _input_axis(node: ir.Node) -> int:
-    """The axis of the weight along which the input's channels (of one group) lie."""
-    return 1 if node.op_type == "Conv" or graph.attribute(node, "transB", 0) else 0
-
-
 def _scale_outputs(node: ir.Node, s: Factors) -> None:
     """Multiplies the weight and the bias of a Conv by s, channel by channel."""
     for position in (1, 2):
@@ -362,10 +200,10 @@ def _scale_outputs(node: ir.Node, s: Factors) -> None:
 def _scale_inputs(node: ir.Node, s: Factors) -> None:
     """Divides the weight of a node by s, along the axis of its input's channels."""
     weight = graph.array(graph.value(node.inputs[1]))
-    if _input_axis(node) == 0:
+    if input_axis(node) == 0:
         divisors = s[:, None]
     else:  # (outputs, channels of one group): each group of outputs reads its own channels
-        groups = _groups(node)
+        groups = conv_groups(node)
         divisors = np.repeat(s.reshape(groups, -1), len(weight) // groups, axis=0)
     _set_constant(node, 1, weight / divisors.reshape(*divisors.shape, *(1,) * (weight.ndim - 2)))
 

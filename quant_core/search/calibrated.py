@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from quant_core.calibrate.equalize import equalize, product_groups
+from quant_core.calibrate.equalize import equalize
 from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.calibrate.ranges import RangeCache
+from quant_core.calibrate.scale_groups import product_groups
 from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError

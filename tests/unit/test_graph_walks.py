@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from quant_core.api import quantize_model, validate_model
-from quant_core.calibrate.equalize import scale_groups
+from quant_core.calibrate.scale_groups import scale_groups
 from quant_core.config import QuantConfig
 from quant_core.data.random_feeds import random_source
 from quant_core.data.samples import input_specs

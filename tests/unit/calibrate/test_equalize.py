@@ -15,9 +15,9 @@ from quant_core.calibrate.equalize import (
     channel_maxima,
     equalize,
     equalized_like,
-    scale_groups,
 )
 from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
+from quant_core.calibrate.scale_groups import scale_groups
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model.session import open_session
