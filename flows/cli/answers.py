@@ -238,12 +238,15 @@ def comparison(
     threads: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """The original, and each file beside it: size, fidelity, verdict, timing and footprint."""
+    """The original, and each file beside it: size, fidelity, verdict, timing and footprint; and how
+    much of the host others took meanwhile.
+    """
     from quant_core import api
     from quant_core.evaluate.contract import judge
     from quant_core.model.info import model_info
+    from quant_core.worker.host import OtherLoad
 
-    contract = accuracy.contract
+    contract, load = accuracy.contract, OtherLoad(os.getpid())
     compared = api.compare_models(
         original,
         files,
@@ -254,6 +257,7 @@ def comparison(
         allow_code=allow_code,
         progress=progress,
     )
+    others = load.until_now()
     progress("loading each file in a new process")
     rows = []
     for path, row in zip(files, compared, strict=True):
@@ -262,7 +266,7 @@ def comparison(
         rows.append(row.to_dict() | judged | footprint(path, samples, threads, 1))
     size_bytes = model_info(original).size_bytes
     first = {"file": str(original), "size_bytes": size_bytes}
-    return {"original": first | footprint(original, samples, threads, 1), "files": rows}
+    return {"original": first | footprint(original, samples, threads, 1), "files": rows} | others
 
 
 def optimize_answer(

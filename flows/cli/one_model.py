@@ -46,7 +46,7 @@ from flows.cli.parameters import (
 )
 from flows.console import model_views, result_views, timing_views
 from quant_core.config import QuantConfig
-from quant_core.data.spec import SampleSpec
+from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.deadline import Progress
 from quant_core.errors import RequestError
 
@@ -214,7 +214,8 @@ def explain(
 
         write_explanation(explanation, output)
     if not explanation["is_quantized"]:
-        explanation["next"] = command_line("quantize", model, "--data", str(samples.source))
+        data = "SAMPLES.npz" if samples.source == RANDOM else str(samples.source)
+        explanation["next"] = command_line("quantize", model, "--data", data)
     return Answer(explanation, timing_views.explanation_view)
 
 

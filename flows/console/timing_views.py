@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -71,20 +71,24 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
         }
     parts: list[RenderableType] = [rows_table(rows, columns, right=tuple(columns))]
     parts.append(facts_table(facts))
-    if any(timing["busy"] for timing in result["timings"]):
-        share = format_percent(max(timing["host_load"] for timing in result["timings"]))
-        warning = (
-            f"warning: others took {share} of this host meanwhile; time it again when it is quiet"
-        )
-        parts.append(Text(warning, style="yellow"))
-    return Group(*parts)
+    return Group(*parts, *_busy_warnings(result["timings"]))
 
 
 def comparison_view(result: Mapping[str, Any]) -> RenderableType:
     """Several files of one model side by side, the original first."""
     columns = {heading: heading for heading in COMPARED}
     table = rows_table(compared_rows(result), columns, right=COMPARED[1:-1])
-    return Group(table, Text(COMPARED_LEGEND, style="dim"))
+    return Group(table, Text(COMPARED_LEGEND, style="dim"), *_busy_warnings([result]))
+
+
+def _busy_warnings(measured: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """That others used the host while something was timed, if they did."""
+    loads = [found["host_load"] for found in measured if found["busy"]]
+    if not loads:
+        return []
+    share = format_percent(max(loads))
+    problem = f"others took {share} of this host meanwhile; time it again when it is quiet"
+    return [Text(f"warning: {problem}", style="yellow")]
 
 
 def compared_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:

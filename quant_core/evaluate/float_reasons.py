@@ -28,11 +28,13 @@ def why_float(op_type: str, nodes: Sequence[ir.Node], *, is_quantized: bool) -> 
     if op_type in CAPS:
         return "what it caps is computed in float"
     if rule is None:
-        return f"no integer kernel for {op_type} is known to be faster"
-    if rule.kind is Kind.WEIGHT_ONLY:
-        return _no_kernel(op_type)
+        return f"no faster integer kernel for {op_type} is known"
     if not is_quantized:
         return NOT_QUANTIZED
+    if rule.is_table:
+        return "the table that it picks from is in float"
+    if rule.kind is Kind.WEIGHT_ONLY:
+        return _no_kernel(op_type)
     own = [node for node in nodes if node.op_type == op_type]
     return _why_unweighted(own[0], rule) if own else ""  # 2, 3
 
