@@ -66,8 +66,9 @@ def quantize(
 ) -> QuantResult:
     """A smaller model without calibration; activations are quantized at run time if that is faster.
 
-    bits     of stored weights
-    options  fields of QuantConfig
+    bits         of stored weights: 8, or 4 in blocks
+    per_channel  whether each output channel of a weight has a scale of its own
+    options      fields of QuantConfig
 
     Raises: QuantError.
     """
@@ -88,9 +89,12 @@ def quantize_with_calibration(
 ) -> QuantResult:
     """A model that computes in integers, with ranges measured on `calibration_data`.
 
-    calibration_data  None for random samples
-    sample_shape      of random samples, where the model leaves sizes open
-    options           fields of QuantConfig
+    calibration_data   what a SampleSpec takes as source; None for random samples
+    bits, per_channel  as in `quantize`
+    method             how the range of an activation is chosen
+    num_samples        at most so many samples, spread evenly over the data
+    sample_shape       of random samples, where the model leaves sizes open
+    options            fields of QuantConfig
 
     Raises: QuantError.
     """

@@ -5,6 +5,7 @@ A line `<!-- generated: NAME -->` of a page is replaced by what `GENERATED[NAME]
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import sys
@@ -22,6 +23,7 @@ from flows.cli.commands import app
 from flows.cli.options import GROUPS
 from flows.manifest.schema import SECTIONS
 from quant_core.calibrate.ranges import RANGE_METHODS
+from quant_core.config import Contract, QuantConfig
 from quant_core.metrics import METRICS
 from quant_core.optimize.rules import EXACT, TIMED
 from quant_core.plan.operators import RULES
@@ -30,6 +32,7 @@ from tasks.rows import TABLES
 
 README = Path(__file__).parents[2] / "README.md"
 COLUMN = re.compile(r"^    (\w+): ([^=#\n]+?)(?: = [^#\n]+?)?(?:  # (.*))?$", re.MULTILINE)
+ENTRY = re.compile(r"^(\w+)  +(.+(?:\n {4,}.+)*)$", re.MULTILINE)  # of a docstring
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
@@ -103,17 +106,39 @@ def _options() -> str:
     return "\n".join(parts)
 
 
+def _entries(value: Any) -> dict[str, str]:
+    """What a docstring says of each name: lines such as `name  what it is`."""
+    found = ENTRY.findall(inspect.getdoc(value) or "")
+    return {name: " ".join(text.split()) for name, text in found}
+
+
 def _manifest() -> str:
-    """Every key of a manifest, section by section."""
+    """Every key of a manifest, section by section. Options have a page of their own."""
     parts = []
+    options = {field.name for field in dataclasses.fields(QuantConfig)}
+    names: dict[Any, list[str]] = {}
     for name, section in SECTIONS.items():
-        keys = ", ".join(_code(key) for key in section.model_fields)
-        parts.append(f"## {name or 'Top level'}\n\n{keys}\n")
+        names.setdefault(section, []).append(f"`{name}`" if name else "Top level")
+    for section, headings in names.items():
+        said = _entries(Contract) if headings == ["`contract`"] else _entries(section)
+        assert said.keys() == section.model_fields.keys() - options, headings
+        table = _table(("key", "what it is"), [(_code(key), said[key]) for key in said])
+        parts.append(f"## {' and '.join(headings)}\n\n{table}\n")
+        if options & section.model_fields.keys():
+            link = "[quantization options](commands.md#quantization-options)"
+            parts.append(f"And each of the {link}, as `layer_bits` for `--layer-bits`.\n")
     return "\n".join(parts)
 
 
 def _docstring(value: Any) -> str:
     return f"```text\n{inspect.getdoc(value) or ''}\n```\n"
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """The head of the function, as it stands in its source."""
+    source = inspect.getsource(function)
+    head = source[source.index("def ") : source.index('"""')].rstrip().removesuffix(":")
+    return f'```python title="signature"\n{head.removeprefix("def ")}\n```\n\n'
 
 
 def _python() -> str:
@@ -122,9 +147,8 @@ def _python() -> str:
     for names in quant_core.PUBLIC.values():
         for name in names:
             value = getattr(quant_core, name)
-            shown = f"{name}{inspect.signature(value)}" if inspect.isfunction(value) else name
-            parts.append(f'## {name}\n\n```python title="signature"\n{shown}\n```\n')
-            parts.append(_docstring(value))
+            shown = _signature(value) if inspect.isfunction(value) else ""
+            parts.append(f"## {name}\n\n{shown}{_docstring(value)}")
     return "\n".join(parts)
 
 

@@ -143,6 +143,15 @@ LocalPathText = Annotated[str, _checked_by(_check_local_path)]
 
 
 class _Samples(_Section):
+    """Samples to calibrate with, or to judge by.
+
+    data         a .npy, a .npz with one array per input, a folder of .npz feeds, or `random`
+    labels       a .npy with the right answer of each sample
+    num_samples  at most so many of them, spread evenly over the data
+    shape        open sizes of random samples: a list, or one such list for each input
+    seed         of random samples; 0 if left out
+    """
+
     data: PathText | None = None
     labels: PathText | None = None
     num_samples: int | None = Field(None, ge=1)
@@ -151,6 +160,20 @@ class _Samples(_Section):
 
 
 class _Batch(_Section):
+    """Which models are made beside those that are listed, and how the batch goes on.
+
+    input_dir          a folder or a glob of models
+    output_dir         where models without an `output` are written, and the reports
+    layout             `huggingface`: input_dir is the folder of one model, which is made as a whole
+    work_dir           local folder of journal and reports where the outputs lie in a store
+    skip_existing      whether outputs that are up to date stay; true if left out
+    continue_on_error  whether the others are made when a model fails; true if left out
+    keep_cache         whether what stages answered is kept when a model is finished; false if left
+                       out
+    costs              file of the timings that plans were chosen by; one of its own if left out
+    jobs               workers on this host; as many as fit if left out
+    """
+
     input_dir: PathText | None = None
     output_dir: PathText | None = None
     layout: Literal["huggingface"] | None = None
@@ -163,11 +186,23 @@ class _Batch(_Section):
 
 
 class _Limits(_Section):
+    """When a stage of a model is stopped.
+
+    timeout_s  after so many seconds; 3600 if left out
+    memory_mb  when it holds more than this; most of the host's memory if left out
+    """
+
     timeout_s: float | None = Field(None, gt=0, le=1e6)
     memory_mb: int | None = Field(None, ge=64)
 
 
 class _Benchmark(_Section):
+    """How finished models are timed beside their originals.
+
+    seconds  for each model, 0: not at all; 0.1 if left out
+    threads  of both models; 1 if left out
+    """
+
     seconds: float | None = Field(None, ge=0, le=3600)
     threads: int | None = Field(None, ge=1, le=1024)
 
@@ -190,12 +225,33 @@ _Options: Any = create_model(
 
 
 class _Model(_Options):  # type: ignore[misc]
+    """One model.
+
+    input        the float model: a path, relative to the manifest's folder, or a URL
+    output       the file to write; below batch.output_dir if left out
+    name         what reports call it; the name of its file if left out
+    calibration  the samples that ranges are measured on; without any, nothing is static
+    evaluation   the samples that the result is judged by; those of the calibration if left out
+    contract     what the result must satisfy
+    """
+
     input: PathText
     output: PathText | None = None
     name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 class _Manifest(_Options):  # type: ignore[misc]
+    """What holds for all models, where a model says nothing else, and how they are made.
+
+    models       the models, one by one
+    batch        models of a folder, and how the batch goes on
+    limits       when a stage is stopped
+    benchmark    how finished models are timed
+    calibration  the samples that ranges are measured on
+    evaluation   the samples that results are judged by
+    contract     what each result must satisfy
+    """
+
     models: list[_Model] | None = None
     batch: _Batch | None = None
     limits: _Limits | None = None
