@@ -35,7 +35,7 @@ from quant_core.metrics import Fidelity
 from quant_core.model import files, graph
 from quant_core.model.info import model_info
 from quant_core.model.normalize import load_normalized, normalize
-from quant_core.model.prepare import prepare
+from quant_core.model.prepare import STAYS_FLOAT, prepare
 from quant_core.model.session import find_provider, open_session
 from quant_core.model.write import write_model
 from quant_core.optimize.applied import REWRITES, from_text, to_text
@@ -221,11 +221,11 @@ def optimize_model(
     timings, config = TimingCache(costs), QuantConfig(fix_shape=fix_shape or {})
     try:
         feeds = _open(path, SampleSpec() if samples is None else samples, sizes=config.fix_shape)
-        found = prepare_optimized(path, config, feeds, timings)
+        found = prepare_optimized(path, config, feeds, timings, stays_float=True)
     except (DataError, ModelError):
         if samples is not None:
             raise
-        found = prepare_optimized(path, config, None, timings)
+        found = prepare_optimized(path, config, None, timings, stays_float=True)
     if found.applied:
         found.model.metadata_props[REWRITES] = to_text(found.applied)
     size_bytes = write_model(found.model, output)
@@ -295,7 +295,9 @@ def validate_model(
         few = feeds.subsample(POLICY.sensitivity_samples)
         rewrites = from_text(made.metadata_props.get(REWRITES, ""))
         sizes = sizes_of(input_specs(first, second))
-        prepared = follow(prepare(original, prepare_samples(feeds), sizes=sizes), rewrites)
+        stays_float = STAYS_FLOAT in made.metadata_props
+        prepared = prepare(original, prepare_samples(feeds), sizes=sizes, stays_float=stays_float)
+        prepared = follow(prepared, rewrites)
         sensitivities = measure_sensitivity(prepared, made, few)
     normalize(made)
     return Validation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,6 +64,15 @@ FIXED_SIZES = {
     "InstanceNormalization": (1, 1, 0),
     "LayerNormalization": (-1, 1, -1),
 }
+# Linear operators, by which a spectrum is computed of its signal -> their inputs, as above.
+LINEAR: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(
+    ("Conv", "MatMul", "Gemm", "Mul", "Pad", "Add", "Sub", "GatherND"), ()
+)
+SPECTRA = frozenset({"STFT", "DFT"})
+# Operators between the squares of a spectrum and their logarithm.
+TO_LOG: dict[str, tuple[int, ...]] = LINEAR | dict.fromkeys(
+    ("ReduceSum", "ReduceMean", "Sum", "Sqrt", "Max", "Min", "Div"), ()
+)
 LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
 # Attributes that list the texts of an input, or the keys of a map.
 KEYS = (
@@ -196,11 +205,14 @@ def _index_hint(source: ir.Value, hint: Hint) -> Hint:
 def _float_hint(source: ir.Value, hint: Hint) -> Hint:
     """The hint of floats: 255 where the graph itself brings pixels to a small range.
 
-    Floats that are cast to whole numbers and index a table are indices as well.
+    Floats that are cast to whole numbers and index a table are indices as well. What becomes the
+    logarithm of a spectrum is a sound.
     """
     below = _index_hint(source, hint).below
     if below is not None:
         return replace(hint, below=below)
+    if _is_sound(source):
+        return replace(hint, is_audio=True)
     for node, _, _ in _readers(source):
         number = next(
             (abs(n) for v in node.inputs[1:] if (n := _number(v)) is not None and n), None
@@ -213,6 +225,22 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
         if divides or scales or shifts:
             return replace(hint, top=255.0)
     return hint
+
+
+def _is_sound(source: ir.Value) -> bool:
+    """Whether the logarithm of the input's spectrum is computed.
+
+    input -> products with sines and cosines -> squares -> sums -> Log       or a DFT or STFT
+    """
+    nodes = {node for node, _, _ in _reached([source], LINEAR)}
+    squares = [node.outputs[0] for node in nodes if _is_square(node) or node.op_type in SPECTRA]
+    return any(node.op_type == "Log" for node, _, _ in _reached(squares, TO_LOG))
+
+
+def _is_square(node: ir.Node) -> bool:
+    if node.op_type == "Pow":
+        return _number(node.inputs[1]) == 2
+    return node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
 
 
 def _text_hint(source: ir.Value, hint: Hint) -> Hint:
@@ -244,16 +272,27 @@ def _is_given(value: ir.Value | None) -> bool:
 
 def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:
     """(node, position, value) wherever the input's values are read; each value is seen once."""
-    is_integer = source.dtype in (ir.DataType.INT32, ir.DataType.INT64)
-    seen, waiting = {source}, [source]
+    positions = dict(PASSES_ON)
+    if source.dtype in (ir.DataType.INT32, ir.DataType.INT64):
+        positions |= dict.fromkeys(ARITHMETIC, ())
+    return _reached([source], positions)
+
+
+def _reached(
+    sources: Iterable[ir.Value], passes_on: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[ir.Node, int, ir.Value]]:
+    """(node, position, value) wherever these values are read, or what nodes make of them.
+
+    passes_on  operator -> positions of the inputs that its outputs are made of; () for any
+    """
+    seen = set(sources)
+    waiting = list(seen)
     while waiting:
         value = waiting.pop()
         for use in value.uses():
             node, position = use.node, use.idx
             yield node, position, value
-            positions = PASSES_ON.get(node.op_type)
-            if is_integer and node.op_type in ARITHMETIC:
-                positions = ()
+            positions = passes_on.get(node.op_type)
             if positions is not None and (not positions or position in positions):
                 new = [output for output in node.outputs if output not in seen]
                 seen.update(new)

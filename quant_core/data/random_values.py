@@ -112,8 +112,8 @@ def _is_image(shape: tuple[int, ...]) -> bool:
 
 def _tones(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A few tones that come and go along the last axis, and little noise, within [-1, 1]."""
-    time = np.arange(noise.shape[-1] if noise.ndim else 1) / SAMPLE_RATE
-    sound = 0.01 * noise
+    time = rng.uniform() + np.arange(noise.shape[-1] if noise.ndim else 1) / SAMPLE_RATE
+    sound = 0.001 * noise
     for frequency in rng.uniform(80, 3000, 4):
         loudness = 0.2 * np.sin(np.pi * rng.uniform(0.5, 4) * time) ** 2
         sound = sound + loudness * np.sin(2 * np.pi * frequency * time)

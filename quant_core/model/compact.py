@@ -13,17 +13,19 @@ MIN_BYTES = 1024  # of a constant; what smaller ones add to a file is not worth 
 INTEGER_SHARE = 1 / 4  # of a weight's bytes is left when it is stored in 8 bits
 
 
-def keep_compact(folded: ir.Model, before: ir.Model) -> None:
+def keep_compact(folded: ir.Model, before: ir.Model, *, stays_float: bool = False) -> None:
     """Edit `folded` in place: nodes of `before` make a constant again if they take fewer bytes.
 
         ConstantOfShape -> Trilu -> Mul -> mask       instead of       mask, written out
 
-    folded  the model after constants were folded: each has the name of the value that it stands for
+    folded       the model after constants were folded: each has the name of the value that it
+                 stands for
+    stays_float  whether no weight is going to be stored in integers
 
-    1. A constant that no operator multiplies by: what its nodes read, and nobody else does, has
-       fewer bytes.
-    2. A weight: all that its nodes read has fewer bytes than its integers will have. Otherwise it
-       stays a constant, as only constants compute in integers.
+    1. A constant that stays float, as all do that no operator multiplies by: what its nodes read,
+       and nobody else does, has fewer bytes.
+    2. A weight that is going to be integers: all that its nodes read has fewer bytes than these.
+       Otherwise it stays a constant, as only constants compute in integers.
     3. What was made again first may read what was made again later: nodes are put in order.
     """
     makers = {str(value.name): node for value, node in made_of_constants(before).items()}
@@ -32,7 +34,7 @@ def keep_compact(folded: ir.Model, before: ir.Model) -> None:
     inner = list(graph.graphs_of(folded))
     values = {name: value for inside in inner for name, value in inside.initializers.items()}
     first = {inside: inside[0] for inside in inner if len(inside)}
-    unfold = _Unfold(folded, before, makers, values, first)
+    unfold = _Unfold(folded, before, makers, values, first, stays_float)
     for inside in inner:
         for name, value in list(inside.initializers.items()):
             if name in makers and value.const_value.nbytes >= MIN_BYTES:  # type: ignore[union-attr]
@@ -61,6 +63,8 @@ class _Unfold:
 
     values  what of that the folded model has, by name: constants, and what is made again
     first   graph -> the node ahead of which nodes are inserted; absent in a graph without nodes
+
+    stays_float  as `keep_compact` takes it
     """
 
     folded: ir.Model
@@ -68,15 +72,17 @@ class _Unfold:
     makers: Mapping[str, ir.Node]
     values: dict[str, ir.Value]
     first: Mapping[ir.Graph, ir.Node]
+    stays_float: bool
 
     def constant(self, inside: ir.Graph, value: ir.Value) -> None:
         """Edit in place: the nodes that made the constant make it again, if that is smaller."""
         nodes, leaves = self._chain(str(value.name))
         tensor = value.const_value
         assert tensor is not None
-        is_weight = any(node.op_type in graph.WEIGHTED for node in graph.consumers(value))
-        dense = tensor.nbytes * (INTEGER_SHARE if is_weight else 1)
-        read = leaves if is_weight else [v for v in leaves if v.name not in self.values]  # 2, 1
+        is_multiplied = any(node.op_type in graph.WEIGHTED for node in graph.consumers(value))
+        to_integers = is_multiplied and not self.stays_float
+        dense = tensor.nbytes * (INTEGER_SHARE if to_integers else 1)
+        read = leaves if to_integers else [v for v in leaves if v.name not in self.values]  # 2, 1
         compact = sum(v.const_value.nbytes for v in read if v.const_value is not None)
         compact += sum(_size_in_file(node) for node in nodes)
         if compact >= dense:

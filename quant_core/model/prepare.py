@@ -39,6 +39,7 @@ IR_VERSION = 8  # of opset 17
 IR_VERSION_INT4 = 10  # of opset 21
 CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
 SHARED_BYTES = 1024  # of a weight that several graphs share
+STAYS_FLOAT = "quantmill.stays_float"  # key in the metadata of a model prepared without integers
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
 NO_SIZES: Mapping[str, int] = MappingProxyType({})
 SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 8 bits
@@ -50,11 +51,13 @@ def prepare(
     *,
     qat: str = RESPECT,
     sizes: Mapping[str, int] = NO_SIZES,
+    stays_float: bool = False,
 ) -> ir.Model:
     """A model that computes the same with fewer nodes, normalized and ready for `make_plan`.
 
-    qat    what becomes of the pairs of quantization-aware training (qat.py)
-    sizes  of the inputs that are fixed (fix_shape.py); the samples have them
+    qat          what becomes of the pairs of quantization-aware training (qat.py)
+    sizes        of the inputs that are fixed (fix_shape.py); the samples have them
+    stays_float  whether no weight is going to be stored in integers
 
     1. Weights that are inputs with a default value are constants (normalize.py). A model whose
        weights are float16, bfloat16 or double computes in float32 (to_float32.py).
@@ -89,7 +92,7 @@ def prepare(
     if graph.opset(model) < OPSET_QDQ:
         source = model = raise_opset(model, OPSET_RAISED, path)  # 2
     folded = _optimized(source)  # 3
-    keep_compact(folded, model)
+    keep_compact(folded, model, stays_float=stays_float)
     normalize(folded)
     _lower_opset(folded)  # 8
     inferred = {str(v.name): v.shape for v in folded.graph.outputs}
@@ -119,6 +122,8 @@ def prepare(
         state_known_sizes(folded.graph, inferred)
     set_apart(folded)
     record_origins(folded, original, former)
+    if stays_float:
+        folded.metadata_props[STAYS_FLOAT] = "true"
     return folded
 
 

@@ -78,6 +78,7 @@ class NodeChoice:
 # float16 cannot hold are stored in float32.
 IN_FLOAT = NodeChoice(Compute.FLOAT)
 IN_FLOAT16 = NodeChoice(storage=Storage.FLOAT16)
+IN_FLOAT32 = NodeChoice(storage=Storage.FLOAT32)
 IN_INT8 = NodeChoice(storage=Storage.INT8)
 IN_OWN_SCALES = NodeChoice(granularity=PerChannel())  # of each channel; in 4 bits they are finer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,7 @@ def matmul_costs(
     """Node -> how it computes in one of the plans -> what that costs on this feed.
 
     Each MatMul is cut out and run by itself, once for all that multiply tensors of the same shapes.
+    One that computes in the same way in all plans is left out: a Gemm with a computed bias, say.
 
     model  the float model that the plans are for
     feed   one value per input of the model
@@ -49,6 +51,8 @@ def matmul_costs(
         for n in plan.nodes
         if is_matmul(n) and n.node in nodes and _reads_one_tensor(nodes[n.node])
     }
+    ways = Counter(name for name, _ in planned)
+    planned = {key: made for key, made in planned.items() if ways[key[0]] > 1}
     inputs = {name: graph.name_of(nodes[name].inputs[0]) for name, _ in planned}
     found: dict[str, dict[Compute, Cost]] = {}
     for values in values_of(model, inputs.values(), [feed], packed=False):

@@ -32,19 +32,22 @@ def prepare_optimized(
     samples: Samples | None,
     costs: TimingCache,
     deadline: Deadline = NO_DEADLINE,
+    *,
+    stays_float: bool = False,
 ) -> Optimized:
     """The model of that file, prepared, pruned, and rewritten unless the config leaves it as it is.
 
-    samples   the first ones check that outputs stay the same; without any, nothing is timed
-    costs     what was timed before, and what will be
-    deadline  of all work on the model; rewrites take a part of it
+    samples      the first ones check that outputs stay the same; without any, nothing is timed
+    costs        what was timed before, and what will be
+    deadline     of all work on the model; rewrites take a part of it
+    stays_float  whether no weight is going to be stored in integers
 
     A model of more than 2 GB is not rewritten: each attempt would take its memory again.
 
     Raises: as `prepare`.
     """
     feeds = prepare_samples(samples)
-    model = prepare(path, feeds, qat=config.qat, sizes=config.fix_shape)
+    model = prepare(path, feeds, qat=config.qat, sizes=config.fix_shape, stays_float=stays_float)
     target = find_target(config.target)
     rules = (*PRUNE[config.prune], *((*EXACT, *target.rewrites) if config.optimize else ()))
     if not rules or files.is_large(model):

@@ -15,6 +15,7 @@ from quant_core.plan.make import with_choice
 from quant_core.plan.types import (
     IN_FLOAT,
     IN_FLOAT16,
+    IN_FLOAT32,
     IN_INT8,
     NodeChoice,
     NodePlan,
@@ -76,7 +77,11 @@ TO_FLOAT = Promotion(
     "in float", IN_FLOAT, lambda n: n.is_rounded and n.compute.is_integer, takes_time=True
 )
 TO_16_BITS = Promotion("in 16 bits", IN_FLOAT16, lambda n: n.is_rounded, POLICY.float16_groups)
-PROMOTIONS = (TO_8_BITS, TO_FLOAT, TO_16_BITS)  # in the order in which they are tried
+TO_32_BITS = Promotion(
+    "in 32 bits", IN_FLOAT32, lambda n: n.storage is Storage.FLOAT16, POLICY.float16_groups
+)
+# in the order in which they are tried
+PROMOTIONS = (TO_8_BITS, TO_FLOAT, TO_16_BITS, TO_32_BITS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +157,9 @@ class _Work:
                 else:
                     ranked = self.ranked_by_bytes(promotion, base, nodes, full, refitted)
                 found = self.fewest(promotion, base, ranked, full)
-                return found if in_integers is None else self.fewest_in_float(found, in_integers)
+                if in_integers is None or promotion is TO_32_BITS:
+                    return found
+                return self.fewest_in_float(found, in_integers)
             if satisfying(self.candidates, self.accuracy):
                 return None
             in_integers = base if promotion.takes_time else in_integers

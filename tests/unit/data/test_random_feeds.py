@@ -220,6 +220,18 @@ def test_pixels_that_the_model_divides_by_255_are_pixels(tmp_path):
     assert samples[0]["x"].min() >= 0
 
 
+@pytest.mark.parametrize("square", ["Mul(c, c)", "Pow(c, two)"])
+def test_what_becomes_the_logarithm_of_a_spectrum_is_a_sound(tmp_path, square):
+    """In noise all bins are alike: it would not tell that 8 bits are too few for a spectrum."""
+    text = f"""(float[n, 512] x) => (float[n, 4] y)
+        {{ c = MatMul(x, waves) p = {square} m = MatMul(p, bank) y = Log(m) }}"""
+    arrays = {"waves": np.ones((512, 64), np.float32), "bank": np.ones((64, 4), np.float32)}
+
+    samples = drawn(tmp_path, sketch(text, arrays | {"two": np.float32([2])}))
+
+    assert 0.01 < np.abs(samples[0]["x"]).max() <= 1
+
+
 def test_names_say_what_no_graph_says():
     audio = named("waveform", "float32", "N", "T")
 

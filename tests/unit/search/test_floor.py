@@ -47,6 +47,18 @@ def test_a_product_in_front_of_a_logarithm_is_repaired_without_any_data(tmp_path
     assert -10 * np.log10(noise) >= result.floor_db
 
 
+def test_a_difference_that_16_bits_blur_goes_back_to_float32(tmp_path):
+    text = "(float[n,32] x) => (float[n,16] y) { a = MatMul(x, u) b = MatMul(x, v) y = Sub(a, b) }"
+    arrays = weights(u=(32, 16), v=(32, 16))
+    arrays["v"] = arrays["u"] + 1e-4 * arrays["v"]
+    onnx.save(sketch(text, arrays), tmp_path / "m.onnx")
+
+    result = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx")
+
+    assert not result.shortfall
+    assert result.worst_db >= result.floor_db
+
+
 def test_a_plan_that_is_followed_exactly_is_only_reported(tmp_path):
     model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
     onnx.save(filter_bank(), model)

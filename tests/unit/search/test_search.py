@@ -27,6 +27,7 @@ from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import is_expected_to_satisfy, satisfying
 from quant_core.search.front import on_front
+from quant_core.search.matmul_costs import matmul_costs
 from quant_core.search.promotion import PROMOTIONS
 from quant_core.search.search import follow_plan, search
 from quant_core.search.variants import VARIANTS, Trial, Variant, worth_trying
@@ -493,3 +494,16 @@ def test_a_contract_that_is_satisfied_may_be_so_by_a_faster_assignment():
     labels = [row["candidate"] for row in found.trace]
     assert found.verdict == "met"
     assert len([label for label in labels if "nodes in float" in label]) == 1
+
+
+def test_a_gemm_with_a_computed_bias_is_not_timed_alone():
+    """onnxruntime makes one of two products that are added."""
+    arrays = weights(u=(32, 32), v=(32, 32))
+    text = "a = MatMul(x, u) r = Relu(a) b = MatMul(r, u) y = Gemm(x, v, b)"
+    model = normalized(sketch(f"(float[n,32] x) => (float[n,32] y) {{ {text} }}", arrays))
+    configs = [QuantConfig(mode=mode) for mode in ("dynamic", "weight_only")]
+    plans = [make_plan(model, config, TARGETS["x86"]) for config in configs]
+
+    costs = matmul_costs(model, plans, None, {"x": arrays["u"]}, TimingCache())
+
+    assert [len(ways) for ways in costs.values()] == [2, 2]
