@@ -37,7 +37,7 @@ from quant_core.model.info import model_info
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
 from quant_core.model.session import find_provider, open_session
-from quant_core.model.write import write_model
+from quant_core.model.write import sign, write_model
 from quant_core.optimize.applied import REWRITES, from_text, to_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan, QuantPlan
@@ -228,6 +228,7 @@ def optimize_model(
         found = prepare_optimized(path, config, None, timings, stays_float=True)
     if found.applied:
         found.model.metadata_props[REWRITES] = to_text(found.applied)
+    sign(found.model)
     size_bytes = write_model(found.model, output)
     return OptimizeResult(
         output=str(output),

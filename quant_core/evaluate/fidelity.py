@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from quant_core.data.containers import OBJECT
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
 from quant_core.evaluate.decisions import Decisions
@@ -33,7 +34,7 @@ def compare(
 
     A decision is the argmax over the last axis (from rank 4 on over axis 1, as in N, C, H, W). A
     single score decides whether it is above 0.5, if all scores lie in 0..1, or else above 0. An
-    integer output is its own decision.
+    integer output is its own decision. Of sequences and maps the numbers are compared.
 
     Raises: DataError if there is nothing to compare, if the labels fit no output, or if the user's
     function fails; ModelError if the numbers of outputs differ.
@@ -83,7 +84,7 @@ def _blocks(
     """
     held: list[tuple[Outputs, Outputs]] = []
     held_shapes, held_elements = None, 0
-    for pair in zip(reference, outputs, strict=True):
+    for pair in zip(_in_numbers(reference), _in_numbers(outputs), strict=True):
         shapes = [[array.shape for array in side] for side in pair]
         if held and (shapes != held_shapes or held_elements >= BLOCK_ELEMENTS):
             yield *_joined(held), len(held)
@@ -93,6 +94,26 @@ def _blocks(
         held_elements += sum(array.size for array in pair[0])
     if held:
         yield *_joined(held), len(held)
+
+
+def _in_numbers(outputs: Iterable[Outputs]) -> Iterator[Outputs]:
+    """The same feed by feed; of sequences and maps their numbers."""
+    return ([_numbers(x) if x.dtype == OBJECT else x for x in feed] for feed in outputs)
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """The numbers of an output: a row for each item of a sequence if all have the same shape."""
+    if value is None:
+        return np.zeros(0)
+    if isinstance(value, Mapping):
+        return np.array(list(value.values()))
+    if isinstance(value, np.ndarray) and value.dtype == OBJECT and not value.ndim:
+        return _numbers(value.item())
+    if not isinstance(value, list) and getattr(value, "dtype", None) != OBJECT:
+        return np.asarray(value)
+    items = [_numbers(item) for item in value]
+    are_alike = len({item.shape for item in items}) == 1
+    return np.stack(items) if are_alike else np.concatenate([[], *map(np.ravel, items)])
 
 
 def _joined(pairs: list[tuple[Outputs, Outputs]]) -> tuple[Outputs, Outputs]:

@@ -8,9 +8,24 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quant_core.errors import ModelError
+from quant_core.model import graph, origins
 from quant_core.model.atomic import atomic_write, move_synced
 from quant_core.model.files import external_tensors, is_large, load, save
 from quant_core.model.session import open_session
+
+
+def sign(model: ir.Model) -> None:
+    """Edit in place what is about to be written: the operator sets that are used, no types that
+    tensors tell anyway, no names of former nodes, and who made it.
+    """
+    for domain in {n.domain for g in graph.graphs_of(model) for n in g if n.domain}:
+        model.graph.opset_imports.setdefault(domain, 1)
+    for g in graph.graphs_of(model):
+        for value in g.initializers.values():
+            if not (value.is_graph_input() or value.is_graph_output()):
+                value.type = value.shape = None  # half as many value_info in the file
+    model.metadata_props.pop(origins.METADATA, None)
+    model.producer_name = "quantmill"
 
 
 def write_model(model: ir.Model, output: Path) -> int:

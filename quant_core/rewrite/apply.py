@@ -10,11 +10,12 @@ import onnx_ir as ir
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.errors import ModelError
-from quant_core.model import files, graph, origins
+from quant_core.model import files, graph
 from quant_core.model.carried import set_apart
 from quant_core.model.normalize import normalize
 from quant_core.model.prepare import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
+from quant_core.model.write import sign
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
@@ -102,7 +103,7 @@ def apply_plan(
     if not target.has_hard_sigmoid:
         spell_out_hard_sigmoid(copy)  # 9
     files.release(*files.external_tensors(model))
-    _clean(copy)
+    sign(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
     return Quantized(copy, remaining, draft.rounding.sqnr_db, draft.rounding.worst_row_db)
 
@@ -167,17 +168,3 @@ def _write_node(draft: Draft, node: ir.Node, planned: NodePlan, alike: list[ir.N
     if RULES[node.op_type].is_table:
         return write_table(draft, node, planned)
     return write_weight_only(draft, node, planned)
-
-
-def _clean(model: ir.Model) -> None:
-    """Edit in place: the operator sets that are used, no types that tensors tell anyway, and who
-    made it.
-    """
-    for domain in {n.domain for g in graph.graphs_of(model) for n in g if n.domain}:
-        model.graph.opset_imports.setdefault(domain, 1)
-    for g in graph.graphs_of(model):
-        for value in g.initializers.values():
-            if not (value.is_graph_input() or value.is_graph_output()):
-                value.type = value.shape = None  # half as many value_info in the file
-    model.metadata_props.pop(origins.METADATA, None)
-    model.producer_name = "quantmill"

@@ -188,6 +188,23 @@ def test_decisions_of_two_blocks_add_up():
     assert Decisions().agreement is None
 
 
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x: np.array([x, x[:1]], object),  # items of two shapes
+        lambda x: np.array([x, x], object),
+        lambda x: np.array([{"a": x[0, 0], "b": x[0, 1]}], object),  # a map, as of ZipMap
+    ],
+)
+def test_sequences_and_maps_are_judged_by_their_numbers(of):
+    x = np.array([[1.0, 10.0], [3.0, 4.0]])
+
+    near, far = (compare([[of(x)]], [[of(x + e)]], ["y"]) for e in (0.01, 9.0))
+
+    assert near.worst_db > 40
+    assert far.worst_db < 5
+
+
 def test_integer_outputs_are_their_own_decisions():
     fidelity = compare(rows([3, 1, 2, 2]), rows([3, 1, 2, 0]), ["class"], np.array([3, 0, 2, 2]))
 
