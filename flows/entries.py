@@ -6,13 +6,15 @@ earlier version wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import uuid4
 
 from tasks.rows import LayerRow, ModelRow, RunRow, TimingRow
+
+RUN_TIME = "%Y%m%dT%H%M%S"  # the first part of a run's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,18 @@ def _check_types(*values: tuple[Any, type]) -> None:
             raise TypeError(f"{value!r} is no {kind.__name__}")
 
 
-def new_run_id(started_at: datetime) -> str:
-    """An id that sorts by time and that no other run has."""
-    return f"{started_at.astimezone(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
+def new_run_id(started_at: datetime, earlier: Iterable[str] = ()) -> str:
+    """An id that sorts after those of earlier runs and that no other run has.
+
+    It is the time, or a second more than that of the last run if a clock was ahead then.
+    """
+    following = (begun + timedelta(seconds=1) for begun in map(_time_of, earlier) if begun)
+    begun = max([started_at.astimezone(UTC), *following])
+    return f"{begun:{RUN_TIME}}-{uuid4().hex[:6]}"
+
+
+def _time_of(run_id: str) -> datetime | None:
+    try:
+        return datetime.strptime(run_id.partition("-")[0], RUN_TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None

@@ -34,6 +34,11 @@ FILES = {  # which files of a model's folder each stage writes
 LARGE_BYTES = 16 << 20  # a journal of this size drops the entries that no later run needs
 
 
+def run_ids(reports: Path) -> set[str]:
+    """The ids of the runs and audits that have reports."""
+    return {path.stem for kind in ("runs", "audits") for path in (reports / kind).glob("*.parquet")}
+
+
 def is_taken(folder: Path) -> bool:
     """Whether a batch is working in that output folder now."""
     try:
@@ -88,7 +93,8 @@ class Journal:
             finished = (entry for entry in self.models() if entry.run_id == last.run_id)
             return last, {entry.row.output: entry for entry in finished}
         now = datetime.now(UTC)
-        run = RunEntry(new_run_id(now), request, now)
+        known = {entry.run_id for entry in self.entries} | run_ids(self.folder.parent / "reports")
+        run = RunEntry(new_run_id(now, known), request, now)
         self.append(run)
         return run, {}
 

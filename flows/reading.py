@@ -63,7 +63,7 @@ def read_reports(folder: Path, run_id: str | None = None) -> Reports:
     """
     reports = _tables_of(folder)
     table, unreadable = read_table(reports, "runs")
-    runs: Rows = sorted(table.to_pylist(), key=lambda run: run["started_at"])
+    runs: Rows = sorted(table.to_pylist(), key=lambda run: run["run_id"])
     if not runs:
         raise _no_rows(reports / "runs", unreadable)
     ids = [run["run_id"] for run in runs]

@@ -25,8 +25,8 @@ from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from quant_core.model.atomic import atomic_write
 from quant_core.model.locations import data_names
+from quant_core.worker.host import own_folder
 from tasks import stores
 from tasks.stores import Location, Stat, Url
 
@@ -97,7 +97,7 @@ def the_cache() -> Cache:
     except OSError:
         if named:
             raise
-        return Cache(Path(tempfile.gettempdir(), f"quantmill-stores-{os.getuid()}"))
+        return Cache(own_folder() / "stores")
 
 
 class Cache:
@@ -330,8 +330,9 @@ class Cache:
             "digest": file[1],
             "data": names,
         }
-        with atomic_write(self._note_path(url), survives_power_cut=False) as stream:
-            stream.write(json.dumps(known).encode())
+        with self._new_file() as path:  # others may be writing a note of this URL
+            path.write_text(json.dumps(known), encoding="utf-8")
+            path.replace(self._note_path(url))
         return known
 
     def _read_note(self, url: Url) -> Mapping[str, Any] | None:

@@ -95,7 +95,7 @@ class Row:
 class RunRow(Row):
     """One run of a batch."""
 
-    run_id: str
+    run_id: str  # sorts after those of earlier runs of the folder, even where a clock was ahead
     started_at: datetime  # of the first attempt, if the run was interrupted and went on
     finished_at: datetime
     seconds: float  # between the two

@@ -137,6 +137,8 @@ def check_url(text: str) -> None:
         raise RequestError("holds a password", _without_secrets(text), hint)
     if parts.scheme.lower() in ("http", "https") and parts.query:
         raise RequestError("holds a query, which may be a secret", _without_secrets(text), hint)
+    if {".", ".."} & {*Url(text).parts}:
+        raise RequestError(f"is {text!r}", "path", "Stores know no folder . or ..")
     if "::" in text:
         raise RequestError(f"is {text!r}", "path", "One URL; chains of them are not read")
     import fsspec
@@ -151,6 +153,14 @@ def check_url(text: str) -> None:
         extra = EXTRAS.get(scheme)
         hint = f'pip install "quantmill[{extra}]"' if extra else str(problem)
         raise RequestError(f"{scheme}:// needs a package", "path", hint) from None
+
+
+def file_system(url: Url) -> str:
+    """The first name of the file system of a URL: `s3` for `s3a` too."""
+    import fsspec
+
+    names = fsspec.get_filesystem_class(url.scheme).protocol
+    return names if isinstance(names, str) else str(names[0])
 
 
 def stat(url: Url) -> Stat:

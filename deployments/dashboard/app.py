@@ -51,9 +51,9 @@ COLUMNS = {  # of a table -> its heading, in the words of report.html, and how i
 NEWEST = """select model, outcome, verdict, float_size_bytes, size_bytes,
     float_size_bytes / size_bytes as smaller, metric, accuracy_float, accuracy, speedup, busy,
     reason, started_at, output from models
-    qualify row_number() over (partition by output order by started_at desc) = 1 order by output"""
+    qualify row_number() over (partition by output order by run_id desc) = 1 order by output"""
 HISTORY = """select started_at, speedup, accuracy from models
-    where output = ? and outcome <> 'failed' order by started_at"""
+    where output = ? and outcome <> 'failed' order by run_id"""
 
 
 def main() -> None:

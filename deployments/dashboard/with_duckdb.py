@@ -13,9 +13,9 @@ import duckdb
 SQL = Path(__file__).parent / "sql"
 QUESTIONS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(SQL.glob("*.sql"))}
 # Where nothing was audited yet there is no file that has these columns.
-NO_AUDITS = """create view audits as select null::varchar as output, null::varchar as model,
-    null::timestamptz as started_at, null::varchar as metric, null::double as accuracy,
-    null::double as speedup, null::boolean as busy where false"""
+NO_AUDITS = """create view audits as select null::varchar as run_id, null::varchar as output,
+    null::varchar as model, null::timestamptz as started_at, null::varchar as metric,
+    null::double as accuracy, null::double as speedup, null::boolean as busy where false"""
 
 
 def connect(reports: str | Path) -> duckdb.DuckDBPyConnection:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 WEEK = pd.Timedelta(days=6)  # a run of last week may have been an hour later in its night
-AUDITS = ["output", "model", "started_at", "metric", "accuracy", "speedup", "busy"]
+AUDITS = ["run_id", "output", "model", "started_at", "metric", "accuracy", "speedup", "busy"]
 
 
 def ask(question: str, reports: str | Path) -> list[dict[str, Any]]:
@@ -44,22 +44,22 @@ def less_right(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
 
 
 def failed(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
-    last = models[models.outcome != "failed"].groupby("output").started_at.max()
-    last_at = models.output.map(last)
-    in_a_row = last_at.isna() | (models.started_at > last_at)
-    failures = models[(models.outcome == "failed") & in_a_row].sort_values("started_at")
+    last = models[models.outcome != "failed"].groupby("output").run_id.max()
+    last_run = models.output.map(last)
+    in_a_row = last_run.isna() | (models.run_id > last_run.fillna(""))
+    failures = models[(models.outcome == "failed") & in_a_row].sort_values("run_id")
     return failures.groupby("output", as_index=False).agg(
         model=("model", "last"),
         stage=("stage", "last"),
         error=("error", "last"),
         hint=("hint", "last"),
-        failed_since=("started_at", "min"),
+        failed_since=("started_at", "first"),
         runs=("run_id", "count"),
     )
 
 
 def saved(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
-    newest = models[models.outcome != "failed"].sort_values("started_at").groupby("output").tail(1)
+    newest = models[models.outcome != "failed"].sort_values("run_id").groupby("output").tail(1)
     before, after = newest.float_size_bytes.sum(), newest.size_bytes.sum()
     return pd.DataFrame(
         {
@@ -72,7 +72,7 @@ def saved(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
 
 
 def never_met(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
-    judged = models[models.verdict.isin(["met", "not_met"])].sort_values("started_at")
+    judged = models[models.verdict.isin(["met", "not_met"])].sort_values("run_id")
     found = judged.groupby("output", as_index=False).agg(
         model=("model", "last"),
         runs=("run_id", "count"),
@@ -96,12 +96,12 @@ def _change(measured: pd.DataFrame, value: str, same: list[str]) -> pd.DataFrame
 
     same  columns that both must have in common
     """
-    rows = measured.sort_values("started_at")
+    rows = measured.sort_values("run_id")
     now = rows.groupby("output").tail(1).rename(columns={value: f"{value}_now"})
-    earlier = rows[["output", *same, "started_at", value]].rename(
-        columns={"started_at": "at", value: f"{value}_before"}
+    earlier = rows[["output", *same, "run_id", "started_at", value]].rename(
+        columns={"run_id": "run", "started_at": "at", value: f"{value}_before"}
     )
     pairs = now.merge(earlier, on=["output", *same])
-    older = pairs[pairs["at"] <= pairs["started_at"] - WEEK].sort_values("at")
+    older = pairs[pairs["at"] <= pairs["started_at"] - WEEK].sort_values("run")
     columns = ["output", "model", *same, f"{value}_before", f"{value}_now"]
     return older.groupby("output").tail(1)[columns]

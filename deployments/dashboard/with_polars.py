@@ -11,6 +11,7 @@ import polars as pl
 
 WEEK = timedelta(days=6)  # a run of last week may have been an hour later in its night
 AUDITS = {
+    "run_id": pl.String,
     "output": pl.String,
     "model": pl.String,
     "started_at": pl.Datetime("us", "UTC"),
@@ -60,17 +61,17 @@ def less_right(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
 
 def failed(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
     good = models.filter(pl.col("outcome") != "failed")
-    last = good.group_by("output").agg(pl.col("started_at").max().alias("last_at"))
+    last = good.group_by("output").agg(pl.col("run_id").max().alias("last_run"))
     failures = models.filter(pl.col("outcome") == "failed").join(last, "output", "left")
-    in_a_row = pl.col("last_at").is_null() | (pl.col("started_at") > pl.col("last_at"))
+    in_a_row = pl.col("last_run").is_null() | (pl.col("run_id") > pl.col("last_run"))
     newest = [pl.col(name).last() for name in ("model", "stage", "error", "hint")]
     since, runs = pl.col("started_at").first().alias("failed_since"), pl.len().alias("runs")
-    rows = failures.filter(in_a_row).sort("started_at")
+    rows = failures.filter(in_a_row).sort("run_id")
     return rows.group_by("output").agg(*newest, since, runs).sort("output")
 
 
 def saved(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
-    good = models.filter(pl.col("outcome") != "failed").sort("started_at")
+    good = models.filter(pl.col("outcome") != "failed").sort("run_id")
     newest = good.group_by("output").last()
     before, after = pl.col("float_size_bytes"), pl.col("size_bytes")
     count, saved_bytes = pl.len().alias("models"), (before - after).sum().alias("saved_bytes")
@@ -78,7 +79,7 @@ def saved(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
 
 
 def never_met(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
-    judged = models.filter(pl.col("verdict").is_in(["met", "not_met"])).sort("started_at")
+    judged = models.filter(pl.col("verdict").is_in(["met", "not_met"])).sort("run_id")
     was_met = (pl.col("verdict") == "met").any().alias("was_met")
     runs = pl.len().alias("runs")
     found = judged.group_by("output").agg(
@@ -101,12 +102,13 @@ def _change(measured: pl.DataFrame, value: str, same: list[str]) -> pl.DataFrame
 
     same  columns that both must have in common
     """
-    rows = measured.sort("started_at")
+    rows = measured.sort("run_id")
     newest = rows.group_by("output").last()
     now = newest.select("output", "model", *same, "started_at", pl.col(value).alias(f"{value}_now"))
-    earlier = rows.select("output", *same, pl.col("started_at").alias("at"), value)
+    run, at = pl.col("run_id").alias("run"), pl.col("started_at").alias("at")
+    earlier = rows.select("output", *same, run, at, value)
     is_older = pl.col("at") <= pl.col("started_at") - WEEK
-    pairs = now.join(earlier, ["output", *same]).filter(is_older).sort("at")
+    pairs = now.join(earlier, ["output", *same]).filter(is_older).sort("run")
     keys = ["output", "model", *same, f"{value}_now"]
     before = pairs.group_by(keys).agg(pl.col(value).last().alias(f"{value}_before"))
     return before.select("output", "model", *same, f"{value}_before", f"{value}_now")

@@ -60,6 +60,7 @@ from flows.console.events import (  # noqa: E402
 from flows.console.result import AuditResult  # noqa: E402
 from flows.console.run_views import audit_lines  # noqa: E402
 from flows.entries import ModelEntry, new_run_id  # noqa: E402
+from flows.journal import run_ids  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
@@ -149,7 +150,7 @@ class Audit:
         for one in standing:
             self.workers.peaks[str(one.job.input), ""] = one.entry.row.peak_bytes or 0
         self.started_at = datetime.now(UTC)
-        self.run_id = new_run_id(self.started_at)
+        self.run_id = new_run_id(self.started_at, run_ids(self.folder / "reports"))
 
     def run(self) -> AuditResult:
         """Judge the models side by side, time them one after another, and write the report."""

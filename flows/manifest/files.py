@@ -70,10 +70,10 @@ def output_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> Iterator[Mistak
             problem = f"is also the output of {format_place(first_place)}: {job.output}"
             if first_place == place:  # both were found by input_dir
                 problem = f"is the output of both {first.input} and {job.input}: {job.output}"
-            yield Mistake((*place, "output"), problem, "Name another file")
-        if is_folder(job.output):
-            problem = f"is a folder: {job.output}"
-            yield Mistake((*place, "output"), problem, "Name a file, ending in .onnx")
+            hint = "Name another file"
+            if job.output.name != first.output.name:
+                hint += ": many disks take both names for the same, whatever case and accents"
+            yield Mistake((*place, "output"), problem, hint)
 
 
 def copies_beside(

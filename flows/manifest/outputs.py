@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from flows.manifest.paths import is_folder
 from quant_core.errors import RequestError
 from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write
 from tasks import stores
@@ -48,9 +49,11 @@ def claim(output: Location, owner: Owner, take_over: bool = False) -> None:
 
     take_over  also from another batch
 
-    Raises: RequestError if another batch owns it, whose journal still exists, or if its name is too
-        long for a file; OSError if the record cannot be written.
+    Raises: RequestError if another batch owns it, whose journal still exists, if it is a folder, or
+        if its name is too long for a file; OSError if the record cannot be written.
     """
+    if is_folder(output):
+        raise RequestError("is a folder", str(output), "Move it away, or name another output")
     size = len(os.fsencode(output.name))
     if size > MAX_NAME_BYTES:
         problem = f"its name of {size} bytes is too long"

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from pathlib import Path, PurePath
 
-from tasks.stores import Location, Url, location
+from tasks.stores import Location, Url, file_system, location
 
 
 def absolute(folder: Path, text: str) -> Location:
@@ -36,9 +36,12 @@ def real_path(path: Location) -> str:
 
 
 def file_key(path: Location) -> str:
-    """Equal for two paths that may be one file: through links, or where letter case is ignored."""
+    """Equal for two paths that may be one file: through links, or where letter case is ignored.
+
+    Stores tell letter case apart. Of their schemes some mean the same store.
+    """
     if isinstance(path, Url):
-        return str(path)
+        return "/".join((file_system(path), *path.parts))
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
 

@@ -126,6 +126,12 @@ def _check_path(text: str) -> None:
         raise RequestError(f"is {reprlib.repr(text)}", "path", hint)
 
 
+def _check_output(text: str) -> None:
+    _check_path(text)
+    if not text.lower().endswith(".onnx"):  # else it may be the file of samples, or the manifest
+        raise RequestError(f"is {reprlib.repr(text)}", "path", "Name a file, ending in .onnx")
+
+
 def _check_local_path(text: str) -> None:
     if is_url(text):
         raise RequestError(
@@ -139,6 +145,7 @@ class _Section(BaseModel):
 
 
 PathText = Annotated[str, _checked_by(_check_path)]
+OutputText = Annotated[str, _checked_by(_check_output)]
 LocalPathText = Annotated[str, _checked_by(_check_local_path)]
 
 
@@ -236,7 +243,7 @@ class _Model(_Options):  # type: ignore[misc]
     """
 
     input: PathText
-    output: PathText | None = None
+    output: OutputText | None = None
     name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 

@@ -1,4 +1,6 @@
-"""What Ctrl-C and SIGTERM do: the exit code is 130 or 143, and no file is half written."""
+"""What Ctrl-C, SIGTERM and a closed terminal do: the exit code is 128 and the signal's number, and
+no file is half written.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WAKE_S = 0.1
 
 T = TypeVar("T")
@@ -116,9 +118,11 @@ def _handled_by(stop: Callable[[int], None]) -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         stop(number)
 
-    before = [signal.signal(number, handler) for number in SIGNALS]
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # started by `nohup`
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
-        for number, earlier in zip(SIGNALS, before, strict=True):
+        for number, earlier in before.items():
             signal.signal(number, earlier)

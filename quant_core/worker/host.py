@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -98,6 +99,15 @@ def out_of_memory_kills() -> int:
     """The number of processes that the kernel has killed for want of memory."""
     counts = dict(line.split() for line in read_text("/proc/vmstat").splitlines())
     return int(counts.get("oom_kill", 0))
+
+
+def own_folder() -> Path:
+    """A temporary folder of this user's own. Raises: OSError if somebody else has made it."""
+    folder = Path(tempfile.gettempdir()) / f"quantmill-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EACCES, "belongs to somebody else", str(folder))
+    return folder
 
 
 def read_text(path: str | Path) -> str:

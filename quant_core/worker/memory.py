@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-from quant_core.worker.host import read_text
+from quant_core.worker.host import own_folder, read_text
 
 POLL_S = 0.05
 KEPT_SHARE = 0.03  # of all memory: never reserved, for the host itself
@@ -91,7 +90,7 @@ def megabytes(size_bytes: int) -> str:
 
 def _try_reserve(need_bytes: int, pid: int, stack: contextlib.ExitStack) -> bool:
     """Whether the memory fits; if it does, it is reserved until `stack` ends."""
-    folder = _folder()
+    folder = own_folder()
     with (folder / "gate").open("w") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         others = _reservations(folder)
@@ -120,15 +119,6 @@ def _reservations(folder: Path) -> list[int]:
             else:
                 path.unlink()  # its process is gone
     return found
-
-
-def _folder() -> Path:
-    """A folder of this user's own. Raises: OSError if somebody else has made it."""
-    folder = Path(tempfile.gettempdir()) / f"quantmill-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} is not ours")
-    return folder
 
 
 @cache

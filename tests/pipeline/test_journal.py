@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import onnx
 import pyarrow.parquet
@@ -14,7 +14,7 @@ import pytest
 from flows.batch.digests import job_digest
 from flows.batch.publish import publish
 from flows.batch.rebuild import rebuild
-from flows.entries import EndEntry, ModelEntry, RunEntry, read_entry
+from flows.entries import EndEntry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.journal import open_journal
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
@@ -169,6 +169,18 @@ def test_a_run_that_was_cut_short_goes_on_if_the_same_is_asked_again(tmp_path):
     assert list(finished) == [str(tmp_path / "m.onnx")]
     assert other != first
     assert not nothing
+
+
+def test_ids_of_runs_sort_in_their_order_also_where_a_clock_was_ahead(tmp_path):
+    ahead = new_run_id(datetime.now(UTC) + timedelta(days=3650))
+    for kind, run_id in (("runs", ahead), ("audits", "99999999T999999-abcdef")):
+        (tmp_path / "reports" / kind).mkdir(parents=True)
+        (tmp_path / "reports" / kind / f"{run_id}.parquet").touch()
+
+    with open_journal(tmp_path) as journal:
+        ids = [journal.begin_run(request)[0].run_id for request in ("this", "that", "other")]
+
+    assert [ahead, *ids] == sorted({ahead, *ids})
 
 
 def test_up_to_date_means_made_from_this_and_unchanged_since(tmp_path):

@@ -76,7 +76,7 @@ def reports(tmp_path_factory):
             earlier = pq.ParquetFile(path).read().drop_columns(["busy", "host_load", "note"])
             pq.write_table(earlier, path)
     audited = AuditRow(
-        run_id="audit",
+        run_id=f"run-{NIGHTS}",
         model="audited",
         digest="d",
         output="out/good.onnx",

@@ -354,6 +354,25 @@ def test_two_inputs_for_one_output_are_a_mistake_in_whatever_disguise(folder):
     assert by_link[0].startswith("models[1].output: is also the output of models[0]")
 
 
+@pytest.mark.parametrize("other", ["s3a://b/x.onnx", "s3://b//x.onnx", "S3://b/x.onnx"])
+def test_two_urls_of_one_output_are_a_mistake(folder, other):
+    two = [
+        {"input": "models/b.onnx", "output": "s3://b/x.onnx"},
+        {"input": "models/resnet18.onnx", "output": other},
+    ]
+
+    assert "is also the output of models[0]" in mistakes({"models": two}, folder)[0]
+
+
+@pytest.mark.parametrize("output", ["data.npy", "m.yaml", "models/", "."])
+def test_an_output_that_is_no_model_would_replace_other_files(folder, output):
+    models = [{"input": "models/b.onnx", "output": output}]
+
+    (found,) = mistakes({"models": models, "calibration": {"data": "data.npy"}}, folder)
+
+    assert found.startswith(f"models[0].output: is '{output}' (Name a file, ending in .onnx)")
+
+
 def test_what_cannot_be_read_is_a_job_unless_nothing_else_is_left(folder):
     (folder / "models/gone.onnx").symlink_to("nowhere")
     (folder / "models/stray.onnx").mkdir()

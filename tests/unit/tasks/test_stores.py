@@ -64,6 +64,7 @@ def test_a_file_url_names_the_local_file():
         ("sftp://me:pass-word@host/m.onnx", "holds a password"),
         ("https://host/m.onnx?signature=pass-word", "holds a query"),
         ("no-such-store://b/m.onnx", "no file system is called no-such-store"),
+        ("s3://bucket/models/../m.onnx", "no folder . or .."),
         ("zip://m.onnx::s3://bucket/models.zip", "One URL"),
     ],
 )

@@ -26,7 +26,7 @@ NOBODY = 1 << 30  # no process has that number: what is reserved for it is never
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     """A host of ten gigabytes on which nothing else runs."""
-    monkeypatch.setattr(memory, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(memory, "own_folder", lambda: tmp_path)
     monkeypatch.setattr(memory, "available_bytes", lambda: 10 * GB)
     return tmp_path
 
@@ -80,7 +80,7 @@ def test_a_process_that_is_killed_keeps_nothing(host):
 import sys, time
 from pathlib import Path
 from quant_core.worker import memory
-memory._folder = lambda: Path({str(host)!r})
+memory.own_folder = lambda: Path({str(host)!r})
 with memory.reserve(9 << 30, {NOBODY}):
     print("in", flush=True)
     time.sleep(60)
