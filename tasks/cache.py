@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any
 
 from quant_core.model.locations import data_names
@@ -55,9 +56,14 @@ class Content:
 
 
 def file_digest(path: Path) -> str:
-    """The digest of a local file, which is read again only when it has changed."""
-    stat = path.stat()
-    return _file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    """The digest of a local file, which is read again only when it has changed.
+
+    Raises: FileNotFoundError if there is no regular file; OSError if it cannot be read.
+    """
+    found = path.stat()
+    if not S_ISREG(found.st_mode):  # to read a pipe would wait for somebody to write
+        raise FileNotFoundError(errno.ENOENT, "is no regular file", str(path))
+    return _file_digest(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def files_digest(folder: Location, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -121,6 +127,10 @@ class Cache:
     def find(self, pattern: Url, root: Url) -> list[Url]:
         """The files that match a glob below a folder, in the order of their names."""
         return self._see(stores.matches(pattern, root))
+
+    def files_below(self, folder: Url) -> list[Url]:
+        """Every file below a folder, in the order of their names; none without such a folder."""
+        return sorted(self._see(stores.tree(folder)))
 
     def files_in(self, folder: Url) -> list[Url]:
         """The files of a folder, in the order of their names."""

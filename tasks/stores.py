@@ -97,6 +97,9 @@ class Url:
         is_store = len(self.parts) < 2
         return self if is_store else Url(self.text.rstrip("/").rpartition("/")[0])
 
+    def with_name(self, name: str) -> Url:
+        return self.parent / name
+
     def relative_to(self, folder: Url) -> PurePosixPath:
         """The place below a folder. Raises: ValueError if it is elsewhere."""
         return PurePosixPath(*self.parts).relative_to(PurePosixPath(*folder.parts))

@@ -291,7 +291,7 @@ def _what_changed(entry: ModelEntry) -> str | None:
     for name, known in entry.files.items():
         try:
             is_changed |= files_digest(folder, [name]) != {name: list(known)}
-        except (FileNotFoundError, IsADirectoryError):
+        except FileNotFoundError:
             missing.append(name)
     if missing:
         return f"is missing: {', '.join(missing)}"

@@ -56,7 +56,8 @@ from flows.manifest.jobs import Job
 from quant_core.errors import QuantError, RequestError
 from tasks.cache import the_cache
 from tasks.report import report
-from tasks.rows import Outcome, Row
+from tasks.rows import ModelRow, Outcome, Row
+from tasks.stores import location
 
 
 class Batch:
@@ -93,8 +94,6 @@ class Batch:
         started, workers = time.monotonic(), self.workers.count()
         self.notify(Started(self.run_id, len(self.jobs), workers))
         skipped_lines = self._skipped_lines()
-        outputs = {job.output for job in self.manifest.jobs}
-        copy_files(copy for copy in self.manifest.copies if copy[0] not in outputs)
         room, contents = the_cache().max_bytes // 2, self.workers.contents
         portions = in_portions(self._find_what_to_do(force), room, contents)
         first = next(portions)
@@ -104,15 +103,12 @@ class Batch:
         self._share([model for model in made if model.failure is None])
         self._benchmark([model for model in made if model.failure is None])
         entries = [self.finished[str(job.output)] for job in self.jobs]
-        made_files = {
-            Path(entry.row.output) for entry in entries if entry.row.outcome is not Outcome.FAILED
-        }
-        name_outputs(self.manifest.copies, made_files, owner_of(self.manifest), force)
         rows = tuple(entry.row for entry in entries)
         reports = self.manifest.folder / "reports"
         seconds = time.monotonic() - started
         result = BatchResult(self.run_id, rows, reports, seconds, skipped_lines)
         self._report(result, entries, workers)
+        self._copy([entry.row for entry in entries], force)
         return result
 
     def forget_answers(self) -> None:
@@ -120,6 +116,16 @@ class Batch:
         entries = self.finished.values()
         failed = {entry.digest for entry in entries if entry.row.outcome is Outcome.FAILED}
         self.journal.forget_all_but(failed, self.store)
+
+    def _copy(self, rows: Sequence[ModelRow], force: bool) -> None:
+        """Put beside the outputs what belongs there: last, as no model needs it.
+
+        Raises: RequestError if a file cannot be copied.
+        """
+        outputs = {job.output for job in self.manifest.jobs}
+        copy_files(copy for copy in self.manifest.copies if copy[0] not in outputs)
+        made = {location(row.output) for row in rows if row.outcome is not Outcome.FAILED}
+        name_outputs(self.manifest.copies, made, owner_of(self.manifest), force)
 
     def _skipped_lines(self) -> int:
         """How many lines of the journal and of the table of costs are spoiled; each file is named.

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import filecmp
-import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
-from flows.batch.publish import place
+from flows.batch.publish import place, publish
+from flows.manifest.jobs import Copy
 from flows.manifest.outputs import Owner, claim
 from quant_core.errors import RequestError
-from quant_core.model.atomic import temporary_beside
-
-Copy = tuple[Path, Path]  # source and target
+from tasks.cache import TRANSFER_S, files_digest, the_cache
+from tasks.remote import transfer
+from tasks.stores import Location, Url
 
 
 def copy_files(copies: Iterable[Copy]) -> None:
     """Copy each file that is not there yet as it is. Raises: RequestError if one cannot be."""
     for source, target in copies:
         try:
-            if target.is_file() and filecmp.cmp(source, target):
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = temporary_beside(target)
-            try:
-                shutil.copy2(source, temporary)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            file = files_digest(source.parent, [source.name])
+            if _digest(target) != file[source.name]:
+                publish(source.parent, file, target, link=False)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            hint = "Is there space, and may you write there?"
-            raise RequestError(f"cannot be copied: {reason}", str(source), hint) from error
+            raise _as_request_error(error, "copied", source) from error
 
 
-def name_outputs(copies: Iterable[Copy], made: Collection[Path], owner: Owner, force: bool) -> None:
+def name_outputs(
+    copies: Iterable[Copy], made: Collection[Location], owner: Owner, force: bool
+) -> None:
     """Give each output that was made its second name; the file is stored once where links can be.
 
     Raises: RequestError if another batch owns the second name, or it cannot be written.
@@ -44,9 +38,28 @@ def name_outputs(copies: Iterable[Copy], made: Collection[Path], owner: Owner, f
             continue
         claim(target, owner, take_over=force)
         try:
-            if not (target.exists() and target.samefile(source)):
+            file = files_digest(source.parent, [source.name])[source.name]
+            if _digest(target) == file:
+                continue
+            if isinstance(source, Path) and isinstance(target, Path):
                 place(source, target)
+                continue
+            transfer(source, target, TRANSFER_S)
+            if isinstance(target, Url):
+                the_cache().remember(target, file)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            hint = "Is there space, and may you write there?"
-            raise RequestError(f"cannot be written: {reason}", str(target), hint) from error
+            raise _as_request_error(error, "written", target) from error
+
+
+def _digest(path: Location) -> list[Any] | None:
+    """Size and digest of a file, None if there is none."""
+    try:
+        return files_digest(path.parent, [path.name])[path.name]
+    except FileNotFoundError:
+        return None
+
+
+def _as_request_error(error: OSError, verb: str, path: Location) -> RequestError:
+    reason = (error.strerror or str(error)).lower()
+    hint = "Is there space, and may you write there?"
+    return RequestError(f"cannot be {verb}: {reason}", str(path), hint)

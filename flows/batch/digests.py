@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -60,7 +61,9 @@ def url_contents(job: Job) -> dict[str, Content]:
     Raises: ModelError or DataError.
     """
     found = {}
-    for key, place in files_to_read(job):
+    flows = [spec.flow for spec in (job.calibration, job.evaluation) if spec and spec.flow]
+    before = [(("input",), location(path)) for flow in flows for path in flow.before]
+    for key, place in (*files_to_read(job), *before):
         if not isinstance(place, Url):
             continue
         is_model = key[0] == "input"
@@ -106,8 +109,11 @@ def _samples(spec: SampleSpec, calibrates: bool) -> dict[str, Any]:
 
 def _flow(flow: Flow) -> list[Any]:
     """What decides what reaches a graph from those before it. One that is missing fails later."""
-    graphs = [Path(path) for path in flow.before if Path(path).is_file()]
-    return [flow.start, [digest for graph in graphs for digest in _model_digests(graph)]]
+    digests = []
+    for path in flow.before:
+        with contextlib.suppress(FileNotFoundError):
+            digests += _model_digests(location(path))
+    return [flow.start, digests]
 
 
 def _model_digests(model: Location) -> list[str]:

@@ -54,6 +54,7 @@ def batch(
     dry_run: DryRun = False,
 ) -> Answer | int:
     """Quantize many models on all cores; what is finished survives whatever happens to the rest."""
+    from flows.manifest.paths import absolute
     from flows.manifest.read import check_manifest
 
     if accuracy.metric and not accuracy.contract:
@@ -64,8 +65,9 @@ def batch(
     if output_dir is None:
         if not layout:
             raise RequestError("is missing", "--output-dir", "Say where to write: -o DIR")
-        folder = Path(models[0]).absolute()
-        output_dir = str(folder.with_name(f"{folder.name}_int{config.bits}"))
+        folder = absolute(Path.cwd(), models[0])
+        beside = folder.parent if isinstance(folder, Path) else Path.cwd()
+        output_dir = str(beside / f"{folder.name}_int{config.bits}")
     manifest = check_manifest(
         {
             **changed_options(config),

@@ -57,11 +57,10 @@ def print_result(
         sys.stdout.write(json.dumps({"event": "finished", **result.to_dict()}) + "\n")
         return
     console().print(table([row.to_json() for row in result.rows]))
-    console().print(
-        f"{result.message} in {result.seconds:.1f} s; reports in {result.reports}", markup=False
-    )
-    if result.page is not None:
-        console().print(f"next: open {printable(str(result.page))}", markup=False, style="dim")
+    page, reports = result.page, printable(str(result.reports))
+    following = f"reports in {reports}" if page is None else f"open {printable(str(page))}"
+    # The last line counts: people and scripts look there.
+    console().print(f"{result.message} in {result.seconds:.1f} s; {following}", markup=False)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.manifest import huggingface
-from flows.manifest.jobs import Job
-from flows.manifest.outputs import is_output
+from flows.manifest.jobs import Copy, Job
+from flows.manifest.outputs import output_test
 from flows.manifest.paths import absolute, exists, file_key, is_folder
 from flows.manifest.schema import Mistake, Place, format_place
 from quant_core.errors import DataError, ModelError, QuantError, RequestError
@@ -78,25 +78,26 @@ def output_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> Iterator[Mistak
 
 def copies_beside(
     batch: Mapping[str, Any], placed_jobs: Sequence[tuple[Place, Job]], folder: Path
-) -> tuple[tuple[tuple[Path, Path], ...], list[Mistake]]:
+) -> tuple[tuple[Copy, ...], list[Mistake]]:
     """What belongs beside the outputs of a layout; and originals that would be replaced."""
-    if not (batch.get("layout") and batch.get("input_dir") and batch.get("output_dir")):
-        return (), []
-    root, output_dir = (absolute(folder, batch[key]) for key in ("input_dir", "output_dir"))
-    if isinstance(root, Url) or isinstance(output_dir, Url):
-        problem = "takes local folders, not URLs"
-        return (), [Mistake(("batch", "layout"), problem, "Fetch the folder first")]
     place = ("batch", "input_dir")
     jobs = [job for found_at, job in placed_jobs if found_at == place]
-    bits_of = {job.output: job.config.bits for job in jobs if isinstance(job.output, Path)}
+    if not (batch.get("layout") and batch.get("output_dir") and jobs):
+        return (), []
+    root, output_dir = (absolute(folder, batch[key]) for key in ("input_dir", "output_dir"))
+    bits_of = {job.output: job.config.bits for job in jobs}
     second = [(path, huggingface.second_name(path, bits)) for path, bits in bits_of.items()]
     names = [(source, target) for source, target in second if target is not None]
-    mistakes = []
+    try:
+        originals = {*huggingface.files_below(root)}
+        others = huggingface.other_files(root, output_dir)
+    except OSError as problem:
+        return (), [Mistake(place, f"cannot be listed: {problem.strerror}", str(problem.filename))]
+    mistakes, is_output = [], output_test()
     for path in (*bits_of, *(target for _, target in names)):
-        if exists(path) and path.is_relative_to(root) and not is_output(path):
+        if path in originals and not is_output(path):
             hint = "Originals are never overwritten: name another folder"
             mistakes.append(Mistake(("batch", "output_dir"), f"holds {path} already", hint))
-    others = huggingface.other_files(root, output_dir) if is_folder(root) else []
     return (*others, *names), mistakes
 
 

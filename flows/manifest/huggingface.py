@@ -5,9 +5,11 @@
     FOLDER/onnx/decoder_model_merged.onnx     onnx/decoder_model_merged_int8.onnx, of what the float
                                               encoder gives
     FOLDER/onnx/*.onnx_data                   read with its graphs, not copied
-    FOLDER/onnx/encoder_model_fp16.onnx       left out, as every variant of another graph
+    FOLDER/onnx/encoder_model_fp16.onnx*      left out, as every variant of another graph
+    FOLDER/model.safetensors                  left out, as weights of other frameworks
 
-Graphs at the top of the folder, where optimum exports them, are written into `onnx` too.
+Graphs at the top of the folder, where optimum exports them, are written into `onnx` too. The folder
+may lie in a store.
 
 Source: transformers.js, src/utils/dtypes.js, `DEFAULT_DTYPE_SUFFIX_MAPPING`: int8 is loaded from
 `_int8`, q4 from `_q4`, and q8, the default in a browser, from `_quantized`, in the folder `onnx`
@@ -20,20 +22,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
+from flows.manifest.paths import below, real_path
 from quant_core.data.spec import Flow
+from tasks.cache import the_cache
+from tasks.stores import Location, Url, read
 
 LAYOUT = "huggingface"
 GRAPHS = "onnx"  # the folder of the graphs
 SUFFIXES = {8: "_int8", 4: "_q4"}
 SECOND_SUFFIXES = {8: "_quantized"}  # another name of the same file
 VARIANT = re.compile(r"_(fp16|quantized|bnb4|u?int8|q\d+(f16)?|O\d|qu?int8\w*)$")
+# Source: transformers, src/transformers/utils/__init__.py, `WEIGHTS_NAME` and those after it.
+OTHER_WEIGHTS = re.compile(
+    r"(pytorch_model.*\.bin|.*\.safetensors|tf_model.*\.h5|flax_model.*\.msgpack|.*\.gguf)"
+    r"(\.index\.json)?"
+)
 # Pattern of a graph's name -> its rank, and the rank below which graphs may flow into it. The first
 # pattern that is found counts. A merged decoder begins by itself, and needs no other decoder.
 RANKS = (
@@ -58,27 +67,28 @@ class Graph:
     data   the name of a file of weights that other graphs of its folder read too, None if none do
     """
 
-    input: Path
-    place: Path
+    input: Location
+    place: PurePath
     flow: Flow
     data: str | None = None
 
 
-def find_graphs(folder: Path) -> list[Graph]:
-    """The float graphs of a folder, each after those that flow into it."""
+def find_graphs(folder: Location) -> list[Graph]:
+    """The float graphs of a folder, each after those that flow into it.
+
+    Raises: OSError if a store cannot be listed.
+    """
+    originals, _ = _graphs_in(files_below(folder))
     start, sizes = _start_token(folder), _sizes(folder)
-    found = [path for path in _files(folder) if path.suffix == ".onnx"]
-    known = set(found)
-    originals = [path for path in found if not _is_variant(path, known)]
     shared = _shared_data(originals)
     graphs = []
-    for path in sorted(originals, key=lambda path: (path.parent, _rank(path), path.name)):
+    for path in sorted(originals, key=lambda path: (str(path.parent), _rank(path), path.name)):
         beside = [other for other in originals if other.parent == path.parent]
-        _, below = _ranks(path)
-        before = sorted((other for other in beside if _rank(other) < below), key=_rank)
-        place = path.parent.relative_to(folder)
+        _, earlier = _ranks(path)
+        before = sorted((other for other in beside if _rank(other) < earlier), key=_rank)
+        place = below(path, folder).parent
         flow = Flow(tuple(map(str, before)), start, sizes)
-        place = Path(GRAPHS) if place == Path() else place
+        place = PurePath(GRAPHS) if place == PurePath() else place
         graphs.append(Graph(path, place, flow, shared.get(path)))
     return graphs
 
@@ -89,7 +99,7 @@ def output_name(name: str, bits: int) -> str:
     return f"{stem}{SUFFIXES[bits]}{dot}{rest}"
 
 
-def second_name(output: Path, bits: int) -> Path | None:
+def second_name(output: Location, bits: int) -> Location | None:
     """The other name under which the same file is looked for, None if there is no other."""
     if bits not in SECOND_SUFFIXES:
         return None
@@ -97,66 +107,94 @@ def second_name(output: Path, bits: int) -> Path | None:
     return output.with_name(f"{stem}{SECOND_SUFFIXES[bits]}.onnx")
 
 
-def other_files(folder: Path, output_dir: Path) -> list[tuple[Path, Path]]:
-    """Each file that is no graph and no data of one, with its place below `output_dir`."""
-    if os.path.realpath(folder) == os.path.realpath(output_dir):
+def other_files(folder: Location, output_dir: Location) -> list[tuple[Location, Location]]:
+    """Each file that holds no graph and no weights, with its place below `output_dir`.
+
+    Raises: OSError if a store cannot be listed.
+    """
+    if real_path(folder) == real_path(output_dir):
         return []
-    files = list(_files(folder))
-    graphs = [path for path in files if path.suffix == ".onnx"]
-    weights = {_real(file) for graph in graphs for file in (graph, *_data_files(graph))}
+    files = files_below(folder)
+    originals, variants = _graphs_in(files)
+    weights = {real_path(file) for graph in originals for file in (graph, *_data_files(graph))}
+    # A variant in a store is not fetched; the names of its files of data begin with its own.
+    left_out = tuple(map(str, variants))
+    made = f"{output_dir}/"
     return [
-        (path, output_dir / path.relative_to(folder))
+        (path, output_dir / below(path, folder))
         for path in files
-        if _real(path) not in weights and not path.is_relative_to(output_dir)
+        if real_path(path) not in weights
+        if not str(path).startswith((made, *left_out))
+        if not OTHER_WEIGHTS.fullmatch(path.name)
     ]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder that is not hidden, in the order of their names."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file():
-            yield path
+def files_below(folder: Location) -> list[Location]:
+    """Every file below a folder that is not hidden, in the order of their names.
+
+    Raises: OSError if a store cannot be listed.
+    """
+    found: Iterable[Location]
+    if isinstance(folder, Url):
+        found = the_cache().files_below(folder)
+    else:
+        found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [
+        path
+        for path in found
+        if not any(part.startswith(".") for part in below(path, folder).parts)
+    ]
 
 
-def _data_files(graph: Path) -> list[Path]:
+def _graphs_in(files: Iterable[Location]) -> tuple[list[Location], list[Location]]:
+    """The float graphs among these files, and those that hold one of them in another type."""
+    graphs = [path for path in files if path.suffix == ".onnx"]
+    known = set(graphs)
+    variants = [path for path in graphs if _is_variant(path, known)]
+    return [path for path in graphs if path not in variants], variants
+
+
+def _data_files(graph: Location) -> Sequence[Location]:
     """The files of a graph's external data; none of a graph that cannot be read: its job fails."""
     # It imports onnx, and only folders of graphs need it.
     from quant_core.model.locations import model_files
 
     with contextlib.suppress(OSError):
-        return list(model_files(graph))[1:]
+        if isinstance(graph, Url):
+            names = [*the_cache().model(graph).files][1:]
+            return [graph.with_name(name) for name in names]
+        return [*model_files(graph)][1:]
     return []
 
 
-def _shared_data(graphs: Iterable[Path]) -> dict[Path, str]:
+def _shared_data(graphs: Iterable[Location]) -> dict[Location, str]:
     """Graph -> the name of the first file of external data that another graph reads too."""
-    readers: dict[Path, list[Path]] = {}
+    readers: dict[Location, list[Location]] = {}
     for graph in graphs:
         for file in _data_files(graph):
             readers.setdefault(file, []).append(graph)
-    found: dict[Path, str] = {}
+    found: dict[Location, str] = {}
     for file, read_by in readers.items():
         if len(read_by) > 1:
             found |= {graph: found.get(graph, file.name) for graph in read_by}
     return found
 
 
-def _is_variant(path: Path, known: set[Path]) -> bool:
+def _is_variant(path: Location, known: set[Location]) -> bool:
     """Whether the file holds another graph of the folder in another type."""
     stem = VARIANT.sub("", path.stem)
     return stem != path.stem and path.with_name(f"{stem}.onnx") in known
 
 
-def _rank(path: Path) -> int:
+def _rank(path: Location) -> int:
     return _ranks(path)[0]
 
 
-def _ranks(path: Path) -> tuple[int, int]:
+def _ranks(path: Location) -> tuple[int, int]:
     return next((rank, below) for name, rank, below in RANKS if re.search(name, path.stem))
 
 
-def _start_token(folder: Path) -> int | None:
+def _start_token(folder: Location) -> int | None:
     """The token that a decoder begins with, as the folder's configs name it."""
     configs = [_read_json(folder / name) for name in CONFIGS]
     parts = [part for c in configs for part in (c, c.get("decoder"), c.get("text_config"))]
@@ -168,7 +206,7 @@ def _start_token(folder: Path) -> int | None:
     return None
 
 
-def _sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _sizes(folder: Location) -> dict[str, tuple[int, ...]]:
     """The sizes of images and spectrograms that the preprocessor makes.
 
     Source: transformers, CLIPImageProcessor and WhisperFeatureExtractor.
@@ -192,16 +230,15 @@ def _sizes_in(*values: Any) -> tuple[int, ...]:
     return values if are_sizes else ()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Location) -> dict[str, Any]:
     """The object in that file, empty if it cannot be read."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            return {}
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(path, Url):
+            is_large = the_cache().stat(path).size > MAX_CONFIG_BYTES
+            values = {} if is_large else json.loads(read(path))
+        else:
+            is_large = path.stat().st_size > MAX_CONFIG_BYTES
+            values = {} if is_large else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))

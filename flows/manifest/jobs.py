@@ -18,6 +18,8 @@ from quant_core.errors import RequestError
 from tasks.rows import model_label
 from tasks.stores import Location, Url, location
 
+Copy = tuple[Location, Location]  # a file, and where it belongs as well
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -111,7 +113,7 @@ class Manifest:
     continue_on_error: bool = True
     keep_cache: bool = False
     costs: Path | None = None
-    copies: tuple[tuple[Path, Path], ...] = ()
+    copies: tuple[Copy, ...] = ()
     workers: int | None = None
     limits: Limits = Limits()
     benchmark: Benchmark = Benchmark()
@@ -140,7 +142,7 @@ class Manifest:
                 "folder": Path(values["folder"]),
                 "store": Url(values["store"]) if values.get("store") else None,
                 "costs": Path(values["costs"]) if values["costs"] else None,
-                "copies": tuple((Path(a), Path(b)) for a, b in values.get("copies", ())),
+                "copies": tuple((location(a), location(b)) for a, b in values.get("copies", ())),
                 "file": Path(values["file"]) if values["file"] else None,
                 "limits": Limits(**values["limits"]),
                 "benchmark": Benchmark(**values["benchmark"]),

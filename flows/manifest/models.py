@@ -56,8 +56,7 @@ def find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[Entry], l
     try:
         matches = _glob(folder, pattern)
     except OSError as problem:
-        reason = problem.strerror or str(problem)
-        return entries, [Mistake(place, f"cannot be listed: {reason}", str(problem.filename))]
+        return entries, [_not_listed(place, problem)]
     if not matches:
         hint = f"Looked in {absolute(folder, pattern)}"
         return entries, [Mistake(place, f"no .onnx file in {pattern}", hint)]
@@ -72,13 +71,21 @@ def _find_graphs(
     listed: list[Entry], place: Place, root: Location
 ) -> tuple[list[Entry], list[Mistake]]:
     """What `models` lists, and the graphs of a folder of Hugging Face."""
-    if isinstance(root, Url) or not is_folder(root):
+    if isinstance(root, Path) and not is_folder(root):
         hint = "layout: huggingface takes the folder of one model, with its config.json"
         return listed, [Mistake(place, f"is no folder: {root}", hint)]
-    graphs = huggingface.find_graphs(root)
+    try:
+        graphs = huggingface.find_graphs(root)
+    except OSError as problem:
+        return listed, [_not_listed(place, problem)]
     if not graphs:
         return listed, [Mistake(place, f"no .onnx file in {root}", "Export the model first")]
     return listed + [Entry(place, graph.input, {}, root, graph) for graph in graphs], []
+
+
+def _not_listed(place: Place, problem: OSError) -> Mistake:
+    reason = problem.strerror or str(problem)
+    return Mistake(place, f"cannot be listed: {reason}", str(problem.filename))
 
 
 def _glob(folder: Path, pattern: str) -> list[tuple[Location, Location]]:

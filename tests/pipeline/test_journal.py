@@ -360,3 +360,12 @@ def test_a_model_s_digest_covers_its_external_data_and_its_samples(mill, tmp_pat
     assert list(model_files(job.input)) == [job.input, weights]
     assert len({first, second, third}) == 3
     assert job_digest(job) == third
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "m.onnx")
+
+    with open_journal(tmp_path) as journal:
+        journal.append(model_entry("1", tmp_path / "m.onnx", {"m.onnx": [5, "digest"]}))
+
+        assert not journal.up_to_date(tmp_path / "m.onnx", "d1")

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from flows.batch.copies import copy_files
+from flows.batch.digests import job_digest, url_contents
 from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
 from quant_core.data.spec import Flow
 from quant_core.errors import RequestError
+from tasks import stores
+from tasks.stores import Url
 from tests.folders import NAMES, START, save_folder
 
 ENCODER, DECODER, WITH_PAST, MERGED = NAMES
@@ -62,6 +66,9 @@ def test_each_graph_has_those_before_that_may_flow_into_it(folder):
 def test_config_and_tokenizer_are_copied_but_no_graph_variant_or_weights(tmp_path):
     save_folder(tmp_path / "model", data="weights.bin")
     (tmp_path / "model/onnx/encoder_model_fp16.onnx").write_bytes(b"half")
+    (tmp_path / "model/onnx/encoder_model_fp16.onnx_data").write_bytes(b"halves")
+    (tmp_path / "model/model-00001-of-00002.safetensors").write_bytes(b"of torch")
+    (tmp_path / "model/model.safetensors.index.json").write_bytes(b"{}")
     (tmp_path / "model/.git").mkdir()
     (tmp_path / "model/.git/config").write_text("")
 
@@ -70,6 +77,26 @@ def test_config_and_tokenizer_are_copied_but_no_graph_variant_or_weights(tmp_pat
     assert [job.name for job in found.jobs] == list(NAMES)
     copied = {str(t.relative_to(tmp_path / "out")) for s, t in found.copies if s.suffix != ".onnx"}
     assert copied == {"config.json", "tokenizer.json"}
+
+
+def test_a_folder_in_a_store_is_the_same_as_a_local_one(tmp_path):
+    save_folder(tmp_path / "model", data="weights.bin")
+    (tmp_path / "model/onnx/encoder_model_fp16.onnx").write_bytes(b"half")
+    store = Url(f"memory://{tmp_path.name}/bucket")
+    for path in (tmp_path / "model").rglob("*.*"):
+        stores.upload(path, store / path.relative_to(tmp_path), 60.0)
+
+    local = manifest(tmp_path)
+    found = manifest(tmp_path, batch={"input_dir": f"{store}/model", "output_dir": f"{store}/out"})
+
+    in_store = json.dumps(local.to_dict()).replace(str(tmp_path), str(store))
+    assert found.jobs == Manifest.from_dict(json.loads(in_store)).jobs
+    assert found.copies == Manifest.from_dict(json.loads(in_store)).copies
+    assert job_digest(found.jobs[1]) == job_digest(local.jobs[1])
+    encoder, decoder = (f"{store}/model/onnx/{name}.onnx" for name in (ENCODER, DECODER))
+    assert list(url_contents(found.jobs[1])) == [decoder, encoder]
+    copy_files(copy for copy in found.copies if copy[0].suffix == ".json")
+    assert stores.read(store / "out/config.json") == (tmp_path / "model/config.json").read_bytes()
 
 
 def test_a_variant_without_its_original_is_a_graph(tmp_path):

@@ -104,7 +104,7 @@ def test_local_models_may_go_to_a_store_and_back(tmp_path):
         ({"models": [{"input": f"{STORE}/models", "output": "x.onnx"}]}, "is a folder"),
         (batch(input_dir=f"{STORE}/models", work_dir=f"{STORE}/work"), "A local path"),
         (batch(input_dir="sftp://me:word@host/models"), "holds a password"),
-        (batch(input_dir=f"{STORE}/models", layout="huggingface"), "takes local folders"),
+        (batch(input_dir=f"{STORE}/nothing", layout="huggingface"), "no .onnx file"),
     ],
 )
 def test_mistakes_of_urls_are_found_before_anything_starts(values, problem, tmp_path):
