@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 from flows.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
-from quant_core.model.atomic import atomic_write, sync_folder
+from quant_core.model.atomic import atomic_write, discard, sync_folder
 from tasks import stores
 from tasks.cache import files_digest
 from tasks.rows import Outcome
@@ -142,8 +143,8 @@ class Journal:
 class Stages:
     """The answers of the stages of one model so far, and the folder that holds their files.
 
-    An answer is kept with the digests of the files that its stage wrote. It is used again only
-    while they hold: a power cut may tear a file whose answer is whole.
+    An answer is kept with the digests of the files that its stage wrote, and with one of itself. It
+    is used again only while they hold: a power cut may tear a file whose answer is whole.
 
     folder  of the answers
     files   the folder of what stages write: the same one, or one that workers reach in a store
@@ -156,11 +157,15 @@ class Stages:
     def answer(self, stage: str) -> Any:
         """The answer of that stage, None if it has not answered or its files are not whole."""
         try:
-            text = (self.folder / f"{stage}.json").read_text(encoding="utf-8")
-            kept = json.loads(text)
-            return kept["answer"] if self._are_whole(kept["files"]) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            answer, files = self._kept(stage)
+            return answer if self._are_whole(files) else None
+        except (OSError, ValueError):
             return None
+
+    def begin(self, stage: str) -> None:
+        """Delete what an earlier attempt at a stage has left. Raises: OSError if it cannot be."""
+        for path in (self.folder / f"{stage}.json", *self._paths(stage)):
+            discard(path)
 
     def keep(self, stage: str, answer: object) -> None:
         """Write the answer of a stage. The file appears as a whole, or not at all."""
@@ -168,7 +173,7 @@ class Stages:
             files = answer.get("files", {}) if isinstance(answer, Mapping) else {}
         else:
             files = files_digest(self.folder, self._files(stage))
-        kept = {"answer": answer, "files": files}
+        kept = {"answer": answer, "files": files, "digest": _digest([answer, files])}
         # What a power cut tears is not read as an answer, and its stage runs again.
         with atomic_write(self.folder / f"{stage}.json", survives_power_cut=False) as file:
             file.write(json.dumps(kept).encode())
@@ -178,10 +183,12 @@ class Stages:
 
         Raises: OSError if they are not what it wrote.
         """
-        text = (self.folder / "quantize.json").read_text(encoding="utf-8")
-        known: dict[str, list[Any]] = json.loads(text)["files"]
+        where = str(self.files / "out")
+        try:
+            _, known = self._kept("quantize")
+        except ValueError:
+            raise OSError(errno.EIO, "the answer is not what the stage gave", where) from None
         if not self._are_whole(known):
-            where = str(self.files / "out")
             raise OSError(errno.EIO, "the file is not what the stage wrote", where)
         return {Path(name).name: file for name, file in known.items()}
 
@@ -201,10 +208,24 @@ class Stages:
         sizes = {name: there.get(self.files / name) for name in known}
         return all(stat and stat.size == known[name][0] for name, stat in sizes.items())
 
+    def _kept(self, stage: str) -> tuple[Any, dict[str, list[Any]]]:
+        """The answer of a stage and its files. Raises: OSError; ValueError for a torn answer."""
+        try:
+            kept = json.loads((self.folder / f"{stage}.json").read_text(encoding="utf-8"))
+            answer, files, digest = kept["answer"], kept["files"], kept["digest"]
+        except (KeyError, TypeError, RecursionError) as problem:
+            raise ValueError("is no answer of a stage") from problem
+        if _digest([answer, files]) != digest:
+            raise ValueError("is not the answer that the stage gave")
+        return answer, files
+
     def _files(self, stage: str) -> list[str]:
         """The files that a stage has written, relative to the folder."""
-        paths = (path for pattern in FILES.get(stage, ()) for path in self.folder.glob(pattern))
-        return sorted(str(path.relative_to(self.folder)) for path in paths if path.is_file())
+        files = (path for path in self._paths(stage) if path.is_file())
+        return sorted(str(path.relative_to(self.folder)) for path in files)
+
+    def _paths(self, stage: str) -> list[Path]:
+        return [path for pattern in FILES.get(stage, ()) for path in self.folder.glob(pattern)]
 
 
 @contextlib.contextmanager
@@ -234,6 +255,10 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         ) from None
     finally:
         os.close(fd)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 
 def _is_unchanged(folder: Location, files: Mapping[str, Sequence[Any]]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
+from quant_core.model.atomic import discard
 from tasks.stores import Location
 from tasks.workers import Workers, is_transient
 
@@ -89,7 +89,7 @@ def quantize(
     All files beside `output` are published later. So those of an attempt that was killed go first.
     """
     if isinstance(output, Path):  # in a store every attempt begins in a folder of its own
-        shutil.rmtree(output.parent, ignore_errors=True)
+        discard(output.parent)
         output.parent.mkdir(parents=True)
     request = {
         **_prepared(folder),

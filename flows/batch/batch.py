@@ -54,6 +54,7 @@ from flows.entries import EndEntry, ModelEntry, RunEntry
 from flows.journal import Journal, Stages
 from flows.manifest.jobs import Job
 from quant_core.errors import QuantError, RequestError
+from quant_core.model.atomic import discard
 from tasks.cache import the_cache
 from tasks.report import report
 from tasks.rows import ModelRow, Outcome, Row
@@ -246,9 +247,8 @@ class Batch:
         try:
             return model_entry(model, self.run_id)
         except (KeyError, TypeError, ValueError) as problem:
-            reason = f"{type(problem).__name__}: {problem}"
-            hint = "Do the workers have the same version of quantmill?"
-            model.failure = "report", QuantError(reason, "", hint)
+            model.fail_to_read(problem)
+            assert model.failure is not None
             return failed_entry(model.job, model.digest, self.run_id, model.failure)
 
     def _record(self, entry: ModelEntry) -> None:
@@ -288,6 +288,8 @@ def _skipped_costs(costs: Path, *, is_own: bool) -> int:
     except RequestError:
         if not is_own:  # it may be another file of the user
             raise
-        lines = costs.read_bytes().splitlines()
-        costs.replace(costs.with_name(f".{costs.name}.torn"))
-        return len(lines)
+        lines = 1 if costs.is_dir() else len(costs.read_bytes().splitlines())
+        torn = costs.with_name(f".{costs.name}.torn")
+        discard(torn)
+        costs.replace(torn)
+        return lines

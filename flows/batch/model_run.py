@@ -57,6 +57,18 @@ class ModelRun:
 
         shards  how many workers share the samples
         """
+        try:
+            self._run_stages(shards)
+        except (KeyError, TypeError, ValueError) as problem:
+            self.fail_to_read(problem)
+
+    def fail_to_read(self, problem: Exception) -> None:
+        """Fail: an answer is not one of this version. Next time all stages run again."""
+        hint = "Do the workers have the same version of quantmill?"
+        self.failure = "report", QuantError(f"{type(problem).__name__}: {problem}", "", hint)
+        self.stages.forget()
+
+    def _run_stages(self, shards: int) -> None:
         name, folder, values = self.job.label, self.stages.files, self.job.to_dict()
         output = self._made
         shares = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
@@ -131,6 +143,7 @@ class ModelRun:
             self.resumes = False
             self.notify(StageBegan(self.job.name, str(self.job.output), stage))
             started_at = datetime.now(UTC).isoformat()
+            self._attempt(stage, lambda: self.stages.begin(stage))
             new = self._attempt(stage, call)
             if new is None:
                 return

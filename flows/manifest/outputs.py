@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flows.manifest.paths import is_folder
 from quant_core.errors import RequestError
-from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write
+from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write, discard
 from tasks import stores
 from tasks.stores import Location, Url
 
@@ -79,6 +79,8 @@ def claim(output: Location, owner: Owner, take_over: bool = False) -> None:
     if isinstance(path, Url):
         stores.write(path, content)
     else:
+        if path.is_dir():  # nobody can read it as a record
+            discard(path)
         with atomic_write(path, survives_power_cut=False) as file:
             file.write(content)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,14 @@ def move_synced(source: Path, target: Path) -> None:
     with source.open("rb") as stream:
         os.fsync(stream.fileno())
     source.replace(target)
+
+
+def discard(path: Path) -> None:
+    """Delete what is at `path`: a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -311,6 +311,26 @@ def test_an_answer_whose_file_is_torn_is_dropped(tmp_path, torn):
         assert (stages.answer("quantize") is None) == torn.startswith("out")
 
 
+@pytest.mark.parametrize("kind", ["another answer", "no object", "a folder"])
+def test_an_answer_that_its_stage_did_not_give_is_dropped_and_given_again(tmp_path, kind):
+    with open_journal(tmp_path) as journal:
+        stages = journal.stages("d")
+        stages.keep("prepare", {"result": 1})
+        path = stages.folder / "prepare.json"
+        text = path.read_text()
+        path.unlink()
+        path.mkdir() if kind == "a folder" else path.write_text(
+            "[]" if kind == "no object" else text.replace("result", "Result")
+        )
+        (stages.folder / "prepared.onnx").mkdir()
+
+        assert stages.answer("prepare") is None
+        stages.begin("prepare")
+        assert not list(stages.folder.iterdir())
+        stages.keep("prepare", {"result": 2})
+        assert stages.answer("prepare") == {"result": 2}
+
+
 def test_a_torn_file_is_never_published(tmp_path):
     with open_journal(tmp_path) as journal:
         stages = journal.stages("d")
