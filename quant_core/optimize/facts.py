@@ -76,5 +76,5 @@ class Facts:
 def _dim(n: object) -> int | str | None:
     name = getattr(n, "value", None)
     if isinstance(n, int):
-        return n
+        return n if n >= 0 else None  # a file may say -1 where a size is open
     return name if isinstance(name, str) else None
