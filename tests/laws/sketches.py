@@ -221,6 +221,16 @@ def _dense(s: Sketch, x: str) -> None:
         s.add("MatMul", [x, s.numbers(width, outputs)], (*rows, outputs))
 
 
+def _again(s: Sketch, x: str) -> None:
+    """A node of what is there, once more, and both added."""
+    node = s.draw(st.sampled_from(s.nodes)) if s.nodes else None
+    if node is not None and len(node.output) == 1:
+        shape = s.shapes[node.output[0]]
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        twin = s.add(node.op_type, list(node.input), shape, **attributes)
+        s.add("Add", [node.output[0], twin], shape)
+
+
 def _pair(s: Sketch, x: str) -> None:
     """With another tensor of the same shape, or of one entry along some axes."""
     others = [v for v, shape in s.shapes.items() if _meets(shape, s.shapes[x])]
@@ -289,8 +299,8 @@ def _choose(s: Sketch, x: str) -> None:
         s.add("Gather", [x, s.constant(rows)], tuple(shape), axis=axis)
 
 
-ANY = (_norm, _unary, _prelu, _pair, _concat, _split, _move, _dense, _dense, _softmax, _choose,
-       *[_arithmetic] * 3)  # fmt: skip
+ANY = (_norm, _unary, _prelu, _pair, _again, _concat, _split, _move, _dense, _dense, _softmax,
+       _choose, *[_arithmetic] * 3)  # fmt: skip
 IMAGES = (_conv, _conv, _conv, _parallel, _transposed_conv, _pool, _pad, _resize)
 
 

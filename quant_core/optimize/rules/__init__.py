@@ -15,6 +15,7 @@ import onnx_ir as ir
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.affine_as_conv import affine_as_conv
+from quant_core.optimize.rules.common_subexpressions import common_subexpressions
 from quant_core.optimize.rules.fold_affine import (
     fold_into_consumers,
     fold_into_producer,
@@ -45,6 +46,7 @@ EXACT: dict[str, Exact] = {
     "merge_parallel_convs": merge_parallel_convs,
     "merge_successive_convs": merge_successive_convs,
     "known_sizes": known_sizes,
+    "common_subexpressions": common_subexpressions,
     "plain_softmax": plain_softmax,
     "static_shapes": static_shapes,
     "prelu_as_leaky_relu": prelu_as_leaky_relu,

@@ -51,8 +51,8 @@ def test_an_output_between_keeps_its_value():
 
 def test_a_weight_of_two_convs_is_left_alone():
     _, operators = optimized(
-        """(float[n, 4, 5, 5] x) => (float[n, 4, 3, 3] y, float[n, 4, 3, 3] z)
-           { c = Conv(x, w) y = Mul(c, s) z = Conv(x, w) }""",
+        """(float[n, 4, 5, 5] x) => (float[n, 4, 3, 3] y, float[n, 4, 2, 2] z)
+           { c = Conv(x, w) y = Mul(c, s) z = Conv<strides = [2, 2]>(x, w) }""",
         {"w": W3, "s": np.float32(2)},
     )
 
@@ -84,6 +84,30 @@ def test_a_norm_goes_through_a_pool_into_the_conv():
     )
 
     assert operators == ["Conv", "AveragePool"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "sign", "left"),
+    [
+        ("GlobalAveragePool", -1, ["Conv", "GlobalAveragePool"]),
+        ("AveragePool<kernel_shape = [2, 2]>", -1, ["Conv", "AveragePool"]),
+        ("MaxPool<kernel_shape = [2, 2], pads = [1, 1, 0, 0]>", 1, ["Conv", "MaxPool"]),
+        ("GlobalMaxPool", -1, ["Conv", "GlobalMaxPool", "BatchNormalization"]),
+        ("MaxPool<kernel_shape = [2, 2]>", -1, ["Conv", "MaxPool", "BatchNormalization"]),
+    ],
+)
+def test_a_norm_passes_a_mean_whatever_its_sign_and_a_maximum_if_it_is_positive(pool, sign, left):
+    scale = np.float32([0.5, 1.5, 2, 1])
+    scale[2] *= sign
+    norm = {"g": scale, "b": np.float32([1, -1, 0, 2]), "m": scale / 3, "v": np.abs(scale)}
+
+    _, operators = optimized(
+        f"""(float[n, 4, 6, 6] x) => (float[n, 4, h, w] y)
+            {{ c = Conv(x, w) p = {pool}(c) y = BatchNormalization(p, g, b, m, v) }}""",
+        {"w": W3, **norm},
+    )
+
+    assert operators == left
 
 
 def test_a_norm_before_two_convs_goes_into_both():
