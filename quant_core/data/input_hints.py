@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.data.sources import InputSpec
+from quant_core.data.input_spec import InputSpec
 from quant_core.errors import ModelError
 from quant_core.model import graph
 

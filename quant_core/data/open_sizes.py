@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from quant_core.data.input_hints import named_hint
-from quant_core.data.sources import InputSpec
+from quant_core.data.input_spec import InputSpec
 from quant_core.data.strategies import LENGTH, Strategy
 
 SAMPLE_RATE = 16000  # of audio, of which one second is drawn

@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime as ort
 
 from quant_core.data.input_hints import Hint, fixed_sizes, input_hints, named_hint
+from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import closed_shape, count_steps, sizes_of_symbols
 from quant_core.data.random_values import Range, draw, find_range
-from quant_core.data.sources import Feed, InputSpec
+from quant_core.data.sources import Feed
 from quant_core.data.strategies import STRATEGIES
 from quant_core.errors import DataError, ModelError
 from quant_core.model import files

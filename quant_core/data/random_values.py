@@ -10,8 +10,8 @@ import numpy as np
 
 from quant_core.data.containers import DTYPES, boxed, element_type
 from quant_core.data.input_hints import Hint
+from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import SAMPLE_RATE
-from quant_core.data.sources import InputSpec
 from quant_core.data.strategies import Strategy
 
 ITEMS = 3  # of a sequence

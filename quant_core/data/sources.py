@@ -5,7 +5,6 @@ A source gives feeds by position; they are not yet checked against the model.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,41 +13,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from quant_core.data.containers import boxed, is_absent
+from quant_core.data.input_spec import InputSpec, describe_inputs, did_you_mean
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
 from quant_core.errors import DataError
 from quant_core.model.session import unboxed
 
 Feed = dict[str, np.ndarray]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """An input of a model. An axis is a size, a symbol, or None if any size fits.
-
-    onnxruntime shows a scalar and an input of unknown rank alike: both have the shape ().
-
-    container    onnxruntime's name of a type that is no tensor: a sequence of tensors, or a map.
-                 Its dtype is object, as that of the arrays that hold them in feeds (containers.py)
-    is_optional  whether a feed may hold None for it, or lack it
-    """
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int | str | None, ...]
-    container: str = ""
-    is_optional: bool = False
-
-    @property
-    def batch(self) -> int:
-        """The samples in one feed of this input: its first axis if that is fixed, else 1."""
-        return self.shape[0] if self.shape and isinstance(self.shape[0], int) else 1
-
-    def __str__(self) -> str:
-        if self.container:
-            return f"{self.name} {self.container}"
-        sizes = ["?" if size is None else str(size) for size in self.shape]
-        return f"{self.name} {self.dtype}[{', '.join(sizes)}]"
 
 
 class Source(Protocol):
@@ -343,15 +314,3 @@ def hash_container(name: str, value: Any, update: Callable[[bytes], None]) -> No
             hash_array(name, np.asarray(item), update)
     else:
         update(f"map {name!r} {content!r}\n".encode())
-
-
-def did_you_mean(name: str, inputs: Sequence[InputSpec]) -> str:
-    """A hint with the input whose name is nearest, if one is near, and with all inputs."""
-    near = difflib.get_close_matches(name, [spec.name for spec in inputs], 1)
-    guess = f"Did you mean {near[0]}? " if near else ""
-    return f"{guess}The model takes {describe_inputs(inputs)}"
-
-
-def describe_inputs(inputs: Sequence[InputSpec]) -> str:
-    """The inputs for people, such as `ids int64[N, T], lengths int64[N]`."""
-    return ", ".join(map(str, inputs))
