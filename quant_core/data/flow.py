@@ -45,13 +45,12 @@ from quant_core.data.following import (
     following,
     follows,
 )
+from quant_core.data.input_spec import InputSpec, describe_inputs
 from quant_core.data.inputs import input_specs, pinned_specs
 from quant_core.data.random_feeds import COUNT, first_strategy, random_source
 from quant_core.data.sources import (
     Feed,
-    InputSpec,
     Source,
-    describe_inputs,
     hash_array,
     open_some,
 )

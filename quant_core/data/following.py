@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from quant_core.data.input_spec import InputSpec
 from quant_core.data.sources import (
     Feed,
-    InputSpec,
 )
 from quant_core.errors import DataError
 from quant_core.model.session import run

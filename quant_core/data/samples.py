@@ -11,13 +11,13 @@ import numpy as np
 
 from quant_core.data.fit import fit
 from quant_core.data.flow import FlowSource
+from quant_core.data.input_spec import InputSpec
 from quant_core.data.inputs import fixed_specs, input_specs, pinned_specs
 from quant_core.data.npz import read_arrays
 from quant_core.data.random_feeds import RandomSource, random_source
 from quant_core.data.sources import (
     ArraySource,
     Feed,
-    InputSpec,
     Source,
     by_name,
     hash_array,
