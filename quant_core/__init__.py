@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from quant_core.answers import Explanation as Explanation
     from quant_core.answers import OptimizeResult as OptimizeResult
     from quant_core.answers import Validation as Validation
-    from quant_core.api import benchmark_model as benchmark_model
-    from quant_core.api import compare_models as compare_models
-    from quant_core.api import explain_model as explain_model
     from quant_core.api import optimize_model as optimize_model
     from quant_core.api import plan_model as plan_model
     from quant_core.api import quantize as quantize
     from quant_core.api import quantize_model as quantize_model
     from quant_core.api import quantize_with_calibration as quantize_with_calibration
-    from quant_core.api import validate_model as validate_model
     from quant_core.config import Contract as Contract
     from quant_core.config import QuantConfig as QuantConfig
     from quant_core.data.spec import SampleSpec as SampleSpec
     from quant_core.errors import QuantError as QuantError
+    from quant_core.judging import benchmark_model as benchmark_model
+    from quant_core.judging import compare_models as compare_models
+    from quant_core.judging import explain_model as explain_model
+    from quant_core.judging import validate_model as validate_model
     from quant_core.model.info import model_info as model_info
     from quant_core.search.result import QuantResult as QuantResult
 
@@ -35,16 +35,13 @@ __version__ = "0.1.0"
 # Module -> the names that it defines for the users of the package.
 PUBLIC = {
     "api": (
-        "benchmark_model",
-        "compare_models",
-        "explain_model",
         "optimize_model",
         "plan_model",
         "quantize",
         "quantize_model",
         "quantize_with_calibration",
-        "validate_model",
     ),
+    "judging": ("benchmark_model", "compare_models", "explain_model", "validate_model"),
     "answers": ("Compared", "Explanation", "OptimizeResult", "Validation"),
     "config": ("Contract", "QuantConfig"),
     "data.spec": ("SampleSpec",),

@@ -1,4 +1,4 @@
-"""What the functions of api.py answer, beside a `QuantResult`."""
+"""What the functions of api.py and judging.py answer, beside a `QuantResult`."""
 
 from __future__ import annotations
 

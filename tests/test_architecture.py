@@ -33,6 +33,7 @@ CORE_SHELVES = (
     ("search",),
     ("answers",),
     ("api",),
+    ("judging",),
     ("worker",),
 )
 FLOW_SHELVES = (

@@ -168,11 +168,11 @@ def timing(
     seconds: float = 0.2,
 ) -> dict[str, Any]:
     """The latency of both models, and how much of the host others took meanwhile."""
-    from quant_core import api
+    from quant_core import judging
     from quant_core.worker.host import OtherLoad
 
     load = OtherLoad(os.getpid())
-    timed = api.benchmark_model(
+    timed = judging.benchmark_model(
         original,
         quantized,
         samples,
@@ -241,13 +241,13 @@ def comparison(
     """The original, and each file beside it: size, fidelity, verdict, timing and footprint; and how
     much of the host others took meanwhile.
     """
-    from quant_core import api
+    from quant_core import judging
     from quant_core.evaluate.contract import judge
     from quant_core.model.info import model_info
     from quant_core.worker.host import OtherLoad
 
     contract, load = accuracy.contract, OtherLoad(os.getpid())
-    compared = api.compare_models(
+    compared = judging.compare_models(
         original,
         files,
         samples,
@@ -299,9 +299,9 @@ def validation(
     provider: str = "cpu",
 ) -> dict[str, Any]:
     """How right a quantized model is, and whether it meets the contract; `Validation.to_dict`."""
-    from quant_core import api
+    from quant_core import judging
 
-    return api.validate_model(
+    return judging.validate_model(
         original,
         quantized,
         samples,

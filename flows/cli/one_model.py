@@ -199,10 +199,10 @@ def explain(
     Says of each whether it computes in integers and why not, what it costs, and what quantmill
     would do with it; the options of `quantize` steer that.
     """
-    from quant_core import api
+    from quant_core import judging
 
     progress("timing every kernel", seconds)
-    explanation = api.explain_model(
+    explanation = judging.explain_model(
         model,
         config,
         samples,

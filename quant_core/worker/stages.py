@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quant_core import api
+from quant_core import judging
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.samples import Samples, fixed_specs, input_specs, open_samples
@@ -145,7 +145,7 @@ def validate(
     prepared  the prepared model: with it, the answer has the quantization noise of each node too
     """
     feeds = _open_for_both(model, quantized, samples)
-    validation = api.validate_model(
+    validation = judging.validate_model(
         model,
         quantized,
         feeds,
@@ -168,7 +168,7 @@ def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, i
 def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
     """The latency of the quantized model beside its original's, on the first of the samples."""
     feeds = _open_for_both(model, quantized, {**(samples or {}), "count": 1, "labels": None})
-    timing = api.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds)
+    timing = judging.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds)
     return {"timing": timing.to_dict()}
 
 

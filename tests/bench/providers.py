@@ -17,12 +17,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from quant_core.api import quantize_model, validate_model
+from quant_core.api import quantize_model
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
 from quant_core.data.inputs import input_specs
 from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
+from quant_core.judging import validate_model
 from quant_core.model.prepare import prepare
 from quant_core.model.session import find_provider
 from quant_core.plan.make import make_plan

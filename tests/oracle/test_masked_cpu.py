@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core.api import quantize_model, validate_model
+from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
+from quant_core.judging import validate_model
 from tests import masked_cpu
 from tests.models import sketch
 

@@ -18,7 +18,7 @@ import yaml
 from flows.batch import flow_run, to_do
 from flows.journal import open_journal
 from flows.manifest.read import check_manifest
-from quant_core.api import validate_model
+from quant_core.judging import validate_model
 from tasks import stores
 from tasks.cache import the_cache
 from tasks.rows import Outcome

@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core.api import quantize_model, validate_model
+from quant_core.api import quantize_model
 from quant_core.calibrate.scale_groups import scale_groups
 from quant_core.config import QuantConfig
 from quant_core.data.random_feeds import random_source
 from quant_core.data.samples import input_specs
 from quant_core.evaluate.saturation_check import saturating_nodes
+from quant_core.judging import validate_model
 from quant_core.model.normalize import load_normalized
 from quant_core.model.prepare import prepare
 from quant_core.plan.make import make_plan

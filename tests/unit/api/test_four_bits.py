@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core import api
+from quant_core import api, judging
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model import prepare
@@ -72,7 +72,8 @@ def test_a_verdict_is_by_all_evaluation_samples_or_says_what_stood_in_for_them(t
     alone = api.quantize_model(original, tmp_path / "b.onnx", calibration=many, contract=contract)
 
     assert (
-        given.reason == api.validate_model(original, given.output, many, contract=contract).reason
+        given.reason
+        == judging.validate_model(original, given.output, many, contract=contract).reason
     )
     assert "samples that ranges were measured on" in alone.note
     assert "samples that ranges were measured on" not in given.note
@@ -188,4 +189,6 @@ def test_a_block_that_does_not_divide_gives_way_to_one_that_does(tmp_path, colum
     made = api.quantize_model(tmp_path / "f.onnx", tmp_path / "out.onnx", config, calibration=x)
 
     assert made.plan.nodes[0].storage == "int4"
-    assert api.validate_model(tmp_path / "f.onnx", tmp_path / "out.onnx", x).fidelity.sqnr_db > 10
+    assert (
+        judging.validate_model(tmp_path / "f.onnx", tmp_path / "out.onnx", x).fidelity.sqnr_db > 10
+    )

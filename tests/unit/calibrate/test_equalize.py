@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.api import quantize_model, validate_model
+from quant_core.api import quantize_model
 from quant_core.calibrate.equalize import (
     METADATA,
     channel_maxima,
@@ -20,6 +20,7 @@ from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.calibrate.scale_groups import scale_groups
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
+from quant_core.judging import validate_model
 from quant_core.model.session import open_session
 from quant_core.plan.make import QuantPlan, make_plan
 from quant_core.plan.targets import TARGETS

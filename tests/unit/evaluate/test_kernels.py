@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core import api
+from quant_core import api, judging
 from quant_core.config import QuantConfig
 from quant_core.evaluate.float_reasons import NOT_QUANTIZED
 from quant_core.evaluate.kernels import Arithmetic, profile_kernels
@@ -99,7 +99,7 @@ def cnn(tmp_path):
 
 
 def test_a_float_model_is_told_what_a_plan_would_do(cnn):
-    explanation = api.explain_model(cnn, QuantConfig(mode="weight_only"), seconds=0).to_dict()
+    explanation = judging.explain_model(cnn, QuantConfig(mode="weight_only"), seconds=0).to_dict()
 
     advice = {name: k["advice"] for k in explanation["kernels"] for name in k["covers"]}
     assert advice["conv"].startswith("compute in float, weight in int8")
@@ -112,9 +112,9 @@ def test_a_quantized_model_is_told_where_it_saturates(cnn, tmp_path):
     config = QuantConfig(mode="static", target="x86-vnni", weight_method="rtn")
     api.quantize_model(cnn, tmp_path / "int8.onnx", config, calibration=samples)
 
-    explanation = api.explain_model(tmp_path / "int8.onnx", seconds=0)
+    explanation = judging.explain_model(tmp_path / "int8.onnx", seconds=0)
 
-    unsafe = api.validate_model(cnn, tmp_path / "int8.onnx").saturation
+    unsafe = judging.validate_model(cnn, tmp_path / "int8.onnx").saturation
     found = sum(row.saturating_pairs for row in explanation.kernels)
     assert found == sum(node["pairs"] for node in unsafe) > 0
     assert not any(row.advice for row in explanation.kernels)

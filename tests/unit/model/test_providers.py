@@ -7,10 +7,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from quant_core.api import quantize_model, validate_model
+from quant_core.api import quantize_model
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
+from quant_core.judging import validate_model
 from quant_core.model.session import CPU, find_provider
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS

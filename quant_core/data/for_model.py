@@ -1,0 +1,38 @@
+"""The samples that a caller names, opened for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime as ort
+
+from quant_core.data.inputs import fixed_specs, input_specs
+from quant_core.data.samples import Samples, open_samples
+from quant_core.data.spec import SampleSource, SampleSpec
+
+
+def samples_for(
+    model: str | Path,
+    samples: SampleSource | SampleSpec,
+    *sessions: ort.InferenceSession,
+    sizes: Mapping[str, int] | None = None,
+) -> Samples:
+    """Those samples, for the model in that file; open samples stay as they are.
+
+    sessions  of the model, from callers that have one, and of others made of it, which may fix
+              sizes
+    sizes     of the inputs that are fixed
+
+    Raises: DataError for samples that do not fit; ModelError if the model does not load.
+    """
+    if isinstance(samples, Samples):
+        return samples
+    first, *others = sessions or (Path(model),)
+    specs = fixed_specs(input_specs(first, *others), sizes or {})
+    return open_samples(as_spec(samples), specs, Path(model))
+
+
+def as_spec(samples: SampleSource | SampleSpec) -> SampleSpec:
+    """The description of samples of which only the source is named."""
+    return samples if isinstance(samples, SampleSpec) else SampleSpec(samples)

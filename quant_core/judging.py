@@ -1,0 +1,242 @@
+"""What Python callers use to judge models that are there: how right, how fast, by which kernels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quant_core.answers import Compared, ExplainedKernel, Explanation, Validation
+from quant_core.api import QUIET, plan_model
+from quant_core.config import Contract, QuantConfig
+from quant_core.data.for_model import as_spec, samples_for
+from quant_core.data.inputs import input_specs, sizes_of
+from quant_core.data.samples import Samples
+from quant_core.data.spec import RANDOM, SampleSource, SampleSpec
+from quant_core.deadline import Progress, silent
+from quant_core.errors import DataError
+from quant_core.evaluate.contract import Verdict, judge
+from quant_core.evaluate.custom_metric import code_allowed, own_metric
+from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.kernels import profile_kernels
+from quant_core.evaluate.node_noise import measure_sensitivity
+from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_each
+from quant_core.evaluate.saturation_check import saturating_nodes
+from quant_core.evaluate.sensitivity import Sensitivity
+from quant_core.evaluate.timing import Timing, measure, measure_all
+from quant_core.metrics import Fidelity
+from quant_core.model import files, graph
+from quant_core.model.info import model_info
+from quant_core.model.normalize import load_normalized, normalize
+from quant_core.model.prepare import STAYS_FLOAT, prepare
+from quant_core.model.session import find_provider, open_session
+from quant_core.optimize.applied import REWRITES, from_text
+from quant_core.optimize.run import follow
+from quant_core.plan.types import NodePlan
+from quant_core.search.checks import check_same_interface
+from quant_core.search.notes import joined
+from quant_core.search.policy import POLICY
+from quant_core.search.prepared import prepare_samples
+
+
+@QUIET
+def validate_model(
+    original: str | Path,
+    quantized: str | Path,
+    samples: SampleSource | SampleSpec = RANDOM,
+    *,
+    metric: str | None = None,
+    contract: Contract | None = None,
+    detailed: bool = False,
+    allow_code: str | Path | None = None,
+    provider: str = "cpu",
+    progress: Progress = silent,
+) -> Validation:
+    """How near a quantized model comes to its float original, whoever made it.
+
+    samples     with labels as a `SampleSpec`
+    metric      "module:function", the user's own, which is measured beside the others
+    detailed    whether the sensitivity of each node is measured too
+    allow_code  the folder from which a metric "module:function" is imported; None: none runs
+    provider    execution provider of onnxruntime that runs both models, such as cuda; the CPU where
+                that one does not work, and the note of the fidelity says so
+    progress    is called with what is being done, about once a second
+
+    Raises: QuantError.
+    """
+    own = own_metric(metric, contract.metric if contract is not None else None)
+    used, provider_note = find_provider(provider)
+    first = open_session(Path(original), provider=used)
+    second = open_session(Path(quantized), provider=used)
+    feeds = samples_for(original, samples, first, second)
+    check_same_interface(first, second, quantized)
+    names = [output.name for output in first.get_outputs()]
+
+    def fidelity_by(metric: str | None) -> Fidelity:
+        expected, found = run_each(first, feeds), run_each(second, feeds)
+        with code_allowed(allow_code):
+            counted = _counted(found, len(feeds), progress)
+            return compare(expected, counted, names, feeds.labels, metric)
+
+    try:
+        fidelity = fidelity_by(own)
+        verdict, reason = Verdict.NONE, "no contract"
+        if contract is not None:
+            verdict, reason = judge(fidelity, contract)
+    except DataError as failure:
+        if own is None or contract is None:
+            raise
+        fidelity = fidelity_by(None)
+        verdict, reason = Verdict.NOT_MET, str(failure)
+    fidelity = replace(fidelity, note=joined([fidelity.note, provider_note]))
+    made = files.load(quantized)
+    sensitivities = []
+    if detailed:
+        progress("measuring what each node costs")
+        sizes = sizes_of(input_specs(first, second))
+        sensitivities = _sensitivities(Path(original), made, feeds, sizes)
+    normalize(made)
+    return Validation(
+        fidelity,
+        verdict,
+        reason,
+        [asdict(node) for node in saturating_nodes(made)],
+        [asdict(sensitivity) for sensitivity in sensitivities],
+    )
+
+
+def _sensitivities(
+    original: Path, quantized: ir.Model, feeds: Samples, sizes: Mapping[str, int]
+) -> list[Sensitivity]:
+    """The sensitivity of each node, on a few of the feeds.
+
+    sizes  INPUT:AXIS -> what the quantized model fixes it to
+    """
+    rewrites = from_text(quantized.metadata_props.get(REWRITES, ""))
+    stays_float = STAYS_FLOAT in quantized.metadata_props
+    prepared = prepare(original, prepare_samples(feeds), sizes=sizes, stays_float=stays_float)
+    few = feeds.subsample(POLICY.sensitivity_samples)
+    return measure_sensitivity(follow(prepared, rewrites), quantized, few)
+
+
+def benchmark_model(
+    original: str | Path,
+    quantized: str | Path,
+    samples: SampleSource | SampleSpec = RANDOM,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 3.0,
+) -> Timing:
+    """How fast a quantized model is beside its original: both run in turns on the same feed.
+
+    threads  of each model
+    batch    so many samples are one feed
+    seconds  for both together
+
+    Raises: QuantError.
+    """
+    first = open_session(Path(original), threads=threads)
+    second = open_session(Path(quantized), threads=threads)
+    feeds = samples_for(
+        original, replace(as_spec(samples), labels=None, count=batch), first, second
+    )
+    check_same_interface(first, second, quantized)
+    return measure(first, second, feeds.batch(batch), seconds=seconds)
+
+
+@QUIET
+def explain_model(
+    path: str | Path,
+    config: QuantConfig | None = None,
+    samples: SampleSource | SampleSpec = RANDOM,
+    *,
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> Explanation:
+    """Which kernels run a model on this CPU, whoever made it, and what a plan would change.
+
+    config   of that plan; a model that is quantized already has none
+    seconds  how long kernels are timed
+
+    Raises: QuantError.
+    """
+    sizes = config.fix_shape if config is not None else None
+    feeds, model = samples_for(path, samples, sizes=sizes), load_normalized(path)
+    kernels = profile_kernels(
+        Path(path), feeds[0], threads=threads, seconds=seconds, normalized=model
+    )
+    unsafe = {node.node: node.pairs for node in saturating_nodes(model)}
+    planned: dict[str, NodePlan] = {}
+    is_quantized = graph.is_quantized(model)
+    if not is_quantized:
+        plan = plan_model(path, config, feeds)
+        planned = {node.node: node for node in plan.nodes}
+    rows = []
+    for kernel in kernels:
+        advice = [_advice(planned[name]) for name in kernel.covers if name in planned]
+        pairs = sum(unsafe.get(name, 0) for name in kernel.covers)
+        rows.append(ExplainedKernel(kernel, pairs, next(filter(None, advice), "")))
+    return Explanation(str(path), is_quantized, tuple(rows))
+
+
+def _advice(planned: NodePlan) -> str:
+    """What a plan does with a node that has a weight; "" for the others."""
+    if planned.storage is None:
+        return ""
+    compute = "compute in float" if not planned.compute.is_integer else f"be {planned.compute}"
+    reason = f" ({planned.reason})" if planned.reason else ""
+    return f"{compute}, weight in {planned.storage}{reason}"
+
+
+@QUIET
+def compare_models(
+    original: str | Path,
+    others: Sequence[str | Path],
+    samples: SampleSource | SampleSpec = RANDOM,
+    *,
+    metric: str | None = None,
+    threads: int = 1,
+    seconds: float = 3.0,
+    allow_code: str | Path | None = None,
+    progress: Progress = silent,
+) -> list[Compared]:
+    """Several files of one model side by side, whoever made them, against one float reference.
+
+    seconds  for the timing of all together, in turns
+
+    The other parameters are those of `validate_model`. Raises: QuantError.
+    """
+    own = own_metric(metric, None)
+    reference = open_session(Path(original), threads=threads)
+    sessions = [open_session(Path(other), threads=threads) for other in others]
+    feeds = samples_for(original, samples, reference, *sessions)
+    for session, other in zip(sessions, others, strict=True):
+        check_same_interface(reference, session, other)
+    names = [output.name for output in reference.get_outputs()]
+    progress("running the original")
+    expected = StoredOutputs(_counted(run_each(reference, feeds), len(feeds), progress))
+    progress(f"timing the original and {len(sessions)} files in turn", seconds)
+    timings = measure_all(reference, sessions, feeds[0], seconds=seconds)
+    rows = []
+    for other, session, timing in zip(others, sessions, timings, strict=True):
+        progress(f"comparing {Path(other).name} with the original")
+        found = _counted(run_each(session, feeds), len(feeds), progress)
+        with code_allowed(allow_code):
+            fidelity = compare(expected, found, names, feeds.labels, own)
+        rows.append(Compared(str(other), model_info(other).size_bytes, fidelity, timing))
+    return rows
+
+
+def _counted(outputs: Iterable[Outputs], total: int, progress: Progress) -> Iterator[Outputs]:
+    """The same outputs; about once a second `progress` says how long the others take."""
+    start = last = time.monotonic()
+    for done, output in enumerate(outputs, 1):
+        now = time.monotonic()
+        if now - last >= 1.0:
+            last, left = now, (now - start) / done * (total - done)
+            progress(f"{done} of {total} samples are done", left)
+        yield output
