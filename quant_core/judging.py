@@ -219,7 +219,7 @@ def compare_models(
     names = [output.name for output in reference.get_outputs()]
     progress("running the original")
     expected = StoredOutputs(_counted(run_each(reference, feeds), len(feeds), progress))
-    progress(f"timing the original and {len(sessions)} files in turn", seconds)
+    progress("timing all files in turn", seconds)
     timings = measure_all(reference, sessions, feeds[0], seconds=seconds)
     rows = []
     for other, session, timing in zip(others, sessions, timings, strict=True):
