@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import weakref
@@ -12,33 +11,28 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
-from quant_core.model import files, graph, old_scan
+from quant_core.model import files, graph
 from quant_core.model.carried import set_apart
 from quant_core.model.compact import keep_compact
+from quant_core.model.deduplicate import deduplicate
 from quant_core.model.fix_shape import fix_shapes, state_known_sizes
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
 from quant_core.model.names import make_unique
 from quant_core.model.normalize import fix_weights, normalize
+from quant_core.model.opset import lower_opset, raise_opset
 from quant_core.model.origins import record_origins
-from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.qat import REPLACE, RESPECT, handle_pairs
+from quant_core.model.restore_interface import restore_interface
 from quant_core.model.session import open_session, run, write_optimized
 from quant_core.model.to_float32 import to_float32
 
 OPSET_QDQ = 13  # the first with a per-channel DequantizeLinear
 OPSET_RAISED = 17  # what an older model is raised to
-OPSET_KERNELS = 25  # the newest whose QuantizeLinear onnxruntime computes
-OPSET_INT4 = 21  # the first with 4-bit types and blocks
-IR_VERSION = 8  # of opset 17
-IR_VERSION_INT4 = 10  # of opset 21
-CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
-SHARED_BYTES = 1024  # of a weight that several graphs share
 STAYS_FLOAT = "quantmill.stays_float"  # key in the metadata of a model prepared without integers
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
 NO_SIZES: Mapping[str, int] = MappingProxyType({})
@@ -94,7 +88,7 @@ def prepare(
     folded = _optimized(source)  # 3
     keep_compact(folded, model, stays_float=stays_float)
     normalize(folded)
-    _lower_opset(folded)  # 8
+    lower_opset(folded)  # 8
     inferred = {str(v.name): v.shape for v in folded.graph.outputs}
     fuse_hard_sigmoid(folded)  # 4
     feeds = list(samples)
@@ -113,7 +107,7 @@ def prepare(
         problem = f"unfolded: folding changed the outputs to {worst_db:.0f} dB"
         model.metadata_props["quantmill.prepared"] = problem
         return model
-    _deduplicate(folded)
+    deduplicate(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
     _keep_pads(folded)  # 5
     folded.graph.opset_imports.setdefault("", graph.opset(model))
@@ -125,146 +119,6 @@ def prepare(
     if stays_float:
         folded.metadata_props[STAYS_FLOAT] = "true"
     return folded
-
-
-def restore_interface(model: ir.Model, original: ir.Model) -> None:
-    """Edit `model` in place: what its original says of itself, its inputs and its outputs.
-
-    Converters and optimizers name sizes that were left open, and forget texts and operator sets.
-    """
-    model.doc_string, model.graph.doc_string = original.doc_string, original.graph.doc_string
-    model.graph.name = original.graph.name
-    model.graph.metadata_props.update(original.graph.metadata_props)
-    for domain, version in original.graph.opset_imports.items():
-        model.graph.opset_imports.setdefault(domain, version)
-    before = (*original.graph.inputs, *original.graph.outputs)
-    known = {value.name: value for value in before}
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name in known:
-            found = known[value.name]
-            value.shape, value.doc_string = found.shape, found.doc_string
-            value.metadata_props.update(found.metadata_props)
-            if value.dtype == found.dtype:
-                value.type = found.type  # with its denotation
-
-
-def _deduplicate(model: ir.Model) -> None:
-    """Edit in place: equal constants become one, which all graphs read.
-
-    1. In one graph, whatever they hold.
-    2. In several graphs, if they are weights: what they become moves to the main graph.
-       onnxruntime wants integers, scales and sizes in the graph that reads them.
-    3. A constant that is an output of its graph stays, and the others become it.
-    """
-    found: dict[tuple[Any, ...], ir.Value] = {}
-    for inside in graph.graphs_of(model):
-        outputs_first = sorted(inside.initializers.values(), key=lambda v: not v.is_graph_output())
-        for value in outputs_first:
-            if not graph.is_constant(value) or value.dtype == ir.DataType.STRING:
-                continue
-            key = _content(value)
-            is_shared = graph.is_float_weight(value) and key[1] >= SHARED_BYTES  # 2
-            first = found.setdefault(key if is_shared else (*key, inside), value)
-            if first is value or value.is_graph_output():  # 3
-                continue
-            if first.graph is not inside and first.graph is not model.graph:
-                _move_to_main(model, first)
-            value.replace_all_uses_with(first)
-            del inside.initializers[str(value.name)]
-
-
-def _content(value: ir.Value) -> tuple[Any, ...]:
-    """What equal constants have in common: type, bytes, shape and digest."""
-    tensor = value.const_value
-    assert tensor is not None
-    digest = hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
-    files.release(tensor)
-    return tensor.dtype, tensor.nbytes, graph.shape_of(value), digest
-
-
-def _move_to_main(model: ir.Model, value: ir.Value) -> None:
-    """Edit in place: a constant of an inner graph becomes one of the main graph."""
-    assert isinstance(value.graph, ir.Graph)
-    del value.graph.initializers[str(value.name)]
-    model.graph.register_initializer(value)
-
-
-def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Model:
-    """A new model at that opset, or at its own if that is newer; `model` is not changed.
-
-    Operators are converted, not just renumbered, and the IR version allows the opset.
-
-    Raises: ModelError, about `where`, naming the operator that cannot be converted.
-    """
-    if graph.opset(model) >= version:
-        raised = model.clone()
-    else:
-        try:
-            raised = _converted(model, version)
-        except ModelError:
-            raise
-        except Exception as error:  # the converter raises RuntimeError and its own ConvertError
-            reason = str(error).strip().splitlines()[-1][:200]
-            raise ModelError(
-                f"opset {graph.opset(model)} cannot be raised to {version}: {reason}",
-                str(where),
-                f"Export the model with opset {version} or newer",
-            ) from error
-    least = IR_VERSION_INT4 if version >= OPSET_INT4 else IR_VERSION
-    raised.ir_version = max(model.ir_version, least)
-    return raised
-
-
-def _converted(model: ir.Model, version: int) -> ir.Model:
-    """The model converted by ONNX's converter, which never copies its large tensors.
-
-    They are inputs while it works: no operator depends on their content.
-    """
-    copy = model.clone()
-    held = _hold_large_tensors(copy)
-    raised = from_proto(old_scan.convert(to_proto(copy), version))
-    for before, after in zip(model.graph.outputs, raised.graph.outputs, strict=True):
-        after.shape = before.shape  # the converter names sizes that are not known
-    for value in list(raised.graph.inputs):
-        if value.name in held:
-            raised.graph.inputs.remove(value)
-            value.const_value = held[value.name]
-            raised.graph.register_initializer(value)
-    restore_interface(raised, model)
-    return raised
-
-
-def _hold_large_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Edit in place: large initializers become inputs. Returns their tensors by name."""
-    held = {}
-    for name, value in list(model.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or value.is_graph_input():
-            continue
-        if tensor.nbytes > CONVERTER_BYTES:
-            held[name] = tensor
-            value.const_value = None
-            value.shape = ir.Shape(tensor.shape.numpy())
-            value.type = ir.TensorType(tensor.dtype)
-            del model.graph.initializers[name]
-            model.graph.inputs.append(value)
-        elif isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.tensor(tensor.numpy(), name=name)
-    return held
-
-
-def _lower_opset(model: ir.Model) -> None:
-    """Edit in place (rule 8): the number alone, which changes no operator of the model."""
-    version = graph.opset(model)
-    if version <= OPSET_KERNELS:
-        return
-    nodes = [node for inside in graph.graphs_of(model) for node in inside if not node.domain]
-    try:
-        since = [onnx.defs.get_schema(n.op_type, version).since_version for n in nodes]
-    except onnx.defs.SchemaError:
-        return  # newer than this onnx, which cannot tell
-    if max(since, default=0) <= OPSET_KERNELS:
-        model.graph.opset_imports[""] = OPSET_KERNELS
 
 
 def _optimized(model: Path | ir.Model) -> ir.Model:

@@ -13,7 +13,7 @@ from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.carried import set_apart
 from quant_core.model.normalize import normalize
-from quant_core.model.prepare import OPSET_INT4, raise_opset
+from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
 from quant_core.model.write import sign
 from quant_core.plan.operators import RULES

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
 from quant_core.model import graph
-from quant_core.model.prepare import OPSET_INT4, raise_opset
+from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.optimize.applied import Applied
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES

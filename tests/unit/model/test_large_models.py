@@ -13,7 +13,8 @@ import pytest
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
 from quant_core.model import files, graph
-from quant_core.model.prepare import prepare, raise_opset
+from quant_core.model.opset import raise_opset
+from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
 from quant_core.worker import stages
 from tests.models import save_apart, sketch

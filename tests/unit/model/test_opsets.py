@@ -6,7 +6,8 @@ import pytest
 
 from quant_core.api import quantize_with_calibration
 from quant_core.errors import ModelError
-from quant_core.model.prepare import OPSET_KERNELS, prepare
+from quant_core.model.opset import OPSET_KERNELS
+from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
 from tests.models import sketch, tiny_cnn
 

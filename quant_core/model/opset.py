@@ -1,0 +1,97 @@
+"""Models at another opset: raised by ONNX's converter, or lowered where no operator changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from quant_core.errors import ModelError
+from quant_core.model import graph, old_scan
+from quant_core.model.proto import from_proto, to_proto
+from quant_core.model.restore_interface import restore_interface
+
+OPSET_INT4 = 21  # the first with 4-bit types and blocks
+OPSET_KERNELS = 25  # the newest whose QuantizeLinear onnxruntime computes
+IR_VERSION = 8  # of opset 17
+IR_VERSION_INT4 = 10  # of opset 21
+CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
+
+
+def raise_opset(model: ir.Model, version: int, where: str | Path = "") -> ir.Model:
+    """A new model at that opset, or at its own if that is newer; `model` is not changed.
+
+    Operators are converted, not just renumbered, and the IR version allows the opset.
+
+    Raises: ModelError, about `where`, naming the operator that cannot be converted.
+    """
+    if graph.opset(model) >= version:
+        raised = model.clone()
+    else:
+        try:
+            raised = _converted(model, version)
+        except ModelError:
+            raise
+        except Exception as error:  # the converter raises RuntimeError and its own ConvertError
+            reason = str(error).strip().splitlines()[-1][:200]
+            raise ModelError(
+                f"opset {graph.opset(model)} cannot be raised to {version}: {reason}",
+                str(where),
+                f"Export the model with opset {version} or newer",
+            ) from error
+    least = IR_VERSION_INT4 if version >= OPSET_INT4 else IR_VERSION
+    raised.ir_version = max(model.ir_version, least)
+    return raised
+
+
+def _converted(model: ir.Model, version: int) -> ir.Model:
+    """The model converted by ONNX's converter, which never copies its large tensors.
+
+    They are inputs while it works: no operator depends on their content.
+    """
+    copy = model.clone()
+    held = _hold_large_tensors(copy)
+    raised = from_proto(old_scan.convert(to_proto(copy), version))
+    for before, after in zip(model.graph.outputs, raised.graph.outputs, strict=True):
+        after.shape = before.shape  # the converter names sizes that are not known
+    for value in list(raised.graph.inputs):
+        if value.name in held:
+            raised.graph.inputs.remove(value)
+            value.const_value = held[value.name]
+            raised.graph.register_initializer(value)
+    restore_interface(raised, model)
+    return raised
+
+
+def _hold_large_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Edit in place: large initializers become inputs. Returns their tensors by name."""
+    held = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input():
+            continue
+        if tensor.nbytes > CONVERTER_BYTES:
+            held[name] = tensor
+            value.const_value = None
+            value.shape = ir.Shape(tensor.shape.numpy())
+            value.type = ir.TensorType(tensor.dtype)
+            del model.graph.initializers[name]
+            model.graph.inputs.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.tensor(tensor.numpy(), name=name)
+    return held
+
+
+def lower_opset(model: ir.Model) -> None:
+    """Edit in place: an opset above OPSET_KERNELS becomes that one, if that changes no operator."""
+    version = graph.opset(model)
+    if version <= OPSET_KERNELS:
+        return
+    nodes = [node for inside in graph.graphs_of(model) for node in inside if not node.domain]
+    try:
+        since = [onnx.defs.get_schema(n.op_type, version).since_version for n in nodes]
+    except onnx.defs.SchemaError:
+        return  # newer than this onnx, which cannot tell
+    if max(since, default=0) <= OPSET_KERNELS:
+        model.graph.opset_imports[""] = OPSET_KERNELS
