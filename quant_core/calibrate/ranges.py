@@ -217,11 +217,11 @@ def expected_errors(histogram: Histogram, los: Array, his: Array, grid: Grid) ->
     # error.
     x = histogram.edges / params.scale.astype(np.float64)[:, None]
     levels = np.clip(np.rint(x), grid.qmin - zero, grid.qmax - zero)
-    d = x - levels
+    d, width = x - levels, np.diff(x)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.diff(levels / 12 + d * d * d / 3) / np.diff(x)
+        mean = np.diff(levels / 12 + d * d * d / 3) / width
     # a bin without width holds one value
-    mean = np.where(np.diff(x) > 0, np.maximum(mean, 0), d[:, 1:] ** 2)
+    mean = np.where(width > 0, np.maximum(mean, 0), d[:, 1:] ** 2)
     return np.asarray(
         mean @ histogram.counts / histogram.counts.sum() * params.scale.astype(np.float64) ** 2
     )

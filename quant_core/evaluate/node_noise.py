@@ -32,6 +32,14 @@ def measure_sensitivity(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> l
     return sensitivities([measure_noise(model, quantized, feeds)])
 
 
+def isolated_db(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> dict[str, float]:
+    """Node -> SQNR of what it adds alone, in dB: `Sensitivity.isolated_db`, without running the
+    quantized model as a whole. Arguments and errors are `measure_noise`'s.
+    """
+    found = sensitivities([_measure(model, quantized, feeds, is_cumulative=False)])
+    return {node.node: node.isolated_db for node in found}
+
+
 def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[NodeNoise]:
     """One row for each node with a float output that both models have, in graph order.
 
@@ -44,6 +52,13 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
 
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """
+    return _measure(model, quantized, feeds, is_cumulative=True)
+
+
+def _measure(
+    model: ir.Model, quantized: ir.Model, feeds: Feeds, *, is_cumulative: bool
+) -> list[NodeNoise]:
+    """As `measure_noise`; unless `is_cumulative`, the isolated noise stands for the cumulative."""
     model = equalized_like(model, quantized)
     nodes = {str(graph.first_output(n).name): n for n in model.graph if n.op_type in RULES}
     shared = _shared_tensors(model, quantized, nodes.keys())
@@ -51,13 +66,14 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
         return []
     ends = {name: flat_ends(graph.first_output(nodes[name])) for name in shared}
     squares: dict[str, list[tuple[float, float, float]]] = {name: [] for name in shared}
-    for name, exact, alone, whole in _outputs(model, quantized, shared, feeds):
-        if not alone.shape == exact.shape == whole.shape:
+    for name, values in _outputs(model, quantized, shared, feeds, is_cumulative=is_cumulative):
+        if len({x.shape for x in values}) > 1:
             continue
         if ends[name] != EVERYWHERE:
-            exact, alone, whole = (np.clip(x, *ends[name]) for x in (exact, alone, whole))
-        signal = _square(exact[np.isfinite(exact)])
-        squares[name].append((signal, _noise(exact, alone), _noise(exact, whole)))
+            values = [np.clip(x, *ends[name]) for x in values]
+        exact, *changed = values
+        noises = [_noise(exact, x) for x in changed]
+        squares[name].append((_square(exact[np.isfinite(exact)]), noises[0], noises[-1]))
     return [
         NodeNoise(str(node.name), node.op_type, *zip(*squares[name], strict=True))
         for name, node in nodes.items()
@@ -66,10 +82,10 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
 
 
 def _outputs(
-    model: ir.Model, quantized: ir.Model, tensors: list[str], feeds: Feeds
-) -> Iterator[tuple[str, NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    model: ir.Model, quantized: ir.Model, tensors: list[str], feeds: Feeds, *, is_cumulative: bool
+) -> Iterator[tuple[str, list[NDArray[Any]]]]:
     """Each of these tensors for each feed: its name, its values in float, with the noise of its
-    node alone, and with the noise of all before it.
+    node alone and, if `is_cumulative`, with the noise of all before it.
 
     The models run part by part; a tensor that the cut model does not compute is left out.
     """
@@ -84,9 +100,8 @@ def _outputs(
     in_float = PartwiseRunner(model, read, packed=False)
     made = {str(v.name): v for node in quantized.graph for v in node.outputs}
     as_read = {name: str(_as_read(made[name]).name) for name in tensors}
-    in_integers = PartwiseRunner(
-        quantized, [[as_read[name] for name in part] for part in parts], packed=False
-    )
+    whole_parts = [[as_read[name] for name in part] if is_cumulative else [] for part in parts]
+    in_integers = PartwiseRunner(quantized, whole_parts, packed=False)
     for feed in feeds:
         runs = zip(in_float.run(feed), in_integers.run(feed), strict=True)
         for part, (exact, whole), session, cut in zip(parts, runs, sessions, cuts, strict=True):
@@ -94,7 +109,8 @@ def _outputs(
             alone = _run_by_name(session, {name: known[name] for name in cut})
             for name in part:
                 if name + _COMPUTED in alone:
-                    yield name, exact[name], alone[name + _COMPUTED], whole[as_read[name]]
+                    cumulative = [whole[as_read[name]]] if is_cumulative else []
+                    yield name, [exact[name], alone[name + _COMPUTED], *cumulative]
 
 
 def _shared_tensors(model: ir.Model, quantized: ir.Model, names: Iterable[str]) -> list[str]:

@@ -151,6 +151,7 @@ class QuantPlan:
                   otherwise
     equalized_db  by how much cross-layer equalization brought outputs nearer to float's, 0 where it
                   was not done
+    tuned_biases_db  the same of empirical bias correction
     rewrites      how the float model was rewritten before it was planned, change by change
     """
 
@@ -163,6 +164,7 @@ class QuantPlan:
     constants: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, Storage] = field(default_factory=dict)
     equalized_db: float = 0.0
+    tuned_biases_db: float = 0.0
     rewrites: tuple[Applied, ...] = ()
 
     @property
@@ -182,6 +184,7 @@ class QuantPlan:
             "config": self.config.to_dict(),
             "target": self.target,
             "equalized_db": self.equalized_db,
+            "tuned_biases_db": self.tuned_biases_db,
             "rewrites": [change.to_dict() for change in self.rewrites],
             "nodes": [n.to_dict() for n in self.nodes],
             "activations": dict(self.activations),
@@ -214,6 +217,7 @@ class QuantPlan:
                 constants=dict(known["constants"]),
                 stored={node: Storage(word) for node, word in known["stored"].items()},
                 equalized_db=float(known["equalized_db"]),
+                tuned_biases_db=float(known.get("tuned_biases_db", 0.0)),
                 rewrites=tuple(Applied.from_dict(row) for row in known.get("rewrites", ())),
             )
         except (KeyError, TypeError, ValueError) as error:

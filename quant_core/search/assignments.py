@@ -181,7 +181,7 @@ def _fitted_to_whole(
         return tensors
     nodes = [n.node for n in start.plan.nodes if n.weights and n.node in probe.in_float]
     plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
-    found = bench.judge(calibrated.build(plan, start.label)).cost
+    found = bench.time(calibrated.build(plan, start.label))
     if found is None:
         return tensors
     more_ms = found.quantized_ms - start.cost.quantized_ms

@@ -137,6 +137,15 @@ class Bench:
             judged = replace(judged, cost=self._cost(candidate.plan, session, feed))
         return replace(judged, seconds=candidate.seconds + time.monotonic() - began_at)
 
+    def time(self, candidate: Candidate) -> Cost | None:
+        """How fast the candidate is, on the first sample; None if it cannot be timed here.
+
+        Raises: ModelError if its model does not run.
+        """
+        if not self.is_host:
+            return None
+        return self._cost(candidate.plan, open_session(candidate.model), self.samples[0])
+
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
         """The same without timing it: the candidate keeps the cost that it has."""
         return self._with_fidelity(candidate, open_session(candidate.model))[0]

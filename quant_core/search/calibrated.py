@@ -122,7 +122,7 @@ class CalibratedModel:
         return Candidate(label, plan, quantized, size_bytes, seconds=seconds)
 
     def tune_biases(self, candidate: Candidate) -> Quantized | None:
-        """The candidate's model after empirical bias correction; None if there is nothing to gain.
+        """The candidate's model after empirical bias correction; None if it has no such biases.
 
         Biases of a plan with 4 bits make up already for what the layers before them leave.
         """
@@ -132,9 +132,9 @@ class CalibratedModel:
         few = self.samples.subsample(POLICY.gram_samples)
         return tune_biases(self.model, candidate.quantized, plan, few)
 
-    def with_tuned_biases(self, candidate: Candidate) -> Candidate:
-        """The candidate with the model of `tune_biases`, or as it is; it is not judged anew."""
-        tuned = self.tune_biases(candidate)
+    def with_planned_biases(self, candidate: Candidate) -> Candidate:
+        """The candidate with its biases tuned, if its plan says so; it is not judged anew."""
+        tuned = self.tune_biases(candidate) if candidate.plan.tuned_biases_db else None
         return candidate if tuned is None else replace(candidate, quantized=tuned)
 
 

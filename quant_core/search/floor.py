@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from quant_core.config import Contract
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
-from quant_core.evaluate.node_noise import measure_sensitivity
+from quant_core.evaluate.node_noise import isolated_db
 from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
 from quant_core.search.bench import Bench
@@ -189,10 +189,10 @@ def _shortfall(calibrated: CalibratedModel, judged: Candidate, samples: Samples)
         if o.flaw or (o.sound_db is not None and o.sound_db < least)
     ]
     few = samples.subsample(POLICY.sensitivity_samples)
-    found = measure_sensitivity(calibrated.model, judged.model, few)
+    found = isolated_db(calibrated.model, judged.model, few)
     if found:
-        worst = min(found, key=lambda node: node.isolated_db)
-        broken.append(f"most noise comes from node {worst.node}, {worst.isolated_db:.1f} dB")
+        worst = min(found, key=found.__getitem__)
+        broken.append(f"most noise comes from node {worst}, {found[worst]:.1f} dB")
     return "; ".join(broken)
 
 

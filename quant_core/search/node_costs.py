@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from quant_core.data.samples import Feed
 from quant_core.evaluate.kernels import profile_kernels
-from quant_core.evaluate.node_noise import measure_sensitivity
+from quant_core.evaluate.node_noise import isolated_db
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.model import graph
 from quant_core.model.session import sizes_of
@@ -46,8 +46,8 @@ def node_costs(
     """
     few = bench.samples.subsample(POLICY.noise_samples)
     noise = {
-        found.node: float(10 ** (-found.isolated_db / 10))
-        for found in measure_sensitivity(model, candidate.model, few)
+        node: float(10 ** (-db / 10))
+        for node, db in isolated_db(model, candidate.model, few).items()
     }
     integer = [n for n in candidate.plan.nodes if n.compute.is_integer]
     if not bench.is_host:

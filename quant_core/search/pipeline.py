@@ -101,7 +101,7 @@ def _fitted_to(found: Found, samples: Samples | None) -> Found:
     calibrated = replace(found.calibrated, samples=samples).with_gram_matrices(best.plan)
     quantized = calibrated.build(best.plan, best.label).quantized
     refitted = replace(best, quantized=quantized, fidelity=None)
-    return replace(found, best=calibrated.with_tuned_biases(refitted), calibrated=calibrated)
+    return replace(found, best=calibrated.with_planned_biases(refitted), calibrated=calibrated)
 
 
 def _made(

@@ -22,8 +22,8 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    Where a faster one misses it, or none satisfies it, the nodes that cost the most accuracy are
    promoted to more bits or to float (promotion.py). If none satisfies the contract in the end, the
    best candidate is returned all the same, with verdict `not_met`.
-5. Biases (`tune_biases`). The biases of what wins are corrected empirically, unless that breaks the
-   contract.
+5. Biases (`tune_biases`). The biases of what wins are corrected empirically, where that brings
+   outputs nearer to float's and keeps the contract.
 
 All end where there is no time for another trial that takes as long as the longest before it. A
 search that begins late begins with what only stores its weights in fewer bits, and one that has
@@ -121,7 +121,7 @@ def follow_plan(
     contract: Contract | None = None,
 ) -> Found:
     """What this very plan makes; it is judged only if there is a contract and a bench."""
-    best = calibrated.with_tuned_biases(calibrated.build(plan, "the plan"))
+    best = calibrated.with_planned_biases(calibrated.build(plan, "the plan"))
     if bench is None or contract is None:
         return Found(best, calibrated, Verdict.NONE, "no contract", [])
     best = bench.judge(best)
@@ -176,9 +176,10 @@ def tune_biases(
 ) -> tuple[Candidate, Race]:
     """Step 5: the best candidate with tuned biases.
 
-    It stays as it is if there is nothing to gain, or if that would break the contract.
+    It stays as it is if outputs come no nearer to float's, or if that would break the contract.
     """
-    if not bench.has_time_after([best], POLICY.trials_of_a_step):
+    has_time = bench.has_time_after([best], POLICY.trials_of_a_step)
+    if best.sqnr_db >= POLICY.tuned_biases_db or not has_time:
         return best, race
     progress("tuning biases")
     quantized = race.calibrated.tune_biases(best)
@@ -187,10 +188,11 @@ def tune_biases(
     label = f"{best.label}, biases tuned"
     tuned = bench.judge_fidelity(replace(best, label=label, quantized=quantized))
     race = race.traced(Trial(label, best.plan, tuned))
-    if contract is None:
-        return tuned, race
-    breaks = satisfies(best, contract) and not satisfies(tuned, contract)
-    return (best if breaks else tuned), race
+    gain_db = tuned.sqnr_db - best.sqnr_db
+    breaks = contract is not None and satisfies(best, contract) and not satisfies(tuned, contract)
+    if gain_db <= 0 or breaks:
+        return best, race
+    return replace(tuned, plan=replace(best.plan, tuned_biases_db=gain_db)), race
 
 
 def _last_error(trials: Sequence[Trial]) -> ModelError:

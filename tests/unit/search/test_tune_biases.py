@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from quant_core.data.spec import SampleSpec
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import apply_plan
+from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.tune_biases import tune_biases
 from tests.models import normalized, sketch
 
@@ -48,10 +51,15 @@ def problem(name: str) -> tuple[ir.Model, ir.Model, object, Samples]:
     )
     samples = open_samples(SampleSpec({"x": x}), input_specs(proto.SerializeToString()))
     quantized = apply_plan(model, plan, observe(model, plan, samples))
-    for value in quantized.model.graph.initializers.values():
+    spoil_biases(quantized.model)
+    return model, quantized, plan, samples
+
+
+def spoil_biases(model: ir.Model) -> None:
+    """Edit in place: every integer bias becomes a little wrong."""
+    for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype == ir.DataType.INT32:
             value.const_value = ir.tensor(value.const_value.numpy() * 9 // 10, name=value.name)
-    return model, quantized, plan, samples
 
 
 def means(model: ir.Model, samples: Samples) -> np.ndarray:
@@ -91,15 +99,50 @@ def test_a_model_without_integer_biases_has_none_to_tune():
     assert tune_biases(model, apply_plan(model, plan, None), plan, samples) is None
 
 
-def test_a_replayed_plan_tunes_its_biases_in_the_same_way(tmp_path):
-    onnx.save(network("convolutions"), tmp_path / "float.onnx")
+@pytest.fixture
+def wrong_biases(monkeypatch):
+    """All that is built has biases that are a little wrong."""
+    build = CalibratedModel.build
+
+    def with_wrong_biases(*args):
+        candidate = build(*args)
+        spoil_biases(candidate.model)
+        return candidate
+
+    monkeypatch.setattr(CalibratedModel, "build", with_wrong_biases)
+
+
+def quantized(folder: Path, name: str = "q", **how: object) -> api.QuantResult:
+    """The convolutions with static integers."""
+    onnx.save(network("convolutions"), folder / "float.onnx")
     x = np.random.default_rng(1).standard_normal((24, 6, 8, 8), dtype=np.float32)
+    how = how or {"config": QuantConfig(mode="static")}
+    return api.quantize_model(folder / "float.onnx", folder / f"{name}.onnx", calibration=x, **how)
 
-    made = api.quantize_model(
-        tmp_path / "float.onnx", tmp_path / "a.onnx", QuantConfig(mode="static"), calibration=x
-    )
-    again = api.quantize_model(
-        tmp_path / "float.onnx", tmp_path / "b.onnx", plan=made.plan, calibration=x
-    )
 
+def test_a_plan_says_what_tuned_biases_gained_and_tunes_them_in_the_same_way(
+    tmp_path, wrong_biases
+):
+    made = quantized(tmp_path)
+    again = quantized(tmp_path, "again", plan=QuantPlan.from_json(made.plan.to_json()))
+
+    *_, before, tuned = made.trace
+    assert made.chosen == tuned["candidate"]
+    assert made.plan.tuned_biases_db == tuned["sqnr_db"] - before["sqnr_db"] > 3
     assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
+
+
+def test_biases_that_the_judges_rate_lower_are_not_taken(tmp_path, monkeypatch):
+    def wrongly_tuned(_, candidate):
+        model = candidate.model.clone()
+        spoil_biases(model)
+        return replace(candidate.quantized, model=model)
+
+    monkeypatch.setattr(CalibratedModel, "tune_biases", wrongly_tuned)
+
+    made = quantized(tmp_path)
+
+    *_, before, tuned = made.trace
+    assert tuned["sqnr_db"] < before["sqnr_db"]
+    assert made.chosen == before["candidate"]
+    assert made.plan.tuned_biases_db == 0
