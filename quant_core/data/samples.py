@@ -59,6 +59,15 @@ class Samples:
     def __iter__(self) -> Iterator[Feed]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def are_random(self) -> bool:
+        """Whether they are drawn, not given."""
+        return isinstance(self.source, RandomSource)
+
+    def drawn_next(self, count: int) -> Samples:
+        """So many random samples more, none of which the source of these counts."""
+        return replace(self, order=self.source.length + np.arange(count))
+
     def where(self, index: int) -> str:
         """The name of the i-th feed for people."""
         return self.source.where(int(self.order[index]))

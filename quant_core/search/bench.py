@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from quant_core.data.samples import Feed, Samples, spread
 from quant_core.deadline import NO_DEADLINE, Deadline
-from quant_core.errors import DataError
+from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_each
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
-from quant_core.model.session import open_session
+from quant_core.model.session import open_session, run
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
@@ -48,12 +48,12 @@ class Reference:
 
         deadline  when it should end
 
+        Random samples that the model does not run on are left out.
+
         Raises: ModelError if the model does not run.
         """
         session = open_session(path)
-        outputs = StoredOutputs(deadline.limit(run_each(session, samples)))
-        if len(outputs) < len(samples):
-            samples = samples.pick(np.arange(len(outputs)))
+        samples, outputs = _run_in_time(session, samples, deadline)
         few = spread(1 if deadline.is_over else POLICY.steady_samples, len(samples))
         first = [outputs[i] for i in few]
         names = [output.name for output in session.get_outputs()]
@@ -104,7 +104,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         is_kept = self.costs.path is not None
-        digest = _digest(self.reference.path.read_bytes()) if is_kept else ""
+        digest = digest_of(self.reference.path.read_bytes()) if is_kept else ""
         object.__setattr__(self, "_digest", digest)
 
     @property
@@ -204,8 +204,8 @@ class Bench:
         """What the plan makes of the float model, and the feed that it is timed on: a key of the
         timing cache.
         """
-        shapes = {name: list(x.shape) for name, x in feed.items()}
-        return f"model {self._digest} on {shapes} by plan {_digest(plan.to_json().encode())}"
+        by = digest_of(plan.to_json().encode())
+        return f"{model_on(self._digest, feed)} by plan {by}"
 
     def _cost(self, plan: QuantPlan, session: ort.InferenceSession, feed: Feed) -> Cost:
         in_float = self.reference.session
@@ -215,5 +215,34 @@ class Bench:
         return self.costs.of(self.described(plan, feed), race)
 
 
-def _digest(content: bytes) -> str:
+def model_on(digest: str, feed: Feed) -> str:
+    """How keys of the timing cache begin: the float model of that digest, and shapes of a feed."""
+    shapes = {name: list(x.shape) for name, x in feed.items()}
+    return f"model {digest} on {shapes}"
+
+
+def digest_of(content: bytes) -> str:
+    """A hex digest of a file, or of what else is a part of a key of the timing cache."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _run_in_time(
+    session: ort.InferenceSession, samples: Samples, deadline: Deadline
+) -> tuple[Samples, StoredOutputs]:
+    """Those of the samples that the model ran on until the deadline, and its outputs."""
+    ran: list[int] = []
+
+    def outputs() -> Iterator[Outputs]:
+        for i, feed in enumerate(samples):
+            try:
+                found = run(session, feed, samples.where(i))
+            except ModelError:
+                is_last_chance = not ran and i == len(samples) - 1
+                if not samples.are_random or is_last_chance:
+                    raise
+                continue
+            ran.append(i)
+            yield found
+
+    stored = StoredOutputs(deadline.limit(outputs()))
+    return (samples if len(ran) == len(samples) else samples.pick(np.array(ran))), stored

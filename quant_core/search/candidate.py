@@ -110,11 +110,12 @@ class Candidate:
         """Speed gained, in doublings, less what the lost fidelity would have to buy.
 
         By the default policy outputs 10 dB below `faithful_db` must buy a speed-up of 1.5, those
-        20 dB below of 5. A model slower than its float original is worth less than any that is not.
+        20 dB below of 5. What a model is slower than its float original counts many times. That
+        grows from nothing, so that the noise of a race alone never decides against a faithful one.
         """
         missing = max(0.0, POLICY.faithful_db - self.sqnr_db) / 10
-        is_slower = self.gain < math.log2(POLICY.equal_speed)
-        penalty = POLICY.slower_than_float if is_slower else 0.0
+        slower = max(0.0, math.log2(POLICY.equal_speed) - self.gain)
+        penalty = POLICY.slower_than_float * slower
         return self.gain - POLICY.doublings_per_10_db * missing**2 - penalty
 
     @property

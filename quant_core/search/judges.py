@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
+from functools import partial
 
-from quant_core.data.samples import Samples, fixed_specs, input_specs, open_samples, spread
+import numpy as np
+
+from quant_core.data.samples import Feed, Samples, fixed_specs, input_specs, open_samples, spread
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
-from quant_core.evaluate.outputs import run_each
+from quant_core.evaluate.timing_cache import Cost
 from quant_core.model import files
-from quant_core.model.session import open_session
+from quant_core.model.session import open_session, run
 from quant_core.plan.types import QuantPlan
-from quant_core.search.bench import Bench, Reference
+from quant_core.search.bench import Bench, Reference, digest_of, model_on
 from quant_core.search.calibrated import uses_gptq
 from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
@@ -25,6 +29,7 @@ class Judging:
 
     is_held_out  whether the judges were split off the calibration samples; what they choose is then
                  fitted to all of those
+    judges       where calibration samples are random ones, others, unless there is a contract
     drawn        random ones where no sample is given: ways are timed on them, and the file checked
     note         what makes the judgement doubtful, "" if nothing
     """
@@ -56,7 +61,9 @@ def choose_judges(job: QuantJob) -> Judging:
     few_are_enough = job.contract is None or judged_by_calibration
     if judges is not None and judges.labels is None and few_are_enough:
         judges = judges.subsample(_enough_samples(job))
-    drawn = _drawn_samples(job) if judges is None and job.samples is None else None
+    drawn = _drawn_samples(job)
+    if job.samples is not None:
+        judges, drawn = drawn or judges, None
     return Judging(job.samples, judges, drawn=drawn, note=note)
 
 
@@ -142,13 +149,42 @@ def _judges_by_calibration_samples(job: QuantJob) -> bool:
 
 
 def _drawn_samples(job: QuantJob) -> Samples | None:
-    """A few random samples that the original runs on; None if none fit."""
-    drawn = SampleSpec(count=POLICY.drawn_samples)
-    try:
-        specs = fixed_specs(input_specs(job.original), job.plan.config.fix_shape)
-        samples = open_samples(drawn, specs, job.original)
-        for _ in run_each(open_session(job.original), samples):
-            pass
-    except (DataError, ModelError):
+    """Random samples to judge by that the original runs on, where no others are given; none of them
+    is a calibration sample. None if there are others, or a contract, or if none fit.
+    """
+    if job.contract is not None or job.evaluation is not job.samples:
         return None
-    return samples
+    count = POLICY.most_drawn_samples
+    if job.samples is not None:
+        more = job.samples.drawn_next(count) if job.samples.are_random else None
+    else:
+        try:
+            specs = fixed_specs(input_specs(job.original), job.plan.config.fix_shape)
+            more = open_samples(SampleSpec(count=count), specs, job.original)
+        except DataError:
+            more = None
+    return None if more is None else _as_many_as_run_soon(job, more)
+
+
+def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
+    """The first of these random samples: as many as the original runs on in `POLICY.drawn_s`, but
+    no fewer than `POLICY.drawn_samples`; None if it does not run on the first.
+    """
+    feed = samples[0]
+    is_kept = job.costs.path is not None
+    digest = digest_of(job.original.read_bytes()) if is_kept else ""
+    try:
+        cost = job.costs.of(f"{model_on(digest, feed)} in float", partial(_one_run, job, feed))
+    except ModelError:
+        return None
+    count = max(POLICY.drawn_samples, int(1e3 * POLICY.drawn_s / cost.float_ms))
+    return samples.pick(np.arange(min(count, len(samples))))
+
+
+def _one_run(job: QuantJob, feed: Feed) -> Cost:
+    """The time of one run of the original. Raises: ModelError if it does not run."""
+    session = open_session(job.original)
+    run(session, feed)  # the first one allocates memory
+    began_at = time.thread_time()
+    run(session, feed)
+    return Cost(max(1e-3, 1e3 * (time.thread_time() - began_at)), 1.0)

@@ -53,8 +53,9 @@ def time_note(
         found.append("nothing was calibrated")
     if samples is not None and stats is not None and stats.samples < len(samples):
         found.append(f"calibrated on {stats.samples} of {len(samples)} samples")
-    if judges is not None and bench is not None and len(bench.samples) < len(judges):
-        found.append(f"judged by {len(bench.samples)} of {len(judges)}")
+    given = judges if judges is not None and not judges.are_random else None
+    if given is not None and bench is not None and len(bench.samples) < len(given):
+        found.append(f"judged by {len(bench.samples)} of {len(given)}")
     if is_cut_short:
         found.append("the search ended with the best plan that it had")
     return f"the time budget was short: {', '.join(found)}" if found else ""

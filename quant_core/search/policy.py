@@ -28,7 +28,9 @@ class SearchPolicy:
     # Doublings from which on a candidate is faster than float for the user, not only for the clock.
     # Not tuned: 15 %, five times the noise of a race.
     real_gain: float = 0.2
-    # Doublings that are charged for a model slower than float. Not tuned: more than any fidelity.
+    # Doublings that are charged for each by which a model is slower than float and what counts as
+    # equally fast. Not tuned: at half the speed more than any fidelity, at 4 % of noise nearly
+    # nothing.
     slower_than_float: float = 10.0
 
     # --- what is tried -----------------------------------------------------------------------
@@ -76,9 +78,13 @@ class SearchPolicy:
     holdout: int = 4
     # Samples for the sensitivity of each node. Not tuned.
     sensitivity_samples: int = 4
-    # Samples on which a finished file is checked: given ones, and drawn ones. Not tuned.
+    # Given samples on which a finished file is checked. Not tuned.
     floor_samples: int = 16
+    # Random samples that judge: at least so many, and more, up to so many, while the float model
+    # runs on them in so many seconds. Not tuned: few samples miss an error that is rare and large.
     drawn_samples: int = 8
+    most_drawn_samples: int = 128
+    drawn_s: float = 0.25
     # Samples on which float must repeat itself. Not tuned.
     steady_samples: int = 2
 
