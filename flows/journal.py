@@ -58,7 +58,7 @@ class Journal:
     def __init__(self, folder: Path, fd: int) -> None:
         self.folder, self._fd = folder, fd
         self.path = folder / "journal.jsonl"
-        self.entries, self.skipped_lines = _read(self.path)
+        self.entries, self.skipped_lines = read_journal(folder)
         self.latest = {entry.key: entry for entry in self.models()}
 
     def models(self) -> Iterator[ModelEntry]:
@@ -228,6 +228,25 @@ class Stages:
         return [path for pattern in FILES.get(stage, ()) for path in self.folder.glob(pattern)]
 
 
+def read_journal(folder: Path) -> tuple[list[Entry], int]:
+    """The entries of every whole line, and how many lines are none: a broken disk spoiled them.
+
+    folder  `.quantmill` of an output folder
+    """
+    entries, skipped = [], 0
+    with (folder / "journal.jsonl").open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                entry = read_entry(json.loads(line))
+            except (ValueError, RecursionError):
+                entry = None
+            if entry is None:
+                skipped += 1
+            else:
+                entries.append(entry)
+    return entries, skipped
+
+
 @contextlib.contextmanager
 def open_journal(folder: Path) -> Iterator[Journal]:
     """The journal of that output folder, locked.
@@ -251,7 +270,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         yield Journal(own, fd)
     except BlockingIOError:
         raise RequestError(
-            "another batch is working there", str(folder), "Wait for it, or stop it"
+            "another batch or audit is working there", str(folder), "Wait for it, or stop it"
         ) from None
     finally:
         os.close(fd)
@@ -278,7 +297,7 @@ def _shortened(path: Path, fd: int) -> int:
     Returns the descriptor of the new file, locked. It is the old one if a run was interrupted,
     which needs all entries.
     """
-    entries, _ = _read(path)
+    entries, _ = read_journal(path.parent)
     if not entries or not isinstance(entries[-1], EndEntry):
         return fd
     models = [entry for entry in entries if isinstance(entry, ModelEntry)]
@@ -303,22 +322,6 @@ def _needed(models: Sequence[ModelEntry]) -> list[ModelEntry]:
 
 def _line(entry: Entry) -> bytes:
     return json.dumps(entry.to_json(), separators=(",", ":")).encode() + b"\n"
-
-
-def _read(path: Path) -> tuple[list[Entry], int]:
-    """The entries of every whole line, and how many lines are none: a broken disk spoiled them."""
-    entries, skipped = [], 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                entry = read_entry(json.loads(line))
-            except (ValueError, RecursionError):
-                entry = None
-            if entry is None:
-                skipped += 1
-            else:
-                entries.append(entry)
-    return entries, skipped
 
 
 def _drop_torn_line(fd: int) -> None:

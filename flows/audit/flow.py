@@ -43,8 +43,8 @@ from flows.batch.flow_run import (  # noqa: E402
 )
 from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
 from flows.batch.run_summary import (  # noqa: E402
+    auditing,
     name_flow_run,
-    running_summary,
     summarize,
     summarize_failure,
     summary_path,
@@ -108,7 +108,7 @@ def audit(
     standing, skipped_lines = read_standing(folder, only or [])
     manifest = manifest_of(folder, standing)
     caller_or_own = caller_or_cluster(
-        lambda: manifest, lambda _: running_summary("audit", folder), scheduler, jobs, allow_code
+        lambda: manifest, lambda _: auditing(folder), scheduler, jobs, allow_code
     )
     summary = summary_path("audit", folder)
     with caller_or_own as caller, untagged():

@@ -37,7 +37,7 @@ def run_audit(
     Raises: QuantError if there is nothing to audit.
     """
     from flows.audit.standing import manifest_of, read_standing
-    from flows.batch.run_summary import running_summary
+    from flows.batch.run_summary import auditing
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     folder = folder.absolute()
@@ -46,7 +46,7 @@ def run_audit(
     check_code(manifest.jobs, allow_code)
     code = None if allow_code is None else str(Path(allow_code).absolute())
     workers = how_many_workers(1, jobs)
-    with running_summary("audit", folder), ExitStack() as stack:
+    with auditing(folder), ExitStack() as stack:
         on_progress(Starting(unused_settings(prefect)))
         client = stack.enter_context(api_and_dask(workers, scheduler, prefect))
         from flows.audit.flow import audit

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.entries import ModelEntry
-from flows.journal import open_journal
+from flows.journal import read_journal
 from flows.manifest.jobs import Job, Manifest, select
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
@@ -37,9 +37,8 @@ def read_standing(folder: Path, only: Sequence[str]) -> tuple[list[Standing], in
     if not (folder / FOLDER / "journal.jsonl").is_file():
         hint = "Name the output_dir of a manifest"
         raise RequestError("is no batch's output folder", str(folder), hint)
-    with open_journal(folder) as journal:
-        entries = [entry for entry in journal.models() if entry.job]
-        skipped_lines = journal.skipped_lines
+    lines, skipped_lines = read_journal(folder / FOLDER)
+    entries = [entry for entry in lines if isinstance(entry, ModelEntry) and entry.job]
     timings = {
         entry.digest: timing
         for entry in entries

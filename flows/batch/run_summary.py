@@ -47,12 +47,22 @@ def working_in(manifest: Manifest) -> Iterator[Journal]:
 
     The folder's summary.json says so, and what broke the batch off.
 
-    Raises: RequestError if the folder cannot be written, or if another batch is working there,
+    Raises: RequestError if the folder cannot be written, or if a batch or an audit works there,
         whose summary stays as it is.
     """
     folder = manifest.folder
     with open_journal(folder) as journal, running_summary("batch", folder):
         yield journal
+
+
+@contextlib.contextmanager
+def auditing(folder: Path) -> Iterator[None]:
+    """Let nobody else work in an output folder while it is audited, as its audit-summary.json says.
+
+    Raises: as `working_in`.
+    """
+    with open_journal(folder), running_summary("audit", folder):
+        yield
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from flows.batch.run import run_batch
-from flows.batch.run_summary import running_summary, working_in
+from flows.batch.run_summary import auditing, running_summary, working_in
 from flows.journal import open_journal
 from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
@@ -78,12 +78,20 @@ def test_a_batch_that_is_turned_away_starts_nothing_and_writes_no_summary(manife
     with working_in(manifest):
         before = read(manifest)
 
-        with pytest.raises(RequestError, match="another batch is working there"):
+        with pytest.raises(RequestError, match="another batch or audit is working there"):
             run_batch(manifest)
 
         assert read(manifest) == before
     with open_journal(manifest.folder):
         pass
+
+
+def test_nobody_audits_where_a_batch_works_and_no_batch_begins_where_somebody_audits(manifest):
+    for one, other in ((working_in(manifest), auditing), (auditing(manifest.folder), auditing)):
+        with one, pytest.raises(RequestError, match="audit is working there"):
+            other(manifest.folder).__enter__()
+    with auditing(manifest.folder), pytest.raises(RequestError, match="audit is working there"):
+        working_in(manifest).__enter__()
 
 
 def test_a_summary_that_cannot_be_written_is_an_error_in_words(tmp_path):
