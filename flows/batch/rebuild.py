@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from flows.entries import EndEntry, ModelEntry
 from flows.journal import Journal, open_journal
 from tasks.rows import TABLES, Row
-from tasks.tables import write_table
+
+# pyarrow is imported only where it is needed: a run begins before.
 
 MAGIC = b"PAR1"  # the first and the last bytes of a Parquet file
 
@@ -23,6 +21,8 @@ def rebuild(folder: Path) -> tuple[list[Path], int]:
 
     Raises: RequestError if a batch is working there.
     """
+    from tasks.tables import write_table
+
     with open_journal(folder) as journal:
         written = []
         for end in _ends(journal):
@@ -48,6 +48,8 @@ def heal(
     torn = [path for path in torn if not path.name.startswith(".") and not is_whole(path)]
     if not torn:
         return []
+    from tasks.tables import write_table
+
     ends = {end.run_id: end for end in _ends(journal)}
     for path in torn:
         tables = _tables(journal, ends[path.stem]) if path.stem in ends else {}
@@ -60,6 +62,9 @@ def heal(
 
 def _can_be_read(path: Path) -> bool:
     """Whether every value of a Parquet file can be read, which takes as long as to read it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException):
