@@ -13,9 +13,9 @@ from typing import Any
 
 from flows.manifest import huggingface
 from flows.manifest.jobs import Copy, Job
+from flows.manifest.mistakes import Mistake, Place, format_place
 from flows.manifest.outputs import output_test
 from flows.manifest.paths import absolute, exists, file_key, is_folder
-from flows.manifest.schema import Mistake, Place, format_place
 from quant_core.errors import DataError, ModelError, QuantError, RequestError
 from tasks.cache import the_cache
 from tasks.stores import Location, Url, listing, location

@@ -11,10 +11,10 @@ from typing import Any
 
 from flows.manifest import huggingface
 from flows.manifest.jobs import Job
+from flows.manifest.mistakes import Mistake, Place
 from flows.manifest.models import Entry, find_models
 from flows.manifest.outputs import output_test
 from flows.manifest.paths import absolute, below
-from flows.manifest.schema import Mistake, Place
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.manifest import huggingface
+from flows.manifest.mistakes import Mistake, Place
 from flows.manifest.paths import absolute, is_folder, real_path
-from flows.manifest.schema import Mistake, Place
 from tasks.cache import the_cache
 from tasks.stores import Location, Url
 

@@ -12,8 +12,10 @@ from typing import Any
 from flows.manifest.files import copies_beside, costs_mistakes, file_mistakes, output_mistakes
 from flows.manifest.jobs import Benchmark, Limits, Manifest
 from flows.manifest.make import make_jobs, present
+from flows.manifest.mistakes import Mistake
+from flows.manifest.parse import read_values
 from flows.manifest.paths import absolute, local
-from flows.manifest.schema import Mistake, read_values, schema_mistakes
+from flows.manifest.schema import schema_mistakes
 from quant_core.errors import RequestError
 from tasks.stores import Location, Url
 

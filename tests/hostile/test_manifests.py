@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from flows.manifest.parse import MAX_BYTES
 from flows.manifest.read import read_manifest
-from flows.manifest.schema import MAX_BYTES
 from quant_core.errors import RequestError
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
