@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from flows.cli.options import FORMAT, GROUPS, flag
+from flows.cli.option import flag
+from flows.cli.options import FORMAT, GROUPS
 from flows.console import printing
 from quant_core.errors import QuantError, RequestError
 

@@ -269,7 +269,7 @@ def test_top1_without_labels_is_a_mistake_before_anything_runs(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [
         ("bits: 8\nbits: 4\n", "'bits' is given twice"),
         ("[[[", "is not YAML"),
@@ -281,13 +281,13 @@ def test_top1_without_labels_is_a_mistake_before_anything_runs(folder):
         ("batch: {input_dir: nothing, output_dir: o}", "no .onnx file"),
     ],
 )
-def test_a_text_that_is_no_manifest_is_told_in_one_line(folder, text, told):
+def test_a_text_that_is_no_manifest_is_refused_in_one_line(folder, text, problem):
     (folder / "m.yaml").write_text(text)
 
     with pytest.raises(RequestError, match=r"m\.yaml") as error:
         read_manifest(folder / "m.yaml")
 
-    assert told in str(error.value)
+    assert problem in str(error.value)
 
 
 def test_a_name_in_braces_gives_each_model_its_own_data(folder):
@@ -312,7 +312,7 @@ def test_models_quantized_beside_their_originals_are_not_quantized_again(folder)
     assert [job.name for job in manifest.jobs] == ["b", "resnet18"]
 
 
-def test_a_manifest_survives_json_and_its_digest_tells_wishes_apart(folder):
+def test_a_manifest_survives_json_and_another_request_has_another_digest(folder):
     said = {
         "batch": {"input_dir": "models", "output_dir": "o", "costs": "costs.jsonl"},
         "calibration": {"data": "data.npy", "shape": {"x": [1]}},
@@ -409,7 +409,7 @@ def test_an_output_of_an_earlier_run_is_no_original_and_another_batch_may_not_wr
     assert read_owner(output) == other
 
 
-def test_the_label_of_a_job_tells_its_output(folder):
+def test_the_label_of_a_job_names_its_output(folder):
     models = [{"input": "models/b.onnx", "output": f"o/{name}.onnx"} for name in ("one", "two")]
 
     jobs = check_manifest({"models": models}, folder).jobs
