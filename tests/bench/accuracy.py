@@ -251,21 +251,21 @@ def in_own_process(tool: str, job: Job) -> str:
     if process.is_alive():
         process.kill()
         return f"not done after {SECONDS} s"
-    told = job.output.with_suffix(".error")
-    if told.exists():
-        return told.read_text()
+    failure = job.output.with_suffix(".error")
+    if failure.exists():
+        return failure.read_text()
     return "" if job.output.exists() else f"died, exit code {process.exitcode}"
 
 
 def _child(tool: str, job: Job) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     os.chdir(job.output.parent)  # onnxruntime's tools leave files where they run
-    told = job.output.with_suffix(".error")
-    told.unlink(missing_ok=True)
+    failure = job.output.with_suffix(".error")
+    failure.unlink(missing_ok=True)
     try:
         TOOLS[tool](job)
     except BaseException as problem:  # a Rust panic is no Exception
-        told.write_text(_line(problem))
+        failure.write_text(_line(problem))
 
 
 def modern(model: Path, scratch: Path) -> Path:
@@ -364,12 +364,12 @@ def text(cell: dict[str, Any] | None) -> str:
         cell["timing"]["speedup"],
         _short(cell["sqnr_db"], 2),
     )
-    told = f"{value} @{speed:.2f} / {sqnr} / {cell['size_ratio']:.2f}"
+    text = f"{value} @{speed:.2f} / {sqnr} / {cell['size_ratio']:.2f}"
     if cell["flips_bad"] is not None:
-        told += f", -{cell['flips_bad']} +{cell['flips_good']}"
+        text += f", -{cell['flips_bad']} +{cell['flips_good']}"
     if "avx2" in cell:
-        told += f", AVX2: {_short(cell['avx2']['value'])} / {cell['avx2']['sqnr_db']:.0f}"
-    return told
+        text += f", AVX2: {_short(cell['avx2']['value'])} / {cell['avx2']['sqnr_db']:.0f}"
+    return text
 
 
 def table_of_verdicts(results: dict[str, Any], cases: list[str] | None = None) -> str:

@@ -104,10 +104,10 @@ def main() -> None:
             for tool in args.tools:
                 rows.append(row(zoo, case, tool, args, Path(scratch)))
                 cells = (rows[-1].get(c, "") for c in COLUMNS)
-                told = [f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells]
+                texts = [f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells]
                 print(
                     f"| {case.name} | {tool} |",
-                    " | ".join(told),
+                    " | ".join(texts),
                     "|",
                     rows[-1].get("error", ""),
                     flush=True,

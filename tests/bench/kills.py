@@ -173,5 +173,5 @@ def main(kills: int, models: int) -> int:
 
 
 if __name__ == "__main__":
-    asked = [int(text) for text in sys.argv[1:]]
-    sys.exit(main(*asked, *(50, 20)[len(asked) :]))
+    typed = [int(text) for text in sys.argv[1:]]
+    sys.exit(main(*typed, *(50, 20)[len(typed) :]))

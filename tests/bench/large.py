@@ -72,10 +72,10 @@ def main() -> None:
         print("|---" * 6 + "|")
         for way in args.ways:
             child = [sys.executable, "-c", QUANTIZE, str(path), str(made), json.dumps(WAYS[way])]
-            told = subprocess.run(
+            printed = subprocess.run(
                 child, check=True, cwd=scratch, stdout=subprocess.PIPE, text=True
             ).stdout
-            size, peak, seconds = map(float, told.split())
+            size, peak, seconds = map(float, printed.split())
             (y,) = open_session(made).run(None, {"x": x})
             noise = np.square(y - exact, dtype=np.float64).sum() or 1e-30
             db = 10 * np.log10(np.square(exact, dtype=np.float64).sum() / noise)

@@ -15,11 +15,11 @@ Cases = dict[str, tuple[Callable[[Path], object], str]]
 
 
 def adder(cases: Cases):
-    """A decorator for functions that write a file, of which `told` is said."""
+    """A decorator for functions that write a file, whose error has this message."""
 
-    def case(told: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
+    def case(message: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
         def add(write: Callable[[Path], object]) -> Callable[[Path], object]:
-            cases[write.__name__] = (write, told)
+            cases[write.__name__] = (write, message)
             return write
 
         return add
@@ -28,12 +28,12 @@ def adder(cases: Cases):
 
 
 def check(cases: Cases, name: str, folder: Path) -> None:
-    """It is refused as told, with less than eight megabytes."""
-    write, told = cases[name]
+    """It is refused with its message, with less than eight megabytes."""
+    write, message = cases[name]
     write(folder / "samples")
     tracemalloc.start()
 
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         open_arrays(folder / "samples")
 
     assert tracemalloc.get_traced_memory()[1] < 8e6

@@ -1,4 +1,4 @@
-"""A child process, in which strangers' models run, is told nothing of this one's secrets."""
+"""A child process, in which the models of strangers run, gets none of this one's secrets."""
 
 from __future__ import annotations
 

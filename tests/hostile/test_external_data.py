@@ -68,10 +68,10 @@ def test_every_way_to_open_a_model_refuses_data_outside_its_folder(tmp_path, sec
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
 
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as raised:
         opens(path)
 
-    assert told.value.hint
+    assert raised.value.hint
     assert secret not in model_files(path)
 
 

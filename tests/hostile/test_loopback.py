@@ -1,4 +1,4 @@
-"""Prefect's server listens on loopback alone, and is told nothing that it need not know."""
+"""Prefect's server listens on loopback alone, and gets nothing that it does not need."""
 
 from __future__ import annotations
 

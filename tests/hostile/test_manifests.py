@@ -45,13 +45,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_hostile_manifest_is_a_wrong_request(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    text, told = CASES[name]
+    text, message = CASES[name]
     (tmp_path / name).write_text(text)
 
     with pytest.raises(RequestError) as error:
         read_manifest(tmp_path / name)
 
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert not (tmp_path / "ran").exists()
 
 

@@ -54,7 +54,7 @@ def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
     )
     before = sorted(folder.rglob("*"))
 
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, str(folder / "m.yaml"), "--dry-run", "--format", "json"],
         cwd=ROOT,
         capture_output=True,
@@ -62,8 +62,8 @@ def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
         check=False,
     )
 
-    assert told.returncode == 0, told.stderr
-    plans = [json.loads(line) for line in told.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    plans = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["model"] for row in plans] == [f"m{k}" for k in range(6)]
     assert {node["node"] for node in plans[0]["plan"]["nodes"]} >= {"conv", "gemm"}
     assert sorted(folder.rglob("*")) == before
@@ -72,12 +72,12 @@ def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
 def test_a_wrong_manifest_is_told_whole_with_exit_code_2_and_no_traceback(folder):
     (folder / "m.yaml").write_text("bits: 7\nbatch: {input_dir: models, output_dir: out, job: 3}\n")
 
-    told = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, check=False)
 
-    assert told.returncode == 2
-    assert "bits: is 7" in told.stderr
-    assert "Did you mean jobs?" in told.stderr
-    assert "Traceback" not in told.stderr
+    assert done.returncode == 2
+    assert "bits: is 7" in done.stderr
+    assert "Did you mean jobs?" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (folder / "out").exists()
 
 
@@ -105,8 +105,8 @@ def test_one_model_is_stopped_in_a_word_and_leaves_nothing(folder, number, code)
 
     process.send_signal(number)
 
-    _, told = process.communicate()
-    assert (process.returncode, told) == (code, "stopped\n")
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (code, "stopped\n")
     assert sorted(folder.rglob("*")) == before
 
 

@@ -108,9 +108,9 @@ def test_every_fault_is_one_row_with_its_reason_and_all_others_finish(
     assert len(rows) >= 30
     assert {name for name, row in rows.items() if row.outcome == "done"} == {*GOOD, "astray"}
     for name in rows.keys() & REASONS.keys():
-        stage, told = REASONS[name]
+        stage, message = REASONS[name]
         assert rows[name].stage == stage or not stage, name
-        assert told in rows[name].error
+        assert message in rows[name].error
         assert rows[name].hint
     assert (
         tmp_path / "models" / "killer.kills"

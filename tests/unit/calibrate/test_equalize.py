@@ -144,10 +144,10 @@ def test_equalization_is_done_where_it_helps_and_its_plan_makes_the_same_bytes(
     assert again.plan.equalized_db == found.plan.equalized_db
     checked = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", X, detailed=True)
     assert checked.fidelity.per_output[0].sqnr_db > 25
-    told = {row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in found.layers}
+    reported = {row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in found.layers}
     assert {
         row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in checked.sensitivity
-    } == told
+    } == reported
 
 
 def test_the_metadata_of_an_equalized_model_is_enough_to_equalize_its_original() -> None:

@@ -22,12 +22,12 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {}
 
 
 def case(
-    exit_code: int, told: str
+    exit_code: int, message: str
 ) -> Callable[[Callable[[Path], list[str]]], Callable[[Path], list[str]]]:
     """A row of CASES: prepares a folder and says what is typed in it."""
 
     def add(prepare: Callable[[Path], list[str]]) -> Callable[[Path], list[str]]:
-        CASES[prepare.__name__] = (prepare, exit_code, told)
+        CASES[prepare.__name__] = (prepare, exit_code, message)
         return prepare
 
     return add
@@ -283,7 +283,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_explained_and_leaves_nothing_behind(name, folder, capsys):
-    prepare, exit_code, told = CASES[name]
+    prepare, exit_code, message = CASES[name]
     typed = prepare(folder)
     before = contents(folder)
     capsys.readouterr()
@@ -293,7 +293,7 @@ def test_bad_input_is_explained_and_leaves_nothing_behind(name, folder, capsys):
     out, err = capsys.readouterr()
     assert (code, out) == (exit_code, ""), err
     assert [line[:6] for line in err.splitlines()] == ["error:", "hint: "], err
-    assert told in err
+    assert message in err
     assert contents(folder) == before
 
 

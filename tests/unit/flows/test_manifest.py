@@ -193,8 +193,8 @@ def test_what_is_wrong_in_form_does_not_hide_what_is_wrong_in_meaning(folder):
     in_a_model = mistakes({"models": models}, folder)
     in_all = mistakes({"models": models, "evaluation": {"data": 3}}, folder)
 
-    told = [line.partition(" (")[0].partition(": ")[::2] for line in in_a_model]
-    assert [(place, problem.partition(":")[0]) for place, problem in told] == [
+    reported = [line.partition(" (")[0].partition(": ")[::2] for line in in_a_model]
+    assert [(place, problem.partition(":")[0]) for place, problem in reported] == [
         ("models[1].output", "is 3"),
         ("models[2].contract.metric", "top1 needs labels"),
         ("models[0].input", "no such file"),

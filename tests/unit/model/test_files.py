@@ -1,4 +1,4 @@
-"""A file that is no model is told apart in words."""
+"""What becomes of a file that is no model: each kind has an error of its own."""
 
 from __future__ import annotations
 

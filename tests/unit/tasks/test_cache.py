@@ -187,10 +187,10 @@ def test_a_folder_is_listed_once_for_many_of_its_files(cache, monkeypatch):
     urls = [STORE / "many" / f"{k}.npy" for k in range(20)] + [STORE / "few" / "a.npy"]
     for url in urls:
         stores.write(url, b"content")
-    asked, stat = [], stores.stat
+    read, stat = [], stores.stat
 
     def note(url):
-        asked.append(url)
+        read.append(url)
         return stat(url)
 
     monkeypatch.setattr(stores, "stat", note)
@@ -198,7 +198,7 @@ def test_a_folder_is_listed_once_for_many_of_its_files(cache, monkeypatch):
     cache.look_at([*urls, STORE / "many" / "missing.npy"])
 
     assert {cache.stat(url).size for url in urls} == {len(b"content")}
-    assert asked == [STORE / "few" / "a.npy"]
+    assert read == [STORE / "few" / "a.npy"]
     cache.forget()
     cache.stat(urls[0])
-    assert asked[1:] == urls[:1]
+    assert read[1:] == urls[:1]
