@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
-from quant_core.optimize.edit import is_float32, only_reader
+from quant_core.optimize.edit import is_float32
 from quant_core.optimize.facts import Facts
 
 Numbers = NDArray[np.float64]
@@ -71,51 +70,6 @@ class Affine:
     def widened(self, channels: int) -> tuple[Numbers, Numbers]:
         """(scale, shift), each of shape (channels,)."""
         return np.broadcast_to(self.scale, channels), np.broadcast_to(self.shift, channels)
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """Affine operators in a row, each read by the next alone, and what they do together."""
-
-    nodes: tuple[ir.Node, ...]
-    source: ir.Value
-    affine: Affine
-
-    @property
-    def output(self) -> ir.Value:
-        return self.nodes[-1].outputs[0]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(str(node.name) for node in self.nodes)
-
-
-def chains(inside: ir.Graph, facts: Facts) -> Iterator[Chain]:
-    """Every chain of the graph, as long as it can be; the graph may be edited meanwhile."""
-    seen: set[ir.Node] = set()
-    for node in list(inside):
-        if node in seen or node.graph is not inside:
-            continue
-        found = _chain_from(node, facts)
-        if found is not None:
-            seen.update(found.nodes)
-            yield found
-
-
-def _chain_from(first: ir.Node, facts: Facts) -> Chain | None:
-    read = affine_of(first, facts)
-    if read is None:
-        return None
-    source, affine = read
-    nodes = [first]
-    while (reader := only_reader(nodes[-1].outputs[0])) is not None:
-        read = affine_of(reader, facts)
-        both = None if read is None else affine.then(read[1])
-        if both is None:
-            break
-        nodes.append(reader)
-        affine = both
-    return Chain(tuple(nodes), source, affine)
 
 
 def affine_of(node: ir.Node, facts: Facts) -> tuple[ir.Value, Affine] | None:

@@ -16,13 +16,10 @@ from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.affine_as_conv import affine_as_conv
 from quant_core.optimize.rules.common_subexpressions import common_subexpressions
-from quant_core.optimize.rules.fold_affine import (
-    fold_into_consumers,
-    fold_into_producer,
-    merge_affine,
-)
+from quant_core.optimize.rules.fold_affine import fold_into_consumers, fold_into_producer
 from quant_core.optimize.rules.inner_softmax import inner_softmax
 from quant_core.optimize.rules.known_sizes import known_sizes
+from quant_core.optimize.rules.merge_affine import merge_affine
 from quant_core.optimize.rules.merge_convs import merge_parallel_convs, merge_successive_convs
 from quant_core.optimize.rules.named_sizes import named_sizes
 from quant_core.optimize.rules.pixel_gemms import pixel_gemms

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.optimize.affine import Chain, chains
 from quant_core.optimize.applied import Applied, Chosen
+from quant_core.optimize.chains import Chain, chains
 from quant_core.optimize.edit import constant, free_name, remove
 from quant_core.optimize.facts import Facts
 

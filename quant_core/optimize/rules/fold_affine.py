@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize import commute, linear
-from quant_core.optimize.affine import Affine, Chain, Numbers, chains
+from quant_core.optimize.affine import Affine, Numbers
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import bypass, constant, free_name, read_here, remove
+from quant_core.optimize.chains import Chain, chains, write_chain
+from quant_core.optimize.edit import free_name, read_here
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.fused import ends_fusion
 
-MOST_EDITS = (
-    64  # of other nodes for one chain: a graph with many branches has exponentially many paths
-)
+MOST_EDITS = 64  # for one chain: a graph with many branches has exponentially many paths
+MOST_SHIFT = 1e3  # of what scales then make smaller
+IDENTITY = Affine(np.ones(1), np.zeros(1))
+
+Parts: TypeAlias = tuple[Affine, Affine]  # what goes into linear operators, and what stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +45,11 @@ def fold_into_producer(model: ir.Model, facts: Facts) -> list[Applied]:
     3. A MatMul has no bias: it takes the scale, and one Add stays if the chain had more than that.
     4. Factors that belong to an operator which onnxruntime fuses stay (fused.py).
     """
-    applied = []
-    for inside in graph.graphs_of(model):
-        for chain in chains(inside, facts):
-            if ends_fusion(chain.source):  # 4.
-                continue
-            rest = Affine(np.ones(1), np.zeros(1))
-            edits = _above(chain.source, chain.affine, inside, facts)
-            if edits is None and chain.affine.shifts and len(chain.nodes) > 1:  # 3.
-                scale, rest = _apart(chain.affine)
-                edits = _above(chain.source, scale, inside, facts)
-            if edits is not None:
-                applied.append(_absorb("fold_into_producer", chain, edits, rest, facts))
-    return applied
+
+    def edits(chain: Chain, affine: Affine) -> list[Edit] | None:
+        return _above(chain.source, affine, graph.home(chain.nodes[0]), facts)
+
+    return _fold("fold_into_producer", model, facts, edits, _scale_before_shift)
 
 
 def fold_into_consumers(model: ir.Model, facts: Facts) -> list[Applied]:
@@ -67,40 +63,32 @@ def fold_into_consumers(model: ir.Model, facts: Facts) -> list[Applied]:
        in, and one Add(t / s) stays if the chain had more than that.
     4. Factors that belong to an operator which onnxruntime fuses stay (fused.py).
     """
+
+    def edits(chain: Chain, affine: Affine) -> list[Edit] | None:
+        return _below(chain.output, affine, graph.home(chain.nodes[0]), facts)
+
+    return _fold("fold_into_consumers", model, facts, edits, _shift_before_scale)
+
+
+def _fold(
+    rule: str,
+    model: ir.Model,
+    facts: Facts,
+    edits_for: Callable[[Chain, Affine], list[Edit] | None],
+    split: Callable[[Affine], Parts | None],
+) -> list[Applied]:
+    """Each chain goes as a whole if it can, else the part of it that `split` puts first."""
     applied = []
     for inside in graph.graphs_of(model):
         for chain in chains(inside, facts):
             if ends_fusion(chain.source):  # 4.
                 continue
-            rest = Affine(np.ones(1), np.zeros(1))
-            edits = _below(chain.output, chain.affine, inside, facts)
-            if edits is None and len(chain.nodes) > 1 and _divides(chain.affine):  # 3.
-                scale, shift = chain.affine.scale, chain.affine.shift
-                rest = Affine.make(np.ones(1), shift / scale, chain.affine.axis)
-                only_scale = Affine.make(scale, np.zeros(1), chain.affine.axis)
-                edits = _below(chain.output, only_scale, inside, facts)
-            if edits:
-                applied.append(_absorb("fold_into_consumers", chain, edits, rest, facts))
-    return applied
-
-
-def merge_affine(model: ir.Model, facts: Facts) -> list[Applied]:
-    """Chains of affine operators become one Mul and one Add, or less, where that is fewer.
-
-    Mul(s1) -> Add(t1) -> Mul(s2) -> Add(t2)   =>   Mul(s1 s2) -> Add(t1 s2 + t2)
-    """
-    applied = []
-    for inside in graph.graphs_of(model):
-        for chain in chains(inside, facts):
-            needed = chain.affine.scales + chain.affine.shifts
-            if _norm_of(chain) is not None:
-                needed = min(needed, 1)
-            if needed < len(chain.nodes):
-                if not needed and chain.output.is_graph_output():
-                    continue  # an output needs a node that writes it
-                kept = _write(chain, chain.affine, facts)
-                gone = tuple(name for name in chain.names if name not in kept)
-                applied.append(Applied("merge_affine", (*kept, chain.names[-1])[0], gone))
+            parts = split(chain.affine) if len(chain.nodes) > 1 else None  # 3.
+            for taken, rest in filter(None, ((chain.affine, IDENTITY), parts)):
+                edits = edits_for(chain, taken)
+                if edits:
+                    applied.append(_absorb(rule, chain, edits, rest, facts))
+                    break
     return applied
 
 
@@ -147,17 +135,26 @@ def _all(changed: tuple[ir.Value, ...], found: Iterable[list[Edit] | None]) -> l
     return edits
 
 
-def _apart(affine: Affine) -> tuple[Affine, Affine]:
-    """The scale, and the shift that follows it."""
-    scale = Affine.make(affine.scale, np.zeros(1), affine.axis)
-    return scale, Affine.make(np.ones(1), affine.shift, affine.axis)
+def _scale_before_shift(affine: Affine) -> Parts | None:
+    """A chain's scale, and the shift behind it."""
+    if not (affine.scales and affine.shifts):
+        return None
+    return _parts(affine, affine.shift)
 
 
-def _divides(affine: Affine) -> bool:
-    """Whether the shift can come before the scale and float32 keeps its digits."""
-    if not (affine.scales and affine.shifts) or not affine.scale.all():
-        return False
-    return bool((np.abs(affine.shift / affine.scale) < 1e3).all())
+def _shift_before_scale(affine: Affine) -> Parts | None:
+    """A chain's scale, and the shift in front of it; None if float32 would lose digits of that."""
+    if not (affine.scales and affine.shifts and affine.scale.all()):
+        return None
+    shift = affine.shift / affine.scale
+    if (np.abs(shift) >= MOST_SHIFT).any():
+        return None
+    return _parts(affine, shift)
+
+
+def _parts(affine: Affine, shift: Numbers) -> Parts:
+    one, none = np.ones(1), np.zeros(1)
+    return Affine.make(affine.scale, none, affine.axis), Affine.make(one, shift, affine.axis)
 
 
 def _absorb(rule: str, chain: Chain, edits: list[Edit], rest: Affine, facts: Facts) -> Applied:
@@ -172,69 +169,6 @@ def _absorb(rule: str, chain: Chain, edits: list[Edit], rest: Affine, facts: Fac
     for value in dict.fromkeys(v for edit in edits for v in edit.changed):
         value.name = free_name(inside, str(value.name))
     is_changed = any(chain.source in edit.changed for edit in edits)
-    kept = _write(chain, rest, facts, takes_name=is_changed)
+    kept = write_chain(chain, rest, facts, takes_name=is_changed)
     gone = tuple(name for name in chain.names if name not in kept)
     return Applied(rule, str(edits[0].node.name), gone)
-
-
-def _write(chain: Chain, affine: Affine, facts: Facts, *, takes_name: bool = False) -> list[str]:
-    """The chain's nodes go; as few as can do the affine come, under names of theirs, the result.
-
-    takes_name  whether the source has the values of the chain's output now
-    """
-    last, kept = chain.source, []
-    norm = _norm_of(chain)
-    if norm is not None and affine.scales and affine.shifts:
-        last = _append(chain, norm, last, _norm_inputs(affine, facts.size(chain.output, 1)))
-        kept.append(str(norm.name))
-    else:
-        for op_type, numbers, idle in (("Mul", affine.scale, 1), ("Add", affine.shift, 0)):
-            if (numbers != idle).any():
-                free = [n for n in chain.nodes if n.name not in kept]
-                like = next((n for n in free if n.op_type == op_type), free[-1])
-                array = _broadcastable(numbers, affine.axis, facts.rank(chain.output))
-                last = _append(chain, like, last, [array], op_type)
-                kept.append(str(like.name))
-    if last is chain.source and not takes_name:
-        bypass(chain.output, last)
-    else:
-        graph.replace_value(chain.output, last)
-    remove(chain.nodes)
-    return kept
-
-
-def _append(
-    chain: Chain, like: ir.Node, source: ir.Value, arrays: list[Numbers], op_type: str | None = None
-) -> ir.Value:
-    """The result of a new node with the name of a chain's node, before the chain's last."""
-    inside, name = graph.home(like), str(like.name)
-    constants = [constant(inside, name, a) for a in arrays]
-    attributes = [ir.AttrFloat32("epsilon", 0.0)] if op_type is None else []
-    node = ir.Node("", op_type or like.op_type, [source, *constants], attributes, name=name)
-    value = node.outputs[0]
-    value.name = free_name(inside, name)
-    value.type, value.shape = chain.output.type, chain.output.shape
-    inside.insert_before(chain.nodes[-1], node)
-    return value
-
-
-def _norm_of(chain: Chain) -> ir.Node | None:
-    """A BatchNormalization of the chain that could do all of it."""
-    if chain.affine.axis not in (None, 1):
-        return None
-    return next((n for n in chain.nodes if n.op_type == "BatchNormalization"), None)
-
-
-def _norm_inputs(affine: Affine, channels: int | None) -> list[Numbers]:
-    """(scale, bias, mean, variance) of a BatchNormalization without an epsilon that does this."""
-    assert channels is not None
-    scale, shift = affine.widened(channels)
-    return [scale, shift, np.zeros(channels), np.ones(channels)]
-
-
-def _broadcastable(numbers: Numbers, axis: int | None, rank: int | None) -> Numbers:
-    """Shaped so that the numbers meet their axis of a tensor of that rank."""
-    if axis is None:
-        return numbers.reshape(())
-    assert rank is not None
-    return numbers.reshape(-1, *[1] * (rank - axis - 1))
