@@ -111,12 +111,13 @@ def quantize_answer(
 
 
 def _timing_of(target: str) -> Callable[..., dict[str, Any]] | None:
-    """What times a file for that target: this host, or onnxruntime-web if it is installed."""
+    """What times a file for that target: onnxruntime here, or another runtime where installed."""
     from flows.runtime.javascript import find_package
-    from quant_core.search.prepared import is_for_host
+    from quant_core.plan.targets import Runtime
+    from quant_core.search.prepared import timed_in
 
-    if is_for_host(target):
-        return timing
+    if (runtime := timed_in(target)) is not None:
+        return timing if runtime is Runtime.ONNXRUNTIME else openvino_timing
     if target != "web" or shutil.which("node") is None:
         return None
     try:
@@ -130,9 +131,9 @@ def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConf
     """The config for the runtime of an export. Raises: RequestError if it is for another one, or
     the runtime is not installed.
     """
-    from flows.runtime.openvino_ir import import_openvino
+    from flows.runtime.openvino_ir import check_openvino
 
-    import_openvino()
+    check_openvino()
     if plan is not None or config.target == export:
         return config
     if config.target != "auto":
@@ -181,6 +182,20 @@ def timing(
         seconds=seconds,
     )
     return timed.to_dict() | load.until_now()
+
+
+def openvino_timing(
+    original: Path, quantized: Path, samples: SampleSpec, seconds: float = 0.2
+) -> dict[str, Any]:
+    """The same in OpenVINO, on one thread."""
+    from quant_core.data.samples import input_specs, open_samples
+    from quant_core.evaluate.in_openvino import race_in_openvino
+    from quant_core.worker.host import OtherLoad
+
+    few = replace(samples, labels=None, count=1)
+    feed = open_samples(few, input_specs(original), original)[0]
+    load = OtherLoad(os.getpid())
+    return race_in_openvino(original, quantized, feed, seconds).to_dict() | load.until_now()
 
 
 def javascript_timing(

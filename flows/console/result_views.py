@@ -91,8 +91,12 @@ def _export_facts(export: Mapping[str, Any]) -> dict[str, str]:
 
 def _speed_text(timing: Mapping[str, Any] | None, target: str) -> str:
     """How fast a model is beside float, from the timing of both in turn."""
-    if timing is None and host_target_name() not in TARGETS[target].timed_on:
-        return f"not timed: {target} does not run on this host"
+    from quant_core.search.prepared import timed_in
+
+    if timing is None and timed_in(target) is None:
+        is_missing = host_target_name() in TARGETS[target].timed_on
+        why = "its runtime is not installed" if is_missing else "it does not run on this host"
+        return f"not timed: made for {target}, and {why}"
     if timing is None:
         return "not timed: the model does not run on random samples; give --data"
     latency = before_after(timing["float_ms"], timing["float_ms"] / timing["speedup"], format_ms)

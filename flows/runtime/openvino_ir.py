@@ -5,25 +5,24 @@ OpenVINO is an extra: `pip install quantmill[openvino]`.
 
 from __future__ import annotations
 
-import importlib
-import time
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from quant_core.errors import ModelError, RequestError
+from quant_core.errors import RequestError
 from quant_core.evaluate.fidelity import compare
-from quant_core.evaluate.timing import Timing, summarize, take_turns
+from quant_core.evaluate.in_openvino import openvino_version, run_in_openvino
+from quant_core.evaluate.kernels import Arithmetic
+from quant_core.evaluate.timing import Timing, summarize
+from quant_core.model.atomic import move_synced
 from quant_core.model.session import open_session, run
 
 # Kernels that multiply by weights, as OpenVINO's executable graph calls them.
 MULTIPLY = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "GroupFullyConnected")
-INTEGERS = ("u8", "i8")
 # SQNR of a float model's outputs by two runtimes: what they round differently is far less noise.
 EQUAL_DB = 60.0
 # By how much a quantized model may be less exact there: other rounding at most doubles the noise.
@@ -65,32 +64,34 @@ def export_ir(
 ) -> ExportedIR:
     """Write `output` (.xml, and .bin beside it) and check it on the feeds.
 
-    Raises: RequestError if OpenVINO is not installed, or the .bin is somebody else's; ModelError if
-    it cannot read or run a model.
+    Nothing is written if that does not run. Raises: RequestError if OpenVINO is not installed, or
+    the .bin is somebody else's; ModelError if it cannot read or run a model.
     """
-    openvino = import_openvino()
+    version = check_openvino()
     weights = output.with_suffix(".bin")
     if weights.exists() and not output.exists():
         hint = "Name another output with -o"
         raise RequestError("exists, and is no earlier export", str(weights), hint)
-    core = openvino.Core()
-    openvino.save_model(_read(core, quantized), output, compress_to_fp16=False)
-    first, second = (partial(_run, _compile(core, path), path) for path in (original, output))
+    with tempfile.TemporaryDirectory(prefix=".quantmill-", dir=output.parent) as folder:
+        made = Path(folder, output.name)
+        pair = original, made
+        there = run_in_openvino(pair, feeds, seconds=seconds, export=(quantized, made))
+        move_synced(made.with_suffix(".bin"), weights)
+        move_synced(made, output)
     sessions = open_session(original), open_session(quantized)
     names = [tensor.name for tensor in sessions[0].get_outputs()]
     wanted, rounded = ([run(session, feed) for feed in feeds] for session in sessions)
-    float_db = compare(wanted, [first(feed) for feed in feeds], names).sqnr_db
+    float_db = compare(wanted, there.outputs[0], names).sqnr_db
     here_db = compare(wanted, rounded, names).sqnr_db
-    there_db = compare(wanted, [second(feed) for feed in feeds], names).sqnr_db
-    calls = [partial(model, feeds[0]) for model in (first, second)]
-    timing = summarize(take_turns(calls, seconds=seconds, clock=time.process_time), 1)
-    kinds = kernels_of(second.args[0])
-    multiplying = [precision for kind, precision in kinds if kind in MULTIPLY]
-    integers = sum(precision in INTEGERS for precision in multiplying)
+    there_db = compare(wanted, there.outputs[1], names).sqnr_db
+    assert there.times is not None
+    timing = summarize(there.times, 1)
+    multiplying = [k.arithmetic for k in there.kernels[1] if k.op_type in MULTIPLY]
+    integers = multiplying.count(Arithmetic.INT8)
     return ExportedIR(
         str(output),
         sum(path.stat().st_size for path in (output, weights)),
-        openvino.__version__,
+        version,
         integers,
         len(multiplying),
         timing,
@@ -119,51 +120,10 @@ def _notes(
         yield f"OpenVINO runs it at {timing.speedup:.2f}x of its float speed"
 
 
-def import_openvino() -> Any:
-    """The package. Raises: RequestError if it is not installed."""
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
+def check_openvino() -> str:
+    """The version that is installed. Raises: RequestError if none is."""
+    version = openvino_version()
+    if version is None:
         hint = "pip install quantmill[openvino]"
-        raise RequestError("OpenVINO is not installed", "--export openvino", hint) from error
-
-
-def kernels_of(compiled: Any) -> list[tuple[str, str]]:
-    """(kind, precision) of each kernel of a compiled model, in its order."""
-    nodes = compiled.get_runtime_model().get_ordered_ops()
-    infos = [node.get_rt_info() for node in nodes]
-    return [(str(_text(i, "layerType")), str(_text(i, "runtimePrecision"))) for i in infos]
-
-
-def _text(info: Any, key: str) -> str:
-    return str(info[key].astype(str)) if key in info else ""
-
-
-def _read(core: Any, path: Path) -> Any:
-    try:
-        return core.read_model(path)
-    except RuntimeError as error:
-        raise ModelError(f"OpenVINO cannot read it: {_last_line(error)}", str(path)) from error
-
-
-def _compile(core: Any, path: Path) -> Any:
-    model = _read(core, path)
-    options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    try:
-        return core.compile_model(model, "CPU", options)
-    except RuntimeError as error:
-        problem = f"OpenVINO cannot compile it: {_last_line(error)}"
-        raise ModelError(problem, str(path)) from error
-
-
-def _run(compiled: Any, path: Path, feed: Feed) -> list[NDArray[Any]]:
-    try:
-        found = compiled(dict(feed))
-    except RuntimeError as error:
-        raise ModelError(f"OpenVINO cannot run it: {_last_line(error)}", str(path)) from error
-    return [np.asarray(found[output]) for output in compiled.outputs]
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or ["no reason given"])[-1][:200]
+        raise RequestError("OpenVINO is not installed", "--export openvino", hint)
+    return version

@@ -5,11 +5,19 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
 from quant_core.config import one_of
 from quant_core.plan.compute import Compute
+
+
+class Runtime(StrEnum):
+    """Where models can be timed here."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "OpenVINO"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class Target:
     kernels            what kernels take where nothing can be timed: a node that loses by integers,
                        conversions included, stays in float; None if that is not known
     timed_on           the hosts, by `host_target_name`, whose timings hold for this target
+    timed_in           the runtime in which they are taken, where it is installed
     activation_bits    8 or 16
     zero_points        activations may have one other than the middle of their integers
     is_onnxruntime     folds constants when it loads, and has operators of its own; otherwise only
@@ -71,6 +80,7 @@ class Target:
     times: Mapping[Compute, float]
     kernels: KernelTimes | None = None
     timed_on: tuple[str, ...] = ()
+    timed_in: Runtime = Runtime.ONNXRUNTIME
     activation_bits: int = 8
     zero_points: bool = True
     is_onnxruntime: bool = True
@@ -119,6 +129,8 @@ TARGETS = {
             activation_signed=False,
             saturates=True,
             times={Compute.STATIC: 0.5},
+            timed_on=("x86", "arm64"),
+            timed_in=Runtime.OPENVINO,
             is_onnxruntime=False,
             decodes_int4=False,
             only_constants=frozenset({"GRU", "LSTM", "RNN"}),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.plan.make import with_choice
+from quant_core.plan.targets import Runtime
 from quant_core.plan.types import IN_FLOAT
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
@@ -45,7 +46,10 @@ def try_assignments(
     whole_front  whether all of them are tried, whatever the candidates are worth
     """
     start = fastest_of(race.candidates)
-    is_open = (best_of(race.candidates) if contract is None else start).sqnr_db < POLICY.faithful_db
+    judged = best_of(race.candidates) if contract is None else start
+    is_faithful = judged.sqnr_db >= POLICY.faithful_db
+    # In another runtime nodes may lose by integers that gain by them in onnxruntime.
+    is_open = not is_faithful or bench.timed_in is Runtime.OPENVINO
     is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
     has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
     if not has_time or not (is_open or whole_front):
@@ -53,7 +57,7 @@ def try_assignments(
     counts = counts_until_worse
     if whole_front:
         counts = every_count
-    elif contract is not None:
+    elif contract is not None or is_faithful:
         counts = fastest_count
     return race.after(*_trials(race.calibrated, start, bench, progress, counts))
 

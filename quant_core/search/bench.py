@@ -17,11 +17,13 @@ from quant_core.data.samples import Feed, Samples, spread
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.in_openvino import openvino_version, race_in_openvino
 from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_each
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session, run
+from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
@@ -87,7 +89,7 @@ class Bench:
 
     metric   the user's own, "module:function", or None
     costs    what was timed before, and what will be
-    is_host  whether models are for CPUs like this one, so that their speed can be measured here
+    timed_in  the runtime in which their speed can be measured here; None if in none
     deadline  when a search should end with the best it has
     judged_outputs  names of the outputs that count; None: all
     """
@@ -97,7 +99,7 @@ class Bench:
     metric: str | None = None
     seconds: float = POLICY.race_seconds
     costs: TimingCache = field(default_factory=TimingCache)
-    is_host: bool = True
+    timed_in: Runtime | None = Runtime.ONNXRUNTIME
     deadline: Deadline = NO_DEADLINE
     judged_outputs: tuple[str, ...] | None = None
     _digest: str = field(init=False)
@@ -132,9 +134,9 @@ class Bench:
         session = open_session(candidate.model)
         judged, alike = self._with_fidelity(candidate, session)
         run_s = (time.monotonic() - began_at) / len(self.samples)
-        if self.is_host and self.deadline.allows(POLICY.runs_of_a_race * run_s):
+        if self.timed_in is not None and self.deadline.allows(POLICY.runs_of_a_race * run_s):
             feed = self.samples[alike[0] if alike else 0]
-            judged = replace(judged, cost=self._cost(candidate.plan, session, feed))
+            judged = replace(judged, cost=self._cost(candidate, session, feed))
         return replace(judged, seconds=candidate.seconds + time.monotonic() - began_at)
 
     def time(self, candidate: Candidate) -> Cost | None:
@@ -142,9 +144,9 @@ class Bench:
 
         Raises: ModelError if its model does not run.
         """
-        if not self.is_host:
+        if self.timed_in is None:
             return None
-        return self._cost(candidate.plan, open_session(candidate.model), self.samples[0])
+        return self._cost(candidate, open_session(candidate.model), self.samples[0])
 
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
         """The same without timing it: the candidate keeps the cost that it has."""
@@ -205,14 +207,28 @@ class Bench:
         timing cache.
         """
         by = digest_of(plan.to_json().encode())
-        return f"{model_on(self._digest, feed)} by plan {by}"
+        what = f"{model_on(self._digest, feed)} by plan {by}"
+        if self.timed_in is Runtime.OPENVINO:
+            return f"{what} in OpenVINO {openvino_version()}"
+        return what
 
-    def _cost(self, plan: QuantPlan, session: ort.InferenceSession, feed: Feed) -> Cost:
+    def _cost(self, candidate: Candidate, session: ort.InferenceSession, feed: Feed) -> Cost | None:
+        """The cost on this feed; None if the float model does not run where it would be timed."""
+        what = self.described(candidate.plan, feed)
+        if self.timed_in is Runtime.OPENVINO:
+            original = self.reference.path
+            race = partial(race_in_openvino, original, candidate.model, feed, self.seconds)
+            try:
+                return self.costs.of(what, race)
+            except ModelError as error:
+                if error.where == str(original):
+                    return None
+                raise
         in_float = self.reference.session
         race = partial(
             measure, in_float, session, feed, seconds=self.seconds, clock=time.thread_time
         )
-        return self.costs.of(self.described(plan, feed), race)
+        return self.costs.of(what, race)
 
 
 def model_on(digest: str, feed: Feed) -> str:

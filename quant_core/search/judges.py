@@ -20,7 +20,7 @@ from quant_core.search.bench import Bench, Reference, digest_of, model_on
 from quant_core.search.calibrated import uses_gptq
 from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
-from quant_core.search.prepared import is_for_host
+from quant_core.search.prepared import timed_in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +101,7 @@ def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | No
         job.float_size_bytes,
         own_metric(job.contract.metric if job.contract is not None else None),
         costs=job.costs,
-        is_host=is_for_host(plan.target),
+        timed_in=timed_in(plan.target),
         deadline=job.deadline,
         judged_outputs=None if is_labelled or job.contract is not None else reference.steady,
     )
@@ -130,7 +130,7 @@ def floor_bench(
         reference,
         job.float_size_bytes,
         costs=job.costs,
-        is_host=is_for_host(plan.target),
+        timed_in=timed_in(plan.target),
         deadline=job.deadline,
         judged_outputs=reference.steady,
     )

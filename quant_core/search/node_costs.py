@@ -8,27 +8,29 @@ ranks nodes well, but does not add up, so that nothing is predicted from it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 
 import numpy as np
 import onnx_ir as ir
 
 from quant_core.data.samples import Feed
-from quant_core.evaluate.kernels import profile_kernels
+from quant_core.evaluate.in_openvino import profile_in_openvino
+from quant_core.evaluate.kernels import Kernel, profile_kernels
 from quant_core.evaluate.node_noise import isolated_db
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.model import graph
 from quant_core.model.session import sizes_of
 from quant_core.plan.static_nodes import capped_output, data_inputs
-from quant_core.plan.targets import TARGETS
+from quant_core.plan.targets import TARGETS, Runtime
 from quant_core.plan.types import Compute, QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.candidate import Candidate
 from quant_core.search.minimum_cut import NodeCost, TensorCost
 from quant_core.search.policy import POLICY
 
-REORDERS = {"ReorderInput", "ReorderOutput"}  # onnxruntime's, around kernels of the blocked layout
+# Around kernels of another layout: onnxruntime's, and OpenVINO's.
+REORDERS = {"ReorderInput", "ReorderOutput", "Reorder"}
 ELEMENTS = 1 << 16  # of the tensor that tells what a conversion costs
 LEAST_MS = 1e-6  # of a node whose kernels were fused into others'
 
@@ -41,7 +43,7 @@ def node_costs(
     model  the float model that the candidate is made of
     bench  noise is measured on some of its samples, times and sizes on the first
 
-    If the candidate is for CPUs of another kind, times are the target's, for each weight, and
+    If the candidate cannot be timed here, times are the target's, for each weight, and
     conversions cost nothing. Raises: ModelError if a model does not run.
     """
     few = bench.samples.subsample(POLICY.noise_samples)
@@ -50,7 +52,7 @@ def node_costs(
         for node, db in isolated_db(model, candidate.model, few).items()
     }
     integer = [n for n in candidate.plan.nodes if n.compute.is_integer]
-    if not bench.is_host:
+    if bench.timed_in is None:
         times = TARGETS[candidate.plan.target].times
         return {
             n.node: NodeCost(
@@ -78,8 +80,8 @@ def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str
     @cache
     def profiles() -> tuple[dict[str, float], dict[str, float]]:
         return (
-            _milliseconds(model, names, feed),
-            _milliseconds(candidate.model, names | written, feed),
+            _milliseconds(_profiled(model, feed, bench), names),
+            _milliseconds(_profiled(candidate.model, feed, bench), names | written),
         )
 
     def measured(name: str) -> Cost:
@@ -92,7 +94,14 @@ def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str
     }
 
 
-def _milliseconds(model: ir.Model, names: Mapping[str, str], feed: Feed) -> dict[str, float]:
+def _profiled(model: ir.Model, feed: Feed, bench: Bench) -> list[Kernel]:
+    """The kernels of a model, timed where the bench times."""
+    if bench.timed_in is Runtime.OPENVINO:
+        return profile_in_openvino(model, feed)
+    return profile_kernels(model, feed, seconds=POLICY.profile_seconds)
+
+
+def _milliseconds(kernels: Iterable[Kernel], names: Mapping[str, str]) -> dict[str, float]:
     """Planned node -> the time of the kernels that stand for it.
 
     names  node of the model -> planned node
@@ -102,7 +111,7 @@ def _milliseconds(model: ir.Model, names: Mapping[str, str], feed: Feed) -> dict
     """
     times: defaultdict[str, float] = defaultdict(float)
     reorders = 0.0
-    for kernel in profile_kernels(model, feed, seconds=POLICY.profile_seconds):
+    for kernel in kernels:
         planned = [names[node] for node in kernel.covers if node in names]
         for name in planned:
             times[name] += kernel.ms / len(planned)

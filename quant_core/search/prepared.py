@@ -14,6 +14,7 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
+from quant_core.evaluate.in_openvino import openvino_version
 from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
@@ -21,7 +22,7 @@ from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
 from quant_core.optimize.rules import EXACT, PRUNE
 from quant_core.optimize.run import Optimized, Speedup, follow, optimize
-from quant_core.plan.targets import TARGETS, find_target, host_target_name
+from quant_core.plan.targets import TARGETS, Runtime, find_target, host_target_name
 from quant_core.plan.types import QuantPlan
 from quant_core.search.policy import POLICY
 
@@ -52,7 +53,8 @@ def prepare_optimized(
     rules = (*PRUNE[config.prune], *((*EXACT, *target.rewrites) if config.optimize else ()))
     if not rules or files.is_large(model):
         return Optimized(model, (), ())
-    is_timed = config.optimize and bool(feeds) and is_for_host(target.name)
+    is_timed = config.optimize and bool(feeds)
+    is_timed = is_timed and timed_in(target.name) is Runtime.ONNXRUNTIME
     speedup = _speedup(feeds[0], costs) if is_timed else None
     return optimize(model, feeds, speedup, rules, deadline.of_stage(POLICY.stage_share))
 
@@ -74,9 +76,15 @@ def prepare_samples(samples: Samples | None) -> list[Any]:
     return [samples[i] for i in range(min(POLICY.prepare_samples, len(samples)))]
 
 
-def is_for_host(target: str) -> bool:
-    """Whether what is timed on this host holds for a model for this target."""
-    return host_target_name() in TARGETS[target].timed_on
+def timed_in(target: str) -> Runtime | None:
+    """The runtime in which what is timed on this host holds for a model for this target; None if
+    there is none, or it is not installed.
+    """
+    found = TARGETS[target]
+    if host_target_name() not in found.timed_on:
+        return None
+    is_missing = found.timed_in is Runtime.OPENVINO and openvino_version() is None
+    return None if is_missing else found.timed_in
 
 
 def _speedup(feed: Mapping[str, Any], costs: TimingCache) -> Speedup:

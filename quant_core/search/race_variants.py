@@ -99,7 +99,9 @@ def _planned(
     """The variant's plan; where it cannot be timed, without what is known to be slower there."""
     model = race.calibrated.model
     found = variant.plan(model, plan, treatments)
-    return found if bench.is_host else without_losses(model, found, bench.samples[0])
+    if bench.timed_in is not None:
+        return found
+    return without_losses(model, found, bench.samples[0])
 
 
 def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:

@@ -12,8 +12,9 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    ways together save time, they make one more candidate.
 3. Assignments (`try_assignments`). Of the nodes of the fastest candidate some compute in float, so
    that time + price * noise is least (minimum_cut.py). Each assignment is one more candidate. They
-   are tried where the best is not faithful, or where the whole front is asked for; with a contract
-   that is the fastest one, as what it needs besides is promoted in step 4.
+   are tried where the best is not faithful, or where the whole front is asked for; with a contract,
+   or a faithful model in another runtime, that is the fastest one, as what a contract needs besides
+   is promoted in step 4.
 4. Selection. Without a contract the candidate of the highest rank wins: it is sound, gains speed
    with no output below POLICY.noted_db, or does one of the two, and is of most worth: speed, less
    what the lost fidelity must buy. Of those that are as fast as this one, the nearest to float
@@ -44,6 +45,7 @@ from typing import Any
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict
+from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.assignments import try_assignments
 from quant_core.search.bench import Bench
@@ -94,7 +96,8 @@ def search(
         race = try_safest(race, plan, bench, progress)
     race = race_variants(race, plan, bench, contract, progress)
     if race.candidates:
-        if plan.config.mode == "auto" and bench.has_time_after(race.candidates):
+        is_auto = plan.config.mode == "auto" and bench.timed_in is Runtime.ONNXRUNTIME
+        if is_auto and bench.has_time_after(race.candidates):
             race = try_single_matmuls(race, bench, progress)
         race = try_assignments(race, bench, contract, progress, whole_front=whole_front)
     if plan.config.mode == "auto":

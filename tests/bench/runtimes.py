@@ -29,7 +29,7 @@ import onnxruntime as ort
 
 from flows.runtime.javascript import RUNTIMES as IN_JAVASCRIPT
 from flows.runtime.javascript import find_browser, find_package, race
-from flows.runtime.openvino_ir import export_ir, import_openvino
+from flows.runtime.openvino_ir import check_openvino, export_ir
 from quant_core.api import plan_model, quantize_model
 from quant_core.config import QuantConfig
 from quant_core.data.samples import input_specs, open_samples
@@ -165,7 +165,7 @@ def version(runtime: str) -> str:
     if runtime == "python":
         return f"onnxruntime {ort.__version__}"
     if runtime == "openvino":
-        return f"OpenVINO {import_openvino().__version__.split('-')[0]}"
+        return f"OpenVINO {check_openvino()}"
     host = IN_JAVASCRIPT[runtime]
     package = json.loads((find_package(host.package) / "package.json").read_text())
     where = " in Chromium" if host.is_browser and find_browser() else ""

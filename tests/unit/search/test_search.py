@@ -17,11 +17,13 @@ from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Deadline
 from quant_core.errors import ModelError
 from quant_core.evaluate.custom_metric import code_allowed
+from quant_core.evaluate.kernels import Arithmetic, Kernel
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.timing_cache import Cost, TimingCache
+from quant_core.model import graph
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, with_choice
-from quant_core.plan.targets import TARGETS
+from quant_core.plan.targets import TARGETS, Runtime
 from quant_core.plan.types import IN_FLOAT16, Compute
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
@@ -69,14 +71,14 @@ def loud() -> onnx.ModelProto:
 class Problem:
     """A calibrated model, its plan, and a bench to judge by.
 
-    can_be_timed  False: speed is estimated by the share of integers
+    timed_in  the runtime; None: speed is estimated by the share of integers
     """
 
     def __init__(
         self,
         proto: onnx.ModelProto,
         *,
-        can_be_timed: bool = True,
+        timed_in: Runtime | None = Runtime.ONNXRUNTIME,
         metric: str | None = None,
         **options: object,
     ) -> None:
@@ -89,7 +91,7 @@ class Problem:
         self.samples = samples
         self.calibrated = CalibratedModel(self.model, stats=observe(source, self.plan, samples))
         reference = Reference.run(source, samples)
-        self.bench = Bench(reference, len(source), metric, seconds=0.005, is_host=can_be_timed)
+        self.bench = Bench(reference, len(source), metric, seconds=0.005, timed_in=timed_in)
 
     def search(self, contract: Contract | None = None):
         return search(self.calibrated, self.plan, self.bench, contract)
@@ -143,7 +145,7 @@ def test_a_contract_that_is_satisfied_promotes_nothing(judged):
 @pytest.mark.parametrize("mode", ["static", "auto"])
 def test_a_node_that_integers_spoil_computes_in_float_and_stays_small(mode):
     """Though storing weights alone would satisfy the contract too, at the speed of float."""
-    problem = Problem(loud(), can_be_timed=False, mode=mode)
+    problem = Problem(loud(), timed_in=None, mode=mode)
 
     found = problem.search(Contract("sqnr", min=25.0))
 
@@ -158,7 +160,7 @@ def test_a_weight_that_takes_16_bits_keeps_no_other_node_from_integers():
     as it reads a loud channel.
     """
     problem = Problem(
-        harmful(), can_be_timed=False, mode="static", per_channel=False, bias_correction=False
+        harmful(), timed_in=None, mode="static", per_channel=False, bias_correction=False
     )
 
     found = problem.search(Contract("sqnr", min=25.0))
@@ -387,8 +389,8 @@ def test_a_matmul_may_become_static_also_if_static_was_equalized(monkeypatch):
     calibrated = replace(problem.calibrated, samples=problem.samples)
     calibrated = calibrated.with_gram_matrices(problem.plan)
 
-    def cost_of_model(bench, plan, session, feed):
-        computes = {n.compute for n in plan.nodes if n.op_type == "MatMul"}
+    def cost_of_model(bench, candidate, session, feed):
+        computes = {n.compute for n in candidate.plan.nodes if n.op_type == "MatMul"}
         return Cost(1.0, 1.0 + sum({"static": 1.0, "dynamic": 2.0}.get(c, 0.0) for c in computes))
 
     def cost_of_matmul(costs, what, measure):
@@ -420,7 +422,7 @@ def test_fidelity_that_is_unknown_is_not_spent(output, is_worth_it):
     text = "(float[n,32] x) => ({0}[n{1}] y) {{ a = MatMul(x, u) b = MatMul(a, v) {2} }}"
     model = sketch(text.format(*output), weights(u=(32, 32), v=(32, 32)))
 
-    found = Problem(model, can_be_timed=False).search()  # so that no candidate is faster by luck
+    found = Problem(model, timed_in=None).search()  # so that no candidate is faster by luck
 
     one_scale = next(v for v in VARIANTS if v.granularity == PerTensor())
     assert (one_scale.label in {row["candidate"] for row in found.trace}) == is_worth_it
@@ -507,3 +509,70 @@ def test_a_gemm_with_a_computed_bias_is_not_timed_alone():
     costs = matmul_costs(model, plans, None, {"x": arrays["u"]}, TimingCache())
 
     assert [len(ways) for ways in costs.values()] == [2, 2]
+
+
+def convs() -> onnx.ModelProto:
+    """Three convolutions that 8 bits hardly harm."""
+    arrays = weights(u=(32, 32, 1, 1), v=(32, 32, 1, 1), w=(32, 32, 1, 1))
+    text = "{ a = Conv(x, u) r = Relu(a) b = Conv(r, v) s = Relu(b) y = Conv(s, w) }"
+    return sketch(f"(float[n,32,1,1] x) => (float[n,32,1,1] y) {text}", arrays)
+
+
+def openvino_with(monkeypatch, slow: str, cannot_run: str = "") -> None:
+    """From now on this Conv takes ten times as long in integers in OpenVINO, the others half.
+
+    cannot_run  which models do not run there: "float", or "integers" for the slow Conv in integers
+    """
+
+    def is_rounded(node: ir.Node) -> bool:
+        return node.op_type == "Conv" and graph.is_dequantized(node.inputs[0])
+
+    def profile(model: ir.Model, *_: object) -> list[Kernel]:
+        convs = [n for n in model.graph if n.op_type in ("Conv", "FusedConv")]
+        ms = [(10.0 if n.name == slow else 0.5) if is_rounded(n) else 1.0 for n in convs]
+        return [
+            Kernel(n.name, "Convolution", Arithmetic.INT8, t, (n.name,))
+            for n, t in zip(convs, ms, strict=True)
+        ]
+
+    def race(original: object, model: ir.Model, *_: object) -> Cost:
+        if cannot_run == "float":
+            raise ModelError("OpenVINO cannot run it", str(original))
+        if cannot_run and any(is_rounded(n) for n in model.graph if n.name == slow):
+            raise ModelError("OpenVINO cannot run it", "model.onnx")
+        return Cost(3.0, 3.0 / sum(kernel.ms for kernel in profile(model)))
+
+    monkeypatch.setattr("quant_core.search.bench.race_in_openvino", race)
+    monkeypatch.setattr("quant_core.search.node_costs.profile_in_openvino", profile)
+
+
+def test_a_node_that_integers_slow_in_openvino_computes_in_float_there(monkeypatch):
+    problem = Problem(convs(), timed_in=Runtime.OPENVINO, mode="static")
+    slow = problem.plan.nodes[1].node
+    openvino_with(monkeypatch, slow)
+
+    best = problem.search().best
+
+    assert [n.node for n in best.plan.nodes if n.compute is Compute.FLOAT] == [slow]
+    assert best.speedup == pytest.approx(3.0 / 2.0)
+
+
+def test_what_openvino_cannot_run_is_not_chosen(monkeypatch):
+    problem = Problem(convs(), timed_in=Runtime.OPENVINO)
+    slow = problem.plan.nodes[1].node
+    openvino_with(monkeypatch, slow, cannot_run="integers")
+
+    found = problem.search()
+
+    assert "OpenVINO cannot run it" in found.trace[0]["error"]
+    assert slow in {n.node for n in found.best.plan.nodes if n.compute is Compute.FLOAT}
+
+
+def test_where_openvino_cannot_run_the_float_model_nothing_is_timed(monkeypatch):
+    problem = Problem(convs(), timed_in=Runtime.OPENVINO, mode="static")
+    openvino_with(monkeypatch, "", cannot_run="float")
+
+    best = problem.search().best
+
+    assert best.speedup is None
+    assert all(n.compute.is_integer for n in best.plan.nodes)

@@ -1,0 +1,120 @@
+"""The process in which OpenVINO runs models, for `in_openvino.py`: the only one that imports it.
+
+What it is asked for lies in request.json of a folder, what it finds in answer.json and outputs.npz.
+Before each step doing.json says what that is, for the case that it is the last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from quant_core.evaluate.timing import take_turns
+
+ONE_THREAD = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+PROFILED_RUNS = 60  # its clock counts microseconds: the mean of the quieter half is finer
+# OpenVINO's own addition to the name of a Conv without its bias.
+WITHOUT_BIAS = "/WithoutBiases"
+
+
+def main(name: str) -> None:
+    """Answer the request in that folder."""
+    folder = Path(name)
+    request = json.loads(Path(folder, "request.json").read_text(encoding="utf-8"))
+    try:
+        answer = _Work(folder, openvino.Core()).answer(request)
+    except RuntimeError as error:  # OpenVINO raises no other
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        answer = {"problem": (lines or ["no reason given"])[-1][:200]}
+    Path(folder, "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+class _Work:
+    """A request that is being answered."""
+
+    def __init__(self, folder: Path, core: Any) -> None:
+        self.folder = folder
+        self.core = core
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["export"]:
+            source, output = request["export"]
+            self.begin("read", source)
+            openvino.save_model(self.core.read_model(source), output, compress_to_fp16=False)
+        paths, feeds = request["models"], list(self.feeds(request["feeds"]))
+        compiled = [self.compiled(path, request["profiles"]) for path in paths]
+        arrays: list[Any] = []
+        found: list[list[list[int]]] = []
+        for path, model in zip(paths, compiled, strict=True):
+            self.begin("run", path)
+            numbers = []
+            for feed in feeds:
+                outputs = model(feed)
+                numbers.append([len(arrays) + i for i in range(len(model.outputs))])
+                arrays += [np.array(outputs[output]) for output in model.outputs]
+            found.append(numbers)
+        np.savez(self.folder / "outputs.npz", *arrays)
+        times = []
+        if request["seconds"]:
+            requests = [model.create_infer_request() for model in compiled]
+            calls = [partial(r.infer, feeds[0]) for r in requests]
+            times = take_turns(calls, seconds=request["seconds"], clock=time.process_time).tolist()
+        kernels = []
+        for model in compiled:
+            ms = _milliseconds(model, feeds[0]) if request["profiles"] else {}
+            kernels.append(list(_kernels(model, ms)))
+        return {"found": found, "times": times, "kernels": kernels}
+
+    def begin(self, verb: str, path: str) -> None:
+        """Note what comes next."""
+        Path(self.folder, "doing.json").write_text(json.dumps([verb, path]), encoding="utf-8")
+
+    def feeds(self, names: list[list[str]]) -> Iterator[dict[str, Any]]:
+        with np.load(self.folder / "feeds.npz") as arrays:
+            at = 0
+            for of_feed in names:
+                yield {name: arrays[f"arr_{at + i}"] for i, name in enumerate(of_feed)}
+                at += len(of_feed)
+
+    def compiled(self, path: str, profiled: bool) -> Any:
+        self.begin("read", path)
+        model = self.core.read_model(path)
+        self.begin("compile", path)
+        return self.core.compile_model(model, "CPU", ONE_THREAD | {"PERF_COUNT": profiled})
+
+
+def _milliseconds(model: Any, feed: dict[str, Any]) -> dict[str, float]:
+    """Kernel -> its time, without the first run, which allocates memory."""
+    request = model.create_infer_request()
+    microseconds: dict[str, list[float]] = {}
+    for _ in range(PROFILED_RUNS + 1):
+        request.infer(feed)
+        for info in request.get_profiling_info():
+            taken = info.real_time.total_seconds() * 1e6
+            microseconds.setdefault(info.node_name, []).append(taken)
+    half = PROFILED_RUNS // 2
+    return {name: float(np.sort(us[1:])[:half].mean()) / 1e3 for name, us in microseconds.items()}
+
+
+def _kernels(model: Any, ms: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """The kernels of a compiled model, in its order; `layers` are the names of the file's nodes."""
+    for node in model.get_runtime_model().get_ordered_ops():
+        info, name = node.get_rt_info(), node.get_friendly_name()
+        yield {
+            "name": name,
+            "kind": _text(info, "layerType"),
+            "precision": _text(info, "runtimePrecision"),
+            "layers": _text(info, "originalLayersNames").replace(WITHOUT_BIAS, ""),
+            "ms": ms.get(name, 0.0),
+        }
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""

@@ -1,0 +1,87 @@
+"""Whatever becomes of the process in which OpenVINO runs, its caller goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quant_core.errors import DataError, ModelError
+from quant_core.evaluate.in_openvino import run_in_openvino
+
+# Doubles what it reads. The text of a "model" says what goes wrong, and when.
+STAND_IN = """
+import os, signal
+from types import SimpleNamespace
+save_model = lambda model, path, compress_to_fp16: open(path, "w").write(model)
+class Compiled:
+    outputs = ["y"]
+    def __init__(self, text): self.text = text
+    def __call__(self, feed):
+        if "crash" in self.text: os.kill(os.getpid(), signal.SIGSEGV)
+        return {"y": 2 * feed["a/x"]}
+    def create_infer_request(self): return SimpleNamespace(infer=self)
+    def get_runtime_model(self): return SimpleNamespace(get_ordered_ops=lambda: [])
+class Core:
+    def read_model(self, path):
+        text = open(path).read()
+        if "unknown" in text: raise RuntimeError("Check failed\\n\\nno such operator\\n")
+        return text
+    def compile_model(self, text, device, options): return Compiled(text)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A package `openvino` in a folder with models of text; returns what writes such a model."""
+    (tmp_path / "openvino.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def model(text):
+        path = tmp_path / f"{text}.onnx"
+        path.write_text(text)
+        return path
+
+    return model
+
+
+def test_every_model_runs_on_every_feed_and_all_are_timed(stand_in, tmp_path):
+    feeds = [{"a/x": np.arange(n, dtype=np.float32)} for n in (3, 5)]
+    output = tmp_path / "made.xml"
+
+    found = run_in_openvino(
+        [stand_in("one"), output], feeds, seconds=0.01, export=(stand_in("two"), output)
+    )
+
+    for outputs in found.outputs:
+        assert [y.tolist() for (y,) in outputs] == [(2 * feed["a/x"]).tolist() for feed in feeds]
+    assert found.times.shape[1] == 2
+    assert output.read_text() == "two"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("crash", "OpenVINO cannot run it: it crashed with SIGSEGV"),
+        ("unknown", "OpenVINO cannot read it: no such operator"),
+    ],
+)
+def test_a_model_that_does_not_run_or_ends_its_process_is_named(stand_in, text, problem):
+    path = stand_in(text)
+
+    with pytest.raises(ModelError) as raised:
+        run_in_openvino([stand_in("one"), path], [{"a/x": np.zeros(1)}])
+
+    assert (raised.value.problem, raised.value.where) == (problem, str(path))
+
+
+def test_without_the_package_it_does_not_start(stand_in):
+    path = stand_in("one")
+    path.with_name("openvino.py").write_text("raise ImportError('none')")
+
+    with pytest.raises(ModelError, match="does not start: it ended with exit code 1"):
+        run_in_openvino([path], [{"a/x": np.zeros(1)}])
+
+
+def test_texts_are_refused_before_anything_starts(stand_in):
+    with pytest.raises(DataError, match="no texts"):
+        run_in_openvino([stand_in("one")], [{"a/x": np.array(["a"], object)}])
