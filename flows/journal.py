@@ -256,7 +256,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
     own = folder / FOLDER
     try:
         own.mkdir(parents=True, exist_ok=True)
-        fd = os.open(own / "journal.jsonl", FLAGS, 0o644)
+        fd = os.open(own / "journal.jsonl", FLAGS, 0o666)  # less what the umask takes
     except OSError as problem:
         reason = (problem.strerror or str(problem)).lower()
         raise RequestError(

@@ -29,6 +29,11 @@ def printable(value: object) -> str:
     return "".join(map(_visible, text))
 
 
+def storable(text: str) -> str:
+    """The text with bytes of a file's name that are no UTF-8 as visible escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def _visible(character: str) -> str:
     if character.isprintable():
         return character

@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any
 
+from quant_core.errors import RequestError
 from quant_core.model.locations import data_names
 from quant_core.worker.host import own_folder
 from tasks import stores
@@ -95,14 +96,19 @@ def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
 
 @cache
 def the_cache() -> Cache:
-    """The cache of this host: QUANTMILL_CACHE, else `quantmill/stores` in the user's cache."""
+    """The cache of this host: QUANTMILL_CACHE, else `quantmill/stores` in the user's cache.
+
+    Raises: RequestError if QUANTMILL_CACHE cannot be written.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path.home() raises for a user without one
     named = os.environ.get("QUANTMILL_CACHE")
     try:
         return Cache(Path(named) if named else home / "quantmill" / "stores")
-    except OSError:
+    except OSError as problem:
         if named:
-            raise
+            reason = f"cannot be written: {(problem.strerror or str(problem)).lower()}"
+            hint = "Let QUANTMILL_CACHE name a folder of your own"
+            raise RequestError(reason, named, hint) from problem
         return Cache(own_folder() / "stores")
 
 

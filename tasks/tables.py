@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from quant_core.model.atomic import atomic_write
+from quant_core.text import storable
 from tasks.rows import SCHEMA_VERSION, TABLES, Row, column_types
 
 ARROW_TYPES = {
@@ -106,7 +107,8 @@ def _values(name: str, row: Row | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(row, Row):
         if not isinstance(row, TABLES[name]):
             raise TypeError(f"the table {name} has no row of type {type(row).__name__}")
-        return {column: getattr(row, column) for column in columns}
+        values = {column: getattr(row, column) for column in columns}
+        return {key: storable(v) if isinstance(v, str) else v for key, v in values.items()}
     if unknown := row.keys() - set(columns):
         raise TypeError(f"the table {name} has no column {', '.join(sorted(unknown))}")
     return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from flows.runtime.prefect_api import Prefect, api_server, settings_of_environment
-from quant_core.errors import RequestError
+from quant_core.errors import QuantError, RequestError
 from quant_core.worker.child import warm_up
 from quant_core.worker.host import PACKAGES
 from quant_core.worker.memory import total_bytes, usable_cores
@@ -33,6 +34,8 @@ OUR_CLUSTER = {
     "distributed.deploy.lost-worker-timeout": "1 day",
     "distributed.comm.timeouts.connect": "300s",
 }
+LOOPBACK = "127.0.0.1"
+CONNECT_S = 5
 MAX_WORKERS = 4096
 VERSIONS_WAIT_S = 10  # for a worker to say which versions it has
 WORKER_BYTES = 400 << 20  # of a worker and its child with a small model
@@ -60,7 +63,10 @@ def api_and_dask(
     """Prefect's API and a Dask client, started side by side and ended together.
 
     If `scheduler` is given, that cluster is used.
+
+    Raises: QuantError if one of them cannot be started or used.
     """
+    check_loopback()
     with contextlib.ExitStack() as stack:
         starting = stack.enter_context(ThreadPoolExecutor(1, "quantmill-dask"))
         server = stack.enter_context(api_server(prefect))
@@ -71,6 +77,20 @@ def api_and_dask(
         if server is not None:
             server.wait()
         yield client
+
+
+def check_loopback() -> None:
+    """Raises: QuantError if this host cannot talk to itself, as in a namespace without `lo`."""
+    try:
+        with (
+            socket.create_server((LOOPBACK, 0)) as server,
+            socket.create_connection(server.getsockname(), CONNECT_S),
+        ):
+            pass
+    except OSError as problem:
+        hint = "Prefect and Dask need it: bring up the interface lo"
+        reason = (problem.strerror or str(problem)).lower()
+        raise QuantError(f"cannot be reached: {reason}", LOOPBACK, hint) from None
 
 
 @contextlib.contextmanager
@@ -117,8 +137,8 @@ def local_cluster(workers: int, security: Any = None) -> Iterator[LocalCluster]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # None takes a well-known port
+            host=LOOPBACK,
+            dashboard_address=f"{LOOPBACK}:0",  # None takes a well-known port
             memory_limit=0,  # each stage's child has its own limit
             silence_logs=logging.CRITICAL,
             security=security,

@@ -81,6 +81,10 @@ def open_arrays(path: Path, resident_bytes: int | None = None) -> dict[str, Arra
             size = path.stat().st_size
             return {"": _open(path.open("rb"), size, where, resident=size <= resident_bytes)}
         if not magic.startswith(b"PK"):
+            from quant_core.model.files import FETCH, is_lfs_pointer  # it imports onnx
+
+            if is_lfs_pointer(path):
+                raise DataError("is a pointer of Git LFS, not the samples", where, FETCH)
             raise DataError("is neither an .npy nor an .npz file", where, EXPORT)
         return _open_members(zipfile.ZipFile(path), where, resident_bytes)
 

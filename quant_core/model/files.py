@@ -27,6 +27,7 @@ OPSET_WITHOUT_NODES = 17  # of a model that has no node of ONNX's own and need n
 MESSAGE_BYTES = 1_900_000_000  # of tensors in one file: protobuf holds 2 GB in a message
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+FETCH = "Fetch the file itself: git lfs pull"
 
 
 def load(path: str | Path) -> ir.Model:
@@ -39,9 +40,10 @@ def load(path: str | Path) -> ir.Model:
     if not path.is_file():
         problem = "is a folder, not a file" if path.exists() else "no such file"
         raise ModelError(problem, str(path), "Check the path")
+    if not _is_unicode(str(path)):  # which onnxruntime needs
+        raise ModelError("has a name or a folder that is not UTF-8", str(path), "Rename it")
     if is_lfs_pointer(path):
-        hint = "Fetch the file itself: git lfs pull"
-        raise ModelError("is a pointer of Git LFS, not the model", str(path), hint)
+        raise ModelError("is a pointer of Git LFS, not the model", str(path), FETCH)
     try:
         model = read(path)
         if not any(not node.domain for graph in graphs_of(model) for node in graph):
@@ -61,6 +63,15 @@ def load(path: str | Path) -> ir.Model:
             str(path),
             "Is it truncated, or another format?",
         ) from error
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; names of files may hold any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -125,6 +136,9 @@ def check_external(model: ir.Model, path: Path) -> None:
             raise ModelError(
                 f"external data file {location} is missing", str(path), "Copy it beside the model"
             )
+        if is_lfs_pointer(file):
+            problem = f"external data file {location} is a pointer of Git LFS, not the data"
+            raise ModelError(problem, str(path), FETCH)
         end = (tensor.offset or 0) + (tensor.length or 0)
         if end > file.stat().st_size:
             raise ModelError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
 import pytest
 
-from flows.runtime import prefect_api
+from flows.runtime import dask, prefect_api
+from quant_core.errors import QuantError
 
 
 @pytest.fixture
@@ -39,3 +41,14 @@ def test_it_gets_a_minimal_environment_with_telemetry_off(server):
     assert "SECRET_TOKEN" not in server.environment
     assert server.environment["DO_NOT_TRACK"] == "1"
     assert server.environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_a_host_that_cannot_talk_to_itself_is_an_error_in_words(monkeypatch):
+    def unreachable(*arguments):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    dask.check_loopback()
+    monkeypatch.setattr(dask.socket, "create_connection", unreachable)
+
+    with pytest.raises(QuantError, match="cannot be reached: network is unreach"):
+        dask.check_loopback()

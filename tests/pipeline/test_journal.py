@@ -389,3 +389,14 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
         journal.append(model_entry("1", tmp_path / "m.onnx", {"m.onnx": [5, "digest"]}))
 
         assert not journal.up_to_date(tmp_path / "m.onnx", "d1")
+
+
+def test_a_group_may_share_an_output_folder_if_the_umask_lets_it(tmp_path):
+    before = os.umask(0o002)
+    try:
+        with open_journal(tmp_path):
+            pass
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / ".quantmill" / "journal.jsonl").stat().st_mode & 0o777 == 0o664

@@ -105,3 +105,13 @@ def test_memory_does_not_grow_with_a_large_file(tmp_path, monkeypatch):
         (array,) = npz.open_arrays(path).values()
         assert isinstance(array, npz.StoredArray)
         np.testing.assert_array_equal(array[7:9], images(100)[7:9])
+
+
+def test_samples_that_are_a_pointer_of_git_lfs_are_named(tmp_path):
+    path = tmp_path / "samples.npz"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+
+    with pytest.raises(DataError, match="pointer of Git LFS") as caught:
+        npz.open_arrays(path)
+
+    assert "git lfs pull" in caught.value.hint

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from quant_core.errors import ModelError
 from quant_core.model import files
+from tests.models import save_apart, tiny_cnn
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
@@ -16,3 +19,19 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
         files.load(path)
 
     assert "git lfs pull" in caught.value.hint
+
+
+def test_external_data_that_is_a_pointer_of_git_lfs_is_named(tmp_path):
+    save_apart(tiny_cnn(), tmp_path / "model.onnx", "weights.bin")
+    (tmp_path / "weights.bin").write_bytes(files.LFS_POINTER + b"v1\n")
+
+    with pytest.raises(ModelError, match=r"weights\.bin is a pointer of Git LFS"):
+        files.load(tmp_path / "model.onnx")
+
+
+def test_a_name_that_onnxruntime_cannot_be_told_is_an_error_in_words(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.onnx")
+    path.touch()
+
+    with pytest.raises(ModelError, match="not UTF-8"):
+        files.load(path)

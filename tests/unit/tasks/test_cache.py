@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
+from quant_core.errors import RequestError
 from tasks import stores
-from tasks.cache import Cache, file_digest
+from tasks.cache import Cache, file_digest, the_cache
 from tasks.stores import Url
 from tests.models import save_apart, tiny_cnn
 
@@ -202,3 +203,11 @@ def test_a_folder_is_listed_once_for_many_of_its_files(cache, monkeypatch):
     cache.forget()
     cache.stat(urls[0])
     assert read[1:] == urls[:1]
+
+
+def test_a_named_cache_that_cannot_be_written_is_an_error_in_words(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("QUANTMILL_CACHE", str(tmp_path / "file" / "cache"))
+
+    with pytest.raises(RequestError, match="cannot be written: not a directory"):
+        the_cache.__wrapped__()

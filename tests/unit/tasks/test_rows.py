@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,3 +197,9 @@ def run_row(run_id, moment) -> RunRow:
         **dict.fromkeys(texts, ""),
         **dict.fromkeys(counts, 1),
     )
+
+
+def test_a_name_that_is_no_unicode_is_reported_with_escapes(tmp_path):
+    write_table(tmp_path, "models", "r", [model_row(model=os.fsdecode(b"\xff"))])
+
+    assert read_table(tmp_path, "models")[0]["model"].to_pylist() == ["\\udcff"]
