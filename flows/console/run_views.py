@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -22,6 +21,7 @@ from flows.console.formats import (
 )
 from flows.console.tables import failure_sentence, rows_table, verdict_text
 from quant_core.text import printable
+from tasks.rows import model_label
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -112,9 +112,7 @@ def unique_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The name of each model; where one input becomes several outputs, with its output's name."""
     counts = Counter(row["model"] for row in rows)
     return [
-        row["model"]
-        if counts[row["model"]] == 1
-        else f"{row['model']} ({Path(row['output']).stem})"
+        row["model"] if counts[row["model"]] == 1 else model_label(row["model"], row["output"])
         for row in rows
     ]
 
