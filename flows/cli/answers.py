@@ -59,7 +59,6 @@ def quantize_answer(
     config: QuantConfig,
     calibration: SampleSpec | None,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     progress: Progress,
     costs: Path | None,
     plan_file: Path | None = None,
@@ -82,7 +81,7 @@ def quantize_answer(
         plan=plan,
         costs=costs,
         progress=progress,
-        allow_code=allow_code,
+        allow_code=accuracy.allow_code,
         whole_front=pareto,
     ).to_dict()
     result["shows_front"] = pareto
@@ -97,7 +96,7 @@ def quantize_answer(
                 raise
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
-        result |= validation(model, output, calibration, accuracy, allow_code, progress)
+        result |= validation(model, output, calibration, accuracy, progress)
         if result["shortfall"]:
             result |= {"verdict": "not_met", "reason": result["shortfall"]}
     is_missed = result["verdict"] == "not_met"
@@ -248,7 +247,6 @@ def comparison(
     files: Sequence[Path],
     samples: SampleSpec,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     progress: Progress,
     threads: int,
     seconds: float,
@@ -269,7 +267,7 @@ def comparison(
         metric=accuracy.metric or (contract.metric if contract else None),
         threads=threads,
         seconds=seconds,
-        allow_code=allow_code,
+        allow_code=accuracy.allow_code,
         progress=progress,
     )
     others = load.until_now()
@@ -308,7 +306,6 @@ def validation(
     quantized: Path,
     samples: SampleSpec,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     progress: Progress,
     detailed: bool = False,
     provider: str = "cpu",
@@ -323,7 +320,7 @@ def validation(
         metric=accuracy.metric,
         contract=accuracy.contract,
         detailed=detailed,
-        allow_code=allow_code,
+        allow_code=accuracy.allow_code,
         provider=provider,
         progress=progress,
     ).to_dict()

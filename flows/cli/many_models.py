@@ -43,7 +43,6 @@ def batch(
     samples: SampleSpec,
     config: QuantConfig,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     running: dict[str, Any],
     as_json: bool,
     output_dir: OutputDir = None,
@@ -91,7 +90,7 @@ def batch(
         Path.cwd(),
         "command line",
     )
-    return _run_manifest(manifest, {**running, "allow_code": allow_code}, as_json, dry_run)
+    return _run_manifest(manifest, {**running, "allow_code": accuracy.allow_code}, as_json, dry_run)
 
 
 def _names_a_model(text: str) -> bool:

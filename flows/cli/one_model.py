@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from pathlib import Path
 
 from flows.cli.answers import (
     command_line,
@@ -69,7 +68,6 @@ def quantize(
     calibration: SampleSpec | None,
     config: QuantConfig,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     progress: Progress,
     output: Output = None,
     plan: PlanFile = None,
@@ -97,7 +95,7 @@ def quantize(
     if plan is not None and pareto:
         raise RequestError("means nothing with --plan", "--pareto", "Leave one of them out")
     answer = quantize_answer(
-        model, output, config, calibration, accuracy, allow_code, progress, costs, plan, pareto
+        model, output, config, calibration, accuracy, progress, costs, plan, pareto
     )
     if export is None:
         return answer
@@ -110,7 +108,6 @@ def calibrate(
     calibration: SampleSpec | None,
     config: QuantConfig,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     progress: Progress,
     output: Output = None,
     costs: CostsFile = None,
@@ -122,9 +119,7 @@ def calibrate(
         raise RequestError("is missing", "--data", hint)
     if dry_run:
         return plan_answer(model, config, calibration)
-    return quantize_answer(
-        model, output, config, calibration, accuracy, allow_code, progress, costs
-    )
+    return quantize_answer(model, output, config, calibration, accuracy, progress, costs)
 
 
 def validate(
@@ -132,16 +127,13 @@ def validate(
     quantized: Quantized,
     samples: SampleSpec,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     progress: Progress,
     detailed: Detailed = False,
     provider: Provider = "cpu",
 ) -> Answer:
     """How right a quantized model is, against its original; on random samples without --data."""
     progress("comparing the two models")
-    found = validation(
-        original, quantized, samples, accuracy, allow_code, progress, detailed, provider
-    )
+    found = validation(original, quantized, samples, accuracy, progress, detailed, provider)
     is_missed = found["verdict"] == "not_met"
     found["next"] = (
         command_line("validate", original, quantized, "--data", str(samples.source), "--detailed")
@@ -224,7 +216,6 @@ def compare(
     files: Files,
     samples: SampleSpec,
     accuracy: AccuracyOptions,
-    allow_code: Path | None,
     progress: Progress,
     threads: ThreadCount = 1,
     seconds: Seconds = 3.0,
@@ -234,7 +225,7 @@ def compare(
 
     Says their size, accuracy, latency, load time and memory; all run in turn.
     """
-    rows = comparison(original, files, samples, accuracy, allow_code, progress, threads, seconds)
+    rows = comparison(original, files, samples, accuracy, progress, threads, seconds)
     if output is not None:
         from flows.report.command_pages import write_comparison
 

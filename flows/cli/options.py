@@ -32,10 +32,15 @@ from quant_core.plan.targets import TARGETS, find_target
 
 @dataclass(frozen=True, slots=True)
 class AccuracyOptions:
-    """The metric to measure, and the contract; no contract without `--max-drop` and `--min`."""
+    """How accuracy is measured, and what is promised.
+
+    contract    None without `--max-drop` and `--min`
+    allow_code  the folder from which a metric `module:function` may run; None: none may
+    """
 
     metric: str | None = None
     contract: Contract | None = None
+    allow_code: Path | None = None
 
 
 def changed_options(config: QuantConfig) -> dict[str, Any]:
@@ -58,11 +63,12 @@ def _build_config(typed: Mapping[str, Any]) -> QuantConfig:
 
 def _build_accuracy(typed: Mapping[str, Any]) -> AccuracyOptions:
     metric = typed.get("metric")
-    has_contract = "max_drop" in typed or "min" in typed
+    promised = {key: value for key, value in typed.items() if key != "allow_code"}
     try:
         if metric is not None:
             check_metric(metric)
-        return AccuracyOptions(metric, Contract.from_dict(typed) if has_contract else None)
+        contract = Contract.from_dict(promised) if promised.keys() - {"metric"} else None
+        return AccuracyOptions(metric, contract, typed.get("allow_code"))
     except RequestError as error:
         raise _at_option(error) from None
 
@@ -260,6 +266,7 @@ CONFIG = {
         _DEFAULT.provider,
     ),
 }
+CODE = {"allow_code": Option(Path, "Folder from which metrics module:function may run", "DIR")}
 ACCURACY = {
     "metric": Option(
         str,
@@ -269,6 +276,7 @@ ACCURACY = {
     ),
     "max_drop": Option(float, "Contract: exit 1 if the metric falls by more", "AMOUNT"),
     "min": Option(float, "Contract: exit 1 if the metric is lower", "VALUE"),
+    **CODE,
 }
 SAMPLES = {
     "data": Option(str, "Samples: a .npy, a .npz, a folder of .npz files, or random", "SOURCE"),
@@ -288,7 +296,6 @@ RUNNING = {
         "own",
     ),
 }
-CODE = {"allow_code": Option(Path, "Folder from which metrics module:function may run", "DIR")}
 GROUPS = {
     "config": Group("Quantization", CONFIG, _build_config),
     "accuracy": Group("Accuracy", ACCURACY, _build_accuracy),
