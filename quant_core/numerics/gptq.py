@@ -32,7 +32,7 @@ from quant_core.numerics.saturation import PAIR_LIMIT
 
 # Share of the mean diagonal that is added to it, so that H can be factored: the GPTQ paper's value.
 DAMPING = 0.01
-# Times DAMPING, where rows in int8 are judged. As much as in the factor hides what GPTQ gains on
+# Times DAMPING, where rounded rows are judged. As much as in the factor hides what GPTQ gains on
 # many samples (python -m tests.bench.accuracy), a tenth what few do not show (test_gptq.py).
 JUDGED_DAMPING = 0.5
 # Of the finest scale of four bits: smaller ones clip the largest block, larger ones let more pairs
@@ -93,15 +93,14 @@ def gptq_int8(
             for s in (np.sqrt(finest * widest.astype(float)), finest)
         ]
     factor = _factor(gram)
-    # H of few samples sees no error in directions where no input was.
-    judged = _damped(gram, JUDGED_DAMPING)
-    q, scale, error = nearest.q.copy(), widest.copy(), _errors(rows, nearest.values, judged)
+    judged = judged_moments(gram)
+    q, scale, error = nearest.q.copy(), widest.copy(), output_noise(rows, nearest.values, judged)
     together = max(1, SWEPT_VALUES // max(1, rows.size))
     for first in range(0, len(scales), together):
         some = np.stack(scales[first : first + together])
         swept = _int8_sweep(rows, factor, some, pair_safe=pair_safe)
         for candidate, found in zip(some, swept, strict=True):
-            found_error = _errors(rows, found * candidate[:, None], judged)
+            found_error = output_noise(rows, found * candidate[:, None], judged)
             better = found_error < error
             if not per_channel:
                 better[:] = found_error.sum() < error.sum()
@@ -111,6 +110,32 @@ def gptq_int8(
                 found_error[better],
             )
     return IntegerWeight(q, scale if per_channel else scale[0])
+
+
+def output_noise(
+    rows: NDArray[Any], values: NDArray[Any], gram: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """(C,): per row, the mean squared error of its output where `values` stand for it.
+
+    rows, values  (C, K)
+    gram          H, (G, P, k, k), second moments of the inputs; None if nothing is known of them:
+                  then it is the identity, as for independent inputs of one size
+
+    With values of 0 it is the row's signal.
+    """
+    d = (rows - values).astype(np.float32, copy=False)
+    if gram is None:
+        return np.asarray(np.einsum("ck,ck->c", d, d, dtype=np.float64))
+    groups, parts, columns, _ = gram.shape
+    d = d.reshape(groups, -1, parts, columns).transpose(0, 2, 1, 3)
+    return np.asarray(
+        np.einsum("gpok,gpok->go", d @ gram.astype(np.float32, copy=False), d, dtype=np.float64)
+    ).reshape(-1)
+
+
+def judged_moments(gram: NDArray[Any]) -> NDArray[np.float32]:
+    """H by which rounded rows are judged: H of few samples sees no error where no input was."""
+    return _damped(gram, JUDGED_DAMPING)
 
 
 def _int8_sweep(
@@ -154,17 +179,17 @@ def gptq_int4(
     assert nearest.multipliers is not None
     diagonal = np.einsum("gpkk->gpk", gram).reshape(len(gram), -1)
     importance = diagonal.repeat(len(rows) // len(gram), axis=0)  # (C, K)
-    factor, error = _factor(gram), _errors(rows, nearest.values, gram)
+    factor, error = _factor(gram), output_noise(rows, nearest.values, gram)
     product, multipliers, scale = nearest.q.copy(), nearest.multipliers.copy(), nearest.scale.copy()
     for stretch in SAFE_STRETCHES if pair_safe else STRETCHES:
         wider = bfloat16(np.maximum(nearest.scale * stretch, floor).astype(np.float32))
         found, chosen = _int4_sweep(rows, factor, wider, importance, block, pair_safe=pair_safe)
-        found_error = _errors(rows, found * wider[:, None], gram)
+        found_error = output_noise(rows, found * wider[:, None], gram)
         better = found_error < error
         product[better], multipliers[better] = found[better].astype(np.int8), chosen[better]
         scale[better], error[better] = wider[better], found_error[better]
     descended = _descend(rows, product, multipliers, scale, gram, pair_safe=pair_safe)
-    better = _errors(rows, descended * scale[:, None], gram) < error
+    better = output_noise(rows, descended * scale[:, None], gram) < error
     product[better] = descended[better]
     blocks = (product // np.repeat(multipliers, block, axis=1).astype(np.int8)).astype(np.int8)
     return IntegerWeight(product, scale, blocks, multipliers)
@@ -377,15 +402,6 @@ def _damped(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
 def _within(steps: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:
     """As numpy.clip, which takes several times as long on a column."""
     return np.asarray(np.minimum(np.maximum(steps, low), high))
-
-
-def _errors(rows: NDArray[Any], values: NDArray[Any], gram: NDArray[Any]) -> NDArray[np.float64]:
-    """Per row, the expected squared error of its output."""
-    groups, parts, columns, _ = gram.shape
-    d = (rows - values).reshape(groups, -1, parts, columns).transpose(0, 2, 1, 3).astype(np.float32)
-    return np.asarray(
-        np.einsum("gpok,gpok->go", d @ gram.astype(np.float32, copy=False), d, dtype=np.float64)
-    ).reshape(-1)
 
 
 def _best_multiplier(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
+from quant_core.numerics.gptq import judged_moments, output_noise
 from quant_core.numerics.granularity import Granularity, PerBlock, PerTensor
 from quant_core.numerics.integer_weight import QMAX8, IntegerWeight
 from quant_core.numerics.layout import Layout
@@ -98,7 +99,7 @@ class Rounding:
                 found,
                 layout,
                 graph.shape_of(weight),
-                *_noise_db(rows, found.values, floor),
+                *_noise_db(rows, found.values, floor, self._gram(node, factors)),
             )
         rounded = self.cache.rounded[key]
         self._record(node, rounded.sqnr_db, rounded.worst_row_db)
@@ -315,16 +316,21 @@ def _granularity(planned: NodePlan) -> Granularity:
 
 
 def _noise_db(
-    exact: NDArray[Any], rounded: NDArray[Any], floor: Floor = 0.0
+    exact: NDArray[Any],
+    rounded: NDArray[Any],
+    floor: Floor = 0.0,
+    gram: NDArray[Any] | None = None,
 ) -> tuple[float, float]:
-    """SQNR of a matrix (C, K), and of the worst of its rows that count, in dB.
+    """SQNR of the outputs of a matrix (C, K), and of the worst of its rows that count, in dB.
+
+    gram  of the inputs, if calibration has it: (G, P, k, k)
 
     Rows that do not: dead ones, and those whose scale is the floor that their bias sets, as what
     they add to it is below its rounding.
     """
-    error = exact - rounded
-    signal = np.einsum("ck,ck->c", exact, exact, dtype=np.float64)
-    noise = np.einsum("ck,ck->c", error, error, dtype=np.float64)
+    moments = None if gram is None else judged_moments(gram)
+    signal = output_noise(exact, np.zeros_like(exact), moments)
+    noise = output_noise(exact, rounded, moments)
     counts = signal > DEAD_ROW * signal.max(initial=0.0)
     counts &= np.broadcast_to(floor, signal.shape) * QMAX8 <= np.abs(exact).max(1, initial=0.0)
     worst = (noise[counts] / signal[counts]).max(initial=0.0)
