@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,6 @@ from numpy.typing import NDArray
 from quant_core.model import graph
 from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.layout import Layout
-
-UNNAMED = ("QuantizeLinear", "DequantizeLinear")  # their outputs' names say all, and there are many
 
 
 class Writer:
@@ -36,10 +35,12 @@ class Writer:
         self.int8: dict[tuple[ir.Graph, IntegerWeight], tuple[ir.Value, Layout]] = {}
         self._first_nodes: dict[ir.Graph, ir.Node] = {}
         self._names: set[str] = set()
+        self._numbers: Counter[str] = Counter()
         for g in graph.graphs_of(model):
             self._names.update(g.initializers)
             self._names.update(str(v.name) for v in g.inputs)
             self._names.update(str(v.name) for node in g for v in node.outputs)
+            self._names.update(str(node.name) for node in g)
 
     def before(self, node: ir.Node) -> Cursor:
         """A cursor that writes ahead of the node."""
@@ -58,12 +59,18 @@ class Writer:
         return Cursor(self, self.model.graph, None)
 
     def free(self, name: str) -> str:
-        """The name, with a number behind it if a value has it already; from now on it is taken."""
-        found, n = name, 1
-        while found in self._names:
-            found, n = f"{name}_{n}", n + 1
-        self._names.add(found)
-        return found
+        """A name that no value has yet: what stands behind the last `_` of this one, and a number.
+
+        Names of exported models are long. All that is written for one weight or activation would
+        repeat its name some ten times, which took up to a tenth of a small file.
+        """
+        kind = name.rpartition("_")[2]
+        while True:
+            found = f"{kind}_{self._numbers[kind]}"
+            self._numbers[kind] += 1
+            if found not in self._names:
+                self._names.add(found)
+                return found
 
 
 @dataclass(slots=True)
@@ -90,8 +97,7 @@ class Cursor:
         """
         known, key = self.writer.zeros, (self.home, shape)
         if key not in known:
-            name = "_".join(map(str, ("zeros", *shape)))
-            known[key] = self.constant(name, np.zeros(shape, np.int8))
+            known[key] = self.constant("zeros", np.zeros(shape, np.int8))
         return known[key]
 
     def node(
@@ -114,7 +120,7 @@ class Cursor:
             for k, v in attributes.items()
         ]
         outputs = [ir.Value(name=self.writer.free(n)) for n in names]
-        name = None if op_type in UNNAMED else outputs[0].name
+        name = outputs[0].name
         self.insert(ir.Node(domain, op_type, inputs, attrs, outputs=outputs, name=name))
         return outputs
 
