@@ -229,7 +229,7 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
 
     onnx.checker.check_model(made.model, full_check=True)
     assert [t.name for t in made.model.graph.initializer if np.prod(t.dims) == 40 * 32] == [
-        f"w_int{bits}"
+        f"int{bits}_0"
     ]
     assert sqnr_db(given.floats(), made.outputs(given.feeds)) > {8: 30, 4: 12}[bits]
 
