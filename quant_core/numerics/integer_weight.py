@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,3 +40,14 @@ def bfloat16(scale: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     bits = scale.view(np.uint32) + np.uint32(0xFFFF)
     return np.asarray((bits & np.uint32(0xFFFF0000)).view(np.float32))
+
+
+def with_short_scales(weight: IntegerWeight, floor: NDArray[Any] | float) -> IntegerWeight:
+    """The weight with the nearest bfloat16 numbers as scales of its rows, but none below `floor`.
+
+    One scale for the whole weight stays as it is.
+    """
+    if not weight.scale.ndim:
+        return weight
+    near = weight.scale.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return replace(weight, scale=np.where(near < floor, bfloat16(weight.scale), near))

@@ -22,6 +22,8 @@ from quant_core.numerics.layout import Layout
 from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Cursor
 
+MIN_SHORT_SCALES = 64  # with fewer, the Cast takes more bytes than bfloat16 saves
+
 
 def write_int8(
     write: Cursor, name: str, weight: IntegerWeight, layout: Layout, shape: tuple[int, ...]
@@ -94,7 +96,7 @@ def write_dequantized(write: Cursor, name: str, rounded: Rounded, axis: int) -> 
     """
     scale = rounded.integers.scale
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
-    scale_value = _scale(write, name, scale, rounded)
+    scale_value = _scale(write, name, scale)
     return _dequantize(
         write, name, stored, scale_value, write.zeros(scale.shape), axis if scale.ndim else None
     )
@@ -107,7 +109,7 @@ def write_folded(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
     """
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
     per_row = rounded.layout.beside(rounded.integers.scale, rounded.shape)
-    scale = _scale(write, name, per_row, rounded)
+    scale = _scale(write, name, per_row)
     cast = write.node("Cast", [stored], f"{name}_cast", to=ir.DataType.FLOAT)
     product = write.node("Mul", [cast, scale], f"{name}_float")
     if rounded.layout.groups == 1:
@@ -143,7 +145,7 @@ def write_block_scales(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
     assert multipliers is not None
     factor = write.constant(f"{name}_multiplier", multipliers.astype(ml_dtypes.uint4))
     cast = write.node("Cast", [factor], f"{name}_factor", to=ir.DataType.FLOAT)
-    scale = _scale(write, name, rounded.integers.scale[:, None], rounded)
+    scale = _scale(write, name, rounded.integers.scale[:, None])
     return write.node("Mul", [cast, scale], f"{name}_block_scales")
 
 
@@ -285,12 +287,13 @@ def _write_table(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
     return write_int8(write, name, weight, rounded.layout, rounded.shape)
 
 
-def _scale(write: Cursor, name: str, scale: NDArray[np.float32], rounded: Rounded) -> ir.Value:
-    """The scales of a weight; those beside four bits are bfloat16 numbers, and stored as such."""
-    if rounded.integers.blocks is None:
+def _scale(write: Cursor, name: str, scale: NDArray[np.float32]) -> ir.Value:
+    """The scales of a weight; bfloat16 numbers are stored as such, where that takes fewer bytes."""
+    short = scale.astype(ml_dtypes.bfloat16)
+    if scale.size < MIN_SHORT_SCALES or not np.array_equal(short.astype(np.float32), scale):
         return write.constant(f"{name}_scale", scale)
-    short = write.constant(f"{name}_bfloat16", scale.astype(ml_dtypes.bfloat16))
-    return write.node("Cast", [short], f"{name}_scale", to=ir.DataType.FLOAT)
+    stored = write.constant(f"{name}_bfloat16", short)
+    return write.node("Cast", [stored], f"{name}_scale", to=ir.DataType.FLOAT)
 
 
 def _dequantize(

@@ -17,12 +17,13 @@ from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
 from quant_core.numerics.gptq import judged_moments, output_noise
 from quant_core.numerics.granularity import Granularity, PerBlock, PerTensor
-from quant_core.numerics.integer_weight import QMAX8, IntegerWeight
+from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, with_short_scales
 from quant_core.numerics.layout import Layout
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.operators import RULES, mean_axis, weight_layout
+from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.rewrite.bias_correction import corrected_bias
 from quant_core.rewrite.weight_cache import Rounded, RoundingKey, Same, WeightCache
@@ -64,6 +65,8 @@ class Rounding:
         self.config = plan.config
         self.stats = stats
         self.cache = WeightCache() if cache is None else cache
+        # onnxruntime makes float32 of them when it loads a model, as it does of 4 bits
+        self.has_short_scales = bool(plan.in_four_bits) and TARGETS[plan.target].decodes_int4
         self.sqnr_db: dict[str, float] = {}
         self.worst_row_db: dict[str, float] = {}
         # as a set: a mapping of scaled Gram matrices would compute one to tell whether it has it
@@ -95,6 +98,8 @@ class Rounding:
         if key not in self.cache.rounded:
             rows = self._rows(node, weight, layout, factors)
             found = self._round(node, planned, rows, floor, factors)
+            if self.has_short_scales:
+                found = with_short_scales(found, floor)
             self.cache.rounded[key] = Rounded(
                 found,
                 layout,
@@ -219,6 +224,7 @@ class Rounding:
             _granularity(planned),
             planned.pair_safe,
             self.config.weight_method,
+            self.has_short_scales,
         )
 
     def _calibration(self, node: str) -> Same | None:

@@ -52,6 +52,7 @@ class RoundingKey:
                   by the same name
     layout        how it becomes rows
     storage, granularity, pair_safe, method  how the plan and its config treat it
+    has_short_scales  whether its scales are bfloat16 numbers
     floor         the least scales, as bytes; empty without
     factors       what its columns are multiplied by first, as bytes; empty without
     calibration   the rounding target, or the Gram matrices, that rounding reads; None if it reads
@@ -67,6 +68,7 @@ class RoundingKey:
     granularity: Granularity
     pair_safe: bool
     method: str
+    has_short_scales: bool
     floor: bytes = b""
     factors: bytes = b""
     calibration: Same | None = None
