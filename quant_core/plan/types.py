@@ -66,7 +66,7 @@ class NodeChoice:
 
     compute      how the node computes, if it can
     storage      how its weights are stored, if they can be
-    granularity  of the weights of a dynamic node
+    granularity  of the weights: of a dynamic node in 8 bits, or how wide blocks of 4 bits are
     """
 
     compute: Compute | None = None

@@ -191,8 +191,10 @@ class WeightedNodes:
     def _granularity(
         self, node: ir.Node, storage: Storage, compute: Compute, choice: NodeChoice
     ) -> Granularity:
-        """How many of the node's weights share a scale in 8 bits: fewer than the config says where
-        that was chosen, more only if the node is dynamic.
+        """How many of the node's weights share a scale.
+
+        In 8 bits, fewer than the config says where that was chosen, more only if the node is
+        dynamic. In 4 bits, blocks as wide as was chosen, but for kernels that take the config's.
         """
         config, weights = self.config, float_weights(node)
         is_per_channel = config.per_channel or choice.granularity == PerChannel()
@@ -206,20 +208,23 @@ class WeightedNodes:
                 return PerBlock(config.block_size if divides else columns)
             return by_config
         if storage is Storage.INT4:
-            widths = {self._block_width(node, w) for w in weights}
-            return PerBlock(widths.pop() if len(widths) == 1 else config.block_size)
+            wanted = config.block_size
+            if isinstance(choice.granularity, PerBlock) and compute is not Compute.BLOCKS:
+                wanted = wanted if is_table else choice.granularity.size
+            widths = {self._block_width(node, w, wanted) for w in weights}
+            return PerBlock(widths.pop() if len(widths) == 1 else wanted)
         if compute is Compute.DYNAMIC and choice.granularity == PerTensor():
             return PerTensor()
         return by_config
 
-    def _block_width(self, node: ir.Node, weight: ir.Value) -> int:
-        """The divisor of the columns nearest to the config's block size; of those of one Gram
-        matrix, if there are several.
+    def _block_width(self, node: ir.Node, weight: ir.Value, wanted: int) -> int:
+        """The divisor of the columns nearest to the wanted width; of those of one Gram matrix, if
+        there are several.
         """
         columns = _columns(node, weight)
         if RULES[node.op_type].has_gram and WEIGHT_METHODS[self.config.weight_method].uses_gram:
             columns //= parts_of(columns) or 1
-        return block_width(columns, self.config.block_size)
+        return block_width(columns, wanted)
 
     def _why_not_int4(
         self, node: ir.Node, weights: list[ir.Value], compute: Compute, *, is_named: bool

@@ -15,6 +15,7 @@ from quant_core.model.session import find_provider
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench
+from quant_core.search.bit_allocation import allocate_bits
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
 from quant_core.search.first_plan import storable_plan
@@ -53,6 +54,10 @@ def quantize_by_search(job: QuantJob) -> Made:
     """
     plan, why = storable_plan(job)
     judging = hold_out_judges(job) if needs_hold_out(job, plan) else choose_judges(job)
+    if plan.in_four_bits and job.stats is not None:
+        job.progress("measuring where 4 bits make noise")
+        observed = CalibratedModel(job.model, judging.fitted, job.stats)
+        plan = allocate_bits(observed, plan, job.deadline.of_stage(POLICY.stage_share))
     calibrated = _calibrated(job, plan, judging)
     bench = search_bench(job, plan, judging)
     if bench is None:

@@ -53,6 +53,9 @@ class SearchPolicy:
     tuned_biases_db: float = 40.0
 
     # --- mixed precision ---------------------------------------------------------------------
+    # Share of the bytes of uniform weights in 4 bits that may be added where noise is. `python -m
+    # tests.bench.int4 --zoo DIR`: SQNR and size.
+    allocated_share: float = 1 / 32
     # Groups of neighbouring nodes that are ranked, at most, for each promotion. Not tuned: they
     # bound how many models a search makes.
     int8_groups: int = 16

@@ -1,0 +1,106 @@
+"""Weights in 4 bits take their bytes where the output's noise is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from quant_core.calibrate.observe import observe
+from quant_core.config import QuantConfig
+from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
+from quant_core.deadline import NO_DEADLINE, Deadline
+from quant_core.model.session import open_session
+from quant_core.numerics.granularity import PerBlock
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
+from quant_core.search.bit_allocation import allocate_bits, cheapest_choices
+from quant_core.search.calibrated import CalibratedModel
+from tests.models import normalized, sketch
+from tests.oracle.cases import weights
+
+# The second branch adds a thousandth to the output: its noise does not count.
+BRANCHES = """(float[n,64] x) => (float[n,64] y) {
+    a = MatMul(x, loud) r = Relu(a) b = MatMul(x, quiet) s = Mul(b, small) y = Add(r, s)
+}"""
+
+
+def branches() -> onnx.ModelProto:
+    values = weights(loud=(64, 64), quiet=(64, 64))
+    return sketch(BRANCHES, values | {"small": np.float32(1e-3)})
+
+
+def in_blocks(name: str, elements: int = 4096) -> NodePlan:
+    return NodePlan(
+        name,
+        "MatMul",
+        Compute.STATIC,
+        Storage.INT4,
+        weights=(f"{name}_w",),
+        elements=elements,
+        granularity=PerBlock(32),
+    )
+
+
+def problem(**options: object) -> tuple[CalibratedModel, QuantPlan]:
+    """The branches with samples, and their uniform plan."""
+    source = branches().SerializeToString()
+    model = normalized(branches())
+    plan = make_plan(model, QuantConfig(bits=4, mode="weight_only", **options), TARGETS["x86"])
+    x = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    samples = open_samples(SampleSpec({"x": x}), input_specs(source))
+    return CalibratedModel(model, samples, observe(source, plan, samples)), plan
+
+
+def noise(calibrated: CalibratedModel, plan: QuantPlan) -> float:
+    made = calibrated.build(plan, "").model
+    sessions = open_session(calibrated.model), open_session(made)
+    pairs = [[s.run(None, feed)[0] for s in sessions] for feed in calibrated.samples]
+    return sum(float(np.square(y - z).sum()) for y, z in pairs)
+
+
+def test_noise_gets_the_bytes_of_blocks_that_make_none():
+    quiet = {f"quiet {i}": 1e-6 for i in range(6)}
+    nodes = [in_blocks(name) for name in ("loud", *quiet)]
+    uniform = sum(n.elements * (0.5 + 0.5 / 32) for n in nodes)
+
+    found = cheapest_choices(nodes, {"loud": 1.0} | quiet, uniform)
+
+    assert found["loud"].granularity == PerBlock(8)
+    assert {found[name].granularity for name in quiet} == {PerBlock(64)}
+
+
+def test_a_small_weight_with_much_noise_is_in_8_bits():
+    nodes = [in_blocks("large", 1 << 20), in_blocks("small", 1 << 10)]
+    uniform = sum(n.elements * (0.5 + 0.5 / 32) for n in nodes)
+
+    found = cheapest_choices(nodes, {"large": 1e-3, "small": 1e-2}, 1.01 * uniform)
+
+    assert found["small"].storage is Storage.INT8
+
+
+def test_an_allocated_plan_is_nearer_to_float_at_hardly_more_bytes():
+    calibrated, uniform = problem()
+
+    plan = allocate_bits(calibrated, uniform, NO_DEADLINE)
+
+    assert [n.granularity for n in uniform.nodes if n.weights] == [PerBlock(32), PerBlock(32)]
+    assert plan.nodes[0].granularity == PerBlock(16)
+    assert noise(calibrated, plan) < 0.9 * noise(calibrated, uniform)
+    sizes = [calibrated.build(p, "").size_bytes for p in (uniform, plan)]
+    assert sizes[1] < 1.05 * sizes[0]
+
+
+def test_bits_that_the_config_names_stay():
+    calibrated, uniform = problem(layer_bits={"loud": 4})
+
+    plan = allocate_bits(calibrated, uniform, NO_DEADLINE)
+
+    assert plan.nodes[0] == uniform.nodes[0]
+
+
+def test_a_plan_stays_where_there_is_no_time_to_measure():
+    calibrated, uniform = problem()
+
+    assert allocate_bits(calibrated, uniform, Deadline.after(0)) is uniform
