@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 QMAX8 = 127  # int8 weights are symmetric: -128 is not used
 QMIN4, QMAX4 = -8, 7  # int4 weights have no zero point either: -8 only rounds further down
 MULTIPLIER_MAX = 15  # of a block of int4 weights, stored as uint4; -8 * 15 = -120 fits into int8
+MIN_SHORT_SCALES = 64  # with fewer, the Cast behind them takes more bytes than bfloat16 saves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +46,9 @@ def bfloat16(scale: NDArray[np.float32]) -> NDArray[np.float32]:
 def with_short_scales(weight: IntegerWeight, floor: NDArray[Any] | float) -> IntegerWeight:
     """The weight with the nearest bfloat16 numbers as scales of its rows, but none below `floor`.
 
-    One scale for the whole weight stays as it is.
+    With fewer than MIN_SHORT_SCALES it stays as it is.
     """
-    if not weight.scale.ndim:
+    if weight.scale.size < MIN_SHORT_SCALES:
         return weight
     near = weight.scale.astype(ml_dtypes.bfloat16).astype(np.float32)
     return replace(weight, scale=np.where(near < floor, bfloat16(weight.scale), near))

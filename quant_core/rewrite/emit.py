@@ -17,12 +17,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
-from quant_core.numerics.integer_weight import IntegerWeight
+from quant_core.numerics.integer_weight import MIN_SHORT_SCALES, IntegerWeight
 from quant_core.numerics.layout import Layout
 from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Cursor
-
-MIN_SHORT_SCALES = 64  # with fewer, the Cast takes more bytes than bfloat16 saves
 
 
 def write_int8(
