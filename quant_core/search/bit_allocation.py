@@ -15,8 +15,9 @@ Source: Shoham and Gersho 1988, Efficient Bit Allocation for an Arbitrary Set of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -46,6 +47,7 @@ WIDTHS = (2.0, 1.0, 0.5, 0.25)
 # By how much blocks of half the width lower the noise: 1.1 dB with GPTQ on Convs of 80 to 1280
 # columns, from 64 down to 16. `python -m tests.bench.int4`: SQNR at equal size.
 OF_HALF_A_BLOCK = 0.78
+MOST_NOISE = 1e6  # over the signal; not tuned, finite so that others can be compared
 # Noise of 8 bits over that of 4: 16 times finer steps.
 OF_8_BITS = 1 / 256
 
@@ -148,29 +150,34 @@ def isolated_noise(
     samples: Samples,
     deadline: Deadline,
 ) -> dict[str, float] | None:
-    """Node -> noise over signal of the outputs, a mean over them, with its weight alone rounded to
-    nearest.
+    """Node -> noise over signal of each output for each sample, summed, with its weight alone
+    rounded to nearest.
 
     None if no output is float, or the deadline ends it before all are known.
     """
-    rounded = dict(_rounded(model, plan, nodes, stats))
-    session = _open_for_other_weights(model, rounded)
+    session = _open_for_other_weights(model, nodes)
     is_float = [o.type == "tensor(float)" for o in session.get_outputs()]
-    found = dict.fromkeys(rounded, 0.0)
-    for feed in samples:
-        exact = _float_outputs(session, feed, is_float)
-        signals = [float(np.square(y, dtype=np.float64).sum()) for y in exact]
-        if not any(signals):
-            continue
-        for name, changed in rounded.items():
-            if deadline.is_over:
-                return None
-            outputs = _float_outputs(session, dict(feed) | changed, is_float)
-            for signal, y, z in zip(signals, exact, outputs, strict=True):
-                if signal and y.shape == z.shape:
-                    noise = float(np.square(y - z, dtype=np.float64).sum())
-                    found[name] += noise / signal / len(exact) / len(samples)
+    feeds = list(samples)
+    exact = [_float_outputs(session, feed, is_float) for feed in feeds]
+    found = {}
+    for name, changed in _rounded(model, plan, nodes, stats):
+        if deadline.is_over:
+            return None
+        outputs = (_float_outputs(session, dict(feed) | changed, is_float) for feed in feeds)
+        found[name] = sum(map(_noise, exact, outputs))
     return found if any(found.values()) else None
+
+
+def _noise(exact: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> float:
+    """Noise over signal, summed over outputs that can be compared."""
+    total = 0.0
+    for y, z in zip(exact, found, strict=True):
+        signal = float(np.square(y, dtype=np.float64).sum())
+        if signal and np.isfinite(signal) and y.shape == z.shape:
+            ratio = float(np.square(y - z, dtype=np.float64).sum()) / signal
+            # what is infinite or NaN only when rounded is noise too
+            total += ratio if ratio < MOST_NOISE else MOST_NOISE
+    return total
 
 
 def _float_outputs(
@@ -193,19 +200,21 @@ def _rounded(
         values = rounded.layout.tensor(rounded.integers.values, rounded.shape)
         changed = {str(weight.name): values.astype(np.float32)}
         bias, corrected = bias_of(node), rounding.corrected_bias(node, weight, rounded)
-        if bias is not None and corrected is not None and _is_own(bias):
+        if _is_own(bias) and corrected is not None:
             changed[str(bias.name)] = corrected.astype(np.float32).reshape(graph.shape_of(bias))
         yield planned.node, changed
 
 
-def _open_for_other_weights(model: ir.Model, rounded: Mapping[str, Feed]) -> ort.InferenceSession:
-    """The model with these initializers as inputs too, which a feed may leave out."""
+def _open_for_other_weights(model: ir.Model, nodes: list[NodePlan]) -> ort.InferenceSession:
+    """The model with weights and biases of these nodes as inputs too, which feeds may leave out."""
     copy = model.clone()
-    for name in {name for changed in rounded.values() for name in changed}:
-        value = copy.graph.initializers[name]
-        array = graph.array(value)
-        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
-        copy.graph.inputs.append(value)
+    by_name = {str(n.name): n for n in copy.graph}
+    for planned in nodes:
+        node = by_name[planned.node]
+        for value in filter(_is_own, (_weight_of(node), bias_of(node))):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            value.shape = ir.Shape(graph.shape_of(value))
+            copy.graph.inputs.append(value)
     return open_session(copy)
 
 
@@ -233,6 +242,8 @@ def _weight_of(node: ir.Node) -> ir.Value:
     return graph.value(node.inputs[position])
 
 
-def _is_own(value: ir.Value) -> bool:
+def _is_own(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether it is an initializer of the main graph that one node reads."""
+    if value is None:
+        return False
     return value.is_initializer() and not value.is_graph_input() and len(value.uses()) == 1
