@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model.info import model_info
+from quant_core.model.to_float32 import stores_float16
 from quant_core.model.write import sign, write_model
 from quant_core.optimize.applied import REWRITES, to_text
 from quant_core.plan.types import QuantPlan
+from quant_core.rewrite.apply import apply_plan
 from quant_core.search.checks import check_output, check_plan
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
@@ -211,10 +213,14 @@ def optimize_model(
         if samples is not None:
             raise
         found = prepare_optimized(path, config, None, timings, stays_float=True)
+    model = found.model
+    if stores_float16(model):
+        in_float = replace(config, exclude=("*",))
+        model = apply_plan(model, first_plan(model, in_float, measured=False), None).model
     if found.applied:
-        found.model.metadata_props[REWRITES] = to_text(found.applied)
-    sign(found.model)
-    size_bytes = write_model(found.model, output)
+        model.metadata_props[REWRITES] = to_text(found.applied)
+    sign(model)
+    size_bytes = write_model(model, output)
     return OptimizeResult(
         output=str(output),
         size_bytes=size_bytes,

@@ -159,15 +159,17 @@ def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Mo
 
 
 def _as_read(value: ir.Value) -> ir.Value:
-    """What readers get of the value: rounded, where a node that computes in integers writes it."""
+    """What all readers get of the value: rounded, where a node that computes in integers writes it
+    and one DequantizeLinear reads it.
+    """
     producer = value.producer()
     readers = graph.consumers(value)
     if producer is None or len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
         return value
     if not any(graph.is_dequantized(read) for read in producer.inputs):
         return value
-    (back,) = graph.consumers(readers[0].outputs[0])
-    return back.outputs[0]
+    back = graph.consumers(readers[0].outputs[0])
+    return back[0].outputs[0] if len(back) == 1 else value
 
 
 def _run_by_name(session: ort.InferenceSession, feed: Feed) -> dict[str, NDArray[Any]]:

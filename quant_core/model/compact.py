@@ -26,7 +26,8 @@ def keep_compact(folded: ir.Model, before: ir.Model, *, stays_float: bool = Fals
        and nobody else does, has fewer bytes.
     2. A weight that is going to be integers: all that its nodes read has fewer bytes than these.
        Otherwise it stays a constant, as only constants compute in integers.
-    3. What was made again first may read what was made again later: nodes are put in order.
+    3. Whatever else these nodes make is no constant either: the other parts of a Split, say.
+    4. What was made again first may read what was made again later: nodes are put in order.
     """
     makers = {str(value.name): node for value, node in made_of_constants(before).items()}
     if not makers:
@@ -37,9 +38,12 @@ def keep_compact(folded: ir.Model, before: ir.Model, *, stays_float: bool = Fals
     unfold = _Unfold(folded, before, makers, values, first, stays_float)
     for inside in inner:
         for name, value in list(inside.initializers.items()):
-            if name in makers and value.const_value.nbytes >= MIN_BYTES:  # type: ignore[union-attr]
+            is_made_again = inside.initializers.get(name) is not value
+            if is_made_again or name not in makers or value.const_value is None:
+                continue
+            if value.const_value.nbytes >= MIN_BYTES:
                 unfold.constant(inside, value)
-    folded.graph.sort()  # 3
+    folded.graph.sort()  # 4
 
 
 def made_of_constants(model: ir.Model) -> dict[ir.Value, ir.Node]:
@@ -90,15 +94,18 @@ class _Unfold:
         for leaf in leaves:
             if leaf.name not in self.values:
                 self.values[str(leaf.name)] = self._copied(leaf)
-        del inside.initializers[str(value.name)]
-        del self.values[str(value.name)]
+        made = {str(v.name) for node in nodes for v in node.outputs if v.name}
+        gone = [self.values.pop(name) for name in made if name in self.values]
         main = [node for node in nodes if node.graph is self.before.graph]
         inner = [node for node in nodes if node.graph is not self.before.graph]
         self._insert(self.folded.graph, main)
         self._insert(inside, inner)
-        made = self.values[str(value.name)]
-        made.type, made.shape = value.type, value.shape
-        value.replace_all_uses_with(made, replace_graph_outputs=True)
+        for constant in gone:  # 3
+            assert isinstance(constant.graph, ir.Graph)
+            del constant.graph.initializers[str(constant.name)]
+            again = self.values[str(constant.name)]
+            again.type, again.shape = constant.type, constant.shape
+            constant.replace_all_uses_with(again, replace_graph_outputs=True)
 
     def _chain(self, name: str) -> tuple[list[ir.Node], list[ir.Value]]:
         """The nodes that make a value, in the order in which they run, and the constants they read.

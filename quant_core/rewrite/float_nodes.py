@@ -47,13 +47,12 @@ def write_float16(draft: Draft, node: ir.Node) -> ir.Node:
 def write_other_readers(draft: Draft) -> None:
     """Rule 5 of `apply_plan`."""
     for weight, rounded in draft.written.integers.items():
-        uses = list(weight.uses())
-        if not uses or weight.is_graph_output():
-            continue
-        write = draft.writer.first(owner(weight))
-        value = emit.write_folded(write, str(weight.name), rounded)
-        for use in uses:
-            use.node.replace_input_with(use.idx, value)
+        if weight.uses() and not weight.is_graph_output():
+            write = draft.writer.first(owner(weight))
+            weight.replace_all_uses_with(emit.write_folded(write, str(weight.name), rounded))
+    for (weight, home), value in list(draft.written.float16.items()):
+        if home is owner(weight) and not weight.is_graph_output():
+            weight.replace_all_uses_with(value)
 
 
 def write_float16_constants(draft: Draft) -> None:

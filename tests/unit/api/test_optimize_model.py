@@ -77,15 +77,17 @@ def test_the_quantized_file_is_compared_node_by_node_with_what_it_was_made_of(mo
     assert {row["node"] for row in found.sensitivity} == {"c", "y"}
 
 
-def test_a_weight_that_is_also_read_transposed_is_stored_once(tmp_path):
-    text = """(int64[n] ids) => (float[n, 48] y) {
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_a_weight_that_is_also_read_transposed_is_stored_once_in_its_type(tmp_path, kind):
+    text = f"""(int64[n] ids) => ({kind}[n, 48] y) {{
         e = Gather(t, ids) h = Tanh(e) across = Transpose<perm = [1, 0]>(t) y = MatMul(h, across)
-    }"""
+    }}"""
     path, output = tmp_path / "tied.onnx", tmp_path / "o.onnx"
-    onnx.save(sketch(text, {"t": RNG.standard_normal((48, 32)).astype(np.float32)}), path)
+    table = RNG.standard_normal((48, 32)).astype({"float": np.float32, "float16": np.float16}[kind])
+    onnx.save(sketch(text, {"t": table}), path)
 
     quant_core.optimize_model(path, output)
 
     assert [node.op_type for node in onnx.load(output).graph.node].count("Transpose") == 1
-    assert output.stat().st_size < 1.1 * path.stat().st_size
-    assert quant_core.validate_model(path, output, detailed=True).fidelity.worst_db > 100
+    assert output.stat().st_size < path.stat().st_size + 1000
+    assert quant_core.validate_model(path, output, detailed=True).fidelity.worst_db > 60

@@ -145,3 +145,19 @@ def test_what_is_made_again_later_stands_ahead_of_what_reads_it():
     for node in folded.graph:
         assert {v.producer() for v in node.inputs if v is not None} <= seen | {None}
         seen.add(node)
+
+
+def test_all_parts_of_a_weight_that_is_also_read_whole_are_made_by_one_split(tmp_path):
+    text = """(float[n,32] x) => (float[n,32] y, float[n,16] z) {
+        y = MatMul(x, w) a, b = Split<axis = 1>(w, sizes) p = MatMul(x, a) q = MatMul(x, b)
+        z = Add(p, q)
+    }"""
+    path = saved(tmp_path, text, w=W, sizes=np.array([16, 16]))
+
+    model = prepare(path, stays_float=True)
+
+    assert operators(model).count("Split") == 1
+    assert {"a", "b"}.isdisjoint(model.graph.initializers)
+    feed = {"x": W}
+    for a, b in zip(run(open_session(path), feed), run(open_session(model), feed), strict=True):
+        assert np.array_equal(a, b)
