@@ -207,22 +207,22 @@ def _drop_unused_nodes(model: ir.Model) -> None:
     """
     gone: list[ir.Node] | None = None
     while gone is None or gone:
-        around = [n for inside in graphs_of(model) for n in inside if _branches(n)]
+        around = [n for inside in graphs_of(model) for n in inside if graphs_in(n)]
         passes.RemoveUnusedNodesPass()(model)
         gone = [node for node in around if node.graph is None]
         for node in gone:
-            unread_branches(node)
+            unreadgraphs_in(node)
 
 
-def unread_branches(node: ir.Node) -> None:
+def unreadgraphs_in(node: ir.Node) -> None:
     """Edit in place: the nodes in the branches of a node that goes stop reading."""
-    for inside in _branches(node):
+    for inside in graphs_in(node):
         for inner in inside.all_nodes():
             for position in range(len(inner.inputs)):
                 inner.replace_input_with(position, None)
 
 
-def _branches(node: ir.Node) -> list[ir.Graph]:
+def graphs_in(node: ir.Node) -> list[ir.Graph]:
     """The graphs that the node holds itself."""
     attributes = node.attributes.values()
     return [a.as_graph() for a in attributes if a.type == ir.AttributeType.GRAPH]

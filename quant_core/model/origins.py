@@ -38,7 +38,8 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
         MatMul "fc" -> Add "bias"    becomes    Gemm "fc/MatMulAddFusion", which stands for both
 
     Its weights are among that, as rewrites may replace them by others. The Identity of a weight
-    that others carry (carried.py) stands for the nodes that read it.
+    that others carry (carried.py) stands for the nodes that read it, and each node of a local
+    function that was inlined for the node that called it.
     """
     producers: dict[str, ir.Node] = {}
     constants: set[str] = set()
@@ -48,6 +49,14 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
             producers.update((str(v.name), node) for v in node.outputs if v.name)
     nodes = [node for inside in graph.graphs_of(prepared) for node in inside]
     written = {str(v.name) for node in nodes for v in node.outputs if v.name}
+    calls = {
+        name: str(node.name)
+        for name, node in producers.items()
+        if node.op_identifier() in original.functions
+    }
+    called_by: dict[ir.Node, set[str]] = {}
+    if calls:
+        _find_calls(prepared.graph, set(), calls, set(producers), called_by)
     found = {}
     for node in nodes:
         inputs = [v for v in node.inputs if v is not None]
@@ -58,11 +67,39 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
         names = (names - read - {str(node.name)}) | weights
         if node.op_type == "Identity":  # a weight set apart: what reads it
             names |= {str(reader.name) for reader in graph.consumers(node.outputs[0])}
+        names |= called_by.get(node, set())
         names |= {former[name] for name in names | read if name in former}
         if names:
             found[str(node.name)] = sorted(names)
     if found:
         prepared.metadata_props[METADATA] = json.dumps(found)
+
+
+def _find_calls(
+    inside: ir.Graph,
+    around: set[str],
+    calls: Mapping[str, str],
+    known: set[str],
+    called_by: dict[ir.Node, set[str]],
+) -> None:
+    """Add to `called_by`, for each node of this graph, the names of the nodes that called it.
+
+    around  the names for the node that holds the graph
+    calls   value of the original that a local function makes -> name of the node that called it
+    known   values of the original. Those inside functions have other names: they lead to the others
+    """
+    for node in reversed(inside):
+        names: set[str] = set()
+        for value in node.outputs:
+            if value.name in known:
+                names |= {calls[value.name]} if value.name in calls else set()
+                continue
+            names |= around if value.is_graph_output() else set()
+            for reader in graph.consumers(value):
+                names |= called_by.get(reader, set())
+        called_by[node] = names
+        for inner in graph.graphs_in(node):
+            _find_calls(inner, names, calls, known, called_by)
 
 
 def _between(

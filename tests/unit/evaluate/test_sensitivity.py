@@ -69,6 +69,21 @@ def test_a_model_against_itself_has_no_noise():
     assert measure_sensitivity(model, model, FEEDS) == []
 
 
+def test_a_tensor_that_two_nodes_dequantize_is_measured_as_it_was_computed():
+    """As in a file of quantization-aware training, of which some nodes stay as they are."""
+    model = chain()
+    quantized = static(model)
+    back = next(n for n in quantized.graph if n.outputs[0].name == "a_dq")
+    other = ir.Node("", "DequantizeLinear", back.inputs, name="other", version=17)
+    other.outputs[0].name = "other"
+    quantized.graph.insert_after(back, other)
+    quantized.graph.outputs.append(other.outputs[0])
+
+    found = measure_sensitivity(model, quantized, FEEDS)
+
+    assert {row.node for row in found} >= {"m0", "m2"}
+
+
 def test_a_ratio_of_powers_is_given_in_decibels():
     noise = NodeNoise("m", "MatMul", signal=(60.0, 40.0), isolated=(0.1, 0.0), cumulative=(1, 9))
 

@@ -60,3 +60,35 @@ def test_a_weight_is_excluded_by_what_it_is_made_of(tmp_path, glob):
 )
 def test_brackets_stand_for_themselves_or_for_a_set(glob, name):
     assert matches(glob, name)
+
+
+@pytest.mark.parametrize("glob", ["second", "sec*"])
+def test_the_node_that_calls_a_local_function_means_all_that_it_becomes(tmp_path, glob):
+    text = """
+        <ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+        calls (float[n,32] x, bool c) => (float[n,32] y) {
+            a = my.Outer(x, u, c)
+            y = my.Outer(a, v, c)
+        }
+        <domain: "my", opset_import: ["" : 17, "my" : 1]>
+        Outer (x, w, c) => (y) { h = my.Block(x, w, c) y = Tanh(h) }
+        <domain: "my", opset_import: ["" : 17]>
+        Block (x, w, c) => (y) {
+            y = If (c) <
+                then_branch = yes () => (float[n,32] p) { m = MatMul(x, w) p = Relu(m) },
+                else_branch = no () => (float[n,32] q) { q = MatMul(x, w) }
+            >
+        }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.node[0].name, model.graph.node[1].name = "first", "second"
+    for name in ("u", "v"):
+        weight = np.random.default_rng(ord(name)).normal(size=(32, 32)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    onnx.save(model, tmp_path / "model.onnx")
+    config = QuantConfig(exclude=(glob,), mode="dynamic")
+
+    plan = make_plan(prepare(tmp_path / "model.onnx"), config, TARGETS["x86"])
+
+    products = [n for n in plan.nodes if n.op_type == "MatMul"]
+    assert {n.weights: n.is_rounded for n in products} == {("u",): True, ("v",): False}
+    assert len(products) == 4
