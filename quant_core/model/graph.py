@@ -211,10 +211,10 @@ def _drop_unused_nodes(model: ir.Model) -> None:
         passes.RemoveUnusedNodesPass()(model)
         gone = [node for node in around if node.graph is None]
         for node in gone:
-            unreadgraphs_in(node)
+            unread_branches(node)
 
 
-def unreadgraphs_in(node: ir.Node) -> None:
+def unread_branches(node: ir.Node) -> None:
     """Edit in place: the nodes in the branches of a node that goes stop reading."""
     for inside in graphs_in(node):
         for inner in inside.all_nodes():
