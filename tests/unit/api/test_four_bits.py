@@ -11,7 +11,7 @@ import pytest
 from quant_core import api, judging
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import ModelError
-from quant_core.model import prepare
+from quant_core.model import opset
 from quant_core.model.session import open_session
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -37,7 +37,7 @@ def stuck(monkeypatch):
     def fail(model, version):
         raise RuntimeError("no adapter for Gemm")
 
-    monkeypatch.setattr(prepare, "_converted", fail)
+    monkeypatch.setattr(opset, "_converted", fail)
 
 
 def test_a_contract_is_judged_by_samples_that_nothing_was_fitted_to(tmp_path):
