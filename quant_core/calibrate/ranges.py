@@ -211,20 +211,21 @@ def expected_errors(histogram: Histogram, los: Array, his: Array, grid: Grid) ->
     Values count as spread evenly over their bin. All methods are compared by this error.
     """
     params = choose_params(los, his, grid, axis=0)
-    zero = params.zero_point.astype(np.float64)[:, None]
-    # The integral of (x - nearest level) ** 2, in steps: 1/12 for every whole step passed, and
-    # d ** 3 / 3 for the rest. Beyond the last level d grows on, and the same term is the clipping
-    # error.
-    x = histogram.edges / params.scale.astype(np.float64)[:, None]
-    levels = np.clip(np.rint(x), grid.qmin - zero, grid.qmax - zero)
-    d, width = x - levels, np.diff(x)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.diff(levels / 12 + d * d * d / 3) / width
-    # a bin without width holds one value
-    mean = np.where(width > 0, np.maximum(mean, 0), d[:, 1:] ** 2)
-    return np.asarray(
-        mean @ histogram.counts / histogram.counts.sum() * params.scale.astype(np.float64) ** 2
-    )
+    scales, zeros = (x.astype(np.float64) for x in (params.scale, params.zero_point))
+    mean = np.empty((len(scales), len(histogram.counts)))
+    # One range after the other: what is computed of one stays in the cache.
+    for row, scale, zero in zip(mean, scales, zeros, strict=True):
+        # The integral of (x - nearest level) ** 2, in steps: 1/12 for every whole step passed, and
+        # d ** 3 / 3 for the rest. Beyond the last level d grows on, and the same term is the
+        # clipping error.
+        x = histogram.edges / scale
+        levels = np.clip(np.rint(x), grid.qmin - zero, grid.qmax - zero)
+        d, width = x - levels, np.diff(x)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            integral = np.diff(levels / 12 + d * d * d / 3) / width
+        # a bin without width holds one value
+        row[:] = np.where(width > 0, np.maximum(integral, 0), d[1:] ** 2)
+    return np.asarray(mean @ histogram.counts / histogram.counts.sum() * scales**2)
 
 
 def expected_growth(stats: TensorStats) -> Range:

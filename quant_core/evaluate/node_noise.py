@@ -71,9 +71,10 @@ def _measure(
             continue
         if ends[name] != EVERYWHERE:
             values = [np.clip(x, *ends[name]) for x in values]
-        exact, *changed = values
+        known = np.isfinite(values[0])
+        exact, *changed = (x.ravel() if known.all() else x[known] for x in values)
         noises = [_noise(exact, x) for x in changed]
-        squares[name].append((_square(exact[np.isfinite(exact)]), noises[0], noises[-1]))
+        squares[name].append((_square(exact), noises[0], noises[-1]))
     return [
         NodeNoise(str(node.name), node.op_type, *zip(*squares[name], strict=True))
         for name, node in nodes.items()
@@ -178,9 +179,8 @@ def _run_by_name(session: ort.InferenceSession, feed: Feed) -> dict[str, NDArray
 
 
 def _noise(exact: NDArray[Any], found: NDArray[Any]) -> float:
-    """Sum of squared changes where the float model's values are finite; infinite if one is not."""
-    known = np.isfinite(exact)
-    change = found[known].astype(np.float64) - exact[known]
+    """Sum of squared changes of finite values; infinite if one is not finite."""
+    change = found.astype(np.float64) - exact
     return _square(change) if np.isfinite(change).all() else math.inf
 
 
