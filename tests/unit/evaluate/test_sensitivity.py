@@ -73,7 +73,8 @@ def test_a_tensor_that_two_nodes_dequantize_is_measured_as_it_was_computed():
     """As in a file of quantization-aware training, of which some nodes stay as they are."""
     model = chain()
     quantized = static(model)
-    back = next(n for n in quantized.graph if n.outputs[0].name == "a_dq")
+    rounded = next(n for n in quantized.graph if n.inputs[0].name == "a")
+    back = rounded.outputs[0].consumers()[0]
     other = ir.Node("", "DequantizeLinear", back.inputs, name="other", version=17)
     other.outputs[0].name = "other"
     quantized.graph.insert_after(back, other)
