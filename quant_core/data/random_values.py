@@ -23,7 +23,8 @@ class Range:
     """How an input is drawn: from these texts, or from low to high. Without these, floats are
     normal.
 
-    is_whole  values are whole numbers, both ends included, whatever their type
+    is_whole     values are whole numbers, both ends included, whatever their type
+    is_positive  logarithms of the values are normal
     """
 
     shape: tuple[int, ...]
@@ -31,6 +32,7 @@ class Range:
     high: float = 0.0
     is_whole: bool = False
     is_audio: bool = False
+    is_positive: bool = False
     choices: tuple[str, ...] = ()
 
 
@@ -62,7 +64,7 @@ def find_range(
     if spec.dtype.kind == "f" and hint.below is None:
         if hint.top is not None:
             return Range(shape, hint.top / 2 if hint.top == 1 else 0.0, hint.top)
-        return Range(shape, is_audio=hint.is_audio)
+        return Range(shape, is_audio=hint.is_audio, is_positive=strategy.is_positive)
     if hint.is_length and strategy.integers is None:
         return Range(shape, steps, steps, is_whole=True)
     if strategy.integers is not None:
@@ -90,6 +92,9 @@ def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
         return _tones(values, rng).astype(spec.dtype)
     if _is_image(drawn.shape):
         values = (values + _patches(drawn.shape, rng)) / np.sqrt(2)
+    if drawn.is_positive:
+        levels = rng.standard_normal((*drawn.shape[:-1], 1)) if drawn.shape else 0.0
+        values = np.exp(values + 3 * levels)  # rows differ by 50 dB, as quiet and loud spectra do
     return values.astype(spec.dtype)
 
 

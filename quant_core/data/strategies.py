@@ -12,12 +12,13 @@ LENGTH = 32  # of any other open axis that is not the batch
 class Strategy:
     """One way to draw.
 
-    length    of open axes that are neither the batch nor a side of an image
-    is_alone  whether only the first input has open axes of that length, and all others of 1
-    side      of open sides of an image
-    masks     the value of every mask: 1 where that keeps a position, 0 where that does
-    least     of whole numbers that index a table: 0 is often the padding
-    integers  the one value of all other whole numbers; None: what the hints allow
+    length       of open axes that are neither the batch nor a side of an image
+    is_alone     whether only the first input has open axes of that length, and all others of 1
+    side         of open sides of an image
+    masks        the value of every mask: 1 where that keeps a position, 0 where that does
+    least        of whole numbers that index a table: 0 is often the padding
+    integers     the one value of all other whole numbers; None: what the hints allow
+    is_positive  whether floats that are normal otherwise are positive, as spectra are
     """
 
     length: int = LENGTH
@@ -26,11 +27,13 @@ class Strategy:
     least: int = 0
     integers: int | None = None
     is_alone: bool = False
+    is_positive: bool = False
 
 
 STRATEGIES = (
     Strategy(),
     Strategy(masks=0),
+    Strategy(is_positive=True),
     Strategy(least=1),
     Strategy(integers=1),
     Strategy(integers=0),

@@ -232,6 +232,14 @@ def test_what_becomes_the_logarithm_of_a_spectrum_is_a_sound(tmp_path, square):
     assert 0.01 < np.abs(samples[0]["x"]).max() <= 1
 
 
+def test_what_a_logarithm_takes_directly_is_positive(tmp_path):
+    text = "(float[n, 64] x) => (float[n, 64] y) { m = MatMul(x, bank) y = Log(m) }"
+
+    samples = drawn(tmp_path, sketch(text, {"bank": np.eye(64, dtype=np.float32)}))
+
+    assert samples[0]["x"].min() >= 0
+
+
 def test_names_say_what_no_graph_says():
     audio = named("waveform", "float32", "N", "T")
 
