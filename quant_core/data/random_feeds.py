@@ -85,10 +85,14 @@ def random_source(
             )
     feeds = (count or COUNT) // max((spec.batch for spec in inputs), default=1)
     sources = _distinct_sources(inputs, hints, seed, max(1, feeds))
-    is_certain = len(sources) == 1 and not has_open_axes and not sources[0].is_varied
-    if model is None or is_certain:
+    if model is None:
         return sources[0]
-    return _first_that_runs(sources, model)
+    try:
+        return _first_that_runs(sources, model)
+    except ModelError:  # has no kernel here for its types, in which it need not compute
+        if has_open_axes or sources[0].is_varied:
+            raise
+        return sources[0]
 
 
 def first_strategy(

@@ -161,7 +161,7 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
         try:
             specs = fixed_specs(input_specs(job.original), job.plan.config.fix_shape)
             more = open_samples(SampleSpec(count=count), specs, job.original)
-        except DataError:
+        except (DataError, ModelError):
             more = None
     return None if more is None else _as_many_as_run_soon(job, more)
 
