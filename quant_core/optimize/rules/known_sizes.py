@@ -216,7 +216,7 @@ def _where(node: ir.Node, operands: list[Entries]) -> Entries | None:
 
 
 def _reduced(node: ir.Node, operands: list[Entries]) -> Entries | None:
-    if operands[0].ndim != 1:
+    if operands[0].ndim != 1 or graph.attribute(node, "noop_with_empty_axes", 0):
         return None
     found = _product(operands[0])
     return found.reshape(1) if found is not None and graph.attribute(node, "keepdims", 1) else found
