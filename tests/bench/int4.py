@@ -167,7 +167,9 @@ def load_seconds(path: Path) -> float:
 
 def constants(path: Path) -> tuple[int, int]:
     """Bytes of all constants' values, and how many values they are."""
-    tensors = [*onnx.load(path).graph.initializer]
+    graph = onnx.load(path).graph
+    nodes = [n for n in graph.node if n.op_type == "Constant"]
+    tensors = [*graph.initializer, *(a.t for n in nodes for a in n.attribute if a.name == "value")]
     sizes = [int(np.prod(t.dims)) for t in tensors]
     kinds = [onnx.TensorProto.DataType.Name(t.data_type).lower() for t in tensors]
     return sum(-(-WIDTHS.get(k, 64) * n // 8) for k, n in zip(kinds, sizes, strict=True)), sum(
