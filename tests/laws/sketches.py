@@ -252,7 +252,8 @@ def _concat(s: Sketch, x: str) -> None:
 
 
 def _joins(shape: Shape, other: Shape, axis: int) -> bool:
-    return shape[:axis] + shape[axis + 1 :] == other[:axis] + other[axis + 1 :]
+    rest, other_rest = (n[:axis] + n[axis + 1 :] for n in (shape, other))
+    return len(shape) == len(other) and rest == other_rest
 
 
 def _split(s: Sketch, x: str) -> None:

@@ -51,7 +51,7 @@ def unread_rows(model: ir.Model, facts: Facts) -> list[Applied]:
     applied = []
     for inside in graph.graphs_of(model):
         moves = _Moves(inside, facts)
-        waiting = list(_choices(inside, facts))  # 1.
+        waiting = [c for c in _choices(inside, facts) if _passes_costly(c, facts)]  # 1., 4.
         while waiting:
             choice = waiting.pop()
             if choice.node.graph is None:
@@ -74,6 +74,28 @@ def _choices(inside: ir.Graph, facts: Facts) -> Iterator[Choice]:
             size = None if found is None else facts.size(node.inputs[0], found.axis)
             if found is not None and len(found.rows) <= (1 if size is None else FEW * size):
                 yield found
+
+
+def _passes_costly(choice: Choice, facts: Facts) -> bool:
+    """Whether the choice would pass something that computes much (4.)."""
+    passed = {choice.node}
+    waiting = [(graph.value(choice.node.inputs[0]), choice.axis)]
+    while waiting:
+        value, axis = waiting.pop()
+        maker = value.producer()
+        if (
+            maker is None
+            or value.is_graph_output()
+            or not passed.issuperset(graph.consumers(value))
+        ):
+            continue  # the last reader that is passed comes here again
+        rows = rows_of(maker, axis, facts)
+        if rows and maker.op_type in COSTLY:
+            return True
+        if rows and maker not in passed:
+            passed.add(maker)
+            waiting += [(graph.value(maker.inputs[at]), axis) for at, axis in rows.items()]
+    return False
 
 
 def _gathered(node: ir.Node, facts: Facts) -> Choice | None:
