@@ -53,9 +53,10 @@ def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
 
 
 def free_name(inside: ir.Graph, like: str) -> str:
-    """`like` with the first number behind it that makes it new to the graph."""
+    """`like` with the first number behind it that no value and no node of the graph has."""
     taken = {str(v.name) for v in (*inside.inputs, *inside.initializers.values())}
     for node in inside.all_nodes():
+        taken.add(str(node.name))
         taken.update(str(v.name) for v in (*node.outputs, *node.inputs) if v is not None)
     name, n = f"{like}_opt", 1
     while name in taken:
