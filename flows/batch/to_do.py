@@ -13,7 +13,7 @@ from flows.manifest.files import unreadable_file
 from flows.manifest.jobs import Job, Manifest
 from flows.manifest.outputs import Owner, claim
 from quant_core.errors import QuantError, RequestError
-from quant_core.model.locations import model_files
+from quant_core.model.locations import disk_bytes
 from tasks.cache import Content, forget_files, the_cache
 from tasks.stores import Url
 
@@ -72,7 +72,7 @@ def input_bytes(job: Job, contents: Mapping[str, Content]) -> int:
     """The size of the job's model with its external data. Raises: OSError."""
     if isinstance(job.input, Url):
         return sum(size for size, _ in contents[str(job.input)].files.values())
-    return sum(path.stat().st_size for path in model_files(job.input))
+    return disk_bytes(job.input)
 
 
 def unwritable(job: Job, error: OSError) -> RequestError:

@@ -147,12 +147,12 @@ def with_export(answer: Answer, original: Path, calibration: SampleSpec | None) 
     The exit code is 1 if they are wrong, slow or not in integers there.
     """
     from flows.runtime.openvino_ir import export_ir
-    from quant_core.data.samples import input_specs, open_samples
+    from quant_core.data.for_model import samples_for
 
     result = dict(answer.data)
     output = Path(result["output"])
     spec = replace(calibration or SampleSpec(), labels=None, count=EXPORT_SAMPLES)
-    samples = open_samples(spec, input_specs(original, output), original)
+    samples = samples_for(original, spec, original, output)
     feeds = [samples[i] for i in range(len(samples))]
     found = export_ir(original, output, output.with_suffix(".xml"), feeds).to_dict()
     code = max(answer.exit_code, int(bool(found["note"])))
@@ -187,12 +187,12 @@ def openvino_timing(
     original: Path, quantized: Path, samples: SampleSpec, seconds: float = 0.2
 ) -> dict[str, Any]:
     """The same in OpenVINO, on one thread."""
-    from quant_core.data.samples import input_specs, open_samples
+    from quant_core.data.for_model import samples_for
     from quant_core.evaluate.in_openvino import race_in_openvino
     from quant_core.worker.host import OtherLoad
 
     few = replace(samples, labels=None, count=1)
-    feed = open_samples(few, input_specs(original), original)[0]
+    feed = samples_for(original, few, original, quantized)[0]
     load = OtherLoad(os.getpid())
     return race_in_openvino(original, quantized, feed, seconds).to_dict() | load.until_now()
 
@@ -211,13 +211,13 @@ def javascript_timing(
     float_equal_db, quantized_equal_db  SQNR of the worst output in dB
     """
     from flows.runtime.javascript import race
-    from quant_core.data.samples import input_specs, open_samples
+    from quant_core.data.for_model import samples_for
     from quant_core.evaluate.fidelity import compare
     from quant_core.model.session import open_session, run
     from quant_core.worker.host import OtherLoad
 
     drawn = replace(samples, labels=None, count=batch)
-    feed = open_samples(drawn, input_specs(original, quantized), original).batch(batch)
+    feed = samples_for(original, drawn, original, quantized).batch(batch)
     load = OtherLoad(os.getpid())
     raced = race(runtime, (original, quantized), feed, threads=threads, seconds=seconds)
     row = raced.timing.to_dict() | load.until_now()

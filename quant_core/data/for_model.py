@@ -10,25 +10,26 @@ import onnxruntime as ort
 from quant_core.data.inputs import fixed_specs, input_specs
 from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSource, SampleSpec
+from quant_core.model.session import Model
 
 
 def samples_for(
     model: str | Path,
     samples: SampleSource | SampleSpec,
-    *sessions: ort.InferenceSession,
+    *loaded: Model | ort.InferenceSession,
     sizes: Mapping[str, int] | None = None,
 ) -> Samples:
     """Those samples, for the model in that file; open samples stay as they are.
 
-    sessions  of the model, from callers that have one, and of others made of it, which may fix
-              sizes
-    sizes     of the inputs that are fixed
+    loaded  the model, a session of it from callers that have one, and others made of it, which may
+            fix sizes
+    sizes   of the inputs that are fixed
 
     Raises: DataError for samples that do not fit; ModelError if the model does not load.
     """
     if isinstance(samples, Samples):
         return samples
-    first, *others = sessions or (Path(model),)
+    first, *others = loaded or (Path(model),)
     specs = fixed_specs(input_specs(first, *others), sizes or {})
     return open_samples(as_spec(samples), specs, Path(model))
 

@@ -40,8 +40,8 @@ def input_specs(
             continue
         shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
         specs.append(InputSpec(node.name, np.dtype(DTYPES[kind]), shape, is_optional=is_optional))
-    for other in others:
-        specs = [_narrowed(spec, input_specs(other)) for spec in specs]
+    for narrower in map(input_specs, others):
+        specs = [_narrowed(spec, narrower) for spec in specs]
     return specs
 
 

@@ -5,6 +5,7 @@ A search with a cache that knows all its timings gives the same bytes again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -57,6 +58,10 @@ class TimingCache:
         if not self.path.absolute().parent.is_dir():
             raise RequestError("lies in no folder", str(path), NAME_A_TABLE)
 
+    def digest_of(self, path: Path) -> str:
+        """The digest of a file, for keys; "" if no file holds them, as then they name no other."""
+        return digest_of(path.read_bytes()) if self.path is not None else ""
+
     def of(self, what: str, measure: Callable[[], Timing | Cost]) -> Cost:
         """The cost of `what`; `measure` is called only if it is not known yet.
 
@@ -68,6 +73,11 @@ class TimingCache:
             if self.path is not None:
                 _append(self.path, what, self._costs[what])
         return self._costs[what]
+
+
+def digest_of(content: bytes) -> str:
+    """A hex digest of what a key names."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @cache

@@ -22,6 +22,11 @@ def model_files(model: Path) -> Iterator[Path]:
             yield path
 
 
+def disk_bytes(model: Path) -> int:
+    """The size of the model's files. Raises: OSError."""
+    return sum(path.stat().st_size for path in model_files(model))
+
+
 def data_names(model: Path) -> list[str]:
     """The files of external data that a model names, relative to its folder.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.in_openvino import openvino_version, race_in_openvino
 from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_each
 from quant_core.evaluate.timing import measure
-from quant_core.evaluate.timing_cache import Cost, TimingCache
+from quant_core.evaluate.timing_cache import Cost, TimingCache, digest_of
 from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session, run
 from quant_core.plan.targets import Runtime
@@ -105,9 +104,7 @@ class Bench:
     _digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        is_kept = self.costs.path is not None
-        digest = digest_of(self.reference.path.read_bytes()) if is_kept else ""
-        object.__setattr__(self, "_digest", digest)
+        object.__setattr__(self, "_digest", self.costs.digest_of(self.reference.path))
 
     @property
     def samples(self) -> Samples:
@@ -235,11 +232,6 @@ def model_on(digest: str, feed: Feed) -> str:
     """How keys of the timing cache begin: the float model of that digest, and shapes of a feed."""
     shapes = {name: list(x.shape) for name, x in feed.items()}
     return f"model {digest} on {shapes}"
-
-
-def digest_of(content: bytes) -> str:
-    """A hex digest of a file, or of what else is a part of a key of the timing cache."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _run_in_time(

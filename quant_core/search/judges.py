@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from quant_core.data.samples import Feed, Samples, fixed_specs, input_specs, open_samples, spread
+from quant_core.data.for_model import samples_for
+from quant_core.data.samples import Feed, Samples, spread
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
@@ -16,7 +17,7 @@ from quant_core.evaluate.timing_cache import Cost
 from quant_core.model import files
 from quant_core.model.session import open_session, run
 from quant_core.plan.types import QuantPlan
-from quant_core.search.bench import Bench, Reference, digest_of, model_on
+from quant_core.search.bench import Bench, Reference, model_on
 from quant_core.search.calibrated import uses_gptq
 from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
@@ -159,8 +160,8 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
         more = job.samples.drawn_next(count) if job.samples.are_random else None
     else:
         try:
-            specs = fixed_specs(input_specs(job.original), job.plan.config.fix_shape)
-            more = open_samples(SampleSpec(count=count), specs, job.original)
+            spec, sizes = SampleSpec(count=count), job.plan.config.fix_shape
+            more = samples_for(job.original, spec, sizes=sizes)
         except (DataError, ModelError):
             more = None
     return None if more is None else _as_many_as_run_soon(job, more)
@@ -171,8 +172,7 @@ def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
     no fewer than `POLICY.drawn_samples`; None if it does not run on the first.
     """
     feed = samples[0]
-    is_kept = job.costs.path is not None
-    digest = digest_of(job.original.read_bytes()) if is_kept else ""
+    digest = job.costs.digest_of(job.original)
     try:
         cost = job.costs.of(f"{model_on(digest, feed)} in float", partial(_one_run, job, feed))
     except ModelError:

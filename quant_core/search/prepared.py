@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +15,7 @@ from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.in_openvino import openvino_version
 from quant_core.evaluate.timing import Timing, measure
-from quant_core.evaluate.timing_cache import TimingCache
+from quant_core.evaluate.timing_cache import TimingCache, digest_of
 from quant_core.model import files
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session
@@ -106,4 +105,4 @@ def _time(before: ir.Model, after: ir.Model, feed: Mapping[str, Any]) -> Timing:
 
 def _digest(model: ir.Model) -> str:
     content = ir.to_proto(model).SerializeToString(deterministic=True)
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return digest_of(content)

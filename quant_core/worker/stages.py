@@ -16,7 +16,8 @@ from typing import Any
 from quant_core import judging
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
-from quant_core.data.samples import Samples, fixed_specs, input_specs, open_samples
+from quant_core.data.for_model import samples_for
+from quant_core.data.samples import Samples
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import DataError
 from quant_core.evaluate.node_noise import measure_noise
@@ -24,6 +25,7 @@ from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.info import model_info
+from quant_core.model.locations import disk_bytes
 from quant_core.model.normalize import load_normalized
 from quant_core.model.session import open_session, run
 from quant_core.model.share import share_weights
@@ -84,7 +86,7 @@ def calibrate(
     """
     started = time.perf_counter()
     made_plan = _plan(plan)
-    size_bytes = model_info(prepared).size_bytes
+    size_bytes = disk_bytes(Path(prepared))
     deadline = deadline_of(size_bytes, made_plan.config, spent_s).of_stage(POLICY.stage_share)
     feeds = _open(prepared, samples).shard(*shard)
     stats = observe(Path(prepared), made_plan, deadline.limit(feeds))
@@ -144,7 +146,8 @@ def validate(
 
     prepared  the prepared model: with it, the answer has the quantization noise of each node too
     """
-    feeds = _open_for_both(model, quantized, samples)
+    spec = SampleSpec.from_dict(samples)
+    feeds = samples_for(model, spec, Path(model), Path(quantized))
     validation = judging.validate_model(
         model,
         quantized,
@@ -167,8 +170,8 @@ def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, i
 
 def benchmark(model: str, quantized: str, samples: Row | None, threads: int, seconds: float) -> Row:
     """The latency of the quantized model beside its original's, on the first of the samples."""
-    feeds = _open_for_both(model, quantized, {**(samples or {}), "count": 1, "labels": None})
-    timing = judging.benchmark_model(model, quantized, feeds, threads=threads, seconds=seconds)
+    spec = SampleSpec.from_dict(samples or {})
+    timing = judging.benchmark_model(model, quantized, spec, threads=threads, seconds=seconds)
     return {"timing": timing.to_dict()}
 
 
@@ -218,15 +221,7 @@ def _open_if_any(model: str, samples: Row | None, sizes: Mapping[str, int]) -> S
 
 def _open(model: str, samples: Row, sizes: Mapping[str, int] | None = None) -> Samples:
     """The samples of a request, for the model in that file with these sizes fixed."""
-    path = Path(model)
-    specs = fixed_specs(input_specs(path), sizes or {})
-    return open_samples(SampleSpec.from_dict(samples), specs, path)
-
-
-def _open_for_both(model: str, quantized: str, samples: Row) -> Samples:
-    """The samples of a request, for a model and the one made of it, which may fix sizes."""
-    specs = input_specs(Path(model), Path(quantized))
-    return open_samples(SampleSpec.from_dict(samples), specs, Path(model))
+    return samples_for(model, SampleSpec.from_dict(samples), sizes=sizes)
 
 
 def _measure_noise(
