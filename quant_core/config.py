@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, nearest_hint
 from quant_core.metrics import METRICS, find_metric
 
 MODES = ("auto", "static", "dynamic", "weight_only")
@@ -183,21 +182,16 @@ def known_keys(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     names = [f.name for f in fields(cls)]
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1)
-            raise RequestError(
-                "unknown key",
-                str(key),
-                f"Did you mean {near[0]}?" if near else f"Known: {', '.join(names)}",
-            )
+            hint = nearest_hint(str(key), names) or f"Known: {', '.join(names)}"
+            raise RequestError("unknown key", str(key), hint)
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def one_of(key: str, value: object, allowed: tuple[object, ...], more: str = "") -> None:
     """Raises: RequestError unless `value` is one of `allowed`."""
     if value not in allowed or isinstance(value, bool):
-        near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
         choices = f"{', '.join(map(str, allowed))}{more}"
-        hint = f"Did you mean {near[0]}?" if near else "Choose one of these"
+        hint = nearest_hint(str(value), map(str, allowed)) or "Choose one of these"
         raise RequestError(f"is {value!r}, not one of {choices}", key, hint)
 
 

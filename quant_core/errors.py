@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -55,6 +56,12 @@ class ModelError(QuantError):
 
 class DataError(QuantError):
     """Samples, labels or a metric do not fit the model."""
+
+
+def nearest_hint(word: str, known: Iterable[str]) -> str:
+    """A question for the known name that is nearest to a word; "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"Did you mean {near[0]}?" if near else ""
 
 
 class StageReason(StrEnum):

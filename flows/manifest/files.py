@@ -4,7 +4,6 @@ others, and what belongs beside the outputs.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -16,7 +15,7 @@ from flows.manifest.jobs import Copy, Job
 from flows.manifest.mistakes import Mistake, Place, format_place
 from flows.manifest.outputs import output_test
 from flows.manifest.paths import absolute, exists, file_key, is_folder
-from quant_core.errors import DataError, ModelError, QuantError, RequestError
+from quant_core.errors import DataError, ModelError, QuantError, RequestError, nearest_hint
 from tasks.cache import the_cache
 from tasks.stores import Location, Url, listing, location
 
@@ -150,5 +149,4 @@ def _similar_name(path: Location, names_in: Callable[[Location], list[str]] = _n
     except OSError:
         return f"There is no folder {path.parent}"
     few = names if len(names) <= MOST_NAMES else []
-    near = difflib.get_close_matches(path.name, few, 1)
-    return f"Did you mean {near[0]}?" if near else "Paths start at the manifest's folder"
+    return nearest_hint(path.name, few) or "Paths start at the manifest's folder"

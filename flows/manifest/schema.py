@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import reprlib
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from flows.manifest.mistakes import Mistake
 from quant_core.config import Contract, QuantConfig
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, nearest_hint
 from quant_core.model.atomic import MAX_NAME_BYTES
 from tasks.stores import check_url, is_url, location
 
@@ -239,8 +238,7 @@ def _mistake(error: Any) -> Mistake:
     if kind == "extra_forbidden":
         parent = next((key for key in reversed(place[:-1]) if isinstance(key, str)), "")
         known = list(SECTIONS.get(parent, _Manifest).model_fields)
-        near = difflib.get_close_matches(str(place[-1]), known, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
+        hint = nearest_hint(str(place[-1]), known) or f"Known: {', '.join(known)}"
         return Mistake(place, "unknown key", hint)
     if kind == "missing":
         return Mistake(place, "is missing", "Every model needs it")

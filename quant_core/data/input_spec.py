@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from quant_core.errors import nearest_hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,8 @@ class InputSpec:
 
 def did_you_mean(name: str, inputs: Sequence[InputSpec]) -> str:
     """A hint with the input whose name is nearest, if one is near, and with all inputs."""
-    near = difflib.get_close_matches(name, [spec.name for spec in inputs], 1)
-    guess = f"Did you mean {near[0]}? " if near else ""
-    return f"{guess}The model takes {describe_inputs(inputs)}"
+    near = nearest_hint(name, [spec.name for spec in inputs])
+    return f"{near} The model takes {describe_inputs(inputs)}".lstrip()
 
 
 def describe_inputs(inputs: Sequence[InputSpec]) -> str:

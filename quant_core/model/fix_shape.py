@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import onnx_ir as ir
 
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, nearest_hint
 
 Shape: TypeAlias = tuple[int | str | None, ...]  # a size, a name of an open one, or None
 
@@ -85,11 +84,9 @@ def _named(key: str, shapes: Mapping[str, Shape]) -> str | tuple[str, int]:
         found = shapes[name][int(axis)]
         return found if isinstance(found, str) else (name, int(axis))
     places = [f"{name}:{i}" for name, shape in shapes.items() for i in range(len(shape))]
-    near = difflib.get_close_matches(key, [*sorted(names), *places], 1)
-    guess = f"Did you mean {near[0]}? " if near else ""
-    raise RequestError(
-        "is no open size of the model", _where(key), f"{guess}The model takes {_described(shapes)}"
-    )
+    near = nearest_hint(key, [*sorted(names), *places])
+    hint = f"{near} The model takes {_described(shapes)}".lstrip()
+    raise RequestError("is no open size of the model", _where(key), hint)
 
 
 def _replaced(shape: Shape, name: str, size: int) -> Shape:
