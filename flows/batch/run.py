@@ -42,7 +42,6 @@ def run_batch(
     allow_code: str | Path | None = None,
     prefect: Prefect = Prefect.OWN,
     on_progress: Listener = ignore,
-    name: str = "",
     module: str = STAGE_MODULE,
 ) -> BatchResult:
     """Make the models of a manifest on workers of this host, or of the Dask `scheduler` there.
@@ -69,7 +68,8 @@ def run_batch(
 
         own = scheduler is None
         caller = Caller(manifest, client, on_progress, module, code, journal, own)
-        flow = partial(batch, name or str(manifest.folder), scheduler, jobs, force, list(only))
+        name = str(manifest.file or manifest.folder)
+        flow = partial(batch, name, scheduler, jobs, force, list(only))
         hint = "The same command goes on where it stopped"
         return call_flow("batch", flow, caller, BatchResult, hint)
 
@@ -133,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             allow_code=options.allow_code,
             prefect=Prefect(options.prefect),
             as_json=as_json,
-            name=options.manifest,
         )
     except QuantError as problem:
         printing.print_error(problem, as_json)

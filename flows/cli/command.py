@@ -4,6 +4,7 @@
     named in GROUPS             the options of that group   the value that the group builds of them
     `progress`                  nothing                     a function that shows what is being done
     `as_json`                   nothing                     whether --format is json
+    `typed_options`             nothing                     names of the options that were typed
     any other                   what its annotation says    what was typed
 
 Every command also has --format.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from flows.cli.option import flag
+from flows.cli.option import flag, was_typed
 from flows.cli.options import FORMAT, GROUPS
 from flows.console import printing
 from quant_core.errors import QuantError, RequestError
@@ -84,7 +85,7 @@ def _typer_function(
     """What typer calls. Typer reads the options from its signature, which is made here."""
     options = []
     for name, parameter in parameters.items():
-        if name not in (*GROUPS, "progress", "as_json"):
+        if name not in (*GROUPS, "progress", "as_json", "typed_options"):
             options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     for name in parameters:
         if name in GROUPS:
@@ -146,6 +147,8 @@ def _call(
 ) -> Answer | int:
     """Call the function with what was typed, each group's options replaced by the group's value."""
     arguments = dict(typed)
+    if "typed_options" in parameters:
+        arguments["typed_options"] = [name for name, value in typed.items() if was_typed(value)]
     for name in parameters:
         if name in GROUPS:
             arguments[name] = GROUPS[name].take(arguments)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cli.answers import command_line
 from flows.cli.command import Answer
-from flows.cli.options import AccuracyOptions, changed_options
+from flows.cli.option import flag
+from flows.cli.options import CODE, RUNNING, AccuracyOptions, changed_options
 from flows.cli.parameters import (
     ContinueOnError,
     CostsFile,
@@ -45,17 +46,24 @@ def batch(
     accuracy: AccuracyOptions,
     running: dict[str, Any],
     as_json: bool,
+    typed_options: Sequence[str],
     output_dir: OutputDir = None,
     layout: Layout = None,
-    skip_existing: SkipExisting = True,
-    continue_on_error: ContinueOnError = True,
+    skip_existing: SkipExisting = None,
+    continue_on_error: ContinueOnError = None,
     costs: CostsFile = None,
     dry_run: DryRun = False,
 ) -> Answer | int:
-    """Quantize many models on all cores; what is finished survives whatever happens to the rest."""
+    """Quantize many models on all cores; what is finished survives whatever happens to the rest.
+
+    A YAML or TOML manifest in place of the models is done as `quantmill config` does it.
+    """
     from flows.manifest.paths import absolute
     from flows.manifest.read import check_manifest
 
+    for manifest_name in filter(_names_a_manifest, models):
+        _check_that_it_is_alone(manifest_name, models, typed_options)
+        return _run_file(Path(manifest_name), accuracy.allow_code, running, as_json, dry_run)
     if accuracy.metric and not accuracy.contract:
         raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
     is_folder_or_glob = len(models) == 1 and not _names_a_model(models[0])
@@ -93,6 +101,27 @@ def batch(
     return _run_manifest(manifest, {**running, "allow_code": accuracy.allow_code}, as_json, dry_run)
 
 
+def _names_a_manifest(text: str) -> bool:
+    from flows.manifest.parse import SUFFIXES
+    from tasks.stores import is_url
+
+    is_file = not (is_url(text) or has_magic(text) or Path(text).is_dir())
+    return is_file and Path(text).suffix.lower() in SUFFIXES
+
+
+def _check_that_it_is_alone(
+    manifest: str, models: Sequence[str], typed_options: Sequence[str]
+) -> None:
+    """Raises: RequestError for models beside a manifest, and for options that are keys of it."""
+    if len(models) > 1:
+        hint = "Name one manifest, or models without one"
+        raise RequestError("is a manifest, which stands alone", manifest, hint)
+    of_a_run = {"models", "dry_run", *RUNNING, *CODE}
+    if others := [flag(name) for name in typed_options if name not in of_a_run]:
+        hint = f"Write that in {manifest}, or name models in its place"
+        raise RequestError("cannot stand beside a manifest", ", ".join(others), hint)
+
+
 def _names_a_model(text: str) -> bool:
     """Whether this is one model, and no folder or glob of models."""
     from tasks.stores import is_url
@@ -110,10 +139,7 @@ def config(
     dry_run: DryRun = False,
 ) -> Answer | int:
     """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
-    from flows.manifest.read import read_manifest
-
-    running = {**running, "allow_code": allow_code}
-    return _run_manifest(read_manifest(file), running, as_json, dry_run)
+    return _run_file(file, allow_code, running, as_json, dry_run)
 
 
 def init(
@@ -153,6 +179,16 @@ def report(
 
         write_report(folder, output, run)
     return Answer(read_reports(folder, run) | rebuilt, run_views.reports_view)
+
+
+def _run_file(
+    file: Path, allow_code: Path | None, running: dict[str, Any], as_json: bool, dry_run: bool
+) -> Answer | int:
+    """Make the models of a manifest in a file."""
+    from flows.manifest.read import read_manifest
+
+    running = {**running, "allow_code": allow_code}
+    return _run_manifest(read_manifest(file), running, as_json, dry_run)
 
 
 def _run_manifest(

@@ -70,7 +70,12 @@ class Group:
     def take(self, arguments: dict[str, Any]) -> Any:
         """Remove this group's options from `arguments` and build its value of them."""
         values = {name: arguments.pop(name) for name in self.options}
-        return self.build({name: v for name, v in values.items() if v not in (None, [], ())})
+        return self.build({name: value for name, value in values.items() if was_typed(value)})
+
+
+def was_typed(value: object) -> bool:
+    """Whether the value of an option without a default was typed."""
+    return value not in (None, [], ())
 
 
 def flag(name: str) -> str:

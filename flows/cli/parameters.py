@@ -28,7 +28,9 @@ Quantized = Annotated[Path, argument("QUANTIZED", "The quantized model.")]
 Files = Annotated[
     list[Path], argument("QUANTIZED", "Quantized files of it, whichever tool made them.")
 ]
-Models = Annotated[list[str], argument("MODELS", "Models, or one folder or 'glob' of them.")]
+Models = Annotated[
+    list[str], argument("MODELS", "Models, one folder or 'glob' of them, or one manifest.")
+]
 ManifestFile = Annotated[Path, argument("FILE", "A YAML or TOML manifest.")]
 ModelFolder = Annotated[Path, argument("DIR", "A folder of models.")]
 Reports = Annotated[Path, argument("DIR", "A batch's output folder.")]
@@ -65,14 +67,20 @@ RunId = Annotated[
 ]
 
 SkipExisting = Annotated[
-    bool,
-    typer.Option(
-        "--skip-existing/--no-skip-existing", help="Whether outputs that are up to date stay."
+    bool | None,
+    option(
+        "--skip-existing/--no-skip-existing",
+        help="Whether outputs that are up to date stay. Default: skip-existing",
+        metavar=None,
     ),
 ]
 ContinueOnError = Annotated[
-    bool,
-    typer.Option("--continue-on-error/--stop-on-error", help="What happens when a model fails."),
+    bool | None,
+    option(
+        "--continue-on-error/--stop-on-error",
+        help="What happens when a model fails. Default: continue-on-error",
+        metavar=None,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 OptimizeOnly = Annotated[

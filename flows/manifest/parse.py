@@ -13,6 +13,7 @@ import yaml
 
 from quant_core.errors import RequestError
 
+SUFFIXES = (".yaml", ".yml", ".json", ".toml")  # by which a manifest is told from a model
 MAX_BYTES = 8 << 20
 MAX_VALUES = 1_000_000
 # A TOML key with more than 16 parts, quoted or not: see `_read_toml`.
@@ -20,7 +21,7 @@ LONG_KEY = re.compile(r"""(?:\.[ \t]*+(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++
 
 
 def read_values(path: Path) -> object:
-    """The plain values in that file, which is TOML if its name ends in .toml, else YAML.
+    """The plain values in that file, which is TOML if its name ends in .toml, else YAML (JSON is).
 
     Raises: RequestError if it cannot be read or parsed.
     """
@@ -40,7 +41,7 @@ def read_values(path: Path) -> object:
 
 
 def _parse(text: str, path: Path) -> object:
-    kind = "TOML" if path.suffix == ".toml" else "YAML"
+    kind = "TOML" if path.suffix.lower() == ".toml" else "YAML"
     try:
         values = _read_toml(text) if kind == "TOML" else yaml.load(text, _UniqueKeyLoader)
         _check_scalars(values)

@@ -63,13 +63,24 @@ def test_batch_takes_a_folder(requested):
     assert requested["as_json"]
 
 
-def test_config_does_what_a_manifest_says(requested):
-    Path("m.yaml").write_text("models: [{input: float.onnx, output: o.onnx}]")
+@pytest.mark.parametrize("command", ["config", "batch"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.yaml", "models: [{input: float.onnx, output: o.onnx}]"),
+        ("m.YML", "models: [{input: float.onnx, output: o.onnx}]"),
+        ("m.json", '{"models": [{"input": "float.onnx", "output": "o.onnx"}]}'),
+        ("m.TOML", '[[models]]\ninput = "float.onnx"\noutput = "o.onnx"'),
+    ],
+)
+def test_config_and_batch_do_what_a_manifest_says(requested, command, name, text):
+    Path(name).write_text(text)
 
-    assert main(["config", "m.yaml", "--force"]) == 1
+    assert main([command, name, "--force", "--allow-code", ".", "--jobs", "2"]) == 1
 
-    assert requested["m"].jobs[0].output == Path.cwd() / "o.onnx"
-    assert requested["force"]
+    manifest = requested["m"]
+    assert (manifest.file, manifest.jobs[0].output) == (Path.cwd() / name, Path.cwd() / "o.onnx")
+    assert (requested["force"], requested["allow_code"], requested["jobs"]) == (True, Path(), 2)
 
 
 def test_a_folder_of_hugging_face_is_written_beside_it(tmp_path, monkeypatch, capsys):
@@ -104,6 +115,16 @@ def test_a_dry_run_of_a_batch_prints_plans_and_errors(quantized, capsys):
         ("batch float.onnx -o out --metric cosine", "--max-drop or --min"),
         ("batch float.onnx -o out --jobs 0", "1 or more"),
         ("config absent.yaml", "absent.yaml"),
+        ("batch absent.toml", "absent.toml cannot be read: no such file"),
+        ("batch m.yaml float.onnx -o out", "m.yaml is a manifest, which stands alone"),
+        (
+            "batch m.yaml -o out --bits 8 --stop-on-error",
+            "--output-dir, --continue-on-error, --bits",
+        ),
+        (
+            "batch m.yaml --metric cosine --max-drop 1 --data random",
+            "cannot stand beside a manifest",
+        ),
         ("config float.onnx", "float.onnx"),
         ("report .", "output folder of a batch"),
     ],
