@@ -16,6 +16,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.audit.flow import audit
 from flows.batch.flow import batch
+from flows.manifest.code import check_code
 from flows.manifest.read import read_manifest
 from flows.runtime.prefect_api import inherited_server
 from quant_core.errors import QuantError, RequestError
@@ -32,9 +33,14 @@ def main() -> int:
         "--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)"
     )
     parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
+    parser.add_argument(
+        "--allow-code", metavar="DIR", help="run metrics module:function, from this folder"
+    )
     arguments = parser.parse_args()
+    code = arguments.allow_code and str(Path(arguments.allow_code).absolute())
     try:
         manifest = read_manifest(arguments.manifest)
+        check_code(manifest.jobs, code)
         print(f"Serving the runs of Prefect's server at {find_server()}", flush=True)
     except QuantError as problem:
         print(problem, file=sys.stderr)
@@ -46,6 +52,7 @@ def main() -> int:
         parameters={
             "manifest": str(arguments.manifest.absolute()),
             "scheduler": arguments.scheduler,
+            "allow_code": code,
         },
         concurrency_limit=1,
     )
@@ -53,7 +60,11 @@ def main() -> int:
         name="weekly",
         cron=arguments.audit_cron,
         tags=["quantmill", "audit"],
-        parameters={"output_dir": str(manifest.folder), "scheduler": arguments.scheduler},
+        parameters={
+            "output_dir": str(manifest.folder),
+            "scheduler": arguments.scheduler,
+            "allow_code": code,
+        },
         concurrency_limit=1,
     )
     take_over([f"{batch.name}/nightly", f"{audit.name}/weekly"])

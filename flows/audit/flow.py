@@ -3,7 +3,7 @@
 The outcome of each model is the first of these that applies:
 
     regressed  a file is missing or is not what the batch wrote
-    stale      its original or its samples have changed: nothing can be compared
+    stale      its original, samples or metric have changed: nothing can be compared
     failed     a stage failed
     regressed  it is less accurate beyond noise, misses a contract that it met, or is slower
     inconclusive  its host was busy, now or when the batch timed it: speeds are not compared
@@ -184,8 +184,9 @@ class Audit:
         try:
             if reason := _what_changed(one.entry):
                 return Judged(replace(row, outcome=AuditOutcome.REGRESSED, reason=reason))
-            if job_digest(one.job, one.entry.versions) != one.entry.digest:
-                reason = "its original or its samples have changed since"
+            code, versions = self.workers.allow_code, one.entry.versions
+            if job_digest(one.job, code, versions) != one.entry.digest:
+                reason = "its original, its samples or its metric have changed since"
                 return Judged(replace(row, outcome=AuditOutcome.STALE, reason=reason))
             self.workers.contents |= _contents(one)
             self.notify(StageBegan(one.job.name, str(one.job.output), "validate"))

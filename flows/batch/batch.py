@@ -149,7 +149,10 @@ class Batch:
         """
         known = {entry.row.output for entry in self.journal.models()}
         owner, contents = owner_of(self.manifest), self.workers.contents
-        for job, digest in job_digests(self.jobs, known, owner, contents, force=force):
+        code = self.workers.allow_code
+        for job, digest in job_digests(
+            self.jobs, known, owner, contents, force=force, allow_code=code
+        ):
             if not isinstance(digest, str):
                 self._record(failed_entry(job, "", self.run_id, digest))
                 continue

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.manifest.code import metric_code
 from flows.manifest.files import files_to_read
 from flows.manifest.jobs import Job
 from quant_core.data.spec import Flow, SampleSpec
@@ -25,12 +27,15 @@ QUIET_S = 1.0  # a file that nobody has written to for so long is complete
 PATIENCE_S = 60.0  # for a file that is being copied; then its model fails until the next run
 
 
-def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
+def job_digest(
+    job: Job, allow_code: str | None = None, made_with: Mapping[str, str] | None = None
+) -> str:
     """The name of everything that is made for this job.
 
     The same bytes, options and versions give the same name.
 
-    made_with  package -> version, where other versions than those installed here are meant
+    allow_code  the folder of metrics `module:function`
+    made_with   package -> version, where other versions than those installed here are meant
 
     Raises: ModelError or DataError for a file that cannot be read, or that is still being written.
     """
@@ -52,7 +57,25 @@ def job_digest(job: Job, made_with: Mapping[str, str] | None = None) -> str:
         "output": job.output.name,
         "versions": dict(made_with or versions()),
     }
+    metric = metric_code(job)
+    if metric is not None and allow_code is not None:
+        made_of["code"] = _code_digests(Path(allow_code), metric)
     return _hash(json.dumps(made_of, sort_keys=True).encode())
+
+
+def _code_digests(folder: Path, metric: str) -> dict[str, str]:
+    """Place -> digest of the Python files of the module or package that holds a metric.
+
+    What they import from elsewhere is not looked at.
+
+    Raises: DataError for a file that cannot be read.
+    """
+    package = re.split("[.:]", metric, maxsplit=1)[0]
+    files = [folder / f"{package}.py", *sorted((folder / package).rglob("*.py"))]
+    try:
+        return {str(f.relative_to(folder)): file_digest(f) for f in files if f.exists()}
+    except OSError as problem:
+        raise DataError(f"cannot be read: {_reason(problem)}", str(problem.filename)) from problem
 
 
 def url_contents(job: Job) -> dict[str, Content]:

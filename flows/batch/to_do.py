@@ -33,6 +33,7 @@ def job_digests(
     contents: dict[str, Content],
     *,
     force: bool,
+    allow_code: str | None = None,
 ) -> Iterator[tuple[Job, str | Failure]]:
     """Each job with its digest, or with the stage at which it cannot be made, and why.
 
@@ -40,13 +41,16 @@ def job_digests(
     owner     claims the outputs
     contents  gets what the URLs hold that the jobs read
     force     outputs of other batches are claimed too
+    allow_code  the folder of metrics `module:function`
     """
     forget_files()
     files = [job.input for job in jobs]
     files += [job.output for job in jobs if str(job.output) in known]
     if in_stores := [file for file in files if isinstance(file, Url)]:
         the_cache().look_at(in_stores)  # at once, and not one after another below
-    digest_or_failure = partial(_digest_or_failure, owner=owner, force=force, contents=contents)
+    digest_or_failure = partial(
+        _digest_or_failure, owner=owner, force=force, contents=contents, allow_code=allow_code
+    )
     return read_ahead(digest_or_failure, jobs, READERS)
 
 
@@ -83,7 +87,7 @@ def unwritable(job: Job, error: OSError) -> RequestError:
 
 
 def _digest_or_failure(
-    job: Job, owner: Owner, force: bool, contents: dict[str, Content]
+    job: Job, owner: Owner, force: bool, contents: dict[str, Content], allow_code: str | None
 ) -> str | Failure:
     """The digest of a job that may be made; else the stage at which it cannot be, and why.
 
@@ -92,7 +96,7 @@ def _digest_or_failure(
     if unreadable := unreadable_file(job):
         return "read", unreadable
     try:
-        digest = job_digest(job)
+        digest = job_digest(job, allow_code)
         contents |= url_contents(job)
     except QuantError as problem:
         return "read", problem

@@ -15,9 +15,14 @@ def check_code(jobs: Iterable[Job], allow_code: str | Path | None) -> None:
         if not Path(allow_code).is_dir():
             raise RequestError("is no folder", str(allow_code), "--allow-code names a folder")
         return
-    for job in jobs:
-        if job.contract is not None and ":" in job.contract.metric:
-            # It imports numpy, and hardly any manifest names such a metric.
-            from quant_core.evaluate.custom_metric import not_allowed
+    for metric in filter(None, map(metric_code, jobs)):
+        # It imports numpy, and hardly any manifest names such a metric.
+        from quant_core.evaluate.custom_metric import not_allowed
 
-            raise RequestError(*not_allowed(job.contract.metric))
+        raise RequestError(*not_allowed(metric))
+
+
+def metric_code(job: Job) -> str | None:
+    """The metric `module:function` of the job's contract; None if its metric is no code."""
+    metric = job.contract.metric if job.contract else ""
+    return metric if ":" in metric else None

@@ -34,12 +34,23 @@ def own_metric(*metrics: str | None) -> str | None:
 
 @contextlib.contextmanager
 def code_allowed(folder: str | Path | None) -> Iterator[None]:
-    """Let metrics `module:function` run, from that folder alone; None changes nothing."""
-    token = _folder.set(_folder.get() if folder is None else Path(folder).absolute())
+    """Let metrics `module:function` run, from that folder alone; None changes nothing.
+
+    Modules that were imported from there are forgotten at the end: their files may change, and
+    another folder may have modules of the same names.
+    """
+    if folder is None:
+        yield
+        return
+    folder, before = Path(folder).absolute(), set(sys.modules)
+    token = _folder.set(folder)
     try:
         yield
     finally:
         _folder.reset(token)
+        added = set(sys.modules) - before
+        for name in [name for name in added if _lies_in(folder, sys.modules[name])]:
+            del sys.modules[name]
 
 
 def load_custom_metric(name: str) -> CustomMetric:
@@ -55,22 +66,41 @@ def load_custom_metric(name: str) -> CustomMetric:
     if folder is None:
         raise RequestError(*not_allowed(name))
     module, _, function_name = name.partition(":")
-    importlib.invalidate_caches()
-    if PathFinder.find_spec(module.partition(".")[0], [str(folder)]) is None:
+    with _first_on_import_path(folder):
+        _check_that_it_is_found_in(folder, module.partition(".")[0], name)
+        try:
+            loaded = importlib.import_module(module)
+            function = getattr(loaded, function_name)
+        except Exception as error:  # importing runs the user's code, which may raise anything
+            raise RequestError(f"cannot be imported: {error}", name, HINT) from error
+    if not _lies_in(folder, loaded):
         raise RequestError(f"cannot be imported: is not in {folder}", name, HINT)
-    if not _lies_in(folder, sys.modules.get(module)):
-        sys.modules.pop(module, None)  # of the same name, from another folder
-    sys.path.insert(0, str(folder))
-    try:
-        function = getattr(importlib.import_module(module), function_name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise RequestError(f"cannot be imported: {error}", name, HINT) from error
-    finally:
-        sys.path.remove(str(folder))
     if not callable(function):
         hint = "Name a function(outputs, labels) -> float"
         raise RequestError(f"is {type(function).__name__}", name, hint)
     return function  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _first_on_import_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _check_that_it_is_found_in(folder: Path, package: str, name: str) -> None:
+    """Raises: RequestError if to import this module or package would run code from elsewhere."""
+    spec = PathFinder.find_spec(package)
+    # A folder without __init__.py is a package too, but only where no other is found.
+    places = [spec.origin] if spec and spec.origin else spec and spec.submodule_search_locations
+    if not places or not all(_is_below(folder, place) for place in places):
+        raise RequestError(f"cannot be imported: is not in {folder}", name, HINT)
+    if package in sys.modules and not _lies_in(folder, sys.modules[package]):
+        problem = f"cannot be imported: there is another module {package}, which is in use"
+        raise RequestError(problem, name, f"Rename {package} in {folder}")
 
 
 def not_allowed(name: str) -> tuple[str, str, str]:
@@ -81,7 +111,15 @@ def not_allowed(name: str) -> tuple[str, str, str]:
 
 def _lies_in(folder: Path, module: ModuleType | None) -> bool:
     found_at = getattr(module, "__file__", None)
-    return found_at is not None and Path(found_at).is_relative_to(folder)
+    places = [found_at] if found_at else getattr(module, "__path__", ())
+    return bool(places) and all(_is_below(folder, place) for place in places)
+
+
+def _is_below(folder: Path, place: str) -> bool:
+    """Whether a path leads into the folder, as it is written or through links."""
+    return Path(place).is_relative_to(folder) or Path(place).resolve().is_relative_to(
+        folder.resolve()
+    )
 
 
 def measure_custom_metric(
@@ -96,12 +134,15 @@ def measure_custom_metric(
     finite number.
     """
     function = load_custom_metric(name)
+    folder = _folder.get()
+    assert folder is not None
     outputs = {
         output_name: _over_all_samples([outputs[i] for outputs in feeds])
         for i, output_name in enumerate(output_names)
     }
     try:
-        value = float(function(outputs, labels))
+        with _first_on_import_path(folder):  # the function may import what lies beside it
+            value = float(function(outputs, labels))
     except Exception as error:  # the user's code may raise anything
         shapes = ", ".join(f"{key} {_shape(array)}" for key, array in outputs.items())
         problem = f"failed on {shapes}: {type(error).__name__}: {error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -78,3 +80,40 @@ def test_code_that_nobody_allowed_is_not_run(tmp_path, monkeypatch):
 def test_a_function_outside_the_allowed_folder_is_refused(tmp_path):
     with code_allowed(tmp_path), pytest.raises(RequestError, match="is not in"):
         load_custom_metric("os:getcwd")
+
+
+@pytest.mark.parametrize("metric", ["os:getcwd", "numpy:sum", "numpy.linalg:norm"])
+def test_a_folder_named_like_a_package_does_not_open_that_package(tmp_path, metric):
+    (tmp_path / metric.partition(":")[0].partition(".")[0]).mkdir()
+
+    with code_allowed(tmp_path), pytest.raises(RequestError, match="is not in"):
+        load_custom_metric(metric)
+
+
+@pytest.mark.parametrize("name", ["json", "time", "numpy"])
+def test_a_module_never_takes_the_place_of_another_one(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("def f(outputs, labels): return 1.0")
+    before = sys.modules[name]
+
+    with code_allowed(tmp_path), pytest.raises(RequestError, match=f"Rename {name} in"):
+        load_custom_metric(f"{name}:f")
+
+    assert sys.modules[name] is before
+
+
+def test_a_metric_is_read_anew_and_may_import_its_neighbours(tmp_path):
+    (tmp_path / "spaces" / "inner").mkdir(parents=True)
+    (tmp_path / "spaces" / "inner" / "own.py").write_text(
+        "def f(outputs, labels):\n    from a_neighbour_of_it import value\n    return value"
+    )
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = set(sys.modules)
+
+    for value, folder in enumerate((tmp_path, tmp_path / "link", tmp_path)):
+        (tmp_path / "a_neighbour_of_it.py").write_text(f"value = {value}{value * ' '}")
+        with code_allowed(folder):
+            rows_of_one = rows(np.eye(2))
+            metric = compare(rows_of_one, rows_of_one, ["y"], metric="spaces.inner.own:f").metric
+
+        assert metric == value
+    assert not {name for name in set(sys.modules) - before if "own" in name or "neigh" in name}
