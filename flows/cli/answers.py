@@ -208,6 +208,7 @@ def javascript_timing(
 ) -> dict[str, Any]:
     """The same where JavaScript runs both, and how near the outputs of each there are to Python's.
 
+    control                             speed of the float model over a copy of itself, or None
     float_equal_db, quantized_equal_db  SQNR of the worst output in dB
     """
     from flows.runtime.javascript import race
@@ -220,7 +221,7 @@ def javascript_timing(
     feed = samples_for(original, drawn, original, quantized).batch(batch)
     load = OtherLoad(os.getpid())
     raced = race(runtime, (original, quantized), feed, threads=threads, seconds=seconds)
-    row = raced.timing.to_dict() | load.until_now()
+    row = raced.timing.to_dict() | load.until_now() | {"control": raced.control}
     paths = {"float_equal_db": original, "quantized_equal_db": quantized}
     for (key, path), outputs in zip(paths.items(), raced.outputs, strict=True):
         session = open_session(path)

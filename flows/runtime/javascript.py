@@ -29,6 +29,7 @@ from quant_core.evaluate.timing import Timing, summarize
 Runtime = Literal["node", "web", "wasm"]
 RACE = Path(__file__).with_name("race.mjs")
 START_S = 120.0  # for node or a browser to start and both models to load, on a busy machine
+LONGEST = 10  # times `seconds`: warm-up and rounds, whose last may be long
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 IN_NODE = """
 import { readFileSync, writeFileSync } from "node:fs";
@@ -89,9 +90,14 @@ RUNTIMES: dict[Runtime, Host] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Race:
-    """How fast two models are in a runtime, and what they compute there: output -> array."""
+    """How fast two models are in a runtime, and what they compute there: output -> array.
+
+    control  the speed of the float model over a copy of itself in the same rounds, by which that of
+             the other may be wrong; None if the copy does not fit into memory
+    """
 
     timing: Timing
+    control: float | None
     outputs: tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]
 
 
@@ -103,7 +109,9 @@ def race(
     threads: int = 1,
     seconds: float = 3.0,
 ) -> Race:
-    """Both models in turns on one feed, the float one first.
+    """Both models in turns on one feed, the float one first, and a copy of that.
+
+    seconds  how long, at least; up to five times as long until the speed is known within 1 %
 
     Raises: RequestError if the runtime is not installed; ModelError if a model does not run there.
     """
@@ -119,13 +127,21 @@ def race(
         "providers": [host.provider],
         "feed": {name: _encode(x) for name, x in feed.items()},
     }
-    result = run(package, models, job, START_S + 10 * seconds)
+    result = run(package, models, job, START_S + LONGEST * seconds)
     if "error" in result:
         where = f"{models[0].name} and {models[1].name}"
         raise ModelError(f"do not run in {host.package}: {result['error']}", where)
     first, second = result["outputs"]
-    timing = summarize(np.array(result["times"]), threads)
-    return Race(timing, (_decode_all(first), _decode_all(second)))
+    timing, control = _summaries(np.array(result["times"]), threads)
+    return Race(timing, control, (_decode_all(first), _decode_all(second)))
+
+
+def _summaries(times: NDArray[np.float64], threads: int) -> tuple[Timing, float | None]:
+    """The timing and the control, of times of shape (rounds, 2 or 3): see race.mjs."""
+    if times.shape[1] == 2:
+        return summarize(times, threads), None
+    both = np.stack([times[:, [0, 2]].mean(axis=1), times[:, 1]], axis=1)
+    return summarize(both, threads), summarize(times[:, [0, 2]], threads).speedup
 
 
 def find_package(name: str) -> Path:

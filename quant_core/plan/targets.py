@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,8 @@ class Target:
     requantizes        a kernel computes in integers only if its output is quantized again; where it
                        is not so, only what integer kernels read is quantized
     has_hard_sigmoid   HardSigmoid has a fast kernel; otherwise it is written as Clip
+    one_scale          operators whose weights have one scale, not one for each channel
+    output_ranges      operator -> the range of its quantized output, whatever samples say
     rewrites           rules of the float graph that pay there, though they are not timed there
     note               what has not been shown: "" if files were run there
     """
@@ -90,6 +92,8 @@ class Target:
     only_constants: frozenset[str] = frozenset()
     requantizes: bool = True
     has_hard_sigmoid: bool = True
+    one_scale: frozenset[str] = frozenset()
+    output_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     note: str = ""
 
@@ -152,7 +156,9 @@ TARGETS = {
             note="written by TensorRT's documented rules, not run there",
         ),
         # Source: onnxruntime's documentation of the QNN execution provider, "Running a quantized
-        # model": uint16 activations with int8 weights, symmetric.
+        # model": uint16 activations with int8 weights, symmetric; and its own tool
+        # (onnxruntime.quantization.execution_providers.qnn): no MatMul with a scale for each
+        # channel, and what Sigmoid and Tanh must write.
         Target(
             "qnn",
             activation_signed=False,
@@ -161,6 +167,8 @@ TARGETS = {
             times={Compute.STATIC: 0.5},
             is_onnxruntime=False,
             decodes_int4=False,
+            one_scale=frozenset({"MatMul"}),
+            output_ranges={"Sigmoid": (0.0, 1 - 2**-16), "Tanh": (-1.0, 1 - 2**-15)},
             note="written by the documented rules of QNN, not run there",
         ),
         # Safe wherever it runs.

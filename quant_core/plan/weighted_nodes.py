@@ -194,10 +194,12 @@ class WeightedNodes:
         """How many of the node's weights share a scale.
 
         In 8 bits, fewer than the config says where that was chosen, more only if the node is
-        dynamic. In 4 bits, blocks as wide as was chosen, but for kernels that take the config's.
+        dynamic, or the target knows one scale for its operator. In 4 bits, blocks as wide as was
+        chosen, but for kernels that take the config's.
         """
         config, weights = self.config, float_weights(node)
         is_per_channel = config.per_channel or choice.granularity == PerChannel()
+        is_per_channel = is_per_channel and node.op_type not in self.target.one_scale
         by_config: Granularity = PerChannel() if is_per_channel else PerTensor()
         is_table = RULES[node.op_type].is_table
         if compute is Compute.FLOAT and not is_table and not is_folded(config, self.target):

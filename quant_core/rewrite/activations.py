@@ -30,14 +30,22 @@ def activation_params(
 
     Raises: ModelError if the plan quantizes activations that the statistics lack.
     """
-    grid = _grid(TARGETS[plan.target])
+    target = TARGETS[plan.target]
     moves = [n.node for n in plan.nodes if RULES[n.op_type].kind is Kind.MOVES]
     moved = {str(nodes[name].outputs[0].name) for name in moves}
     values = (v for node in nodes.values() for v in (*node.inputs, *node.outputs))
     named = {str(v.name): v for v in values if v is not None}
-    ends = {name: flat_ends(value) for name, value in named.items() if name in plan.activations}
+    quantized = {name: value for name, value in named.items() if name in plan.activations}
+    ends = {name: flat_ends(value) for name, value in quantized.items()}
+    fixed = {
+        plan.activations[name]: target.output_ranges[producer.op_type]
+        for name, value in quantized.items()
+        if (producer := value.producer()) and producer.op_type in target.output_ranges
+    }
     return {
-        root: _params_of(root, plan, stats, grid, ranges, moved, ends)
+        root: choose_params(*fixed[root], _grid(target))
+        if root in fixed
+        else _params_of(root, plan, stats, _grid(target), ranges, moved, ends)
         for root in dict.fromkeys(plan.activations.values())
     }
 

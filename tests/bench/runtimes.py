@@ -6,10 +6,12 @@
 
 The first prints a row for each runtime that is installed here, and a column for each kind of file,
 made of the demo's models. The second makes the file of each model of the demo, or case of DIR, for
-a target, and runs it in the runtime of that target; with --keep, files stay in the folder and are
-used again. A cell reads `speed over float there, SQNR of the outputs there against
-those of onnxruntime in Python`, or for OpenVINO, whose kernels round otherwise, SQNR against float
-there and, in brackets, in onnxruntime. `int8 k/n`: so many of the kernels that multiply.
+a target, and runs it in the runtimes of that target; with --keep, files stay in the folder and are
+used again. A cell reads `speed over float there, SQNR of the outputs there against those of
+onnxruntime in Python`. In JavaScript, `itself` is the speed of the float model over a copy of it in
+the same rounds: 1, but for what else moves the clock. For OpenVINO, whose kernels round otherwise,
+a cell reads SQNR against float there and, in brackets, in onnxruntime. `int8 k/n`: so many of the
+kernels that multiply.
 
 One thread, both models in turns, CPU time; in Chromium (runtime web) the wall clock.
 """
@@ -52,7 +54,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "weight-only INT8, qdq": ("language_transformer", {"mode": "weight_only", "runtime": "qdq"}),
     "MatMulNBits INT4": ("language_transformer", {"mode": "blocks", "bits": 4}),
 }
-OF_TARGET = {"web": "wasm", "openvino": "openvino", "x86": "python", "portable": "python"}
+OF_TARGET = {
+    "web": ("wasm", "web"),
+    "openvino": ("openvino",),
+    "x86": ("python",),
+    "portable": ("python",),
+}
 Feed = Mapping[str, np.ndarray]
 
 
@@ -93,19 +100,21 @@ def of_kinds(args: argparse.Namespace, folder: Path) -> None:
 
 
 def of_models(args: argparse.Namespace, folder: Path) -> None:
-    """Print a row for each model."""
-    runtime = OF_TARGET[args.target]
-    print(f"| model | {args.target} in {version(runtime)} |\n|---|---|")
+    """Print a row for each model, and a column for each runtime."""
+    runtimes = [runtime for runtime in OF_TARGET[args.target] if runtime in args.runtimes]
+    titles = [f"{args.target} in {version(runtime)}" for runtime in runtimes]
+    print(f"| model | {' | '.join(titles)} |\n|---{'|---' * len(titles)}|")
     for name, model, data in models_of(args, folder / args.target):
         path = folder / args.target / name / "made.onnx"
         try:
             if not path.exists():
                 samples = SampleSpec(data, count=args.samples)
                 quantize_model(model, path, QuantConfig(target=args.target), calibration=samples)
-            text = cell(runtime, model, path, samples_of(model, data), args.seconds)
+            feeds = samples_of(model, data)
+            cells = [cell(runtime, model, path, feeds, args.seconds) for runtime in runtimes]
         except QuantError as error:
-            text = f"no: {error.problem}"
-        print(f"| {name} | {text} |", flush=True)
+            cells = [f"no: {error.problem}"]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def models_of(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path, Path]]:
@@ -191,7 +200,8 @@ def cell(runtime: str, model: Path, path: Path, feeds: list[Feed], seconds: floa
         names = [output.name for output in session.get_outputs()]
         there = [[raced.outputs[1][name] for name in names]]
         equal = compare([run(session, feeds[0])], there, names).sqnr_db
-        return f"{raced.timing.speedup:.2f}x, {_db(equal)}"
+        control = "-" if raced.control is None else f"{raced.control:.2f}x"
+        return f"{raced.timing.speedup:.2f}x, {_db(equal)}, itself {control}"
     except QuantError as error:
         return f"no: {error.problem[:80]}"
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 from quant_core.config import QuantConfig
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model.graph import MICROSOFT
+from quant_core.numerics.granularity import PerChannel, PerTensor
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute
 from quant_core.search.first_plan import first_plan
@@ -224,6 +225,38 @@ def test_qnn_gets_symmetric_int8_weights_and_int32_biases_on_the_grid_of_product
         for node, scale in zip(bias, scales[2:], strict=True):
             assert constants[node.input[0]].data_type == TensorProto.INT32
             np.testing.assert_allclose(scale, scales[0] * scales[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "scale", "zero"), [("Sigmoid", 2**-16, 0), ("Tanh", 2**-15, 2**15)]
+)
+def test_qnn_gets_the_scales_that_it_requires_of_16_bits(op_type, scale, zero):
+    """Source: onnxruntime.quantization.execution_providers.qnn, `QnnCompatibilityOverrides`."""
+    text = f"""(float[n, 4, 8, 8] x) => (float[n, 4, 8, 8] y) {{
+        a = Conv(x, w) s = {op_type}(a) y = Conv(s, v)
+    }}"""
+    proto = sketch(text, weights(w=(4, 4, 1, 1), v=(4, 4, 1, 1)))
+
+    model = make(prepare_proto(proto), "qnn").model
+
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    [written] = [node for node in model.graph.node if node.op_type == op_type]
+    [pair] = [node for node in model.graph.node if written.output[0] in node.input]
+    assert pair.op_type == "QuantizeLinear"
+    assert constants[pair.input[1]] == scale
+    assert constants[pair.input[2]] == zero
+
+
+def test_qnn_gets_matmuls_of_one_scale_and_convs_of_one_for_each_channel():
+    text = """(float[n, 8, 4] x) => (float[n, 6, 4] y) {
+        a = Conv(x, w) y = MatMul(a, v)
+    }"""
+    proto = sketch(text, weights(w=(6, 8, 1), v=(4, 4)))
+
+    plan = make(prepare_proto(proto), "qnn").plan
+
+    found = {n.op_type: n.granularity for n in plan.nodes}
+    assert found == {"Conv": PerChannel(), "MatMul": PerTensor()}
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "qnn"])
