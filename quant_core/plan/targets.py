@@ -69,6 +69,8 @@ class Target:
                        compute in integers
     requantizes        a kernel computes in integers only if its output is quantized again; where it
                        is not so, only what integer kernels read is quantized
+    counts_padding     an AveragePool that counts its padding pads integers with their zero point;
+                       otherwise it is written as one that does not
     has_hard_sigmoid   HardSigmoid has a fast kernel; otherwise it is written as Clip
     one_scale          operators whose weights have one scale, not one for each channel
     output_ranges      operator -> the range of its quantized output, whatever samples say
@@ -91,6 +93,7 @@ class Target:
     slow_in_integers: frozenset[str] = frozenset()
     only_constants: frozenset[str] = frozenset()
     requantizes: bool = True
+    counts_padding: bool = True
     has_hard_sigmoid: bool = True
     one_scale: frozenset[str] = frozenset()
     output_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -139,6 +142,7 @@ TARGETS = {
             decodes_int4=False,
             only_constants=frozenset({"GRU", "LSTM", "RNN"}),
             requantizes=False,
+            counts_padding=False,
             has_hard_sigmoid=False,
             rewrites=("wide_kernels",),
         ),
@@ -171,7 +175,7 @@ TARGETS = {
             output_ranges={"Sigmoid": (0.0, 1 - 2**-16), "Tanh": (-1.0, 1 - 2**-15)},
             note="written by the documented rules of QNN, not run there",
         ),
-        # Safe wherever it runs.
+        # Safe wherever it runs: in onnxruntime and in OpenVINO.
         Target(
             "portable",
             activation_signed=False,
@@ -179,6 +183,7 @@ TARGETS = {
             times=_HALF,
             timed_on=("x86", "arm64", "portable"),
             is_onnxruntime=False,
+            counts_padding=False,
         ),
     )
 }

@@ -20,6 +20,7 @@ from quant_core.plan.operators import RULES
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.activations import activation_params, quantize_activations
+from quant_core.rewrite.counted_padding import leave_out_padding
 from quant_core.rewrite.draft import Draft
 from quant_core.rewrite.dynamic import write_blocks, write_dynamic
 from quant_core.rewrite.float_islands import keep_in_float
@@ -81,6 +82,8 @@ def apply_plan(
     7. Float nodes between integers are written so that they stay float (float_islands.py).
     8. Pairs of quantization-aware training keep their scales (lower_pairs.py).
     9. HardSigmoid is written as Clip for a runtime that has no fast kernel of it.
+    10. An AveragePool that counts its padding is written as one that does not, for a runtime that
+       pads integers wrongly (counted_padding.py).
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
@@ -102,6 +105,8 @@ def apply_plan(
     keep_in_float(copy, is_onnxruntime=target.is_onnxruntime)  # 7
     if not target.has_hard_sigmoid:
         spell_out_hard_sigmoid(copy)  # 9
+    if not target.counts_padding:
+        leave_out_padding(copy)  # 10
     files.release(*files.external_tensors(model))
     sign(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}

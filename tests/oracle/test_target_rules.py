@@ -12,14 +12,15 @@ from onnx import TensorProto, numpy_helper
 from quant_core.config import QuantConfig
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model.graph import MICROSOFT
+from quant_core.model.session import open_session, run
 from quant_core.numerics.granularity import PerChannel, PerTensor
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute
 from quant_core.search.first_plan import first_plan
 from quant_core.search.prepared import prepare_optimized
-from tests.models import sketch
+from tests.models import random_feed, sketch
 from tests.oracle.cases import weights
-from tests.oracle.quantizing import make, prepare_proto, prepared
+from tests.oracle.quantizing import make, prepare_proto, prepared, sqnr_db
 
 CNNS = ("residual", "grouped_and_depthwise")
 WAYS = {"int8": {}, "int4": {"bits": 4}, "weight-only": {"mode": "weight_only"}}
@@ -122,6 +123,35 @@ def test_hard_sigmoids_are_clips_where_they_have_no_fast_kernel(target):
 
     assert ("HardSigmoid" in operators) is target.has_hard_sigmoid
     assert ("Clip" in operators) is not target.has_hard_sigmoid
+
+
+COUNTED = {
+    "same all around": "pads = [1, 1, 1, 1]",
+    "more on one side": "pads = [0, 2, 1, 0], strides = [2, 1]",
+    "by size": 'auto_pad = "SAME_UPPER", strides = [2, 2]',
+}
+
+
+@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if not t.counts_padding])
+@pytest.mark.parametrize("padding", COUNTED.values(), ids=COUNTED)
+def test_no_pool_of_integers_counts_its_padding_where_that_is_wrong(target, padding):
+    text = f"""(float[n, 4, 9, 9] x) => (float y) {{
+        c = Conv(x, w) p = AveragePool<kernel_shape = [3, 3], count_include_pad = 1, {padding}>(c)
+        y = Conv(p, v)
+    }}"""
+    proto = sketch(text, weights(w=(4, 4, 1, 1), v=(4, 4, 1, 1)))
+
+    made = make(prepare_proto(proto), target).model
+
+    makers = {name: node.op_type for node in made.graph.node for name in node.output}
+    pools = [n for n in made.graph.node if n.op_type == "AveragePool"]
+    counting = [n for n in pools if any(a.name == "count_include_pad" and a.i for a in n.attribute)]
+    assert {makers[n.input[0]] for n in counting} == {"ConstantOfShape"}
+    feed = random_feed(proto, n=2)
+    [wanted], [found] = (
+        run(open_session(model.SerializeToString()), feed) for model in (proto, made)
+    )
+    assert sqnr_db([[wanted]], [[found]]) > 25
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.rewrites])

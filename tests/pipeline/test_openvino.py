@@ -48,6 +48,26 @@ def test_a_static_cnn_runs_in_integers_as_exactly_as_here(cnn, tmp_path, capsys)
 
 
 @pytest.mark.slow
+def test_pools_that_count_their_padding_are_right(tmp_path):
+    """OpenVINO itself pads integers with 0, whatever their zero point: 1 dB."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    text = """(float[1, 8, 12, 12] x) => (float y) {
+        a = Conv(x, u) b = Conv(a, v)
+        p = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1>(a)
+        c = Conv(p, w) y = Add(b, c)
+    }"""
+    given = prepare_proto(sketch(text, weights(u=(8, 8, 1, 1), v=(8, 8, 1, 1), w=(8, 8, 1, 1))))
+    original, quantized = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
+    onnx.save(given.original, original)
+    onnx.save(make(given, "openvino").model, quantized)
+
+    feeds = [random_feed(given.original)]
+    found = export_ir(original, quantized, tmp_path / "made.xml", feeds, seconds=0.01)
+
+    assert found.there_db > found.here_db - LOST_DB
+
+
+@pytest.mark.slow
 def test_an_export_keeps_open_sizes_and_is_checked_on_samples_of_several(tmp_path):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     text = "(float[n, 3, h, w] x) => (float[n, 4, h, w] y) { a = Conv(x, u) y = Relu(a) }"
