@@ -89,7 +89,7 @@ def make_plan(
     _keep_shared_in_float(own + inner, weighted)
 
     anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
-    static = static_nodes(nodes, anchors, config, choices, known_as)  # 4
+    static = static_nodes(nodes, anchors, config, choices, known_as, target)  # 4
     plans = [
         weighted.get(str(n.name))
         or NodePlan(str(n.name), n.op_type, Compute.STATIC, reason=BETWEEN)
@@ -111,7 +111,7 @@ def make_plan(
         config=config,
         target=target.name,
         nodes=tuple(plans),
-        activations=activations(nodes, static, requantizes=target.requantizes),
+        activations=activations(nodes, static, target),
         means=_means(nodes, weighted, config),
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
         constants=constants,

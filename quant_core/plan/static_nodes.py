@@ -11,6 +11,7 @@ from quant_core.config import QuantConfig
 from quant_core.model import graph
 from quant_core.model.origins import matches
 from quant_core.plan.operators import CAPS, RULES, Kind, why_not_integer
+from quant_core.plan.targets import Target
 from quant_core.plan.types import Compute, NodeChoice
 from quant_core.plan.weighted_nodes import NO_CHOICE
 
@@ -26,6 +27,7 @@ def static_nodes(
     config: QuantConfig,
     choices: Mapping[str, NodeChoice],
     known_as: Mapping[str, Sequence[str]],
+    target: Target,
 ) -> set[str]:
     """The nodes that read and write 8-bit tensors.
 
@@ -42,7 +44,7 @@ def static_nodes(
         written = {
             capped_output(n)
             for n in live
-            if RULES[n.op_type].kind is not Kind.ANCHOR or RULES[n.op_type].needs_q
+            if RULES[n.op_type].kind is not Kind.ANCHOR or _needs_q(n, target)
         }
         read_by_anchor = {v for n in live if n.name in anchors for v in data_inputs(n)}
         read = {v for n in live for v in data_inputs(n)}
@@ -111,11 +113,13 @@ def _all_in(values: list[ir.Value], found: set[ir.Value]) -> bool:
     return bool(values) and all(v in found for v in values)
 
 
-def activations(nodes: list[ir.Node], static: set[str], *, requantizes: bool) -> dict[str, str]:
-    """Tensor that gets a Q/DQ pair -> tensor whose parameters it has, in graph order.
+def _needs_q(node: ir.Node, target: Target) -> bool:
+    """Whether an integer kernel of the node always writes integers."""
+    return RULES[node.op_type].needs_q or target.requantizes_all
 
-    requantizes  whether an integer kernel needs its output quantized, whoever reads it
-    """
+
+def activations(nodes: list[ir.Node], static: set[str], target: Target) -> dict[str, str]:
+    """Tensor that gets a Q/DQ pair -> tensor whose parameters it has, in graph order."""
     found: dict[str, str] = {}
     for node in nodes:
         if node.name not in static:
@@ -126,7 +130,7 @@ def activations(nodes: list[ir.Node], static: set[str], *, requantizes: bool) ->
         out = str(capped_output(node).name)
         if rule.kind is Kind.MOVES:
             found[out] = found[str(data_inputs(node)[0].name)]
-        elif rule.needs_q and requantizes:
+        elif target.requantizes and _needs_q(node, target):
             found.setdefault(out, out)
     return _with_shared_steps(found, [n for n in nodes if n.name in static])
 

@@ -69,6 +69,7 @@ class Target:
                        compute in integers
     requantizes        a kernel computes in integers only if its output is quantized again; where it
                        is not so, only what integer kernels read is quantized
+    requantizes_all    also where onnxruntime's kernels write float, as those of MatMul and Gemm do
     counts_padding     an AveragePool that counts its padding pads integers with their zero point;
                        otherwise it is written as one that does not
     has_hard_sigmoid   HardSigmoid has a fast kernel; otherwise it is written as Clip
@@ -93,6 +94,7 @@ class Target:
     slow_in_integers: frozenset[str] = frozenset()
     only_constants: frozenset[str] = frozenset()
     requantizes: bool = True
+    requantizes_all: bool = False
     counts_padding: bool = True
     has_hard_sigmoid: bool = True
     one_scale: frozenset[str] = frozenset()
@@ -162,7 +164,7 @@ TARGETS = {
         # Source: onnxruntime's documentation of the QNN execution provider, "Running a quantized
         # model": uint16 activations with int8 weights, symmetric; and its own tool
         # (onnxruntime.quantization.execution_providers.qnn): no MatMul with a scale for each
-        # channel, and what Sigmoid and Tanh must write.
+        # channel, and what Sigmoid and Tanh must write. A Gemm that writes float runs elsewhere.
         Target(
             "qnn",
             activation_signed=False,
@@ -171,9 +173,10 @@ TARGETS = {
             times={Compute.STATIC: 0.5},
             is_onnxruntime=False,
             decodes_int4=False,
+            requantizes_all=True,
             one_scale=frozenset({"MatMul"}),
             output_ranges={"Sigmoid": (0.0, 1 - 2**-16), "Tanh": (-1.0, 1 - 2**-15)},
-            note="written by the documented rules of QNN, not run there",
+            note="run in an emulation of the HTP only, not on a chip",
         ),
         # Safe wherever it runs: in onnxruntime and in OpenVINO.
         Target(

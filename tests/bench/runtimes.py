@@ -13,6 +13,9 @@ the same rounds: 1, but for what else moves the clock. For OpenVINO, whose kerne
 a cell reads SQNR against float there and, in brackets, in onnxruntime. `int8 k/n`: so many of the
 kernels that multiply.
 
+For qnn, which emulates the HTP of Qualcomm's chips, it says SQNR in the same way and
+what is computed elsewhere; speeds of an emulation say nothing.
+
 One thread, both models in turns, CPU time; in Chromium (runtime web) the wall clock.
 """
 
@@ -28,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail as Fail
 
 from flows.runtime.javascript import RUNTIMES as IN_JAVASCRIPT
 from flows.runtime.javascript import find_browser, find_package, race
@@ -41,6 +45,7 @@ from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.timing import measure
 from quant_core.model.session import open_session, run
 from quant_core.plan.types import QuantPlan
+from tests import qnn
 from tests.bench.accuracy import feeds_of, load_zoo
 
 DEMO = Path(__file__).parents[2] / "deployments" / "demo"
@@ -57,6 +62,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 OF_TARGET = {
     "web": ("wasm", "web"),
     "openvino": ("openvino",),
+    "qnn": ("qnn",),
     "x86": ("python",),
     "portable": ("python",),
 }
@@ -67,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ["python", *IN_JAVASCRIPT, "openvino"]
+    names = ["python", *IN_JAVASCRIPT, "openvino", "qnn"]
     parser.add_argument("--runtimes", type=lambda s: s.split(","), default=names)
     parser.add_argument("--seconds", type=float, default=4.0, help="of timing, per cell")
     parser.add_argument("--zoo", type=Path)
@@ -175,6 +181,8 @@ def version(runtime: str) -> str:
         return f"onnxruntime {ort.__version__}"
     if runtime == "openvino":
         return f"OpenVINO {check_openvino()}"
+    if runtime == "qnn":
+        return qnn.version()
     host = IN_JAVASCRIPT[runtime]
     package = json.loads((find_package(host.package) / "package.json").read_text())
     where = " in Chromium" if host.is_browser and find_browser() else ""
@@ -195,6 +203,8 @@ def cell(runtime: str, model: Path, path: Path, feeds: list[Feed], seconds: floa
             sessions = open_session(model), open_session(path)
             timing = measure(*sessions, feeds[0], seconds=seconds, clock=time.thread_time)
             return f"{timing.speedup:.2f}x"
+        if runtime == "qnn":
+            return in_qnn(model, path, feeds[0])
         raced = race(runtime, (model, path), feeds[0], seconds=seconds)
         session = open_session(path)
         names = [output.name for output in session.get_outputs()]
@@ -204,6 +214,19 @@ def cell(runtime: str, model: Path, path: Path, feeds: list[Feed], seconds: floa
         return f"{raced.timing.speedup:.2f}x, {_db(equal)}, itself {control}"
     except QuantError as error:
         return f"no: {error.problem[:80]}"
+
+
+def in_qnn(model: Path, path: Path, feed: Feed) -> str:
+    """SQNR there and, in brackets, in onnxruntime; and what onnxruntime computes instead."""
+    try:
+        there, elsewhere = qnn.run_in_qnn(path, feed)
+    except Fail as error:
+        return f"no: {str(error)[-80:]}"
+    wanted, here = (run(open_session(file), feed) for file in (model, path))
+    names = [output.name for output in open_session(model).get_outputs()]
+    found = [_db(compare([wanted], [outputs], names).sqnr_db) for outputs in (there, here)]
+    left = ", ".join(f"{count} {name}" for name, count in elsewhere.items())
+    return f"{found[0]} ({found[1]}), elsewhere: {left or 'nothing'}"
 
 
 def _db(value: float | None) -> str:
