@@ -72,7 +72,10 @@ def _convolution(node: ir.Node, weight: Numbers, groups: int) -> Layout:
 def takes_output(node: ir.Node, affine: Affine, facts: Facts) -> bool:
     """Whether the node can do what now happens to its result."""
     found = layout(node)
-    if found is None or not _channels_match(node, found, affine, facts, found.matrix.shape[1]):
+    if found is None:
+        return False
+    groups, outputs, _, _ = found.matrix.shape
+    if not _channels_match(node, found, affine, facts, groups * outputs):
         return False
     if np.abs(found.matrix).max() * np.abs(affine.scale).max() > LIMIT:
         return False

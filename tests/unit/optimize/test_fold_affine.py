@@ -29,6 +29,20 @@ def test_a_mul_and_an_add_go_into_the_conv_before_them(shape):
     assert found.names == {"m": "c", "y": "c"}
 
 
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_numbers_for_each_channel_go_into_groups(op_type):
+    text = f"""(float[n, 4, 5, 5] x) => (float[n, 4, 7, 7] y)
+        {{ c = {op_type}<group = 2>(x, w) m = Mul(c, s) a = Add(m, t) y = Relu(a) }}"""
+    weight = RNG.standard_normal((4, 2, 3, 3)).astype(np.float32)
+
+    _, operators = optimized(
+        text.replace("7", "3") if op_type == "Conv" else text,
+        {"w": weight, "s": FOUR[:, None, None], "t": B[:, None, None]},
+    )
+
+    assert operators == [op_type, "Relu"]
+
+
 def test_a_conv_that_others_read_too_keeps_its_result():
     _, operators = optimized(
         """(float[n, 3, 5, 5] x) => (float[n, 4, 5, 5] y, float[n, 4, 5, 5] z)
