@@ -50,8 +50,8 @@ def activation_params(
     }
 
 
-def quantize_activations(draft: Draft, static: Sequence[ir.Node]) -> None:
-    """Rule 1 of `apply_plan`, for the static nodes of the draft.
+def quantize_activations(draft: Draft, static: Sequence[ir.Node]) -> list[ir.Value]:
+    """Rule 1 of `apply_plan`, for the static nodes of the draft; the rounded activations.
 
     Raises: ModelError if the plan names a tensor that the model lacks.
     """
@@ -60,6 +60,7 @@ def quantize_activations(draft: Draft, static: Sequence[ir.Node]) -> None:
     values |= {v.name: v for n in model.graph for v in n.outputs}
     readers = set(static)
     writers = {capped_output(n) for n in static}
+    rounded = []
     for tensor, root in draft.plan.activations.items():
         if tensor not in values:
             raise ModelError(
@@ -67,10 +68,12 @@ def quantize_activations(draft: Draft, static: Sequence[ir.Node]) -> None:
             )
         value = values[tensor]
         params = draft.params[root]
-        _quantize(model, draft.writer, value, params, None if value in writers else readers)
+        read_by = None if value in writers else readers
+        rounded.append(_quantize(model, draft.writer, value, params, read_by))
     for node in static:
         if RULES[node.op_type].kind is Kind.ELEMENTWISE:
             _quantize_constants(draft.writer, node, _grid(draft.target))
+    return rounded
 
 
 def _grid(target: Target) -> Grid:
@@ -115,8 +118,10 @@ def _quantize(
     value: ir.Value,
     params: QuantParams,
     readers: set[ir.Node] | None,
-) -> None:
-    """A Q/DQ pair behind the value, read by all (None) or by these readers at their data inputs."""
+) -> ir.Value:
+    """What a Q/DQ pair makes of the value, read by all (None) or by these readers at their data
+    inputs.
+    """
     uses = [
         u
         for u in value.uses()
@@ -139,6 +144,7 @@ def _quantize(
         outputs = model.graph.outputs
         for position in [i for i, output in enumerate(outputs) if output is value]:
             outputs[position] = dq
+    return dq
 
 
 def _quantize_constants(writer: Writer, node: ir.Node, grid: Grid) -> None:

@@ -21,6 +21,7 @@ from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.activations import activation_params, quantize_activations
 from quant_core.rewrite.counted_padding import leave_out_padding
+from quant_core.rewrite.dequantize_once import dequantize_once
 from quant_core.rewrite.draft import Draft
 from quant_core.rewrite.dynamic import write_blocks, write_dynamic
 from quant_core.rewrite.float_islands import keep_in_float
@@ -84,6 +85,7 @@ def apply_plan(
     9. HardSigmoid is written as Clip for a runtime that has no fast kernel of it.
     10. An AveragePool that counts its padding is written as one that does not, for a runtime that
        pads integers wrongly (counted_padding.py).
+    11. Float nodes that read one rounded tensor share what dequantizes it (dequantize_once.py).
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
@@ -99,7 +101,7 @@ def apply_plan(
     written = _write_nodes(draft)  # 2, 3, 4
     write_other_readers(draft)  # 5
     static = [draft.nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC]
-    quantize_activations(draft, static)  # 1
+    rounded = quantize_activations(draft, static)  # 1
     graph.drop_unused(copy)
     write_float16_constants(draft)  # 6
     keep_in_float(copy, is_onnxruntime=target.is_onnxruntime)  # 7
@@ -107,6 +109,8 @@ def apply_plan(
         spell_out_hard_sigmoid(copy)  # 9
     if not target.counts_padding:
         leave_out_padding(copy)  # 10
+    if target.is_onnxruntime:
+        dequantize_once(copy, draft.writer, rounded, static)  # 11
     files.release(*files.external_tensors(model))
     sign(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
