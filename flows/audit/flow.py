@@ -117,6 +117,7 @@ def audit(
         ended = Failed if result.exit_code else Completed
         state: State[Any] = ended(message=result.message, data=result)
         summarize("audit", result, state, audit_lines, summary)
+        caller.on_end(result)
     return state
 
 

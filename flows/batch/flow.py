@@ -89,6 +89,7 @@ def batch(
         result = make_models(caller, caller.journal, force, only or [])
         state = _state(result)
         summarize("batch", result, state, batch_lines, summary)
+        caller.on_end(result)
     return state
 
 

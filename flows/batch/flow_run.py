@@ -9,13 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.runtime.dask import dask_client, how_many_workers
-from flows.runtime.prefect_api import has_own_server, quiet_environment
+from flows.runtime.prefect_api import (
+    START_HINT,
+    drop_events,
+    has_own_server,
+    quiet_environment,
+)
 from flows.runtime.signals import in_another_thread
 
 quiet_environment()
@@ -26,7 +31,7 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.context import TagsContext  # noqa: E402
 
-from flows.console.events import Listener, ignore  # noqa: E402
+from flows.console.events import Listener, Unrecorded, ignore  # noqa: E402
 from flows.console.result import Result  # noqa: E402
 from flows.console.summary import with_progress  # noqa: E402
 from flows.journal import Journal  # noqa: E402
@@ -57,6 +62,7 @@ class Caller:
     allow_code  the folder of metrics `module:function`; None: none may run
     journal     of the manifest's output folder; None for an audit, which writes none
     has_own_workers  that run on this host, and not on a cluster which may share no disk with it
+    on_end      is called with the result of a run whose reports and summary are written
     """
 
     manifest: Manifest
@@ -66,6 +72,7 @@ class Caller:
     allow_code: str | None = None
     journal: Journal | None = None
     has_own_workers: bool = True
+    on_end: Callable[[Any], None] = lambda result: None
 
     @property
     def store(self) -> Url | None:
@@ -135,21 +142,32 @@ def call_flow(
 ) -> R:
     """The result of a flow that `caller` calls. `kind` is its tag in Prefect.
 
+    A run that is over counts, also if Prefect's server was lost before it could be recorded there.
+
     Raises: QuantError as the flow raised it; StageError with `hint` if anything else stopped it.
     """
-    token = _caller.set(caller)
+    ended: list[R] = []
+    token = _caller.set(replace(caller, on_end=ended.append))
     try:
         with tags("quantmill", kind):
             state = in_another_thread(lambda: flow(return_state=True))
+        found = state.result(raise_on_failure=False)
+        reason = str(found or state.message)
+    except Exception as problem:  # of Prefect's client, mostly
+        found, reason = problem, str(problem) or type(problem).__name__
     finally:
         _caller.reset(token)
-    found = state.result(raise_on_failure=False)
     if isinstance(found, result):
         return found
     if isinstance(found, QuantError):
         raise found
-    where = str(caller.manifest.folder)
-    raise StageError(f"the {kind} stopped: {found or state.message}", where, hint)
+    drop_events()
+    if ended:
+        caller.notify(Unrecorded(reason))
+        return ended[0]
+    if "can't start new thread" in reason:
+        hint = START_HINT
+    raise StageError(f"the {kind} stopped: {reason}", str(caller.manifest.folder), hint)
 
 
 def shown_in_prefect(kind: str, models: int, listener: Listener) -> Listener:

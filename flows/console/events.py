@@ -94,7 +94,26 @@ class ModelDone:
     row: ModelRow | AuditRow
 
 
-Event = Starting | Started | SkippedLines | PhaseBegan | StageBegan | Waiting | Made | ModelDone
+@dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """The run is over, and Prefect's server does not know it: it was lost, for this reason."""
+
+    name: ClassVar = "unrecorded"
+
+    reason: str
+
+
+Event = (
+    Starting
+    | Started
+    | SkippedLines
+    | PhaseBegan
+    | StageBegan
+    | Waiting
+    | Made
+    | ModelDone
+    | Unrecorded
+)
 
 # Called with everything that happens, from any thread.
 Listener = Callable[[Event], None]

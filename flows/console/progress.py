@@ -33,6 +33,7 @@ from flows.console.events import (
     StageBegan,
     Started,
     Starting,
+    Unrecorded,
     Waiting,
     event_json,
 )
@@ -85,6 +86,8 @@ def _in_words(event: Event) -> str:
             return f"{model_label(model, output)}: {WAITING}, {seconds:.0f} s at most"
         case ModelDone(row):
             return f"{model_label(row.model, row.output)}: {_outcome(row).plain}"
+        case Unrecorded(reason):
+            return f"Prefect's server was lost, and does not know that the run is over: {reason}"
     return ""
 
 
@@ -146,7 +149,7 @@ class _LiveTable:
                     self.working[output] = model_label(model, output), stage, time.monotonic()
                 case Waiting(model, output):
                     self.working[output] = model_label(model, output), WAITING, time.monotonic()
-                case SkippedLines():
+                case SkippedLines() | Unrecorded():
                     self.live.console.print(Text(_in_words(event), "yellow"))
                 case Made(output=output):
                     self.working.pop(output, None)

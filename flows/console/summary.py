@@ -69,7 +69,7 @@ def with_progress(kind: str, models: int, listener: Listener) -> Listener:
     """A listener that calls `listener`, and shows in Prefect's UI what share of the models is done.
 
     It tells the API every PROGRESS_S seconds at most. An API that does not answer is no reason to
-    lose a run.
+    lose a run, nor to wait for it again and again.
     """
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
@@ -79,7 +79,7 @@ def with_progress(kind: str, models: int, listener: Listener) -> Listener:
     done, shown_at, lock = 0, time.monotonic(), threading.Lock()
 
     def listen(event: Event) -> None:
-        nonlocal done, shown_at
+        nonlocal artifact, done, shown_at
         listener(event)
         if artifact is None or not isinstance(event, ModelDone):
             return
@@ -90,8 +90,10 @@ def with_progress(kind: str, models: int, listener: Listener) -> Listener:
             shown_at = now if is_due else shown_at
             percent = 100.0 * done / models
         if is_due:
-            with contextlib.suppress(Exception):
+            try:
                 update_progress_artifact(artifact, percent)
+            except Exception:  # Prefect's client raises errors of several libraries
+                artifact = None
 
     return listen
 

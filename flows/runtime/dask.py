@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from flows.runtime.prefect_api import Prefect, api_server, settings_of_environment
+from flows.runtime.prefect_api import START_HINT, Prefect, api_server, settings_of_environment
 from quant_core.errors import QuantError, RequestError
 from quant_core.worker.child import warm_up
 from quant_core.worker.host import PACKAGES
@@ -112,7 +112,8 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     # TLS, because a scheduler runs any code for whoever on this host connects to its port.
     security = Security.temporary()  # type: ignore[no-untyped-call]
     with local_cluster(workers, security) as cluster:
-        client = Client(cluster)  # type: ignore[no-untyped-call]
+        with _said_in_words():
+            client = Client(cluster)  # type: ignore[no-untyped-call]
         try:
             _warm_up(client)
             yield client
@@ -133,21 +134,32 @@ def local_cluster(workers: int, security: Any = None) -> Iterator[LocalCluster]:
     _hide_main()
     _start_quiet_tracker()
     with dask.config.set(OUR_CLUSTER):
-        cluster = LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host=LOOPBACK,
-            dashboard_address=f"{LOOPBACK}:0",  # None takes a well-known port
-            memory_limit=0,  # each stage's child has its own limit
-            silence_logs=logging.CRITICAL,
-            security=security,
-        )
+        with _said_in_words():
+            cluster = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host=LOOPBACK,
+                dashboard_address=f"{LOOPBACK}:0",  # None takes a well-known port
+                memory_limit=0,  # each stage's child has its own limit
+                silence_logs=logging.CRITICAL,
+                security=security,
+            )
         try:
             yield cluster
         finally:
             with contextlib.suppress(Exception):
                 cluster.close(timeout=4)
+
+
+@contextlib.contextmanager
+def _said_in_words() -> Iterator[None]:
+    """Raises: QuantError if workers on this host cannot be started."""
+    try:
+        yield
+    except (RuntimeError, OSError) as problem:
+        reason = str(problem) or type(problem).__name__
+        raise QuantError(f"Dask's workers did not start: {reason}", "", START_HINT) from problem
 
 
 @contextlib.contextmanager

@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import http.client
 import os
+import queue
+import re
+import select
 import socket
 import ssl
 import subprocess
@@ -13,11 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from quant_core.errors import QuantError
 from quant_core.worker.child import KEPT_ENVIRONMENT, import_path
@@ -27,18 +31,23 @@ ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_CLIENT_MAX_RETRIES": "2",  # 6 s a request; its own 5 make a minute for each of several
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are reported in our own words
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_CLI_COLORS": "false",
 }
 WITH_EMBEDDED_SERVER = {
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # a failed model is reported in our own words
-    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_UI_ENABLED": "false",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }
 START_UP_S = 180
+START_HINT = (
+    "May this user start more processes and open more files (ulimit -u, -n)? "
+    "`quantmill doctor` checks the versions"
+)
+NO_MESSAGE = "it left no message"
 ANSWER_S = 5  # for the server of somebody else
 KEPT_HISTORY_BYTES = 256 << 20
 
@@ -127,6 +136,20 @@ def settings_of_environment(prefect: Prefect) -> Iterator[None]:
     url = {PREFECT_API_URL: _serving[-1].url}
     with temporary_settings(url, restore_defaults=secrets):
         yield
+
+
+def drop_events() -> None:
+    """Forget what a lost server was still to learn of this process.
+
+    Prefect's client would try to send each event for 7 s when this process ends, one after another.
+    """
+    from prefect.events.worker import EventsWorker
+
+    # Prefect has no public way to do it.
+    for service in list(getattr(EventsWorker, "_instances", {}).values()):
+        with contextlib.suppress(AttributeError, queue.Empty):
+            while True:
+                service._queue.get_nowait()
 
 
 _serving: list[Server] = []  # the server of this process, while it lives
@@ -245,21 +268,33 @@ class Server:
         Raises: QuantError if it dies, or does not answer within START_UP_S.
         """
         deadline = time.monotonic() + START_UP_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            # The socket listens from the start, so the first request waits for the server.
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.url}/health", timeout=START_UP_S) as answer,
-            ):
-                if answer.status == 200:
+        while self._lives_before(deadline):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self._answers(deadline):
                     self.answered.set()
                     return
             time.sleep(0.05)
         self.output.seek(0)
-        lines = self.output.read().decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else "it left no message"
-        hint = "`quantmill doctor` checks the versions"
-        raise QuantError(f"Prefect's API did not start: {reason}", "", hint)
+        lines = self.output.read().decode(errors="replace").strip().splitlines() or [NO_MESSAGE]
+        errors = [line for line in lines if re.match(r"\w*(Error|Exception): ", line)]
+        reason = (errors or lines)[-1]
+        raise QuantError(f"Prefect's API did not start: {reason}", "", START_HINT)
+
+    def _lives_before(self, deadline: float) -> bool:
+        return self.process.poll() is None and time.monotonic() < deadline
+
+    def _answers(self, deadline: float) -> bool:
+        """Whether it answers well, for which it is waited as long as it lives.
+
+        The socket listens from the start, so a request waits for the server, even for a dead one.
+        """
+        place = urlsplit(self.url)
+        with contextlib.closing(http.client.HTTPConnection(place.netloc, timeout=ANSWER_S)) as link:
+            link.request("GET", f"{place.path}/health")
+            while self._lives_before(deadline):
+                if select.select([link.sock], [], [], 0.05)[0]:
+                    return link.getresponse().status == 200
+        return False
 
     def stop(self) -> None:
         """Kill the server: it holds nothing that we need, and a polite end takes seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
+import time
 
 import pytest
 
@@ -73,3 +74,18 @@ def test_a_dead_inherited_server_is_an_error():
         api_server(Prefect.INHERIT),
     ):
         pass
+
+
+def test_a_server_that_dies_is_not_waited_for(monkeypatch, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\nsleep 0.3; echo 'OSError: no more of it' >&2; echo bye >&2; exit 1"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(prefect_api.sys, "executable", str(python))
+
+    started = time.monotonic()
+    with api_server(Prefect.OWN) as server, pytest.raises(QuantError, match="no more of it"):
+        server.wait()
+
+    assert time.monotonic() - started < prefect_api.START_UP_S / 2
