@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.data.samples import spread
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.model.session import Model
@@ -170,8 +171,7 @@ class ScaledGrams(Mapping[str, NDArray[np.float32]]):
     """The Gram matrices of a model whose channels were scaled (equalize.py), without samples.
 
     Scaling channel c of an input by f_c multiplies G[i, j] by f_i f_j. Each matrix is computed when
-    it is read, so that
-    none is held twice.
+    it is read, so that none is held twice; those of inputs that did not change are the same arrays.
 
     factors  tensor -> (C,), by how much each channel has grown; a tensor that is missing did not
              change
@@ -187,7 +187,7 @@ class ScaledGrams(Mapping[str, NDArray[np.float32]]):
 
     def __getitem__(self, node: str) -> NDArray[np.float32]:
         gram, source = self.grams[node], self.inputs[node]
-        if source.tensor not in self.factors:
+        if not self.has_changed(node):
             return gram
         groups, parts, k, _ = gram.shape
         channels = self.factors[source.tensor].reshape(groups, -1)
@@ -195,6 +195,13 @@ class ScaledGrams(Mapping[str, NDArray[np.float32]]):
         # the kernel
         f = np.tile(channels, math.prod(source.kernel)).reshape(groups, parts, k)
         return np.asarray(gram * f[..., :, None] * f[..., None, :])
+
+    def has_changed(self, node: str) -> bool:
+        """Whether channels of the node's input were scaled."""
+        return self.inputs[node].tensor in self.factors
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.grams  # without computing one
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.grams)
@@ -211,11 +218,11 @@ def input_rows(x: NDArray[Any], source: MatmulInput, wanted: int) -> NDArray[np.
     """
     if not source.kernel:
         flat = x.reshape(-1, x.shape[-1])
-        return flat[_spread(len(flat), wanted)][None].astype(np.float32)
+        return flat[spread(wanted, len(flat))][None].astype(np.float32)
     windows = _windows(x, source)
     rank = len(source.kernel)
     batch, channels, *positions = windows.shape[: 2 + rank]
-    chosen = _spread(batch * int(np.prod(positions)), wanted)
+    chosen = spread(wanted, batch * int(np.prod(positions)))
     sample, *position = np.unravel_index(chosen, (batch, *positions))
     at: tuple[Any, ...] = (sample, slice(None), *position)
     rows = windows[at]  # (n, C, kernel...)
@@ -321,10 +328,3 @@ class _MomentSums:
         ):  # one by one: numpy hands only plain matrices to BLAS
             part = split[at]
             self.second[at] += part.T @ part
-
-
-def _spread(n: int, wanted: int) -> NDArray[np.intp]:
-    """At most `wanted` evenly spread positions out of 0..n-1."""
-    if n <= wanted:
-        return np.arange(n)
-    return (np.arange(wanted) * n // wanted).astype(np.intp)

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from quant_core.calibrate.observe import MeanKey
 from quant_core.calibrate.stats import ChannelMoments
-from quant_core.data.samples import Samples
+from quant_core.data.samples import Samples, spread
 from quant_core.model import graph
+from quant_core.model.spill import SpilledArrays
 from quant_core.model.values import values_of
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize
 from quant_core.numerics.round_nearest import quantize_int8
@@ -42,6 +43,8 @@ MIN_SMOOTH_GAIN_DB = 1.0  # for a multiplication per element of the input
 MIN_SPLIT_GAIN_DB = 3.0  # for a small float MatMul beside the integer one
 SPLIT_SHARE = 96  # one in so many channels is split off; not tuned
 TREATMENT_FEEDS = 8  # samples on which gains are measured; not tuned
+TREATMENT_ROWS = 256  # rows of each of them, at most; not tuned
+MAX_HELD_BYTES = 64 << 20  # of the rows of all tensors; not tuned
 MIN_NOISE = 1e-30  # squared error below which a product counts as exact
 
 
@@ -83,28 +86,31 @@ def choose_treatments(
 ) -> dict[str, OutlierTreatment]:
     """Tensor -> how its outliers are treated, for tensors that these MatMul and Gemm nodes read.
 
-    A tensor for which no treatment is worth its cost is missing.
-    Products are computed as dynamic nodes do, with one range for each sample's rows. Raises:
-    ModelError if the model does
-    not run.
+    A tensor for which no treatment is worth its cost is missing. Products are computed as dynamic
+    nodes do, with one range for each sample's rows.
+
+    Raises: ModelError if the model does not run.
     """
     among = set(nodes)
     read = dict.fromkeys(graph.name_of(n.inputs[0]) for n in model.graph if n.name in among)
     max_abs = {tensor: means[tensor, axis].max_abs for tensor, axis in means if axis == -1}
     tensors = [tensor for tensor in read if tensor in max_abs]
-    weights = {t: weights_reading(model, t, nodes) for t in tensors}
-    possible = {t: possible_treatments(max_abs[t]) for t in tensors}
-    noise = {t: np.zeros(len(possible[t])) for t in tensors}
+    rows = SpilledArrays(MAX_HELD_BYTES)
+    ends: dict[str, list[Rows]] = {t: [] for t in tensors}
     for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):
         for t, x in values.items():
-            rows = x.reshape(-1, x.shape[-1])
-            rows = rows[np.isfinite(rows).all(1)]  # a model may mask the others later
-            if not rows.size:
-                continue
-            for i, treatment in enumerate(possible[t]):
-                factors = treatment_factors(treatment, max_abs[t], weights[t])
-                noise[t][i] += sum(_product_noise(rows, w, factors) for w in weights[t])
-    chosen = {t: _best(possible[t], noise[t]) for t in tensors}
+            found = x.reshape(-1, x.shape[-1])
+            found = found[np.isfinite(found).all(1)]  # a model may mask the others later
+            if found.size:
+                rows[f"{t} {len(ends[t])}"] = found[spread(TREATMENT_ROWS, len(found))]
+                ends[t].append(np.stack([found.min(0), found.max(0)]))
+    chosen = {}
+    for t in tensors:
+        inputs = [(rows[f"{t} {i}"], both) for i, both in enumerate(ends[t])]
+        weights, possible = weights_reading(model, t, nodes), possible_treatments(max_abs[t])
+        factors = [treatment_factors(how, max_abs[t], weights) for how in possible]
+        noise = [sum(_product_noise(inputs, w, f) for w in weights) for f in factors]
+        chosen[t] = _best(possible, np.array(noise))
     return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}
 
 
@@ -128,17 +134,25 @@ def _best(possible: Sequence[OutlierTreatment], noise: NDArray[np.float64]) -> O
     return OutlierTreatment(possible[best].smooth, possible[best].split, float(gains[best]))
 
 
-def _product_noise(rows: Rows, weight: Rows, factors: NDArray[np.float32]) -> float:
-    """Squared error of rows @ weight.T in uint8 by int8; channels that are split off have none."""
+def _product_noise(
+    inputs: Sequence[tuple[Rows, Rows]], weight: Rows, factors: NDArray[np.float32]
+) -> float:
+    """Squared error of rows @ weight.T in uint8 by int8; channels that are split off have none.
+
+    inputs  rows (n, K) of each sample, and the least and largest value (2, K) of its channels
+    """
     is_kept = factors > 0
-    s = factors[is_kept]
-    exact = rows[:, is_kept] @ weight[:, is_kept].T
-    smoothed = rows[:, is_kept] / s
-    params = choose_params(smoothed.min(), smoothed.max(), Grid(8, signed=False, symmetric=False))
-    rounded_rows = dequantize(quantize(smoothed, params), params)
-    rounded_weight = quantize_int8(weight[:, is_kept] * s, search_scale=False).values
-    error = rounded_rows @ rounded_weight.T - exact
-    return float(np.square(error, dtype=np.float64).sum())
+    s, kept = factors[is_kept], weight[:, is_kept]
+    rounded_weight = quantize_int8(kept * s, search_scale=False).values
+    grid = Grid(8, signed=False, symmetric=False)
+    noise = 0.0
+    for rows, (lo, hi) in inputs:
+        exact = rows[:, is_kept]
+        params = choose_params((lo[is_kept] / s).min(), (hi[is_kept] / s).max(), grid)
+        rounded = dequantize(quantize(exact / s, params), params)
+        error = rounded @ rounded_weight.T - exact @ kept.T
+        noise += float(np.square(error, dtype=np.float64).sum())
+    return noise
 
 
 def _smoothing_factors(x_max: NDArray[np.float64], weights: Iterable[Rows]) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ column j is rounded from its target w_j + sum over i < j of e_i R_ij / R_jj.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ SAFE_STRETCHES = (1.0, 0.9, 1.15, 1.35, 1.6)
 DESCENTS = 2  # passes of QuantEase over all columns, after which hardly an integer changes
 STRIPE = 64  # columns after which the rest of the matrix is updated at once: speed only
 STEP = 8  # columns after which the rest of their stripe is updated at once: the same
-SWEPT_VALUES = 1 << 20  # of all grids that are swept at once, if one alone has fewer: for memory
+SWEPT_VALUES = 4 << 20  # of all grids that are swept at once, if one alone has fewer: for memory
 MAX_COLUMNS = 1536  # of one Gram matrix: factoring it takes the cube of that
 
 
@@ -92,15 +93,17 @@ def gptq_int8(
             np.minimum(s, widest).astype(np.float32)
             for s in (np.sqrt(finest * widest.astype(float)), finest)
         ]
-    factor = _factor(gram)
-    judged = judged_moments(gram)
-    q, scale, error = nearest.q.copy(), widest.copy(), output_noise(rows, nearest.values, judged)
+    factor = _Factor.of(gram)
+    judged = _damping(gram, JUDGED_DAMPING)
+    error = output_noise(rows, nearest.values, _damped(gram, judged))
+    q, scale = nearest.q.copy(), widest.copy()
     together = max(1, SWEPT_VALUES // max(1, rows.size))
     for first in range(0, len(scales), together):
         some = np.stack(scales[first : first + together])
-        swept = _int8_sweep(rows, factor, some, pair_safe=pair_safe)
-        for candidate, found in zip(some, swept, strict=True):
-            found_error = output_noise(rows, found * candidate[:, None], judged)
+        for candidate, swept in zip(
+            some, _int8_sweep(rows, factor, some, pair_safe=pair_safe), strict=True
+        ):
+            found, found_error = swept.integers, swept.noise(judged)
             better = found_error < error
             if not per_channel:
                 better[:] = found_error.sum() < error.sum()
@@ -135,24 +138,18 @@ def output_noise(
 
 def judged_moments(gram: NDArray[Any]) -> NDArray[np.float32]:
     """H by which rounded rows are judged: H of few samples sees no error where no input was."""
-    return _damped(gram, JUDGED_DAMPING)
+    return _damped(gram, _damping(gram, JUDGED_DAMPING))
 
 
 def _int8_sweep(
     rows: NDArray[np.float32],
-    factor: NDArray[Any],
+    factor: _Factor,
     scales: NDArray[np.float32],
     *,
     pair_safe: bool,
-) -> NDArray[np.float32]:
-    """The integers (S, C, K) of all columns on the grids of S scales (S, C) of each row.
-
-    All grids are swept at once: on small weights, calls of numpy take longer than arithmetic.
-    """
-    groups = len(factor)
-    shape = (groups, len(scales), len(rows) // groups, rows.shape[1])
-    repeated = np.broadcast_to(rows.reshape(groups, 1, *shape[2:]), shape).reshape(-1, shape[3])
-    scale = scales.reshape(len(scales), groups, -1).transpose(1, 0, 2).reshape(-1)
+) -> list[_Swept]:
+    """All columns swept on the grid of each of S scales (S, C) of each row."""
+    repeated, scale = _repeated(rows, scales, factor.groups)
     signs = _Signs(repeated)
 
     def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
@@ -160,8 +157,7 @@ def _int8_sweep(
         steps = signs.keep(_within(np.rint(column / scale), low, high), j)
         return steps, steps * scale
 
-    found = _sweep(repeated, factor, at).reshape(shape)
-    return found.transpose(1, 0, 2, 3).reshape(len(scales), *rows.shape)
+    return _sweep(repeated, factor, at).split(len(scales))
 
 
 def gptq_int4(
@@ -177,19 +173,25 @@ def gptq_int4(
     """
     nearest = quantize_int4(rows, block, pair_safe=pair_safe, floor=floor)
     assert nearest.multipliers is not None
-    diagonal = np.einsum("gpkk->gpk", gram).reshape(len(gram), -1)
-    importance = diagonal.repeat(len(rows) // len(gram), axis=0)  # (C, K)
-    factor, error = _factor(gram), output_noise(rows, nearest.values, gram)
+    factor, exact = _Factor.of(gram), np.zeros(gram.shape[:2])
+    error = output_noise(rows, nearest.values, gram)
     product, multipliers, scale = nearest.q.copy(), nearest.multipliers.copy(), nearest.scale.copy()
-    for stretch in SAFE_STRETCHES if pair_safe else STRETCHES:
-        wider = bfloat16(np.maximum(nearest.scale * stretch, floor).astype(np.float32))
-        found, chosen = _int4_sweep(rows, factor, wider, importance, block, pair_safe=pair_safe)
-        found_error = output_noise(rows, found * wider[:, None], gram)
-        better = found_error < error
-        product[better], multipliers[better] = found[better].astype(np.int8), chosen[better]
-        scale[better], error[better] = wider[better], found_error[better]
-    descended = _descend(rows, product, multipliers, scale, gram, pair_safe=pair_safe)
-    better = output_noise(rows, descended * scale[:, None], gram) < error
+    scales = [
+        bfloat16(np.maximum(nearest.scale * stretch, floor).astype(np.float32))
+        for stretch in (SAFE_STRETCHES if pair_safe else STRETCHES)
+    ]
+    together = max(1, SWEPT_VALUES // max(1, rows.size))
+    for first in range(0, len(scales), together):
+        some = np.stack(scales[first : first + together])
+        for wider, (swept, chosen) in zip(
+            some, _int4_sweep(rows, factor, some, gram, block, pair_safe=pair_safe), strict=True
+        ):
+            found_error = swept.noise(exact)
+            better = found_error < error
+            product[better], multipliers[better] = swept.integers[better], chosen[better]
+            scale[better], error[better] = wider[better], found_error[better]
+    descended, found_error = _descend(rows, product, multipliers, scale, gram, pair_safe=pair_safe)
+    better = found_error < error
     product[better] = descended[better]
     blocks = (product // np.repeat(multipliers, block, axis=1).astype(np.int8)).astype(np.int8)
     return IntegerWeight(product, scale, blocks, multipliers)
@@ -197,23 +199,24 @@ def gptq_int4(
 
 def _int4_sweep(
     rows: NDArray[np.float32],
-    factor: NDArray[Any],
-    scale: NDArray[np.float32],
-    importance: NDArray[Any],
+    factor: _Factor,
+    scales: NDArray[np.float32],
+    gram: NDArray[Any],
     block: int,
     *,
     pair_safe: bool,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The integers and multipliers of all columns on the grids of these scales.
+) -> list[tuple[_Swept, NDArray[np.uint8]]]:
+    """All columns swept on the grid of each of S scales (S, C), and the multipliers of the blocks.
 
-    importance  (C, K), the diagonal of H, by which the errors of a block are weighted when its
-                multiplier is chosen
+    The errors of a block are weighted by the diagonal of H when its multiplier is chosen.
     """
-    multipliers = np.ones((len(rows), rows.shape[1] // block), np.uint8)
-    signs = _Signs(rows)
+    repeated, scale = _repeated(rows, scales, factor.groups)
+    importance = np.einsum("gpkk->gpk", gram).reshape(len(gram), -1).astype(np.float32)  # (G, K)
+    multipliers = np.ones((len(repeated), rows.shape[1] // block), np.uint8)
+    signs = _Signs(repeated)
 
     def start(j: int, ahead: NDArray[Any]) -> None:
-        multipliers[:, j // block] = _best_multiplier(
+        multipliers[:, j // block] = _best_multipliers(
             ahead / scale[:, None], importance[:, j : j + block]
         )
 
@@ -226,7 +229,9 @@ def _int4_sweep(
         steps = signs.keep(steps, j)
         return steps * m, steps * m * scale
 
-    return _sweep(rows, factor, at, start, block), multipliers
+    swept = _sweep(repeated, factor, at, start, block).split(len(scales))
+    chosen = _by_scale(multipliers, len(scales), factor.groups)
+    return list(zip(swept, chosen, strict=True))
 
 
 def _descend(
@@ -237,9 +242,9 @@ def _descend(
     gram: NDArray[Any],
     *,
     pair_safe: bool,
-) -> NDArray[np.int8]:
-    """The integers after coordinate descent: each in turn is set to where the error is least, all
-    others fixed.
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """The integers after coordinate descent, and the output noise (C,) of each row: each integer in
+    turn is set to where the error is least, all others fixed.
 
     Source: Behdin et al. 2023, QuantEase (arXiv 2309.01885), algorithm 1.
     """
@@ -249,42 +254,60 @@ def _descend(
         np.float32
     )
     out = product.astype(np.float32)
-    gram32 = gram.astype(np.float32)
-    diagonal = np.einsum("gpkk->gpk", gram32)  # a view
-    # damped as in _factor: directions in which no input was seen must not drift
-    diagonal += DAMPING * diagonal.mean(2, keepdims=True)
+    # as in _Factor: directions in which no input was seen must not drift
+    damping = _damping(gram)
+    damped = _damped(gram, damping)
     each = rows.reshape(groups, -1, rows.shape[1])
     q, m = (x.reshape(each.shape) for x in (out, spread))
     s = scale.reshape(groups, -1)
+    noise = np.zeros(s.shape)
     for g, p in np.ndindex(groups, parts):
-        matrix = gram32[g, p]
+        matrix = damped[g, p]
         part = slice(p * k, p * k + k)
         of_group = slice(g * each.shape[1], (g + 1) * each.shape[1])
-        slope = np.ascontiguousarray(
-            ((each[g, :, part] - q[g, :, part] * s[g, :, None]) @ matrix).T
-        )  # (k, rows)
-        steps, sizes = (np.ascontiguousarray(x[g, :, part].T) for x in (q, m))
+        steps, sizes, exact = (np.ascontiguousarray(x[g, :, part].T) for x in (q, m, each))
+        slope = matrix @ (exact - steps * s[g])  # (k, rows); the matrix is symmetric
+
         for first in [*range(0, k, STRIPE)] * DESCENTS:
             stripe = slice(first, min(first + STRIPE, k))
             before = steps[stripe].copy()
-            stripe_slope = slope[stripe]  # a view
-            for j in range(k)[stripe]:
-                if matrix[j, j] <= 0:
-                    continue
-                optimum = steps[j] + stripe_slope[j - first] / (matrix[j, j] * s[g])
-                found = _within(np.rint(optimum / sizes[j]), QMIN4, QMAX4)
-                if pair_safe and (neighbour := j ^ 1) < k:
-                    low, high = _safe_range(steps[neighbour])
-                    found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
-                found = signs.keep(found, p * k + j, of_group)
-                found *= sizes[j]
-                stripe_slope -= matrix[stripe, j, None] * ((found - steps[j]) * s[g])
-                steps[j] = found
-            change = (steps[stripe] - before) * s[g]
-            slope[:first] -= matrix[:first, stripe] @ change
-            slope[stripe.stop :] -= matrix[stripe.stop :, stripe] @ change
+            for few in range(first, stripe.stop, STEP):
+                now = slice(few, min(few + STEP, stripe.stop))
+                before_now = steps[now].copy()
+                for j in range(k)[now]:
+                    if matrix[j, j] <= 0:
+                        continue
+                    optimum = steps[j] + slope[j] / (matrix[j, j] * s[g])
+                    found = _within(np.rint(optimum / sizes[j]), QMIN4, QMAX4)
+                    if pair_safe and (neighbour := j ^ 1) < k:
+                        low, high = _safe_range(steps[neighbour])
+                        found = _within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
+                    found = signs.keep(found, p * k + j, of_group)
+                    found *= sizes[j]
+                    slope[now] -= matrix[now, j, None] * ((found - steps[j]) * s[g])
+                    steps[j] = found
+                change = (steps[now] - before_now) * s[g]
+                _pass_on(change, now, matrix, slope, first, stripe.stop)
+            _pass_on((steps[stripe] - before) * s[g], stripe, matrix, slope, 0, k)
         q[g, :, part] = steps.T
-    return out.astype(np.int8)
+        left = exact - steps * s[g]
+        noise[g] += (left * (slope - damping[g, p] * left)).sum(0, dtype=np.float64)
+    return out.astype(np.int8), noise.reshape(-1)
+
+
+def _pass_on(
+    change: NDArray[Any],
+    done: slice,
+    matrix: NDArray[Any],
+    slope: NDArray[Any],
+    first: int,
+    last: int,
+) -> None:
+    """Edit in place: the slopes of columns from `first` to `last` follow a change of those that are
+    done, whose own have followed.
+    """
+    for rest in (slice(first, done.start), slice(done.stop, last)):
+        slope[rest] -= matrix[rest, done] @ change
 
 
 class _Signs:
@@ -315,41 +338,128 @@ def _safe_range(neighbour: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return low, high
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Factor:
+    """The factor R of damped Gram matrices H + damping I = R R', each with R upper triangular.
+
+    ratios   R_ij / R_jj, (G, P, k, k)
+    squares  R_jj^2, (G, P, k)
+    damping  (G, P)
+    """
+
+    ratios: NDArray[np.float32]
+    squares: NDArray[np.float32]
+    damping: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, gram: NDArray[Any], times: float = 1.0) -> _Factor:
+        damping = _damping(gram, times)
+        damped = _damped(gram, damping).reshape(-1, *gram.shape[2:])
+        diagonal = np.arange(damped.shape[1])
+        try:  # a lower factor of the columns in reverse order is an upper one
+            upper: NDArray[Any] = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+        except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
+            return cls.of(gram, 10 * times)
+        own = upper[:, None, diagonal, diagonal]
+        ratios = np.asarray((upper / own).reshape(gram.shape), np.float32)
+        return cls(ratios, np.square(own).reshape(gram.shape[:3]), damping)
+
+    @property
+    def groups(self) -> int:
+        return len(self.ratios)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Swept:
+    """What a sweep made of rows: their integers (C, K), and what their errors d = w - q make.
+
+    damped_noise  d' (H + damping I) d summed over parts, (C,): what was left of the target of each
+                  column, squared, times R_jj^2
+    squares       d' d in each part, (C, P)
+    damping       of each row and part, (C, P)
+    groups        G
+    """
+
+    integers: NDArray[np.float32]
+    damped_noise: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    damping: NDArray[np.float64]
+    groups: int
+
+    def noise(self, damping: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(C,): what `output_noise` is by H with this damping (G, P)."""
+        wanted = damping.repeat(len(self.damping) // len(damping), axis=0)
+        return self.damped_noise + ((wanted - self.damping) * self.squares).sum(1)
+
+    def split(self, count: int) -> list[_Swept]:
+        """The same of each of so many scales, where `_repeated` put them together."""
+        of_each = (
+            _by_scale(x, count, self.groups)
+            for x in (self.integers, self.damped_noise, self.squares, self.damping)
+        )
+        return [_Swept(*each, self.groups) for each in zip(*of_each, strict=True)]
+
+
+def _repeated(
+    rows: NDArray[np.float32], scales: NDArray[np.float32], groups: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows (S C, K) and their scales (S C,), group by group, in which every row occurs once for
+    each of its S scales (S, C).
+
+    All are swept at once: on small weights, calls of numpy take longer than arithmetic.
+    """
+    shape = (groups, len(scales), len(rows) // groups, rows.shape[1])
+    repeated = np.broadcast_to(rows.reshape(groups, 1, *shape[2:]), shape).reshape(-1, shape[3])
+    return repeated, scales.reshape(len(scales), groups, -1).transpose(1, 0, 2).reshape(-1)
+
+
+def _by_scale(x: NDArray[Any], count: int, groups: int) -> NDArray[Any]:
+    """(S, C, ...) of what is known of `_repeated` rows, (S C, ...)."""
+    apart = x.reshape(groups, count, -1, *x.shape[1:])
+    return apart.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
+
+
 def _sweep(
     rows: NDArray[np.float32],
-    factor: NDArray[Any],
+    factor: _Factor,
     at: Callable[..., tuple[Any, Any]],
     start: Callable[[int, NDArray[Any]], None] | None = None,
     block: int = 1,
-) -> NDArray[np.float32]:
-    """The integers (C, K) of all columns, from left to right.
+) -> _Swept:
+    """The integers of all columns, from left to right, and their noise.
 
     at     (j, column, left) -> the column's integers and their values; `left` is the even neighbour
            of an odd column
     start  (j, targets) is called before the first column j of a block, with what its columns would
            become unrounded
     """
-    _, parts, columns, _ = factor.shape
-    out = [
-        _sweep_part(
-            rows[:, p * columns : (p + 1) * columns], factor[:, p], p * columns, at, start, block
-        )
-        for p in range(parts)
-    ]
-    return np.concatenate(out, axis=1)
+    parts = factor.ratios.shape[1]
+    found = [_sweep_part(rows, factor, p, at, start, block) for p in range(parts)]
+    integers, noises, squares = zip(*found, strict=True)
+    return _Swept(
+        np.concatenate(integers, axis=1),
+        np.sum(noises, axis=0),
+        np.stack(squares, axis=1),
+        factor.damping.repeat(len(rows) // factor.groups, axis=0),
+        factor.groups,
+    )
 
 
 def _sweep_part(
-    rows: NDArray[np.float32], factor: NDArray[Any], offset: int, at: Any, start: Any, block: int
-) -> NDArray[np.float32]:
-    """The integers of one part, whose first column is number `offset`; even, so that no pair is
-    cut.
+    rows: NDArray[np.float32], factors: _Factor, p: int, at: Any, start: Any, block: int
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    """Of part p: the integers, their noise by the damped H, and their squared errors.
+
+    Its width is even, so that no pair is cut.
     """
-    groups, columns = len(factor), rows.shape[1]
+    factor = factors.ratios[:, p]
+    groups, columns, _ = factor.shape
+    offset = p * columns
     stripe, step = (block * max(1, width // block) for width in (STRIPE, STEP))
-    exact = rows.astype(np.float32).reshape(groups, -1, columns)
+    exact = rows[:, offset : offset + columns].astype(np.float32).reshape(groups, -1, columns)
     targets = exact.copy()
     out = np.empty((columns, len(rows)), np.float32)
+    noise, squares = np.zeros(len(rows)), np.zeros(len(rows))
     for first in range(0, columns, stripe):
         last = min(first + stripe, columns)
         target, w = (
@@ -366,36 +476,34 @@ def _sweep_part(
             column = target[i]
             steps, values = at(offset + j, column.reshape(-1), out[j - 1] if j % 2 else None)
             out[j] = steps
-            e[i] = w[i] - values.reshape(column.shape)
+            rounded = values.reshape(column.shape)
+            e[i] = w[i] - rounded
             end = min(i - i % step + step, last - first)
             target[i + 1 : end] += factor[:, j, j + 1 : first + end].T[:, :, None] * e[i]
+            column -= rounded  # what is left of its target
             if i + 1 == end < last - first:
                 done = slice(i - i % step, end)
                 passed_on = factor[:, first:last, first:last][:, done, end:].transpose(0, 2, 1)
                 target[end:] += (passed_on @ e[done].transpose(1, 0, 2)).transpose(1, 0, 2)
         if last < columns:
             targets[:, :, last:] += e.transpose(1, 2, 0) @ factor[:, first:last, last:]
-    return np.ascontiguousarray(out.T)
+        of_columns = factors.squares[:, p, first:last].T[:, :, None]
+        noise += (np.square(target) * of_columns).sum(0, dtype=np.float64).reshape(-1)
+        squares += np.square(e).sum(0, dtype=np.float64).reshape(-1)
+    return np.ascontiguousarray(out.T), noise, squares
 
 
-def _factor(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
-    """R_ij / R_jj of the upper R with R R' = H for each damped Gram matrix H, (G, P, k, k)."""
-    damped = _damped(gram, times).reshape(-1, *gram.shape[2:])
-    diagonal = np.arange(damped.shape[1])
-    try:  # a lower factor of the columns in reverse order is an upper one
-        upper: NDArray[Any] = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
-    except np.linalg.LinAlgError:  # fewer samples than columns, all nearly equal
-        return _factor(gram, 10 * times)
-    ratios = upper / upper[:, None, diagonal, diagonal]
-    return np.asarray(ratios.reshape(gram.shape), np.float32)
+def _damping(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float64]:
+    """(G, P): so many times DAMPING of the mean diagonal of each matrix; 1 where that is 0."""
+    mean = np.einsum("gpkk->gpk", gram).mean(2, dtype=np.float64)
+    return np.where(mean > 0, times * DAMPING * mean, 1.0)
 
 
-def _damped(gram: NDArray[Any], times: float = 1.0) -> NDArray[np.float32]:
-    """H with so many times DAMPING of its mean diagonal added to that, (G, P, k, k)."""
+def _damped(gram: NDArray[Any], damping: NDArray[np.float64]) -> NDArray[np.float32]:
+    """H with the damping (G, P) of each matrix added to its diagonal, (G, P, k, k)."""
     damped = gram.astype(np.float32)
-    mean = np.einsum("gpkk->gpk", damped).mean(2, keepdims=True)
     diagonal = np.arange(damped.shape[2])
-    damped[:, :, diagonal, diagonal] += np.where(mean > 0, times * DAMPING * mean, 1.0)
+    damped[:, :, diagonal, diagonal] += damping[:, :, None].astype(np.float32)
     return damped
 
 
@@ -404,15 +512,23 @@ def _within(steps: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:
     return np.asarray(np.minimum(np.maximum(steps, low), high))
 
 
-def _best_multiplier(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:
-    """Per row, the multiplier with the least weighted squared error of one block (C, block)."""
-    least, best = np.full(len(grouped), np.inf), np.ones(len(grouped), np.uint8)
-    for m in range(1, MULTIPLIER_MAX + 1):
-        d = grouped - np.clip(np.rint(grouped / m), QMIN4, QMAX4) * m
-        error = np.einsum("ck,ck,ck->c", d, d, weight)
-        better = error < least
-        least, best = np.where(better, error, least), np.where(better, np.uint8(m), best)
-    return best
+def _best_multipliers(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:
+    """Per row, the multiplier with the least weighted squared error of one block.
+
+    grouped  (C, block), in steps
+    weight   (G, block), of each group of C / G rows
+    """
+    m = np.arange(1, MULTIPLIER_MAX + 1, dtype=np.float32)[:, None, None]
+    difference = grouped / m
+    np.rint(difference, out=difference)
+    np.minimum(difference, np.float32(QMAX4), out=difference)
+    np.maximum(difference, np.float32(QMIN4), out=difference)
+    difference *= m
+    difference -= grouped
+    np.square(difference, out=difference)
+    of_groups = difference.reshape(len(m), len(weight), -1, grouped.shape[1])
+    errors = (of_groups @ weight[:, :, None]).reshape(len(m), -1)
+    return (errors.argmin(0) + 1).astype(np.uint8)
 
 
 def _row_scale(weight: IntegerWeight, rows: int) -> NDArray[np.float32]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
-from quant_core.model import files, graph
-from quant_core.model.session import open_session, run
+from quant_core.model import graph
+from quant_core.model.session import run
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.facts import Facts
+from quant_core.optimize.opened import OpenedModel
 from quant_core.optimize.rules import EXACT, PRUNE, TIMED
 
 SAME_DB = 60.0  # below this, an output changed by more than float32 rounding explains
@@ -30,7 +31,7 @@ WORSE = 0.98  # speed of all places together below which some may still be faste
 ROUNDS = 8  # a rule that finds something new after so many others is left
 
 Feed: TypeAlias = Mapping[str, NDArray[Any]]
-Speedup: TypeAlias = Callable[[ir.Model, ir.Model], float]
+Speedup: TypeAlias = Callable[[OpenedModel, OpenedModel], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ def optimize(
     """
     if deadline.is_over:
         return Optimized(model, (), ())
-    work = _Work(feeds, _outputs(model, feeds), speedup, deadline, model, Facts.of(model))
+    opened = OpenedModel.of(model, is_run=bool(feeds))
+    work = _Work(feeds, _outputs(opened, feeds), speedup, deadline, opened, Facts.of(model))
     rules = tuple(EXACT if rules is None else rules)
     for _ in range(ROUNDS):  # 1.
         before = len(work.applied)
@@ -90,7 +92,7 @@ def optimize(
                 work.attempt(name)
         if len(work.applied) == before:
             break
-    return Optimized(work.best, tuple(work.applied), tuple(work.undone))
+    return Optimized(work.best.model, tuple(work.applied), tuple(work.undone))
 
 
 def follow(model: ir.Model, changes: Sequence[Applied]) -> ir.Model:
@@ -140,7 +142,7 @@ class _Work:
     reference: list[list[NDArray[Any]]]
     speedup: Speedup | None
     deadline: Deadline
-    best: ir.Model
+    best: OpenedModel
     facts: Facts
     applied: list[Applied] = field(default_factory=list)
     undone: list[Undone] = field(default_factory=list)
@@ -151,14 +153,13 @@ class _Work:
         if self.deadline.is_over:
             return
         # Most rules find nothing, and leave the copy for the next one.
-        after = self.copy or self.best.clone()
+        after = self.copy or self.best.model.clone()
         changes = _apply(rule, after, self.facts)
         self.copy = None if changes else after
         if not changes:
             return
-        reason, gain = self._objection(rule, after)
+        reason, gain = self._keep_if_better(rule, after, changes)
         if not reason:
-            self._keep(after, changes)
             return
         nodes = tuple(change.node for change in changes)
         self.undone.append(Undone(rule, nodes, reason))
@@ -166,19 +167,20 @@ class _Work:
             for node in nodes:
                 if self.deadline.is_over:
                     return
-                after = self.best.clone()
+                after = self.best.model.clone()
                 changes = _apply(rule, after, self.facts, {node})
-                if changes and not self._objection(rule, after)[0]:
-                    self._keep(after, changes)
+                if changes:
+                    self._keep_if_better(rule, after, changes)
 
-    def _keep(self, after: ir.Model, changes: list[Applied]) -> None:
-        self.best, self.facts, self.copy = after, Facts.of(after), None
-        self.applied += changes
-
-    def _objection(self, rule: str, after: ir.Model) -> tuple[str, float]:
-        """Why a change cannot stay, "" if it can; and the speed-up, 1 if it was not measured."""
+    def _keep_if_better(
+        self, rule: str, after: ir.Model, changes: list[Applied]
+    ) -> tuple[str, float]:
+        """Keep what a rule made of the best model; or why it cannot stay, "" if it can. And the
+        speed-up, 1 if it was not measured.
+        """
         try:
-            outputs = _outputs(after, self.feeds)
+            opened = OpenedModel.of(after, is_run=bool(self.feeds))
+            outputs = _outputs(opened, self.feeds)
         except ModelError as error:
             return f"it does not run: {error.problem}", 1.0
         for wanted, got in zip(self.reference, outputs, strict=True):
@@ -186,22 +188,23 @@ class _Work:
                 db = same_db(a, b)
                 if db < SAME_DB:
                     return f"an output changes to {db:.0f} dB", 1.0
-        size = files.size_in_file(self.best)
+        size = self.best.size_bytes
         slack = TIMED_SLACK_BYTES if rule in TIMED else SLACK_BYTES
-        if files.size_in_file(after) > size + max(slack, GROWTH * size):
+        if opened.size_bytes > size + max(slack, GROWTH * size):
             return "the file grows", 1.0
         if rule in TIMED and self.speedup is not None:
-            gain = self.speedup(self.best, after)
+            gain = self.speedup(self.best, opened)
             if gain < LEAST_GAIN:
                 return f"{gain:.2f}x of the speed", gain
+        self.best, self.facts, self.copy = opened, Facts.of(after), None
+        self.applied += changes
         return "", 1.0
 
 
-def _outputs(model: ir.Model, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
-    if not feeds:
+def _outputs(model: OpenedModel, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
+    if model.session is None:
         return []
-    session = open_session(model)
-    return [run(session, feed) for feed in feeds]
+    return [run(model.session, feed) for feed in feeds]
 
 
 def same_db(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.calibrate.gram import RoundingTarget
+from quant_core.calibrate.gram import RoundingTarget, ScaledGrams
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
 from quant_core.model import graph
@@ -69,8 +69,6 @@ class Rounding:
         self.has_short_scales = bool(plan.in_four_bits) and TARGETS[plan.target].decodes_int4
         self.sqnr_db: dict[str, float] = {}
         self.worst_row_db: dict[str, float] = {}
-        # as a set: a mapping of scaled Gram matrices would compute one to tell whether it has it
-        self._has_gram = frozenset(stats.gram_matrices) if stats is not None else frozenset()
         self._first_node: dict[RoundingKey, str] = {}
         self._digests: dict[Same, bytes] = {}
 
@@ -234,7 +232,11 @@ class Rounding:
             return Same(target)
         if self.stats is None or not WEIGHT_METHODS[self.config.weight_method].uses_gram:
             return None
-        return Same(self.stats.gram_matrices) if node in self._has_gram else None
+        grams = self.stats.gram_matrices
+        if node not in grams:
+            return None
+        is_made_anew = isinstance(grams, ScaledGrams) and grams.has_changed(node)
+        return Same(grams if is_made_anew else grams[node])
 
     def _target(self, node: ir.Node) -> RoundingTarget | None:
         """What is rounded in place of the weight where layers before it are rounded already."""

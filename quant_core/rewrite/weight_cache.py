@@ -55,8 +55,8 @@ class RoundingKey:
     has_short_scales  whether its scales are bfloat16 numbers
     floor         the least scales, as bytes; empty without
     factors       what its columns are multiplied by first, as bytes; empty without
-    calibration   the rounding target, or the Gram matrices, that rounding reads; None if it reads
-                  neither
+    calibration   the rounding target, or the Gram matrix, that rounding reads; None if it reads
+                  neither. A matrix that is computed when it is read is known by those that have it
     node          whose Gram matrix among these; nodes that share a weight share the integers made
                   for the first of them
     """

@@ -79,7 +79,8 @@ class CalibratedModel:
 
         deadline  when it should end: then it has seen fewer samples
 
-        Its Gram matrices are those of this model, scaled; its ranges are measured anew.
+        Its Gram matrices are those of this model, scaled. Only the ranges of scaled tensors are
+        measured anew: all others, and rounded weights, hold for both.
         """
         if self.samples is None or self.stats is None or plan.in_four_bits:
             return None
@@ -89,9 +90,21 @@ class CalibratedModel:
         if scaled is None:
             return None
         model, factors = scaled
-        observed = observe(model, plan, deadline.limit(self.samples))
-        matrices = ScaledGrams(self.stats.gram_matrices, matmul_inputs(self.model, plan), factors)
-        return CalibratedModel(model, self.samples, replace(observed, gram_matrices=matrices))
+        of_scaled = replace(
+            plan,
+            activations={t: source for t, source in plan.activations.items() if t in factors},
+            means={t: axes for t, axes in plan.means.items() if t in factors},
+        )
+        observed = observe(model, of_scaled, deadline.limit(self.samples))
+        stats = replace(
+            self.stats,
+            tensors={**self.stats.tensors, **observed.tensors},
+            means={**self.stats.means, **observed.means},
+            gram_matrices=ScaledGrams(
+                self.stats.gram_matrices, matmul_inputs(self.model, plan), factors
+            ),
+        )
+        return replace(self, model=model, stats=stats)
 
     def _multiplied_inputs(self, plan: QuantPlan) -> list[str]:
         """What float nodes write and static products alone read as integers.

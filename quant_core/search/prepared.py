@@ -15,10 +15,10 @@ from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.in_openvino import openvino_version
 from quant_core.evaluate.timing import Timing, measure
-from quant_core.evaluate.timing_cache import TimingCache, digest_of
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.prepare import prepare
-from quant_core.model.session import open_session
+from quant_core.optimize.opened import OpenedModel
 from quant_core.optimize.rules import EXACT, PRUNE
 from quant_core.optimize.run import Optimized, Speedup, follow, optimize
 from quant_core.plan.targets import TARGETS, Runtime, find_target, host_target_name
@@ -90,19 +90,15 @@ def _speedup(feed: Mapping[str, Any], costs: TimingCache) -> Speedup:
     """How much faster the second of two models is on this feed: both on one thread, in turn."""
     shapes = {name: list(x.shape) for name, x in feed.items()}
 
-    def speedup(before: ir.Model, after: ir.Model) -> float:
-        what = f"model {_digest(before)} as {_digest(after)} on {shapes}"
+    def speedup(before: OpenedModel, after: OpenedModel) -> float:
+        what = f"model {before.digest} as {after.digest} on {shapes}"
         return costs.of(what, partial(_time, before, after, feed)).speedup
 
     return speedup
 
 
-def _time(before: ir.Model, after: ir.Model, feed: Mapping[str, Any]) -> Timing:
-    first, second = open_session(before), open_session(after)
+def _time(before: OpenedModel, after: OpenedModel, feed: Mapping[str, Any]) -> Timing:
+    assert before.session is not None  # there is a feed
+    assert after.session is not None
     seconds = POLICY.rewrite_seconds
-    return measure(first, second, feed, seconds=seconds, clock=time.thread_time)
-
-
-def _digest(model: ir.Model) -> str:
-    content = ir.to_proto(model).SerializeToString(deterministic=True)
-    return digest_of(content)
+    return measure(before.session, after.session, feed, seconds=seconds, clock=time.thread_time)

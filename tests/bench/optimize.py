@@ -69,7 +69,7 @@ def measured(zoo: Any, case: Any, seconds: float) -> dict[str, Any]:
     found = optimize(
         prepared,
         feeds[:CHECKED],
-        lambda before, after: timed(before, after, first, seconds / 2).speedup_lo,
+        lambda before, after: timed(before.model, after.model, first, seconds / 2).speedup_lo,
     )
     spent = time.monotonic() - started
     with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as folder:

@@ -8,7 +8,8 @@ import pytest
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import QuantConfig
-from quant_core.numerics.gptq import gptq_int4, gptq_int8
+from quant_core.numerics import gptq
+from quant_core.numerics.gptq import gptq_int4, gptq_int8, output_noise
 from quant_core.numerics.granularity import PerBlock, PerChannel, PerTensor
 from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
@@ -184,3 +185,19 @@ def test_non_negative_rows_keep_their_signs_and_exact_zeros():
     for found in (eight, four):
         assert (found.q >= 0).all()
         assert (found.q[rows == 0] == 0).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_noise_that_a_sweep_adds_up_is_that_of_its_outputs(seed):
+    rows, gram = problem(seed)
+    scale = np.maximum(np.abs(rows).max(1), 1) / np.float32(40)
+
+    (swept,) = gptq._int8_sweep(rows, gptq._Factor.of(gram), scale[None], pair_safe=False)
+
+    for times in (0.0, 0.5):
+        damping = times * gptq._damping(gram)
+        exact = output_noise(rows, swept.integers * scale[:, None], gptq._damped(gram, damping))
+        largest = output_noise(rows, rows + scale[:, None], gptq._damped(gram, damping))
+        np.testing.assert_allclose(
+            swept.noise(damping), exact, rtol=1e-3, atol=1e-4 * largest.max()
+        )

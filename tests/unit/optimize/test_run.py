@@ -93,7 +93,7 @@ def test_what_is_timed_is_not_tried_without_a_clock():
 
 def test_of_what_is_slower_together_the_places_that_are_faster_stay():
     def speedup(before, after):
-        kept = {node.name for node in after.graph if node.op_type == "PRelu"}
+        kept = {node.name for node in after.model.graph if node.op_type == "PRelu"}
         return 1.5 if kept == {"z"} else 0.9
 
     found = optimize(prelus(), speedup=speedup)

@@ -1,0 +1,40 @@
+"""A float model as onnxruntime reads it: written, measured, named and opened once."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from quant_core.model import files
+from quant_core.model.session import open_session
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedModel:
+    """A model that no rule changes any more.
+
+    session     None where there is nothing to run it on
+    size_bytes  of its message; tensors that lie in files of their own do not count
+    digest      of the same bytes
+    """
+
+    model: ir.Model
+    session: ort.InferenceSession | None
+    size_bytes: int
+    digest: str
+
+    @classmethod
+    def of(cls, model: ir.Model, *, is_run: bool) -> OpenedModel:
+        """Raises: ModelError if it is to be run and onnxruntime cannot load it."""
+        with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
+            content, tensors_in = files.serialized(model, Path(folder))
+        session = None
+        if is_run:
+            session = open_session(content if tensors_in is None else model)
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        return cls(model, session, len(content), digest)

@@ -1,0 +1,65 @@
+"""Large channels of what dynamic products read are treated where that makes them more exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quant_core.calibrate import outliers
+from quant_core.calibrate.observe import observe
+from quant_core.calibrate.outliers import TREATMENT_ROWS, choose_treatments
+from quant_core.config import QuantConfig
+from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from tests.models import normalized, sketch
+from tests.oracle.cases import weights
+
+CHANNELS = 96
+
+
+def treatments_of(x: np.ndarray) -> dict:
+    """How the input x (samples, rows, CHANNELS) of one product is treated."""
+    text = f"(float[n,rows,{CHANNELS}] x) => (float[n,rows,32] y) {{ y = MatMul(x, w) }}"
+    proto = sketch(text, weights(w=(CHANNELS, 32)))
+    source, model = proto.SerializeToString(), normalized(proto)
+    plan = make_plan(model, QuantConfig(min_elements=0), TARGETS["x86"])
+    samples = open_samples(SampleSpec({"x": x}), input_specs(source))
+    (product,) = [n.node for n in plan.nodes if n.op_type == "MatMul"]
+    return choose_treatments(model, [product], observe(source, plan, samples).means, samples)
+
+
+def inputs(samples: int, rows: int, largest: float) -> np.ndarray:
+    x = np.random.default_rng(0).standard_normal((samples, rows, CHANNELS), dtype=np.float32)
+    x[..., 7] *= largest
+    return x
+
+
+def test_a_large_channel_is_split_off_and_even_ones_are_left_alone() -> None:
+    (found,) = treatments_of(inputs(4, 16, largest=100)).values()
+
+    assert found.split == (7,)
+    assert found.gain_db > 20
+    assert treatments_of(inputs(4, 16, largest=1)) == {}
+
+
+def test_of_a_long_sample_some_rows_are_multiplied_and_all_set_the_range() -> None:
+    x = inputs(2, 4 * TREATMENT_ROWS, largest=1)
+    x[:, 1, 7] = 1000  # a row that is not among those
+
+    (found,) = treatments_of(x).values()
+
+    assert found.split == (7,)
+
+
+def test_weights_are_rounded_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded = []
+    quantize = outliers.quantize_int8
+    monkeypatch.setattr(
+        outliers, "quantize_int8", lambda *a, **k: rounded.append(a) or quantize(*a, **k)
+    )
+
+    treatments_of(inputs(8, 4, largest=100))
+
+    assert len(rounded) == 4  # smoothed or not, split or not

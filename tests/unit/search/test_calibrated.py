@@ -1,0 +1,43 @@
+"""A model whose channels are scaled keeps all that is known of those that are not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant_core.calibrate.observe import observe
+from quant_core.config import QuantConfig
+from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.spec import SampleSpec
+from quant_core.deadline import NO_DEADLINE
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from quant_core.search.calibrated import CalibratedModel
+from tests.models import normalized, sketch
+from tests.oracle.cases import weights
+
+
+def test_equalizing_measures_and_rounds_only_what_it_scales() -> None:
+    arrays = weights(u=(8, 8, 1, 1), v=(8, 8, 1, 1), w=(8, 8, 1, 1))
+    arrays["u"] *= np.geomspace(1, 30, 8, dtype=np.float32)[:, None, None, None]
+    text = "a = Conv(x, u) r = Relu(a) b = Conv(r, v) s = Sigmoid(b) y = Conv(s, w)"
+    proto = sketch(f"(float[n,8,4,4] x) => (float[n,8,4,4] y) {{ {text} }}", arrays)
+    source, model = proto.SerializeToString(), normalized(proto)
+    plan = make_plan(model, QuantConfig(min_elements=0), TARGETS["x86"])
+    x = np.random.default_rng(0).standard_normal((8, 8, 4, 4), dtype=np.float32)
+    samples = open_samples(SampleSpec({"x": x}), input_specs(source))
+    calibrated = CalibratedModel(model, samples, observe(source, plan, samples))
+    calibrated = calibrated.with_gram_matrices(plan)
+    before = calibrated.build(plan, "before")
+    rounded_before = len(calibrated.weights.rounded)
+
+    equalized = calibrated.equalized(plan, NO_DEADLINE)
+
+    assert equalized is not None
+    anew = observe(equalized.model, plan, samples)
+    assert equalized.stats.tensors["r"] == anew.tensors["r"] != calibrated.stats.tensors["r"]
+    assert equalized.stats.means["r", 1] == anew.means["r", 1]
+    for tensor in ("x", "b", "s", "y"):
+        assert equalized.stats.tensors[tensor] is calibrated.stats.tensors[tensor]
+    after = equalized.build(plan, "after")
+    assert len(calibrated.weights.rounded) == rounded_before + 2  # u and v
+    assert after.quantized.model is not before.quantized.model
