@@ -12,7 +12,7 @@ Where a bias takes up the mean of that error (rewrite/bias_correction.py), G is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,6 @@ GRAM_ROWS_PER_COLUMN = 3
 MIN_GRAM_ROWS = 1024  # the least rows of one matrix; not tuned, small matrices are cheap
 LARGEST = 1e17  # of a value in a row: a thousand squares of larger ones exceed float32
 ROWS_PER_PRODUCT = 512  # rows that are multiplied at once: enough for BLAS, few enough for memory
-MAX_BYTES_AT_ONCE = 256 << 20  # of matrices that are summed during one reading of the samples
 # Added to the diagonal, as a share of E[x^2]: some hundred times the rounding of float32 products
 # (2^-24), which would otherwise make the variance of a nearly constant column negative. Not tuned
 # further.
@@ -155,16 +154,22 @@ def gram_matrices(
 
     deadline  when it should end: then matrices are of fewer samples, or are missing
 
-    The samples are read once for every MAX_BYTES_AT_ONCE of matrices. Raises: ModelError if the
-    model does not run.
+    Equal inputs share a matrix. Raises: ModelError if the model does not run.
     """
+    if deadline.is_over:
+        return {}
     feeds = list(feeds)
-    found: dict[str, NDArray[np.float32]] = {}
-    for batch in _batches(inputs):
-        if deadline.is_over:
-            break
-        found |= _sum_batch(model, batch, feeds, deadline)
-    return found
+    sums = {source: _MomentSums(source) for source in inputs.values()}
+    read = deadline.limit(feeds)
+    for values in values_of(model, (source.tensor for source in sums), read):
+        for source, total in sums.items():
+            if source.tensor not in values:
+                continue
+            k = source.gram_shape[-1]
+            wanted = -(-max(MIN_GRAM_ROWS, GRAM_ROWS_PER_COLUMN * k) // len(feeds))
+            total.add(input_rows(values[source.tensor], source, wanted))
+    found = {source: total.gram() for source, total in sums.items()}
+    return {name: found[source] for name, source in inputs.items()}
 
 
 class ScaledGrams(Mapping[str, NDArray[np.float32]]):
@@ -218,7 +223,7 @@ def input_rows(x: NDArray[Any], source: MatmulInput, wanted: int) -> NDArray[np.
     """
     if not source.kernel:
         flat = x.reshape(-1, x.shape[-1])
-        return flat[spread(wanted, len(flat))][None].astype(np.float32)
+        return np.asarray(flat[spread(wanted, len(flat))][None], np.float32)
     windows = _windows(x, source)
     rank = len(source.kernel)
     batch, channels, *positions = windows.shape[: 2 + rank]
@@ -250,49 +255,18 @@ def _windows(x: NDArray[Any], source: MatmulInput) -> NDArray[Any]:
     return windows[(slice(None), slice(None), *steps, *taps)]
 
 
-def _batches(inputs: Mapping[str, MatmulInput]) -> Iterator[dict[str, MatmulInput]]:
-    """The inputs in batches whose float64 sums take at most MAX_BYTES_AT_ONCE, or of one input."""
-    batch: dict[str, MatmulInput] = {}
-    size = 0
-    for name, source in inputs.items():
-        need = 8 * math.prod(source.gram_shape)
-        if batch and size + need > MAX_BYTES_AT_ONCE:
-            yield batch
-            batch, size = {}, 0
-        batch[name] = source
-        size += need
-    if batch:
-        yield batch
-
-
-def _sum_batch(
-    model: Model,
-    inputs: Mapping[str, MatmulInput],
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
-    deadline: Deadline,
-) -> dict[str, NDArray[np.float32]]:
-    """The Gram matrices of these nodes by one reading of the samples; equal inputs share theirs."""
-    sums = {source: _MomentSums(source) for source in inputs.values()}
-    read = deadline.limit(feeds)
-    for values in values_of(model, (source.tensor for source in sums), read):
-        for source, total in sums.items():
-            if source.tensor not in values:
-                continue
-            k = source.gram_shape[-1]
-            wanted = -(-max(MIN_GRAM_ROWS, GRAM_ROWS_PER_COLUMN * k) // len(feeds))
-            total.add(input_rows(values[source.tensor], source, wanted))
-    found = {source: total.gram() for source, total in sums.items()}
-    return {name: found[source] for name, source in inputs.items()}
-
-
 class _MomentSums:
-    """First and second moments of rows, summed a few hundred rows at a time."""
+    """First and second moments of rows, summed a few hundred rows at a time.
+
+    Second moments are summed in float32, as BLAS sums those of one time: the sums of all inputs
+    take no more memory than their matrices.
+    """
 
     def __init__(self, source: MatmulInput) -> None:
         self.source = source
         self.count = 0
         self.first = np.zeros(source.gram_shape[:3])
-        self.second = np.zeros(source.gram_shape)
+        self.second = np.zeros(source.gram_shape, np.float32)
         self.waiting: list[NDArray[np.float32]] = []
 
     def add(self, rows: NDArray[np.float32]) -> None:
@@ -306,14 +280,18 @@ class _MomentSums:
             self._flush()
 
     def gram(self) -> NDArray[np.float32]:
-        """(G, P, k, k): E[x x^T], minus E[x] E[x]^T if the input is centered."""
+        """(G, P, k, k): E[x x^T], minus E[x] E[x]^T if the input is centered; once."""
         self._flush()
         n = max(self.count, 1)
-        mean = self.first / n * self.source.centered
-        gram = self.second / n - mean[..., :, None] * mean[..., None, :]
-        diagonal = np.arange(gram.shape[-1])
-        gram[..., diagonal, diagonal] += ROUNDING_NOISE * self.second[..., diagonal, diagonal] / n
-        return gram.astype(np.float32)
+        gram = self.second
+        gram /= np.float32(n)
+        squares = np.einsum("gpkk->gpk", gram)  # a view
+        noise = ROUNDING_NOISE * squares
+        if self.source.centered:
+            mean = (self.first / n).astype(np.float32)
+            gram -= mean[..., :, None] * mean[..., None, :]
+        squares += noise
+        return gram
 
     def _flush(self) -> None:
         if not self.waiting:
@@ -323,8 +301,7 @@ class _MomentSums:
         self.count += rows.shape[1]
         split = np.ascontiguousarray(split_columns(rows, self.source.parts))
         self.first += split.sum(2, dtype=np.float64)
-        for at in np.ndindex(
-            split.shape[:2]
-        ):  # one by one: numpy hands only plain matrices to BLAS
+        # one by one: numpy hands only plain matrices to BLAS
+        for at in np.ndindex(split.shape[:2]):
             part = split[at]
             self.second[at] += part.T @ part

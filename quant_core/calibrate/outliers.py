@@ -44,6 +44,7 @@ MIN_SPLIT_GAIN_DB = 3.0  # for a small float MatMul beside the integer one
 SPLIT_SHARE = 96  # one in so many channels is split off; not tuned
 TREATMENT_FEEDS = 8  # samples on which gains are measured; not tuned
 TREATMENT_ROWS = 256  # rows of each of them, at most; not tuned
+TREATMENT_OUTPUTS = 256  # outputs of each product, at most; not tuned
 MAX_HELD_BYTES = 64 << 20  # of the rows of all tensors; not tuned
 MIN_NOISE = 1e-30  # squared error below which a product counts as exact
 
@@ -109,7 +110,8 @@ def choose_treatments(
         inputs = [(rows[f"{t} {i}"], both) for i, both in enumerate(ends[t])]
         weights, possible = weights_reading(model, t, nodes), possible_treatments(max_abs[t])
         factors = [treatment_factors(how, max_abs[t], weights) for how in possible]
-        noise = [sum(_product_noise(inputs, w, f) for w in weights) for f in factors]
+        some = [w[spread(TREATMENT_OUTPUTS, len(w))] for w in weights]
+        noise = [sum(_product_noise(inputs, w, f) for w in some) for f in factors]
         chosen[t] = _best(possible, np.array(noise))
     return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}
 

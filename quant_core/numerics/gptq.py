@@ -389,15 +389,17 @@ class _Swept:
     def noise(self, damping: NDArray[np.float64]) -> NDArray[np.float64]:
         """(C,): what `output_noise` is by H with this damping (G, P)."""
         wanted = damping.repeat(len(self.damping) // len(damping), axis=0)
-        return self.damped_noise + ((wanted - self.damping) * self.squares).sum(1)
+        return np.asarray(self.damped_noise + ((wanted - self.damping) * self.squares).sum(1))
 
     def split(self, count: int) -> list[_Swept]:
         """The same of each of so many scales, where `_repeated` put them together."""
-        of_each = (
+        integers, noise, squares, damping = (
             _by_scale(x, count, self.groups)
             for x in (self.integers, self.damped_noise, self.squares, self.damping)
         )
-        return [_Swept(*each, self.groups) for each in zip(*of_each, strict=True)]
+        return [
+            _Swept(integers[i], noise[i], squares[i], damping[i], self.groups) for i in range(count)
+        ]
 
 
 def _repeated(
@@ -528,7 +530,7 @@ def _best_multipliers(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np
     np.square(difference, out=difference)
     of_groups = difference.reshape(len(m), len(weight), -1, grouped.shape[1])
     errors = (of_groups @ weight[:, :, None]).reshape(len(m), -1)
-    return (errors.argmin(0) + 1).astype(np.uint8)
+    return np.asarray(errors.argmin(0) + 1, np.uint8)
 
 
 def _row_scale(weight: IntegerWeight, rows: int) -> NDArray[np.float32]:
