@@ -87,15 +87,21 @@ def choose_treatments(
 ) -> dict[str, OutlierTreatment]:
     """Tensor -> how its outliers are treated, for tensors that these MatMul and Gemm nodes read.
 
-    A tensor for which no treatment is worth its cost is missing. Products are computed as dynamic
-    nodes do, with one range for each sample's rows.
+    A tensor for which no treatment is worth its cost is missing, and so is one whose products share
+    a weight with others: each set of factors would store that again. Products are computed as
+    dynamic nodes do, with one range for each sample's rows.
 
     Raises: ModelError if the model does not run.
     """
     among = set(nodes)
-    read = dict.fromkeys(graph.name_of(n.inputs[0]) for n in model.graph if n.name in among)
+    has_own: dict[str, bool] = {}
+    for node in model.graph:
+        if node.name in among:
+            tensor, readers = node.inputs[0], graph.consumers(graph.value(node.inputs[1]))
+            is_own = all(reader.inputs[0] is tensor for reader in readers)
+            has_own[graph.name_of(tensor)] = is_own and has_own.get(graph.name_of(tensor), True)
     max_abs = {tensor: means[tensor, axis].max_abs for tensor, axis in means if axis == -1}
-    tensors = [tensor for tensor in read if tensor in max_abs]
+    tensors = [tensor for tensor, is_own in has_own.items() if is_own and tensor in max_abs]
     rows = SpilledArrays(MAX_HELD_BYTES)
     ends: dict[str, list[Rows]] = {t: [] for t in tensors}
     for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):

@@ -19,15 +19,15 @@ from tests.oracle.cases import weights
 CHANNELS = 96
 
 
-def treatments_of(x: np.ndarray) -> dict:
-    """How the input x (samples, rows, CHANNELS) of one product is treated."""
-    text = f"(float[n,rows,{CHANNELS}] x) => (float[n,rows,32] y) {{ y = MatMul(x, w) }}"
+def treatments_of(x: np.ndarray, text: str = "y = MatMul(x, w)") -> dict:
+    """How the inputs of products of x (samples, rows, CHANNELS) and w are treated."""
+    text = f"(float[n,rows,{CHANNELS}] x) => (float[n,rows,32] y) {{ {text} }}"
     proto = sketch(text, weights(w=(CHANNELS, 32)))
     source, model = proto.SerializeToString(), normalized(proto)
     plan = make_plan(model, QuantConfig(min_elements=0), TARGETS["x86"])
     samples = open_samples(SampleSpec({"x": x}), input_specs(source))
-    (product,) = [n.node for n in plan.nodes if n.op_type == "MatMul"]
-    return choose_treatments(model, [product], observe(source, plan, samples).means, samples)
+    products = [n.node for n in plan.nodes if n.op_type == "MatMul"]
+    return choose_treatments(model, products, observe(source, plan, samples).means, samples)
 
 
 def inputs(samples: int, rows: int, largest: float) -> np.ndarray:
@@ -42,6 +42,12 @@ def test_a_large_channel_is_split_off_and_even_ones_are_left_alone() -> None:
     assert found.split == (7,)
     assert found.gain_db > 20
     assert treatments_of(inputs(4, 16, largest=1)) == {}
+
+
+def test_a_weight_that_products_of_several_inputs_share_is_stored_once() -> None:
+    shared = "z = Neg(x) a = MatMul(x, w) b = MatMul(z, w) y = Add(a, b)"
+
+    assert treatments_of(inputs(4, 16, largest=100), shared) == {}
 
 
 def test_of_a_long_sample_some_rows_are_multiplied_and_all_set_the_range() -> None:
