@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +31,6 @@ MIN_VALUES = 8192
 MIN_POSITIONS = 16
 
 MeanKey = tuple[str, int]  # a tensor, and the axis of its channels
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ def observe(
     samples = values_of(
         model, wanted, feeds, threads=threads, where="calibration sample", provider=provider
     )
-    for values in _prefetched(samples):
+    for values in samples:
         for name, x in values.items():
             axes = plan.means.get(name, ())
             counted = {axis: _counted(x, axis) for axis in axes}
@@ -149,15 +146,3 @@ def _counted(x: NDArray[Any], channel_axis: int) -> NDArray[Any]:
     positions = max(MIN_POSITIONS, -(-MIN_VALUES // x.shape[channel_axis]))
     counted = thinned(x, channel_axis, positions)
     return np.ascontiguousarray(np.moveaxis(counted, channel_axis, -1))
-
-
-def _prefetched(items: Iterator[T]) -> Iterator[T]:
-    """The items; while one is used, another thread makes the next.
-
-    That saves time since inference and numpy release the interpreter lock.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item

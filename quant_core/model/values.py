@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -40,6 +41,9 @@ def values_of(
 ) -> Iterator[Tensors]:
     """For each feed the values of these tensors by name, part by part: each tensor once.
 
+    While a part is used, another thread computes the next one: that saves time since inference and
+    numpy release the interpreter lock.
+
     threads, packed, provider  as `open_session` takes them
     where                      what an error calls a feed; the feed's position follows it
 
@@ -51,8 +55,16 @@ def values_of(
         return
     parts = parts_of(model, tensors, first)
     runner = PartwiseRunner(model, parts, threads=threads, packed=packed, provider=provider)
-    for position, feed in enumerate(chain([first], feeds)):
-        yield from runner.run(feed, where and f"{where} {position}")
+    found = (
+        values
+        for position, feed in enumerate(chain([first], feeds))
+        for values in runner.run(feed, where and f"{where} {position}")
+    )
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, found, None)
+        while (values := coming.result()) is not None:
+            coming = pool.submit(next, found, None)
+            yield values
 
 
 def parts_of(model: Model, tensors: Iterable[str], feed: Feed) -> list[list[str]]:
