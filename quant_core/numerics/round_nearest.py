@@ -189,9 +189,8 @@ def _larger_of_pair(magnitude: NDArray[np.int16], reduced: NDArray[np.bool_]) ->
     last).
     """
     even = magnitude.shape[1] // 2 * 2
-    pairs = magnitude[:, :even].reshape(len(magnitude), -1, 2)
-    needed = reduced[:, :even].reshape(pairs.shape).any(2)
-    first = pairs[..., 0] >= pairs[..., 1]
+    needed = reduced[:, :even:2] | reduced[:, 1:even:2]
+    first = magnitude[:, :even:2] >= magnitude[:, 1:even:2]
     return np.stack([needed & first, needed & ~first], axis=2).reshape(len(magnitude), even)
 
 
