@@ -105,6 +105,50 @@ def _unary(s: Sketch, x: str) -> None:
     s.add(op_type, [x], s.shapes[x])
 
 
+def _bounds(s: Sketch, x: str) -> None:
+    """One to three bounds in a row, and sometimes x by what they leave of it."""
+    shape, y = s.shapes[x], x
+    for _ in range(s.draw(st.integers(1, 3))):
+        op_type = s.draw(st.sampled_from(["Relu", "Max", "Min", "Clip"]))
+        numbers = [s.constant(np.array(n, np.float32)) for n in sorted(s.rng.uniform(-1, 2, 2))]
+        if s.draw(st.booleans()):
+            numbers[0] = s.constant(np.zeros(s.draw(st.sampled_from([(), (1,)])), np.float32))
+        if op_type == "Clip":
+            zero, high = s.constant(np.float32(0)), s.constant(np.float32(s.rng.uniform(0.5, 3)))
+            y = s.add("Clip", [y, zero, high], shape)
+        else:
+            y = s.add(op_type, [y, numbers[0]] if op_type != "Relu" else [y], shape)
+    if s.draw(st.booleans()):
+        s.add("Mul", [x, y], shape)
+
+
+def _gelu(s: Sketch, x: str) -> None:
+    """Its three factors, two of them multiplied first."""
+    shape = s.shapes[x]
+    root, half, one = (s.constant(np.array(n, np.float32)) for n in (0.5**0.5, 0.5, 1))
+    e = s.add("Erf", [s.add("Mul", [x, root], shape)], shape)
+    factors = [s.add("Add", [one, e], shape), x, half]
+    a, b, c = s.draw(st.permutations(factors))
+    s.add("Mul", [s.add("Mul", [a, b], shape), c], shape)
+
+
+def _row_norm(s: Sketch, x: str) -> None:
+    """Rows over their root mean square, less their mean first or not."""
+    shape = s.shapes[x]
+    row = (*shape[:-1], 1)
+    if s.draw(st.booleans()):
+        x = s.add("Sub", [x, s.add("ReduceMean", [x], row, axes=[-1])], shape)
+    mean = s.add("ReduceMean", [s.add("Mul", [x, x], shape)], row, axes=[-1])
+    epsilon = s.constant(np.array(s.rng.uniform(0.1, 1), np.float32))
+    root = s.add("Sqrt", [s.add("Add", [mean, epsilon], row)], row)
+    if s.draw(st.booleans()):
+        y = s.add("Div", [x, root], shape)
+    else:
+        y = s.add("Mul", [x, s.add("Reciprocal", [root], row)], shape)
+    if s.draw(st.booleans()):
+        s.add("Mul", [y, s.numbers(shape[-1])], shape)
+
+
 def _prelu(s: Sketch, x: str) -> None:
     shape = s.shapes[x]
     s.add("PRelu", [x, s.numbers(shape[1], *[1] * (len(shape) - 2))], shape)
@@ -234,7 +278,7 @@ def _again(s: Sketch, x: str) -> None:
 def _pair(s: Sketch, x: str) -> None:
     """With another tensor of the same shape, or of one entry along some axes."""
     others = [v for v, shape in s.shapes.items() if _meets(shape, s.shapes[x])]
-    op_type = s.draw(st.sampled_from(["Add", "Mul", "Sub"]))
+    op_type = s.draw(st.sampled_from(["Add", "Mul", "Sub", "Sum"]))
     s.add(op_type, [x, s.draw(st.sampled_from(others))], s.shapes[x])
 
 
@@ -300,8 +344,8 @@ def _choose(s: Sketch, x: str) -> None:
         s.add("Gather", [x, s.constant(rows)], tuple(shape), axis=axis)
 
 
-ANY = (_norm, _unary, _prelu, _pair, _again, _concat, _split, _move, _dense, _dense, _softmax,
-       _choose, *[_arithmetic] * 3)  # fmt: skip
+ANY = (_norm, _unary, _bounds, _gelu, _row_norm, _prelu, _pair, _again, _concat, _split, _move,
+       _dense, _dense, _softmax, _choose, *[_arithmetic] * 3)  # fmt: skip
 IMAGES = (_conv, _conv, _conv, _parallel, _transposed_conv, _pool, _pad, _resize)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from quant_core.errors import ModelError
 from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, run
 from quant_core.optimize.run import follow, optimize
@@ -23,7 +24,10 @@ def test_an_optimized_model_computes_the_same(sketch, timed):
     onnx.checker.check_model(proto)
     model = ir.from_proto(proto)
     normalize(model)
-    expected = run(open_session(model), feed)
+    try:
+        expected = run(open_session(model), feed)
+    except ModelError:
+        reject()  # onnxruntime 1.32 loses a Conv that is an output, if its twin is added to it
 
     found = optimize(model, speedup=(lambda before, after: 2.0) if timed else None)
 

@@ -17,17 +17,23 @@ from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.affine_as_conv import affine_as_conv
 from quant_core.optimize.rules.common_subexpressions import common_subexpressions
 from quant_core.optimize.rules.fold_affine import fold_into_consumers, fold_into_producer
+from quant_core.optimize.rules.hard_sigmoid import hard_sigmoid
 from quant_core.optimize.rules.inner_softmax import inner_softmax
 from quant_core.optimize.rules.known_sizes import known_sizes
+from quant_core.optimize.rules.layer_norm import layer_norm
 from quant_core.optimize.rules.merge_affine import merge_affine
 from quant_core.optimize.rules.merge_convs import merge_parallel_convs, merge_successive_convs
 from quant_core.optimize.rules.named_sizes import named_sizes
+from quant_core.optimize.rules.one_clip import one_clip
+from quant_core.optimize.rules.one_reshape import one_reshape
 from quant_core.optimize.rules.pixel_gemms import pixel_gemms
+from quant_core.optimize.rules.plain_gelu import plain_gelu
 from quant_core.optimize.rules.plain_softmax import plain_softmax
-from quant_core.optimize.rules.prelu import prelu_as_convs, prelu_as_leaky_relu
+from quant_core.optimize.rules.prelu import max_as_leaky_relu, prelu_as_convs, prelu_as_leaky_relu
 from quant_core.optimize.rules.split_convs import split_convs
 from quant_core.optimize.rules.stack_outputs import stack_outputs
 from quant_core.optimize.rules.static_shapes import static_shapes
+from quant_core.optimize.rules.sum_as_add import sum_as_add
 from quant_core.optimize.rules.unread_pixels import unread_pixels
 from quant_core.optimize.rules.unread_rows import unread_rows
 from quant_core.optimize.rules.wide_kernels import wide_kernels
@@ -40,6 +46,11 @@ EXACT: dict[str, Exact] = {
     "fold_into_producer": fold_into_producer,
     "fold_into_consumers": fold_into_consumers,
     "merge_affine": merge_affine,
+    "one_clip": one_clip,
+    "hard_sigmoid": hard_sigmoid,
+    "plain_gelu": plain_gelu,
+    "layer_norm": layer_norm,
+    "sum_as_add": sum_as_add,
     "merge_parallel_convs": merge_parallel_convs,
     "merge_successive_convs": merge_successive_convs,
     "known_sizes": known_sizes,
@@ -47,9 +58,11 @@ EXACT: dict[str, Exact] = {
     "plain_softmax": plain_softmax,
     "static_shapes": static_shapes,
     "prelu_as_leaky_relu": prelu_as_leaky_relu,
+    "max_as_leaky_relu": max_as_leaky_relu,
     "named_sizes": named_sizes,
     "unread_rows": unread_rows,
     "unread_pixels": unread_pixels,
+    "one_reshape": one_reshape,
 }
 # What `QuantConfig.prune` may ask for -> its rules.
 PRUNE: dict[str, dict[str, Exact]] = {

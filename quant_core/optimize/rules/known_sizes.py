@@ -33,6 +33,7 @@ def known_sizes(model: ir.Model, facts: Facts) -> list[Applied]:
        others not. Names of open sizes are not believed.
     2. A tensor whose entries are all known is a constant. It has at most 256 entries.
     3. The nodes and constants of the branch that is taken stand in place of the If.
+    4. Whole numbers times zero are zero, as exporters write to keep an input that nothing needs.
     """
     known: dict[ir.Value, Entries] = {}
     applied = []
@@ -104,7 +105,7 @@ def _entries_of(node: ir.Node, known: dict[ir.Value, Entries], facts: Facts) -> 
         if dims is None or graph.value(node.inputs[0]).is_graph_output():
             return None
         return RULES[node.op_type](node, [_entries(dims)])
-    operands = [_operand(value, known) for value in node.inputs if value is not None]
+    operands = [_operand(value, known, facts) for value in node.inputs if value is not None]
     whole = [operand for operand in operands if operand is not None]
     if len(whole) != len(operands):
         return None
@@ -114,10 +115,15 @@ def _entries_of(node: ir.Node, known: dict[ir.Value, Entries], facts: Facts) -> 
         return None  # a branch that is never taken may ask for an axis that there is not
 
 
-def _operand(value: ir.Value, known: dict[ir.Value, Entries]) -> Entries | None:
-    """The entries of an input: of a constant, all."""
+def _operand(value: ir.Value, known: dict[ir.Value, Entries], facts: Facts) -> Entries | None:
+    """The entries of an input: of a constant, all; of another tensor of known size, maybe none."""
+    if value in known:
+        return known[value]
     if not graph.is_constant(value):
-        return known.get(value)
+        sizes = [-1 if n is None else n for n in facts.shape(value) or ()]
+        is_whole = facts.types.get(str(value.name)) in INTEGERS
+        is_known = facts.shape(value) is not None and -1 not in sizes and prod(sizes) <= MOST
+        return np.full(sizes, None, object) if is_whole and is_known else None
     tensor = value.const_value
     if tensor is None or tensor.dtype not in INTEGERS or prod(graph.shape_of(value)) > MOST:
         return None
@@ -234,13 +240,24 @@ def _elementwise(compute: Callable[..., Any]) -> Rule:
     return rule
 
 
-def _each(compute: Callable[..., Any], operands: list[Entries]) -> Entries | None:
+def _each(compute: Callable[..., Any], operands: list[Entries]) -> Entries:
     """The function of each entry and those that meet it; not known where one of them is not."""
     arrays = np.broadcast_arrays(*operands)
     rows = zip(*(array.flat for array in arrays), strict=True)
     found = [None if None in row else compute(*row) for row in rows]
     fitting = [n if n is None or abs(n) < LARGEST else None for n in found]
     return _entries(fitting).reshape(arrays[0].shape)
+
+
+def _products(node: ir.Node, operands: list[Entries]) -> Entries:
+    """Zero times an entry that is not known is zero (4.)."""
+    arrays = np.broadcast_arrays(*operands)
+    zero = np.zeros(arrays[0].shape, bool)
+    for array in arrays:
+        zero |= np.equal(array, 0).astype(bool)
+    found = _each(lambda a, b: a * b, operands)
+    found[zero] = 0
+    return found
 
 
 def _quotient(a: int, b: int) -> int | None:
@@ -255,7 +272,7 @@ RULES: dict[str, Rule] = {
     "ReduceProd": _reduced, "Cast": _cast,
     "Identity": _elementwise(lambda a: a), "Neg": _elementwise(lambda a: -a),
     "Add": _elementwise(lambda a, b: a + b), "Sub": _elementwise(lambda a, b: a - b),
-    "Mul": _elementwise(lambda a, b: a * b), "Div": _elementwise(_quotient),
+    "Mul": _products, "Div": _elementwise(_quotient),
     "Min": _elementwise(lambda *n: min(n)), "Max": _elementwise(lambda *n: max(n)),
     "Equal": _elementwise(lambda a, b: a == b), "Less": _elementwise(lambda a, b: a < b),
     "Greater": _elementwise(lambda a, b: a > b), "Not": _elementwise(lambda a: not a),

@@ -1,4 +1,4 @@
-"""PRelu in operators that onnxruntime computes in its blocked layout."""
+"""PRelu, and what is one, in operators that onnxruntime computes in its blocked layout."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.optimize.affine import affine_of
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, free_name, is_float32, numbers
+from quant_core.optimize.edit import (
+    constant,
+    free_name,
+    is_float32,
+    numbers,
+    only_reader,
+    remove,
+)
 from quant_core.optimize.facts import Facts
 
 
@@ -25,6 +33,31 @@ def prelu_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
         new = ir.Node("", "LeakyRelu", [node.inputs[0]], [alpha], name=node.name)
         _replace(node, [new])
         applied.append(Applied("prelu_as_leaky_relu", str(node.name), ()))
+    return applied
+
+
+def max_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
+    """A leaky ReLU that is written as a maximum.
+
+    Max(x, a * x) with a from 0 to 1   =>   LeakyRelu(x, alpha = a)
+    """
+    applied = []
+    nodes = [n for inside in graph.graphs_of(model) for n in inside]
+    for node in [n for n in nodes if n.op_type == "Max" and len(n.inputs) == 2 and not n.domain]:
+        for x, scaled in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+            maker = graph.value(scaled).producer()
+            read = None if maker is None else affine_of(maker, facts)
+            if maker is None or read is None or only_reader(graph.value(scaled)) is not node:
+                continue
+            source, affine = read
+            slope = float(affine.scale[0])
+            if source is not x or affine.axis is not None or affine.shifts or not 0 <= slope <= 1:
+                continue
+            alpha = ir.AttrFloat32("alpha", slope)
+            _replace(node, [ir.Node("", "LeakyRelu", [x], [alpha], name=node.name)])
+            remove([maker])
+            applied.append(Applied("max_as_leaky_relu", str(node.name), (str(maker.name),)))
+            break
     return applied
 
 

@@ -38,7 +38,7 @@ def static_shapes(model: ir.Model, facts: Facts) -> list[Applied]:
                     remove([node])
                     applied.append(Applied("static_shapes", str(node.name), ()))
                 continue
-            target = _target(here, there)
+            target = target_of(here, there)
             if target is not None:
                 shape = constant(inside, f"{node.name}_shape", np.array(target, np.int64))
                 node.replace_input_with(1, shape)
@@ -46,7 +46,7 @@ def static_shapes(model: ir.Model, facts: Facts) -> list[Applied]:
     return applied
 
 
-def _target(here: Dims, there: Dims) -> list[int] | None:
+def target_of(here: Dims, there: Dims) -> list[int] | None:
     """The constant shape of a Reshape between these, None if two axes or more are left."""
     target, open_axes = [], []
     for axis, size in enumerate(there):

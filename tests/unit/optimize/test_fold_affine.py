@@ -271,3 +271,13 @@ def test_the_nodes_that_are_left_of_a_chain_have_names_of_their_own():
 
     assert operators == ["Mul", "Add"]
     assert len({node.name for node in found.model.graph}) == 2
+
+
+def test_a_sum_of_two_tensors_is_an_add():
+    _, operators = optimized(
+        """(float[n, 4, 5, 5] x) => (float[n, 4, 5, 5] y)
+           { r = Relu(x) c = Conv(x, w) d = Sum(c, t) y = Sum(d, r) }""",
+        {"w": RNG.standard_normal((4, 4, 1, 1)).astype(np.float32), "t": np.float32(2)},
+    )
+
+    assert operators == ["Relu", "Conv", "Add"]

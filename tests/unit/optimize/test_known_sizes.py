@@ -37,6 +37,19 @@ def test_a_shape_of_known_and_open_sizes_stays_computed():
     assert operators == ["Shape", "Mul"]
 
 
+@pytest.mark.parametrize(("number", "stays"), [("nought", False), ("two", True)])
+def test_whole_numbers_times_zero_are_zero(number, stays):
+    numbers = {"nought": np.int64(0)} if number == "nought" else {"two": NUMBERS["two"]}
+
+    _, operators = optimized(
+        f"""(float[n, 3] x, int64 rate) => (float[n, 3] y)
+            {{ m = Mul(rate, {number}) f = Cast<to = 1>(m) y = Add(x, f) }}""",
+        numbers,
+    )
+
+    assert ("Mul" in operators) == stays
+
+
 BRANCHES = """(float[n, 1, 4] x) => (float[n, d] y, float[n, 1, 4] z) {
     s = Shape(x) c = Gather(s, %s) q = Equal(c, one)
     y = If (q) <then_branch = one_row () => (float[n, d] a) { b = Squeeze(x, first) a = Relu(b) },

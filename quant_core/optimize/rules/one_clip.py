@@ -1,0 +1,119 @@
+"""Bounds of a tensor in a row become one Relu or Clip."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.optimize.applied import Applied
+from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove
+from quant_core.optimize.facts import Facts
+
+Bounds = tuple[float, float]
+
+NO_BOUNDS: Bounds = (-math.inf, math.inf)
+AT_ZERO: Bounds = (0.0, math.inf)
+
+
+def one_clip(model: ir.Model, facts: Facts) -> list[Applied]:
+    """A row of Relu, Clip, Max and Min, as some exporters write ReLU6.
+
+        Max(x, 0) -> Min(6)   =>   Clip(x, 0, 6)
+        Max(x, 0)             =>   Relu(x)
+
+    1. A Clip has constant bounds; a Max or Min has one constant number, which does not widen the
+       other operand.
+    2. Each is read by the next alone.
+    3. A Relu or Clip alone stays as it is.
+
+    onnxruntime merges Relu and Clip into the Conv before them, and knows them in its blocked
+    layout; of Max and Min it knows neither.
+    """
+    applied = []
+    for inside in graph.graphs_of(model):
+        for node in list(inside):
+            row = _row_from(node, facts) if node.graph is inside else []
+            if len(row) > 1 or (row and row[0].op_type in ("Max", "Min")):  # 3.
+                applied.append(_merge(inside, row, facts))
+    return applied
+
+
+def bounds_of(node: ir.Node, facts: Facts) -> tuple[ir.Value, Bounds] | None:
+    """What the node reads and the bounds that it keeps, None if it does something else."""
+    if node.domain or not node.inputs or node.inputs[0] is None:
+        return None
+    if node.op_type == "Relu":
+        return node.inputs[0], AT_ZERO
+    if node.op_type == "Clip":
+        found = [_number(v) for v in node.inputs[1:]]
+        given = [v is not None for v in node.inputs[1:]]
+        if any(g and n is None for g, n in zip(given, found, strict=True)):
+            return None
+        lo, hi = [*found, None, None][:2]
+        lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
+        return node.inputs[0], (min(lo, hi), hi)
+    if node.op_type not in ("Max", "Min") or len(node.inputs) != 2:
+        return None
+    left, right = (graph.value(v) for v in node.inputs)
+    x, bound = (right, left) if graph.is_constant(left) else (left, right)
+    number = _number(bound)
+    if number is None or graph.is_constant(x):
+        return None
+    rank = facts.rank(x)
+    if graph.shape_of(bound) and (rank is None or rank < len(graph.shape_of(bound))):  # 1.
+        return None
+    return x, ((number, math.inf) if node.op_type == "Max" else (-math.inf, number))
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """The number that a float32 constant of one element holds."""
+    if not is_float32(value):
+        return None
+    array = graph.array(graph.value(value))
+    return float(array.reshape(())) if array.size == 1 else None
+
+
+def _row_from(first: ir.Node, facts: Facts) -> list[ir.Node]:
+    """The bounds in a row of which this is the first."""
+    found = bounds_of(first, facts)
+    if found is None:
+        return []
+    before = found[0].producer()
+    if before is not None and bounds_of(before, facts) and only_reader(found[0]) is first:
+        return []
+    row = [first]
+    while (reader := only_reader(row[-1].outputs[0])) is not None:  # 2.
+        found = bounds_of(reader, facts)
+        if found is None or found[0] is not row[-1].outputs[0]:
+            break
+        row.append(reader)
+    return row
+
+
+def _merge(inside: ir.Graph, row: list[ir.Node], facts: Facts) -> Applied:
+    read = [bounds_of(node, facts) for node in row]
+    lo, hi = NO_BOUNDS
+    for found in read:
+        assert found is not None
+        low, high = found[1]
+        lo, hi = min(max(lo, low), high), min(max(hi, low), high)
+    source, last = read[0][0] if read[0] else None, row[-1]
+    name = str(last.name)
+    if (lo, hi) == AT_ZERO:
+        node = ir.Node("", "Relu", [source], name=name)
+    else:
+        ends = [
+            None if math.isinf(n) else constant(inside, f"{name}_bound", np.array(n))
+            for n in (lo, hi)
+        ]
+        node = ir.Node("", "Clip", [source, *ends], name=name)
+    output = node.outputs[0]
+    output.name = free_name(inside, name)
+    output.type, output.shape = last.outputs[0].type, last.outputs[0].shape
+    inside.insert_before(last, node)
+    graph.replace_value(last.outputs[0], output)
+    remove(row)
+    return Applied("one_clip", name, tuple(str(n.name) for n in row[:-1]))
