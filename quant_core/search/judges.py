@@ -69,20 +69,27 @@ def choose_judges(job: QuantJob) -> Judging:
 
 
 def hold_out_judges(job: QuantJob) -> Judging:
-    """Some calibration samples to judge by, the others to fit to."""
+    """Some calibration samples to judge by, the others to measure and to fit."""
     assert job.samples is not None
-    fitted, judges = job.samples.split_holdout(POLICY.holdout)
+    is_few = len(job.samples) < POLICY.holdout * POLICY.drawn_samples
+    fitted, judges = job.samples.split_holdout(2 if is_few else POLICY.holdout)
     if judges.labels is None:
         judges = judges.subsample(_enough_samples(job))
     note = f"the contract was judged by {len(judges)} samples held out of calibration"
-    return Judging(fitted, judges, is_held_out=True, note=note)
+    return Judging(fitted, judges, is_held_out=True, note=note if job.contract is not None else "")
 
 
 def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
-    """Whether 4-bit weights are fitted to the samples that would judge, and there are enough."""
-    if not plan.in_four_bits or not uses_gptq(plan) or not _judges_by_calibration_samples(job):
+    """Whether ranges were measured on the samples that would judge, and there are enough; with a
+    contract, which is what they all are for, only where 4-bit weights are fitted to them.
+    """
+    if job.samples is None or job.stats is None or len(job.samples) < POLICY.least_held_out:
         return False
-    return job.samples is not None and len(job.samples) >= 2 * POLICY.holdout
+    is_fitted = plan.in_four_bits and uses_gptq(plan)
+    if job.contract is not None:
+        enough = len(job.samples) >= 2 * POLICY.holdout
+        return bool(is_fitted and enough and _judges_by_calibration_samples(job))
+    return job.evaluation is job.samples and not job.samples.are_random and not plan.in_four_bits
 
 
 def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from quant_core.calibrate.observe import observe
 from quant_core.data.samples import Samples
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.session import find_provider
@@ -47,18 +48,19 @@ from quant_core.search.search import Found, follow_plan, search
 def quantize_by_search(job: QuantJob) -> Made:
     """The best model that the job's config allows.
 
-    Weights in 4 bits are fitted to the samples so closely that these cannot judge them. Without
-    others, a contract is judged by a part held out, and what wins is then fitted to all samples.
+    Samples that ranges were measured on, and weights fitted to, judge too kindly. Where no others
+    are given, a part is held out to judge by, and what wins is then made of all samples.
 
     Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
     plan, why = storable_plan(job)
     judging = hold_out_judges(job) if needs_hold_out(job, plan) else choose_judges(job)
+    searched = _with_samples(job, plan, judging.fitted) if judging.is_held_out else job
     if plan.in_four_bits and job.stats is not None:
         job.progress("measuring where 4 bits make noise")
-        observed = CalibratedModel(job.model, judging.fitted, job.stats)
+        observed = CalibratedModel(job.model, searched.samples, searched.stats)
         plan = allocate_bits(observed, plan, job.deadline.of_stage(POLICY.stage_share))
-    calibrated = _calibrated(job, plan, judging)
+    calibrated = _calibrated(searched, plan)
     bench = search_bench(job, plan, judging)
     if bench is None:
         found = follow_plan(calibrated, plan, None)
@@ -73,7 +75,7 @@ def quantize_by_search(job: QuantJob) -> Made:
         )
     if judging.is_held_out:
         job.progress("fitting all samples")
-        found = _fitted_to(found, job.samples)
+        found = _remade(found, job)
     return _made(job, judging, bench, found, why, repairs=True)
 
 
@@ -84,29 +86,42 @@ def quantize_by_plan(job: QuantJob) -> Made:
     """
     plan, why = storable_plan(job)
     judging = choose_judges(job)
-    calibrated = _calibrated(job, plan, judging)
+    calibrated = _calibrated_as_planned(job, plan)
     bench = search_bench(job, plan, judging) if job.contract is not None else None
-    if plan.equalized_db:
-        calibrated = calibrated.equalized(plan, job.deadline) or calibrated
     found = follow_plan(calibrated, plan, bench, job.contract)
     return _made(job, judging, bench, found, why, repairs=False)
 
 
-def _calibrated(job: QuantJob, plan: QuantPlan, judging: Judging) -> CalibratedModel:
+def _with_samples(job: QuantJob, plan: QuantPlan, samples: Samples | None) -> QuantJob:
+    """The job with these of its calibration samples alone."""
+    assert samples is not None
+    stats = observe(job.model, plan, job.deadline.of_stage(POLICY.stage_share).limit(samples))
+    return replace(job, samples=samples, stats=stats)
+
+
+def _calibrated(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     if job.stats is None:
         return CalibratedModel(job.model)
     job.progress("measuring how inputs vary together")
-    calibrated = CalibratedModel(job.model, judging.fitted, job.stats)
+    calibrated = CalibratedModel(job.model, job.samples, job.stats)
     return calibrated.with_gram_matrices(plan, job.deadline.of_stage(POLICY.stage_share))
 
 
-def _fitted_to(found: Found, samples: Samples | None) -> Found:
-    """What was found, with its weights fitted to all these samples."""
+def _calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
+    """The same, equalized if the plan says so."""
+    calibrated = _calibrated(job, plan)
+    if not plan.equalized_db:
+        return calibrated
+    return calibrated.equalized(plan, job.deadline) or calibrated
+
+
+def _remade(found: Found, job: QuantJob) -> Found:
+    """What was found, made of all samples of the job."""
     best = found.best
-    calibrated = replace(found.calibrated, samples=samples).with_gram_matrices(best.plan)
-    quantized = calibrated.build(best.plan, best.label).quantized
-    refitted = replace(best, quantized=quantized, fidelity=None)
-    return replace(found, best=calibrated.with_planned_biases(refitted), calibrated=calibrated)
+    calibrated = _calibrated_as_planned(job, best.plan)
+    built = calibrated.build(best.plan, best.label)
+    remade = replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)
+    return replace(found, best=calibrated.with_planned_biases(remade), calibrated=calibrated)
 
 
 def _made(

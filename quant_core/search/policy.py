@@ -76,9 +76,10 @@ class SearchPolicy:
     # where there is a contract, but only calibration samples to judge it by. Not tuned.
     judging_samples: int = 32
     contract_samples: int = 64
-    # One in so many calibration samples is held out to judge 4-bit weights that are fitted to the
-    # others. Not tuned.
+    # One in so many calibration samples is held out to judge what is measured on the others and
+    # fitted to them; of few samples every second, and none of fewer than these. Not tuned.
     holdout: int = 4
+    least_held_out: int = 4
     # Samples for the sensitivity of each node. Not tuned.
     sensitivity_samples: int = 4
     # Given samples on which a finished file is checked. Not tuned.
@@ -87,7 +88,7 @@ class SearchPolicy:
     # runs on them in so many seconds. Not tuned: few samples miss an error that is rare and large.
     drawn_samples: int = 8
     most_drawn_samples: int = 128
-    drawn_s: float = 0.25
+    drawn_s: float = 0.5
     # Samples on which float must repeat itself. Not tuned.
     steady_samples: int = 2
 

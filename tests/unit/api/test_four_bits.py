@@ -79,7 +79,7 @@ def test_a_verdict_is_by_all_evaluation_samples_or_says_what_stood_in_for_them(t
     assert "samples that ranges were measured on" not in given.note
 
 
-@pytest.mark.parametrize(("least", "wanted"), [(20.0, {"int4", "int8"}), (30.0, {"int8"})])
+@pytest.mark.parametrize(("least", "wanted"), [(22.0, {"int4", "int8"}), (30.0, {"int8"})])
 def test_a_hybrid_says_why_layers_are_in_8_bits_and_its_plan_makes_the_same_bytes(
     tmp_path, least, wanted
 ):

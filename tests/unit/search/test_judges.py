@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from quant_core import api
+from quant_core.calibrate.observe import Statistics
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.random_feeds import RandomSource
 from quant_core.data.random_values import Range
@@ -18,7 +20,7 @@ from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Reference
 from quant_core.search.job import QuantJob
-from quant_core.search.judges import choose_judges
+from quant_core.search.judges import choose_judges, hold_out_judges, needs_hold_out
 from quant_core.search.policy import POLICY
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -64,10 +66,57 @@ def test_random_samples_that_ranges_are_measured_on_judge_nothing(model):
     assert not calibrated & {feed["x"].tobytes() for feed in judges}
 
 
-def test_given_samples_judge_also_where_ranges_are_measured_on_them(model):
-    given = open_samples(SampleSpec(np.ones((5, 8), np.float32)), input_specs(model))
+def given(model: Path, count: int) -> Samples:
+    rows = np.random.default_rng(0).standard_normal((count, 8), dtype=np.float32)
+    return open_samples(SampleSpec(rows), input_specs(model))
 
-    assert choose_judges(job(model, given)).judges is given
+
+@pytest.mark.parametrize(("count", "held_out"), [(4, 2), (7, 3), (31, 15), (64, 16)])
+def test_some_of_the_given_samples_judge_and_ranges_are_measured_on_the_others(
+    model, count, held_out
+):
+    all_given = job(model, given(model, count), stats=Statistics())
+
+    assert needs_hold_out(all_given, PLAN)
+    judging = hold_out_judges(all_given)
+
+    assert len(judging.judges) == held_out
+    assert sorted([*judging.judges.order, *judging.fitted.order]) == list(range(count))
+
+
+def test_nothing_is_held_out_of_few_samples_or_where_others_judge(model):
+    stats, samples = Statistics(), given(model, 8)
+
+    jobs = [
+        job(model, given(model, 3), stats=stats),
+        job(model, samples, stats=None),
+        job(model, samples, stats=stats, evaluation=given(model, 9)),
+        job(model, samples, stats=stats, contract=Contract("cosine", min=0.9)),
+        job(model, drawn(model, 8), stats=stats),
+    ]
+
+    assert not any(needs_hold_out(each, PLAN) for each in jobs)
+
+
+def test_ranges_that_are_too_narrow_for_other_samples_are_judged_so_and_the_file_knows_all(
+    model, tmp_path
+):
+    rows = np.random.default_rng(0).standard_normal((8, 8), dtype=np.float32)
+    rows[3] *= 10  # is held out, as every second is
+    config = QuantConfig(mode="static")
+
+    made = api.quantize_model(model, tmp_path / "a.onnx", config, calibration=rows)
+    again = api.quantize_model(model, tmp_path / "b.onnx", plan=made.plan, calibration=rows)
+
+    assert made.trace[0]["sqnr_db"] < 10
+    assert made.worst_db > 20
+    assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
+
+
+def test_too_few_given_samples_judge_where_ranges_are_measured_on_them(model):
+    samples = given(model, 3)
+
+    assert choose_judges(job(model, samples)).judges is samples
 
 
 def test_a_contract_is_judged_by_the_samples_that_it_names(model):
