@@ -48,10 +48,21 @@ TABLES = {
     "EmbedLayerNormalization": {0: 2, 1: 4},
 }
 WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
 # Operators whose output has the axes of its input, and a constant operand does not change them.
-SAME_AXES = frozenset(
-    {"Cast", "Identity", "OptionalGetElement", "Clip", "Add", "Sub", "Mul", "Div", "Transpose"}
-)
+SAME_AXES = ELEMENTWISE | {"Cast", "Identity", "OptionalGetElement", "Clip"}
+# Which input axis each axis of a value is; None for one that the model adds.
+Axes = tuple[int | None, ...]
+STEPS = "steps"  # in place of the size of a first axis that is no batch
+# Operator -> which axes of its first input are no batch.
+STEP_AXES = {
+    "Conv": slice(2, None),
+    "MaxPool": slice(2, None),
+    "AveragePool": slice(2, None),
+    "LSTM": slice(0, 1),
+    "GRU": slice(0, 1),
+    "RNN": slice(0, 1),
+}
 # Operator -> axis of its first input whose size a weight has, and where: input and axis of that.
 FIXED_SIZES = {
     "Conv": (1, 1, 1),  # times the number of groups
@@ -142,43 +153,100 @@ def input_hints(model: ir.Model, inputs: tuple[InputSpec, ...]) -> dict[str, Hin
 
 
 def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
-    """The inputs, with the sizes of those open axes that weights fix, such as the channels."""
+    """The inputs, with the sizes of those open axes that weights fix, such as the channels.
+
+    The symbol of a first axis that is no batch, as the model has one of its own before or behind
+    it, says that it counts steps.
+    """
     values = {str(value.name): value for value in model.graph.inputs}
-    found = []
-    for spec in inputs:
-        sizes = _fixed_sizes(values[spec.name]) if spec.name in values and spec.shape else {}
-        shape = tuple(
-            sizes.get(axis, size) if not isinstance(size, int) else size
-            for axis, size in enumerate(spec.shape)
-        )
-        found.append(replace(spec, shape=shape))
-    return tuple(found)
+    found = {
+        spec.name: _fixed_sizes(values[spec.name])
+        for spec in inputs
+        if spec.name in values and spec.shape
+    }
+    counted = {spec.shape[0] for spec in inputs if found.get(spec.name, {}).get(0) == STEPS}
+    renamed = {symbol: f"{symbol} {STEPS}" for symbol in counted if isinstance(symbol, str)}
+
+    def known(name: str, axis: int, size: int | str | None) -> int | str | None:
+        if isinstance(size, int):
+            return size
+        fixed = found.get(name, {}).get(axis)
+        if isinstance(fixed, int):
+            return fixed
+        return renamed.get(size, size) if size is not None else fixed
+
+    return tuple(
+        replace(spec, shape=tuple(known(spec.name, k, size) for k, size in enumerate(spec.shape)))
+        for spec in inputs
+    )
 
 
-def _fixed_sizes(source: ir.Value) -> dict[int, int]:
-    """Axis of the input -> its size, where an operator that reads it has a weight that says it."""
+def _fixed_sizes(source: ir.Value) -> dict[int, int | str]:
+    """Axis of the input -> its size, where an operator that reads it has a weight that says it;
+    STEPS for a first axis that a window moves along, or a recurrent node.
+    """
     if source.shape is None:
         return {}
-    sizes: dict[int, int] = {}
-    waiting: list[tuple[ir.Value, tuple[int, ...]]] = [(source, tuple(range(len(source.shape))))]
+    sizes: dict[int, int | str] = {}
+    waiting: list[tuple[ir.Value, Axes]] = [(source, tuple(range(len(source.shape))))]
     while waiting:
         value, axes = waiting.pop()
         for node, position in ((use.node, use.idx) for use in value.uses()):
-            if node.op_type in FIXED_SIZES and position == 0:
-                axis, operand, weight_axis = FIXED_SIZES[node.op_type]
-                size = _size(node.inputs[operand], weight_axis)
-                groups = int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
-                if isinstance(size, int) and -len(axes) <= axis < len(axes):
-                    sizes.setdefault(axes[axis], size * groups)
+            for axis, size in _sizes_that_fit(node, position, len(axes)):
+                own_axis = axes[axis]
+                if own_axis is not None:
+                    sizes.setdefault(own_axis, size)
+            steps = STEP_AXES.get(node.op_type, slice(0))
+            if position == 0 and 0 in axes[steps]:
+                sizes.setdefault(0, STEPS)
             others = [other for other in node.inputs if other is not value]
             output = node.outputs[0]
-            has_rank = output.shape is None or len(output.shape) == len(axes)
-            if node.op_type in SAME_AXES and has_rank and all(map(_is_given, others)):
-                order = range(len(axes))
-                if node.op_type == "Transpose":
-                    order = graph.attribute(node, "perm", order[::-1])
-                waiting.append((output, tuple(axes[axis] for axis in order)))
+            behind = _axes_behind(node, axes) if all(map(_is_given, others)) else None
+            if behind is not None and output.shape is not None:
+                behind = behind if len(output.shape) == len(behind) else None
+            if behind is not None:
+                waiting.append((output, behind))
     return sizes
+
+
+def _sizes_that_fit(node: ir.Node, position: int, rank: int) -> Iterator[tuple[int, int]]:
+    """(axis, its size) of a value of that rank that a node reads, where a weight says it."""
+    if node.op_type in FIXED_SIZES and position == 0:
+        axis, operand, weight_axis = FIXED_SIZES[node.op_type]
+        size = _size(node.inputs[operand], weight_axis)
+        groups = int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+        if isinstance(size, int) and -rank <= axis < rank:
+            yield axis, size * groups
+    if node.op_type in ELEMENTWISE and len(node.inputs) == 2:
+        other = node.inputs[1 - position]
+        for axis in range(-1, -rank, -1):  # the first may be the batch
+            size = _size(other, axis) if _is_given(other) else None
+            if isinstance(size, int) and size > 1:
+                yield axis, size
+
+
+def _axes_behind(node: ir.Node, axes: Axes) -> Axes | None:
+    """Which axis of an input each axis of a node's output is, None for new ones; None if the node
+    is none of those that keep the others' sizes.
+    """
+    if node.op_type in SAME_AXES:
+        return axes
+    if node.op_type == "Transpose":
+        order = graph.attribute(node, "perm", range(len(axes))[::-1])
+        return tuple(axes[axis] for axis in order)
+    if node.op_type not in ("Unsqueeze", "Squeeze"):
+        return None
+    listed = graph.attribute(node, "axes", None)
+    if listed is None and len(node.inputs) > 1:
+        listed = _given(node.inputs[1])
+    if listed is None:
+        return None
+    rank = len(axes) + (len(listed) if node.op_type == "Unsqueeze" else 0)
+    changed = {int(axis) % rank for axis in listed}
+    if node.op_type == "Squeeze":
+        return tuple(axis for k, axis in enumerate(axes) if k not in changed)
+    kept = iter(axes)
+    return tuple(None if k in changed else next(kept) for k in range(rank))
 
 
 def _index_hint(source: ir.Value, hint: Hint) -> Hint:
@@ -268,6 +336,13 @@ def _is_given(value: ir.Value | None) -> bool:
     """Whether the value is a constant, which may be that of a Constant node."""
     producer = value.producer() if value is not None else None
     return graph.is_constant(value) or (producer is not None and producer.op_type == "Constant")
+
+
+def _given(value: ir.Value | None) -> list[int] | None:
+    """The whole numbers of a constant, which may be that of a Constant node."""
+    if value is None or value.const_value is None:
+        return None
+    return [int(number) for number in value.const_value.numpy().reshape(-1)]
 
 
 def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:

@@ -263,6 +263,37 @@ def test_sizes_that_weights_fix_are_not_drawn(tmp_path):
     assert samples[0]["x"].shape == (1, 32, 5)
 
 
+def test_constants_that_are_added_and_axes_that_are_moved_fix_sizes(tmp_path):
+    text = """(float[n, bands, c] x) => (float[n, 3, 7] y)
+        { a = Add(x, table) t = Transpose<perm = [0, 2, 1]>(a) u = Unsqueeze(t, first)
+          s = Squeeze(u, first) y = MatMul(s, w) }"""
+    arrays = {"table": np.ones((9, 3), np.float32), "w": np.ones((9, 7), np.float32)}
+
+    samples = drawn(tmp_path, sketch(text, arrays | {"first": np.array([0])}))
+
+    assert samples[0]["x"].shape == (1, 9, 3)
+
+
+@pytest.mark.parametrize("operator", ["Conv", "MaxPool<kernel_shape = [3, 3]>", "RNN"])
+def test_a_first_axis_that_windows_move_along_is_no_batch(tmp_path, operator):
+    """Such a spectrum gets its batch and its channel in the model."""
+    body = {"RNN": "u = Unsqueeze(x, one) y = RNN<hidden_size = 4>(u, wi, wr)"}.get(
+        operator,
+        f"u = Unsqueeze(x, two) y = {operator}(u{', k' if operator == 'Conv' else ''})",
+    )
+    arrays = {
+        "one": np.array([1]),
+        "two": np.array([0, 1]),
+        "k": np.ones((2, 1, 3, 3), np.float32),
+        "wi": np.ones((1, 4, 6), np.float32),
+        "wr": np.ones((1, 4, 4), np.float32),
+    }
+
+    samples = drawn(tmp_path, sketch(f"(float[a, 6] x) => (float y) {{ {body} }}", arrays))
+
+    assert samples[0]["x"].shape == (32, 6)
+
+
 def test_draws_on_which_the_model_fails_are_left_out(tmp_path):
     """There is no row 9: one of the branches never runs."""
     text = """(float[n, 3] x, bool p) => (float[n, 3] y)
