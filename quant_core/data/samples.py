@@ -24,6 +24,7 @@ from quant_core.data.sources import (
     open_source,
 )
 from quant_core.data.spec import RANDOM, SampleLabels, SampleSpec
+from quant_core.data.splices import SplicedSource
 from quant_core.errors import DataError
 
 __all__ = ["Feed", "InputSpec", "Samples", "fixed_specs", "input_specs", "open_samples"]
@@ -61,12 +62,17 @@ class Samples:
 
     @property
     def are_random(self) -> bool:
-        """Whether they are drawn, not given."""
-        return isinstance(self.source, RandomSource)
+        """Whether they are drawn, or some are spliced at random, and not all given."""
+        return isinstance(self.source, RandomSource | SplicedSource)
 
     def drawn_next(self, count: int) -> Samples:
         """So many random samples more, none of which the source of these counts."""
         return replace(self, order=self.source.length + np.arange(count))
+
+    def spliced(self, count: int) -> Samples:
+        """These samples, and behind them splices of them, so many in all; without labels."""
+        source = SplicedSource(replace(self, labels=None), count)
+        return Samples(self.inputs, source, np.arange(count))
 
     def where(self, index: int) -> str:
         """The name of the i-th feed for people."""

@@ -65,6 +65,8 @@ def choose_judges(job: QuantJob) -> Judging:
     drawn = _drawn_samples(job)
     if job.samples is not None:
         judges, drawn = drawn or judges, None
+    if judges is not None and job.evaluation is job.samples:
+        judges = _with_splices(job, judges)
     return Judging(job.samples, judges, drawn=drawn, note=note)
 
 
@@ -75,8 +77,10 @@ def hold_out_judges(job: QuantJob) -> Judging:
     fitted, judges = job.samples.split_holdout(2 if is_few else POLICY.holdout)
     if judges.labels is None:
         judges = judges.subsample(_enough_samples(job))
+    if job.contract is None:
+        return Judging(fitted, _with_splices(job, judges), is_held_out=True)
     note = f"the contract was judged by {len(judges)} samples held out of calibration"
-    return Judging(fitted, judges, is_held_out=True, note=note if job.contract is not None else "")
+    return Judging(fitted, judges, is_held_out=True, note=note)
 
 
 def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
@@ -174,8 +178,20 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
     return None if more is None else _as_many_as_run_soon(job, more)
 
 
+def _with_splices(job: QuantJob, judges: Samples) -> Samples:
+    """The judges, and splices of them while these run soon: an error that is rare and large shows
+    in none of a few samples. The judges alone where they are labelled, random, or of a contract.
+    """
+    count = POLICY.most_drawn_samples
+    is_plain = judges.labels is None and job.contract is None and not judges.are_random
+    if not is_plain or not 1 < len(judges) < count:
+        return judges
+    more = _as_many_as_run_soon(job, judges.spliced(count))
+    return judges if more is None or len(more) < len(judges) else more
+
+
 def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
-    """The first of these random samples: as many as the original runs on in `POLICY.drawn_s`, but
+    """The first of these samples: as many as the original runs on in `POLICY.drawn_s`, but
     no fewer than `POLICY.drawn_samples`; None if it does not run on the first.
     """
     feed = samples[0]

@@ -80,8 +80,21 @@ def test_some_of_the_given_samples_judge_and_ranges_are_measured_on_the_others(
     assert needs_hold_out(all_given, PLAN)
     judging = hold_out_judges(all_given)
 
-    assert len(judging.judges) == held_out
-    assert sorted([*judging.judges.order, *judging.fitted.order]) == list(range(count))
+    assert len(judging.fitted) == count - held_out
+    own = {feed["x"].tobytes() for feed in judging.fitted}
+    judges = {judging.judges[i]["x"].tobytes() for i in range(held_out)}
+    assert own | judges == {feed["x"].tobytes() for feed in all_given.samples}
+
+
+def test_splices_of_given_samples_judge_too_while_the_model_runs_on_them_soon(model):
+    samples = given(model, 8)
+
+    many = hold_out_judges(job(model, samples, stats=Statistics())).judges
+    few = hold_out_judges(job(model, samples, 1e3, stats=Statistics())).judges
+
+    assert (len(many), len(few)) == (POLICY.most_drawn_samples, POLICY.drawn_samples)
+    columns = [set(column) for column in np.concatenate([few[i]["x"] for i in range(4)]).T]
+    assert all(value in columns[k] for feed in many for k, value in enumerate(feed["x"][0]))
 
 
 def test_nothing_is_held_out_of_few_samples_or_where_others_judge(model):
@@ -116,7 +129,11 @@ def test_ranges_that_are_too_narrow_for_other_samples_are_judged_so_and_the_file
 def test_too_few_given_samples_judge_where_ranges_are_measured_on_them(model):
     samples = given(model, 3)
 
-    assert choose_judges(job(model, samples)).judges is samples
+    judges = choose_judges(job(model, samples)).judges
+
+    assert all((judges[i]["x"] == samples[i]["x"]).all() for i in range(3))
+    others = given(model, 9)
+    assert choose_judges(job(model, samples, evaluation=others)).judges is others
 
 
 def test_a_contract_is_judged_by_the_samples_that_it_names(model):
