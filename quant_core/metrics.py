@@ -24,8 +24,7 @@ class OutputFidelity:
 
     cosine         cosine similarity in [-1, 1]
     sqnr_db        signal-to-quantization-noise ratio in dB, from -200 to 200
-    lower_db       what a few other samples are not expected to be below, by the spread over these;
-                   of an integer output, that of `integer_db`
+    lower_db       what a few other samples are not expected to be below, by the spread over these
     max_abs_error  largest absolute difference
     agreement      share of decisions that equal the float model's; None if nothing is decided
     flaw           why the output is unusable, "" if it is usable: it holds NaN or infinity where
@@ -37,7 +36,7 @@ class OutputFidelity:
                    those that differ from float's, whichever is higher. One decision that differs is
                    luck
 
-    cosine, sqnr_db and max_abs_error are None for an integer output.
+    cosine, sqnr_db, lower_db and max_abs_error are None for an integer output.
     """
 
     name: str
@@ -68,6 +67,8 @@ class OutputFidelity:
     @property
     def sound_lower_db(self) -> float | None:
         """`sound_db`, with `lower_db` in place of `sqnr_db`."""
+        if self.sqnr_db is None:
+            return self.integer_db
         return MAX_SQNR_DB if self._is_same_probability else self.lower_db
 
     @property

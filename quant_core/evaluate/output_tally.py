@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -32,8 +31,6 @@ class OutputTally:
         self.unusable_values = 0  # NaN or infinite where float is not
         self.signals: list[np.ndarray] = []  # sums of squares of each feed: of the float values,
         self.noises: list[np.ndarray] = []  # and of the errors
-        self.differing: list[np.ndarray] = []  # decisions of each feed that are not float's
-        self.decided: list[np.ndarray] = []  # and all of them
         self.quantized_squares = self.dot = 0.0
         self.max_error = 0.0
         self.lo, self.hi = math.inf, -math.inf  # of the float model's values
@@ -54,7 +51,7 @@ class OutputTally:
         elif want.dtype.kind in "fiub":
             self.is_compared = True
             self._add_errors(want.reshape(feeds, -1), got.reshape(feeds, -1))
-        self._add_decisions(want, got, labels, feeds)
+        self._add_decisions(want, got, labels)
 
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
         """Add the values of some feeds, one in each row."""
@@ -86,9 +83,7 @@ class OutputTally:
         self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
         return (w * w).sum(1), (error * error).sum(1)
 
-    def _add_decisions(
-        self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None, feeds: int
-    ) -> None:
+    def _add_decisions(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
         axis = class_axis(want)
         is_score = axis is None and want.dtype.kind == "f"
         # which of the two thresholds suits is known once all values have been seen
@@ -98,10 +93,6 @@ class OutputTally:
             truth = self._labels_of(float_decisions, labels)
             counted = count_decisions(decisions, float_decisions, truth)
             self.by_threshold[threshold] = self.by_threshold.get(threshold, Decisions()) + counted
-            if want.dtype.kind != "f":
-                differ = (decisions != float_decisions).reshape(feeds, -1)
-                self.differing.append(differ.sum(1, dtype=np.float64))
-                self.decided.append(np.full(feeds, float(differ.shape[1])))
         if axis is not None:
             self.classes = want.shape[axis]
         else:
@@ -126,15 +117,8 @@ class OutputTally:
             flaw = f"holds {self.unusable_values} values that are NaN or infinite"
         agreement = self.decisions().agreement
         if not self.is_float:
-            pairs = self._integer_sums()
-            return OutputFidelity(
-                self.name,
-                *3 * (None,),
-                agreement,
-                flaw,
-                integer_db=_best_db(sqnr_db(float(s.sum()), float(n.sum())) for s, n in pairs),
-                lower_db=_best_db(lower_sqnr_db(s, n) for s, n in pairs),
-            )
+            integer_db = self._integer_db()
+            return OutputFidelity(self.name, *3 * (None,), agreement, flaw, integer_db=integer_db)
         if self.unusable_values or not self.is_compared:
             worst = -MAX_SQNR_DB
             return OutputFidelity(self.name, -1.0, worst, math.inf, agreement, flaw, lower_db=worst)
@@ -149,15 +133,15 @@ class OutputTally:
             lower_db=_within_limits(lower_sqnr_db(*self._sums())),
         )
 
-    def _integer_sums(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Signal and noise of each feed: all decisions and those that differ, and the numbers'."""
-        if not self.decided or not sum(x.sum() for x in self.decided):
-            return []
-        decided, differing = np.concatenate(self.decided), np.concatenate(self.differing)
-        # which of two equal classes wins says nothing: one that differs is luck
-        differing[differing.argmax()] = max(0.0, differing.max() - 1)
-        pairs = [(decided, differing)]
-        return [*pairs, self._sums()] if self.is_compared else pairs
+    def _integer_db(self) -> float | None:
+        """SQNR of the numbers, or of the decisions, whichever is higher; None without any."""
+        decisions = self.decisions()
+        if not decisions.total:
+            return None
+        differing = decisions.total - decisions.same
+        beyond_luck = max(0, differing - 1)  # which of two equal classes wins says nothing
+        of_decisions = _within_limits(sqnr_db(decisions.total, beyond_luck))
+        return max(of_decisions, self._sqnr_db()) if self.is_compared else of_decisions
 
     def _cosine(self) -> float:
         """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""
@@ -174,11 +158,6 @@ class OutputTally:
     def _sums(self) -> tuple[np.ndarray, np.ndarray]:
         """The sums of squares of each feed: of the float values, and of the errors."""
         return np.concatenate(self.signals), np.concatenate(self.noises)
-
-
-def _best_db(found: Iterable[float]) -> float | None:
-    """The highest of these figures; None without any."""
-    return max(map(_within_limits, found), default=None)
 
 
 def _within_limits(db: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Feed, Samples, spread
@@ -84,8 +85,10 @@ def hold_out_judges(job: QuantJob) -> Judging:
 
 
 def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
-    """Whether ranges were measured on the samples that would judge, and there are enough; with a
-    contract, which is what they all are for, only where 4-bit weights are fitted to them.
+    """Whether ranges were measured on the samples that would judge, and there are enough.
+
+    With a contract, which is what they all are for, only where 4-bit weights are fitted to them.
+    Not where the model only decides: it takes many samples to tell shares of decisions apart.
     """
     if job.samples is None or job.stats is None or len(job.samples) < POLICY.least_held_out:
         return False
@@ -93,7 +96,8 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
     if job.contract is not None:
         enough = len(job.samples) >= 2 * POLICY.holdout
         return bool(is_fitted and enough and _judges_by_calibration_samples(job))
-    return job.evaluation is job.samples and not job.samples.are_random and not plan.in_four_bits
+    is_given = job.evaluation is job.samples and not job.samples.are_random
+    return is_given and not plan.in_four_bits and not _only_decides(job.model)
 
 
 def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
@@ -180,14 +184,21 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
 
 def _with_splices(job: QuantJob, judges: Samples) -> Samples:
     """The judges, and splices of them while these run soon: an error that is rare and large shows
-    in none of a few samples. The judges alone where they are labelled, random, or of a contract.
+    in none of a few samples. The judges alone where they are labelled, random, or of a contract,
+    and where the model only decides: splices are nearer to ties than what it was trained for.
     """
     count = POLICY.most_drawn_samples
     is_plain = judges.labels is None and job.contract is None and not judges.are_random
-    if not is_plain or not 1 < len(judges) < count:
+    if not is_plain or not 1 < len(judges) < count or _only_decides(job.model):
         return judges
     more = _as_many_as_run_soon(job, judges.spliced(count))
     return judges if more is None or len(more) < len(judges) else more
+
+
+def _only_decides(model: ir.Model) -> bool:
+    """Whether all outputs are known to hold no floats, but classes."""
+    types = [value.dtype for value in model.graph.outputs]
+    return all(dtype is not None and not dtype.is_floating_point() for dtype in types)
 
 
 def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from quant_core import api
@@ -53,7 +54,7 @@ def drawn(model: Path, count: int) -> Samples:
 
 def job(model: Path, samples: Samples | None, ms: float = 1e-3, **options) -> QuantJob:
     given = {"samples": samples, "evaluation": samples, "costs": Taking(ms)} | options
-    return QuantJob(None, model, 1, PLAN, **given)
+    return QuantJob(ir.load(model), model, 1, PLAN, **given)
 
 
 def test_random_samples_that_ranges_are_measured_on_judge_nothing(model):
@@ -95,6 +96,16 @@ def test_splices_of_given_samples_judge_too_while_the_model_runs_on_them_soon(mo
     assert (len(many), len(few)) == (POLICY.most_drawn_samples, POLICY.drawn_samples)
     columns = [set(column) for column in np.concatenate([few[i]["x"] for i in range(4)]).T]
     assert all(value in columns[k] for feed in many for k, value in enumerate(feed["x"][0]))
+
+
+def test_all_given_samples_and_no_splices_judge_a_model_that_gives_classes_alone(tmp_path):
+    path = tmp_path / "m.onnx"
+    text = "(float[1,8] x) => (int64[1,1] y) { z = MatMul(x, w) y = ArgMax<axis = 1>(z) }"
+    onnx.save(sketch(text, weights(w=(8, 4))), path)
+    deciding = job(path, given(path, 8), stats=Statistics())
+
+    assert not needs_hold_out(deciding, PLAN)
+    assert choose_judges(deciding).judges is deciding.samples
 
 
 def test_nothing_is_held_out_of_few_samples_or_where_others_judge(model):
