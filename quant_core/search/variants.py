@@ -125,7 +125,8 @@ def worth_trying(
     1. MatMuls in ways of their own: if there are more than a few of them.
     2. One scale per weight: if the same computes with more scales left fidelity to spare.
     3. Outliers treated: if the same computes without treatment were not faithful.
-    4. A last resort: if nothing that satisfies the contract, or reaches the aim, is good enough.
+    4. A last resort: if nothing that satisfies the contract, or reaches the aim, is good enough;
+       and what computes in float for the most part is no better than a last resort.
     5. Never the same plan twice.
     """
     is_for_matmuls = variant.matmul in (Compute.DYNAMIC, Compute.BLOCKS)
@@ -145,6 +146,7 @@ def worth_trying(
             usable = satisfying(usable, contract)
         else:
             usable = [c for c in usable if c.reaches_aim]
+        usable = [c for c in usable if _computes_in_integers(c.plan)]
         if max((c.worth for c in usable), default=0.0) > POLICY.good_worth:
             return False
     return not was_tried(plan, trials)  # 5
@@ -169,6 +171,12 @@ def _latest_like(plan: QuantPlan, trials: Iterable[Trial]) -> Candidate | None:
     """The latest candidate whose nodes compute as the plan's do, with the same outliers treated."""
     alike = candidates_of(t for t in trials if _computes(t.plan) == _computes(plan))
     return alike[-1] if alike else None
+
+
+def _computes_in_integers(plan: QuantPlan) -> bool:
+    """Whether half of the nodes with weights do, or more."""
+    weighted = [n for n in plan.nodes if n.weights]
+    return 2 * sum(n.compute.is_integer for n in weighted) >= len(weighted)
 
 
 def _has_few_matmuls(plan: QuantPlan) -> bool:

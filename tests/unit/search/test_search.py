@@ -24,7 +24,7 @@ from quant_core.model import graph
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS, Runtime
-from quant_core.plan.types import IN_FLOAT16, Compute
+from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import is_expected_to_satisfy, satisfying
@@ -371,6 +371,20 @@ def test_one_scale_per_weight_is_tried_if_fidelity_is_to_spare(options, sqnr_db,
     variants = worth_a_trial(problem, trials)
 
     assert any(v.granularity == PerTensor() for v in variants) == is_worth_it
+
+
+@pytest.mark.parametrize(("float_nodes", "is_worth_it"), [(0, False), (1, False), (2, True)])
+def test_weights_that_are_only_stored_are_tried_where_most_nodes_compute_in_float(
+    float_nodes, is_worth_it
+):
+    problem = Problem(convs())
+    nodes = [n.node for n in problem.plan.nodes if n.weights][:float_nodes]
+    plan = with_choice(problem.model, problem.plan, nodes, IN_FLOAT)
+    judged = problem.bench.judge_fidelity(problem.calibrated.build(plan, "fast and faithful"))
+    trials = [Trial("fast and faithful", plan, replace(judged, cost=Cost(1.0, 1.5)))]
+
+    assert trials[0].candidate.reaches_aim
+    assert (VARIANTS[-1] in worth_a_trial(problem, trials)) == is_worth_it
 
 
 def unbalanced() -> onnx.ModelProto:
