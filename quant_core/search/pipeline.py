@@ -164,7 +164,7 @@ def _made(
         float_model=found.calibrated.model,
         original=job.original,
         float_size_bytes=job.float_size_bytes,
-        judges=judging.judges,
+        judges=job.evaluation,
         deadline=job.deadline,
         worst_db=checked.worst_db,
         unchecked=checking is None,

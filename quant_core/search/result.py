@@ -30,7 +30,7 @@ class Made:
     """The model that is to be written, the float model that it was made of, and why it is as it is.
 
     original   the file of the float model
-    judges     the samples that it was judged by
+    judges     the evaluation samples, or else those of the calibration
     deadline   when its sensitivities should be known
     worst_db   SQNR of its worst output in dB, None if that was not checked
     unchecked  whether no sample could be drawn to check it with
