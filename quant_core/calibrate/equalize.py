@@ -47,6 +47,7 @@ from quant_core.calibrate.scale_groups import (
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.model.values import values_of
+from quant_core.plan.tied import tied_products
 
 METADATA = "quantmill.equalized"  # entry of the model's metadata: JSON, group -> base64 of float16
 # What a multiplication must gain in SQNR of a product's input. Judge a change with `python -m
@@ -89,7 +90,13 @@ def equalize(
 
     Raises: ModelError if the model does not run.
     """
-    of_products = [g for g in product_groups(model) if g.writers or g.name in multiplied]
+    tied = tied_products(model.graph)  # scaled, they would be no table any longer
+    of_products = [
+        group
+        for group in product_groups(model)
+        if (group.writers or group.name in multiplied)
+        and tied.isdisjoint(str(node.name) for node in group.readers)
+    ]
     groups = scale_groups(model) + of_products
     measured = {tensor: group.axis for group in groups for tensor in group.quantized_tensors}
     maxima = channel_maxima(model, measured, feeds)

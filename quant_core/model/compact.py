@@ -25,7 +25,10 @@ def keep_compact(folded: ir.Model, before: ir.Model, *, stays_float: bool = Fals
     1. A constant that stays float, as all do that no operator multiplies by: what its nodes read,
        and nobody else does, has fewer bytes.
     2. A weight that is going to be integers: all that its nodes read has fewer bytes than these.
-       Otherwise it stays a constant, as only constants compute in integers.
+       Otherwise it stays a constant, as only constants compute in integers. A weight that another
+       operator multiplies by is in the file all the same, and counts nothing: what is split off
+       it, or sliced out of it, would be stored twice. Only its transpose stays a constant, where
+       it is a table: products share the integers of that.
     3. Whatever else these nodes make is no constant either: the other parts of a Split, say.
     4. What was made again first may read what was made again later: nodes are put in order.
     """
@@ -86,7 +89,9 @@ class _Unfold:
         is_multiplied = any(node.op_type in graph.WEIGHTED for node in graph.consumers(value))
         to_integers = is_multiplied and not self.stays_float
         dense = tensor.nbytes * (INTEGER_SHARE if to_integers else 1)
-        read = leaves if to_integers else [v for v in leaves if v.name not in self.values]  # 2, 1
+        read = [v for v in leaves if v.name not in self.values]  # 1
+        if to_integers:
+            read = [v for v in leaves if not self._is_stored_for_others(v, nodes)]  # 2
         compact = sum(v.const_value.nbytes for v in read if v.const_value is not None)
         compact += sum(_size_in_file(node) for node in nodes)
         if compact >= dense:
@@ -106,6 +111,15 @@ class _Unfold:
             again = self.values[str(constant.name)]
             again.type, again.shape = constant.type, constant.shape
             constant.replace_all_uses_with(again, replace_graph_outputs=True)
+
+    def _is_stored_for_others(self, leaf: ir.Value, nodes: list[ir.Node]) -> bool:
+        """Rule 2: whether the constant is a weight in the folded model, whoever these nodes are."""
+        kept = self.values.get(str(leaf.name))
+        if kept is None or kept.const_value is None:
+            return False
+        readers = {n.op_type for n in graph.consumers(kept) if n.op_type in graph.WEIGHTED}
+        is_transposed = [node.op_type for node in nodes] == ["Transpose"]
+        return bool(readers - {"Gather"} if is_transposed else readers)
 
     def _chain(self, name: str) -> tuple[list[ir.Node], list[ir.Value]]:
         """The nodes that make a value, in the order in which they run, and the constants they read.

@@ -18,10 +18,12 @@ from quant_core.model.origins import origins_of
 from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, float16_constants
+from quant_core.numerics.granularity import PerTensor
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.plan.operators import RULES, DynamicPattern, mean_axis, weight_positions
 from quant_core.plan.static_nodes import activations, static_nodes
 from quant_core.plan.targets import TARGETS, Target
+from quant_core.plan.tied import tied_products
 from quant_core.plan.types import (
     Compute,
     NodeChoice,
@@ -75,6 +77,7 @@ def make_plan(
     choices = dict(choices or {})
     for name in choices.keys() & {str(n.name) for n in inner}:
         choices[name] = replace(choices[name], compute=None)  # branches compute in float
+    _keep_scales_of_tables(own + inner, choices)
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
 
@@ -243,6 +246,15 @@ def _known_as(
         in_file = (name for known in (node, *before) for name in origins.get(known, ()))
         found[node] = (*before, *in_file)
     return found
+
+
+def _keep_scales_of_tables(nodes: list[ir.Node], choices: dict[str, NodeChoice]) -> None:
+    """Edit `choices` in place: a product that shares its integers with a table has a scale for each
+    channel, as one scale does not serve the rows of a table and both would be stored.
+    """
+    one_scale = {name for name, choice in choices.items() if choice.granularity == PerTensor()}
+    for name in one_scale & tied_products(nodes) if one_scale else ():
+        choices[name] = replace(choices[name], granularity=None)
 
 
 def _keep_shared_in_float(nodes: list[ir.Node], weighted: dict[str, NodePlan]) -> None:

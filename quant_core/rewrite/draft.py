@@ -40,6 +40,7 @@ class Written:
     products  integers -> the weight of dynamic products
     blocks    integers -> the weight of products in blocks of 4 bits
     floats    weight of a float operator -> the value that it reads instead
+    standard  (weight of a float operator, storage) -> what the standard DequantizeLinear gives
     float16   (constant, graph) -> that constant, cast back from float16 in this graph
     inputs    tensor -> what quantizes it at run time
     biases    static node -> its int32 bias
@@ -51,6 +52,7 @@ class Written:
     products: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
     blocks: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
     floats: dict[FloatKey, ir.Value] = field(default_factory=dict)
+    standard: dict[tuple[ir.Value, Storage], ir.Value] = field(default_factory=dict)
     float16: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
     inputs: dict[ir.Value, DynamicInput] = field(default_factory=dict)
     biases: dict[ir.Node, ir.Value] = field(default_factory=dict)

@@ -13,6 +13,8 @@ from quant_core.plan.weighted_nodes import is_folded
 from quant_core.rewrite import emit
 from quant_core.rewrite.draft import Draft, FloatKey, owner
 from quant_core.rewrite.rounding import bias_of
+from quant_core.rewrite.weight_cache import Rounded
+from quant_core.rewrite.writer import Cursor
 
 
 def write_weight_only(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
@@ -50,6 +52,9 @@ def write_other_readers(draft: Draft) -> None:
         if weight.uses() and not weight.is_graph_output():
             write = draft.writer.first(owner(weight))
             weight.replace_all_uses_with(emit.write_folded(write, str(weight.name), rounded))
+    for (weight, _), value in draft.written.standard.items():
+        if weight.uses() and not weight.is_graph_output():
+            weight.replace_all_uses_with(value)
     for (weight, home), value in list(draft.written.float16.items()):
         if home is owner(weight) and not weight.is_graph_output():
             weight.replace_all_uses_with(value)
@@ -66,19 +71,41 @@ def write_float16_constants(draft: Draft) -> None:
 
 
 def _standard(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> None:
-    """The weight at this input behind the standard DequantizeLinear."""
+    """The weight at this input behind the standard DequantizeLinear.
+
+    1. Operators of several layouts read one value.
+    2. Integers that a table or an integer operator reads already are not stored again.
+    """
     weight = graph.value(node.inputs[position])
-    key = _float_key(node, weight, planned)
-    known = draft.written.floats
-    if key not in known:
-        write, name = draft.writer.first(owner(weight)), str(weight.name)
-        found = draft.rounding.standard(node, weight, planned)
-        scale, zero_point = found.scale, found.zero_point
-        value = emit.write_qdq(write, name, found.q, scale, zero_point, found.axis, found.block)
-        if found.rows is not None:
-            value = emit.write_from_rows(write, name, value, found.rows, graph.shape_of(weight))
-        known[key] = value
+    key, known = (weight, planned.weight_storage), draft.written.standard
+    if key not in known:  # 1
+        write, rounded = draft.writer.first(owner(weight)), draft.written.integers.get(weight)
+        if rounded is not None and _has_scale_per_channel(rounded):  # 2
+            axis = rounded.layout.channel_axis
+            known[key] = emit.write_dequantized(write, str(weight.name), rounded, axis)
+        else:
+            known[key] = _write_standard(draft, write, node, planned, weight)
     node.replace_input_with(position, known[key])
+
+
+def _has_scale_per_channel(rounded: Rounded) -> bool:
+    """Whether DequantizeLinear takes the 8 bits as they are: with a scale for each index of an axis
+    or one for all.
+    """
+    has_axis = rounded.layout.has_one_channel_axis(rounded.shape)
+    return rounded.bits == 8 and (has_axis or not rounded.integers.scale.ndim)
+
+
+def _write_standard(
+    draft: Draft, write: Cursor, node: ir.Node, planned: NodePlan, weight: ir.Value
+) -> ir.Value:
+    """The weight, rounded for this node."""
+    found, name = draft.rounding.standard(node, weight, planned), str(weight.name)
+    scale, zero_point = found.scale, found.zero_point
+    value = emit.write_qdq(write, name, found.q, scale, zero_point, found.axis, found.block)
+    if found.rows is None:
+        return value
+    return emit.write_from_rows(write, name, value, found.rows, graph.shape_of(weight))
 
 
 def _folded(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
@@ -16,6 +15,7 @@ from quant_core.plan.operators import (
     weight_layout,
     weight_positions,
 )
+from quant_core.plan.tied import has_rows_of
 from quant_core.plan.types import Compute, NodePlan, Storage
 from quant_core.rewrite import emit
 from quant_core.rewrite.draft import Draft, owner
@@ -25,9 +25,14 @@ from quant_core.rewrite.weight_cache import Rounded
 
 @dataclass(frozen=True, slots=True)
 class _Tied:
-    """A product that has the integers of a table."""
+    """A product that has the integers of a table.
+
+    of_product, rounded  they as they lie in its weight, and in the table
+    """
 
     product: NodePlan
+    weight: ir.Value
+    of_product: Rounded
     rounded: Rounded
 
 
@@ -37,6 +42,8 @@ def write_table(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     tied = _tied(draft, table, planned)
     rounded = draft.rounding.table(node, table, planned) if tied is None else tied.rounded
     draft.written.integers.setdefault(table, rounded)
+    if tied is not None:
+        draft.written.integers.setdefault(tied.weight, tied.of_product)
     # An integer product needs the integers in its own graph, which the table then shares.
     is_local = tied is not None and tied.product.compute is not Compute.FLOAT
     home = draft.writer.first(graph.home(node) if is_local else owner(table))
@@ -60,13 +67,12 @@ def _tied(draft: Draft, table: ir.Value, planned: NodePlan) -> _Tied | None:
         weight = graph.value(node.inputs[weight_positions(node)[0]])
         layout = weight_layout(node, weight)
         if weight is table and not layout.is_straight and other.storage is Storage.INT8:  # 2
-            return _Tied(other, draft.rounding.integers(node, weight, other))
-        if layout.transposed_shape(graph.shape_of(weight)) != shape:
-            continue
-        rows = layout.matrix(graph.array(weight))
-        if np.array_equal(rows, graph.array(table)):  # 1
             found = draft.rounding.integers(node, weight, other)
-            return _Tied(other, replace(found, layout=ROW_SCALES, shape=shape))
+            return _Tied(other, weight, found, found)
+        if has_rows_of(node, weight, table):  # 1
+            found = draft.rounding.integers(node, weight, other)
+            of_rows = replace(found, layout=ROW_SCALES, shape=shape)
+            return _Tied(other, weight, found, of_rows)
     return None
 
 

@@ -238,3 +238,15 @@ def test_a_static_plan_multiplies_inputs_of_products_and_makes_the_same_bytes_ag
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
     checked = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", ROWS, detailed=True)
     assert {row["node"] for row in checked.sensitivity} >= {"q", "v"}
+
+
+def test_a_product_that_shares_a_table_is_not_scaled():
+    """Its integers would no longer be those of the table, which would be stored beside them."""
+    text = """(int64[n] ids) => (float[n,40] y) {
+        e = Gather(table, ids) t = Tanh(e) y = MatMul(t, turned)
+    }"""
+    table = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    table[:, 0] *= 100
+    model = normalized(sketch(text, {"table": table, "turned": table.T.copy()}))
+
+    assert equalize(model, [{"ids": np.arange(9)}], multiplied=["t"]) is None

@@ -11,12 +11,13 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, run
+from quant_core.numerics.granularity import PerChannel, PerTensor
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
-from quant_core.plan.types import QuantPlan
+from quant_core.plan.types import Compute, NodeChoice, QuantPlan
 from quant_core.rewrite.apply import apply_plan
-from tests.models import sketch
+from tests.models import random_feed, sketch
 from tests.oracle.cases import weights
 
 RNG = np.random.default_rng(0)
@@ -55,6 +56,49 @@ def test_a_square_table_that_is_multiplied_too_is_not_transposed(tmp_path, mode,
     _, made = quantized(model, tmp_path, mode=mode, bits=bits)
 
     assert min(outputs_db(model, made, feed)) > (30 if bits == 8 else 12)
+
+
+READERS = {
+    "a table and a Gemm": """(int64[n] ids) => (float[n,300] y) {
+        e = Gather(table, ids) t = Tanh(e) y = Gemm<transB = 1>(t, table) }""",
+    "a table and its transpose": """(int64[n] ids) => (float[n,300] y) {
+        e = Gather(table, ids) t = Tanh(e) turned = Transpose<perm = [1, 0]>(table)
+        y = MatMul(t, turned) }""",
+    "Gemms with and without transB": """(float[n,64] x) => (float[n,64] y) {
+        a = Gemm<transB = 1>(x, table) t = Tanh(a) y = Gemm(t, table) }""",
+    "a product and its transpose": """(float[n,64] x) => (float[n,64] y) {
+        turned = Transpose<perm = [1, 0]>(table) a = MatMul(x, turned) t = Tanh(a)
+        y = MatMul(t, table) }""",
+    "a product and a part": """(float[n,300] x) => (float[n,64] y, float[n,32] z) {
+        y = MatMul(x, table) left, right = Split<axis = 1>(table, halves) p = MatMul(x, left)
+        q = MatMul(x, right) z = Mul(p, q) }""",
+}
+
+
+@pytest.mark.parametrize("runtime", ["folded", "qdq"])
+@pytest.mark.parametrize("readers", READERS)
+def test_a_weight_is_stored_once_whoever_reads_it(tmp_path, readers, runtime):
+    table = RNG.normal(size=(300, 64)).astype(np.float32)
+    model = sketch(READERS[readers], {"table": table, "halves": np.array([32, 32])})
+
+    _, made = quantized(model, tmp_path, mode="weight_only", runtime=runtime)
+
+    assert 0.25 < made.ByteSize() / model.ByteSize() < 0.32
+    assert min(outputs_db(model, made, random_feed(model))) > 30
+
+
+def test_a_product_that_shares_a_table_keeps_a_scale_for_each_row(tmp_path):
+    """One scale for all would not serve the table, and integers would be stored twice."""
+    table = RNG.normal(size=(300, 64)).astype(np.float32)
+    path = tmp_path / "model.onnx"
+    onnx.save(sketch(READERS["a table and its transpose"], {"table": table}), path)
+    model = prepare(path)
+    product = next(str(n.name) for n in model.graph if n.op_type == "MatMul")
+    one_scale = {product: NodeChoice(Compute.DYNAMIC, granularity=PerTensor())}
+
+    plan = make_plan(model, QuantConfig(), TARGETS["x86"], one_scale)
+
+    assert next(n for n in plan.nodes if n.node == product).granularity == PerChannel()
 
 
 def test_other_readers_of_a_table_read_what_its_integers_stand_for(tmp_path):

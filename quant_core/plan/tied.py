@@ -1,0 +1,46 @@
+"""Which products have the rows of a table as their output channels: both are stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from quant_core.model import graph
+from quant_core.plan.operators import RULES, DynamicPattern, weight_layout, weight_positions
+
+
+def tied_products(nodes: Iterable[ir.Node]) -> set[str]:
+    """The names of products with constant weights that are a table too, as it is or transposed."""
+    nodes = list(nodes)
+    tables = {graph.value(node.inputs[0]) for node in nodes if _is_lookup(node)}
+    return {str(node.name) for node in nodes if any(_is_tied(node, table) for table in tables)}
+
+
+def _is_lookup(node: ir.Node) -> bool:
+    """Whether the node picks rows of a constant table."""
+    rule = RULES.get(node.op_type)
+    if rule is None or not rule.is_table or graph.attribute(node, "axis", 0) != 0:
+        return False
+    return graph.is_float_weight(node.inputs[0])
+
+
+def _is_tied(node: ir.Node, table: ir.Value) -> bool:
+    rule = RULES.get(node.op_type)
+    if rule is None or rule.dynamic_pattern is not DynamicPattern.MATMUL:
+        return False
+    weight = node.inputs[weight_positions(node)[0]]
+    if not graph.is_float_weight(weight):
+        return False
+    return weight is table or has_rows_of(node, graph.value(weight), table)
+
+
+def has_rows_of(node: ir.Node, weight: ir.Value, table: ir.Value) -> bool:
+    """Whether the output channels of a product with this weight are the rows of the table."""
+    layout = weight_layout(node, weight)
+    if layout.transposed_shape(graph.shape_of(weight)) != graph.shape_of(table):
+        return False
+    rows, expected = layout.matrix(graph.array(weight)), graph.array(table)
+    # one row tells most weights apart
+    return np.array_equal(rows[:1], expected[:1]) and np.array_equal(rows, expected)
