@@ -111,11 +111,13 @@ def validate(
     workers: Workers,
     job: JobValues,
     quantized: Location,
-    prepared: Location | None = None,
+    folder: Location | None = None,
+    spent_s: float = 0.0,
 ) -> Answer:
     """Compare the outputs of both models, and judge them by the contract.
 
-    prepared  the file of the prepared model, if the sensitivity of each node is to be measured too
+    folder   where `prepare` wrote, if the sensitivity of each node is to be measured too
+    spent_s  of the time budget by the stages before this one
     """
     contract = job["contract"]
     request = {
@@ -124,18 +126,29 @@ def validate(
         "samples": job["judged_by"],
         "contract": contract,
         "metric": contract["metric"] if contract else None,
-        "prepared": str(prepared) if prepared is not None else None,
+        "spent_s": spent_s,
+        **(_prepared(folder) if folder is not None else {}),
     }
     return workers.run("validate", job["input"], request)
 
 
 @task(name="sensitivity", task_run_name="sensitivity {name}", **ONE_STAGE)
 def sensitivity(
-    name: str, workers: Workers, job: JobValues, folder: Location, quantized: Location, shards: int
+    name: str,
+    workers: Workers,
+    job: JobValues,
+    folder: Location,
+    quantized: Location,
+    shards: int,
+    spent_s: float,
 ) -> Answer:
-    """Measure the sensitivity of each node, with the samples shared out over `shards` workers."""
+    """Measure the sensitivity of each node, with the samples shared out over `shards` workers.
+
+    spent_s  of the time budget by the stages before this one
+    """
     request = {
-        "prepared": str(folder / "prepared.onnx"),
+        **_prepared(folder),
+        "spent_s": spent_s,
         "quantized": str(quantized),
         "samples": job["judged_by"],
     }

@@ -72,8 +72,8 @@ class ModelRun:
         name, folder, values = self.job.label, self.stages.files, self.job.to_dict()
         output = self._made
         shares = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
-        # Given the prepared model, validate measures sensitivity too. More workers share that.
-        prepared = folder / "prepared.onnx" if shards == 1 else None
+        # Given that folder, validate measures sensitivity too. More workers share that.
+        detailed_by = folder if shards == 1 else None
         workers = self.workers
 
         self._step("prepare", lambda: tasks.prepare(name, workers, values, folder, self.costs))
@@ -97,11 +97,16 @@ class ModelRun:
             ),
         )
         if self._can_be_run():
-            self._step("validate", lambda: tasks.validate(name, workers, values, output, prepared))
+            self._step(
+                "validate",
+                lambda: tasks.validate(name, workers, values, output, detailed_by, self._spent_s),
+            )
         if "validate" in self.answers and not self.answers["validate"]["result"]["detailed"]:
             self._step(
                 "sensitivity",
-                lambda: tasks.sensitivity(name, workers, values, folder, output, shards),
+                lambda: tasks.sensitivity(
+                    name, workers, values, folder, output, shards, self._spent_s
+                ),
             )
         self._attempt("publish", self._publish)
         self.notify(Made(self.job.name, str(self.job.output)))

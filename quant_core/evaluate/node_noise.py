@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quant_core.calibrate.equalize import equalized_like
 from quant_core.data.samples import Samples
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
 from quant_core.model.session import open_session, run
@@ -40,11 +41,14 @@ def isolated_db(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> dict[str,
     return {node.node: node.isolated_db for node in found}
 
 
-def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[NodeNoise]:
+def measure_noise(
+    model: ir.Model, quantized: ir.Model, feeds: Feeds, deadline: Deadline = NO_DEADLINE
+) -> list[NodeNoise]:
     """One row for each node with a float output that both models have, in graph order.
 
     model      the prepared float model, which names tensors as the quantized one does
     quantized  the model made from it; its metadata hold the scale factors of equalized channels
+    deadline   when it should end: then it is of fewer feeds, at least of one
 
     For each feed the quantized model runs twice: as it is, for the cumulative noise, and with every
     shared tensor replaced by the float model's values, for the isolated noise. An output counts as
@@ -52,11 +56,16 @@ def measure_noise(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[No
 
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """
-    return _measure(model, quantized, feeds, is_cumulative=True)
+    return _measure(model, quantized, feeds, is_cumulative=True, deadline=deadline)
 
 
 def _measure(
-    model: ir.Model, quantized: ir.Model, feeds: Feeds, *, is_cumulative: bool
+    model: ir.Model,
+    quantized: ir.Model,
+    feeds: Feeds,
+    *,
+    is_cumulative: bool,
+    deadline: Deadline = NO_DEADLINE,
 ) -> list[NodeNoise]:
     """As `measure_noise`; unless `is_cumulative`, the isolated noise stands for the cumulative."""
     model = equalized_like(model, quantized)
@@ -66,7 +75,10 @@ def _measure(
         return []
     ends = {name: flat_ends(graph.first_output(nodes[name])) for name in shared}
     squares: dict[str, list[tuple[float, float, float]]] = {name: [] for name in shared}
-    for name, values in _outputs(model, quantized, shared, feeds, is_cumulative=is_cumulative):
+    found = _outputs(
+        model, quantized, shared, feeds, is_cumulative=is_cumulative, deadline=deadline
+    )
+    for name, values in found:
         if len({x.shape for x in values}) > 1:
             continue
         if ends[name] != EVERYWHERE:
@@ -83,7 +95,13 @@ def _measure(
 
 
 def _outputs(
-    model: ir.Model, quantized: ir.Model, tensors: list[str], feeds: Feeds, *, is_cumulative: bool
+    model: ir.Model,
+    quantized: ir.Model,
+    tensors: list[str],
+    feeds: Feeds,
+    *,
+    is_cumulative: bool,
+    deadline: Deadline,
 ) -> Iterator[tuple[str, list[NDArray[Any]]]]:
     """Each of these tensors for each feed: its name, its values in float, with the noise of its
     node alone and, if `is_cumulative`, with the noise of all before it.
@@ -103,7 +121,7 @@ def _outputs(
     as_read = {name: str(_as_read(made[name]).name) for name in tensors}
     whole_parts = [[as_read[name] for name in part] if is_cumulative else [] for part in parts]
     in_integers = PartwiseRunner(quantized, whole_parts, packed=False)
-    for feed in feeds:
+    for feed in deadline.limit(feeds):
         runs = zip(in_float.run(feed), in_integers.run(feed), strict=True)
         for part, (exact, whole), session, cut in zip(parts, runs, sessions, cuts, strict=True):
             known = dict(feed) | exact

@@ -19,6 +19,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples
 from quant_core.data.spec import RANDOM, SampleSpec
+from quant_core.deadline import NO_DEADLINE
 from quant_core.errors import DataError
 from quant_core.evaluate.node_noise import measure_noise
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
@@ -140,12 +141,19 @@ def validate(
     samples: Row,
     contract: Row | None,
     metric: str | None,
-    prepared: str | None,
+    prepared: str | None = None,
+    plan: str | None = None,
+    spent_s: float = 0.0,
 ) -> Row:
     """How near the quantized model is to its original.
 
     prepared  the prepared model: with it, the answer has the quantization noise of each node too
+    plan      whose time budget that noise is measured in
+    spent_s   of that budget by the stages before this one
+
+    Whatever time is left, all samples are compared: the verdict is about all of them.
     """
+    started = time.perf_counter()
     spec = SampleSpec.from_dict(samples)
     feeds = samples_for(model, spec, Path(model), Path(quantized))
     validation = judging.validate_model(
@@ -157,14 +165,26 @@ def validate(
     )
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:
-        rows = sensitivities([_measure_noise(prepared, quantized, feeds)])
+        spent_s += time.perf_counter() - started
+        rows = sensitivities([_measure_noise(prepared, plan, quantized, feeds, spent_s)])
         answer["sensitivity"] = [asdict(row) for row in rows]
     return answer
 
 
-def sensitivity(prepared: str, quantized: str, samples: Row, shard: tuple[int, int]) -> Row:
-    """The quantization noise of each node on one shard of a few samples."""
-    found = _measure_noise(prepared, quantized, _open(prepared, samples), shard)
+def sensitivity(
+    prepared: str,
+    plan: str,
+    quantized: str,
+    samples: Row,
+    shard: tuple[int, int],
+    spent_s: float = 0.0,
+) -> Row:
+    """The quantization noise of each node on one shard of a few samples.
+
+    spent_s  of the time budget by the stages before this one
+    """
+    feeds = _open(prepared, samples)
+    found = _measure_noise(prepared, plan, quantized, feeds, spent_s, shard)
     return {"noise": [noise.to_dict() for noise in found]}
 
 
@@ -225,11 +245,20 @@ def _open(model: str, samples: Row, sizes: Mapping[str, int] | None = None) -> S
 
 
 def _measure_noise(
-    prepared: str, quantized: str, samples: Samples, shard: tuple[int, int] = (0, 1)
+    prepared: str,
+    plan: str | None,
+    quantized: str,
+    samples: Samples,
+    spent_s: float,
+    shard: tuple[int, int] = (0, 1),
 ) -> list[NodeNoise]:
+    """On a few of the samples, or fewer where the plan's time budget ends."""
+    deadline = NO_DEADLINE
+    if plan is not None:
+        deadline = deadline_of(disk_bytes(Path(prepared)), _plan(plan).config, spent_s)
     few = samples.subsample(POLICY.sensitivity_samples)
     feeds = few.shard(*shard) if shard[0] < len(few) else ()
-    return measure_noise(load_normalized(prepared), files.load(quantized), feeds)
+    return measure_noise(load_normalized(prepared), files.load(quantized), feeds, deadline)
 
 
 def _plan(path: str) -> QuantPlan:

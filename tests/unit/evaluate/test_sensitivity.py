@@ -11,6 +11,7 @@ from onnx import helper
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
+from quant_core.deadline import Deadline
 from quant_core.evaluate.node_noise import measure_noise, measure_sensitivity
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model.session import sizes_of
@@ -109,6 +110,14 @@ def test_shares_of_the_samples_merge_to_the_last_bit(shards):
     merged = sensitivities(through_json)
     whole = measure_sensitivity(model, quantized, FEEDS)
     assert sorted(merged, key=repr) == sorted(whole, key=repr)
+
+
+def test_where_no_time_is_left_one_sample_is_measured():
+    model = chain()
+
+    found = measure_noise(model, static(model), FEEDS, Deadline.after(0.0))
+
+    assert {len(noise.signal) for noise in found} == {1}
 
 
 def test_tensors_that_are_measured_in_parts_have_the_same_noise(monkeypatch):
