@@ -1,4 +1,13 @@
-"""Which samples weights are fitted to, and which judge candidates and the finished file."""
+"""Which samples weights are fitted to, and which judge candidates and the finished file.
+
+| without a contract | what judges candidates in 8 bits |
+|---|---|
+| evaluation samples | a few of these |
+| no samples, or random ones for calibration | other random ones |
+| 4 calibration samples or more | those held out of them, and splices of these |
+| fewer | all of them, and splices of them |
+| whole numbers alone as outputs | a few of the calibration samples |
+"""
 
 from __future__ import annotations
 
@@ -31,7 +40,7 @@ class Judging:
 
     is_held_out  whether the judges were split off the calibration samples; what they choose is then
                  fitted to all of those
-    judges       where calibration samples are random ones, others, unless there is a contract
+    judges       the evaluation samples, or what stands in for them where there are none
     drawn        random ones where no sample is given: ways are timed on them, and the file checked
     note         what makes the judgement doubtful, "" if nothing
     """
