@@ -4,8 +4,8 @@
 |---|---|
 | evaluation samples | a few of these |
 | no samples, or random ones for calibration | other random ones |
-| 4 calibration samples or more | those held out of them, and splices of these |
-| fewer | all of them, and splices of them |
+| 4 calibration samples or more | those held out of them; if these are few, splices of them too |
+| 2 or 3 | all of them, and splices of them |
 | whole numbers alone as outputs | a few of the calibration samples |
 """
 
@@ -196,11 +196,11 @@ def _with_splices(job: QuantJob, judges: Samples) -> Samples:
     in none of a few samples. The judges alone where they are labelled, random, or of a contract,
     and where the model only decides: splices are nearer to ties than what it was trained for.
     """
-    count = POLICY.most_drawn_samples
     is_plain = judges.labels is None and job.contract is None and not judges.are_random
-    if not is_plain or not 1 < len(judges) < count or _only_decides(job.model):
+    is_few = 1 < len(judges) < POLICY.few_judges
+    if not is_plain or not is_few or _only_decides(job.model):
         return judges
-    more = _as_many_as_run_soon(job, judges.spliced(count))
+    more = _as_many_as_run_soon(job, judges.spliced(POLICY.most_drawn_samples))
     return judges if more is None or len(more) < len(judges) else more
 
 

@@ -80,6 +80,8 @@ class SearchPolicy:
     # fitted to them; of few samples every second, and none of fewer than these. Not tuned.
     holdout: int = 4
     least_held_out: int = 4
+    # If fewer given samples judge, splices of them do too. Not tuned.
+    few_judges: int = 16
     # Samples for the sensitivity of each node. Not tuned.
     sensitivity_samples: int = 4
     # Given samples on which a finished file is checked. Not tuned.

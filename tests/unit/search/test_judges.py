@@ -93,7 +93,10 @@ def test_splices_of_given_samples_judge_too_while_the_model_runs_on_them_soon(mo
     many = hold_out_judges(job(model, samples, stats=Statistics())).judges
     few = hold_out_judges(job(model, samples, 1e3, stats=Statistics())).judges
 
+    enough = hold_out_judges(job(model, given(model, 64), stats=Statistics())).judges
+
     assert (len(many), len(few)) == (POLICY.most_drawn_samples, POLICY.drawn_samples)
+    assert len(enough) == 16
     columns = [set(column) for column in np.concatenate([few[i]["x"] for i in range(4)]).T]
     assert all(value in columns[k] for feed in many for k, value in enumerate(feed["x"][0]))
 
