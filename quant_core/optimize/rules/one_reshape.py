@@ -40,10 +40,9 @@ def one_reshape(model: ir.Model, facts: Facts) -> list[Applied]:
 def _only_reshapes(node: ir.Node | None, facts: Facts) -> bool:
     if node is None or node.domain:
         return False
-    if node.op_type in RESHAPING:
-        return True
-    sizes = facts.shape(node.inputs[0])
-    axes = _axes(node) if node.op_type in REDUCING else None
+    if node.op_type not in REDUCING:
+        return node.op_type in RESHAPING
+    sizes, axes = facts.shape(node.inputs[0]), _axes(node)
     return sizes is not None and bool(axes) and all(sizes[axis] == 1 for axis in axes or ())  # 1.
 
 

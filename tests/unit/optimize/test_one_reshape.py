@@ -73,6 +73,12 @@ def left(text: str) -> list[str]:
             "a = Unsqueeze(x, first) y = Relu(a) b = Squeeze(a, first) z = Sigmoid(b)",
             ["Unsqueeze", "Relu", "Sigmoid"],
         ),
+        (  # a node without inputs
+            "(float[1, 8] x) => (float[1, 8] y)",
+            "none = SequenceEmpty() s = SequenceInsert(none, x) a = ConcatFromSequence<axis = 0>(s)"
+            "y = Relu(a)",
+            ["SequenceEmpty", "SequenceInsert", "ConcatFromSequence", "Relu"],
+        ),
     ],
 )
 def test_shapes_in_a_row_are_one_or_none(shapes, body, operators):
