@@ -16,6 +16,7 @@ class OptimizeResult:
 
     rewrites  one row for each change: rule, node, and the absorbed nodes
     undone    one row for each rule that was taken back: rule, nodes and reason
+    note      that the file is larger than its original, if it is
     """
 
     output: str
@@ -23,6 +24,7 @@ class OptimizeResult:
     float_size_bytes: int
     rewrites: list[dict[str, Any]]
     undone: list[dict[str, Any]]
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

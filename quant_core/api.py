@@ -220,13 +220,15 @@ def optimize_model(
     if found.applied:
         model.metadata_props[REWRITES] = to_text(found.applied)
     sign(model)
-    size_bytes = write_model(model, output)
+    size_bytes, float_size_bytes = write_model(model, output), model_info(path).size_bytes
+    added = size_bytes - float_size_bytes
     return OptimizeResult(
         output=str(output),
         size_bytes=size_bytes,
-        float_size_bytes=model_info(path).size_bytes,
+        float_size_bytes=float_size_bytes,
         rewrites=[change.to_dict() for change in found.applied],
         undone=[asdict(attempt) for attempt in found.undone],
+        note=f"{added} bytes larger than its original: nodes and names take them" * (added > 0),
     )
 
 

@@ -153,6 +153,8 @@ def optimization_view(result: Mapping[str, Any]) -> RenderableType:
         "size": f"{format_size(before)} -> {format_size(after)} ({format_ratio(before, after)})",
         "rewrites": count_words(change["rule"] for change in result["rewrites"]) or "none",
     }
+    if result["note"]:
+        facts["note"] = result["note"]
     for attempt in result["undone"]:
         facts[f"not {attempt['rule']}"] = attempt["reason"]
     return facts_table(facts)

@@ -41,6 +41,17 @@ def test_a_float_model_is_written_that_computes_the_same_with_fewer_nodes(model,
     assert result.rewrites == [{"rule": "fold_into_producer", "node": "c", "absorbed": ["m", "a"]}]
 
 
+def test_a_file_that_is_larger_than_its_original_says_so(tmp_path):
+    path = tmp_path / "small.onnx"
+    onnx.save(sketch("(float[n] x) => (float[n] y) { y = Relu(x) }", {}), path)
+
+    result = quant_core.optimize_model(path, tmp_path / "o.onnx")
+
+    added = result.size_bytes - path.stat().st_size
+    assert added > 0
+    assert result.note.startswith(f"{added} bytes larger than its original")
+
+
 def test_a_plan_lists_the_rewrites_and_a_glob_may_name_what_went(model):
     plan = quant_core.plan_model(model, quant_core.QuantConfig(exclude=("m",)))
 
