@@ -70,7 +70,7 @@ def run_in_openvino(
     """Run all models on all feeds, one thread each.
 
     seconds   how long they are timed in turns on the first feed, 0 for not at all
-    profiles  whether their kernels are timed on it
+    profiles  whether their kernels are timed on it, all models in turns
     export    a model, and the .xml that is written of it before all else
 
     Raises: ModelError if OpenVINO cannot read, compile or run one of them, its end included, or is
@@ -107,11 +107,17 @@ def race_in_openvino(
     return summarize(times, 1)
 
 
-def profile_in_openvino(model: Path | ir.Model, feed: Feed) -> list[Kernel]:
-    """The kernels of a model, and how long each takes. Raises: as `run_in_openvino`."""
-    with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
-        path = _as_file(model, Path(folder))
-        return run_in_openvino([path], [feed], profiles=True).kernels[0]
+def profile_in_openvino(models: Sequence[Path | ir.Model], feed: Feed) -> list[list[Kernel]]:
+    """The kernels of each model, and how long each takes, all models in turns.
+
+    Raises: as `run_in_openvino`.
+    """
+    with tempfile.TemporaryDirectory(prefix="quantmill-") as name:
+        folders = [Path(name, str(i)) for i in range(len(models))]
+        for folder in folders:
+            folder.mkdir()
+        paths = [_as_file(model, folder) for model, folder in zip(models, folders, strict=True)]
+        return run_in_openvino(paths, [feed], profiles=True).kernels
 
 
 def _answer(folder: Path, command: list[str], limit_s: float) -> dict[str, Any]:

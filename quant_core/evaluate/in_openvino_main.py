@@ -66,10 +66,10 @@ class _Work:
             requests = [model.create_infer_request() for model in compiled]
             calls = [partial(r.infer, feeds[0]) for r in requests]
             times = take_turns(calls, seconds=request["seconds"], clock=time.process_time).tolist()
-        kernels = []
-        for model in compiled:
-            ms = _milliseconds(model, feeds[0]) if request["profiles"] else {}
-            kernels.append(list(_kernels(model, ms)))
+        taken = [{} for _ in compiled]
+        if request["profiles"]:
+            taken = _milliseconds(compiled, feeds[0])
+        kernels = [list(_kernels(model, ms)) for model, ms in zip(compiled, taken, strict=True)]
         return {"found": found, "times": times, "kernels": kernels}
 
     def begin(self, verb: str, path: str) -> None:
@@ -90,17 +90,24 @@ class _Work:
         return self.core.compile_model(model, "CPU", ONE_THREAD | {"PERF_COUNT": profiled})
 
 
-def _milliseconds(model: Any, feed: dict[str, Any]) -> dict[str, float]:
-    """Kernel -> its time, without the first run, which allocates memory."""
-    request = model.create_infer_request()
-    microseconds: dict[str, list[float]] = {}
+def _milliseconds(models: list[Any], feed: dict[str, Any]) -> list[dict[str, float]]:
+    """Kernel -> its time, for each model, without the first run, which allocates memory.
+
+    They take turns, so that what else the host does slows all of them alike.
+    """
+    requests = [model.create_infer_request() for model in models]
+    microseconds: list[dict[str, list[float]]] = [{} for _ in models]
     for _ in range(PROFILED_RUNS + 1):
-        request.infer(feed)
-        for info in request.get_profiling_info():
-            taken = info.real_time.total_seconds() * 1e6
-            microseconds.setdefault(info.node_name, []).append(taken)
+        for request, of_model in zip(requests, microseconds, strict=True):
+            request.infer(feed)
+            for info in request.get_profiling_info():
+                taken = info.real_time.total_seconds() * 1e6
+                of_model.setdefault(info.node_name, []).append(taken)
     half = PROFILED_RUNS // 2
-    return {name: float(np.sort(us[1:])[:half].mean()) / 1e3 for name, us in microseconds.items()}
+    return [
+        {name: float(np.sort(us[1:])[:half].mean()) / 1e3 for name, us in of_model.items()}
+        for of_model in microseconds
+    ]
 
 
 def _kernels(model: Any, ms: dict[str, float]) -> Iterator[dict[str, Any]]:

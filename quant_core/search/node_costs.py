@@ -79,10 +79,8 @@ def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str
 
     @cache
     def profiles() -> tuple[dict[str, float], dict[str, float]]:
-        return (
-            _milliseconds(_profiled(model, feed, bench), names),
-            _milliseconds(_profiled(candidate.model, feed, bench), names | written),
-        )
+        in_float, quantized = _profiled([model, candidate.model], feed, bench)
+        return _milliseconds(in_float, names), _milliseconds(quantized, names | written)
 
     def measured(name: str) -> Cost:
         float_ms, quantized_ms = (max(ms.get(name, 0.0), LEAST_MS) for ms in profiles())
@@ -94,11 +92,11 @@ def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str
     }
 
 
-def _profiled(model: ir.Model, feed: Feed, bench: Bench) -> list[Kernel]:
-    """The kernels of a model, timed where the bench times."""
+def _profiled(models: list[ir.Model], feed: Feed, bench: Bench) -> list[list[Kernel]]:
+    """The kernels of each model, timed where the bench times."""
     if bench.timed_in is Runtime.OPENVINO:
-        return profile_in_openvino(model, feed)
-    return profile_kernels(model, feed, seconds=POLICY.profile_seconds)
+        return profile_in_openvino(models, feed)
+    return [profile_kernels(model, feed, seconds=POLICY.profile_seconds) for model in models]
 
 
 def _milliseconds(kernels: Iterable[Kernel], names: Mapping[str, str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -541,7 +542,7 @@ def openvino_with(monkeypatch, slow: str, cannot_run: str = "") -> None:
     def is_rounded(node: ir.Node) -> bool:
         return node.op_type == "Conv" and graph.is_dequantized(node.inputs[0])
 
-    def profile(model: ir.Model, *_: object) -> list[Kernel]:
+    def kernels(model: ir.Model) -> list[Kernel]:
         convs = [n for n in model.graph if n.op_type in ("Conv", "FusedConv")]
         ms = [(10.0 if n.name == slow else 0.5) if is_rounded(n) else 1.0 for n in convs]
         return [
@@ -554,7 +555,10 @@ def openvino_with(monkeypatch, slow: str, cannot_run: str = "") -> None:
             raise ModelError("OpenVINO cannot run it", str(original))
         if cannot_run and any(is_rounded(n) for n in model.graph if n.name == slow):
             raise ModelError("OpenVINO cannot run it", "model.onnx")
-        return Cost(3.0, 3.0 / sum(kernel.ms for kernel in profile(model)))
+        return Cost(3.0, 3.0 / sum(kernel.ms for kernel in kernels(model)))
+
+    def profile(models: Sequence[ir.Model], *_: object) -> list[list[Kernel]]:
+        return [kernels(model) for model in models]
 
     monkeypatch.setattr("quant_core.search.bench.race_in_openvino", race)
     monkeypatch.setattr("quant_core.search.node_costs.profile_in_openvino", profile)
