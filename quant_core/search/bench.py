@@ -27,7 +27,7 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
 
-# How many times as long a race in a process of its own takes: to start it takes seconds.
+# How many times as long a race in processes of its own takes: to start them takes seconds.
 IN_A_PROCESS = 5
 
 
