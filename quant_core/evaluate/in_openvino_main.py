@@ -66,7 +66,7 @@ class _Work:
             requests = [model.create_infer_request() for model in compiled]
             calls = [partial(r.infer, feeds[0]) for r in requests]
             times = take_turns(calls, seconds=request["seconds"], clock=time.process_time).tolist()
-        taken = [{} for _ in compiled]
+        taken: list[dict[str, float]] = [{} for _ in compiled]
         if request["profiles"]:
             taken = _milliseconds(compiled, feeds[0])
         kernels = [list(_kernels(model, ms)) for model, ms in zip(compiled, taken, strict=True)]
