@@ -17,7 +17,7 @@ from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
 from quant_core.model.write import sign
 from quant_core.plan.operators import RULES
-from quant_core.plan.targets import TARGETS
+from quant_core.plan.targets import TARGETS, Target
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.activations import activation_params, quantize_activations
 from quant_core.rewrite.counted_padding import leave_out_padding
@@ -105,16 +105,23 @@ def apply_plan(
     graph.drop_unused(copy)
     write_float16_constants(draft)  # 6
     keep_in_float(copy, is_onnxruntime=target.is_onnxruntime)  # 7
-    if not target.has_hard_sigmoid:
-        spell_out_hard_sigmoid(copy)  # 9
-    if not target.counts_padding:
-        leave_out_padding(copy)  # 10
+    spell_out(copy, target)  # 9, 10
     if target.is_onnxruntime:
         dequantize_once(copy, draft.writer, rounded, static)  # 11
     files.release(*files.external_tensors(model))
     sign(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
     return Quantized(copy, remaining, draft.rounding.sqnr_db, draft.rounding.worst_row_db)
+
+
+def spell_out(model: ir.Model, target: Target) -> None:
+    """Rules 9 and 10 of `apply_plan`, for a float model as well: edit it in place, so that it has
+    only operators that the target's runtime computes right and fast.
+    """
+    if not target.has_hard_sigmoid:
+        spell_out_hard_sigmoid(model)  # 9
+    if not target.counts_padding:
+        leave_out_padding(model)  # 10
 
 
 def _draft(

@@ -24,6 +24,7 @@ from quant_core.model.session import sizes_of
 from quant_core.plan.static_nodes import capped_output, data_inputs
 from quant_core.plan.targets import TARGETS, Runtime
 from quant_core.plan.types import Compute, QuantPlan
+from quant_core.rewrite.apply import spell_out
 from quant_core.search.bench import Bench
 from quant_core.search.candidate import Candidate
 from quant_core.search.minimum_cut import NodeCost, TensorCost
@@ -79,7 +80,9 @@ def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str
 
     @cache
     def profiles() -> tuple[dict[str, float], dict[str, float]]:
-        in_float, quantized = _profiled([model, candidate.model], feed, bench)
+        rival = model.clone()
+        spell_out(rival, TARGETS[candidate.plan.target])
+        in_float, quantized = _profiled([rival, candidate.model], feed, bench)
         return _milliseconds(in_float, names), _milliseconds(quantized, names | written)
 
     def measured(name: str) -> Cost:
