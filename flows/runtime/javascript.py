@@ -92,8 +92,8 @@ RUNTIMES: dict[Runtime, Host] = {
 class Race:
     """How fast two models are in a runtime, and what they compute there: output -> array.
 
-    control  the speed of the float model over a copy of itself in the same rounds, by which that of
-             the other may be wrong; None if the copy does not fit into memory
+    control  the speed of the float model over a copy of itself in the same rounds: that of the
+             other is wrong by as much at least; None if the copy does not fit into memory
     """
 
     timing: Timing
@@ -111,7 +111,7 @@ def race(
 ) -> Race:
     """Both models in turns on one feed, the float one first, and a copy of that.
 
-    seconds  how long, at least; up to five times as long until the speed is known within 1 %
+    seconds  how long, at least; up to five times as long until the median speed is known to 1 %
 
     Raises: RequestError if the runtime is not installed; ModelError if a model does not run there.
     """
