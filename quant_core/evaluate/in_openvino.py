@@ -28,8 +28,8 @@ from quant_core.evaluate.timing import Timing, summarize
 from quant_core.model import files
 
 START_S = 120.0  # to start, and to read, compile and run the models once, on a busy machine
-# By where memory happens to lie, a kernel of microseconds may take ten times as long throughout a
-# process, now this one and now that.
+# In some processes a kernel of microseconds takes ten times as long from start to end, now this one
+# and now that; why is not known.
 PROCESSES = 3
 BESIDE_S = 10.0  # times `seconds`, for what that does not count
 OTHER_RUNTIME = "Leave it to another runtime: onnxruntime runs it"
