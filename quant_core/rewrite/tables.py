@@ -44,9 +44,9 @@ def write_table(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     draft.written.integers.setdefault(table, rounded)
     if tied is not None:
         draft.written.integers.setdefault(tied.weight, tied.of_product)
-    # An integer product needs the integers in its own graph, which the table then shares.
-    is_local = tied is not None and tied.product.compute is not Compute.FLOAT
-    home = draft.writer.first(graph.home(node) if is_local else owner(table))
+    # An integer product needs the integers in its own graph, the main one, which the table shares.
+    is_in_main = tied is not None and tied.product.compute is not Compute.FLOAT
+    home = draft.writer.first(draft.model.graph if is_in_main else owner(table))
     write = draft.writer.before(node)
     rows = emit.write_rows(write, home, graph.name_of(table), rounded, node)
     graph.replace_value(node.outputs[0], rows)

@@ -87,6 +87,22 @@ def test_a_weight_is_stored_once_whoever_reads_it(tmp_path, readers, runtime):
     assert min(outputs_db(model, made, random_feed(model))) > 30
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_a_table_in_a_branch_shares_the_integers_of_a_product_outside(tmp_path, mode):
+    text = """(int64[n] ids, bool c) => (float[n,300] y) {
+        e = If(c) <then_branch = one () => (float[n,64] a) { a = Gather(table, ids) },
+                   else_branch = two () => (float[n,64] b) { d = Gather(table, ids) b = Neg(d) }>
+        t = Tanh(e) y = Gemm<transB = 1>(t, table)
+    }"""
+    model = sketch(text, {"table": RNG.normal(size=(300, 64)).astype(np.float32)})
+
+    _, made = quantized(model, tmp_path, mode=mode)
+
+    assert made.ByteSize() < 0.34 * model.ByteSize()
+    feed = {"ids": np.arange(0, 300, 7), "c": np.array(True)}
+    assert min(outputs_db(model, made, feed)) > 30
+
+
 def test_a_product_that_shares_a_table_keeps_a_scale_for_each_row(tmp_path):
     """One scale for all would not serve the table, and integers would be stored twice."""
     table = RNG.normal(size=(300, 64)).astype(np.float32)
