@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from flows.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.manifest.outputs import FOLDER
@@ -50,6 +51,23 @@ def is_taken(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def journal_id(folder: Path) -> str | None:
+    """A name that the journal of that output folder has under every path, and no other journal.
+
+    None if it has none, and none can be written. Call it while the journal is open.
+    """
+    path = folder / FOLDER / "id"
+    with contextlib.suppress(OSError, ValueError):
+        if known := path.read_text(encoding="ascii").strip():
+            return known
+    with contextlib.suppress(OSError):
+        new = uuid4().hex
+        with atomic_write(path) as file:
+            file.write(new.encode())
+        return new
+    return None
 
 
 class Journal:

@@ -383,11 +383,12 @@ def _as_os_error(problem: BaseException, url: Url) -> OSError:
         PermissionError: (errno.EACCES, "the store refuses access"),
     }
     where = str(url)
-    for kind, (number, words) in known.items():
-        if isinstance(problem, kind):
-            return kind(number, words, where)
     text = str(getattr(problem, "strerror", None) or problem) or type(problem).__name__
     text = _without_secrets(text.splitlines()[0])
+    for kind, (number, words) in known.items():
+        if isinstance(problem, kind):
+            says_more = kind is PermissionError or "bucket" in text.lower()
+            return kind(number, f"{words}: {text}" if says_more else words, where)
     if isinstance(problem, OSError) and problem.errno is not None:
         return OSError(problem.errno, text, where)
     if isinstance(problem, NotImplementedError):

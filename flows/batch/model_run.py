@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flows.batch.digests import job_digest
 from flows.batch.publish import publish
 from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.journal import Stages
 from flows.manifest.jobs import Benchmark, Job
 from quant_core.data.spec import RANDOM
-from quant_core.errors import QuantError
+from quant_core.errors import ModelError, QuantError
 from tasks import stages as tasks
 from tasks.cache import files_digest
 from tasks.stores import Location, Url
@@ -183,9 +184,21 @@ class ModelRun:
         return was_checked or self.job.judged_by.source != RANDOM
 
     def _publish(self) -> None:
+        self._check_that_nothing_changed()
         files = self.stages.made()
         publish(self.stages.files / "out", files, self.job.output, limit_s=self.workers.timeout_s)
         self.files = files
+
+    def _check_that_nothing_changed(self) -> None:
+        """Raises: QuantError if the answers may be of another file than the digest names."""
+        try:
+            if job_digest(self.job, self.workers.allow_code) != self.digest:
+                problem = "it, its samples or its metric changed while it was made"
+                hint = "The same command makes it again"
+                raise ModelError(problem, str(self.job.input), hint)
+        except QuantError:
+            self.stages.forget()
+            raise
 
     def _statistics(self) -> Sequence[str]:
         """The files that calibration wrote."""

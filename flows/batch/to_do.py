@@ -9,6 +9,7 @@ from functools import partial
 from flows.batch.digests import job_digest, url_contents
 from flows.batch.flow_run import read_ahead
 from flows.batch.model_run import Failure
+from flows.journal import journal_id
 from flows.manifest.files import unreadable_file
 from flows.manifest.jobs import Job, Manifest
 from flows.manifest.outputs import Owner, claim
@@ -23,7 +24,8 @@ READERS = 4  # threads that hash models before the first stage
 def owner_of(manifest: Manifest) -> Owner:
     """Whom the outputs of a manifest belong to."""
     folder = os.path.realpath(manifest.folder)
-    return Owner(folder, os.path.realpath(manifest.file) if manifest.file else None)
+    file = os.path.realpath(manifest.file) if manifest.file else None
+    return Owner(folder, file, journal=journal_id(manifest.folder))
 
 
 def job_digests(

@@ -1,8 +1,8 @@
 """Whose output a file is: a record in `.quantmill/outputs` beside it, one small file for each.
 
 With it two batches that would write one file are stopped, and an output is never taken for an
-original. In a store the record names the host too, because the same path may be another journal
-there.
+original. In a store the record names the host too. Paths may be the same on two hosts, and differ
+for one folder in two mounts or containers, so a journal is known by an id of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -30,15 +30,22 @@ FOLDER = ".quantmill"
 class Owner:
     """The batch that writes a file: the folder of its journal, and its manifest if it has one.
 
-    host  that the folder is on, for outputs in a store
+    host     that the folder is on, for outputs in a store
+    journal  the id of the journal; None if an earlier version wrote the record
     """
 
     folder: str
     manifest: str | None = None
     host: str | None = None
+    journal: str | None = None
 
     def is_same_batch(self, other: Owner) -> bool:
-        """Whether the journal or the manifest is the same."""
+        """Whether the journal is the same, or on one host its path or the manifest's."""
+        if None not in (self.journal, other.journal):
+            if self.journal == other.journal:
+                return True
+            if self.host != other.host:
+                return False
         return self.folder == other.folder or (
             self.manifest is not None and self.manifest == other.manifest
         )
@@ -91,7 +98,8 @@ def read_owner(output: Location) -> Owner | None:
     try:
         content = stores.read(record) if isinstance(record, Url) else record.read_bytes()
         values = json.loads(content)
-        owner = Owner(values["folder"], values.get("manifest"), values.get("host"))
+        own = (values.get(key) for key in ("manifest", "host", "journal"))
+        owner = Owner(values["folder"], *own)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return owner if isinstance(owner.folder, str) else None
@@ -134,8 +142,8 @@ def _record(output: Location) -> Location:
 
 
 def _content(output: Location, owner: Owner) -> bytes:
-    values = {"output": output.name, "folder": owner.folder, "manifest": owner.manifest}
-    return json.dumps(values | ({"host": owner.host} if owner.host else {})).encode()
+    values = {"output": output.name, **asdict(owner)}
+    return json.dumps({key: value for key, value in values.items() if value is not None}).encode()
 
 
 def _create(path: Location, content: bytes) -> bool:

@@ -36,6 +36,13 @@ def _hog(model: Path) -> NoReturn:
         held.append(bytearray(os.urandom(1 << 20)) * 16)
 
 
+def _replaced(model: Path) -> None:
+    """Another file takes the model's place, the first time only."""
+    other = model.with_suffix(".other")
+    if other.exists():
+        other.replace(model)
+
+
 def _lost_once(model: Path) -> None:
     """The child is killed from outside, the first time only."""
     mark = model.with_suffix(".lost")
@@ -56,6 +63,7 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "segfault": _segfault,
     "hang": _hang,
     "hog": _hog,
+    "replaced": _replaced,
     "astray": _lost_once,
     "killer": _killer,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -103,6 +104,19 @@ def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run,
 
     assert result.counts["failed"] > 1
     assert by_name(result)["m7"].error == "not started: another failed"
+
+
+def test_a_model_that_is_replaced_while_it_is_made_fails_and_is_made_next_time(mill, run, tmp_path):
+    manifest = mill("a", "replaced")
+    save_model(tmp_path / "models" / "another.onnx", seed=9)
+    (tmp_path / "models" / "another.onnx").rename(tmp_path / "models" / "replaced.other")
+
+    row = by_name(run(manifest))["replaced"]
+
+    assert (row.outcome, row.stage) == ("failed", "publish")
+    assert "changed while it was made" in row.error
+    assert not Path(row.output).exists()
+    assert run(manifest).counts == {"done": 1, "skipped": 1, "failed": 0, "not_met": 0}
 
 
 def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mill, run, tmp_path):

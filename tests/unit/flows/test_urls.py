@@ -12,6 +12,7 @@ from flows.batch.digests import job_digest, url_contents
 from flows.batch.publish import publish
 from flows.batch.run import plan_batch
 from flows.cli.commands import main
+from flows.journal import journal_id
 from flows.manifest.jobs import Manifest
 from flows.manifest.outputs import Owner, claim, is_output, output_test, read_owner
 from flows.manifest.read import check_manifest
@@ -167,6 +168,27 @@ def test_an_output_in_a_store_belongs_to_one_batch(tmp_path, monkeypatch):
     assert output_test()(output)
     assert not output_test()(output.parent / "n.onnx")
     assert not is_output(Path("n.onnx"))
+
+
+def test_a_journal_is_the_same_under_other_paths_and_another_one_under_the_same(
+    tmp_path, monkeypatch
+):
+    output = STORE / "out" / "o.onnx"
+    for name in ("one", "two"):
+        (tmp_path / name / ".quantmill").mkdir(parents=True)
+        (tmp_path / name / ".quantmill" / "journal.jsonl").touch()
+    (tmp_path / "mount").symlink_to(tmp_path / "one")
+    first, mounted, second = (journal_id(tmp_path / name) for name in ("one", "mount", "two"))
+    assert first == mounted != second is not None
+
+    claim(output, Owner(str(tmp_path / "one"), "m.yaml", journal=first))
+    claim(output, Owner(str(tmp_path / "mount"), journal=mounted))
+    monkeypatch.setattr("platform.node", lambda: "another-container")
+    claim(output, Owner(str(tmp_path / "mount"), journal=mounted))
+    monkeypatch.setattr("platform.node", lambda: "another-host")
+
+    with pytest.raises(RequestError, match="is the output of another batch"):
+        claim(output, Owner(str(tmp_path / "mount"), "m.yaml", journal=second))
 
 
 def test_a_model_is_published_after_its_data(tmp_path, monkeypatch):

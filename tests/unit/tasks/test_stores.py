@@ -184,6 +184,18 @@ def test_a_store_that_refuses_is_not_asked_again(problem):
     assert call.calls == 1
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        PermissionError("The key has expired"),
+        FileNotFoundError("The bucket of the key has expired"),
+    ],
+)
+def test_the_reason_of_a_store_is_passed_on_where_its_kind_does_not_say_all(problem):
+    with pytest.raises(type(problem), match="has expired"):
+        stores._request(Url("s3://b/m"), Flaky(1, problem))
+
+
 def test_a_store_that_stays_busy_fails_in_its_own_words(monkeypatch):
     monkeypatch.setattr(stores, "RETRY_S", 0.0)
     problem = RuntimeError("http://me:pass-word@host/m?token=pass-word: connection lost\ndetails")
