@@ -212,20 +212,30 @@ def expected_errors(histogram: Histogram, los: Array, his: Array, grid: Grid) ->
     """
     params = choose_params(los, his, grid, axis=0)
     scales, zeros = (x.astype(np.float64) for x in (params.scale, params.zero_point))
-    mean = np.empty((len(scales), len(histogram.counts)))
+    widths = np.diff(histogram.edges)
+    points = np.flatnonzero(widths == 0)  # bins that hold one value each
+    density = np.divide(histogram.counts, widths, out=np.zeros_like(widths), where=widths > 0)
+    # Of each bin, density times what the integral of (x - nearest level) ** 2 grows by from edge to
+    # edge. Summed by edges, that is the integral at each of them times how the density falls there.
+    falls = np.zeros_like(histogram.edges)
+    falls[:-1] -= density
+    falls[1:] += density
+    errors = np.empty(len(scales))
     # One range after the other: what is computed of one stays in the cache.
-    for row, scale, zero in zip(mean, scales, zeros, strict=True):
-        # The integral of (x - nearest level) ** 2, in steps: 1/12 for every whole step passed, and
-        # d ** 3 / 3 for the rest. Beyond the last level d grows on, and the same term is the
-        # clipping error.
-        x = histogram.edges / scale
-        levels = np.clip(np.rint(x), grid.qmin - zero, grid.qmax - zero)
-        d, width = x - levels, np.diff(x)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            integral = np.diff(levels / 12 + d * d * d / 3) / width
-        # a bin without width holds one value
-        row[:] = np.where(width > 0, np.maximum(integral, 0), d[1:] ** 2)
-    return np.asarray(mean @ histogram.counts / histogram.counts.sum() * scales**2)
+    for k, (scale, zero) in enumerate(zip(scales, zeros, strict=True)):
+        # The integral in steps: 1/12 for every whole step passed, and d ** 3 / 3 for the rest.
+        # Beyond the last level d grows on, and the same term is the clipping error.
+        steps = histogram.edges / scale
+        levels = np.rint(steps)
+        np.minimum(np.maximum(levels, grid.qmin - zero, out=levels), grid.qmax - zero, out=levels)
+        d = np.subtract(steps, levels, out=steps)
+        of_points = float(histogram.counts[points] @ d[points] ** 2) if points.size else 0.0
+        cube = d * d
+        cube *= d
+        cube *= 4
+        cube += levels
+        errors[k] = max(0.0, scale * float(cube @ falls) / 12 + of_points) * scale**2
+    return errors / histogram.counts.sum()
 
 
 def expected_growth(stats: TensorStats) -> Range:
