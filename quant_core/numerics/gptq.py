@@ -45,6 +45,8 @@ STRIPE = 64  # columns after which the rest of the matrix is updated at once: sp
 STEP = 8  # columns after which the rest of their stripe is updated at once: the same
 SWEPT_VALUES = 4 << 20  # of all grids that are swept at once, if one alone has fewer: for memory
 MAX_COLUMNS = 1536  # of one Gram matrix: factoring it takes the cube of that
+# As arrays: numpy takes longer to convert a number of Python than to compare a column with it.
+_LEAST8, _MOST8, _PAIR = (np.array(x, np.float32) for x in (-QMAX8, QMAX8, PAIR_LIMIT))
 
 
 def parts_of(columns: int) -> int:
@@ -153,7 +155,7 @@ def _int8_sweep(
     signs = _Signs(repeated)
 
     def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
-        low, high = _safe_range(left) if pair_safe and left is not None else (-QMAX8, QMAX8)
+        low, high = _safe_range(left) if pair_safe and left is not None else (_LEAST8, _MOST8)
         steps = signs.keep(_within(np.rint(column / scale), low, high), j)
         return steps, steps * scale
 
@@ -332,10 +334,11 @@ class _Signs:
 
 
 def _safe_range(neighbour: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The least and the largest integers that are safe beside these neighbours."""
-    low = np.maximum(-PAIR_LIMIT - np.minimum(neighbour, 0), -QMAX8)
-    high = np.minimum(PAIR_LIMIT - np.maximum(neighbour, 0), QMAX8)
-    return low, high
+    """The least and the largest integers that are safe beside these neighbours.
+
+    A neighbour of the other sign leaves more than an integer can use.
+    """
+    return np.maximum(-_PAIR - neighbour, _LEAST8), np.minimum(_PAIR - neighbour, _MOST8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -468,6 +471,8 @@ def _sweep_part(
             np.ascontiguousarray(x[:, :, first:last].transpose(2, 0, 1)) for x in (targets, exact)
         )
         e = np.empty_like(target)  # a column of any of the three is contiguous
+        within = factor[:, first:last, first:last]
+        ahead = np.ascontiguousarray(within.transpose(1, 2, 0))[:, :, :, None]
         for j in range(first, last):
             i = j - first
             if start is not None and j % block == 0:
@@ -479,13 +484,13 @@ def _sweep_part(
             steps, values = at(offset + j, column.reshape(-1), out[j - 1] if j % 2 else None)
             out[j] = steps
             rounded = values.reshape(column.shape)
-            e[i] = w[i] - rounded
+            np.subtract(w[i], rounded, out=e[i])
             end = min(i - i % step + step, last - first)
-            target[i + 1 : end] += factor[:, j, j + 1 : first + end].T[:, :, None] * e[i]
+            target[i + 1 : end] += ahead[i, i + 1 : end] * e[i]
             column -= rounded  # what is left of its target
             if i + 1 == end < last - first:
                 done = slice(i - i % step, end)
-                passed_on = factor[:, first:last, first:last][:, done, end:].transpose(0, 2, 1)
+                passed_on = within[:, done, end:].transpose(0, 2, 1)
                 target[end:] += (passed_on @ e[done].transpose(1, 0, 2)).transpose(1, 0, 2)
         if last < columns:
             targets[:, :, last:] += e.transpose(1, 2, 0) @ factor[:, first:last, last:]
