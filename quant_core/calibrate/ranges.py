@@ -235,7 +235,7 @@ def expected_errors(histogram: Histogram, los: Array, his: Array, grid: Grid) ->
         cube *= 4
         cube += levels
         errors[k] = max(0.0, scale * float(cube @ falls) / 12 + of_points) * scale**2
-    return errors / histogram.counts.sum()
+    return np.asarray(errors / histogram.counts.sum())
 
 
 def expected_growth(stats: TensorStats) -> Range:
