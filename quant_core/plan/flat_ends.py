@@ -57,9 +57,9 @@ def _of_clip(node: ir.Node) -> Ends:
     if any(bound is not None and not graph.is_constant(bound) for bound in bounds):
         return EVERYWHERE
     if bounds[0] is not None:
-        lo = float(graph.array(bounds[0]))
+        lo = float(graph.array(bounds[0]).item())
     if bounds[1] is not None:
-        hi = float(graph.array(bounds[1]))
+        hi = float(graph.array(bounds[1]).item())
     return lo, hi
 
 

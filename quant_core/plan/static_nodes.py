@@ -88,7 +88,8 @@ def _caps_at_zero(node: ir.Node) -> bool:
         return True
     low = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
     high = node.inputs[2] if len(node.inputs) > 2 else None
-    return low is not None and float(low) == 0 and (high is None or graph.is_constant(high))
+    is_zero = low is not None and not low.any()  # some converters write it with an axis
+    return is_zero and (high is None or graph.is_constant(high))
 
 
 def _may_move(
