@@ -201,7 +201,7 @@ def _rounded(
         changed = {str(weight.name): values.astype(np.float32)}
         bias, corrected = bias_of(node), rounding.corrected_bias(node, weight, rounded)
         if _is_own(bias) and corrected is not None:
-            changed[str(bias.name)] = corrected.astype(np.float32).reshape(graph.shape_of(bias))
+            changed[str(bias.name)] = corrected.astype(np.float32)
         yield planned.node, changed
 
 
@@ -213,7 +213,7 @@ def _open_for_other_weights(model: ir.Model, nodes: list[NodePlan]) -> ort.Infer
         node = by_name[planned.node]
         for value in filter(_is_own, (_weight_of(node), bias_of(node))):
             value.type = ir.TensorType(ir.DataType.FLOAT)
-            value.shape = ir.Shape(graph.shape_of(value))
+            value.shape = None  # a corrected bias is (C,), its original may be one that broadcasts
             copy.graph.inputs.append(value)
     return open_session(copy)
 

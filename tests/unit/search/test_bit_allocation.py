@@ -15,7 +15,7 @@ from quant_core.numerics.granularity import PerBlock
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
-from quant_core.search.bit_allocation import allocate_bits, cheapest_choices
+from quant_core.search.bit_allocation import allocate_bits, cheapest_choices, isolated_noise
 from quant_core.search.calibrated import CalibratedModel
 from tests.models import normalized, sketch
 from tests.oracle.cases import weights
@@ -104,3 +104,16 @@ def test_a_plan_stays_where_there_is_no_time_to_measure():
     calibrated, uniform = problem()
 
     assert allocate_bits(calibrated, uniform, Deadline.after(0)) is uniform
+
+
+def test_a_bias_that_broadcasts_is_corrected_as_one_number_per_channel() -> None:
+    values = weights(w=(64, 24)) | {"c": np.full((1, 1), 0.5, np.float32)}
+    source = sketch("(float[n,64] x) => (float[n,24] y) { y = Gemm(x, w, c) }", values)
+    model = normalized(source)
+    plan = make_plan(model, QuantConfig(bits=4, mode="static"), TARGETS["x86"])
+    x = 1 + np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    samples = open_samples(SampleSpec({"x": x}), input_specs(source.SerializeToString()))
+    stats = observe(source.SerializeToString(), plan, samples)
+    found = isolated_noise(model, plan, list(plan.nodes), stats, samples, NO_DEADLINE)
+    assert found is not None
+    assert all(0 < noise < 0.1 * len(samples) for noise in found.values())
