@@ -28,7 +28,6 @@ Feed = dict[str, np.ndarray]
 class Weighted(Sketch):
     """A graph whose weights keep the size of what they multiply, and are read again and again.
 
-    opsets  that know every node so far, the first and the last
     wide    whether tensors may have 16 channels and more, as blocks of 4-bit weights need
     parent  the graph around this one
     """
@@ -62,12 +61,6 @@ class Weighted(Sketch):
         if self.wide and self.draw(st.booleans()):
             return int(self.draw(st.sampled_from([16, 24, 32])))
         return super().width(most)
-
-    def newer_than(self, opset: int) -> None:
-        self.opsets = (max(self.opsets[0], opset), self.opsets[1])
-
-    def older_than(self, opset: int) -> None:
-        self.opsets = (self.opsets[0], min(self.opsets[1], opset - 1))
 
     def inside(self, prefix: str) -> Weighted:
         """An empty graph for a branch or a body, whose constants are its own or those around."""

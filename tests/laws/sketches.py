@@ -21,6 +21,7 @@ class Sketch:
 
     is_open  whether the model leaves the height and width of its input open too
     prefix   of the names that it gives
+    opsets   that know every node so far, the first and the last
     """
 
     draw: Any
@@ -31,6 +32,13 @@ class Sketch:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    opsets: tuple[int, int] = (17, 17)
+
+    def newer_than(self, opset: int) -> None:
+        self.opsets = (max(self.opsets[0], opset), self.opsets[1])
+
+    def older_than(self, opset: int) -> None:
+        self.opsets = (self.opsets[0], min(self.opsets[1], opset - 1))
 
     def constant(self, array: np.ndarray) -> str:
         name = f"{self.prefix}c{len(self.constants)}"
@@ -134,6 +142,7 @@ def _gelu(s: Sketch, x: str) -> None:
 
 def _row_norm(s: Sketch, x: str) -> None:
     """Rows over their root mean square, less their mean first or not."""
+    s.older_than(18)  # which has axes as an input
     shape = s.shapes[x]
     row = (*shape[:-1], 1)
     if s.draw(st.booleans()):

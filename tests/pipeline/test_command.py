@@ -154,6 +154,7 @@ def test_killed_at_any_moment_the_same_command_goes_on_and_reports_as_if_nothing
     owners = {path for path in left if path.startswith(".quantmill/outputs/")}
     assert len(owners) == 6
     assert left - owners == {
+        ".quantmill/id",
         ".quantmill/journal.jsonl",
         ".quantmill/costs.jsonl",
         "reports/summary.json",

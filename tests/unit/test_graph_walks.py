@@ -73,7 +73,8 @@ def walks(folder: Path, blocks: int) -> dict[str, Callable[[], Any]]:
     config, target = QuantConfig(mode="dynamic"), TARGETS["x86"]
     plan = make_plan(model, config, target)
     quantized = folder / f"{blocks}_q.onnx"
-    quantize_model(path, quantized, QuantConfig(mode="static"), calibration={"x0": x})
+    in_integers = make_plan(model, QuantConfig(mode="static"), target)  # a search may find another
+    quantize_model(path, quantized, plan=in_integers, calibration={"x0": x})
     specs = tuple(input_specs(path))
     return {
         "prepare": lambda: prepare(path),
