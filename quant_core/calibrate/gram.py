@@ -25,7 +25,7 @@ from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.model.session import Model
 from quant_core.model.values import values_of
-from quant_core.numerics.gptq import parts_of
+from quant_core.numerics.output_noise import parts_of
 from quant_core.plan.operators import RULES, why_not_integer
 from quant_core.plan.types import QuantPlan
 

@@ -13,8 +13,8 @@ from quant_core.config import QuantConfig
 from quant_core.model import files, graph
 from quant_core.model.origins import matches
 from quant_core.numerics.float16 import is_float16, why_not_float16
-from quant_core.numerics.gptq import parts_of
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
+from quant_core.numerics.output_noise import parts_of
 from quant_core.numerics.round_nearest import block_width
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.operators import (

@@ -15,10 +15,10 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
-from quant_core.numerics.gptq import judged_moments, output_noise
 from quant_core.numerics.granularity import Granularity, PerBlock, PerTensor
 from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, with_short_scales
 from quant_core.numerics.layout import Layout
+from quant_core.numerics.output_noise import judged_moments, output_noise
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.numerics.weight_methods import WEIGHT_METHODS

@@ -9,11 +9,13 @@ import pytest
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import QuantConfig
 from quant_core.numerics import gptq
-from quant_core.numerics.gptq import gptq_int4, gptq_int8, output_noise
+from quant_core.numerics.gptq import gptq_int4, gptq_int8
 from quant_core.numerics.granularity import PerBlock, PerChannel, PerTensor
 from quant_core.numerics.integer_weight import IntegerWeight
+from quant_core.numerics.output_noise import damped, damping_of, output_noise
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.numerics.saturation import unsafe_pairs
+from quant_core.numerics.sweep import Factor
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.rounding import Rounding
 
@@ -192,12 +194,12 @@ def test_the_noise_that_a_sweep_adds_up_is_that_of_its_outputs(seed):
     rows, gram = problem(seed)
     scale = np.maximum(np.abs(rows).max(1), 1) / np.float32(40)
 
-    (swept,) = gptq._int8_sweep(rows, gptq._Factor.of(gram), scale[None], pair_safe=False)
+    (swept,) = gptq._int8_sweep(rows, Factor.of(gram), scale[None], pair_safe=False)
 
     for times in (0.0, 0.5):
-        damping = times * gptq._damping(gram)
-        exact = output_noise(rows, swept.integers * scale[:, None], gptq._damped(gram, damping))
-        largest = output_noise(rows, rows + scale[:, None], gptq._damped(gram, damping))
+        damping = times * damping_of(gram)
+        exact = output_noise(rows, swept.integers * scale[:, None], damped(gram, damping))
+        largest = output_noise(rows, rows + scale[:, None], damped(gram, damping))
         np.testing.assert_allclose(
             swept.noise(damping), exact, rtol=1e-3, atol=1e-4 * largest.max()
         )
