@@ -38,8 +38,8 @@ from quant_core.search.prepared import timed_in
 class Judging:
     """Which samples weights are fitted to, and which candidates are judged by.
 
-    is_held_out  whether the judges were split off the calibration samples
-    is_too_few   whether those left to fit to were so few that what wins is made again, of all
+    is_held_out  whether the judges were split off the calibration samples; what they choose is then
+                 fitted to all of those
     judges       the evaluation samples, or what stands in for them where there are none
     drawn        random ones where no sample is given: ways are timed on them, and the file checked
     note         what makes the judgement doubtful, "" if nothing
@@ -48,7 +48,6 @@ class Judging:
     fitted: Samples | None
     judges: Samples | None
     is_held_out: bool = False
-    is_too_few: bool = False
     drawn: Samples | None = None
     note: str = ""
 
@@ -81,24 +80,17 @@ def choose_judges(job: QuantJob) -> Judging:
     return Judging(job.samples, judges, drawn=drawn, note=note)
 
 
-def hold_out_judges(job: QuantJob, plan: QuantPlan) -> Judging:
-    """Some calibration samples to judge by, the others to measure and to fit.
-
-    Three of four samples are as good as all for the ranges of 8 bits; half of a few are not, nor
-    are they for weights in 4 bits.
-    """
+def hold_out_judges(job: QuantJob) -> Judging:
+    """Some calibration samples to judge by, the others to measure and to fit."""
     assert job.samples is not None
     is_few = len(job.samples) < POLICY.holdout * POLICY.drawn_samples
     fitted, judges = job.samples.split_holdout(2 if is_few else POLICY.holdout)
     if judges.labels is None:
         judges = judges.subsample(_enough_samples(job))
-    note = ""
     if job.contract is None:
-        judges = _with_splices(job, judges)
-    else:
-        note = f"the contract was judged by {len(judges)} samples held out of calibration"
-    is_too_few = is_few or bool(plan.in_four_bits)
-    return Judging(fitted, judges, is_held_out=True, is_too_few=is_too_few, note=note)
+        return Judging(fitted, _with_splices(job, judges), is_held_out=True)
+    note = f"the contract was judged by {len(judges)} samples held out of calibration"
+    return Judging(fitted, judges, is_held_out=True, note=note)
 
 
 def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:

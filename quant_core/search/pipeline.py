@@ -49,13 +49,12 @@ def quantize_by_search(job: QuantJob) -> Made:
     """The best model that the job's config allows.
 
     Samples that ranges were measured on, and weights fitted to, judge too kindly. Where no others
-    are given, a part is held out to judge by. What wins is made again of all samples where those
-    left were too few.
+    are given, a part is held out to judge by, and what wins is then made of all samples.
 
     Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
     plan, why = storable_plan(job)
-    judging = hold_out_judges(job, plan) if needs_hold_out(job, plan) else choose_judges(job)
+    judging = hold_out_judges(job) if needs_hold_out(job, plan) else choose_judges(job)
     searched = _with_samples(job, plan, judging.fitted) if judging.is_held_out else job
     if plan.in_four_bits and job.stats is not None:
         job.progress("measuring where 4 bits make noise")
@@ -74,7 +73,7 @@ def quantize_by_search(job: QuantJob) -> Made:
             whole_front=job.whole_front,
             progress=job.progress,
         )
-    if judging.is_too_few:
+    if judging.is_held_out:
         job.progress("fitting all samples")
         found = _remade(found, job)
     return _made(job, judging, bench, found, why, repairs=True)
@@ -174,7 +173,7 @@ def _made(
         reason=reason,
         note=joined(notes),
         trace=[*found.trace, *(trial.row() for trial in checked.trials)],
-        stats=found.calibrated.stats,
+        stats=job.stats,
     )
 
 
