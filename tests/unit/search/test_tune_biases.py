@@ -128,7 +128,7 @@ def test_a_plan_says_what_tuned_biases_gained_and_tunes_them_in_the_same_way(
 
     *_, before, tuned = made.trace
     assert made.chosen == tuned["candidate"]
-    assert made.plan.tuned_biases_db == tuned["sqnr_db"] - before["sqnr_db"] > 3
+    assert made.plan.tuned_biases_db == tuned["sqnr_db"] - before["sqnr_db"] > 1
     assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
 
 
