@@ -225,7 +225,9 @@ def _open_nodes(model: ir.Model, plan: QuantPlan) -> list[NodePlan]:
     found = []
     for planned in plan.nodes:
         node = own.get(planned.node)
-        if node is None or planned.storage is not Storage.INT4 or len(planned.weights) != 1:
+        if node is None or planned.storage is not Storage.INT4:
+            continue
+        if len(weight_positions(node)) != 1:
             continue
         names = (planned.node, *former.get(planned.node, ()), *planned.weights)
         is_named = any(matches(glob, *names) for glob in plan.config.layer_bits)

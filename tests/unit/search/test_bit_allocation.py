@@ -117,3 +117,18 @@ def test_a_bias_that_broadcasts_is_corrected_as_one_number_per_channel() -> None
     found = isolated_noise(model, plan, list(plan.nodes), stats, samples, NO_DEADLINE)
     assert found is not None
     assert all(0 < noise < 0.1 * len(samples) for noise in found.values())
+
+
+def test_recurrent_nodes_keep_their_bits_also_where_one_of_their_weights_is_computed() -> None:
+    text = """(float[t,2,32] x, float[1] gain) => (float[t,1,2,32] y) {
+        w = Mul(base, gain) y = LSTM<hidden_size = 32>(x, w, r)
+    }"""
+    source = sketch(text, weights(base=(1, 128, 32), r=(1, 128, 32)))
+    model = normalized(source)
+    plan = make_plan(model, QuantConfig(bits=4, mode="weight_only"), TARGETS["x86"])
+    x = np.random.default_rng(0).standard_normal((8, 4, 2, 32)).astype(np.float32)
+    feeds = [{"x": each, "gain": np.ones(1, np.float32)} for each in x]
+    samples = open_samples(SampleSpec(feeds), input_specs(source.SerializeToString()))
+    stats = observe(source.SerializeToString(), plan, samples)
+    assert [n.weights for n in plan.nodes if n.storage is Storage.INT4] == [("r",)]
+    assert allocate_bits(CalibratedModel(model, samples, stats), plan, NO_DEADLINE) == plan
