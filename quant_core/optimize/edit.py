@@ -38,6 +38,22 @@ def numbers(value: ir.Value) -> NDArray[np.float64]:
     return np.array(graph.array(value), np.float64)
 
 
+def number(value: ir.Value | None) -> float | None:
+    """The number that a float32 constant of one element holds, None for another value."""
+    if not is_float32(value):
+        return None
+    array = graph.array(graph.value(value))
+    return float(array.reshape(())) if array.size == 1 else None
+
+
+def axes_of(node: ir.Node) -> list[int] | None:
+    """The axes that an attribute or a constant second input names, None if they are computed."""
+    if "axes" in node.attributes:
+        return list(graph.attribute(node, "axes", ()))
+    array = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return None if array is None else [int(n) for n in array.reshape(-1)]
+
+
 def constant(inside: ir.Graph, like: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer, named after another tensor; floats become float32."""
     if array.dtype.kind == "f":
@@ -62,6 +78,21 @@ def free_name(inside: ir.Graph, like: str) -> str:
     while name in taken:
         name, n = f"{like}_opt{n}", n + 1
     return name
+
+
+def put_in_place(old: ir.Node, *new: ir.Node) -> None:
+    """The new nodes stand ahead of an old one, whose result the last of them gives from now on.
+
+    All have one output, of the type and shape of that result, which gets a new name. The old node
+    is left for the caller to remove.
+    """
+    inside, result = graph.home(old), old.outputs[0]
+    for node in new:
+        output = node.outputs[0]
+        output.name = free_name(inside, str(node.name))
+        output.type, output.shape = result.type, result.shape
+        inside.insert_before(old, node)
+    graph.replace_value(result, new[-1].outputs[0])
 
 
 def remove(nodes: Iterable[ir.Node]) -> None:

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.optimize.edit import axes_of
 from quant_core.optimize.facts import Facts
 
 Rows: TypeAlias = dict[int, int]  # position of an input -> axis of it that holds the rows
@@ -87,7 +88,7 @@ def _normalized(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
 
 
 def _reduced(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
-    rank, axes = facts.rank(node.inputs[0]), _axes(node)
+    rank, axes = facts.rank(node.inputs[0]), axes_of(node)
     if rank is None or not axes:
         return None
     gone = {a % rank for a in axes}
@@ -102,7 +103,7 @@ def _transposed(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
 
 
 def _unsqueezed(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
-    rank, axes = facts.rank(node.outputs[0]), _axes(node)
+    rank, axes = facts.rank(node.outputs[0]), axes_of(node)
     if rank is None or axes is None:
         return None
     new = {a % rank for a in axes}
@@ -110,7 +111,7 @@ def _unsqueezed(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
 
 
 def _squeezed(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
-    rank, axes = facts.rank(node.inputs[0]), _axes(node)
+    rank, axes = facts.rank(node.inputs[0]), axes_of(node)
     if rank is None or axes is None:
         return None
     gone = {a % rank for a in axes}
@@ -134,14 +135,6 @@ def _reshaped(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
     is_open = any(not isinstance(n, int) for n in (*before[axis + 1 :], *after[axis + 1 :]))
     is_whole = row == new_row and not is_open
     return {0: axis} if all(kept[:axis]) and (kept[axis] or is_whole) else None
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    """The axes that an attribute or a constant second input names, None if they are computed."""
-    if "axes" in node.attributes:
-        return list(graph.attribute(node, "axes", ()))
-    array = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return None if array is None else [int(n) for n in array.reshape(-1)]
 
 
 Rule: TypeAlias = Callable[[ir.Node, int, Facts], Rows | None]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import constant, free_name, only_reader, remove
+from quant_core.optimize.edit import constant, only_reader, put_in_place, remove
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.one_clip import bounds_of
 
@@ -65,12 +65,7 @@ def _write(inside: ir.Graph, chain: Chain, clip: ir.Node, height: float) -> Appl
     if height != 1:
         factor = constant(inside, f"{name}_height", np.array(height))
         new.append(ir.Node("", "Mul", [new[0].outputs[0], factor], name=chain.names[-1]))
-    for node in new:
-        node.outputs[0].name = free_name(inside, str(node.name))
-        node.outputs[0].type = clip.outputs[0].type
-        node.outputs[0].shape = clip.outputs[0].shape
-        inside.insert_before(clip, node)
-    graph.replace_value(clip.outputs[0], new[-1].outputs[0])
+    put_in_place(clip, *new)
     remove([*chain.nodes, clip])
     gone = tuple(n for n in chain.names if n not in {node.name for node in new})
     return Applied("hard_sigmoid", name, gone)

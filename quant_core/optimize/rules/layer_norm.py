@@ -11,7 +11,7 @@ from quant_core.model import graph
 from quant_core.optimize.affine import affine_of
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove
+from quant_core.optimize.edit import axes_of, constant, number, only_reader, put_in_place, remove
 from quant_core.optimize.facts import Facts
 
 OPSET = 17  # the first with LayerNormalization
@@ -140,10 +140,7 @@ def _reform(inside: ir.Graph, found: Quotient) -> Applied:
         (last, ir.Node("", "Div", [found.values, root.outputs[0]], name=last.name)),
     )
     for old, new in pairs:
-        new.outputs[0].name = free_name(inside, str(old.name))
-        new.outputs[0].type, new.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
-        inside.insert_before(old, new)
-        graph.replace_value(old.outputs[0], new.outputs[0])
+        put_in_place(old, new)
     remove([square])
     remove(found.quotient)
     return Applied("layer_norm", str(last.name), tuple(str(n.name) for n in found.quotient[:-1]))
@@ -153,11 +150,8 @@ def _is_mean(node: ir.Node, facts: Facts) -> bool:
     """Whether it is the mean over the last axis, which is kept (1.)."""
     if node.op_type != "ReduceMean" or node.domain or not graph.attribute(node, "keepdims", 1):
         return False
-    axes = graph.attribute(node, "axes", None)
-    if axes is None and len(node.inputs) > 1:
-        axes = graph.constant(node.inputs[1])
-    rank = facts.rank(node.inputs[0])
-    return axes is not None and rank is not None and [int(a) % rank for a in axes] == [rank - 1]
+    axes, rank = axes_of(node), facts.rank(node.inputs[0])
+    return axes is not None and rank is not None and [a % rank for a in axes] == [rank - 1]
 
 
 def _squared(node: ir.Node) -> ir.Value | None:
@@ -167,7 +161,7 @@ def _squared(node: ir.Node) -> ir.Value | None:
         return None
     if node.op_type == "Mul" and others[0] is first:
         return first
-    return first if node.op_type == "Pow" and _number(others[0]) == 2 else None
+    return first if node.op_type == "Pow" and number(others[0]) == 2 else None
 
 
 def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
@@ -178,18 +172,12 @@ def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
     if reader.op_type == "Div" and list(reader.inputs) == [centred, root.outputs[0]]:
         return (reader,)
     inverts = reader.op_type == "Reciprocal" or (
-        reader.op_type == "Div" and _number(reader.inputs[0]) == 1
+        reader.op_type == "Div" and number(reader.inputs[0]) == 1
     )
     product = only_reader(reader.outputs[0]) if inverts else None
     if product is None or product.op_type != "Mul" or product.domain:
         return None
     return (reader, product) if set(product.inputs) == {centred, reader.outputs[0]} else None
-
-
-def _number(value: ir.Value | None) -> float | None:
-    if value is None or not is_float32(value) or graph.array(value).size != 1:
-        return None
-    return float(graph.array(value).reshape(()))
 
 
 def _write(inside: ir.Graph, norm: Norm, behind: Chain | None, facts: Facts) -> Applied:
@@ -201,15 +189,12 @@ def _write(inside: ir.Graph, norm: Norm, behind: Chain | None, facts: Facts) -> 
         nodes = (*nodes, *behind.nodes)
         scale, shift = behind.affine.widened(norm.columns)
     last = nodes[-1]
-    name, output = str(last.name), last.outputs[0]
+    name = str(last.name)
     inputs = [norm.x, constant(inside, f"{name}_scale", np.array(scale))]
     if shift.any():
         inputs.append(constant(inside, f"{name}_shift", np.array(shift)))
     attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", norm.epsilon)]
     new = ir.Node("", "LayerNormalization", inputs, attributes, name=name)
-    new.outputs[0].name = free_name(inside, name)
-    new.outputs[0].type, new.outputs[0].shape = output.type, output.shape
-    inside.insert_before(last, new)
-    graph.replace_value(output, new.outputs[0])
+    put_in_place(last, new)
     remove(sorted(nodes, key=list(inside).index))
     return Applied("layer_norm", name, tuple(str(n.name) for n in nodes[:-1]))

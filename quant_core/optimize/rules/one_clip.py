@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove
+from quant_core.optimize.edit import constant, number, only_reader, put_in_place, remove
 from quant_core.optimize.facts import Facts
 
 Bounds = tuple[float, float]
@@ -48,7 +48,7 @@ def bounds_of(node: ir.Node, facts: Facts) -> tuple[ir.Value, Bounds] | None:
     if node.op_type == "Relu":
         return node.inputs[0], AT_ZERO
     if node.op_type == "Clip":
-        found = [_number(v) for v in node.inputs[1:]]
+        found = [number(v) for v in node.inputs[1:]]
         given = [v is not None for v in node.inputs[1:]]
         if any(g and n is None for g, n in zip(given, found, strict=True)):
             return None
@@ -59,21 +59,13 @@ def bounds_of(node: ir.Node, facts: Facts) -> tuple[ir.Value, Bounds] | None:
         return None
     left, right = (graph.value(v) for v in node.inputs)
     x, bound = (right, left) if graph.is_constant(left) else (left, right)
-    number = _number(bound)
-    if number is None or graph.is_constant(x):
+    limit = number(bound)
+    if limit is None or graph.is_constant(x):
         return None
     rank = facts.rank(x)
     if graph.shape_of(bound) and (rank is None or rank < len(graph.shape_of(bound))):  # 1.
         return None
-    return x, ((number, math.inf) if node.op_type == "Max" else (-math.inf, number))
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """The number that a float32 constant of one element holds."""
-    if not is_float32(value):
-        return None
-    array = graph.array(graph.value(value))
-    return float(array.reshape(())) if array.size == 1 else None
+    return x, ((limit, math.inf) if node.op_type == "Max" else (-math.inf, limit))
 
 
 def _row_from(first: ir.Node, facts: Facts) -> list[ir.Node]:
@@ -110,10 +102,6 @@ def _merge(inside: ir.Graph, row: list[ir.Node], facts: Facts) -> Applied:
             for n in (lo, hi)
         ]
         node = ir.Node("", "Clip", [source, *ends], name=name)
-    output = node.outputs[0]
-    output.name = free_name(inside, name)
-    output.type, output.shape = last.outputs[0].type, last.outputs[0].shape
-    inside.insert_before(last, node)
-    graph.replace_value(last.outputs[0], output)
+    put_in_place(last, node)
     remove(row)
     return Applied("one_clip", name, tuple(str(n.name) for n in row[:-1]))

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, free_name, only_reader, remove
+from quant_core.optimize.edit import axes_of, constant, free_name, only_reader, put_in_place, remove
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.static_shapes import target_of
 
@@ -42,16 +42,8 @@ def _only_reshapes(node: ir.Node | None, facts: Facts) -> bool:
         return False
     if node.op_type not in REDUCING:
         return node.op_type in RESHAPING
-    sizes, axes = facts.shape(node.inputs[0]), _axes(node)
+    sizes, axes = facts.shape(node.inputs[0]), axes_of(node)
     return sizes is not None and bool(axes) and all(sizes[axis] == 1 for axis in axes or ())  # 1.
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    """The axes that an attribute or a constant second input names, None if they are computed."""
-    if "axes" in node.attributes:
-        return list(graph.attribute(node, "axes", ()))
-    array = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return None if array is None else [int(n) for n in array.reshape(-1)]
 
 
 def _reshaped(inside: ir.Graph, last: ir.Node, facts: Facts) -> Applied | None:
@@ -83,10 +75,7 @@ def _reshaped(inside: ir.Graph, last: ir.Node, facts: Facts) -> Applied | None:
         return None
     shape = constant(inside, f"{name}_shape", np.array(target, np.int64))
     new = ir.Node("", "Reshape", [source, shape], name=name)
-    new.outputs[0].name = free_name(inside, name)
-    new.outputs[0].type, new.outputs[0].shape = output.type, output.shape
-    inside.insert_before(last, new)
-    graph.replace_value(output, new.outputs[0])
+    put_in_place(last, new)
     remove([*gone, last])
     return Applied("one_reshape", name, names)
 
@@ -101,7 +90,7 @@ def _chosen(inside: ir.Graph, node: ir.Node, facts: Facts) -> Applied | None:
         return None
     axis = graph.attribute(node, "axis", 0) % rank
     for reader in readers:
-        axes = _axes(reader) if reader.op_type == "Unsqueeze" and not reader.domain else None
+        axes = axes_of(reader) if reader.op_type == "Unsqueeze" and not reader.domain else None
         is_here = reader.graph is inside and not reader.outputs[0].is_graph_output()
         if not is_here or axes is None or [a % rank for a in axes] != [axis]:
             return None

@@ -10,10 +10,10 @@ from quant_core.optimize.affine import affine_of
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.edit import (
     constant,
-    free_name,
     is_float32,
     numbers,
     only_reader,
+    put_in_place,
     remove,
 )
 from quant_core.optimize.facts import Facts
@@ -31,7 +31,8 @@ def prelu_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
             continue
         alpha = ir.AttrFloat32("alpha", float(slope.flat[0]))
         new = ir.Node("", "LeakyRelu", [node.inputs[0]], [alpha], name=node.name)
-        _replace(node, [new])
+        put_in_place(node, new)
+        remove([node])
         applied.append(Applied("prelu_as_leaky_relu", str(node.name), ()))
     return applied
 
@@ -54,8 +55,8 @@ def max_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
             if source is not x or affine.axis is not None or affine.shifts or not 0 <= slope <= 1:
                 continue
             alpha = ir.AttrFloat32("alpha", slope)
-            _replace(node, [ir.Node("", "LeakyRelu", [x], [alpha], name=node.name)])
-            remove([maker])
+            put_in_place(node, ir.Node("", "LeakyRelu", [x], [alpha], name=node.name))
+            remove([maker, node])
             applied.append(Applied("max_as_leaky_relu", str(node.name), (str(maker.name),)))
             break
     return applied
@@ -92,7 +93,8 @@ def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applie
         rest = _depthwise(node, x, 1 - slope, "rest")
         relu = ir.Node("", "Relu", [rest.outputs[0]], name=f"{node.name}_relu")
         total = ir.Node("", "Add", [linear.outputs[0], relu.outputs[0]], name=node.name)
-        _replace(node, [linear, rest, relu, total])
+        put_in_place(node, linear, rest, relu, total)
+        remove([node])
         applied.append(Applied("prelu_as_convs", str(node.name), ()))
     return applied
 
@@ -109,14 +111,3 @@ def _depthwise(node: ir.Node, x: ir.Value, weight: np.ndarray, part: str) -> ir.
     attributes = [ir.AttrInt64("group", channels), ir.AttrInt64s("kernel_shape", (1, 1))]
     inputs = [x, constant(graph.home(node), f"{name}_weight", weight)]
     return ir.Node("", "Conv", inputs, attributes, name=name)
-
-
-def _replace(node: ir.Node, new: list[ir.Node]) -> None:
-    """The new nodes stand where the old one stood; the last gives its result."""
-    inside, old = graph.home(node), node.outputs[0]
-    for each in new:
-        each.outputs[0].name = free_name(inside, str(each.name))
-        each.outputs[0].type = old.type
-        inside.insert_before(node, each)
-    graph.replace_value(old, new[-1].outputs[0])
-    inside.remove(node, safe=True)
