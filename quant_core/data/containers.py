@@ -62,3 +62,20 @@ def is_absent(value: Any) -> bool:
     if not isinstance(value, np.ndarray):
         return value is None
     return value.dtype == OBJECT and not value.ndim and value.item() is None
+
+
+def numbers_of(value: Any) -> np.ndarray:
+    """The numbers of a value: of a sequence a row for each item if all have the same shape, else
+    one after another; tensors as they are.
+    """
+    if value is None:
+        return np.zeros(0)
+    if isinstance(value, Mapping):
+        return np.array(list(value.values()))
+    if isinstance(value, np.ndarray) and value.dtype == OBJECT and not value.ndim:
+        return numbers_of(value.item())
+    if not isinstance(value, list) and getattr(value, "dtype", None) != OBJECT:
+        return np.asarray(value)
+    items = [numbers_of(item) for item in value]
+    are_alike = len({item.shape for item in items}) == 1
+    return np.stack(items) if are_alike else np.concatenate([[], *map(np.ravel, items)])

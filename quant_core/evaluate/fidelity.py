@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from quant_core.data.containers import OBJECT
+from quant_core.data.containers import numbers_of
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
 from quant_core.evaluate.decisions import Decisions
@@ -42,15 +42,16 @@ def compare(
     if metric is not None:
         reference, outputs = list(reference), list(outputs)
     tallies = [OutputTally(name) for name in names]
-    sample_count = 0
+    sample_count = feed_count = 0
     for float_block, quantized_block, feeds in _blocks(reference, outputs):
         if not len(tallies) == len(float_block) == len(quantized_block):
             problem = f"gives {len(quantized_block)} outputs, float gives {len(float_block)}"
             raise ModelError(problem, hint="Is it the same model?")
         sample_count += _rows(float_block)
+        feed_count += feeds
         for tally, want, got in zip(tallies, float_block, quantized_block, strict=True):
             tally.add(want, got, labels, feeds)
-    if not sample_count:
+    if not feed_count:
         raise DataError("nothing to compare", hint="At least one sample")
 
     labelled = _labelled_output(tallies, labels, required=metric is None)
@@ -98,22 +99,7 @@ def _blocks(
 
 def _in_numbers(outputs: Iterable[Outputs]) -> Iterator[Outputs]:
     """The same feed by feed; of sequences and maps their numbers."""
-    return ([_numbers(x) if x.dtype == OBJECT else x for x in feed] for feed in outputs)
-
-
-def _numbers(value: Any) -> np.ndarray:
-    """The numbers of an output: a row for each item of a sequence if all have the same shape."""
-    if value is None:
-        return np.zeros(0)
-    if isinstance(value, Mapping):
-        return np.array(list(value.values()))
-    if isinstance(value, np.ndarray) and value.dtype == OBJECT and not value.ndim:
-        return _numbers(value.item())
-    if not isinstance(value, list) and getattr(value, "dtype", None) != OBJECT:
-        return np.asarray(value)
-    items = [_numbers(item) for item in value]
-    are_alike = len({item.shape for item in items}) == 1
-    return np.stack(items) if are_alike else np.concatenate([[], *map(np.ravel, items)])
+    return ([numbers_of(x) for x in feed] for feed in outputs)
 
 
 def _joined(pairs: list[tuple[Outputs, Outputs]]) -> tuple[Outputs, Outputs]:

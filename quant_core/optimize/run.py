@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.data.containers import numbers_of
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import graph
-from quant_core.model.session import run
+from quant_core.model.session import open_session, run
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.opened import OpenedModel
@@ -67,7 +68,8 @@ def optimize(
     """The model after every rule that keeps its outputs, its speed and its size.
 
     model     normalized; it is not changed
-    feeds     outputs are compared on these; without any, the rules are trusted
+    feeds     outputs are compared on these; without any, the rules are trusted as long as
+              onnxruntime loads what they make
     speedup   time of its first model over that of its second; without it, timed rules are not tried
     rules     names of those that need no clock; None: EXACT
     deadline  when it should end with what it has
@@ -92,6 +94,9 @@ def optimize(
                 work.attempt(name)
         if len(work.applied) == before:
             break
+    if not feeds and work.applied and (problem := _why_not_loaded(work.best.model)):
+        undone = (Undone(a.rule, (a.node,), problem) for a in work.applied)
+        return Optimized(model, (), (*work.undone, *undone))
     return Optimized(work.best.model, tuple(work.applied), tuple(work.undone))
 
 
@@ -202,9 +207,23 @@ class _Work:
 
 
 def _outputs(model: OpenedModel, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
+    """The numbers of all outputs, feed by feed; none if the model is not run."""
     if model.session is None:
         return []
-    return [run(model.session, feed) for feed in feeds]
+    return [[numbers_of(x) for x in run(model.session, feed)] for feed in feeds]
+
+
+def _why_not_loaded(model: ir.Model) -> str:
+    """Why onnxruntime refuses the model, "" if it does not.
+
+    It infers shapes from constants, and demands scalars of Range that it takes in another shape
+    where they are computed.
+    """
+    try:
+        open_session(model, optimize=False)
+    except ModelError as error:
+        return f"it does not load: {error.problem}"
+    return ""
 
 
 def same_db(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -15,6 +15,10 @@ RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
      "Bernoulli", "Dropout"}
 )  # fmt: skip
+NUMBERS_AND_TEXT = frozenset(
+    {ir.AttributeType.FLOAT, ir.AttributeType.FLOATS, ir.AttributeType.INT, ir.AttributeType.INTS,
+     ir.AttributeType.STRING, ir.AttributeType.STRINGS}
+)  # fmt: skip
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal"})
 
 
@@ -25,7 +29,7 @@ def common_subexpressions(model: ir.Model, facts: Facts) -> list[Applied]:
 
     1. Both have the same operator, attributes and inputs, and write the same number of outputs.
        The order of the inputs of a sum or a product does not matter.
-    2. Operators that draw random numbers, or hold graphs, stay as they are.
+    2. Operators that draw random numbers, or hold graphs, tensors or types, stay as they are.
     3. An output of a graph keeps its name; of two equal ones each has its own node.
     """
     applied = []
@@ -51,7 +55,7 @@ def _key(node: ir.Node) -> Hashable | None:
     attributes = []
     for name, found in sorted(node.attributes.items()):
         value = found.value
-        if found.type in graph.GRAPH_TYPES or found.type == ir.AttributeType.TENSOR:
+        if found.type not in NUMBERS_AND_TEXT:
             return None
         attributes.append((name, tuple(value) if isinstance(value, (list, tuple)) else value))
     if node.domain or node.op_type in RANDOM:

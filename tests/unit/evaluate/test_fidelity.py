@@ -319,6 +319,15 @@ def test_nothing_to_compare_is_an_error():
         compare([], [], ["y"])
 
 
+def test_outputs_without_a_row_compare_as_equal():
+    nothing = np.zeros((0, 4), np.float32)
+
+    fidelity = compare([[nothing]], [[nothing]], ["boxes"])
+
+    assert fidelity.per_output[0].flaw == ""
+    assert fidelity.samples == 0
+
+
 def test_fidelity_is_plain_json_even_when_infinite():
     fidelity = compare(feeds(np.eye(2)), feeds(np.full((2, 2), np.nan)), ["y"])
 

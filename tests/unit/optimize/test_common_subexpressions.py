@@ -65,3 +65,13 @@ def test_two_equal_outputs_have_a_node_each():
     )
 
     assert operators == ["Exp", "Exp"]
+
+
+def test_nodes_that_hold_types_stay():
+    optional = "Optional<type: type_proto = float[2]>()"
+    text = f"""(bool c) => (optional(float[2]) y) {{ y = If(c) <
+        then_branch = yes () => (optional(float[2]) a) {{ a = {optional} }},
+        else_branch = no () => (optional(float[2]) b) {{ b = {optional} }}
+    > }}"""
+
+    assert not optimize(ir.from_proto(sketch(text, {}))).applied

@@ -76,6 +76,30 @@ def test_what_does_not_run_is_undone(monkeypatch):
     assert [undone.reason[:16] for undone in found.undone] == ["it does not run:"]
 
 
+def test_what_does_not_load_is_undone_though_there_is_nothing_to_run_it_on(monkeypatch):
+    wrong = np.zeros((4, 7), np.float32)
+    monkeypatch.setitem(EXACT, "change", lambda model, facts: change_gemm(model, wrong))
+    model, _ = scaled()
+
+    found = optimize(model)
+
+    assert found.model is model
+    assert not found.applied
+    assert {undone.reason[:17] for undone in found.undone} == {"it does not load:"}
+
+
+def test_outputs_that_are_sequences_are_compared():
+    text = """(float[n, 3] x) => (seq(float[n, 3]) y)
+              { a = Exp(x) b = Exp(x) y = SequenceConstruct(a, b) }"""
+    proto = sketch(text, {})
+    model = ir.from_proto(proto)
+    normalize(model)
+
+    found = optimize(model, [random_feed(proto)])
+
+    assert [change.rule for change in found.applied] == ["common_subexpressions"]
+
+
 def prelus() -> ir.Model:
     text = """(float[n, 2, 4, 4] x) => (float[n, 2, 4, 4] y, float[n, 2, 4, 4] z)
               { y = PRelu(x, s) z = PRelu(x, t) }"""
