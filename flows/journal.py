@@ -94,9 +94,9 @@ class Journal:
             while line:
                 line = line[os.write(self._fd, line) :]
             os.fsync(self._fd)
-        except OSError:
+        except OSError as problem:
             os.ftruncate(self._fd, size)
-            raise
+            raise OSError(problem.errno, problem.strerror, str(self.path)) from problem
         self.entries.append(entry)
         if isinstance(entry, ModelEntry):
             self.latest[entry.key] = entry

@@ -165,9 +165,12 @@ def call_flow(
     if ended:
         caller.notify(Unrecorded(reason))
         return ended[0]
+    where = str(caller.manifest.folder)
     if "can't start new thread" in reason:
         hint = START_HINT
-    raise StageError(f"the {kind} stopped: {reason}", str(caller.manifest.folder), hint)
+    if isinstance(found, OSError) and found.strerror:
+        reason, where = found.strerror.lower(), str(found.filename or where)
+    raise StageError(f"the {kind} stopped: {reason}", where, hint)
 
 
 def shown_in_prefect(kind: str, models: int, listener: Listener) -> Listener:

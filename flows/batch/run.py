@@ -22,7 +22,6 @@ from flows.manifest.read import read_manifest
 from flows.runtime.prefect_api import Prefect, unused_settings
 from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError
-from quant_core.text import printable
 from quant_core.worker.child import STAGE_MODULE, run_stage, shut_down
 from tasks.remote import Remote, run_remote_stage
 
@@ -123,7 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = read_manifest(options.manifest)
         if options.dry_run:
             with stopped_in_order():
-                return _print_plans(manifest, options.only, options.allow_code, as_json)
+                return show_plans(
+                    manifest,
+                    only=options.only,
+                    allow_code=options.allow_code,
+                    as_json=as_json,
+                )
         return run_and_show(
             manifest,
             scheduler=options.scheduler,
@@ -147,6 +151,27 @@ def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -
     return show_run(run, run_views.batch_table, as_json)
 
 
+def show_plans(
+    manifest: Manifest,
+    *,
+    only: Sequence[str] = (),
+    allow_code: str | Path | None = None,
+    as_json: bool = False,
+) -> int:
+    """Show each model's plan, or its error, as soon as it is known. Returns the exit code."""
+    from flows.console import model_views, printing
+
+    exit_code = 0
+    for row in plan_batch(manifest, only=only, allow_code=allow_code):
+        if row["error"] is not None:
+            exit_code = 1
+        if as_json:
+            sys.stdout.write(json.dumps({"event": "plan", **row}) + "\n")
+        else:
+            printing.console().print(model_views.planned_view(row))
+    return exit_code
+
+
 def show_run(
     run: Callable[..., Result],
     table: Callable[[Sequence[Mapping[str, Any]]], RenderableType],
@@ -163,27 +188,6 @@ def show_run(
         result = run(on_progress=listener)
     printing.print_result(result, table, as_json)
     return result.exit_code
-
-
-def _print_plans(
-    manifest: Manifest, only: Sequence[str], allow_code: Path | None, as_json: bool
-) -> int:
-    from flows.console import model_views, printing
-
-    exit_code = 0
-    for row in plan_batch(manifest, only=only, allow_code=allow_code):
-        if row["error"] is not None:
-            exit_code = 1
-        if as_json:
-            sys.stdout.write(json.dumps({"event": "plan", **row}) + "\n")
-            continue
-        title = f"{printable(row['model'])} -> {printable(row['output'])}"
-        printing.console().print(title, markup=False)
-        if row["error"] is None:
-            printing.console().print(model_views.plan_view(row["plan"]))
-        else:
-            printing.print_error(QuantError(row["error"], row["where"], row["hint"]), as_json=False)
-    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

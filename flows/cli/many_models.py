@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ def batch(
     continue_on_error: ContinueOnError = None,
     costs: CostsFile = None,
     dry_run: DryRun = False,
-) -> Answer | int:
+) -> int:
     """Quantize many models on all cores; what is finished survives whatever happens to the rest.
 
     A YAML or TOML manifest in place of the models is done as `quantmill config` does it.
@@ -137,7 +137,7 @@ def config(
     running: dict[str, Any],
     as_json: bool,
     dry_run: DryRun = False,
-) -> Answer | int:
+) -> int:
     """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
     return _run_file(file, allow_code, running, as_json, dry_run)
 
@@ -183,7 +183,7 @@ def report(
 
 def _run_file(
     file: Path, allow_code: Path | None, running: dict[str, Any], as_json: bool, dry_run: bool
-) -> Answer | int:
+) -> int:
     """Make the models of a manifest in a file."""
     from flows.manifest.read import read_manifest
 
@@ -191,20 +191,11 @@ def _run_file(
     return _run_manifest(read_manifest(file), running, as_json, dry_run)
 
 
-def _run_manifest(
-    manifest: Manifest, running: dict[str, Any], as_json: bool, dry_run: bool
-) -> Answer | int:
+def _run_manifest(manifest: Manifest, running: dict[str, Any], as_json: bool, dry_run: bool) -> int:
     """Make the models of a manifest, or with `dry_run` only print their plans."""
-    from flows.batch.run import plan_batch, run_and_show
+    from flows.batch.run import run_and_show, show_plans
 
     if dry_run:
-        plans = list(plan_batch(manifest, **_selection(running)))
-        return Answer(
-            plans, model_views.plans_view, exit_code=int(any(row["error"] for row in plans))
-        )
+        selection = {key: running[key] for key in ("only", "allow_code") if key in running}
+        return show_plans(manifest, as_json=as_json, **selection)
     return run_and_show(manifest, as_json=as_json, **running)
-
-
-def _selection(running: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a dry run needs as well."""
-    return {key: running[key] for key in ("only", "allow_code") if key in running}

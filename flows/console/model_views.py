@@ -68,16 +68,12 @@ def plan_view(plan: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def plans_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """What a batch would do: the plan of each model, or its error."""
-    parts: list[RenderableType] = []
-    for row in rows:
-        parts.append(Text(f"{printable(row['model'])} -> {printable(row['output'])}", style="bold"))
-        if row["error"]:
-            parts.append(error_text(row["error"], row["where"], row["hint"]))
-        else:
-            parts.append(plan_view(row["plan"]))
-    return Group(*parts)
+def planned_view(row: Mapping[str, Any]) -> RenderableType:
+    """What a batch would do with one model: its plan, or its error."""
+    title = Text(f"{printable(row['model'])} -> {printable(row['output'])}", style="bold")
+    if row["error"]:
+        return Group(title, error_text(row["error"], row["where"], row["hint"]))
+    return Group(title, plan_view(row["plan"]))
 
 
 def draft_view(answer: Mapping[str, Any]) -> RenderableType:

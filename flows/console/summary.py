@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import html
 import json
 import threading
@@ -14,12 +15,13 @@ from typing import Any
 
 from flows.console.events import Event, Listener, ModelDone
 from quant_core.evaluate.contract import Verdict
-from quant_core.model.atomic import atomic_write
+from quant_core.model.atomic import atomic_write, overwrite
 from quant_core.text import plain, printable
 from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
 MAX_ROWS_IN_PREFECT = 500
 PROGRESS_S = 5.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
 WRONG_COLUMNS = (
     "model",
     "outcome",
@@ -110,12 +112,23 @@ def cell(value: object) -> str:
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write the summary as JSON. The file appears as a whole, or stays as it was."""
+    """Write the summary as JSON. The file appears as a whole, or stays as it was.
+
+    A full disk has no room for another file: then the one that is there is overwritten.
+
+    Raises: OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     written_at = datetime.now(UTC).isoformat()
     values = plain({**summary, "written_at": written_at})
-    with atomic_write(path) as file:
-        file.write(json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
+    content = json.dumps(values, indent=2, allow_nan=False).encode() + b"\n"
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as problem:
+        if problem.errno not in FULL or not path.exists():
+            raise
+        overwrite(path, content)
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from flows.runtime.prefect_api import START_HINT, Prefect, api_server, settings_of_environment
+from flows.runtime.tls import own_security
 from quant_core.errors import QuantError, RequestError
 from quant_core.worker.child import warm_up
 from quant_core.worker.host import PACKAGES
@@ -100,7 +101,6 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     Raises: RequestError if nobody answers at that address.
     """
     from distributed import Client
-    from distributed.security import Security
 
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -110,8 +110,7 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
             yield client
         return
     # TLS, because a scheduler runs any code for whoever on this host connects to its port.
-    security = Security.temporary()  # type: ignore[no-untyped-call]
-    with local_cluster(workers, security) as cluster:
+    with local_cluster(workers, own_security()) as cluster:
         with _said_in_words():
             client = Client(cluster)  # type: ignore[no-untyped-call]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -32,6 +33,22 @@ def atomic_write(path: Path, survives_power_cut: bool = True) -> Iterator[IO[byt
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Replace the content of a small file in the blocks that it has, for a disk that is full.
+
+    Readers may see a part of it for a moment.
+
+    Raises: OSError if it needs more blocks than it has; then the file stays as it was.
+    """
+    with path.open("r+b", buffering=0) as file:
+        allocated_bytes = 512 * os.fstat(file.fileno()).st_blocks
+        if len(content) > allocated_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        file.write(content)
+        file.truncate()
+        os.fsync(file.fileno())
 
 
 def temporary_beside(path: Path) -> Path:

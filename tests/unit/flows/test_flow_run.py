@@ -43,6 +43,7 @@ def test_a_run_that_is_over_counts_although_prefect_s_server_is_lost(caller, eve
     [
         (ConnectionError("refused"), "the batch stopped: refused. Once more"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
+        (OSError(28, "No space left on device"), "the batch stopped: no space left on device"),
     ],
 )
 def test_a_run_that_prefect_stops_is_an_error_in_words(caller, problem, words):

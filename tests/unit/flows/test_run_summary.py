@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 
 import pytest
 
 from flows.batch.run import run_batch
-from flows.batch.run_summary import auditing, running_summary, working_in
+from flows.batch.run_summary import auditing, running_summary, summary_path, working_in
+from flows.console import summary
 from flows.journal import open_journal
 from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
@@ -39,6 +41,21 @@ def test_an_error_ends_it_as_failed(manifest):
         break_off(manifest)
 
     assert (read(manifest)["state"], read(manifest)["message"]) == ("Failed", "no Prefect here")
+
+
+def test_a_full_disk_ends_it_as_failed_too(manifest, monkeypatch):
+    def no_room(path):
+        raise OSError(errno.ENOSPC, "no space left on device", str(path))
+
+    path = summary_path("batch", manifest.folder)
+    with working_in(manifest):
+        monkeypatch.setattr(summary, "atomic_write", no_room)
+        summary.write_summary(path, {**read(manifest), "state": "Failed"})
+        assert read(manifest)["state"] == "Failed"
+
+        with pytest.raises(OSError, match="No space left"):  # for so much more
+            summary.write_summary(path, {"wrong": [{"error": "x" * 100_000}]})
+        assert read(manifest)["state"] == "Failed"
 
 
 def test_a_signal_ends_it_as_stopped(manifest):

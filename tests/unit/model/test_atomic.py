@@ -2,7 +2,7 @@
 
 import pytest
 
-from quant_core.model.atomic import atomic_write
+from quant_core.model.atomic import atomic_write, overwrite
 
 
 @pytest.mark.parametrize("survives_power_cut", [True, False])
@@ -33,3 +33,18 @@ def test_a_block_that_raises_leaves_the_file_as_it_was(tmp_path):
 
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_is_overwritten_in_its_own_blocks_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "summary.json"
+    with atomic_write(path) as stream:
+        stream.write(b"a longer content than the next one")
+    room_bytes = 512 * path.stat().st_blocks
+
+    overwrite(path, b"short")
+    assert path.read_bytes() == b"short"
+
+    with pytest.raises(OSError, match=r"[Nn]o space left") as error:
+        overwrite(path, bytes(room_bytes + 1))
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == b"short"

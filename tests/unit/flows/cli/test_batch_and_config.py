@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from flows.batch.run import main as run_module
 from flows.cli.commands import main
 from quant_core.config import Contract, QuantConfig
-from tests.command_line import answer_of
 from tests.folders import save_folder
 
 
@@ -83,11 +84,17 @@ def test_config_and_batch_do_what_a_manifest_says(requested, command, name, text
     assert (requested["force"], requested["allow_code"], requested["jobs"]) == (True, Path(), 2)
 
 
+def plans_of(capsys, line: str, door=main) -> tuple[int, list[dict]]:
+    """Exit code and plans of a dry run: a JSON line each."""
+    code = door([*line.split(), "--dry-run", "--format", "json"])
+    return code, [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+
+
 def test_a_folder_of_hugging_face_is_written_beside_it(tmp_path, monkeypatch, capsys):
     save_folder(tmp_path / "model", names=["encoder_model"])
     monkeypatch.chdir(tmp_path)
 
-    code, (plan,) = answer_of(capsys, "batch model --layout huggingface --bits 4 --dry-run")
+    code, (plan,) = plans_of(capsys, "batch model --layout huggingface --bits 4")
 
     assert code == 0
     assert plan["output"] == str(tmp_path / "model_int4/onnx/encoder_model_q4.onnx")
@@ -95,15 +102,27 @@ def test_a_folder_of_hugging_face_is_written_beside_it(tmp_path, monkeypatch, ca
     assert main(["batch", "model"]) == main(["batch", "a.onnx", "--layout", "huggingface"]) == 2
 
 
-def test_a_dry_run_of_a_batch_prints_plans_and_errors(quantized, capsys):
+def test_a_dry_run_of_a_batch_prints_plans_and_errors_alike_at_both_doors(
+    quantized, capsys, monkeypatch
+):
     before = sorted(Path().iterdir())
 
-    code, plans = answer_of(capsys, "batch float.onnx int8.onnx -o out --dry-run")
+    code, plans = plans_of(capsys, "batch float.onnx int8.onnx -o out")
 
     assert code == 1
     assert {node["node"] for node in plans[0]["plan"]["nodes"]} >= {"conv", "gemm"}
     assert "quantized already" in plans[1]["error"]
     assert sorted(Path().iterdir()) == before
+
+    monkeypatch.setattr("flows.batch.run.plan_batch", lambda manifest, **options: iter(plans))
+    Path("m.yaml").write_text("models: [{input: float.onnx}]\nbatch: {output_dir: out}\n")
+    assert plans_of(capsys, "batch m.yaml") == plans_of(capsys, "m.yaml", run_module) == (1, plans)
+    texts = []
+    for door in (main, lambda words: run_module(words[1:])):
+        assert door(["batch", "m.yaml", "--dry-run"]) == 1
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert all(part in texts[0] for part in ("float -> ", "conv", "quantized already"))
 
 
 @pytest.mark.parametrize(
