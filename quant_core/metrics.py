@@ -32,9 +32,9 @@ class OutputFidelity:
                    lower_db -200, cosine -1 and an infinite max_abs_error; one that has another
                    shape for some samples only has the values of the others
     is_probability whether all values of the float model lie in [0, 1]
-    integer_db     of an integer output: SQNR of its numbers, or of decisions, 1 over the share of
-                   those that differ from float's, whichever is higher. One decision that differs is
-                   luck
+    integer_db     of an integer output: SQNR of its numbers around their mean, or what decisions
+                   count as, 20 dB where one in ten differs from float's; whichever is higher
+    upper_integer_db  the same with what more decisions may be better by, by the spread over samples
 
     cosine, sqnr_db, lower_db and max_abs_error are None for an integer output.
     """
@@ -48,6 +48,7 @@ class OutputFidelity:
     is_probability: bool = False
     lower_db: float | None = None
     integer_db: float | None = None
+    upper_integer_db: float | None = None
 
     @property
     def is_reshaped(self) -> bool:
@@ -66,10 +67,21 @@ class OutputFidelity:
 
     @property
     def sound_lower_db(self) -> float | None:
-        """`sound_db`, with `lower_db` in place of `sqnr_db`."""
+        """`sound_db`, with `lower_db` in place of `sqnr_db`.
+
+        `upper_integer_db` of integers: a decision that differs may be a tie, so that a few prove
+        nothing.
+        """
         if self.sqnr_db is None:
-            return self.integer_db
+            return self.upper_integer_db
         return MAX_SQNR_DB if self._is_same_probability else self.lower_db
+
+    @property
+    def nearness(self) -> str:
+        """`sound_db` for people; of integers with the share that equals float's."""
+        if self.sqnr_db is None:
+            return f"has {self.sound_db:.1f} dB ({percent(self.agreement or 0.0)} equal float's)"
+        return f"has {self.sound_db:.1f} dB"
 
     @property
     def _is_same_probability(self) -> bool:

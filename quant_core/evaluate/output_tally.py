@@ -14,7 +14,12 @@ from quant_core.evaluate.decisions import (
     decide,
 )
 from quant_core.metrics import MAX_SQNR_DB, OTHER_SHAPE, OutputFidelity
-from quant_core.numerics.sqnr import lower_sqnr_db, sqnr_db
+from quant_core.numerics.sqnr import (
+    decisions_db,
+    lower_sqnr_db,
+    sqnr_db,
+    upper_decisions_db,
+)
 
 BLOCK_ELEMENTS = 1 << 20  # of the float values that are compared at once
 MASK = 1e30  # float outputs beyond it are masks ("never this class"), as infinite ones are
@@ -34,9 +39,12 @@ class OutputTally:
         self.quantized_squares = self.dot = 0.0
         self.max_error = 0.0
         self.lo, self.hi = math.inf, -math.inf  # of the float model's values
+        self.sum = 0.0  # of the same
         self.rows = 0
         self.classes = 0
         self.labels_fit = True
+        self.decided: list[np.ndarray] = []  # numbers of decisions of each feed, of integers:
+        self.differing: list[np.ndarray] = []  # of all, and of those that differ
         # threshold of single scores (None: argmax, or integers) -> decisions
         self.by_threshold: dict[float | None, Decisions] = {}
 
@@ -51,6 +59,10 @@ class OutputTally:
         elif want.dtype.kind in "fiub":
             self.is_compared = True
             self._add_errors(want.reshape(feeds, -1), got.reshape(feeds, -1))
+        if want.dtype.kind != "f":
+            differs = (got != want).reshape(feeds, -1)
+            self.decided.append(np.full(feeds, differs.shape[1], np.float64))
+            self.differing.append(differs.sum(1).astype(np.float64))
         self._add_decisions(want, got, labels)
 
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
@@ -74,6 +86,7 @@ class OutputTally:
         w = np.where(known, want, 0).astype(np.float64)
         self.lo = min(self.lo, w.min(initial=math.inf, where=known))
         self.hi = max(self.hi, w.max(initial=-math.inf, where=known))
+        self.sum += float(w.sum())
         usable = known & np.isfinite(got)
         self.unusable_values += int(known.sum() - usable.sum())
         g = np.where(usable, got, w).astype(np.float64)
@@ -117,8 +130,15 @@ class OutputTally:
             flaw = f"holds {self.unusable_values} values that are NaN or infinite"
         agreement = self.decisions().agreement
         if not self.is_float:
-            integer_db = self._integer_db()
-            return OutputFidelity(self.name, *3 * (None,), agreement, flaw, integer_db=integer_db)
+            nearest, upper = self._integer_db()
+            return OutputFidelity(
+                self.name,
+                *3 * (None,),
+                agreement,
+                flaw,
+                integer_db=nearest,
+                upper_integer_db=upper,
+            )
         if self.unusable_values or not self.is_compared:
             worst = -MAX_SQNR_DB
             return OutputFidelity(self.name, -1.0, worst, math.inf, agreement, flaw, lower_db=worst)
@@ -133,15 +153,18 @@ class OutputTally:
             lower_db=_within_limits(lower_sqnr_db(*self._sums())),
         )
 
-    def _integer_db(self) -> float | None:
-        """SQNR of the numbers, or of the decisions, whichever is higher; None without any."""
-        decisions = self.decisions()
-        if not decisions.total:
-            return None
-        differing = decisions.total - decisions.same
-        beyond_luck = max(0, differing - 1)  # which of two equal classes wins says nothing
-        of_decisions = _within_limits(sqnr_db(decisions.total, beyond_luck))
-        return max(of_decisions, self._sqnr_db()) if self.is_compared else of_decisions
+    def _integer_db(self) -> tuple[float | None, float | None]:
+        """SQNR of the numbers around their mean, or of the decisions, whichever is higher; and the
+        same with what decisions may reach by luck. None without any.
+        """
+        totals, differing = np.concatenate(self.decided), np.concatenate(self.differing)
+        total = float(totals.sum())
+        if not total:
+            return None, None
+        of_numbers = self._sqnr_db(self.sum**2 / total) if self.is_compared else -MAX_SQNR_DB
+        of_decisions = _within_limits(decisions_db(total, float(differing.sum())))
+        upper = _within_limits(upper_decisions_db(totals, differing))
+        return max(of_numbers, of_decisions), max(of_numbers, upper)
 
     def _cosine(self) -> float:
         """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""
@@ -151,9 +174,10 @@ class OutputTally:
             return float(float_squares == self.quantized_squares)
         return max(-1.0, min(1.0, self.dot / norms))
 
-    def _sqnr_db(self) -> float:
+    def _sqnr_db(self, of_mean: float = 0.0) -> float:
+        """SQNR of the values, whose signal is less by that of their mean."""
         signals, noises = self._sums()
-        return _within_limits(sqnr_db(float(signals.sum()), float(noises.sum())))
+        return _within_limits(sqnr_db(float(signals.sum()) - of_mean, float(noises.sum())))
 
     def _sums(self) -> tuple[np.ndarray, np.ndarray]:
         """The sums of squares of each feed: of the float values, and of the errors."""

@@ -33,9 +33,38 @@ def lower_sqnr_db(signals: NDArray[np.float64], noises: NDArray[np.float64]) -> 
     Statistical Intervals, section 4.7: the mean of m future values lies within a standard deviation
     times sqrt(1 / n + 1 / m) of that of n values, as often as the factor before it says.
     """
-    signal, noise, count = float(signals.sum()), float(noises.sum()), len(signals)
-    if signal and count > 1:
-        left = noises - noise / signal * signals
-        deviation = math.sqrt(float(left @ left) / (count - 1))
-        noise += _CONFIDENT * count * deviation * math.sqrt(1 / count + 1 / _OTHERS)
-    return sqnr_db(signal, noise)
+    count = len(signals)
+    more = _CONFIDENT * count * _deviation(signals, noises) * math.sqrt(1 / count + 1 / _OTHERS)
+    return sqnr_db(float(signals.sum()), float(noises.sum()) + more)
+
+
+def decisions_db(total: float, differing: float) -> float:
+    """What decisions count as in dB: 20 log10 of all over those that differ, less one that is luck.
+
+    A decision changes where its margin is smaller than the noise. Margins near zero are about
+    equally frequent, so the share that changes grows with the amplitude of the noise.
+    """
+    return 2 * sqnr_db(total, max(0.0, differing - 1))
+
+
+def upper_decisions_db(totals: NDArray[np.float64], differing: NDArray[np.float64]) -> float:
+    """What more decisions of the same kind are not below, unless these are worse than 95 % of such.
+
+    totals, differing  (n,) numbers of decisions of each sample, and of those that differ
+
+    Source: Cochran, section 9.6: decisions of one sample depend on each other, so that samples are
+    what the error of the share is taken over.
+    """
+    luck = _CONFIDENT * math.sqrt(len(totals)) * _deviation(totals, differing)
+    return decisions_db(float(totals.sum()), float(differing.sum()) - max(0.0, luck - 1))
+
+
+def _deviation(signals: NDArray[np.float64], noises: NDArray[np.float64]) -> float:
+    """The standard deviation of what is left of noises without the share of signals that all have
+    on average; 0 of one sample, or without signals.
+    """
+    signal, count = float(signals.sum()), len(signals)
+    if not signal or count < 2:
+        return 0.0
+    left = noises - float(noises.sum()) / signal * signals
+    return math.sqrt(float(left @ left) / (count - 1))

@@ -172,7 +172,7 @@ def _close(judged: Candidate) -> list[str]:
     """A note on each output that is above the floor, but not by much."""
     assert judged.fidelity is not None
     return [
-        f"output {o.name} has {o.sound_db:.1f} dB"
+        f"output {o.name} {o.nearness}"
         for o in judged.fidelity.per_output
         if o.sound_db is not None and o.sound_db < POLICY.noted_db
     ]
@@ -184,7 +184,7 @@ def _shortfall(calibrated: CalibratedModel, judged: Candidate, samples: Samples)
     least = judged.plan.config.floor.min
     assert least is not None
     broken = [
-        f"output {o.name} {o.flaw or f'has {o.sound_db:.1f} dB, at least {least:g}'}"
+        f"output {o.name} {o.flaw or f'{o.nearness}, at least {least:g}'}"
         for o in judged.fidelity.per_output
         if o.flaw or (o.sound_db is not None and o.sound_db < least)
     ]

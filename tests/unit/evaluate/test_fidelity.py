@@ -77,16 +77,42 @@ def test_the_lower_bound_of_sqnr_holds_for_a_few_other_samples(noises, lower):
     [
         ([3, 1, 2, 5], [3, 1, 2, 5], 200),
         ([3, 1, 2, 5], [3, 1, 2, 9], 200),  # one decision that differs is luck
-        ([1] * 100, [1] * 89 + [9] * 11, 10),  # 11 in 100 classes differ, 10 but for luck
-        ([100] * 4, [101] * 4, 40),  # numbers, such as pixels, are close though all differ
-        ([True] * 4, [False] * 4, 0),
+        ([1] * 100, [1] * 89 + [9] * 11, 20),  # 11 in 100 classes differ, 10 but for luck
+        ([0, 50, 100, 150], [1, 51, 101, 151], 35),  # numbers are close though all differ
+        ([7, 8] * 50, [7, 7, 8, 8] * 25, 6.2),  # a coin flips, though 7 is not far from 8
+        ([True] * 4, [False] * 4, 2.5),
     ],
 )
 def test_integers_are_judged_as_numbers_and_as_decisions(want, got, db):
     output = compare(feeds(want), feeds(got), ["y"]).per_output[0]
 
     assert output.sqnr_db is None
-    assert output.sound_db == output.sound_lower_db == pytest.approx(db, abs=1.5)
+    assert output.sound_db == output.sound_lower_db == pytest.approx(db, abs=0.1)
+
+
+def test_decisions_of_few_samples_do_not_show_that_an_output_misses_the_aim():
+    """Those of one sample that differ do so together, so that samples are what is counted."""
+    is_wrong = np.arange(32) % 8 == 0  # one sample of eight, and all of its twenty decisions
+    want = [np.zeros((1, 20), np.int64) for _ in is_wrong]
+    got = [x + 9 * wrong for x, wrong in zip(want, is_wrong, strict=True)]
+
+    few = compare(feeds(*want), feeds(*got), ["y"]).per_output[0]
+    many = compare(feeds(*want * 100), feeds(*got * 100), ["y"]).per_output[0]
+
+    assert few.sound_db == pytest.approx(many.sound_db, abs=0.2) == pytest.approx(18, abs=0.3)
+    assert few.sound_lower_db > 22
+    assert many.sound_lower_db < 20
+
+
+@pytest.mark.parametrize(("noise", "db"), [(0.3, 10.5), (0.1, 20), (0.03, 30.5)])
+def test_decisions_count_as_about_as_many_decibels_as_the_scores_that_they_were_made_of(noise, db):
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((20_000, 10))
+    noisy = scores + noise * rng.standard_normal(scores.shape)
+
+    classes = compare(feeds(scores.argmax(1)), feeds(noisy.argmax(1)), ["y"]).per_output[0]
+
+    assert classes.sound_db == pytest.approx(db, abs=3)
 
 
 def test_nine_of_ten_small_sets_of_other_samples_are_above_the_lower_bound():
