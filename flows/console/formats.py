@@ -72,7 +72,7 @@ def format_rate(per_second: float | None) -> str:
 
 def busy_mark(row: Mapping[str, Any]) -> str:
     """What follows a speed-up that was measured while others used the host."""
-    return " (busy host)" if row.get("busy") else ""
+    return " (busy)" if row.get("busy") else ""
 
 
 def before_after(

@@ -28,7 +28,12 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line for each row of the models table."""
     headings = ("model", "size", "ratio", "accuracy", "metric", "latency", "speed", "verdict")
     right = ("size", "ratio", "accuracy", "latency", "speed")
-    return rows_table(batch_lines(rows), {heading: heading for heading in headings}, right=right)
+    return rows_table(
+        batch_lines(rows),
+        {heading: heading for heading in headings},
+        right=right,
+        optional=("latency", "metric", "size"),
+    )
 
 
 def batch_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:

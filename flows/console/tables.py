@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,8 @@ PREDICATES = (
     *("matches", "means", "names", "needs", "promises", "returned", "was"),
 )
 
+MAX_WHOLE = 20  # columns of a terminal up to which a cell is not folded while all fit
+GAP = 2  # spaces that each column of a table has beside it
 
 VERDICT_STYLES = {
     "met": "green",
@@ -41,26 +45,67 @@ def facts_table(facts: Mapping[str, object]) -> Table:
     return table
 
 
+@dataclass(frozen=True, slots=True)
+class FittingTable:
+    """A table that keeps its numbers whole in any terminal: where its columns do not fit beside
+    each other, the optional ones are left out, then the texts are folded.
+
+    headings  of the columns, first to last
+    lines     the cells of each row
+    right     headings of columns that are aligned to the right
+    optional  headings of columns that a narrow terminal does without, the most dispensable first
+    """
+
+    headings: Sequence[str]
+    lines: Sequence[Sequence[Text]]
+    title: str | None
+    right: Sequence[str]
+    optional: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = {heading: self._width(place) for place, heading in enumerate(self.headings)}
+        needed = {heading: min(width, MAX_WHOLE) + GAP for heading, width in widths.items()}
+        for heading in self.optional:
+            if sum(needed.values()) > options.max_width:
+                needed.pop(heading, None)
+        fits = sum(needed.values()) <= options.max_width
+        table = Table(
+            box=SIMPLE_HEAD,
+            title=self.title,
+            title_justify="left",
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for heading in needed:
+            justify: Literal["left", "right"] = "right" if heading in self.right else "left"
+            is_whole = fits and widths[heading] <= MAX_WHOLE
+            table.add_column(heading, justify=justify, overflow="fold", no_wrap=is_whole)
+        for line in self.lines:
+            cells = zip(self.headings, line, strict=True)
+            table.add_row(*(cell for heading, cell in cells if heading in needed))
+        yield table
+
+    def _width(self, place: int) -> int:
+        """The columns of a terminal that a column of the table takes without being folded."""
+        texts = [Text(self.headings[place]), *(line[place] for line in self.lines)]
+        return max(text.cell_len for text in texts)
+
+
 def rows_table(
     rows: Iterable[Mapping[str, Any]],
     columns: Mapping[str, str],
     title: str | None = None,
     right: Sequence[str] = (),
-) -> Table:
+    optional: Sequence[str] = (),
+) -> FittingTable:
     """A table with the cells `columns` of each row. A column without any value is left out.
 
     columns  the row's key -> the heading
-    right    headings of columns that are aligned to the right
     """
     cells = [{key: _cell(row.get(key)) for key in columns} for row in rows]
     filled = [key for key in columns if any(cell[key].plain for cell in cells)]
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for key in filled:
-        justify: Literal["left", "right"] = "right" if columns[key] in right else "left"
-        table.add_column(columns[key], justify=justify, overflow="fold")
-    for cell in cells:
-        table.add_row(*(cell[key] for key in filled))
-    return table
+    lines = [[cell[key] for key in filled] for cell in cells]
+    return FittingTable([columns[key] for key in filled], lines, title, right, optional)
 
 
 def error_text(problem: str, where: str, hint: str) -> Text:

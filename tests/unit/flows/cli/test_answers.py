@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import typer
+from rich.console import Console
 
 from flows.cli.command import Answer, register
 from flows.console import formats, model_views, printing, run_views
@@ -109,6 +111,32 @@ def test_a_table_in_a_pipe_is_not_squeezed(capsys):
     printing.print_answer({"target": "portable", "nodes": rows}, model_views.plan_view)
 
     assert "block/" * 20 in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_terminal_shows_numbers_whole_and_as_many_columns_as_fit(width):
+    row = {
+        "model": "language_transformer",
+        "outcome": "done",
+        "verdict": "met",
+        "metric": "top1",
+        "accuracy": 0.95,
+        "accuracy_float": 0.96,
+        "busy": True,
+        "float_size_bytes": 802_400,
+        "size_bytes": 221_900,
+        "float_ms": 0.48,
+        "speedup": 1.5,
+    }
+    console = Console(width=width, file=io.StringIO())
+
+    console.print(run_views.batch_table([row]))
+
+    text = console.file.getvalue()
+    shown = "language_transformer  3.62x smaller  96.00 % -> 95.00 %  1.50x (busy)  met"
+    assert all(word in text for word in shown.split("  "))
+    assert ("802.4 kB -> 221.9 kB" in text) == (width > 80)
+    assert ("0.48 ms -> 0.32 ms" in text) == (width == 200)
 
 
 def test_a_batch_says_what_makes_a_verdict_doubtful(capsys):
