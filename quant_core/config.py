@@ -141,7 +141,8 @@ class Contract:
     min_speedup     lower bound of float latency / quantized latency
     max_size_ratio  upper bound of quantized bytes / float bytes
 
-    Raises: RequestError for a wrong value, or without `max_drop` and `min`.
+    Raises: RequestError for a wrong value, for a `min` that no model can reach, or without
+    `max_drop` and `min`.
     """
 
     metric: str = "top1"
@@ -159,6 +160,10 @@ class Contract:
             raise RequestError(
                 f"{self.metric} has no value for float itself", "contract.max_drop", "Set min"
             )
+        most = find_metric(self.metric).most
+        if self.min is not None and self.min > most:
+            problem = f"is {self.min:g}, but {self.metric} is never above {most:g}"
+            raise RequestError(problem, "contract.min", "Give a share: 0.98 is 98 %")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Contract:

@@ -159,6 +159,7 @@ class Metric:
                   chance when the model is measured again elsewhere, in units of the value
     form          how a value is shown to people
     missing       what to do where it was not measured
+    most          the largest value that it can have
     """
 
     name: str
@@ -168,6 +169,7 @@ class Metric:
     noise: Callable[[float, int], float]
     form: Callable[[float], str]
     missing: str
+    most: float = math.inf
 
 
 def standard_error(share: float, samples: int) -> float:
@@ -204,6 +206,7 @@ METRICS: Mapping[str, Metric] = {
             noise=standard_error,
             form=percent,
             missing="Give labels",
+            most=1.0,
         ),
         Metric(
             name="agreement",
@@ -213,6 +216,7 @@ METRICS: Mapping[str, Metric] = {
             noise=standard_error,
             form=percent,
             missing="No output decides anything: use cosine, sqnr or module:function",
+            most=1.0,
         ),
         Metric(
             name="cosine",
@@ -222,6 +226,7 @@ METRICS: Mapping[str, Metric] = {
             noise=lambda value, samples: 0.12 * (1 - value) + 1e-6,  # half a decibel
             form="{:.5f}".format,
             missing="No output is float: use agreement",
+            most=1.0,
         ),
         _in_decibels("sqnr", lambda fidelity: fidelity.sqnr_db),
         _in_decibels("worst_sqnr", lambda fidelity: fidelity.worst_db),

@@ -68,8 +68,11 @@ def accuracy_clauses(fidelity: Fidelity, contract: Contract) -> list[Clause]:
         text = f"{change}: drop {drop:.4f}, at most {contract.max_drop:g}"
         clauses.append(Clause(drop <= contract.max_drop + TOLERANCE, text))
     if contract.min is not None:
+        least = contract.min - TOLERANCE
         text = f"{contract.metric} {value:.4f}, at least {contract.min:g}"
-        clauses.append(Clause(value >= contract.min - TOLERANCE, text))
+        if value < least and of_float is not None and of_float < least:
+            text += f", which float misses too: {of_float:.4f}"
+        clauses.append(Clause(value >= least, text))
     return clauses
 
 

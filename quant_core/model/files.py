@@ -12,7 +12,7 @@ import ml_dtypes  # noqa: F401  (registers the 4-bit types that onnx_ir gives nu
 import onnx
 import onnx_ir as ir
 
-from quant_core.errors import ModelError
+from quant_core.errors import ModelError, nearest_hint
 from quant_core.model.graph import first_line, graphs_of, opset
 from quant_core.model.locations import lies_beside
 from quant_core.model.proto import (
@@ -38,8 +38,11 @@ def load(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     if not path.is_file():
-        problem = "is a folder, not a file" if path.exists() else "no such file"
-        raise ModelError(problem, str(path), "Check the path")
+        if path.is_dir():
+            raise ModelError("is a folder, not a file", str(path), "Name an .onnx file in it")
+        siblings = (file.name for file in path.parent.glob("*.onnx"))
+        hint = nearest_hint(path.name, siblings) or "Check the path"
+        raise ModelError("no such file", str(path), hint)
     if not _is_unicode(str(path)):  # which onnxruntime needs
         raise ModelError("has a name or a folder that is not UTF-8", str(path), "Rename it")
     if is_lfs_pointer(path):

@@ -106,7 +106,9 @@ class WeightedNodes:
         named = self._named_bits(in_float)
         storage = choice.storage or Storage.of_bits(config.bits if named is None else named)
         if not storage.is_integer:
-            reason = "in float: found better" if named is None else f"layer_bits {storage.bits}"
+            reason = (
+                "the search found float better" if named is None else f"layer_bits {storage.bits}"
+            )
             return kept_in_float(replace(in_float, storage=storage), weights, reason)
         if elements < config.min_elements:
             reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
@@ -280,7 +282,7 @@ def _choose_compute(
     if not obstacle:
         possible.update(compute for compute in rule.computes if compute in target.times)
     if chosen in possible and len(possible) > 1:
-        return chosen, "" if chosen.is_integer else "computes in float: found better"
+        return chosen, "" if chosen.is_integer else "the search found computing in float better"
     if mode == "weight_only":
         return Compute.FLOAT, "weight-only"
     wanted = _MODES[mode]

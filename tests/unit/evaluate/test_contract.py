@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quant_core.config import Contract
-from quant_core.errors import DataError
+from quant_core.errors import DataError, RequestError
 from quant_core.evaluate.contract import Verdict, conclude, gain_clauses, judge
 from quant_core.evaluate.fidelity import compare
 from quant_core.metrics import Fidelity
@@ -43,6 +43,22 @@ def test_a_contract_is_judged_with_its_reason(contract, verdict, reason):
 
     assert judged[0] == verdict
     assert reason in judged[1]
+
+
+def test_a_least_value_that_float_misses_too_is_said_to_be_one():
+    two_wrong = rows(np.eye(10)[[1, 0, *range(2, 10)]])
+    fidelity = compare(two_wrong, two_wrong, ["y"], np.arange(10))
+
+    assert judge(fidelity, Contract(min=0.9)) == (
+        Verdict.NOT_MET,
+        "top1 0.8000, at least 0.9, which float misses too: 0.8000",
+    )
+
+
+@pytest.mark.parametrize("metric", ["top1", "agreement", "cosine"])
+def test_a_least_value_that_no_model_can_have_is_refused(metric):
+    with pytest.raises(RequestError, match=f"is 98, but {metric} is never above 1"):
+        Contract(metric, min=98.0)
 
 
 def test_speed_and_size_are_not_judged_before_they_are_measured():
