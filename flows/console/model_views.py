@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from flows.console.formats import count_words, format_count, format_size
@@ -96,7 +95,7 @@ def host_view(report: Mapping[str, Any]) -> RenderableType:
     return Group(facts_table(report["host"]), facts_table(report["versions"]), *problems)
 
 
-def _values_table(heading: str, values: Sequence[Mapping[str, Any]]) -> Table:
+def _values_table(heading: str, values: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A model's inputs or outputs, with type and shape."""
     rows = [{**v, "shape": " x ".join(map(str, v["shape"])) or "-"} for v in values]
     return rows_table(rows, {"name": heading, "dtype": "type", "shape": "shape"})
