@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from quant_core.errors import QuantError, StageError, StageReason, error_from_dict
-from quant_core.worker.child import MAX_WORKER_DEATHS, run_stage, worker_death
+from quant_core.worker.child import (
+    MAX_WORKER_DEATHS,
+    STAGE_MODULE,
+    StageLimits,
+    run_stage,
+    worker_death,
+)
 from tasks import stores
 from tasks.cache import Cache, Content, file_digest, the_cache
 from tasks.stores import Location, Url, is_url
@@ -50,12 +56,12 @@ def urls_in(values: Any) -> Iterator[str]:
 
 
 def run_remote_stage(
+    remote: Remote,
     name: str,
     request: Mapping[str, Any],
-    remote: Remote,
-    timeout_s: float,
+    limits: StageLimits,
     mark: str | None = None,
-    **options: Any,
+    module: str = STAGE_MODULE,
 ) -> dict[str, Any]:
     """The answer of `run_stage`, with the URLs of the request in place of local paths.
 
@@ -65,7 +71,7 @@ def run_remote_stage(
     Raises: as `run_stage`; StageError if a store cannot be read or written.
     """
     cache = the_cache()
-    cache.limit_s = timeout_s
+    cache.limit_s = limits.timeout_s
     try:
         with cache.work_folder() as work, _marked(remote.mark, name):
             places = dict(_places(cache, work, remote))
@@ -73,7 +79,7 @@ def run_remote_stage(
                 request = {**request, "costs": str(cache.root / COSTS)}
             local = _to_local(request, places)
             try:
-                local_answer = run_stage(name, local, timeout_s, mark=mark, **options)
+                local_answer = run_stage(name, local, limits, mark, module)
             except QuantError as problem:
                 raise error_from_dict(_to_urls(problem.to_dict(), places)) from None
             answer: dict[str, Any] = _to_urls(local_answer, places)

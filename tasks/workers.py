@@ -8,11 +8,13 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quant_core.errors import QuantError, StageError, StageReason
-from quant_core.worker.child import STAGE_MODULE, run_stage, worker_death
+from quant_core.worker.child import STAGE_MODULE, StageLimits, run_stage, worker_death
 from quant_core.worker.host import versions
 from tasks import stores
 from tasks.cache import Content
@@ -38,32 +40,28 @@ GROWTH = {"quantize": 2}  # in peaks of the stages before it: it holds several c
 class Workers:
     """A Dask client, and the limits of a stage there.
 
+    limits  of every stage, but for the memory that it is expected to need
     patience_s  how much longer a stage that runs alone may wait until its host is free
     missing_since  when the cluster was first seen without any worker, None if it has some
     peaks  (model, stage) -> the most bytes that this stage held; stage "" for what is only expected
     marks  a folder that all workers can reach, with a file for each stage that has begun
     contents  URL -> what it held when the batch read it, for the models and data of requests
     folders  URL of a model's folder in a store -> the files that its stages have written there
-    allow_code  the folder of metrics `module:function`; None: none may run
     It is no dataclass: Prefect would look for futures inside it.
     """
 
     def __init__(
         self,
         client: Client,
-        timeout_s: float,
-        memory_bytes: int | None,
+        limits: StageLimits,
         marks: Location,
         module: str = STAGE_MODULE,
-        allow_code: str | None = None,
     ) -> None:
         self.client = client
-        self.timeout_s = timeout_s
-        self.patience_s = timeout_s
-        self.memory_bytes = memory_bytes
+        self.limits = limits
+        self.patience_s = limits.timeout_s
         self.marks = marks
         self.module = module
-        self.allow_code = allow_code
         self.peaks: dict[tuple[str, str], int] = {}
         self.missing_since: float | None = None
         self.contents: dict[str, Content] = {}
@@ -91,7 +89,7 @@ class Workers:
 
         Raises: as `run`.
         """
-        alone = {"alone": True, "patience_s": self.patience_s}
+        alone = replace(self.limits, alone=True, patience_s=self.patience_s)
         (answer,) = self.run_all(stage, model, [request], alone, lambda: on_wait(self.patience_s))
         self.patience_s = max(0.0, self.patience_s - answer["waited_s"])
         return answer
@@ -101,19 +99,19 @@ class Workers:
         stage: str,
         model: str,
         requests: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any] | None = None,
+        limits: StageLimits | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> list[dict[str, Any]]:
         """The answers of one stage to several requests, on as many workers as are free.
 
-        options  more arguments of `run_stage`
+        limits   None: those of all stages
         on_wait  called once for each request that has not begun after WAIT_S seconds
 
         Raises: as `run`.
         """
         need = self.need(stage, model)
-        common = {"need_bytes": need, **(options or {})}
-        calls = [_Call(self, stage, {"request": dict(r), **common}) for r in requests]
+        limits = replace(limits or self.limits, need_bytes=need)
+        calls = [_Call(self, stage, request, limits) for request in requests]
         try:
             runs = [call.result(on_wait) for call in calls]
             self.peaks[model, stage] = max(run["peak_bytes"] for run in runs)
@@ -179,17 +177,17 @@ class Workers:
 class _Call:
     """One request to a stage. It is submitted again if its worker dies before the stage begins."""
 
-    def __init__(self, workers: Workers, stage: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, workers: Workers, stage: str, request: Mapping[str, Any], limits: StageLimits
+    ) -> None:
         self.workers, self.stage = workers, stage
         self.mark = workers.marks / uuid.uuid4().hex
-        limits = {"timeout_s": workers.timeout_s, "memory_bytes": workers.memory_bytes}
-        self.options = {**options, **limits, "module": workers.module}
-        self.options["mark"] = str(self.mark) if isinstance(self.mark, Path) else None
-        self.options["allow_code"] = workers.allow_code
-        self.function: Callable[..., dict[str, Any]] = run_stage
-        if remote := workers.remote(options["request"], self.mark):
-            self.function = run_remote_stage
-            self.options["remote"] = remote
+        mark = str(self.mark) if isinstance(self.mark, Path) else None
+        self.arguments = (stage, dict(request), limits, mark, workers.module)
+        remote = workers.remote(request, self.mark)
+        self.function: Callable[..., dict[str, Any]] = (
+            partial(run_remote_stage, remote) if remote else run_stage
+        )
         self.future = self._submit()
 
     def result(self, on_wait: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -261,7 +259,7 @@ class _Call:
 
     def _submit(self) -> Future[dict[str, Any]]:
         key = f"{self.stage}-{uuid.uuid4().hex}"
-        return self.workers.client.submit(self.function, self.stage, key=key, **self.options)
+        return self.workers.client.submit(self.function, *self.arguments, key=key)
 
     def _deaths(self) -> int:
         """The number of workers that died during the stage."""

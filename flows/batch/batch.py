@@ -149,7 +149,7 @@ class Batch:
         """
         known = {entry.row.output for entry in self.journal.models()}
         owner, contents = owner_of(self.manifest), self.workers.contents
-        code = self.workers.allow_code
+        code = self.workers.limits.allow_code
         for job, digest in job_digests(
             self.jobs, known, owner, contents, force=force, allow_code=code
         ):

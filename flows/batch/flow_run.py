@@ -39,7 +39,7 @@ from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError, StageError  # noqa: E402
-from quant_core.worker.child import STAGE_MODULE  # noqa: E402
+from quant_core.worker.child import STAGE_MODULE, StageLimits  # noqa: E402
 from tasks import stores  # noqa: E402
 from tasks.stores import Location, Url  # noqa: E402
 from tasks.workers import Workers  # noqa: E402
@@ -85,9 +85,8 @@ class Caller:
         marks: Location = (self.store or self.manifest.folder) / FOLDER / "begun"
         _empty(marks)  # marks of a batch that was killed
         memory_bytes = limits.memory_mb and limits.memory_mb << 20
-        return Workers(
-            self.client, limits.timeout_s, memory_bytes, marks, self.module, self.allow_code
-        )
+        of_stages = StageLimits(limits.timeout_s, memory_bytes, allow_code=self.allow_code)
+        return Workers(self.client, of_stages, marks, self.module)
 
 
 def _empty(folder: Location) -> None:

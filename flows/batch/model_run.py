@@ -186,13 +186,15 @@ class ModelRun:
     def _publish(self) -> None:
         self._check_that_nothing_changed()
         files = self.stages.made()
-        publish(self.stages.files / "out", files, self.job.output, limit_s=self.workers.timeout_s)
+        publish(
+            self.stages.files / "out", files, self.job.output, limit_s=self.workers.limits.timeout_s
+        )
         self.files = files
 
     def _check_that_nothing_changed(self) -> None:
         """Raises: QuantError if the answers may be of another file than the digest names."""
         try:
-            if job_digest(self.job, self.workers.allow_code) != self.digest:
+            if job_digest(self.job, self.workers.limits.allow_code) != self.digest:
                 problem = "it, its samples or its metric changed while it was made"
                 hint = "The same command makes it again"
                 raise ModelError(problem, str(self.job.input), hint)

@@ -22,7 +22,7 @@ from flows.manifest.read import read_manifest
 from flows.runtime.prefect_api import Prefect, unused_settings
 from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError
-from quant_core.worker.child import STAGE_MODULE, run_stage, shut_down
+from quant_core.worker.child import STAGE_MODULE, StageLimits, run_stage, shut_down
 from tasks.remote import Remote, run_remote_stage
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def _plan(job: Job, timeout_s: float) -> dict[str, Any]:
         }
         try:
             contents = url_contents(job)
-            run = partial(run_remote_stage, remote=Remote(contents)) if contents else run_stage
-            result = run("prepare", request, timeout_s=timeout_s)["result"]
+            run = partial(run_remote_stage, Remote(contents)) if contents else run_stage
+            result = run("prepare", request, StageLimits(timeout_s))["result"]
         except QuantError as problem:
             error = {"error": problem.problem, "where": problem.where, "hint": problem.hint}
             return row | error

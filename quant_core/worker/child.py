@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -44,51 +45,66 @@ KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+@dataclass(frozen=True, slots=True)
+class StageLimits:
+    """What a stage may take of its host, and what it may do there.
+
+    timeout_s     how long it may run
+    memory_bytes  the most that it may hold; None: most of the host's memory
+    need_bytes    what it is expected to hold: it begins when that fits (memory.py)
+    alone         whether it waits until no other such stage runs on its host
+    patience_s    how long it waits for that; then it goes on, and is `busy`
+    allow_code    the folder from which metrics `module:function` are imported; None: none may run
+    """
+
+    timeout_s: float = TIMEOUT_S
+    memory_bytes: int | None = None
+    need_bytes: int = 0
+    alone: bool = False
+    patience_s: float = TIMEOUT_S
+    allow_code: str | None = None
+
+
+DEFAULT_LIMITS = StageLimits()
+
+
 def run_stage(
     name: str,
     request: Mapping[str, Any],
-    timeout_s: float = TIMEOUT_S,
-    memory_bytes: int | None = None,
-    need_bytes: int = 0,
-    alone: bool = False,
-    patience_s: float = TIMEOUT_S,
+    limits: StageLimits = DEFAULT_LIMITS,
     mark: str | None = None,
     module: str = STAGE_MODULE,
-    allow_code: str | None = None,
 ) -> dict[str, Any]:
     """The stage's answer to `request`: `{"result": {...}, "seconds": s, "peak_bytes": n,
     "versions": {...}}`, the last of what decides a result.
 
-    memory_bytes  the most that the stage may hold; without it, most of this host's memory
-    need_bytes    what it is expected to hold: it begins when that fits (memory.py)
-    alone         the stage waits until no other such stage runs on this host; its answer has
-                  `host_load` and `busy` too (host.py), and `waited_s`, the seconds that it waited
-    patience_s    how long it waits at most; then it goes on, and is `busy`
-    allow_code    the folder from which metrics `module:function` are imported; None: none may run
-    mark          a file that gets a byte each time that this process dies during the stage
+    Of a stage that runs alone the answer has `host_load` and `busy` too (host.py), and `waited_s`,
+    the seconds that it waited.
+
+    mark  a file that gets a byte each time that this process dies during the stage
 
     Raises: the QuantError that the stage raised; StageError, whose `reason` says whether another
     try makes sense, for a deadline, a memory limit or a crash.
     """
-    memory_bytes = memory_bytes or int(MEMORY_SHARE * memory.total_bytes())
+    memory_bytes = limits.memory_bytes or int(MEMORY_SHARE * memory.total_bytes())
     message = {
         "stage": name,
         "request": dict(request),
         "memory_bytes": memory_bytes,
-        "allow_code": allow_code,
+        "allow_code": limits.allow_code,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(_LOCK)
         asked_at = time.perf_counter()
-        is_alone = not alone or stack.enter_context(host.alone_on_host(patience_s))
+        is_alone = not limits.alone or stack.enter_context(host.alone_on_host(limits.patience_s))
         waited_s = time.perf_counter() - asked_at
         child = _warm_child(module)
-        stack.enter_context(memory.reserve(need_bytes, child.process.pid))
+        stack.enter_context(memory.reserve(limits.need_bytes, child.process.pid))
         stack.enter_context(_marked(mark, name))
         started = time.perf_counter()
         load = host.OtherLoad(child.process.pid)
         try:
-            answer = child.ask(message, timeout_s, memory_bytes, need_bytes)
+            answer = child.ask(message, limits.timeout_s, memory_bytes, limits.need_bytes)
         except BaseException:
             shut_down()
             raise
@@ -100,7 +116,7 @@ def run_stage(
             "peak_bytes": memory.peak_bytes(child.process.pid),
             "versions": host.versions(),
         }
-        if not alone:
+        if not limits.alone:
             return run
         measured = load.until_now()
         busy = measured["busy"] or not is_alone

@@ -22,7 +22,7 @@ from flows.manifest.read import read_manifest
 from quant_core.data.samples import InputSpec, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError, StageError
-from quant_core.worker.child import run_stage, shut_down
+from quant_core.worker.child import StageLimits, run_stage, shut_down
 from tests.models import sketch, tiny_cnn
 
 # 2,500 in all; QUANTMILL_FUZZ=20 tries twenty times as many.
@@ -144,8 +144,7 @@ def read_model(path: Path) -> None:
         run_stage(
             "load",
             {"path": str(path)},
-            timeout_s=LONGEST_S,
-            memory_bytes=1 << 30,
+            StageLimits(timeout_s=LONGEST_S, memory_bytes=1 << 30),
             module="tests.hostile.loading",
         )
     except StageError as error:

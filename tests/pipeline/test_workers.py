@@ -14,12 +14,13 @@ from distributed.scheduler import KilledWorker
 
 from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError, StageReason
-from quant_core.worker.child import MAX_WORKER_DEATHS, run_stage, shut_down
+from quant_core.worker.child import MAX_WORKER_DEATHS, StageLimits, run_stage, shut_down
 from quant_core.worker.host import alone_on_host, versions
 from tasks.workers import BARE_BYTES, MAX_DEATHS_BEFORE_BEGIN, Workers
 from tests.unit.worker.test_child import wait_until
 
 STAGES = "tests.odd_stages"
+LIMITS = StageLimits(timeout_s=60.0)
 
 
 def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path):
@@ -28,7 +29,7 @@ def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path):
         stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "0s"}))
         client = stack.enter_context(Client(stack.enter_context(local_cluster(1))))
         threads = stack.enter_context(ThreadPoolExecutor(2))
-        workers = Workers(client, 60.0, None, tmp_path, STAGES)
+        workers = Workers(client, LIMITS, tmp_path, STAGES)
 
         killer = threads.submit(
             workers.run, "kill_the_worker", "bad", {"ready": str(tmp_path / "ready")}
@@ -52,7 +53,7 @@ class Deadly:
     def __init__(self, begun: int) -> None:
         self.begun, self.deaths = begun, 0
 
-    def submit(self, function, stage, mark, **options):
+    def submit(self, function, stage, request, limits, mark, module, key):
         def result(timeout=None):
             self.deaths += 1
             Path(mark).write_bytes(b"x" * self.begun)
@@ -66,7 +67,7 @@ def test_deaths_before_a_stage_began_are_retried_often_but_not_forever(tmp_path,
     client = Deadly(begun=0)
 
     with pytest.raises(StageError, match="every Dask worker died before it began"):
-        Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
+        Workers(client, LIMITS, tmp_path).run("prepare", "m", {})
 
     assert client.deaths == MAX_DEATHS_BEFORE_BEGIN
 
@@ -75,7 +76,7 @@ def test_a_death_during_a_stage_is_a_try(tmp_path):
     client = Deadly(begun=1)
 
     with pytest.raises(StageError, match="Dask worker died") as error:
-        Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
+        Workers(client, LIMITS, tmp_path).run("prepare", "m", {})
 
     assert error.value.reason is StageReason.LOST
     assert client.deaths == 1
@@ -84,7 +85,7 @@ def test_a_death_during_a_stage_is_a_try(tmp_path):
 
 def test_a_scheduler_that_tries_again_by_itself_has_used_up_the_tries(tmp_path):
     with pytest.raises(StageError, match="Dask worker died") as error:
-        Workers(Deadly(begun=MAX_WORKER_DEATHS), 60.0, None, tmp_path).run("prepare", "m", {})
+        Workers(Deadly(begun=MAX_WORKER_DEATHS), LIMITS, tmp_path).run("prepare", "m", {})
 
     assert error.value.reason is StageReason.DEADLY
     assert not error.value.reason.is_transient
@@ -104,7 +105,7 @@ def test_a_stage_during_which_workers_died_too_often_is_not_started_again(tmp_pa
 
 
 def test_what_a_stage_will_need_is_what_it_held_or_what_is_known_of_its_model(tmp_path):
-    workers = Workers(SimpleNamespace(), 60.0, None, tmp_path)
+    workers = Workers(SimpleNamespace(), LIMITS, tmp_path)
     assert workers.need("quantize", "m") == BARE_BYTES
 
     workers.expect("m", 100_000_000)
@@ -121,15 +122,15 @@ def test_what_a_stage_will_need_is_what_it_held_or_what_is_known_of_its_model(tm
 def test_a_stage_that_ran_out_of_the_hosts_memory_reserves_twice_as_much_the_next_time(
     tmp_path,
 ):
-    def submit(function, stage, need_bytes, **options):
+    def submit(function, stage, request, limits, *others, key):
         def result(timeout=None):
-            if need_bytes < 3 * BARE_BYTES:
+            if limits.need_bytes < 3 * BARE_BYTES:
                 raise StageError("out of memory", reason=StageReason.HOST_MEMORY)
             return {"result": {}, "peak_bytes": 12345}
 
         return SimpleNamespace(result=result, done=lambda: True)
 
-    workers = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path)
+    workers = Workers(SimpleNamespace(submit=submit), LIMITS, tmp_path)
 
     for _ in range(2):
         with pytest.raises(StageError):
@@ -140,11 +141,11 @@ def test_a_stage_that_ran_out_of_the_hosts_memory_reserves_twice_as_much_the_nex
 
 
 def test_an_answer_of_a_worker_with_other_versions_is_refused(tmp_path):
-    def submit(function, stage, **options):
+    def submit(function, *arguments, key):
         answer = {"result": {}, "peak_bytes": 1, "versions": {**versions(), "quantmill": "0.0.1"}}
         return SimpleNamespace(result=lambda timeout=None: answer, done=lambda: True)
 
-    workers = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path)
+    workers = Workers(SimpleNamespace(submit=submit), LIMITS, tmp_path)
 
     with pytest.raises(StageError, match=r"other versions: quantmill 0\.0\.1"):
         workers.run("prepare", "m", {})
@@ -155,9 +156,10 @@ def test_stages_that_run_alone_say_that_they_wait_and_wait_no_longer_than_the_li
 ):
     granted = []
 
-    def submit(function, stage, patience_s, **options):
-        granted.append(patience_s)
-        answer = {"result": {}, "peak_bytes": 1, "waited_s": min(patience_s, 40.0)}
+    def submit(function, stage, request, limits, *others, key):
+        granted.append(limits.patience_s)
+        waited_s = min(limits.patience_s, 40.0)
+        answer = {"result": {}, "peak_bytes": 1, "waited_s": waited_s}
 
         looks = iter([False, True])  # it has begun at the second look
 
@@ -168,7 +170,7 @@ def test_stages_that_run_alone_say_that_they_wait_and_wait_no_longer_than_the_li
 
         return SimpleNamespace(result=result, done=lambda: True)
 
-    workers, said = Workers(SimpleNamespace(submit=submit), 60.0, None, tmp_path), []
+    workers, said = Workers(SimpleNamespace(submit=submit), LIMITS, tmp_path), []
 
     for _ in range(3):
         workers.run_alone("benchmark", "m", {}, said.append)
@@ -186,7 +188,7 @@ def test_a_stage_that_runs_alone_waits_until_its_host_is_free_and_says_so(tmp_pa
 
     with local_cluster(1) as cluster, Client(cluster) as client:
         free.enter_context(alone_on_host(60.0))
-        workers = Workers(client, 60.0, None, tmp_path, STAGES)
+        workers = Workers(client, LIMITS, tmp_path, STAGES)
 
         answer = workers.run_alone("echo", "m", {"text": "alone"}, on_wait)
 
@@ -200,7 +202,7 @@ def test_a_cluster_that_has_lost_all_workers_fails_the_stage_instead_of_waiting_
 ):
     monkeypatch.setattr("tasks.workers.NO_WORKER_S", 0.0)
 
-    def submit(function, stage, **options):
+    def submit(function, *arguments, key):
         def result(timeout=None):
             raise TimeoutError
 
@@ -211,4 +213,4 @@ def test_a_cluster_that_has_lost_all_workers_fails_the_stage_instead_of_waiting_
     )
 
     with pytest.raises(StageError, match="no Dask worker is left"):
-        Workers(client, 60.0, None, tmp_path).run("prepare", "m", {})
+        Workers(client, LIMITS, tmp_path).run("prepare", "m", {})

@@ -19,7 +19,7 @@ from quant_core.errors import (
     error_from_dict,
 )
 from quant_core.worker import child, host
-from quant_core.worker.child import run_stage
+from quant_core.worker.child import StageLimits, run_stage
 from tests.processes import is_alive, wait_until
 
 STAGES = "tests.odd_stages"
@@ -31,9 +31,8 @@ def no_child_left():
     child.shut_down()
 
 
-def ask(name: str, **options):
-    request = options.pop("request", {})
-    return run_stage(name, request, module=STAGES, **options)
+def ask(name: str, request=None, **limits):
+    return run_stage(name, request or {}, StageLimits(**limits), module=STAGES)
 
 
 def test_an_answer_comes_back_whole_however_much_is_printed_beside_it():

@@ -15,7 +15,7 @@ import pytest
 
 from quant_core.errors import StageError, StageReason
 from quant_core.worker import child, memory
-from quant_core.worker.child import run_stage
+from quant_core.worker.child import StageLimits, run_stage
 from tests.processes import LONGEST_WAIT_S, wait_until
 
 STAGES = "tests.odd_stages"
@@ -106,12 +106,14 @@ def test_a_stage_that_outgrows_its_reservation_ends_when_the_host_has_no_more(
 ):
     request = {"megabytes": 300, "mark": str(tmp_path / "mark"), "until": str(tmp_path / "until")}
     (tmp_path / "until").touch()
-    assert run_stage("hold", request, need_bytes=GB, module=STAGES)["peak_bytes"] > 300_000_000
+    answer = run_stage("hold", request, StageLimits(need_bytes=GB), module=STAGES)
+    assert answer["peak_bytes"] > 300_000_000
 
     (tmp_path / "until").unlink()
     (tmp_path / "mark").unlink()
     with ThreadPoolExecutor(1) as threads:
-        held = threads.submit(run_stage, "hold", request, need_bytes=GB // 8, module=STAGES)
+        little = StageLimits(need_bytes=GB // 8)
+        held = threads.submit(run_stage, "hold", request, little, module=STAGES)
         wait_until(lambda: (tmp_path / "mark").exists())
         monkeypatch.setattr(memory, "available_bytes", lambda: -1)
 
