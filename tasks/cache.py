@@ -177,7 +177,7 @@ class Cache:
         first = self._known(url)
         if first["data"] is None:  # what was written there was not looked into
             first = self._fetch(url)
-        names = [name for name in first["data"] if _is_inside(name)]
+        names = [str(PurePosixPath(name)) for name in first["data"] if _is_inside(name)]
 
         def data_file(name: str) -> Sequence[Any] | None:
             try:
@@ -203,10 +203,11 @@ class Cache:
         return _size_and_digest(self._known(url))
 
     def remember(self, url: Url, file: Sequence[Any]) -> None:
-        """Note the size and digest of what was just written to a URL."""
-        stat = stores.stat(url)
-        self._see({url: stat})
-        self._note(url, stat, file, None)
+        """Note the size and digest of what was just written to a URL, if the store shows it yet."""
+        with contextlib.suppress(FileNotFoundError):
+            stat = stores.stat(url)
+            self._see({url: stat})
+            self._note(url, stat, file, None)
 
     def add(self, path: Path, digest: str) -> None:
         """Keep a local file too, by a link to it."""
@@ -280,7 +281,7 @@ class Cache:
 
     def _fetch_known(self, url: Url, digest: str, target: Path) -> None:
         """Copy a file from its store that has to have this digest."""
-        stores.download(url, target, self.limit_s)
+        stores.download(url, target, self.limit_s, was_written=True)
         if file_digest(target) != digest:
             raise OSError(errno.ESTALE, "has changed since the batch began", str(url))
         self.add(target, digest)

@@ -207,6 +207,6 @@ def _as_stage_error(problem: OSError, stage: str) -> StageError:
     return StageError(
         (problem.strerror or str(problem)).lower(),
         str(problem.filename or f"stage {stage}"),
-        "Is the store reachable from the workers, and may they read and write there?",
+        "Do the workers reach the store, with credentials that hold, and may they write there?",
         StageReason.BUSY if is_busy else StageReason.FAILED,
     )

@@ -11,7 +11,7 @@ import errno
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePath, PurePosixPath
@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from quant_core.errors import RequestError
+from quant_core.model.atomic import temporary_beside
 
 T = TypeVar("T")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+CHAIN = re.compile(r"::[A-Za-z0-9+.-]+://")  # of file systems in one another
 LOCAL = ("file", "local")
 EXTRAS = {  # scheme -> the extra of quantmill that installs what it needs
     "s3": "s3",
@@ -45,6 +47,8 @@ TIMES = ("mtime", "modified", "LastModified", "last_modified", "updated", "creat
 REQUEST_S = 60.0  # for an answer without a file's content
 RETRY_S = 10.0  # how long a request is tried again, beyond what the store's own client does
 FIRST_PAUSE_S = 0.5
+# Names of errors that every client of a store has as its own: somebody has to log in first.
+REFUSAL = re.compile("Auth|Credential|Profile|RefreshError|Token")
 BUSY = {
     errno.EAGAIN,
     errno.EBUSY,
@@ -67,8 +71,9 @@ class Url:
         return self.text
 
     def __truediv__(self, below: str | PurePath) -> Url:
-        parts = PurePosixPath(below).parts
-        return Url("/".join((self.text.rstrip("/"), *parts)))
+        # The text of a key counts: to a store, a//b is another one than a/b.
+        key = below if isinstance(below, str) else "/".join(below.parts)
+        return Url(f"{self.text}/{key}") if key else self
 
     @property
     def scheme(self) -> str:
@@ -142,7 +147,7 @@ def check_url(text: str) -> None:
         raise RequestError("holds a query, which may be a secret", _without_secrets(text), hint)
     if {".", ".."} & {*Url(text).parts}:
         raise RequestError(f"is {text!r}", "path", "Stores know no folder . or ..")
-    if "::" in text:
+    if CHAIN.search(text):
         raise RequestError(f"is {text!r}", "path", "One URL; chains of them are not read")
     import fsspec
 
@@ -249,10 +254,16 @@ def create(url: Url, content: bytes) -> None:
         raise
 
 
-def download(url: Url, path: Path, limit_s: float) -> None:
-    """Copy a file of a store to a local path, within so many seconds. Raises: OSError."""
+def download(url: Url, path: Path, limit_s: float, *, was_written: bool = False) -> None:
+    """Copy a file of a store to a local path, within so many seconds.
+
+    was_written  it has to be there: a store that does not show it yet is asked again
+
+    Raises: OSError.
+    """
     fs, source = _open_store(url)
-    _request(url, lambda: fs.get_file(source, str(path)), limit_s)
+    passing = BUSY | {errno.ENOENT} if was_written else BUSY
+    _request(url, lambda: fs.get_file(source, str(path)), limit_s, passing)
 
 
 def upload(path: Path, url: Url, limit_s: float) -> None:
@@ -291,7 +302,7 @@ def _appearing(url: Url) -> Iterator[tuple[Any, str]]:
         yield fs, path
         return
     _make_parent(fs, url, path)
-    temporary = f"{fs._parent(path)}/.{url.name}.tmp"
+    temporary = f"{fs._parent(path)}/{temporary_beside(Path(url.name)).name}"
     yield fs, temporary
     _request(url, lambda: fs.mv(temporary, path))
 
@@ -303,18 +314,23 @@ def _make_parent(fs: Any, url: Url, path: str) -> None:
 
 
 def _open_store(url: Url) -> tuple[Any, str]:
-    """The file system of a URL, which is kept by fsspec, and the path in it."""
+    """The file system of a URL, which is kept by fsspec, and the path in it.
+
+    `fsspec.url_to_fs` does the same, but takes `::` in a key for a chain of file systems.
+    """
     import fsspec
 
     try:
-        fs, path = fsspec.url_to_fs(str(url))
+        kind = fsspec.get_filesystem_class(url.scheme)
+        fs = fsspec.filesystem(url.scheme, **kind._get_kwargs_from_urls(str(url)))
+        path: str = kind._strip_protocol(str(url))
     except Exception as problem:
         raise _as_os_error(problem, url) from problem
     return fs, path
 
 
 def _below(root: str, info: Mapping[str, Any]) -> str:
-    return str(info["name"]).rstrip("/").removeprefix(root.rstrip("/")).lstrip("/")
+    return str(info["name"]).rstrip("/").removeprefix(root.rstrip("/")).removeprefix("/")
 
 
 def _stat(info: Mapping[str, Any]) -> Stat:
@@ -332,8 +348,12 @@ def _plain(value: Any) -> Any:
     return value.timestamp() if isinstance(value, datetime) else value
 
 
-def _request(url: Url, call: Callable[[], T], limit_s: float = REQUEST_S) -> T:
+def _request(
+    url: Url, call: Callable[[], T], limit_s: float = REQUEST_S, passing: Collection[int] = BUSY
+) -> T:
     """What the call returns, which is made again for a while if the store is busy.
+
+    passing  errors that may be gone the next time
 
     Raises: OSError; TimeoutError, which is one, after `limit_s` seconds.
     """
@@ -344,7 +364,7 @@ def _request(url: Url, call: Callable[[], T], limit_s: float = REQUEST_S) -> T:
         except Exception as problem:
             error = _as_os_error(problem, url)
             elapsed_s = time.monotonic() - started
-            if error.errno not in BUSY or elapsed_s + pause_s > min(RETRY_S, limit_s):
+            if error.errno not in passing or elapsed_s + pause_s > min(RETRY_S, limit_s):
                 raise error from problem
         time.sleep(pause_s)
         pause_s *= 2
@@ -377,6 +397,8 @@ def _within(limit_s: float, call: Callable[[], T]) -> T:
 
 def _as_os_error(problem: BaseException, url: Url) -> OSError:
     """Any exception of a store's client as an OSError that names the URL."""
+    if not isinstance(problem, OSError) and REFUSAL.search(type(problem).__name__):
+        problem = PermissionError(str(problem))
     known = {
         FileNotFoundError: (errno.ENOENT, "no such file"),
         FileExistsError: (errno.EEXIST, "exists"),

@@ -161,7 +161,7 @@ class Audit:
             journal = self.folder / FOLDER / "journal.jsonl"
             self.notify(SkippedLines(str(journal), self.skipped_lines))
         forget_files()
-        judged = run_side_by_side("audit", self._calls(), workers)
+        judged = run_side_by_side("audit", self._calls(), self.workers.count)
         self.notify(PhaseBegan("benchmark", len(judged)))
         rows = []
         for one, found in zip(self.standing, judged, strict=True):

@@ -100,7 +100,7 @@ class Batch:
         first = next(portions)
         shards = max(1, workers // max(1, len(first)))  # many workers share the samples
         calls = self._calls(chain(first, chain.from_iterable(portions)), force, shards)
-        made = run_side_by_side("model", calls, workers)
+        made = run_side_by_side("model", calls, self.workers.count)
         self._share([model for model in made if model.failure is None])
         self._benchmark([model for model in made if model.failure is None])
         entries = [self.finished[str(job.output)] for job in self.jobs]

@@ -186,20 +186,30 @@ def untagged() -> TagsContext:
 
 
 def run_side_by_side(
-    kind: str, calls: Iterable[tuple[str, Callable[[], T]]], workers: int
+    kind: str, calls: Iterable[tuple[str, Callable[[], T]]], count_workers: Callable[[], int]
 ) -> list[T]:
     """The results of these named calls, each of which is a Prefect task called `kind NAME`.
 
     A call is taken from the iterator when hardly more calls than workers are running, not earlier.
+    Workers that join a cluster meanwhile get calls too.
     """
     named = _call.with_options(name=kind, task_run_name=f"{kind} {{name}}")
-    places = Semaphore(workers + WAITING)
+    places, known = Semaphore(0), 0
+
+    def take_place() -> None:
+        nonlocal known
+        wanted = count_workers() + WAITING
+        if wanted > known:
+            places.release(wanted - known)
+            known = wanted
+        places.acquire()
+
     waiting = iter(calls)
     futures = []
-    places.acquire()
+    take_place()
     for name, call in waiting:
         futures.append(named.submit(name, call, places))
-        places.acquire()
+        take_place()
     return [future.result() for future in futures]
 
 

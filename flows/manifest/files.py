@@ -140,7 +140,7 @@ def _names_in(folder: Location) -> list[str]:
 
 
 def _similar_name(path: Location, names_in: Callable[[Location], list[str]] = _names_in) -> str:
-    """A hint: the file in the same folder whose name is nearly the same, if there is one.
+    """A hint for a missing file: the one beside it whose name is nearly the same, if there is one.
 
     names_in  the names in a folder; one that remembers, where many files are looked at
     """
@@ -148,5 +148,7 @@ def _similar_name(path: Location, names_in: Callable[[Location], list[str]] = _n
         names = names_in(path.parent)
     except OSError:
         return f"There is no folder {path.parent}"
+    if path.name in names:  # it is there, and something else is wrong
+        return ""
     few = names if len(names) <= MOST_NAMES else []
     return nearest_hint(path.name, few) or "Paths start at the manifest's folder"

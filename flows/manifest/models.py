@@ -153,10 +153,11 @@ def _glob_in_store(pattern: Url) -> list[tuple[Location, Location]]:
     if root == pattern:
         pattern /= "*.onnx"
     shows_hidden = any(part.startswith(".") for part in pattern.relative_to(root).parts)
-    found = the_cache().find(pattern, root)
-    return [
-        (url, root)
-        for url in found
-        if shows_hidden or not any(p.startswith(".") for p in url.relative_to(root).parts)
-        if url.suffix == ".onnx" or not the_cache().stat(url).is_folder
-    ]
+
+    def is_meant(url: Url) -> bool:
+        hidden = {part for part in url.relative_to(root).parts if part.startswith(".")}
+        if hidden and not (shows_hidden and hidden.isdisjoint((".", ".."))):
+            return False
+        return url.suffix == ".onnx" or not the_cache().stat(url).is_folder
+
+    return [(url, root) for url in the_cache().find(pattern, root) if is_meant(url)]

@@ -24,6 +24,7 @@ from tasks import stores
 from tasks.stores import Location, Url
 
 FOLDER = ".quantmill"
+MAX_KEY_BYTES = 1024  # of a file in S3, gs or az
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,13 @@ def claim(output: Location, owner: Owner, take_over: bool = False) -> None:
     take_over  also from another batch
 
     Raises: RequestError if another batch owns it, whose journal still exists, if it is a folder, or
-        if its name is too long for a file; OSError if the record cannot be written.
+        if its name or key is too long; OSError if the record cannot be written.
     """
     if is_folder(output):
         raise RequestError("is a folder", str(output), "Move it away, or name another output")
-    size = len(os.fsencode(output.name))
-    if size > MAX_NAME_BYTES:
-        problem = f"its name of {size} bytes is too long"
-        hint = f"List the model under `models`, with an output of at most {MAX_NAME_BYTES} bytes"
-        raise RequestError(problem, str(output), hint)
+    _check_length("name", output.name, MAX_NAME_BYTES, output)
+    if isinstance(output, Url) and output.scheme in stores.WHOLE:
+        _check_length("key", "/".join(output.parts[1:]), MAX_KEY_BYTES, output)
     if isinstance(output, Url):
         owner = replace(owner, host=platform.node())
     path, content = _record(output), _content(output, owner)
@@ -90,6 +89,14 @@ def claim(output: Location, owner: Owner, take_over: bool = False) -> None:
             discard(path)
         with atomic_write(path, survives_power_cut=False) as file:
             file.write(content)
+
+
+def _check_length(what: str, text: str, most_bytes: int, output: Location) -> None:
+    """Raises: RequestError if the text is too long."""
+    size = len(os.fsencode(text))
+    if size > most_bytes:
+        hint = f"List the model under `models`, with an output whose {what} has {most_bytes} bytes"
+        raise RequestError(f"its {what} of {size} bytes is too long", str(output), hint)
 
 
 def read_owner(output: Location) -> Owner | None:

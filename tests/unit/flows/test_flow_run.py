@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from flows.batch.flow_run import Caller, call_flow, current_caller
+from flows.batch import flow_run
+from flows.batch.flow_run import Caller, call_flow, current_caller, run_side_by_side
 from flows.console.events import Unrecorded
 from flows.console.result import BatchResult
 from flows.manifest.jobs import Manifest
@@ -62,3 +66,22 @@ def test_an_error_of_ours_stays_what_it_is(caller):
 
     with pytest.raises(RequestError, match="is wrong"):
         call(flow, caller)
+
+
+def test_workers_that_join_late_get_calls_too(monkeypatch):
+    workers = [1]
+    all_busy = threading.Barrier(8 + flow_run.WAITING, timeout=60)
+
+    def join() -> int:
+        workers[0] = 8
+        return -1
+
+    with ThreadPoolExecutor(16) as threads:
+        task = SimpleNamespace(submit=lambda *call: threads.submit(flow_run._call.fn, *call))
+        monkeypatch.setattr(flow_run, "_call", SimpleNamespace(fn=flow_run._call.fn))
+        flow_run._call.with_options = lambda **options: task
+        calls = [("joins", join), *(("waits", all_busy.wait) for _ in range(all_busy.parties))]
+
+        results = run_side_by_side("model", calls, lambda: workers[0])
+
+    assert sorted(results) == list(range(-1, all_busy.parties))

@@ -170,6 +170,13 @@ def test_an_output_in_a_store_belongs_to_one_batch(tmp_path, monkeypatch):
     assert not is_output(Path("n.onnx"))
 
 
+def test_an_output_whose_key_is_too_long_for_a_store_is_never_claimed(tmp_path):
+    folder = Url("s3://bucket") / "/".join(["k" * 200] * 5)
+
+    with pytest.raises(RequestError, match="key of 1025 bytes is too long"):
+        claim(folder / ("y" * 20), Owner(str(tmp_path)))
+
+
 def test_a_journal_is_the_same_under_other_paths_and_another_one_under_the_same(
     tmp_path, monkeypatch
 ):

@@ -6,6 +6,7 @@ import fsspec
 import numpy as np
 import onnx
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from quant_core.errors import RequestError
 from tasks import stores
@@ -27,9 +28,9 @@ def downloads(monkeypatch):
     """The URLs that are read, in order."""
     read, download = [], stores.download
 
-    def note(url, path, limit_s):
+    def note(url, path, limit_s, **options):
         read.append(url)
-        download(url, path, limit_s)
+        download(url, path, limit_s, **options)
 
     monkeypatch.setattr(stores, "download", note)
     return read
@@ -146,6 +147,36 @@ def test_what_changed_since_the_batch_began_is_not_taken_for_it(cache, tmp_path)
 
     with pytest.raises(OSError, match="has changed since the batch began"):
         cache.place(content, tmp_path / "placed")
+
+
+def test_a_file_that_the_store_shows_late_is_waited_for(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.001)
+    local = save(tmp_path)
+    content = cache.model(STORE / "m.onnx")
+    for path in (cache.root / "files").iterdir():
+        path.unlink()
+    late, get_file = iter([True, True]), MemoryFileSystem.get_file
+
+    def shows_late(*args, **options):
+        if next(late, False):
+            raise FileNotFoundError
+        return get_file(*args, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", shows_late)
+    cache._each = lambda call, items: [call(item) for item in items]
+
+    (tmp_path / "placed").mkdir()
+    cache.place(content, tmp_path / "placed")
+
+    assert (tmp_path / "placed" / "m.onnx").read_bytes() == local.read_bytes()
+
+
+def test_what_was_written_and_is_not_shown_yet_is_read_when_it_is(cache, tmp_path, downloads):
+    cache.remember(STORE / "m.onnx", [5, "digest"])
+    local = save(tmp_path)
+
+    assert cache.digest(STORE / "m.onnx")[1] == file_digest(local)
+    assert STORE / "m.onnx" in downloads
 
 
 def test_contents_that_were_used_longest_ago_go_first(cache, tmp_path, monkeypatch):

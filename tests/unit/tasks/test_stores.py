@@ -105,6 +105,32 @@ def test_files_are_written_listed_and_read(folder, tmp_path):
     assert stores.tree(folder) == {}
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["a b%20c#d.onnx", "a?b.onnx", "[1]*.onnx", "A.onnx", "a.onnx", "\u00e9.onnx", "e\u0301.onnx",
+     "end.", "a::b.onnx", "k" * 255],
+)  # fmt: skip
+def test_a_key_is_a_name_whatever_is_in_it(key, tmp_path):
+    fsspec.register_implementation("shelf", Shelf, clobber=True)
+    folder = Url(f"shelf://{tmp_path}/store")
+
+    stores.write(folder / key, b"content")
+
+    assert list(stores.tree(folder)) == list(stores.listing(folder)) == [folder / key]
+    assert stores.read(folder / key) == b"content"
+    assert (folder / key).relative_to(folder).name == key
+
+
+def test_a_key_with_an_empty_part_is_another_one_than_without_it():
+    folder = Url("memory://empty_parts")
+    keys = [folder / "sub//m.onnx", folder / "sub/m.onnx", folder / "/m.onnx"]
+    for number, url in enumerate(keys):
+        stores.write(url, bytes([number]))
+
+    assert set(stores.tree(folder)) == set(keys)
+    assert [stores.read(url.parent / url.name) for url in keys] == [b"\0", b"\1", b"\2"]
+
+
 def test_an_upload_that_fails_leaves_the_file_as_it_was(folder, tmp_path):
     stores.write(folder / "m.onnx", b"before")
 
@@ -174,7 +200,13 @@ def test_a_busy_store_is_asked_again(problem, monkeypatch):
     assert stores._request(Url("s3://b/m"), Flaky(3, problem)) == "answer"
 
 
-@pytest.mark.parametrize("problem", [PermissionError("no"), OSError(errno.EINVAL, "no")])
+class NoCredentialsError(Exception):
+    """As botocore has one; the clients of other stores name theirs likewise."""
+
+
+@pytest.mark.parametrize(
+    "problem", [PermissionError("no"), OSError(errno.EINVAL, "no"), NoCredentialsError("no")]
+)
 def test_a_store_that_refuses_is_not_asked_again(problem):
     call = Flaky(1, problem)
 
