@@ -203,8 +203,12 @@ def drop_unused(model: ir.Model) -> None:
 def _drop_unused_nodes(model: ir.Model) -> None:
     """Edit in place: a node that goes stops reading, and so do the nodes of its branches.
 
-    onnx_ir's pass alone would keep all that those of a branch read.
+    onnx_ir's pass alone would keep all that those of a branch read, and drop outputs that a kernel
+    has to write.
     """
+    needed = [(g, value) for g in graphs_of(model) for node in g for value in _presents(node)]
+    for inside, value in needed:
+        inside.outputs.append(value)
     gone: list[ir.Node] | None = None
     while gone is None or gone:
         around = [n for inside in graphs_of(model) for n in inside if graphs_in(n)]
@@ -212,6 +216,22 @@ def _drop_unused_nodes(model: ir.Model) -> None:
         gone = [node for node in around if node.graph is None]
         for node in gone:
             unread_branches(node)
+    for inside, value in needed:
+        inside.outputs.remove(value)
+
+
+def _presents(node: ir.Node) -> list[ir.Value]:
+    """The unread outputs without which onnxruntime's kernel does not run: Attention that reads a
+    past writes the present. None of a node of which nothing else is read.
+    """
+    if node.op_type != "Attention" or node.domain or not _is_read(node.outputs[0]):
+        return []
+    pairs = zip(node.inputs[4:6], node.outputs[1:3], strict=False)
+    return [new for past, new in pairs if past is not None and new.name and not _is_read(new)]
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def unread_branches(node: ir.Node) -> None:

@@ -25,3 +25,20 @@ def test_what_only_a_dropped_branch_reads_is_dropped_too():
 
     assert [node.op_type for node in model.graph] == ["Relu"]
     assert not model.graph.initializers
+
+
+def test_attention_that_reads_a_past_keeps_the_present_that_its_kernel_writes():
+    shapes = "float[1, 2, s, 8] q, float[1, 2, s, 8] k, float[1, 2, s, 8] v"
+    text = f"""({shapes}, float[1, 2, p, 8] past) => (float[1, 2, s, 8] y) {{
+        a, key, value = Attention(q, k, v, , past, past)
+        b, unread, neither = Attention(a, k, v)
+        y = Relu(b)
+        dead, dead_key, dead_value = Attention(q, k, v, , past, past)
+    }}"""
+    model = ir.from_proto(sketch(text, {}, opset=23))
+
+    drop_unused(model)
+
+    outputs = [[value.name for value in node.outputs] for node in model.graph]
+    assert outputs == [["a", "key", "value"], ["b"], ["y"]]
+    assert [value.name for value in model.graph.outputs] == ["y"]
