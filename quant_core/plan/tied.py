@@ -14,11 +14,11 @@ from quant_core.plan.operators import RULES, DynamicPattern, weight_layout, weig
 def tied_products(nodes: Iterable[ir.Node]) -> set[str]:
     """The names of products with constant weights that are a table too, as it is or transposed."""
     nodes = list(nodes)
-    tables = {graph.value(node.inputs[0]) for node in nodes if _is_lookup(node)}
+    tables = {graph.value(node.inputs[0]) for node in nodes if is_lookup(node)}
     return {str(node.name) for node in nodes if any(_is_tied(node, table) for table in tables)}
 
 
-def _is_lookup(node: ir.Node) -> bool:
+def is_lookup(node: ir.Node) -> bool:
     """Whether the node picks rows of a constant table."""
     rule = RULES.get(node.op_type)
     if rule is None or not rule.is_table or graph.attribute(node, "axis", 0) != 0:

@@ -135,16 +135,21 @@ def write_from_rows(
 
 
 def write_block_scales(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
-    """(N, blocks): the scale of each channel times the multiplier of each block.
+    """(N, blocks): the scale of each channel times the multiplier of each block; once for all that
+    read them so.
 
     uint4 (N, blocks) -> Cast -> Mul(scale (N, 1))
     """
+    key, known = (write.home, rounded.integers), write.writer.scales
+    if key in known:
+        return known[key]
     multipliers = rounded.integers.multipliers
     assert multipliers is not None
     factor = write.constant(f"{name}_multiplier", multipliers.astype(ml_dtypes.uint4))
     cast = write.node("Cast", [factor], f"{name}_factor", to=ir.DataType.FLOAT)
     scale = _scale(write, name, rounded.integers.scale[:, None])
-    return write.node("Mul", [cast, scale], f"{name}_block_scales")
+    known[key] = write.node("Mul", [cast, scale], f"{name}_block_scales")
+    return known[key]
 
 
 def write_half(write: Cursor, name: str, array: NDArray[Any]) -> ir.Value:
@@ -233,11 +238,32 @@ def write_pair(
     return _dequantize(write, name, q, scale_value, zero, None)
 
 
-def write_rows(write: Cursor, home: Cursor, name: str, rounded: Rounded, node: ir.Node) -> ir.Value:
+def write_pairs(write: Cursor, name: str, integers: IntegerWeight) -> ir.Value:
+    """uint8 (C, K / 2): two integers of 4 bits in each byte, the first one low, offset by 8; once
+    for all that read them so.
+    """
+    assert integers.blocks is not None
+    key, known = (write.home, integers), write.writer.pairs
+    if key not in known:
+        nibbles = (integers.blocks + 8).astype(np.uint8)
+        known[key] = write.constant(f"{name}_pairs", nibbles[:, ::2] | nibbles[:, 1::2] << 4)
+    return known[key]
+
+
+def write_rows(
+    write: Cursor,
+    home: Cursor,
+    name: str,
+    rounded: Rounded,
+    node: ir.Node,
+    *,
+    as_pairs: bool,
+) -> ir.Value:
     """What replaces the output of a Gather: rows are scaled after they are picked, so the table
     stays integers.
 
     1. A matrix in 4 bits:    int4 (rows, width) -> GatherBlockQuantized(ids, block scales)
+       or, five times as fast:  uint8 pairs of them (rows, width / 2)
     2. A scale per column:    int8 (rows, width) -> Gather(ids) -> Cast -> Mul(scale (width,))
     3. A scale per row:       int8 (rows, width) -> Gather(ids) -> Cast -> Mul
                               scale (rows, 1)    -> Gather(ids) ---------> /
@@ -245,25 +271,24 @@ def write_rows(write: Cursor, home: Cursor, name: str, rounded: Rounded, node: i
     A stack in 4 bits is int8 once onnxruntime has loaded it (`write_int8`): GatherBlockQuantized
     takes a hundred times as long as Gather where rows are whole matrices.
 
-    home  where the table is written: branches of the graph that it is in share it
+    home      where the table is written: branches of the graph that it is in share it
+    as_pairs  whether nobody reads a matrix in 4 bits as int4
     """
     ids, weight, key = node.inputs[1], rounded.integers, (home.home, rounded.integers)
-    tables = write.writer.tables
-    if key not in tables:
-        tables[key] = _write_table(home, name, rounded)
     if weight.multipliers is not None and len(rounded.shape) == 2:  # 1
-        if key not in write.writer.scales:
-            write.writer.scales[key] = write_block_scales(home, name, rounded)
+        table = write_pairs(home, name, weight) if as_pairs else _write_table(home, name, rounded)
         return write.nodes(
             "GatherBlockQuantized",
-            [tables[key], ids, write.writer.scales[key]],
+            [table, ids, write_block_scales(home, name, rounded)],
             [f"{node.name}_rows"],
             graph.MICROSOFT,
+            bits=4,
             gather_axis=0,
             quantize_axis=1,
             block_size=rounded.shape[1] // weight.multipliers.shape[1],
         )[0]
-    picked = write.node("Gather", [tables[key], ids], f"{node.name}_int8", axis=0)
+    table = _write_table(home, name, rounded)
+    picked = write.node("Gather", [table, ids], f"{node.name}_int8", axis=0)
     cast = write.node("Cast", [picked], f"{node.name}_cast", to=ir.DataType.FLOAT)
     scale = rounded.layout.beside(weight.scale, rounded.shape)
     is_per_row = scale.ndim > 0 and scale.shape[0] == rounded.shape[0]
@@ -278,11 +303,14 @@ def write_rows(write: Cursor, home: Cursor, name: str, rounded: Rounded, node: i
 
 
 def _write_table(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
-    """The rows of a table as int4 or int8."""
-    weight = rounded.integers
-    if weight.blocks is not None and len(rounded.shape) == 2:
-        return write.constant(f"{name}_int4", weight.blocks.astype(ml_dtypes.int4))
-    return write_int8(write, name, weight, rounded.layout, rounded.shape)
+    """The rows of a table as int4 or int8, once for all that read them so."""
+    weight, key, known = rounded.integers, (write.home, rounded.integers), write.writer.tables
+    if key not in known:
+        if weight.blocks is not None and len(rounded.shape) == 2:
+            known[key] = write.constant(f"{name}_int4", weight.blocks.astype(ml_dtypes.int4))
+        else:
+            known[key] = write_int8(write, name, weight, rounded.layout, rounded.shape)
+    return known[key]
 
 
 def _scale(write: Cursor, name: str, scale: NDArray[np.float32]) -> ir.Value:

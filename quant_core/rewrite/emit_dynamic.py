@@ -117,16 +117,14 @@ def write_block_weight(write: Cursor, name: str, rounded: Rounded) -> StoredWeig
 
     The scales are made by nodes, which take fewer bytes. A session without optimizers leaves them
     to nodes, and onnxruntime 1.32 then packs a weight that is a constant with no scales at all: its
-    outputs are wrong (tests/facts). So the weight comes through an Identity, which any other
-    session folds.
+    outputs are wrong (tests/facts). So the weight comes through a Reshape, which any other
+    session folds; a table has the same rows.
     """
-    integers = rounded.integers
-    assert integers.blocks is not None
-    assert integers.multipliers is not None
-    channels, count = integers.multipliers.shape
-    nibbles = (integers.blocks + 8).astype(np.uint8).reshape(channels, count, -1)
-    pairs = write.constant(f"{name}_nibbles", nibbles[..., ::2] | nibbles[..., 1::2] << 4)
-    q = write.node("Identity", [pairs], f"{name}_pairs")
+    multipliers = rounded.integers.multipliers
+    assert multipliers is not None
+    rows = emit.write_pairs(write, name, rounded.integers)
+    blocks = write.constant(f"{name}_blocks", np.array([*multipliers.shape, -1], np.int64))
+    q = write.node("Reshape", [rows, blocks], f"{name}_pairs")
     return StoredWeight(q, emit.write_block_scales(write, name, rounded))
 
 

@@ -15,7 +15,7 @@ from quant_core.plan.operators import (
     weight_layout,
     weight_positions,
 )
-from quant_core.plan.tied import has_rows_of
+from quant_core.plan.tied import has_rows_of, is_lookup
 from quant_core.plan.types import Compute, NodePlan, Storage
 from quant_core.rewrite import emit
 from quant_core.rewrite.draft import Draft, owner
@@ -48,7 +48,12 @@ def write_table(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     is_in_main = tied is not None and tied.product.compute is not Compute.FLOAT
     home = draft.writer.first(draft.model.graph if is_in_main else owner(table))
     write = draft.writer.before(node)
-    rows = emit.write_rows(write, home, graph.name_of(table), rounded, node)
+    if tied is None:
+        as_pairs = all(is_lookup(reader) for reader in graph.consumers(table))
+    else:
+        as_pairs = tied.product.compute is Compute.BLOCKS
+    name = graph.name_of(table)
+    rows = emit.write_rows(write, home, name, rounded, node, as_pairs=as_pairs)
     graph.replace_value(node.outputs[0], rows)
     return node
 

@@ -23,6 +23,7 @@ class Writer:
     zeros   (graph, shape) -> int8 zeros
     tables  (graph, integers) -> the rows (C, K) of a table in int4, which may be the weight of
             another operator too
+    pairs   (graph, integers) -> the same rows with two integers in a byte, (C, K / 2)
     scales  (graph, integers) -> the scales of these rows
     int8    (graph, integers) -> the int8 value that holds them, and in which layout
     """
@@ -31,6 +32,7 @@ class Writer:
         self.model = model
         self.zeros: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = {}
         self.tables: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
+        self.pairs: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
         self.scales: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
         self.int8: dict[tuple[ir.Graph, IntegerWeight], tuple[ir.Value, Layout]] = {}
         self._first_nodes: dict[ir.Graph, ir.Node] = {}

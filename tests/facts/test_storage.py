@@ -112,15 +112,18 @@ def test_matmulnbits_takes_4_bits_without_a_zero_point_and_scales_that_are_folde
     """Without optimizers the scales stay nodes, and a constant weight is packed without them."""
     q, multipliers = RNG.integers(-8, 8, (6, 4, 32)), RNG.integers(1, 16, (6, 4))
     nibbles = (q + 8).astype(np.uint8)
+    pairs = nibbles[..., ::2] | nibbles[..., 1::2] << 4
     constants = {
-        "b": nibbles[..., ::2] | nibbles[..., 1::2] << 4,
+        "b": pairs,
+        "rows": pairs.reshape(6, -1),
+        "blocks": np.array([6, 4, -1]),
         "m": uint4(multipliers),
         "scale": np.full((6, 1), 0.01, np.float32),
     }
     sizes = "K = 128, N = 6, bits = 4, block_size = 32, accuracy_level = 4"
     scales = "f = Cast<to = 1>(m) k = Mul(f, scale)"
     direct = f"{scales} y = com.microsoft.MatMulNBits<{sizes}>(x, b, k)"
-    copied = f"{scales} c = Identity(b) y = com.microsoft.MatMulNBits<{sizes}>(x, c, k)"
+    copied = f"{scales} c = Reshape(rows, blocks) y = com.microsoft.MatMulNBits<{sizes}>(x, c, k)"
     x = RNG.standard_normal((3, 128), np.float32)
     exact = x @ (q * multipliers[..., None] * 0.01).reshape(6, 128).T
 
@@ -183,10 +186,13 @@ def test_rows_of_an_int8_table_are_scaled_after_they_are_picked():
     ]
 
 
-def test_rows_of_an_int4_table_have_a_kernel_of_their_own_whose_scales_are_folded():
+@pytest.mark.parametrize("as_pairs", [False, True])
+def test_rows_of_a_table_in_4_bits_have_a_kernel_of_their_own_whose_scales_are_folded(as_pairs):
     q, multipliers = RNG.integers(-8, 8, (50, 64)), RNG.integers(1, 16, (50, 2))
-    constants = {"t": int4(q), "m": uint4(multipliers), "scale": np.full((50, 1), 0.01, np.float32)}
-    attributes = "gather_axis = 0, quantize_axis = 1, block_size = 32"
+    nibbles = (q + 8).astype(np.uint8)
+    table = nibbles[:, ::2] | nibbles[:, 1::2] << 4 if as_pairs else int4(q)
+    constants = {"t": table, "m": uint4(multipliers), "scale": np.full((50, 1), 0.01, np.float32)}
+    attributes = "bits = 4, gather_axis = 0, quantize_axis = 1, block_size = 32"
     picking = f"com.microsoft.GatherBlockQuantized<{attributes}>(t, x, k)"
     body = f"f = Cast<to = 1>(m) k = Mul(f, scale) y = {picking}"
     model = sketch(f"(int64[n] x) => (float[n,64] y) {{ {body} }}", constants, 21, 10)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.model import graph
@@ -22,7 +22,7 @@ from quant_core.plan.operators import layout_of
 from quant_core.plan.types import Compute, QuantPlan
 from tests.models import normalized, sketch
 from tests.oracle.cases import CASES, weights
-from tests.oracle.quantizing import make, planned, prepare_proto, prepared, sqnr_db
+from tests.oracle.quantizing import Prepared, make, planned, prepare_proto, prepared, sqnr_db
 
 CONVS = [
     "tiny_cnn",
@@ -212,10 +212,7 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
-@pytest.mark.parametrize("head", TIED)
-def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
+def tied(head: str) -> Prepared:
     arrays = weights(w=(40, 32), u=(32, 32)) | {
         "flat": np.array([-1, 32]),
         "all": np.array([-1, 5, 40]),
@@ -223,7 +220,14 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
     arrays |= {"v": np.ascontiguousarray(arrays["w"].T)} if "copy" in head else {}
     text = f"""(int64[n,5] ids) => (float[n,5,40] y) {{
         e = Gather(w, ids) h = MatMul(e, u) {TIED[head]} }}"""
-    given = prepare_proto(sketch(text, arrays))
+    return prepare_proto(sketch(text, arrays))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+@pytest.mark.parametrize("head", TIED)
+def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
+    given = tied(head)
 
     made = make(given, mode=mode, bits=bits, layer_bits={"*": bits})
 
@@ -232,6 +236,19 @@ def test_an_embedding_tied_to_the_output_is_stored_once(head, mode, bits):
         f"int{bits}_0"
     ]
     assert sqnr_db(given.floats(), made.outputs(given.feeds)) > {8: 30, 4: 12}[bits]
+
+
+@pytest.mark.parametrize("head", TIED)
+def test_so_is_one_whose_output_is_a_product_in_blocks_of_4_bits(head):
+    given = tied(head)
+
+    made = make(given, compute=dict.fromkeys("yz", Compute.BLOCKS), bits=4, layer_bits={"*": 4})
+
+    ran = [node.op_type for node in optimized_graph(made.model.SerializeToString()).graph.node]
+    assert {"GatherBlockQuantized", "MatMulNBits"} <= set(ran)
+    in_bytes = [t for t in made.model.graph.initializer if t.data_type == TensorProto.UINT8]
+    assert [t.dims for t in in_bytes if t.dims] == [[40, 16]]
+    assert sqnr_db(given.floats(), made.outputs(given.feeds)) > 12
 
 
 def test_a_pad_that_onnxruntime_left_alone_is_left_alone_when_what_is_made_loads():
