@@ -86,8 +86,9 @@ def _cells(model: ReportedModel) -> dict[str, _Cell]:
     ahead = lead(model.trace, row.get("chosen"))
     beside = None
     if ahead is not None:
-        where = "ahead of the next" if ahead >= 0 else "slower than the fastest"
-        beside = f"{abs(ahead):.0%} {where} of {len(model.trace)}"
+        tried = len(model.trace)
+        slower = f"{-ahead:.0%} slower than the fastest of {tried}"
+        beside = f"fastest of {tried} by {ahead:.0%}" if ahead >= 0 else slower
     speedups = [r.get("speedup") for r in (*model.history, row)]
     trend = sparkline(speedups, f"speed-up over {len(speedups)} runs")
     worse = (
