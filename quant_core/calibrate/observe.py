@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,17 @@ class Statistics:
         tensors = merge_stats(shard.tensors for shard in shards)
         means = merge_stats(shard.means for shard in shards)
         return cls(tensors, means, samples=sum(shard.samples for shard in shards))
+
+    def of(self, tensors: Collection[str]) -> Statistics:
+        """What is known of the values and the means of these tensors."""
+        values = {name: stats for name, stats in self.tensors.items() if name in tensors}
+        means = {key: found for key, found in self.means.items() if key[0] in tensors}
+        return Statistics(values, means, samples=self.samples)
+
+    def updated(self, newer: Statistics) -> Statistics:
+        """These statistics, with the newer ones of values and means where there are such."""
+        tensors = {**self.tensors, **newer.tensors}
+        return replace(self, tensors=tensors, means={**self.means, **newer.means})
 
     def save(self, path: Path | str) -> None:
         """Writes tensors, means and the number of samples to a .npz file; `load` reads it."""

@@ -152,6 +152,7 @@ class QuantPlan:
     equalized_db  by how much cross-layer equalization brought outputs nearer to float's, 0 where it
                   was not done
     tuned_biases_db  the same of empirical bias correction
+    holdout       every so many-th sample was held out when weights were fitted; 0 if none was
     rewrites      how the float model was rewritten before it was planned, change by change
     """
 
@@ -165,6 +166,7 @@ class QuantPlan:
     stored: Mapping[str, Storage] = field(default_factory=dict)
     equalized_db: float = 0.0
     tuned_biases_db: float = 0.0
+    holdout: int = 0
     rewrites: tuple[Applied, ...] = ()
 
     @property
@@ -185,6 +187,7 @@ class QuantPlan:
             "target": self.target,
             "equalized_db": self.equalized_db,
             "tuned_biases_db": self.tuned_biases_db,
+            "holdout": self.holdout,
             "rewrites": [change.to_dict() for change in self.rewrites],
             "nodes": [n.to_dict() for n in self.nodes],
             "activations": dict(self.activations),
@@ -218,6 +221,7 @@ class QuantPlan:
                 stored={node: Storage(word) for node, word in known["stored"].items()},
                 equalized_db=float(known["equalized_db"]),
                 tuned_biases_db=float(known.get("tuned_biases_db", 0.0)),
+                holdout=int(known.get("holdout", 0)),
                 rewrites=tuple(Applied.from_dict(row) for row in known.get("rewrites", ())),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -34,12 +35,16 @@ class CalibratedModel:
 
     samples and stats are both None without calibration.
 
-    stats  what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
+    stats   what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
+    fitted  the samples that weights are rounded for, and channels equalized; None for all
+    scaled  the tensors whose channels equalization has scaled
     """
 
     model: ir.Model
     samples: Samples | None = None
     stats: Statistics | None = None
+    fitted: Samples | None = None
+    scaled: Collection[str] = ()
     range_cache: RangeCache = field(default_factory=RangeCache)
     weights: WeightCache = field(default_factory=WeightCache)
 
@@ -56,7 +61,7 @@ class CalibratedModel:
             return self
         if deadline.is_over:
             return self
-        few = self.samples.subsample(POLICY.gram_samples)
+        few = (self.fitted or self.samples).subsample(POLICY.gram_samples)
         observed = Statistics(self.stats.tensors, self.stats.means)
         weights = WeightCache()
         if plan.in_four_bits:
@@ -84,27 +89,36 @@ class CalibratedModel:
         """
         if self.samples is None or self.stats is None or plan.in_four_bits:
             return None
-        few = self.samples.subsample(POLICY.gram_samples)
+        few = (self.fitted or self.samples).subsample(POLICY.gram_samples)
         multiplied = self._multiplied_inputs(plan) if plan.config.mode == "static" else []
         scaled = equalize(self.model, deadline.limit(few), multiplied)
         if scaled is None:
             return None
         model, factors = scaled
-        of_scaled = replace(
-            plan,
-            activations={t: source for t, source in plan.activations.items() if t in factors},
-            means={t: axes for t, axes in plan.means.items() if t in factors},
-        )
-        observed = observe(model, of_scaled, deadline.limit(self.samples))
-        stats = replace(
-            self.stats,
-            tensors={**self.stats.tensors, **observed.tensors},
-            means={**self.stats.means, **observed.means},
-            gram_matrices=ScaledGrams(
-                self.stats.gram_matrices, matmul_inputs(self.model, plan), factors
-            ),
-        )
-        return replace(self, model=model, stats=stats)
+        observed = observe(model, _about(plan, factors), deadline.limit(self.samples))
+        grams = ScaledGrams(self.stats.gram_matrices, matmul_inputs(self.model, plan), factors)
+        stats = replace(self.stats.updated(observed), gram_matrices=grams)
+        return replace(self, model=model, stats=stats, scaled=factors.keys())
+
+    def with_more_samples(
+        self, samples: Samples, stats: Statistics, more: Samples, plan: QuantPlan
+    ) -> CalibratedModel:
+        """This model with the ranges and means of more samples than it is fitted to.
+
+        samples  all of them
+        stats    of all of them, before channels were equalized
+        more     those of them that this model has not seen
+        plan     what it was calibrated for
+
+        Statistics merge exactly: they are those of a model that has seen all samples at once.
+        """
+        assert self.stats is not None
+        found = replace(self.stats, tensors=stats.tensors, means=stats.means, samples=stats.samples)
+        if self.scaled:
+            seen = self.stats.of(self.scaled)
+            others = observe(self.model, _about(plan, self.scaled), more)
+            found = found.updated(Statistics.merged([seen, others]))
+        return replace(self, samples=samples, stats=found, fitted=self.samples)
 
     def _multiplied_inputs(self, plan: QuantPlan) -> list[str]:
         """What float nodes write and static products alone read as integers.
@@ -149,6 +163,15 @@ class CalibratedModel:
         """The candidate with its biases tuned, if its plan says so; it is not judged anew."""
         tuned = self.tune_biases(candidate) if candidate.plan.tuned_biases_db else None
         return candidate if tuned is None else replace(candidate, quantized=tuned)
+
+
+def _about(plan: QuantPlan, tensors: Collection[str]) -> QuantPlan:
+    """The plan, for `observe`, with statistics of these tensors alone."""
+    return replace(
+        plan,
+        activations={t: source for t, source in plan.activations.items() if t in tensors},
+        means={t: axes for t, axes in plan.means.items() if t in tensors},
+    )
 
 
 def uses_gptq(plan: QuantPlan) -> bool:

@@ -38,16 +38,15 @@ from quant_core.search.prepared import timed_in
 class Judging:
     """Which samples weights are fitted to, and which candidates are judged by.
 
-    is_held_out  whether the judges were split off the calibration samples; what they choose is then
-                 fitted to all of those
-    judges       the evaluation samples, or what stands in for them where there are none
-    drawn        random ones where no sample is given: ways are timed on them, and the file checked
-    note         what makes the judgement doubtful, "" if nothing
+    held_out  those that were split off the calibration samples to judge by, None if none were
+    judges    the evaluation samples, or what stands in for them where there are none
+    drawn     random ones where no sample is given: ways are timed on them, and the file checked
+    note      what makes the judgement doubtful, "" if nothing
     """
 
     fitted: Samples | None
     judges: Samples | None
-    is_held_out: bool = False
+    held_out: Samples | None = None
     drawn: Samples | None = None
     note: str = ""
 
@@ -84,13 +83,14 @@ def hold_out_judges(job: QuantJob) -> Judging:
     """Some calibration samples to judge by, the others to measure and to fit."""
     assert job.samples is not None
     is_few = len(job.samples) < POLICY.holdout * POLICY.drawn_samples
-    fitted, judges = job.samples.split_holdout(2 if is_few else POLICY.holdout)
+    fitted, held_out = job.samples.split_holdout(2 if is_few else POLICY.holdout)
+    judges = held_out
     if judges.labels is None:
         judges = judges.subsample(_enough_samples(job))
     if job.contract is None:
-        return Judging(fitted, _with_splices(job, judges), is_held_out=True)
+        return Judging(fitted, _with_splices(job, judges), held_out)
     note = f"the contract was judged by {len(judges)} samples held out of calibration"
-    return Judging(fitted, judges, is_held_out=True, note=note)
+    return Judging(fitted, judges, held_out, note=note)
 
 
 def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:

@@ -49,13 +49,13 @@ def quantize_by_search(job: QuantJob) -> Made:
     """The best model that the job's config allows.
 
     Samples that ranges were measured on, and weights fitted to, judge too kindly. Where no others
-    are given, a part is held out to judge by, and what wins is then made of all samples.
+    are given, a part is held out to judge by, and what wins then gets the ranges of all samples.
 
     Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
     plan, why = storable_plan(job)
     judging = hold_out_judges(job) if needs_hold_out(job, plan) else choose_judges(job)
-    searched = _with_samples(job, plan, judging.fitted) if judging.is_held_out else job
+    searched = _with_samples(job, plan, judging.fitted) if judging.held_out is not None else job
     if plan.in_four_bits and job.stats is not None:
         job.progress("measuring where 4 bits make noise")
         observed = CalibratedModel(job.model, searched.samples, searched.stats)
@@ -73,9 +73,9 @@ def quantize_by_search(job: QuantJob) -> Made:
             whole_front=job.whole_front,
             progress=job.progress,
         )
-    if judging.is_held_out:
-        job.progress("fitting all samples")
-        found = _remade(found, job)
+    if judging.held_out is not None:
+        job.progress("measuring ranges on all samples")
+        found = _with_all_samples(found, job, plan, judging.held_out)
     return _made(job, judging, bench, found, why, repairs=True)
 
 
@@ -103,7 +103,10 @@ def _calibrated(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     if job.stats is None:
         return CalibratedModel(job.model)
     job.progress("measuring how inputs vary together")
-    calibrated = CalibratedModel(job.model, job.samples, job.stats)
+    fitted = None
+    if plan.holdout and job.samples is not None:
+        fitted, _ = job.samples.split_holdout(plan.holdout)
+    calibrated = CalibratedModel(job.model, job.samples, job.stats, fitted)
     return calibrated.with_gram_matrices(plan, job.deadline.of_stage(POLICY.stage_share))
 
 
@@ -115,10 +118,20 @@ def _calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     return calibrated.equalized(plan, job.deadline) or calibrated
 
 
-def _remade(found: Found, job: QuantJob) -> Found:
-    """What was found, made of all samples of the job."""
+def _with_all_samples(found: Found, job: QuantJob, plan: QuantPlan, held_out: Samples) -> Found:
+    """What was found, with ranges and biases of all samples of the job.
+
+    Three of four samples are as good as all to round weights in 8 bits for: then these stay as they
+    are, and the plan says so. Half of a few samples are not, nor are they for weights in 4 bits.
+    """
+    assert job.samples is not None
+    assert job.stats is not None
     best = found.best
-    calibrated = _calibrated_as_planned(job, best.plan)
+    if plan.in_four_bits or len(held_out) * POLICY.holdout > len(job.samples):
+        calibrated = _calibrated_as_planned(job, best.plan)
+    else:
+        best = replace(best, plan=replace(best.plan, holdout=POLICY.holdout))
+        calibrated = found.calibrated.with_more_samples(job.samples, job.stats, held_out, plan)
     built = calibrated.build(best.plan, best.label)
     remade = replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)
     return replace(found, best=calibrated.with_planned_biases(remade), calibrated=calibrated)

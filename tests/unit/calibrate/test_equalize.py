@@ -127,22 +127,28 @@ def test_channels_around_an_operator_that_passes_no_scale_on_stay_as_they_are(ca
     assert equalize(model_of(NOT_SCALABLE[case]), [{"x": X}]) is None
 
 
+@pytest.mark.parametrize("count", [16, 32])
 def test_equalization_is_done_where_it_helps_and_its_plan_makes_the_same_bytes(
-    tmp_path: Path,
+    tmp_path: Path, count: int
 ) -> None:
     proto = ir.to_proto(model_of(SCALABLE["a Relu between"][0]))
     onnx.save(proto, tmp_path / "m.onnx")
     config = QuantConfig.from_dict({"mode": "static", "target": "x86-vnni"})
 
-    found = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", config, calibration=X)
+    samples = X[:count]
+
+    found = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", config, calibration=samples)
 
     assert found.plan.equalized_db > 3
+    assert bool(found.plan.holdout) == (count == 32)
     plan = QuantPlan.from_json(found.plan.to_json())
     assert plan == found.plan
-    again = quantize_model(tmp_path / "m.onnx", tmp_path / "again.onnx", plan=plan, calibration=X)
+    again = quantize_model(
+        tmp_path / "m.onnx", tmp_path / "again.onnx", plan=plan, calibration=samples
+    )
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
     assert again.plan.equalized_db == found.plan.equalized_db
-    checked = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", X, detailed=True)
+    checked = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", samples, detailed=True)
     assert checked.fidelity.per_output[0].sqnr_db > 25
     reported = {row["node"]: (row["isolated_db"], row["cumulative_db"]) for row in found.layers}
     assert {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,25 @@ def test_nothing_is_held_out_of_few_samples_or_where_others_judge(model):
     ]
 
     assert not any(needs_hold_out(each, PLAN) for each in jobs)
+
+
+@pytest.mark.parametrize("count", [8, 33])
+def test_a_plan_says_which_samples_its_weights_were_not_fitted_to(model, tmp_path, count):
+    rows = np.random.default_rng(0).standard_normal((count, 8), dtype=np.float32)
+
+    made = api.quantize_model(
+        model, tmp_path / "a.onnx", QuantConfig(mode="static"), calibration=rows
+    )
+    plan = QuantPlan.from_json(made.plan.to_json())
+    again = api.quantize_model(model, tmp_path / "b.onnx", plan=plan, calibration=rows)
+    of_all = api.quantize_model(
+        model, tmp_path / "c.onnx", plan=replace(plan, holdout=0), calibration=rows
+    )
+
+    assert plan.holdout == (4 if count >= 32 else 0)
+    assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
+    is_fitted_to_all = Path(made.output).read_bytes() == Path(of_all.output).read_bytes()
+    assert is_fitted_to_all == (count < 32)
 
 
 def test_ranges_that_are_too_narrow_for_other_samples_are_judged_so_and_the_file_knows_all(
