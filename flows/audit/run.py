@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from flows.batch.run import show_run
-from flows.console.arguments import run_parser
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import AuditResult
 from flows.manifest.code import check_code
-from flows.runtime.prefect_api import Prefect, unused_settings
+from flows.runtime.arguments import options_of, run_parser
+from flows.runtime.prefect_api import unused_settings
+from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
 from quant_core.errors import QuantError
 from quant_core.worker.child import STAGE_MODULE
 
@@ -22,13 +23,9 @@ from quant_core.worker.child import STAGE_MODULE
 
 def run_audit(
     folder: Path,
+    options: RunOptions = DEFAULT_OPTIONS,
     *,
-    scheduler: str | None = None,
-    jobs: int | None = None,
-    only: Sequence[str] = (),
     max_slowdown: float = 0.1,
-    allow_code: str | Path | None = None,
-    prefect: Prefect = Prefect.OWN,
     on_progress: Listener = ignore,
     module: str = STAGE_MODULE,
 ) -> AuditResult:
@@ -41,38 +38,30 @@ def run_audit(
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     folder = folder.absolute()
-    standing, _ = read_standing(folder, only)
+    standing, _ = read_standing(folder, options.only)
     manifest = manifest_of(folder, standing)
-    check_code(manifest.jobs, allow_code)
-    code = None if allow_code is None else str(Path(allow_code).absolute())
+    check_code(manifest.jobs, options.allow_code)
+    scheduler, jobs = options.scheduler, options.jobs
     workers = how_many_workers(1, jobs)
     with auditing(folder), ExitStack() as stack:
-        on_progress(Starting(unused_settings(prefect)))
-        client = stack.enter_context(api_and_dask(workers, scheduler, prefect))
+        on_progress(Starting(unused_settings(options.prefect)))
+        client = stack.enter_context(api_and_dask(workers, scheduler, options.prefect))
         from flows.audit.flow import audit
         from flows.batch.flow_run import Caller, call_flow
 
-        caller = Caller(manifest, client, on_progress, module, code)
-        flow = partial(audit, str(folder), scheduler, jobs, list(only), max_slowdown)
+        caller = Caller(manifest, client, on_progress, module, options.code)
+        flow = partial(audit, str(folder), scheduler, jobs, list(options.only), max_slowdown)
         return call_flow("audit", flow, caller, AuditResult, "Run it again")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 nothing got worse, 1 something did, 2 the request was wrong."""
-    options = _parser().parse_args(arguments)
-    as_json = options.format == "json"
+    parsed = _parser().parse_args(arguments)
+    as_json = parsed.format == "json"
     from flows.console import printing, run_views
 
-    run = partial(
-        run_audit,
-        options.output_dir,
-        scheduler=options.scheduler,
-        jobs=options.jobs,
-        only=options.only,
-        max_slowdown=options.max_slowdown,
-        allow_code=options.allow_code,
-        prefect=Prefect(options.prefect),
-    )
+    options = options_of(parsed)
+    run = partial(run_audit, parsed.output_dir, options, max_slowdown=parsed.max_slowdown)
     try:
         return show_run(run, run_views.audit_table, as_json)
     except QuantError as problem:

@@ -9,17 +9,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.batch.digests import url_contents
-from flows.console.arguments import run_parser
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import BatchResult, Result
 from flows.manifest.code import check_code
 from flows.manifest.jobs import Job, Manifest, select
 from flows.manifest.read import read_manifest
-from flows.runtime.prefect_api import Prefect, unused_settings
+from flows.runtime.arguments import options_of, run_parser
+from flows.runtime.prefect_api import unused_settings
+from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
 from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError
 from quant_core.worker.child import STAGE_MODULE, StageLimits, run_stage, shut_down
@@ -33,52 +33,44 @@ if TYPE_CHECKING:
 
 def run_batch(
     manifest: Manifest,
+    options: RunOptions = DEFAULT_OPTIONS,
     *,
-    scheduler: str | None = None,
-    jobs: int | None = None,
-    force: bool = False,
-    only: Sequence[str] = (),
-    allow_code: str | Path | None = None,
-    prefect: Prefect = Prefect.OWN,
     on_progress: Listener = ignore,
     module: str = STAGE_MODULE,
 ) -> BatchResult:
-    """Make the models of a manifest on workers of this host, or of the Dask `scheduler` there.
+    """Make the models of a manifest on workers of this host, or of a Dask cluster.
 
     A model that fails is a row of the result.
-
-    allow_code  the folder of metrics `module:function`; None: none may run
-    prefect     whose server and settings are used
 
     Raises: QuantError if the batch as a whole cannot be worked on.
     """
     from flows.batch.run_summary import working_in
     from flows.runtime.dask import api_and_dask, how_many_workers
 
-    selected = select(manifest, only)
-    check_code(selected, allow_code)
-    code = None if allow_code is None else str(Path(allow_code).absolute())
+    selected = select(manifest, options.only)
+    check_code(selected, options.allow_code)
+    scheduler, jobs = options.scheduler, options.jobs
     workers = how_many_workers(len(selected), jobs, manifest.workers)
     with working_in(manifest) as journal, ExitStack() as stack:
-        on_progress(Starting(unused_settings(prefect)))
-        client = stack.enter_context(api_and_dask(workers, scheduler, prefect))
+        on_progress(Starting(unused_settings(options.prefect)))
+        client = stack.enter_context(api_and_dask(workers, scheduler, options.prefect))
         from flows.batch.flow import batch
         from flows.batch.flow_run import Caller, call_flow
 
         own = scheduler is None
-        caller = Caller(manifest, client, on_progress, module, code, journal, own)
+        caller = Caller(manifest, client, on_progress, module, options.code, journal, own)
         name = str(manifest.file or manifest.folder)
-        flow = partial(batch, name, scheduler, jobs, force, list(only))
+        flow = partial(batch, name, scheduler, jobs, options.force, list(options.only))
         hint = "The same command goes on where it stopped"
         return call_flow("batch", flow, caller, BatchResult, hint)
 
 
 def plan_batch(
-    manifest: Manifest, *, only: Sequence[str] = (), allow_code: str | Path | None = None
+    manifest: Manifest, options: RunOptions = DEFAULT_OPTIONS
 ) -> Iterator[dict[str, Any]]:
     """Each model's plan, or its error. Nothing is started but a child, and nothing is written."""
-    selected = select(manifest, only)
-    check_code(selected, allow_code)
+    selected = select(manifest, options.only)
+    check_code(selected, options.allow_code)
     try:
         for job in selected:
             yield _plan(job, manifest.limits.timeout_s)
@@ -114,55 +106,34 @@ def _plan(job: Job, timeout_s: float) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 all met, 1 some model failed or missed its contract, 2 a wrong request."""
-    options = _parser().parse_args(arguments)
-    as_json = options.format == "json"
+    parsed = _parser().parse_args(arguments)
+    options, as_json = options_of(parsed, force=parsed.force), parsed.format == "json"
     from flows.console import printing
 
     try:
-        manifest = read_manifest(options.manifest)
-        if options.dry_run:
+        manifest = read_manifest(parsed.manifest)
+        if parsed.dry_run:
             with stopped_in_order():
-                return show_plans(
-                    manifest,
-                    only=options.only,
-                    allow_code=options.allow_code,
-                    as_json=as_json,
-                )
-        return run_and_show(
-            manifest,
-            scheduler=options.scheduler,
-            jobs=options.jobs,
-            force=options.force,
-            only=options.only,
-            allow_code=options.allow_code,
-            prefect=Prefect(options.prefect),
-            as_json=as_json,
-        )
+                return show_plans(manifest, options, as_json=as_json)
+        return run_and_show(manifest, options, as_json=as_json)
     except QuantError as problem:
         printing.print_error(problem, as_json)
         return problem.exit_code
 
 
-def run_and_show(manifest: Manifest, *, as_json: bool = False, **options: Any) -> int:
-    """Run `run_batch` with these options and show it. Returns the exit code."""
+def run_and_show(manifest: Manifest, options: RunOptions, *, as_json: bool) -> int:
+    """Run `run_batch` and show it. Returns the exit code."""
     from flows.console import run_views
 
-    run = partial(run_batch, manifest, **options)
-    return show_run(run, run_views.batch_table, as_json)
+    return show_run(partial(run_batch, manifest, options), run_views.batch_table, as_json)
 
 
-def show_plans(
-    manifest: Manifest,
-    *,
-    only: Sequence[str] = (),
-    allow_code: str | Path | None = None,
-    as_json: bool = False,
-) -> int:
+def show_plans(manifest: Manifest, options: RunOptions, *, as_json: bool) -> int:
     """Show each model's plan, or its error, as soon as it is known. Returns the exit code."""
     from flows.console import model_views, printing
 
     exit_code = 0
-    for row in plan_batch(manifest, only=only, allow_code=allow_code):
+    for row in plan_batch(manifest, options):
         if row["error"] is not None:
             exit_code = 1
         if as_json:

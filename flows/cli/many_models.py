@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from flows.cli.parameters import (
 )
 from flows.console import model_views, run_views
 from flows.manifest.outputs import FOLDER
+from flows.runtime.run_options import RunOptions
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
@@ -44,7 +46,7 @@ def batch(
     samples: SampleSpec,
     config: QuantConfig,
     accuracy: AccuracyOptions,
-    running: dict[str, Any],
+    running: RunOptions,
     as_json: bool,
     typed_options: Sequence[str],
     output_dir: OutputDir = None,
@@ -98,7 +100,8 @@ def batch(
         Path.cwd(),
         "command line",
     )
-    return _run_manifest(manifest, {**running, "allow_code": accuracy.allow_code}, as_json, dry_run)
+    running = replace(running, allow_code=accuracy.allow_code)
+    return _run_manifest(manifest, running, as_json, dry_run)
 
 
 def _names_a_manifest(text: str) -> bool:
@@ -134,7 +137,7 @@ def _names_a_model(text: str) -> bool:
 def config(
     file: ManifestFile,
     allow_code: Path | None,
-    running: dict[str, Any],
+    running: RunOptions,
     as_json: bool,
     dry_run: DryRun = False,
 ) -> int:
@@ -182,20 +185,18 @@ def report(
 
 
 def _run_file(
-    file: Path, allow_code: Path | None, running: dict[str, Any], as_json: bool, dry_run: bool
+    file: Path, allow_code: Path | None, running: RunOptions, as_json: bool, dry_run: bool
 ) -> int:
     """Make the models of a manifest in a file."""
     from flows.manifest.read import read_manifest
 
-    running = {**running, "allow_code": allow_code}
+    running = replace(running, allow_code=allow_code)
     return _run_manifest(read_manifest(file), running, as_json, dry_run)
 
 
-def _run_manifest(manifest: Manifest, running: dict[str, Any], as_json: bool, dry_run: bool) -> int:
+def _run_manifest(manifest: Manifest, running: RunOptions, as_json: bool, dry_run: bool) -> int:
     """Make the models of a manifest, or with `dry_run` only print their plans."""
     from flows.batch.run import run_and_show, show_plans
 
-    if dry_run:
-        selection = {key: running[key] for key in ("only", "allow_code") if key in running}
-        return show_plans(manifest, as_json=as_json, **selection)
-    return run_and_show(manifest, as_json=as_json, **running)
+    show = show_plans if dry_run else run_and_show
+    return show(manifest, running, as_json=as_json)

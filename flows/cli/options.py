@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from flows.cli.option import Group, Option, flag
 from flows.runtime.prefect_api import Prefect
+from flows.runtime.run_options import RunOptions
 from quant_core.config import (
     FLOAT_STORAGE,
     METHODS,
@@ -98,10 +99,10 @@ def _build_calibration(typed: Mapping[str, Any]) -> SampleSpec | None:
     return None
 
 
-def _build_running(typed: Mapping[str, Any]) -> dict[str, Any]:
+def _build_running(typed: Mapping[str, Any]) -> RunOptions:
     _check_at_least_one("jobs", typed)
     prefect = Prefect(typed.get("prefect", Prefect.OWN))
-    return {**typed, "prefect": prefect}
+    return RunOptions(**{**typed, "prefect": prefect})
 
 
 def _check_at_least_one(name: str, typed: Mapping[str, Any]) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
+from flows.console.events import ignore
 from flows.console.result import BatchResult
 from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
 from flows.runtime.prefect_api import ENVIRONMENT
+from flows.runtime.run_options import RunOptions
 from tests.models import tiny_cnn
 from tests.pipeline.services import PREFECT, ask, running
 from tests.processes import wait_until
@@ -69,8 +71,9 @@ def run(harness):
     """`run_batch` in the harness. A model whose name holds a fault's name suffers that fault."""
     from flows.batch.run import run_batch
 
-    def run(manifest: Manifest, **options) -> BatchResult:
-        return run_batch(manifest, scheduler=harness, module=FAULTY, **options)
+    def run(manifest: Manifest, on_progress=ignore, **options) -> BatchResult:
+        how = RunOptions(scheduler=harness, **options)
+        return run_batch(manifest, how, on_progress=on_progress, module=FAULTY)
 
     return run
 

@@ -10,6 +10,7 @@ import pytest
 
 from flows.audit.run import run_audit
 from flows.manifest.outputs import FOLDER
+from flows.runtime.run_options import RunOptions
 from quant_core.errors import RequestError
 from tasks.cache import files_digest
 from tasks.rows import AuditOutcome
@@ -54,7 +55,7 @@ def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
     with (manifest.folder / FOLDER / "journal.jsonl").open("a") as journal:
         journal.write('{"event": "model", "name"\n[]\n')
 
-    result = run_audit(manifest.folder, scheduler=harness)
+    result = run_audit(manifest.folder, RunOptions(scheduler=harness))
 
     rows = {row.model: row for row in result.rows}
     assert result.skipped_lines == 2
@@ -93,12 +94,12 @@ def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(
     manifest = mill("a", "b", contract={"metric": "cosine", "min": 0.5}, benchmark={"seconds": 0})
     run(manifest)
 
-    result = run_audit(manifest.folder, scheduler=harness, only=["a"])
+    result = run_audit(manifest.folder, RunOptions(scheduler=harness, only=["a"]))
 
     assert result.exit_code == 0
     assert [(row.model, row.outcome) for row in result.rows] == [("a", "kept")]
     with pytest.raises(RequestError, match="no batch"):
-        run_audit(tmp_path / "models", scheduler=harness)
+        run_audit(tmp_path / "models", RunOptions(scheduler=harness))
 
 
 def test_a_speed_that_was_measured_on_a_busy_host_is_no_baseline(mill, run, harness):
@@ -110,7 +111,7 @@ def test_a_speed_that_was_measured_on_a_busy_host_is_no_baseline(mill, run, harn
 
     rewrite_journal(manifest, change)
 
-    result = run_audit(manifest.folder, scheduler=harness)
+    result = run_audit(manifest.folder, RunOptions(scheduler=harness))
 
     assert [row.outcome for row in result.rows] == ["inconclusive"]
     assert "busy" in result.rows[0].reason

@@ -18,6 +18,7 @@ import yaml
 from flows.batch import flow_run, to_do
 from flows.journal import open_journal
 from flows.manifest.read import check_manifest
+from flows.runtime.run_options import RunOptions
 from quant_core.judging import validate_model
 from tasks import stores
 from tasks.cache import the_cache
@@ -107,7 +108,7 @@ def mill(tmp_path, server):
 def run(cluster, values, folder):
     from flows.batch.run import run_batch
 
-    return run_batch(check_manifest(values, folder), scheduler=cluster)
+    return run_batch(check_manifest(values, folder), RunOptions(scheduler=cluster))
 
 
 def written_by(folder: Path) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 
 from flows.batch.run import main as run_module
 from flows.cli.commands import main
+from flows.runtime.run_options import RunOptions
 from quant_core.config import Contract, QuantConfig
 from tests.folders import save_folder
 
@@ -19,7 +20,9 @@ def requested(quantized, monkeypatch):
     seen = {}
     monkeypatch.setattr(
         "flows.batch.run.run_and_show",
-        lambda manifest, **options: seen.update(options, m=manifest) or 1,
+        lambda manifest, options, as_json: (
+            seen.update(m=manifest, options=options, as_json=as_json) or 1
+        ),
     )
     return seen
 
@@ -33,17 +36,11 @@ def test_batch_requests_what_was_typed(requested):
 
     code = main(line.split())
 
-    manifest = requested.pop("m")
+    manifest = requested["m"]
     job = manifest.jobs[0]
     assert code == 1
-    assert requested == {
-        "as_json": False,
-        "jobs": 3,
-        "only": ["f*"],
-        "scheduler": "tcp://a:1",
-        "prefect": "own",
-        "allow_code": None,
-    }
+    assert requested["options"] == RunOptions(scheduler="tcp://a:1", jobs=3, only=["f*"])
+    assert not requested["as_json"]
     assert [(j.input.name, j.output) for j in manifest.jobs] == [
         ("float.onnx", Path.cwd() / "out/float_int4.onnx"),
         ("int8.onnx", Path.cwd() / "out/int8_int4.onnx"),
@@ -81,7 +78,7 @@ def test_config_and_batch_do_what_a_manifest_says(requested, command, name, text
 
     manifest = requested["m"]
     assert (manifest.file, manifest.jobs[0].output) == (Path.cwd() / name, Path.cwd() / "o.onnx")
-    assert (requested["force"], requested["allow_code"], requested["jobs"]) == (True, Path(), 2)
+    assert requested["options"] == RunOptions(force=True, allow_code=Path(), jobs=2)
 
 
 def plans_of(capsys, line: str, door=main) -> tuple[int, list[dict]]:
@@ -114,7 +111,7 @@ def test_a_dry_run_of_a_batch_prints_plans_and_errors_alike_at_both_doors(
     assert "quantized already" in plans[1]["error"]
     assert sorted(Path().iterdir()) == before
 
-    monkeypatch.setattr("flows.batch.run.plan_batch", lambda manifest, **options: iter(plans))
+    monkeypatch.setattr("flows.batch.run.plan_batch", lambda manifest, options: iter(plans))
     Path("m.yaml").write_text("models: [{input: float.onnx}]\nbatch: {output_dir: out}\n")
     assert plans_of(capsys, "batch m.yaml") == plans_of(capsys, "m.yaml", run_module) == (1, plans)
     texts = []

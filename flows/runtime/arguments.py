@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flows.runtime.prefect_api import Prefect
+from flows.runtime.run_options import RunOptions
+
 
 def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m NAME` with --scheduler, --jobs, --only and --format."""
@@ -40,3 +43,15 @@ def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--format", choices=("text", "json"), default="text", help="for people or for programs"
     )
     return parser
+
+
+def options_of(parsed: argparse.Namespace, *, force: bool = False) -> RunOptions:
+    """The options that such a parser has read."""
+    return RunOptions(
+        parsed.scheduler,
+        parsed.jobs,
+        parsed.only,
+        force,
+        parsed.allow_code,
+        Prefect(parsed.prefect),
+    )
