@@ -17,7 +17,7 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.for_model import samples_for
 from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
-from quant_core.deadline import NO_DEADLINE
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.timing_cache import TimingCache
@@ -176,7 +176,7 @@ def quantize_model(
         judges,
         contract,
         timings,
-        lambda doing: progress(f"{doing}{_time_left(job)}"),
+        lambda doing: progress(f"{doing}{_time_left(deadline)}"),
         whole_front,
         deadline,
     )
@@ -232,7 +232,7 @@ def optimize_model(
     )
 
 
-def _time_left(job: QuantJob) -> str:
-    """How long that job may still take; "" once its time is over, and if it takes what it needs."""
-    seconds = job.deadline.seconds_left
+def _time_left(deadline: Deadline) -> str:
+    """How long work may still take; "" once its time is over, and if it takes what it needs."""
+    seconds = deadline.seconds_left
     return f" (at most {seconds:.0f} s are left)" if 0 < seconds < math.inf else ""

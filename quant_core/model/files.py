@@ -38,11 +38,7 @@ def load(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     if not path.is_file():
-        if path.is_dir():
-            raise ModelError("is a folder, not a file", str(path), "Name an .onnx file in it")
-        siblings = (file.name for file in path.parent.glob("*.onnx"))
-        hint = nearest_hint(path.name, siblings) or "Check the path"
-        raise ModelError("no such file", str(path), hint)
+        raise _no_file(path)
     if not _is_unicode(str(path)):  # which onnxruntime needs
         raise ModelError("has a name or a folder that is not UTF-8", str(path), "Rename it")
     if is_lfs_pointer(path):
@@ -66,6 +62,18 @@ def load(path: str | Path) -> ir.Model:
             str(path),
             "Is it truncated, or another format?",
         ) from error
+
+
+def _no_file(path: Path) -> ModelError:
+    """The error of a path that is a folder, or where nothing is."""
+    if path.is_dir():
+        return ModelError("is a folder, not a file", str(path), "Name an .onnx file in it")
+    if path.parts[0].endswith(":"):  # Path makes s3:/ of s3://
+        hint = "One model is a file of this host; a batch reads from stores"
+        return ModelError("no such file", str(path), hint)
+    siblings = (file.name for file in path.parent.glob("*.onnx"))
+    hint = nearest_hint(path.name, siblings) or "Check the path"
+    return ModelError("no such file", str(path), hint)
 
 
 def _is_unicode(text: str) -> bool:

@@ -35,3 +35,18 @@ def test_a_name_that_onnxruntime_cannot_be_told_is_an_error_in_words(tmp_path):
 
     with pytest.raises(ModelError, match="not UTF-8"):
         files.load(path)
+
+
+def test_a_path_where_no_model_is_says_what_may_be_meant(tmp_path):
+    (tmp_path / "digits.onnx").touch()
+    meant = {
+        tmp_path / "digit.onnx": "Did you mean digits.onnx?",
+        tmp_path / "absent.xyz": "Check the path",
+        tmp_path: "Name an .onnx file in it",
+        "s3://bucket/model.onnx": "One model is a file of this host; a batch reads from stores",
+    }
+
+    for path, hint in meant.items():
+        with pytest.raises(ModelError) as caught:
+            files.load(path)
+        assert caught.value.hint == hint
