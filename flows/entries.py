@@ -172,6 +172,11 @@ def new_run_id(started_at: datetime, earlier: Iterable[str] = ()) -> str:
     return f"{begun:{RUN_TIME}}-{uuid4().hex[:6]}"
 
 
+def now_after(began: datetime) -> datetime:
+    """Now, or `began` if the clock has gone back since: nothing ends before it begins."""
+    return max(datetime.now(UTC), began)
+
+
 def _time_of(run_id: str) -> datetime | None:
     try:
         return datetime.strptime(run_id.partition("-")[0], RUN_TIME).replace(tzinfo=UTC)

@@ -59,7 +59,7 @@ from flows.console.events import (  # noqa: E402
 )
 from flows.console.result import AuditResult  # noqa: E402
 from flows.console.run_views import audit_lines  # noqa: E402
-from flows.entries import ModelEntry, new_run_id  # noqa: E402
+from flows.entries import ModelEntry, new_run_id, now_after  # noqa: E402
 from flows.journal import run_ids  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
@@ -168,7 +168,7 @@ class Audit:
             row = self._time(one, found.row) if found.has_run else found.row
             self.notify(ModelDone(row))
             rows.append(row)
-        finished_at = datetime.now(UTC)
+        finished_at = now_after(self.started_at)
         rows = [replace(row, finished_at=finished_at) for row in rows]
         reports = self.folder / "reports"
         report(self.run_id, reports, {"audits": rows})

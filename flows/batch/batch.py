@@ -37,7 +37,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -50,7 +49,7 @@ from flows.batch.rows import failed_entry, model_entry, run_row, skipped_entry
 from flows.batch.to_do import in_portions, input_bytes, job_digests, owner_of, unwritable
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started
 from flows.console.result import PAGE, BatchResult
-from flows.entries import EndEntry, ModelEntry, RunEntry
+from flows.entries import EndEntry, ModelEntry, RunEntry, now_after
 from flows.journal import Journal, Stages
 from flows.manifest.jobs import Job
 from quant_core.errors import QuantError, RequestError
@@ -262,7 +261,7 @@ class Batch:
 
     def _report(self, result: BatchResult, entries: Sequence[ModelEntry], workers: int) -> None:
         """Write the reports, then the entry that ends the run."""
-        finished_at = datetime.now(UTC)
+        finished_at = now_after(self.begun.started_at)
         run = run_row(self.begun, result, finished_at, workers, self.manifest.folder)
         tables: dict[str, Sequence[Row]] = {
             "layers": [row for entry in entries for row in entry.layers],

@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.batch.model_run import Answer, Failure, ModelRun
 from flows.console.result import BatchResult
-from flows.entries import ModelEntry, RunEntry
+from flows.entries import ModelEntry, RunEntry, now_after
 from flows.manifest.jobs import Job
 from quant_core.config import Contract
 from quant_core.errors import QuantError
@@ -164,7 +164,7 @@ def _requested(job: Job, digest: str, run_id: str, started_at: datetime) -> Colu
         "metric": job.contract.metric if job.contract else None,
         "config": json.dumps(config),
         "started_at": started_at,
-        "finished_at": datetime.now(UTC),
+        "finished_at": now_after(started_at),
     }
 
 

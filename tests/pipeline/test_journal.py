@@ -14,7 +14,7 @@ import pytest
 from flows.batch.digests import job_digest
 from flows.batch.publish import publish
 from flows.batch.rebuild import rebuild
-from flows.entries import EndEntry, ModelEntry, RunEntry, new_run_id, read_entry
+from flows.entries import EndEntry, ModelEntry, RunEntry, new_run_id, now_after, read_entry
 from flows.journal import open_journal
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.contract import Verdict
@@ -181,6 +181,13 @@ def test_ids_of_runs_sort_in_their_order_also_where_a_clock_was_ahead(tmp_path):
         ids = [journal.begin_run(request)[0].run_id for request in ("this", "that", "other")]
 
     assert [ahead, *ids] == sorted({ahead, *ids})
+
+
+def test_nothing_ends_before_it_begins_also_where_the_clock_went_back():
+    ahead = datetime.now(UTC) + timedelta(hours=3)
+
+    assert now_after(ahead) == ahead
+    assert now_after(ahead - timedelta(days=1)) > ahead - timedelta(days=1)
 
 
 def test_up_to_date_means_made_from_this_and_unchanged_since(tmp_path):
