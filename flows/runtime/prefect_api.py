@@ -44,7 +44,7 @@ WITH_EMBEDDED_SERVER = {
 }
 START_UP_S = 180
 START_HINT = (
-    "May this user start more processes and open more files (ulimit -u, -n)? "
+    "May this user start more processes, open more files and take more memory (ulimit -u, -n, -v)? "
     "`quantmill doctor` checks the versions"
 )
 NO_MESSAGE = "it left no message"
