@@ -28,8 +28,8 @@ from quant_core.evaluate.timing import Timing, summarize
 from quant_core.model import files
 
 START_S = 120.0  # to start, and to read, compile and run the models once, on a busy machine
-# In some processes a kernel of microseconds takes ten times as long from start to end, now this one
-# and now that; why is not known.
+# OpenVINO reports of a kernel the mean of all its runs, in which each pause of the process stays:
+# the median of several processes has none.
 PROCESSES = 3
 BESIDE_S = 10.0  # times `seconds`, for what that does not count
 OTHER_RUNTIME = "Leave it to another runtime: onnxruntime runs it"

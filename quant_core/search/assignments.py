@@ -188,7 +188,8 @@ def _fitted_to_whole(
     found = bench.time(calibrated.build(plan, start.label))
     if found is None:
         return tensors
-    more_ms = found.quantized_ms - start.cost.quantized_ms
+    # Each ran in turns with the float model: what the host did meanwhile cancels out.
+    more_ms = start.cost.float_ms * (1 / found.speedup - 1 / start.cost.speedup)
     scale = (more_ms - (probe.compute_ms - all_integer.compute_ms)) / converted_ms
     lo, hi = CONVERSION_SCALES
     scale = min(max(scale, lo), hi)

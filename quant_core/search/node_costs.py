@@ -1,6 +1,6 @@
 """What each node of a candidate costs in integers and in float: its time and its noise.
 
-Times are those of onnxruntime's kernels when the whole candidate and the whole float model run, and
+Times are those of the runtime's kernels when the whole candidate and the whole float model run, and
 add up to within some percent. Noise is that of each node alone, over the signal of its output: it
 ranks nodes well, but does not add up, so that nothing is predicted from it.
 """
@@ -8,13 +8,12 @@ ranks nodes well, but does not add up, so that nothing is predicted from it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.data.samples import Feed
 from quant_core.evaluate.in_openvino import profile_in_openvino
 from quant_core.evaluate.kernels import Kernel, profile_kernels
 from quant_core.evaluate.node_noise import isolated_db
@@ -34,6 +33,8 @@ from quant_core.search.policy import POLICY
 REORDERS = {"ReorderInput", "ReorderOutput", "Reorder"}
 ELEMENTS = 1 << 16  # of the tensor that tells what a conversion costs
 LEAST_MS = 1e-6  # of a node whose kernels were fused into others'
+
+Profiles = Callable[[], list[list[Kernel]]]  # of the float model and of a candidate
 
 
 def node_costs(
@@ -61,7 +62,8 @@ def node_costs(
             )
             for n in integer
         }, []
-    timed = _node_times(model, candidate, bench)
+    profiles = cache(partial(_profiled, model, candidate, bench))
+    timed = _node_times(candidate, bench, profiles)
     costs = {
         n.node: NodeCost(timed[n.node].quantized_ms, timed[n.node].float_ms, noise.get(n.node, 0.0))
         for n in integer
@@ -69,37 +71,67 @@ def node_costs(
     conversion = bench.costs.of(f"{ELEMENTS} conversions", _time_of_conversions)
     sizes = sizes_of(model, candidate.plan.activations, bench.samples[0])
     ms = conversion.float_ms / ELEMENTS
-    return costs, tensor_costs(model, candidate.plan, sizes, ms)
+    timed_ms = None
+    if bench.timed_in is Runtime.OPENVINO:
+        timed_ms = _conversion_times(candidate, bench, profiles)
+    return costs, tensor_costs(model, candidate.plan, sizes, ms, timed_ms)
 
 
-def _node_times(model: ir.Model, candidate: Candidate, bench: Bench) -> dict[str, Cost]:
+def _profiled(model: ir.Model, candidate: Candidate, bench: Bench) -> list[list[Kernel]]:
+    """The kernels of the float model and of the candidate, timed where the bench times."""
+    rival = model.clone()
+    spell_out(rival, TARGETS[candidate.plan.target])
+    models, feed = [rival, candidate.model], bench.samples[0]
+    if bench.timed_in is Runtime.OPENVINO:
+        return profile_in_openvino(models, feed)
+    return [profile_kernels(model, feed, seconds=POLICY.profile_seconds) for model in models]
+
+
+def _node_times(candidate: Candidate, bench: Bench, profiles: Profiles) -> dict[str, Cost]:
     """Node that computes in integers -> its time, from the timing cache where it knows it."""
     names = {n.node: n.node for n in candidate.plan.nodes if n.compute.is_integer}
     written = {str(node.name): name for name, node in candidate.quantized.written.items()}
-    feed = bench.samples[0]
 
     @cache
-    def profiles() -> tuple[dict[str, float], dict[str, float]]:
-        rival = model.clone()
-        spell_out(rival, TARGETS[candidate.plan.target])
-        in_float, quantized = _profiled([rival, candidate.model], feed, bench)
+    def times() -> tuple[dict[str, float], dict[str, float]]:
+        in_float, quantized = profiles()
         return _milliseconds(in_float, names), _milliseconds(quantized, names | written)
 
     def measured(name: str) -> Cost:
-        float_ms, quantized_ms = (max(ms.get(name, 0.0), LEAST_MS) for ms in profiles())
+        float_ms, quantized_ms = (max(ms.get(name, 0.0), LEAST_MS) for ms in times())
         return Cost(float_ms, float_ms / quantized_ms)
 
-    what = bench.described(candidate.plan, feed)
+    what = bench.described(candidate.plan, bench.samples[0])
     return {
         name: bench.costs.of(f"node {name} of {what}", partial(measured, name)) for name in names
     }
 
 
-def _profiled(models: list[ir.Model], feed: Feed, bench: Bench) -> list[list[Kernel]]:
-    """The kernels of each model, timed where the bench times."""
-    if bench.timed_in is Runtime.OPENVINO:
-        return profile_in_openvino(models, feed)
-    return [profile_kernels(model, feed, seconds=POLICY.profile_seconds) for model in models]
+def _conversion_times(candidate: Candidate, bench: Bench, profiles: Profiles) -> dict[str, float]:
+    """Activation -> the time of kernels that do nothing but quantize it.
+
+    OpenVINO does most conversions in the kernel that writes the tensor, where they cost nothing.
+    """
+    quantizes = {
+        str(node.name): graph.name_of(node.inputs[0])
+        for node in candidate.model.graph
+        if node.op_type == "QuantizeLinear"
+    }
+
+    @cache
+    def times() -> dict[str, float]:
+        own = [k for k in profiles()[1] if k.covers and quantizes.keys() >= set(k.covers)]
+        return _milliseconds(own, quantizes)
+
+    def measured(tensor: str) -> Cost:
+        return Cost(max(times().get(tensor, 0.0), LEAST_MS), 1.0)
+
+    what = bench.described(candidate.plan, bench.samples[0])
+    costs = {
+        tensor: bench.costs.of(f"conversion of {tensor} of {what}", partial(measured, tensor))
+        for tensor in candidate.plan.activations
+    }
+    return {tensor: cost.float_ms for tensor, cost in costs.items()}
 
 
 def _milliseconds(kernels: Iterable[Kernel], names: Mapping[str, str]) -> dict[str, float]:
@@ -123,12 +155,18 @@ def _milliseconds(kernels: Iterable[Kernel], names: Mapping[str, str]) -> dict[s
 
 
 def tensor_costs(
-    model: ir.Model, plan: QuantPlan, sizes: Mapping[str, int], conversion_ms: float
+    model: ir.Model,
+    plan: QuantPlan,
+    sizes: Mapping[str, int],
+    conversion_ms: float,
+    timed_ms: Mapping[str, float] | None = None,
 ) -> list[TensorCost]:
     """What conversions cost of the tensors that static nodes write or read.
 
     sizes          tensor -> its elements, for every activation of the plan
     conversion_ms  of one element
+    timed_ms       activation -> what its conversion takes if no static node writes it, where that
+                   was timed
     """
     static = {n.node for n in plan.nodes if n.compute is Compute.STATIC}
     nodes = [n for n in model.graph if n.name in static]
@@ -143,11 +181,14 @@ def tensor_costs(
         writer = writers.get(value)
         if writer is None and producer is not None and producer.name in static:
             writer = str(producer.name)  # one of several outputs
+        ms = conversion_ms * sizes[tensor]
+        if timed_ms is not None and writer is None:
+            ms = timed_ms[tensor]
         found.append(
             TensorCost(
                 writer,
                 tuple(name for name, is_static in readers.items() if is_static),
-                conversion_ms * sizes[tensor],
+                ms,
                 is_read_in_float=not all(readers.values()) or value.is_graph_output(),
             )
         )

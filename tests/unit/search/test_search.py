@@ -31,6 +31,7 @@ from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import is_expected_to_satisfy, satisfying
 from quant_core.search.front import on_front
 from quant_core.search.matmul_costs import matmul_costs
+from quant_core.search.node_costs import LEAST_MS, node_costs
 from quant_core.search.promotion import PROMOTIONS
 from quant_core.search.search import follow_plan, search
 from quant_core.search.variants import VARIANTS, Trial, Variant, worth_trying
@@ -533,10 +534,14 @@ def convs() -> onnx.ModelProto:
     return sketch(f"(float[n,32,1,1] x) => (float[n,32,1,1] y) {text}", arrays)
 
 
-def openvino_with(monkeypatch, slow: str, cannot_run: str = "") -> None:
+def openvino_with(
+    monkeypatch, slow: str, cannot_run: str = "", conversion_ms: float | None = None
+) -> None:
     """From now on this Conv takes ten times as long in integers in OpenVINO, the others half.
 
-    cannot_run  which models do not run there: "float", or "integers" for the slow Conv in integers
+    cannot_run     which models do not run there: "float", or "integers" for the slow Conv in
+                   integers
+    conversion_ms  of the kernel that a QuantizeLinear becomes; None: it is merged into another
     """
 
     def is_rounded(node: ir.Node) -> bool:
@@ -544,11 +549,11 @@ def openvino_with(monkeypatch, slow: str, cannot_run: str = "") -> None:
 
     def kernels(model: ir.Model) -> list[Kernel]:
         convs = [n for n in model.graph if n.op_type in ("Conv", "FusedConv")]
-        ms = [(10.0 if n.name == slow else 0.5) if is_rounded(n) else 1.0 for n in convs]
-        return [
-            Kernel(n.name, "Convolution", Arithmetic.INT8, t, (n.name,))
-            for n, t in zip(convs, ms, strict=True)
-        ]
+        ms = {n: (10.0 if n.name == slow else 0.5) if is_rounded(n) else 1.0 for n in convs}
+        if conversion_ms is not None:
+            conversions = [n for n in model.graph if n.op_type == "QuantizeLinear"]
+            ms |= dict.fromkeys(conversions, conversion_ms)
+        return [Kernel(n.name, n.op_type, Arithmetic.INT8, t, (n.name,)) for n, t in ms.items()]
 
     def race(original: object, model: ir.Model, *_: object) -> Cost:
         if cannot_run == "float":
@@ -573,6 +578,22 @@ def test_a_node_that_integers_slow_in_openvino_computes_in_float_there(monkeypat
 
     assert [n.node for n in best.plan.nodes if n.compute is Compute.FLOAT] == [slow]
     assert best.speedup == pytest.approx(3.0 / 2.0)
+
+
+def test_a_conversion_takes_in_openvino_what_its_own_kernel_takes(monkeypatch):
+    """And nothing where it is merged into the kernel that writes the tensor."""
+    problem = Problem(convs(), timed_in=Runtime.OPENVINO, mode="static")
+    candidate = problem.calibrated.build(problem.plan, "static")
+
+    def of_inputs(conversion_ms: float | None) -> list[float]:
+        openvino_with(monkeypatch, "", conversion_ms=conversion_ms)
+        tensors = node_costs(problem.model, candidate, replace(problem.bench, costs=TimingCache()))[
+            1
+        ]
+        return [tensor.conversion_ms for tensor in tensors if tensor.writer is None]
+
+    assert of_inputs(0.6) == [0.6]
+    assert of_inputs(None) == [LEAST_MS]
 
 
 def test_what_openvino_cannot_run_is_not_chosen(monkeypatch):
