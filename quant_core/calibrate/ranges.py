@@ -5,12 +5,12 @@ Every method reads the same statistic, so that methods are compared without anot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from quant_core.calibrate.stats import TensorStats
 from quant_core.config import one_of
@@ -184,7 +184,7 @@ def mse_range(stats: TensorStats, grid: Grid, percentile: float) -> Range:
         his = shares * max(-lo, hi)
         los = -his
     else:
-        los, his = (end.ravel() for end in np.meshgrid(shares * lo, shares * hi))
+        his, los = _pairs(shares * hi, shares * lo)
     rough = int(np.argmin(_rough_errors(histogram, los, his, grid)))
 
     # 2
@@ -340,8 +340,17 @@ def _step(lo: Any, hi: Any, grid: Grid) -> Any:
     return (hi - lo) / (grid.qmax - grid.qmin)
 
 
-def _least(los: ArrayLike, his: ArrayLike, histogram: Histogram, grid: Grid) -> Range:
+def _least(los: Iterable[float], his: Iterable[float], histogram: Histogram, grid: Grid) -> Range:
     """The pair of a lower and an upper end with the least error, the first of equal ones."""
-    low, high = (end.ravel() for end in np.meshgrid(los, his, indexing="ij"))
+    low, high = _pairs(los, his)
     at = int(np.argmin(expected_errors(histogram, low, high, grid)))
     return float(low[at]), float(high[at])
+
+
+def _pairs(some: Iterable[float], others: Iterable[float]) -> tuple[Array, Array]:
+    """Each of the one with each of the other, and every pair once: where all values have one sign,
+    one end of a range is 0 however it is moved.
+    """
+    different = [np.array(list(dict.fromkeys(ends))) for ends in (some, others)]
+    one, other = np.meshgrid(*different, indexing="ij")
+    return one.ravel(), other.ravel()
