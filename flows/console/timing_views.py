@@ -72,15 +72,16 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
             "load time": before_after(before["load_ms"], after["load_ms"], format_ms),
             "memory": before_after(before["memory_bytes"], after["memory_bytes"], format_size),
         }
-    parts: list[RenderableType] = [rows_table(rows, columns, right=tuple(columns))]
-    parts.append(facts_table(facts))
-    return Group(*parts, *_busy_warnings(result["timings"]))
+    optional = ("p95", "quartiles", "rounds")
+    table = rows_table(rows, columns, right=tuple(columns), optional=optional)
+    return Group(table, facts_table(facts), *_busy_warnings(result["timings"]))
 
 
 def comparison_view(result: Mapping[str, Any]) -> RenderableType:
     """Several files of one model side by side, the original first."""
     columns = {heading: heading for heading in COMPARED}
-    table = rows_table(compared_rows(result), columns, right=COMPARED[1:-1])
+    optional = ("memory", "load", "")
+    table = rows_table(compared_rows(result), columns, right=COMPARED[1:-1], optional=optional)
     return Group(table, Text(COMPARED_LEGEND, style="dim"), *_busy_warnings([result]))
 
 
