@@ -150,6 +150,8 @@ def float_groups(
     """
     progress("measuring the time and the noise of each node")
     costs, tensors = node_costs(calibrated.model, start, bench)
+    if len(costs) <= POLICY.trials_of_a_step:
+        costs = _with_noise_of_outputs(costs, calibrated, start, bench)
     assignments = cheapest_assignments(costs, tensors)
     if tensors:
         tensors = _fitted_to_whole(tensors, costs, assignments, calibrated, start, bench)
@@ -160,6 +162,24 @@ def float_groups(
         groups.append([node for node in left if node in assignment.in_float])
         left = {node: None for node in left if node not in assignment.in_float}
     return [group for group in (*groups, list(left)) if group]
+
+
+def _with_noise_of_outputs(
+    costs: Mapping[str, NodeCost], calibrated: CalibratedModel, start: Candidate, bench: Bench
+) -> dict[str, NodeCost]:
+    """The costs of a few nodes, the noise of each being that of the model's outputs where all the
+    others compute in float.
+
+    The noise of a node's own output tells little before a logarithm or a division, and models of
+    few nodes are often such: front ends that make features of sound.
+    """
+    found = {}
+    for node, cost in costs.items():
+        others = [other for other in costs if other != node]
+        plan = with_choice(calibrated.model, start.plan, others, IN_FLOAT)
+        alone = bench.judge_fidelity(calibrated.build(plan, start.label))
+        found[node] = replace(cost, noise=alone.noise)
+    return found
 
 
 def nodes_of(groups: Groups) -> list[str]:

@@ -82,11 +82,19 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[bool, int, float]:
-        """What candidates are compared by without a contract: sound, then fast and close to float,
-        then one of the two, then of most worth.
+        """What candidates are compared by without a contract, in this order:
+
+        1. Sound.
+        2. Above the aim and fast; then above it and no slower than float, or fast and above it as
+           far as these samples show, though not others.
+        3. Of most worth.
         """
         is_fast = self.gain >= POLICY.real_gain
-        return self.is_sound, is_fast + self.is_above(self.aim), self.worth
+        if self.is_above(self.aim):
+            grade = is_fast + (self.gain >= math.log2(POLICY.equal_speed))
+        else:
+            grade = int(is_fast and self.is_above(replace(self.aim, metric="worst_sqnr")))
+        return self.is_sound, grade, self.worth
 
     def is_above(self, floor: Contract) -> bool:
         """Whether no output is below this floor, as far as it can be judged: not where the number

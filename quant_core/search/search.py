@@ -16,10 +16,11 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    or a faithful model in another runtime, that is the fastest one, as what a contract needs besides
    is promoted in step 4.
 4. Selection. Without a contract the candidate of the highest rank wins: it is sound, gains speed
-   with no output below POLICY.noted_db, or does one of the two, and is of most worth: speed, less
-   what the lost fidelity must buy. Of those that are as fast as this one, the nearest to float
-   wins. If all have outputs below, however slow, more bits for the weights of the best are tried
-   too. With a contract (`select_by_contract`) the candidate of most worth that satisfies it wins.
+   with no output below POLICY.noted_db, or else has none below and is no slower than float, and is
+   of most worth: speed, less what the lost fidelity must buy. Of those that are as fast as this
+   one, the nearest to float wins. If all have outputs below, however slow, more bits for the
+   weights of the best are tried too.
+   With a contract (`select_by_contract`) the candidate of most worth that satisfies it wins.
    Where a faster one misses it, or none satisfies it, the nodes that cost the most accuracy are
    promoted to more bits or to float (promotion.py). If none satisfies the contract in the end, the
    best candidate is returned all the same, with verdict `not_met`.

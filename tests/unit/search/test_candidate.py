@@ -41,7 +41,8 @@ def candidate(
         ((12.5, 1.0), (11.5, 10.0)),  # an output below the floor of 12 dB is broken
         ((21.0, 1.2), (60.0, 1.1)),  # 15 % faster and close comes before all that is not
         ((21.0, 1.2), (19.0, 10.0)),  # ... and before all that are further from float
-        ((21.0, 1.0), (19.0, 1.1)),  # close or faster, one of the two at least
+        ((21.0, 1.0), (19.0, 10.0)),  # ... even where none is faster than float
+        ((19.0, 1.1), (40.0, 0.8)),  # ... but not where one is slower
         ((30.0, 2.1), (90.0, 2.0)),  # faithful outputs are worth no less than better ones
         ((30.0, 1.6), (20.0, 2.3)),  # the first 10 dB below that must buy 0.6 doublings
         ((20.0, 2.5), (30.0, 1.6)),
@@ -90,6 +91,7 @@ def test_what_other_samples_may_have_counts_for_the_aim():
     lucky = replace(lucky, fidelity=replace(lucky.fidelity, per_output=(output,)))
 
     assert (lucky.is_sound, lucky.reaches_aim) == (True, False)
+    assert candidate(22.0, 2.0).rank > lucky.rank > candidate(33.0, 1.0).rank
 
 
 def test_in_4_bits_no_more_is_aimed_at_than_the_floor():

@@ -26,6 +26,7 @@ from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS, Runtime
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute
+from quant_core.search.assignments import float_groups
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import is_expected_to_satisfy, satisfying
@@ -525,6 +526,22 @@ def test_a_gemm_with_a_computed_bias_is_not_timed_alone():
     costs = matmul_costs(model, plans, None, {"x": arrays["u"]}, TimingCache())
 
     assert [len(ways) for ways in costs.values()] == [2, 2]
+
+
+def test_before_a_logarithm_the_node_that_spoils_small_values_goes_into_float_first():
+    """The other one adds more noise to its own output: a channel that nothing reads is loud."""
+    arrays = weights(l=(32,), u=(32, 32), v=(32, 32), e=())
+    arrays["l"] = np.where(np.arange(32) == 0, 10, 1).astype(np.float32)
+    arrays["u"][0], arrays["u"][1:] = 0, 2 * arrays["u"][1:]
+    arrays["v"], arrays["e"] = np.eye(32, dtype=np.float32), np.array(1e-3, np.float32)
+    text = "m = Mul(x, l) a = MatMul(m, u) p = Exp(a) b = MatMul(p, v) c = Clip(b, e) y = Log(c)"
+    proto = sketch(f"(float[n,32] x) => (float[n,32] y) {{ {text} }}", arrays)
+    problem = Problem(proto, timed_in=None)
+    start = problem.bench.judge(problem.calibrated.build(problem.plan, "static"))
+
+    groups = float_groups(problem.calibrated, start, problem.bench, lambda _: None)
+
+    assert groups == [["b"], ["a"]]
 
 
 def convs() -> onnx.ModelProto:
