@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -48,7 +49,9 @@ def extract(
     for constant, tensor in zip(constants, proto.graph.initializer, strict=True):
         if isinstance(constant.const_value, ir.ExternalTensor):
             tensor.CopyFrom(ir.to_proto(ir.tensor(graph.array(constant), name=constant.name)))
-    for value in proto.graph.input:
+    for value, kept in zip(proto.graph.input, inputs, strict=True):
+        if not isinstance(kept.type, (ir.TensorType, NoneType)):
+            continue  # a sequence or a map
         value.type.tensor_type.Clear()  # any shape
         value.type.tensor_type.elem_type = int(ir.DataType.from_numpy(known[value.name].dtype))
     return proto

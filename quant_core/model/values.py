@@ -23,7 +23,8 @@ from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 # Of the tensors that are read at a time, for one feed; small beside what onnxruntime takes.
 MAX_PART_BYTES = 16 << 20
 FLOAT_BYTES = 4  # of an element
-NOT_TENSORS = ("Sequence", "Optional", "Map")  # in the names of operators that write or read others
+NOT_TENSORS = ("Sequence", "Optional", "Map")  # in the names of operators that write others
+TO_TENSORS = {"CastMap", "ConcatFromSequence", "OptionalHasElement", "SequenceAt", "SequenceLength"}
 
 Feed = Mapping[str, NDArray[Any]]
 Tensors = dict[str, NDArray[Any]]
@@ -70,7 +71,7 @@ def values_of(
 def parts_of(model: Model, tensors: Iterable[str], feed: Feed) -> list[list[str]]:
     """The tensors, in their order, in parts of at most MAX_PART_BYTES for this feed, or of one.
 
-    All are one part if the model runs only as a whole.
+    All are one part if the model is too large for pieces in memory.
 
     Raises: ModelError if the model does not run.
     """
@@ -85,8 +86,7 @@ def parts_of(model: Model, tensors: Iterable[str], feed: Feed) -> list[list[str]
             left = MAX_PART_BYTES
         parts[-1].append(name)
         left -= size_bytes
-    is_whole = len(parts) < 2 or not _runs_in_pieces(_parsed(model))
-    return [tensors] if is_whole else parts
+    return [tensors] if len(parts) < 2 or files.is_large(_parsed(model)) else parts
 
 
 class PartwiseRunner:
@@ -95,7 +95,8 @@ class PartwiseRunner:
     parts                      names of inputs, inner tensors and outputs
     threads, packed, provider  as `open_session` takes them
 
-    Between two pieces only what later ones read is kept. A single piece is the whole model.
+    Between two pieces only what later ones read is kept; sequences, maps and optionals are not, but
+    computed again where a later piece reads them. A single piece is the whole model.
     """
 
     def __init__(
@@ -171,12 +172,14 @@ def _pieces(model: ir.Model, parts: Sequence[Collection[str]]) -> list[_Piece]:
     found = []
     for part in parts:
         nodes = nodes_before(part, producers, has_run)
-        has_run |= nodes
+        has_run |= {node for node in nodes if all(map(_is_tensor, node.outputs))}
         found.append(_Piece(model, part, [node for node in model.graph if node in nodes]))
     later = set[str]()
     for piece in reversed(found):
         piece.read_later = set(later)
-        later |= {str(v.name) for node in piece.nodes for v in reads(node)} | set(piece.part)
+        read = (v for node in piece.nodes for v in reads(node))
+        later |= {str(v.name) for v in read if v.is_graph_input() or _is_tensor(v)}
+        later |= set(piece.part)
     return found
 
 
@@ -187,9 +190,13 @@ def _parsed(model: Model) -> ir.Model:
     return files.read(Path(model)) if isinstance(model, (str, Path)) else model
 
 
-def _runs_in_pieces(model: ir.Model) -> bool:
-    """Whether nodes pass only tensors on to each other, and no piece can exceed a message."""
-    nodes = (node for inside in graph.graphs_of(model) for node in inside)
-    return not files.is_large(model) and not any(
-        word in node.op_type for node in nodes for word in NOT_TENSORS
-    )
+def _is_tensor(value: ir.Value) -> bool:
+    """Whether the value is a tensor, by its type or by what writes it."""
+    if value.type is not None:
+        return isinstance(value.type, (ir.TensorType, ir.SparseTensorType))
+    node = value.producer()
+    if node is None or node.op_type in TO_TENSORS:
+        return True
+    inside = (inner for g in graph.graphs_in(node) for inner in g.all_nodes())
+    operators = (n.op_type for n in (node, *inside))
+    return not any(word in operator for operator in operators for word in NOT_TENSORS)

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
+from quant_core.data.containers import boxed
 from quant_core.model import values
 from quant_core.model.session import open_session, run, sizes_of
 from quant_core.model.values import PartwiseRunner, parts_of, values_of
@@ -79,20 +80,32 @@ def test_without_tensors_or_feeds_there_is_nothing_to_read():
     assert list(values_of(model(), INNER, [])) == []
 
 
-def test_a_model_that_passes_on_sequences_is_not_cut(monkeypatch):
+def test_sequences_that_several_parts_read_are_computed_for_each(monkeypatch):
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    graph (float[n, 8] x) => (float[m, 8] y) {
+    graph (float[n, 8] x, seq(float[m, 8]) more) => (float[k, 8] y) {
         r = Relu(x)
         parts = SplitToSequence(r)
-        y = ConcatFromSequence<axis = 0>(parts)
+        zero = Constant<value_int = 0>()
+        first = SequenceAt(parts, zero)
+        given = SequenceAt(more, zero)
+        t = Tanh(first)
+        both = SequenceInsert(parts, given)
+        y = ConcatFromSequence<axis = 0>(both)
     }
     """
+    wanted = ["r", "first", "given", "t", "y"]
+    feed = FEEDS[0] | {"more": boxed([FEEDS[1]["x"], FEEDS[0]["x"]])}
+    proto = parser.parse_model(text)
+    [whole] = values_of(ir.from_proto(proto), wanted, [feed])
     monkeypatch.setattr(values, "MAX_PART_BYTES", 1)
 
-    [part] = values_of(ir.from_proto(parser.parse_model(text)), ["r", "y"], FEEDS[:1])
+    found = list(values_of(ir.from_proto(proto), wanted, [feed]))
 
-    np.testing.assert_array_equal(part["y"], part["r"])
+    assert [list(part) for part in found] == [[name] for name in wanted]
+    for part in found:
+        for name, value in part.items():
+            np.testing.assert_array_equal(value, whole[name])
 
 
 def test_sizes_are_those_of_inputs_inner_tensors_and_outputs():
