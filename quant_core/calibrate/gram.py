@@ -272,7 +272,9 @@ class _MomentSums:
     def add(self, rows: NDArray[np.float32]) -> None:
         """Adds rows (G, n, K), but those with NaN or with squares that float32 cannot sum."""
         with np.errstate(invalid="ignore"):
-            rows = rows[:, (np.abs(rows) < LARGEST).all((0, 2))]
+            size = np.abs(rows)
+            if not size.max(initial=0.0) < LARGEST:  # to pick rows copies them
+                rows = rows[:, (size < LARGEST).all((0, 2))]
         if not rows.size:
             return
         self.waiting.append(rows)
