@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cli.command import Answer
-from flows.cli.options import AccuracyOptions, changed_options
+from flows.cli.options import AccuracyOptions, changed_options, flag_of
 from flows.console import model_views, result_views
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
@@ -295,8 +295,8 @@ def optimize_answer(
 
     others = [key for key in changed_options(config) if key != "fix_shape"]
     if others:
-        option = "--" + others[0].replace("_", "-")
-        raise RequestError("means nothing with --optimize-only", option, "Leave one of them out")
+        hint = "Leave one of them out"
+        raise RequestError("means nothing with --optimize-only", flag_of(others[0]), hint)
     result = api.optimize_model(model, output, calibration, costs=costs, fix_shape=config.fix_shape)
     following = command_line("benchmark", model, output)
     return Answer(result.to_dict() | {"next": following}, result_views.optimization_view)

@@ -98,7 +98,9 @@ def _typer_function(
 
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
-    run.__doc__ = function.__doc__
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    # where a line ends in the code says nothing of the help, which may be narrower
+    run.__doc__ = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
     return run
 
 

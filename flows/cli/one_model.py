@@ -20,7 +20,7 @@ from flows.cli.answers import (
     with_export,
 )
 from flows.cli.command import Answer
-from flows.cli.options import AccuracyOptions, changed_options
+from flows.cli.options import AccuracyOptions, changed_options, flag_of
 from flows.cli.parameters import (
     AnyModel,
     BatchSizes,
@@ -86,9 +86,8 @@ def quantize(
         output = output or model.with_name(f"{model.stem}_optimized.onnx")
         return optimize_answer(model, output, config, calibration, costs)
     if plan is not None and (changed := changed_options(config)):
-        option = "--" + next(iter(changed)).replace("_", "-")
         hint = f"Leave it out, or change it in {plan}"
-        raise RequestError("is decided by the plan already", option, hint)
+        raise RequestError("is decided by the plan already", flag_of(next(iter(changed))), hint)
     needless = first_accuracy_option(accuracy) or ("--pareto" if pareto else None)
     if calibration is None and needless:
         raise RequestError("means nothing without samples", needless, "Give --data")

@@ -139,8 +139,14 @@ def _parse_shape(text: str) -> tuple[str, list[int]]:
 def _at_option(error: RequestError) -> RequestError:
     """The same error, with the option that was typed as its place."""
     key, _, rest = error.where.removeprefix("contract.").partition(".")
-    where = flag(key) + (f" {rest}" if rest else "")
+    where = flag_of(key) + (f" {rest}" if rest else "")
     return RequestError(error.problem, where, error.hint)
+
+
+def flag_of(key: str) -> str:
+    """The option of a key of QuantConfig, as it is typed: `time_budget_s` is `--time-budget`."""
+    option = CONFIG.get(key)
+    return flag(key) if option is None or option.flags is None else option.flags.split("/")[0]
 
 
 _DEFAULT = QuantConfig()

@@ -107,7 +107,7 @@ class WeightedNodes:
         storage = choice.storage or Storage.of_bits(config.bits if named is None else named)
         if not storage.is_integer:
             reason = (
-                "the search found float better" if named is None else f"layer_bits {storage.bits}"
+                "fewer bits were found worse" if named is None else f"layer_bits {storage.bits}"
             )
             return kept_in_float(replace(in_float, storage=storage), weights, reason)
         if elements < config.min_elements:
@@ -282,7 +282,7 @@ def _choose_compute(
     if not obstacle:
         possible.update(compute for compute in rule.computes if compute in target.times)
     if chosen in possible and len(possible) > 1:
-        return chosen, "" if chosen.is_integer else "the search found computing in float better"
+        return chosen, "" if chosen.is_integer else "no integer kernel was found better"
     if mode == "weight_only":
         return Compute.FLOAT, "weight-only"
     wanted = _MODES[mode]

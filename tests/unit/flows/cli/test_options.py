@@ -107,6 +107,7 @@ def test_a_metric_without_a_promise_is_only_measured(typed):
         ("--metric accuracy --min 1", ["--metric", "top1"]),
         ("--metric accuracy", ["--metric", "top1"]),
         ("--metric sqnr --max-drop 1", ["--max-drop", "Set min"]),
+        ("--time-budget 0", ["--time-budget is 0"]),
         ("--num-samples 0", ["--num-samples", "1 or more"]),
         ("--shape 1,a", ["--shape", "'1,a'", "224"]),
         ("--shape 1,2 --shape x=1", ["--shape", "INPUT="]),
