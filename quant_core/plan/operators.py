@@ -72,7 +72,8 @@ class Operator:
     weights          positions of the inputs that carry weights
     bias             position of the bias
     layout           (node, rank of the weight) -> how the weight becomes rows of output channels
-    computes         in which ways it may compute, beside float
+    computes         in which ways it may compute, beside float; a 1x1 Conv that a search chose may
+                     compute dynamically too (`is_pointwise`)
     dynamic_pattern  what is written where it computes dynamically
     needs_q          its static kernel fuses only if its output is quantized again; others may leave
                      integers at once
@@ -376,6 +377,18 @@ def mean_axis(node: ir.Node) -> int | None:
     if rule.kind is not Kind.ANCHOR or graph.is_constant(node.inputs[0]) or why_not_integer(node):
         return None
     return rule.mean_axis
+
+
+def is_pointwise(node: ir.Node) -> bool:
+    """Whether the Conv multiplies the channels of each pixel by one matrix."""
+    if node.op_type != "Conv" or not graph.is_float_weight(node.inputs[1]):
+        return False
+    kernel = graph.shape_of(graph.value(node.inputs[1]))[2:]
+    strides = graph.attribute(node, "strides", ())
+    is_one_group = graph.attribute(node, "group", 1) == 1
+    return (
+        is_one_group and {*kernel, *strides} <= {1} and not any(graph.attribute(node, "pads", ()))
+    )
 
 
 def is_depthwise(node: ir.Node) -> bool:

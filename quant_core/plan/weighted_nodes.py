@@ -22,6 +22,7 @@ from quant_core.plan.operators import (
     RULES,
     DynamicPattern,
     is_depthwise,
+    is_pointwise,
     weight_layout,
     weight_positions,
     why_not_integer,
@@ -281,6 +282,9 @@ def _choose_compute(
     possible = {Compute.FLOAT}
     if not obstacle:
         possible.update(compute for compute in rule.computes if compute in target.times)
+        # only where a search chose it: a mode says nothing of what is faster
+        if chosen is Compute.DYNAMIC and is_pointwise(node) and chosen in target.times:
+            possible.add(chosen)
     if chosen in possible and len(possible) > 1:
         return chosen, "" if chosen.is_integer else "no integer kernel was found better"
     if mode == "weight_only":

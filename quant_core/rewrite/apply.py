@@ -76,7 +76,7 @@ def apply_plan(
        (emit.py, tables.py, float_nodes.py).
     3. A bias of a Conv or Gemm gives back what rounding the weight takes from each channel's mean;
        of a static one it becomes int32 with scale x_scale * w_scale (static_nodes.py).
-    4. Dynamic MatMul, Gemm and LSTM quantize their input at run time (dynamic.py).
+    4. Dynamic MatMul, Gemm, LSTM and 1x1 Conv quantize their input at run time (dynamic.py).
     5. Whatever else reads a weight that is stored as integers or float16 reads what these stand
        for, so that no weight is stored twice.
     6. Constants that are to be float16, and are still read, are.

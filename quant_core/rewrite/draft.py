@@ -43,6 +43,7 @@ class Written:
     standard  (weight of a float operator, storage) -> what the standard DequantizeLinear gives
     float16   (constant, graph) -> that constant, cast back from float16 in this graph
     inputs    tensor -> what quantizes it at run time
+    pixels    tensor -> what quantizes it at run time, with its channels last
     biases    static node -> its int32 bias
     integers  weight -> how it is stored as integers first, by any node
     factors   tensor -> (K,) by which all dynamic nodes that read it divide it
@@ -55,6 +56,7 @@ class Written:
     standard: dict[tuple[ir.Value, Storage], ir.Value] = field(default_factory=dict)
     float16: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
     inputs: dict[ir.Value, DynamicInput] = field(default_factory=dict)
+    pixels: dict[ir.Value, DynamicInput] = field(default_factory=dict)
     biases: dict[ir.Node, ir.Value] = field(default_factory=dict)
     integers: dict[ir.Value, Rounded] = field(default_factory=dict)
     factors: dict[ir.Value, NDArray[np.float32]] = field(default_factory=dict)

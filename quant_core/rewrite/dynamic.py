@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quant_core.calibrate.outliers import treatment_factors, weights_reading
 from quant_core.errors import ModelError
 from quant_core.model import graph
-from quant_core.plan.operators import RULES, DynamicPattern
+from quant_core.plan.operators import RULES, DynamicPattern, is_pointwise
 from quant_core.plan.types import Compute, NodePlan
 from quant_core.rewrite import emit_dynamic
 from quant_core.rewrite.draft import Draft
@@ -24,6 +24,8 @@ def write_dynamic(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     """
     if RULES[node.op_type].dynamic_pattern is DynamicPattern.LSTM:
         return _lstm(draft, node, planned)
+    if is_pointwise(node):
+        return _pointwise(draft, node, planned)
     return _matmul(draft, node, planned)
 
 
@@ -58,6 +60,30 @@ def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
         written.inputs[x] = emit_dynamic.write_input(write, x, factors)
     return emit_dynamic.write_matmul(
         write, node, written.inputs[x], written.products[integers], factors
+    )
+
+
+def _pointwise(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
+    """A product of integers along the channels of a Conv, which are last there; all such Convs that
+    read one tensor share what quantizes it.
+    """
+    x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
+    rounded = draft.rounding.integers(node, weight, planned)
+    bias = draft.rounding.corrected_bias(node, weight, rounded)
+    integers, written = rounded.integers, draft.written
+    written.integers.setdefault(weight, rounded)
+    if integers not in written.products:
+        first = draft.writer.first(draft.model.graph)
+        written.products[integers] = emit_dynamic.write_pixel_weight(
+            first, str(weight.name), rounded
+        )
+    write = draft.writer.before(node)
+    rank = len(rounded.shape)
+    if x not in written.pixels:
+        pixels = write.node("Transpose", [x], f"{x.name}_pixels", perm=(0, *range(2, rank), 1))
+        written.pixels[x] = emit_dynamic.write_input(write, pixels, None)
+    return emit_dynamic.write_pointwise(
+        write, node, rank, written.pixels[x], written.products[integers], bias
     )
 
 

@@ -66,6 +66,15 @@ def write_weight(write: Cursor, name: str, integers: IntegerWeight) -> StoredWei
     return StoredWeight(q, write.constant(f"{name}_scale", integers.scale))
 
 
+def write_pixel_weight(write: Cursor, name: str, rounded: Rounded) -> StoredWeight:
+    """A weight (C, K, 1, ...) of a Conv as int8 (K, C), and its scales."""
+    stored = emit.write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
+    matrix = write.constant(f"{name}_matrix", np.array(rounded.shape[:2], np.int64))
+    rows = write.node("Reshape", [stored, matrix], f"{name}_rows")
+    q = write.node("Transpose", [rows], f"{name}_columns", perm=(1, 0))
+    return StoredWeight(q, write.constant(f"{name}_scale", rounded.integers.scale))
+
+
 def write_matmul(
     write: Cursor,
     node: ir.Node,
@@ -82,17 +91,47 @@ def write_matmul(
     2. The product of the channels that are split off, where `factors` (K,) are 0, is added.
     3. So is the bias of a Gemm.
     """
-    inputs = [x.q, weight.q, x.zero_point]
-    product = write.node("MatMulInteger", inputs, f"{node.name}_integer")
-    cast = write.node("Cast", [product], f"{node.name}_cast", to=ir.DataType.FLOAT)
-    scale = write.node("Mul", [x.scale, weight.scales], f"{node.name}_scale")
-    y = write.node("Mul", [cast, scale], f"{node.name}_scaled")  # 1
+    product, y = write_product(write, node, x, weight)  # 1
     if factors is not None and not factors.all():
         split = write_split_product(write, node, factors)
         y = write.node("Add", [y, split], f"{node.name}_joined")  # 2
     bias = bias_of(node)
     if bias is not None:
         y = write.node("Add", [y, bias], f"{node.name}_biased")  # 3
+    graph.replace_value(node.outputs[0], y)
+    return _producer(product)
+
+
+def write_product(
+    write: Cursor, node: ir.Node, x: DynamicInput, weight: StoredWeight
+) -> tuple[ir.Value, ir.Value]:
+    """The product of integers, and the same in float."""
+    inputs = [x.q, weight.q, x.zero_point]
+    product = write.node("MatMulInteger", inputs, f"{node.name}_integer")
+    cast = write.node("Cast", [product], f"{node.name}_cast", to=ir.DataType.FLOAT)
+    scale = write.node("Mul", [x.scale, weight.scales], f"{node.name}_scale")
+    return product, write.node("Mul", [cast, scale], f"{node.name}_scaled")
+
+
+def write_pointwise(
+    write: Cursor,
+    node: ir.Node,
+    rank: int,
+    x: DynamicInput,
+    weight: StoredWeight,
+    bias: NDArray[Any] | None,
+) -> ir.Node:
+    """A 1x1 Conv in the same pattern; returns the MatMulInteger.
+
+        x (N, ..., C) as integers, weight -> product in float -> [Add bias] -> Transpose -> y
+
+    rank  of y
+    """
+    product, y = write_product(write, node, x, weight)
+    if bias is not None:
+        value = write.constant(f"{node.name}_bias", bias.astype(np.float32))
+        y = write.node("Add", [y, value], f"{node.name}_biased")
+    y = write.node("Transpose", [y], f"{node.name}_pixels", perm=(0, rank - 1, *range(1, rank - 1)))
     graph.replace_value(node.outputs[0], y)
     return _producer(product)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.plan.make import with_choice
 from quant_core.plan.targets import Runtime
-from quant_core.plan.types import IN_FLOAT
+from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Storage
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
@@ -24,7 +25,7 @@ from quant_core.search.minimum_cut import (
 from quant_core.search.node_costs import node_costs
 from quant_core.search.policy import POLICY
 from quant_core.search.race import Progress, Race
-from quant_core.search.variants import Trial
+from quant_core.search.variants import Trial, is_dynamic_conv
 
 Groups = list[list[str]]  # names of nodes that go into float together
 Counts = Callable[[int, Mapping[int, Candidate]], Iterator[int]]
@@ -48,8 +49,10 @@ def try_assignments(
     start = fastest_of(race.candidates)
     judged = best_of(race.candidates) if contract is None else start
     is_faithful = judged.sqnr_db >= POLICY.faithful_db
-    # In another runtime nodes may lose by integers that gain by them in onnxruntime.
+    # In another runtime nodes may lose by integers that gain by them in onnxruntime, and so may
+    # dynamic Convs.
     is_open = not is_faithful or bench.timed_in is Runtime.OPENVINO
+    is_open = is_open or any(map(is_dynamic_conv, start.plan.nodes))
     is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
     has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
     if not has_time or not (is_open or whole_front):
@@ -81,6 +84,8 @@ def _trials(
             label = f"{start.label}, {len(nodes)} nodes in float"
             progress(f"trying {label}")
             plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
+            coarse = coarse_weights(start, nodes)
+            plan = with_choice(calibrated.model, plan, coarse, IN_FLOAT16) if coarse else plan
             candidate = bench.judge(calibrated.build(plan, label))
             trials[count] = Trial(label, plan, candidate)
             tried[count] = candidate
@@ -180,6 +185,15 @@ def _with_noise_of_outputs(
         alone = bench.judge_fidelity(calibrated.build(plan, start.label))
         found[node] = replace(cost, noise=alone.noise)
     return found
+
+
+def coarse_weights(start: Candidate, nodes: Collection[str]) -> list[str]:
+    """Those of these nodes whose weights would keep much of the noise in 8 bits, computed in float
+    or not.
+    """
+    db = start.quantized.weight_sqnr_db
+    in_int8 = (n.node for n in start.plan.nodes if n.node in nodes and n.storage is Storage.INT8)
+    return [node for node in in_int8 if db.get(node, math.inf) < POLICY.float_weights_db]
 
 
 def nodes_of(groups: Groups) -> list[str]:

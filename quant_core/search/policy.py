@@ -39,6 +39,9 @@ class SearchPolicy:
     rare_share: float = 0.1
     # Worth, in doublings, above which last resorts are not tried. Not tuned: saves search time.
     good_worth: float = 0.2
+    # Worth above which 1x1 Convs are not tried as dynamic products. Not tuned: saves search time
+    # where Convs run in integers from end to end.
+    static_convs_worth: float = 0.5
     # Doublings that one scale per weight can gain at most; kernels for few rows are some 10 %
     # faster with it. `python -m tests.bench.accuracy --zoo DIR`: speed of recurrent and language
     # models.
@@ -60,6 +63,10 @@ class SearchPolicy:
     # bound how many models a search makes.
     int8_groups: int = 16
     float16_groups: int = 8
+    # Weights in 8 bits that rounding leaves at a lower SQNR, in dB, are stored in 16 where their
+    # node goes into float, which would keep much of its noise. `python -m tests.bench.accuracy
+    # --zoo DIR`: SQNR and size of what has nodes in float.
+    float_weights_db: float = 40.0
     # Samples on which the noise of single nodes is measured. Not tuned.
     noise_samples: int = 8
     # Doublings by which a candidate that misses its contract must be faster than all that satisfy

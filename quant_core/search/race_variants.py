@@ -8,6 +8,7 @@ from dataclasses import replace
 from quant_core.calibrate.outliers import choose_treatments
 from quant_core.config import Contract
 from quant_core.errors import ModelError
+from quant_core.plan.targets import Runtime
 from quant_core.plan.types import OutlierTreatment, QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
@@ -41,6 +42,9 @@ def race_variants(
     uncalibrated = filter(None, (variant.without_calibration() for variant in VARIANTS))
     for variant in VARIANTS if is_calibrated else uncalibrated:
         if variant.is_last_resort is not last_resorts:
+            continue
+        # What 1x1 Convs gain as dynamic products only a race tells.
+        if variant.pointwise is not None and bench.timed_in is not Runtime.ONNXRUNTIME:
             continue
         # Weights that are only stored are built faster than all else.
         is_second = all(trial.variant is VARIANTS[-1] for trial in race.trials)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.numerics.granularity import Granularity, PerTensor
 from quant_core.plan.make import replan
-from quant_core.plan.operators import RULES
+from quant_core.plan.operators import RULES, is_pointwise
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, OutlierTreatment, QuantPlan
 from quant_core.search.candidate import Candidate, satisfying
 from quant_core.search.policy import POLICY
@@ -26,6 +26,7 @@ class Variant:
     matmul            of nodes with a static and a dynamic kernel: MatMul, Gemm
     recurrent         of nodes with a dynamic kernel alone: LSTM
     other             of all others: Conv and what follows it
+    pointwise         of 1x1 Convs, None where they compute as others
     treats_outliers   whether outliers of what dynamic nodes read are smoothed or split off
     granularity       of the weights of dynamic nodes, None for the config's
     equalizes         whether what it makes may become more exact by cross-layer equalization
@@ -36,6 +37,7 @@ class Variant:
     matmul: Compute
     recurrent: Compute
     other: Compute
+    pointwise: Compute | None = None
     treats_outliers: bool = False
     granularity: Granularity | None = None
     equalizes: bool = False
@@ -47,10 +49,15 @@ class Variant:
             return None
         return replace(self, other=Compute.FLOAT) if self.other is Compute.STATIC else self
 
-    def compute_of(self, node: NodePlan) -> Compute:
-        """How this node with weights computes; a node that cannot computes in the nearest way."""
+    def compute_of(self, node: NodePlan, pointwise: Collection[str]) -> Compute:
+        """How this node with weights computes; a node that cannot computes in the nearest way.
+
+        pointwise  names of the 1x1 Convs
+        """
         if is_matmul(node):
             return self.matmul
+        if self.pointwise is not None and node.node in pointwise:
+            return self.pointwise
         return self.recurrent if RULES[node.op_type].dynamic else self.other
 
     def plan(
@@ -60,8 +67,9 @@ class Variant:
         outliers: Mapping[str, OutlierTreatment] | None = None,
     ) -> QuantPlan:
         """The plan with every node with weights computing in this way. Raises: as `make_plan`."""
+        pointwise = {str(node.name) for node in model.graph if is_pointwise(node)}
         choices = {
-            node.node: NodeChoice(self.compute_of(node), granularity=self.granularity)
+            node.node: NodeChoice(self.compute_of(node, pointwise), granularity=self.granularity)
             for node in plan.nodes
             if node.weights
         }
@@ -77,6 +85,7 @@ VARIANTS = (
     Variant("dynamic, outliers treated", _DYNAMIC, _DYNAMIC, _STATIC, treats_outliers=True),
     Variant("dynamic, one scale per weight", _DYNAMIC, _DYNAMIC, _STATIC, granularity=PerTensor()),
     Variant("blocks", Compute.BLOCKS, _DYNAMIC, _STATIC),
+    Variant("dynamic, 1x1 convolutions too", _DYNAMIC, _DYNAMIC, _FLOAT, pointwise=_DYNAMIC),
     Variant("dynamic, convolutions in float", _DYNAMIC, _DYNAMIC, _FLOAT, is_last_resort=True),
     Variant("weight-only", _FLOAT, _FLOAT, _FLOAT, is_last_resort=True),
 )
@@ -117,6 +126,11 @@ def is_matmul(node: NodePlan) -> bool:
     return bool(node.weights) and rule.kind == "anchor" and rule.dynamic
 
 
+def is_dynamic_conv(node: NodePlan) -> bool:
+    """Whether the node is a 1x1 Conv that finds the range of its input at run time."""
+    return node.op_type == "Conv" and node.compute is Compute.DYNAMIC
+
+
 def worth_trying(
     variant: Variant, plan: QuantPlan, trials: Sequence[Trial], contract: Contract | None
 ) -> bool:
@@ -128,10 +142,18 @@ def worth_trying(
     4. A last resort: if nothing that satisfies the contract, or reaches the aim, is good enough;
        and what computes in float for the most part is no better than a last resort.
     5. Never the same plan twice.
+    6. 1x1 Convs as dynamic products: if there are more than a few, and nothing that is good enough
+       is worth as much as static Convs are where they pay.
     """
     is_for_matmuls = variant.matmul in (Compute.DYNAMIC, Compute.BLOCKS)
-    if is_for_matmuls and _has_few_matmuls(plan):  # 1
+    is_for_convs = variant.pointwise is not None
+    if is_for_matmuls and not is_for_convs and _has_few_matmuls(plan):  # 1
         return False
+    if is_for_convs:  # 6
+        dynamic = sum(map(is_dynamic_conv, plan.nodes))
+        is_rare = dynamic < POLICY.rare_share * sum(bool(n.weights) for n in plan.nodes)
+        if is_rare or _worth_of_usable(trials, contract) > POLICY.static_convs_worth:
+            return False
     if variant.granularity is not None:  # 2
         if not plan.config.per_channel or plan.in_four_bits:
             return False
@@ -140,16 +162,21 @@ def worth_trying(
     if variant.treats_outliers:  # 3
         untreated = _latest_like(plan, trials)
         return untreated is not None and untreated.sqnr_db <= POLICY.faithful_db
-    if variant.is_last_resort:  # 4
-        usable = candidates_of(trials)
-        if contract is not None:
-            usable = satisfying(usable, contract)
-        else:
-            usable = [c for c in usable if c.reaches_aim]
-        usable = [c for c in usable if _computes_in_integers(c.plan)]
-        if max((c.worth for c in usable), default=0.0) > POLICY.good_worth:
-            return False
+    if variant.is_last_resort and _worth_of_usable(trials, contract) > POLICY.good_worth:  # 4
+        return False
     return not was_tried(plan, trials)  # 5
+
+
+def _worth_of_usable(trials: Iterable[Trial], contract: Contract | None) -> float:
+    """The worth of the best candidate that satisfies the contract, or reaches the aim, and computes
+    in integers for the most part; 0 if there is none.
+    """
+    usable = candidates_of(trials)
+    if contract is not None:
+        usable = satisfying(usable, contract)
+    else:
+        usable = [c for c in usable if c.reaches_aim]
+    return max((c.worth for c in usable if _computes_in_integers(c.plan)), default=0.0)
 
 
 def was_tried(plan: QuantPlan, trials: Iterable[Trial]) -> bool:
@@ -174,9 +201,12 @@ def _latest_like(plan: QuantPlan, trials: Iterable[Trial]) -> Candidate | None:
 
 
 def _computes_in_integers(plan: QuantPlan) -> bool:
-    """Whether half of the nodes with weights do, or more."""
+    """Whether half of the nodes with weights do, or more; dynamic Convs, which float may beat by
+    far, not counted.
+    """
     weighted = [n for n in plan.nodes if n.weights]
-    return 2 * sum(n.compute.is_integer for n in weighted) >= len(weighted)
+    integer = [n for n in weighted if n.compute.is_integer and not is_dynamic_conv(n)]
+    return 2 * len(integer) >= len(weighted)
 
 
 def _has_few_matmuls(plan: QuantPlan) -> bool:

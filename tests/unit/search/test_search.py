@@ -26,7 +26,7 @@ from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS, Runtime
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute
-from quant_core.search.assignments import float_groups
+from quant_core.search.assignments import coarse_weights, float_groups
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import is_expected_to_satisfy, satisfying
@@ -388,6 +388,38 @@ def test_weights_that_are_only_stored_are_tried_where_most_nodes_compute_in_floa
 
     assert trials[0].candidate.reaches_aim
     assert (VARIANTS[-1] in worth_a_trial(problem, trials)) == is_worth_it
+
+
+@pytest.mark.parametrize(
+    ("speedup", "is_above", "is_worth_it"),
+    [(0.8, True, True), (1.3, True, True), (2.0, True, False), (2.0, False, True)],
+)
+def test_dynamic_convs_are_tried_where_static_ones_are_slow_or_inexact(
+    speedup, is_above, is_worth_it
+):
+    problem = Problem(convs())
+    judged = problem.bench.judge_fidelity(problem.calibrated.build(problem.plan, "static"))
+    outputs = judged.fidelity.per_output
+    if not is_above:
+        outputs = tuple(replace(o, sqnr_db=15.0, lower_db=14.0) for o in outputs)
+    judged = replace(judged, fidelity=replace(judged.fidelity, per_output=outputs))
+    trials = [Trial("static", problem.plan, replace(judged, cost=Cost(1.0, speedup)), VARIANTS[0])]
+
+    tried = [v for v in worth_a_trial(problem, trials) if v.pointwise is not None]
+
+    assert bool(tried) == is_worth_it
+    if tried:
+        plan = tried[0].plan(problem.model, problem.plan)
+        assert {str(n.compute) for n in plan.nodes if n.weights} == {"dynamic"}
+
+
+def test_coarse_weights_are_stored_in_16_bits_where_their_node_goes_into_float():
+    problem = Problem(convs())
+    candidate = problem.calibrated.build(problem.plan, "static")
+    noisy = replace(candidate.quantized, weight_sqnr_db={"a": 30.0, "b": 44.0, "y": 30.0})
+    candidate = replace(candidate, quantized=noisy)
+
+    assert coarse_weights(candidate, ["a", "b"]) == ["a"]
 
 
 def unbalanced() -> onnx.ModelProto:
