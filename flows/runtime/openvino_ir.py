@@ -112,7 +112,9 @@ def _notes(
     """What is wrong with an export, a sentence each."""
     if float_db is not None and float_db < EQUAL_DB:
         yield f"OpenVINO computes the float model itself wrongly ({float_db:.0f} dB)"
-    elif here_db is not None and there_db is not None and there_db < here_db - LOST_DB:
+    elif (
+        here_db is not None and there_db is not None and there_db < min(here_db - LOST_DB, EQUAL_DB)
+    ):
         yield f"OpenVINO computes it less exactly: {there_db:.0f} dB, onnxruntime {here_db:.0f} dB"
     if not integers:
         yield "OpenVINO multiplies nothing of it in integers"

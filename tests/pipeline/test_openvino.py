@@ -92,6 +92,7 @@ def test_what_is_wrong_with_an_export_is_said():
         return "; ".join(openvino_ir._notes(*found))
 
     assert notes(2, FASTER, 120.0, 40.0, 41.0) == ""
+    assert notes(2, FASTER, 120.0, 79.0, 70.0) == ""  # both are equal to float
     assert "float model itself" in notes(2, FASTER, -9.0, 40.0, -9.0)
     assert "less exactly" in notes(2, FASTER, 120.0, 40.0, 30.0)
     assert "nothing of it in integers" in notes(0, FASTER, 120.0, 40.0, 40.0)
