@@ -41,7 +41,8 @@ class TimingCache:
 
     The file holds one JSON object per line: {"cpu", "what", "float_ms", "speedup"}. Lines are only
     ever appended, each in one write, so that many processes can share the file. Of two lines for
-    one thing the first counts. Lines of other CPUs or other versions of onnxruntime are ignored.
+    one thing the first counts, also for the process that wrote the second: what a search went by
+    is what the next one finds. Lines of other CPUs or other versions of onnxruntime are ignored.
 
     skipped_lines  how many lines of the file are no costs
 
@@ -51,10 +52,11 @@ class TimingCache:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self._costs: dict[str, Cost] = {}
+        self._last_line = 0  # where it begins in the file
         self.skipped_lines = 0
         if self.path is None:
             return
-        self._costs, self.skipped_lines = _read(self.path)
+        self.skipped_lines = self._read_on(self.path)
         if not self.path.absolute().parent.is_dir():
             raise RequestError("lies in no folder", str(path), NAME_A_TABLE)
 
@@ -67,12 +69,22 @@ class TimingCache:
 
         Raises: RequestError if the cost cannot be written to the file; whatever `measure` raises.
         """
+        if what not in self._costs and self.path is not None:
+            self._read_on(self.path)  # another process may have timed it meanwhile
         if what not in self._costs:
             timing = measure()
-            self._costs[what] = Cost(timing.float_ms, timing.speedup)
+            cost = Cost(timing.float_ms, timing.speedup)
             if self.path is not None:
-                _append(self.path, what, self._costs[what])
+                _append(self.path, what, cost)
+                self._read_on(self.path)
+            self._costs.setdefault(what, cost)
         return self._costs[what]
+
+    def _read_on(self, path: Path) -> int:
+        """Takes up the costs of the lines from the last one read on; how many lines are none."""
+        costs, skipped_lines, self._last_line = _read(path, self._last_line)
+        self._costs = costs | self._costs
+        return skipped_lines
 
 
 def digest_of(content: bytes) -> str:
@@ -86,21 +98,24 @@ def cpu_fingerprint() -> str:
     return f"{cpu_name()}, {host_kernels()}, {platform.system()}, onnxruntime {ort.__version__}"
 
 
-def _read(path: Path) -> tuple[dict[str, Cost], int]:
-    """The costs of this CPU, {} if there is no file; and how many lines are none.
+def _read(path: Path, start: int = 0) -> tuple[dict[str, Cost], int, int]:
+    """The costs of this CPU from byte `start` on, {} if there is no file; how many lines are none;
+    and where the last line begins.
 
     A line that a crash cut short is passed over.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = text.replace("\0", "").splitlines()  # a power cut leaves zeros
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
     except FileNotFoundError:
-        return {}, 0
+        return {}, 0, 0
     except OSError as error:
         raise RequestError(f"cannot be read: {error}", str(path), NAME_A_TABLE) from error
+    text = content.decode(errors="replace").replace("\0", "")  # a power cut leaves zeros
+    lines = [line for line in text.splitlines() if line]
     costs: dict[str, Cost] = {}
     valid_lines = 0
-    lines = [line for line in lines if line]
     for line in lines:
         with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             row = json.loads(line)
@@ -111,9 +126,9 @@ def _read(path: Path) -> tuple[dict[str, Cost], int]:
                 costs.setdefault(row["what"], cost)
             valid_lines += 1
     is_table = valid_lines > 0 or any(line.startswith("{") for line in lines)
-    if lines and not is_table:
+    if lines and not is_table and not start:
         raise RequestError("holds no costs", str(path), NAME_A_TABLE)
-    return costs, len(lines) - valid_lines
+    return costs, len(lines) - valid_lines, start + content.rfind(b"\n") + 1
 
 
 def _append(path: Path, what: str, cost: Cost) -> None:

@@ -214,3 +214,24 @@ def test_a_product_that_does_not_run_by_itself_costs_nothing_but_a_line(tmp_path
         "error": "a part does not run",
     } in searched.trace
     assert searched.output.exists()
+
+
+def test_of_two_processes_that_time_one_thing_at_once_both_go_by_the_first(tmp_path):
+    path = tmp_path / "costs.jsonl"
+    one, other = TimingCache(path), TimingCache(path)
+
+    def meanwhile():
+        one.of("x", lambda: timing(1.0, 1.0))
+        return timing(2.0, 1.0)
+
+    assert other.of("x", meanwhile) == Cost(1.0, 1.0) == TimingCache(path).of("x", refuse)
+    assert TimingCache(path).skipped_lines == 0
+
+
+def test_what_another_process_has_timed_meanwhile_is_not_timed_again(tmp_path):
+    path = tmp_path / "costs.jsonl"
+    one, other = TimingCache(path), TimingCache(path)
+    one.of("x", lambda: timing(1.0, 1.0))
+    one.of("y", lambda: timing(2.0, 1.0))
+
+    assert [other.of(what, refuse).float_ms for what in "xy"] == [1.0, 2.0]
