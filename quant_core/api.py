@@ -34,6 +34,7 @@ from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_as_planned, prepare_optimized
 from quant_core.search.result import QuantResult, write_result
+from quant_core.text import counted
 
 # Whether numbers are finite is checked where it matters; numpy's warnings name no model.
 QUIET = np.errstate(all="ignore")
@@ -163,7 +164,7 @@ def quantize_model(
         measured_plan = first_plan(model, config, measured=measured, rewrites=found.applied)
     stats = None
     if samples is not None and measured:
-        progress(f"calibrating on {len(samples)} samples")
+        progress(f"calibrating on {counted(len(samples), 'sample')}")
         until = deadline.of_stage(POLICY.stage_share)
         stats = observe(model, measured_plan, until.limit(samples))
     job = QuantJob(

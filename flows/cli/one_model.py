@@ -48,6 +48,7 @@ from quant_core.config import QuantConfig
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.deadline import Progress
 from quant_core.errors import RequestError
+from quant_core.text import counted
 
 # Heavy imports stand inside the commands: `--help` must not wait for onnx.
 
@@ -160,7 +161,7 @@ def benchmark(
     time_both = timing if runtime == "python" else partial(javascript_timing, runtime)
     rows, settings = [], list(itertools.product(threads, batch))
     for i, (thread_count, batch_size) in enumerate(settings):
-        setting = f"{thread_count} threads, {batch_size} in a feed"
+        setting = f"{counted(thread_count, 'thread')}, {batch_size} in a feed"
         progress(f"timing both models in turn: {setting}", seconds * (len(settings) - i))
         timed = time_both(original, quantized, samples, thread_count, batch_size, seconds)
         rows.append({"batch": batch_size, **timed})

@@ -38,7 +38,7 @@ from flows.console.events import (
     event_json,
 )
 from quant_core.evaluate.contract import Verdict
-from quant_core.text import printable
+from quant_core.text import counted, printable
 from tasks.rows import AuditRow, ModelRow, Outcome, model_label
 
 MAX_MODELS = 12  # in the live table
@@ -77,9 +77,9 @@ def _in_words(event: Event) -> str:
             note = f"; unused are {', '.join(unused)}: see --prefect inherit" if unused else ""
             return f"starting Prefect and Dask{note}"
         case Started(run_id, models, workers):
-            return f"run {run_id}: {models} models, {workers} workers"
+            return f"run {run_id}: {counted(models, 'model')}, {counted(workers, 'worker')}"
         case PhaseBegan(phase, models):
-            return f"{phase}: {models} models, one at a time"
+            return f"{phase}: {counted(models, 'model')}, one at a time"
         case SkippedLines(file, lines):
             return f"spoiled lines of {printable(file)} that are passed over: {lines}"
         case Waiting(model, output, seconds):

@@ -16,7 +16,7 @@ from typing import Any
 from flows.console.events import Event, Listener, ModelDone
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.atomic import atomic_write, overwrite
-from quant_core.text import plain, printable
+from quant_core.text import counted, plain, printable
 from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
 
 MAX_ROWS_IN_PREFECT = 500
@@ -77,7 +77,9 @@ def with_progress(kind: str, models: int, listener: Listener) -> Listener:
 
     artifact: Any = None
     with contextlib.suppress(Exception):
-        artifact = create_progress_artifact(0.0, f"quantmill-{kind}-progress", f"{models} models")
+        artifact = create_progress_artifact(
+            0.0, f"quantmill-{kind}-progress", counted(models, "model")
+        )
     done, shown_at, lock = 0, time.monotonic(), threading.Lock()
 
     def listen(event: Event) -> None:

@@ -17,6 +17,7 @@ from flows.manifest.parse import read_values
 from flows.manifest.paths import absolute, local
 from flows.manifest.schema import schema_mistakes
 from quant_core.errors import RequestError
+from quant_core.text import counted
 from tasks.stores import Location, Url
 
 MOST_SHOWN = 20  # mistakes: one in a glob or a generated list is often made for every model
@@ -103,8 +104,8 @@ def _run_folder(folder: Path, named: str | None, outputs: Location) -> Path:
 
 def _rejection(mistakes: Sequence[Mistake], where: str) -> RequestError:
     lines = list(dict.fromkeys(map(str, mistakes)))  # a shared section's mistake shows only once
-    count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
     shown = lines[:MOST_SHOWN]
     if len(lines) > MOST_SHOWN:
         shown.append(f"and {len(lines) - MOST_SHOWN} more")
-    return RequestError("\n  ".join([count + ":", *shown]), where, "Nothing was started")
+    heading = f"{counted(len(lines), 'mistake')}:"
+    return RequestError("\n  ".join([heading, *shown]), where, "Nothing was started")

@@ -20,6 +20,7 @@ from flows.report.charts import front_chart, latency_chart, layers_chart, range_
 from flows.report.elements import Child, Element, element, table_body
 from quant_core.config import QuantConfig
 from quant_core.search.front import on_front
+from quant_core.text import counted
 
 Values = Mapping[str, Any]
 
@@ -217,8 +218,8 @@ def _layers(layers: Sequence[Values]) -> list[Child]:
         for row in sorted(layers, key=lambda row: int(row["position"]))
     ]
     caption = (
-        f"{len(rows)} layers, with the SQNR of each output alone and with all layers before it, "
-        "and that of the weight"
+        f"{counted(len(rows), 'layer')}, with the SQNR of each output alone and with all layers "
+        "before it, and that of the weight"
     )
     return [rows_table(caption, columns, rows)]
 

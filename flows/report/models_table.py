@@ -12,6 +12,7 @@ from flows.report.charts import sparkline
 from flows.report.details import NAME, NUMBER, latency, timing_of
 from flows.report.elements import Child, Element, element
 from flows.report.reported_model import ReportedModel, badge, link
+from quant_core.text import counted
 
 COLUMNS = {  # heading -> class of its cells
     "model": NAME,
@@ -49,7 +50,7 @@ def models_table(models: list[ReportedModel]) -> Element:
         {"id": "filters", "hidden": ""},
         element("input", search),
         element("select", {"id": "state", "aria-label": "Verdict"}, *options),
-        element("output", {"id": "count", "aria-live": "polite"}, f"{len(models)} models"),
+        element("output", {"id": "count", "aria-live": "polite"}, counted(len(models), "model")),
     )
     table = element(
         "table",

@@ -11,6 +11,7 @@ import numpy as np
 from quant_core.data.containers import DTYPES, OBJECT, boxed, element_type, is_absent
 from quant_core.data.input_spec import InputSpec
 from quant_core.errors import DataError
+from quant_core.text import counted
 
 
 def fit(array: np.ndarray | None, spec: InputSpec, where: str) -> np.ndarray:
@@ -36,7 +37,7 @@ def fit(array: np.ndarray | None, spec: InputSpec, where: str) -> np.ndarray:
         bad = np.argwhere(~np.isfinite(array))
         first = tuple(map(int, bad[0]))
         raise DataError(
-            f"holds {len(bad)} values that are NaN or infinite as {array.dtype}, "
+            f"holds {counted(len(bad), 'NaN or infinite value')} as {array.dtype}, "
             f"the first ({array[first]}) at {first}",
             where,
             "Repair or drop this sample",

@@ -15,6 +15,7 @@ from quant_core.data.input_spec import InputSpec, did_you_mean
 from quant_core.errors import DataError, ModelError
 from quant_core.model.fix_shape import fixed_shapes
 from quant_core.model.session import Model, open_session
+from quant_core.text import counted
 
 
 def input_specs(
@@ -77,7 +78,7 @@ def pinned_specs(inputs: Sequence[InputSpec], shape: Any) -> tuple[InputSpec, ..
     if not isinstance(shape, Mapping):
         if len(inputs) != 1:
             raise DataError(
-                f"is {shape!r}, but the model has {len(inputs)} inputs",
+                f"is {shape!r}, but the model has {counted(len(inputs), 'input')}",
                 "shape",
                 "{input: sizes, ...}",
             )

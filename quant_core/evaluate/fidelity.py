@@ -15,6 +15,7 @@ from quant_core.evaluate.decisions import Decisions
 from quant_core.evaluate.output_tally import BLOCK_ELEMENTS, OutputTally
 from quant_core.evaluate.outputs import Outputs
 from quant_core.metrics import Fidelity
+from quant_core.text import counted
 
 
 def compare(
@@ -45,7 +46,9 @@ def compare(
     sample_count = feed_count = 0
     for float_block, quantized_block, feeds in _blocks(reference, outputs):
         if not len(tallies) == len(float_block) == len(quantized_block):
-            problem = f"gives {len(quantized_block)} outputs, float gives {len(float_block)}"
+            problem = (
+                f"gives {counted(len(quantized_block), 'output')}, float gives {len(float_block)}"
+            )
             raise ModelError(problem, hint="Is it the same model?")
         sample_count += _rows(float_block)
         feed_count += feeds

@@ -20,6 +20,7 @@ from quant_core.numerics.sqnr import (
     sqnr_db,
     upper_decisions_db,
 )
+from quant_core.text import counted
 
 BLOCK_ELEMENTS = 1 << 20  # of the float values that are compared at once
 MASK = 1e30  # float outputs beyond it are masks ("never this class"), as infinite ones are
@@ -127,7 +128,7 @@ class OutputTally:
     def result(self) -> OutputFidelity:
         flaw = self.shape_flaw
         if not flaw and self.unusable_values:
-            flaw = f"holds {self.unusable_values} values that are NaN or infinite"
+            flaw = f"holds {counted(self.unusable_values, 'NaN or infinite value')}"
         agreement = self.decisions().agreement
         if not self.is_float:
             nearest, upper = self._integer_db()

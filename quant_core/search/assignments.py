@@ -26,6 +26,7 @@ from quant_core.search.node_costs import node_costs
 from quant_core.search.policy import POLICY
 from quant_core.search.race import Progress, Race
 from quant_core.search.variants import Trial, is_dynamic_conv
+from quant_core.text import counted
 
 Groups = list[list[str]]  # names of nodes that go into float together
 Counts = Callable[[int, Mapping[int, Candidate]], Iterator[int]]
@@ -81,7 +82,7 @@ def _trials(
             if not bench.has_time_after(tried.values()):
                 break
             nodes = nodes_of(groups[:count])
-            label = f"{start.label}, {len(nodes)} nodes in float"
+            label = f"{start.label}, {counted(len(nodes), 'node')} in float"
             progress(f"trying {label}")
             plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
             coarse = coarse_weights(start, nodes)

@@ -29,6 +29,7 @@ from quant_core.search.notes import joined
 from quant_core.search.policy import POLICY
 from quant_core.search.promotion import promote
 from quant_core.search.variants import Trial
+from quant_core.text import counted
 
 NOT_CHECKED = "not checked"
 SHOWN_NODES = 3  # names in a note; more are counted
@@ -98,13 +99,15 @@ def check_floor(
 
 def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candidate:
     """The candidate whose broken weights are rounded otherwise (step 1)."""
+    label, changed = best.label, set[str]()
     for choice in (IN_OWN_SCALES, IN_INT8, IN_FLOAT16):
         broken = list(_broken_nodes(best))
         if not broken:
             break
+        changed.update(broken)
         plan = with_choice(calibrated.model, best.plan, broken, choice)
-        built = calibrated.build(plan, f"{best.label}, {len(broken)} weights rounded otherwise")
-        best = replace(built, cost=best.cost)
+        otherwise = f"{label}, weights of {counted(len(changed), 'node')} rounded otherwise"
+        best = replace(calibrated.build(plan, otherwise), cost=best.cost)
     return best
 
 

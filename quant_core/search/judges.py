@@ -32,6 +32,7 @@ from quant_core.search.calibrated import uses_gptq
 from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import timed_in
+from quant_core.text import counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +90,7 @@ def hold_out_judges(job: QuantJob) -> Judging:
         judges = judges.subsample(_enough_samples(job))
     if job.contract is None:
         return Judging(fitted, _with_splices(job, judges), held_out)
-    note = f"the contract was judged by {len(judges)} samples held out of calibration"
+    note = f"the contract was judged by {counted(len(judges), 'sample')} held out of calibration"
     return Judging(fitted, judges, held_out, note=note)
 
 

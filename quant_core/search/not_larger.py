@@ -17,6 +17,7 @@ from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, Compute, NodeChoice, NodePlan, QuantPlan, Storage
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
+from quant_core.text import counted
 
 # In this order: integers that are only stored take the fewest nodes around them.
 CHOICES = (IN_FLOAT, NodeChoice(Compute.FLOAT, Storage.FLOAT32))
@@ -56,7 +57,9 @@ def _changed(
             return best
         plan = with_choice(calibrated.model, best.plan, nodes[:count], choice)
         plan = replace(plan, nodes=tuple(_explained(n, nodes[:count]) for n in plan.nodes))
-        return calibrated.build(plan, f"{best.label}, {count} nodes with few weights in float")
+        return calibrated.build(
+            plan, f"{best.label}, {counted(count, 'node')} with few weights in float"
+        )
 
     counts = range(len(nodes) + 1)
     enough = bisect_left(counts, True, key=lambda n: candidate(n).size_bytes <= most_bytes)

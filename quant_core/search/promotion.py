@@ -35,6 +35,7 @@ from quant_core.search.candidate import (
 from quant_core.search.policy import POLICY
 from quant_core.search.race import Progress
 from quant_core.search.variants import Trial
+from quant_core.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ class _Work:
         self, promotion: Promotion, base: Candidate, nodes: list[str]
     ) -> tuple[Candidate, CalibratedModel]:
         """The candidate with these nodes promoted, and the calibrated model that it is made of."""
-        label = f"{base.label}, {len(nodes)} nodes {promotion.label}"
+        label = f"{base.label}, {counted(len(nodes), 'node')} {promotion.label}"
         self.progress(label)
         began_at = time.monotonic()
         plan = promotion.plan(self.calibrated.model, base.plan, nodes)

@@ -21,7 +21,7 @@ from tests.samples import IMAGE, TOKENS, images, opened, saved, spec, zipped
         (np.array([[2]]), "bool", "holds 2, which bool cannot"),
         (np.array([[1j]]), "float32", "is complex128"),
         (np.array([["a"]]), "float32", "is <U1"),
-        (np.array([[1e39]]), "float32", "NaN or infinite as float32"),
+        (np.array([[1e39]]), "float32", "1 NaN or infinite value as float32"),
     ],
 )
 def test_values_that_would_change_are_refused(array, wanted, problem):

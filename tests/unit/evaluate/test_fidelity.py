@@ -304,7 +304,7 @@ def test_an_output_that_is_not_finite_is_the_worst_and_says_so(bad):
     fidelity = compare(rows(wanted), rows(got), ["y"], np.arange(3))
 
     assert (fidelity.sqnr_db, fidelity.cosine, fidelity.max_abs_error) == (-200, -1, math.inf)
-    assert fidelity.flaws == ("output y holds 1 values that are NaN or infinite",)
+    assert fidelity.flaws == ("output y holds 1 NaN or infinite value",)
     assert judge(fidelity, Contract(min=0.0))[0] == Verdict.NOT_MET
 
 
@@ -336,7 +336,7 @@ def test_masked_logits_of_the_float_model_are_no_error():
 
 
 def test_models_of_different_outputs_are_refused():
-    with pytest.raises(ModelError, match="gives 1 outputs, float gives 2"):
+    with pytest.raises(ModelError, match="gives 1 output, float gives 2"):
         compare([[np.eye(2), np.eye(2)]], [[np.eye(2)]], ["a", "b"])
 
 
