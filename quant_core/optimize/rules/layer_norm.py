@@ -41,7 +41,11 @@ def layer_norm(model: ir.Model, facts: Facts) -> list[Applied]:
     has_operator = graph.opset(model) >= OPSET
     applied = []
     for inside in graph.graphs_of(model):
-        behind = {chain.source: chain for chain in chains(inside, facts)}
+        behind = {  # 4.
+            chain.source: chain
+            for chain in chains(inside, facts)
+            if only_reader(chain.source) is chain.nodes[0]
+        }
         for root in [n for n in inside if n.op_type == "Sqrt" and not n.domain]:
             found = _read(root, facts) if root.graph is inside else None
             if found is None:

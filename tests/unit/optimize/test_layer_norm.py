@@ -54,6 +54,21 @@ def test_a_layer_norm_is_one_operator(square, quotient, affine):
     assert set(operators[1:]) <= {"Identity"}
 
 
+@pytest.mark.parametrize(
+    ("others", "kept"),
+    [
+        ("float[n, 3, 8] y, float[n, 3, 8] n", ["Mul"]),
+        ("float[n, 3, 8] y, float[n, 3, 8] z", ["Mul", "Mul"]),
+    ],
+    ids=["an output", "read twice"],
+)
+def test_a_layer_norm_that_others_see_keeps_its_scale_apart(others, kept):
+    text = f"{MEAN} {body('d', 'Mul', 'Div', 'g')} z = Mul(n, two)"
+    _, operators = optimized(f"(float[n, 3, 8] x) => ({others}) {{ {text} }}", CONSTANTS)
+
+    assert operators == ["LayerNormalization", *kept]
+
+
 @pytest.mark.parametrize("quotient", QUOTIENTS)
 @pytest.mark.parametrize("square", SQUARES)
 def test_a_root_mean_square_norm_is_merged_by_onnxruntime(square, quotient):
