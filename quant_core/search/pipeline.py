@@ -49,7 +49,7 @@ def quantize_by_search(job: QuantJob) -> Made:
     """The best model that the job's config allows.
 
     Samples that ranges were measured on, and weights fitted to, judge too kindly. Where no others
-    are given, a part is held out to judge by, and what wins then gets the ranges of all samples.
+    are given, a part is held out to judge by, and what wins is finished with all samples.
 
     Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
@@ -74,7 +74,7 @@ def quantize_by_search(job: QuantJob) -> Made:
             progress=job.progress,
         )
     if judging.held_out is not None:
-        job.progress("measuring ranges on all samples")
+        job.progress("finishing with all samples")
         found = _with_all_samples(found, job, plan, judging.held_out)
     return _made(job, judging, bench, found, why, repairs=True)
 
