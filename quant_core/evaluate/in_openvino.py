@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from quant_core.model import files
 
 START_S = 120.0  # to start, and to read, compile and run the models once, on a busy machine
 # OpenVINO reports of a kernel the mean of all its runs, in which each pause of the process stays:
-# the median of several processes has none.
+# the least of several processes has the fewest.
 PROCESSES = 3
 BESIDE_S = 10.0  # times `seconds`, for what that does not count
 OTHER_RUNTIME = "Leave it to another runtime: onnxruntime runs it"
@@ -112,7 +111,7 @@ def race_in_openvino(
 
 
 def profile_in_openvino(models: Sequence[Path | ir.Model], feed: Feed) -> list[list[Kernel]]:
-    """The kernels of each model, and how long each takes: all models in turns, and the median of
+    """The kernels of each model, and how long each takes: all models in turns, and the least of
     PROCESSES. Raises: as `run_in_openvino`.
     """
     with tempfile.TemporaryDirectory(prefix="quantmill-") as name:
@@ -123,7 +122,7 @@ def profile_in_openvino(models: Sequence[Path | ir.Model], feed: Feed) -> list[l
         found = [run_in_openvino(paths, [feed], profiles=True).kernels for _ in range(PROCESSES)]
     return [
         [
-            replace(same[0], ms=median(kernel.ms for kernel in same))
+            replace(same[0], ms=min(kernel.ms for kernel in same))
             for same in zip(*of_model, strict=True)
         ]
         for of_model in zip(*found, strict=True)
