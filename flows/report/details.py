@@ -34,10 +34,13 @@ LATENCY_LEGEND = (
 )
 LAYERS_LEGEND = "Circles: each layer alone. Discs: with all before it. Higher is nearer to float."
 
-FLAGS_OF_FALSE = {
+# Key of QuantConfig -> the option that changes it, where it is not called like the key.
+OPTIONS = {
     "per_channel": "--per-tensor",
     "symmetric": "--asymmetric",
     "bias_correction": "--no-bias-correction",
+    "optimize": "--no-optimize",
+    "time_budget_s": "--time-budget",
 }
 
 
@@ -257,20 +260,20 @@ def _command(row: Values) -> list[Child]:
     default = QuantConfig().to_dict()
     for key, value in json.loads(row["config"]).items():
         if value != default.get(key):
-            words += _flags(key, value)
+            words += _typed(key, value)
     label = element("p", {}, "The same for one model, with your calibration samples:")
     return [label, element("pre", {}, element("code", {}, shlex.join(words)))]
 
 
-def _flags(key: str, value: object) -> list[str]:
-    flag = "--" + key.replace("_", "-")
-    if isinstance(value, Mapping):
-        return [word for glob, bits in value.items() for word in (flag, f"{glob}={bits}")]
-    if isinstance(value, list):
-        return [word for item in value for word in (flag, str(item))]
+def _typed(key: str, value: object) -> list[str]:
+    """The option of a key of QuantConfig that has another value than the default, as typed."""
+    option = OPTIONS.get(key, "--" + key.replace("_", "-"))
     if isinstance(value, bool):
-        return [flag if value else FLAGS_OF_FALSE.get(key, f"--no-{key}")]
-    return [flag, str(value)]
+        return [option]
+    if isinstance(value, Mapping):
+        value = [f"{name}={number}" for name, number in value.items()]
+    values = value if isinstance(value, list) else [value]
+    return [word for item in values for word in (option, str(item))]
 
 
 def _yes_or_no(value: bool | None) -> str | None:

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import pytest
 import typer
 
 from flows.cli import options
 from flows.cli.command import Answer, register
+from flows.report.details import details
+from flows.report.elements import Element
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
+
+# No option has its default.
+CONFIG = QuantConfig(
+    bits=4,
+    mode="static",
+    method="percentile",
+    percentile=99.5,
+    per_channel=False,
+    symmetric=False,
+    block_size=64,
+    weight_method="rtn",
+    bias_correction=False,
+    exclude=("a*", "b"),
+    layer_bits={"head": 32, "x=y": 8},
+    min_elements=9,
+    target="arm64",
+    runtime="qdq",
+    float_storage="float16",
+    qat="replace",
+    optimize=False,
+    fix_shape={"batch": 1, "x:0:2": 224, "a=b": 3},
+    prune="zero-channels",
+    floor_db=20.0,
+    time_budget_s=60.0,
+    provider="cuda",
+)
 
 
 @pytest.fixture
@@ -47,30 +78,37 @@ def test_every_option_of_a_config_can_be_typed(typed):
         "--bits 4 --mode static --method percentile --percentile 99.5 --per-tensor --asymmetric"
         " --block-size 64 --weight-method rtn --no-bias-correction --exclude a* --exclude b"
         " --layer-bits head=32 --layer-bits x=y=8 --min-elements 9 --target arm64 --runtime qdq"
-        " --fix-shape batch=1,x:0:2=224 --fix-shape a=b=3"
+        " --fix-shape batch=1,x:0:2=224 --fix-shape a=b=3 --float-storage float16 --qat replace"
+        " --no-optimize --prune zero-channels --floor-db 20 --time-budget 60 --provider cuda"
     )
 
     code, seen = typed(*line.split())
 
     assert code == 0
-    assert seen["config"] == QuantConfig(
-        bits=4,
-        mode="static",
-        method="percentile",
-        percentile=99.5,
-        per_channel=False,
-        symmetric=False,
-        block_size=64,
-        weight_method="rtn",
-        bias_correction=False,
-        exclude=("a*", "b"),
-        layer_bits={"head": 32, "x=y": 8},
-        min_elements=9,
-        target="arm64",
-        runtime="qdq",
-        fix_shape={"batch": 1, "x:0:2": 224, "a=b": 3},
-    )
-    assert set(options.CONFIG) == set(QuantConfig.__slots__)
+    assert seen["config"] == CONFIG
+    assert set(options.changed_options(CONFIG)) == set(options.CONFIG) == set(QuantConfig.__slots__)
+
+
+def test_the_command_on_a_report_page_has_the_options_of_its_model(typed):
+    row = {"outcome": "done", "verdict": "met", "input": "a.onnx", "output": "b.onnx"}
+
+    parts = details({**row, "config": json.dumps(CONFIG.to_dict())}, [], [], [])
+
+    words = shlex.split(code_in(parts))
+    code, seen = typed(*words[words.index("CALIBRATION") + 1 :])
+    assert code == 0
+    assert seen["config"] == CONFIG
+
+
+def code_in(parts) -> str:
+    """The text of the first element `code`."""
+    for part in parts:
+        if isinstance(part, Element):
+            if part.tag == "code":
+                return part.children[0]
+            if text := code_in(part.children):
+                return text
+    return ""
 
 
 def test_samples_and_a_contract_can_be_typed(typed):
