@@ -185,8 +185,8 @@ class Audit:
         try:
             if reason := _what_changed(one.entry):
                 return Judged(replace(row, outcome=AuditOutcome.REGRESSED, reason=reason))
-            code, versions = self.workers.limits.allow_code, one.entry.versions
-            if job_digest(one.job, code, versions) != one.entry.digest:
+            code = self.workers.limits.allow_code
+            if job_digest(one.job, code, one.entry.versions) != one.entry.digest:
                 reason = "its original, its samples or its metric have changed since"
                 return Judged(replace(row, outcome=AuditOutcome.STALE, reason=reason))
             self.workers.contents |= _contents(one)

@@ -230,7 +230,7 @@ class Batch:
     def _benchmark(self, models: Sequence[ModelRun]) -> None:
         """Time the models one after another, if at all, and finish them."""
         how = self.manifest.benchmark
-        if how.seconds:
+        if how.seconds and models:
             self.notify(PhaseBegan("benchmark", len(models)))
         for model in models:
             if how.seconds:

@@ -62,7 +62,7 @@ def _without_a_rival(trace: Sequence[Trial], written: Trial | None) -> str:
     nearest = max(others, key=lambda trial: trial["sqnr_db"])
     nearer_db = nearest["sqnr_db"] - written["sqnr_db"]
     by = f"{nearer_db:.1f} dB" if nearer_db > EQUAL_DB else "no"
-    return f"{nearest['candidate']} runs the same kernels, and is {by} nearer to float"
+    return f"{_quoted(nearest)} runs the same kernels, and is {by} nearer to float"
 
 
 def _beside(written: Trial, rival: Trial, tried: int) -> str:
@@ -70,7 +70,7 @@ def _beside(written: Trial, rival: Trial, tried: int) -> str:
     share = written["speedup"] / rival["speedup"] - 1
     faster = f"{rival['speedup'] / written['speedup'] - 1:.0%}"
     nearer_db = written["sqnr_db"] - rival["sqnr_db"]
-    name = rival["candidate"]
+    name = _quoted(rival)
     if share > EQUAL_SHARE:
         return f"fastest of {tried} plans, {share:.0%} ahead of {name}"
     if share < -EQUAL_SHARE and nearer_db > EQUAL_DB:
@@ -80,3 +80,9 @@ def _beside(written: Trial, rival: Trial, tried: int) -> str:
     if nearer_db > EQUAL_DB:
         return f"as fast as {name}, and {nearer_db:.1f} dB nearer to float"
     return f"as good as {name}, the next of {tried} plans"
+
+
+def _quoted(trial: Trial) -> str:
+    """The name of a plan in a sentence; one with a comma would end the clause."""
+    name = str(trial["candidate"])
+    return f'"{name}"' if "," in name else name

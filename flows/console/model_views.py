@@ -13,8 +13,7 @@ from flows.console.tables import error_text, facts_table, rows_table
 from quant_core.text import printable
 
 AUTO_MODE_NOTE = (
-    "mode auto: this is where the search starts. "
-    "It keeps of it what measures as faster and right on this host."
+    "mode auto: the search starts from this plan, and keeps what is faster and right on this host."
 )
 
 
@@ -61,7 +60,7 @@ def plan_view(plan: Mapping[str, Any]) -> RenderableType:
     storage = count_words(node["storage"] for node in rows if node["storage"])
     parts: list[RenderableType] = [table, Text(f"compute: {compute}   storage: {storage}")]
     if rewrites := count_words(change["rule"] for change in plan.get("rewrites", ())):
-        parts.append(Text(f"rewritten before: {rewrites}"))
+        parts.append(Text(f"rewritten first: {rewrites}"))
     if plan.get("config", {}).get("mode") == "auto":
         parts.append(Text(AUTO_MODE_NOTE, style="dim"))
     return Group(*parts)

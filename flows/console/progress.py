@@ -97,9 +97,11 @@ def _outcome(row: ModelRow | AuditRow) -> Text:
         return tables.verdict_text(
             "failed", tables.failure_sentence(str(row.stage), row.error or "", row.where)
         )
-    verdict = row.verdict if isinstance(row, ModelRow) else Verdict.NONE
-    word = row.outcome if verdict is Verdict.NONE else verdict
-    return tables.verdict_text(word.value, row.reason or "")
+    if isinstance(row, AuditRow):
+        return tables.verdict_text(row.outcome, row.reason)
+    if row.verdict is Verdict.NONE:
+        return tables.verdict_text(row.outcome)
+    return tables.verdict_text(row.verdict, row.reason)
 
 
 class _LiveTable:

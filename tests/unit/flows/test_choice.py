@@ -31,6 +31,10 @@ FAST, EXACT = trial("fast", 3.0, 20.0), trial("exact", 1.5, 40.0)
         ),
         ([trial("it", 2.99, 35.0), FAST], "as fast as fast, and 15.0 dB nearer to float"),
         ([trial("it", 2.99, 20.0), FAST], "as good as fast, the next of 2 plans"),
+        (
+            [trial("it", 2.99, 20.0), trial("a, b", 3.0, 20.0)],
+            'as good as "a, b", the next of 2 plans',
+        ),
     ],
 )
 def test_the_reason_is_how_it_stands_beside_the_fastest_other_plan(trace, reason):

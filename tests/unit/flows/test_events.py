@@ -71,7 +71,11 @@ def test_a_finished_model_is_its_row_and_has_a_verdict_in_an_audit_too():
 
 @pytest.mark.parametrize(
     ("row", "words"),
-    [(MADE, "m (o): not met: speedup 0.50, at least 1"), (KEPT, "m (o): kept")],
+    [
+        (MADE, "m (o): not met: speedup 0.50, at least 1"),
+        (replace(MADE, verdict=Verdict.NONE, reason="no contract"), "m (o): done"),
+        (KEPT, "m (o): kept"),
+    ],
 )
 def test_a_log_has_a_line_for_each_finished_model(row, words, capsys):
     with progress(as_json=False) as listener:
