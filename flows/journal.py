@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from flows.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.manifest.outputs import FOLDER
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, reason_of
 from quant_core.model.atomic import atomic_write, discard, sync_folder
 from tasks import stores
 from tasks.cache import files_digest
@@ -276,10 +276,8 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         own.mkdir(parents=True, exist_ok=True)
         fd = os.open(own / "journal.jsonl", FLAGS, 0o666)  # less what the umask takes
     except OSError as problem:
-        reason = (problem.strerror or str(problem)).lower()
-        raise RequestError(
-            f"cannot be written: {reason}", str(folder), "Choose another output_dir"
-        ) from None
+        reason = f"cannot be written: {reason_of(problem)}"
+        raise RequestError(reason, str(folder), "Choose another output_dir") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _drop_torn_line(fd)

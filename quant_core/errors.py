@@ -9,6 +9,8 @@ from typing import Any
 
 from quant_core.text import printable
 
+SPACE_HINT = "Is there space, and may you write there?"
+
 
 class QuantError(Exception):
     """A failure that a person can act on.
@@ -62,6 +64,16 @@ def nearest_hint(word: str, known: Iterable[str]) -> str:
     """A question for the known name that is nearest to a word; "" if none is near."""
     near = difflib.get_close_matches(word, list(known), 1)
     return f"Did you mean {near[0]}?" if near else ""
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says is wrong, in lower case as in the middle of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
+def not_written(error: OSError, where: object, verb: str = "written") -> RequestError:
+    """The error for a file that cannot be written."""
+    return RequestError(f"cannot be {verb}: {reason_of(error)}", str(where), SPACE_HINT)
 
 
 class StageReason(StrEnum):

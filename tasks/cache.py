@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any
 
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, reason_of
 from quant_core.model.locations import data_names
 from quant_core.worker.host import own_folder
 from tasks import stores
@@ -106,7 +106,7 @@ def the_cache() -> Cache:
         return Cache(Path(named) if named else home / "quantmill" / "stores")
     except OSError as problem:
         if named:
-            reason = f"cannot be written: {(problem.strerror or str(problem)).lower()}"
+            reason = f"cannot be written: {reason_of(problem)}"
             hint = "Let QUANTMILL_CACHE name a folder of your own"
             raise RequestError(reason, named, hint) from problem
         return Cache(own_folder() / "stores")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quant_core.errors import QuantError, StageError, StageReason, error_from_dict
+from quant_core.errors import QuantError, StageError, StageReason, error_from_dict, reason_of
 from quant_core.worker.child import (
     MAX_WORKER_DEATHS,
     STAGE_MODULE,
@@ -205,7 +205,7 @@ def _as_stage_error(problem: OSError, stage: str) -> StageError:
     """A failure of a store as an error of the stage; one that may pass is transient."""
     is_busy = problem.errno in stores.BUSY | {errno.ESTALE}
     return StageError(
-        (problem.strerror or str(problem)).lower(),
+        reason_of(problem),
         str(problem.filename or f"stage {stage}"),
         "Do the workers reach the store, with credentials that hold, and may they write there?",
         StageReason.BUSY if is_busy else StageReason.FAILED,

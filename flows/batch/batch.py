@@ -46,13 +46,13 @@ from flows.batch.flow_run import Caller, run_side_by_side, shown_in_prefect
 from flows.batch.model_run import ModelRun, share
 from flows.batch.rebuild import heal
 from flows.batch.rows import failed_entry, model_entry, run_row, skipped_entry
-from flows.batch.to_do import in_portions, input_bytes, job_digests, owner_of, unwritable
+from flows.batch.to_do import in_portions, input_bytes, job_digests, owner_of
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started
 from flows.console.result import PAGE, BatchResult
 from flows.entries import EndEntry, ModelEntry, RunEntry, now_after
 from flows.journal import Journal, Stages
 from flows.manifest.jobs import Job
-from quant_core.errors import QuantError, RequestError
+from quant_core.errors import QuantError, RequestError, not_written
 from quant_core.model.atomic import discard
 from tasks.cache import the_cache
 from tasks.report import report
@@ -158,7 +158,7 @@ class Batch:
             try:
                 is_finished = self._is_finished(job, digest, force)
             except OSError as error:
-                failure = "publish", unwritable(job, error)
+                failure = "publish", not_written(error, job.output)
                 self._record(failed_entry(job, digest, self.run_id, failure))
                 continue
             if not is_finished:

@@ -9,7 +9,7 @@ from typing import Any
 from flows.batch.publish import place, publish
 from flows.manifest.jobs import Copy
 from flows.manifest.outputs import Owner, claim
-from quant_core.errors import RequestError
+from quant_core.errors import not_written
 from tasks.cache import TRANSFER_S, files_digest, the_cache
 from tasks.remote import transfer
 from tasks.stores import Location, Url
@@ -23,7 +23,7 @@ def copy_files(copies: Iterable[Copy]) -> None:
             if _digest(target) != file[source.name]:
                 publish(source.parent, file, target, link=False)
         except OSError as error:
-            raise _as_request_error(error, "copied", source) from error
+            raise not_written(error, source, "copied") from error
 
 
 def name_outputs(
@@ -48,7 +48,7 @@ def name_outputs(
             if isinstance(target, Url):
                 the_cache().remember(target, file)
         except OSError as error:
-            raise _as_request_error(error, "written", target) from error
+            raise not_written(error, target) from error
 
 
 def _digest(path: Location) -> list[Any] | None:
@@ -57,9 +57,3 @@ def _digest(path: Location) -> list[Any] | None:
         return files_digest(path.parent, [path.name])[path.name]
     except FileNotFoundError:
         return None
-
-
-def _as_request_error(error: OSError, verb: str, path: Location) -> RequestError:
-    reason = (error.strerror or str(error)).lower()
-    hint = "Is there space, and may you write there?"
-    return RequestError(f"cannot be {verb}: {reason}", str(path), hint)

@@ -16,7 +16,7 @@ from flows.manifest.code import metric_code
 from flows.manifest.files import files_to_read
 from flows.manifest.jobs import Job
 from quant_core.data.spec import Flow, SampleSpec
-from quant_core.errors import DataError, ModelError
+from quant_core.errors import DataError, ModelError, reason_of
 from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
 from quant_core.worker.host import versions
@@ -43,12 +43,12 @@ def job_digest(
         model = _model_digests(job.input)
     except OSError as problem:
         where = str(problem.filename or job.input)
-        raise ModelError(f"cannot be read: {_reason(problem)}", where) from problem
+        raise ModelError(f"cannot be read: {reason_of(problem)}", where) from problem
     specs = [spec for spec in (job.calibration, job.evaluation) if spec is not None]
     try:
         samples = [_samples(spec, spec is job.calibration) for spec in specs]
     except OSError as problem:
-        raise DataError(f"cannot be read: {_reason(problem)}", str(problem.filename)) from problem
+        raise DataError(f"cannot be read: {reason_of(problem)}", str(problem.filename)) from problem
     made_of = {
         "model": model,
         "samples": samples,
@@ -75,7 +75,7 @@ def _code_digests(folder: Path, metric: str) -> dict[str, str]:
     try:
         return {str(f.relative_to(folder)): file_digest(f) for f in files if f.exists()}
     except OSError as problem:
-        raise DataError(f"cannot be read: {_reason(problem)}", str(problem.filename)) from problem
+        raise DataError(f"cannot be read: {reason_of(problem)}", str(problem.filename)) from problem
 
 
 def url_contents(job: Job) -> dict[str, Content]:
@@ -96,7 +96,7 @@ def url_contents(job: Job) -> dict[str, Content]:
         except OSError as problem:
             kind = ModelError if is_model else DataError
             where = str(problem.filename or place)
-            raise kind(f"cannot be read: {_reason(problem)}", where) from problem
+            raise kind(f"cannot be read: {reason_of(problem)}", where) from problem
     return found
 
 
@@ -157,10 +157,6 @@ def _wait_until_complete(path: Path) -> None:
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, "still being written", str(path))
         time.sleep(0.1)
-
-
-def _reason(problem: OSError) -> str:
-    return (problem.strerror or str(problem)).lower()
 
 
 def _hash(content: bytes) -> str:

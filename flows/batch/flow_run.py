@@ -38,7 +38,7 @@ from flows.journal import Journal  # noqa: E402
 from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
-from quant_core.errors import QuantError, StageError  # noqa: E402
+from quant_core.errors import QuantError, StageError, reason_of  # noqa: E402
 from quant_core.worker.child import STAGE_MODULE, StageLimits  # noqa: E402
 from tasks import stores  # noqa: E402
 from tasks.stores import Location, Url  # noqa: E402
@@ -168,7 +168,7 @@ def call_flow(
     if "can't start new thread" in reason:
         hint = START_HINT
     if isinstance(found, OSError) and found.strerror:
-        reason, where = found.strerror.lower(), str(found.filename or where)
+        reason, where = reason_of(found), str(found.filename or where)
     raise StageError(f"the {kind} stopped: {reason}", where, hint)
 
 

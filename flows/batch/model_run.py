@@ -13,7 +13,7 @@ from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.journal import Stages
 from flows.manifest.jobs import Benchmark, Job
 from quant_core.data.spec import RANDOM
-from quant_core.errors import ModelError, QuantError
+from quant_core.errors import SPACE_HINT, ModelError, QuantError, reason_of
 from tasks import stages as tasks
 from tasks.cache import files_digest
 from tasks.stores import Location, Url
@@ -168,10 +168,8 @@ class ModelRun:
         except QuantError as problem:
             self.failure = stage, problem
         except OSError as problem:
-            reason = (problem.strerror or str(problem)).lower()
             where = str(problem.filename or self.job.output)
-            hint = "Is there space, and may you write there?"
-            self.failure = stage, QuantError(reason, where, hint)
+            self.failure = stage, QuantError(reason_of(problem), where, SPACE_HINT)
         except Exception as problem:  # whatever it is, it is this model's alone
             reason = f"{type(problem).__name__}: {problem}"
             self.failure = stage, QuantError(reason, "", "Please report it")

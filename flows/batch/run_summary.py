@@ -21,7 +21,7 @@ from flows.console.summary import (
 from flows.journal import Journal, is_taken, open_journal
 from flows.manifest.jobs import Manifest
 from flows.runtime.signals import before_stop
-from quant_core.errors import RequestError
+from quant_core.errors import not_written
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -84,9 +84,7 @@ def running_summary(kind: str, folder: Path) -> Iterator[None]:
     try:
         write_summary(path, begun)
     except OSError as problem:
-        reason = (problem.strerror or str(problem)).lower()
-        hint = "Is there space, and may you write there?"
-        raise RequestError(f"cannot be written: {reason}", str(path), hint) from None
+        raise not_written(problem, path) from None
     with before_stop(partial(_break_off, path, "Stopped", "stopped by a signal")):
         try:
             yield

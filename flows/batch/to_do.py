@@ -13,7 +13,7 @@ from flows.journal import journal_id
 from flows.manifest.files import unreadable_file
 from flows.manifest.jobs import Job, Manifest
 from flows.manifest.outputs import Owner, claim
-from quant_core.errors import QuantError, RequestError
+from quant_core.errors import QuantError, not_written
 from quant_core.model.locations import disk_bytes
 from tasks.cache import Content, forget_files, the_cache
 from tasks.stores import Url
@@ -81,13 +81,6 @@ def input_bytes(job: Job, contents: Mapping[str, Content]) -> int:
     return disk_bytes(job.input)
 
 
-def unwritable(job: Job, error: OSError) -> RequestError:
-    """The error for an output that this problem keeps from being written."""
-    reason = (error.strerror or str(error)).lower()
-    hint = "Is there space, and may you write there?"
-    return RequestError(f"cannot be written: {reason}", str(job.output), hint)
-
-
 def _digest_or_failure(
     job: Job, owner: Owner, force: bool, contents: dict[str, Content], allow_code: str | None
 ) -> str | Failure:
@@ -107,5 +100,5 @@ def _digest_or_failure(
     except QuantError as problem:
         return "publish", problem
     except OSError as error:
-        return "publish", unwritable(job, error)
+        return "publish", not_written(error, job.output)
     return digest

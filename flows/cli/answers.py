@@ -19,7 +19,7 @@ from flows.console import model_views, result_views
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Progress
-from quant_core.errors import DataError, ModelError, RequestError
+from quant_core.errors import DataError, ModelError, RequestError, reason_of
 
 if TYPE_CHECKING:
     from flows.runtime.javascript import Runtime as JavaScript
@@ -338,4 +338,4 @@ def _read_plan(path: Path) -> QuantPlan:
     except UnicodeDecodeError as error:
         raise RequestError("is not a plan, but no text at all", str(path), hint) from error
     except OSError as error:
-        raise RequestError(f"cannot be read: {error.strerror}", str(path), hint) from error
+        raise RequestError(f"cannot be read: {reason_of(error)}", str(path), hint) from error

@@ -15,7 +15,14 @@ from flows.manifest.jobs import Copy, Job
 from flows.manifest.mistakes import Mistake, Place, format_place
 from flows.manifest.outputs import output_test
 from flows.manifest.paths import absolute, exists, file_key, is_folder
-from quant_core.errors import DataError, ModelError, QuantError, RequestError, nearest_hint
+from quant_core.errors import (
+    DataError,
+    ModelError,
+    QuantError,
+    RequestError,
+    nearest_hint,
+    reason_of,
+)
 from tasks.cache import the_cache
 from tasks.stores import Location, Url, listing, location
 
@@ -91,7 +98,9 @@ def copies_beside(
         originals = {*huggingface.files_below(root)}
         others = huggingface.other_files(root, output_dir)
     except OSError as problem:
-        return (), [Mistake(place, f"cannot be listed: {problem.strerror}", str(problem.filename))]
+        return (), [
+            Mistake(place, f"cannot be listed: {reason_of(problem)}", str(problem.filename))
+        ]
     mistakes, is_output = [], output_test()
     for path in (*bits_of, *(target for _, target in names)):
         if path in originals and not is_output(path):
@@ -129,7 +138,7 @@ def _what_is_wrong_in_store(url: Url, may_be_folder: bool) -> str | None:
     try:
         is_folder = the_cache().stat(url).is_folder
     except OSError as problem:
-        return problem.strerror or str(problem)
+        return reason_of(problem)
     return "is a folder, not a file" if is_folder and not may_be_folder else None
 
 

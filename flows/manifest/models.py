@@ -15,6 +15,7 @@ from typing import Any
 from flows.manifest import huggingface
 from flows.manifest.mistakes import Mistake, Place
 from flows.manifest.paths import absolute, is_folder, real_path
+from quant_core.errors import reason_of
 from tasks.cache import the_cache
 from tasks.stores import Location, Url
 
@@ -84,8 +85,7 @@ def _find_graphs(
 
 
 def _not_listed(place: Place, problem: OSError) -> Mistake:
-    reason = problem.strerror or str(problem)
-    return Mistake(place, f"cannot be listed: {reason}", str(problem.filename))
+    return Mistake(place, f"cannot be listed: {reason_of(problem)}", str(problem.filename))
 
 
 def _glob(folder: Path, pattern: str) -> list[tuple[Location, Location]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, reason_of
 
 SUFFIXES = (".yaml", ".yml", ".json", ".toml")  # by which a manifest is told from a model
 MAX_BYTES = 8 << 20
@@ -34,7 +34,7 @@ def read_values(path: Path) -> object:
             )
         return _parse(content.decode("utf-8"), path)
     except OSError as error:
-        problem = f"cannot be read: {(error.strerror or str(error)).lower()}"
+        problem = f"cannot be read: {reason_of(error)}"
         raise RequestError(problem, str(path), "Name a YAML or TOML manifest") from None
     except UnicodeDecodeError:
         raise RequestError("is not UTF-8 text", str(path), "Name a YAML or TOML manifest") from None

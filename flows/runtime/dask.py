@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.runtime.prefect_api import START_HINT, Prefect, api_server, settings_of_environment
 from flows.runtime.tls import own_security
-from quant_core.errors import QuantError, RequestError
+from quant_core.errors import QuantError, RequestError, reason_of
 from quant_core.worker.child import warm_up
 from quant_core.worker.host import PACKAGES
 from quant_core.worker.memory import total_bytes, usable_cores
@@ -90,8 +90,7 @@ def check_loopback() -> None:
             pass
     except OSError as problem:
         hint = "Prefect and Dask need it: bring up the interface lo"
-        reason = (problem.strerror or str(problem)).lower()
-        raise QuantError(f"cannot be reached: {reason}", LOOPBACK, hint) from None
+        raise QuantError(f"cannot be reached: {reason_of(problem)}", LOOPBACK, hint) from None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import tempfile
 from typing import Any
 from urllib.parse import urlsplit
 
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, reason_of
 
 LOOPBACK = "127.0.0.1,localhost,::1"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -35,7 +35,7 @@ def own_process() -> None:
         tempfile.gettempdir()
     except FileNotFoundError as problem:
         hint = "Let TMPDIR name a folder that can be written"
-        sys.stderr.write(f"{RequestError(str(problem.strerror).lower(), 'TMPDIR', hint)}\n")
+        sys.stderr.write(f"{RequestError(reason_of(problem), 'TMPDIR', hint)}\n")
         raise SystemExit(RequestError.exit_code) from None
     _give_a_home()
 

@@ -15,7 +15,7 @@ import numpy as np
 from quant_core.data.containers import boxed, is_absent
 from quant_core.data.input_spec import InputSpec, describe_inputs, did_you_mean
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
-from quant_core.errors import DataError
+from quant_core.errors import DataError, reason_of
 from quant_core.model.session import unboxed
 
 Feed = dict[str, np.ndarray]
@@ -297,7 +297,9 @@ def _hash_file(path: Path, update: Callable[[bytes], None]) -> None:
             while block := file.read(1 << 20):
                 update(block)
     except OSError as error:
-        raise DataError(f"cannot be read: {error}", str(path), "Check the path") from error
+        raise DataError(
+            f"cannot be read: {reason_of(error)}", str(path), "Check the path"
+        ) from error
 
 
 def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) -> None:

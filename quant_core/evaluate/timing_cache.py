@@ -17,7 +17,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from quant_core.errors import RequestError
+from quant_core.errors import RequestError, reason_of
 from quant_core.evaluate.timing import Timing
 from quant_core.plan.targets import cpu_name, host_kernels
 
@@ -111,7 +111,9 @@ def _read(path: Path, start: int = 0) -> tuple[dict[str, Cost], int, int]:
     except FileNotFoundError:
         return {}, 0, 0
     except OSError as error:
-        raise RequestError(f"cannot be read: {error}", str(path), NAME_A_TABLE) from error
+        raise RequestError(
+            f"cannot be read: {reason_of(error)}", str(path), NAME_A_TABLE
+        ) from error
     text = content.decode(errors="replace").replace("\0", "")  # a power cut leaves zeros
     lines = [line for line in text.splitlines() if line]
     costs: dict[str, Cost] = {}
@@ -143,5 +145,5 @@ def _append(path: Path, what: str, cost: Cost) -> None:
             # the newline comes first, because a crash may have left half a line
             file.write(b"\n" + json.dumps(row).encode())
     except OSError as error:
-        problem = f"cannot be written: {error.strerror}"
+        problem = f"cannot be written: {reason_of(error)}"
         raise RequestError(problem, str(path), "Name a file in another folder") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quant_core.errors import ModelError
+from quant_core.errors import ModelError, reason_of
 from quant_core.model import graph, origins
 from quant_core.model.atomic import atomic_write, move_synced
 from quant_core.model.files import external_tensors, is_large, load, save
@@ -66,7 +66,7 @@ def write_copy(source: Path, output: Path) -> int:
 
 
 def _not_written(error: OSError, output: Path) -> ModelError:
-    problem = f"cannot be written: {error.strerror or error}"
+    problem = f"cannot be written: {reason_of(error)}"
     return ModelError(problem, str(output), "Is there room on the disk?")
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from quant_core.data.samples import Samples
-from quant_core.errors import ModelError, RequestError
+from quant_core.errors import ModelError, RequestError, reason_of
 from quant_core.model import graph
 from quant_core.plan.types import QuantPlan
 
@@ -30,7 +30,7 @@ def check_output(path: str | Path, output: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"the folder cannot be made: {error.strerror}"
+        problem = f"the folder cannot be made: {reason_of(error)}"
         raise RequestError(problem, str(folder), "Choose another") from error
     if not os.access(folder, os.W_OK):
         raise RequestError(

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from quant_core.errors import QuantError, StageError, StageReason
+from quant_core.errors import QuantError, StageError, StageReason, reason_of
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.worker.memory import MORE_MEMORY
 
@@ -88,7 +88,7 @@ def _as_quant_error(problem: BaseException) -> QuantError:
     if isinstance(problem, OSError) and problem.errno is not None:
         is_busy = problem.errno in BUSY_ERRORS
         return StageError(
-            (problem.strerror or text).lower(),
+            reason_of(problem),
             str(problem.filename or ""),
             OS_HINTS.get(problem.errno, ""),
             StageReason.BUSY if is_busy else StageReason.FAILED,
