@@ -33,8 +33,10 @@ class OutputFidelity:
                    shape for some samples only has the values of the others
     is_probability whether all values of the float model lie in [0, 1]
     integer_db     of an integer output: SQNR of its numbers around their mean, or what decisions
-                   count as, 20 dB where one in ten differs from float's; whichever is higher
+                   count as, 20 dB where one in ten differs from float's, of all or of the mean
+                   class if that is more; whichever is higher
     upper_integer_db  the same with what more decisions may be better by, by the spread over samples
+    class_agreement  of an integer output: mean of the agreement over the classes of float
 
     cosine, sqnr_db, lower_db and max_abs_error are None for an integer output.
     """
@@ -49,6 +51,7 @@ class OutputFidelity:
     lower_db: float | None = None
     integer_db: float | None = None
     upper_integer_db: float | None = None
+    class_agreement: float | None = None
 
     @property
     def is_reshaped(self) -> bool:
@@ -79,9 +82,13 @@ class OutputFidelity:
     @property
     def nearness(self) -> str:
         """`sound_db` for people; of integers with the share that equals float's."""
-        if self.sqnr_db is None:
-            return f"has {self.sound_db:.1f} dB ({percent(self.agreement or 0.0)} equal float's)"
-        return f"has {self.sound_db:.1f} dB"
+        text = f"has {self.sound_db:.1f} dB"
+        if self.sqnr_db is not None or self.agreement is None:
+            return text
+        equal = f"{percent(self.agreement)} equal float's"
+        if self.class_agreement is not None and self.class_agreement < self.agreement:
+            equal += f", {percent(self.class_agreement)} of the mean class"
+        return f"{text} ({equal})"
 
     @property
     def _is_same_probability(self) -> bool:

@@ -7,7 +7,9 @@ score decides whether it is above a threshold. An integer output is its own deci
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +86,31 @@ def count_decisions(
         right_in_float=int(right_in_float.sum()),
         right_in_both=int((right & right_in_float).sum()),
     )
+
+
+def count_classes(decisions: np.ndarray) -> Counter[Any]:
+    """How many of the decisions are for each class."""
+    classes, counts = np.unique(decisions, return_counts=True)
+    return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+
+
+def class_agreement(decided: Counter[Any], differing: Counter[Any]) -> float:
+    """Mean share of the float model's decisions for one class that are the same, over its classes.
+
+    So a mask that loses all of a rare class is no better than half right. A class of a few
+    decisions says little by itself: each class counts as if it had sqrt(n) / 2 more of the n
+    decisions, which is the standard deviation of n flips of a coin, with the share of all.
+
+    decided    by the float model for each class, at least one
+    differing  of these
+
+    Source: Brodersen et al., "The balanced accuracy and its posterior distribution", ICPR 2010.
+    """
+    total = decided.total()
+    more = math.sqrt(total) / 2
+    share = differing.total() / total
+    lost = ((differing[label] + more * share) / (count + more) for label, count in decided.items())
+    return 1 - math.fsum(lost) / len(decided)
 
 
 def aligned_labels(

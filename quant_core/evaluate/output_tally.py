@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 
 from quant_core.evaluate.decisions import (
     Decisions,
     aligned_labels,
+    class_agreement,
     class_axis,
+    count_classes,
     count_decisions,
     decide,
 )
@@ -46,6 +50,8 @@ class OutputTally:
         self.labels_fit = True
         self.decided: list[np.ndarray] = []  # numbers of decisions of each feed, of integers:
         self.differing: list[np.ndarray] = []  # of all, and of those that differ
+        self.decided_by_class: Counter[Any] = Counter()  # the same of all feeds
+        self.differing_by_class: Counter[Any] = Counter()
         # threshold of single scores (None: argmax, or integers) -> decisions
         self.by_threshold: dict[float | None, Decisions] = {}
 
@@ -61,9 +67,12 @@ class OutputTally:
             self.is_compared = True
             self._add_errors(want.reshape(feeds, -1), got.reshape(feeds, -1))
         if want.dtype.kind != "f":
-            differs = (got != want).reshape(feeds, -1)
-            self.decided.append(np.full(feeds, differs.shape[1], np.float64))
-            self.differing.append(differs.sum(1).astype(np.float64))
+            differs = got != want
+            of_feeds = differs.reshape(feeds, -1)
+            self.decided.append(np.full(feeds, of_feeds.shape[1], np.float64))
+            self.differing.append(of_feeds.sum(1).astype(np.float64))
+            self.decided_by_class.update(count_classes(want))
+            self.differing_by_class.update(count_classes(want[differs]))
         self._add_decisions(want, got, labels)
 
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
@@ -131,15 +140,7 @@ class OutputTally:
             flaw = f"holds {counted(self.unusable_values, 'NaN or infinite value')}"
         agreement = self.decisions().agreement
         if not self.is_float:
-            nearest, upper = self._integer_db()
-            return OutputFidelity(
-                self.name,
-                *3 * (None,),
-                agreement,
-                flaw,
-                integer_db=nearest,
-                upper_integer_db=upper,
-            )
+            return self._of_integers(agreement, flaw)
         if self.unusable_values or not self.is_compared:
             worst = -MAX_SQNR_DB
             return OutputFidelity(self.name, -1.0, worst, math.inf, agreement, flaw, lower_db=worst)
@@ -154,18 +155,30 @@ class OutputTally:
             lower_db=_within_limits(lower_sqnr_db(*self._sums())),
         )
 
-    def _integer_db(self) -> tuple[float | None, float | None]:
-        """SQNR of the numbers around their mean, or of the decisions, whichever is higher; and the
-        same with what decisions may reach by luck. None without any.
+    def _of_integers(self, agreement: float | None, flaw: str) -> OutputFidelity:
+        """The fidelity of an output that decides: SQNR of the numbers around their mean, or of the
+        decisions, whichever is higher; and the same with what decisions may reach by luck.
         """
         totals, differing = np.concatenate(self.decided), np.concatenate(self.differing)
         total = float(totals.sum())
         if not total:
-            return None, None
+            return OutputFidelity(self.name, *3 * (None,), agreement, flaw)
+        share = float(differing.sum()) / total
+        of_classes = class_agreement(self.decided_by_class, self.differing_by_class)
+        if share:  # what differs counts as often as it does among the mean class
+            totals = totals * min(1.0, share / (1 - of_classes))
         of_numbers = self._sqnr_db(self.sum**2 / total) if self.is_compared else -MAX_SQNR_DB
-        of_decisions = _within_limits(decisions_db(total, float(differing.sum())))
+        of_decisions = _within_limits(decisions_db(float(totals.sum()), float(differing.sum())))
         upper = _within_limits(upper_decisions_db(totals, differing))
-        return max(of_numbers, of_decisions), max(of_numbers, upper)
+        return OutputFidelity(
+            self.name,
+            *3 * (None,),
+            agreement,
+            flaw,
+            integer_db=max(of_numbers, of_decisions),
+            upper_integer_db=max(of_numbers, upper),
+            class_agreement=of_classes,
+        )
 
     def _cosine(self) -> float:
         """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""

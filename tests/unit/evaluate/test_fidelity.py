@@ -90,6 +90,39 @@ def test_integers_are_judged_as_numbers_and_as_decisions(want, got, db):
     assert output.sound_db == output.sound_lower_db == pytest.approx(db, abs=0.1)
 
 
+def test_a_mask_that_loses_a_rare_class_is_broken():
+    mask = np.zeros((4, 100, 100), np.int64)
+    mask[:, 20:30, 40:45] = 1  # 0.5 %
+    moved = np.roll(mask, 1, axis=2)  # four fifths are where they were
+
+    lost = compare(feeds(*mask), feeds(*0 * mask), ["mask"]).per_output[0]
+    kept = compare(feeds(*mask), feeds(*moved), ["mask"]).per_output[0]
+
+    assert lost.agreement == 0.995
+    assert lost.sound_db == lost.sound_lower_db < 12
+    assert kept.sound_db > 20
+
+
+def test_a_class_of_a_few_decisions_proves_nothing():
+    mask = np.zeros((4, 100, 100), np.int64)
+    mask[0, 0, :2] = 1
+
+    lost = compare(feeds(*mask), feeds(*0 * mask), ["mask"]).per_output[0]
+
+    assert lost.sound_db > 40
+
+
+@pytest.mark.parametrize("classes", [2, 5, 50])
+def test_classes_in_balance_are_judged_by_the_share_of_all(classes):
+    want = np.arange(1000) * 17 % classes
+    got = np.where(np.arange(1000) // classes % 10 == 3, (want + classes // 2) % classes, want)
+
+    output = compare(feeds(want), feeds(got), ["y"]).per_output[0]
+
+    assert output.class_agreement == pytest.approx(output.agreement, abs=1e-3)
+    assert output.sound_db == pytest.approx(20, abs=0.5)
+
+
 def test_decisions_of_few_samples_do_not_show_that_an_output_misses_the_aim():
     """Those of one sample that differ do so together, so that samples are what is counted."""
     is_wrong = np.arange(32) % 8 == 0  # one sample of eight, and all of its twenty decisions
