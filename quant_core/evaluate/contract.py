@@ -70,10 +70,21 @@ def accuracy_clauses(fidelity: Fidelity, contract: Contract) -> list[Clause]:
     if contract.min is not None:
         least = contract.min - TOLERANCE
         text = f"{contract.metric} {value:.4f}, at least {contract.min:g}"
-        if value < least and of_float is not None and of_float < least:
+        if value < least and float_misses(fidelity, contract):
             text += f", which float misses too: {of_float:.4f}"
         clauses.append(Clause(value >= least, text))
     return clauses
+
+
+def float_misses(fidelity: Fidelity, contract: Contract) -> bool:
+    """Whether float itself is below the least value of the contract's metric.
+
+    Raises: DataError if the metric was not measured.
+    """
+    _, of_float = score(fidelity, contract.metric)
+    if contract.min is None or of_float is None:
+        return False
+    return of_float < contract.min - TOLERANCE
 
 
 def gain_clauses(

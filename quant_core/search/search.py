@@ -23,7 +23,8 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    With a contract (`select_by_contract`) the candidate of most worth that satisfies it wins.
    Where a faster one misses it, or none satisfies it, the nodes that cost the most accuracy are
    promoted to more bits or to float (promotion.py). If none satisfies the contract in the end, the
-   best candidate is returned all the same, with verdict `not_met`.
+   best candidate is returned all the same, with verdict `not_met`. A least value that float itself
+   does not reach is not sought, unless a variant has it: `reachable`.
 5. Biases (`tune_biases`). The biases of what wins are corrected empirically, where that brings
    outputs nearer to float's and keeps the contract.
 
@@ -45,7 +46,7 @@ from typing import Any
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
-from quant_core.evaluate.contract import Verdict
+from quant_core.evaluate.contract import Verdict, float_misses
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.assignments import try_assignments
@@ -96,23 +97,24 @@ def search(
     if bench.deadline.is_past(POLICY.late):
         race = try_safest(race, plan, bench, progress)
     race = race_variants(race, plan, bench, contract, progress)
+    sought = None if contract is None else reachable(contract, race.candidates)
     if race.candidates:
         is_auto = plan.config.mode == "auto" and bench.timed_in is Runtime.ONNXRUNTIME
         if is_auto and bench.has_time_after(race.candidates):
             race = try_single_matmuls(race, bench, progress)
-        race = try_assignments(race, bench, contract, progress, whole_front=whole_front)
+        race = try_assignments(race, bench, sought, progress, whole_front=whole_front)
     if plan.config.mode == "auto":
-        race = race_variants(race, plan, bench, contract, progress, last_resorts=True)
+        race = race_variants(race, plan, bench, sought, progress, last_resorts=True)
     if not any(candidate.is_sound for candidate in race.candidates):
         race = try_safest(race, plan, bench, progress)
     if not race.candidates:
         raise _last_error(race.trials)
-    if contract is None:
+    if sought is None:
         race = try_more_bits(race, bench, progress)
         best = best_of(race.candidates)
     else:
-        best, race = select_by_contract(race, bench, contract, progress)
-    best, race = tune_biases(best, race, bench, contract, progress)
+        best, race = select_by_contract(race, bench, sought, progress)
+    best, race = tune_biases(best, race, bench, sought, progress)
     outcome = (Verdict.NONE, "no contract") if contract is None else verdict(best, contract)
     best = replace(best, plan=replace(best.plan, equalized_db=race.equalized_db))
     return Found(best, race.calibrated, *outcome, list(race.trace))
@@ -130,6 +132,17 @@ def follow_plan(
         return Found(best, calibrated, Verdict.NONE, "no contract", [])
     best = bench.judge(best)
     return Found(best, calibrated, *verdict(best, contract), [best.row()])
+
+
+def reachable(contract: Contract, candidates: Sequence[Candidate]) -> Contract | None:
+    """The contract without a least value that neither float itself nor a candidate has; None if it
+    promises nothing else.
+    """
+    judged = [c.fidelity for c in candidates if c.fidelity is not None and not c.metric_failure]
+    if satisfying(candidates, contract) or not any(float_misses(f, contract) for f in judged):
+        return contract
+    others = (contract.max_drop, contract.min_speedup, contract.max_size_ratio)
+    return None if others == (None, None, None) else replace(contract, min=-math.inf)
 
 
 def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:

@@ -199,6 +199,21 @@ def test_a_contract_without_anything_quantized_still_ends():
     assert found.verdict == "not_met"
 
 
+def test_what_float_itself_does_not_reach_promotes_nothing(tmp_path):
+    value = "def value(outputs, labels): return float((outputs['y'] > 0).mean())"
+    (tmp_path / "share_above_zero.py").write_text(value)
+    metric = "share_above_zero:value"
+    problem = Problem(deep(4), metric=metric, mode="weight_only")
+
+    with code_allowed(tmp_path):
+        free = problem.search()
+        found = problem.search(Contract(metric, min=2.0))
+
+    assert (found.verdict, in_float(found.best)) == ("not_met", in_float(free.best))
+    assert "which float misses too" in found.reason
+    assert found.best.size_bytes == free.best.size_bytes
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_evaluations_are_bounded_however_deep_the_model(judged, bits):
     problem = Problem(deep(45), mode="weight_only", bits=bits)
