@@ -204,8 +204,11 @@ def _target(
         cross[at] = difference[at].T @ found[at] / n
 
     chance = shrinkage(found, gram, batches)
-    ridge = RIDGE * chance * np.einsum("gpkk->gp", gram) / k
-    ridge = np.where(ridge > 0, ridge, 1.0)  # where it is 0, the matrix may be singular
+    variance = np.einsum("gpkk->gp", gram)
+    square = variance + np.square(found_means, dtype=np.float64).sum(2)
+    # What float32 leaves of rows that are all alike, less their mean, is no input.
+    ridge = np.maximum(RIDGE * chance / k * variance, np.finfo(np.float32).eps * square)
+    ridge = np.where(ridge > 0, ridge, 1.0)
     damped = gram + ridge[..., None, None] * np.eye(k)
     w = weight.astype(np.float64).reshape(groups, -1, parts, k).transpose(0, 2, 1, 3)
     right = (w @ cross).transpose(0, 1, 3, 2)

@@ -171,3 +171,24 @@ def test_targets_are_of_the_inputs_that_the_quantized_model_has():
         np.testing.assert_allclose(
             np.einsum("kk->k", target.gram[0, 0]), found.var((0, 1, 3, 4)), rtol=1e-3
         )
+
+
+def test_inputs_that_are_all_alike_leave_weights_where_they_are():
+    """But for the last digit of float32, of which no target can be made."""
+    proto = sketch(
+        "(float[n,64] x) => (float[n,8] y) { a = MatMul(x, u)  r = Tanh(a)  y = MatMul(r, v) }",
+        weights(u=(64, 64), v=(64, 8)),
+    )
+    model = normalized(proto)
+    plan = make_plan(model, QuantConfig(bits=4, mode="weight_only"), TARGETS["x86"])
+    rng = np.random.default_rng(0)
+    one = random_feed(proto, 0, 1)["x"]
+    feeds = [{"x": one * (1 + 1e-7 * rng.standard_normal(one.shape, np.float32))} for _ in range(8)]
+    stats = observe(proto.SerializeToString(), plan, feeds)
+
+    targets = round_sequentially(model, plan, stats, feeds).rounding_targets
+
+    for node in model.graph:
+        if node.op_type == "MatMul":
+            weight = node.inputs[1].const_value.numpy()
+            np.testing.assert_allclose(targets[str(node.name)].weight, weight.T, atol=0.02)
