@@ -17,7 +17,7 @@ from quant_core.data.inputs import input_specs, sizes_of
 from quant_core.data.samples import Samples
 from quant_core.data.spec import RANDOM, SampleSource, SampleSpec
 from quant_core.deadline import Progress, silent
-from quant_core.errors import DataError
+from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
 from quant_core.evaluate.fidelity import compare
@@ -91,13 +91,16 @@ def validate_model(
             raise
         fidelity = fidelity_by(None)
         verdict, reason = Verdict.NOT_MET, str(failure)
-    fidelity = replace(fidelity, note=joined([fidelity.note, provider_note]))
     made = files.load(quantized)
-    sensitivities = []
+    sensitivities, not_measured = [], ""
     if detailed:
         progress("measuring what each node costs")
         sizes = sizes_of(input_specs(first, second))
-        sensitivities = _sensitivities(Path(original), made, feeds, sizes)
+        try:
+            sensitivities = _sensitivities(Path(original), made, feeds, sizes)
+        except ModelError as error:  # the outputs are compared all the same
+            not_measured = f"what nodes cost is not known: {error.problem}"
+    fidelity = replace(fidelity, note=joined([fidelity.note, provider_note, not_measured]))
     normalize(made)
     return Validation(
         fidelity,

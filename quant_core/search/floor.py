@@ -192,7 +192,10 @@ def _shortfall(calibrated: CalibratedModel, judged: Candidate, samples: Samples)
         if o.flaw or (o.sound_db is not None and o.sound_db < least)
     ]
     few = samples.subsample(POLICY.sensitivity_samples)
-    found = isolated_db(calibrated.model, judged.model, few)
+    try:
+        found = isolated_db(calibrated.model, judged.model, few)
+    except ModelError:  # the outputs are broken all the same, whichever node is to blame
+        found = {}
     if found:
         worst = min(found, key=found.__getitem__)
         broken.append(f"most noise comes from node {worst}, {found[worst]:.1f} dB")

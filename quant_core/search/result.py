@@ -12,6 +12,7 @@ import onnx_ir as ir
 from quant_core.calibrate.observe import Statistics
 from quant_core.data.samples import Samples
 from quant_core.deadline import Deadline
+from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.node_noise import measure_sensitivity
@@ -53,14 +54,17 @@ class Made:
     stats: Statistics | None
 
     def sensitivities(self) -> list[Sensitivity]:
-        """What each node costs, measured on a few of the judges; empty without any, and without
-        the time for it.
+        """What each node costs, measured on a few of the judges; empty without any, without the
+        time for it, and where a part of the model does not run by itself.
         """
         takes_s = POLICY.trials_of_a_step * self.best.seconds
         if self.judges is None or not self.deadline.allows(takes_s):
             return []
         few = self.judges.subsample(POLICY.sensitivity_samples)
-        return measure_sensitivity(self.float_model, self.best.model, few)
+        try:
+            return measure_sensitivity(self.float_model, self.best.model, few)
+        except ModelError:  # the model is made and checked: this only reports
+            return []
 
 
 @dataclass(frozen=True, slots=True)

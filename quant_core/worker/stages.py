@@ -20,7 +20,7 @@ from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.deadline import NO_DEADLINE
-from quant_core.errors import DataError
+from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.node_noise import measure_noise
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from quant_core.evaluate.timing_cache import TimingCache
@@ -252,13 +252,18 @@ def _measure_noise(
     spent_s: float,
     shard: tuple[int, int] = (0, 1),
 ) -> list[NodeNoise]:
-    """On a few of the samples, or fewer where the plan's time budget ends."""
+    """On a few of the samples, or fewer where the plan's time budget ends; of no node where a part
+    of a model does not run by itself: the quantized model is made, this only reports.
+    """
     deadline = NO_DEADLINE
     if plan is not None:
         deadline = deadline_of(disk_bytes(Path(prepared)), _plan(plan).config, spent_s)
     few = samples.subsample(POLICY.sensitivity_samples)
     feeds = few.shard(*shard) if shard[0] < len(few) else ()
-    return measure_noise(load_normalized(prepared), files.load(quantized), feeds, deadline)
+    try:
+        return measure_noise(load_normalized(prepared), files.load(quantized), feeds, deadline)
+    except ModelError:
+        return []
 
 
 def _plan(path: str) -> QuantPlan:
