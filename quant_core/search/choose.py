@@ -1,4 +1,7 @@
-"""Which of several candidates wins: by rank, by speed or by worth."""
+"""Which of several candidates wins: by rank, by speed or by worth; of equal ones the smallest.
+
+Whatever wins, no other of its class is nowhere worse and somewhere better in speed, SQNR and bytes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def fastest_of(candidates: Sequence[Candidate]) -> Candidate:
 
 def of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
     """The candidate of most worth; a sound one comes before all others, whatever these gain."""
-    return max(candidates, key=lambda c: (c.is_sound, c.worth))
+    return max(candidates, key=lambda c: (c.is_sound, *_value(c)))
 
 
 def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate:
@@ -34,4 +37,9 @@ def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate
     """
     least = gain + math.log2(POLICY.equal_speed)
     alike = [c for c in candidates if c.gain >= least]
-    return max(alike, key=lambda c: (min(c.sqnr_db, POLICY.faithful_db), c.worth))
+    return max(alike, key=lambda c: (min(c.sqnr_db, POLICY.faithful_db), *_value(c)))
+
+
+def _value(candidate: Candidate) -> tuple[float, int, float]:
+    """Worth; of equal worth fewer bytes, and then SQNR."""
+    return candidate.worth, -candidate.size_bytes, candidate.sqnr_db

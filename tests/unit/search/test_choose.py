@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 
 from quant_core.search.choose import best_of, fastest_of, of_most_worth
@@ -56,3 +59,15 @@ def test_the_fastest_is_the_nearest_to_float_of_all_that_are_as_fast(measured, f
 )
 def test_of_most_worth_is_what_gains_more_than_lost_fidelity_must_buy(measured, first):
     assert chosen(of_most_worth, *measured) == chosen(of_most_worth, *reversed(measured)) == first
+
+
+@pytest.mark.parametrize("choose", [best_of, fastest_of, of_most_worth])
+@pytest.mark.parametrize("speedup", [2.0, 0.8])
+def test_of_equal_ones_the_smallest_wins_and_then_the_nearest_to_float(choose, speedup):
+    smaller, nearer, larger = (
+        replace(candidate(sqnr_db, speedup), size_bytes=size_bytes)
+        for sqnr_db, size_bytes in ((40.0, 100), (50.0, 100), (50.0, 101))
+    )
+
+    for order in itertools.permutations([smaller, nearer, larger]):
+        assert choose(order) is nearer
