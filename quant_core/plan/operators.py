@@ -395,3 +395,13 @@ def is_depthwise(node: ir.Node) -> bool:
     """Whether each output channel of the Conv sees one input channel."""
     grouped = node.op_type == "Conv" and graph.attribute(node, "group", 1) > 1
     return grouped and graph.shape_of(graph.value(node.inputs[1]))[1] == 1
+
+
+def has_other_pairs(node: ir.Node) -> bool:
+    """Whether kernels that pair channels of one tap of the Conv add other neighbours than those of
+    onnxruntime, which pair the last of an odd number of channels with the first of the next tap.
+    """
+    if node.op_type != "Conv":
+        return False
+    _, channels, *taps = graph.shape_of(graph.value(node.inputs[1]))
+    return channels % 2 == 1 and channels > 1 and math.prod(taps) > 1

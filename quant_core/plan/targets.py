@@ -51,6 +51,8 @@ class Target:
     activation_signed  int8 activations (ARM dot product) or uint8 ones (x86: an int8 tensor with
                        two consumers does not fuse there)
     saturates          neighbours of the reduction axis are added in saturating int16 (vpmaddubsw)
+    pairs_channels     files run also where these neighbours are channels of one tap; onnxruntime
+                       pairs the last of an odd number with the first of the next tap
     times              way of computing -> time of a node over its float time, where nothing can be
                        timed; a way that is not there never pays
     kernels            what kernels take where nothing can be timed: a node that loses by integers,
@@ -86,6 +88,7 @@ class Target:
     kernels: KernelTimes | None = None
     timed_on: tuple[str, ...] = ()
     timed_in: Runtime = Runtime.ONNXRUNTIME
+    pairs_channels: bool = False
     activation_bits: int = 8
     zero_points: bool = True
     is_onnxruntime: bool = True
@@ -131,8 +134,9 @@ TARGETS = {
         # Runs static models in uint8, but MatMulInteger slower than float, and multiplies weights
         # that other nodes decode in float. It merges what follows a Conv into it up to the next
         # QuantizeLinear, a hard swish too; HardSigmoid has no fast kernel there. Convs run along
-        # the last axis. Beside integers it does not fold what decodes the weights of an LSTM, whose
-        # kernel takes constants. python -m tests.bench.runtimes
+        # the last axis. Without VNNI it adds pairs of channels in int16: files are safe there, too.
+        # Beside integers it does not fold what decodes the weights of an LSTM, whose kernel takes
+        # constants. python -m tests.bench.runtimes
         Target(
             "openvino",
             activation_signed=False,
@@ -140,6 +144,7 @@ TARGETS = {
             times={Compute.STATIC: 0.5},
             timed_on=("x86", "arm64"),
             timed_in=Runtime.OPENVINO,
+            pairs_channels=True,
             is_onnxruntime=False,
             decodes_int4=False,
             only_constants=frozenset({"GRU", "LSTM", "RNN"}),
@@ -185,6 +190,7 @@ TARGETS = {
             saturates=True,
             times=_HALF,
             timed_on=("x86", "arm64", "portable"),
+            pairs_channels=True,
             is_onnxruntime=False,
             counts_padding=False,
         ),

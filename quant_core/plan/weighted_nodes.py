@@ -21,6 +21,7 @@ from quant_core.plan.operators import (
     KERNEL_BLOCKS,
     RULES,
     DynamicPattern,
+    has_other_pairs,
     is_depthwise,
     is_pointwise,
     weight_layout,
@@ -279,6 +280,8 @@ def _choose_compute(
     kernel = "depthwise Conv" if is_depthwise(node) else node.op_type
     if kernel in target.slow_in_integers:
         obstacle = obstacle or f"{kernel} is slower in integers on {target.name}"
+    if target.pairs_channels and has_other_pairs(node):
+        obstacle = obstacle or f"pairs of an odd number of channels can saturate on {target.name}"
     possible = {Compute.FLOAT}
     if not obstacle:
         possible.update(compute for compute in rule.computes if compute in target.times)

@@ -113,6 +113,18 @@ def test_only_what_integer_kernels_read_is_quantized_where_that_is_enough(case, 
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize(("channels", "taps"), [(3, 3), (3, 1), (4, 3), (1, 3)])
+def test_convs_whose_pairs_depend_on_the_kernel_stay_in_float(channels, taps, target):
+    text = f"(float[1, {channels}, 8, 8] x) => (float y) {{ y = Conv(x, w) }}"
+    given = prepare_proto(sketch(text, weights(w=(8, channels, taps, taps))))
+
+    [conv] = [n for n in make(given, target.name, mode="static").plan.nodes if n.weights]
+
+    is_unsafe = target.pairs_channels and (channels, taps) == (3, 3)
+    assert conv.compute is (Compute.FLOAT if is_unsafe else Compute.STATIC)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_hard_sigmoids_are_clips_where_they_have_no_fast_kernel(target):
     text = """(float[1, 8, 6, 6] x) => (float y) {
         c = Conv(x, w) h = HardSigmoid<alpha = 0.3, beta = 0.4>(c) y = Mul(c, h)

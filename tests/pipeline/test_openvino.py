@@ -11,10 +11,13 @@ import pytest
 from flows.cli.commands import main
 from flows.runtime import openvino_ir
 from flows.runtime.openvino_ir import EQUAL_DB, LOST_DB, export_ir
+from quant_core.evaluate.in_openvino import run_in_openvino
 from quant_core.evaluate.timing import Timing
+from quant_core.model.session import open_session, run
+from quant_core.plan.targets import TARGETS
 from tests.models import random_feed, sketch, tiny_cnn
-from tests.oracle.cases import weights
-from tests.oracle.quantizing import make, prepare_proto
+from tests.oracle.cases import SAME, weights
+from tests.oracle.quantizing import make, prepare_proto, sqnr_db
 
 FASTER = Timing(2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 2.0, 5, 1)
 SLOWER = Timing(1.0, 2.0, 1.0, 2.0, 0.5, 0.5, 0.5, 5, 1)
@@ -65,6 +68,24 @@ def test_pools_that_count_their_padding_are_right(tmp_path):
     found = export_ir(original, quantized, tmp_path / "made.xml", feeds, seconds=0.01)
 
     assert found.there_db > found.here_db - LOST_DB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if t.pairs_channels])
+@pytest.mark.parametrize("channels", [2, 3])
+def test_no_pair_of_channels_saturates_in_openvino(channels, target, tmp_path):
+    """As it does without VNNI where a Conv of 3 channels is safe in onnxruntime only."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    text = f"(float[1, {channels}, 8, 8] x) => (float[1, 64, 8, 8] y) {{ y = Conv<{SAME}>(x, w) }}"
+    path = tmp_path / "made.onnx"
+    given = prepare_proto(sketch(text, weights(w=(64, channels, 3, 3))))
+    onnx.save(make(given, target).model, path)
+    largest = {"x": np.full((1, channels, 8, 8), 9, np.float32)}
+
+    [[[there]]] = run_in_openvino([path], [largest]).outputs
+
+    [here] = run(open_session(path), largest)
+    assert sqnr_db([[here]], [[there]]) > EQUAL_DB
 
 
 @pytest.mark.slow
