@@ -21,6 +21,7 @@ from quant_core.search.variants import (
     Trial,
     Variant,
     is_matmul,
+    may_be_worth_trying,
     was_tried,
     worth_trying,
 )
@@ -46,13 +47,15 @@ def race_variants(
         # What 1x1 Convs gain as dynamic products only a race tells.
         if variant.pointwise is not None and bench.timed_in is not Runtime.ONNXRUNTIME:
             continue
+        if not may_be_worth_trying(variant, plan, race.trials, contract):
+            continue
         # Weights that are only stored are built faster than all else.
         is_second = all(trial.variant is VARIANTS[-1] for trial in race.trials)
         trials = POLICY.trials_of_a_step if is_second else 1.0
         if race.candidates and not bench.has_time_after(race.candidates, trials):
             break
         variant_plan = _planned(variant, race, plan, bench)
-        if not worth_trying(variant, variant_plan, race.trials, contract):
+        if not worth_trying(variant, variant_plan, race.trials):
             continue
         if variant.treats_outliers:
             progress("measuring what treating outliers gains")

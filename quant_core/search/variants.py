@@ -131,28 +131,40 @@ def is_dynamic_conv(node: NodePlan) -> bool:
     return node.op_type == "Conv" and node.compute is Compute.DYNAMIC
 
 
-def worth_trying(
+def may_be_worth_trying(
     variant: Variant, plan: QuantPlan, trials: Sequence[Trial], contract: Contract | None
 ) -> bool:
-    """Whether the variant, whose plan this is, is worth a trial after those before it.
+    """Whether the variant may be worth a trial after those before it, by what is known before its
+    plan is made; `plan` is that of the race.
 
     1. MatMuls in ways of their own: if there are more than a few of them.
+    2. A last resort: if nothing that satisfies the contract, or reaches the aim, is good enough;
+       and what computes in float for the most part is no better than a last resort.
+    3. 1x1 Convs as dynamic products: if nothing that is good enough is worth as much as static
+       Convs are where they pay.
+    """
+    is_for_convs = variant.pointwise is not None
+    is_for_matmuls = variant.matmul in (Compute.DYNAMIC, Compute.BLOCKS) and not is_for_convs
+    if is_for_matmuls and _has_few_matmuls(plan):  # 1
+        return False
+    if variant.is_last_resort:  # 2
+        return _worth_of_usable(trials, contract) <= POLICY.good_worth
+    if is_for_convs:  # 3
+        return _worth_of_usable(trials, contract) <= POLICY.static_convs_worth
+    return True
+
+
+def worth_trying(variant: Variant, plan: QuantPlan, trials: Sequence[Trial]) -> bool:
+    """Whether the variant, whose plan this is, is worth a trial, if it may be.
+
+    1. 1x1 Convs as dynamic products: if there are more than a few.
     2. One scale per weight: if the same computes with more scales left fidelity to spare.
     3. Outliers treated: if the same computes without treatment were not faithful.
-    4. A last resort: if nothing that satisfies the contract, or reaches the aim, is good enough;
-       and what computes in float for the most part is no better than a last resort.
-    5. Never the same plan twice.
-    6. 1x1 Convs as dynamic products: if there are more than a few, and nothing that is good enough
-       is worth as much as static Convs are where they pay.
+    4. Never the same plan twice.
     """
-    is_for_matmuls = variant.matmul in (Compute.DYNAMIC, Compute.BLOCKS)
-    is_for_convs = variant.pointwise is not None
-    if is_for_matmuls and not is_for_convs and _has_few_matmuls(plan):  # 1
-        return False
-    if is_for_convs:  # 6
+    if variant.pointwise is not None:  # 1
         dynamic = sum(map(is_dynamic_conv, plan.nodes))
-        is_rare = dynamic < POLICY.rare_share * sum(bool(n.weights) for n in plan.nodes)
-        if is_rare or _worth_of_usable(trials, contract) > POLICY.static_convs_worth:
+        if dynamic < POLICY.rare_share * sum(bool(n.weights) for n in plan.nodes):
             return False
     if variant.granularity is not None:  # 2
         if not plan.config.per_channel or plan.in_four_bits:
@@ -162,9 +174,7 @@ def worth_trying(
     if variant.treats_outliers:  # 3
         untreated = _latest_like(plan, trials)
         return untreated is not None and untreated.sqnr_db <= POLICY.faithful_db
-    if variant.is_last_resort and _worth_of_usable(trials, contract) > POLICY.good_worth:  # 4
-        return False
-    return not was_tried(plan, trials)  # 5
+    return not was_tried(plan, trials)  # 4
 
 
 def _worth_of_usable(trials: Iterable[Trial], contract: Contract | None) -> float:

@@ -35,7 +35,13 @@ from quant_core.search.matmul_costs import matmul_costs
 from quant_core.search.node_costs import LEAST_MS, node_costs
 from quant_core.search.promotion import PROMOTIONS
 from quant_core.search.search import follow_plan, search
-from quant_core.search.variants import VARIANTS, Trial, Variant, worth_trying
+from quant_core.search.variants import (
+    VARIANTS,
+    Trial,
+    Variant,
+    may_be_worth_trying,
+    worth_trying,
+)
 from tests.models import normalized, sketch
 from tests.oracle.cases import weights
 
@@ -351,7 +357,8 @@ def worth_a_trial(problem: Problem, trials: list[Trial]) -> list[Variant]:
     return [
         variant
         for variant in VARIANTS
-        if worth_trying(variant, variant.plan(problem.model, problem.plan), trials, None)
+        if may_be_worth_trying(variant, problem.plan, trials, None)
+        and worth_trying(variant, variant.plan(problem.model, problem.plan), trials)
     ]
 
 

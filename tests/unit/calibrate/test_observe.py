@@ -1,0 +1,36 @@
+"""What calibration sees of many samples is what it sees of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quant_core.calibrate import observe as observing
+from quant_core.calibrate.observe import Statistics, observe
+from quant_core.config import QuantConfig
+from quant_core.plan.make import make_plan
+from quant_core.plan.targets import TARGETS
+from tests.models import normalized, sketch
+from tests.oracle.cases import weights
+
+
+@pytest.mark.parametrize("waiting_bytes", [0, 4096, 1 << 30])
+def test_samples_that_are_counted_together_give_what_each_gives(
+    waiting_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several sizes, and with rows that are not finite."""
+    text = "(float[n,5,k] x) => (float[n,5,4] y) { a = MatMul(x, u) r = Relu(a) y = MatMul(r, w) }"
+    proto = sketch(text, weights(u=(6, 8), w=(8, 4)))
+    plan = make_plan(normalized(proto), QuantConfig(min_elements=0), TARGETS["x86"])
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((n, 5, 6), dtype=np.float32)} for n in (1, 1, 2, 1, 1)]
+    feeds[1]["x"][0, 2] = np.nan
+    source = proto.SerializeToString()
+    each = Statistics.merged(observe(source, plan, [feed]) for feed in feeds)
+
+    monkeypatch.setattr(observing, "WAITING_BYTES", waiting_bytes)
+    together = observe(source, plan, feeds)
+
+    assert together.tensors == each.tensors
+    assert together.means == each.means
+    assert together.means
