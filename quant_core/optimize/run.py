@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import cycle, groupby, islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -86,13 +86,14 @@ def optimize(
         return Optimized(model, (), ())
     opened = OpenedModel.of(model, is_run=bool(feeds))
     work = _Work(feeds, _outputs(opened, feeds), speedup, deadline, opened, Facts.of(model))
-    rules = tuple(EXACT if rules is None else rules)
-    for _ in range(ROUNDS):  # 1.
+    names = (*(EXACT if rules is None else rules), *(TIMED if speedup is not None else ()))
+    idle = 0  # rules in a row that have changed nothing
+    for name in islice(cycle(names), ROUNDS * len(names)):  # 1.
         before = len(work.applied)
-        for name in (*rules, *(TIMED if speedup is not None else ())):
-            if name not in {u.rule for u in work.undone}:  # 4.
-                work.attempt(name)
-        if len(work.applied) == before:
+        if name not in {u.rule for u in work.undone}:  # 4.
+            work.attempt(name)
+        idle = idle + 1 if len(work.applied) == before else 0
+        if idle == len(names):
             break
     if not feeds and work.applied and (problem := _why_not_loaded(work.best.model)):
         undone = (Undone(a.rule, (a.node,), problem) for a in work.applied)
