@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.events import Event, Listener, ModelDone
+from flows.runtime.prefect_api import is_lost
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.atomic import atomic_write, overwrite
 from quant_core.text import counted, plain, printable
@@ -45,8 +46,10 @@ def show_in_prefect(
     """Create a table of these lines, a list of facts and a link to the page in Prefect's UI.
 
     Browsers follow no link from a server to a file: the link's text is the path, to be copied. An
-    API that does not answer is no reason to lose a run.
+    API that does not answer is no reason to lose a run, nor to wait for it.
     """
+    if is_lost():
+        return
     # `cell` needs no Prefect
     from prefect.artifacts import (
         create_link_artifact,
@@ -93,7 +96,9 @@ def with_progress(kind: str, models: int, listener: Listener) -> Listener:
             is_due = done == models or now - shown_at >= PROGRESS_S
             shown_at = now if is_due else shown_at
             percent = 100.0 * done / models
-        if is_due:
+        if is_due and is_lost():
+            artifact = None
+        elif is_due:
             try:
                 update_progress_artifact(artifact, percent)
             except Exception:  # Prefect's client raises errors of several libraries

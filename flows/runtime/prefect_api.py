@@ -211,6 +211,21 @@ def inherited_server() -> str | None:
     return where
 
 
+def is_lost() -> bool:
+    """Whether an inherited server that this run began with does not answer any more.
+
+    Prefect's client takes ten seconds for each request to find that out. A server of our own is
+    started again.
+    """
+    if has_own_server():
+        return False
+    try:
+        inherited_server()
+    except QuantError:
+        return True
+    return False
+
+
 def say_server() -> None:
     """A step of deployments/prefect.yaml: name the server that gets the deployments.
 

@@ -9,9 +9,13 @@ import time
 
 import pytest
 
+from flows.console.events import ModelDone, ignore
+from flows.console.summary import show_in_prefect, with_progress
 from flows.runtime import prefect_api
 from flows.runtime.prefect_api import Prefect, api_server, unused_settings
 from quant_core.errors import QuantError
+from quant_core.evaluate.contract import Verdict
+from tasks.rows import ModelRow, Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +78,26 @@ def test_a_dead_inherited_server_is_an_error():
         api_server(Prefect.INHERIT),
     ):
         pass
+
+
+def test_a_lost_server_is_asked_for_nothing(monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    asked = []
+    for name in ("create_table_artifact", "update_progress_artifact"):
+        monkeypatch.setattr(f"prefect.artifacts.{name}", lambda *a, **k: asked.append(a))
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", lambda *a, **k: "an id")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+
+    row = ModelRow("run", "m", "", "m.onnx", "out.onnx", Outcome.DONE, Verdict.NONE)
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        listen = with_progress("batch", 1, ignore)
+        listen(ModelDone(row))
+        show_in_prefect("batch", "run", [], {})
+
+    assert not asked
 
 
 def test_a_server_that_dies_is_not_waited_for(monkeypatch, tmp_path):
