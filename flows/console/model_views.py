@@ -61,6 +61,8 @@ def plan_view(plan: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [table, Text(f"compute: {compute}   storage: {storage}")]
     if rewrites := count_words(change["rule"] for change in plan.get("rewrites", ())):
         parts.append(Text(f"rewritten first: {rewrites}"))
+    idle = map(printable, plan.get("idle_globs", ()))
+    parts += [Text(f"note: {glob} matches no node and no weight") for glob in idle]
     if plan.get("config", {}).get("mode") == "auto":
         parts.append(Text(AUTO_MODE_NOTE, style="dim"))
     return Group(*parts)

@@ -14,7 +14,7 @@ from quant_core.config import QuantConfig
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.compact import made_of_constants
-from quant_core.model.origins import origins_of
+from quant_core.model.origins import matches, origins_of
 from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, float16_constants
@@ -120,6 +120,7 @@ def make_plan(
         constants=constants,
         stored={node: choice.storage for node, choice in choices.items() if choice.storage},
         rewrites=tuple(rewrites),
+        idle_globs=_idle_globs(model, config, rewrites),
     )
 
 
@@ -156,6 +157,22 @@ def with_choice(
 ) -> QuantPlan:
     """The plan anew with this choice for each of these nodes. Raises: as `make_plan`."""
     return replan(model, plan, dict.fromkeys(nodes, choice))
+
+
+def _idle_globs(
+    model: ir.Model, config: QuantConfig, rewrites: Sequence[Applied]
+) -> tuple[str, ...]:
+    """Each key of the config, with its globs that match no node and no value of the model."""
+    globs = [("exclude", glob) for glob in config.exclude]
+    globs += [("layer_bits", glob) for glob in config.layer_bits]
+    if not globs:
+        return ()
+    nodes = [node for g in graph.graphs_of(model) for node in g]
+    names = {str(node.name) for node in nodes}
+    names.update(str(value.name) for node in nodes for value in node.inputs if value is not None)
+    names.update(name for change in rewrites for name in change.absorbed)
+    names.update(name for found in origins_of(model).values() for name in found)
+    return tuple(f"{key} {glob}" for key, glob in globs if not matches(glob, *names))
 
 
 def _nothing_to_quantize(model: ir.Model) -> ModelError:

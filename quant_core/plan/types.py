@@ -154,6 +154,7 @@ class QuantPlan:
     tuned_biases_db  the same of empirical bias correction
     holdout       every so many-th sample was held out when weights were fitted; 0 if none was
     rewrites      how the float model was rewritten before it was planned, change by change
+    idle_globs    a key of the config with a glob of it that matches nothing in the model, for each
     """
 
     config: QuantConfig
@@ -168,6 +169,7 @@ class QuantPlan:
     tuned_biases_db: float = 0.0
     holdout: int = 0
     rewrites: tuple[Applied, ...] = ()
+    idle_globs: tuple[str, ...] = ()
 
     @property
     def in_four_bits(self) -> list[str]:
@@ -189,6 +191,7 @@ class QuantPlan:
             "tuned_biases_db": self.tuned_biases_db,
             "holdout": self.holdout,
             "rewrites": [change.to_dict() for change in self.rewrites],
+            "idle_globs": list(self.idle_globs),
             "nodes": [n.to_dict() for n in self.nodes],
             "activations": dict(self.activations),
             "means": {tensor: list(axes) for tensor, axes in self.means.items()},
@@ -223,6 +226,7 @@ class QuantPlan:
                 tuned_biases_db=float(known.get("tuned_biases_db", 0.0)),
                 holdout=int(known.get("holdout", 0)),
                 rewrites=tuple(Applied.from_dict(row) for row in known.get("rewrites", ())),
+                idle_globs=tuple(map(str, known.get("idle_globs", ()))),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from quant_core.calibrate.observe import Statistics
 from quant_core.data.samples import Samples
 from quant_core.model import files, graph
-from quant_core.model.origins import matches, origins_of
 from quant_core.plan.make import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.search.bench import Bench
@@ -68,20 +67,6 @@ def size_note(best: Candidate, float_size_bytes: int) -> str:
     return f"larger than its original: {best.size_bytes} bytes, not {float_size_bytes}"
 
 
-def idle_glob_notes(model: ir.Model, plan: QuantPlan) -> list[str]:
-    """One note for each glob of the config that matches nothing in the model."""
-    names = {name for g in graph.graphs_of(model) for node in g for name in _names_of(node)}
-    names.update(name for change in plan.rewrites for name in change.absorbed)
-    names.update(name for found in origins_of(model).values() for name in found)
-    globs = [("exclude", glob) for glob in plan.config.exclude]
-    globs += [("layer_bits", glob) for glob in plan.config.layer_bits]
-    return [
-        f"{key} {glob} matches no node and no weight"
-        for key, glob in globs
-        if not matches(glob, *names)
-    ]
-
-
 def float_weights_note(model: ir.Model, plan: QuantPlan) -> str:
     """Which large weights stay float, and why; "" if none does."""
     total = files.constant_bytes(model)
@@ -122,9 +107,3 @@ def with_reasons(plan: QuantPlan, requested: QuantPlan, why: str) -> QuantPlan:
         return replace(node, reason=joined((node.reason, f"{node.storage}: {why}")))
 
     return replace(plan, nodes=tuple(explained(node) for node in plan.nodes))
-
-
-def _names_of(node: ir.Node) -> list[str]:
-    """The names by which a glob can mean the node: its own, and those of what it reads."""
-    inputs = [value.name or "" for value in node.inputs if value is not None]
-    return [node.name or "", *inputs]

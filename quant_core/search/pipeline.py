@@ -33,7 +33,6 @@ from quant_core.search.judges import (
 from quant_core.search.not_larger import not_larger
 from quant_core.search.notes import (
     float_weights_note,
-    idle_glob_notes,
     joined,
     size_note,
     speed_note,
@@ -170,7 +169,7 @@ def _made(
         size_note(best, job.float_size_bytes),
         *checked.notes,
         float_weights_note(found.calibrated.model, best.plan),
-        *idle_glob_notes(found.calibrated.model, job.plan),
+        *(f"{glob} matches no node and no weight" for glob in job.plan.idle_globs),
     ]
     return Made(
         best=best,

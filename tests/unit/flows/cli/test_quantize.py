@@ -80,6 +80,16 @@ def test_a_glob_that_matches_nothing_is_noted(quantized, capsys):
     assert "exclude hea* matches no node and no weight" in result["note"]
 
 
+def test_a_dry_run_says_which_glob_matches_nothing(quantized, capsys):
+    line = "quantize float.onnx --dry-run --exclude hea* --exclude conv*"
+
+    _, plan = answer_of(capsys, line)
+    main(line.split())
+
+    assert plan["idle_globs"] == ["exclude hea*"]
+    assert "exclude hea* matches no node and no weight" in capsys.readouterr().out
+
+
 def test_calibrate_names_its_output_after_the_model(quantized, capsys):
     code, result = answer_of(
         capsys, "calibrate float.onnx --data samples.npy --method minmax --bits 4"
