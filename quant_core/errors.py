@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Any
 
 from quant_core.text import printable
@@ -61,9 +62,14 @@ class DataError(QuantError):
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:
-    """A question for the known name that is nearest to a word; "" if none is near."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"Did you mean {near[0]}?" if near else ""
+    """A question for the known name that is nearest to a word; "" if none is near.
+
+    An ending that both have, as files of one kind do, brings them no nearer.
+    """
+    ending = PurePath(word).suffix
+    names = {name.removesuffix(ending): name for name in known}
+    near = difflib.get_close_matches(word.removesuffix(ending), names, 1)
+    return f"Did you mean {names[near[0]]}?" if near else ""
 
 
 def reason_of(error: OSError) -> str:

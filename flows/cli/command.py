@@ -13,6 +13,7 @@ Every command also has --format.
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -114,7 +115,7 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
         place = flag(error.where) if error.where in typed else error.where or where
         located = type(error)(error.problem, place, error.hint)
         printing.print_error(located, as_json)
-        return error.exit_code
+        return RequestError.exit_code if _is_absent(place, typed) else error.exit_code
     except Exception as error:
         if os.environ.get("QUANTMILL_DEBUG"):
             raise
@@ -126,6 +127,16 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
         return answer
     printing.print_answer(answer.data, None if as_json else answer.view)
     return answer.exit_code
+
+
+def _is_absent(place: str, typed: Mapping[str, Any]) -> bool:
+    """Whether an error is about a file that was typed and is not there: then the request is wrong,
+    and not the file.
+    """
+    lists = (value if isinstance(value, list) else [value] for value in typed.values())
+    paths = (value for value in itertools.chain(*lists) if isinstance(value, Path))
+    files = {*map(str, paths), typed.get("data")}
+    return place in files and not os.path.lexists(place)
 
 
 def usage_error(error: UsageError) -> RequestError:

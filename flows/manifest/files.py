@@ -155,8 +155,10 @@ def _similar_name(path: Location, names_in: Callable[[Location], list[str]] = _n
     """
     try:
         names = names_in(path.parent)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return f"There is no folder {path.parent}"
+    except OSError:  # what is wrong with the file says why
+        return ""
     if path.name in names:  # it is there, and something else is wrong
         return ""
     few = names if len(names) <= MOST_NAMES else []

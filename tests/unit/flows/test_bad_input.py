@@ -41,7 +41,7 @@ def calibrating(data: str, *options: str) -> list[str]:
     return quantizing("float.onnx", "--mode", "static", "--data", data, *options)
 
 
-@case(1, "no such file")
+@case(2, "no such file")
 def no_file(folder):
     return quantizing("absent.onnx")
 
@@ -100,7 +100,7 @@ def truncated_external_data(folder):
     return quantizing("apart.onnx")
 
 
-@case(1, "no such file")
+@case(2, "no such file")
 def missing_samples(folder):
     return calibrating("absent.npy")
 
@@ -241,7 +241,7 @@ def a_plan_that_is_none(folder):
     return quantizing("float.onnx", "--plan", "plan.json")
 
 
-@case(1, "no such file")
+@case(2, "no such file")
 def validation_of_nothing(folder):
     return ["validate", "float.onnx", "absent.onnx"]
 
@@ -254,7 +254,7 @@ def validation_against_another_model(folder):
     return ["validate", "float.onnx", "other.onnx", "--data", "samples.npy"]
 
 
-@case(1, "no such file")
+@case(2, "no such file")
 def a_benchmark_of_nothing(folder):
     return ["benchmark", "float.onnx", "absent.onnx"]
 
@@ -301,7 +301,7 @@ def test_a_program_gets_the_same_as_json(folder, capsys):
     code = main(["quantize", "absent.onnx", "-o", "out.onnx", "--format", "json"])
 
     out, err = capsys.readouterr()
-    assert (code, err) == (1, "")
+    assert (code, err) == (2, "")
     error = json.loads(out)["error"]
     assert error["kind"] == "ModelError"
     assert error["where"] == "absent.onnx"

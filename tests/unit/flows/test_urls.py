@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from flows.manifest.outputs import Owner, claim, is_output, output_test, read_ow
 from flows.manifest.read import check_manifest
 from quant_core.errors import RequestError
 from tasks import stores
-from tasks.cache import file_digest
+from tasks.cache import Cache, file_digest
 from tasks.stores import Url
 from tests.models import save_apart, tiny_cnn
 
@@ -67,6 +68,22 @@ def test_a_manifest_with_urls_is_the_same_after_json(tmp_path):
 
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
     assert manifest.jobs[0].calibration.source == f"{STORE}/data.npy"
+
+
+def test_a_store_that_refuses_lacks_no_folder(tmp_path, monkeypatch):
+    """As a bucket without credentials: neither the file nor what lies beside it is shown."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "the store refuses access")
+
+    monkeypatch.setattr(Cache, "stat", refuse)
+    monkeypatch.setattr("flows.manifest.files.listing", refuse)
+    values = {"models": [{"input": f"{STORE}/models/a.onnx"}], **batch()}
+
+    with pytest.raises(RequestError, match="the store refuses access") as caught:
+        check_manifest(values, tmp_path)
+
+    assert "no folder" not in str(caught.value)
 
 
 def test_journal_and_reports_are_local(tmp_path):
