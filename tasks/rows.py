@@ -98,7 +98,7 @@ class RunRow(Row):
     run_id: str  # sorts after those of earlier runs of the folder, even where a clock was ahead
     started_at: datetime  # of the first attempt, if the run was interrupted and went on
     finished_at: datetime
-    seconds: float  # between the two
+    seconds: float  # of the last attempt, also where the clock was set meanwhile
     models: int  # how many the run was asked for
     done: int  # how many of them ended in this outcome, as the next two
     skipped: int

@@ -93,7 +93,7 @@ def run_row(
         run_id=run.run_id,
         started_at=started_at,
         finished_at=finished_at,
-        seconds=max(result.seconds, (finished_at - started_at).total_seconds()),
+        seconds=result.seconds,
         models=len(result.rows),
         done=counts["done"],
         skipped=counts["skipped"],

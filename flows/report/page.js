@@ -28,6 +28,7 @@ function sortBy(head, i) {
 });
 
 const words = document.getElementById("filter"), state = document.getElementById("state");
+const count = document.getElementById("count"), all = count.textContent;
 const texts = new Map(rows.map((row) => [row, `${row.textContent} ${row.dataset.why ?? ""}`.toLowerCase()]));
 
 function filter() {
@@ -38,7 +39,7 @@ function filter() {
     row.hidden = !(fits && texts.get(row).includes(wanted));
     shown += !row.hidden;
   }
-  document.getElementById("count").textContent = `${shown} of ${rows.length} models`;
+  count.textContent = wanted || state.value ? `${shown} of ${all}` : all;
 }
 words.addEventListener("input", filter);
 state.addEventListener("change", filter);
