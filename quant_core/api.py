@@ -13,7 +13,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from quant_core.answers import OptimizeResult
-from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.for_model import samples_for
 from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
@@ -30,8 +29,8 @@ from quant_core.rewrite.apply import apply_plan
 from quant_core.search.checks import check_output, check_plan
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
+from quant_core.search.judges import observed
 from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
-from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_as_planned, prepare_optimized
 from quant_core.search.result import QuantResult, write_result
 from quant_core.text import counted
@@ -162,17 +161,12 @@ def quantize_model(
         model = found.model
         measured = samples is not None and has_time_to_calibrate(config, deadline)
         measured_plan = first_plan(model, config, measured=measured, rewrites=found.applied)
-    stats = None
-    if samples is not None and measured:
-        progress(f"calibrating on {counted(len(samples), 'sample')}")
-        until = deadline.of_stage(POLICY.stage_share)
-        stats = observe(model, measured_plan, until.limit(samples))
     job = QuantJob(
         model,
         Path(path),
         size_bytes,
         measured_plan,
-        stats,
+        None,
         samples,
         judges,
         contract,
@@ -181,6 +175,9 @@ def quantize_model(
         whole_front,
         deadline,
     )
+    if samples is not None and measured:
+        progress(f"calibrating on {counted(len(samples), 'sample')}")
+        job = observed(job)
     with code_allowed(allow_code):
         made = quantize_by_search(job) if plan is None else quantize_by_plan(job)
     return write_result(made, output, made.sensitivities())

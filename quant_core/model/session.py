@@ -247,17 +247,22 @@ def _open(
         problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
         raise ModelError(problem, where, "Give the path of an .onnx file")
     try:
-        with _source(model, in_memory=bool(outputs)) as (source, folder):
+        with _source(model, in_memory=bool(outputs), lends=not chosen) as (source, folder, weights):
             if folder is not None:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(folder)
                 )
             if isinstance(source, bytes) and outputs:
                 source += _exposing(outputs, counting)
+            lent = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            if lent:
+                options.add_external_initializers(list(weights), lent)
             # enable_fallback=0: a failure is an error, not a message on stdout and another try
-            return ort.InferenceSession(
+            session = ort.InferenceSession(
                 source, options, providers=[*chosen, CPU], enable_fallback=0
             )
+            session.lent = lent  # it reads them where they lie, and must keep them alive
+            return session
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
@@ -266,20 +271,30 @@ def _open(
 
 
 @contextmanager
-def _source(model: Model, *, in_memory: bool) -> Iterator[tuple[str | bytes, Path | None]]:
-    """A path or a model in memory, and the folder of the tensors that are not in it."""
+def _source(
+    model: Model, *, in_memory: bool, lends: bool
+) -> Iterator[tuple[str | bytes, Path | None, Mapping[str, np.ndarray]]]:
+    """A path or a model in memory, the folder of the tensors that are not in it, and the weights
+    that are in neither, if it `lends` them.
+    """
     if isinstance(model, bytes):
-        yield model, None
+        yield model, None, {}
     elif not isinstance(model, (str, Path)):
-        from quant_core.model.files import serialized  # imports onnx, see above
+        # Both import onnx, see above.
+        from quant_core.model.files import external_tensors, serialized
+        from quant_core.model.lend_weights import lend_weights
 
+        if lends and next(external_tensors(model), None) is None:
+            source, weights = lend_weights(model)
+            yield source, None, weights
+            return
         # onnxruntime maps or reads the files while it loads: they can go once it has loaded.
         with tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as folder:
-            yield serialized(model, Path(folder))
+            yield *serialized(model, Path(folder)), {}
     elif in_memory:
-        yield Path(model).read_bytes(), Path(model).absolute().parent
+        yield Path(model).read_bytes(), Path(model).absolute().parent, {}
     else:
-        yield str(model), None
+        yield str(model), None, {}
 
 
 def _exposing(outputs: Sequence[str], counting: Sequence[str] = ()) -> bytes:

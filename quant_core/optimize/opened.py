@@ -32,9 +32,7 @@ class OpenedModel:
     def of(cls, model: ir.Model, *, is_run: bool) -> OpenedModel:
         """Raises: ModelError if it is to be run and onnxruntime cannot load it."""
         with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
-            content, tensors_in = files.serialized(model, Path(folder))
-        session = None
-        if is_run:
-            session = open_session(content if tensors_in is None else model)
+            content, _ = files.serialized(model, Path(folder))
+        session = open_session(model) if is_run else None
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         return cls(model, session, len(content), digest)

@@ -31,6 +31,8 @@ class QuantJob:
     costs             what was timed before, and what will be
     whole_front       whether all plans are tried that may be on the front
     deadline          when all work on the model should end
+    fitted_stats      of the samples that none is judged by (judges.py), where these were measured
+                      apart
     """
 
     model: ir.Model
@@ -45,6 +47,7 @@ class QuantJob:
     progress: Callable[[str], None] = lambda _: None
     whole_front: bool = False
     deadline: Deadline = NO_DEADLINE
+    fitted_stats: Statistics | None = None
 
 
 def deadline_of(size_bytes: int, config: QuantConfig, spent_s: float = POLICY.start_s) -> Deadline:

@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from quant_core.calibrate.observe import Statistics, observe
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Feed, Samples, spread
 from quant_core.data.spec import SampleSpec
@@ -83,8 +84,7 @@ def choose_judges(job: QuantJob) -> Judging:
 def hold_out_judges(job: QuantJob) -> Judging:
     """Some calibration samples to judge by, the others to measure and to fit."""
     assert job.samples is not None
-    is_few = len(job.samples) < POLICY.holdout * POLICY.drawn_samples
-    fitted, held_out = job.samples.split_holdout(2 if is_few else POLICY.holdout)
+    fitted, held_out = _split(job.samples)
     judges = held_out
     if judges.labels is None:
         judges = judges.subsample(_enough_samples(job))
@@ -100,7 +100,7 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
     With a contract, which is what they all are for, only where 4-bit weights are fitted to them.
     Not where the model only decides: it takes many samples to tell shares of decisions apart.
     """
-    if job.samples is None or job.stats is None or len(job.samples) < POLICY.least_held_out:
+    if job.samples is None or len(job.samples) < POLICY.least_held_out:
         return False
     is_fitted = plan.in_four_bits and uses_gptq(plan)
     if job.contract is not None:
@@ -108,6 +108,19 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
         return bool(is_fitted and enough and _judges_by_calibration_samples(job))
     is_given = job.evaluation is job.samples and not job.samples.are_random
     return is_given and not plan.in_four_bits and not _only_decides(job.model)
+
+
+def observed(job: QuantJob) -> QuantJob:
+    """The job with the statistics of its samples. What is held out of them is measured apart from
+    the others, so that none runs twice: statistics merge exactly.
+
+    Raises: as `observe`.
+    """
+    assert job.samples is not None
+    parts = _split(job.samples) if needs_hold_out(job, job.plan) else (job.samples,)
+    until = job.deadline.of_stage(POLICY.stage_share)
+    stats = [observe(job.model, job.plan, until.limit(part)) for part in parts]
+    return replace(job, stats=Statistics.merged(stats), fitted_stats=stats[0])
 
 
 def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
@@ -160,6 +173,12 @@ def floor_bench(
         deadline=job.deadline,
         judged_outputs=reference.steady,
     )
+
+
+def _split(samples: Samples) -> tuple[Samples, Samples]:
+    """The calibration samples to fit to, and those that are held out of them."""
+    is_few = len(samples) < POLICY.holdout * POLICY.drawn_samples
+    return samples.split_holdout(2 if is_few else POLICY.holdout)
 
 
 def _enough_samples(job: QuantJob) -> int:

@@ -53,7 +53,8 @@ def quantize_by_search(job: QuantJob) -> Made:
     Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
     plan, why = storable_plan(job)
-    judging = hold_out_judges(job) if needs_hold_out(job, plan) else choose_judges(job)
+    holds_out = job.stats is not None and needs_hold_out(job, plan)
+    judging = hold_out_judges(job) if holds_out else choose_judges(job)
     searched = _with_samples(job, plan, judging.fitted) if judging.held_out is not None else job
     if plan.in_four_bits and job.stats is not None:
         job.progress("measuring where 4 bits make noise")
@@ -94,7 +95,9 @@ def quantize_by_plan(job: QuantJob) -> Made:
 def _with_samples(job: QuantJob, plan: QuantPlan, samples: Samples | None) -> QuantJob:
     """The job with these of its calibration samples alone."""
     assert samples is not None
-    stats = observe(job.model, plan, job.deadline.of_stage(POLICY.stage_share).limit(samples))
+    stats = job.fitted_stats if plan is job.plan else None
+    if stats is None:
+        stats = observe(job.model, plan, job.deadline.of_stage(POLICY.stage_share).limit(samples))
     return replace(job, samples=samples, stats=stats)
 
 

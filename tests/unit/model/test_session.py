@@ -1,7 +1,10 @@
 """Sessions: what opens, and what the error says when it does not."""
 
+import gc
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -186,3 +189,39 @@ def test_the_optimized_graph_shows_what_fused():
 
     assert kept == ["MatMul", "Identity"]
     assert fused == ["MatMul"]
+
+
+@pytest.mark.parametrize("outputs", [(), ("a",)])
+def test_a_model_in_memory_runs_as_its_bytes_do_after_it_is_gone(outputs):
+    """Its weights are not copied, so that the session must keep them alive."""
+    proto = matmul_model()
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(64, 64)).astype(np.float32)
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    feed = {"x": rng.normal(size=(3, 64)).astype(np.float32)}
+    expected = run(open_session(proto.SerializeToString(), outputs=outputs), feed)
+
+    session = open_session(ir.from_proto(proto), outputs=outputs, packed=False)
+    del proto
+    gc.collect()
+
+    for a, b in zip(expected, run(session, feed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_with_weights_in_a_file_and_in_memory_opens(tmp_path):
+    model = ir.from_proto(matmul_model())
+    stored = ir.external_data.unload_from_model(model, tmp_path, "w.bin")
+    weight = ir.tensor(np.full((64, 64), 0.5, np.float32), name="v")
+    value = ir.Value(name="v", const_value=weight, type=ir.TensorType(ir.DataType.FLOAT))
+    value.shape = ir.Shape([64, 64])
+    stored.graph.register_initializer(value)
+    (matmul,) = (node for node in stored.graph if node.op_type == "MatMul")
+    added = ir.node("MatMul", [matmul.outputs[0], value])
+    stored.graph.insert_after(matmul, added)
+    (identity,) = (node for node in stored.graph if node.op_type == "Identity")
+    identity.replace_input_with(0, added.outputs[0])
+
+    (got,) = run(open_session(stored), {"x": np.ones((1, 64), np.float32)})
+
+    np.testing.assert_array_equal(got, np.full((1, 64), 32, np.float32))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from quant_core import api
-from quant_core.calibrate.observe import Statistics
+from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.random_feeds import RandomSource
 from quant_core.data.random_values import Range
@@ -19,10 +19,12 @@ from quant_core.data.samples import Samples, input_specs, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost, TimingCache
+from quant_core.model.normalize import normalize
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Reference
+from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob
-from quant_core.search.judges import choose_judges, hold_out_judges, needs_hold_out
+from quant_core.search.judges import choose_judges, hold_out_judges, needs_hold_out, observed
 from quant_core.search.policy import POLICY
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -88,6 +90,21 @@ def test_some_of_the_given_samples_judge_and_ranges_are_measured_on_the_others(
     assert own | judges == {feed["x"].tobytes() for feed in all_given.samples}
 
 
+def test_samples_that_are_fitted_to_are_measured_apart_from_those_that_judge(model):
+    graph, samples = ir.load(model), given(model, 7)
+    normalize(graph)
+    plan = first_plan(graph, QuantConfig(), measured=True)
+
+    found = observed(replace(job(model, samples), model=graph, plan=plan))
+
+    fitted = hold_out_judges(found).fitted
+    for got, seen in ((found.fitted_stats, fitted), (found.stats, samples)):
+        wanted = observe(graph, plan, seen)
+        assert got.tensors == wanted.tensors
+        assert got.means == wanted.means
+        assert got.samples == wanted.samples
+
+
 def test_splices_of_given_samples_judge_too_while_the_model_runs_on_them_soon(model):
     samples = given(model, 8)
 
@@ -117,7 +134,6 @@ def test_nothing_is_held_out_of_few_samples_or_where_others_judge(model):
 
     jobs = [
         job(model, given(model, 3), stats=stats),
-        job(model, samples, stats=None),
         job(model, samples, stats=stats, evaluation=given(model, 9)),
         job(model, samples, stats=stats, contract=Contract("cosine", min=0.9)),
         job(model, drawn(model, 8), stats=stats),
