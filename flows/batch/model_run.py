@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,45 +71,21 @@ class ModelRun:
         self.stages.forget()
 
     def _run_stages(self, shards: int) -> None:
-        name, folder, values = self.job.label, self.stages.files, self.job.to_dict()
-        output = self._made
+        folder, output = self.stages.files, self._made
         shares = [folder / f"stats-{k}-of-{shards}.npz" for k in range(shards)]
         # Given that folder, validate measures sensitivity too. More workers share that.
         detailed_by = folder if shards == 1 else None
-        workers = self.workers
 
-        self._step("prepare", lambda: tasks.prepare(name, workers, values, folder, self.costs))
-        prepared_answer = self.answers.get("prepare")
-        if prepared_answer is not None and prepared_answer["result"]["measured"]:
-            self._step(
-                "calibrate",
-                lambda: tasks.calibrate(name, workers, values, folder, shares, self._spent_s),
-            )
-        self._step(
-            "quantize",
-            lambda: tasks.quantize(
-                name,
-                workers,
-                values,
-                folder,
-                self._statistics(),
-                output,
-                self.costs,
-                self._spent_s,
-            ),
-        )
+        self._step("prepare", tasks.prepare, folder, self.costs)
+        prepared = self.answers.get("prepare")
+        if prepared is not None and prepared["result"]["measured"]:
+            self._step("calibrate", tasks.calibrate, folder, shares, self._spent_s)
+        stats = self._statistics()
+        self._step("quantize", tasks.quantize, folder, stats, output, self.costs, self._spent_s)
         if self._can_be_run():
-            self._step(
-                "validate",
-                lambda: tasks.validate(name, workers, values, output, detailed_by, self._spent_s),
-            )
+            self._step("validate", tasks.validate, output, detailed_by, self._spent_s)
         if "validate" in self.answers and not self.answers["validate"]["result"]["detailed"]:
-            self._step(
-                "sensitivity",
-                lambda: tasks.sensitivity(
-                    name, workers, values, folder, output, shards, self._spent_s
-                ),
-            )
+            self._step("sensitivity", tasks.sensitivity, folder, output, shards, self._spent_s)
         self._attempt("publish", self._publish)
         self.notify(Made(self.job.name, str(self.job.output)))
 
@@ -126,22 +103,20 @@ class ModelRun:
         """Time what was published, if there is a sample to time it on."""
         if not self._can_be_run():
             return
-        job, name = self.job, self.job.label
+        job = self.job
         is_local = isinstance(job.output, Path) and isinstance(self.stages.files, Path)
         quantized = job.output if is_local else self._made
 
         def on_wait(seconds: float) -> None:
             self.notify(Waiting(job.name, str(job.output), seconds))
 
-        self._step(
-            "benchmark",
-            lambda: tasks.benchmark(
-                name, self.workers, job.to_dict(), quantized, how.threads, how.seconds, on_wait
-            ),
-        )
+        self._step("benchmark", tasks.benchmark, quantized, how.threads, how.seconds, on_wait)
 
-    def _step(self, stage: str, call: Callable[[], Answer]) -> None:
-        """Add the answer of a stage: the one that was kept, or a new one."""
+    def _step(self, stage: str, task: Callable[..., Answer], *arguments: Any) -> None:
+        """Add the answer of a stage: the one that was kept, or a new one.
+
+        arguments  of the task, behind those that all tasks take
+        """
         if self.failure is not None:
             return
         answer = self.stages.answer(stage) if self.resumes else None
@@ -150,6 +125,8 @@ class ModelRun:
             self.notify(StageBegan(self.job.name, str(self.job.output), stage))
             started_at = datetime.now(UTC).isoformat()
             self._attempt(stage, lambda: self.stages.begin(stage))
+            values = self.job.to_dict()
+            call = partial(task, self.job.label, self.workers, values, *arguments)
             new = self._attempt(stage, call)
             if new is None:
                 return
