@@ -146,7 +146,7 @@ def quantize_model(
     size_bytes = model_info(path).size_bytes
     # A plan is followed to the end, whatever time that takes.
     deadline = NO_DEADLINE if plan is not None else deadline_of(size_bytes, config)
-    samples, judges = None, None
+    samples = judges = None
     if calibration is not None:
         samples = judges = samples_for(path, calibration, sizes=config.fix_shape)
     if evaluation is not None:
@@ -201,7 +201,8 @@ def optimize_model(
     Raises: QuantError.
     """
     output = check_output(path, output)
-    timings, config = TimingCache(costs), QuantConfig(fix_shape=fix_shape or {})
+    timings = TimingCache(costs)
+    config = QuantConfig(fix_shape=fix_shape or {})
     try:
         feeds = samples_for(
             path, SampleSpec() if samples is None else samples, sizes=config.fix_shape
@@ -218,7 +219,8 @@ def optimize_model(
     if found.applied:
         model.metadata_props[REWRITES] = to_text(found.applied)
     sign(model)
-    size_bytes, float_size_bytes = write_model(model, output), model_info(path).size_bytes
+    size_bytes = write_model(model, output)
+    float_size_bytes = model_info(path).size_bytes
     added = size_bytes - float_size_bytes
     return OptimizeResult(
         output=str(output),

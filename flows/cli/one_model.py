@@ -9,13 +9,10 @@ from flows.cli.answers import (
     command_line,
     comparison,
     first_accuracy_option,
-    footprint,
     for_export,
-    javascript_timing,
     optimize_answer,
     plan_answer,
     quantize_answer,
-    timing,
     validation,
     with_export,
 )
@@ -43,6 +40,7 @@ from flows.cli.parameters import (
     ThreadCount,
     Threads,
 )
+from flows.cli.timings import footprint, javascript_timing, timing
 from flows.console import model_views, result_views, timing_views
 from quant_core.config import QuantConfig
 from quant_core.data.spec import RANDOM, SampleSpec
@@ -159,7 +157,8 @@ def benchmark(
     With --runtime, JavaScript runs them.
     """
     time_both = timing if runtime == "python" else partial(javascript_timing, runtime)
-    rows, settings = [], list(itertools.product(threads, batch))
+    settings = list(itertools.product(threads, batch))
+    rows = []
     for i, (thread_count, batch_size) in enumerate(settings):
         setting = f"{counted(thread_count, 'thread')}, {batch_size} in a feed"
         progress(f"timing both models in turn: {setting}", seconds * (len(settings) - i))

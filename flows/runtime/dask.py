@@ -110,7 +110,7 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
         return
     # TLS, because a scheduler runs any code for whoever on this host connects to its port.
     with local_cluster(workers, own_security()) as cluster:
-        with _said_in_words():
+        with _starting_workers():
             client = Client(cluster)  # type: ignore[no-untyped-call]
         try:
             _warm_up(client)
@@ -132,7 +132,7 @@ def local_cluster(workers: int, security: Any = None) -> Iterator[LocalCluster]:
     _hide_main()
     _start_quiet_tracker()
     with dask.config.set(OUR_CLUSTER):
-        with _said_in_words():
+        with _starting_workers():
             cluster = LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=workers,
                 threads_per_worker=1,
@@ -151,8 +151,8 @@ def local_cluster(workers: int, security: Any = None) -> Iterator[LocalCluster]:
 
 
 @contextlib.contextmanager
-def _said_in_words() -> Iterator[None]:
-    """Raises: QuantError if workers on this host cannot be started."""
+def _starting_workers() -> Iterator[None]:
+    """Raises: QuantError if the block cannot start workers on this host."""
     try:
         yield
     except (RuntimeError, OSError) as problem:

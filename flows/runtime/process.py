@@ -1,4 +1,4 @@
-"""Makes a process of ours a good citizen: its standard streams, its HOME, proxies, temporary files.
+"""Repairs what a process inherits: its standard streams, HOME, proxies and temporary folder.
 
 A daemon starts it with closed streams, a container as a user without a home, a pipeline ends in
 `head`, a company has a proxy. None of that may stop a batch.
