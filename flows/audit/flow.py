@@ -32,7 +32,7 @@ from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
-from flows.audit.standing import Standing, manifest_of, read_standing  # noqa: E402
+from flows.audit.published import Published, manifest_of, read_published  # noqa: E402
 from flows.batch.digests import job_digest, url_contents  # noqa: E402
 from flows.batch.flow_run import (  # noqa: E402
     Caller,
@@ -105,15 +105,15 @@ def audit(
         allow_code: The folder of metrics `module:function`; without it, none may run.
     """
     folder = Path(output_dir).absolute()
-    standing, skipped_lines = read_standing(folder, only or [])
-    manifest = manifest_of(folder, standing)
+    published, skipped_lines = read_published(folder, only or [])
+    manifest = manifest_of(folder, published)
     caller_or_own = caller_or_cluster(
         lambda: manifest, lambda _: auditing(folder), scheduler, jobs, allow_code
     )
     summary = summary_path("audit", folder)
     with caller_or_own as caller, untagged():
         name_flow_run(summary)
-        result = Audit(caller, standing, max_slowdown, skipped_lines).run()
+        result = Audit(caller, published, max_slowdown, skipped_lines).run()
         ended = Failed if result.exit_code else Completed
         state: State[Any] = ended(message=result.message, data=result)
         summarize("audit", result, state, audit_lines, summary)
@@ -139,24 +139,26 @@ class Audit:
     def __init__(
         self,
         caller: Caller,
-        standing: Sequence[Standing],
+        published: Sequence[Published],
         max_slowdown: float,
         skipped_lines: int = 0,
     ) -> None:
-        self.standing, self.max_slowdown = standing, max_slowdown
+        self.published = published
+        self.max_slowdown = max_slowdown
         self.skipped_lines = skipped_lines
-        self.notify = shown_in_prefect("audit", len(standing), caller.notify)
+        self.notify = shown_in_prefect("audit", len(published), caller.notify)
         self.benchmark = caller.manifest.benchmark
-        self.folder, self.workers = caller.manifest.folder, caller.workers()
-        for one in standing:
+        self.folder = caller.manifest.folder
+        self.workers = caller.workers()
+        for one in published:
             self.workers.peaks[str(one.job.input), ""] = one.entry.row.peak_bytes or 0
         self.started_at = datetime.now(UTC)
         self.run_id = new_run_id(self.started_at, run_ids(self.folder / "reports"))
 
     def run(self) -> AuditResult:
         """Judge the models side by side, time them one after another, and write the report."""
-        started, workers = time.monotonic(), self.workers.count()
-        self.notify(Started(self.run_id, len(self.standing), workers))
+        started = time.monotonic()
+        self.notify(Started(self.run_id, len(self.published), self.workers.count()))
         if self.skipped_lines:
             journal = self.folder / FOLDER / "journal.jsonl"
             self.notify(SkippedLines(str(journal), self.skipped_lines))
@@ -164,7 +166,7 @@ class Audit:
         judged = run_side_by_side("audit", self._calls(), self.workers.count)
         self.notify(PhaseBegan("benchmark", len(judged)))
         rows = []
-        for one, found in zip(self.standing, judged, strict=True):
+        for one, found in zip(self.published, judged, strict=True):
             row = self._time(one, found.row) if found.has_run else found.row
             self.notify(ModelDone(row))
             rows.append(row)
@@ -176,10 +178,10 @@ class Audit:
         return AuditResult(self.run_id, tuple(rows), reports, seconds, self.skipped_lines)
 
     def _calls(self) -> Iterator[tuple[str, Callable[[], Judged]]]:
-        for one in self.standing:
+        for one in self.published:
             yield one.job.label, partial(self._judge, one)
 
-    def _judge(self, one: Standing) -> Judged:
+    def _judge(self, one: Published) -> Judged:
         """Whether the model is there, unchanged, still comparable, and as accurate as it was."""
         row = self._row(one)
         try:
@@ -197,7 +199,7 @@ class Audit:
             return Judged(_failed(row, "validate", problem))
         return Judged(_compared(row, one, plain(found)), has_run=True)
 
-    def _row(self, one: Standing) -> AuditRow:
+    def _row(self, one: Published) -> AuditRow:
         """The row of a model of which nothing is known but what the batch recorded."""
         ours = versions()
         return AuditRow(
@@ -216,7 +218,7 @@ class Audit:
             started_at=self.started_at,
         )
 
-    def _time(self, one: Standing, row: AuditRow) -> AuditRow:
+    def _time(self, one: Published, row: AuditRow) -> AuditRow:
         """The row with today's speed-up.
 
         Only quiet timings are compared. The model is slower if they stay below what was measured
@@ -246,7 +248,7 @@ class Audit:
         reasons = "; ".join(filter(None, (row.reason, slower)))
         return replace(row, outcome=AuditOutcome.REGRESSED, reason=reasons)
 
-    def _timed(self, one: Standing, row: AuditRow, seconds: float) -> AuditRow:
+    def _timed(self, one: Published, row: AuditRow, seconds: float) -> AuditRow:
         """The row with the speed-up that one benchmark of so many seconds measures."""
         assert one.timing is not None
         job, threads = one.job, one.timing.threads or 1
@@ -264,7 +266,7 @@ class Audit:
         )
 
 
-def _compared(row: AuditRow, one: Standing, found: Mapping[str, Any]) -> AuditRow:
+def _compared(row: AuditRow, one: Published, found: Mapping[str, Any]) -> AuditRow:
     """The row with today's accuracy, and the outcome that follows from it and from the contract."""
     today = accuracy_of(one.job, found["fidelity"])
     before, samples = one.entry.row, found["fidelity"]["samples"]
@@ -300,7 +302,7 @@ def _what_changed(entry: ModelEntry) -> str | None:
     return "the file is not what the batch wrote" if is_changed else None
 
 
-def _contents(one: Standing) -> dict[str, Content]:
+def _contents(one: Published) -> dict[str, Content]:
     """What the URLs hold that the audit of a model reads."""
     contents, output = url_contents(one.job), one.job.output
     if isinstance(output, Url):

@@ -33,13 +33,13 @@ def run_audit(
 
     Raises: QuantError if there is nothing to audit.
     """
-    from flows.audit.standing import manifest_of, read_standing
+    from flows.audit.published import manifest_of, read_published
     from flows.batch.run_summary import auditing
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     folder = folder.absolute()
-    standing, _ = read_standing(folder, options.only)
-    manifest = manifest_of(folder, standing)
+    published, _ = read_published(folder, options.only)
+    manifest = manifest_of(folder, published)
     check_code(manifest.jobs, options.allow_code)
     scheduler, jobs = options.scheduler, options.jobs
     workers = how_many_workers(1, jobs)

@@ -168,7 +168,8 @@ def call_flow(
     if "can't start new thread" in reason:
         hint = START_HINT
     if isinstance(found, OSError) and found.strerror:
-        reason, where = reason_of(found), str(found.filename or where)
+        reason = reason_of(found)
+        where = str(found.filename or where)
     raise StageError(f"the {kind} stopped: {reason}", where, hint)
 
 
@@ -194,7 +195,8 @@ def run_side_by_side(
     Workers that join a cluster meanwhile get calls too.
     """
     named = _call.with_options(name=kind, task_run_name=f"{kind} {{name}}")
-    places, known = Semaphore(0), 0
+    places = Semaphore(0)
+    known = 0
 
     def take_place() -> None:
         nonlocal known

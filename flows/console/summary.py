@@ -83,7 +83,9 @@ def with_progress(kind: str, models: int, listener: Listener) -> Listener:
         artifact = create_progress_artifact(
             0.0, f"quantmill-{kind}-progress", counted(models, "model")
         )
-    done, shown_at, lock = 0, time.monotonic(), threading.Lock()
+    done = 0
+    shown_at = time.monotonic()
+    lock = threading.Lock()
 
     def listen(event: Event) -> None:
         nonlocal artifact, done, shown_at

@@ -101,7 +101,8 @@ def copies_beside(
         return (), [
             Mistake(place, f"cannot be listed: {reason_of(problem)}", str(problem.filename))
         ]
-    mistakes, is_output = [], output_test()
+    mistakes = []
+    is_output = output_test()
     for path in (*bits_of, *(target for _, target in names)):
         if path in originals and not is_output(path):
             hint = "Originals are never overwritten: name another folder"

@@ -1,4 +1,4 @@
-"""What stands: the models that the journal of an output folder says a batch has made."""
+"""The published models of an output folder: those that its journal says a batch has made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.rows import Outcome, TimingRow
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Published:
     """A model that the journal says is there.
 
     entry   of the run that finished it last
@@ -27,7 +27,7 @@ class Standing:
     timing: TimingRow | None
 
 
-def read_standing(folder: Path, only: Sequence[str]) -> tuple[list[Standing], int]:
+def read_published(folder: Path, only: Sequence[str]) -> tuple[list[Published], int]:
     """The models that the journal of an output folder says are there.
 
     Returns them, and how many lines of the journal are spoiled: each of them may have been a model.
@@ -48,7 +48,7 @@ def read_standing(folder: Path, only: Sequence[str]) -> tuple[list[Standing], in
     made = [entry for entry in entries if entry.row.outcome is not Outcome.FAILED]
     latest = {entry.row.output: entry for entry in made}
     found = [
-        Standing(Job.from_dict(entry.job or {}), entry, timings.get(entry.digest))
+        Published(Job.from_dict(entry.job or {}), entry, timings.get(entry.digest))
         for entry in latest.values()
     ]
     if not found:
@@ -58,6 +58,6 @@ def read_standing(folder: Path, only: Sequence[str]) -> tuple[list[Standing], in
     return [one for one in found if one.job.output in chosen], skipped_lines
 
 
-def manifest_of(folder: Path, standing: Sequence[Standing]) -> Manifest:
+def manifest_of(folder: Path, published: Sequence[Published]) -> Manifest:
     """A manifest of these models, with default limits and benchmark."""
-    return Manifest(tuple(one.job for one in standing), folder)
+    return Manifest(tuple(one.job for one in published), folder)
