@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -65,6 +66,11 @@ def sources(layer: str) -> list[Path]:
     return sorted((ROOT / layer).rglob("*.py"))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def nodes_that_run(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes below `tree`, but for the bodies of `if TYPE_CHECKING:`."""
     for child in ast.iter_child_nodes(tree):
@@ -74,16 +80,19 @@ def nodes_that_run(tree: ast.AST) -> Iterator[ast.AST]:
         yield from nodes_that_run(child)
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@cache
+def imported_modules(path: Path) -> frozenset[str]:
     """Every module that the file imports when it runs, at its top or in a function."""
-    for node in nodes_that_run(ast.parse(path.read_text(encoding="utf-8"))):
+    found: set[str] = set()
+    for node in nodes_that_run(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.relative_to(ROOT)}: relative import"
             assert node.module is not None
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if is_module(name) else node.module for name in names)
+            found |= {name if is_module(name) else node.module for name in names}
+    return frozenset(found)
 
 
 def is_module(name: str) -> bool:
@@ -96,15 +105,16 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Top-level names of all modules that the file imports, for types alone too."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add((node.module or "").partition(".")[0])
-    return names
+    return frozenset(names)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -147,7 +157,7 @@ def test_no_shelf_imports_one_beside_or_above_it(package):
 
 def test_no_module_imports_itself_through_others():
     paths = [path for layer in LAYERS for path in sources(layer)]
-    graph = {module_name(path): set(imported_modules(path)) for path in paths}
+    graph = {module_name(path): imported_modules(path) for path in paths}
 
     try:
         TopologicalSorter(graph).prepare()
@@ -172,8 +182,7 @@ def test_the_core_imports_only_numbers_and_onnx():
 def test_the_core_neither_logs_nor_prints():
     for path in sources("quant_core"):
         assert not CORE_SILENCE & imports(path), f"{path.name} logs or warns"
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names = {node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)}
         assert "print" not in names, f"{path.name} prints"
 
 
