@@ -19,8 +19,7 @@ AUTO_MODE_NOTE = (
 
 def model_view(info: Mapping[str, Any]) -> RenderableType:
     """What `quantmill info` answers."""
-    most_frequent_first = sorted(info["operators"].items(), key=lambda item: (-item[1], item[0]))
-    operators = ", ".join(f"{count} {op_type}" for op_type, count in most_frequent_first)
+    operators = ", ".join(f"{count} {op_type}" for op_type, count in info["operators"].items())
     facts = {
         "model": info["name"],
         "size": format_size(info["size_bytes"]),

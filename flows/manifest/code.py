@@ -19,7 +19,7 @@ def check_code(jobs: Iterable[Job], allow_code: str | Path | None) -> None:
         # It imports numpy, and hardly any manifest names such a metric.
         from quant_core.evaluate.custom_metric import not_allowed
 
-        raise RequestError(*not_allowed(metric))
+        raise not_allowed(metric)
 
 
 def metric_code(job: Job) -> str | None:

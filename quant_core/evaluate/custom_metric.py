@@ -64,7 +64,7 @@ def load_custom_metric(name: str) -> CustomMetric:
     """
     folder = _folder.get()
     if folder is None:
-        raise RequestError(*not_allowed(name))
+        raise not_allowed(name)
     module, _, function_name = name.partition(":")
     with _first_on_import_path(folder):
         _check_that_it_is_found_in(folder, module.partition(".")[0], name)
@@ -103,10 +103,10 @@ def _check_that_it_is_found_in(folder: Path, package: str, name: str) -> None:
         raise RequestError(problem, name, f"Rename {package} in {folder}")
 
 
-def not_allowed(name: str) -> tuple[str, str, str]:
-    """Problem, where and hint of a metric that is code, and that the caller did not allow."""
+def not_allowed(name: str) -> RequestError:
+    """The error for a metric that is code, and that the caller did not allow."""
     hint = "--allow-code DIR runs it, from the folder DIR; in Python, allow_code=DIR"
-    return "is code of your own, which runs only where you allow it", name, hint
+    return RequestError("is code of your own, which runs only where you allow it", name, hint)
 
 
 def _lies_in(folder: Path, module: ModuleType | None) -> bool:

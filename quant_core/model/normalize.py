@@ -97,11 +97,9 @@ def _capture_carried(graph: ir.Graph) -> None:
     for node in [n for n in graph if n.op_type == "Loop" and not n.domain]:
         body = node.attributes["body"].as_graph()
         for state in reversed(range(len(node.inputs) - 2)):
-            value, inner, after = (
-                node.inputs[2 + state],
-                body.inputs[2 + state],
-                body.outputs[1 + state],
-            )
+            value = node.inputs[2 + state]
+            inner = body.inputs[2 + state]
+            after = body.outputs[1 + state]
             if value is None or value.const_value is None or value.producer() is not None:
                 continue
             if after is not inner and not _is_copy(after, inner):
