@@ -37,9 +37,9 @@ from quant_core.optimize.applied import REWRITES, from_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan
 from quant_core.search.checks import check_same_interface
-from quant_core.search.notes import joined
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_samples
+from quant_core.text import joined
 
 
 @QUIET

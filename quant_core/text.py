@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -37,6 +37,11 @@ def storable(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """How many there are: `1 node`, `3 nodes`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def joined(notes: Iterable[str | None]) -> str:
+    """The notes that are not empty, as one line."""
+    return "; ".join(filter(None, notes))
 
 
 def _visible(character: str) -> str:

@@ -65,7 +65,7 @@ from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError  # noqa: E402
 from quant_core.evaluate.contract import Verdict  # noqa: E402
 from quant_core.metrics import find_metric  # noqa: E402
-from quant_core.text import plain  # noqa: E402
+from quant_core.text import joined, plain  # noqa: E402
 from quant_core.worker.host import versions  # noqa: E402
 from tasks import stages as tasks  # noqa: E402
 from tasks.cache import Content, files_digest, forget_files  # noqa: E402
@@ -245,7 +245,7 @@ class Audit:
             f"speedup {row.speedup:.2f}, was {before.speedup:.2f} "
             f"({before.speedup_lo:.2f} at the least)"
         )
-        reasons = "; ".join(filter(None, (row.reason, slower)))
+        reasons = joined([row.reason, slower])
         return replace(row, outcome=AuditOutcome.REGRESSED, reason=reasons)
 
     def _timed(self, one: Published, row: AuditRow, seconds: float) -> AuditRow:
@@ -279,7 +279,7 @@ def _compared(row: AuditRow, one: Published, found: Mapping[str, Any]) -> AuditR
 
 def _inconclusive(row: AuditRow, reason: str) -> AuditRow:
     """The row of a model whose speed cannot be compared; what is known to be worse stays worse."""
-    reasons = "; ".join(filter(None, (row.reason, f"speed not compared: {reason}")))
+    reasons = joined([row.reason, f"speed not compared: {reason}"])
     is_kept = row.outcome is AuditOutcome.KEPT
     outcome = AuditOutcome.INCONCLUSIVE if is_kept else row.outcome
     return replace(row, outcome=outcome, reason=reasons)

@@ -21,7 +21,7 @@ from quant_core.errors import QuantError
 from quant_core.evaluate.contract import Verdict, judge_speed_and_size
 from quant_core.metrics import Fidelity, default_metric, find_metric
 from quant_core.plan.targets import cpu_name, host_target_name
-from quant_core.text import plain, printable
+from quant_core.text import joined, plain, printable
 from quant_core.worker.host import versions
 from tasks.rows import SCHEMA_VERSION, LayerRow, ModelRow, Outcome, RunRow, TimingRow
 
@@ -136,7 +136,7 @@ def _model_row(model: ModelRun, run_id: str) -> ModelRow:
     columns["peak_bytes"] = max((answer["peak_bytes"] for answer in answers.values()), default=None)
     if "quantize" in answers:
         columns |= _of_quantize(answers["quantize"])
-        columns["note"] = "; ".join(filter(None, (model.note, columns["note"]))) or None
+        columns["note"] = joined([model.note, columns["note"]]) or None
     if "validate" in answers:
         columns |= _of_validate(job, answers["validate"])
     if "benchmark" in answers:

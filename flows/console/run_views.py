@@ -20,7 +20,7 @@ from flows.console.formats import (
     format_speedup,
 )
 from flows.console.tables import failure_sentence, rows_table, verdict_text
-from quant_core.text import printable
+from quant_core.text import joined, printable
 from tasks.rows import model_label
 
 
@@ -128,4 +128,4 @@ def _outcome_text(row: Mapping[str, Any]) -> Text:
         return verdict_text("failed", failure_sentence(row["stage"], row["error"], row["where"]))
     word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
     reason = row.get("reason") if word == "not_met" else None
-    return verdict_text(word, "; ".join(filter(None, [reason, row.get("note")])))
+    return verdict_text(word, joined([reason, row.get("note")]))

@@ -20,6 +20,7 @@ from flows.report.elements import Child, Element, element, pack
 from flows.report.models_table import models_table
 from flows.report.reported_model import ReportedModel, badge, link
 from quant_core.model.atomic import atomic_write
+from quant_core.text import joined
 
 PLAIN_BYTES = 1_000_000  # of details that stand in the page as HTML, the wrong models' first
 RUNS_SHOWN = 30
@@ -104,7 +105,7 @@ def _wrong(models: list[ReportedModel]) -> Element | None:
                 badge(model),
                 " ",
                 link(model),
-                f": {'; '.join(filter(None, reasons))}.",
+                f": {joined(reasons)}.",
             ]
             hint = model.row.get("hint") if model.state == "failed" else None
             end = element("span", {"class": "muted"}, f" {hint}.") if hint else None

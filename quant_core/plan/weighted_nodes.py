@@ -30,6 +30,7 @@ from quant_core.plan.operators import (
 )
 from quant_core.plan.targets import Target
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, Storage
+from quant_core.text import joined
 
 # Weights of an output channel: with fewer, multipliers and scales take the bytes that 4 bits save,
 # and the rounding error is largest (depthwise). Judge a change with `python -m tests.bench.int4`.
@@ -316,4 +317,4 @@ def _is_finite(weight: ir.Value) -> bool:
 
 def _joined(*reasons: str) -> str:
     """The reasons that there are, as one."""
-    return "; ".join(filter(None, reasons))
+    return joined(reasons)

@@ -25,11 +25,10 @@ from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, 
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
-from quant_core.search.notes import joined
 from quant_core.search.policy import POLICY
 from quant_core.search.promotion import promote
 from quant_core.search.variants import Trial
-from quant_core.text import counted
+from quant_core.text import counted, joined
 
 NOT_CHECKED = "not checked"
 SHOWN_NODES = 3  # names in a note; more are counted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -15,13 +14,9 @@ from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.search.bench import Bench
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
+from quant_core.text import joined
 
 SHOWN_WEIGHTS = 3  # in a note; more are counted
-
-
-def joined(notes: Iterable[str]) -> str:
-    """The notes that are not empty, as one line."""
-    return "; ".join(filter(None, notes))
 
 
 def speed_note(best: Candidate) -> str:

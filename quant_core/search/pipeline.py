@@ -33,7 +33,6 @@ from quant_core.search.judges import (
 from quant_core.search.not_larger import not_larger
 from quant_core.search.notes import (
     float_weights_note,
-    joined,
     size_note,
     speed_note,
     time_note,
@@ -42,6 +41,7 @@ from quant_core.search.notes import (
 from quant_core.search.policy import POLICY
 from quant_core.search.result import Made
 from quant_core.search.search import Found, follow_plan, search
+from quant_core.text import joined
 
 
 def quantize_by_search(job: QuantJob) -> Made:
