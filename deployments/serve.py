@@ -24,19 +24,7 @@ from quant_core.errors import QuantError, RequestError
 
 def main() -> int:
     """Serve until interrupted. The manifest is checked now, and not first at two in the morning."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.serve", description=__doc__)
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument(
-        "--cron", default="0 2 * * *", help="when to make (default: every night at 2:00 UTC)"
-    )
-    parser.add_argument(
-        "--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)"
-    )
-    parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
-    parser.add_argument(
-        "--allow-code", metavar="DIR", help="run metrics module:function, from this folder"
-    )
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     code = arguments.allow_code and str(Path(arguments.allow_code).absolute())
     try:
         manifest = read_manifest(arguments.manifest)
@@ -70,6 +58,22 @@ def main() -> int:
     take_over([f"{batch.name}/nightly", f"{audit.name}/weekly"])
     serve(nightly, weekly, limit=1)  # one at a time: two would disturb each other's timings
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deployments.serve", description=__doc__)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument(
+        "--cron", default="0 2 * * *", help="when to make (default: every night at 2:00 UTC)"
+    )
+    parser.add_argument(
+        "--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)"
+    )
+    parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
+    parser.add_argument(
+        "--allow-code", metavar="DIR", help="run metrics module:function, from this folder"
+    )
+    return parser
 
 
 def find_server() -> str:

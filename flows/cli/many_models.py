@@ -60,7 +60,6 @@ def batch(
 
     A YAML or TOML manifest in place of the models is done as `quantmill config` does it.
     """
-    from flows.manifest.paths import absolute
     from flows.manifest.read import check_manifest
 
     for manifest_name in filter(_names_a_manifest, models):
@@ -74,9 +73,7 @@ def batch(
     if output_dir is None:
         if not layout:
             raise RequestError("is missing", "--output-dir", "Say where to write: -o DIR")
-        folder = absolute(Path.cwd(), models[0])
-        beside = folder.parent if isinstance(folder, Path) else Path.cwd()
-        output_dir = str(beside / f"{folder.name}_int{config.bits}")
+        output_dir = str(_folder_beside(models[0], config.bits))
     manifest = check_manifest(
         {
             **changed_options(config),
@@ -102,6 +99,15 @@ def batch(
     )
     running = replace(running, allow_code=accuracy.allow_code)
     return _run_manifest(manifest, running, as_json, dry_run)
+
+
+def _folder_beside(model: str, bits: int) -> Path:
+    """Where a folder's model is written if nothing else is said; here if it lies in a store."""
+    from flows.manifest.paths import absolute
+
+    folder = absolute(Path.cwd(), model)
+    beside = folder.parent if isinstance(folder, Path) else Path.cwd()
+    return beside / f"{folder.name}_int{bits}"
 
 
 def _names_a_manifest(text: str) -> bool:
