@@ -45,7 +45,7 @@ def drawn(view) -> str:
     return console.file.getvalue()
 
 
-def test_tables_show_them():
+def test_tables_show_control_characters_as_escapes():
     for row in (
         ROW,
         ROW | {"outcome": "done", "verdict": "not_met", "reason": EVIL, "metric": EVIL},
@@ -55,7 +55,7 @@ def test_tables_show_them():
         assert r"\x1b" in text
 
 
-def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
+def test_lines_of_progress_show_control_characters_as_escapes(capsys):
     for as_json in (False, True):
         with progress(as_json) as tell:
             tell(ModelDone(ModelRow.from_json({**ROW, **PATHS})))
@@ -65,7 +65,7 @@ def test_plain_lines_and_json_lines_of_progress_show_them(capsys):
     assert json.loads(seen.out)["model"] == EVIL
 
 
-def test_errors_show_them_however_they_are_printed(capsys):
+def test_errors_show_control_characters_as_escapes(capsys):
     error = ModelError(f"bad {EVIL}\nsecond line", EVIL, EVIL)
 
     printing.print_error(error, as_json=False)
@@ -79,7 +79,7 @@ def test_errors_show_them_however_they_are_printed(capsys):
     )  # what is kept is what was there
 
 
-def test_a_manifest_s_mistakes_show_them(tmp_path):
+def test_mistakes_of_a_manifest_show_control_characters_as_escapes(tmp_path):
     with pytest.raises(RequestError) as error:
         check_manifest(
             {EVIL: 1, "models": [{"input": EVIL.strip("\0"), "output": "o.onnx"}]}, tmp_path
@@ -98,7 +98,7 @@ def test_prefect_s_tables_neither_steer_nor_format():
 
 
 @pytest.mark.parametrize("command", ["info", "quantize"])
-def test_commands_show_them(tmp_path, command):
+def test_commands_show_control_characters_as_escapes(tmp_path, command):
     name = EVIL.replace("\0", "")
     model = tiny_cnn()
     model.graph.name = model.graph.node[0].name = name

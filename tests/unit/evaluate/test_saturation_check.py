@@ -139,7 +139,7 @@ def test_the_operators_that_fusion_would_make_are_seen_as_well(tmp_path, text, o
     assert nodes_of(tmp_path, full, {"w": FULLY, "wz": np.int8(0)}) == [row(op, [[1, 1]])]
 
 
-def test_so_is_qlinearconv(tmp_path):
+def test_a_qlinearconv_is_seen_as_well(tmp_path):
     text = """(float[n,3,8,8] x) => (uint8[n,2,8,6] c) {
         q = QuantizeLinear(x, s, z) c = QLinearConv(q, s, z, w, ws, wz, s, z)
     }"""
@@ -149,7 +149,7 @@ def test_so_is_qlinearconv(tmp_path):
     ]
 
 
-def test_so_are_both_weights_of_a_dynamic_lstm(tmp_path):
+def test_both_weights_of_a_dynamic_lstm_are_seen(tmp_path):
     w, r = np.zeros((1, 4, 8), np.int8), np.zeros((1, 2, 8), np.int8)
     w[0, 2:, 5] = r[0, :, 7] = -65
     more = {"w": w, "r": r, "scale": np.ones((1, 8), np.float32), "zero": np.zeros((1, 8), np.int8)}

@@ -180,7 +180,7 @@ def test_the_page_stays_small(tmp_path, count, megabytes):
     assert path.stat().st_size < megabytes * 1e6
 
 
-def test_details_stand_once(tmp_path):
+def test_each_models_details_stand_on_the_page_once(tmp_path):
     page = page_of(write_reports(tmp_path, [f"m{i}" for i in range(60)], failed=["m7"]))
 
     packed = re.findall(r'<script type="text/plain">([^<]+)', page)

@@ -34,7 +34,7 @@ def described() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("config", [{}, {"bits": 4}, {"float_storage": "float16"}])
-def test_the_interface_stays(tmp_path, config):
+def test_names_types_texts_and_metadata_of_the_interface_stay(tmp_path, config):
     before = described()
     path, output = tmp_path / "model.onnx", tmp_path / "made.onnx"
     onnx.save(before, path)

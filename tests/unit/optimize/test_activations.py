@@ -78,7 +78,7 @@ def test_a_hard_swish_has_two_operators_however_it_is_spelled(gate):
         "a = Add(x, half) y = Clip(a, half, one)",
     ],
 )
-def test_other_slopes_stay(body):
+def test_clipped_sums_that_are_no_hard_sigmoid_stay(body):
     assert "HardSigmoid" not in operators(body)
 
 

@@ -51,7 +51,7 @@ def candidate(
         ((19.9, 0.98), (13.0, 1.0)),  # 3 % are noise
     ],
 )
-def test_rank(better, worse):
+def test_a_better_candidate_ranks_higher(better, worse):
     assert candidate(*better).rank > candidate(*worse).rank
 
 
