@@ -6,12 +6,10 @@ OpenVINO is an extra: `pip install quantmill[openvino]`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from quant_core.errors import RequestError
 from quant_core.evaluate.fidelity import compare
@@ -20,6 +18,7 @@ from quant_core.evaluate.kernels import Arithmetic
 from quant_core.evaluate.timing import Timing, summarize
 from quant_core.model.atomic import move_synced
 from quant_core.model.session import open_session, run
+from quant_core.model.values import Feed
 
 # Kernels that multiply by weights, as OpenVINO's executable graph calls them.
 MULTIPLY = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "GroupFullyConnected")
@@ -27,8 +26,6 @@ MULTIPLY = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Grou
 EQUAL_DB = 60.0
 # By how much a quantized model may be less exact there: other rounding at most doubles the noise.
 LOST_DB = 3.0
-
-Feed = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.kernels import Arithmetic, Kernel
 from quant_core.evaluate.timing import Timing, summarize
 from quant_core.model import files
+from quant_core.model.values import Feed
 
 START_S = 120.0  # to start, and to read, compile and run the models once, on a busy machine
 # OpenVINO reports of a kernel the mean of all its runs, in which each pause of the process stays:
@@ -35,8 +36,6 @@ OTHER_RUNTIME = "Leave it to another runtime: onnxruntime runs it"
 # What starts the other process: it imports what this one would.
 START = """import sys; sys.path[:] = {path!r}
 from quant_core.evaluate.in_openvino_main import main; main({folder!r})"""
-
-Feed = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,10 @@ from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
 from quant_core.model.session import open_session, run
-from quant_core.model.values import PartwiseRunner, parts_of
+from quant_core.model.values import Feed, PartwiseRunner, parts_of
 from quant_core.plan.flat_ends import EVERYWHERE, flat_ends
 from quant_core.plan.operators import RULES
 
-Feed = Mapping[str, NDArray[Any]]
 Feeds = Samples | Sequence[Feed]
 
 # Suffix of a tensor that the quantized model computes; see `_isolated`. No model has such a name.
