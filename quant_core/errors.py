@@ -73,8 +73,9 @@ def nearest_hint(word: str, known: Iterable[str]) -> str:
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says is wrong, in lower case as in the middle of a sentence."""
-    return (error.strerror or str(error)).lower()
+    """What the system says is wrong, beginning in lower case as in the middle of a sentence."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
 
 
 def not_written(error: OSError, where: object, verb: str = "written") -> RequestError:
