@@ -33,7 +33,6 @@ from quant_core.data.spec import Flow
 from tasks.cache import the_cache
 from tasks.stores import Location, Url, read
 
-LAYOUT = "huggingface"
 GRAPHS = "onnx"  # the folder of the graphs
 SUFFIXES = {8: "_int8", 4: "_q4"}
 SECOND_SUFFIXES = {8: "_quantized"}  # another name of the same file
