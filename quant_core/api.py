@@ -162,18 +162,17 @@ def quantize_model(
         measured = samples is not None and has_time_to_calibrate(config, deadline)
         measured_plan = first_plan(model, config, measured=measured, rewrites=found.applied)
     job = QuantJob(
-        model,
-        Path(path),
-        size_bytes,
-        measured_plan,
-        None,
-        samples,
-        judges,
-        contract,
-        timings,
-        lambda doing: progress(f"{doing}{_time_left(deadline)}"),
-        whole_front,
-        deadline,
+        model=model,
+        original=Path(path),
+        float_size_bytes=size_bytes,
+        plan=measured_plan,
+        samples=samples,
+        evaluation=judges,
+        contract=contract,
+        costs=timings,
+        progress=lambda doing: progress(f"{doing}{_time_left(deadline)}"),
+        whole_front=whole_front,
+        deadline=deadline,
     )
     if samples is not None and measured:
         progress(f"calibrating on {counted(len(samples), 'sample')}")

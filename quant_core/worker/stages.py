@@ -121,15 +121,15 @@ def quantize(
     feeds = _open_if_any(model, samples, sizes)
     checked_output = check_output(model, output)
     job = QuantJob(
-        load_normalized(prepared),
-        Path(model),
-        size_bytes,
-        made_plan,
-        Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
-        feeds,
-        _open(model, evaluation, sizes) if evaluation else feeds,
-        Contract.from_dict(contract) if contract else None,
-        TimingCache(costs),
+        model=load_normalized(prepared),
+        original=Path(model),
+        float_size_bytes=size_bytes,
+        plan=made_plan,
+        stats=Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
+        samples=feeds,
+        evaluation=_open(model, evaluation, sizes) if evaluation else feeds,
+        contract=Contract.from_dict(contract) if contract else None,
+        costs=TimingCache(costs),
         deadline=deadline,
     )
     return write_result(quantize_by_search(job), checked_output).to_dict()
