@@ -154,8 +154,8 @@ class ModelRow(Row):
     float_ms: float | None = None  # median latency of one inference
     quantized_ms: float | None = None
     speedup: float | None = None  # float latency / quantized latency, measured in turns
-    host_load: float | None = None  # cores that other processes took while it was timed
-    busy: bool | None = None  # that was more than a quarter of a core: doubt the speed
+    host_load: float | None = None  # share of all cores that others took while it was timed
+    busy: bool | None = None  # others took more than a quarter of a core: doubt the speed
     seconds: float | None = None  # of all its stages
     peak_bytes: int | None = None  # most memory that one stage held
     started_at: datetime | None = None
@@ -221,8 +221,8 @@ class TimingRow(Row):
     threads: int | None = None  # of each model
     float_deciles_ms: str | None = None  # JSON: latency over rounds, minimum, 10 %, ... maximum
     quantized_deciles_ms: str | None = None
-    host_load: float | None = None  # cores that other processes took
-    busy: bool | None = None  # that was more than a quarter of a core
+    host_load: float | None = None  # share of all cores that others took
+    busy: bool | None = None  # others took more than a quarter of a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ class AuditRow(Row):
     accuracy: float | None = None
     speedup_before: float | None = None
     speedup: float | None = None
-    host_load: float | None = None  # cores that other processes took while it was timed
+    host_load: float | None = None  # share of all cores that others took while it was timed
     busy: bool | None = None
     made_with: str | None = None  # versions of the batch that made it, as JSON
     host: str | None = None  # of the audit, as the versions

@@ -148,7 +148,7 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
         "latency": f"{format_ms(ms[0])} → {format_ms(ms[1])}" if ms else None,
         "95th percentile": f"{format_ms(p95[0])} → {format_ms(p95[1])}" if all(p95) else None,
         "speed-up": f"{row['speedup']:.2f}x{quartiles}{rounds}{threads}" if ms else None,
-        "other load while timed": f"{row['host_load']:.2f} cores" if row.get("host_load") else None,
+        "others took while timed": _share_of_host(row.get("host_load")),
         "target": row.get("target"),
         "safe from 16-bit saturation": _yes_or_no(row.get("saturation_safe")),
         "input": row.get("input"),
@@ -274,6 +274,10 @@ def _typed(key: str, value: object) -> list[str]:
         value = [f"{name}={number}" for name, number in value.items()]
     values = value if isinstance(value, list) else [value]
     return [word for item in values for word in (option, str(item))]
+
+
+def _share_of_host(share: float | None) -> str | None:
+    return f"{format_percent(share)} of this host" if share else None
 
 
 def _yes_or_no(value: bool | None) -> str | None:

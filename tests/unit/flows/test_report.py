@@ -13,6 +13,7 @@ import pytest
 from flows.cli.commands import main
 from flows.reading import read_page
 from flows.report.charts import _ticks, sparkline
+from flows.report.details import details
 from flows.report.elements import element, pack
 from flows.report.page import render_page, write_report
 from flows.report.regression import regressions
@@ -101,6 +102,14 @@ def test_the_page_says_which_plan_was_chosen_and_why(tmp_path):
 
     assert "static, channels equalized: as fast as dynamic, and 5.6 dB nearer to float" in cells
     assert cells[cells.index("plan") + 1 :].count("yes") >= 1
+
+
+def test_the_load_of_a_host_is_a_share_of_it():
+    row = {"outcome": "done", "verdict": "none", "host_load": 0.5}
+
+    text = "".join(part.to_html() for part in details(row, [], [], []))
+
+    assert "50.00 % of this host" in text
 
 
 def test_columns_that_are_empty_in_all_rows_are_left_out(tmp_path):
