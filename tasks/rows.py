@@ -245,7 +245,7 @@ class AuditRow(Row):
     speedup_before: float | None = None
     speedup: float | None = None
     host_load: float | None = None  # share of all cores that others took while it was timed
-    busy: bool | None = None
+    busy: bool | None = None  # others took more than a quarter of a core
     made_with: str | None = None  # versions of the batch that made it, as JSON
     host: str | None = None  # of the audit, as the versions
     quantmill: str | None = None
