@@ -19,6 +19,7 @@ from flows.runtime.prefect_api import (
     START_HINT,
     drop_events,
     has_own_server,
+    is_lost,
     quiet_environment,
 )
 from flows.runtime.signals import in_another_thread
@@ -175,7 +176,7 @@ def call_flow(
 
 def shown_in_prefect(kind: str, models: int, listener: Listener) -> Listener:
     """The listener of a run, which also shows its progress where Prefect's server has a UI."""
-    return listener if has_own_server() else with_progress(kind, models, listener)
+    return listener if has_own_server() else with_progress(kind, models, listener, is_lost)
 
 
 def untagged() -> TagsContext:

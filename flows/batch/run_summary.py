@@ -20,6 +20,7 @@ from flows.console.summary import (
 )
 from flows.journal import Journal, is_taken, open_journal
 from flows.manifest.jobs import Manifest
+from flows.runtime.prefect_api import is_lost
 from flows.runtime.signals import before_stop
 from quant_core.errors import not_written
 
@@ -108,7 +109,8 @@ def summarize(kind: str, result: Result, state: State[Any], lines: Lines, path: 
         "skipped_lines": result.skipped_lines,
     }
     shown = lines([row.to_json() for row in result.rows[:MAX_ROWS_IN_PREFECT]])
-    show_in_prefect(kind, result.run_id, shown, facts, result.page)
+    if not is_lost():
+        show_in_prefect(kind, result.run_id, shown, facts, result.page)
     ended = {"kind": kind, **_flow_run(), "state": state.name, "message": state.message}
     write_summary(path, {**ended, **_kept(path), **facts, "wrong": wrong(result.rows)})
 

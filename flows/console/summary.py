@@ -8,13 +8,12 @@ import html
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flows.console.events import Event, Listener, ModelDone
-from flows.runtime.prefect_api import is_lost
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.atomic import atomic_write, overwrite
 from quant_core.text import counted, plain, printable
@@ -46,10 +45,8 @@ def show_in_prefect(
     """Create a table of these lines, a list of facts and a link to the page in Prefect's UI.
 
     Browsers follow no link from a server to a file: the link's text is the path, to be copied. An
-    API that does not answer is no reason to lose a run, nor to wait for it.
+    API that does not answer is no reason to lose a run.
     """
-    if is_lost():
-        return
     # `cell` needs no Prefect
     from prefect.artifacts import (
         create_link_artifact,
@@ -70,8 +67,12 @@ def show_in_prefect(
             create_link_artifact(path.as_uri(), cell(path), key, f"{kind} {run_id}")
 
 
-def with_progress(kind: str, models: int, listener: Listener) -> Listener:
+def with_progress(
+    kind: str, models: int, listener: Listener, is_lost: Callable[[], bool]
+) -> Listener:
     """A listener that calls `listener`, and shows in Prefect's UI what share of the models is done.
+
+    is_lost  whether the API does not answer any more
 
     It tells the API every PROGRESS_S seconds at most. An API that does not answer is no reason to
     lose a run, nor to wait for it again and again.
