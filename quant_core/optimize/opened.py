@@ -1,4 +1,4 @@
-"""A float model as onnxruntime reads it: written, measured, named and opened once."""
+"""A float model as onnxruntime reads it: opened and measured once."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ class OpenedModel:
     """A model that no rule changes any more.
 
     session     None where there is nothing to run it on
-    size_bytes  of its message; tensors that lie in files of their own do not count
-    digest      of the same bytes
+    size_bytes  that it takes in a file
     """
 
     model: ir.Model
     session: ort.InferenceSession | None
     size_bytes: int
-    digest: str
 
     @classmethod
     def of(cls, model: ir.Model, *, is_run: bool) -> OpenedModel:
         """Raises: ModelError if it is to be run and onnxruntime cannot load it."""
-        with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
-            content, _ = files.serialized(model, Path(folder))
         session = open_session(model) if is_run else None
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        return cls(model, session, len(content), digest)
+        return cls(model, session, files.size_in_file(model))
+
+    def digest(self) -> str:
+        """Of the bytes of its message."""
+        with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
+            content, _ = files.serialized(self.model, Path(folder))
+        return hashlib.blake2b(content, digest_size=16).hexdigest()

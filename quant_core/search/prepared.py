@@ -91,7 +91,7 @@ def _speedup(feed: Mapping[str, Any], costs: TimingCache) -> Speedup:
     shapes = {name: list(x.shape) for name, x in feed.items()}
 
     def speedup(before: OpenedModel, after: OpenedModel) -> float:
-        what = f"model {before.digest} as {after.digest} on {shapes}"
+        what = f"model {before.digest()} as {after.digest()} on {shapes}"
         return costs.of(what, partial(_time, before, after, feed)).speedup
 
     return speedup

@@ -34,6 +34,7 @@ def known_sizes(model: ir.Model, facts: Facts) -> list[Applied]:
     2. A tensor whose entries are all known is a constant. It has at most 256 entries.
     3. The nodes and constants of the branch that is taken stand in place of the If.
     4. Whole numbers times zero are zero, as exporters write to keep an input that nothing needs.
+    5. What a Cast to float makes of such a tensor is a constant too, and followed no further.
     """
     known: dict[ir.Value, Entries] = {}
     applied = []
@@ -43,6 +44,9 @@ def known_sizes(model: ir.Model, facts: Facts) -> list[Applied]:
             if found is not None and found.size <= MOST:
                 known[node.outputs[0]] = found
     whole = {value: _array(found, value, facts) for value, found in known.items()}  # 2.
+    for value, numbers in list(whole.items()):
+        floats = filter(_casts_to_float, graph.consumers(value)) if numbers is not None else ()
+        whole |= {node.outputs[0]: np.asarray(numbers, np.float32) for node in floats}  # 5.
     for value, numbers in whole.items():
         maker = value.producer()
         if maker is None or numbers is None or value.is_graph_output():
@@ -64,6 +68,10 @@ def _array(entries: Entries, value: ir.Value, facts: Facts) -> NDArray[Any] | No
     if dtype not in INTEGERS or any(n is None for n in entries.flat):
         return None
     return entries.astype(INTEGERS[dtype])
+
+
+def _casts_to_float(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and graph.attribute(node, "to", 0) == ir.DataType.FLOAT
 
 
 def _take_branch(node: ir.Node) -> bool:

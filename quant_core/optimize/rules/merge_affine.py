@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.chains import chains, operators_for, write_chain
+from quant_core.optimize.chains import Chain, chains, operators_for, write_chain
 from quant_core.optimize.facts import Facts
 
 
@@ -19,9 +19,19 @@ def merge_affine(model: ir.Model, facts: Facts) -> list[Applied]:
     for inside in graph.graphs_of(model):
         for chain in chains(inside, facts):
             needed = len(operators_for(chain, chain.affine, facts))
-            # An output of a graph needs a node that writes it.
-            if needed < len(chain.nodes) and (needed or not chain.output.is_graph_output()):
+            if needed < len(chain.nodes) and (needed or _can_go(chain)):
                 kept = write_chain(chain, chain.affine, facts)
                 gone = tuple(name for name in chain.names if name not in kept)
                 applied.append(Applied("merge_affine", (*kept, chain.names[-1])[0], gone))
     return applied
+
+
+def _can_go(chain: Chain) -> bool:
+    """Whether what the chain reads can stand for what it writes: an output of a graph needs a node
+    of that graph, and no other output.
+    """
+    if not chain.output.is_graph_output():
+        return True
+    writer = chain.source.producer()
+    own = graph.home(chain.nodes[0])
+    return writer is not None and writer.graph is own and not chain.source.is_graph_output()

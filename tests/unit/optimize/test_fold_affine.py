@@ -281,3 +281,17 @@ def test_a_sum_of_two_tensors_is_an_add():
     )
 
     assert operators == ["Relu", "Conv", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(float[n] x) => (float[n] y) { r = Relu(x) y = Add(r, nought) }", ["Relu"]),
+        ("(float[n] x) => (float[n] y) { y = Add(x, nought) }", ["Add"]),
+        ("(float[n] x) => (float[n] y, float[n] r) { r = Relu(x) y = Add(r, nought) }", None),
+    ],
+)
+def test_an_output_that_nothing_is_done_for_is_what_it_would_be_made_of(text, expected):
+    _, operators = optimized(text, {"nought": np.zeros(1, np.float32)})
+
+    assert operators == (expected or ["Relu", "Add"])

@@ -25,7 +25,7 @@ def test_a_known_size_among_open_ones_is_a_constant():
         NUMBERS,
     )
 
-    assert operators == ["Cast", "Unsqueeze", "Add"]
+    assert operators == ["Unsqueeze", "Add"]
     assert any(change.rule == "known_sizes" for change in found.applied)
 
 
@@ -48,6 +48,17 @@ def test_whole_numbers_times_zero_are_zero(number, stays):
     )
 
     assert ("Mul" in operators) == stays
+    assert ("Cast" in operators) == stays
+
+
+def test_a_zero_that_keeps_an_input_goes_with_the_add_of_it():
+    _, operators = optimized(
+        """(float[n, 3] x, int64 rate) => (float[n, 3] y)
+            { r = Relu(x) m = Mul(rate, nought) f = Cast<to = 1>(m) y = Add(r, f) }""",
+        {"nought": np.int64(0)},
+    )
+
+    assert operators == ["Relu"]
 
 
 BRANCHES = """(float[n, 1, 4] x) => (float[n, d] y, float[n, 1, 4] z) {
