@@ -119,13 +119,11 @@ def validate(
     folder   where `prepare` wrote, if the sensitivity of each node is to be measured too
     spent_s  of the time budget by the stages before this one
     """
-    contract = job["contract"]
     request = {
         "model": job["input"],
         "quantized": str(quantized),
         "samples": job["judged_by"],
-        "contract": contract,
-        "metric": contract["metric"] if contract else None,
+        "contract": job["contract"],
         "spent_s": spent_s,
         **(_prepared(folder) if folder is not None else {}),
     }

@@ -193,13 +193,8 @@ def explain(
     from quant_core import judging
 
     progress("timing every kernel", seconds)
-    explanation = judging.explain_model(
-        model,
-        config,
-        samples,
-        threads=threads,
-        seconds=seconds,
-    ).to_dict()
+    found = judging.explain_model(model, config, samples, threads=threads, seconds=seconds)
+    explanation = found.to_dict()
     if output is not None:
         from flows.report.command_pages import write_explanation
 

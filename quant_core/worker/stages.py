@@ -140,7 +140,6 @@ def validate(
     quantized: str,
     samples: Row,
     contract: Row | None,
-    metric: str | None,
     prepared: str | None = None,
     plan: str | None = None,
     spent_s: float = 0.0,
@@ -156,13 +155,8 @@ def validate(
     started = time.perf_counter()
     spec = SampleSpec.from_dict(samples)
     feeds = samples_for(model, spec, Path(model), Path(quantized))
-    validation = judging.validate_model(
-        model,
-        quantized,
-        feeds,
-        metric=metric,
-        contract=Contract.from_dict(contract) if contract else None,
-    )
+    promise = Contract.from_dict(contract) if contract else None
+    validation = judging.validate_model(model, quantized, feeds, contract=promise)
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:
         spent_s += time.perf_counter() - started

@@ -110,7 +110,7 @@ def test_a_worker_makes_it_stage_by_stage(model, data, tmp_path):
     plan, stats = str(tmp_path / "plan.json"), str(tmp_path / "stats")
     stages.calibrate(made["prepared"], plan, samples, (0, 1), stats)
     stages.quantize(str(model), made["prepared"], plan, [stats], samples, None, samples, output)
-    found = stages.validate(str(model), output, samples, None, None, made["prepared"])
+    found = stages.validate(str(model), output, samples, None, made["prepared"])
 
     assert shapes(tmp_path / "q.onnx")["state"] == [1, 16]
     assert found["fidelity"]["samples"] == 8
