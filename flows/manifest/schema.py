@@ -53,9 +53,14 @@ def _option(kind: Any, key: str, required: Mapping[str, Any]) -> Any:
     """The annotation of one option of a config or contract.
 
     Each option is checked alone, with the other keys that `kind` requires, so that one mistake does
-    not hide the next.
+    not hide the next. One that is null is absent.
     """
-    return Annotated[Any, _checked_by(lambda value: kind.from_dict({**required, key: value}))]
+
+    def check(value: Any) -> None:
+        if value is not None:
+            kind.from_dict({**required, key: value})
+
+    return Annotated[Any, _checked_by(check)]
 
 
 def _check_shape(value: object) -> None:

@@ -54,6 +54,14 @@ def test_batch_requests_what_was_typed(requested):
     assert job.contract == Contract("agreement", min=0.9)
 
 
+def test_batch_takes_a_contract_that_bounds_the_drop_alone(requested):
+    line = "batch float.onnx -o out --data samples.npy --metric cosine --max-drop 0.1"
+
+    assert main(line.split()) == 1
+
+    assert requested["m"].jobs[0].contract == Contract("cosine", max_drop=0.1)
+
+
 def test_batch_takes_a_folder(requested):
     assert main(["batch", ".", "-o", "out", "--format", "json"]) == 1
 
