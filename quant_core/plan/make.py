@@ -18,12 +18,11 @@ from quant_core.model.origins import matches, origins_of
 from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, float16_constants
-from quant_core.numerics.granularity import PerTensor
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.plan.operators import RULES, DynamicPattern, mean_axis, weight_positions
+from quant_core.plan.shared import share_weights
 from quant_core.plan.static_nodes import activations, static_nodes
 from quant_core.plan.targets import TARGETS, Target
-from quant_core.plan.tied import tied_products
 from quant_core.plan.types import (
     Compute,
     NodeChoice,
@@ -35,9 +34,7 @@ from quant_core.plan.types import (
 from quant_core.plan.weighted_nodes import (
     NO_CHOICE,
     WeightedNodes,
-    float_weights,
     has_weights,
-    kept_in_float,
 )
 
 BETWEEN = "runs on 8-bit data between static neighbours"
@@ -64,7 +61,8 @@ def make_plan(
     1. Each node with weights: how it computes, how its weights are stored, rounded and shared out
     to scales.
     2. Nodes with weights in branches store them in fewer bits, and compute in float.
-    3. Of the nodes in 4 bits, the smallest go back to 8. No weight is stored as integers and float.
+    3. Of the nodes in 4 bits, the smallest go back to 8. Nodes that share a weight agree on its
+    form (shared.py).
     4. Nodes without weights run on 8-bit data where their neighbours do.
     5. Activations that are quantized, and the inputs whose means or outliers matter.
     6. Other constants that are stored as float16, and why large ones stay as they are.
@@ -77,7 +75,6 @@ def make_plan(
     choices = dict(choices or {})
     for name in choices.keys() & {str(n.name) for n in inner}:
         choices[name] = replace(choices[name], compute=None)  # branches compute in float
-    _keep_scales_of_tables(own + inner, choices)
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
 
@@ -87,9 +84,13 @@ def make_plan(
         raise _nothing_to_quantize(model)
     smallest = decide.smallest(weighted.values())  # 3
     weighted |= {
-        str(n.name): decide.in_int8(n, weighted) for n in own + inner if n.name in smallest
+        str(n.name): decide.changed(
+            n, weighted[str(n.name)], "int8: few weights", storage=Storage.INT8
+        )
+        for n in own + inner
+        if n.name in smallest
     }
-    _keep_shared_in_float(own + inner, weighted)
+    share_weights(own + inner, weighted, decide)
 
     anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
     static = static_nodes(nodes, anchors, config, choices, known_as, target)  # 4
@@ -263,67 +264,6 @@ def _known_as(
         in_file = (name for known in (node, *before) for name in origins.get(known, ()))
         found[node] = (*before, *in_file)
     return found
-
-
-def _keep_scales_of_tables(nodes: list[ir.Node], choices: dict[str, NodeChoice]) -> None:
-    """Edit `choices` in place: a product that shares its integers with a table has a scale for each
-    channel, as one scale does not serve the rows of a table and both would be stored.
-    """
-    one_scale = {name for name, choice in choices.items() if choice.granularity == PerTensor()}
-    for name in one_scale & tied_products(nodes) if one_scale else ():
-        choices[name] = replace(choices[name], granularity=None)
-
-
-def _keep_shared_in_float(nodes: list[ir.Node], weighted: dict[str, NodePlan]) -> None:
-    """Edit `weighted` in place: a weight that one node reads in float, or that is an output of the
-    model, is stored as that float for all, as integers beside it would only add bytes.
-
-    Of float16 and float32 it is the wider that any of them needs.
-    """
-    changed = True
-    while changed:
-        changed, in_float = False, _float_weights_read(nodes, weighted)
-        for node in nodes:
-            planned, weights = weighted[str(node.name)], float_weights(node)
-            shared = [w for w in weights if w in in_float]
-            if not shared:
-                continue
-            widest = max(shared, key=lambda w: in_float[w][0].bits)
-            storage, why = in_float[widest]
-            if planned.is_rounded or planned.weight_storage.bits < storage.bits:
-                stays = replace(
-                    planned,
-                    compute=Compute.FLOAT,
-                    storage=storage,
-                    granularity=None,
-                    pair_safe=False,
-                )
-                reason = f"its weight {widest.name} is {why}"
-                weighted[planned.node] = kept_in_float(stays, weights, reason)
-                changed = True
-
-
-def _float_weights_read(
-    nodes: list[ir.Node], weighted: Mapping[str, NodePlan]
-) -> dict[ir.Value, tuple[Storage, str]]:
-    """Weight that must be stored as a float -> as which, and why."""
-    found: dict[ir.Value, tuple[Storage, str]] = {}
-    for node in nodes:
-        planned = weighted[str(node.name)]
-        for weight in float_weights(node):
-            if _is_output(weight):
-                found[weight] = Storage.FLOAT32, "an output of the model"
-            elif planned.is_rounded:
-                continue
-            elif weight not in found or found[weight][0].bits < planned.weight_storage.bits:
-                found[weight] = planned.weight_storage, f"read in float by {planned.node}"
-    return found
-
-
-def _is_output(weight: ir.Value) -> bool:
-    """Whether the weight, or a copy of it, is an output of a graph."""
-    copies = [n.outputs[0] for n in graph.consumers(weight) if n.op_type == "Identity"]
-    return any(value.is_graph_output() for value in (weight, *copies))
 
 
 def _is_dynamic(weighted: Mapping[str, NodePlan], node: ir.Node) -> bool:

@@ -364,8 +364,12 @@ def multiplied_weights() -> dict[str, tuple[int, ...]]:
 
 def why_not_integer(node: ir.Node) -> str:
     """Why this node has no integer kernel although its operator has one; "" if it has one."""
-    obstacle = RULES[node.op_type].obstacle if node.op_type in RULES else None
-    return obstacle(node) if obstacle is not None else ""
+    rule = RULES.get(node.op_type)
+    if rule is None:
+        return ""
+    if rule.kind is Kind.ANCHOR and graph.is_constant(node.inputs[0]) and not is_left_weight(node):
+        return "a product of constants has no integer kernel"
+    return rule.obstacle(node) if rule.obstacle is not None else ""
 
 
 def mean_axis(node: ir.Node) -> int | None:

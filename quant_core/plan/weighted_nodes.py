@@ -155,11 +155,24 @@ class WeightedNodes:
                 found.add(planned.node)
         return found
 
-    def in_int8(self, node: ir.Node, weighted: Mapping[str, NodePlan]) -> NodePlan:
-        """The plan of a node whose 4 bits save next to nothing."""
-        planned = weighted[str(node.name)]
-        reason = _joined(planned.reason, "int8: few weights")
-        return self._rounded(replace(planned, reason=reason), node, Storage.INT8, NO_CHOICE)
+    def changed(
+        self,
+        node: ir.Node,
+        planned: NodePlan,
+        reason: str,
+        *,
+        compute: Compute | None = None,
+        storage: Storage | None = None,
+    ) -> NodePlan:
+        """The plan of a rounded node that computes or stores its weights in another way."""
+        changed = replace(
+            planned,
+            compute=planned.compute if compute is None else compute,
+            reason=_joined(planned.reason, reason),
+        )
+        return self._rounded(
+            changed, node, storage or planned.weight_storage, self.choice(planned.node)
+        )
 
     def _named_bits(self, planned: NodePlan) -> int | None:
         """The bits that layer_bits gives the node or one of its weights; the last match counts."""

@@ -91,6 +91,8 @@ def _lstm(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     w, r = (graph.value(node.inputs[i]) for i in RULES[node.op_type].weights)
     rounded_w = draft.rounding.integers(node, w, planned)
     rounded_r = draft.rounding.integers(node, r, planned)
+    draft.written.integers.setdefault(w, rounded_w)
+    draft.written.integers.setdefault(r, rounded_r)
     return emit_dynamic.write_lstm(draft.writer.before(node), node, rounded_w, rounded_r)
 
 

@@ -212,14 +212,15 @@ def write_lstm(write: Cursor, node: ir.Node, w: Rounded, r: Rounded) -> ir.Node:
     scales: list[ir.Value | None] = []
     for position, rounded in ((1, w), (2, r)):
         name = graph.name_of(node.inputs[position])
-        directions, gates, _ = rounded.shape
-        q = rounded.integers.q.reshape(rounded.shape).transpose(0, 2, 1)
+        directions, gates, columns = rounded.shape
+        in_columns = Layout((0, 2, 1), channel_dims=2)
+        shape = (directions, columns, gates)
         found = rounded.integers.scale
         if found.ndim:
             scale = np.ascontiguousarray(found.reshape(directions, gates))
         else:
             scale = np.ascontiguousarray(np.broadcast_to(found, (directions,)))
-        inputs[position] = write.constant(f"{name}_int8", q)
+        inputs[position] = emit.write_int8(write, name, rounded.integers, in_columns, shape)
         scales.append(write.constant(f"{name}_scale", scale))
         scales.append(write.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)))
     outputs = [

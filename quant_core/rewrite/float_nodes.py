@@ -74,26 +74,28 @@ def _standard(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> 
     """The weight at this input behind the standard DequantizeLinear.
 
     1. Operators of several layouts read one value.
-    2. Integers that a table or an integer operator reads already are not stored again.
+    2. Integers that a table or an integer operator reads already are not stored again, whichever
+       nodes turn them into floats.
     """
     weight = graph.value(node.inputs[position])
     key, known = (weight, planned.weight_storage), draft.written.standard
     if key not in known:  # 1
         write, rounded = draft.writer.first(owner(weight)), draft.written.integers.get(weight)
-        if rounded is not None and _has_scale_per_channel(rounded):  # 2
-            axis = rounded.layout.channel_axis
-            known[key] = emit.write_dequantized(write, str(weight.name), rounded, axis)
-        else:
+        if rounded is None or rounded.bits < planned.weight_storage.bits:
             known[key] = _write_standard(draft, write, node, planned, weight)
+        else:
+            known[key] = _write_known(write, str(weight.name), rounded)  # 2
     node.replace_input_with(position, known[key])
 
 
-def _has_scale_per_channel(rounded: Rounded) -> bool:
-    """Whether DequantizeLinear takes the 8 bits as they are: with a scale for each index of an axis
-    or one for all.
+def _write_known(write: Cursor, name: str, rounded: Rounded) -> ir.Value:
+    """Integers that are stored, behind DequantizeLinear if it takes them: with a scale for each
+    index of an axis, or one for all.
     """
-    has_axis = rounded.layout.has_one_channel_axis(rounded.shape)
-    return rounded.bits == 8 and (has_axis or not rounded.integers.scale.ndim)
+    layout = rounded.layout
+    if layout.has_one_channel_axis(rounded.shape) or not rounded.integers.scale.ndim:
+        return emit.write_dequantized(write, name, rounded, layout.channel_axis)
+    return emit.write_folded(write, name, rounded)
 
 
 def _write_standard(

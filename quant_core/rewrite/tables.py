@@ -63,9 +63,10 @@ def _tied(draft: Draft, table: ir.Value, planned: NodePlan) -> _Tied | None:
 
     1. Rows of the table are its output channels: of the same weight, or of a copy of it.
     2. Columns are, of the same weight. Blocks of 4 bits do not fit then.
+    3. One that computes in integers takes no others; what computes in float does.
     """
     shape = graph.shape_of(table)
-    for other in draft.plan.nodes:
+    for other in sorted(draft.plan.nodes, key=lambda n: not n.compute.is_integer):  # 3
         if other.storage is not planned.storage or not _serves_rows(draft, other):
             continue
         node = draft.nodes[other.node]

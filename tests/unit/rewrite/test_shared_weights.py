@@ -72,19 +72,81 @@ READERS = {
     "a product and a part": """(float[n,300] x) => (float[n,64] y, float[n,32] z) {
         y = MatMul(x, table) left, right = Split<axis = 1>(table, halves) p = MatMul(x, left)
         q = MatMul(x, right) z = Mul(p, q) }""",
+    "a product and what picks its columns": """(int64[n] ids, float[n,300] x) => (float[n,64] y) {
+        e = Gather(table, ids) p = MatMul(x, table) y = Mul(e, p) }""",
+    "a table and products along both axes": """(int64[n] ids, float[n,300] x) => (float[n,300] y) {
+        e = Gather(table, ids) p = MatMul(x, table) t = Add(e, p) y = Gemm<transB = 1>(t, table)
+        }""",
+    "a product outside of branches that transpose it": """(float[n,64] x, bool c) => (float[n,64] y)
+        { a = Gemm<transB = 1>(x, table) t = Tanh(a) y = If(c) <
+            then_branch = one () => (float[n,64] d) { d = Gemm(t, table) },
+            else_branch = two () => (float[n,64] e) { m = Neg(t) e = MatMul(m, table) }> }""",
+    "an LSTM and a product": """(float[5,1,64] x, float[n,64] z) => (float[n,300] y, float h) {
+        rows = Reshape(table, whole) all, h, c = LSTM<hidden_size = 75>(x, rows, r)
+        y = Gemm<transB = 1>(z, table) }""",
 }
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
 @pytest.mark.parametrize("runtime", ["folded", "qdq"])
 @pytest.mark.parametrize("readers", READERS)
-def test_a_weight_is_stored_once_whoever_reads_it(tmp_path, readers, runtime):
-    table = RNG.normal(size=(300, 64)).astype(np.float32)
-    model = sketch(READERS[readers], {"table": table, "halves": np.array([32, 32])})
+def test_a_weight_is_stored_once_whoever_reads_it(tmp_path, readers, runtime, mode, bits):
+    """Tables and LSTMs take whole bytes in some ways, which all other readers then share."""
+    table = RNG.normal(size=(300, 64)).astype(np.float32) / 8
+    others = {"halves": np.array([32, 32]), "whole": np.array([1, 300, 64])}
+    if "LSTM" in readers:
+        others |= weights(r=(1, 300, 75))
+    model = sketch(READERS[readers], {"table": table, **others})
 
-    _, made = quantized(model, tmp_path, mode="weight_only", runtime=runtime)
+    plan, made = quantized(model, tmp_path, mode=mode, runtime=runtime, bits=bits)
 
-    assert 0.25 < made.ByteSize() / model.ByteSize() < 0.32
-    assert min(outputs_db(model, made, random_feed(model))) > 30
+    kept = max(n.storage.bits for n in plan.nodes if n.storage) / 32
+    assert kept < made.ByteSize() / model.ByteSize() < kept + 0.07
+    assert min(outputs_db(model, made, random_feed(model))) > (30 if kept > 0.2 else 12)
+
+
+def test_static_products_read_one_weight_along_both_axes(tmp_path):
+    """Its integers are safe from saturation along one of them: the other product is in float."""
+    model = sketch(READERS["Gemms with and without transB"], {"table": SQUARE})
+    feeds = [random_feed(model, seed) for seed in range(4)]
+
+    plan, made = quantized(model, tmp_path, feeds, mode="static")
+
+    assert [n.compute for n in plan.nodes if n.weights] == [Compute.STATIC, Compute.FLOAT]
+    assert made.ByteSize() < 0.4 * model.ByteSize()
+    assert min(outputs_db(model, made, feeds[0])) > 30
+
+
+def test_integer_kernels_that_share_a_weight_share_its_scales(tmp_path):
+    model = sketch(
+        "(float[n,64] x) => (float[n,64] y) { a = MatMul(x, w) t = Tanh(a) y = MatMul(t, w) }",
+        {"w": SQUARE},
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    prepared = prepare(tmp_path / "model.onnx")
+    first, second = (str(n.name) for n in prepared.graph if n.op_type == "MatMul")
+    choices = {first: NodeChoice(Compute.DYNAMIC, granularity=PerTensor())}
+    in_4_bits = {first: NodeChoice(Compute.BLOCKS), second: NodeChoice(Compute.DYNAMIC)}
+
+    plan = make_plan(prepared, QuantConfig(), TARGETS["x86"], choices)
+    narrow = make_plan(prepared, QuantConfig(bits=4), TARGETS["x86"], in_4_bits)
+
+    assert {n.granularity for n in plan.nodes} == {PerChannel()}
+    assert {(n.compute, n.pair_safe) for n in narrow.nodes} == {(Compute.DYNAMIC, True)}
+
+
+def test_a_product_of_constants_computes_in_float(tmp_path):
+    """Nodes make it of fewer bytes than it has, as of the two factors of an adapter."""
+    text = """(float[n,64] x) => (float[n,64] y) {
+        p = MatMul(a, b) w = Add(table, p) h = MatMul(x, table) y = MatMul(h, w)
+    }"""
+    model = sketch(text, {"table": SQUARE / 8, **weights(a=(64, 4), b=(4, 64))})
+    feeds = [random_feed(model)]
+
+    _, made = quantized(model, tmp_path, feeds, mode="static")
+
+    assert min(outputs_db(model, made, feeds[0])) > 25
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
