@@ -312,7 +312,6 @@ BLOCKWISE = [
     "attention",
     "matrices_of_three_dimensions",
     "gemm_with_transposed_weight",
-    "a_weight_and_its_transpose",
 ]
 
 
