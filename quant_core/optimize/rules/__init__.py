@@ -20,7 +20,7 @@ from quant_core.optimize.rules.fold_affine import fold_into_consumers, fold_into
 from quant_core.optimize.rules.hard_sigmoid import hard_sigmoid
 from quant_core.optimize.rules.inner_softmax import inner_softmax
 from quant_core.optimize.rules.known_sizes import known_sizes
-from quant_core.optimize.rules.layer_norm import layer_norm
+from quant_core.optimize.rules.layer_norm import inner_layer_norm, layer_norm
 from quant_core.optimize.rules.merge_affine import merge_affine
 from quant_core.optimize.rules.merge_convs import merge_parallel_convs, merge_successive_convs
 from quant_core.optimize.rules.named_sizes import named_sizes
@@ -75,6 +75,7 @@ TIMED: dict[str, Timed] = {
     "pixel_gemms": pixel_gemms,
     "prelu_as_convs": prelu_as_convs,
     "inner_softmax": inner_softmax,
+    "inner_layer_norm": inner_layer_norm,
     "split_convs": split_convs,
     "stack_outputs": stack_outputs,
 }

@@ -1,7 +1,8 @@
-"""Normalizations of rows in the form that onnxruntime computes as one operator."""
+"""Normalizations in the form that onnxruntime computes as one operator."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,16 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.affine import affine_of
-from quant_core.optimize.applied import Applied
+from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import axes_of, constant, number, only_reader, put_in_place, remove
+from quant_core.optimize.edit import (
+    axes_of,
+    constant,
+    number,
+    only_reader,
+    put_in_place,
+    remove,
+)
 from quant_core.optimize.facts import Facts
 
 OPSET = 17  # the first with LayerNormalization
@@ -26,7 +34,7 @@ def layer_norm(model: ir.Model, facts: Facts) -> list[Applied]:
 
         x * Reciprocal(Sqrt(ReduceMean(x * x) + e)) * g   =>   x / Sqrt(ReduceMean(x^2) + e) * g
 
-    1. The means are over the last axis alone, which is kept.
+    1. Both means are over the last axis alone, which is kept.
     2. The square is a Pow or a Mul; the quotient a Div, or a Mul by a Reciprocal or by 1 / s.
     3. g and b are one number or one per column. Without g a LayerNormalization gets ones, for which
        the number of columns must be known.
@@ -41,44 +49,88 @@ def layer_norm(model: ir.Model, facts: Facts) -> list[Applied]:
     has_operator = graph.opset(model) >= OPSET
     applied = []
     for inside in graph.graphs_of(model):
-        behind = {  # 4.
-            chain.source: chain
-            for chain in chains(inside, facts)
-            if only_reader(chain.source) is chain.nodes[0]
-        }
-        for root in [n for n in inside if n.op_type == "Sqrt" and not n.domain]:
-            found = _read(root, facts) if root.graph is inside else None
-            if found is None:
+        for found, chain in _quotients(inside, facts):
+            if not found.is_of_rows:
                 continue
-            chain = behind.get(found.quotient[-1].outputs[0])
             norm = _layer_norm_of(found, facts) if has_operator else None
             if norm is not None:
-                applied.append(_write(inside, norm, chain, facts))
+                applied.append(_write(inside, norm, chain))
             elif _needs_other_form(found, chain, facts):
                 applied.append(_reform(inside, found))
     return applied
+
+
+def inner_layer_norm(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
+    """A normalization over an axis that is not the last, as over the channels of images in ConvNeXt
+    and in SAM, with that axis moved to the end and back.
+
+        d = x - ReduceMean(x, axis = i)
+        d / Sqrt(ReduceMean(d * d, axis = i) + e) [* g] [+ b]
+            =>   Transpose(i to the end) -> LayerNormalization -> Transpose(the end to i)
+
+    What `layer_norm` asks for under 2 to 4 holds here too.
+
+    Source: Liu et al. 2022, "A ConvNet for the 2020s", arXiv 2201.03545, section 2.6.
+    """
+    applied: list[Applied] = []
+    if graph.opset(model) < OPSET:
+        return applied
+    for inside in graph.graphs_of(model):
+        for found, chain in _quotients(inside, facts):
+            is_chosen = chosen(str(found.quotient[-1].name))
+            norm = None if found.is_of_rows or not is_chosen else _layer_norm_of(found, facts)
+            if norm is not None:
+                applied.append(_write(inside, norm, chain))
+    return applied
+
+
+def _quotients(inside: ir.Graph, facts: Facts) -> Iterator[tuple[Quotient, Chain | None]]:
+    """The quotients by a root mean square, with the affine chain behind each that alone reads it;
+    the graph may be edited meanwhile.
+    """
+    behind = {
+        chain.source: chain
+        for chain in chains(inside, facts)
+        if only_reader(chain.source) is chain.nodes[0]
+    }
+    for root in [n for n in inside if n.op_type == "Sqrt" and not n.domain]:
+        found = _read(root, facts) if root.graph is inside else None
+        if found is not None:
+            yield found, behind.get(found.quotient[-1].outputs[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Quotient:
     """Values over the root of their mean square.
 
+    axis      of the mean, counted from the front
+    rank      how many axes the values have
     nodes     that make the root of the values: their square first, the Sqrt last
     quotient  that divide by it, the last last
     """
 
     values: ir.Value
+    axis: int
+    rank: int
     epsilon: float
     nodes: tuple[ir.Node, ...]
     quotient: tuple[ir.Node, ...]
 
+    @property
+    def is_of_rows(self) -> bool:
+        return self.axis == self.rank - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """What is normalized, along how many columns, and the nodes that do it, the last last."""
+    """What is normalized, how many numbers along which of how many axes, and the nodes that do it,
+    the last last.
+    """
 
     x: ir.Value
-    columns: int
+    size: int
+    axis: int
+    rank: int
     epsilon: float
     nodes: tuple[ir.Node, ...]
 
@@ -92,7 +144,8 @@ def _read(root: ir.Node, facts: Facts) -> Quotient | None:
     affine, variance = read[1], read[0].producer()
     if affine.axis is not None or affine.scales or affine.shift[0] <= 0:
         return None
-    if variance is None or not _is_mean(variance, facts):
+    axis = None if variance is None else _mean_axis(variance, facts)
+    if variance is None or axis is None:
         return None
     square = graph.value(variance.inputs[0]).producer()
     values = None if square is None else _squared(square)
@@ -101,7 +154,10 @@ def _read(root: ir.Node, facts: Facts) -> Quotient | None:
     quotient = _quotient(root, values)
     if quotient is None or only_reader(variance.outputs[0]) is not added:
         return None
-    return Quotient(values, float(affine.shift[0]), (square, variance, added, root), quotient)
+    rank = facts.rank(values)
+    assert rank is not None, "its mean has a known axis"
+    nodes = (square, variance, added, root)
+    return Quotient(values, axis, rank, float(affine.shift[0]), nodes, quotient)
 
 
 def _layer_norm_of(found: Quotient, facts: Facts) -> Norm | None:
@@ -112,26 +168,26 @@ def _layer_norm_of(found: Quotient, facts: Facts) -> Norm | None:
     if less is None or less.op_type != "Sub" or less.domain:
         return None
     x, mean = graph.value(less.inputs[0]), graph.value(less.inputs[1]).producer()
-    if mean is None or not _is_mean(mean, facts) or mean.inputs[0] is not x:
+    if mean is None or mean.inputs[0] is not x or _mean_axis(mean, facts) != found.axis:
         return None
     is_read_between = set(graph.consumers(centred)) != {found.nodes[0], found.quotient[-1]}
     if centred.is_graph_output() or is_read_between or only_reader(mean.outputs[0]) is not less:
         return None  # 4.
-    columns = facts.size(x, -1)
-    if not columns or facts.types.get(str(x.name)) != ir.DataType.FLOAT:
+    size = facts.size(x, found.axis)
+    if not size or facts.types.get(str(x.name)) != ir.DataType.FLOAT:
         return None
-    return Norm(x, columns, found.epsilon, (mean, less, *found.nodes, *found.quotient))
+    nodes = (mean, less, *found.nodes, *found.quotient)
+    return Norm(x, size, found.axis, found.rank, found.epsilon, nodes)
 
 
 def _needs_other_form(found: Quotient, behind: Chain | None, facts: Facts) -> bool:
     """Whether onnxruntime would merge a root mean square, were it written otherwise (5.)."""
     if found.nodes[0].op_type == "Pow" and len(found.quotient) == 1:
         return False
-    rank = facts.rank(found.values)
-    if behind is None or rank is None or behind.nodes[0].op_type != "Mul":
+    if behind is None or behind.nodes[0].op_type != "Mul":
         return False
     read = affine_of(behind.nodes[0], facts)
-    return read is not None and read[1].axis == rank - 1
+    return read is not None and read[1].axis == found.axis
 
 
 def _reform(inside: ir.Graph, found: Quotient) -> Applied:
@@ -150,12 +206,12 @@ def _reform(inside: ir.Graph, found: Quotient) -> Applied:
     return Applied("layer_norm", str(last.name), tuple(str(n.name) for n in found.quotient[:-1]))
 
 
-def _is_mean(node: ir.Node, facts: Facts) -> bool:
-    """Whether it is the mean over the last axis, which is kept (1.)."""
+def _mean_axis(node: ir.Node, facts: Facts) -> int | None:
+    """The one axis, counted from the front, that the node is the mean over, and keeps (1.)."""
     if node.op_type != "ReduceMean" or node.domain or not graph.attribute(node, "keepdims", 1):
-        return False
+        return None
     axes, rank = axes_of(node), facts.rank(node.inputs[0])
-    return axes is not None and rank is not None and [a % rank for a in axes] == [rank - 1]
+    return axes[0] % rank if axes is not None and rank is not None and len(axes) == 1 else None
 
 
 def _squared(node: ir.Node) -> ir.Value | None:
@@ -184,14 +240,12 @@ def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
     return (reader, product) if set(product.inputs) == {centred, reader.outputs[0]} else None
 
 
-def _write(inside: ir.Graph, norm: Norm, behind: Chain | None, facts: Facts) -> Applied:
-    """The one operator, in place of the last of the nodes."""
-    rank = facts.rank(norm.x)
-    assert rank is not None
-    nodes, scale, shift = norm.nodes, np.ones(norm.columns), np.zeros(norm.columns)
-    if behind is not None and behind.affine.axis in (None, rank - 1):  # 3.
+def _write(inside: ir.Graph, norm: Norm, behind: Chain | None) -> Applied:
+    """The one operator, in place of the last of the nodes; an inner axis is moved for it."""
+    nodes, scale, shift = norm.nodes, np.ones(norm.size), np.zeros(norm.size)
+    if behind is not None and behind.affine.axis in (None, norm.axis):  # 3.
         nodes = (*nodes, *behind.nodes)
-        scale, shift = behind.affine.widened(norm.columns)
+        scale, shift = behind.affine.widened(norm.size)
     last = nodes[-1]
     name = str(last.name)
     inputs = [norm.x, constant(inside, f"{name}_scale", np.array(scale))]
@@ -199,6 +253,26 @@ def _write(inside: ir.Graph, norm: Norm, behind: Chain | None, facts: Facts) -> 
         inputs.append(constant(inside, f"{name}_shift", np.array(shift)))
     attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", norm.epsilon)]
     new = ir.Node("", "LayerNormalization", inputs, attributes, name=name)
-    put_in_place(last, new)
+    if norm.axis == norm.rank - 1:
+        rule = "layer_norm"
+        put_in_place(last, new)
+    else:
+        rule = "inner_layer_norm"
+        _put_turned(last, new, norm)
     remove(sorted(nodes, key=list(inside).index))
-    return Applied("layer_norm", name, tuple(str(n.name) for n in nodes[:-1]))
+    return Applied(rule, name, tuple(str(n.name) for n in nodes[:-1]))
+
+
+def _put_turned(last: ir.Node, new: ir.Node, norm: Norm) -> None:
+    """The new node in place of the last, between two Transposes."""
+    there = [*(a for a in range(norm.rank) if a != norm.axis), norm.axis]
+    back = [int(a) for a in np.argsort(there)]
+    first = _transpose(norm.x, there, f"{new.name}_turned")
+    new.replace_input_with(0, first.outputs[0])
+    put_in_place(last, first, new, _transpose(new.outputs[0], back, f"{new.name}_back"))
+    for node in (first, new):
+        node.outputs[0].shape = None
+
+
+def _transpose(x: ir.Value, perm: list[int], name: str) -> ir.Node:
+    return ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", perm)], name=name)

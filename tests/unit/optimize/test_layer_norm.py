@@ -77,6 +77,25 @@ def test_a_root_mean_square_norm_is_merged_by_onnxruntime(square, quotient):
     assert ran == ["SimplifiedLayerNormalization"]
 
 
+@pytest.mark.parametrize("affine", AFFINES)
+@pytest.mark.parametrize("quotient", QUOTIENTS)
+@pytest.mark.parametrize(
+    ("axis", "shape"), [(1, "n, 8, 3, 5"), (-2, "n, 8, 3"), (1, "2, 8, k"), (2, "n, 2, 8, 3")]
+)
+def test_a_layer_norm_over_an_inner_axis_is_one_operator_between_transposes(
+    axis, shape, quotient, affine
+):
+    inner = len(shape.split(",")) - 1 - axis % len(shape.split(","))
+    constants = {n: c.reshape(-1, *[1] * inner) if c.size > 1 else c for n, c in CONSTANTS.items()}
+    text = f"{MEAN} {body('d', 'Mul', quotient, affine)}".replace("[-1]", f"[{axis}]")
+    sketch = f"(float[{shape}] x) => (float[{shape}] y) {{ {text} }}"
+    found, operators = optimized(sketch, constants, timed="inner_layer_norm")
+
+    assert operators[:3] == ["Transpose", "LayerNormalization", "Transpose"]
+    assert set(operators[3:]) <= {"Identity"}
+    assert [change.rule for change in found.applied] == ["inner_layer_norm"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
