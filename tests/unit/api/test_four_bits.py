@@ -40,7 +40,7 @@ def stuck(monkeypatch):
     monkeypatch.setattr(opset, "_converted", fail)
 
 
-def test_a_contract_is_judged_by_samples_that_nothing_was_fitted_to(tmp_path):
+def test_a_contract_is_judged_by_samples_that_nothing_was_fitted_to(tmp_path, equal_times):
     contract = Contract("sqnr", min=5.0)
 
     alone = api.quantize_model(

@@ -151,10 +151,8 @@ class Searched:
 
 
 @pytest.fixture
-def searched(tmp_path, monkeypatch) -> Searched:
-    """A clock for which everything takes as long as float, so that only the table decides."""
-    for module in (bench, matmul_costs, prepared):
-        monkeypatch.setattr(module, "measure", lambda *_, **__: timing(1.0, 1.0))
+def searched(tmp_path, equal_times) -> Searched:
+    """Only the table decides."""
     return Searched(tmp_path)
 
 

@@ -213,7 +213,7 @@ def test_dead_channels_and_those_that_a_bias_hides_are_not_broken(tmp_path):
     assert [node.compute for node in result.plan.nodes] == ["static"]
 
 
-def test_eight_bits_aim_above_what_is_worth_a_note_unless_a_floor_is_set(tmp_path):
+def test_eight_bits_aim_above_what_is_worth_a_note_unless_a_floor_is_set(tmp_path, equal_times):
     model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
     arrays = weights(u=(64, 32), w=(64, 32))
     arrays["v"] = 0.05 * arrays.pop("w") - arrays["u"]  # most of the two products cancels
