@@ -80,6 +80,11 @@ def free_name(inside: ir.Graph, like: str) -> str:
     return name
 
 
+def transpose(x: ir.Value, perm: Iterable[int], name: str | None = None) -> ir.Node:
+    """A new Transpose, in no graph yet."""
+    return ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", tuple(perm))], name=name)
+
+
 def put_in_place(old: ir.Node, *new: ir.Node) -> None:
     """The new nodes stand ahead of an old one, whose result the last of them gives from now on.
 

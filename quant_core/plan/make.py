@@ -31,11 +31,7 @@ from quant_core.plan.types import (
     QuantPlan,
     Storage,
 )
-from quant_core.plan.weighted_nodes import (
-    NO_CHOICE,
-    WeightedNodes,
-    has_weights,
-)
+from quant_core.plan.weighted_nodes import NO_CHOICE, WeightedNodes, has_weights
 
 BETWEEN = "runs on 8-bit data between static neighbours"
 DIRECTIONS = 2  # of a recurrent node

@@ -11,7 +11,7 @@ from quant_core.model import graph
 from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel
 from quant_core.numerics.layout import Layout
 from quant_core.plan.operators import RULES, weight_layout
-from quant_core.plan.tied import is_copy, is_lookup
+from quant_core.plan.tied import has_rows_of, is_lookup, is_product
 from quant_core.plan.types import Compute, NodePlan, Storage
 from quant_core.plan.weighted_nodes import WeightedNodes, float_weights, kept_in_float
 
@@ -77,7 +77,8 @@ class _Shared:
 
     def choose_axis(self) -> None:
         """Rule 3."""
-        fixed = [r.layout for r in self.readers if r.is_table and self._storage(r) is Storage.INT4]
+        narrow = (r for r in self.readers if self.weighted[r.name].storage is Storage.INT4)
+        fixed = [reader.layout for reader in narrow if reader.is_table]
         kernels = [reader.layout for reader in self._in_integers()]
         if not kernels:
             return
@@ -110,9 +111,6 @@ class _Shared:
     def _in_integers(self) -> list[_Reader]:
         return [r for r in self.readers if self.weighted[r.name].compute.is_integer]
 
-    def _storage(self, reader: _Reader) -> Storage | None:
-        return self.weighted[reader.name].storage
-
     def _change(
         self,
         reader: _Reader,
@@ -136,10 +134,11 @@ def _readers(nodes: Sequence[ir.Node]) -> list[list[_Reader]]:
     found: dict[ir.Value, dict[ir.Node, _Reader]] = {}
     for node in nodes:
         for weight in float_weights(node):
-            copied = (t for t in tables if weight not in tables and is_copy(node, weight, t))
-            table = next(copied, None)
-            layout = weight_layout(node, weight) if table is None else tables[table]
-            read = weight if table is None else table
+            read, layout = weight, weight_layout(node, weight)
+            if weight not in tables and is_product(node):
+                copied = (table for table in tables if has_rows_of(node, weight, table))
+                read = next(copied, weight)
+                layout = tables.get(read, layout)
             found.setdefault(read, {})[node] = _Reader(node, layout)
     return [list(readers.values()) for readers in found.values()]
 

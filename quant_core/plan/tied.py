@@ -26,18 +26,14 @@ def is_lookup(node: ir.Node) -> bool:
     return graph.is_float_weight(node.inputs[0])
 
 
-def is_copy(node: ir.Node, weight: ir.Value, table: ir.Value) -> bool:
-    """Whether the weight of a product is another constant with the rows of the table as its output
-    channels.
-    """
+def is_product(node: ir.Node) -> bool:
+    """Whether the node multiplies by a matrix."""
     rule = RULES.get(node.op_type)
-    is_product = rule is not None and rule.dynamic_pattern is DynamicPattern.MATMUL
-    return is_product and weight is not table and has_rows_of(node, weight, table)
+    return rule is not None and rule.dynamic_pattern is DynamicPattern.MATMUL
 
 
 def _is_tied(node: ir.Node, table: ir.Value) -> bool:
-    rule = RULES.get(node.op_type)
-    if rule is None or rule.dynamic_pattern is not DynamicPattern.MATMUL:
+    if not is_product(node):
         return False
     weight = node.inputs[weight_positions(node)[0]]
     if not graph.is_float_weight(weight):

@@ -127,7 +127,7 @@ class WeightedNodes:
             is_named = named is not None or choice.storage is not None
             obstacle = self._why_not_int4(node, weights, compute, is_named=is_named)
             if obstacle:
-                storage, reason = Storage.INT8, _joined(reason, f"int8: {obstacle}")
+                storage, reason = Storage.INT8, joined((reason, f"int8: {obstacle}"))
         return self._rounded(
             replace(in_float, compute=compute, reason=reason), node, storage, choice
         )
@@ -167,8 +167,8 @@ class WeightedNodes:
         """The plan of a rounded node that computes or stores its weights in another way."""
         changed = replace(
             planned,
-            compute=planned.compute if compute is None else compute,
-            reason=_joined(planned.reason, reason),
+            compute=compute or planned.compute,
+            reason=joined((planned.reason, reason)),
         )
         return self._rounded(
             changed, node, storage or planned.weight_storage, self.choice(planned.node)
@@ -326,8 +326,3 @@ def _is_finite(weight: ir.Value) -> bool:
     finite = np.isfinite(graph.array(weight)).all()
     files.release(weight.const_value)
     return bool(finite)
-
-
-def _joined(*reasons: str) -> str:
-    """The reasons that there are, as one."""
-    return joined(reasons)

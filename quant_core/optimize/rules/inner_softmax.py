@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove
+from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove, transpose
 from quant_core.optimize.facts import Facts
 
 SINCE_OPSET = 13  # before it, Softmax flattens
@@ -60,7 +60,7 @@ def _is_dense(node: ir.Node) -> bool:
 def _turn(inside: ir.Graph, node: ir.Node, perm: list[int], conv: ir.Node | None = None) -> None:
     """The Softmax, and the Conv behind it if there is one, between two Transposes."""
     x, end = graph.value(node.inputs[0]), node if conv is None else conv
-    turned = _put(inside, node, ir.Node("", "Transpose", [x], [_perm(perm)]))
+    turned = _put(inside, node, transpose(x, perm))
     name = str(node.name)
     softmax = ir.Node("", node.op_type, [turned], [ir.AttrInt64("axis", -1)], name=name)
     last = _put(inside, node, softmax)
@@ -71,13 +71,9 @@ def _turn(inside: ir.Graph, node: ir.Node, perm: list[int], conv: ir.Node | None
         last = _put(inside, end, product)
         if len(conv.inputs) > 2 and conv.inputs[2] is not None:
             last = _put(inside, end, ir.Node("", "Add", [last, conv.inputs[2]]))
-    back = _put(inside, end, ir.Node("", "Transpose", [last], [_perm(perm)]))
+    back = _put(inside, end, transpose(last, perm))
     graph.replace_value(end.outputs[0], back)
     remove([node] if conv is None else [node, conv])
-
-
-def _perm(perm: list[int]) -> ir.Attr:
-    return ir.AttrInt64s("perm", perm)
 
 
 def _put(inside: ir.Graph, near: ir.Node, new: ir.Node) -> ir.Value:

@@ -19,6 +19,7 @@ from quant_core.optimize.edit import (
     only_reader,
     put_in_place,
     remove,
+    transpose,
 )
 from quant_core.optimize.facts import Facts
 
@@ -123,15 +124,15 @@ class Quotient:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """What is normalized, how many numbers along which of how many axes, and the nodes that do it,
-    the last last.
+    """A quotient whose values are what is normalized less its mean.
+
+    size   how many numbers there are along the axis
+    nodes  that do it all, the last last
     """
 
     x: ir.Value
     size: int
-    axis: int
-    rank: int
-    epsilon: float
+    quotient: Quotient
     nodes: tuple[ir.Node, ...]
 
 
@@ -177,7 +178,7 @@ def _layer_norm_of(found: Quotient, facts: Facts) -> Norm | None:
     if not size or facts.types.get(str(x.name)) != ir.DataType.FLOAT:
         return None
     nodes = (mean, less, *found.nodes, *found.quotient)
-    return Norm(x, size, found.axis, found.rank, found.epsilon, nodes)
+    return Norm(x, size, found, nodes)
 
 
 def _needs_other_form(found: Quotient, behind: Chain | None, facts: Facts) -> bool:
@@ -243,7 +244,7 @@ def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
 def _write(inside: ir.Graph, norm: Norm, behind: Chain | None) -> Applied:
     """The one operator, in place of the last of the nodes; an inner axis is moved for it."""
     nodes, scale, shift = norm.nodes, np.ones(norm.size), np.zeros(norm.size)
-    if behind is not None and behind.affine.axis in (None, norm.axis):  # 3.
+    if behind is not None and behind.affine.axis in (None, norm.quotient.axis):  # 3.
         nodes = (*nodes, *behind.nodes)
         scale, shift = behind.affine.widened(norm.size)
     last = nodes[-1]
@@ -251,28 +252,24 @@ def _write(inside: ir.Graph, norm: Norm, behind: Chain | None) -> Applied:
     inputs = [norm.x, constant(inside, f"{name}_scale", np.array(scale))]
     if shift.any():
         inputs.append(constant(inside, f"{name}_shift", np.array(shift)))
-    attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", norm.epsilon)]
+    attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", norm.quotient.epsilon)]
     new = ir.Node("", "LayerNormalization", inputs, attributes, name=name)
-    if norm.axis == norm.rank - 1:
+    if norm.quotient.is_of_rows:
         rule = "layer_norm"
         put_in_place(last, new)
     else:
         rule = "inner_layer_norm"
-        _put_turned(last, new, norm)
+        _put_turned(last, new, norm.quotient)
     remove(sorted(nodes, key=list(inside).index))
     return Applied(rule, name, tuple(str(n.name) for n in nodes[:-1]))
 
 
-def _put_turned(last: ir.Node, new: ir.Node, norm: Norm) -> None:
+def _put_turned(last: ir.Node, new: ir.Node, found: Quotient) -> None:
     """The new node in place of the last, between two Transposes."""
-    there = [*(a for a in range(norm.rank) if a != norm.axis), norm.axis]
-    back = [int(a) for a in np.argsort(there)]
-    first = _transpose(norm.x, there, f"{new.name}_turned")
+    there = [*(a for a in range(found.rank) if a != found.axis), found.axis]
+    back = [there.index(a) for a in range(found.rank)]
+    first = transpose(graph.value(new.inputs[0]), there, f"{new.name}_turned")
     new.replace_input_with(0, first.outputs[0])
-    put_in_place(last, first, new, _transpose(new.outputs[0], back, f"{new.name}_back"))
+    put_in_place(last, first, new, transpose(new.outputs[0], back, f"{new.name}_back"))
     for node in (first, new):
         node.outputs[0].shape = None
-
-
-def _transpose(x: ir.Value, perm: list[int], name: str) -> ir.Node:
-    return ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", perm)], name=name)

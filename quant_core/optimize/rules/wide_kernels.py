@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, free_name
+from quant_core.optimize.edit import constant, free_name, transpose
 from quant_core.optimize.facts import Facts
 
 SPATIAL = frozenset({"Conv", "MaxPool", "AveragePool"})
@@ -142,7 +142,7 @@ def _rename_output(inside: ir.Graph, value: ir.Value, back: ir.Value) -> None:
 def _transpose(inside: ir.Graph, value: ir.Value, near: ir.Node, *, before: bool) -> ir.Value:
     """The value with height and width swapped, by a new node beside another."""
     name = free_name(inside, f"{value.name}_turned")
-    node = ir.Node("", "Transpose", [value], [ir.AttrInt64s("perm", SWAP)], name=name)
+    node = transpose(value, SWAP, name)
     node.outputs[0].name, node.outputs[0].type = name, value.type
     if before:
         inside.insert_before(near, node)
