@@ -12,8 +12,7 @@ halving: between two of them there is another only if it is cheaper for the pric
 two cost the same.
 
 Source: Greig, Porteous and Seheult 1989, Exact maximum a posteriori estimation for binary images;
-Gallo, Grigoriadis and Tarjan 1989, A fast parametric maximum flow algorithm: with the price, nodes
-only ever move to float. Solved by networkx: graphs have some hundred nodes, and scipy's maximum
+Gallo, Grigoriadis and Tarjan 1989, A fast parametric maximum flow algorithm. Solved by networkx: graphs have some hundred nodes, and scipy's maximum
 flow takes integers of 32 bits, returns no cut, and weighs as much as all else that is installed.
 """
 
@@ -73,7 +72,7 @@ def cheapest_assignments(
     nodes: Mapping[str, NodeCost], tensors: Sequence[TensorCost]
 ) -> list[Assignment]:
     """Assignments that are cheapest for some price of noise, the fastest first, the exact last."""
-    fastest = assignment_of(nodes, tensors, _cut(nodes, tensors, 0.0))
+    fastest = assignment_of(nodes, tensors, _cut(nodes, tensors, 0.0, frozenset(), frozenset(nodes)))
     exact = assignment_of(nodes, tensors, nodes)
     return [fastest, *_between(nodes, tensors, fastest, exact, DEPTH), exact]
 
@@ -101,7 +100,8 @@ def _between(
     if not depth or quieter.noise * STEP >= faster.noise:
         return []
     price = (quieter.ms - faster.ms) / (faster.noise - quieter.noise)
-    middle = assignment_of(nodes, tensors, _cut(nodes, tensors, price))
+    in_float = _cut(nodes, tensors, price, faster.in_float, quieter.in_float)
+    middle = assignment_of(nodes, tensors, in_float)
     saved = faster.ms + price * faster.noise - (middle.ms + price * middle.noise)
     if saved <= len(nodes) * UNIT or middle.in_float in (faster.in_float, quieter.in_float):
         return []
@@ -112,8 +112,14 @@ def _between(
     ]
 
 
-def _cut(nodes: Mapping[str, NodeCost], tensors: Sequence[TensorCost], price: float) -> Nodes:
-    """The nodes in float of the cheapest assignment.
+def _cut(
+    nodes: Mapping[str, NodeCost],
+    tensors: Sequence[TensorCost],
+    price: float,
+    least: Nodes,
+    most: Nodes,
+) -> Nodes:
+    """The nodes in float of the cheapest assignment: all of `least`, and others of `most`.
 
     Of a tensor with writer w and readers r, two auxiliary nodes make the conversion cost once:
 
@@ -122,8 +128,15 @@ def _cut(nodes: Mapping[str, NodeCost], tensors: Sequence[TensorCost], price: fl
     """
     import networkx as nx  # takes as long to import as numpy, and few searches need it
 
+    open_nodes = most - least
     flow = nx.DiGraph()
     flow.add_nodes_from((SOURCE, SINK))
+
+    def side(name: str) -> object:
+        """A node of the flow: the one of that name, or the side that it is on for sure."""
+        if name in open_nodes:
+            return (name,)
+        return SINK if name in least else SOURCE
 
     def add(start: object, end: object, ms: float) -> None:
         capacity = round(ms / UNIT)
@@ -132,22 +145,25 @@ def _cut(nodes: Mapping[str, NodeCost], tensors: Sequence[TensorCost], price: fl
         flow.add_edge(start, end, capacity=capacity)
 
     for name, cost in nodes.items():
-        add(SOURCE, (name,), cost.float_ms)
-        add((name,), SINK, cost.integer_ms + price * cost.noise)
+        if name in open_nodes:
+            add(SOURCE, (name,), cost.float_ms)
+            add((name,), SINK, cost.integer_ms + price * cost.noise)
     for i, tensor in enumerate(tensors):
-        writer: object = SINK if tensor.writer is None else (tensor.writer,)
+        if open_nodes.isdisjoint((tensor.writer, *tensor.readers)):
+            continue
+        writer = SINK if tensor.writer is None else side(tensor.writer)
         if tensor.is_read_in_float and tensor.writer is not None:
             add(writer, SINK, tensor.conversion_ms)
         elif tensor.writer is not None:
             add(writer, (i, "to float"), tensor.conversion_ms)
             for reader in tensor.readers:
-                flow.add_edge((i, "to float"), (reader,))  # infinite
+                flow.add_edge((i, "to float"), side(reader))  # infinite
         for reader in tensor.readers:
-            flow.add_edge((reader,), (i, "to integers"))
+            flow.add_edge(side(reader), (i, "to integers"))
         if tensor.readers:
             add((i, "to integers"), writer, tensor.conversion_ms)
     _, (in_integers, _) = nx.minimum_cut(flow, SOURCE, SINK)
-    return frozenset(name for name in nodes if (name,) not in in_integers)
+    return least | {name for name in open_nodes if (name,) not in in_integers}
 
 
 def _conversions(tensor: TensorCost, in_float: Collection[str]) -> int:
