@@ -12,8 +12,9 @@ halving: between two of them there is another only if it is cheaper for the pric
 two cost the same.
 
 Source: Greig, Porteous and Seheult 1989, Exact maximum a posteriori estimation for binary images;
-Gallo, Grigoriadis and Tarjan 1989, A fast parametric maximum flow algorithm. Solved by networkx: graphs have some hundred nodes, and scipy's maximum
-flow takes integers of 32 bits, returns no cut, and weighs as much as all else that is installed.
+Gallo, Grigoriadis and Tarjan 1989, A fast parametric maximum flow algorithm. Solved by networkx:
+graphs have some hundred nodes, and scipy's maximum flow takes integers of 32 bits, returns no cut,
+and weighs as much as all else that is installed.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def cheapest_assignments(
     nodes: Mapping[str, NodeCost], tensors: Sequence[TensorCost]
 ) -> list[Assignment]:
     """Assignments that are cheapest for some price of noise, the fastest first, the exact last."""
-    fastest = assignment_of(nodes, tensors, _cut(nodes, tensors, 0.0, frozenset(), frozenset(nodes)))
+    in_float = _cut(nodes, tensors, 0.0, frozenset(), frozenset(nodes))
+    fastest = assignment_of(nodes, tensors, in_float)
     exact = assignment_of(nodes, tensors, nodes)
     return [fastest, *_between(nodes, tensors, fastest, exact, DEPTH), exact]
 
