@@ -73,8 +73,7 @@ def _unsafe_pairs(node: ir.Node, position: int) -> NDArray[Any] | None:
         return None
     if node.op_type in RULES and not _is_dequantized(node.inputs[0]):
         return None
-    is_grouped = "Conv" in node.op_type and graph.attribute(node, "group", 1) > 1
-    if is_grouped and weight.shape[1] == 1:
+    if "Conv" in node.op_type and weight.shape[:2] == (graph.attribute(node, "group", 1), 1):
         return None  # depthwise: its kernel adds in int32
     return unsafe_pairs(layout_of(node, weight.ndim).matrix(weight))
 

@@ -401,6 +401,16 @@ def is_depthwise(node: ir.Node) -> bool:
     return grouped and graph.shape_of(graph.value(node.inputs[1]))[1] == 1
 
 
+def has_depthwise_kernel(node: ir.Node) -> bool:
+    """Whether onnxruntime's kernel for depthwise Convs runs the Conv in integers, which adds in
+    int32: each group has one input and one output channel.
+    """
+    if node.op_type != "Conv":
+        return False
+    shape = graph.shape_of(graph.value(node.inputs[1]))
+    return shape[:2] == (graph.attribute(node, "group", 1), 1)
+
+
 def has_other_pairs(node: ir.Node) -> bool:
     """Whether kernels that pair channels of one tap of the Conv add other neighbours than those of
     onnxruntime, which pair the last of an odd number of channels with the first of the next tap.

@@ -21,6 +21,7 @@ from quant_core.plan.operators import (
     KERNEL_BLOCKS,
     RULES,
     DynamicPattern,
+    has_depthwise_kernel,
     has_other_pairs,
     is_depthwise,
     is_pointwise,
@@ -197,7 +198,7 @@ class WeightedNodes:
         if compute is Compute.BLOCKS and not (is_as_asked and granularity in KERNEL_BLOCKS):
             compute = Compute.DYNAMIC
             granularity = self._granularity(node, storage, compute, choice)
-        adds_pairs = compute in (Compute.STATIC, Compute.DYNAMIC) and not is_depthwise(node)
+        adds_pairs = compute in (Compute.STATIC, Compute.DYNAMIC) and not has_depthwise_kernel(node)
         return replace(
             planned,
             compute=compute,

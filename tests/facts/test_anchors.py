@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from quant_core.plan.targets import TARGETS, host_target_name
-from tests.facts.patterns import kernels, pair, weight_of
+from quant_core.model.session import open_session, run
+from quant_core.plan.targets import TARGETS, host_kernels, host_target_name
+from tests.facts.patterns import W_SCALE, kernels, pair, weight_of
+from tests.models import sketch
 
 CONV_WEIGHT = weight_of((4, 4, 3, 3), 0)
 DEQUANTIZED = (
@@ -36,6 +39,22 @@ def test_every_kind_of_conv_fuses(weight, group, x):
     body = pair("x", "a") + DEQUANTIZED + f"c = Conv<group = {group}>(a, wd, bd)\n" + pair("c", "y")
 
     assert kernels(body, weight_of(weight, 0), x) == ["QLinearConv"]
+
+
+@pytest.mark.parametrize("outputs", [1, 2], ids=["one output", "several outputs"])
+def test_a_depthwise_conv_adds_in_int32_unless_channels_have_several_outputs(outputs):
+    text = f"""(float[1,2,4,4] x) => (float[1,{2 * outputs},2,2] y) {{
+        {pair("x", "a", "one", "z0")} wd = DequantizeLinear<axis = 0>(w, ws, wz)
+        c = Conv<group = 2>(a, wd) {pair("c", "y", "large", "z0")} }}"""
+    constants = weight_of((2 * outputs, 1, 3, 3), 0) | {"z0": np.array(0, np.uint8)}
+    constants |= {"one": np.float32(1), "large": np.float32(16)}
+    constants["w"][:] = 127
+    feed = {"x": np.full((1, 2, 4, 4), 255, np.float32)}
+
+    [got] = run(open_session(ir.from_proto(sketch(text, constants))), feed)
+
+    exact = np.allclose(got, 9 * 127 * 255 * W_SCALE, atol=8)
+    assert exact == (outputs == 1 or host_kernels() != "x86-avx2")
 
 
 @pytest.mark.parametrize(

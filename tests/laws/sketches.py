@@ -277,7 +277,7 @@ def _dense(s: Sketch, x: str) -> None:
 def _again(s: Sketch, x: str) -> None:
     """A node of what is there, once more, and both added."""
     node = s.draw(st.sampled_from(s.nodes)) if s.nodes else None
-    if node is not None and len(node.output) == 1:
+    if node is not None and len(node.output) == 1 and node.output[0] in s.shapes:  # has a batch
         shape = s.shapes[node.output[0]]
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         twin = s.add(node.op_type, list(node.input), shape, **attributes)

@@ -67,6 +67,12 @@ def grouped_and_depthwise():
 
 
 @case
+def depthwise_with_several_outputs_for_each_channel():
+    text = f"({IMAGE}) => (float[n,8,8,8] y) {{ y = Conv<group = 4, {SAME}>(x, u, b) }}"
+    return sketch(text, weights(u=(8, 1, 3, 3), b=(8,)))
+
+
+@case
 def odd_strides_dilations_and_automatic_padding():
     text = f"""({IMAGE}) => (float[n,8,2,2] y) {{
         a = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, w, b) r = Relu(a)

@@ -30,6 +30,7 @@ CONVS = [
     "conv_1d",
     "conv_3d",
     "grouped_and_depthwise",
+    "depthwise_with_several_outputs_for_each_channel",
     "residual",
     "constants_that_hide",
     "odd_strides_dilations_and_automatic_padding",
@@ -170,7 +171,14 @@ def test_one_scale_a_weight_is_one_number_for_each_direction_and_stays_near(case
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 @pytest.mark.parametrize(
-    "case", ["residual", "attention", "two_stacked_lstms", "grouped_and_depthwise"]
+    "case",
+    [
+        "residual",
+        "attention",
+        "two_stacked_lstms",
+        "grouped_and_depthwise",
+        "depthwise_with_several_outputs_for_each_channel",
+    ],
 )
 def test_no_input_can_saturate_what_is_made_for_avx2(case, mode, bits, per_channel):
     assert (

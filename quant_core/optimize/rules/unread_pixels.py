@@ -152,7 +152,7 @@ def _move(value: ir.Value, makers: Makers, inside: ir.Graph) -> None:
     for node, strides in makers.windows:
         own = graph.attribute(node, "strides", (1,) * len(strides))
         _set_strides(node, tuple(a * b for a, b in zip(own, strides, strict=True)))
-    for node in makers.between:
+    for node in (*(node for node, _ in makers.windows), *makers.between):
         node.outputs[0].shape = None
     for operand in makers.picked:
         picked = _pick(operand.value, operand.strides, operand.node, inside)
@@ -165,7 +165,6 @@ def _move(value: ir.Value, makers: Makers, inside: ir.Graph) -> None:
 
 def _set_strides(node: ir.Node, strides: Strides) -> None:
     node.attributes["strides"] = ir.AttrInt64s("strides", strides)
-    node.outputs[0].shape = None
 
 
 def _pick(value: ir.Value, strides: Strides, reader: ir.Node, inside: ir.Graph) -> ir.Value:

@@ -126,6 +126,7 @@ def _turn(inside: ir.Graph, part: set[ir.Node]) -> None:
             back = _transpose(inside, value, node, before=False)
             for use in outside:
                 use.node.replace_input_with(use.idx, back)
+        value.shape = None
 
 
 def _rename_output(inside: ir.Graph, value: ir.Value, back: ir.Value) -> None:
@@ -135,7 +136,6 @@ def _rename_output(inside: ir.Graph, value: ir.Value, back: ir.Value) -> None:
         if output is value:
             inside.outputs[i] = back
     back.type, back.shape = value.type, value.shape
-    value.shape = None
     value.name, back.name = f"{inner}_turned", name
 
 
@@ -153,7 +153,6 @@ def _transpose(inside: ir.Graph, value: ir.Value, near: ir.Node, *, before: bool
 
 def _swap_attributes(node: ir.Node) -> None:
     """Kernel, strides, dilations, pads and the weight of one operator, height and width swapped."""
-    node.outputs[0].shape = None
     for name in ("kernel_shape", "strides", "dilations"):
         if (sizes := graph.attribute(node, name, None)) is not None:
             node.attributes[name] = ir.AttrInt64s(name, tuple(reversed(sizes)))

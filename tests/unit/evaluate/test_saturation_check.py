@@ -119,6 +119,16 @@ def test_depthwise_convs_cannot_saturate(tmp_path):
     assert nodes_of(tmp_path, text, {"w": np.full((2, 1, 3, 3), 127, np.int8)}) == []
 
 
+def test_convs_with_several_outputs_for_each_channel_can(tmp_path):
+    text = f"""(float[n,2,8,8] x) => (float[n,4,6,6] c) {{
+        {PAIR} d = DequantizeLinear(w, ws) c = Conv<group = 2>(a, d)
+    }}"""
+
+    [found] = nodes_of(tmp_path, text, {"w": np.full((4, 1, 3, 3), 127, np.int8)})
+
+    assert found.pairs == 4 * 4  # of each output, but for the last of its nine weights
+
+
 @pytest.mark.parametrize(
     ("text", "op"),
     [

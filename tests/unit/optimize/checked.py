@@ -38,4 +38,10 @@ def optimized(
 
     for a, b in zip(*(run(open_session(m), feed) for m in (model, found.model)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert interface_of(found.model) == interface_of(model)
     return found, [node.op_type for node in found.model.graph]
+
+
+def interface_of(model: ir.Model) -> list[tuple[object, ...]]:
+    """Name, type and shape of every input and output."""
+    return [(v.name, v.type, v.shape) for v in (*model.graph.inputs, *model.graph.outputs)]
