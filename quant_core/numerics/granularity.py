@@ -26,4 +26,11 @@ class PerBlock:
     size: int
 
 
-Granularity = PerTensor | PerChannel | PerBlock
+@dataclass(frozen=True, slots=True)
+class BothAxes:
+    """One scale for a matrix whose rows and columns both are output channels, of products with it
+    and with its transpose: scale ().
+    """
+
+
+Granularity = PerTensor | PerChannel | PerBlock | BothAxes

@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel
+from quant_core.numerics.both_axes import least_db_of_both_axes
+from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerChannel
 from quant_core.numerics.layout import Layout
 from quant_core.plan.operators import RULES, weight_layout
 from quant_core.plan.tied import has_rows_of, is_lookup, is_product
 from quant_core.plan.types import Compute, NodePlan, Storage
 from quant_core.plan.weighted_nodes import WeightedNodes, float_weights, kept_in_float
+
+# Of the row or column that it serves worst: activations in 8 bits have some 40 dB. Not tuned.
+ONE_SCALE_DB = 27.0
 
 
 def share_weights(
@@ -24,8 +28,9 @@ def share_weights(
     1. A weight that one node reads in float, or that is an output of the model, is stored as that
        float for all. Of float16 and float32 it is the wider that any of them needs.
     2. It has 8 bits if one of its readers takes whole bytes only.
-    3. Integer kernels multiply it along one axis: that of a table in 4 bits, or else of most
-       readers. Others compute in float, which takes integers that lie along any axis.
+    3. Where integer kernels multiply it along both axes, they share one scale that serves each row
+       and each column. Otherwise they multiply it along one axis: that of a table in 4 bits, or
+       else of most readers. Others compute in float, which takes integers that lie along any axis.
     4. MatMulNBits, whose form no other kernel reads, is for weights that only it and tables read.
     5. Integer kernels have the finest scales that one of them needs, or a table, and are all safe
        from saturation if one of them must be.
@@ -80,7 +85,7 @@ class _Shared:
         narrow = (r for r in self.readers if self.weighted[r.name].storage is Storage.INT4)
         fixed = [reader.layout for reader in narrow if reader.is_table]
         kernels = [reader.layout for reader in self._in_integers()]
-        if not kernels:
+        if not kernels or (len(set(kernels)) > 1 and self._has_one_scale()):
             return
         chosen = fixed[0] if fixed else max(kernels, key=kernels.count)
         for reader in self._in_integers():
@@ -97,16 +102,31 @@ class _Shared:
 
     def choose_scales(self) -> None:
         """Rule 5."""
-        plans = [self.weighted[reader.name] for reader in self._in_integers()]
+        kernels = self._in_integers()
+        plans = [self.weighted[reader.name] for reader in kernels]
         needed = [p.granularity for p in plans if p.granularity is not None]
         if self.decide.config.per_channel and any(reader.is_table for reader in self.readers):
             needed.append(PerChannel())  # one scale serves a product, not the rows of a table
+        if len({reader.layout for reader in kernels}) > 1:
+            needed = [BothAxes()]
         for planned in plans:
             self.weighted[planned.node] = replace(
                 planned,
                 granularity=min(needed, key=_coarseness),
                 pair_safe=any(p.pair_safe for p in plans),
             )
+
+    def _has_one_scale(self) -> bool:
+        """Whether integers on one grid serve all that read the weight, along both axes."""
+        plans = [self.weighted[reader.name] for reader in self.readers]
+        weights = {float_weights(reader.node)[0] for reader in self.readers}  # a table has copies
+        if len(weights) > 1 or any(planned.storage is not Storage.INT8 for planned in plans):
+            return False
+        if not all(reader.is_table or is_product(reader.node) for reader in self.readers):
+            return False
+        pair_safe = any(planned.pair_safe for planned in plans)
+        matrix = graph.array(weights.pop())
+        return least_db_of_both_axes(matrix, pair_safe=pair_safe) > ONE_SCALE_DB
 
     def _in_integers(self) -> list[_Reader]:
         return [r for r in self.readers if self.weighted[r.name].compute.is_integer]

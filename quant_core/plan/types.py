@@ -12,7 +12,7 @@ from typing import Any
 
 from quant_core.config import QuantConfig, known_keys
 from quant_core.errors import RequestError
-from quant_core.numerics.granularity import Granularity, PerBlock, PerChannel, PerTensor
+from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerChannel, PerTensor
 from quant_core.optimize.applied import Applied
 from quant_core.plan.compute import Compute as Compute  # a word of plans, and of targets
 from quant_core.plan.targets import find_target
@@ -251,6 +251,8 @@ def _granularity_to_json(granularity: Granularity | None) -> str | int | None:
             return "tensor"
         case PerChannel():
             return "channel"
+        case BothAxes():
+            return "both axes"
         case PerBlock(size):
             return size
     return None
@@ -262,7 +264,11 @@ def _granularity_from_json(value: str | int | None) -> Granularity | None:
         return None
     if isinstance(value, int):
         return PerBlock(value)
-    words: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
+    words: dict[str, Granularity] = {
+        "tensor": PerTensor(),
+        "channel": PerChannel(),
+        "both axes": BothAxes(),
+    }
     if value not in words:
-        raise ValueError(f"granularity {value!r} is not tensor, channel or a block size")
+        raise ValueError(f"granularity {value!r} is not tensor, channel, both axes or a block size")
     return words[value]

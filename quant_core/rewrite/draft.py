@@ -37,7 +37,7 @@ class Written:
     """What stands in the copy already, for nodes that share a weight or an input.
 
     static    integers -> what the DequantizeLinear of a static weight gives
-    products  integers -> the weight of dynamic products
+    products  (integers, how they lie) -> the weight of dynamic products
     blocks    integers -> the weight of products in blocks of 4 bits
     floats    weight of a float operator -> the value that it reads instead
     standard  (weight of a float operator, storage) -> what the standard DequantizeLinear gives
@@ -50,7 +50,7 @@ class Written:
     """
 
     static: dict[IntegerWeight, ir.Value] = field(default_factory=dict)
-    products: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
+    products: dict[tuple[IntegerWeight, Layout], StoredWeight] = field(default_factory=dict)
     blocks: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
     floats: dict[FloatKey, ir.Value] = field(default_factory=dict)
     standard: dict[tuple[ir.Value, Storage], ir.Value] = field(default_factory=dict)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from quant_core.calibrate.outliers import treatment_factors, weights_reading
 from quant_core.errors import ModelError
 from quant_core.model import graph
-from quant_core.plan.operators import RULES, DynamicPattern, is_pointwise
+from quant_core.numerics.layout import Layout
+from quant_core.plan.operators import RULES, DynamicPattern, is_pointwise, weight_layout
 from quant_core.plan.types import Compute, NodePlan
 from quant_core.rewrite import emit_dynamic
 from quant_core.rewrite.draft import Draft
@@ -52,15 +53,16 @@ def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     integers, written = rounded.integers, draft.written
     if factors is None:
         written.integers.setdefault(weight, rounded)
-    if integers not in written.products:
+    has_own_rows = rounded.layout == weight_layout(node, weight)
+    layout = Layout((1, 0)) if has_own_rows else Layout((0, 1))
+    key = integers, layout
+    if key not in written.products:
         first = draft.writer.first(draft.model.graph)
-        written.products[integers] = emit_dynamic.write_weight(first, str(weight.name), integers)
+        written.products[key] = emit_dynamic.write_weight(first, str(weight.name), integers, layout)
     write = draft.writer.before(node)
     if x not in written.inputs:
         written.inputs[x] = emit_dynamic.write_input(write, x, factors)
-    return emit_dynamic.write_matmul(
-        write, node, written.inputs[x], written.products[integers], factors
-    )
+    return emit_dynamic.write_matmul(write, node, written.inputs[x], written.products[key], factors)
 
 
 def _pointwise(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
@@ -70,20 +72,18 @@ def _pointwise(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
     rounded = draft.rounding.integers(node, weight, planned)
     bias = draft.rounding.corrected_bias(node, weight, rounded)
-    integers, written = rounded.integers, draft.written
+    key, written = (rounded.integers, rounded.layout), draft.written
     written.integers.setdefault(weight, rounded)
-    if integers not in written.products:
+    if key not in written.products:
         first = draft.writer.first(draft.model.graph)
-        written.products[integers] = emit_dynamic.write_pixel_weight(
-            first, str(weight.name), rounded
-        )
+        written.products[key] = emit_dynamic.write_pixel_weight(first, str(weight.name), rounded)
     write = draft.writer.before(node)
     rank = len(rounded.shape)
     if x not in written.pixels:
         pixels = write.node("Transpose", [x], f"{x.name}_pixels", perm=(0, *range(2, rank), 1))
         written.pixels[x] = emit_dynamic.write_input(write, pixels, None)
     return emit_dynamic.write_pointwise(
-        write, node, rank, written.pixels[x], written.products[integers], bias
+        write, node, rank, written.pixels[x], written.products[key], bias
     )
 
 

@@ -59,10 +59,14 @@ def write_input(write: Cursor, x: ir.Value, factors: NDArray[np.float32] | None)
     return DynamicInput(*write.nodes("DynamicQuantizeLinear", [smooth], names))
 
 
-def write_weight(write: Cursor, name: str, integers: IntegerWeight) -> StoredWeight:
-    """A weight (C, K) as int8 (K, C), which MatMulInteger takes, and its scales."""
-    channels, columns = integers.q.shape
-    q = emit.write_int8(write, name, integers, Layout((1, 0)), (columns, channels))
+def write_weight(write: Cursor, name: str, integers: IntegerWeight, layout: Layout) -> StoredWeight:
+    """A weight as int8 (K, C), which MatMulInteger takes, and its scales.
+
+    layout  of (K, C): how it becomes the rows that the integers are, which may be those of its
+            transpose
+    """
+    shape = tuple(integers.q.shape[axis] for axis in layout.inverse)
+    q = emit.write_int8(write, name, integers, layout, shape)
     return StoredWeight(q, write.constant(f"{name}_scale", integers.scale))
 
 

@@ -15,7 +15,8 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
-from quant_core.numerics.granularity import Granularity, PerBlock, PerTensor
+from quant_core.numerics.both_axes import quantize_both_axes
+from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerTensor
 from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, with_short_scales
 from quant_core.numerics.layout import Layout
 from quant_core.numerics.output_noise import judged_moments, output_noise
@@ -87,6 +88,10 @@ class Rounding:
         factors  (K,) that the columns are multiplied by first, while the input is divided by them
                  (outliers.py)
         """
+        if planned.granularity == BothAxes() and factors is None:
+            of_both_axes = self._both_axes(node, weight, planned)
+            if np.all(floor <= of_both_axes.integers.scale):
+                return of_both_axes
         layout = weight_layout(node, weight)
         if np.any(floor):
             largest = np.abs(self._rows(node, weight, layout, factors)).max(1, initial=0.0)
@@ -103,6 +108,23 @@ class Rounding:
                 layout,
                 graph.shape_of(weight),
                 *_noise_db(rows, found.values, floor, self._gram(node, factors)),
+            )
+        rounded = self.cache.rounded[key]
+        self._record(node, rounded.sqnr_db, rounded.worst_row_db)
+        return rounded
+
+    def _both_axes(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> Rounded:
+        """A matrix, for all products with it and with its transpose: rounded to nearest, as what
+        their inputs ask for differs.
+        """
+        key = self._weight_key(weight, planned, ROW_SCALES)
+        if key not in self.cache.rounded:
+            array = graph.array(weight)
+            found = quantize_both_axes(array, pair_safe=planned.pair_safe)
+            noise_db, of_rows_db = _noise_db(array, found.values)
+            _, of_columns_db = _noise_db(array.T, found.values.T)
+            self.cache.rounded[key] = Rounded(
+                found, ROW_SCALES, array.shape, noise_db, min(of_rows_db, of_columns_db)
             )
         rounded = self.cache.rounded[key]
         self._record(node, rounded.sqnr_db, rounded.worst_row_db)
@@ -160,17 +182,17 @@ class Rounding:
         position = RULES[node.op_type].bias
         if position is None:
             return None
-        old = bias_of(node)
-        bias = flat_bias(old, len(rounded.integers.q))
+        layout, old = weight_layout(node, weight), bias_of(node)
+        rows, values = layout.matrix(graph.array(weight)), rounded.rows(layout)
+        bias = flat_bias(old, len(rows))
         if old is not None and bias is None:
             return None
         target = self._target(node)
         if target is not None:
-            return target.mean_shift(rounded.integers.values) + (0 if bias is None else bias)
+            return target.mean_shift(values) + (0 if bias is None else bias)
         means = self._input_means(node)
         if means is None:
             return bias
-        rows, values = rounded.layout.matrix(graph.array(weight)), rounded.integers.values
         exact = np.zeros(len(rows)) if bias is None else bias
         return corrected_bias(exact, rows, values, means, node)
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
+from quant_core.numerics.layout import Layout
 from quant_core.plan.operators import RULES, weight_layout
 from quant_core.plan.types import Compute, NodePlan, QuantPlan
 from quant_core.rewrite import emit
@@ -25,14 +26,15 @@ BIAS_MAX = 2**30  # half of what int32 holds: the sum of products is added to th
 
 
 def nodes_alike(plan: QuantPlan, nodes: Mapping[str, ir.Node]) -> dict[ir.Node, list[ir.Node]]:
-    """Static node -> the nodes that share its weight, its bias and the range of its input.
+    """Static node -> the nodes that share its weight and its axis, its bias and the range of its
+    input.
 
     They share what they write for the bias, which gives back what they lose on average. A node
     whose bias is computed or absent is not there.
 
     nodes  name -> node of the model before it is rewritten
     """
-    found: dict[tuple[ir.Value, ir.Value, str], list[ir.Node]] = {}
+    found: dict[tuple[ir.Value, Layout, ir.Value, str], list[ir.Node]] = {}
     for planned in plan.nodes:
         node = nodes[planned.node]
         if planned.compute is not Compute.STATIC or not planned.is_rounded:
@@ -40,7 +42,9 @@ def nodes_alike(plan: QuantPlan, nodes: Mapping[str, ir.Node]) -> dict[ir.Node, 
         bias = bias_of(node)
         if bias is not None and graph.is_constant(bias):
             root = plan.activations[graph.name_of(node.inputs[0])]
-            found.setdefault((graph.value(node.inputs[1]), bias, root), []).append(node)
+            weight = graph.value(node.inputs[1])
+            key = weight, weight_layout(node, weight), bias, root
+            found.setdefault(key, []).append(node)
     return {node: alike for alike in found.values() for node in alike}
 
 

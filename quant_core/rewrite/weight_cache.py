@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quant_core.numerics.granularity import Granularity
 from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.layout import Layout
@@ -27,6 +30,13 @@ class Rounded:
     def bits(self) -> int:
         """Bits of one integer."""
         return 8 if self.integers.blocks is None else 4
+
+    def rows(self, layout: Layout) -> NDArray[np.float32]:
+        """The numbers that the integers stand for, as rows (C, K) of this layout."""
+        values = self.integers.values
+        if layout == self.layout:
+            return values
+        return layout.matrix(self.layout.tensor(values, self.shape))
 
 
 class Same:

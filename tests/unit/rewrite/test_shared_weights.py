@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, run
-from quant_core.numerics.granularity import PerChannel, PerTensor
+from quant_core.numerics.granularity import BothAxes, PerChannel, PerTensor
+from quant_core.numerics.saturation import unsafe_pairs
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
@@ -106,14 +108,50 @@ def test_a_weight_is_stored_once_whoever_reads_it(tmp_path, readers, runtime, mo
     assert min(outputs_db(model, made, random_feed(model))) > (30 if kept > 0.2 else 12)
 
 
-def test_static_products_read_one_weight_along_both_axes(tmp_path):
-    """Its integers are safe from saturation along one of them: the other product is in float."""
-    model = sketch(READERS["Gemms with and without transB"], {"table": SQUARE})
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_products_along_both_axes_of_a_weight_multiply_the_same_integers(tmp_path, mode):
+    """They are safe from saturation along both, and have one scale."""
+    table = RNG.normal(size=(64, 96)).astype(np.float32)
+    model = sketch(
+        """(float[n,64] x) => (float[n,96] h, float[n,64] y) {
+            h = Gemm(x, table, b) t = Tanh(h) y = Gemm<transB = 1>(t, table, c)
+        }""",
+        {"table": table / 8, **weights(b=(96,), c=(64,))},
+    )
     feeds = [random_feed(model, seed) for seed in range(4)]
 
-    plan, made = quantized(model, tmp_path, feeds, mode="static")
+    plan, made = quantized(model, tmp_path, feeds, mode=mode)
 
-    assert [n.compute for n in plan.nodes if n.weights] == [Compute.STATIC, Compute.FLOAT]
+    assert {n.compute for n in plan.nodes if n.weights} == {Compute(mode)}
+    assert QuantPlan.from_json(plan.to_json()) == plan
+    stored = [numpy_helper.to_array(t) for t in made.graph.initializer if len(t.dims) == 2]
+    assert [array.dtype for array in stored] == [np.int8]
+    assert not len(unsafe_pairs(stored[0])) + len(unsafe_pairs(stored[0].T))
+    assert min(outputs_db(model, made, feeds[0])) > 30
+
+
+def test_a_table_has_the_scale_of_products_along_both_its_axes(tmp_path):
+    text = """(int64[n] ids) => (float[n,64] y) {
+        e = Gather(table, ids) a = Gemm<transB = 1>(e, table) t = Tanh(a) y = Gemm(t, table) }"""
+    model = sketch(text, {"table": RNG.normal(size=(300, 64)).astype(np.float32) / 8})
+
+    plan, made = quantized(model, tmp_path, mode="dynamic")
+
+    products = [n.granularity for n in plan.nodes if n.op_type == "Gemm"]
+    assert products == [BothAxes(), BothAxes()]
+    assert made.ByteSize() < 0.3 * model.ByteSize()
+    assert outputs_db(model, made, {"ids": np.arange(0, 300, 7)})[0] > 30
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_where_one_scale_does_not_serve_both_axes_one_product_is_in_float(tmp_path, mode):
+    table = RNG.normal(size=(64, 64)) * np.logspace(-3, 0, 64)[:, None]
+    model = sketch(READERS["Gemms with and without transB"], {"table": np.float32(table)})
+    feeds = [random_feed(model, seed) for seed in range(4)]
+
+    plan, made = quantized(model, tmp_path, feeds, mode=mode)
+
+    assert [n.compute for n in plan.nodes if n.weights] == [Compute(mode), Compute.FLOAT]
     assert made.ByteSize() < 0.4 * model.ByteSize()
     assert min(outputs_db(model, made, feeds[0])) > 30
 
