@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cli.command import Answer
-from flows.cli.options import AccuracyOptions, changed_options, flag_of
+from flows.cli.options import AccuracyOptions, changed_options, check_labels, flag_of
 from flows.cli.timings import footprint, timer_for
 from flows.console import model_views, result_views
 from quant_core.config import QuantConfig
@@ -28,7 +28,28 @@ EXPORT_SAMPLES = 8  # on which an export is compared with what it was made of
 
 def command_line(*words: str | Path) -> str:
     """A command line of quantmill, as it is typed."""
-    return shlex.join(["quantmill", *map(str, words)])
+    return shlex.join(["quantmill", *map(_as_typed, words)])
+
+
+def _as_typed(word: str | Path) -> str:
+    """A path that begins with a dash would be read as an option."""
+    is_like_option = isinstance(word, Path) and str(word).startswith("-")
+    return f"./{word}" if is_like_option else str(word)
+
+
+def detailed_validation(original: Path, quantized: Path, samples: SampleSpec) -> str:
+    """The command line that says what each node costs on these samples."""
+    words: list[str | Path] = ["--data", str(samples.source)]
+    if samples.labels is not None:
+        words += ["--labels", str(samples.labels)]
+    return command_line("validate", original, quantized, *words, "--detailed")
+
+
+def refuse_beside(option: str, others: Mapping[str, object]) -> None:
+    """Raises: RequestError if one of the other options was typed, which would do nothing."""
+    for other, value in others.items():
+        if value:
+            raise RequestError(f"means nothing with {option}", other, "Leave one of them out")
 
 
 def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
@@ -66,6 +87,8 @@ def quantize_answer(
     """
     from quant_core import api
 
+    if calibration is not None:
+        check_labels(accuracy, calibration)
     plan = _read_plan(plan_file) if plan_file else None
     bits = plan.config.bits if plan is not None else config.bits
     output = output or model.with_name(f"{model.stem}_int{bits}.onnx")
@@ -98,11 +121,12 @@ def quantize_answer(
             result |= {"verdict": "not_met", "reason": result["shortfall"]}
     is_missed = result["verdict"] == "not_met"
     if calibration is None:
-        following = ["quantize", str(model), "--data", "SAMPLES.npz"]
-    else:
-        data = ["--data", str(calibration.source), *(["--detailed"] if is_missed else [])]
-        following = ["validate", str(model), str(output), *data]
-    result["next"] = command_line(*following)
+        following = command_line("quantize", model, "--data", "SAMPLES.npz")
+    elif is_missed:
+        following = detailed_validation(model, output, calibration)
+    else:  # samples that calibrated say nothing of fresh ones
+        following = command_line("validate", model, output, "--data", "FRESH_SAMPLES.npz")
+    result["next"] = following
     return Answer(result, result_views.quantization_view, exit_code=int(is_missed))
 
 
@@ -189,10 +213,8 @@ def optimize_answer(
     """Rewrite a float model exactly, without quantizing it."""
     from quant_core import api
 
-    others = [key for key in changed_options(config) if key != "fix_shape"]
-    if others:
-        hint = "Leave one of them out"
-        raise RequestError("means nothing with --optimize-only", flag_of(others[0]), hint)
+    others = [flag_of(key) for key in changed_options(config) if key != "fix_shape"]
+    refuse_beside("--optimize-only", dict.fromkeys(others, True))
     result = api.optimize_model(model, output, calibration, costs=costs, fix_shape=config.fix_shape)
     following = command_line("benchmark", model, output)
     return Answer(result.to_dict() | {"next": following}, result_views.optimization_view)

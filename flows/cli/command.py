@@ -112,10 +112,12 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     try:
         answer = _call(function, parameters, typed, as_json)
     except QuantError as error:
-        place = flag(error.where) if error.where in typed else error.where or where
+        option = _option_at(error, typed)
+        place = option or error.where or where
         located = type(error)(error.problem, place, error.hint)
         printing.print_error(located, as_json)
-        return RequestError.exit_code if _is_absent(place, typed) else error.exit_code
+        is_wrong_request = bool(option) or _is_absent(place, typed)
+        return RequestError.exit_code if is_wrong_request else error.exit_code
     except Exception as error:
         if os.environ.get("QUANTMILL_DEBUG"):
             raise
@@ -129,14 +131,29 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     return answer.exit_code
 
 
+def _option_at(error: QuantError, typed: Mapping[str, Any]) -> str:
+    """The option that an error is about, as it is typed: `--fix-shape n` for `fix_shape.n`; "" if
+    it is about something else, as a file that is called like an option.
+    """
+    name, _, key = error.where.partition(".")
+    is_option = name in typed and (not key or isinstance(typed[name], list))
+    if not is_option or error.where in _files(typed):
+        return ""
+    return f"{flag(name)} {key}".rstrip()
+
+
 def _is_absent(place: str, typed: Mapping[str, Any]) -> bool:
     """Whether an error is about a file that was typed and is not there: then the request is wrong,
     and not the file.
     """
+    return place in _files(typed) and not os.path.lexists(place)
+
+
+def _files(typed: Mapping[str, Any]) -> set[str]:
+    """The paths that were typed."""
     lists = (value if isinstance(value, list) else [value] for value in typed.values())
     paths = (value for value in itertools.chain(*lists) if isinstance(value, Path))
-    files = {*map(str, paths), typed.get("data")}
-    return place in files and not os.path.lexists(place)
+    return {*map(str, paths), str(typed.get("data"))}
 
 
 def usage_error(error: UsageError) -> RequestError:

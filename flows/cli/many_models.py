@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flows.cli.answers import command_line
 from flows.cli.command import Answer
 from flows.cli.option import flag
-from flows.cli.options import CODE, RUNNING, AccuracyOptions, changed_options
+from flows.cli.options import CODE, RUNNING, AccuracyOptions, changed_options, check_labels
 from flows.cli.parameters import (
     ContinueOnError,
     CostsFile,
@@ -67,6 +67,7 @@ def batch(
         return _run_file(Path(manifest_name), accuracy.allow_code, running, as_json, dry_run)
     if accuracy.metric and not accuracy.contract:
         raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
+    check_labels(accuracy, samples)
     is_folder_or_glob = len(models) == 1 and not _names_a_model(models[0])
     if layout and not is_folder_or_glob:
         raise RequestError("takes one folder", "--layout", "Name the folder of one model")

@@ -8,16 +8,18 @@ from functools import partial
 from flows.cli.answers import (
     command_line,
     comparison,
+    detailed_validation,
     first_accuracy_option,
     for_export,
     optimize_answer,
     plan_answer,
     quantize_answer,
+    refuse_beside,
     validation,
     with_export,
 )
 from flows.cli.command import Answer
-from flows.cli.options import AccuracyOptions, changed_options, flag_of
+from flows.cli.options import AccuracyOptions, changed_options, check_labels, flag_of
 from flows.cli.parameters import (
     AnyModel,
     BatchSizes,
@@ -77,21 +79,24 @@ def quantize(
     pareto: Pareto = False,
 ) -> Answer:
     """Write a smaller, faster model; with --data, one that computes in integers where that pays."""
+    judged = first_accuracy_option(accuracy)
+    if optimize_only:
+        searched = {"--plan": plan, "--pareto": pareto, "--export": export, str(judged): judged}
+        refuse_beside("--optimize-only", {"--dry-run": dry_run, **searched})
+        output = output or model.with_name(f"{model.stem}_optimized.onnx")
+        return optimize_answer(model, output, config, calibration, costs)
+    if plan is not None:
+        refuse_beside("--plan", {"--dry-run": dry_run, "--pareto": pareto})
+    needless = judged or ("--pareto" if pareto else None)
+    if calibration is None and needless:
+        raise RequestError("means nothing without samples", needless, "Give --data")
     if export is not None:
         config = for_export(export, config, plan)
     if dry_run:
         return plan_answer(model, config, calibration)
-    if optimize_only:
-        output = output or model.with_name(f"{model.stem}_optimized.onnx")
-        return optimize_answer(model, output, config, calibration, costs)
     if plan is not None and (changed := changed_options(config)):
         hint = f"Leave it out, or change it in {plan}"
         raise RequestError("is decided by the plan already", flag_of(next(iter(changed))), hint)
-    needless = first_accuracy_option(accuracy) or ("--pareto" if pareto else None)
-    if calibration is None and needless:
-        raise RequestError("means nothing without samples", needless, "Give --data")
-    if plan is not None and pareto:
-        raise RequestError("means nothing with --plan", "--pareto", "Leave one of them out")
     answer = quantize_answer(
         model, output, config, calibration, accuracy, progress, costs, plan, pareto
     )
@@ -130,14 +135,14 @@ def validate(
     provider: Provider = "cpu",
 ) -> Answer:
     """How right a quantized model is, against its original; on random samples without --data."""
+    check_labels(accuracy, samples)
     progress("comparing the two models")
     found = validation(original, quantized, samples, accuracy, progress, detailed, provider)
     is_missed = found["verdict"] == "not_met"
-    found["next"] = (
-        command_line("validate", original, quantized, "--data", str(samples.source), "--detailed")
-        if is_missed and not detailed
-        else command_line("benchmark", original, quantized)
-    )
+    following = command_line("benchmark", original, quantized)
+    if is_missed and not detailed:
+        following = detailed_validation(original, quantized, samples)
+    found["next"] = following
     return Answer(found, result_views.validation_view, exit_code=int(is_missed))
 
 
@@ -219,6 +224,7 @@ def compare(
 
     Says their size, accuracy, latency, load time and memory; all run in turn.
     """
+    check_labels(accuracy, samples)
     rows = comparison(original, files, samples, accuracy, progress, threads, seconds)
     if output is not None:
         from flows.report.command_pages import write_comparison

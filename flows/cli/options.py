@@ -27,7 +27,7 @@ from quant_core.config import (
 )
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import RequestError
-from quant_core.metrics import METRICS
+from quant_core.metrics import METRICS, find_metric
 from quant_core.plan.targets import TARGETS, find_target
 
 
@@ -42,6 +42,14 @@ class AccuracyOptions:
     metric: str | None = None
     contract: Contract | None = None
     allow_code: Path | None = None
+
+
+def check_labels(accuracy: AccuracyOptions, samples: SampleSpec) -> None:
+    """Raises: RequestError if the metric needs labels, and the samples have none."""
+    metric = accuracy.contract.metric if accuracy.contract else accuracy.metric
+    if metric is not None and find_metric(metric).needs_labels and samples.labels is None:
+        hint = "Give --labels, or take agreement or cosine"
+        raise RequestError("needs labels", f"--metric {metric}", hint)
 
 
 def changed_options(config: QuantConfig) -> dict[str, Any]:

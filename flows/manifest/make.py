@@ -36,7 +36,10 @@ def make_jobs(
         try:
             jobs.append((entry.place, _job(values, entry, folder, output_dir, has_own_stem)))
         except RequestError as error:
-            place = (*entry.place, *error.where.split("."))
+            key = error.where.split(".")
+            # what a folder's models have in common stands at the top
+            is_common = entry.root is not None and key[0] in values
+            place = (*key,) if is_common else (*entry.place, *key)
             mistakes.append(Mistake(place, error.problem, error.hint))
     # A folder that holds both originals and outputs: outputs are no originals, neither of this
     # manifest nor of an earlier run.

@@ -95,5 +95,5 @@ def _pin(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
     wanted = [*spec.shape[:missing], *sizes]
     fits = fits_shape(wanted, spec.shape)
     if spec.shape and (missing not in (0, 1) or not fits):
-        raise DataError(f"is {list(sizes)}", f"shape of {spec.name}", f"The model takes {spec}")
+        raise DataError(f"is {list(sizes)}", f"shape.{spec.name}", f"The model takes {spec}")
     return replace(spec, shape=tuple(wanted))

@@ -38,7 +38,7 @@ def load(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     if not path.is_file():
-        raise _no_file(path)
+        raise no_file(path)
     if not _is_unicode(str(path)):  # which onnxruntime needs
         raise ModelError("has a name or a folder that is not UTF-8", str(path), "Rename it")
     if is_lfs_pointer(path):
@@ -64,10 +64,12 @@ def load(path: str | Path) -> ir.Model:
         ) from error
 
 
-def _no_file(path: Path) -> ModelError:
-    """The error of a path that is a folder, or where nothing is."""
+def no_file(path: Path) -> ModelError:
+    """The error of a path that is a folder or a device, or where nothing is."""
     if path.is_dir():
         return ModelError("is a folder, not a file", str(path), "Name an .onnx file in it")
+    if path.exists():
+        return ModelError("is no ordinary file", str(path), "Name an .onnx file")
     if path.parts[0].endswith(":"):  # Path makes s3:/ of s3://
         hint = "One model is a file of this host; a batch reads from stores"
         return ModelError("no such file", str(path), hint)

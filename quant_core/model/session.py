@@ -244,8 +244,9 @@ def _open(
     chosen = [] if provider == CPU else [(provider, PROVIDER_OPTIONS.get(provider, {}))]
     where = str(model) if isinstance(model, (str, Path)) else "model in memory"
     if isinstance(model, (str, Path)) and not Path(model).is_file():
-        problem = "is a folder, not a model" if Path(model).is_dir() else "no such file"
-        raise ModelError(problem, where, "Give the path of an .onnx file")
+        from quant_core.model.files import no_file  # it imports onnx, see below
+
+        raise no_file(Path(model))
     try:
         with _source(model, in_memory=bool(outputs), lends=not chosen) as (source, folder, weights):
             if folder is not None:

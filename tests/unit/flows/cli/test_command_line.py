@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 import quant_core
 from flows.cli import doctor
 from flows.cli.commands import COMMANDS, main
+from tests.command_line import answer_of
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
@@ -68,6 +70,34 @@ def test_for_programs_that_sentence_is_json(capsys):
 def test_an_error_of_an_option_names_it_as_it_is_typed(quantized, capsys):
     assert main(["validate", "float.onnx", "int8.onnx", "--provider", "gpu"]) == 2
     assert capsys.readouterr().err.startswith("error: --provider is 'gpu', not one of ")
+
+
+@pytest.mark.parametrize(
+    ("rest", "sentence"),
+    [
+        ("--fix-shape other=1", "error: --fix-shape other is no open size"),
+        ("--data random --shape 1,3", "error: --shape "),
+        ("--data random --shape other=1,3,8,8", "error: --shape: 'other' is no input"),
+        ("--data random --labels labels.npy", "error: --labels: random samples have no right"),
+        ("-o data", "error: data is a folder\n"),
+    ],
+)
+def test_the_place_of_an_error_is_an_option_or_a_file_as_it_was_typed(
+    quantized, capsys, rest, sentence
+):
+    Path("data").mkdir()
+
+    assert main(f"quantize float.onnx {rest}".split()) == 2
+
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_a_proposed_command_names_a_file_that_begins_with_a_dash(quantized, capsys):
+    Path("-m.onnx").write_bytes(Path("float.onnx").read_bytes())
+
+    _, found = answer_of(capsys, "info ./-m.onnx")
+
+    assert found["next"] == "quantmill quantize ./-m.onnx"
 
 
 @pytest.mark.parametrize(

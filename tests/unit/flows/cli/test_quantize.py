@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flows.cli.commands import main
@@ -108,13 +109,61 @@ def test_quantize_names_its_output_after_the_model_and_says_what_was_won(quantiz
     assert (code, result["output"]) == (0, "float_int8.onnx")
     assert Path("float.onnx").read_bytes() == original
     assert result["timing"]["speedup"] > 0
-    assert result["next"] == "quantmill validate float.onnx float_int8.onnx --data samples.npy"
+    proposed = "quantmill validate float.onnx float_int8.onnx --data FRESH_SAMPLES.npz"
+    assert result["next"] == proposed
 
 
 def test_optimize_only_names_its_output_after_the_model(quantized, capsys):
     code, result = answer_of(capsys, "quantize float.onnx --optimize-only")
 
     assert (code, result["output"]) == (0, "float_optimized.onnx")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "--optimize-only --plan plan.json",
+        "--optimize-only --pareto",
+        "--optimize-only --dry-run",
+        "--optimize-only --export openvino",
+        "--optimize-only --data samples.npy --min 0.5",
+        "--optimize-only --bits 4",
+        "--dry-run --plan plan.json",
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(quantized, capsys, rest):
+    assert main(f"quantize float.onnx -o new.onnx {rest}".split()) == 2
+
+    assert "means nothing with --" in capsys.readouterr().err
+    assert not Path("new.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "quantize float.onnx --data samples.npy --max-drop 0.1",
+        "calibrate float.onnx --data samples.npy --metric top1",
+        "validate float.onnx int8.onnx --metric top1 --max-drop 0.1",
+        "compare float.onnx int8.onnx --metric top1",
+        "batch float.onnx -o out --data samples.npy --max-drop 0.1",
+    ],
+)
+def test_a_metric_that_needs_labels_is_refused_without(quantized, capsys, line):
+    assert main(line.split()) == 2
+
+    assert "--metric top1 needs labels" in capsys.readouterr().err
+
+
+def test_a_contract_that_is_missed_proposes_to_look_closer_at_the_same_samples(quantized, capsys):
+    rest = "--data samples.npy --labels labels.npy"
+    np.save("labels.npy", np.zeros(32, np.int64))
+
+    for line in (f"validate float.onnx int8.onnx {rest}", f"quantize float.onnx -o m.onnx {rest}"):
+        code, result = answer_of(capsys, f"{line} --metric sqnr --min 300")
+
+        output = result.get("output", "int8.onnx")
+        assert code == 1
+        assert result["next"] == f"quantmill validate float.onnx {output} {rest} --detailed"
 
 
 def test_pareto_shows_the_plans_that_none_beats_and_the_chosen_one(quantized, capsys):
