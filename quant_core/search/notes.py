@@ -55,11 +55,11 @@ def time_note(
     return f"the time budget was short: {', '.join(found)}" if found else ""
 
 
-def size_note(best: Candidate, float_size_bytes: int) -> str:
-    """That the file is larger than its float original; "" if it is not, or a copy of it."""
-    if best.size_bytes <= float_size_bytes or not best.plan.stores_less:
+def size_note(size_bytes: int, float_size_bytes: int) -> str:
+    """That the file is larger than its float original; "" if it is not."""
+    if size_bytes <= float_size_bytes:
         return ""
-    return f"larger than its original: {best.size_bytes} bytes, not {float_size_bytes}"
+    return f"larger than its original: {size_bytes} bytes, not {float_size_bytes}"
 
 
 def float_weights_note(model: ir.Model, plan: QuantPlan) -> str:

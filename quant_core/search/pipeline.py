@@ -33,7 +33,6 @@ from quant_core.search.judges import (
 from quant_core.search.not_larger import not_larger
 from quant_core.search.notes import (
     float_weights_note,
-    size_note,
     speed_note,
     time_note,
     with_reasons,
@@ -169,7 +168,6 @@ def _made(
         speed_note(best),
         TARGETS[best.plan.target].note,
         find_provider(best.plan.config.provider)[1] if job.stats is not None else "",
-        size_note(best, job.float_size_bytes),
         *checked.notes,
         float_weights_note(found.calibrated.model, best.plan),
         *(f"{glob} matches no node and no weight" for glob in job.plan.idle_globs),

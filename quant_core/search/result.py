@@ -23,7 +23,9 @@ from quant_core.optimize.applied import REWRITES, to_text
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
 from quant_core.search.front import on_front
+from quant_core.search.notes import size_note
 from quant_core.search.policy import POLICY
+from quant_core.text import joined
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +142,7 @@ def write_result(
         shortfall=made.shortfall,
         verdict=made.verdict,
         reason=made.reason,
-        note=made.note,
+        note=joined([made.note, size_note(size_bytes, made.float_size_bytes)]),
         plan=plan,
         layers=[asdict(row) for row in layers],
         trace=made.trace,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -96,12 +97,17 @@ def _weight_errors(model: ir.Model, plan: QuantPlan) -> dict[str, np.ndarray]:
     """For each rounded weight the largest error of its elements, whoever reads it."""
     nodes = {str(n.name): n for inside in graph.graphs_of(model) for n in inside}
     found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for planned in plan.nodes:
         for value in nodes[planned.node].inputs:
             if planned.is_rounded and value is not None and value.name in planned.weights:
                 errors = _rounding_errors(nodes[planned.node], value, planned)
                 name = str(value.name)
+                arrays[name] = np.asarray(graph.array(value))
                 found[name] = np.maximum(errors, found.get(name, 0.0))
+    for name, other in permutations(arrays, 2):  # a table and its copy are stored once
+        if arrays[name].ndim == 2 and np.array_equal(arrays[name], arrays[other].T):
+            found[name] = np.maximum(found[name], found[other].T)
     return found
 
 
@@ -197,7 +203,7 @@ class _Walk:
                 b.astype(np.float64) - a + ROUNDING * b for a, b in zip(alone, both, strict=True)
             ]
         if op_type in LARGEST:
-            error = self.run(node, [None if x is None else x[1].astype(np.float32) for x in read])
+            error = self.run(node, [_error_alone(x) for x in read])
             return [error[0] * (1 + ROUNDING), *(np.zeros(v.shape) for v in values[1:])]
         e, others = inputs[0][1], inputs[1:]
         slack = ROUNDING * np.abs(values[0])
@@ -295,6 +301,13 @@ def _magnitude(value: Bounded | None, share: float) -> np.ndarray | None:
         return None if value is None else value[0]
     x, e = value
     return np.asarray(np.abs(x) + share * e, x.dtype)
+
+
+def _error_alone(value: Bounded | None) -> np.ndarray | None:
+    """e, of floats; other operands as they are."""
+    if value is None or value[0].dtype.kind != "f":
+        return None if value is None else value[0]
+    return value[1].astype(value[0].dtype)
 
 
 def _as(node: onnx.NodeProto, op_type: str) -> onnx.NodeProto:

@@ -58,3 +58,11 @@ def test_what_was_asked_for_by_name_is_done_and_noted(tmp_path):
     for made in (by_mode, by_bits):
         assert made.plan.nodes[0].storage is Storage.INT8
         assert "larger than its original" in made.note
+
+
+@pytest.mark.parametrize("width", [8, 10, 11, 12])
+def test_a_file_that_is_larger_by_what_it_says_of_itself_is_noted_too(tmp_path, width):
+    made = quantize(products(tmp_path, width), tmp_path / "q.onnx", mode="dynamic")
+
+    assert made.size_bytes == (tmp_path / "q.onnx").stat().st_size
+    assert (made.size_bytes > made.float_size_bytes) == ("larger than its original" in made.note)
