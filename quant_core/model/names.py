@@ -1,10 +1,12 @@
-"""One name, one value: graphs inside others get no name that another graph has."""
+"""One name, one value: across the graphs of a model, and each time that it is optimized again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
+
+from quant_core.model import graph
 
 
 def make_unique(model: ir.Model) -> dict[str, str]:
@@ -22,14 +24,36 @@ def make_unique(model: ir.Model) -> dict[str, str]:
         for value in _values(inside):
             if not value.name:
                 continue
-            name, n = value.name, 1
-            while name in taken:
-                name, n = f"{value.name}_{n}", n + 1
+            name = _free(value.name, taken)
             if name != value.name:
                 former[name] = value.name
                 value.name = name
             taken.add(name)
     return former
+
+
+def rename_folded(folded: ir.Model, source: ir.Model) -> None:
+    """Edit in place: values that are not of the source get names that onnxruntime does not give.
+
+    Its optimizer numbers what it makes, such as the shapes around a Gemm that was a MatMul and an
+    Add. Where it makes more of them when it loads a model that it has written, the numbers meet:
+    "Attempt to replace the existing tensor".
+    """
+    known = {v.name for inside in graph.graphs_of(source) for v in _values(inside)}
+    taken = known | {v.name for inside in graph.graphs_of(folded) for v in _values(inside)}
+    for inside in graph.graphs_of(folded):
+        for value in _values(inside):
+            if value.name and value.name not in known:
+                value.name = _free(f"folded/{value.name}", taken)
+                taken.add(value.name)
+
+
+def _free(name: str, taken: Collection[str | None]) -> str:
+    """The name, with a number behind it where it is taken."""
+    free, n = name, 1
+    while free in taken:
+        free, n = f"{name}_{n}", n + 1
+    return free
 
 
 def _values(inside: ir.Graph) -> Iterator[ir.Value]:

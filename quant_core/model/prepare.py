@@ -22,7 +22,7 @@ from quant_core.model.compact import keep_compact
 from quant_core.model.deduplicate import deduplicate
 from quant_core.model.fix_shape import fix_shapes, state_known_sizes
 from quant_core.model.fuse_hard_sigmoid import fuse_hard_sigmoid
-from quant_core.model.names import make_unique
+from quant_core.model.names import make_unique, rename_folded
 from quant_core.model.normalize import fix_weights, normalize
 from quant_core.model.opset import lower_opset, raise_opset
 from quant_core.model.origins import record_origins
@@ -58,7 +58,8 @@ def prepare(
     2. An opset below 13 is raised to 17 with ONNX's version converter.
     3. onnxruntime's BASIC optimizer folds constants and batch norms; its output is portable ONNX.
        It leaves nodes alone that quantize and dequantize. Constants that nodes made of fewer bytes
-       are made by these again (compact.py).
+       are made by these again (compact.py). What it made has names that it does not give again
+       when the model is loaded (names.py).
     4. Hard sigmoids that are spelled out become HardSigmoid (fuse_hard_sigmoid.py).
     5. A Pad before a Conv that the optimizer did not merge stays a Pad: merged, the Conv may be
        slower.
@@ -86,6 +87,7 @@ def prepare(
     if graph.opset(model) < OPSET_QDQ:
         source = model = raise_opset(model, OPSET_RAISED, path)  # 2
     folded = _optimized(source)  # 3
+    rename_folded(folded, model)
     keep_compact(folded, model, stays_float=stays_float)
     normalize(folded)
     lower_opset(folded)  # 8
