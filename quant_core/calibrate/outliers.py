@@ -31,9 +31,10 @@ from quant_core.model import graph
 from quant_core.model.spill import SpilledArrays
 from quant_core.model.values import values_of
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize
-from quant_core.numerics.round_nearest import quantize_int8
+from quant_core.numerics.granularity import PerBlock
+from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.plan.operators import layout_of
-from quant_core.plan.types import OutlierTreatment
+from quant_core.plan.types import NodePlan, OutlierTreatment
 
 Rows = NDArray[Any]
 
@@ -71,29 +72,32 @@ def reciprocal(factors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(1, factors, out=np.zeros_like(factors), where=factors > 0)
 
 
-def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> list[Rows]:
-    """The weights (C, K) of those of these MatMul and Gemm nodes that read the tensor."""
+def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> dict[str, Rows]:
+    """Node -> its weight (C, K), for those of these MatMul and Gemm nodes that read the tensor."""
     among = set(nodes)
-    found = []
+    found = {}
     for node in model.graph:
         if node.name in among and graph.name_of(node.inputs[0]) == tensor:
             weight = graph.array(graph.value(node.inputs[1]))
-            found.append(layout_of(node, 2).matrix(weight))
+            found[str(node.name)] = layout_of(node, 2).matrix(weight)
     return found
 
 
 def choose_treatments(
-    model: ir.Model, nodes: Sequence[str], means: Mapping[MeanKey, ChannelMoments], samples: Samples
+    model: ir.Model,
+    nodes: Iterable[NodePlan],
+    means: Mapping[MeanKey, ChannelMoments],
+    samples: Samples,
 ) -> dict[str, OutlierTreatment]:
     """Tensor -> how its outliers are treated, for tensors that these MatMul and Gemm nodes read.
 
     A tensor for which no treatment is worth its cost is missing, and so is one whose products share
     a weight with others: each set of factors would store that again. Products are computed as
-    dynamic nodes do, with one range for each sample's rows.
+    dynamic nodes do, with one range for each sample's rows, and weights in the bits of their plan.
 
     Raises: ModelError if the model does not run.
     """
-    among = set(nodes)
+    among = {n.node: n for n in nodes}
     has_own: dict[str, bool] = {}
     for node in model.graph:
         if node.name in among:
@@ -114,10 +118,10 @@ def choose_treatments(
     chosen = {}
     for t in tensors:
         inputs = [(rows[f"{t} {i}"], both) for i, both in enumerate(ends[t])]
-        weights, possible = weights_reading(model, t, nodes), possible_treatments(max_abs[t])
-        factors = [treatment_factors(how, max_abs[t], weights) for how in possible]
-        some = [w[spread(TREATMENT_OUTPUTS, len(w))] for w in weights]
-        noise = [sum(_product_noise(inputs, w, f) for w in some) for f in factors]
+        weights, possible = weights_reading(model, t, among), possible_treatments(max_abs[t])
+        factors = [treatment_factors(how, max_abs[t], weights.values()) for how in possible]
+        some = [(among[n], w[spread(TREATMENT_OUTPUTS, len(w))]) for n, w in weights.items()]
+        noise = [sum(_product_noise(inputs, *product, f) for product in some) for f in factors]
         chosen[t] = _best(possible, np.array(noise))
     return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}
 
@@ -143,15 +147,19 @@ def _best(possible: Sequence[OutlierTreatment], noise: NDArray[np.float64]) -> O
 
 
 def _product_noise(
-    inputs: Sequence[tuple[Rows, Rows]], weight: Rows, factors: NDArray[np.float32]
+    inputs: Sequence[tuple[Rows, Rows]],
+    planned: NodePlan,
+    weight: Rows,
+    factors: NDArray[np.float32],
 ) -> float:
-    """Squared error of rows @ weight.T in uint8 by int8; channels that are split off have none.
+    """Squared error of rows @ weight.T in uint8 by the weight's bits; channels that are split off
+    have none.
 
     inputs  rows (n, K) of each sample, and the least and largest value (2, K) of its channels
     """
     is_kept = factors > 0
     s, kept = factors[is_kept], weight[:, is_kept]
-    rounded_weight = quantize_int8(kept * s, search_scale=False).values
+    rounded_weight = _rounded(weight * factors, planned)[:, is_kept]
     grid = Grid(8, signed=False, symmetric=False)
     noise = 0.0
     for rows, (lo, hi) in inputs:
@@ -161,6 +169,14 @@ def _product_noise(
         error = rounded @ rounded_weight.T - exact @ kept.T
         noise += float(np.square(error, dtype=np.float64).sum())
     return noise
+
+
+def _rounded(rows: Rows, planned: NodePlan) -> Rows:
+    """The weight (C, K) of a node, rounded to nearest as its plan stores it."""
+    if not isinstance(planned.granularity, PerBlock):
+        return quantize_int8(rows, search_scale=False).values
+    block = block_width(rows.shape[1], planned.granularity.size)
+    return quantize_int4(rows, block, pair_safe=planned.pair_safe).values
 
 
 def _smoothing_factors(x_max: NDArray[np.float64], weights: Iterable[Rows]) -> NDArray[np.float32]:

@@ -111,7 +111,7 @@ def _factors(draft: Draft, x: ir.Value) -> NDArray[np.float32] | None:
         readers = [n.node for n in draft.plan.nodes if _reads_dynamically(n)]
         weights = weights_reading(draft.model, tensor, readers)
         max_abs = draft.stats.means[tensor, -1].max_abs
-        known[x] = treatment_factors(treatment, max_abs, weights)
+        known[x] = treatment_factors(treatment, max_abs, weights.values())
     return known[x]
 
 

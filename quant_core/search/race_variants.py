@@ -152,5 +152,5 @@ def _outlier_treatments(
     """Tensor -> how its outliers are best treated, for what the MatMuls of the plan read."""
     if calibrated.stats is None:
         return {}
-    matmuls = [n.node for n in plan.nodes if is_matmul(n) and n.compute.is_integer]
+    matmuls = [n for n in plan.nodes if is_matmul(n) and n.compute.is_integer]
     return choose_treatments(calibrated.model, matmuls, calibrated.stats.means, bench.samples)

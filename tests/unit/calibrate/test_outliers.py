@@ -19,14 +19,14 @@ from tests.oracle.cases import weights
 CHANNELS = 96
 
 
-def treatments_of(x: np.ndarray, text: str = "y = MatMul(x, w)") -> dict:
+def treatments_of(x: np.ndarray, text: str = "y = MatMul(x, w)", bits: int = 8) -> dict:
     """How the inputs of products of x (samples, rows, CHANNELS) and w are treated."""
     text = f"(float[n,rows,{CHANNELS}] x) => (float[n,rows,32] y) {{ {text} }}"
     proto = sketch(text, weights(w=(CHANNELS, 32)))
     source, model = proto.SerializeToString(), normalized(proto)
-    plan = make_plan(model, QuantConfig(min_elements=0), TARGETS["x86"])
+    plan = make_plan(model, QuantConfig(bits=bits, min_elements=0), TARGETS["x86"])
     samples = open_samples(SampleSpec({"x": x}), input_specs(source))
-    products = [n.node for n in plan.nodes if n.op_type == "MatMul"]
+    products = [n for n in plan.nodes if n.op_type == "MatMul"]
     return choose_treatments(model, products, observe(source, plan, samples).means, samples)
 
 
@@ -42,6 +42,13 @@ def test_a_large_channel_is_split_off_and_even_ones_are_left_alone() -> None:
     assert found.split == (7,)
     assert found.gain_db > 20
     assert treatments_of(inputs(4, 16, largest=1)) == {}
+
+
+def test_what_noise_of_4_bit_weights_hides_is_not_treated() -> None:
+    x = inputs(4, 16, largest=10)
+
+    assert treatments_of(x, bits=8)
+    assert treatments_of(x, bits=4) == {}
 
 
 def test_a_weight_that_products_of_several_inputs_share_is_stored_once() -> None:
