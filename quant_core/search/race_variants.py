@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from quant_core.calibrate.outliers import choose_treatments
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.plan.targets import Runtime
-from quant_core.plan.types import OutlierTreatment, QuantPlan
+from quant_core.plan.types import Compute, OutlierTreatment, QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
@@ -23,6 +24,7 @@ from quant_core.search.variants import (
     is_matmul,
     may_be_worth_trying,
     was_tried,
+    worth_of_usable,
     worth_trying,
 )
 
@@ -64,7 +66,10 @@ def race_variants(
             if was_tried(variant_plan, race.trials):
                 continue
         progress(f"trying {variant.label}")
-        race = try_plan(race, variant_plan, variant.label, bench, variant)
+        if variant.matmul is Compute.BLOCKS:
+            race = _try_blocks(race, variant, variant_plan, bench, contract)
+        else:
+            race = try_plan(race, variant_plan, variant.label, bench, variant)
         if variant.equalizes:
             race = _try_equalized(race, plan, bench, progress)
     return race
@@ -88,12 +93,41 @@ def try_plan(
     race: Race, plan: QuantPlan, label: str, bench: Bench, variant: Variant | None = None
 ) -> Race:
     """The race with a trial of this plan, which fails if its model does not load."""
+    return race.after(_trial(race.calibrated, plan, label, bench, variant))
+
+
+def _trial(
+    calibrated: CalibratedModel,
+    plan: QuantPlan,
+    label: str,
+    bench: Bench,
+    variant: Variant | None,
+) -> Trial:
     outcome: Candidate | ModelError
     try:
-        outcome = bench.judge(race.calibrated.build(plan, label))
+        outcome = bench.judge(calibrated.build(plan, label))
     except ModelError as error:
         outcome = error
-    return race.after(Trial(label, plan, outcome, variant))
+    return Trial(label, plan, outcome, variant)
+
+
+def _try_blocks(
+    race: Race, variant: Variant, plan: QuantPlan, bench: Bench, contract: Contract | None
+) -> Race:
+    """The race with a trial of blocks.
+
+    Their integers are not those of the variants before, and GPTQ takes long. So they are rounded to
+    nearest first, and no better where they are too slow to win, however exact they become.
+    """
+    unfitted = race.calibrated.unfitted()
+    least = worth_of_usable(race.trials, contract)
+    if unfitted is not None and least > 0:
+        label = f"{variant.label}, rounded to nearest"
+        rough = _trial(unfitted, plan, label, bench, variant)
+        gain = -math.inf if rough.candidate is None else rough.candidate.gain
+        if gain < least + math.log2(POLICY.equal_speed):
+            return race.after(rough)
+    return try_plan(race, plan, variant.label, bench, variant)
 
 
 def _planned(

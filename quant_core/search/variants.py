@@ -148,9 +148,9 @@ def may_be_worth_trying(
     if is_for_matmuls and _has_few_matmuls(plan):  # 1
         return False
     if variant.is_last_resort:  # 2
-        return _worth_of_usable(trials, contract) <= POLICY.good_worth
+        return worth_of_usable(trials, contract) <= POLICY.good_worth
     if is_for_convs:  # 3
-        return _worth_of_usable(trials, contract) <= POLICY.static_convs_worth
+        return worth_of_usable(trials, contract) <= POLICY.static_convs_worth
     return True
 
 
@@ -177,7 +177,7 @@ def worth_trying(variant: Variant, plan: QuantPlan, trials: Sequence[Trial]) -> 
     return not was_tried(plan, trials)  # 4
 
 
-def _worth_of_usable(trials: Iterable[Trial], contract: Contract | None) -> float:
+def worth_of_usable(trials: Iterable[Trial], contract: Contract | None) -> float:
     """The worth of the best candidate that satisfies the contract, or reaches the aim, and computes
     in integers for the most part; 0 if there is none.
     """

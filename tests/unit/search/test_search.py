@@ -480,6 +480,23 @@ def test_a_matmul_may_become_static_also_if_static_was_equalized(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("speedup", "is_fitted"), [(1.2, False), (3.0, True)])
+def test_blocks_too_slow_to_win_are_not_fitted(monkeypatch, speedup, is_fitted):
+    problem = Problem(deep(3), bits=4)
+    calibrated = replace(problem.calibrated, samples=problem.samples)
+    calibrated = calibrated.with_gram_matrices(problem.plan)
+
+    def cost(bench, candidate, session, feed):
+        in_blocks = any(n.compute is Compute.BLOCKS for n in candidate.plan.nodes)
+        return Cost(1.0, speedup if in_blocks else 2.0)
+
+    monkeypatch.setattr(Bench, "_cost", cost)
+
+    found = search(calibrated, problem.plan, problem.bench)
+
+    assert ("blocks" in {row["candidate"] for row in found.trace}) == is_fitted
+
+
 @pytest.mark.parametrize(
     ("output", "is_worth_it"),
     [
