@@ -34,6 +34,7 @@ from quant_core.optimize.rules.split_convs import split_convs
 from quant_core.optimize.rules.stack_outputs import stack_outputs
 from quant_core.optimize.rules.static_shapes import static_shapes
 from quant_core.optimize.rules.sum_as_add import sum_as_add
+from quant_core.optimize.rules.transposed_weights import transposed_weights
 from quant_core.optimize.rules.unread_pixels import unread_pixels
 from quant_core.optimize.rules.unread_rows import unread_rows
 from quant_core.optimize.rules.wide_kernels import wide_kernels
@@ -63,6 +64,7 @@ EXACT: dict[str, Exact] = {
     "unread_rows": unread_rows,
     "unread_pixels": unread_pixels,
     "one_reshape": one_reshape,
+    "transposed_weights": transposed_weights,
 }
 # What `QuantConfig.prune` may ask for -> its rules.
 PRUNE: dict[str, dict[str, Exact]] = {
