@@ -14,7 +14,7 @@ from quant_core.metrics import METRICS, find_metric
 
 MODES = ("auto", "static", "dynamic", "weight_only")
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
-WEIGHT_METHODS = ("auto", "rtn", "mse", "gptq")
+WEIGHT_METHOD_NAMES = ("auto", "rtn", "mse", "gptq")
 RUNTIMES = ("folded", "qdq")
 BITS = (8, 4)
 LAYER_BITS = (32, 16, 8, 4)
@@ -87,7 +87,7 @@ class QuantConfig:
         one_of("bits", self.bits, BITS)
         one_of("mode", self.mode, MODES)
         one_of("method", self.method, METHODS)
-        one_of("weight_method", self.weight_method, WEIGHT_METHODS)
+        one_of("weight_method", self.weight_method, WEIGHT_METHOD_NAMES)
         one_of("runtime", self.runtime, RUNTIMES)
         one_of("float_storage", self.float_storage, FLOAT_STORAGE)
         one_of("qat", self.qat, QAT)

@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 from onnx import helper
 
-from quant_core.data.samples import InputSpec, open_samples
+from quant_core.data.input_spec import InputSpec
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 
 

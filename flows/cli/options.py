@@ -20,7 +20,7 @@ from quant_core.config import (
     PRUNE,
     QAT,
     RUNTIMES,
-    WEIGHT_METHODS,
+    WEIGHT_METHOD_NAMES,
     Contract,
     QuantConfig,
     check_metric,
@@ -202,7 +202,7 @@ CONFIG = {
         "How weights are rounded: auto, rtn, mse or gptq",
         "METHOD",
         _DEFAULT.weight_method,
-        choices=WEIGHT_METHODS,
+        choices=WEIGHT_METHOD_NAMES,
     ),
     "bias_correction": Option(
         bool,

@@ -17,7 +17,9 @@ from typing import Any
 
 from flows.manifest.outputs import is_output
 from quant_core.api import plan_model
-from quant_core.data.samples import InputSpec, input_specs, open_samples
+from quant_core.data.input_spec import InputSpec
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import QuantError, RequestError
 from quant_core.model.atomic import atomic_write

@@ -16,6 +16,7 @@ SAMPLE_RATE = 16000  # of audio, of which one second is drawn
 STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
 # Inputs named so carry a state from one run to the next: their open axes are the batch.
 STATE = re.compile(r"state|hidden|cell|(^|_)[hc]\d*($|_)")
+PAST_OR_ALL = re.compile(r"past|total")
 # Open axes written so are computed from others. Any other text is a name: `DynamicDimension.1`.
 COMPUTED = re.compile(r"[-+*/%()]")
 OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -33,26 +34,30 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     2. An open axis of an image (rank 4) is a side, of a state 1, any other a length.
     3. `a + b` has the sum of both sizes. `total...` has that of `past...` and of what is new.
     """
+    named = [(spec, size) for spec in inputs for size in spec.shape if isinstance(size, str)]
     symbols: dict[str, int] = {}
-    for spec in inputs:  # 1
-        first = spec.shape[0] if spec.shape else None
-        if isinstance(first, str) and not STEPS.search(first.lower()):
-            symbols[first] = 1
-    for spec in inputs:  # 2
-        for size in spec.shape:
-            if isinstance(size, str) and not COMPUTED.search(size):
-                symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
-    past = next((n for s, n in symbols.items() if "past" in s.lower()), 0)  # 3
-    new = [s for s in symbols if "seq" in s.lower() and not re.search("past|total", s.lower())]
-    for symbol in symbols:
-        if "total" in symbol.lower() and past:
-            symbols[symbol] = past + (symbols[new[0]] if new else 1)
-    for spec in inputs:
-        for size in spec.shape:
-            if isinstance(size, str) and size not in symbols:
-                computed = _computed(size, symbols, strategy)
-                symbols[size] = strategy.length if computed is None else computed
+    for spec, size in named:  # 1
+        if size == spec.shape[0] and not STEPS.search(size.lower()):
+            symbols[size] = 1
+    for spec, size in named:  # 2
+        if not COMPUTED.search(size):
+            symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
+    symbols |= _totals(symbols)  # 3
+    for _, size in named:
+        if size not in symbols:
+            computed = _computed(size, symbols, strategy)
+            symbols[size] = strategy.length if computed is None else computed
     return symbols
+
+
+def _totals(symbols: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of `total...`: what is past, and what is new or else one step."""
+    past = next((n for s, n in symbols.items() if "past" in s.lower()), 0)
+    new = (
+        n for s, n in symbols.items() if "seq" in s.lower() and not PAST_OR_ALL.search(s.lower())
+    )
+    total = past + next(new, 1)
+    return {symbol: total for symbol in symbols if past and "total" in symbol.lower()}
 
 
 def _open_size(

@@ -65,10 +65,21 @@ def find_range(
         if hint.top is not None:
             return Range(shape, hint.top / 2 if hint.top == 1 else 0.0, hint.top)
         return Range(shape, is_audio=hint.is_audio, is_positive=strategy.is_positive)
-    if hint.is_length and strategy.integers is None:
-        return Range(shape, steps, steps, is_whole=True)
     if strategy.integers is not None:
         return Range(shape, strategy.integers, strategy.integers, is_whole=True)
+    if hint.is_length:
+        return Range(shape, steps, steps, is_whole=True)
+    return _range_of_indices(spec, shape, hint, strategy, sizes)
+
+
+def _range_of_indices(
+    spec: InputSpec,
+    shape: tuple[int, ...],
+    hint: Hint,
+    strategy: Strategy,
+    sizes: Mapping[str, int],
+) -> Range:
+    """Whole numbers from 0, or from the least of the strategy, to below what the hint says."""
     below = sizes.get(hint.below) if isinstance(hint.below, str) else hint.below
     if below is None:
         below = 256 if spec.dtype == np.uint8 else 2

@@ -12,7 +12,7 @@ import numpy as np
 from quant_core.data.fit import fit
 from quant_core.data.flow import FlowSource
 from quant_core.data.input_spec import InputSpec
-from quant_core.data.inputs import fixed_specs, input_specs, pinned_specs
+from quant_core.data.inputs import pinned_specs
 from quant_core.data.npz import read_arrays
 from quant_core.data.random_feeds import RandomSource, random_source
 from quant_core.data.sources import (
@@ -26,8 +26,6 @@ from quant_core.data.sources import (
 from quant_core.data.spec import RANDOM, SampleLabels, SampleSpec
 from quant_core.data.splices import SplicedSource
 from quant_core.errors import DataError
-
-__all__ = ["Feed", "InputSpec", "Samples", "fixed_specs", "input_specs", "open_samples"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

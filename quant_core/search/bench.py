@@ -12,7 +12,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quant_core.data.samples import Feed, Samples, spread
+from quant_core.data.samples import Samples, spread
+from quant_core.data.sources import Feed
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.fidelity import compare

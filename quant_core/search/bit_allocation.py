@@ -25,7 +25,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.calibrate.observe import Statistics
-from quant_core.data.samples import Feed, Samples
+from quant_core.data.samples import Samples
+from quant_core.data.sources import Feed
 from quant_core.deadline import Deadline
 from quant_core.model import graph
 from quant_core.model.origins import matches

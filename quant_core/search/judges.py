@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.data.for_model import samples_for
-from quant_core.data.samples import Feed, Samples, spread
+from quant_core.data.samples import Samples, spread
+from quant_core.data.sources import Feed
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric

@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from quant_core.data.samples import Feed
+from quant_core.data.sources import Feed
 from quant_core.model import graph
 from quant_core.model.session import sizes_of
 from quant_core.plan.make import with_choice

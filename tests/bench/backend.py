@@ -37,7 +37,8 @@ from onnx import numpy_helper
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
-from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import QuantError
 from quant_core.evaluate import timing

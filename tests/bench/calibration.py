@@ -30,7 +30,8 @@ from onnx_ir import to_proto
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session

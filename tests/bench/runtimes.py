@@ -38,7 +38,8 @@ from flows.runtime.javascript import find_browser, find_package, race
 from flows.runtime.openvino_ir import check_openvino, export_ir
 from quant_core.api import plan_model, quantize_model
 from quant_core.config import QuantConfig
-from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import QuantError, RequestError
 from quant_core.evaluate.fidelity import compare

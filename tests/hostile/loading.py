@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quant_core.data.samples import input_specs
+from quant_core.data.inputs import input_specs
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.model.info import model_info
 from quant_core.model.normalize import load_normalized

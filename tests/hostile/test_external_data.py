@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from quant_core.data.samples import input_specs
+from quant_core.data.inputs import input_specs
 from quant_core.errors import ModelError
 from quant_core.model import files
 from quant_core.model.info import model_info

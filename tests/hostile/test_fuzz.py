@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from flows.manifest.jobs import Manifest
 from flows.manifest.read import read_manifest
-from quant_core.data.samples import InputSpec, open_samples
+from quant_core.data.input_spec import InputSpec
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError, StageError
 from quant_core.worker.child import StageLimits, run_stage, shut_down

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from flows.manifest.read import check_manifest
-from quant_core.data.samples import input_specs
+from quant_core.data.inputs import input_specs
 from quant_core.model.session import open_session, run
 from tests.folders import NAMES, START, WORDS, save_folder
 from tests.pipeline.conftest import FAST, age

@@ -15,8 +15,8 @@ import pytest
 from quant_core.api import quantize_model
 from quant_core.calibrate.scale_groups import scale_groups
 from quant_core.config import QuantConfig
+from quant_core.data.inputs import input_specs
 from quant_core.data.random_feeds import random_source
-from quant_core.data.samples import input_specs
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.judging import validate_model
 from quant_core.model.normalize import load_normalized

@@ -48,22 +48,35 @@ def bounds_of(node: ir.Node, facts: Facts) -> tuple[ir.Value, Bounds] | None:
     if node.op_type == "Relu":
         return node.inputs[0], AT_ZERO
     if node.op_type == "Clip":
-        found = [number(v) for v in node.inputs[1:]]
-        given = [v is not None for v in node.inputs[1:]]
-        if any(g and n is None for g, n in zip(given, found, strict=True)):
+        bounds = _bounds_of_clip(node)
+        return None if bounds is None else (node.inputs[0], bounds)
+    if node.op_type in ("Max", "Min") and len(node.inputs) == 2:
+        return _bound_of_extremum(node, facts)
+    return None
+
+
+def _bounds_of_clip(clip: ir.Node) -> Bounds | None:
+    """The bounds of a Clip, None if one is computed."""
+    ends = list(NO_BOUNDS)
+    for i, bound in enumerate(clip.inputs[1:]):
+        limit = number(bound)
+        if limit is not None:
+            ends[i] = limit
+        elif bound is not None:
             return None
-        lo, hi = [*found, None, None][:2]
-        lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
-        return node.inputs[0], (min(lo, hi), hi)
-    if node.op_type not in ("Max", "Min") or len(node.inputs) != 2:
-        return None
+    lo, hi = ends
+    return min(lo, hi), hi
+
+
+def _bound_of_extremum(node: ir.Node, facts: Facts) -> tuple[ir.Value, Bounds] | None:
+    """What a Max or Min reads beside its constant number, and the bound that this is (1.)."""
     left, right = (graph.value(v) for v in node.inputs)
     x, bound = (right, left) if graph.is_constant(left) else (left, right)
     limit = number(bound)
     if limit is None or graph.is_constant(x):
         return None
-    rank = facts.rank(x)
-    if graph.shape_of(bound) and (rank is None or rank < len(graph.shape_of(bound))):  # 1.
+    rank, rank_of_bound = facts.rank(x), len(graph.shape_of(bound))
+    if rank_of_bound and (rank is None or rank < rank_of_bound):
         return None
     return x, ((limit, math.inf) if node.op_type == "Max" else (-math.inf, limit))
 

@@ -76,18 +76,34 @@ def _swaps(node: ir.Node, facts: Facts) -> bool:
     narrow = [facts.rank(v) == 4 and facts.size(v, 3) == 1 for v in (*_data(node), node.outputs[0])]
     if not all(narrow):
         return False
-    if node.op_type == "Conv":
-        weight = node.inputs[1]
-        return graph.is_constant(weight) and len(graph.value(weight).uses()) == 1
-    if node.op_type == "Pad":
-        pads = node.inputs[1] if len(node.inputs) > 1 else None
-        return graph.is_constant(pads) and (len(node.inputs) < 4 or node.inputs[3] is None)
     if node.op_type in PAIRS:
         constants = [v for v in node.inputs if graph.is_constant(v)]
         return all(_is_flat(graph.shape_of(graph.value(v))) for v in constants)
-    if node.op_type == "Concat":
-        return graph.attribute(node, "axis", 0) in (0, 1, -3, -4)
+    if node.op_type in CONDITIONS:
+        return CONDITIONS[node.op_type](node)
     return node.op_type in SPATIAL or node.op_type in SAME
+
+
+def _has_own_weight(conv: ir.Node) -> bool:
+    weight = conv.inputs[1]
+    return graph.is_constant(weight) and len(graph.value(weight).uses()) == 1
+
+
+def _pads_all_axes_by_constants(pad: ir.Node) -> bool:
+    pads = pad.inputs[1] if len(pad.inputs) > 1 else None
+    return graph.is_constant(pads) and (len(pad.inputs) < 4 or pad.inputs[3] is None)
+
+
+def _joins_samples_or_channels(concat: ir.Node) -> bool:
+    return graph.attribute(concat, "axis", 0) in (0, 1, -3, -4)
+
+
+# Operators that can be turned if this holds.
+CONDITIONS = {
+    "Conv": _has_own_weight,
+    "Pad": _pads_all_axes_by_constants,
+    "Concat": _joins_samples_or_channels,
+}
 
 
 def _is_flat(shape: tuple[int, ...]) -> bool:
@@ -102,30 +118,26 @@ def _data(node: ir.Node) -> list[ir.Value]:
 
 
 def _turn(inside: ir.Graph, part: set[ir.Node]) -> None:
+    """Edit in place: the operators of the part see height and width swapped, others do not."""
     nodes = [n for n in inside if n in part]
     for node in nodes:
         _swap_attributes(node)
     entering = dict.fromkeys(v for n in nodes for v in _data(n) if v.producer() not in part)
     for value in entering:
+        within = [use for use in value.uses() if use.node in part]
         first = next(n for n in nodes if value in n.inputs)
         turned = _transpose(inside, value, first, before=True)
-        for use in list(value.uses()):
-            if use.node in part:
-                use.node.replace_input_with(use.idx, turned)
+        for use in within:
+            use.node.replace_input_with(use.idx, turned)
     for node in nodes:
         value = node.outputs[0]
         outside = [use for use in value.uses() if use.node not in part]
-        if value.is_graph_output():
-            back = _transpose(inside, value, node, before=False)
-            transposer = graph.value(back).producer()
-            for use in list(value.uses()):
-                if use.node not in part and use.node is not transposer:
-                    use.node.replace_input_with(use.idx, back)
-            _rename_output(inside, value, back)
-        elif outside:
+        if outside or value.is_graph_output():
             back = _transpose(inside, value, node, before=False)
             for use in outside:
                 use.node.replace_input_with(use.idx, back)
+            if value.is_graph_output():
+                _rename_output(inside, value, back)
         value.shape = None
 
 

@@ -9,7 +9,8 @@ from quant_core.calibrate import outliers
 from quant_core.calibrate.observe import observe
 from quant_core.calibrate.outliers import TREATMENT_ROWS, choose_treatments
 from quant_core.config import QuantConfig
-from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS

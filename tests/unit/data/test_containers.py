@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quant_core.api import quantize_with_calibration
-from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
 from quant_core.model.session import open_session, run

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import RANDOM, Flow, SampleSpec
 from quant_core.errors import DataError
 from quant_core.model.session import open_session, run

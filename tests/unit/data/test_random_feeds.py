@@ -7,7 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from quant_core.data.samples import InputSpec, Samples, input_specs, open_samples
+from quant_core.data.input_spec import InputSpec
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
 from quant_core.model.session import open_session, run

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quant_core.data.samples import InputSpec, open_samples
+from quant_core.data.input_spec import InputSpec
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
 from tests.samples import IMAGE, TOKENS, images, opened, saved, spec, zipped

@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from quant_core.data import npz
-from quant_core.data.samples import InputSpec, input_specs, open_samples
+from quant_core.data.input_spec import InputSpec
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from tests.samples import IMAGE, TOKENS, images, model, opened, saved, spec, zipped

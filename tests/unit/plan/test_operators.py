@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quant_core.config import WEIGHT_METHODS as CONFIG_WEIGHT_METHODS
-from quant_core.config import QuantConfig
+from quant_core.config import WEIGHT_METHOD_NAMES, QuantConfig
 from quant_core.model.session import open_session
 from quant_core.numerics.layout import Layout
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
@@ -31,7 +30,7 @@ def test_the_saturation_check_knows_the_integer_forms():
 
 
 def test_every_weight_method_of_the_config_is_a_row():
-    assert set(WEIGHT_METHODS) == set(CONFIG_WEIGHT_METHODS)
+    assert set(WEIGHT_METHODS) == set(WEIGHT_METHOD_NAMES)
 
 
 @pytest.mark.parametrize("runtime", ["folded", "qdq"])

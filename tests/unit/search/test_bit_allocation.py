@@ -7,7 +7,8 @@ import onnx
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model.session import open_session

@@ -13,9 +13,10 @@ import pytest
 from quant_core import api
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import Contract, QuantConfig
+from quant_core.data.inputs import input_specs
 from quant_core.data.random_feeds import RandomSource
 from quant_core.data.random_values import Range
-from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost, TimingCache

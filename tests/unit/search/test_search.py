@@ -13,7 +13,8 @@ import pytest
 
 from quant_core.calibrate.observe import observe
 from quant_core.config import Contract, QuantConfig
-from quant_core.data.samples import input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Deadline
 from quant_core.errors import ModelError

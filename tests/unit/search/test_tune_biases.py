@@ -13,7 +13,8 @@ import pytest
 from quant_core import api
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
-from quant_core.data.samples import Samples, input_specs, open_samples
+from quant_core.data.inputs import input_specs
+from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
