@@ -75,23 +75,10 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
             value = parents[value]
         return value
 
-    unscalable: set[ir.Value] = {*model.graph.inputs, *model.graph.outputs}
     for node in model.graph:
-        data = [v for v in node.inputs if v is not None and not graph.is_constant(v)]
-        adds_two = node.op_type == "Add" and len(data) == 2
-        if passes_scale(node) or adds_two:  # 1
-            for value in data:
+        if _ties(node):  # 1
+            for value in _data(node):
                 parents[root_of(value)] = root_of(node.outputs[0])
-            continue
-        if not absorbs_scale(node):  # 2
-            unscalable.update(data)
-            unscalable.update(node.outputs)
-        elif node.op_type != "Conv":  # the last axis of its output is not axis 1 of an image
-            unscalable.update(node.outputs)
-    for subgraph in model.graph.subgraphs():
-        for node in subgraph:
-            unscalable.update(v for v in node.inputs if v is not None)
-
     groups: dict[ir.Value, ScaleGroup] = {}
     for node in model.graph:
         for value in node.outputs:
@@ -103,9 +90,35 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
         source = groups.get(root_of(graph.value(node.inputs[0])))
         if source is not None:
             source.readers.append(node)
-    tied = {root_of(value) for value in unscalable}
-    found = [g for root, g in groups.items() if root not in tied and g.writers and g.readers]
+    unscalable = {root_of(value) for value in _unscalable(model)}  # 2
+    found = [g for root, g in groups.items() if root not in unscalable and g.writers and g.readers]
     return [group for group in found if len(group.channels) == 1]  # 3
+
+
+def _data(node: ir.Node) -> list[ir.Value]:
+    """The inputs that are computed."""
+    return [v for v in node.inputs if v is not None and not graph.is_constant(v)]
+
+
+def _ties(node: ir.Node) -> bool:
+    """Whether a factor of one tensor around the node must be one of all (rule 1)."""
+    return passes_scale(node) or (node.op_type == "Add" and len(_data(node)) == 2)
+
+
+def _unscalable(model: ir.Model) -> set[ir.Value]:
+    """The tensors of the main graph that something reads or writes as they are (rule 2)."""
+    found: set[ir.Value] = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph:
+        if _ties(node):
+            continue
+        if not absorbs_scale(node):
+            found.update([*_data(node), *node.outputs])
+        elif node.op_type != "Conv":  # the last axis of its output is not axis 1 of an image
+            found.update(node.outputs)
+    for subgraph in model.graph.subgraphs():
+        for node in subgraph:
+            found.update(v for v in node.inputs if v is not None)
+    return found
 
 
 def product_groups(model: ir.Model) -> list[ScaleGroup]:

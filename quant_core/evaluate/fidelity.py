@@ -43,20 +43,7 @@ def compare(
     if metric is not None:
         reference, outputs = list(reference), list(outputs)
     tallies = [OutputTally(name) for name in names]
-    sample_count = feed_count = 0
-    for float_block, quantized_block, feeds in _blocks(reference, outputs):
-        if not len(tallies) == len(float_block) == len(quantized_block):
-            problem = (
-                f"gives {counted(len(quantized_block), 'output')}, float gives {len(float_block)}"
-            )
-            raise ModelError(problem, hint="Is it the same model?")
-        sample_count += _rows(float_block)
-        feed_count += feeds
-        for tally, want, got in zip(tallies, float_block, quantized_block, strict=True):
-            tally.add(want, got, labels, feeds)
-    if not feed_count:
-        raise DataError("nothing to compare", hint="At least one sample")
-
+    samples = _add_all(tallies, reference, outputs, labels)
     labelled = _labelled_output(tallies, labels, required=metric is None)
     deciding = [labelled] if labelled else [t for t in tallies if t.rows == tallies[0].rows]
     decisions = sum((tally.decisions() for tally in deciding), Decisions())
@@ -70,13 +57,34 @@ def compare(
         figures["metric_float"] = measure_custom_metric(metric, names, list(reference), labels)
     return Fidelity(
         per_output=per_output,
-        samples=sample_count,
+        samples=samples,
         cosine=_mean([output.cosine for output in per_output]),
         sqnr_db=_mean([output.sqnr_db for output in per_output]),
         max_abs_error=max(errors, default=None),
         agreement=decisions.agreement,
         **figures,
     )
+
+
+def _add_all(
+    tallies: Sequence[OutputTally],
+    reference: Iterable[Outputs],
+    outputs: Iterable[Outputs],
+    labels: np.ndarray | None,
+) -> int:
+    """Add all outputs of both models to the tallies; returns the number of samples."""
+    samples = None
+    for float_block, quantized_block, feeds in _blocks(reference, outputs):
+        if not len(tallies) == len(float_block) == len(quantized_block):
+            found = counted(len(quantized_block), "output")
+            problem = f"gives {found}, float gives {len(float_block)}"
+            raise ModelError(problem, hint="Is it the same model?")
+        samples = (samples or 0) + _rows(float_block)
+        for tally, want, got in zip(tallies, float_block, quantized_block, strict=True):
+            tally.add(want, got, labels, feeds)
+    if samples is None:
+        raise DataError("nothing to compare", hint="At least one sample")
+    return samples
 
 
 def _blocks(

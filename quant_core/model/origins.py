@@ -49,22 +49,15 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
             producers.update((str(v.name), node) for v in node.outputs if v.name)
     nodes = [node for inside in graph.graphs_of(prepared) for node in inside]
     written = {str(v.name) for node in nodes for v in node.outputs if v.name}
-    calls = {
-        name: str(node.name)
-        for name, node in producers.items()
-        if node.op_identifier() in original.functions
-    }
-    called_by: dict[ir.Node, set[str]] = {}
-    if calls:
-        _find_calls(prepared.graph, set(), calls, set(producers), called_by)
+    called_by = _calls(prepared, original, producers)
     found = {}
     for node in nodes:
         inputs = [v for v in node.inputs if v is not None]
         read = {str(v.name) for v in inputs}
         computed = {str(v.name) for v in inputs if not graph.is_constant(v)}
         names = _between(node, (computed, written), producers, constants)
-        weights = {str(v.name) for v in inputs if graph.is_float_weight(v)}
-        names = (names - read - {str(node.name)}) | weights
+        names -= read | {str(node.name)}
+        names |= {str(v.name) for v in inputs if graph.is_float_weight(v)}
         if node.op_type == "Identity":  # a weight set apart: what reads it
             names |= {str(reader.name) for reader in graph.consumers(node.outputs[0])}
         names |= called_by.get(node, set())
@@ -73,6 +66,24 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
             found[str(node.name)] = sorted(names)
     if found:
         prepared.metadata_props[METADATA] = json.dumps(found)
+
+
+def _calls(
+    prepared: ir.Model, original: ir.Model, producers: Mapping[str, ir.Node]
+) -> dict[ir.Node, set[str]]:
+    """Node of the prepared model -> names of the nodes that called the function it was inlined of.
+
+    producers  value of the original -> the node that makes it
+    """
+    calls = {
+        name: str(node.name)
+        for name, node in producers.items()
+        if node.op_identifier() in original.functions
+    }
+    called_by: dict[ir.Node, set[str]] = {}
+    if calls:
+        _find_calls(prepared.graph, set(), calls, set(producers), called_by)
+    return called_by
 
 
 def _find_calls(

@@ -34,6 +34,7 @@ from quant_core.plan.types import (
 from quant_core.plan.weighted_nodes import NO_CHOICE, WeightedNodes, has_weights
 
 BETWEEN = "runs on 8-bit data between static neighbours"
+FEW_WEIGHTS = "int8: few weights"
 DIRECTIONS = 2  # of a recurrent node
 LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
 
@@ -66,27 +67,15 @@ def make_plan(
     Raises: ModelError if no node has a weight that can be quantized.
     """
     nodes = list(model.graph)
-    own = [n for n in nodes if has_weights(n)]
     inner = [n for g in model.graph.subgraphs() for n in g if has_weights(n)]
     choices = dict(choices or {})
     for name in choices.keys() & {str(n.name) for n in inner}:
         choices[name] = replace(choices[name], compute=None)  # branches compute in float
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
-
-    weighted = {str(n.name): decide.node(n, config.mode) for n in own}  # 1
-    weighted |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
+    weighted = _plan_weights([n for n in nodes if has_weights(n)], inner, decide)  # 1 to 3
     if not weighted and not respects_pairs(model) and not _made_weights(model):
         raise _nothing_to_quantize(model)
-    smallest = decide.smallest(weighted.values())  # 3
-    weighted |= {
-        str(n.name): decide.changed(
-            n, weighted[str(n.name)], "int8: few weights", storage=Storage.INT8
-        )
-        for n in own + inner
-        if n.name in smallest
-    }
-    share_weights(own + inner, weighted, decide)
 
     anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
     static = static_nodes(nodes, anchors, config, choices, known_as, target)  # 4
@@ -101,12 +90,6 @@ def make_plan(
     read_dynamically = {  # 5
         graph.name_of(n.inputs[0]) for n in nodes if n.name in weighted and _is_dynamic(weighted, n)
     }
-    planned = {name for n in plans for name in n.weights}
-    float16 = config.float_storage == FLOAT16
-    constants = {}
-    if float16 or stores_float16(model):
-        constants = float16_constants(model, planned, exactly=not float16)  # 6
-    constants = _why_constants_stay(model, planned) | constants
     return QuantPlan(
         config=config,
         target=target.name,
@@ -114,11 +97,41 @@ def make_plan(
         activations=activations(nodes, static, target),
         means=_means(nodes, weighted, config),
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
-        constants=constants,
+        constants=_constants(model, plans, config),  # 6
         stored={node: choice.storage for node, choice in choices.items() if choice.storage},
         rewrites=tuple(rewrites),
         idle_globs=_idle_globs(model, config, rewrites),
     )
+
+
+def _plan_weights(
+    own: Sequence[ir.Node], inner: Sequence[ir.Node], decide: WeightedNodes
+) -> dict[str, NodePlan]:
+    """Steps 1 to 3: node -> its plan, for the nodes with weights.
+
+    own, inner  those of the main graph, and those in branches
+    """
+    nodes = [*own, *inner]
+    plans = {str(n.name): decide.node(n, decide.config.mode) for n in own}  # 1
+    plans |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
+    smallest = decide.smallest(plans.values())  # 3
+    plans |= {
+        str(n.name): decide.changed(n, plans[str(n.name)], FEW_WEIGHTS, storage=Storage.INT8)
+        for n in nodes
+        if n.name in smallest
+    }
+    share_weights(nodes, plans, decide)
+    return plans
+
+
+def _constants(model: ir.Model, plans: Iterable[NodePlan], config: QuantConfig) -> dict[str, str]:
+    """Step 6: constant that is no node's weight -> how it is stored, or why it stays as it is."""
+    planned = {name for n in plans for name in n.weights}
+    is_requested = config.float_storage == FLOAT16
+    if not is_requested and not stores_float16(model):
+        return _why_constants_stay(model, planned)
+    in_float16 = float16_constants(model, planned, exactly=not is_requested)
+    return _why_constants_stay(model, planned) | in_float16
 
 
 def replan(

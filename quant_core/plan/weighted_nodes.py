@@ -91,7 +91,7 @@ class WeightedNodes:
         """How a node with weights computes and stores them, where `mode` asks for a way of
         computing.
         """
-        config, choice = self.config, self.choice(str(node.name))
+        choice = self.choice(str(node.name))
         weights = float_weights(node)
         names = tuple(str(w.name) for w in weights)
         elements = sum(math.prod(graph.shape_of(w)) for w in weights)
@@ -103,26 +103,18 @@ class WeightedNodes:
             names,
             elements,
         )
-        known_as = self._names(in_float)
-        excluded = next((g for g in config.exclude if matches(g, *known_as)), None)
-        if excluded is not None:
-            return kept_in_float(in_float, weights, f"excluded by {excluded}")
+        excluded = self._exclusion(in_float)
+        if excluded:
+            return kept_in_float(in_float, weights, excluded)
         named = self._named_bits(in_float)
-        storage = choice.storage or Storage.of_bits(config.bits if named is None else named)
+        storage = choice.storage or Storage.of_bits(self.config.bits if named is None else named)
         if not storage.is_integer:
-            reason = (
-                "fewer bits were found worse" if named is None else f"layer_bits {storage.bits}"
-            )
+            is_named = named is not None
+            reason = f"layer_bits {storage.bits}" if is_named else "fewer bits were found worse"
             return kept_in_float(replace(in_float, storage=storage), weights, reason)
-        if elements < config.min_elements:
-            reason = f"{elements} elements, fewer than min_elements {config.min_elements}"
-            return kept_in_float(in_float, weights, reason)
-        if node.op_type in self.target.only_constants and config.mode != "weight_only":
-            reason = f"{self.target.name} takes only constants as weights of {node.op_type}"
-            return kept_in_float(in_float, weights, reason)
-        broken = next((w for w in weights if not _is_finite(w)), None)
-        if broken is not None:
-            return kept_in_float(in_float, weights, f"{broken.name} holds NaN or inf")
+        obstacle = self._why_not_integers(in_float, weights)
+        if obstacle:
+            return kept_in_float(in_float, weights, obstacle)
         compute, reason = _choose_compute(node, self.target, mode, choice.compute)
         if storage is Storage.INT4:
             is_named = named is not None or choice.storage is not None
@@ -132,6 +124,24 @@ class WeightedNodes:
         return self._rounded(
             replace(in_float, compute=compute, reason=reason), node, storage, choice
         )
+
+    def _exclusion(self, planned: NodePlan) -> str:
+        """Which glob of the config excludes the node; "" if none does."""
+        names = self._names(planned)
+        globs = (glob for glob in self.config.exclude if matches(glob, *names))
+        return next((f"excluded by {glob}" for glob in globs), "")
+
+    def _why_not_integers(self, planned: NodePlan, weights: list[ir.Value]) -> str:
+        """Why the weights of the node stay float, whatever bits were asked for; "" if they need
+        not.
+        """
+        config, target = self.config, self.target
+        if planned.elements < config.min_elements:
+            return f"{planned.elements} elements, fewer than min_elements {config.min_elements}"
+        if planned.op_type in target.only_constants and config.mode != "weight_only":
+            return f"{target.name} takes only constants as weights of {planned.op_type}"
+        broken = (w for w in weights if not _is_finite(w))
+        return next((f"{weight.name} holds NaN or inf" for weight in broken), "")
 
     def _float_storage(self, weights: list[ir.Value]) -> Storage:
         """How weights that stay float are stored: float16 if the config or their file says so."""

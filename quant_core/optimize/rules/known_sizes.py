@@ -36,30 +36,38 @@ def known_sizes(model: ir.Model, facts: Facts) -> list[Applied]:
     4. Whole numbers times zero are zero, as exporters write to keep an input that nothing needs.
     5. What a Cast to float makes of such a tensor is a constant too, and followed no further.
     """
-    known: dict[ir.Value, Entries] = {}
-    applied = []
-    for inside in graph.graphs_of(model):
-        for node in inside:
-            found = _entries_of(node, known, facts)
-            if found is not None and found.size <= MOST:
-                known[node.outputs[0]] = found
-    whole = {value: _array(found, value, facts) for value, found in known.items()}  # 2.
-    for value, numbers in list(whole.items()):
-        floats = filter(_casts_to_float, graph.consumers(value)) if numbers is not None else ()
-        whole |= {node.outputs[0]: np.asarray(numbers, np.float32) for node in floats}  # 5.
+    whole = _constants(model, facts)
+    changed = []
     for value, numbers in whole.items():
         maker = value.producer()
-        if maker is None or numbers is None or value.is_graph_output():
+        if maker is None or value.is_graph_output():
             continue
         results = [reader.outputs[0] for reader in graph.consumers(value)]
-        if any(whole.get(v) is None or v.is_graph_output() for v in results):
+        if any(v not in whole or v.is_graph_output() for v in results):  # else nobody reads it
             value.replace_all_uses_with(constant(graph.home(maker), str(value.name), numbers))
-            applied.append(Applied("known_sizes", str(maker.name), ()))
+            changed.append(str(maker.name))
     for inside in list(graph.graphs_of(model)):
         branches = [node for node in inside if node.op_type == "If" and not node.domain]
-        taken = [str(node.name) for node in branches if _take_branch(node)]
-        applied += [Applied("known_sizes", name, ()) for name in taken]
-    return applied
+        changed += [str(node.name) for node in branches if _take_branch(node)]
+    return [Applied("known_sizes", name, ()) for name in changed]
+
+
+def _constants(model: ir.Model, facts: Facts) -> dict[ir.Value, NDArray[Any]]:
+    """The tensors that are constants, as every entry is known (1. 2. 5.)."""
+    known: dict[ir.Value, Entries] = {}
+    for inside in graph.graphs_of(model):
+        for node in inside:
+            entries = _entries_of(node, known, facts)
+            if entries is not None and entries.size <= MOST:
+                known[node.outputs[0]] = entries
+    found: dict[ir.Value, NDArray[Any]] = {}
+    for value, entries in known.items():
+        numbers = _array(entries, value, facts)
+        if numbers is not None:
+            found[value] = numbers
+            casts = filter(_casts_to_float, graph.consumers(value))
+            found |= {node.outputs[0]: numbers.astype(np.float32) for node in casts}
+    return found
 
 
 def _array(entries: Entries, value: ir.Value, facts: Facts) -> NDArray[Any] | None:
