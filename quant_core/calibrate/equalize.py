@@ -199,8 +199,9 @@ def _decoded(text: str) -> Factors:
 def _scale_outputs(node: ir.Node, s: Factors) -> None:
     """Multiplies the weight and the bias of a Conv by s, channel by channel."""
     for position in (1, 2):
-        if len(node.inputs) > position and node.inputs[position] is not None:
-            old = graph.array(graph.value(node.inputs[position]))
+        value = graph.input_at(node, position)
+        if value is not None:
+            old = graph.array(value)
             _set_constant(node, position, old * s.reshape(-1, *(1,) * (old.ndim - 1)))
 
 

@@ -85,7 +85,7 @@ def _no_kernel(op_type: str) -> str:
 
 
 def _inputs(node: ir.Node, positions: Iterable[int]) -> list[ir.Value | None]:
-    return [node.inputs[i] for i in positions if i < len(node.inputs)]
+    return [graph.input_at(node, i) for i in positions]
 
 
 def _is_quantized_again(value: ir.Value) -> bool:

@@ -86,7 +86,7 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     if producer is None or producer.op_type != "DequantizeLinear":
         return False
-    zero = graph.constant(producer.inputs[2]) if len(producer.inputs) > 2 else None
+    zero = graph.constant(graph.input_at(producer, 2))
     return zero is None or zero.dtype.itemsize == 1
 
 

@@ -152,6 +152,13 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return default if found is None or found.value is None else found.value
 
 
+def input_at(node: ir.Node, position: int | None) -> ir.Value | None:
+    """The input at that position; None if it is left out, or if the operator has no such input."""
+    if position is None or position >= len(node.inputs):
+        return None
+    return node.inputs[position]
+
+
 def first_output(node: ir.Node) -> ir.Value:
     """The first output that is not left out: a recurrent node may write its last state alone."""
     return next((value for value in node.outputs if value.name), node.outputs[0])

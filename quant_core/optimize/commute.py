@@ -84,7 +84,7 @@ def _interpolated(node: ir.Node, affine: Affine) -> bool:
 def _padded(node: ir.Node, affine: Affine) -> bool:
     if graph.attribute(node, "mode", "constant") != "constant":
         return True
-    filler = node.inputs[2] if len(node.inputs) > 2 else None
+    filler = graph.input_at(node, 2)
     zero = filler is None or (graph.is_constant(filler) and not graph.array(filler).any())
     return zero and not affine.shifts
 

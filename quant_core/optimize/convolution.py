@@ -57,7 +57,7 @@ def read(node: ir.Node) -> Convolution | None:
     axes = weight.ndim - 2
     if graph.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    given = node.inputs[2] if len(node.inputs) > 2 else None
+    given = graph.input_at(node, 2)
     if given is not None and not is_float32(given):
         return None
     bias = np.zeros(len(weight)) if given is None else numbers(given)

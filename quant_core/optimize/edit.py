@@ -50,7 +50,7 @@ def axes_of(node: ir.Node) -> list[int] | None:
     """The axes that an attribute or a constant second input names, None if they are computed."""
     if "axes" in node.attributes:
         return list(graph.attribute(node, "axes", ()))
-    array = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    array = graph.constant(graph.input_at(node, 1))
     return None if array is None else [int(n) for n in array.reshape(-1)]
 
 

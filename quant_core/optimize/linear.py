@@ -75,9 +75,7 @@ def takes_output(node: ir.Node, affine: Affine, facts: Facts) -> bool:
     if found is None:
         return False
     groups, outputs, _, _ = found.matrix.shape
-    if not _channels_match(node, found, affine, facts, groups * outputs):
-        return False
-    if np.abs(found.matrix).max() * np.abs(affine.scale).max() > LIMIT:
+    if not _fits(node, found, affine, facts, groups * outputs):
         return False
     if node.op_type == "MatMul":
         return not affine.shifts
@@ -103,15 +101,12 @@ def takes_input(node: ir.Node, position: int, affine: Affine, facts: Facts) -> b
     if position != 0 or found is None:
         return False
     groups, _, inputs, _ = found.matrix.shape
-    if not _channels_match(node, found, affine, facts, groups * inputs):
-        return False
-    if np.abs(found.matrix).max() * np.abs(affine.scale).max() > LIMIT:
+    if not _fits(node, found, affine, facts, groups * inputs):
         return False
     if not affine.shifts:
         return True
-    if node.op_type == "Gemm":
-        return bias_of(node) is not None
-    return node.op_type == "Conv" and not is_padded(node) and bias_of(node) is not None
+    adds_everywhere = node.op_type == "Gemm" or (node.op_type == "Conv" and not is_padded(node))
+    return adds_everywhere and bias_of(node) is not None
 
 
 def take_input(node: ir.Node, affine: Affine) -> None:
@@ -144,10 +139,10 @@ def has_pads(pool: ir.Node) -> bool:
     return is_padded or bool(graph.attribute(pool, "ceil_mode", 0))
 
 
-def _channels_match(
-    node: ir.Node, found: Layout, affine: Affine, facts: Facts, channels: int
-) -> bool:
-    """Whether the affine goes along the channels, or is one number."""
+def _fits(node: ir.Node, found: Layout, affine: Affine, facts: Facts, channels: int) -> bool:
+    """Whether the affine goes along the channels, or is one number; and weights stay in bounds."""
+    if np.abs(found.matrix).max() * np.abs(affine.scale).max() > LIMIT:
+        return False
     if affine.axis is None:
         return True
     rank = found.rank or facts.rank(node.inputs[0])
@@ -159,7 +154,7 @@ def bias_of(node: ir.Node) -> Numbers | None:
     found = layout(node)
     assert found is not None
     channels = found.matrix.shape[0] * found.matrix.shape[1]
-    value = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+    value = graph.input_at(node, BIAS)
     if value is None:
         return np.zeros(channels)
     if not is_float32(value) or value.is_graph_output():
@@ -175,13 +170,13 @@ def set_bias(node: ir.Node, bias: Numbers) -> None:
     """Edit in place: the bias of a node that can have one."""
     if node.op_type == "Gemm":
         node.attributes.pop("beta", None)  # 1: the new bias has it inside
-    if bias.any() or (len(node.inputs) > BIAS and node.inputs[BIAS] is not None):
+    if bias.any() or graph.input_at(node, BIAS) is not None:
         set_constant(node, BIAS, bias)
 
 
 def set_constant(node: ir.Node, position: int, array: Numbers) -> None:
     """A new constant there, under the old name if nothing else reads that."""
-    old = node.inputs[position] if len(node.inputs) > position else None
+    old = graph.input_at(node, position)
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
         replace_constant(old, array)
     else:

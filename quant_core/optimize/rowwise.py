@@ -69,7 +69,7 @@ def _product(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
 
 
 def _gemm(node: ir.Node, axis: int, facts: Facts) -> Rows | None:
-    added = node.inputs[2] if len(node.inputs) > 2 else None
+    added = graph.input_at(node, 2)
     shape = (1,) if added is None else facts.shape(added)
     is_shared = shape is not None and (len(shape) < 2 or shape[0] == 1)
     return {0: 0} if axis == 0 and is_shared and not graph.attribute(node, "transA", 0) else None

@@ -19,7 +19,7 @@ from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, float16_constants
 from quant_core.optimize.applied import Applied, former_names
-from quant_core.plan.operators import RULES, DynamicPattern, mean_axis, weight_positions
+from quant_core.plan.operators import RULES, is_dynamic_product, mean_axis, weight_positions
 from quant_core.plan.shared import share_weights
 from quant_core.plan.static_nodes import activations, static_nodes
 from quant_core.plan.targets import TARGETS, Target
@@ -88,7 +88,9 @@ def make_plan(
     plans += [weighted[name] for name in dict.fromkeys(str(n.name) for n in inner)]
 
     read_dynamically = {  # 5
-        graph.name_of(n.inputs[0]) for n in nodes if n.name in weighted and _is_dynamic(weighted, n)
+        graph.name_of(n.inputs[0])
+        for n in nodes
+        if n.name in weighted and is_dynamic_product(weighted[str(n.name)])
     }
     return QuantPlan(
         config=config,
@@ -273,12 +275,6 @@ def _known_as(
         in_file = (name for known in (node, *before) for name in origins.get(known, ()))
         found[node] = (*before, *in_file)
     return found
-
-
-def _is_dynamic(weighted: Mapping[str, NodePlan], node: ir.Node) -> bool:
-    """Whether the node is written as products of integers whose input is quantized at run time."""
-    is_matmul = RULES[node.op_type].dynamic_pattern is DynamicPattern.MATMUL
-    return is_matmul and weighted[str(node.name)].compute is Compute.DYNAMIC
 
 
 def _means(

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.numerics.granularity import PerBlock
 from quant_core.numerics.layout import Layout
-from quant_core.plan.types import Compute
+from quant_core.plan.types import Compute, NodePlan
 
 # Weights of a channel: with fewer, their scales would take more bytes than they save.
 MIN_CARRIED_COLUMNS = 16
@@ -165,7 +165,7 @@ def _table_layout(node: ir.Node, rank: int) -> Layout:
 
 
 def _why_not_conv(node: ir.Node) -> str:
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = graph.input_at(node, 2)
     if bias is not None and not graph.is_constant(bias):
         return "a computed bias has no integer kernel"
     return ""
@@ -184,7 +184,7 @@ def _why_not_gemm(node: ir.Node) -> str:
         return "transA has no integer kernel"
     if graph.attribute(node, "alpha", 1.0) != 1.0 or graph.attribute(node, "beta", 1.0) != 1.0:
         return "alpha and beta other than 1 have no integer kernel"
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = graph.input_at(node, 2)
     if bias is None:
         return ""
     weight = graph.value(node.inputs[1])
@@ -381,6 +381,12 @@ def mean_axis(node: ir.Node) -> int | None:
     if rule.kind is not Kind.ANCHOR or graph.is_constant(node.inputs[0]) or why_not_integer(node):
         return None
     return rule.mean_axis
+
+
+def is_dynamic_product(planned: NodePlan) -> bool:
+    """Whether the node is written as a product of integers whose input is quantized at run time."""
+    is_matmul = RULES[planned.op_type].dynamic_pattern is DynamicPattern.MATMUL
+    return is_matmul and planned.compute is Compute.DYNAMIC
 
 
 def is_pointwise(node: ir.Node) -> bool:

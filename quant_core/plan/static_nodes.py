@@ -61,9 +61,8 @@ def static_nodes(
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
     """The inputs of a node that carry activations and are not constants."""
-    rule = RULES[node.op_type]
-    positions: Iterable[int] = rule.data or range(len(node.inputs))
-    values = (node.inputs[i] for i in positions if i < len(node.inputs))
+    positions = RULES[node.op_type].data
+    values = [graph.input_at(node, i) for i in positions] if positions else node.inputs
     return [v for v in values if v is not None and not graph.is_constant(v)]
 
 
@@ -86,8 +85,8 @@ def _caps_at_zero(node: ir.Node) -> bool:
         return False
     if node.op_type == "Relu":
         return True
-    low = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    high = node.inputs[2] if len(node.inputs) > 2 else None
+    low = graph.constant(graph.input_at(node, 1))
+    high = graph.input_at(node, 2)
     is_zero = low is not None and not low.any()  # some converters write it with an axis
     return is_zero and (high is None or graph.is_constant(high))
 
@@ -145,8 +144,7 @@ def _with_shared_steps(found: Mapping[str, str], static: Iterable[ir.Node]) -> d
     """
     shared: dict[tuple[ir.Value, ir.Value], list[str]] = {}
     for node in static:
-        position = RULES[node.op_type].bias
-        bias = node.inputs[position] if position and position < len(node.inputs) else None
+        bias = graph.input_at(node, RULES[node.op_type].bias)
         if bias is not None and graph.is_constant(bias):
             key = graph.value(node.inputs[1]), bias
             shared.setdefault(key, []).append(graph.name_of(node.inputs[0]))

@@ -55,7 +55,7 @@ def has_weights(node: ir.Node) -> bool:
 def float_weights(node: ir.Node) -> list[ir.Value]:
     """The constant float weights of the node."""
     rule = RULES[node.op_type]
-    values = [node.inputs[i] for i in weight_positions(node) if i < len(node.inputs)]
+    values = [graph.input_at(node, i) for i in weight_positions(node)]
     found = [v for v in values if v is not None and graph.is_float_weight(v)]
     if not rule.is_table:
         return found

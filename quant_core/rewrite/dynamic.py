@@ -12,8 +12,14 @@ from quant_core.calibrate.outliers import treatment_factors, weights_reading
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.numerics.layout import Layout
-from quant_core.plan.operators import RULES, DynamicPattern, is_pointwise, weight_layout
-from quant_core.plan.types import Compute, NodePlan
+from quant_core.plan.operators import (
+    RULES,
+    DynamicPattern,
+    is_dynamic_product,
+    is_pointwise,
+    weight_layout,
+)
+from quant_core.plan.types import NodePlan
 from quant_core.rewrite import emit_dynamic
 from quant_core.rewrite.draft import Draft
 
@@ -108,14 +114,8 @@ def _factors(draft: Draft, x: ir.Value) -> NDArray[np.float32] | None:
     if x not in known:
         if draft.stats is None or (tensor, -1) not in draft.stats.means:
             raise ModelError("treating outliers needs calibration", tensor, "Give calibration data")
-        readers = [n.node for n in draft.plan.nodes if _reads_dynamically(n)]
+        readers = [n.node for n in draft.plan.nodes if is_dynamic_product(n)]
         weights = weights_reading(draft.model, tensor, readers)
         max_abs = draft.stats.means[tensor, -1].max_abs
         known[x] = treatment_factors(treatment, max_abs, weights.values())
     return known[x]
-
-
-def _reads_dynamically(planned: NodePlan) -> bool:
-    """Whether the node is written as a product of integers whose input is quantized at run time."""
-    is_matmul = RULES[planned.op_type].dynamic_pattern is DynamicPattern.MATMUL
-    return is_matmul and planned.compute is Compute.DYNAMIC

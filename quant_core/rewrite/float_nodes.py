@@ -23,7 +23,7 @@ def write_weight_only(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node
     """
     write = _folded if is_folded(draft.plan.config, draft.target) else _standard
     for position in weight_positions(node):
-        if position < len(node.inputs) and graph.is_float_weight(node.inputs[position]):
+        if graph.is_float_weight(graph.input_at(node, position)):
             write(draft, node, planned, position)
     return node
 
@@ -34,9 +34,9 @@ def write_float16(draft: Draft, node: ir.Node) -> ir.Node:
     """
     rule = RULES[node.op_type]
     for position in weight_positions(node):
-        if position >= len(node.inputs) or not graph.is_float_weight(node.inputs[position]):
+        weight = graph.input_at(node, position)
+        if weight is None or not graph.is_float_weight(weight):
             continue
-        weight = graph.value(node.inputs[position])
         value = _float16(draft, weight, owner(weight))
         if rule.is_table:
             rows = emit.write_half_rows(draft.writer.before(node), value, node)

@@ -50,9 +50,9 @@ def _shift(
     model: ir.Model, quantize: ir.Node, shifted: dict[tuple[ir.Value, bool], ir.Value]
 ) -> None:
     """Edit in place: the pair whose first node this is."""
-    if len(quantize.inputs) < 3 or graph.is_constant(quantize.inputs[0]):
+    old = graph.input_at(quantize, 2)
+    if old is None or graph.is_constant(quantize.inputs[0]):
         return
-    old = graph.value(quantize.inputs[2])
     zero = graph.constant(old)
     readers = graph.consumers(quantize.outputs[0])
     if zero is None or zero.dtype != np.int8 or zero.size != 1:
@@ -74,7 +74,7 @@ def _shift(
 
 def _round_bias(model: ir.Model, node: ir.Node) -> None:
     """Edit in place (rule 3): the bias (C,) of the node, if its other inputs are dequantized."""
-    bias = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = graph.constant(graph.input_at(node, 2))
     scales = [_scale_of(value) for value in node.inputs[:2]]
     attributes = {name: graph.attribute(node, name, 1.0) for name in ("alpha", "beta")}
     if graph.attribute(node, "transA", 0) or any(value != 1 for value in attributes.values()):
@@ -109,6 +109,6 @@ def _scale_of(value: ir.Value | None) -> NDArray[Any] | None:
 
 def _ends_pair(node: ir.Node, zero: np.ndarray) -> bool:
     """Whether the node dequantizes with that zero point."""
-    found = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    found = graph.constant(graph.input_at(node, 2))
     ends = node.op_type == "DequantizeLinear" and not node.domain
     return ends and found is not None and np.array_equal(found, zero)

@@ -311,8 +311,7 @@ class Rounding:
 
 def bias_of(node: ir.Node) -> ir.Value | None:
     """The bias that the node has."""
-    position = RULES[node.op_type].bias
-    return node.inputs[position] if position is not None and position < len(node.inputs) else None
+    return graph.input_at(node, RULES[node.op_type].bias)
 
 
 def flat_bias(value: ir.Value | None, channels: int) -> NDArray[np.float64] | None:

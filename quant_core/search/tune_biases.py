@@ -95,10 +95,9 @@ def _integer_biases(model: ir.Model, static: set[str]) -> dict[ir.Node, IntegerB
     """Node -> its bias, in graph order, where a DequantizeLinear of constants makes it."""
     found = {}
     for node in model.graph:
-        position = RULES[node.op_type].bias if node.name in static else None
-        if position is None or len(node.inputs) <= position or not node.outputs[0].name:
+        if node.name not in static or not node.outputs[0].name:
             continue
-        bias = node.inputs[position]
+        bias = graph.input_at(node, RULES[node.op_type].bias)
         source = bias.producer() if bias is not None else None
         if source is None or source.op_type != "DequantizeLinear":
             continue

@@ -53,7 +53,7 @@ def _is_dense(node: ir.Node) -> bool:
     steps = graph.attribute(node, "strides", (1,))
     pads = graph.attribute(node, "pads", ())
     alone = set(taps) == {1} and set(steps) == {1} and not any(pads)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = graph.input_at(node, 2)
     return alone and graph.attribute(node, "group", 1) == 1 and (bias is None or is_float32(bias))
 
 
@@ -69,7 +69,7 @@ def _turn(inside: ir.Graph, node: ir.Node, perm: list[int], conv: ir.Node | None
         matrix = constant(inside, f"{conv.name}_weight", weight.reshape(len(weight), -1).T)
         product = ir.Node("", "MatMul", [last, matrix], name=str(conv.name))
         last = _put(inside, end, product)
-        if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+        if graph.input_at(conv, 2) is not None:
             last = _put(inside, end, ir.Node("", "Add", [last, conv.inputs[2]]))
     back = _put(inside, end, transpose(last, perm))
     graph.replace_value(end.outputs[0], back)

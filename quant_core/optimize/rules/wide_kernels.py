@@ -90,8 +90,7 @@ def _has_own_weight(conv: ir.Node) -> bool:
 
 
 def _pads_all_axes_by_constants(pad: ir.Node) -> bool:
-    pads = pad.inputs[1] if len(pad.inputs) > 1 else None
-    return graph.is_constant(pads) and (len(pad.inputs) < 4 or pad.inputs[3] is None)
+    return graph.is_constant(graph.input_at(pad, 1)) and graph.input_at(pad, 3) is None
 
 
 def _joins_samples_or_channels(concat: ir.Node) -> bool:

@@ -216,7 +216,7 @@ class _Shared:
 
     def _keep_vector(self, node: ir.Node, position: int, kept: NDArray[np.intp]) -> None:
         """Edit in place: a constant with a number for each channel has those that stay."""
-        value = node.inputs[position] if position < len(node.inputs) else None
+        value = graph.input_at(node, position)
         if value is None or _is_data(value):
             return
         shape = graph.shape_of(value)
