@@ -22,7 +22,7 @@ from quant_core.data.inputs import input_specs
 from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import QuantError, RequestError
-from quant_core.model.atomic import atomic_write
+from quant_core.model.atomic import write_named
 from quant_core.model.info import model_info
 from quant_core.text import printable
 
@@ -92,7 +92,8 @@ def draft_manifest(folder: Path, output: Path | None = None) -> tuple[Path, list
 
     output  the manifest; `quantmill.yaml` in the folder if None. It is never overwritten
 
-    Raises: RequestError if there is no such folder, no model in it, or the manifest exists already.
+    Raises: RequestError if there is no such folder, no model in it, or the manifest exists already
+        or cannot be written.
     """
     output = output or folder / NAME
     if output.exists():
@@ -108,9 +109,8 @@ def draft_manifest(folder: Path, output: Path | None = None) -> tuple[Path, list
         raise RequestError(problem, str(folder), "Name a folder of .onnx models")
     for model, files in _files_by_model(models, folder):
         _give_data(model, files)
-    with atomic_write(output) as file:
-        hints = [HUGGINGFACE_HINT] if (folder / "config.json").is_file() else []
-        file.write(manifest_text(models, output.parent, hints).encode())
+    hints = [HUGGINGFACE_HINT] if (folder / "config.json").is_file() else []
+    write_named(output, manifest_text(models, output.parent, hints).encode())
     return output, models
 
 

@@ -11,7 +11,7 @@ from flows.console.timing_views import COMPARED, COMPARED_LEGEND, compared_rows,
 from flows.report.details import NAME, NUMBER, rows_table
 from flows.report.document import document
 from flows.report.elements import Element, element
-from quant_core.model.atomic import atomic_write
+from quant_core.model.atomic import write_named
 
 COLUMNS = {  # heading -> class of its cells
     "kernel": NAME,
@@ -57,6 +57,5 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> None:
 
 
 def _write(path: Path, title: str, body: Sequence[Element]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(document(title, [element("h1", {}, title), *body]).encode("utf-8"))
+    page = document(title, [element("h1", {}, title), *body])
+    write_named(path, page.encode("utf-8"))

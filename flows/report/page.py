@@ -19,7 +19,7 @@ from flows.report.document import document, read_asset
 from flows.report.elements import Child, Element, element, pack
 from flows.report.models_table import models_table
 from flows.report.reported_model import ReportedModel, badge, link
-from quant_core.model.atomic import atomic_write
+from quant_core.model.atomic import write_named
 from quant_core.text import joined
 
 PLAIN_BYTES = 1_000_000  # of details that stand in the page as HTML, the wrong models' first
@@ -31,12 +31,10 @@ def write_report(folder: Path, path: Path, run_id: str | None = None) -> Path:
 
     The file appears as a whole, or stays as it was. Names are as in `read_page`.
 
-    Raises: RequestError if there is no report, or no such run.
+    Raises: RequestError if there is no report, or no such run, or if it cannot be written.
     """
     page = render_page(read_page(folder, run_id))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(page.encode("utf-8"))
+    write_named(path, page.encode("utf-8"))
     return path
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from quant_core.errors import not_written
+
 MAX_NAME_BYTES = 255  # of one folder or file
 
 
@@ -33,6 +35,19 @@ def atomic_write(path: Path, survives_power_cut: bool = True) -> Iterator[IO[byt
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_named(path: Path, content: bytes) -> None:
+    """The file that a person named, in a folder that is made if it is not there.
+
+    Raises: RequestError if it cannot be written; then the file at `path` stays as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise not_written(error, path) from error
 
 
 def overwrite(path: Path, content: bytes) -> None:

@@ -97,6 +97,15 @@ def test_explain_writes_a_page_in_which_names_are_data(quantized, capsys):
     assert "<script>alert" not in page
 
 
+@pytest.mark.parametrize("line", ["explain float.onnx", "compare float.onnx int8.onnx"])
+def test_a_page_that_cannot_be_written_is_said_so(quantized, capsys, line):
+    Path("taken").mkdir()
+
+    assert main(f"{line} --seconds 0.1 -o taken".split()) == 2
+
+    assert capsys.readouterr().err.startswith("error: taken cannot be written: ")
+
+
 def test_kernels_of_which_there_is_little_to_say_are_one_row(capsys):
     def kernel(name, share, why=""):
         text = {"op_type": "Conv", "arithmetic": "int8", "why": why, "advice": ""}
