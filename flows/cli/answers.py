@@ -246,13 +246,15 @@ def validation(
 
 
 def _read_plan(path: Path) -> QuantPlan:
-    from quant_core.plan.types import QuantPlan
+    from quant_core.plan.types import WRITE_ONE, QuantPlan
 
-    hint = "Write one with --dry-run --format json"
+    hint = WRITE_ONE
     try:
         return QuantPlan.from_json(path.read_text(encoding="utf-8"))
     except RequestError as error:
-        raise RequestError(f"is not a plan: {error.problem}", str(path), hint) from error
+        key = "" if error.where == "plan" else f"{error.where}: "
+        problem = f"is not a plan: {key}{error.problem}"
+        raise RequestError(problem, str(path), error.hint or hint) from error
     except UnicodeDecodeError as error:
         raise RequestError("is not a plan, but no text at all", str(path), hint) from error
     except OSError as error:

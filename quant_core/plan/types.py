@@ -42,6 +42,7 @@ class Storage(StrEnum):
         return next(storage for storage, width in _BITS.items() if width == bits)
 
 
+WRITE_ONE = "Write one with --dry-run --format json"
 _BITS = {Storage.FLOAT32: 32, Storage.FLOAT16: 16, Storage.INT8: 8, Storage.INT4: 4}
 
 
@@ -228,10 +229,10 @@ class QuantPlan:
                 rewrites=tuple(Applied.from_dict(row) for row in known.get("rewrites", ())),
                 idle_globs=tuple(map(str, known.get("idle_globs", ()))),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RequestError(
-                f"not a plan: {error}", hint="Write one with --dry-run --format json"
-            ) from error
+        except KeyError as error:
+            raise RequestError("is missing", str(error.args[0]), WRITE_ONE) from error
+        except (TypeError, ValueError) as error:
+            raise RequestError(str(error), "plan", WRITE_ONE) from error
 
     @classmethod
     def from_json(cls, text: str) -> QuantPlan:
@@ -239,9 +240,7 @@ class QuantPlan:
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
-            raise RequestError(
-                f"not JSON: {error}", "plan", "Write one with --dry-run --format json"
-            ) from error
+            raise RequestError(f"not JSON: {error}", "plan", WRITE_ONE) from error
 
 
 def _granularity_to_json(granularity: Granularity | None) -> str | int | None:

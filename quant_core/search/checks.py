@@ -11,7 +11,8 @@ import onnxruntime as ort
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError, RequestError, reason_of
 from quant_core.model import graph
-from quant_core.plan.types import QuantPlan
+from quant_core.plan.static_nodes import data_inputs
+from quant_core.plan.types import Compute, QuantPlan
 
 
 def check_output(path: str | Path, output: str | Path) -> Path:
@@ -42,8 +43,9 @@ def check_output(path: str | Path, output: str | Path) -> Path:
 def check_plan(model: ir.Model, plan: QuantPlan, samples: Samples | None) -> None:
     """Checks that a given plan can be followed.
 
-    Raises: RequestError if it names nodes or tensors that the prepared model lacks, or needs ranges
-    and there are no samples to measure them on.
+    Raises: RequestError if it names nodes or tensors that the prepared model lacks, has a static
+    node without the activations that this reads, or needs ranges and there are no samples to
+    measure them on.
     """
     nodes = [node for g in graph.graphs_of(model) for node in g]
     tensors = {value.name for value in model.graph.inputs}
@@ -53,6 +55,13 @@ def check_plan(model: ir.Model, plan: QuantPlan, samples: Samples | None) -> Non
     if unknown:
         problem = f"is of another model: this one has no {min(unknown)}"
         raise RequestError(problem, "plan", "Plan this model anew")
+    static = {planned.node for planned in plan.nodes if planned.compute is Compute.STATIC}
+    for node in nodes:
+        read = [str(v.name) for v in data_inputs(node)] if node.name in static else []
+        lacking = next((name for name in read if name not in plan.activations), None)
+        if lacking is not None:
+            problem = f"has node {node.name} static, and no activation {lacking}, which it reads"
+            raise RequestError(problem, "plan", f'Add "{lacking}": "{lacking}" to its activations')
     if plan.activations and samples is None:
         raise RequestError(
             "has static nodes, which need calibration", "plan", "Give the data that they are to fit"

@@ -64,6 +64,23 @@ def test_a_plan_is_of_its_model_and_says_everything(quantized, capsys):
     assert not Path("again.onnx").exists()
 
 
+def test_a_plan_that_was_edited_wrongly_says_where(quantized, capsys):
+    plan = quantized["plan"]
+    node = plan["nodes"][0]
+    edits = (
+        (plan | {"nodes": [node | {"comptue": "float"}]}, "comptue: unknown key"),
+        (plan | {"nodes": [node | {"compute": "magic"}]}, "not a plan: 'magic' is not"),
+        ({key: plan[key] for key in plan if key != "config"}, "not a plan: config: is missing"),
+        (plan | {"activations": {}}, f"has node {node['node']} static, and no activation"),
+    )
+
+    for edited, sentence in edits:
+        Path("plan.json").write_text(json.dumps(edited))
+        assert main(["quantize", "float.onnx", "-o", "again.onnx", "--plan", "plan.json"]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not Path("again.onnx").exists()
+
+
 @pytest.mark.parametrize(
     "needless",
     ["--labels l.npy", "--num-samples 3", "--shape 1,3,8,8", "--metric sqnr", "--min 0.5"],
