@@ -32,7 +32,7 @@ def not_larger(calibrated: CalibratedModel, best: Candidate, float_size_bytes: i
     1. The nodes with the fewest weights are changed first: they compute in float, and only if all
        of them together are not enough, they store floats too.
     2. Nodes whose bits were chosen by name stay as they are.
-    3. Where nothing is enough, no weight is rounded.
+    3. Where nothing is enough, no weight is rounded, to integers or to float16.
     """
     most_bytes = float_size_bytes - METADATA_BYTES - len(to_text(best.plan.rewrites))
     found = best
@@ -47,7 +47,7 @@ def _changed(
     calibrated: CalibratedModel, best: Candidate, choice: NodeChoice, most_bytes: int
 ) -> Candidate:
     """The candidate with this choice for as few nodes as are enough, or for all."""
-    weighted = [n for n in best.plan.nodes if n.weights and n.is_rounded]
+    weighted = [n for n in best.plan.nodes if n.weights and n.weight_storage.bits < 32]
     free = [n for n in weighted if not _is_named(best.plan, n.node, *n.weights)]  # 2.
     nodes = [n.node for n in sorted(free, key=lambda n: n.elements)]
 

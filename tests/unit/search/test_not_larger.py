@@ -66,3 +66,10 @@ def test_a_file_that_is_larger_by_what_it_says_of_itself_is_noted_too(tmp_path, 
 
     assert made.size_bytes == (tmp_path / "q.onnx").stat().st_size
     assert (made.size_bytes > made.float_size_bytes) == ("larger than its original" in made.note)
+
+
+def test_weights_that_were_promoted_to_float16_are_no_larger_than_in_float32(tmp_path):
+    made = quantize(products(tmp_path, 4, 4), tmp_path / "q.onnx", mode="weight_only", floor_db=60)
+
+    assert made.size_bytes <= made.float_size_bytes
+    assert "larger" not in made.note
