@@ -163,4 +163,4 @@ def _similar_name(path: Location, names_in: Callable[[Location], list[str]] = _n
     if path.name in names:  # it is there, and something else is wrong
         return ""
     few = names if len(names) <= MOST_NAMES else []
-    return nearest_hint(path.name, few) or "Those of a manifest start at its folder"
+    return nearest_hint(path.name, few) or "Paths of a manifest start at its folder"
