@@ -7,6 +7,7 @@ Every value of the float model is computed node by node, and beside it a bound o
    on as f(|x| + e) - f(|x|): MatMul, Conv, Add, pools, and all that only move values.
 3. Other operators by the largest slope that they have.
 4. An operator without a rule may do anything: inf.
+5. onnxruntime quantizes ahead of nodes that only move values, also where an output lies between.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ POSITIVE = frozenset(
         "Upsample",
     ]
 )
+PASSED = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})  # 5.
 LARGEST = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax", "Max"})
 # Operator -> its largest slope, from its attributes.
 SLOPES: dict[str, Callable[[Mapping[str, Any]], float]] = {
@@ -159,7 +161,16 @@ class _Walk:
             for name, value in zip(node.output, self.node(node, known), strict=True):
                 if name:
                     known[name] = self.quantized(name, value)
-        return [known[info.name] for info in proto.output]
+        return [self.output(proto, info.name, known[info.name]) for info in proto.output]
+
+    def output(self, proto: onnx.GraphProto, name: str, value: Bounded) -> Bounded:
+        """The value with a step of what is quantized behind nodes that only move it (rule 5)."""
+        x, e = value
+        moved = [n.output[0] for n in proto.node if n.op_type in PASSED and name == n.input[0]]
+        sources = [self.plan.activations.get(other) for other in moved]
+        largest = max((self.ranges[source] for source in sources if source), default=0.0)
+        behind = [self.output(proto, other, (x, e))[1] for other in moved]
+        return x, np.maximum.reduce([e + largest, *behind])
 
     def quantized(self, name: str, value: Bounded) -> Bounded:
         """The value with the step of its quantization, if the plan quantizes it."""
