@@ -124,7 +124,7 @@ def _rounding_errors(node: ir.Node, weight: ir.Value, planned: NodePlan) -> np.n
     rows = matrix.max(1, keepdims=True, initial=0.0)
     if RULES[planned.op_type].is_table:  # which has a scale per row or per column
         rows = np.maximum(rows, matrix.max(0, keepdims=True, initial=0.0))
-    if planned.granularity is not None and planned.to_dict()["granularity"] == "tensor":
+    if planned.to_dict()["granularity"] in ("tensor", "both axes"):
         rows = np.full_like(rows, rows.max(initial=0.0))
     if planned.weight_storage.bits == 8:
         steps = 3.0 * 2 * 1.01 if planned.pair_safe else 0.5
