@@ -139,8 +139,8 @@ def _constants(model: ir.Model, plans: Iterable[NodePlan], config: QuantConfig) 
 def replan(
     model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice] | None = None
 ) -> QuantPlan:
-    """The plan anew with these changes; what was chosen for all other nodes stays. Raises: as
-    `make_plan`.
+    """The plan anew with these changes; what was chosen for all other nodes stays, and of what
+    model and samples weights are made. Biases are not tuned. Raises: as `make_plan`.
     """
     choices = {
         n.node: NodeChoice(n.compute, plan.stored.get(n.node), n.granularity)
@@ -154,7 +154,7 @@ def replan(
             change.storage or before.storage,
             change.granularity or before.granularity,
         )
-    return make_plan(
+    changed = make_plan(
         model,
         plan.config,
         TARGETS[plan.target],
@@ -162,6 +162,7 @@ def replan(
         outliers=plan.outliers,
         rewrites=plan.rewrites,
     )
+    return replace(changed, equalized_db=plan.equalized_db, holdout=plan.holdout)
 
 
 def with_choice(

@@ -176,10 +176,15 @@ def floor_bench(
     )
 
 
+def holdout_step(samples: Samples) -> int:
+    """One in how many of the calibration samples is held out: of few ones every second."""
+    is_few = len(samples) < POLICY.holdout * POLICY.drawn_samples
+    return 2 if is_few else POLICY.holdout
+
+
 def _split(samples: Samples) -> tuple[Samples, Samples]:
     """The calibration samples to fit to, and those that are held out of them."""
-    is_few = len(samples) < POLICY.holdout * POLICY.drawn_samples
-    return samples.split_holdout(2 if is_few else POLICY.holdout)
+    return samples.split_holdout(holdout_step(samples))
 
 
 def _enough_samples(job: QuantJob) -> int:

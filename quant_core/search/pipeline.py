@@ -27,6 +27,7 @@ from quant_core.search.judges import (
     choose_judges,
     floor_bench,
     hold_out_judges,
+    holdout_step,
     needs_hold_out,
     search_bench,
 )
@@ -123,15 +124,17 @@ def _with_all_samples(found: Found, job: QuantJob, plan: QuantPlan, held_out: Sa
     """What was found, with ranges and biases of all samples of the job.
 
     Three of four samples are as good as all to round weights in 8 bits for: then these stay as they
-    are, and the plan says so. Half of a few samples are not, nor are they for weights in 4 bits.
+    are, and the plan says so. Half of a few samples are not, nor are they for weights in 4 bits:
+    all are rounded again, if there is time.
     """
     assert job.samples is not None
     assert job.stats is not None
-    best = found.best
-    if plan.in_four_bits or len(held_out) * POLICY.holdout > len(job.samples):
+    best, step = found.best, holdout_step(job.samples)
+    is_worth_it = plan.in_four_bits or step < POLICY.holdout
+    if is_worth_it and job.deadline.allows(best.seconds):
         calibrated = _calibrated_as_planned(job, best.plan)
     else:
-        best = replace(best, plan=replace(best.plan, holdout=POLICY.holdout))
+        best = replace(best, plan=replace(best.plan, holdout=step))
         calibrated = found.calibrated.with_more_samples(job.samples, job.stats, held_out, plan)
     built = calibrated.build(best.plan, best.label)
     remade = replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)

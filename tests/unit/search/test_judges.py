@@ -18,6 +18,7 @@ from quant_core.data.random_feeds import RandomSource
 from quant_core.data.random_values import Range
 from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSpec
+from quant_core.deadline import Deadline
 from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model.normalize import normalize
@@ -26,6 +27,7 @@ from quant_core.search.bench import Reference
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob
 from quant_core.search.judges import choose_judges, hold_out_judges, needs_hold_out, observed
+from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -162,6 +164,23 @@ def test_a_plan_says_which_samples_its_weights_were_not_fitted_to(model, tmp_pat
     assert is_fitted_to_all == (count < 32)
 
 
+def test_the_plan_of_a_repaired_file_makes_the_same_bytes(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "m.onnx"
+    weight = rng.standard_normal((64, 64)).astype(np.float32)
+    weight[:, 0] *= 1e-4  # is lost by one scale for all
+    text = "(float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }"
+    onnx.save(sketch(text, {"w": weight}), path)
+    rows = rng.standard_normal((33, 64), dtype=np.float32)
+    config = QuantConfig(mode="static", per_channel=False)
+
+    made = api.quantize_model(path, tmp_path / "a.onnx", config, calibration=rows)
+    again = api.quantize_model(path, tmp_path / "b.onnx", plan=made.plan, calibration=rows)
+
+    assert "rounded otherwise" in made.chosen
+    assert made.plan.holdout == 4
+    assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
+
+
 def test_ranges_that_are_too_narrow_for_other_samples_are_judged_so_and_the_file_knows_all(
     model, tmp_path
 ):
@@ -219,3 +238,20 @@ def test_random_samples_that_the_model_does_not_run_on_are_left_out(tmp_path):
     assert len(reference.outputs) == fits.sum()
     with pytest.raises(ModelError):
         Reference.run(path, samples.pick(np.flatnonzero(~fits)))
+
+
+def test_what_was_found_is_not_rounded_again_for_all_samples_where_no_time_is_left(tmp_path):
+    path, said = tmp_path / "m.onnx", []
+    text = "(float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }"
+    onnx.save(sketch(text, weights(w=(64, 64))), path)
+    rows = np.random.default_rng(0).standard_normal((8, 64), dtype=np.float32)
+    graph, samples = ir.load(path), open_samples(SampleSpec(rows), input_specs(path))
+    normalize(graph)
+    plan = first_plan(graph, QuantConfig(), measured=True)
+    late = job(path, samples, deadline=Deadline(0.0, 5.0), progress=said.append)
+    late = replace(late, model=graph, plan=plan, float_size_bytes=1 << 20)
+
+    made = quantize_by_search(observed(late))
+
+    assert made.best.plan.holdout == 2
+    assert said.count("measuring how inputs vary together") == 1
