@@ -19,9 +19,7 @@ def quantize_both_axes(matrix: NDArray[np.float32], *, pair_safe: bool) -> Integ
     """
     scale = scale_of_both_axes(matrix, pair_safe=pair_safe)
     q = np.clip(np.rint(matrix / scale), -QMAX8, QMAX8).astype(np.int8)
-    if (
-        pair_safe
-    ):  # rounding may leave a pair at 129; what is made smaller along one axis stays safe
+    if pair_safe:  # rounding may leave a pair at 129; what one axis makes smaller stays safe
         of_columns = make_safe(np.ascontiguousarray(make_safe(q).T))
         q = np.ascontiguousarray(of_columns.T)
     return IntegerWeight(q, scale)
