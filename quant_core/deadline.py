@@ -60,6 +60,11 @@ class Deadline:
         now = time.monotonic()
         return Deadline(now, now + share * self.seconds_left)
 
+    def overtime(self, share: float) -> Deadline:
+        """The deadline of what begins now and may take this share of what there was in all."""
+        now = time.monotonic()
+        return Deadline(now, now + share * (self.ends_at - self.began_at))
+
     def limit(self, items: Iterable[T]) -> Iterator[T]:
         """The items until the next one, used as long as the last, would not end in time.
 

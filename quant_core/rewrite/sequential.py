@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from quant_core.calibrate.gram import (
     MatmulInput,
     RoundingTarget,
+    gram_matrices,
     input_rows,
     matmul_inputs,
     split_columns,
@@ -60,6 +61,9 @@ MIN_BATCHES = 16
 # ridge = RIDGE * shrinkage * mean diagonal of X' X'^T / n; larger holds W' closer to W. Judge a
 # change with `python -m tests.bench.int4`; not tuned further.
 RIDGE = 4.0
+# Share of the time for targets that the Gram matrices of the weights without one may take. A Gram
+# matrix takes a tenth of what a target does. Not tuned.
+OVERTIME = 0.25
 
 
 def round_sequentially(
@@ -72,7 +76,8 @@ def round_sequentially(
 ) -> Statistics:
     """The statistics with a rounding target for each weight whose inputs can be taken as rows.
 
-    deadline  when it should end: the last weights then have none
+    deadline  when it should end: the last weights then have none, but Gram matrices of the float
+              model if they are not most by far: GPTQ for these takes about as long as it took
 
     Both models run once, layer by layer; the float one and `stats` stay as they are. Depthwise
     weights in 8 bits have no target: they are nearly exact, and each meets only a few inputs.
@@ -106,7 +111,11 @@ def round_sequentially(
             found = _rows(rounded_runner, replace(source, tensor=graph.name_of(copy.inputs[0])))
             targets[name] = _target(rows, source, exact, found, batches)
             _round(copy, node, planned[name], rounding)
-    return stats
+    left = {str(n.name): inputs[str(n.name)] for n in waiting}
+    if not left or len(left) > 2 * len(targets):
+        return stats
+    grams = gram_matrices(model, left, feeds, deadline.overtime(OVERTIME))
+    return replace(stats, gram_matrices=grams)
 
 
 def _in_float(plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:

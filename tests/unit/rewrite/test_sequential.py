@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,6 +12,7 @@ import pytest
 from quant_core.calibrate.gram import gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
+from quant_core.deadline import Deadline
 from quant_core.model.session import open_session
 from quant_core.model.values import values_of
 from quant_core.plan.make import make_plan
@@ -71,6 +74,36 @@ def test_sequential_rounding_is_nearer_than_rounding_each_layer_alone(name):
     assert set(sequential.rounding_targets) == set(matmul_inputs(model, plan))
     assert noise(apply_plan(model, plan, sequential).model, proto, feeds) < noise(
         apply_plan(model, plan, alone).model, proto, feeds
+    )
+
+
+class AfterOneLayer(Deadline):
+    """A deadline that is over once the first layer is rounded."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, np.inf)
+        object.__setattr__(self, "looks", [False, True])
+
+    @property
+    def is_over(self) -> bool:
+        return self.looks.pop(0)
+
+
+def test_layers_that_there_is_no_time_for_are_fitted_to_the_inputs_of_the_float_model():
+    proto = network("a chain")
+    model = normalized(proto)
+    config = QuantConfig(bits=4, mode="weight_only", layer_bits={"*": 4})
+    plan = make_plan(model, config, TARGETS["x86"])
+    feeds = [random_feed(proto, seed, 4) for seed in range(24)]
+    stats = observe(proto.SerializeToString(), plan, feeds)
+
+    cut_short = round_sequentially(model, plan, stats, feeds, deadline=AfterOneLayer())
+
+    first, second = (str(n.name) for n in model.graph if n.op_type == "Conv")
+    assert (list(cut_short.rounding_targets), list(cut_short.gram_matrices)) == ([first], [second])
+    to_nearest = replace(cut_short, gram_matrices={})
+    assert noise(apply_plan(model, plan, cut_short).model, proto, feeds) < noise(
+        apply_plan(model, plan, to_nearest).model, proto, feeds
     )
 
 
