@@ -156,6 +156,16 @@ def _files(typed: Mapping[str, Any]) -> set[str]:
     return {*map(str, paths), str(typed.get("data"))}
 
 
+def _check_output(typed: Mapping[str, Any]) -> None:
+    """Raises: RequestError if what is to be written is one of the files that are read."""
+    output, read = typed.get("output"), {**typed, "output": None}
+    if output is None or not output.exists():
+        return
+    if any(output.samefile(file) for file in map(Path, _files(read)) if file.exists()):
+        problem = "the output is also an input, which is never changed"
+        raise RequestError(problem, str(output), "Choose another output")
+
+
 def usage_error(error: UsageError) -> RequestError:
     """What typer says of a command line that it cannot read, as an error of ours."""
     command = error.ctx.command_path if error.ctx else "quantmill"
@@ -164,7 +174,11 @@ def usage_error(error: UsageError) -> RequestError:
             f"there is no option {error.option_name}", "", f"Did you mean {near[0]}?"
         )
     problem, _, hint = error.format_message().rstrip(".").partition(". ")
-    if wrong := re.match(r"Invalid value for '([^']+)': (?:Input |Value error, )?(.*)", problem):
+    if extra := re.match(r"Got unexpected extra argument\(s\) \((\S+)\)", problem):
+        problem = f"{extra[1]} is one argument too many"
+        if error.ctx and any(param.name == "output" for param in error.ctx.command.params):
+            hint = "An output is named with -o"
+    elif wrong := re.match(r"Invalid value for '([^']+)': (?:Input |Value error, )?(.*)", problem):
         # "--threads should be a valid integer, unable to parse string as an integer"
         problem = f"{wrong[1]} {wrong[2]}".partition(", unable")[0]
     else:
@@ -176,6 +190,7 @@ def _call(
     function: Command, parameters: list[str], typed: dict[str, Any], as_json: bool
 ) -> Answer | int:
     """Call the function with what was typed, each group's options replaced by the group's value."""
+    _check_output(typed)
     arguments = dict(typed)
     if "typed_options" in parameters:
         arguments["typed_options"] = [name for name, value in typed.items() if was_typed(value)]

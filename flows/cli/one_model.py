@@ -196,7 +196,10 @@ def explain(
     would do with it; the options of `quantize` steer that.
     """
     from quant_core import judging
+    from quant_core.search.checks import check_output
 
+    if output is not None:
+        check_output(model, output)
     progress("timing every kernel", seconds)
     found = judging.explain_model(model, config, samples, threads=threads, seconds=seconds)
     explanation = found.to_dict()
@@ -224,7 +227,11 @@ def compare(
 
     Says their size, accuracy, latency, load time and memory; all run in turn.
     """
+    from quant_core.search.checks import check_output
+
     check_labels(accuracy, samples)
+    if output is not None:
+        check_output(original, output)
     rows = comparison(original, files, samples, accuracy, progress, threads, seconds)
     if output is not None:
         from flows.report.command_pages import write_comparison

@@ -22,6 +22,7 @@ from quant_core.evaluate.timing import Timing
 from quant_core.plan.targets import cpu_name, host_kernels
 
 NAME_A_TABLE = "Name a table of costs, or a new file"
+ROW_START = '{"cpu": '  # of each line, also of one that was cut short
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _read(path: Path, start: int = 0) -> tuple[dict[str, Cost], int, int]:
             if row["cpu"] == cpu_fingerprint():
                 costs.setdefault(row["what"], cost)
             valid_lines += 1
-    is_table = valid_lines > 0 or any(line.startswith("{") for line in lines)
+    is_table = valid_lines > 0 or any(line.startswith(ROW_START) for line in lines)
     if lines and not is_table and not start:
         raise RequestError("holds no costs", str(path), NAME_A_TABLE)
     return costs, len(lines) - valid_lines, start + content.rfind(b"\n") + 1

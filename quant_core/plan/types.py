@@ -5,6 +5,7 @@ one model.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -210,6 +211,10 @@ class QuantPlan:
         """The plan that `to_dict` wrote. Raises: RequestError if this is not a plan."""
         try:
             known = known_keys(cls, values)
+            nodes = tuple(NodePlan.from_dict(node) for node in known["nodes"])
+            for node, count in Counter(planned.node for planned in nodes).items():
+                if count > 1:
+                    raise ValueError(f"names node {node} {count} times")
             outliers = {
                 tensor: OutlierTreatment(**known_keys(OutlierTreatment, how))
                 for tensor, how in known["outliers"].items()
@@ -217,7 +222,7 @@ class QuantPlan:
             return cls(
                 config=QuantConfig.from_dict(known["config"]),
                 target=find_target(known["target"]).name,
-                nodes=tuple(NodePlan.from_dict(node) for node in known["nodes"]),
+                nodes=nodes,
                 activations=dict(known["activations"]),
                 means={tensor: tuple(axes) for tensor, axes in known["means"].items()},
                 outliers=outliers,

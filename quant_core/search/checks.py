@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError, RequestError, reason_of
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.plan.static_nodes import data_inputs
 from quant_core.plan.types import Compute, QuantPlan
 
@@ -18,15 +18,17 @@ from quant_core.plan.types import Compute, QuantPlan
 def check_output(path: str | Path, output: str | Path) -> Path:
     """The output path, whose folder now exists.
 
-    Raises: RequestError if the output is the input `path`, is a folder, or cannot be written.
+    Raises: RequestError if the output is the model `path` or holds its external data, is a folder,
+        or cannot be written; ModelError if there is an output, and the model cannot be read.
     """
     path, output = Path(path), Path(output)
-    if output.exists() and path.exists() and output.samefile(path):
-        raise RequestError(
-            "the output is the input, which is never changed", str(output), "Choose another output"
-        )
+    if output.is_file():
+        external = {Path(t.base_dir, t.location) for t in files.external_tensors(files.load(path))}
+        if any(output.samefile(file) for file in (path, *external)):
+            problem = "the output is also an input, which is never changed"
+            raise RequestError(problem, str(output), "Choose another output")
     if output.is_dir():
-        raise RequestError("is a folder", str(output), "Name a file, such as model_int8.onnx")
+        raise RequestError("is a folder", str(output), "Name a file in it")
     folder = output.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

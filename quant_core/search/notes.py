@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
@@ -53,6 +54,17 @@ def time_note(
     if is_cut_short:
         found.append("the search ended with the best plan that it had")
     return f"the time budget was short: {', '.join(found)}" if found else ""
+
+
+def alike_note(samples: Samples | None) -> str:
+    """That given samples are all the same, so that nothing was measured of others; else ""."""
+    if samples is None or samples.are_random or len(samples) == 1:
+        return ""
+    feeds = iter(samples)
+    first = next(feeds)
+    if any(not np.array_equal(feed[name], first[name]) for feed in feeds for name in first):
+        return ""
+    return f"all {len(samples)} samples are the same: nothing was measured for other inputs"
 
 
 def size_note(size_bytes: int, float_size_bytes: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,6 +224,50 @@ def an_output_that_is_the_original(folder):
 def an_output_that_is_a_link_to_the_original(folder):
     (folder / "link.onnx").symlink_to("float.onnx")
     return ["quantize", "float.onnx", "-o", "link.onnx"]
+
+
+@case(2, "never changed")
+def an_output_that_is_the_data(folder):
+    return ["calibrate", "float.onnx", "--data", "samples.npy", "-o", "./samples.npy"]
+
+
+@case(2, "never changed")
+def an_output_that_is_the_plan(folder):
+    (folder / "plan.json").write_text("{}")
+    return ["quantize", "float.onnx", "--plan", "plan.json", "-o", "plan.json"]
+
+
+@case(2, "never changed")
+def an_output_that_holds_the_weights_of_the_original(folder):
+    save_apart(tiny_cnn(), folder / "apart.onnx", "weights.bin")
+    return ["quantize", "apart.onnx", "-o", "weights.bin"]
+
+
+@case(2, "never changed")
+def a_page_in_place_of_the_model(folder):
+    return ["explain", "float.onnx", "-o", "float.onnx"]
+
+
+@case(2, "never changed")
+def a_page_in_place_of_a_file_that_is_compared(folder):
+    shutil.copy(folder / "float.onnx", folder / "other.onnx")
+    return ["compare", "float.onnx", "other.onnx", "-o", "other.onnx"]
+
+
+@case(2, "never changed")
+def a_page_in_place_of_weights(folder):
+    save_apart(tiny_cnn(), folder / "apart.onnx", "weights.bin")
+    return ["explain", "apart.onnx", "-o", "weights.bin"]
+
+
+@case(2, "cannot be made")
+def a_page_under_a_file(folder):
+    return ["compare", "float.onnx", "float.onnx", "-o", "samples.npy/page.html"]
+
+
+@case(2, "holds no costs")
+def costs_in_the_model(folder):
+    return quantizing("float.onnx", "--costs", "float.onnx")
 
 
 @case(2, "--data")

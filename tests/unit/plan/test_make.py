@@ -51,6 +51,14 @@ def test_what_is_no_plan_is_a_request_error(text):
         QuantPlan.from_json(text)
 
 
+def test_a_plan_decides_once_about_a_node():
+    values = plan_of("residual").to_dict()
+    values["nodes"].append(values["nodes"][0])
+
+    with pytest.raises(RequestError, match=f"names node {values['nodes'][0]['node']} 2 times"):
+        QuantPlan.from_dict(values)
+
+
 @pytest.mark.parametrize(
     ("mode", "conv", "gemm", "lstm", "table"),
     [

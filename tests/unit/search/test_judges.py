@@ -164,6 +164,19 @@ def test_a_plan_says_which_samples_its_weights_were_not_fitted_to(model, tmp_pat
     assert is_fitted_to_all == (count < 32)
 
 
+@pytest.mark.parametrize("count", [2, 33])
+def test_samples_that_are_all_the_same_are_noted(model, tmp_path, count):
+    rows = np.random.default_rng(0).standard_normal((count, 8), dtype=np.float32)
+    same = np.repeat(rows[:1], count, axis=0)
+    config = QuantConfig(mode="static")
+
+    of_same = api.quantize_model(model, tmp_path / "a.onnx", config, calibration=same)
+    of_others = api.quantize_model(model, tmp_path / "b.onnx", config, calibration=rows)
+
+    assert "samples are the same" in of_same.note
+    assert "samples are the same" not in of_others.note
+
+
 def test_the_plan_of_a_repaired_file_makes_the_same_bytes(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "m.onnx"
     weight = rng.standard_normal((64, 64)).astype(np.float32)

@@ -31,6 +31,15 @@ def test_every_command_explains_itself(command, capsys):
             "error: there is no option --bitz\nhint: Did you mean --bits?\n",
         ),
         (
+            "quantize m.onnx q.onnx",
+            "error: q.onnx is one argument too many\nhint: An output is named with -o\n",
+        ),
+        (
+            "info m.onnx q.onnx",
+            "error: q.onnx is one argument too many\n"
+            "hint: `quantmill info --help` lists what can be given\n",
+        ),
+        (
             "benchmark m.onnx",
             "error: missing argument 'QUANTIZED'\n"
             "hint: `quantmill benchmark --help` lists what can be given\n",
