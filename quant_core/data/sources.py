@@ -63,8 +63,8 @@ def open_source(source: Any, inputs: tuple[InputSpec, ...]) -> Source:
         if path.is_dir():
             return _folder(path, inputs)
         return _arrays(str(path), open_arrays(path), inputs, path)
-    if isinstance(source, np.ndarray):
-        return _arrays("array", {"": source}, inputs)
+    if hasattr(source, "__array__"):
+        return _arrays("array", {"": np.asarray(source)}, inputs)
     if isinstance(source, Mapping):
         arrays = {str(name): np.asarray(array) for name, array in source.items()}
         return _arrays("arrays", arrays, inputs)
@@ -203,13 +203,17 @@ def _folder(path: Path, inputs: tuple[InputSpec, ...]) -> FileSource:
 
 
 def _feeds(source: Iterable[Any], inputs: tuple[InputSpec, ...]) -> FeedSource:
-    feeds = list(source)
-    for position, feed in enumerate(feeds):
-        if not isinstance(feed, Mapping):
+    feeds = []
+    for position, feed in enumerate(source):
+        if isinstance(feed, Mapping):
+            feeds.append(feed)
+        elif hasattr(feed, "__array__"):
+            feeds.append(by_name({"": np.asarray(feed)}, inputs, f"feed {position}"))
+        else:
             raise DataError(
                 f"is {type(feed).__name__}",
                 f"feed {position}",
-                "A feed maps input names to arrays",
+                "A feed maps input names to arrays, or is the array of a single input",
             )
     return FeedSource("feeds", feeds, inputs)
 
@@ -269,7 +273,7 @@ def by_name(arrays: Mapping[str, T], inputs: Sequence[InputSpec], where: str) ->
         raise DataError(
             f"is one array, but the model has {len(names)} inputs",
             where,
-            f"An .npz with {describe_inputs(inputs)}",
+            f"One for each of {describe_inputs(inputs)}",
         )
     for name in arrays:
         if name not in names:

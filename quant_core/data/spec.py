@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 RANDOM = "random"
 
 SampleSource = Union[
-    str, Path, "NDArray[Any]", Mapping[str, "NDArray[Any]"], Iterable[Mapping[str, "NDArray[Any]"]]
+    str,
+    Path,
+    "NDArray[Any]",
+    Mapping[str, "NDArray[Any]"],
+    Iterable[Union[Mapping[str, "NDArray[Any]"], "NDArray[Any]"]],
 ]
 SampleLabels = Union[str, Path, "NDArray[Any]"]
 SampleShape = Mapping[str, Sequence[int]] | Sequence[int]
@@ -50,7 +54,8 @@ class SampleSpec:
             folder of them    one feed per file, in the order of the names, fed as stored
             "random"          seeded values that the model runs on: normal floats, indices within
                               tables, lengths, masks; to try a model, not to calibrate it
-            array, mapping of arrays, iterable of feeds: the same, from Python
+            array, mapping of arrays, iterable of feeds: the same, from Python; a feed of a
+                              single-input model may be its array
             If an array has the input's rank, its first axis is the sample, and each feed takes as
             many samples as the model's batch axis is fixed to (else 1; a remainder is left out).
             If an array has one axis more, or is an array for a scalar input, each element is a

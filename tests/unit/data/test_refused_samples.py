@@ -138,6 +138,13 @@ def test_feeds_that_are_no_mappings_are_refused():
     assert "input names" in caught.value.hint
 
 
+def test_an_array_is_no_feed_of_two_inputs():
+    two = [spec("a", "float32", "N", 2), spec("b", "float32", "N", 2)]
+
+    with pytest.raises(DataError, match="feed 0: is one array, but the model has 2 inputs"):
+        opened([np.zeros((1, 2), np.float32)], two)
+
+
 def test_a_fixed_batch_cannot_be_another():
     inputs = [InputSpec("x", np.dtype("float32"), (1, 2))]
     samples = open_samples(SampleSpec(np.zeros((3, 2), np.float32)), inputs)

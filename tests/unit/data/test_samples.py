@@ -48,7 +48,8 @@ def test_an_input_of_no_numpy_type_is_a_model_error():
 
 @pytest.mark.parametrize("resident_bytes", [0, 1 << 20], ids=["row by row", "in memory"])
 @pytest.mark.parametrize(
-    "kind", ["npy", "fortran", "npz", "deflate", "lzma", "array", "mapping", "feeds", "folder"]
+    "kind",
+    ["npy", "fortran", "npz", "deflate", "lzma", "array", "mapping", "feeds", "list", "folder"],
 )
 def test_every_kind_of_source_gives_the_same_feeds_in_any_order(
     tmp_path, monkeypatch, kind, resident_bytes
@@ -72,6 +73,8 @@ def test_every_kind_of_source_gives_the_same_feeds_in_any_order(
             source = {"image": data}
         case "feeds":
             source = ({"image": data[i : i + 1]} for i in range(5))
+        case "list":
+            source = list(np.split(data, 5))
         case "folder":
             source = tmp_path / "feeds"
             source.mkdir()
