@@ -21,6 +21,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
 from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.float_reasons import has_integers
 from quant_core.evaluate.kernels import profile_kernels
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_each
@@ -28,7 +29,7 @@ from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.evaluate.timing import Timing, measure, measure_all
 from quant_core.metrics import Fidelity
-from quant_core.model import files, graph
+from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
@@ -174,7 +175,7 @@ def explain_model(
     )
     unsafe = {node.node: node.pairs for node in saturating_nodes(model)}
     planned: dict[str, NodePlan] = {}
-    is_quantized = graph.is_quantized(model)
+    is_quantized = has_integers(model)
     if not is_quantized:
         plan = plan_model(path, config, feeds)
         planned = {node.node: node for node in plan.nodes}

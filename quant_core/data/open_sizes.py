@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from quant_core.data.input_hints import named_hint
 from quant_core.data.input_spec import InputSpec
-from quant_core.data.strategies import LENGTH, Strategy
+from quant_core.data.strategies import LENGTH, SIDE, Strategy
 
+FEATURE_SIDE = 64  # of a latent image: 512 pixels behind three halvings
 SAMPLE_RATE = 16000  # of audio, of which one second is drawn
 # Open axes named so are no batch, though they may come first.
 STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
@@ -31,7 +32,8 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     """Symbol -> size. One symbol has one size, wherever it stands; sums of symbols add up.
 
     1. A symbol of a first axis is the batch, 1, unless its name says that it counts steps.
-    2. An open axis of an image (rank 4) is a side, of a state 1, any other a length.
+    2. An open axis of an image (rank 4) is a side, of a state 1, any other a length. Latents and
+       features of an encoder have more channels than an image, and shorter sides.
     3. `a + b` has the sum of both sizes. `total...` has that of `past...` and of what is new.
     """
     named = [(spec, size) for spec in inputs for size in spec.shape if isinstance(size, str)]
@@ -70,7 +72,15 @@ def _open_size(
     if is_state or (strategy.is_alone and spec is not inputs[0]):
         return 1
     is_side = len(spec.shape) == 4 and not re.search("seq|len|past", name)
-    return strategy.side if is_side else strategy.length
+    if not is_side:
+        return strategy.length
+    return FEATURE_SIDE if strategy.side == SIDE and _has_features(spec) else strategy.side
+
+
+def _has_features(spec: InputSpec) -> bool:
+    """Whether an input of rank 4 has more channels than an image, first or last."""
+    known = [size for size in (spec.shape[1], spec.shape[-1]) if isinstance(size, int)]
+    return bool(known) and min(known) > 3
 
 
 def _computed(text: str, symbols: Mapping[str, int], strategy: Strategy) -> int | None:

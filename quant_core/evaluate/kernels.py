@@ -18,8 +18,12 @@ import onnx
 import onnx_ir as ir
 
 from quant_core.data.sources import Feed
-from quant_core.evaluate.float_reasons import multiplies_by_weight, why_float
-from quant_core.model import graph
+from quant_core.evaluate.float_reasons import (
+    has_integers,
+    multiplies_by_weight,
+    unpacked_weights,
+    why_float,
+)
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.session import open_profiled, optimized_graph, run
 
@@ -102,14 +106,17 @@ def profile_kernels(
     """
     timed, runs = _profile(source, feed, threads, seconds)
     model = _normal_form(source) if normalized is None else normalized
-    is_quantized = graph.is_quantized(model)
+    is_quantized = has_integers(model)
+    unpacked = unpacked_weights(model)
     covered = _covered_nodes(optimized_graph(source), model)
     kernels = []
     for name, found in timed.items():
         nodes = covered.get(name, ())
         arithmetic = arithmetic_of(found.op_type, found.input_types, found.output_types)
         is_float = arithmetic in (Arithmetic.FLOAT32, Arithmetic.FLOAT16, Arithmetic.FLOAT64)
-        why = why_float(found.op_type, nodes, is_quantized=is_quantized) if is_float else ""
+        why = (
+            why_float(found.op_type, nodes, unpacked, is_quantized=is_quantized) if is_float else ""
+        )
         kernels.append(
             Kernel(
                 name=name,

@@ -155,6 +155,13 @@ def test_open_sides_of_an_image_are_sides_whatever_their_names(name):
     assert image.shape == (1, 3, 224, 224)
 
 
+@pytest.mark.parametrize("shape", [("n", 4, "height", "width"), ("n", "height", "width", 16)])
+def test_open_sides_of_a_latent_image_are_shorter_as_attention_is_between_all_its_pixels(shape):
+    latent = named("sample", np.float32, *shape)
+
+    assert sorted(latent.shape)[2:] == [64, 64]
+
+
 def test_other_sizes_are_tried_until_the_model_runs(tmp_path):
     kernel = np.ones((2, 1, 400), np.float32)
     text = "(float[n, 1, t] x) => (float[n, 2, m] y) { y = Conv<strides = [160]>(x, w) }"

@@ -46,6 +46,11 @@ def the_multiplication(kernels):
             "only its weight is quantized; it is unpacked when the model loads",
         ),
         (
+            f"{IMAGE} {{ f = Cast<to = 1>(k) d = Mul(f, s) y = Conv(x, d) }}",
+            (1, 3, 8, 8),
+            "only its weight is quantized; it is unpacked when the model loads",
+        ),
+        (
             f"{IMAGE} {{ {QDQ} d = DequantizeLinear(k, s, zw) y = Conv(a, d) }}",
             (1, 3, 8, 8),
             "its output is not quantized, which its integer kernel needs",
@@ -105,6 +110,14 @@ def test_a_float_model_is_told_what_a_plan_would_do(cnn):
     assert advice["conv"].startswith("compute in float, weight in int8")
     assert not explanation["is_quantized"]
     assert sum(explanation["shares"].values()) == pytest.approx(1)
+
+
+def test_a_model_whose_weights_are_all_unpacked_is_quantized(cnn, tmp_path):
+    api.quantize_model(cnn, tmp_path / "int8.onnx", QuantConfig(mode="weight_only"))
+
+    explanation = judging.explain_model(tmp_path / "int8.onnx", seconds=0)
+
+    assert explanation.is_quantized
 
 
 def test_a_quantized_model_is_told_where_it_saturates(cnn, tmp_path):
