@@ -12,6 +12,7 @@ from quant_core.model import graph, old_scan
 from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.restore_interface import restore_interface
 
+OPSET_TRAINING_MODE = 14  # the first with this attribute of BatchNormalization
 OPSET_INT4 = 21  # the first with 4-bit types and blocks
 OPSET_KERNELS = 25  # the newest whose QuantizeLinear onnxruntime computes
 IR_VERSION = 8  # of opset 17
@@ -51,8 +52,12 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
     They are inputs while it works: no operator depends on their content.
     """
     copy = model.clone()
+    trained = _batch_norms_in_training(copy)
     held = _hold_large_tensors(copy)
     raised = from_proto(old_scan.convert(to_proto(copy), version))
+    for node in (node for inside in graph.graphs_of(raised) for node in inside):
+        if node.outputs and node.outputs[0].name in trained:
+            node.attributes.add(ir.AttrInt64("training_mode", 1))
     for before, after in zip(model.graph.outputs, raised.graph.outputs, strict=True):
         after.shape = before.shape  # the converter names sizes that are not known
     for value in list(raised.graph.inputs):
@@ -62,6 +67,24 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
             raised.graph.register_initializer(value)
     restore_interface(raised, model)
     return raised
+
+
+def _batch_norms_in_training(model: ir.Model) -> set[str]:
+    """The first outputs of batch norms that normalize by their own batch. Edit in place: these have
+    none of the outputs that opset 14 took away, unless they are read.
+
+    Before opset 14, a batch norm that has all five outputs is in training; ONNX's converter
+    does not know that. Source: ONNX, operators BatchNormalization-9 and BatchNormalization-14.
+    """
+    if graph.opset(model) >= OPSET_TRAINING_MODE:
+        return set()
+    found = set()
+    for node in (node for inside in graph.graphs_of(model) for node in inside):
+        if node.op_type == "BatchNormalization" and len(node.outputs) > 1:
+            found.add(str(node.outputs[0].name))
+            if not any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
+                node.resize_outputs(3)
+    return found
 
 
 def _hold_large_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:

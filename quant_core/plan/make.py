@@ -206,12 +206,25 @@ def _nothing_to_quantize(model: ir.Model) -> ModelError:
             str(left.name),
             "Weights are quantized as right operands: transpose the product",
         )
+    replaceable = [v for n in nodes if n.op_type in RULES for v in _replaceable_weights(n)]
+    if replaceable:
+        return ModelError(
+            "nothing to quantize: its weights are inputs, which whoever runs it may replace",
+            replaceable[0],
+            "Export without keep_initializers_as_inputs",
+        )
     others = sorted({n.op_type for n in nodes})
     shown = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
     return ModelError(
         f"nothing to quantize: none of its operators ({shown}) has a weight of its own",
         hint=f"Weights are constants of {', '.join(n for n in RULES if RULES[n].weights)}",
     )
+
+
+def _replaceable_weights(node: ir.Node) -> list[str]:
+    """The weights that are inputs of the model, with default values."""
+    operands = [graph.input_at(node, i) for i in RULES[node.op_type].weights]
+    return [str(v.name) for v in operands if v and v.is_graph_input() and v.const_value is not None]
 
 
 def _is_on_left(node: ir.Node) -> bool:

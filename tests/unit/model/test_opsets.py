@@ -6,9 +6,10 @@ import pytest
 
 from quant_core.api import quantize_with_calibration
 from quant_core.errors import ModelError
-from quant_core.model.opset import OPSET_KERNELS
+from quant_core.model.opset import OPSET_KERNELS, raise_opset
 from quant_core.model.prepare import prepare
-from quant_core.model.session import open_session
+from quant_core.model.proto import from_proto
+from quant_core.model.session import open_session, run
 from tests.models import sketch, tiny_cnn
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -44,3 +45,19 @@ def test_onnxruntime_has_no_kernels_for_later_ones():
     open_session(sketch(text, constants, OPSET_KERNELS, 10).SerializeToString())
     with pytest.raises(ModelError, match="QuantizeLinear"):
         open_session(sketch(text, constants, NEWEST, 10).SerializeToString())
+
+
+def test_a_batch_norm_in_training_stays_in_training_at_a_newer_opset():
+    text = """(float[n, 2] x) => (float[n, 2] y)
+        { p = MatMul(x, w) y, m, v, saved_m, saved_v = BatchNormalization(p, one, zero, zero, one) }
+    """
+    constants = {"w": np.eye(2), "one": np.ones(2), "zero": np.zeros(2)}
+    constants = {name: array.astype(np.float32) for name, array in constants.items()}
+    model = from_proto(sketch(text, constants, opset=13))
+    feed = {"x": np.float32([[1, 2], [3, 5]])}
+
+    raised = raise_opset(model, 21)
+
+    expected, found = (run(open_session(m), feed) for m in (model, raised))
+    assert np.abs(expected[0]).max() > 0.9  # normalized by the batch, and not by (0, 1)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)

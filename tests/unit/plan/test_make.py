@@ -7,7 +7,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
@@ -210,6 +210,16 @@ def test_only_inputs_of_rounded_weights_need_means():
 def test_a_model_without_weights_has_nothing_to_quantize():
     with pytest.raises(ModelError, match="nothing to quantize"):
         plan_of(sketch("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }"))
+
+
+def test_weights_that_are_inputs_with_default_values_are_refused_with_that_reason():
+    model = sketch(
+        "(float[n,4] x) => (float[n,4] y) { y = MatMul(x, w) }", {"w": np.eye(4, dtype="f")}
+    )
+    model.graph.input.append(helper.make_tensor_value_info("w", 1, [4, 4]))
+
+    with pytest.raises(ModelError, match="inputs, which whoever runs it may replace"):
+        plan_of(model)
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
