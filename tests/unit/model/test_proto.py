@@ -27,7 +27,7 @@ def classifier() -> onnx.ModelProto:
         "ZipMap", ["p"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[3, 7]
     )
     model.graph.node.append(node)
-    a_map = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+    a_map = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, None))
     kind = helper.make_sequence_type_proto(a_map)
     model.graph.output.append(helper.make_value_info("maps", kind))
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
@@ -55,6 +55,7 @@ def test_a_model_with_maps_is_prepared_and_written(tmp_path):
 
     write_model(prepare(tmp_path / "m.onnx"), tmp_path / "q.onnx")
 
+    assert onnx.load(tmp_path / "q.onnx").graph.output == classifier().graph.output
     x = np.ones((1, 4), np.float32)
     runs = [
         ort.InferenceSession(tmp_path / n).run(None, {"x": x})[1][0] for n in ("m.onnx", "q.onnx")
