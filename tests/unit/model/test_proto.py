@@ -72,6 +72,25 @@ def test_a_model_with_maps_is_quantized(tmp_path):
     assert kinds == ["tensor(float)", "seq(map(int64,tensor(float)))"]
 
 
+def test_nodes_that_stand_before_what_they_read_are_put_in_order():
+    """onnxruntime runs such files, and its converter to float16 writes them."""
+    text = """(float[n] x, bool c) => (float[n] y) {
+        a = Neg(x) b = If (c) <
+            then_branch = t () => (float[n] p) { p = Abs(a) },
+            else_branch = e () => (float[n] q) { q = Exp(a) }
+        > y = Relu(b)
+    }"""
+    model = sketch(text, {})
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([nodes[1], nodes[2], nodes[0]])
+
+    read = from_proto(model)
+
+    assert [node.op_type for node in read.graph] == ["Neg", "If", "Relu"]
+    read.clone()
+
+
 @pytest.mark.parametrize("indices", [[1, 4], [[0, 1], [1, 1]]], ids=["flat", "coordinates"])
 def test_a_sparse_initializer_is_read_as_a_dense_one(indices):
     model = sketch("(float[n, 2] x) => (float[n, 3] y) { y = MatMul(x, w) }", {})
