@@ -16,6 +16,8 @@ from quant_core.model.graph import (
     drop_unused,
     first_line,
     graphs_of,
+    home,
+    replace_value,
 )
 from quant_core.model.names import make_unique
 
@@ -88,25 +90,50 @@ def _remove_identities(graph: ir.Graph) -> None:
 
 
 def _capture_carried(graph: ir.Graph) -> None:
-    """Edit in place: nodes in a Loop read a constant that it carries unchanged from outside.
+    """Edit in place: nodes in a Loop read what it carries unchanged from outside.
 
         Loop(w) { MatMul(s, w_in); w_out = Identity(w_in) }    becomes    Loop { MatMul(s, w) }
 
-    A state whose last value is read stays, but its readers inside read the constant.
+    onnxruntime copies a state that is handed on, in every iteration. One that is an output of the
+    graph stays, but its readers inside read what is outside.
     """
-    for node in [n for n in graph if n.op_type == "Loop" and not n.domain]:
-        body = node.attributes["body"].as_graph()
-        for state in reversed(range(len(node.inputs) - 2)):
-            value = node.inputs[2 + state]
-            inner = body.inputs[2 + state]
-            after = body.outputs[1 + state]
-            if value is None or value.const_value is None or value.producer() is not None:
+    for loop in [n for n in graph if n.op_type == "Loop" and not n.domain]:
+        body = loop.attributes["body"].as_graph()
+        dropped = []
+        for state, value in enumerate(loop.inputs[2:]):
+            inner, after = body.inputs[2 + state], body.outputs[1 + state]
+            if value is None or (after is not inner and not _is_copy(after, inner)):
                 continue
-            if after is not inner and not _is_copy(after, inner):
-                continue
-            for use in list(inner.uses()):
+            for use in [*inner.uses(), *after.uses()]:
                 if use.node is not after.producer():
                     use.node.replace_input_with(use.idx, value)
+            if loop.outputs[state].is_graph_output():
+                continue
+            loop.outputs[state].replace_all_uses_with(value)
+            others = {*body.outputs[: 1 + state], *body.outputs[2 + state :]}
+            if others.isdisjoint((inner, after)):
+                dropped.append(state)
+        if dropped:
+            _drop_states(loop, dropped)
+
+
+def _drop_states(loop: ir.Node, dropped: list[int]) -> None:
+    """Edit in place: a Loop, of which nothing reads these states, does not carry them."""
+    body = loop.attributes["body"].as_graph()
+    inputs, outputs = list(loop.inputs), list(loop.outputs)
+    for state in reversed(dropped):
+        del inputs[2 + state], outputs[state]
+        copy = body.outputs.pop(1 + state).producer()
+        if copy is not None:
+            body.remove(copy, safe=True)
+        body.inputs.pop(2 + state)
+    shorter = ir.Node(
+        "", "Loop", inputs, loop.attributes.values(), num_outputs=len(outputs), name=loop.name
+    )
+    home(loop).insert_before(loop, shorter)
+    for old, new in zip(outputs, shorter.outputs, strict=True):
+        replace_value(old, new)
+    home(loop).remove(loop, safe=True)
 
 
 def _is_copy(after: ir.Value, before: ir.Value) -> bool:

@@ -18,6 +18,7 @@ from quant_core.optimize.rules.affine_as_conv import affine_as_conv
 from quant_core.optimize.rules.common_subexpressions import common_subexpressions
 from quant_core.optimize.rules.fold_affine import fold_into_consumers, fold_into_producer
 from quant_core.optimize.rules.hard_sigmoid import hard_sigmoid
+from quant_core.optimize.rules.hoist_products import hoist_products
 from quant_core.optimize.rules.inner_softmax import inner_softmax
 from quant_core.optimize.rules.known_sizes import known_sizes
 from quant_core.optimize.rules.layer_norm import inner_layer_norm, layer_norm
@@ -80,4 +81,5 @@ TIMED: dict[str, Timed] = {
     "inner_layer_norm": inner_layer_norm,
     "split_convs": split_convs,
     "stack_outputs": stack_outputs,
+    "hoist_products": hoist_products,
 }
