@@ -16,7 +16,7 @@ class OptimizeResult:
 
     rewrites  one row for each change: rule, node, and the absorbed nodes
     undone    one row for each rule that was taken back: rule, nodes and reason
-    note      that the file is larger than its original, if it is
+    note      that the file is larger than its original, or a copy of it, if it is
     """
 
     output: str

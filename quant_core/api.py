@@ -22,7 +22,7 @@ from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model.info import model_info
 from quant_core.model.to_float32 import stores_float16
-from quant_core.model.write import sign, write_model
+from quant_core.model.write import sign, write_copy, write_model
 from quant_core.optimize.applied import REWRITES, to_text
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import apply_plan
@@ -31,7 +31,7 @@ from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
 from quant_core.search.judges import observed
 from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
-from quant_core.search.prepared import prepare_as_planned, prepare_optimized
+from quant_core.search.prepared import is_faster, prepare_as_planned, prepare_optimized
 from quant_core.search.result import QuantResult, write_result
 from quant_core.text import counted
 
@@ -197,11 +197,15 @@ def optimize_model(
     fix_shape  name of an open size of the inputs, or INPUT:AXIS -> the size that it always has
     costs      file of the timing cache, read and added to: with all in it, the same bytes again
 
+    What would be larger than its original is written only where it is faster, or has fixed shapes;
+    else the original is copied.
+
     Raises: QuantError.
     """
     output = check_output(path, output)
     timings = TimingCache(costs)
     config = QuantConfig(fix_shape=fix_shape or {})
+    feeds = None
     try:
         feeds = samples_for(
             path, SampleSpec() if samples is None else samples, sizes=config.fix_shape
@@ -220,14 +224,19 @@ def optimize_model(
     sign(model)
     size_bytes = write_model(model, output)
     float_size_bytes = model_info(path).size_bytes
-    added = size_bytes - float_size_bytes
+    rewrites, note = found.applied, ""
+    if size_bytes > float_size_bytes:
+        note = f"{size_bytes - float_size_bytes} bytes larger than its original"
+        if not fix_shape and not is_faster(path, model, feeds, timings):
+            note = f"a copy of its original: rewritten, it is {note} and no faster"
+            size_bytes, rewrites = write_copy(Path(path), output), ()
     return OptimizeResult(
         output=str(output),
         size_bytes=size_bytes,
         float_size_bytes=float_size_bytes,
-        rewrites=[change.to_dict() for change in found.applied],
+        rewrites=[change.to_dict() for change in rewrites],
         undone=[asdict(attempt) for attempt in found.undone],
-        note=f"{added} bytes larger than its original: nodes and names take them" * (added > 0),
+        note=note,
     )
 
 

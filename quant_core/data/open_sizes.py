@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from quant_core.data.input_hints import named_hint
+from quant_core.data.input_hints import MASK, named_hint
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.strategies import LENGTH, SIDE, Strategy
 
@@ -17,7 +17,8 @@ SAMPLE_RATE = 16000  # of audio, of which one second is drawn
 STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
 # Inputs named so carry a state from one run to the next: their open axes are the batch.
 STATE = re.compile(r"state|hidden|cell|(^|_)[hc]\d*($|_)")
-PAST_OR_ALL = re.compile(r"past|total")
+# Inputs named so are the keys and values of the steps before: their open axes are no sides.
+PAST = re.compile(r"past|cache")
 # Open axes written so are computed from others. Any other text is a name: `DynamicDimension.1`.
 COMPUTED = re.compile(r"[-+*/%()]")
 OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -34,7 +35,8 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     1. A symbol of a first axis is the batch, 1, unless its name says that it counts steps.
     2. An open axis of an image (rank 4) is a side, of a state 1, any other a length. Latents and
        features of an encoder have more channels than an image, and shorter sides.
-    3. `a + b` has the sum of both sizes. `total...` has that of `past...` and of what is new.
+    3. `a + b` has the sum of both sizes. `total...`, and the axis that only a mask has, have that
+       of the past and of what is new.
     """
     named = [(spec, size) for spec in inputs for size in spec.shape if isinstance(size, str)]
     symbols: dict[str, int] = {}
@@ -44,7 +46,7 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     for spec, size in named:  # 2
         if not COMPUTED.search(size):
             symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
-    symbols |= _totals(symbols)  # 3
+    symbols |= _totals(named, symbols)  # 3
     for _, size in named:
         if size not in symbols:
             computed = _computed(size, symbols, strategy)
@@ -52,14 +54,23 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     return symbols
 
 
-def _totals(symbols: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of `total...`: what is past, and what is new or else one step."""
-    past = next((n for s, n in symbols.items() if "past" in s.lower()), 0)
-    new = (
-        n for s, n in symbols.items() if "seq" in s.lower() and not PAST_OR_ALL.search(s.lower())
-    )
-    total = past + next(new, 1)
-    return {symbol: total for symbol in symbols if past and "total" in symbol.lower()}
+def _totals(named: Sequence[tuple[InputSpec, str]], symbols: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of what covers the past and what is new, or else one step: `total...`, and the axis
+    of a mask that no other input has, in models that take a past.
+    """
+    inner = [(spec, size) for spec, size in named if size in symbols and size != spec.shape[0]]
+    others = {size for spec, size in inner if not _is_mask_of_all(spec)}
+    totals = {size for _, size in inner if "total" in size.lower() or size not in others}
+    past = {s for spec, s in inner if "past" in s.lower() or PAST.search(spec.name.lower())}
+    new = [(spec, s) for spec, s in inner if s not in past | totals]
+    new_sizes = [symbols[s] for spec, s in new if "seq" in s.lower() or spec.dtype.kind == "i"]
+    length = max((symbols[s] for s in past - totals), default=0)
+    return dict.fromkeys(totals, length + (new_sizes or [1])[0]) if length else {}
+
+
+def _is_mask_of_all(spec: InputSpec) -> bool:
+    name = spec.name.lower()
+    return bool(MASK.search(name)) and "encoder" not in name
 
 
 def _open_size(
@@ -71,7 +82,8 @@ def _open_size(
     is_state = STATE.search(spec.name.lower()) and not STEPS.search(name)
     if is_state or (strategy.is_alone and spec is not inputs[0]):
         return 1
-    is_side = len(spec.shape) == 4 and not re.search("seq|len|past", name)
+    is_past = PAST.search(spec.name.lower()) or re.search("seq|len|past", name)
+    is_side = len(spec.shape) == 4 and not is_past
     if not is_side:
         return strategy.length
     return FEATURE_SIDE if strategy.side == SIDE and _has_features(spec) else strategy.side

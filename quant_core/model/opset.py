@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -66,6 +67,7 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
             value.const_value = held[value.name]
             raised.graph.register_initializer(value)
     restore_interface(raised, model)
+    _forget_inferred(raised, model)
     return raised
 
 
@@ -85,6 +87,21 @@ def _batch_norms_in_training(model: ir.Model) -> set[str]:
             if not any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
                 node.resize_outputs(3)
     return found
+
+
+def _forget_inferred(raised: ir.Model, model: ir.Model) -> None:
+    """Edit `raised` in place: no types that the converter inferred and `model` does not state.
+
+    A file states one for every result, which can take more bytes than small weights.
+    """
+    stated = {value.name for value in _results(model) if value.type is not None}
+    for value in _results(raised):
+        if value.name not in stated and not value.is_graph_output():
+            value.type = value.shape = None
+
+
+def _results(model: ir.Model) -> Iterator[ir.Value]:
+    return (v for inside in graph.graphs_of(model) for node in inside for v in node.outputs)
 
 
 def _hold_large_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:

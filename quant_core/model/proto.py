@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quant_core.errors import ModelError
-from quant_core.model.graph import consumers, drop_unused, home
+from quant_core.model.graph import consumers, drop_unused, graphs_in, home
 
 IR_DEFAULTS = 4  # the first in which an input may have a default value
 HABIT = 5  # so many initializers, all of them inputs, are no choice of the author's
@@ -33,6 +33,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
        demanded that, and exporters kept the habit.
     5. A Constant whose output is an initializer too goes: onnxruntime writes both for a graph
        inside a graph inside another.
+    6. Nodes come after those whose results they read, as ONNX demands and onnxruntime does not.
 
     Raises: ModelError if a sparse tensor is not valid, or too large when it is dense.
     """
@@ -52,7 +53,21 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in held:
             value.meta[TYPE] = held[value.name]
+    if not _is_sorted(model.graph, set()):  # 6
+        model.graph.sort()
     return model
+
+
+def _is_sorted(graph: ir.Graph, done: set[ir.Node]) -> bool:
+    """Whether no node, in a subgraph either, reads a result of one that is not `done` before it."""
+    for node in graph:
+        producers = (value.producer() for value in node.inputs if value is not None)
+        if not done.issuperset(p for p in producers if p is not None):
+            return False
+        if not all(_is_sorted(inside, done) for inside in graphs_in(node)):
+            return False
+        done.add(node)
+    return True
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

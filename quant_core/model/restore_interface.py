@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from quant_core.model.proto import TYPE
+
 
 def restore_interface(model: ir.Model, original: ir.Model) -> None:
     """Edit `model` in place: what its original says of itself, its inputs and its outputs.
@@ -24,3 +26,5 @@ def restore_interface(model: ir.Model, original: ir.Model) -> None:
             value.metadata_props.update(found.metadata_props)
             if value.dtype == found.dtype:
                 value.type = found.type  # with its denotation
+            if TYPE in found.meta:
+                value.meta[TYPE] = found.meta[TYPE]

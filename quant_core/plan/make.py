@@ -36,6 +36,7 @@ from quant_core.plan.weighted_nodes import NO_CHOICE, WeightedNodes, has_weights
 BETWEEN = "runs on 8-bit data between static neighbours"
 FEW_WEIGHTS = "int8: few weights"
 DIRECTIONS = 2  # of a recurrent node
+WEIGHTS = frozenset({"coefficients", "support_vectors"})  # attributes of ai.onnx.ml
 LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
 
 
@@ -199,6 +200,13 @@ def _nothing_to_quantize(model: ir.Model) -> ModelError:
             f"nothing to quantize: {trees} compares with thresholds, and multiplies nothing",
             hint="Trees are small and fast as they are",
         )
+    inside = next((n for n in nodes if _holds_weights(n)), None)
+    if inside is not None:
+        return ModelError(
+            f"nothing to quantize: {inside.op_type} holds its weights in attributes, as floats",
+            str(inside.name),
+            "Such models are small and fast as they are",
+        )
     left = next((n for n in nodes if n.op_type == "Gemm" and _is_on_left(n)), None)
     if left is not None:
         return ModelError(
@@ -225,6 +233,11 @@ def _replaceable_weights(node: ir.Node) -> list[str]:
     """The weights that are inputs of the model, with default values."""
     operands = [graph.input_at(node, i) for i in RULES[node.op_type].weights]
     return [str(v.name) for v in operands if v and v.is_graph_input() and v.const_value is not None]
+
+
+def _holds_weights(node: ir.Node) -> bool:
+    """Whether it is a linear model or a support vector machine of ai.onnx.ml."""
+    return node.domain == "ai.onnx.ml" and not WEIGHTS.isdisjoint(node.attributes)
 
 
 def _is_on_left(node: ir.Node) -> bool:

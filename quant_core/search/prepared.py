@@ -20,7 +20,7 @@ from quant_core.model import files
 from quant_core.model.prepare import prepare
 from quant_core.optimize.opened import OpenedModel
 from quant_core.optimize.rules import EXACT, PRUNE
-from quant_core.optimize.run import Optimized, Speedup, follow, optimize
+from quant_core.optimize.run import LEAST_GAIN, Optimized, Speedup, follow, optimize
 from quant_core.plan.targets import TARGETS, Runtime, find_target, host_target_name
 from quant_core.plan.types import QuantPlan
 from quant_core.search.policy import POLICY
@@ -66,6 +66,19 @@ def prepare_as_planned(path: str | Path, plan: QuantPlan, samples: Samples | Non
     config = plan.config
     model = prepare(path, prepare_samples(samples), qat=config.qat, sizes=config.fix_shape)
     return follow(model, plan.rewrites)
+
+
+def is_faster(
+    path: str | Path, model: ir.Model, samples: Samples | None, costs: TimingCache
+) -> bool:
+    """Whether the model is faster than that of the file, by more than the noise of the clock.
+
+    Without samples nobody can tell.
+    """
+    if samples is None:
+        return False
+    before, after = (OpenedModel.of(m, is_run=True) for m in (files.load(path), model))
+    return _speedup(samples[0], costs)(before, after) >= LEAST_GAIN
 
 
 def prepare_samples(samples: Samples | None) -> list[Any]:

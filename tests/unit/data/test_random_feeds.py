@@ -148,6 +148,19 @@ def test_axes_that_belong_together_have_sizes_that_fit(tmp_path):
     assert feed["all"].shape[1] == feed["past_k"].shape[1] + feed["ids"].shape[1]
 
 
+def test_an_axis_that_only_a_mask_has_covers_the_past_and_what_is_new(tmp_path):
+    text = """(int64[b, t] ids, int64[b, m] attention_mask, float[b, 2, p, 8] past_0)
+        => (float[b, 2, u, 8] y)
+        { e = Gather(table, ids) n = Unsqueeze(e, one) r = Concat<axis = 1>(n, n)
+          k = Concat<axis = 2>(past_0, r) c = Cast<to = 1>(attention_mask)
+          d = Unsqueeze(c, axes) y = Mul(k, d) }"""
+    constants = {"table": TABLE, "one": np.int64([1]), "axes": np.int64([1, 3])}
+
+    feed = drawn(tmp_path, sketch(text, constants))[0]
+
+    assert feed["attention_mask"].shape[1] == feed["past_0"].shape[2] + feed["ids"].shape[1]
+
+
 @pytest.mark.parametrize("name", ["width", "DynamicDimension.", "?"])
 def test_open_sides_of_an_image_are_sides_whatever_their_names(name):
     image = named("x", np.float32, "n", 3, f"{name}1", f"{name}2")

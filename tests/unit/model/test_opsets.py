@@ -8,7 +8,7 @@ from quant_core.api import quantize_with_calibration
 from quant_core.errors import ModelError
 from quant_core.model.opset import OPSET_KERNELS, raise_opset
 from quant_core.model.prepare import prepare
-from quant_core.model.proto import from_proto
+from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.session import open_session, run
 from tests.models import sketch, tiny_cnn
 
@@ -34,6 +34,17 @@ def test_an_opset_that_changed_one_stays(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
 
     assert prepare(tmp_path / "m.onnx").opset_imports[""] == 26
+
+
+@pytest.mark.parametrize("is_stated", [True, False])
+def test_a_raised_model_states_the_types_that_it_stated_before(is_stated):
+    model = sketch("(float[n, 4] x) => (float[n, 4] y) { a = Neg(x) y = Abs(a) }", {}, opset=13)
+    if is_stated:
+        model = onnx.shape_inference.infer_shapes(model)
+
+    raised = to_proto(raise_opset(from_proto(model), 21))
+
+    assert [info.name for info in raised.graph.value_info] == ["a"] * is_stated
 
 
 def test_onnxruntime_has_no_kernels_for_later_ones():

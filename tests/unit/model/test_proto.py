@@ -27,7 +27,7 @@ def classifier() -> onnx.ModelProto:
         "ZipMap", ["p"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[3, 7]
     )
     model.graph.node.append(node)
-    a_map = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+    a_map = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, None))
     kind = helper.make_sequence_type_proto(a_map)
     model.graph.output.append(helper.make_value_info("maps", kind))
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
@@ -55,6 +55,7 @@ def test_a_model_with_maps_is_prepared_and_written(tmp_path):
 
     write_model(prepare(tmp_path / "m.onnx"), tmp_path / "q.onnx")
 
+    assert onnx.load(tmp_path / "q.onnx").graph.output == classifier().graph.output
     x = np.ones((1, 4), np.float32)
     runs = [
         ort.InferenceSession(tmp_path / n).run(None, {"x": x})[1][0] for n in ("m.onnx", "q.onnx")
@@ -69,6 +70,25 @@ def test_a_model_with_maps_is_quantized(tmp_path):
 
     kinds = [output.type for output in ort.InferenceSession(tmp_path / "q.onnx").get_outputs()]
     assert kinds == ["tensor(float)", "seq(map(int64,tensor(float)))"]
+
+
+def test_nodes_that_stand_before_what_they_read_are_put_in_order():
+    """onnxruntime runs such files, and its converter to float16 writes them."""
+    text = """(float[n] x, bool c) => (float[n] y) {
+        a = Neg(x) b = If (c) <
+            then_branch = t () => (float[n] p) { p = Abs(a) },
+            else_branch = e () => (float[n] q) { q = Exp(a) }
+        > y = Relu(b)
+    }"""
+    model = sketch(text, {})
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([nodes[1], nodes[2], nodes[0]])
+
+    read = from_proto(model)
+
+    assert [node.op_type for node in read.graph] == ["Neg", "If", "Relu"]
+    read.clone()
 
 
 @pytest.mark.parametrize("indices", [[1, 4], [[0, 1], [1, 1]]], ids=["flat", "coordinates"])

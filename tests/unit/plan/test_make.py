@@ -248,6 +248,18 @@ def test_a_refusal_says_what_the_model_has_instead_of_weights(text, reason):
         plan_of(sketch(text, {"w": np.ones((4, 4), np.float32)} if "w," in text else {}))
 
 
+def test_a_refusal_says_where_the_weights_of_a_linear_model_are():
+    model = sketch("(float[n,4] x) => (float[n,4] y) { y = Sigmoid(x) }", {})
+    model.graph.node[0].CopyFrom(
+        helper.make_node(
+            "LinearRegressor", ["x"], ["y"], domain="ai.onnx.ml", targets=4, coefficients=[0.5] * 16
+        )
+    )
+
+    with pytest.raises(ModelError, match="LinearRegressor holds its weights in attributes"):
+        plan_of(model)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e9])
 def test_a_weight_that_one_node_stores_as_float16_is_no_wider_for_the_others(scale):
     text = "(float[n,32] x) => (float[n,32] z) { y = MatMul(x, w) r = Relu(y) z = MatMul(r, w) }"
