@@ -224,15 +224,12 @@ def input_rows(x: NDArray[Any], source: MatmulInput, wanted: int) -> NDArray[np.
     if not source.kernel:
         flat = x.reshape(-1, x.shape[-1])
         return np.asarray(flat[spread(wanted, len(flat))][None], np.float32)
-    windows = _windows(x, source)
-    rank = len(source.kernel)
-    batch, channels, *positions = windows.shape[: 2 + rank]
-    chosen = spread(wanted, batch * int(np.prod(positions)))
-    sample, *position = np.unravel_index(chosen, (batch, *positions))
-    at: tuple[Any, ...] = (sample, slice(None), *position)
-    rows = windows[at]  # (n, C, kernel...)
-    rows = rows.reshape(len(rows), source.groups, channels // source.groups, -1)
-    ordered = rows.transpose(1, 0, 3, 2).reshape(source.groups, len(rows), -1)
+    at, inside = _taps(x.shape, source, wanted)
+    rows = x[at]  # (n, kernel..., C)
+    if not inside.all():
+        rows[~inside] = 0
+    rows = rows.reshape(len(rows), -1, source.groups, x.shape[1] // source.groups)
+    ordered = rows.transpose(2, 0, 1, 3).reshape(source.groups, len(rows), -1)
     return np.ascontiguousarray(ordered, np.float32)
 
 
@@ -241,18 +238,30 @@ def split_columns(rows: NDArray[Any], parts: int) -> NDArray[Any]:
     return rows.reshape(*rows.shape[:2], parts, -1).transpose(0, 2, 1, 3)
 
 
-def _windows(x: NDArray[Any], source: MatmulInput) -> NDArray[Any]:
-    """A view (N, C, positions..., kernel...) of what the kernel covers at each of its positions."""
-    rank = len(source.kernel)
-    if any(source.pads):
-        spatial = zip(source.pads[:rank], source.pads[rank:], strict=True)
-        x = np.pad(x, [(0, 0), (0, 0), *spatial])
+def _taps(
+    shape: tuple[int, ...], source: MatmulInput, wanted: int
+) -> tuple[tuple[Any, ...], NDArray[np.bool_]]:
+    """Which elements of an input of this shape the kernel covers at evenly spread positions.
+
+    The first is an index whose result is (n, kernel..., C), the second (n, kernel...) tells which
+    elements are of the input; all others are padding.
+    """
+    rank, sizes = len(source.kernel), shape[2:]
     reach = [(k - 1) * d + 1 for k, d in zip(source.kernel, source.dilations, strict=True)]
-    axes = tuple(range(2, 2 + rank))
-    windows: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(x, reach, axis=axes)
-    steps = tuple(slice(None, None, s) for s in source.strides)
-    taps = tuple(slice(None, None, d) for d in source.dilations)
-    return windows[(slice(None), slice(None), *steps, *taps)]
+    padded = np.add(sizes, np.add(source.pads[:rank], source.pads[rank:]))
+    positions = (padded - reach) // source.strides + 1
+    chosen = spread(wanted, shape[0] * int(np.prod(positions)))
+    sample, *position = np.unravel_index(chosen, (shape[0], *positions))
+    ones = (1,) * rank
+    at: list[Any] = [sample.reshape(-1, *ones), slice(None)]
+    inside = np.ones((len(chosen), *ones), bool)
+    for axis, size in enumerate(sizes):
+        first = position[axis] * source.strides[axis] - source.pads[axis]
+        taps = first[:, None] + np.arange(source.kernel[axis]) * source.dilations[axis]
+        taps = taps.reshape(-1, *ones[:axis], source.kernel[axis], *ones[axis + 1 :])
+        inside = inside & (taps >= 0) & (taps < size)
+        at.append(taps.clip(0, size - 1))
+    return tuple(at), inside
 
 
 class _MomentSums:
@@ -302,8 +311,6 @@ class _MomentSums:
         self.waiting = []
         self.count += rows.shape[1]
         split = np.ascontiguousarray(split_columns(rows, self.source.parts))
-        self.first += split.sum(2, dtype=np.float64)
-        # one by one: numpy hands only plain matrices to BLAS
-        for at in np.ndindex(split.shape[:2]):
-            part = split[at]
-            self.second[at] += part.T @ part
+        count = np.ones((1, split.shape[2]))
+        self.first += (count @ split.astype(np.float64))[:, :, 0]
+        self.second += split.swapaxes(2, 3) @ split
