@@ -212,9 +212,13 @@ def _open_for_other_weights(model: ir.Model, nodes: list[NodePlan]) -> ort.Infer
     by_name = {str(n.name): n for n in copy.graph}
     for planned in nodes:
         node = by_name[planned.node]
-        for value in filter(_is_own, (_weight_of(node), bias_of(node))):
+        weight = _weight_of(node)
+        weight.shape = ir.Shape(graph.shape_of(weight))  # without it some operators do not load
+        bias = bias_of(node)
+        if _is_own(bias):
+            bias.shape = None  # a corrected one is (C,), its original may be one that broadcasts
+        for value in filter(_is_own, (weight, bias)):
             value.type = ir.TensorType(ir.DataType.FLOAT)
-            value.shape = None  # a corrected bias is (C,), its original may be one that broadcasts
             copy.graph.inputs.append(value)
     return open_session(copy)
 

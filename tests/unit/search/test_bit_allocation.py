@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from quant_core.api import quantize_model
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.data.inputs import input_specs
@@ -118,6 +119,25 @@ def test_a_bias_that_broadcasts_is_corrected_as_one_number_per_channel() -> None
     found = isolated_noise(model, plan, list(plan.nodes), stats, samples, NO_DEADLINE)
     assert found is not None
     assert all(0 < noise < 0.1 * len(samples) for noise in found.values())
+
+
+def test_weights_of_operators_that_demand_a_shape_are_measured(tmp_path) -> None:
+    text = """(int32[n,8] ids) => (float[n,8,64] y) {
+        e, mask = com.microsoft.EmbedLayerNormalization(ids, ids, words, places, kinds, one, zero)
+        a = MatMul(e, w) y = MatMul(a, v)
+    }"""
+    values = weights(words=(32, 64), places=(8, 64), kinds=(32, 64), w=(64, 64), v=(64, 64))
+    ends = {"one": np.ones(64, np.float32), "zero": np.zeros(64, np.float32)}
+    onnx.save(sketch(text, values | ends), tmp_path / "m.onnx")
+
+    made = quantize_model(
+        tmp_path / "m.onnx",
+        tmp_path / "q.onnx",
+        QuantConfig(bits=4),
+        calibration=SampleSpec(count=4),
+    )
+
+    assert made.worst_db is not None
 
 
 def test_recurrent_nodes_keep_their_bits_also_where_one_of_their_weights_is_computed() -> None:
