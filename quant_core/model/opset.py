@@ -18,6 +18,7 @@ OPSET_INT4 = 21  # the first with 4-bit types and blocks
 OPSET_KERNELS = 25  # the newest whose QuantizeLinear onnxruntime computes
 IR_VERSION = 8  # of opset 17
 IR_VERSION_INT4 = 10  # of opset 21
+UNKNOWN = "quantmill.unknown"  # domain of operators that the converter does not know
 CONVERTER_BYTES = 1024  # tensors up to this size may be axes or shapes, which it must see
 
 
@@ -53,10 +54,13 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
     They are inputs while it works: no operator depends on their content.
     """
     copy = model.clone()
+    hidden = _hide_unknown(copy)
     trained = _batch_norms_in_training(copy)
     held = _hold_large_tensors(copy)
     raised = from_proto(old_scan.convert(to_proto(copy), version))
     for node in (node for inside in graph.graphs_of(raised) for node in inside):
+        if node.domain == UNKNOWN:
+            node.domain = ""
         if node.outputs and node.outputs[0].name in trained:
             node.attributes.add(ir.AttrInt64("training_mode", 1))
     for before, after in zip(model.graph.outputs, raised.graph.outputs, strict=True):
@@ -66,9 +70,23 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
             raised.graph.inputs.remove(value)
             value.const_value = held[value.name]
             raised.graph.register_initializer(value)
+    if hidden:
+        del raised.graph.opset_imports[UNKNOWN]
     restore_interface(raised, model)
     _forget_inferred(raised, model)
     return raised
+
+
+def _hide_unknown(model: ir.Model) -> bool:
+    """Edit in place: operators that onnxruntime adds to ONNX's own (SimplifiedLayerNormalization)
+    are in a domain that the converter leaves alone. Returns whether there are any.
+    """
+    nodes = (node for inside in graph.graphs_of(model) for node in inside if not node.domain)
+    unknown = [node for node in nodes if not onnx.defs.has(node.op_type)]
+    for node in unknown:
+        node.domain = UNKNOWN
+        model.graph.opset_imports[UNKNOWN] = 1
+    return bool(unknown)
 
 
 def _batch_norms_in_training(model: ir.Model) -> set[str]:

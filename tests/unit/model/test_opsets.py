@@ -36,6 +36,20 @@ def test_an_opset_that_changed_one_stays(tmp_path):
     assert prepare(tmp_path / "m.onnx").opset_imports[""] == 26
 
 
+def test_operators_that_only_onnxruntime_knows_are_kept_at_another_opset():
+    text = """(float[n, 4] x) => (float[n, 4] y) {
+        a = SimplifiedLayerNormalization<axis = -1, stash_type = 1>(x, s) y = Relu(a)
+    }"""
+    model = sketch(text, {"s": np.float32([1, 2, 3, 4])}, opset=17)
+
+    raised = raise_opset(from_proto(model), 21)
+
+    assert raised.opset_imports == {"": 21}
+    feed = {"x": np.ones((1, 4), np.float32)}
+    (y,) = open_session(raised).run(None, feed)
+    np.testing.assert_allclose(y, [[1, 2, 3, 4]], rtol=1e-4)
+
+
 @pytest.mark.parametrize("is_stated", [True, False])
 def test_a_raised_model_states_the_types_that_it_stated_before(is_stated):
     model = sketch("(float[n, 4] x) => (float[n, 4] y) { a = Neg(x) y = Abs(a) }", {}, opset=13)
