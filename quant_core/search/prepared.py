@@ -11,8 +11,11 @@ from typing import Any
 import onnx_ir as ir
 
 from quant_core.config import QuantConfig
+from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples
+from quant_core.data.spec import SampleSpec
 from quant_core.deadline import NO_DEADLINE, Deadline
+from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.in_openvino import openvino_version
 from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import TimingCache
@@ -37,7 +40,8 @@ def prepare_optimized(
 ) -> Optimized:
     """The model of that file, prepared, pruned, and rewritten unless the config leaves it as it is.
 
-    samples      the first ones check that outputs stay the same; without any, nothing is timed
+    samples      the first ones check that outputs stay the same; None for random ones. If the model
+                 does not run on random ones, rewrites are trusted, and none is timed
     costs        what was timed before, and what will be
     deadline     of all work on the model; rewrites take a part of it
     stays_float  whether no weight is going to be stored in integers
@@ -52,6 +56,7 @@ def prepare_optimized(
     rules = (*PRUNE[config.prune], *((*EXACT, *target.rewrites) if config.optimize else ()))
     if not rules or files.is_large(model):
         return Optimized(model, (), ())
+    feeds = feeds or _drawn_feeds(path, config)
     is_timed = config.optimize and bool(feeds)
     is_timed = is_timed and timed_in(target.name) is Runtime.ONNXRUNTIME
     speedup = _speedup(feeds[0], costs) if is_timed else None
@@ -86,6 +91,15 @@ def prepare_samples(samples: Samples | None) -> list[Any]:
     if samples is None:
         return []
     return [samples[i] for i in range(min(POLICY.prepare_samples, len(samples)))]
+
+
+def _drawn_feeds(path: str | Path, config: QuantConfig) -> list[Any]:
+    """Random samples, none if the model runs on none."""
+    spec = SampleSpec(count=POLICY.prepare_samples)
+    try:
+        return prepare_samples(samples_for(path, spec, sizes=config.fix_shape))
+    except (DataError, ModelError):
+        return []
 
 
 def timed_in(target: str) -> Runtime | None:
