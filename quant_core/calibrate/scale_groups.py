@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.plan.operators import RULES
+from quant_core.plan.operators import rule_of
 
 RECTIFIERS = frozenset({"Relu", "LeakyRelu"})
 # operators with f(s x) = s f(x) for s > 0
@@ -154,7 +154,7 @@ def _normalizations(value: ir.Value, readers: Collection[ir.Node]) -> list[ir.No
 
 def absorbs_scale(node: ir.Node) -> bool:
     """Whether the node multiplies its first input by a constant weight that no other node reads."""
-    operator = RULES.get(node.op_type)
+    operator = rule_of(node)
     if operator is None or not operator.absorbs_scale or graph.is_constant(node.inputs[0]):
         return False
     for value in node.inputs[1:]:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.model.compact import made_of_constants
-from quant_core.plan.operators import CAPS, RULES, Kind, Operator, why_not_integer
+from quant_core.plan.operators import CAPS, RULES, Kind, Operator, rule_of, why_not_integer
 
 NOT_QUANTIZED = "the file is not quantized"
 
@@ -54,7 +54,7 @@ def has_integers(model: ir.Model) -> bool:
 
 def multiplies_by_weight(node: ir.Node) -> bool:
     """Whether the node has a weight that it multiplies by, and does not only pick rows from."""
-    rule = RULES.get(node.op_type)
+    rule = rule_of(node)
     return rule is not None and bool(rule.weights) and not rule.is_table
 
 

@@ -19,7 +19,7 @@ from quant_core.model import graph
 from quant_core.model.session import open_session, run
 from quant_core.model.values import Feed, PartwiseRunner, parts_of
 from quant_core.plan.flat_ends import EVERYWHERE, flat_ends
-from quant_core.plan.operators import RULES
+from quant_core.plan.operators import rule_of
 
 Feeds = Samples | Sequence[Feed]
 
@@ -68,7 +68,7 @@ def _measure(
 ) -> list[NodeNoise]:
     """As `measure_noise`; unless `is_cumulative`, the isolated noise stands for the cumulative."""
     model = equalized_like(model, quantized)
-    nodes = {str(graph.first_output(n).name): n for n in model.graph if n.op_type in RULES}
+    nodes = {str(graph.first_output(n).name): n for n in model.graph if rule_of(n)}
     shared = _shared_tensors(model, quantized, nodes.keys())
     if not shared or not len(feeds):
         return []

@@ -19,7 +19,13 @@ from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, float16_constants
 from quant_core.optimize.applied import Applied, former_names
-from quant_core.plan.operators import RULES, is_dynamic_product, mean_axis, weight_positions
+from quant_core.plan.operators import (
+    RULES,
+    is_dynamic_product,
+    mean_axis,
+    rule_of,
+    weight_positions,
+)
 from quant_core.plan.shared import share_weights
 from quant_core.plan.static_nodes import activations, static_nodes
 from quant_core.plan.targets import TARGETS, Target
@@ -214,7 +220,7 @@ def _nothing_to_quantize(model: ir.Model) -> ModelError:
             str(left.name),
             "Weights are quantized as right operands: transpose the product",
         )
-    replaceable = [v for n in nodes if n.op_type in RULES for v in _replaceable_weights(n)]
+    replaceable = [v for n in nodes if rule_of(n) for v in _replaceable_weights(n)]
     if replaceable:
         return ModelError(
             "nothing to quantize: its weights are inputs, which whoever runs it may replace",
@@ -248,7 +254,7 @@ def _made_weights(model: ir.Model) -> list[str]:
     """The weights that nodes make of constants, which take fewer bytes (model/compact.py)."""
     if graph.is_quantized(model):
         return []
-    nodes = [n for inside in graph.graphs_of(model) for n in inside if n.op_type in RULES]
+    nodes = [n for inside in graph.graphs_of(model) for n in inside if rule_of(n)]
     operands = [v for n in nodes for i in weight_positions(n) for v in n.inputs[i : i + 1]]
     made = made_of_constants(model)
     carried: set[ir.Value] = set()  # of a weight that has a node of its own

@@ -308,6 +308,11 @@ KERNEL_BLOCKS = tuple(PerBlock(size) for size in (16, 32, 64, 128, 256))
 CAPS = ("Relu", "Clip")
 
 
+def rule_of(node: ir.Node) -> Operator | None:
+    """The node's row; None for operators of other domains, whatever they are called."""
+    return None if node.domain else RULES.get(node.op_type)
+
+
 def layout_of(node: ir.Node, rank: int) -> Layout:
     """The layout of a weight of that rank of the node, whose operator is in the table or an integer
     form there.
@@ -364,7 +369,7 @@ def multiplied_weights() -> dict[str, tuple[int, ...]]:
 
 def why_not_integer(node: ir.Node) -> str:
     """Why this node has no integer kernel although its operator has one; "" if it has one."""
-    rule = RULES.get(node.op_type)
+    rule = rule_of(node)
     if rule is None:
         return ""
     if rule.kind is Kind.ANCHOR and graph.is_constant(node.inputs[0]) and not is_left_weight(node):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.config import QuantConfig
 from quant_core.model import graph
 from quant_core.model.origins import matches
-from quant_core.plan.operators import CAPS, RULES, Kind, why_not_integer
+from quant_core.plan.operators import CAPS, RULES, Kind, rule_of, why_not_integer
 from quant_core.plan.targets import Target
 from quant_core.plan.types import Compute, NodeChoice
 from quant_core.plan.weighted_nodes import NO_CHOICE
@@ -98,7 +98,7 @@ def _may_move(
     known_as: Mapping[str, Sequence[str]],
 ) -> bool:
     """Whether an operator without weights could run on 8-bit data, and nobody forbids it."""
-    if node.op_type not in RULES or why_not_integer(node):
+    if rule_of(node) is None or why_not_integer(node):
         return False
     name = str(node.name)
     return (

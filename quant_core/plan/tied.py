@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.plan.operators import RULES, DynamicPattern, weight_layout, weight_positions
+from quant_core.plan.operators import DynamicPattern, rule_of, weight_layout, weight_positions
 
 
 def tied_products(nodes: Iterable[ir.Node]) -> set[str]:
@@ -20,7 +20,7 @@ def tied_products(nodes: Iterable[ir.Node]) -> set[str]:
 
 def is_lookup(node: ir.Node) -> bool:
     """Whether the node picks rows of a constant table."""
-    rule = RULES.get(node.op_type)
+    rule = rule_of(node)
     if rule is None or not rule.is_table or graph.attribute(node, "axis", 0) != 0:
         return False
     return graph.is_float_weight(node.inputs[0])
@@ -28,7 +28,7 @@ def is_lookup(node: ir.Node) -> bool:
 
 def is_product(node: ir.Node) -> bool:
     """Whether the node multiplies by a matrix."""
-    rule = RULES.get(node.op_type)
+    rule = rule_of(node)
     return rule is not None and rule.dynamic_pattern is DynamicPattern.MATMUL
 
 

@@ -25,6 +25,7 @@ from quant_core.plan.operators import (
     has_other_pairs,
     is_depthwise,
     is_pointwise,
+    rule_of,
     weight_layout,
     weight_positions,
     why_not_integer,
@@ -49,7 +50,7 @@ _MODES = {
 
 def has_weights(node: ir.Node) -> bool:
     """Whether the node has a constant float weight that can be quantized."""
-    return node.op_type in RULES and bool(float_weights(node))
+    return rule_of(node) is not None and bool(float_weights(node))
 
 
 def float_weights(node: ir.Node) -> list[ir.Value]:

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
-from quant_core.plan.operators import RULES, Kind
+from quant_core.plan.operators import Kind, rule_of
 from quant_core.rewrite.writer import Writer
 
 OPSET_CAST_LIKE = 15  # the first that has it
@@ -57,7 +57,7 @@ def dequantize_once(
 
 
 def _computes_in_float(node: ir.Node, model: ir.Model, static: Collection[ir.Node]) -> bool:
-    rule = RULES.get(node.op_type)
+    rule = rule_of(node)
     moves = rule is not None and rule.kind is Kind.MOVES
     is_here = node.graph is model.graph and node.op_type != "QuantizeLinear"
     return is_here and not moves and node not in static

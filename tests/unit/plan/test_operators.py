@@ -56,3 +56,15 @@ def test_one_row_makes_a_new_operator_planned_rounded_and_rewritten(monkeypatch,
     assert 10 * np.log10(np.square(slope).sum() / np.square(slope + y[0]).sum()) == pytest.approx(
         made.weight_sqnr_db["y"], abs=0.1
     )
+
+
+def test_an_operator_of_another_domain_is_not_the_one_of_its_name():
+    text = """(float[1,8,4,4] x) => (float[1,16] y) {
+        c = com.microsoft.nchwc.Conv(x, w) r = com.microsoft.Relu(c)
+        f = Flatten(r) y = Gemm(f, u) }"""
+    constants = {"w": np.ones((8, 8, 1, 1), np.float32), "u": np.ones((128, 16), np.float32)}
+
+    plan = make_plan(normalized(sketch(text, constants)), QuantConfig(), TARGETS["x86"])
+
+    assert {n.node: n.weights for n in plan.nodes if n.weights} == {"y": ("u",)}
+    assert all(n.op_type != "Conv" for n in plan.nodes)
