@@ -21,6 +21,7 @@ from flows.console.formats import (
     format_speedup,
 )
 from flows.console.tables import facts_table, rows_table, verdict_text
+from quant_core.metrics import MAX_SQNR_DB, PROBABILITY_ERROR
 from quant_core.plan.targets import TARGETS, host_target_name
 from quant_core.text import printable
 
@@ -106,7 +107,11 @@ def _speed_text(timing: Mapping[str, Any] | None, target: str) -> str:
 def _floor_text(result: Mapping[str, Any]) -> str:
     """The SQNR of the worst output beside the least that it was held to."""
     worst, least = result["worst_db"], f"at least {result['floor_db']:g} dB wanted"
-    return f"not checked ({least})" if worst is None else f"SQNR {worst:.1f} dB ({least})"
+    if worst is None:
+        return f"not checked ({least})"
+    if worst == MAX_SQNR_DB:
+        return f"equal to float's, or probabilities within {PROBABILITY_ERROR}"
+    return f"SQNR {worst:.1f} dB ({least})"
 
 
 def validation_view(result: Mapping[str, Any]) -> RenderableType:

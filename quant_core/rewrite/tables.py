@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import onnx_ir as ir
 
@@ -17,10 +18,13 @@ from quant_core.plan.operators import (
 )
 from quant_core.plan.tied import has_rows_of, is_lookup
 from quant_core.plan.types import Compute, NodePlan, Storage
+from quant_core.plan.weighted_nodes import is_folded
 from quant_core.rewrite import emit
 from quant_core.rewrite.draft import Draft, owner
 from quant_core.rewrite.rounding import ROW_SCALES
 from quant_core.rewrite.weight_cache import Rounded
+
+SMALL_TABLE = 1 << 16  # elements: in float32 it takes no more memory than what runs the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,18 @@ class _Tied:
 
 
 def write_table(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
-    """Rule 2 of `apply_plan` for a Gather, whose rows are scaled after they are picked."""
+    """Rule 2 of `apply_plan` for a Gather, whose rows are scaled after they are picked.
+
+    That is three kernels more at every inference, which show in a small model: a small table of its
+    own is read as it is, and rule 5 unpacks it when onnxruntime loads the model.
+    """
     table = graph.value(node.inputs[0])
     tied = _tied(draft, table, planned)
     rounded = draft.rounding.table(node, table, planned) if tied is None else tied.rounded
     draft.written.integers.setdefault(table, rounded)
+    is_small = prod(graph.shape_of(table)) <= SMALL_TABLE
+    if is_small and tied is None and is_folded(draft.plan.config, draft.target):
+        return node
     if tied is not None:
         draft.written.integers.setdefault(tied.weight, tied.of_product)
     # An integer product needs the integers in its own graph, the main one, which the table shares.
