@@ -6,16 +6,36 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from flows.cli.commands import main
 from tests.command_line import answer_of
+from tests.models import sketch
 
 
 def test_quantize_says_sizes_and_layers(quantized):
     assert quantized["size_bytes"] == Path("int8.onnx").stat().st_size
     assert quantized["float_size_bytes"] == Path("float.onnx").stat().st_size
     assert {"conv", "gemm"} <= {layer["node"] for layer in quantized["layers"]}
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ("Sigmoid", "equal to float's, or probabilities within 0.02"),
+        ("Neg", "SQNR"),
+    ],
+)
+def test_a_summary_says_how_near_the_worst_output_is_to_float(tmp_path, capsys, end, says):
+    weight = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32) / 8
+    text = f"(float[n,64] x) => (float[n,64] y) {{ h = MatMul(x, w) y = {end}(h) }}"
+    onnx.save(sketch(text, {"w": weight}), tmp_path / "m.onnx")
+
+    assert main(["quantize", str(tmp_path / "m.onnx"), "--mode", "weight_only"]) == 0
+
+    (line,) = (n for n in capsys.readouterr().out.splitlines() if n.startswith("worst output"))
+    assert line.removeprefix("worst output").strip().startswith(says)
 
 
 def test_a_dry_run_writes_nothing_and_its_plan_can_be_followed(quantized, capsys):
