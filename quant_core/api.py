@@ -17,7 +17,6 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.for_model import samples_for
 from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
 from quant_core.deadline import NO_DEADLINE, Deadline
-from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model.info import model_info
@@ -205,16 +204,8 @@ def optimize_model(
     output = check_output(path, output)
     timings = TimingCache(costs)
     config = QuantConfig(fix_shape=fix_shape or {})
-    feeds = None
-    try:
-        feeds = samples_for(
-            path, SampleSpec() if samples is None else samples, sizes=config.fix_shape
-        )
-        found = prepare_optimized(path, config, feeds, timings, stays_float=True)
-    except (DataError, ModelError):
-        if samples is not None:
-            raise
-        found = prepare_optimized(path, config, None, timings, stays_float=True)
+    feeds = None if samples is None else samples_for(path, samples, sizes=config.fix_shape)
+    found = prepare_optimized(path, config, feeds, timings, stays_float=True)
     model = found.model
     if stores_float16(model):
         in_float = replace(config, exclude=("*",))
@@ -227,7 +218,7 @@ def optimize_model(
     rewrites, note = found.applied, ""
     if size_bytes > float_size_bytes:
         note = f"{size_bytes - float_size_bytes} bytes larger than its original"
-        if not fix_shape and not is_faster(path, model, feeds, timings):
+        if not fix_shape and not is_faster(path, model, config, feeds, timings):
             note = f"a copy of its original: rewritten, it is {note} and no faster"
             size_bytes, rewrites = write_copy(Path(path), output), ()
     return OptimizeResult(

@@ -39,7 +39,7 @@ from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan
 from quant_core.search.checks import check_same_interface
 from quant_core.search.policy import POLICY
-from quant_core.search.prepared import prepare_samples
+from quant_core.search.prepared import first_feeds
 from quant_core.text import joined
 
 
@@ -121,7 +121,7 @@ def _sensitivities(
     """
     rewrites = from_text(quantized.metadata_props.get(REWRITES, ""))
     stays_float = STAYS_FLOAT in quantized.metadata_props
-    prepared = prepare(original, prepare_samples(feeds), sizes=sizes, stays_float=stays_float)
+    prepared = prepare(original, first_feeds(feeds), sizes=sizes, stays_float=stays_float)
     few = feeds.subsample(POLICY.sensitivity_samples)
     return measure_sensitivity(follow(prepared, rewrites), quantized, few)
 

@@ -40,8 +40,8 @@ def prepare_optimized(
 ) -> Optimized:
     """The model of that file, prepared, pruned, and rewritten unless the config leaves it as it is.
 
-    samples      the first ones check that outputs stay the same; None for random ones. If the model
-                 does not run on random ones, rewrites are trusted, and none is timed
+    samples      the first ones check that outputs stay the same, and time rewrites; None for random
+                 ones. If the model runs on none of these, rewrites are trusted, and none is timed
     costs        what was timed before, and what will be
     deadline     of all work on the model; rewrites take a part of it
     stays_float  whether no weight is going to be stored in integers
@@ -50,16 +50,14 @@ def prepare_optimized(
 
     Raises: as `prepare`.
     """
-    feeds = prepare_samples(samples)
+    feeds = _feeds(path, config, samples)
     model = prepare(path, feeds, qat=config.qat, sizes=config.fix_shape, stays_float=stays_float)
     target = find_target(config.target)
     rules = (*PRUNE[config.prune], *((*EXACT, *target.rewrites) if config.optimize else ()))
     if not rules or files.is_large(model):
         return Optimized(model, (), ())
-    feeds = feeds or _drawn_feeds(path, config)
-    is_timed = config.optimize and bool(feeds)
-    is_timed = is_timed and timed_in(target.name) is Runtime.ONNXRUNTIME
-    speedup = _speedup(feeds[0], costs) if is_timed else None
+    is_timed = config.optimize and timed_in(target.name) is Runtime.ONNXRUNTIME
+    speedup = _speedup(feeds[0], costs) if is_timed and feeds else None
     return optimize(model, feeds, speedup, rules, deadline.of_stage(POLICY.stage_share))
 
 
@@ -69,35 +67,40 @@ def prepare_as_planned(path: str | Path, plan: QuantPlan, samples: Samples | Non
     Raises: as `prepare`; ModelError if it is the plan of another model.
     """
     config = plan.config
-    model = prepare(path, prepare_samples(samples), qat=config.qat, sizes=config.fix_shape)
+    model = prepare(path, _feeds(path, config, samples), qat=config.qat, sizes=config.fix_shape)
     return follow(model, plan.rewrites)
 
 
 def is_faster(
-    path: str | Path, model: ir.Model, samples: Samples | None, costs: TimingCache
+    path: str | Path,
+    model: ir.Model,
+    config: QuantConfig,
+    samples: Samples | None,
+    costs: TimingCache,
 ) -> bool:
     """Whether the model is faster than that of the file, by more than the noise of the clock.
 
-    Without samples nobody can tell.
+    samples  both run on the first; None for a random one. If it runs on none, nobody can tell
     """
-    if samples is None:
+    feeds = _feeds(path, config, samples)
+    if not feeds:
         return False
     before, after = (OpenedModel.of(m, is_run=True) for m in (files.load(path), model))
-    return _speedup(samples[0], costs)(before, after) >= LEAST_GAIN
+    return _speedup(feeds[0], costs)(before, after) >= LEAST_GAIN
 
 
-def prepare_samples(samples: Samples | None) -> list[Any]:
+def first_feeds(samples: Samples) -> list[Any]:
     """The first few samples, on which a change of structure is checked to change no output."""
-    if samples is None:
-        return []
     return [samples[i] for i in range(min(POLICY.prepare_samples, len(samples)))]
 
 
-def _drawn_feeds(path: str | Path, config: QuantConfig) -> list[Any]:
-    """Random samples, none if the model runs on none."""
+def _feeds(path: str | Path, config: QuantConfig, samples: Samples | None) -> list[Any]:
+    """The first few samples; random ones for None, or no feeds if the model runs on none."""
+    if samples is not None:
+        return first_feeds(samples)
     spec = SampleSpec(count=POLICY.prepare_samples)
     try:
-        return prepare_samples(samples_for(path, spec, sizes=config.fix_shape))
+        return first_feeds(samples_for(path, spec, sizes=config.fix_shape))
     except (DataError, ModelError):
         return []
 
