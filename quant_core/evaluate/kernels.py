@@ -225,11 +225,14 @@ def _covered_nodes(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, tup
     made = set(original_name.values())
     for node in optimized.graph.node:  # 2
         ahead = [original_name[name] for name in node.output]
-        ends = made - set(ahead) | {original_name.get(name, name) for name in node.input}
+        outputs = set(ahead)
+        inputs = {original_name.get(name, name) for name in node.input}
         found: dict[ir.Node, None] = {}
         while ahead:
             name = ahead.pop()
-            producer = values[name].producer() if name in values and name not in ends else None
+            if name in inputs or (name in made and name not in outputs):
+                continue
+            producer = values[name].producer() if name in values else None
             if producer is None or producer in found:
                 continue
             found[producer] = None
