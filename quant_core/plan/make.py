@@ -29,6 +29,7 @@ from quant_core.plan.operators import (
 from quant_core.plan.shared import share_weights
 from quant_core.plan.static_nodes import activations, static_nodes
 from quant_core.plan.targets import TARGETS, Target
+from quant_core.plan.tied import is_product
 from quant_core.plan.types import (
     Compute,
     NodeChoice,
@@ -64,7 +65,8 @@ def make_plan(
 
     1. Each node with weights: how it computes, how its weights are stored, rounded and shared out
     to scales.
-    2. Nodes with weights in branches store them in fewer bits, and compute in float.
+    2. Nodes with weights in branches and loops store them in fewer bits. They compute in float, or
+    products dynamically: ranges of what branches and loops compute are not measured.
     3. Of the nodes in 4 bits, the smallest go back to 8. Nodes that share a weight agree on its
     form (shared.py).
     4. Nodes without weights run on 8-bit data where their neighbours do.
@@ -76,8 +78,11 @@ def make_plan(
     nodes = list(model.graph)
     inner = [n for g in model.graph.subgraphs() for n in g if has_weights(n)]
     choices = dict(choices or {})
-    for name in choices.keys() & {str(n.name) for n in inner}:
-        choices[name] = replace(choices[name], compute=None)  # branches compute in float
+    for node in inner:
+        name = str(node.name)
+        is_dynamic = choices.get(name, NO_CHOICE).compute is Compute.DYNAMIC
+        if name in choices and not (is_dynamic and is_product(node)):
+            choices[name] = replace(choices[name], compute=None)
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
     weighted = _plan_weights([n for n in nodes if has_weights(n)], inner, decide)  # 1 to 3
@@ -118,11 +123,14 @@ def _plan_weights(
 ) -> dict[str, NodePlan]:
     """Steps 1 to 3: node -> its plan, for the nodes with weights.
 
-    own, inner  those of the main graph, and those in branches
+    own, inner  those of the main graph, and those in branches and loops
     """
     nodes = [*own, *inner]
     plans = {str(n.name): decide.node(n, decide.config.mode) for n in own}  # 1
-    plans |= {str(n.name): decide.node(n, "weight_only") for n in inner}  # 2
+    for node in inner:  # 2
+        is_dynamic = decide.config.mode == "dynamic" and is_product(node)
+        mode = "dynamic" if is_dynamic else "weight_only"
+        plans[str(node.name)] = decide.node(node, mode)
     smallest = decide.smallest(plans.values())  # 3
     plans |= {
         str(n.name): decide.changed(n, plans[str(n.name)], FEW_WEIGHTS, storage=Storage.INT8)

@@ -42,7 +42,7 @@ class Written:
     floats    weight of a float operator -> the value that it reads instead
     standard  (weight of a float operator, storage) -> what the standard DequantizeLinear gives
     float16   (constant, graph) -> that constant, cast back from float16 in this graph
-    inputs    tensor -> what quantizes it at run time
+    inputs    (tensor, graph that reads it) -> what quantizes it at run time
     pixels    tensor -> what quantizes it at run time, with its channels last
     biases    static node -> its int32 bias
     integers  weight -> how it is stored as integers first, by any node
@@ -55,7 +55,7 @@ class Written:
     floats: dict[FloatKey, ir.Value] = field(default_factory=dict)
     standard: dict[tuple[ir.Value, Storage], ir.Value] = field(default_factory=dict)
     float16: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
-    inputs: dict[ir.Value, DynamicInput] = field(default_factory=dict)
+    inputs: dict[tuple[ir.Value, ir.Graph], DynamicInput] = field(default_factory=dict)
     pixels: dict[ir.Value, DynamicInput] = field(default_factory=dict)
     biases: dict[ir.Node, ir.Value] = field(default_factory=dict)
     integers: dict[ir.Value, Rounded] = field(default_factory=dict)

@@ -66,9 +66,11 @@ def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
         first = draft.writer.first(draft.model.graph)
         written.products[key] = emit_dynamic.write_weight(first, str(weight.name), integers, layout)
     write = draft.writer.before(node)
-    if x not in written.inputs:
-        written.inputs[x] = emit_dynamic.write_input(write, x, factors)
-    return emit_dynamic.write_matmul(write, node, written.inputs[x], written.products[key], factors)
+    read = x, graph.home(node)
+    if read not in written.inputs:
+        written.inputs[read] = emit_dynamic.write_input(write, x, factors)
+    quantized = written.inputs[read]
+    return emit_dynamic.write_matmul(write, node, quantized, written.products[key], factors)
 
 
 def _pointwise(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
