@@ -91,7 +91,7 @@ class Candidate:
         """
         is_fast = self.gain >= POLICY.real_gain
         if self.is_above(self.aim):
-            grade = is_fast + (self.gain >= math.log2(POLICY.equal_speed))
+            grade = is_fast + self.keeps_speed
         else:
             grade = int(is_fast and self.is_above(replace(self.aim, metric="worst_sqnr")))
         return self.is_sound, grade, self.worth
@@ -131,6 +131,11 @@ class Candidate:
         """Speed gained over float, in doublings."""
         speedup = self._expected_speedup() if self.speedup is None else self.speedup
         return math.log2(max(speedup, 1e-3))
+
+    @property
+    def keeps_speed(self) -> bool:
+        """Whether it is no slower than float, as far as a race can tell."""
+        return self.gain >= math.log2(POLICY.equal_speed)
 
     def _expected_speedup(self) -> float:
         """The speed-up by the target's own times, where nothing can be timed."""

@@ -32,6 +32,7 @@ from quant_core.search.candidate import (
     satisfies,
     satisfying,
 )
+from quant_core.search.choose import of_most_worth
 from quant_core.search.policy import POLICY
 from quant_core.search.race import Progress
 from quant_core.search.variants import Trial
@@ -112,6 +113,8 @@ def promote(
        each time, as it made up for errors that are gone.
     4. While there are 4 bits to promote, bisection goes by the agreement that is to be expected;
        what it finds must satisfy the contract both as expected and as measured.
+    5. If it is slower than float, but candidates that satisfy the contract are not, that of most
+       worth among these. Not in 4 bits, which are for the fewest bytes.
     """
     accuracy = replace(contract, min_speedup=None, max_size_ratio=None)
     work = _Work(calibrated, bench, accuracy, progress, [start])
@@ -124,6 +127,10 @@ def promote(
     if enough is None:
         usable = satisfying(work.candidates, accuracy) or work.candidates
         enough = max(usable, key=lambda c: contract_value(c, contract))
+    if not (enough.keeps_speed or start.plan.in_four_bits):
+        fast = [c for c in satisfying(work.candidates, contract) if c.keeps_speed]
+        sure = [c for c in fast if is_expected_to_satisfy(c, accuracy, work.candidates)]
+        enough = of_most_worth(sure) if sure else enough
     return Promoted(enough, tuple(work.trials))
 
 

@@ -135,7 +135,7 @@ HARD = {"mode": "weight_only", "per_channel": False, "bias_correction": False}
 
 @pytest.mark.parametrize("node", ["a", "b"])
 def test_the_node_that_costs_accuracy_is_promoted_and_no_other(node):
-    problem = Problem(harmful(node), **HARD)
+    problem = Problem(harmful(node), timed_in=None, **HARD)
 
     free, kept = problem.search(), problem.search(Contract("sqnr", min=25.0))
 
@@ -263,6 +263,24 @@ def test_a_promoted_model_that_does_not_load_loses_none_of_the_others(
 
     assert {n.node: (n.compute, n.storage) for n in found.best.plan.nodes} == start
     assert {row["error"] for row in found.trace if "error" in row} == {"does not load"}
+
+
+def test_more_nodes_are_promoted_where_the_fewest_make_a_model_slower_than_float(monkeypatch):
+    """Mixed storage may cost a kernel that all in float keep."""
+    judge_as_it_is = Bench.judge
+
+    def judge(bench, candidate):
+        cost = Cost(1.0, 0.5 if len(in_float(candidate)) == 1 else 1.0)
+        return replace(judge_as_it_is(bench, candidate), cost=cost)
+
+    monkeypatch.setattr(Bench, "judge", judge)
+    problem = Problem(harmful(), **HARD)
+
+    free, kept = problem.search(), problem.search(Contract("sqnr", min=25.0))
+
+    assert {row["speedup"] for row in kept.trace} == {0.5, 1.0}
+    assert (free.best.speedup, free.best.is_above(free.best.aim)) == (1.0, True)
+    assert (kept.best.speedup, kept.verdict) == (1.0, "met")
 
 
 def test_agreement_by_luck_does_not_satisfy_a_contract_but_agreement_that_the_noise_explains():
