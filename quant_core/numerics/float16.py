@@ -31,40 +31,29 @@ def why_not_float16(array: NDArray[Any]) -> str:
     return ""
 
 
+def why_constant_not_float16(value: ir.Value) -> str:
+    """The same of a constant that is no node's weight.
+
+    A number that becomes zero in float16 is harmless in a sum, but not in every operator (a
+    divisor, say): where another operator reads the constant, no number may.
+    """
+    array = graph.array(value)
+    obstacle = why_not_float16(array)
+    if not obstacle and np.any((array != 0) & (array.astype(np.float16) == 0)):
+        added = all(n.op_type in ("Add", "Sub") for n in graph.consumers(value))
+        obstacle = "" if added else "numbers too small for float16"
+    return obstacle
+
+
 def is_float16(array: NDArray[Any]) -> bool:
     """Whether float16 holds each of these numbers exactly."""
     with np.errstate(over="ignore"):
         return bool(np.array_equal(array, array.astype(np.float16), equal_nan=True))
 
 
-def float16_constants(
-    model: ir.Model, weights: set[str], *, exactly: bool = False
-) -> dict[str, str]:
-    """Float32 constants other than these weights -> "float16", or why they stay float32.
-
-    exactly  only numbers that float16 holds exactly; nothing is said of the others
-
-    A number that becomes zero in float16 is harmless in a sum, but not in every operator (a
-    divisor, say): where another operator reads the constant, no number may.
+def can_save_bytes(value: ir.Value) -> bool:
+    """Whether it is a float32 constant that takes fewer bytes in float16 and a Cast; one that is an
+    output too would lie in the file twice.
     """
-    found = {}
-    for g in graph.graphs_of(model):
-        for name, value in g.initializers.items():
-            array = graph.constant(value)
-            if (
-                name in weights
-                or array is None
-                or array.dtype != np.float32
-                or array.size < MIN_ELEMENTS
-            ):
-                continue
-            if exactly:
-                if is_float16(array):
-                    found[name] = FLOAT16
-                continue
-            obstacle = why_not_float16(array)
-            if not obstacle and np.any((array != 0) & (array.astype(np.float16) == 0)):
-                added = all(n.op_type in ("Add", "Sub") for n in graph.consumers(value))
-                obstacle = "" if added else "numbers too small for float16"
-            found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
-    return found
+    array = None if value.is_graph_output() else graph.constant(value)
+    return array is not None and array.dtype == np.float32 and array.size >= MIN_ELEMENTS

@@ -17,7 +17,12 @@ from quant_core.model.compact import made_of_constants
 from quant_core.model.origins import matches, origins_of
 from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
-from quant_core.numerics.float16 import FLOAT16, float16_constants
+from quant_core.numerics.float16 import (
+    FLOAT16,
+    can_save_bytes,
+    is_float16,
+    why_constant_not_float16,
+)
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.plan.operators import (
     RULES,
@@ -71,7 +76,7 @@ def make_plan(
     form (shared.py).
     4. Nodes without weights run on 8-bit data where their neighbours do.
     5. Activations that are quantized, and the inputs whose means or outliers matter.
-    6. Other constants that are stored as float16, and why large ones stay as they are.
+    6. Other constants that are stored as float16, and why large ones are not.
 
     Raises: ModelError if no node has a weight that can be quantized.
     """
@@ -142,13 +147,26 @@ def _plan_weights(
 
 
 def _constants(model: ir.Model, plans: Iterable[NodePlan], config: QuantConfig) -> dict[str, str]:
-    """Step 6: constant that is no node's weight -> how it is stored, or why it stays as it is."""
+    """Step 6: constant that is no node's weight -> how it is stored, or why it stays as it is.
+
+    Large ones (positions that are added, grids of a detector) are stored as float16 where it holds
+    them, which onnxruntime turns back when it loads the model; smaller ones only where the config
+    asks for it, or where nothing is lost.
+    """
     planned = {name for n in plans for name in n.weights}
-    is_requested = config.float_storage == FLOAT16
-    if not is_requested and not stores_float16(model):
-        return _why_constants_stay(model, planned)
-    in_float16 = float16_constants(model, planned, exactly=not is_requested)
-    return _why_constants_stay(model, planned) | in_float16
+    large = _why_constants_stay(model, planned)
+    was_float16, is_requested = stores_float16(model), config.float_storage == FLOAT16
+    found = dict(large)
+    for inside in graph.graphs_of(model):
+        for name, value in inside.initializers.items():
+            if name in planned or not can_save_bytes(value):
+                continue
+            if is_requested or name in large:
+                obstacle = why_constant_not_float16(value)
+                found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
+            elif was_float16 and is_float16(graph.array(value)):
+                found[name] = FLOAT16
+    return found
 
 
 def replan(

@@ -8,6 +8,7 @@ import pytest
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
+from quant_core.model import files, graph
 from quant_core.model.origins import origins_of
 from quant_core.model.prepare import prepare
 from quant_core.model.session import open_session, run
@@ -159,15 +160,31 @@ def test_a_carried_weight_is_excluded_by_its_name_and_by_its_readers(tmp_path, g
     assert f"w stays float: excluded by {glob}" in str(result.note)
 
 
-def test_a_table_that_is_only_added_stays_float_and_says_why(tmp_path):
-    text = "(float[n,40,96] x) => (float[n,40,96] y) { a = MatMul(x, w) y = Add(a, places) }"
+ADDED = "(float[n,40,96] x) => (float[n,40,96] y) { a = MatMul(x, w) y = Add(a, places) }"
+
+
+def test_a_table_that_is_only_added_takes_half_the_bytes(tmp_path):
+    path, output = tmp_path / "model.onnx", tmp_path / "made.onnx"
+    places = np.random.default_rng(0).standard_normal((40, D)).astype(np.float32)
+    onnx.save(sketch(ADDED, ONE | {"places": places}), path)
+
+    result = quantize_model(path, output, QuantConfig())
+
+    assert result.plan.constants == {"places": "float16"}
+    assert "stays float" not in result.note
+    stored = [graph.constant(v) for v in files.load(output).graph.initializers.values()]
+    assert any(np.array_equal(x, places.astype(np.float16)) for x in stored if x is not None)
+
+
+def test_a_large_table_that_float16_cannot_hold_says_why(tmp_path):
     path = tmp_path / "model.onnx"
-    onnx.save(sketch(text, ONE | {"places": np.ones((40, D), np.float32)}), path)
+    places = np.full((40, D), 1e6, np.float32)
+    onnx.save(sketch(ADDED, ONE | {"places": places}), path)
 
     result = quantize_model(path, tmp_path / "made.onnx", QuantConfig())
 
-    assert result.plan.constants == {"places": "float32: an operand of Add, not a weight"}
-    assert "places stays float: an operand of Add, not a weight" in result.note
+    assert result.plan.constants == {"places": "float32: values up to 1e+06 overflow float16"}
+    assert "places stays float: values up to 1e+06 overflow float16" in result.note
 
 
 def test_a_weight_that_is_an_output_stays_exact(tmp_path):
