@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
 from quant_core.search.judges import observed
 from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
+from quant_core.search.policy import POLICY
 from quant_core.search.prepared import is_faster, prepare_as_planned, prepare_optimized
 from quant_core.search.result import QuantResult, write_result
 from quant_core.text import counted
@@ -140,11 +142,13 @@ def quantize_model(
 
     Raises: QuantError.
     """
+    began_at = time.monotonic()
     config = plan.config if plan is not None else config or QuantConfig()
     output = check_output(path, output)
     size_bytes = model_info(path).size_bytes
+    spent_s = POLICY.start_s + time.monotonic() - began_at
     # A plan is followed to the end, whatever time that takes.
-    deadline = NO_DEADLINE if plan is not None else deadline_of(size_bytes, config)
+    deadline = NO_DEADLINE if plan is not None else deadline_of(size_bytes, config, spent_s)
     samples = judges = None
     if calibration is not None:
         samples = judges = samples_for(path, calibration, sizes=config.fix_shape)

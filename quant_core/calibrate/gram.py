@@ -32,7 +32,10 @@ from quant_core.plan.types import QuantPlan
 # How many rows are taken for each column of one matrix. Not tuned: of n rows, a k x k matrix has
 # full rank only if n > k.
 GRAM_ROWS_PER_COLUMN = 3
-MIN_GRAM_ROWS = 1024  # the least rows of one matrix; not tuned, small matrices are cheap
+# The least rows of all matrices of one input, and of each for every column: a depthwise Conv has a
+# small matrix for each of a thousand channels. Not tuned.
+MIN_GRAM_ROWS = 1024
+MIN_ROWS_PER_COLUMN = 16
 LARGEST = 1e17  # of a value in a row: a thousand squares of larger ones exceed float32
 ROWS_PER_PRODUCT = 512  # rows that are multiplied at once: enough for BLAS, few enough for memory
 # Added to the diagonal, as a share of E[x^2]: some hundred times the rounding of float32 products
@@ -165,11 +168,16 @@ def gram_matrices(
         for source, total in sums.items():
             if source.tensor not in values:
                 continue
-            k = source.gram_shape[-1]
-            wanted = -(-max(MIN_GRAM_ROWS, GRAM_ROWS_PER_COLUMN * k) // len(feeds))
+            wanted = -(-_rows_of_each(source.groups, source.gram_shape[-1]) // len(feeds))
             total.add(input_rows(values[source.tensor], source, wanted))
     found = {source: total.gram() for source, total in sums.items()}
     return {name: found[source] for name, source in inputs.items()}
+
+
+def _rows_of_each(groups: int, columns: int) -> int:
+    """How many rows each of so many matrices is made of."""
+    least = min(MIN_GRAM_ROWS, max(MIN_ROWS_PER_COLUMN * columns, MIN_GRAM_ROWS // groups))
+    return max(least, GRAM_ROWS_PER_COLUMN * columns)
 
 
 class ScaledGrams(Mapping[str, NDArray[np.float32]]):

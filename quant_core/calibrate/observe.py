@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from quant_core.calibrate.stats import (
 )
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import Model, find_provider
-from quant_core.model.values import values_of
+from quant_core.model.values import numbered_values_of
 from quant_core.plan.types import QuantPlan
 
 # How many values of a tensor, and positions of each of its channels, one sample adds to histograms
@@ -108,19 +108,47 @@ def observe(
 
     Raises: DataError if there is no sample, or a sample gives a tensor no finite value.
     """
-    tally = _Tally(plan)
-    seen = 0
+    return observe_each(model, plan, [feeds], threads)[0]
+
+
+def observe_each(
+    model: Model,
+    plan: QuantPlan,
+    shards: Sequence[Iterable[Mapping[str, NDArray[Any]]]],
+    threads: int = 1,
+) -> list[Statistics]:
+    """The statistics of each of several shards of samples, for which the model is opened once.
+
+    Raises: as `observe`.
+    """
+    tallies = [_Tally(plan) for _ in shards]
+    tally_of_feed: list[_Tally] = []
+
+    def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
+        for tally, shard in zip(tallies, shards, strict=True):
+            for feed in shard:
+                tally_of_feed.append(tally)
+                yield feed
+
     provider, _ = find_provider(plan.config.provider)
-    samples = values_of(
-        model, tally.wanted, feeds, threads=threads, where="calibration sample", provider=provider
+    samples = numbered_values_of(
+        model,
+        tallies[0].wanted,
+        feeds(),
+        threads=threads,
+        where="calibration sample",
+        provider=provider,
     )
-    for values in samples:
-        tally.add(values)
-        seen += 1
-    if not seen:
-        raise DataError("no calibration samples", hint="At least one sample is needed")
-    tally.count_waiting()
-    return Statistics(tally.tensors, tally.means, samples=seen)
+    for position, values in samples:
+        tally_of_feed[position].add(values)
+    found = []
+    for tally in tallies:
+        tally.count_waiting()
+        seen = tally_of_feed.count(tally)
+        if not seen:
+            raise DataError("no calibration samples", hint="At least one sample is needed")
+        found.append(Statistics(tally.tensors, tally.means, samples=seen))
+    return found
 
 
 class _Tally:
@@ -150,7 +178,7 @@ class _Tally:
     def count_waiting(self) -> None:
         """Count the samples that wait. Raises: as `add`."""
         for (name, _), arrays in self.waiting.items():
-            stack = np.stack(arrays)
+            stack = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
             if np.isfinite(stack).all():
                 self._count(name, stack)
             else:

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from quant_core.data.samples import Samples
+from quant_core.model.ahead import run_ahead
 from quant_core.model.session import run
 from quant_core.model.spill import SpilledArrays
 
@@ -17,11 +18,11 @@ MAX_STORED_BYTES = 64 << 20  # of the float model's outputs; not tuned
 
 
 def run_each(session: ort.InferenceSession, samples: Samples) -> Iterator[Outputs]:
-    """The outputs feed by feed, with one feed in memory at a time.
+    """The outputs feed by feed, with a few feeds in memory at a time.
 
     Raises: DataError for a bad sample; ModelError if the model does not run.
     """
-    return (run(session, feed, samples.where(i)) for i, feed in enumerate(samples))
+    return run_ahead(lambda at: run(session, at[1], samples.where(at[0])), enumerate(samples))
 
 
 def run_all(session: ort.InferenceSession, samples: Samples) -> list[Outputs]:

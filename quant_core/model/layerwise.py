@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.model.ahead import run_ahead
 from quant_core.model.session import open_session
 from quant_core.model.session import run as run_session
 from quant_core.model.spill import SpilledArrays
@@ -36,6 +37,8 @@ class LayerwiseRunner:
         self.states = [_spilled(feed, most_bytes) for feed in feeds]
         self._producers = producers_of(model)
         self._has_run: set[ir.Node] = set()
+        # constants change, tensors do not
+        self._read = {node: {str(v.name) for v in reads(node)} for node in model.graph}
 
     def pending(self, tensors: Collection[str]) -> set[ir.Node]:
         """The nodes that must still run before these tensors are known."""
@@ -57,8 +60,8 @@ class LayerwiseRunner:
                 del state[name]
 
     def _read_later(self) -> set[str]:
-        waiting = (node for node in self.model.graph if node not in self._has_run)
-        return {str(v.name) for node in waiting for v in reads(node)}
+        waiting = (read for node, read in self._read.items() if node not in self._has_run)
+        return set[str]().union(*waiting)
 
 
 def _spilled(feed: Mapping[str, NDArray[Any]], most_bytes: int) -> SpilledArrays:
@@ -74,6 +77,9 @@ def _run_nodes(
     session = open_session(extract(model, nodes, later, states[0]).SerializeToString())
     inputs = [v.name for v in session.get_inputs()]
     outputs = [v.name for v in session.get_outputs()]
-    for state in states:
-        found = run_session(session, {name: state[name] for name in inputs})
+
+    def run(state: SpilledArrays) -> list[NDArray[Any]]:
+        return run_session(session, {name: state[name] for name in inputs})
+
+    for state, found in zip(states, run_ahead(run, states), strict=True):
         state.update(zip(outputs, found, strict=True))

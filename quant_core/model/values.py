@@ -50,6 +50,23 @@ def values_of(
 
     Raises: ModelError as `open_session` and `run`.
     """
+    found = numbered_values_of(
+        model, tensors, feeds, threads=threads, packed=packed, where=where, provider=provider
+    )
+    return (values for _, values in found)
+
+
+def numbered_values_of(
+    model: Model,
+    tensors: Iterable[str],
+    feeds: Iterable[Feed],
+    *,
+    threads: int = 1,
+    packed: bool = True,
+    where: str = "",
+    provider: str = CPU,
+) -> Iterator[tuple[int, Tensors]]:
+    """The same, each with the position of its feed."""
     feeds = iter(feeds)
     first = next(feeds, None)
     if first is None:
@@ -57,15 +74,15 @@ def values_of(
     parts = parts_of(model, tensors, first)
     runner = PartwiseRunner(model, parts, threads=threads, packed=packed, provider=provider)
     found = (
-        values
+        (position, values)
         for position, feed in enumerate(chain([first], feeds))
         for values in runner.run(feed, where and f"{where} {position}")
     )
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, found, None)
-        while (values := coming.result()) is not None:
+        while (numbered := coming.result()) is not None:
             coming = pool.submit(next, found, None)
-            yield values
+            yield numbered
 
 
 def parts_of(model: Model, tensors: Iterable[str], feed: Feed) -> list[list[str]]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.ranges import RangeCache
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
 from quant_core.model.carried import set_apart
@@ -62,12 +63,14 @@ def apply_plan(
     *,
     ranges: RangeCache | None = None,
     weights: WeightCache | None = None,
+    deadline: Deadline = NO_DEADLINE,
 ) -> Quantized:
     """The quantized model; `model` is not changed.
 
     ranges   those that were found before, for other plans
     weights  those that were rounded before, for other plans of one float model with the same
              statistics
+    deadline  when rounding should end: the weights after that are rounded to nearest
 
     1. Every activation of the plan gets one QuantizeLinear and one DequantizeLinear. Where a static
        node writes it, all readers read the rounded tensor (else the node would not fuse);
@@ -97,7 +100,8 @@ def apply_plan(
         set_apart(copy)
     if respects_pairs(copy):
         lower_pairs(copy, target)  # 8
-    draft = _draft(copy, plan, stats, RangeCache() if ranges is None else ranges, weights)
+    rounding = Rounding(plan, stats, weights, deadline)
+    draft = _draft(copy, plan, stats, RangeCache() if ranges is None else ranges, rounding)
     written = _write_nodes(draft)  # 2, 3, 4
     write_other_readers(draft)  # 5
     static = [draft.nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC]
@@ -129,7 +133,7 @@ def _draft(
     plan: QuantPlan,
     stats: Statistics | None,
     ranges: RangeCache,
-    weights: WeightCache | None,
+    rounding: Rounding,
 ) -> Draft:
     """The copy before its first edit. Raises: ModelError if the plan is not of this model."""
     nodes = {str(n.name): n for g in graph.graphs_of(copy) for n in g}
@@ -140,7 +144,6 @@ def _draft(
             hint="Plan it anew",
         )
     params = activation_params(plan, stats, nodes, ranges)
-    rounding = Rounding(plan, stats, weights)
     return Draft(copy, plan, stats, nodes, params, rounding, Writer(copy))
 
 

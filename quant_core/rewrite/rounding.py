@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quant_core.calibrate.gram import RoundingTarget, ScaledGrams
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
 from quant_core.numerics.both_axes import quantize_both_axes
@@ -56,14 +57,20 @@ class StandardWeight:
 class Rounding:
     """Rounds the weights of one plan.
 
+    deadline      when it should end: the weights after that are rounded to nearest
     sqnr_db       node -> signal to rounding noise of the worst of its weights so far, in dB
     worst_row_db  the same of the worst channel of any of them
     """
 
     def __init__(
-        self, plan: QuantPlan, stats: Statistics | None, cache: WeightCache | None = None
+        self,
+        plan: QuantPlan,
+        stats: Statistics | None,
+        cache: WeightCache | None = None,
+        deadline: Deadline = NO_DEADLINE,
     ) -> None:
         self.config = plan.config
+        self.deadline = deadline
         self.stats = stats
         self.cache = WeightCache() if cache is None else cache
         # onnxruntime makes float32 of them when it loads a model, as it does of 4 bits
@@ -295,7 +302,8 @@ class Rounding:
     ) -> IntegerWeight:
         """By the config's method, with Gram matrices if it uses them and calibration has them."""
         method = WEIGHT_METHODS[self.config.weight_method]
-        gram = self._gram(node, factors) if method.uses_gram else None
+        has_time = method.uses_gram and not self.deadline.is_over
+        gram = self._gram(node, factors) if has_time else None
         granularity = _granularity(planned)
         safe = planned.pair_safe
         if isinstance(granularity, PerBlock):

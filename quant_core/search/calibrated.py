@@ -38,6 +38,7 @@ class CalibratedModel:
     stats   what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
     fitted  the samples that weights are rounded for, and channels equalized; None for all
     scaled  the tensors whose channels equalization has scaled
+    deadline  when all work on the model should end
     """
 
     model: ir.Model
@@ -47,6 +48,7 @@ class CalibratedModel:
     scaled: Collection[str] = ()
     range_cache: RangeCache = field(default_factory=RangeCache)
     weights: WeightCache = field(default_factory=WeightCache)
+    deadline: Deadline = NO_DEADLINE
 
     def with_gram_matrices(
         self, plan: QuantPlan, deadline: Deadline = NO_DEADLINE
@@ -151,7 +153,12 @@ class CalibratedModel:
         """The candidate that a plan makes, not yet judged. Raises: as `apply_plan`."""
         began_at = time.monotonic()
         quantized = apply_plan(
-            self.model, plan, self.stats, ranges=self.range_cache, weights=self.weights
+            self.model,
+            plan,
+            self.stats,
+            ranges=self.range_cache,
+            weights=self.weights,
+            deadline=self.deadline.of_stage(POLICY.rounding_share),
         )
         size_bytes = files.size_in_file(quantized.model)
         seconds = time.monotonic() - began_at
@@ -165,7 +172,7 @@ class CalibratedModel:
         plan = candidate.plan
         if self.samples is None or not plan.config.bias_correction or plan.in_four_bits:
             return None
-        few = self.samples.subsample(POLICY.gram_samples)
+        few = self.samples.subsample(POLICY.bias_samples)
         return tune_biases(self.model, candidate.quantized, plan, few)
 
     def with_planned_biases(self, candidate: Candidate) -> Candidate:

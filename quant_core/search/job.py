@@ -51,11 +51,13 @@ class QuantJob:
 
 
 def deadline_of(size_bytes: int, config: QuantConfig, spent_s: float = POLICY.start_s) -> Deadline:
-    """When the work on a model of that size should end, of whose time `spent_s` are gone."""
+    """When the search for a model of that size should end, of whose time `spent_s` are gone: then
+    there is time to check, to write and to time what it found.
+    """
     budget_s = config.time_budget_s
     if budget_s is None:
         budget_s = POLICY.budget_s * max(1.0, size_bytes / 100e6)
-    return Deadline.after(budget_s, spent_s)
+    return Deadline.after((1 - POLICY.finish_share) * budget_s, spent_s)
 
 
 def has_time_to_calibrate(config: QuantConfig, deadline: Deadline) -> bool:

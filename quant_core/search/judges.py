@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.calibrate.observe import Statistics, observe
+from quant_core.calibrate.observe import Statistics, observe_each
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples, spread
 from quant_core.data.sources import Feed
@@ -115,12 +115,12 @@ def observed(job: QuantJob) -> QuantJob:
     """The job with the statistics of its samples. What is held out of them is measured apart from
     the others, so that none runs twice: statistics merge exactly.
 
-    Raises: as `observe`.
+    Raises: as `observe_each`.
     """
     assert job.samples is not None
     parts = _split(job.samples) if needs_hold_out(job, job.plan) else (job.samples,)
     until = job.deadline.of_stage(POLICY.stage_share)
-    stats = [observe(job.model, job.plan, until.limit(part)) for part in parts]
+    stats = observe_each(job.model, job.plan, [until.limit(part) for part in parts])
     return replace(job, stats=Statistics.merged(stats), fitted_stats=stats[0])
 
 

@@ -104,12 +104,12 @@ def _with_samples(job: QuantJob, plan: QuantPlan, samples: Samples | None) -> Qu
 
 def _calibrated(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     if job.stats is None:
-        return CalibratedModel(job.model)
+        return CalibratedModel(job.model, deadline=job.deadline)
     job.progress("measuring how inputs vary together")
     fitted = None
     if plan.holdout and job.samples is not None:
         fitted, _ = job.samples.split_holdout(plan.holdout)
-    calibrated = CalibratedModel(job.model, job.samples, job.stats, fitted)
+    calibrated = CalibratedModel(job.model, job.samples, job.stats, fitted, deadline=job.deadline)
     return calibrated.with_gram_matrices(plan, job.deadline.of_stage(POLICY.stage_share))
 
 

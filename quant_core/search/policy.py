@@ -76,7 +76,9 @@ class SearchPolicy:
     # --- samples -----------------------------------------------------------------------------
     # Samples that the structure of a model is checked on after constants are folded. Not tuned.
     prepare_samples: int = 2
-    # Samples for Gram matrices, equalization and tuned biases. `python -m tests.bench.int4 --zoo
+    # Samples for tuned biases. Not tuned: what is chance in the means of so few is left out.
+    bias_samples: int = 16
+    # Samples for Gram matrices and equalization. `python -m tests.bench.int4 --zoo
     # DIR --samples N`: agreement hardly changes with more.
     gram_samples: int = 64
     # Samples that tell candidates apart where no labels and no contract need all, and the same
@@ -112,11 +114,17 @@ class SearchPolicy:
     budget_s: float = 180.0
     # Seconds of them that are gone when a model is read: a command has to import onnxruntime first.
     # Not tuned: `time quantmill info MODEL`.
-    start_s: float = 1.0
+    start_s: float = 2.0
+    # Share of the budget that is kept for checking, writing and timing what a search found. Not
+    # tuned: a trial of a large model takes some tenths of a short budget.
+    finish_share: float = 0.15
     # Share of the time left that a stage before the search may take: rewriting, calibrating,
     # collecting Gram matrices, running the float model on the samples that candidates are judged
     # by. Not tuned: 40 % is left for the search.
     stage_share: float = 0.2
+    # Share of the time left in which the weights of one candidate are rounded by GPTQ; those after
+    # that are rounded to nearest. Not tuned: half is left for judging and writing it.
+    rounding_share: float = 0.5
     # After this share of the budget it is late: calibrating is left out, and a search begins with
     # what is sound for sure. Not tuned.
     late: float = 0.4

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from quant_core.calibrate import gram
 from quant_core.calibrate.gram import MIN_GRAM_ROWS, gram_matrices, matmul_inputs
 from quant_core.config import QuantConfig
 from quant_core.plan.make import make_plan
@@ -47,20 +48,21 @@ def outputs(model: onnx.ModelProto, feeds: list) -> np.ndarray:
         ('auto_pad = "VALID", ', (8, 4, 3, 3)),
     ],
 )
-def test_a_conv_output_has_the_variance_that_the_gram_matrix_says(attributes, shape):
+def test_a_conv_output_has_the_variance_that_the_gram_matrix_says(attributes, shape, monkeypatch):
     """Var[w . x] = w^T G w for any w, if rows are im2col's in the weight's column order."""
+    monkeypatch.setattr(gram, "MIN_ROWS_PER_COLUMN", MIN_GRAM_ROWS)
     kernel = f"kernel_shape = [{shape[2]}, {shape[3]}]"
     weight = RNG.standard_normal(shape, np.float32)
     model = sketch(f"{IMAGE} {{ y = Conv<{attributes}{kernel}>(x, w) }}", {"w": weight})
     feeds = [{"x": feed["x"] + 1} for feed in (random_feed(model, seed) for seed in range(3))]
 
-    node, gram = measured(model, feeds)
+    node, found = measured(model, feeds)
 
     rows = layout_of(node, 4).matrix(node.inputs[1].const_value.numpy()).astype(np.float64)
-    grouped = rows.reshape(len(gram), -1, rows.shape[1])
+    grouped = rows.reshape(len(found), -1, rows.shape[1])
     assert len(outputs(model, feeds)) <= MIN_GRAM_ROWS  # so that every row counts
     np.testing.assert_allclose(
-        np.einsum("gok,gkl,gol->go", grouped, gram[:, 0], grouped).ravel(),
+        np.einsum("gok,gkl,gol->go", grouped, found[:, 0], grouped).ravel(),
         outputs(model, feeds).var(0),
         rtol=1e-3,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quant_core.calibrate import observe as observing
-from quant_core.calibrate.observe import Statistics, observe
+from quant_core.calibrate.observe import Statistics, observe, observe_each
 from quant_core.config import QuantConfig
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
@@ -34,3 +34,17 @@ def test_samples_that_are_counted_together_give_what_each_gives(
     assert together.tensors == each.tensors
     assert together.means == each.means
     assert together.means
+
+
+def test_shards_that_are_observed_at_once_give_what_each_gives() -> None:
+    proto = sketch("(float[n,6] x) => (float[n,8] y) { y = MatMul(x, u) }", weights(u=(6, 8)))
+    plan = make_plan(normalized(proto), QuantConfig(min_elements=0), TARGETS["x86"])
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((n, 6), dtype=np.float32)} for n in (3, 1, 2, 4, 1)]
+    shards, source = [feeds[:2], feeds[2:]], proto.SerializeToString()
+
+    for found, shard in zip(observe_each(source, plan, shards), shards, strict=True):
+        alone = observe(source, plan, shard)
+        assert found.tensors == alone.tensors
+        assert found.means == alone.means
+        assert found.samples == len(shard)

@@ -8,6 +8,7 @@ import pytest
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import QuantConfig
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.numerics import gptq
 from quant_core.numerics.gptq import gptq_int4, gptq_int8
 from quant_core.numerics.granularity import PerBlock, PerChannel, PerTensor
@@ -106,8 +107,8 @@ def test_scales_are_at_least_the_floor():
     assert np.all(gptq_int4(rows, gram, 1, floor=floor).scale >= np.float32(0.3))
 
 
-def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
-    """100 columns in two parts of 50: blocks of 20 would lie in both."""
+def gemm_in_int4() -> tuple[ir.Node, ir.Value, QuantPlan]:
+    """A Gemm of 100 columns in blocks of 20, and its plan."""
     weight = ir.Value(
         name="w",
         const_value=ir.tensor(np.random.default_rng(0).standard_normal((4, 100), np.float32)),
@@ -126,10 +127,30 @@ def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
         pair_safe=True,
     )
     config = QuantConfig(bits=4, block_size=16)
-    plan = QuantPlan(config, "x86", (planned,), activations={}, means={})
+    return node, weight, QuantPlan(config, "x86", (planned,), activations={}, means={})
+
+
+def test_weights_are_rounded_to_nearest_once_there_is_no_time():
+    node, weight, plan = gemm_in_int4()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 2, 1, 50)) * np.linspace(0.1, 5, 50)
+    stats = Statistics(gram_matrices={"gemm": np.einsum("npok,npol->opkl", x, x) / 200})
+
+    def integers(stats: Statistics, deadline: Deadline = NO_DEADLINE) -> np.ndarray:
+        rounding = Rounding(plan, stats, deadline=deadline)
+        return rounding.integers(node, weight, plan.nodes[0]).integers.q
+
+    nearest = integers(Statistics())
+    assert not np.array_equal(integers(stats), nearest)
+    np.testing.assert_array_equal(integers(stats, Deadline.after(0)), nearest)
+
+
+def test_blocks_of_a_wide_weight_keep_within_the_parts_of_its_gram_matrix():
+    """100 columns in two parts of 50: blocks of 20 would lie in both."""
+    node, weight, plan = gemm_in_int4()
     rounding = Rounding(plan, Statistics(gram_matrices={"gemm": np.stack([[np.eye(50)] * 2])}))
 
-    found = rounding.integers(node, weight, planned).integers
+    found = rounding.integers(node, weight, plan.nodes[0]).integers
 
     width = 100 // found.multipliers.shape[1]
     assert 50 % width == 0

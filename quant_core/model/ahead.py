@@ -1,0 +1,32 @@
+"""Two things at once: while onnxruntime or numpy computes, another thread of Python may run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Threads. Two results at most wait in memory, and other models of a batch need cores too.
+AT_ONCE = 2
+
+
+def run_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The function of each item, in their order; while one is used, the next ones are computed.
+
+    The items are read by the caller's thread. Numpy treats errors in the function as it does there.
+
+    Raises: what the function raises, in the place of its result.
+    """
+    coming: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for item in items:
+            coming.append(pool.submit(copy_context().run, function, item))
+            if len(coming) > AT_ONCE:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
