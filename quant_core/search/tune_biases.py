@@ -6,12 +6,15 @@ quantized model runs layer by layer:
 
     b  <-  b + E[float output] - E[quantized output]        per channel, over the samples
 
-and the next layer is measured with the biases before it corrected already.
+and the next layer is measured with the biases before it corrected already. Of a mean over few
+samples much is chance, which all layers together would add up to more noise than they take away:
+each is shrunk by the share of its square that its variance between samples explains.
 
 Source: Nagel et al. 2019, Data-Free Quantization (arXiv 1906.04721), section 4.2 and its appendix
 on empirical bias correction. Here means are those of calibration samples, b moves by whole steps of
 its int32 scale, and a clone of the model is corrected. Whether outputs come nearer to the float
-model's is judged by whoever asks for it.
+model's is judged by whoever asks for it. Shrinking means by what is chance in them is James and
+Stein 1961, Estimation with Quadratic Loss, for each channel by itself.
 """
 
 from __future__ import annotations
@@ -76,11 +79,10 @@ def _correct(
     for node, bias in biases.items():
         output = str(node.outputs[0].name)
         runner.run_until({output})
-        wanted = float_means[float_outputs[node.name]].mean(0)
-        found = np.mean([_channel_means(state[output]) for state in runner.states], axis=0)
+        found = np.stack([_channel_means(state[output]) for state in runner.states])
         scale = graph.array(bias.scale)
         old = graph.array(bias.values).astype(np.float64)
-        steps = np.rint((wanted - found) / scale)
+        steps = np.rint(_shrunk_mean(float_means[float_outputs[node.name]] - found) / scale)
         new = np.clip(old + steps, -INT32_MAX, INT32_MAX)
         bias.values.const_value = ir.tensor(new.astype(np.int32), name=bias.values.name)
 
@@ -122,3 +124,13 @@ def _channel_means(x: NDArray[Any]) -> NDArray[np.float64]:
     """(C,) of a tensor (N, C, ...)."""
     axes = (0, *range(2, x.ndim))
     return np.asarray(x.mean(axes, dtype=np.float64))
+
+
+def _shrunk_mean(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(C,): the means over samples (n, C), each less by the share of its square that is chance."""
+    n = len(differences)
+    mean = differences.mean(0)
+    chance = differences.var(0, ddof=1) / n if n > 1 else np.zeros_like(mean)
+    square = np.square(mean)
+    share = np.divide(chance, square, out=np.ones_like(mean), where=square > 0)
+    return np.asarray(mean * np.maximum(0.0, 1.0 - share))

@@ -16,6 +16,8 @@ from quant_core.config import QuantConfig
 from quant_core.data.inputs import input_specs
 from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSpec
+from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.outputs import run_all
 from quant_core.model.session import open_session
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
@@ -91,6 +93,27 @@ def test_tuned_biases_hardly_move_when_they_are_tuned_again():
         twice is None
         or np.abs(means(twice.model, samples) - means(once.model, samples)).max() < 0.01
     )
+
+
+def test_what_is_chance_in_the_means_of_a_few_samples_is_left_out():
+    """Right biases, tuned on few samples, cost others hardly any of their outputs' SQNR."""
+    proto = network("matrices")
+    model = normalized(proto)
+    plan = make_plan(model, QuantConfig(mode="static", min_elements=0), TARGETS["x86"])
+    x = np.random.default_rng(1).standard_normal((204, 6), dtype=np.float32)
+    few, others = (
+        open_samples(SampleSpec({"x": part}), input_specs(proto.SerializeToString()))
+        for part in (x[:4], x[4:])
+    )
+    quantized = apply_plan(model, plan, observe(model, plan, others))
+
+    tuned = tune_biases(model, quantized, plan, few)
+
+    exact, before, after = (
+        run_all(open_session(m), others) for m in (model, quantized.model, tuned.model)
+    )
+    db = [compare(exact, found, ["y"]).sqnr_db for found in (before, after)]
+    assert db[1] > db[0] - 0.2
 
 
 def test_a_model_without_integer_biases_has_none_to_tune():
