@@ -13,12 +13,15 @@ from quant_core.data.strategies import LENGTH, SIDE, Strategy
 
 FEATURE_SIDE = 64  # of a latent image: 512 pixels behind three halvings
 SAMPLE_RATE = 16000  # of audio, of which one second is drawn
+BATCH = "batch"  # in the names of open axes
 # Open axes named so are no batch, though they may come first.
 STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
 # Inputs named so carry a state from one run to the next: their open axes are the batch.
 STATE = re.compile(r"state|hidden|cell|(^|_)[hc]\d*($|_)")
 # Inputs named so are the keys and values of the steps before: their open axes are no sides.
 PAST = re.compile(r"past|cache")
+# Open axes named so are no sides, though their input has rank 4.
+NO_SIDE = re.compile(r"seq|len|past|point|token|box|quer")
 # Open axes written so are computed from others. Any other text is a name: `DynamicDimension.1`.
 COMPUTED = re.compile(r"[-+*/%()]")
 OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -32,7 +35,8 @@ OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
 def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
     """Symbol -> size. One symbol has one size, wherever it stands; sums of symbols add up.
 
-    1. A symbol of a first axis is the batch, 1, unless its name says that it counts steps.
+    1. A symbol that is called a batch is one, of size 1, and so is that of a first axis, unless its
+       name says that it counts steps.
     2. An open axis of an image (rank 4) is a side, of a state 1, any other a length. Latents and
        features of an encoder have more channels than an image, and shorter sides.
     3. `a + b` has the sum of both sizes. `total...`, and the axis that only a mask has, have that
@@ -41,7 +45,8 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     named = [(spec, size) for spec in inputs for size in spec.shape if isinstance(size, str)]
     symbols: dict[str, int] = {}
     for spec, size in named:  # 1
-        if size == spec.shape[0] and not STEPS.search(size.lower()):
+        name = size.lower()
+        if BATCH in name or (size == spec.shape[0] and not STEPS.search(name)):
             symbols[size] = 1
     for spec, size in named:  # 2
         if not COMPUTED.search(size):
@@ -82,7 +87,7 @@ def _open_size(
     is_state = STATE.search(spec.name.lower()) and not STEPS.search(name)
     if is_state or (strategy.is_alone and spec is not inputs[0]):
         return 1
-    is_past = PAST.search(spec.name.lower()) or re.search("seq|len|past", name)
+    is_past = PAST.search(spec.name.lower()) or NO_SIDE.search(name)
     is_side = len(spec.shape) == 4 and not is_past
     if not is_side:
         return strategy.length

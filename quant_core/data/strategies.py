@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SIDE = 224  # of an open spatial axis of an image (rank 4)
+# Sides that vision models are trained with: where a table holds a row for each patch of an image,
+# no other size runs. Small ones last: one patch alone can be added to any table.
+SIDES = (384, 336, 256, 448, 512, 518, 240, 288, 320, 640, 192, 160, 128, 112, 96, 64, 32, 28)
 LENGTH = 32  # of any other open axis that is not the batch
 
 
@@ -37,6 +40,7 @@ STRATEGIES = (
     Strategy(least=1),
     Strategy(integers=1),
     Strategy(integers=0),
+    *(Strategy(side=side) for side in SIDES),
     Strategy(length=128, side=256),
     Strategy(length=64, side=64),
     Strategy(length=512, side=640),

@@ -175,6 +175,33 @@ def test_open_sides_of_a_latent_image_are_shorter_as_attention_is_between_all_it
     assert sorted(latent.shape)[2:] == [64, 64]
 
 
+def test_open_axes_that_count_points_are_no_sides():
+    points = named("points", np.float32, "n", "point_batch_size", "points_per_image", 2)
+
+    assert points.shape == (1, 1, 32, 2)
+
+
+@pytest.mark.parametrize("side", [48 * 7, 32])
+def test_sides_are_tried_until_an_image_has_the_patches_that_the_model_has_places_for(
+    tmp_path, side
+):
+    places = np.ones((1, 8, (side // 16) ** 2), np.float32)
+    text = """(float[n, 3, h, w] x, int64[n, t] ids) => (float[n, 8, p] y) {
+        a = Conv<strides = [16, 16]>(x, k) b = Reshape(a, flat) c = Add(b, places)
+        r = Gather(table, ids) m = ReduceMean<axes = [1, 2], keepdims = 1>(r) y = Add(c, m) }"""
+    weights = {
+        "k": np.ones((8, 3, 16, 16), np.float32),
+        "flat": np.array([0, 8, -1]),
+        "places": places,
+        "table": np.ones((100, 4), np.float32),
+    }
+
+    samples = drawn(tmp_path, sketch(text, weights))
+
+    assert samples[0]["x"].shape == (1, 3, side, side)
+    assert outputs(tmp_path, samples)
+
+
 def test_other_sizes_are_tried_until_the_model_runs(tmp_path):
     kernel = np.ones((2, 1, 400), np.float32)
     text = "(float[n, 1, t] x) => (float[n, 2, m] y) { y = Conv<strides = [160]>(x, w) }"
