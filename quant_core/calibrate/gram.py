@@ -243,7 +243,8 @@ def input_rows(x: NDArray[Any], source: MatmulInput, wanted: int) -> NDArray[np.
 
 def split_columns(rows: NDArray[Any], parts: int) -> NDArray[Any]:
     """Rows (G, n, K) as (G, P, n, k): the columns of each of P Gram matrices."""
-    return rows.reshape(*rows.shape[:2], parts, -1).transpose(0, 2, 1, 3)
+    groups, n, columns = rows.shape
+    return rows.reshape(groups, n, parts, columns // parts).transpose(0, 2, 1, 3)
 
 
 def _taps(

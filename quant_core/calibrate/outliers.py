@@ -104,7 +104,7 @@ def choose_treatments(
             tensor, readers = node.inputs[0], graph.consumers(graph.value(node.inputs[1]))
             is_own = all(reader.inputs[0] is tensor for reader in readers)
             has_own[graph.name_of(tensor)] = is_own and has_own.get(graph.name_of(tensor), True)
-    max_abs = {tensor: means[tensor, axis].max_abs for tensor, axis in means if axis == -1}
+    max_abs = {t: seen.max_abs for (t, axis), seen in means.items() if axis == -1 and seen.count}
     tensors = [tensor for tensor, is_own in has_own.items() if is_own and tensor in max_abs]
     rows = SpilledArrays(MAX_HELD_BYTES)
     ends: dict[str, list[Rows]] = {t: [] for t in tensors}

@@ -5,7 +5,7 @@ rewritten.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -31,6 +31,7 @@ from quant_core.plan.operators import (
     rule_of,
     weight_positions,
 )
+from quant_core.plan.routers import routers
 from quant_core.plan.shared import share_weights
 from quant_core.plan.static_nodes import activations, static_nodes
 from quant_core.plan.targets import TARGETS, Target
@@ -43,10 +44,17 @@ from quant_core.plan.types import (
     QuantPlan,
     Storage,
 )
-from quant_core.plan.weighted_nodes import NO_CHOICE, WeightedNodes, has_weights
+from quant_core.plan.weighted_nodes import (
+    NO_CHOICE,
+    WeightedNodes,
+    float_weights,
+    has_weights,
+    kept_in_float,
+)
 
 BETWEEN = "runs on 8-bit data between static neighbours"
 FEW_WEIGHTS = "int8: few weights"
+RANKS = "few weights, by whose results others are chosen"
 DIRECTIONS = 2  # of a recurrent node
 WEIGHTS = frozenset({"coefficients", "support_vectors"})  # attributes of ai.onnx.ml
 LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
@@ -72,8 +80,8 @@ def make_plan(
     to scales.
     2. Nodes with weights in branches and loops store them in fewer bits. They compute in float, or
     products dynamically: ranges of what branches and loops compute are not measured.
-    3. Of the nodes in 4 bits, the smallest go back to 8. Nodes that share a weight agree on its
-    form (shared.py).
+    3. Of the nodes in 4 bits, the smallest go back to 8; small products that only rank have 16.
+    Nodes that share a weight agree on its form (shared.py).
     4. Nodes without weights run on 8-bit data where their neighbours do.
     5. Activations that are quantized, and the inputs whose means or outliers matter.
     6. Other constants that are stored as float16, and why large ones are not.
@@ -90,7 +98,8 @@ def make_plan(
             choices[name] = replace(choices[name], compute=None)
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
-    weighted = _plan_weights([n for n in nodes if has_weights(n)], inner, decide)  # 1 to 3
+    ranking = routers(n for inside in graph.graphs_of(model) for n in inside)
+    weighted = _plan_weights([n for n in nodes if has_weights(n)], inner, ranking, decide)  # 1 to 3
     if not weighted and not respects_pairs(model) and not _made_weights(model):
         raise _nothing_to_quantize(model)
 
@@ -124,11 +133,15 @@ def make_plan(
 
 
 def _plan_weights(
-    own: Sequence[ir.Node], inner: Sequence[ir.Node], decide: WeightedNodes
+    own: Sequence[ir.Node],
+    inner: Sequence[ir.Node],
+    ranking: Collection[str],
+    decide: WeightedNodes,
 ) -> dict[str, NodePlan]:
     """Steps 1 to 3: node -> its plan, for the nodes with weights.
 
     own, inner  those of the main graph, and those in branches and loops
+    ranking     names of the products that only rank
     """
     nodes = [*own, *inner]
     plans = {str(n.name): decide.node(n, decide.config.mode) for n in own}  # 1
@@ -136,12 +149,15 @@ def _plan_weights(
         is_dynamic = decide.config.mode == "dynamic" and is_product(node)
         mode = "dynamic" if is_dynamic else "weight_only"
         plans[str(node.name)] = decide.node(node, mode)
-    smallest = decide.smallest(plans.values())  # 3
-    plans |= {
-        str(n.name): decide.changed(n, plans[str(n.name)], FEW_WEIGHTS, storage=Storage.INT8)
-        for n in nodes
-        if n.name in smallest
-    }
+    by_name = {str(n.name): n for n in nodes}  # 3
+    in_four_bits = [n for n in plans.values() if n.storage is Storage.INT4]
+    for few in decide.smallest(plans.values(), in_four_bits):
+        plans[few.node] = decide.changed(by_name[few.node], few, FEW_WEIGHTS, storage=Storage.INT8)
+    rounded = [n for n in plans.values() if n.node in ranking and n.is_rounded]
+    for few in decide.smallest(plans.values(), rounded):
+        in_float16 = replace(few, compute=Compute.FLOAT, storage=Storage.FLOAT16)
+        in_float16 = replace(in_float16, granularity=None, pair_safe=False)
+        plans[few.node] = kept_in_float(in_float16, float_weights(by_name[few.node]), RANKS)
     share_weights(nodes, plans, decide)
     return plans
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,9 +37,9 @@ from quant_core.text import joined
 # Weights of an output channel: with fewer, multipliers and scales take the bytes that 4 bits save,
 # and the rounding error is largest (depthwise). Judge a change with `python -m tests.bench.int4`.
 MIN_INT4_COLUMNS = 32
-# Of all weights: the smallest layers together save next to nothing in 4 bits, and the first are
+# Of all weights: the smallest layers together save next to nothing in fewer bits, and the first are
 # among them.
-INT8_SHARE = 1 / 64
+SMALL_SHARE = 1 / 64
 NO_CHOICE = NodeChoice()
 _MODES = {
     "static": (Compute.STATIC,),
@@ -150,22 +150,21 @@ class WeightedNodes:
             return Storage.FLOAT16
         return Storage(self.config.float_storage)
 
-    def smallest(self, plans: Iterable[NodePlan]) -> set[str]:
-        """The smallest nodes in 4 bits, which together hold no more than INT8_SHARE of all weights.
+    def smallest(
+        self, plans: Iterable[NodePlan], candidates: Iterable[NodePlan]
+    ) -> Iterator[NodePlan]:
+        """The smallest of the candidates, which together hold no more than SMALL_SHARE of all
+        weights.
 
         Where a node's bits were chosen by name, they stay.
         """
-        plans = list(plans)
-        left = INT8_SHARE * sum(n.elements for n in plans)
-        found = set()
-        in_four_bits = [n for n in plans if n.storage is Storage.INT4]
-        for planned in sorted(in_four_bits, key=lambda n: n.elements):
+        left = SMALL_SHARE * sum(n.elements for n in plans)
+        for planned in sorted(candidates, key=lambda n: n.elements):
             left -= planned.elements
             if left < 0:
-                break
+                return
             if self._named_bits(planned) is None and self.choice(planned.node).storage is None:
-                found.add(planned.node)
-        return found
+                yield planned
 
     def changed(
         self,

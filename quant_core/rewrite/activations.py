@@ -108,6 +108,12 @@ def _params_of(
             found = found.merge(stats.of_tensor(other))
             low, high = ends.get(other, EVERYWHERE)
             least, most = min(least, low), max(most, high)
+    if not found.counts.size:  # of rows that no sample chooses, as an expert's
+        raise ModelError(
+            "calibration saw no value of this tensor",
+            tensor,
+            "Give samples that reach it, or mode auto or dynamic",
+        )
     lo, hi = ranges.find(found, grid, plan.config.method, plan.config.percentile)
     return choose_params(max(lo, least), min(hi, most), grid)
 

@@ -107,9 +107,10 @@ def round_sequentially(
             copy, source = rounded.written[name], inputs[name]
             weight = graph.value(node.inputs[1])
             rows = layout_of(node, len(graph.shape_of(weight))).matrix(graph.array(weight))
-            exact = _rows(exact_runner, source)
-            found = _rows(rounded_runner, replace(source, tensor=graph.name_of(copy.inputs[0])))
-            targets[name] = _target(rows, source, exact, found, batches)
+            pairs = _pairs(exact_runner, rounded_runner, source, graph.name_of(copy.inputs[0]))
+            exact, found = (_rows([pair[i] for pair in pairs], source) for i in (0, 1))
+            if found.shape[2]:  # some are of experts that no sample reaches
+                targets[name] = _target(rows, source, exact, found, batches)
             _round(copy, node, planned[name], rounding)
     left = {str(n.name): inputs[str(n.name)] for n in waiting}
     if not left or len(left) > 2 * len(targets):
@@ -177,12 +178,24 @@ def _independent(
     return found
 
 
-def _rows(runner: LayerwiseRunner, source: MatmulInput) -> NDArray[np.float32]:
+def _pairs(
+    exact: LayerwiseRunner, rounded: LayerwiseRunner, source: MatmulInput, tensor: str
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """What the node reads in the float model and in the rounded one, for each sample.
+
+    Where nodes choose rows, the models may choose other ones: then both are of the rounded model.
+    """
+    states = zip(exact.states, rounded.states, strict=True)
+    pairs = ((before[source.tensor], after[tensor]) for before, after in states)
+    return [(x if x.shape == y.shape else y, y) for x, y in pairs]
+
+
+def _rows(of_samples: list[NDArray[Any]], source: MatmulInput) -> NDArray[np.float32]:
     """(G, P, n, k): as many rows of an input as a target needs; of two models, the same ones."""
     total = max(MIN_PAIRED_ROWS, PAIRED_ROWS_PER_COLUMN * source.gram_shape[-1])
-    wanted = -(-total // len(runner.states))
-    of_samples = [input_rows(state[source.tensor], source, wanted) for state in runner.states]
-    return split_columns(np.concatenate(of_samples, axis=1), source.parts)
+    wanted = -(-total // len(of_samples))
+    rows = [input_rows(x, source, wanted) for x in of_samples]
+    return split_columns(np.concatenate(rows, axis=1), source.parts)
 
 
 def _target(

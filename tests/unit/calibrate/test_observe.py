@@ -48,3 +48,16 @@ def test_shards_that_are_observed_at_once_give_what_each_gives() -> None:
         assert found.tensors == alone.tensors
         assert found.means == alone.means
         assert found.samples == len(shard)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 1 << 30])
+def test_samples_are_counted_whether_their_values_come_in_one_part_or_in_several(
+    part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quant_core.model.values.MAX_PART_BYTES", part_bytes)
+    text = "(float[n,6] x) => (float[n,4] y) { a = MatMul(x, u) r = Relu(a) y = MatMul(r, w) }"
+    proto = sketch(text, weights(u=(6, 8), w=(8, 4)))
+    plan = make_plan(normalized(proto), QuantConfig(min_elements=0), TARGETS["x86"])
+    feeds = [{"x": np.full((1, 6), i, np.float32)} for i in range(3)]
+
+    assert observe(proto.SerializeToString(), plan, feeds).samples == 3

@@ -281,3 +281,42 @@ def test_biases_of_recurrent_nodes_are_no_weights_that_stay_float(operator, gate
     plan = plan_of(sketch(f"(float[9,n,16] x) => (float[9,2,n,16] y) {{ {text} }}", arrays))
 
     assert plan.constants == {}
+
+
+EXPERTS = """
+    r = MatMul(x, router) b = Add(r, bias) p = Softmax(b) v, i = TopK<axis = -1>(p, one)
+    j = Squeeze(i, last) e = Gather(experts, j) t = Unsqueeze(x, middle)
+    y = MatMul(t, e)"""
+
+
+def experts(router: int = 4, bits: int = 8, **options: object) -> dict[str, tuple[str, str]]:
+    """What is chosen for a product with so many columns that chooses an expert, and for those."""
+    constants = weights(router=(32, router), bias=(router,), experts=(router, 32, 256)) | {
+        "one": np.array([1]),
+        "last": np.array([-1]),
+        "middle": np.array([1]),
+    }
+    face = "(float[n,32] x) => (float[n,1,256] y)"
+    return chosen(plan_of(sketch(f"{face} {{ {EXPERTS} }}", constants), bits=bits, **options))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_small_product_that_chooses_an_expert_has_16_bits(bits):
+    plan = experts(bits=bits)
+
+    assert plan["r"] == (Compute.FLOAT, Storage.FLOAT16)
+    assert plan["e"][1] is Storage.of_bits(bits)
+
+
+def test_a_product_that_chooses_has_the_bits_that_were_named():
+    assert experts(layer_bits={"r": 8})["r"][1] is Storage.INT8
+
+
+@pytest.mark.parametrize(("columns", "storage"), [(64, Storage.FLOAT16), (2048, Storage.INT8)])
+def test_a_large_product_that_chooses_is_rounded_as_others_are(columns, storage):
+    arrays = weights(w=(16, columns), v=(16, 8192))
+    text = "y = MatMul(x, w) z = ArgMax<axis = 1, keepdims = 0>(y) u = MatMul(x, v)"
+
+    plan = plan_of(sketch(f"(float[n,16] x) => (int64[n] z, float[n,8192] u) {{ {text} }}", arrays))
+
+    assert chosen(plan)["y"][1] is storage

@@ -225,3 +225,25 @@ def test_inputs_that_are_all_alike_leave_weights_where_they_are():
         if node.op_type == "MatMul":
             weight = node.inputs[1].const_value.numpy()
             np.testing.assert_allclose(targets[str(node.name)].weight, weight.T, atol=0.02)
+
+
+@pytest.mark.parametrize("least", [0.0, 1e6])
+def test_rows_that_the_rounded_model_chooses_otherwise_are_no_pairs(least):
+    """Rounding changes how many rows are chosen; of those beyond 1e6 there are none."""
+    arrays = weights(w=(32, 32), v=(32, 8)) | {"least": np.float32(least), "k": np.array([0])}
+    text = """(float[64,32] x) => (float[n,8] y) {
+        a = MatMul(x, w) c = Gather<axis = 1>(a, k) g = Greater(c, least)
+        i = NonZero(g) t = Gather(i, k) r = Squeeze(t, k) b = Gather(a, r) y = MatMul(b, v)
+    }"""
+    proto = sketch(text, arrays)
+    model = normalized(proto)
+    config = QuantConfig(bits=4, mode="weight_only", layer_bits={"*": 4})
+    plan = make_plan(model, config, TARGETS["x86"])
+    feeds = [random_feed(proto, seed) for seed in range(8)]
+    stats = observe(proto.SerializeToString(), plan, feeds)
+
+    found = round_sequentially(model, plan, stats, feeds)
+
+    targets = [target.weight for target in found.rounding_targets.values()]
+    assert len(targets) == (1 if least else 2)
+    assert all(np.isfinite(weight).all() for weight in targets)
