@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quant_core.model import graph
+from quant_core.model.session import open_session, run
+from quant_core.model.subgraph import extract
 
 MIN_BYTES = 1024  # of a constant; what smaller ones add to a file is not worth a thought
 INTEGER_SHARE = 1 / 4  # of a weight's bytes is left when it is stored in 8 bits
@@ -31,6 +36,8 @@ def keep_compact(folded: ir.Model, before: ir.Model, *, stays_float: bool = Fals
        it is a table: products share the integers of that.
     3. Whatever else these nodes make is no constant either: the other parts of a Split, say.
     4. What was made again first may read what was made again later: nodes are put in order.
+    5. What the nodes read and make is the same in both models: onnxruntime transposes constants to
+       take Transposes away, and keeps their names.
     """
     makers = {str(value.name): node for value, node in made_of_constants(before).items()}
     if not makers:
@@ -83,7 +90,7 @@ class _Unfold:
 
     def constant(self, inside: ir.Graph, value: ir.Value) -> None:
         """Edit in place: the nodes that made the constant make it again, if that is smaller."""
-        nodes, leaves = self._chain(str(value.name))
+        nodes, leaves = self._chain(str(value.name), self.values)
         tensor = value.const_value
         assert tensor is not None
         is_multiplied = any(node.op_type in graph.WEIGHTED for node in graph.consumers(value))
@@ -94,7 +101,7 @@ class _Unfold:
             read = [v for v in leaves if not self._is_stored_for_others(v, nodes)]  # 2
         compact = sum(v.const_value.nbytes for v in read if v.const_value is not None)
         compact += sum(_size_in_file(node) for node in nodes)
-        if compact >= dense:
+        if compact >= dense or not self._are_as_before(nodes):  # 5
             return
         for leaf in leaves:
             if leaf.name not in self.values:
@@ -121,10 +128,29 @@ class _Unfold:
         is_transposed = [node.op_type for node in nodes] == ["Transpose"]
         return bool(readers - {"Gather"} if is_transposed else readers)
 
-    def _chain(self, name: str) -> tuple[list[ir.Node], list[ir.Value]]:
+    def _are_as_before(self, nodes: list[ir.Node]) -> bool:
+        """Rule 5: whether the constants that these nodes read and make have their former values."""
+        touched = {v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None}
+        kept = {v: self.values[str(v.name)] for v in touched if v.name in self.values}
+        arrays = {v: array for v, now in kept.items() if (array := graph.constant(now)) is not None}
+        made = [v for v in arrays if not graph.is_constant(v)]
+        former = {v: graph.constant(v) for v in arrays if graph.is_constant(v)}
+        former |= dict(zip(made, self._made(made), strict=True))
+        return all(_are_equal(former[v], array) for v, array in arrays.items())
+
+    def _made(self, values: list[ir.Value]) -> list[NDArray[Any]]:
+        """What the nodes of the model before make of its constants."""
+        nodes = dict.fromkeys(n for v in values for n in self._chain(str(v.name), {})[0])
+        names = [str(v.name) for v in values]
+        part = extract(self.before, list(nodes), names, {})
+        return run(open_session(part.SerializeToString(), optimize=False), {}, outputs=names)
+
+    def _chain(
+        self, name: str, present: Mapping[str, ir.Value]
+    ) -> tuple[list[ir.Node], list[ir.Value]]:
         """The nodes that make a value, in the order in which they run, and the constants they read.
 
-        What the folded model has all the same is not made again.
+        present  what is not made again, by name
         """
         nodes: dict[ir.Node, None] = {}
         leaves: dict[ir.Value, None] = {}
@@ -142,7 +168,7 @@ class _Unfold:
                     continue
                 if graph.is_constant(read):
                     leaves[read] = None
-                elif read.name not in self.values:
+                elif read.name not in present:
                     waiting.append((self.makers[str(read.name)], False))
         return list(nodes), list(leaves)
 
@@ -180,3 +206,12 @@ class _Unfold:
 def _size_in_file(node: ir.Node) -> int:
     """Bytes of a node, with the tensors that it holds as attributes."""
     return int(ir.to_proto(node).ByteSize())
+
+
+def _are_equal(before: NDArray[Any] | None, now: NDArray[Any]) -> bool:
+    """Whether the arrays are the same, NaN included, but for the last bits of floats."""
+    if before is None or before.shape != now.shape:
+        return False
+    if now.dtype.kind == "f":
+        return np.allclose(before, now, equal_nan=True)
+    return np.array_equal(before, now)

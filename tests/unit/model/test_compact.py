@@ -161,3 +161,19 @@ def test_all_parts_of_a_weight_that_is_also_read_whole_are_made_by_one_split(tmp
     feed = {"x": W}
     for a, b in zip(run(open_session(path), feed), run(open_session(model), feed), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_a_constant_that_the_optimizer_transposes_is_not_made_by_its_former_nodes(tmp_path):
+    """onnxruntime turns the table in place of both Transposes, and it keeps its name."""
+    text = """(float[n,16,16] x) => (float[n,16,16] y) {
+        table = Mul(column, row) t = Transpose<perm = [0, 2, 1]>(x) a = Add(t, table)
+        y = Transpose<perm = [0, 2, 1]>(a)
+    }"""
+    column, row = np.arange(16, dtype=np.float32)[:, None], np.ones((1, 16), np.float32)
+    path = saved(tmp_path, text, column=column[None], row=row)
+
+    model = prepare(path)
+
+    feed = {"x": np.zeros((1, 16, 16), np.float32)}
+    (exact,), (found,) = (run(open_session(m), feed) for m in (path, model))
+    assert np.array_equal(exact, found)
