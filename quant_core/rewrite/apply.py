@@ -67,9 +67,9 @@ def apply_plan(
 ) -> Quantized:
     """The quantized model; `model` is not changed.
 
-    ranges   those that were found before, for other plans
-    weights  those that were rounded before, for other plans of one float model with the same
-             statistics
+    ranges    those that were found before, for other plans
+    weights   those that were rounded before, for other plans of one float model with the same
+              statistics
     deadline  when rounding should end: the weights after that are rounded to nearest
 
     1. Every activation of the plan gets one QuantizeLinear and one DequantizeLinear. Where a static

@@ -35,9 +35,9 @@ class CalibratedModel:
 
     samples and stats are both None without calibration.
 
-    stats   what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
-    fitted  the samples that weights are rounded for, and channels equalized; None for all
-    scaled  the tensors whose channels equalization has scaled
+    stats     what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
+    fitted    the samples that weights are rounded for, and channels equalized; None for all
+    scaled    the tensors whose channels equalization has scaled
     deadline  when all work on the model should end
     """
 
