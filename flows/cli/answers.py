@@ -105,15 +105,15 @@ def quantize_answer(
         whole_front=pareto,
     ).to_dict()
     result["shows_front"] = pareto
-    result["timing"] = None
+    result |= {"timing": None, "not_timed": ""}
     time_both = timer_for(result["target"])
     if time_both is not None:
         progress("timing both models in turn")
         try:
             result["timing"] = time_both(model, output, calibration or SampleSpec())
-        except (DataError, ModelError):  # the model does not run on random samples
-            if calibration is not None:
-                raise
+        except (DataError, ModelError, RequestError) as error:
+            # the model does not run on random samples, or not in the runtime that times it
+            result["not_timed"] = str(error)
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
         result |= validation(model, output, calibration, accuracy, progress)

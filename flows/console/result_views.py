@@ -40,7 +40,7 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
         "compute": count_words(layer["compute"] for layer in layers),
         "storage": count_words(layer["storage"] for layer in layers if layer["storage"]),
         "plan": _plan_text(result),
-        "speed": _speed_text(result["timing"], result["target"]),
+        "speed": _speed_text(result),
         "worst output": _floor_text(result),
         "note": result["note"],
     }
@@ -90,16 +90,15 @@ def _export_facts(export: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _speed_text(timing: Mapping[str, Any] | None, target: str) -> str:
+def _speed_text(result: Mapping[str, Any]) -> str:
     """How fast a model is beside float, from the timing of both in turn."""
-    from quant_core.search.prepared import timed_in
-
-    if timing is None and timed_in(target) is None:
+    timing, target = result["timing"], result["target"]
+    if result["not_timed"]:
+        return f"not timed: {result['not_timed']}"
+    if timing is None:
         is_missing = host_target_name() in TARGETS[target].timed_on
         why = "its runtime is not installed" if is_missing else "it does not run on this host"
         return f"not timed: made for {target}, and {why}"
-    if timing is None:
-        return "not timed: the model does not run on random samples; give --data"
     latency = before_after(timing["float_ms"], timing["float_ms"] / timing["speedup"], format_ms)
     return f"{latency} ({format_speedup(timing['speedup'])}){busy_mark(timing)}"
 

@@ -19,12 +19,14 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.timing import Timing, summarize
+from quant_core.model.files import external_tensors, load
 
 Runtime = Literal["node", "web", "wasm"]
 RACE = Path(__file__).with_name("race.mjs")
@@ -125,6 +127,7 @@ def race(
         "threads": threads,
         "seconds": seconds,
         "providers": [host.provider],
+        "external": [_external_files(model, host) for model in models],
         "feed": {name: _encode(x) for name, x in feed.items()},
     }
     result = run(package, models, job, START_S + LONGEST * seconds)
@@ -142,6 +145,19 @@ def _summaries(times: NDArray[np.float64], threads: int) -> tuple[Timing, float 
         return summarize(times, threads), None
     both = np.stack([times[:, [0, 2]].mean(axis=1), times[:, 1]], axis=1)
     return summarize(both, threads), summarize(times[:, [0, 2]], threads).speedup
+
+
+def _external_files(model: Path, host: Host) -> list[dict[str, str]]:
+    """What onnxruntime-web must know of each file beside a model that holds weights of it.
+
+    onnxruntime-node finds them by itself.
+    """
+    if host.provider != "wasm":
+        return []
+    names = sorted({os.fspath(tensor.location) for tensor in external_tensors(load(model))})
+    paths = [str((model.parent / name).resolve()) for name in names]
+    where = map(quote, paths) if host.is_browser else paths
+    return [{"path": name, "data": data} for name, data in zip(names, where, strict=True)]
 
 
 def find_package(name: str) -> Path:
@@ -207,6 +223,7 @@ def _run_in_browser(
         "/race.mjs": RACE,
         "/job.json": json.dumps(job).encode(),
         **{f"/model/{i}": path for i, path in enumerate(models)},
+        **{x["data"]: Path(unquote(x["data"])) for files in job["external"] for x in files},
         **{f"/ort/{path.name}": path for path in (package / "dist").iterdir()},
     }
     handler = partial(_Handler, sources, receive)

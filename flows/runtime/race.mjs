@@ -11,7 +11,8 @@ const ARRAYS = {
   int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array, uint64: BigUint64Array,
 };
 
-// job: {threads, seconds, providers, feed: {name: {type, dims, data in base64}}}
+// job: {threads, seconds, providers, feed: {name: {type, dims, data in base64}},
+//       external: of each model [{path: as the model names the file, data: where it is read}]}
 // clock: milliseconds; in node the CPU time of the process, which other processes do not change
 // Rounds go on for job.seconds, and then until the speed is known to NARROW.
 // Returns {times: seconds per call, one row a round, outputs: of both models}. A row is [first,
@@ -19,8 +20,9 @@ const ARRAYS = {
 // moves a clock: where weights lie in memory, and other processes. Without it if it does not fit.
 export async function race(ort, models, job, clock = () => performance.now()) {
   const options = { executionProviders: job.providers, intraOpNumThreads: job.threads };
+  const open = (i) => ort.InferenceSession.create(models[i], { ...options, externalData: job.external[i] });
   const sessions = [];
-  for (const model of models) sessions.push(await ort.InferenceSession.create(model, options));
+  for (const i of models.keys()) sessions.push(await open(i));
   const feed = Object.fromEntries(
     Object.entries(job.feed).map(([name, { type, dims, data }]) => {
       const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -29,7 +31,7 @@ export async function race(ort, models, job, clock = () => performance.now()) {
   );
   const outputs = [];
   for (const session of sessions) outputs.push(encode(await session.run(feed)));
-  const copy = await ort.InferenceSession.create(models[0], options).catch(() => null);
+  const copy = await open(0).catch(() => null);
   if (copy) sessions.push(copy);
 
   let fastest = Infinity; // seconds

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from quant_core.data.containers import DTYPES, OBJECT, boxed, element_type, is_absent
 from quant_core.data.input_spec import InputSpec
 from quant_core.errors import DataError
+from quant_core.model.containers import DTYPES, OBJECT, boxed, element_type, is_absent
 from quant_core.text import counted
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from quant_core.data.containers import DTYPES, OBJECT, OPTIONAL, element_type, required_type
 from quant_core.data.fit import fits_shape
 from quant_core.data.input_spec import InputSpec, did_you_mean
 from quant_core.errors import DataError, ModelError
+from quant_core.model.containers import DTYPES, OBJECT, OPTIONAL, element_type, required_type
 from quant_core.model.fix_shape import fixed_shapes
 from quant_core.model.session import Model, open_session
 from quant_core.text import counted

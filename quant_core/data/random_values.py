@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from quant_core.data.containers import DTYPES, boxed, element_type
 from quant_core.data.input_hints import Hint
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import SAMPLE_RATE
 from quant_core.data.strategies import Strategy
+from quant_core.model.containers import DTYPES, boxed, element_type
 
 ITEMS = 3  # of a sequence
 COARSE = 8  # patches along each side of a random image

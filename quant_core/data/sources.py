@@ -12,11 +12,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from quant_core.data.containers import boxed, is_absent
 from quant_core.data.input_spec import InputSpec, describe_inputs, did_you_mean
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
 from quant_core.errors import DataError, reason_of
-from quant_core.model.session import unboxed
+from quant_core.model.containers import boxed, is_absent, unboxed
 
 Feed = dict[str, np.ndarray]
 T = TypeVar("T")

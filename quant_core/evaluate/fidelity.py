@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from quant_core.data.containers import numbers_of
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import measure_custom_metric
 from quant_core.evaluate.decisions import Decisions
 from quant_core.evaluate.output_tally import BLOCK_ELEMENTS, OutputTally
 from quant_core.evaluate.outputs import Outputs
 from quant_core.metrics import Fidelity
+from quant_core.model.containers import numbers_of
 from quant_core.text import counted
 
 

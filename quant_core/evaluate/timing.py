@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 
 from quant_core.errors import RequestError
-from quant_core.model.session import run, unboxed
+from quant_core.model.containers import unboxed
+from quant_core.model.session import run
 
 BLOCK_SECONDS = (
     1e-3  # a block of calls takes this or longer, so that reading the clock costs nothing

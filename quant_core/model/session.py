@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Literal, Union
 
 import numpy as np
 import onnxruntime as ort
 
 from quant_core.config import one_of
 from quant_core.errors import ModelError
+from quant_core.model.containers import boxed, unboxed
 from quant_core.model.runtime_errors import find_hint, short_message
 
 if TYPE_CHECKING:
@@ -130,14 +131,7 @@ def run(
             where,
             "Give samples, or a `shape`, that the model can take",
         ) from error
-    return [x if isinstance(x, np.ndarray) else np.array(x, object) for x in found]
-
-
-def unboxed(array: np.ndarray) -> Any:
-    """What onnxruntime takes: of an array of objects the list or the dict, tensors as they are."""
-    if getattr(array, "dtype", None) != np.dtype(object):
-        return array
-    return list(array) if array.ndim else array.item()
+    return [boxed(x) for x in found]
 
 
 def interface(model: Model) -> set[str]:

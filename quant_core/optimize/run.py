@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.data.containers import numbers_of
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import graph
+from quant_core.model.containers import numbers_of
 from quant_core.model.session import open_session, run
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.facts import Facts

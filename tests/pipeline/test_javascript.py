@@ -56,6 +56,18 @@ def test_both_models_are_timed_and_compute_there_what_they_compute_here(runtime,
 
 
 @pytest.mark.slow
+def test_weights_may_lie_in_a_file_of_their_own(runtime, tmp_path):
+    path, weight = tmp_path / "model.onnx", np.arange(300, dtype=np.float32).reshape(3, 100)
+    proto = sketch("(float[2, 3] x) => (float[2, 100] y) { y = MatMul(x, w) }", {"w": weight})
+    onnx.save(proto, path, save_as_external_data=True, location="#1 w.data", size_threshold=0)
+
+    found = race(runtime, (path, path), {"x": FEED["x"]}, seconds=0.1)
+
+    for there in found.outputs:
+        np.testing.assert_allclose(there["y"], FEED["x"] @ weight, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_model_that_does_not_run_there_is_an_error_that_says_why(runtime, model, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")

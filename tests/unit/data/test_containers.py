@@ -13,6 +13,7 @@ from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError
 from quant_core.model.session import open_session, run
+from tests.models import sketch
 
 WEIGHT = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
 
@@ -115,3 +116,17 @@ def test_an_optional_input_is_given_or_absent(tmp_path, feed):
     expected = np.zeros((1, 32)) if feed.get("s") is None else feed["s"] @ WEIGHT
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     assert samples.digest() == open_samples(SampleSpec([dict(feed)]), input_specs(path)).digest()
+
+
+def test_a_model_that_writes_tensors_of_unlike_shapes_as_a_sequence_is_quantized(tmp_path):
+    text = """(float[n, 32] x) => (float[n, 32] y, seq(float) s) {
+        y = MatMul(x, w) total = ReduceSum<keepdims = 0>(y) s = SequenceConstruct(y, total)
+    }"""
+    onnx.save(sketch(text, {"w": WEIGHT}), tmp_path / "m.onnx")
+    x = np.random.default_rng(1).standard_normal((8, 32)).astype(np.float32)
+
+    quantize_with_calibration(tmp_path / "m.onnx", tmp_path / "q.onnx", {"x": x})
+
+    [y, pair] = run(open_session(tmp_path / "q.onnx"), {"x": x})
+    assert [item.shape for item in pair] == [y.shape, ()]
+    assert np.array_equal(pair[0], y)

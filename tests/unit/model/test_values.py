@@ -5,8 +5,8 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
-from quant_core.data.containers import boxed
 from quant_core.model import values
+from quant_core.model.containers import boxed
 from quant_core.model.session import open_session, run, sizes_of
 from quant_core.model.values import PartwiseRunner, parts_of, values_of
 

@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+from flows.cli import answers
 from flows.cli.commands import main
+from quant_core.errors import ModelError
 from tests.command_line import answer_of
 from tests.models import sketch
 
@@ -224,3 +226,19 @@ def test_pareto_needs_samples_and_a_search(quantized, capsys, needless):
     Path("plan.json").write_text(capsys.readouterr().out)
 
     assert main(f"quantize float.onnx --pareto {needless}".split()) == 2
+
+
+def test_a_file_that_its_runtime_cannot_time_is_written_and_reported(
+    quantized, monkeypatch, capsys
+):
+    def fail(*arguments):
+        raise ModelError("does not run in onnxruntime-web", "float.onnx")
+
+    monkeypatch.setattr(answers, "timer_for", lambda target: fail)
+
+    code, result = answer_of(capsys, "quantize float.onnx --data samples.npy --target web")
+    main(["quantize", "float.onnx", "--data", "samples.npy", "--target", "web"])
+
+    assert (code, result["timing"]) == (0, None)
+    assert Path(result["output"]).is_file()
+    assert "not timed: float.onnx: does not run in onnxruntime-web" in capsys.readouterr().out

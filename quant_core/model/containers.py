@@ -57,6 +57,13 @@ def boxed(value: Any) -> np.ndarray:
     return box
 
 
+def unboxed(array: np.ndarray) -> Any:
+    """What onnxruntime takes: of an array of objects the list or the dict, tensors as they are."""
+    if getattr(array, "dtype", None) != OBJECT:
+        return array
+    return list(array) if array.ndim else array.item()
+
+
 def is_absent(value: Any) -> bool:
     """Whether the value is None, or the array that holds None."""
     if not isinstance(value, np.ndarray):
