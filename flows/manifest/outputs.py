@@ -8,6 +8,7 @@ for one folder in two mounts or containers, so a journal is known by an id of it
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -154,22 +155,26 @@ def _content(output: Location, owner: Owner) -> bytes:
 
 
 def _create(path: Location, content: bytes) -> bool:
-    """Whether the file was created with this content; False if there is one already."""
+    """Whether the file was created with this content; False if there is one already.
+
+    A file without content is one whose writer was killed, or holds its lock.
+    """
     if isinstance(path, Url):
         with contextlib.suppress(FileExistsError):
             stores.create(path, content)
             return True
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-            return True
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask takes
+    except (IsADirectoryError, PermissionError):
         return False
-    finally:
-        temporary.unlink(missing_ok=True)
+    with os.fdopen(descriptor, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.read(1):
+            return False
+        file.write(content)
+        return True
 
 
 def _exists(owner: Owner) -> bool:

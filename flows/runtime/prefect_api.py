@@ -98,6 +98,8 @@ def api_server(prefect: Prefect = Prefect.OWN) -> Iterator[Server | None]:
         for key in before:
             del os.environ[key]
     with _home() as home:
+        if prefect is Prefect.OWN:
+            _forget_history(home)
         added = ENVIRONMENT | WITH_EMBEDDED_SERVER
         added |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
         for key, value in added.items():
@@ -348,7 +350,6 @@ def _home() -> Iterator[Path]:
         ) as folder:
             yield Path(folder)
     else:
-        _forget_history(home)
         yield home
     finally:
         os.close(lock)

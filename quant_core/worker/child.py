@@ -133,10 +133,14 @@ def worker_death(deaths: int, name: str) -> StageError:
     )
 
 
-def warm_up(module: str = STAGE_MODULE) -> None:
-    """Start this process's child, so that it imports while something else starts."""
+def warm_up() -> None:
+    """Start this process's child, so that it imports while something else starts.
+
+    A child that there is already stays, whatever stages it runs.
+    """
     with _LOCK:
-        _warm_child(module)
+        if os.getpid() not in _CHILDREN:
+            _warm_child(STAGE_MODULE)
 
 
 def shut_down() -> None:

@@ -20,6 +20,7 @@ from tests.pipeline.conftest import age, save_data, save_model
 
 pytestmark = pytest.mark.slow  # every test starts batches on a real Prefect and a real Dask
 
+QUICK = {"mode": "weight_only"}  # few candidates, for tests of what happens around the search
 STAGES = ("prepare", "calibrate", "quantize", "validate", "benchmark")
 
 
@@ -88,7 +89,7 @@ def test_an_answer_that_fits_no_column_of_a_report_fails_its_model_alone(mill, r
 
     monkeypatch.setattr(batch, "model_entry", model_entry)
 
-    rows = by_name(run(mill("good", "odd")))
+    rows = by_name(run(mill("good", "odd", **QUICK)))
 
     assert rows["good"].outcome == "done"
     assert (rows["odd"].outcome, rows["odd"].stage) == ("failed", "report")
@@ -97,7 +98,7 @@ def test_an_answer_that_fits_no_column_of_a_report_fails_its_model_alone(mill, r
 
 def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run, tmp_path):
     names = [f"m{k}" for k in range(8)]
-    manifest = mill(*names, batch={"continue_on_error": False})
+    manifest = mill(*names, batch={"continue_on_error": False}, **QUICK)
     (tmp_path / "models" / "m0.onnx").write_bytes(b"no model")
 
     result = run(manifest)
@@ -107,7 +108,7 @@ def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run,
 
 
 def test_a_model_that_is_replaced_while_it_is_made_fails_and_is_made_next_time(mill, run, tmp_path):
-    manifest = mill("a", "replaced")
+    manifest = mill("a", "replaced", **QUICK)
     save_model(tmp_path / "models" / "another.onnx", seed=9)
     (tmp_path / "models" / "another.onnx").rename(tmp_path / "models" / "replaced.other")
 
@@ -120,7 +121,7 @@ def test_a_model_that_is_replaced_while_it_is_made_fails_and_is_made_next_time(m
 
 
 def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mill, run, tmp_path):
-    manifest = mill("a", "b", "c")
+    manifest = mill("a", "b", "c", **QUICK)
     first = run(manifest)
     assert first.counts["done"] == 3
 

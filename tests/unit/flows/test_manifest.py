@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -406,6 +408,30 @@ def test_an_output_of_an_earlier_run_is_no_original_and_another_batch_may_not_wr
         claim(output, other)
     claim(output, other, take_over=True)
     assert read_owner(output) == other
+
+
+def test_a_claim_waits_for_one_that_is_being_written_and_makes_up_for_one_that_was_not(folder):
+    output, mine = folder / "out.onnx", Owner(str(folder / "mine"))
+    other = Owner(str(folder / "other"))
+    (folder / "other" / ".quantmill").mkdir(parents=True)
+    (folder / "other" / ".quantmill" / "journal.jsonl").touch()
+    claim(output, other)
+    (record,) = (folder / ".quantmill" / "outputs").iterdir()
+    content = record.read_bytes()
+    record.write_bytes(b"")
+
+    with ThreadPoolExecutor(1) as beside, record.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        claiming = beside.submit(claim, output, mine)
+        file.write(content)
+        file.close()
+        with pytest.raises(RequestError, match="output of another batch"):
+            claiming.result()
+    record.write_bytes(b"")  # its writer was killed
+    claim(output, mine)
+
+    assert read_owner(output) == mine
+    assert [path.name for path in record.parent.iterdir()] == [record.name]
 
 
 def test_the_label_of_a_job_names_its_output(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
 import time
@@ -97,6 +98,21 @@ def test_a_lost_server_is_asked_for_nothing(monkeypatch):
         assert is_lost()
 
     assert not asked
+
+
+def test_a_large_database_of_an_inherited_home_is_kept(monkeypatch, tmp_path):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    database = tmp_path / "prefect.db"
+    database.touch()
+    os.truncate(database, 1 << 30)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setattr(prefect_api.sys, "executable", "true")
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), api_server(Prefect.INHERIT):
+        pass
+
+    assert database.stat().st_size == 1 << 30
 
 
 def test_a_server_that_dies_is_not_waited_for(monkeypatch, tmp_path):
