@@ -20,7 +20,7 @@ from quant_core.model import files
 from quant_core.model.session import open_session, run
 
 COUNT = 16  # feeds, if nobody says how many
-PROBED = 8  # feeds that the model is run on before they are used
+PROBED = 8  # feeds that the model is run on before they are used, at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +49,11 @@ class RandomSource:
         drawn = self.ranges.values()
         return any(r.choices or (r.is_whole and r.low != r.high) for r in drawn)
 
+    @property
+    def probed(self) -> int:
+        """How many feeds the model is run on before they are used."""
+        return min(self.length, PROBED)
+
     def where(self, position: int) -> str:
         return f"random sample {position}"
 
@@ -66,10 +71,10 @@ def random_source(
     seed: int,
     model: Path | None = None,
 ) -> RandomSource:
-    """Random feeds for a model, by the first strategy with which its outputs are finite.
+    """Random feeds for a model, by the first strategy with which most of its outputs are finite.
 
-    If its outputs are finite with none, the first with which it runs. Without `model`, the first
-    strategy, with the hints that names give.
+    If there is none, the first with which some are, or with which it runs. Without `model`, the
+    first strategy, with the hints that names give.
 
     Raises: DataError if the model runs with none, or takes text that it does not name.
     """
@@ -135,7 +140,9 @@ def _first_that_runs(sources: Sequence[RandomSource], model: Path) -> RandomSour
             failure = failure or error
             continue
         if all(_is_finite(output) for output in outputs):
-            return _without_failures(source, session)
+            source = _without_failures(source, session)
+            if len(source.skipped) <= source.probed:
+                return source
         runs = runs or source
     if runs is None:
         assert failure is not None
@@ -153,10 +160,9 @@ def _without_failures(source: RandomSource, session: ort.InferenceSession) -> Ra
     """
     if not source.is_varied:
         return source
-    wanted = min(source.length, PROBED)
     skipped: list[int] = []
-    for position in range(2 * wanted):
-        if position - len(skipped) == wanted:
+    for position in range(2 * source.probed):
+        if position - len(skipped) == source.probed:
             break
         try:
             outputs = run(session, source.read(position))

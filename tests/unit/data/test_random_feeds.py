@@ -80,6 +80,17 @@ def test_the_smallest_table_bounds_an_input_that_indexes_two(tmp_path):
     assert max(feed["ids"].max() for feed in samples) == 2
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_columns_that_index_parts_of_one_table_are_drawn_so_that_all_samples_run(tmp_path, seed):
+    """One draw in five fits by luck: then the next ones do not."""
+    text = "(int64[n, 2] ids) => (float[n, 2, 8] y) { i = Add(ids, starts) y = Gather(table, i) }"
+    constants = {"table": TABLE, "starts": np.array([0, 4])}
+
+    samples = drawn(tmp_path, sketch(text, constants), seed=seed, count=32)
+
+    assert len(outputs(tmp_path, samples)) == 32
+
+
 def test_a_table_that_is_an_input_bounds_its_indices(tmp_path):
     text = (
         "(float[num_atoms, 8] atoms, int64[edges] to) => (float[m, 8] y) { y = Gather(atoms, to) }"
