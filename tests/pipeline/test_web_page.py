@@ -8,6 +8,7 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -27,10 +28,10 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="needs chromium and chromium-driver"),
 ]
 DROP = """
-    const [which, name, done] = arguments;
-    fetch(name).then((answer) => answer.blob()).then((blob) => {
+    const [which, ...names] = arguments, done = names.pop();
+    Promise.all(names.map((name) => fetch(name).then((answer) => answer.blob()))).then((blobs) => {
         const dataTransfer = new DataTransfer();
-        dataTransfer.items.add(new File([blob], name));
+        blobs.forEach((blob, i) => dataTransfer.items.add(new File([blob], names[i])));
         document.getElementById(which).dispatchEvent(new DragEvent("drop", { dataTransfer }));
         done();
     });"""
@@ -56,6 +57,13 @@ def address(tmp_path_factory):
     quantize(folder / "float.onnx", folder / "int8.onnx", target="web")
     other = sketch("(float[n, 3] x) => (float[n, 3] other) { other = Relu(x) }")
     onnx.save(other, folder / "other.onnx")
+    half = sketch(
+        "(float16[n, 3] x) => (float16[n, 100] y) { y = MatMul(x, w) }",
+        {"w": np.ones((3, 100), np.float16)},
+    )
+    onnx.save(half, folder / "half.onnx")
+    apart = {"save_as_external_data": True, "location": "half.data", "size_threshold": 0}
+    onnx.save(half, folder / "apart.onnx", **apart)
     handler = functools.partial(Quiet, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -107,6 +115,17 @@ def test_two_models_that_are_dropped_are_compared(browser):
     assert "x of float's" in found
     assert "output y" in found
     assert " dB" in found
+
+
+def test_weights_that_lie_apart_are_dropped_with_their_model(browser):
+    browser.execute_async_script(DROP, "float", "half.onnx")
+    browser.execute_async_script(DROP, "quantized", "half.data", "apart.onnx")
+    wait_for(browser, "!document.getElementById('run').disabled || error.textContent")
+    browser.execute_script("document.getElementById('run').click()")
+    wait_for(browser, "document.querySelector('#results table') || error.textContent")
+
+    assert text_of(browser, "#error") == ""
+    assert "equal" in text_of(browser, "#results")
 
 
 def test_what_is_no_model_is_said_to_be_none(browser):
