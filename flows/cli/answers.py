@@ -81,9 +81,10 @@ def quantize_answer(
     costs: Path | None,
     plan_file: Path | None = None,
     pareto: bool = False,
+    export: str | None = None,
 ) -> Answer:
     """Quantize a model and time it; compare it with the original if a metric, contract or labels
-    were given.
+    were given; export it if that was asked for.
     """
     from quant_core import api
 
@@ -92,6 +93,8 @@ def quantize_answer(
     plan = _read_plan(plan_file) if plan_file else None
     bits = plan.config.bits if plan is not None else config.bits
     output = output or model.with_name(f"{model.stem}_int{bits}.onnx")
+    if export is not None:
+        check_export(output)
     result = api.quantize_model(
         model,
         output,
@@ -127,7 +130,11 @@ def quantize_answer(
     else:  # samples that calibrated say nothing of fresh ones
         following = command_line("validate", model, output, "--data", "FRESH_SAMPLES.npz")
     result["next"] = following
-    return Answer(result, result_views.quantization_view, exit_code=int(is_missed))
+    answer = Answer(result, result_views.quantization_view, exit_code=int(is_missed))
+    if export is None:
+        return answer
+    progress("checking the export in OpenVINO")
+    return _with_export(answer, model, calibration)
 
 
 def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConfig:
@@ -145,7 +152,14 @@ def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConf
     return replace(config, target=export)
 
 
-def with_export(answer: Answer, original: Path, calibration: SampleSpec | None) -> Answer:
+def check_export(output: Path) -> None:
+    """Raises: RequestError if the export of that model would replace a file of somebody else's."""
+    from flows.runtime.openvino_ir import weights_beside
+
+    weights_beside(output.with_suffix(".xml"))
+
+
+def _with_export(answer: Answer, original: Path, calibration: SampleSpec | None) -> Answer:
     """The answer, with OpenVINO's files beside the model, and what OpenVINO makes of them.
 
     The exit code is 1 if they are wrong, slow or not in integers there.

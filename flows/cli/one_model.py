@@ -16,7 +16,6 @@ from flows.cli.answers import (
     quantize_answer,
     refuse_beside,
     validation,
-    with_export,
 )
 from flows.cli.command import Answer
 from flows.cli.options import AccuracyOptions, changed_options, check_labels, flag_of
@@ -97,13 +96,9 @@ def quantize(
     if plan is not None and (changed := changed_options(config)):
         hint = f"Leave it out, or change it in {plan}"
         raise RequestError("is decided by the plan already", flag_of(next(iter(changed))), hint)
-    answer = quantize_answer(
-        model, output, config, calibration, accuracy, progress, costs, plan, pareto
+    return quantize_answer(
+        model, output, config, calibration, accuracy, progress, costs, plan, pareto, export
     )
-    if export is None:
-        return answer
-    progress("checking the export in OpenVINO")
-    return with_export(answer, model, calibration)
 
 
 def calibrate(

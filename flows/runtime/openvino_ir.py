@@ -56,6 +56,15 @@ class ExportedIR:
         return own | {"timing": asdict(self.timing)}
 
 
+def weights_beside(output: Path) -> Path:
+    """Where the weights of `output` (.xml) go. Raises: RequestError if that is somebody else's."""
+    weights = output.with_suffix(".bin")
+    if weights.exists() and not output.exists():
+        hint = "Name another output with -o"
+        raise RequestError("exists, and is no earlier export", str(weights), hint)
+    return weights
+
+
 def export_ir(
     original: Path, quantized: Path, output: Path, feeds: Sequence[Feed], seconds: float = 1.0
 ) -> ExportedIR:
@@ -65,10 +74,7 @@ def export_ir(
     the .bin is somebody else's; ModelError if it cannot read or run a model.
     """
     version = check_openvino()
-    weights = output.with_suffix(".bin")
-    if weights.exists() and not output.exists():
-        hint = "Name another output with -o"
-        raise RequestError("exists, and is no earlier export", str(weights), hint)
+    weights = weights_beside(output)
     with tempfile.TemporaryDirectory(prefix=".quantmill-", dir=output.parent) as folder:
         made = Path(folder, output.name)
         pair = original, made

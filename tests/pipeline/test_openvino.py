@@ -140,13 +140,15 @@ def test_an_export_is_made_for_its_own_target_only(cnn, monkeypatch, capsys):
     assert "--target openvino" in capsys.readouterr().err
 
 
-def test_weights_of_somebody_else_are_not_overwritten(cnn, tmp_path, monkeypatch):
+def test_weights_of_somebody_else_are_seen_before_any_work(cnn, tmp_path, monkeypatch, capsys):
     model, _ = cnn
     monkeypatch.setattr(openvino_ir, "check_openvino", lambda: "0")
-    other = tmp_path / "made.bin"
+    other, output = tmp_path / "made.bin", tmp_path / "made.onnx"
     other.write_bytes(b"theirs")
 
-    with pytest.raises(openvino_ir.RequestError, match=r"made\.bin"):
-        export_ir(model, model, tmp_path / "made.xml", [])
+    code = main(["quantize", str(model), "-o", str(output), "--export", "openvino"])
 
+    assert code == 2
+    assert "made.bin: exists, and is no earlier export" in capsys.readouterr().err
     assert other.read_bytes() == b"theirs"
+    assert not output.exists()
