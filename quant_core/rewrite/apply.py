@@ -34,6 +34,7 @@ from quant_core.rewrite.float_nodes import (
 )
 from quant_core.rewrite.hard_sigmoid import spell_out_hard_sigmoid
 from quant_core.rewrite.lower_pairs import lower_pairs
+from quant_core.rewrite.parts import cut_parts
 from quant_core.rewrite.rounding import Rounding
 from quant_core.rewrite.static_nodes import nodes_alike, write_static
 from quant_core.rewrite.tables import write_table
@@ -89,6 +90,7 @@ def apply_plan(
     10. An AveragePool that counts its padding is written as one that does not, for a runtime that
        pads integers wrongly (counted_padding.py).
     11. Float nodes that read one rounded tensor share what dequantizes it (dequantize_once.py).
+    12. What is stored as a part of another constant is cut out of that at loading (parts.py).
 
     Raises: ModelError if the plan names tensors that the statistics or the model lack.
     """
@@ -112,6 +114,7 @@ def apply_plan(
     spell_out(copy, target)  # 9, 10
     if target.is_onnxruntime:
         dequantize_once(copy, draft.writer, rounded, static)  # 11
+        cut_parts(copy, draft.writer)  # 12
     files.release(*files.external_tensors(model))
     sign(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
