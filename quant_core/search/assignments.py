@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
+from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import with_choice
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Storage
@@ -190,11 +191,12 @@ def _with_noise_of_outputs(
 
 def coarse_weights(start: Candidate, nodes: Collection[str]) -> list[str]:
     """Those of these nodes whose weights would keep much of the noise in 8 bits, computed in float
-    or not.
+    or not. Of weights with one scale nothing is known: in float each channel has its own.
     """
-    db = start.quantized.weight_sqnr_db
-    in_int8 = (n.node for n in start.plan.nodes if n.node in nodes and n.storage is Storage.INT8)
-    return [node for node in in_int8 if db.get(node, math.inf) < POLICY.float_weights_db]
+    db, gets_finer = start.quantized.weight_sqnr_db, start.plan.config.per_channel
+    in_int8 = (n for n in start.plan.nodes if n.node in nodes and n.storage is Storage.INT8)
+    as_in_float = (n.node for n in in_int8 if not (gets_finer and n.granularity == PerTensor()))
+    return [node for node in as_in_float if db.get(node, math.inf) < POLICY.float_weights_db]
 
 
 def nodes_of(groups: Groups) -> list[str]:

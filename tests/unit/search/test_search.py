@@ -26,7 +26,7 @@ from quant_core.model import graph
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS, Runtime
-from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute
+from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute, NodeChoice
 from quant_core.search.assignments import coarse_weights, float_groups
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
@@ -461,6 +461,16 @@ def test_coarse_weights_are_stored_in_16_bits_where_their_node_goes_into_float()
     candidate = replace(candidate, quantized=noisy)
 
     assert coarse_weights(candidate, ["a", "b"]) == ["a"]
+
+
+def test_weights_with_one_scale_are_not_coarse_in_float_where_each_channel_has_its_own():
+    problem = Problem(deep(2), mode="dynamic")
+    one_scale = NodeChoice(granularity=PerTensor())
+    plan = with_choice(problem.model, problem.plan, ["l1", "y"], one_scale)
+    candidate = problem.calibrated.build(plan, "one scale")
+    noisy = replace(candidate.quantized, weight_sqnr_db={"l1": 30.0, "y": 30.0})
+
+    assert coarse_weights(replace(candidate, quantized=noisy), ["l1", "y"]) == []
 
 
 def unbalanced() -> onnx.ModelProto:
