@@ -173,7 +173,12 @@ def _create(path: Location, content: bytes) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX)
         if file.read(1):
             return False
-        file.write(content)
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:  # the disk is full
+            path.unlink(missing_ok=True)
+            raise
         return True
 
 

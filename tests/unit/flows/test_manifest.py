@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -432,6 +433,18 @@ def test_a_claim_waits_for_one_that_is_being_written_and_makes_up_for_one_that_w
 
     assert read_owner(output) == mine
     assert [path.name for path in record.parent.iterdir()] == [record.name]
+
+
+def test_a_record_that_cannot_be_written_leaves_no_file(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            claim(tmp_path / "made.onnx", Owner("folder"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_the_label_of_a_job_names_its_output(folder):
