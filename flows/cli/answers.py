@@ -94,7 +94,7 @@ def quantize_answer(
     bits = plan.config.bits if plan is not None else config.bits
     output = output or model.with_name(f"{model.stem}_int{bits}.onnx")
     if export is not None:
-        check_export(output)
+        _check_export(output)
     result = api.quantize_model(
         model,
         output,
@@ -152,7 +152,7 @@ def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConf
     return replace(config, target=export)
 
 
-def check_export(output: Path) -> None:
+def _check_export(output: Path) -> None:
     """Raises: RequestError if the export of that model would replace a file of somebody else's."""
     from flows.runtime.openvino_ir import weights_beside
 

@@ -31,29 +31,10 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def values_of(
-    model: Model,
-    tensors: Iterable[str],
-    feeds: Iterable[Feed],
-    *,
-    threads: int = 1,
-    packed: bool = True,
-    where: str = "",
-    provider: str = CPU,
+    model: Model, tensors: Iterable[str], feeds: Iterable[Feed], *, packed: bool = True
 ) -> Iterator[Tensors]:
-    """For each feed the values of these tensors by name, part by part: each tensor once.
-
-    While a part is used, another thread computes the next one: that saves time since inference and
-    numpy release the interpreter lock.
-
-    threads, packed, provider  as `open_session` takes them
-    where                      what an error calls a feed; the feed's position follows it
-
-    Raises: ModelError as `open_session` and `run`.
-    """
-    found = numbered_values_of(
-        model, tensors, feeds, threads=threads, packed=packed, where=where, provider=provider
-    )
-    return (values for _, values in found)
+    """As `numbered_values_of`, where it does not matter which feed gave the values."""
+    return (values for _, values in numbered_values_of(model, tensors, feeds, packed=packed))
 
 
 def numbered_values_of(
@@ -66,7 +47,17 @@ def numbered_values_of(
     where: str = "",
     provider: str = CPU,
 ) -> Iterator[tuple[int, Tensors]]:
-    """The same, each with the position of its feed."""
+    """For each feed its position and the values of these tensors by name, part by part: each tensor
+    once.
+
+    While a part is used, another thread computes the next one: that saves time since inference and
+    numpy release the interpreter lock.
+
+    threads, packed, provider  as `open_session` takes them
+    where                      what an error calls a feed; the feed's position follows it
+
+    Raises: ModelError as `open_session` and `run`.
+    """
     feeds = iter(feeds)
     first = next(feeds, None)
     if first is None:

@@ -155,8 +155,13 @@ def _plan_weights(
         plans[few.node] = decide.changed(by_name[few.node], few, FEW_WEIGHTS, storage=Storage.INT8)
     rounded = [n for n in plans.values() if n.node in ranking and n.is_rounded]
     for few in decide.smallest(plans.values(), rounded):
-        in_float16 = replace(few, compute=Compute.FLOAT, storage=Storage.FLOAT16)
-        in_float16 = replace(in_float16, granularity=None, pair_safe=False)
+        in_float16 = replace(
+            few,
+            compute=Compute.FLOAT,
+            storage=Storage.FLOAT16,
+            granularity=None,
+            pair_safe=False,
+        )
         plans[few.node] = kept_in_float(in_float16, float_weights(by_name[few.node]), RANKS)
     share_weights(nodes, plans, decide)
     return plans
