@@ -273,7 +273,7 @@ class Cache:
                 after = stores.stat(url)
                 self._see({url: after})
                 if after == before and path.stat().st_size == after.size:
-                    names = data_names(path) if url.suffix == ".onnx" else []
+                    names = data_names(path) if stores.is_model(url) else []
                     digest = self._keep(path)
                     return self._note(url, after, [after.size, digest], names)
             before = after

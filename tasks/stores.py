@@ -47,6 +47,7 @@ TIMES = ("mtime", "modified", "LastModified", "last_modified", "updated", "creat
 REQUEST_S = 60.0  # for an answer without a file's content
 RETRY_S = 10.0  # how long a request is tried again, beyond what the store's own client does
 FIRST_PAUSE_S = 0.5
+MODELS = "*.[oO][nN][nN][xX]"  # the models in a folder, as a glob
 # Names of errors that every client of a store has as its own: somebody has to log in first.
 REFUSAL = re.compile("Auth|Credential|Profile|RefreshError|Token")
 BUSY = {
@@ -135,6 +136,11 @@ def location(text: str) -> Location:
     if is_url(text):
         return Url(text.rstrip("/"))
     return Path(text.partition("://")[2] if URL.match(text) else text)
+
+
+def is_model(path: Location) -> bool:
+    """Whether the name is a model's; in either case, as files from Windows have it."""
+    return path.suffix.lower() == ".onnx"
 
 
 def check_url(text: str) -> None:

@@ -134,10 +134,10 @@ def _check_that_it_is_alone(
 
 def _names_a_model(text: str) -> bool:
     """Whether this is one model, and no folder or glob of models."""
-    from tasks.stores import is_url
+    from tasks.stores import Url, is_model, is_url
 
     if is_url(text):
-        return text.endswith(".onnx") and not has_magic(text)
+        return is_model(Url(text)) and not has_magic(text)
     return Path(text).is_file()
 
 

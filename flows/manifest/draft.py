@@ -25,6 +25,7 @@ from quant_core.errors import QuantError, RequestError
 from quant_core.model.atomic import write_named
 from quant_core.model.info import model_info
 from quant_core.text import printable
+from tasks.stores import MODELS
 
 NAME = "quantmill.yaml"
 HUGGINGFACE_HINT = (
@@ -101,7 +102,7 @@ def draft_manifest(folder: Path, output: Path | None = None) -> tuple[Path, list
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "no such folder"
         raise RequestError(problem, str(folder), "Name a folder of .onnx models")
-    paths = [path for path in _visible(folder, "*.onnx") if not is_output(path)]
+    paths = [path for path in _visible(folder, MODELS) if not is_output(path)]
     models = [_drafted(path) for path in paths]
     if not any(model.is_usable for model in models):
         unusable = f", and {len(models)} that cannot" if models else ""

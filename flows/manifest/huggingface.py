@@ -31,7 +31,7 @@ from typing import Any
 from flows.manifest.paths import below, real_path
 from quant_core.data.spec import Flow
 from tasks.cache import the_cache
-from tasks.stores import Location, Url, read
+from tasks.stores import Location, Url, is_model, read
 
 GRAPHS = "onnx"  # the folder of the graphs
 SUFFIXES = {8: "_int8", 4: "_q4"}
@@ -147,7 +147,7 @@ def files_below(folder: Location) -> list[Location]:
 
 def _graphs_in(files: Iterable[Location]) -> tuple[list[Location], list[Location]]:
     """The float graphs among these files, and those that hold one of them in another type."""
-    graphs = [path for path in files if path.suffix == ".onnx"]
+    graphs = [path for path in files if is_model(path)]
     known = set(graphs)
     variants = [path for path in graphs if _is_variant(path, known)]
     return [path for path in graphs if path not in variants], variants

@@ -17,7 +17,7 @@ from flows.manifest.mistakes import Mistake, Place
 from flows.manifest.paths import absolute, is_folder, real_path
 from quant_core.errors import reason_of
 from tasks.cache import the_cache
-from tasks.stores import Location, Url
+from tasks.stores import MODELS, Location, Url, is_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _glob(folder: Path, pattern: str) -> list[tuple[Location, Location]]:
     if isinstance(path, Url):
         return _glob_in_store(path)
     if path.is_dir():
-        names = sorted(path.glob("*.onnx"))
+        names = sorted(path.glob(MODELS))
         return [(model, path) for model in names if not model.name.startswith(".")]
     root = path
     while glob.has_magic(str(root)):
@@ -109,7 +109,7 @@ def _glob(folder: Path, pattern: str) -> list[tuple[Location, Location]]:
         root = root.parent
     models = sorted(set(_matches(path)))
     # A folder is a model that cannot be read if it is named like one.
-    return [(model, root) for model in models if model.suffix == ".onnx" or not model.is_dir()]
+    return [(model, root) for model in models if is_model(model) or not model.is_dir()]
 
 
 def _matches(pattern: Path) -> Iterator[Path]:
@@ -151,13 +151,13 @@ def _glob_in_store(pattern: Url) -> list[tuple[Location, Location]]:
     while glob.has_magic(str(root)) and root != root.parent:
         root = root.parent
     if root == pattern:
-        pattern /= "*.onnx"
+        pattern /= MODELS
     shows_hidden = any(part.startswith(".") for part in pattern.relative_to(root).parts)
 
     def is_meant(url: Url) -> bool:
         hidden = {part for part in url.relative_to(root).parts if part.startswith(".")}
         if hidden and not (shows_hidden and hidden.isdisjoint((".", ".."))):
             return False
-        return url.suffix == ".onnx" or not the_cache().stat(url).is_folder
+        return is_model(url) or not the_cache().stat(url).is_folder
 
     return [(url, root) for url in the_cache().find(pattern, root) if is_meant(url)]

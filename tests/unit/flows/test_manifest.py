@@ -75,6 +75,18 @@ def test_two_stars_find_each_model_once_whatever_links_lead_back(folder, pattern
     assert found == sorted(names)
 
 
+def test_a_folder_has_models_with_names_of_windows_too(folder):
+    (folder / "models/OLD.ONNX").touch()
+
+    jobs = check_manifest({"batch": {"input_dir": "models", "output_dir": "out"}}, folder).jobs
+
+    assert {job.input.name: job.output.name for job in jobs} == {
+        "OLD.ONNX": "OLD_int8.onnx",
+        "b.onnx": "b_int8.onnx",
+        "resnet18.onnx": "resnet18_int8.onnx",
+    }
+
+
 def test_of_many_mistakes_the_first_are_shown_with_how_many_more_there_are(folder):
     absent = [{"input": f"{k}.onnx", "output": f"out/{k}.onnx"} for k in range(100)]
 

@@ -29,7 +29,7 @@ MODEL = tiny_cnn().SerializeToString()
 
 @pytest.fixture(autouse=True)
 def store():
-    for name in ("a.onnx", "sub/b.onnx", "sub/.hidden.onnx", "sub/notes.txt"):
+    for name in ("a.onnx", "sub/b.onnx", "sub/.hidden.onnx", "sub/notes.txt", "old/A.ONNX"):
         stores.write(STORE / "models" / name, MODEL)
     stores.write(STORE / "data.npy", b"samples")
     yield
@@ -43,9 +43,10 @@ def batch(**options):
 @pytest.mark.parametrize(
     ("input_dir", "names"),
     [
-        (f"{STORE}/models", ["a"]),
-        (f"{STORE}/models/*.onnx", ["a"]),
-        (f"{STORE}/models/**/*.onnx", ["a", "sub/b"]),
+        (f"{STORE}/models", ["a.onnx"]),
+        (f"{STORE}/models/*.onnx", ["a.onnx"]),
+        (f"{STORE}/models/**/*.onnx", ["a.onnx", "sub/b.onnx"]),
+        (f"{STORE}/models/old", ["old/A.ONNX"]),
     ],
 )
 def test_models_of_a_folder_or_glob_have_the_same_place_in_the_output_folder(
@@ -53,12 +54,14 @@ def test_models_of_a_folder_or_glob_have_the_same_place_in_the_output_folder(
 ):
     manifest = check_manifest(batch(input_dir=input_dir), tmp_path)
 
-    assert [job.input for job in manifest.jobs] == [
-        STORE / "models" / f"{name}.onnx" for name in names
-    ]
-    assert [job.output for job in manifest.jobs] == [
-        STORE / "out" / f"{name}_int8.onnx" for name in names
-    ]
+    outputs = {
+        "a.onnx": "a_int8.onnx",
+        "sub/b.onnx": "sub/b_int8.onnx",
+        "old/A.ONNX": "A_int8.onnx",  # a folder that is named is its models' place
+    }
+    assert {job.input: job.output for job in manifest.jobs} == {
+        STORE / "models" / name: STORE / "out" / outputs[name] for name in names
+    }
 
 
 def test_a_manifest_with_urls_is_the_same_after_json(tmp_path):
