@@ -65,6 +65,9 @@ class Target:
                        standard ONNX, with weights behind DequantizeLinear, is written
     decodes_int4       a node multiplies in integers also where other nodes make its int8 weight of
                        a stored 4-bit one
+    block_sizes        how many 4-bit weights of a matrix may share a scale behind DequantizeLinear;
+                       none where only those of an output channel can
+    int4_per_channel   4-bit weights of an output channel may share a scale there
     integer_bias       biases may be int32 behind DequantizeLinear; otherwise they stay float
     slow_in_integers   operators that are slower in integers, and "depthwise Conv" if these are
     only_constants     operators that do not load with weights behind DequantizeLinear where others
@@ -93,6 +96,8 @@ class Target:
     zero_points: bool = True
     is_onnxruntime: bool = True
     decodes_int4: bool = True
+    block_sizes: tuple[int, ...] = (16, 32, 64, 128)
+    int4_per_channel: bool = True
     integer_bias: bool = True
     slow_in_integers: frozenset[str] = frozenset()
     only_constants: frozenset[str] = frozenset()
@@ -154,7 +159,8 @@ TARGETS = {
             rewrites=("wide_kernels",),
         ),
         # Source: NVIDIA TensorRT documentation, "Working with Quantized Types": zero points are 0,
-        # weights and activations int8, biases float.
+        # weights and activations int8, biases float; "Quantization Schemes": 4 bits for weights
+        # alone, with a scale for each block of 64 or 128 along one of the last two axes.
         Target(
             "tensorrt",
             activation_signed=True,
@@ -163,6 +169,8 @@ TARGETS = {
             times={Compute.STATIC: 0.5},
             is_onnxruntime=False,
             decodes_int4=False,
+            block_sizes=(64, 128),
+            int4_per_channel=False,
             integer_bias=False,
             note="written by TensorRT's documented rules, not run there",
         ),
@@ -170,6 +178,8 @@ TARGETS = {
         # model": uint16 activations with int8 weights, symmetric; and its own tool
         # (onnxruntime.quantization.execution_providers.qnn): no MatMul with a scale for each
         # channel, and what Sigmoid and Tanh must write. A Gemm that writes float runs elsewhere.
+        # Qualcomm's guidelines for the HTP, "INT4 encodings for weights": per tensor and per
+        # channel; blocks behind DequantizeLinear do not run there (onnxruntime-qnn, issue 650).
         Target(
             "qnn",
             activation_signed=False,
@@ -178,6 +188,7 @@ TARGETS = {
             times={Compute.STATIC: 0.5},
             is_onnxruntime=False,
             decodes_int4=False,
+            block_sizes=(),
             requantizes_all=True,
             one_scale=frozenset({"MatMul"}),
             output_ranges={"Sigmoid": (0.0, 1 - 2**-16), "Tanh": (-1.0, 1 - 2**-15)},

@@ -232,12 +232,8 @@ class WeightedNodes:
         by_config: Granularity = PerChannel() if is_per_channel else PerTensor()
         is_table = RULES[node.op_type].is_table
         if compute is Compute.FLOAT and not is_table and not is_folded(config, self.target):
-            has_matrices = RULES[node.op_type].dynamic_pattern is DynamicPattern.MATMUL
-            if storage is Storage.INT4 and has_matrices:
-                columns = _columns(node, weights[0])
-                divides = columns % config.block_size == 0
-                return PerBlock(config.block_size if divides else columns)
-            return by_config
+            blocks = self._standard_blocks(node) if storage is Storage.INT4 else []
+            return blocks[0] if blocks else by_config
         if storage is Storage.INT4:
             wanted = config.block_size
             if isinstance(choice.granularity, PerBlock) and compute is not Compute.BLOCKS:
@@ -247,6 +243,16 @@ class WeightedNodes:
         if compute is Compute.DYNAMIC and choice.granularity == PerTensor():
             return PerTensor()
         return by_config
+
+    def _standard_blocks(self, node: ir.Node) -> list[PerBlock]:
+        """The blocks of 4-bit weights that the target's DequantizeLinear takes here, those nearest
+        to the config's first; none but of matrices.
+        """
+        if RULES[node.op_type].dynamic_pattern is not DynamicPattern.MATMUL:
+            return []
+        columns = _columns(node, float_weights(node)[0])
+        fitting = [size for size in self.target.block_sizes if columns % size == 0]
+        return [PerBlock(s) for s in sorted(fitting, key=lambda s: abs(s - self.config.block_size))]
 
     def _block_width(self, node: ir.Node, weight: ir.Value, wanted: int) -> int:
         """The divisor of the columns nearest to the wanted width; of those of one Gram matrix, if
@@ -271,6 +277,12 @@ class WeightedNodes:
             return f"{node.op_type} takes whole bytes"
         if compute.is_integer and not self.target.decodes_int4:
             return f"integer kernels of {self.target.name} take whole bytes"
+        if not (rule.is_table or is_folded(config, self.target) or self._standard_blocks(node)):
+            if node.op_type in self.target.one_scale:
+                return f"{node.op_type} has one scale on {self.target.name}: too few for 4 bits"
+            if not self.target.int4_per_channel:
+                sizes = " or ".join(map(str, self.target.block_sizes))
+                return f"{self.target.name} takes 4 bits in a matrix, in blocks of {sizes}"
         if rule.is_table:
             if not is_folded(config, self.target):
                 return f"{node.op_type} takes whole bytes"

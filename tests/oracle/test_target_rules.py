@@ -84,6 +84,39 @@ def test_tensorrt_gets_int8_with_zero_points_of_zero_and_float_biases(case, way)
         assert not zero.astype(np.int32).any()
 
 
+STORED = """(float[n, 64, 8, 8] x) => (float y) {
+    c = Conv(x, w) d = ConvTranspose(c, t) g = GlobalAveragePool(d) f = Flatten(g)
+    h = Gemm<transB = 1>(f, u) y = MatMul(h, v)
+}"""
+# Target -> operator -> the block in which 4-bit weights of it share a scale, None for a channel's
+IN_4_BITS = {
+    "tensorrt": {"Gemm": 64},
+    "qnn": {"Conv": None, "ConvTranspose": None, "Gemm": None},
+    "openvino": {"Conv": None, "ConvTranspose": None, "Gemm": 32, "MatMul": 16},
+}
+
+
+@pytest.mark.parametrize("target", IN_4_BITS)
+def test_4_bit_weights_share_scales_as_the_runtime_documents_it(target):
+    shapes = {"w": (64, 64, 3, 3), "t": (64, 64, 1, 1), "u": (48, 64), "v": (48, 20)}
+
+    model = make(
+        prepare_proto(sketch(STORED, weights(**shapes))), target, bits=4, mode="weight_only"
+    ).model
+
+    stored = {t.name for t in model.graph.initializer if t.data_type == TensorProto.INT4}
+    blocks = {
+        node.output[0]: next((a.i for a in node.attribute if a.name == "block_size"), None)
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    }
+    readers = {name: node.op_type for node in model.graph.node for name in node.input}
+    assert {readers[name]: block for name, block in blocks.items()} == IN_4_BITS[target]
+    feed = {"x": np.random.default_rng(0).normal(size=(2, 64, 8, 8)).astype(np.float32)}
+    [made] = run(open_session(model.SerializeToString()), feed)
+    assert np.isfinite(made).all()
+
+
 @pytest.mark.parametrize("case", CNNS)
 def test_qnn_gets_16_bit_activations_and_symmetric_weights(case):
     model = make(prepared(case), "qnn").model
