@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,9 +50,7 @@ class Samples:
         Raises: DataError, about the file or sample, if the model does not take it, or if a value is
         not finite.
         """
-        position = int(self.order[index])
-        where = self.source.where(position)
-        arrays = by_name(self.source.read(position), self.inputs, where)
+        arrays, where = self._read(index), self.where(index)
         return {spec.name: fit(arrays.get(spec.name), spec, where) for spec in self.inputs}
 
     def __iter__(self) -> Iterator[Feed]:
@@ -66,6 +64,12 @@ class Samples:
     def drawn_next(self, count: int) -> Samples:
         """So many random samples more, none of which the source of these counts."""
         return replace(self, order=self.source.length + np.arange(count))
+
+    def bytes_for_floats(self) -> list[str]:
+        """The float inputs whose samples are bytes, as pixels are; by the first feed."""
+        arrays = self._read(0)
+        floats = [spec.name for spec in self.inputs if spec.dtype.kind == "f"]
+        return [name for name in floats if np.asarray(arrays.get(name)).dtype == np.uint8]
 
     def spliced(self, count: int) -> Samples:
         """These samples, and behind them splices of them, so many in all; without labels."""
@@ -125,6 +129,11 @@ class Samples:
         if self.labels is not None:
             hash_array("labels", self.labels, digest.update)
         return digest.hexdigest()
+
+    def _read(self, index: int) -> Mapping[str, np.ndarray]:
+        """The i-th feed as the source has it."""
+        position = int(self.order[index])
+        return by_name(self.source.read(position), self.inputs, self.source.where(position))
 
     def pick(self, indices: np.ndarray) -> Samples:
         """The feeds at these indices."""

@@ -67,6 +67,14 @@ def alike_note(samples: Samples | None) -> str:
     return f"all {len(samples)} samples are the same: nothing was measured for other inputs"
 
 
+def bytes_note(samples: Samples | None) -> str:
+    """That samples are bytes where the model takes floats, perhaps on another scale; else ""."""
+    names = ", ".join(samples.bytes_for_floats()) if samples is not None else ""
+    if not names:
+        return ""
+    return f"samples of {names} are bytes, taken as 0 to 255: scale them, unless the model does"
+
+
 def size_note(size_bytes: int, float_size_bytes: int) -> str:
     """That the file is larger than its float original; "" if it is not."""
     if size_bytes <= float_size_bytes:

@@ -34,6 +34,7 @@ from quant_core.search.judges import (
 from quant_core.search.not_larger import not_larger
 from quant_core.search.notes import (
     alike_note,
+    bytes_note,
     float_weights_note,
     speed_note,
     time_note,
@@ -169,6 +170,7 @@ def _made(
         found.best.fidelity.note if found.best.fidelity is not None else "",
         judging.note,
         alike_note(job.samples),
+        bytes_note(job.samples),
         time_note(job.samples, job.stats, judging.judges, bench, is_cut_short=is_cut_short),
         speed_note(best),
         TARGETS[best.plan.target].note,

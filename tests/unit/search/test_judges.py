@@ -177,6 +177,17 @@ def test_samples_that_are_all_the_same_are_noted(model, tmp_path, count):
     assert "samples are the same" not in of_others.note
 
 
+def test_bytes_are_noted_where_the_model_takes_floats(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8), dtype=np.uint8)
+    config = QuantConfig(mode="static")
+
+    of_bytes = api.quantize_model(model, tmp_path / "a.onnx", config, calibration=pixels)
+    of_floats = api.quantize_model(model, tmp_path / "b.onnx", config, calibration=pixels / 255.0)
+
+    assert "are bytes, taken as 0 to 255" in of_bytes.note
+    assert "are bytes" not in of_floats.note
+
+
 def test_the_plan_of_a_repaired_file_makes_the_same_bytes(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "m.onnx"
     weight = rng.standard_normal((64, 64)).astype(np.float32)
