@@ -46,7 +46,7 @@ from flows.batch.flow_run import Caller, run_side_by_side, shown_in_prefect
 from flows.batch.model_run import ModelRun, share
 from flows.batch.rebuild import heal
 from flows.batch.rows import failed_entry, model_entry, run_row, skipped_entry
-from flows.batch.to_do import in_portions, input_bytes, job_digests, owner_of
+from flows.batch.to_do import in_portions, input_bytes, job_digests, largest_first, owner_of
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started
 from flows.console.result import PAGE, BatchResult
 from flows.entries import EndEntry, ModelEntry, RunEntry, now_after
@@ -142,7 +142,8 @@ class Batch:
         return sum(counts.values())
 
     def _find_what_to_do(self, force: bool) -> Iterator[tuple[Job, str]]:
-        """The jobs that have to be made, with their digests; see the table above.
+        """The jobs that have to be made, with their digests; see the table above. The largest come
+        first, so that no worker is left with a large one when all others have ended.
 
         Models that are finished, up to date or unreadable get their entries here.
         """
@@ -150,7 +151,7 @@ class Batch:
         owner, contents = owner_of(self.manifest), self.workers.contents
         code = self.workers.limits.allow_code
         for job, digest in job_digests(
-            self.jobs, known, owner, contents, force=force, allow_code=code
+            largest_first(self.jobs), known, owner, contents, force=force, allow_code=code
         ):
             if not isinstance(digest, str):
                 self._record(failed_entry(job, "", self.run_id, digest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from flows.batch.digests import job_digest, url_contents
 from flows.batch.flow_run import read_ahead
@@ -26,6 +27,20 @@ def owner_of(manifest: Manifest) -> Owner:
     folder = os.path.realpath(manifest.folder)
     file = os.path.realpath(manifest.file) if manifest.file else None
     return Owner(folder, file, journal=journal_id(manifest.folder))
+
+
+def largest_first(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs by the size of their graph's file, the largest first; those in stores, whose sizes
+    are not known yet, come last, and alike ones stay in their order.
+    """
+
+    def size_bytes(job: Job) -> int:
+        try:
+            return job.input.stat().st_size if isinstance(job.input, Path) else 0
+        except OSError:  # it cannot be read, which its entry will say
+            return 0
+
+    return sorted(jobs, key=size_bytes, reverse=True)
 
 
 def job_digests(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
 from quant_core.model.session import open_session, run
+from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 from quant_core.model.values import Feed, PartwiseRunner, parts_of
 from quant_core.plan.flat_ends import EVERYWHERE, flat_ends
 from quant_core.plan.operators import rule_of
@@ -108,12 +110,11 @@ def _outputs(
     The models run part by part; a tensor that the cut model does not compute is left out.
     """
     parts = parts_of(model, tensors, feeds[0])
-    sessions = [open_session(_isolated(quantized, tensors, part), packed=False) for part in parts]
-    cuts = [[i.name for i in session.get_inputs()] for session in sessions]
+    pieces = _isolated(quantized, tensors, parts)
     given = {i.name for i in model.graph.inputs}
     read = [
-        [*dict.fromkeys((*part, *(name for name in cut if name not in given)))]
-        for part, cut in zip(parts, cuts, strict=True)
+        [*dict.fromkeys((*part, *(name for name in piece.reads if name not in given)))]
+        for part, piece in zip(parts, pieces, strict=True)
     ]
     in_float = PartwiseRunner(model, read, packed=False)
     made = {str(v.name): v for node in quantized.graph for v in node.outputs}
@@ -122,9 +123,8 @@ def _outputs(
     in_integers = PartwiseRunner(quantized, whole_parts, packed=False)
     for feed in deadline.limit(feeds):
         runs = zip(in_float.run(feed), in_integers.run(feed), strict=True)
-        for part, (exact, whole), session, cut in zip(parts, runs, sessions, cuts, strict=True):
-            known = dict(feed) | exact
-            alone = _run_by_name(session, {name: known[name] for name in cut})
+        for part, (exact, whole), piece in zip(parts, runs, pieces, strict=True):
+            alone = piece.run(dict(feed) | exact)
             for name in part:
                 if name + _COMPUTED in alone:
                     cumulative = [whole[as_read[name]]] if is_cumulative else []
@@ -147,16 +147,40 @@ def _shared_tensors(model: ir.Model, quantized: ir.Model, names: Iterable[str]) 
     return [name for name in shared if name in in_float]
 
 
-def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Model:
-    """The model cut at each of these tensors, so that no node reads what another one computes; it
-    computes those of one part.
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """The nodes of a cut model that compute one part.
+
+    reads    names of what they read, and none of the nodes writes
+    outputs  names of what they compute
+    session  opened for the first feed, which tells the types of what they read
+    """
+
+    model: ir.Model
+    nodes: list[ir.Node]
+    reads: list[str]
+    outputs: set[str]
+    session: ort.InferenceSession | None = None
+
+    def run(self, known: Feed) -> dict[str, NDArray[Any]]:
+        """The outputs by name, of tensors that are known. Raises: ModelError if it does not run."""
+        if self.session is None:
+            proto = extract(self.model, self.nodes, self.outputs, known)
+            self.session = open_session(proto.SerializeToString(), packed=False)
+        names = [output.name for output in self.session.get_outputs()]
+        found = run(self.session, {i.name: known[i.name] for i in self.session.get_inputs()})
+        return dict(zip(names, found, strict=True))
+
+
+def _isolated(quantized: ir.Model, tensors: list[str], parts: list[list[str]]) -> list[_Piece]:
+    """What computes each part of the tensors in the model that is cut at each of them, so that no
+    node reads what another one computes.
 
     Before:  node_1 -> t -> node_2
     After:   node_1 -> t (computed by quantmill), an output;  t (an input) -> node_2
     """
     copy = quantized.clone()
     values = {str(v.name): v for node in copy.graph for v in node.outputs}
-    outputs = []
     for name in tensors:
         computed = _as_read(values[name])
         values[name].name = f"{name}/exact"
@@ -164,16 +188,18 @@ def _isolated(quantized: ir.Model, tensors: list[str], part: list[str]) -> ir.Mo
         given = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
         for use in list(computed.uses()):
             use.node.replace_input_with(use.idx, given)
-        if given.uses():
-            copy.graph.inputs.append(given)
+        copy.graph.inputs.append(given)
         computed.type = ir.TensorType(ir.DataType.FLOAT)
-        if name in part:
-            outputs.append(computed)
-    copy.graph.outputs[:] = outputs
-    graph.drop_unused(copy)
-    for value in [v for v in copy.graph.inputs if not v.uses()]:
-        copy.graph.inputs.remove(value)
-    return copy
+    producers = producers_of(copy)
+    inputs = {v for v in copy.graph.inputs if v.const_value is None}
+    pieces = []
+    for part in parts:
+        outputs = {name + _COMPUTED for name in part}
+        before = nodes_before(outputs, producers, ())
+        nodes = [node for node in copy.graph if node in before]
+        read = dict.fromkeys(str(v.name) for node in nodes for v in reads(node) if v in inputs)
+        pieces.append(_Piece(copy, nodes, [*read], outputs))
+    return pieces
 
 
 def _as_read(value: ir.Value) -> ir.Value:
@@ -188,11 +214,6 @@ def _as_read(value: ir.Value) -> ir.Value:
         return value
     back = graph.consumers(readers[0].outputs[0])
     return back[0].outputs[0] if len(back) == 1 else value
-
-
-def _run_by_name(session: ort.InferenceSession, feed: Feed) -> dict[str, NDArray[Any]]:
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, run(session, feed), strict=True))
 
 
 def _noise(exact: NDArray[Any], found: NDArray[Any]) -> float:

@@ -118,8 +118,16 @@ def run(
 
     Raises: ModelError, about `where`, if the model cannot run on the feed.
     """
-    try:
+    with failing_on(feed, where):
         found = session.run(outputs, {name: unboxed(array) for name, array in feed.items()})
+    return [boxed(x) for x in found]
+
+
+@contextmanager
+def failing_on(feed: Mapping[str, np.ndarray], where: str = "") -> Iterator[None]:
+    """What onnxruntime raises within is a ModelError, about `where`: no model runs on the feed."""
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
@@ -131,7 +139,6 @@ def run(
             where,
             "Give samples, or a `shape`, that the model can take",
         ) from error
-    return [boxed(x) for x in found]
 
 
 def interface(model: Model) -> set[str]:

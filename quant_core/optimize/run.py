@@ -76,6 +76,7 @@ def optimize(
 
     1. Rules are applied in order, again and again, until none changes anything.
     2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
+       The rules that need no clock are tried all at once first, and one by one if that fails.
     3. What a timed rule changed is undone if the model is not faster; where it is slower, each
        place is tried alone.
     4. A rule that was undone is not tried again.
@@ -87,6 +88,7 @@ def optimize(
     opened = OpenedModel.of(model, is_run=bool(feeds))
     work = _Work(feeds, _outputs(opened, feeds), speedup, deadline, opened, Facts.of(model))
     names = (*(EXACT if rules is None else rules), *(TIMED if speedup is not None else ()))
+    work.attempt_together([name for name in names if name not in TIMED])  # 2.
     idle = 0  # rules in a row that have changed nothing
     for name in islice(cycle(names), ROUNDS * len(names)):  # 1.
         before = len(work.applied)
@@ -154,6 +156,19 @@ class _Work:
     undone: list[Undone] = field(default_factory=list)
     copy: ir.Model | None = None
 
+    def attempt_together(self, rules: Iterable[str]) -> None:
+        """Keep what all of the rules do to the model, one after the other, if all of it can stay:
+        most rules do no harm, and so the model is opened and run once.
+        """
+        after, facts = self.best.model.clone(), self.facts
+        changes: list[Applied] = []
+        for rule in rules:
+            if found := _apply(rule, after, facts):
+                changes += found
+                facts = Facts.of(after)
+        if changes:
+            self._keep_if_better(after, changes, is_timed=False)
+
     def attempt(self, rule: str) -> None:
         """Keep what the rule does to the model, or some of it, or note why not."""
         if self.deadline.is_over:
@@ -164,7 +179,8 @@ class _Work:
         self.copy = None if changes else after
         if not changes:
             return
-        reason, gain = self._keep_if_better(rule, after, changes)
+        is_timed = rule in TIMED
+        reason, gain = self._keep_if_better(after, changes, is_timed=is_timed)
         if not reason:
             return
         nodes = tuple(change.node for change in changes)
@@ -176,13 +192,15 @@ class _Work:
                 after = self.best.model.clone()
                 changes = _apply(rule, after, self.facts, {node})
                 if changes:
-                    self._keep_if_better(rule, after, changes)
+                    self._keep_if_better(after, changes, is_timed=is_timed)
 
     def _keep_if_better(
-        self, rule: str, after: ir.Model, changes: list[Applied]
+        self, after: ir.Model, changes: list[Applied], *, is_timed: bool
     ) -> tuple[str, float]:
-        """Keep what a rule made of the best model; or why it cannot stay, "" if it can. And the
+        """Keep what rules made of the best model; or why it cannot stay, "" if it can. And the
         speed-up, 1 if it was not measured.
+
+        is_timed  whether it stays only if it is faster
         """
         try:
             opened = OpenedModel.of(after, is_run=bool(self.feeds))
@@ -195,10 +213,10 @@ class _Work:
                 if db < SAME_DB:
                     return f"an output changes to {db:.0f} dB", 1.0
         size = self.best.size_bytes
-        slack = TIMED_SLACK_BYTES if rule in TIMED else SLACK_BYTES
+        slack = TIMED_SLACK_BYTES if is_timed else SLACK_BYTES
         if opened.size_bytes > size + max(slack, GROWTH * size):
             return "the file grows", 1.0
-        if rule in TIMED and self.speedup is not None:
+        if is_timed and self.speedup is not None:
             gain = self.speedup(self.best, opened)
             if gain < LEAST_GAIN:
                 return f"{gain:.2f}x of the speed", gain

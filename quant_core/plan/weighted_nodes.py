@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +42,7 @@ MIN_INT4_COLUMNS = 32
 # among them.
 SMALL_SHARE = 1 / 64
 NO_CHOICE = NodeChoice()
+IS_FINITE = "quantmill.is_finite"  # key in the metadata of a tensor
 _MODES = {
     "static": (Compute.STATIC,),
     "dynamic": (Compute.DYNAMIC,),
@@ -346,6 +348,10 @@ def _columns(node: ir.Node, weight: ir.Value) -> int:
 
 
 def _is_finite(weight: ir.Value) -> bool:
-    finite = np.isfinite(graph.array(weight)).all()
-    files.release(weight.const_value)
-    return bool(finite)
+    """Found once for a tensor, which no one changes: a search makes many plans of a model."""
+    tensor = weight.const_value
+    known: MutableMapping[str, Any] = {} if tensor is None else tensor.meta
+    if IS_FINITE not in known:
+        known[IS_FINITE] = bool(np.isfinite(graph.array(weight)).all())
+        files.release(tensor)
+    return bool(known[IS_FINITE])

@@ -151,10 +151,13 @@ def float_groups(
     calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
 ) -> Groups:
     """Groups of the nodes with weights that compute in integers: those that are best put into float
-    first come first, by the minimum cuts of minimum_cut.py.
+    first come first, by the minimum cuts of minimum_cut.py. Of a single node nothing is measured.
 
     Raises: ModelError if one of the models does not run.
     """
+    left = {n.node: None for n in start.plan.nodes if n.weights and n.compute.is_integer}
+    if len(left) < 2:
+        return [list(left)] if left else []
     progress("measuring the time and the noise of each node")
     costs, tensors = node_costs(calibrated.model, start, bench)
     if len(costs) <= POLICY.trials_of_a_step:
@@ -163,7 +166,6 @@ def float_groups(
     if tensors:
         tensors = _fitted_to_whole(tensors, costs, assignments, calibrated, start, bench)
         assignments = cheapest_assignments(costs, tensors)
-    left = {n.node: None for n in start.plan.nodes if n.weights and n.compute.is_integer}
     groups = []
     for assignment in assignments:
         groups.append([node for node in left if node in assignment.in_float])

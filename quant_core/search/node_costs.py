@@ -48,7 +48,7 @@ def node_costs(
     If the candidate cannot be timed here, times are the target's, for each weight, and
     conversions cost nothing. Raises: ModelError if a model does not run.
     """
-    few = bench.samples.subsample(POLICY.noise_samples)
+    few = bench.samples.subsample(_enough_for_noise(candidate))
     noise = {
         node: float(10 ** (-db / 10))
         for node, db in isolated_db(model, candidate.model, few).items()
@@ -76,6 +76,14 @@ def node_costs(
     if bench.timed_in is Runtime.OPENVINO:
         timed_ms = _conversion_times(candidate, bench, profiles)
     return costs, tensor_costs(model, candidate.plan, sizes, ms, timed_ms)
+
+
+def _enough_for_noise(candidate: Candidate) -> int:
+    """How many samples tell the noise of single nodes: fewer of a slow model, by its timed cost."""
+    if candidate.cost is None:
+        return POLICY.noise_samples
+    run_soon = int(1e3 * POLICY.noise_s / candidate.cost.float_ms)
+    return min(max(run_soon, POLICY.least_noise_samples), POLICY.noise_samples)
 
 
 def _profiled(model: ir.Model, candidate: Candidate, bench: Bench) -> list[list[Kernel]]:

@@ -67,8 +67,11 @@ class SearchPolicy:
     # node goes into float, which would keep much of its noise. `python -m tests.bench.accuracy
     # --zoo DIR`: SQNR and size of what has nodes in float.
     float_weights_db: float = 40.0
-    # Samples on which the noise of single nodes is measured. Not tuned.
+    # Samples on which the noise of single nodes is measured: as many as the float model runs on in
+    # so many seconds, at most and at least so many. Not tuned: they rank nodes, no more.
     noise_samples: int = 8
+    least_noise_samples: int = 2
+    noise_s: float = 0.5
     # Doublings by which a candidate that misses its contract must be faster than all that satisfy
     # it, to be worth promoting. Not tuned: saves search time.
     promotion_gain: float = 0.2
