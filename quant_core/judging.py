@@ -72,7 +72,7 @@ def validate_model(
     used, provider_note = find_provider(provider)
     first = open_session(Path(original), provider=used)
     second = open_session(Path(quantized), provider=used)
-    feeds = samples_for(original, samples, first, second)
+    feeds = samples_for(original, samples, first, second).keeping()
     check_same_interface(first, second, quantized)
     names = [output.name for output in first.get_outputs()]
 

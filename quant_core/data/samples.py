@@ -27,6 +27,8 @@ from quant_core.data.spec import RANDOM, SampleLabels, SampleSpec
 from quant_core.data.splices import SplicedSource
 from quant_core.errors import DataError
 
+MAX_KEPT_BYTES = 64 << 20  # not tuned: to draw a feed, or read it, takes as long as a small model
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
@@ -34,12 +36,14 @@ class Samples:
 
     order   positions in the source, in the order in which they are read
     labels  one row per sample of these feeds, in the same order, or None
+    kept    position -> its feed, of those that are in memory; None if none is ever kept there
     """
 
     inputs: tuple[InputSpec, ...]
     source: Source
     order: np.ndarray
     labels: np.ndarray | None = None
+    kept: dict[int, Feed] | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -50,11 +54,21 @@ class Samples:
         Raises: DataError, about the file or sample, if the model does not take it, or if a value is
         not finite.
         """
+        position = int(self.order[index])
+        if self.kept is not None and position in self.kept:
+            return self.kept[position]
         arrays, where = self._read(index), self.where(index)
-        return {spec.name: fit(arrays.get(spec.name), spec, where) for spec in self.inputs}
+        feed = {spec.name: fit(arrays.get(spec.name), spec, where) for spec in self.inputs}
+        if self.kept is not None and _bytes(feed, *self.kept.values()) <= MAX_KEPT_BYTES:
+            self.kept[position] = feed
+        return feed
 
     def __iter__(self) -> Iterator[Feed]:
         return (self[i] for i in range(len(self)))
+
+    def keeping(self) -> Samples:
+        """The same, for who reads them again and again: feeds stay in memory while they are few."""
+        return replace(self, kept={})
 
     @property
     def are_random(self) -> bool:
@@ -144,6 +158,10 @@ class Samples:
             rows = [labels[starts[i] : starts[i] + sizes[i]] for i in indices]
             labels = np.concatenate([labels[:0], *rows])
         return replace(self, order=self.order[indices], labels=labels)
+
+
+def _bytes(*feeds: Feed) -> int:
+    return sum(array.nbytes for feed in feeds for array in feed.values())
 
 
 def spread(most: int, size: int) -> np.ndarray:

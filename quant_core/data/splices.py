@@ -7,7 +7,7 @@ these keep the range, the type and the neighbourhoods of values. Here parts are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +18,12 @@ if TYPE_CHECKING:
     from quant_core.data.samples import Samples
 
 
-MAX_HELD_BYTES = 64 << 20  # of all feeds, each of which is read for every candidate; not tuned
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class SplicedSource:
     """The given feeds, and behind them splices of two of them, up to that length in all."""
 
     given: Samples
     length: int
-    held: dict[int, Feed] = field(default_factory=dict)  # what was read before, if all is small
 
     @property
     def name(self) -> str:
@@ -37,14 +33,6 @@ class SplicedSource:
         """The feed there: of all inputs the same part, by its share of the longest axis, is that of
         another feed, as far as both have the same sizes there.
         """
-        if position in self.held:
-            return self.held[position]
-        feed = self._made(position)
-        if self.length * sum(x.nbytes for x in feed.values()) <= MAX_HELD_BYTES:
-            self.held[position] = feed
-        return feed
-
-    def _made(self, position: int) -> Feed:
         if position < len(self.given):
             return self.given[position]
         rng = np.random.default_rng(position)

@@ -218,8 +218,8 @@ def _as_read(value: ir.Value) -> ir.Value:
 
 def _noise(exact: NDArray[Any], found: NDArray[Any]) -> float:
     """Sum of squared changes of finite values; infinite if one is not finite."""
-    change = found.astype(np.float64) - exact
-    return _square(change) if np.isfinite(change).all() else math.inf
+    square = _square(found.astype(np.float64) - exact)
+    return square if math.isfinite(square) else math.inf
 
 
 def _square(x: NDArray[Any]) -> float:

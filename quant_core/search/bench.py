@@ -58,7 +58,7 @@ class Reference:
         Raises: ModelError if the model does not run.
         """
         session = open_session(path)
-        samples, outputs = _run_in_time(session, samples, deadline)
+        samples, outputs = _run_in_time(session, samples.keeping(), deadline)
         few = spread(1 if deadline.is_over else POLICY.steady_samples, len(samples))
         first = [outputs[i] for i in few]
         names = [output.name for output in session.get_outputs()]
