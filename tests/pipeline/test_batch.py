@@ -99,7 +99,7 @@ def test_an_answer_that_fits_no_column_of_a_report_fails_its_model_alone(mill, r
 def test_without_continue_on_error_nothing_is_started_after_a_failure(mill, run, tmp_path):
     names = [f"m{k}" for k in range(8)]
     manifest = mill(*names, batch={"continue_on_error": False}, **QUICK)
-    (tmp_path / "models" / "m0.onnx").write_bytes(b"no model")
+    (tmp_path / "models" / "m0.onnx").write_bytes(b"no model" * 9999)  # the largest is the first
 
     result = run(manifest)
 

@@ -229,3 +229,16 @@ def test_samples_are_joined_to_one_feed_and_begin_again_where_they_are_few():
 
     assert feed["x"].tolist() == [[0], [1], [2], [0]]
     assert feed["rate"] == 8
+
+
+def test_feeds_are_kept_for_who_reads_them_again_as_long_as_they_are_few(tmp_path, monkeypatch):
+    path = saved(tmp_path / "x.npy", images(4))
+    samples = opened(path, IMAGE)
+    bytes_of_one = samples[0]["image"].nbytes
+    monkeypatch.setattr("quant_core.data.samples.MAX_KEPT_BYTES", 2 * bytes_of_one)
+
+    kept = samples.keeping()
+    first = [kept[i] for i in range(4)]
+
+    assert [kept.pick(np.array([i]))[0] is first[i] for i in range(4)] == [True, True, False, False]
+    assert samples[0] is not samples[0]

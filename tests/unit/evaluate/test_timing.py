@@ -86,6 +86,16 @@ def test_a_slow_model_gets_its_rounds_unless_that_takes_far_too_long():
     assert (len(five), len(few), len(one)) == (5, 5, 1)
 
 
+def test_a_slow_model_is_warm_after_one_call():
+    slow, quick = Clock(), Clock()
+
+    rounds = len(take_turns([slow.call("A", 0.2), slow.call("B", 0.2)], seconds=0.1, clock=slow))
+    take_turns([quick.call("A", 1e-3), quick.call("B", 1e-3)], seconds=0, clock=quick)
+
+    assert "".join(slow.log) == "AB" + ("ABBA" * rounds)[: 2 * rounds]
+    assert "".join(quick.log).startswith("ABAB" + "AB")
+
+
 def test_speedup_is_the_median_of_paired_ratios():
     """A machine that slows down for a while slows both, and pairs do not see it."""
     times = np.array([[2, 1], [20, 10], [2, 1], [4, 1], [3, 3]]) / 1000

@@ -644,6 +644,17 @@ def test_before_a_logarithm_the_node_that_spoils_small_values_goes_into_float_fi
     assert groups == [["b"], ["a"]]
 
 
+def test_of_a_single_node_that_computes_in_integers_nothing_is_measured():
+    problem = Problem(
+        sketch("(float[n,32] x) => (float[n,32] y) { y = MatMul(x, u) }", weights(u=(32, 32)))
+    )
+    start = problem.bench.judge(problem.calibrated.build(problem.plan, "static"))
+
+    groups = float_groups(problem.calibrated, start, problem.bench, pytest.fail)
+
+    assert groups == [["y"]]
+
+
 def convs() -> onnx.ModelProto:
     """Three convolutions that 8 bits hardly harm."""
     arrays = weights(u=(32, 32, 1, 1), v=(32, 32, 1, 1), w=(32, 32, 1, 1))
