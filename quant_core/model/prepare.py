@@ -193,5 +193,5 @@ def _outputs(
     model: Path | ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], where: str
 ) -> list[NDArray[Any]]:
     """The outputs for all feeds, one after another."""
-    session = open_session(model)
+    session = open_session(model, packed=False)
     return [output for feed in feeds for output in run(session, feed, where)]

@@ -109,7 +109,8 @@ def fastest_count(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
 def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[int]:
     """The numbers of groups that lead to the candidate of the highest rank.
 
-    1. One group.
+    1. One group. No more where neither that nor none is faster than float for the user: all others
+       give up speed.
     2. If that is not above the aim, bisection for the fewest that are. What is too slow to be worth
        it ends it on that side.
     3. If it is, 2, 4, 8, ... until two are worse than the best.
@@ -129,6 +130,8 @@ def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[
     if groups < 2:
         return
     yield 1  # 1
+    if max(candidate.gain for candidate in tried.values()) < POLICY.real_gain:
+        return
     low, high = 1, groups
     while not is_enough(1) and high - low > 1:  # 2
         middle = (low + high) // 2

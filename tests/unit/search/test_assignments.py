@@ -54,6 +54,10 @@ def test_what_is_slower_than_float_is_not_searched():
     assert all(found[count].gain > -0.1 for count in found)
 
 
+def test_where_integers_hardly_gain_speed_no_more_of_it_is_given_up():
+    assert list(tried(GROUPS + 5, gain=0.1)) == [0, 1]
+
+
 def test_no_more_than_two_follow_the_best_where_the_fastest_reaches_the_aim():
     assert [count for count in tried(-5) if count > 2] == []
 
