@@ -20,6 +20,8 @@ from tasks.stores import Location, Url, location
 
 Copy = tuple[Location, Location]  # a file, and where it belongs as well
 
+RANDOM_JUDGES = 8  # not tuned: what was made has been checked on random samples already
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -46,8 +48,8 @@ class Job:
 
     @property
     def judged_by(self) -> SampleSpec:
-        """The samples that the result is judged by: random ones if no others are given."""
-        return self.evaluation or self.calibration or SampleSpec()
+        """The samples that the result is judged by: a few random ones if no others are given."""
+        return self.evaluation or self.calibration or SampleSpec(count=RANDOM_JUDGES)
 
     def to_dict(self) -> dict[str, Any]:
         return {
