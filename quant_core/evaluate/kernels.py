@@ -28,8 +28,8 @@ from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.session import open_profiled, optimized_graph, run
 
 MIN_RUNS = 5  # that are timed,
-FEWEST_RUNS = 2  # or these where more would take long
-PATIENCE = 5  # times `seconds`, which is long
+FEWEST_RUNS = 2  # or these, once so many seconds are over:
+PATIENCE_S = 0.5
 BLOCKED_SUFFIX = "_nchwc"  # of the names of kernels that write the blocked layout
 NHWC_SUFFIX = re.compile(r"_token_\d+$")
 KERNEL_SUFFIX = "_kernel_time"  # of the names in onnxruntime's profile
@@ -181,8 +181,8 @@ def _profile(
 
 
 def _is_enough(runs: int, spent_s: float, seconds: float) -> bool:
-    is_slow = runs >= FEWEST_RUNS and spent_s >= PATIENCE * seconds
-    return is_slow or (runs >= MIN_RUNS and spent_s >= seconds)
+    wanted = FEWEST_RUNS if spent_s >= PATIENCE_S else MIN_RUNS
+    return runs >= wanted and spent_s >= seconds
 
 
 def _calls(profile: Path) -> dict[str, _Timed]:
