@@ -12,6 +12,10 @@ VNNI. The last two compare the default file with the one that is made for each o
 VNNI` here and `made there` there: its speed over that one's, the median of the rounds and their
 least and largest. One thread, CPU time, all files of a case in turns; a round is a process.
 
+On a CPU that has no VNNI to hide, a cell reads `SQNR in dB here, with exact sums` on the
+calibration samples (tests/exact_sums: what a CPU with VNNI computes, but for rounding), and the
+number of nodes that can saturate.
+
 With --keep, files and what was measured stay in the folder, and the same command goes on from them.
 """
 
@@ -29,14 +33,20 @@ from typing import Any
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
+from quant_core.evaluate.fidelity import compare
+from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.timing import measure_all
-from quant_core.model.session import open_session
+from quant_core.model.normalize import load_normalized
+from quant_core.model.session import open_session, run
 from tests import masked_cpu
 from tests.bench.accuracy import feeds_of, load_zoo
+from tests.exact_sums import open_exact
 
 # File -> its target, and whether it is made without VNNI.
 FILES = {"default": ("x86", False), "for VNNI": ("x86-vnni", False), "made there": ("x86", True)}
 RIVALS = {"here": "for VNNI", "there": "made there"}
+TITLES = ("here: default over for VNNI", "there: default over made there")
+RIVALS_HERE = ("default", "for VNNI")  # where VNNI cannot be hidden
 Found = dict[str, Any]
 
 
@@ -64,13 +74,19 @@ def main() -> None:
     elif args.measure:
         measure(zoo, cases[0], args.keep, args.measure, args.seconds)
     else:
-        titles = [*FILES, "here: default over for VNNI", "there: default over made there"]
-        print(f"| case | {' | '.join(titles)} |\n{'|---' * (1 + len(titles))}|", flush=True)
-        with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as name:
+            scratch = Path(name)
+            titles, row_of = [*FILES, *TITLES], row
+            try:
+                masked_cpu.environment(scratch)
+            except masked_cpu.CannotMask as reason:
+                print(f"{reason}: beside it, sums are exact\n")
+                titles, row_of = list(RIVALS_HERE), exact_row
+            print(f"| case | {' | '.join(titles)} |\n{'|---' * (1 + len(titles))}|", flush=True)
             for case in cases:
-                folder = (args.keep or Path(scratch)) / case.name
+                folder = (args.keep or scratch) / case.name
                 folder.mkdir(parents=True, exist_ok=True)
-                print(row(zoo, case, folder, args, Path(scratch)), flush=True)
+                print(row_of(zoo, case, folder, args, scratch), flush=True)
 
 
 def row(zoo: Any, case: Any, folder: Path, args: argparse.Namespace, scratch: Path) -> str:
@@ -88,6 +104,29 @@ def row(zoo: Any, case: Any, folder: Path, args: argparse.Namespace, scratch: Pa
     cells = [f"{_cell(here, file)}, {_cell(there, file)}" for file in FILES]
     ratios = [_ratio(here), _ratio(there)]
     return f"| {case.name} | {' | '.join(cells + ratios)} |"
+
+
+def exact_row(zoo: Any, case: Any, folder: Path, args: argparse.Namespace, scratch: Path) -> str:
+    """One line of the table of a CPU without VNNI."""
+    samples = zoo.load_calibration(case, args.samples)
+    feeds_of(zoo, case, args.samples, folder)
+    again = ["-m", "tests.bench.cpus", "--zoo", str(args.zoo), "--cases", case.name]
+    again += ["--keep", str(folder)]
+    in_float = open_session(case.model)
+    names = [output.name for output in in_float.get_outputs()]
+    wanted = [run(in_float, feed) for feed in samples]
+    cells = []
+    for file in RIVALS_HERE:
+        path = _path(folder, file)
+        if not path.exists():
+            _run([*again, "--make", file], scratch, masked=False)
+        found = []
+        for session in (open_session(path), open_exact(path)):
+            outputs = [run(session, feed) for feed in samples]
+            found.append(_db(compare(wanted, outputs, names).sqnr_db))
+        unsafe = len(saturating_nodes(load_normalized(path)))
+        cells.append(f"{', '.join(found)}; {unsafe} can saturate")
+    return f"| {case.name} | {' | '.join(cells)} |"
 
 
 def make(case: Any, folder: Path, file: str) -> None:
@@ -137,9 +176,12 @@ def _rounds(folder: Path, where: str) -> int:
 
 
 def _cell(found: Found, file: str) -> str:
-    db = found["db"][file]
     speed = median(speeds[file] for speeds in found["speeds"])
-    return f"{'-' if db is None else format(db, '.1f')} @{speed:.2f}"
+    return f"{_db(found['db'][file])} @{speed:.2f}"
+
+
+def _db(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _ratio(found: Found) -> str:

@@ -14,8 +14,12 @@ from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.judging import validate_model
+from quant_core.model.session import open_session, run
+from quant_core.plan.targets import host_kernels
 from tests import masked_cpu
+from tests.exact_sums import open_exact
 from tests.models import sketch
+from tests.oracle.quantizing import make, prepare_proto, sqnr_db
 
 DEMO = Path(__file__).parents[2] / "deployments" / "demo"
 MODELS = ("digits_cnn", "language_transformer", "stress_bilstm")
@@ -72,6 +76,27 @@ def test_default_files_compute_the_same_with_and_without_vnni(tmp_path, mask):
 
     assert set(natively) == set(MODELS)
     assert masked == pytest.approx(natively, abs=DIFFERENCE_DB)
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_default_files_compute_on_this_cpu_what_exact_sums_give(mode, tmp_path):
+    """Weights and inputs at the top of their ranges, as below; but with or without VNNI."""
+    rng = np.random.default_rng(0)
+    weight = rng.uniform(0.9, 1.0, (64, 16)).astype(np.float32)
+    model = sketch("(float[n, 64] x) => (float[n, 16] y) { y = MatMul(x, w) }", {"w": weight})
+    feed = {"x": rng.uniform(0.9, 1.0, (32, 64)).astype(np.float32)}
+    [wanted] = run(open_session(model.SerializeToString()), feed)
+
+    def sqnr(target: str, is_exact: bool) -> float:
+        path = tmp_path / f"{target}.onnx"
+        onnx.save(make(prepare_proto(model), target, mode=mode).model, path)
+        session = open_exact(path) if is_exact else open_session(path)
+        return sqnr_db([[wanted]], [run(session, feed)])
+
+    assert sqnr("x86", False) == pytest.approx(sqnr("x86", True), abs=DIFFERENCE_DB)
+    is_cut_off = host_kernels() == "x86-avx2"
+    lost = sqnr("x86-vnni", True) - sqnr("x86-vnni", False)
+    assert bool(lost > 20) is is_cut_off
 
 
 def test_what_saturates_there_is_made_for_vnni_only_on_request(tmp_path, mask):
