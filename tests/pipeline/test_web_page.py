@@ -27,6 +27,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="needs chromium and chromium-driver"),
 ]
+# Not a number where all is masked.
+MASKED = """(int64[n, t] mask) => (float y) {
+    m = Cast<to = 1>(mask) s = ReduceSum<keepdims = 0>(m) y = Div(s, s)
+}"""
 DROP = """
     const [which, ...names] = arguments, done = names.pop();
     Promise.all(names.map((name) => fetch(name).then((answer) => answer.blob()))).then((blobs) => {
@@ -57,6 +61,7 @@ def address(tmp_path_factory):
     quantize(folder / "float.onnx", folder / "int8.onnx", target="web")
     other = sketch("(float[n, 3] x) => (float[n, 3] other) { other = Relu(x) }")
     onnx.save(other, folder / "other.onnx")
+    onnx.save(sketch(MASKED), folder / "masked.onnx")
     half = sketch(
         "(float16[n, 3] x) => (float16[n, 100] y) { y = MatMul(x, w) }",
         {"w": np.ones((3, 100), np.float16)},
@@ -126,6 +131,25 @@ def test_weights_that_lie_apart_are_dropped_with_their_model(browser):
 
     assert text_of(browser, "#error") == ""
     assert "equal" in text_of(browser, "#results")
+
+
+def test_integers_are_drawn_so_that_no_mask_is_empty(browser):
+    for which in ("float", "quantized"):
+        browser.execute_async_script(DROP, which, "masked.onnx")
+    wait_for(browser, "!document.getElementById('run').disabled || error.textContent")
+    browser.execute_script("document.getElementById('run').click()")
+    wait_for(browser, "document.querySelector('#results table') || error.textContent")
+
+    assert "equal" in text_of(browser, "#results")
+
+
+def test_weights_that_are_not_there_are_asked_for(browser):
+    browser.execute_async_script(DROP, "float", "apart.onnx")
+    wait_for(browser, "error.textContent")
+    browser.execute_async_script(DROP, "quantized", "half.onnx")
+    wait_for(browser, "document.querySelector('#quantized.taken')")
+
+    assert "found by its name" in text_of(browser, "#error")
 
 
 def test_what_is_no_model_is_said_to_be_none(browser):
