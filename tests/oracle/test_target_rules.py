@@ -220,6 +220,29 @@ def test_without_samples_no_target_needs_any(target):
     assert {n.storage.bits for n in plan.nodes if n.weights} == {8}
 
 
+@pytest.mark.parametrize("compute", [Compute.DYNAMIC, Compute.BLOCKS])
+def test_arm64_gets_products_that_kleidiai_computes(compute):
+    """Source: pull requests 25187 (dynamic products) and 27751 (blocks) of onnxruntime."""
+    text = "(float[n, 64] x) => (float[n, 20] y) { h = MatMul(x, w) y = MatMul(h, v) }"
+    given = prepare_proto(sketch(text, weights(w=(64, 96), v=(96, 20))))
+    bits = 4 if compute is Compute.BLOCKS else 8
+    computes = {str(n.name): compute for n in given.model.graph}
+
+    model = make(given, "arm64", computes, bits=bits).model
+
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    products = [n for n in model.graph.node if n.op_type in ("MatMulInteger", "MatMulNBits")]
+    assert len(products) == 2
+    for node in products:
+        if compute is Compute.DYNAMIC:
+            assert constants[node.input[1]].dtype == np.int8
+            assert len(node.input) < 4 or not node.input[3] or not constants[node.input[3]].any()
+        else:
+            given_as = {a.name: a.i for a in node.attribute}
+            assert given_as["block_size"] % 32 == 0
+            assert given_as["K"] % given_as["block_size"] == 0
+
+
 def test_web_leaves_depthwise_convs_in_float():
     planned = make(prepared("grouped_and_depthwise"), "web").plan.nodes
 
