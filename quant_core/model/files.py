@@ -27,6 +27,7 @@ OPSET_WITHOUT_NODES = 17  # of a model that has no node of ONNX's own and need n
 MESSAGE_BYTES = 1_900_000_000  # of tensors in one file: protobuf holds 2 GB in a message
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+BINARY = "protobuf"  # whatever the file's name: by .json, onnx would write text
 FETCH = "Fetch the file itself: git lfs pull"
 
 
@@ -98,7 +99,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 def read(path: Path) -> ir.Model:
     """The model in that file, unchecked; tensors in external files stay there."""
-    proto = onnx.load(path, load_external_data=False)
+    proto = onnx.load(path, BINARY, load_external_data=False)
     folder = _follow_links(proto, path)
     model = from_proto(proto)
     ir.external_data.set_base_dir(model.graph, folder)
@@ -216,13 +217,13 @@ def size_in_file(model: ir.Model) -> int:
 def save(model: ir.Model, path: Path, external_data: str | None = None) -> None:
     """Write the model; with `external_data`, its tensors into a file of that name beside it."""
     if external_data is None:
-        onnx.save(to_proto(ir.external_data.load_to_model(model)), path)
+        onnx.save(to_proto(ir.external_data.load_to_model(model)), path, BINARY)
         return
-    ir.save(model, path, external_data=external_data)
+    ir.save(model, path, BINARY, external_data=external_data)
     if has_held_types(model):
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, BINARY, load_external_data=False)
         restore_types(proto, model)
-        onnx.save(proto, path)
+        onnx.save(proto, path, BINARY)
 
 
 def serialized(model: ir.Model, folder: Path) -> tuple[bytes, Path | None]:

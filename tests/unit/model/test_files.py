@@ -8,6 +8,7 @@ import pytest
 
 from quant_core.errors import ModelError
 from quant_core.model import files
+from quant_core.model.session import open_session
 from tests.models import save_apart, tiny_cnn
 
 
@@ -35,6 +36,17 @@ def test_a_name_that_onnxruntime_cannot_be_told_is_an_error_in_words(tmp_path):
 
     with pytest.raises(ModelError, match="not UTF-8"):
         files.load(path)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.textproto", "model"])
+@pytest.mark.parametrize("external_data", [None, "weights"])
+def test_a_file_that_is_written_is_binary_whatever_its_name(name, external_data, tmp_path):
+    path = tmp_path / name
+
+    files.save(files.from_proto(tiny_cnn()), path, external_data)
+
+    assert len(files.load(path).graph) == len(tiny_cnn().graph.node)
+    assert open_session(path).get_outputs()
 
 
 def test_a_path_where_no_model_is_says_what_may_be_meant(tmp_path):
