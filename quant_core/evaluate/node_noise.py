@@ -27,6 +27,7 @@ Feeds = Samples | Sequence[Feed]
 
 # Suffix of a tensor that the quantized model computes; see `_isolated`. No model has such a name.
 _COMPUTED = " (computed by quantmill)"
+_CHUNK = 1 << 15  # values at a time
 
 
 def measure_sensitivity(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[Sensitivity]:
@@ -218,10 +219,19 @@ def _as_read(value: ir.Value) -> ir.Value:
 
 def _noise(exact: NDArray[Any], found: NDArray[Any]) -> float:
     """Sum of squared changes of finite values; infinite if one is not finite."""
-    square = _square(found.astype(np.float64) - exact)
+    square = 0.0
+    for part in _parts(exact):
+        change = np.subtract(found[part], exact[part], dtype=np.float64)
+        square += float(np.dot(change, change))
     return square if math.isfinite(square) else math.inf
 
 
 def _square(x: NDArray[Any]) -> float:
     """Sum of squares in float64."""
-    return float(np.square(x, dtype=np.float64).sum())
+    wide = (x[part].astype(np.float64) for part in _parts(x))
+    return sum(float(np.dot(values, values)) for values in wide)
+
+
+def _parts(x: NDArray[Any]) -> Iterator[slice]:
+    """Slices of a flat tensor, of which what is computed stays in the cache."""
+    return (slice(start, start + _CHUNK) for start in range(0, x.size, _CHUNK))
