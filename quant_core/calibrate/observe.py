@@ -180,19 +180,19 @@ class _Tally:
         for (name, _), arrays in self.waiting.items():
             stack = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
             if np.isfinite(stack).all():
-                self._count(name, stack)
+                self._count(name, stack, is_finite=True)
             else:
                 for sample in stack:
-                    self._count(name, sample[None])
+                    self._count(name, sample[None], is_finite=bool(np.isfinite(sample).all()))
         self.waiting.clear()
         self.waiting_bytes = 0
 
-    def _count(self, name: str, x: NDArray[Any]) -> None:
+    def _count(self, name: str, x: NDArray[Any], *, is_finite: bool) -> None:
         """Count values (samples, *shape) of a tensor."""
         axes = self.axes.get(name, ())
         # an axis of the tensor that is counted from the left has the samples before it
         counted = {axis: _counted(x, axis + (axis >= 0)) for axis in axes}
-        if not np.isfinite(x).all():
+        if not is_finite:
             x = _finite(x)
             counted = {axis: _finite_rows(rows) for axis, rows in counted.items()}
         if name in self.tensors:

@@ -20,14 +20,52 @@ def lend_weights(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
 
     Initializers of graphs inside nodes, and tensors that lie in files, stay where they are.
     """
-    named, weights = model.clone(), {}
-    for name, value in named.graph.initializers.items():
+    initializers, weights = [], {}
+    for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or isinstance(tensor, ir.ExternalTensor):
-            continue
-        if tensor.dtype in LENT_TYPES and tensor.nbytes >= LENT_BYTES:
+        is_lent = (
+            tensor is not None
+            and not isinstance(tensor, ir.ExternalTensor)
+            and tensor.dtype in LENT_TYPES
+            and tensor.nbytes >= LENT_BYTES
+        )
+        if is_lent:
+            assert tensor is not None
             weights[name] = array = np.ascontiguousarray(tensor.numpy())
-            value.const_value = ir.ExternalTensor(
-                "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=name
-            )
-    return to_proto(named).SerializeToString(), weights
+            value = _lent(name, value, array)
+        initializers.append(value)
+    return to_proto(_with_initializers(model, initializers)).SerializeToString(), weights
+
+
+def _lent(name: str, value: ir.Value, array: NDArray[Any]) -> ir.Value:
+    """The same initializer with its numbers elsewhere."""
+    dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+    elsewhere = ir.ExternalTensor("lent", 0, array.nbytes, dtype, shape=shape, name=name)
+    return ir.Value(name=name, type=value.type, shape=value.shape, const_value=elsewhere)
+
+
+def _with_initializers(model: ir.Model, initializers: list[ir.Value]) -> ir.Model:
+    """The model, to be written, with these initializers in place of its own; it shares all else."""
+    graph = model.graph
+    view = ir.GraphView(
+        graph.inputs,
+        graph.outputs,
+        nodes=tuple(graph),
+        initializers=initializers,
+        doc_string=graph.doc_string,
+        opset_imports=graph.opset_imports,
+        name=graph.name,
+        metadata_props=graph.metadata_props,
+    )
+    return ir.Model(
+        view,  # type: ignore[arg-type]  # what is written may be a view
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        metadata_props=model.metadata_props,
+        device_configurations=model.device_configurations,
+        functions=tuple(model.functions.values()),
+    )

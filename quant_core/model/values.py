@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import onnx
@@ -16,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.model import files, graph
+from quant_core.model.ahead import AT_ONCE
 from quant_core.model.proto import from_proto
 from quant_core.model.session import CPU, Model, interface, open_session, run, sizes_of
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
@@ -48,10 +51,10 @@ def numbered_values_of(
     provider: str = CPU,
 ) -> Iterator[tuple[int, Tensors]]:
     """For each feed its position and the values of these tensors by name, part by part: each tensor
-    once.
+    once, and its feeds in their order.
 
-    While a part is used, another thread computes the next one: that saves time since inference and
-    numpy release the interpreter lock.
+    Two feeds run at once, part by part in turns, while the parts before them are used: that saves
+    time since inference and numpy release the interpreter lock.
 
     threads, packed, provider  as `open_session` takes them
     where                      what an error calls a feed; the feed's position follows it
@@ -64,16 +67,22 @@ def numbered_values_of(
         return
     parts = parts_of(model, tensors, first)
     runner = PartwiseRunner(model, parts, threads=threads, packed=packed, provider=provider)
-    found = (
-        (position, values)
+    runs = (
+        (position, runner.run(feed, where and f"{where} {position}"))
         for position, feed in enumerate(chain([first], feeds))
-        for values in runner.run(feed, where and f"{where} {position}")
     )
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, found, None)
-        while (numbered := coming.result()) is not None:
-            coming = pool.submit(next, found, None)
-            yield numbered
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        coming: deque[tuple[int, Iterator[Tensors], Future[Tensors | None]]] = deque()
+        while True:
+            while len(coming) < AT_ONCE and (begun := next(runs, None)) is not None:
+                coming.append((*begun, pool.submit(next, begun[1], None)))
+            if not coming:
+                return
+            position, run_of_feed, part = coming.popleft()
+            values = part.result()
+            if values is not None:
+                coming.append((position, run_of_feed, pool.submit(next, run_of_feed, None)))
+                yield position, values
 
 
 def parts_of(model: Model, tensors: Iterable[str], feed: Feed) -> list[list[str]]:
@@ -104,7 +113,8 @@ class PartwiseRunner:
     threads, packed, provider  as `open_session` takes them
 
     Between two pieces only what later ones read is kept; sequences, maps and optionals are not, but
-    computed again where a later piece reads them. A single piece is the whole model.
+    computed again where a later piece reads them. A single piece is the whole model. Several feeds
+    may run at once.
     """
 
     def __init__(
@@ -120,6 +130,7 @@ class PartwiseRunner:
         self._model = model
         self._open = partial(open_session, threads=threads, packed=packed, provider=provider)
         self._session: ort.InferenceSession | None = None
+        self._opening = Lock()
         self._pieces = _pieces(_parsed(model), parts) if len(parts) > 1 else []
 
     def run(self, feed: Feed, where: str = "") -> Iterator[Tensors]:
@@ -140,20 +151,22 @@ class PartwiseRunner:
 
     def _run_whole(self, part: Collection[str], feed: Feed, where: str) -> Tensors:
         computed = [name for name in part if name not in feed]
-        if computed and self._session is None:
-            own = interface(self._model)
-            inner = [name for name in computed if name not in own]
-            self._session = self._open(self._model, outputs=inner)
+        with self._opening:
+            if computed and self._session is None:
+                own = interface(self._model)
+                inner = [name for name in computed if name not in own]
+                self._session = self._open(self._model, outputs=inner)
         found = run(self._session, feed, where, computed) if computed else []
         given = {name: feed[name] for name in part if name in feed}
         return given | dict(zip(computed, found, strict=True))
 
     def _run_piece(self, piece: _Piece, known: Tensors, where: str) -> Tensors:
         """What one piece computes of its part, and for later ones."""
-        if piece.session is None:
-            later = {*piece.part, *piece.read_later}
-            proto = extract(piece.model, piece.nodes, later, known)
-            piece.session = self._open(proto.SerializeToString())
+        with self._opening:
+            if piece.session is None:
+                later = {*piece.part, *piece.read_later}
+                proto = extract(piece.model, piece.nodes, later, known)
+                piece.session = self._open(proto.SerializeToString())
         given = {i.name: known[i.name] for i in piece.session.get_inputs()}
         names = [output.name for output in piece.session.get_outputs()]
         return dict(zip(names, run(piece.session, given, where), strict=True))

@@ -62,12 +62,17 @@ def write_other_readers(draft: Draft) -> None:
 
 def write_float16_constants(draft: Draft) -> None:
     """Rule 6 of `apply_plan`."""
-    for g in graph.graphs_of(draft.model):
-        for name in [n for n in g.initializers if draft.plan.constants.get(n) == FLOAT16]:
-            value = g.initializers[name]
-            for use in list(value.uses()):
-                use.node.replace_input_with(use.idx, _float16(draft, value, g))
-    graph.drop_unused(draft.model)
+    stored = [
+        (g, value)
+        for g in graph.graphs_of(draft.model)
+        for name, value in g.initializers.items()
+        if draft.plan.constants.get(name) == FLOAT16
+    ]
+    for g, value in stored:
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, _float16(draft, value, g))
+    if stored:
+        graph.drop_unused(draft.model)
 
 
 def _standard(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> None:

@@ -8,7 +8,7 @@ from onnx import parser
 from quant_core.model import values
 from quant_core.model.containers import boxed
 from quant_core.model.session import open_session, run, sizes_of
-from quant_core.model.values import PartwiseRunner, parts_of, values_of
+from quant_core.model.values import PartwiseRunner, numbered_values_of, parts_of, values_of
 
 # `r` is read again at the end, and inside both branches.
 MODEL = """
@@ -51,11 +51,19 @@ def test_parts_hold_each_tensor_of_each_feed_once(monkeypatch, tensors):
     found = list(values_of(model(), tensors, FEEDS))
 
     assert len(found) == len(FEEDS) * -(-len(tensors) // 2)
-    assert [name for part in found for name in part] == len(FEEDS) * tensors
-    for k, feed in enumerate(FEEDS):
-        expected = whole(feed)
-        parts = found[k * len(found) // len(FEEDS) : (k + 1) * len(found) // len(FEEDS)]
-        for name, x in ((n, x) for part in parts for n, x in part.items()):
+    expected = [whole(feed) for feed in FEEDS]
+    for name in tensors:
+        of_feeds = [part[name] for part in found if name in part]
+        for x, known in zip(of_feeds, expected, strict=True):
+            np.testing.assert_array_equal(x, known[name])
+
+
+def test_parts_are_those_of_the_feed_at_their_position(monkeypatch):
+    monkeypatch.setattr(values, "MAX_PART_BYTES", 1)
+
+    for position, part in numbered_values_of(model(), INNER, FEEDS):
+        expected = whole(FEEDS[position])
+        for name, x in part.items():
             np.testing.assert_array_equal(x, expected[name])
 
 
