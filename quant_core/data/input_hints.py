@@ -340,9 +340,18 @@ def _is_given(value: ir.Value | None) -> bool:
 
 def _given(value: ir.Value | None) -> list[int] | None:
     """The whole numbers of a constant, which may be that of a Constant node."""
-    if value is None or value.const_value is None:
+    tensor = _tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a constant, which may be that of a Constant node; None if it is computed."""
+    if value is None:
         return None
-    return [int(number) for number in value.const_value.numpy().reshape(-1)]
+    try:
+        return ir.convenience.get_const_tensor(value)
+    except ValueError:  # a sparse one
+        return None
 
 
 def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:
@@ -378,7 +387,8 @@ def _size(table: ir.Value | None, axis: int) -> int | str | None:
     """The size of a table along an axis, a symbol if it is open, None if it is not known."""
     if table is None:
         return None
-    shape = table.const_value.shape if table.const_value is not None else table.shape
+    tensor = _tensor(table)
+    shape = table.shape if tensor is None else tensor.shape
     if shape is None or not -len(shape) <= axis < len(shape):
         return None
     size = shape[axis]
@@ -387,10 +397,11 @@ def _size(table: ir.Value | None, axis: int) -> int | str | None:
 
 def _number(value: ir.Value | None) -> float | None:
     """The mean of a small constant, which may be that of a Constant node."""
-    if value is None or value.const_value is None or value.const_value.size > 4:
+    tensor = _tensor(value)
+    if tensor is None or tensor.size > 4:
         return None
     try:
-        array = np.asarray(value.const_value.numpy())
+        array = np.asarray(tensor.numpy())
     except Exception as error:
-        raise ModelError(f"tensor {value.name} cannot be read: {error}") from error
+        raise ModelError(f"tensor {tensor.name} cannot be read: {error}") from error
     return float(array.mean()) if array.dtype.kind == "f" and array.size else None
