@@ -36,7 +36,8 @@ class CalibratedModel:
     samples and stats are both None without calibration.
 
     stats     what `observe` found in all samples, and what `with_gram_matrices` adds for rounding
-    fitted    the samples that weights are rounded for, and channels equalized; None for all
+    fitted    the samples that weights are rounded for, channels equalized and biases tuned; None
+              for all
     scaled    the tensors whose channels equalization has scaled
     deadline  when all work on the model should end
     """
@@ -172,7 +173,7 @@ class CalibratedModel:
         plan = candidate.plan
         if self.samples is None or not plan.config.bias_correction or plan.in_four_bits:
             return None
-        few = self.samples.subsample(POLICY.bias_samples)
+        few = (self.fitted or self.samples).subsample(POLICY.bias_samples)
         return tune_biases(self.model, candidate.quantized, plan, few)
 
     def with_planned_biases(self, candidate: Candidate) -> Candidate:

@@ -7,6 +7,7 @@ result = write_result(made, output)                        # the file, and a row
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from quant_core.calibrate.observe import observe
@@ -42,7 +43,7 @@ from quant_core.search.notes import (
 )
 from quant_core.search.policy import POLICY
 from quant_core.search.result import Made
-from quant_core.search.search import Found, follow_plan, search
+from quant_core.search.search import Found, follow_plan, search, tune_biases
 from quant_core.text import joined
 
 
@@ -62,7 +63,9 @@ def quantize_by_search(job: QuantJob) -> Made:
         job.progress("measuring where 4 bits make noise")
         observed = CalibratedModel(job.model, searched.samples, searched.stats)
         plan = allocate_bits(observed, plan, job.deadline.of_stage(POLICY.stage_share))
+    began_at = time.monotonic()
     calibrated = _calibrated(searched, plan)
+    calibrating_s = time.monotonic() - began_at
     bench = search_bench(job, plan, judging)
     if bench is None:
         found = follow_plan(calibrated, plan, None)
@@ -75,9 +78,17 @@ def quantize_by_search(job: QuantJob) -> Made:
             whole_front=job.whole_front,
             progress=job.progress,
         )
-    if judging.held_out is not None:
+    is_rounded_anew = judging.held_out is not None and _is_worth_rounding_anew(
+        job, found, calibrating_s
+    )
+    if judging.held_out is not None and not is_rounded_anew:
         job.progress("finishing with all samples")
-        found = _with_all_samples(found, job, plan, judging.held_out)
+        found = _with_more_samples(found, job, plan, judging.held_out)
+    if bench is not None:
+        found = tune_biases(found, bench, job.contract, job.progress)
+    if is_rounded_anew:
+        job.progress("rounding for all samples")
+        found = _rounded_anew(found, job)
     return _made(job, judging, bench, found, why, repairs=True)
 
 
@@ -122,25 +133,40 @@ def _calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     return calibrated.equalized(plan, job.deadline) or calibrated
 
 
-def _with_all_samples(found: Found, job: QuantJob, plan: QuantPlan, held_out: Samples) -> Found:
-    """What was found, with ranges and biases of all samples of the job.
+def _is_worth_rounding_anew(job: QuantJob, found: Found, calibrating_s: float) -> bool:
+    """Whether weights are rounded again, for all samples of the job, and there is time for it: as
+    much as to calibrate and to make the best candidate took.
 
-    Three of four samples are as good as all to round weights in 8 bits for: then these stay as they
-    are, and the plan says so. Half of a few samples are not, nor are they for weights in 4 bits:
-    all are rounded again, if there is time.
+    Three of four samples are as good as all to round weights in 8 bits for. Half of a few samples
+    are not, nor are they for weights in 4 bits.
+    """
+    assert job.samples is not None
+    needs_all = found.best.plan.in_four_bits or holdout_step(job.samples) < POLICY.holdout
+    return bool(needs_all) and job.deadline.allows(calibrating_s + found.best.seconds)
+
+
+def _rounded_anew(found: Found, job: QuantJob) -> Found:
+    """What was found, with weights, ranges and biases of all samples of the job."""
+    calibrated = _calibrated_as_planned(job, found.best.plan)
+    best = calibrated.with_planned_biases(_remade(found.best, calibrated))
+    return replace(found, best=best, calibrated=calibrated)
+
+
+def _with_more_samples(found: Found, job: QuantJob, plan: QuantPlan, held_out: Samples) -> Found:
+    """What was found, with ranges of all samples of the job; weights stay as they are, and the plan
+    says so.
     """
     assert job.samples is not None
     assert job.stats is not None
-    best, step = found.best, holdout_step(job.samples)
-    is_worth_it = plan.in_four_bits or step < POLICY.holdout
-    if is_worth_it and job.deadline.allows(best.seconds):
-        calibrated = _calibrated_as_planned(job, best.plan)
-    else:
-        best = replace(best, plan=replace(best.plan, holdout=step))
-        calibrated = found.calibrated.with_more_samples(job.samples, job.stats, held_out, plan)
+    best = replace(found.best, plan=replace(found.best.plan, holdout=holdout_step(job.samples)))
+    calibrated = found.calibrated.with_more_samples(job.samples, job.stats, held_out, plan)
+    return replace(found, best=_remade(best, calibrated), calibrated=calibrated)
+
+
+def _remade(best: Candidate, calibrated: CalibratedModel) -> Candidate:
+    """The candidate made of that model, which is not judged yet."""
     built = calibrated.build(best.plan, best.label)
-    remade = replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)
-    return replace(found, best=calibrated.with_planned_biases(remade), calibrated=calibrated)
+    return replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)
 
 
 def _made(

@@ -25,8 +25,9 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    promoted to more bits or to float (promotion.py). If none satisfies the contract in the end, the
    best candidate is returned all the same, with verdict `not_met`. A least value that float itself
    does not reach is not sought, unless a variant has it: `reachable`.
-5. Biases (`tune_biases`). The biases of what wins are corrected empirically, where that brings
-   outputs nearer to float's and keeps the contract.
+5. Biases (`tune_biases`, which the pipeline calls once ranges are those of all samples). The biases
+   of what wins are corrected empirically, where that brings outputs nearer to float's and keeps the
+   contract.
 
 All end where there is no time for another trial that takes as long as the longest before it. A
 search that begins late begins with what only stores its weights in fewer bits, and one that has
@@ -86,7 +87,7 @@ def search(
     whole_front: bool = False,
     progress: Progress = lambda _: None,
 ) -> Found:
-    """The best model that can be made of a calibrated one, in the five steps described above.
+    """The best model that can be made of a calibrated one, in steps 1 to 4 described above.
 
     plan         covers all that may compute statically; its config says what may be varied
     whole_front  whether all assignments are tried, not only those that may win
@@ -114,7 +115,6 @@ def search(
         best = best_of(race.candidates)
     else:
         best, race = select_by_contract(race, bench, sought, progress)
-    best, race = tune_biases(best, race, bench, sought, progress)
     outcome = (Verdict.NONE, "no contract") if contract is None else verdict(best, contract)
     best = replace(best, plan=replace(best.plan, equalized_db=race.equalized_db))
     return Found(best, race.calibrated, *outcome, list(race.trace))
@@ -188,28 +188,34 @@ def select_by_contract(
     return of_most_worth(satisfying(options, contract) or options or candidates), race
 
 
-def tune_biases(
-    best: Candidate, race: Race, bench: Bench, contract: Contract | None, progress: Progress
-) -> tuple[Candidate, Race]:
-    """Step 5: the best candidate with tuned biases.
+def tune_biases(found: Found, bench: Bench, contract: Contract | None, progress: Progress) -> Found:
+    """Step 5: what was found with tuned biases.
 
-    It stays as it is if outputs come no nearer to float's, or if that would break the contract.
+    They stay as they are if outputs come no nearer to float's, or if that would break the contract.
     """
-    has_time = bench.has_time_after([best], POLICY.trials_of_a_step)
-    if best.sqnr_db >= POLICY.tuned_biases_db or not has_time:
-        return best, race
+    best = found.best
+    if best.plan.in_four_bits or not bench.has_time_after([best], POLICY.trials_of_a_step):
+        return found
+    if best.fidelity is None:
+        best = bench.judge_fidelity(best)
+        found = replace(found, best=best)
+    if best.sqnr_db >= POLICY.tuned_biases_db:
+        return found
     progress("tuning biases")
-    quantized = race.calibrated.tune_biases(best)
+    quantized = found.calibrated.tune_biases(best)
     if quantized is None:
-        return best, race
+        return found
     label = f"{best.label}, biases tuned"
     tuned = bench.judge_fidelity(replace(best, label=label, quantized=quantized))
-    race = race.traced(Trial(label, best.plan, tuned))
+    found = replace(found, trace=[*found.trace, tuned.row()])
     gain_db = tuned.sqnr_db - best.sqnr_db
-    breaks = contract is not None and satisfies(best, contract) and not satisfies(tuned, contract)
+    sought = None if contract is None else reachable(contract, [best])
+    breaks = sought is not None and satisfies(best, sought) and not satisfies(tuned, sought)
     if gain_db <= 0 or breaks:
-        return best, race
-    return replace(tuned, plan=replace(best.plan, tuned_biases_db=gain_db)), race
+        return found
+    tuned = replace(tuned, plan=replace(best.plan, tuned_biases_db=gain_db))
+    outcome = (found.verdict, found.reason) if contract is None else verdict(tuned, contract)
+    return Found(tuned, found.calibrated, *outcome, found.trace)
 
 
 def _last_error(trials: Sequence[Trial]) -> ModelError:

@@ -47,7 +47,9 @@ def _cheapest_computes(race: Race, best: Candidate, bench: Bench) -> tuple[Quant
     base = replace(best.plan, outliers=_outliers_for(best, race.trials))
     open_ways = [dict.fromkeys(matmuls, compute) for compute in open_computes(race.trials, best)]
     plans = [_computing(race, base, now | way) for way in ({}, *open_ways)]
-    costs = matmul_costs(model, plans, race.calibrated.stats, bench.samples[0], bench.costs)
+    # which integers a kernel multiplies does not change its time: GPTQ would be for nothing
+    stats = (race.calibrated.unfitted() or race.calibrated).stats
+    costs = matmul_costs(model, plans, stats, bench.samples[0], bench.costs)
     changed = {node: _cheaper(now[node], of_node) for node, of_node in costs.items()}
     changed = {node: compute for node, compute in changed.items() if compute is not now[node]}
     saved_ms = sum(_saved_ms(costs[node], now[node], to) for node, to in changed.items())
