@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,7 @@ def quantize_answer(
     """
     from quant_core import api
 
+    began_at = time.monotonic()
     if calibration is not None:
         check_labels(accuracy, calibration)
     plan = _read_plan(plan_file) if plan_file else None
@@ -110,7 +112,10 @@ def quantize_answer(
     result["shows_front"] = pareto
     result |= {"timing": None, "not_timed": ""}
     time_both = timer_for(result["target"])
-    if time_both is not None:
+    is_late = plan is None and _is_late(config, result["float_size_bytes"], began_at)
+    if is_late:
+        result["not_timed"] = "the time budget is over"
+    elif time_both is not None:
         progress("timing both models in turn")
         try:
             result["timing"] = time_both(model, output, calibration or SampleSpec())
@@ -135,6 +140,15 @@ def quantize_answer(
         return answer
     progress("checking the export in OpenVINO")
     return _with_export(answer, model, calibration)
+
+
+def _is_late(config: QuantConfig, size_bytes: int, began_at: float) -> bool:
+    """Whether a search that began then has taken all of its time budget but what timing needs."""
+    from quant_core.search.job import deadline_of
+    from quant_core.search.policy import POLICY
+
+    spent_s = POLICY.start_s + time.monotonic() - began_at
+    return deadline_of(size_bytes, config, spent_s).is_over
 
 
 def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConfig:

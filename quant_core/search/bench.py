@@ -118,9 +118,10 @@ class Bench:
     def has_time_after(self, tried: Iterable[Candidate], trials: float = 1.0) -> bool:
         """Whether there is time for so many more trials, each as long as the longest of these.
 
-        Where none of these is sound, time is kept for one that is.
+        Time is kept to build and to judge once more what wins; and where none of these is sound,
+        for one that is.
         """
-        tried = list(tried)
+        tried, trials = list(tried), trials + 1
         if not any(candidate.is_sound for candidate in tried):
             trials += 1
         longest = max((candidate.seconds for candidate in tried), default=0.0)

@@ -242,3 +242,10 @@ def test_a_file_that_its_runtime_cannot_time_is_written_and_reported(
     assert (code, result["timing"]) == (0, None)
     assert Path(result["output"]).is_file()
     assert "not timed: float.onnx: does not run in onnxruntime-web" in capsys.readouterr().out
+
+
+def test_no_time_budget_is_exceeded_to_time_what_was_found(quantized, capsys):
+    line = "quantize float.onnx -o short.onnx --data samples.npy --time-budget"
+
+    assert main([*line.split(), "0.001"]) == 0
+    assert "not timed: the time budget is over" in capsys.readouterr().out
