@@ -136,10 +136,10 @@ def wrong_biases(monkeypatch):
     monkeypatch.setattr(CalibratedModel, "build", with_wrong_biases)
 
 
-def quantized(folder: Path, name: str = "q", **how: object) -> api.QuantResult:
+def quantized(folder: Path, name: str = "q", samples: int = 24, **how: object) -> api.QuantResult:
     """The convolutions with static integers."""
     onnx.save(network("convolutions"), folder / "float.onnx")
-    x = np.random.default_rng(1).standard_normal((24, 6, 8, 8), dtype=np.float32)
+    x = np.random.default_rng(1).standard_normal((samples, 6, 8, 8), dtype=np.float32)
     how = how or {"config": QuantConfig(mode="static")}
     return api.quantize_model(folder / "float.onnx", folder / f"{name}.onnx", calibration=x, **how)
 
@@ -155,6 +155,21 @@ def test_a_plan_says_what_tuned_biases_gained_and_tunes_them_in_the_same_way(
     before = next(row for row in made.trace if row["candidate"] == untuned)
     assert made.chosen == tuned["candidate"] != untuned
     assert made.plan.tuned_biases_db == tuned["sqnr_db"] - before["sqnr_db"] > 1
+    assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
+
+
+def test_biases_are_tuned_once_with_the_ranges_of_all_samples(tmp_path, monkeypatch, wrong_biases):
+    tuned = []
+    tune = CalibratedModel.tune_biases
+    monkeypatch.setattr(
+        CalibratedModel, "tune_biases", lambda self, best: tuned.append(best) or tune(self, best)
+    )
+
+    made = quantized(tmp_path, samples=40)
+    assert [best.plan.holdout for best in tuned] == [made.plan.holdout] == [4]
+
+    again = quantized(tmp_path, "again", 40, plan=QuantPlan.from_json(made.plan.to_json()))
+    assert made.plan.tuned_biases_db > 1
     assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
 
 
