@@ -12,9 +12,9 @@ VNNI. The last two compare the default file with the one that is made for each o
 VNNI` here and `made there` there: its speed over that one's, the median of the rounds and their
 least and largest. One thread, CPU time, all files of a case in turns; a round is a process.
 
-On a CPU that has no VNNI to hide, a cell reads `SQNR in dB here, with exact sums` on the
-calibration samples (tests/exact_sums: what a CPU with VNNI computes, but for rounding), and the
-number of nodes that can saturate.
+On a CPU that has no VNNI to hide, the columns are SQNR in dB of the default file on the calibration
+samples, here and with exact sums (tests/exact_sums: what a CPU with VNNI computes), `equal` where
+the outputs are to the last bit, and the number of its nodes that can saturate.
 
 With --keep, files and what was measured stay in the folder, and the same command goes on from them.
 """
@@ -22,6 +22,7 @@ With --keep, files and what was measured stay in the folder, and the same comman
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -30,6 +31,8 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
@@ -46,7 +49,7 @@ from tests.exact_sums import open_exact
 FILES = {"default": ("x86", False), "for VNNI": ("x86-vnni", False), "made there": ("x86", True)}
 RIVALS = {"here": "for VNNI", "there": "made there"}
 TITLES = ("here: default over for VNNI", "there: default over made there")
-RIVALS_HERE = ("default", "for VNNI")  # where VNNI cannot be hidden
+TITLES_OF_EXACT = ("here", "with exact sums", "nodes that can saturate")
 Found = dict[str, Any]
 
 
@@ -81,7 +84,7 @@ def main() -> None:
                 masked_cpu.environment(scratch)
             except masked_cpu.CannotMask as reason:
                 print(f"{reason}: beside it, sums are exact\n")
-                titles, row_of = list(RIVALS_HERE), exact_row
+                titles, row_of = [*TITLES_OF_EXACT], exact_row
             print(f"| case | {' | '.join(titles)} |\n{'|---' * (1 + len(titles))}|", flush=True)
             for case in cases:
                 folder = (args.keep or scratch) / case.name
@@ -110,23 +113,18 @@ def exact_row(zoo: Any, case: Any, folder: Path, args: argparse.Namespace, scrat
     """One line of the table of a CPU without VNNI."""
     samples = zoo.load_calibration(case, args.samples)
     feeds_of(zoo, case, args.samples, folder)
-    again = ["-m", "tests.bench.cpus", "--zoo", str(args.zoo), "--cases", case.name]
-    again += ["--keep", str(folder)]
-    in_float = open_session(case.model)
+    path = _path(folder, "default")
+    if not path.exists():
+        again = ["-m", "tests.bench.cpus", "--zoo", str(args.zoo), "--cases", case.name]
+        _run([*again, "--keep", str(folder), "--make", "default"], scratch, masked=False)
+    in_float, *sessions = open_session(case.model), open_session(path), open_exact(path)
     names = [output.name for output in in_float.get_outputs()]
-    wanted = [run(in_float, feed) for feed in samples]
-    cells = []
-    for file in RIVALS_HERE:
-        path = _path(folder, file)
-        if not path.exists():
-            _run([*again, "--make", file], scratch, masked=False)
-        found = []
-        for session in (open_session(path), open_exact(path)):
-            outputs = [run(session, feed) for feed in samples]
-            found.append(_db(compare(wanted, outputs, names).sqnr_db))
-        unsafe = len(saturating_nodes(load_normalized(path)))
-        cells.append(f"{', '.join(found)}; {unsafe} can saturate")
-    return f"| {case.name} | {' | '.join(cells)} |"
+    wanted, *found = ([run(session, feed) for feed in samples] for session in (in_float, *sessions))
+    cells = [_db(compare(wanted, outputs, names).sqnr_db) for outputs in found]
+    pairs = zip(itertools.chain(*found[0]), itertools.chain(*found[1]), strict=True)
+    cells[1] += ", equal" if all(np.array_equal(a, b) for a, b in pairs) else ""
+    unsafe = len(saturating_nodes(load_normalized(path)))
+    return f"| {case.name} | {' | '.join(cells)} | {unsafe} |"
 
 
 def make(case: Any, folder: Path, file: str) -> None:
