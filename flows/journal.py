@@ -277,7 +277,8 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         fd = os.open(own / "journal.jsonl", FLAGS, 0o666)  # less what the umask takes
     except OSError as problem:
         reason = f"cannot be written: {reason_of(problem)}"
-        raise RequestError(reason, str(folder), "Choose another output_dir") from None
+        where = str(problem.filename or folder)
+        raise RequestError(reason, where, "Choose another output_dir") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _drop_torn_line(fd)

@@ -7,7 +7,7 @@ from flows.runtime.import_path import forget_current_folder
 if __name__ == "__main__":
     forget_current_folder()
     from flows.audit.run import main
-    from flows.runtime.process import own_process
+    from flows.runtime.process import exit_code, own_process
 
     own_process()
-    sys.exit(main())
+    sys.exit(exit_code(main()))

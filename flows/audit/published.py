@@ -10,7 +10,7 @@ from flows.entries import ModelEntry
 from flows.journal import read_journal
 from flows.manifest.jobs import Job, Manifest, select
 from flows.manifest.outputs import FOLDER
-from quant_core.errors import RequestError
+from quant_core.errors import QuantError, RequestError
 from tasks.rows import Outcome, TimingRow
 
 
@@ -46,16 +46,29 @@ def read_published(folder: Path, only: Sequence[str]) -> tuple[list[Published], 
         if timing.stage == "benchmark"
     }
     made = [entry for entry in entries if entry.row.outcome is not Outcome.FAILED]
-    latest = {entry.row.output: entry for entry in made}
-    found = [
-        Published(Job.from_dict(entry.job or {}), entry, timings.get(entry.digest))
-        for entry in latest.values()
-    ]
+    found: dict[str, Published] = {}
+    for entry in reversed(made):
+        if entry.row.output in found:
+            continue
+        if job := _job_of(entry):
+            found[entry.row.output] = Published(job, entry, timings.get(entry.digest))
+        else:
+            skipped_lines += 1
     if not found:
         hint = "Run the batch first"
         raise RequestError("holds no model that a batch has made", str(folder), hint)
-    chosen = {job.output for job in select(manifest_of(folder, found), only)}
-    return [one for one in found if one.job.output in chosen], skipped_lines
+    models = list(reversed(found.values()))
+    chosen = {job.output for job in select(manifest_of(folder, models), only)}
+    return [one for one in models if one.job.output in chosen], skipped_lines
+
+
+def _job_of(entry: ModelEntry) -> Job | None:
+    """What the model was made of; None if its line of the journal is spoiled there."""
+    try:
+        job = Job.from_dict(entry.job or {})
+        return job if isinstance(job.name, str) else None
+    except (QuantError, AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def manifest_of(folder: Path, published: Sequence[Published]) -> Manifest:

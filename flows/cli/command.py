@@ -27,7 +27,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from flows.cli.option import flag, was_typed
 from flows.cli.options import FORMAT, GROUPS
 from flows.console import printing
-from quant_core.errors import QuantError, RequestError
+from quant_core.errors import QuantError, RequestError, reason_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -111,7 +111,8 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     where = str(next(paths, ""))  # of an error that names no place
     try:
         answer = _call(function, parameters, typed, as_json)
-    except QuantError as error:
+    except (QuantError, OSError) as caught:
+        error = _as_quant_error(caught)
         option = _option_at(error, typed)
         place = option or error.where or where
         located = type(error)(error.problem, place, error.hint)
@@ -129,6 +130,16 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
         return answer
     printing.print_answer(answer.data, None if as_json else answer.view)
     return answer.exit_code
+
+
+def _as_quant_error(problem: QuantError | OSError) -> QuantError:
+    """What the system refuses, such as a name that is too long, as an error of ours."""
+    if isinstance(problem, QuantError):
+        return problem
+    if os.environ.get("QUANTMILL_DEBUG"):
+        raise problem
+    hint = "The system says so; QUANTMILL_DEBUG=1 shows where"
+    return QuantError(reason_of(problem), str(problem.filename or ""), hint)
 
 
 def _option_at(error: QuantError, typed: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from flows.cli.many_models import batch, config, init, report
 from flows.cli.one_model import benchmark, calibrate, compare, explain, info, quantize, validate
 from flows.console import printing
 from flows.runtime.import_path import forget_current_folder
-from flows.runtime.process import own_process
+from flows.runtime.process import exit_code, own_process
 from flows.runtime.signals import stopped_in_order
 from quant_core import __version__
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own_process()
     try:
         with stopped_in_order():
-            return app(words, prog_name="quantmill", standalone_mode=False) or 0
+            return exit_code(app(words, prog_name="quantmill", standalone_mode=False) or 0)
     except UsageError as error:
         wrong = usage_error(error)
         if wrong.problem:  # else there was no argument at all, and the help is printed

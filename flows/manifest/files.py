@@ -4,7 +4,6 @@ others, and what belongs beside the outputs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -130,9 +129,13 @@ def _what_is_wrong(
         return _what_is_wrong_in_store(path, may_be_folder)
     if is_there(path):
         return "is a folder, not a file" if not may_be_folder and is_folder(path) else None
-    if os.path.lexists(path):
-        return "is a link to nothing" if path.is_symlink() else "is no regular file"
-    return "no such file"
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "is a link to nothing" if path.is_symlink() else "no such file"
+    except OSError as problem:  # a folder above that must not be entered, links in a circle
+        return reason_of(problem)
+    return "is no regular file"
 
 
 def _what_is_wrong_in_store(url: Url, may_be_folder: bool) -> str | None:

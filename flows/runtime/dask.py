@@ -34,6 +34,10 @@ OUR_CLUSTER = {
     # would be given up for good. The same holds for the 30 s that it has to find its scheduler.
     "distributed.deploy.lost-worker-timeout": "1 day",
     "distributed.comm.timeouts.connect": "300s",
+    # Code that a configuration of Dask names is for the clusters of its owner.
+    "distributed.scheduler.preload": [],
+    "distributed.nanny.preload": [],
+    "distributed.worker.preload": [],
 }
 LOOPBACK = "127.0.0.1"
 CONNECT_S = 5

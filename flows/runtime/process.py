@@ -1,4 +1,4 @@
-"""Repairs what a process inherits: its standard streams, HOME, proxies and temporary folder.
+"""Repairs what a process inherits: standard streams, HOME, proxies, certificates, temporary folder.
 
 A daemon starts it with closed streams, a container as a user without a home, a pipeline ends in
 `head`, a company has a proxy. None of that may stop a batch.
@@ -31,6 +31,7 @@ def own_process() -> None:
     sys.stdout = _as_stream(1, sys.stdout)
     sys.stderr = _as_stream(2, sys.stderr)
     _bypass_proxy_of_loopback()
+    _drop_unreadable_certificates()
     try:
         tempfile.gettempdir()
     except FileNotFoundError as problem:
@@ -40,16 +41,31 @@ def own_process() -> None:
     _give_a_home()
 
 
+def exit_code(code: int) -> int:
+    """The exit code of a command, which has failed too if what it printed could not be written."""
+    sys.stdout.flush()
+    descriptor = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return code or int(getattr(descriptor, "is_refused", False))
+
+
 class _Descriptor(io.FileIO):
-    """A standard stream. What is written after its reader has left is dropped, so work goes on."""
+    """A standard stream. What cannot be written is dropped, so that work goes on.
+
+    is_refused  whether anything but a reader that has left was the reason
+    """
+
+    is_refused = False
 
     def write(self, content: object, /) -> int:
         try:
             return super().write(content)  # type: ignore[arg-type]
         except OSError as problem:
-            if problem.errno not in (errno.EPIPE, errno.EIO):
-                raise
             _point_at_null(self.fileno())
+            if problem.errno not in (errno.EPIPE, errno.EIO):
+                self.is_refused = True
+                if self.fileno() == 1:
+                    reason = f"error: standard output cannot be written: {reason_of(problem)}\n"
+                    sys.stderr.write(reason)
             return super().write(content)  # type: ignore[arg-type]
 
 
@@ -94,6 +110,19 @@ def _bypass_proxy_of_loopback() -> None:
         if urlsplit(os.environ[name]).scheme not in ("http", "https"):
             # httpx refuses to work at all beside a proxy that speaks SOCKS or has no scheme.
             del os.environ[name]
+
+
+def _drop_unreadable_certificates() -> None:
+    """Unset SSL_CERT_FILE if it names no certificates. OpenSSL passes over that; httpx gives up."""
+    named = os.environ.get("SSL_CERT_FILE")
+    if not named:
+        return
+    import ssl  # hardly anybody sets it
+
+    try:
+        ssl.create_default_context(cafile=named)
+    except OSError:
+        del os.environ["SSL_CERT_FILE"]
 
 
 def _give_a_home() -> None:

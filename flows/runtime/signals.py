@@ -1,5 +1,5 @@
-"""What Ctrl-C, SIGTERM and a closed terminal do: the exit code is 128 and the signal's number, and
-no file is half written.
+"""What Ctrl-C, SIGTERM, a closed terminal and the limits of batch systems do: the exit code is 128
+and the number of the signal, and no file is half written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGXCPU,  # more CPU time than `ulimit -t` grants
+    signal.SIGUSR1,  # these two announce the time limit of a job
+    signal.SIGUSR2,
+)
 WAKE_S = 0.1
 
 T = TypeVar("T")
@@ -119,8 +127,10 @@ def _handled_by(stop: Callable[[int], None]) -> Iterator[None]:
         stop(number)
 
     before = {number: signal.signal(number, handler) for number in SIGNALS}
-    if before[signal.SIGHUP] is signal.SIG_IGN:  # started by `nohup`
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number, earlier in before.items():
+        # `nohup` ignores SIGHUP; a shell ignores Ctrl-C for whatever it starts in the background
+        if earlier is signal.SIG_IGN and number is not signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:

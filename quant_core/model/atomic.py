@@ -43,11 +43,21 @@ def write_named(path: Path, content: bytes) -> None:
     Raises: RequestError if it cannot be written; then the file at `path` stays as it was.
     """
     try:
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise not_written(error, path) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises: OSError if a file at `path` would replace a pipe or a device such as /dev/null, or if
+    the name is too long.
+    """
+    is_other = path.exists() and not (path.is_file() or path.is_dir())
+    if is_other or path.parent == Path("/dev"):  # /dev/stdout may be a link to a file
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def overwrite(path: Path, content: bytes) -> None:

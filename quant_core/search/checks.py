@@ -11,6 +11,7 @@ import onnxruntime as ort
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError, RequestError, reason_of
 from quant_core.model import files, graph
+from quant_core.model.atomic import check_replaceable
 from quant_core.plan.static_nodes import data_inputs
 from quant_core.plan.types import Compute, QuantPlan
 
@@ -18,10 +19,15 @@ from quant_core.plan.types import Compute, QuantPlan
 def check_output(path: str | Path, output: str | Path) -> Path:
     """The output path, whose folder now exists.
 
-    Raises: RequestError if the output is the model `path` or holds its external data, is a folder,
-        or cannot be written; ModelError if there is an output, and the model cannot be read.
+    Raises: RequestError if the output is the model `path` or holds its external data, is a folder
+        or a device, or cannot be written; ModelError if there is an output, and the model cannot be
+        read.
     """
     path, output = Path(path), Path(output)
+    try:
+        check_replaceable(output)
+    except OSError as error:
+        raise RequestError(reason_of(error), str(output), "Choose another output") from error
     if output.is_file():
         external = {Path(t.base_dir, t.location) for t in files.external_tensors(files.load(path))}
         if any(output.samefile(file) for file in (path, *external)):

@@ -8,13 +8,18 @@ from dataclasses import replace
 import pyarrow.dataset
 import pytest
 
+from flows.audit.published import read_published
 from flows.audit.run import run_audit
+from flows.journal import open_journal
+from flows.manifest.jobs import Job
 from flows.manifest.outputs import FOLDER
 from flows.runtime.run_options import RunOptions
+from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
 from tasks.cache import files_digest
 from tasks.rows import AuditOutcome
 from tests.pipeline.conftest import save_model
+from tests.pipeline.test_journal import model_entry
 
 
 def rewrite_journal(manifest, change) -> None:
@@ -25,6 +30,20 @@ def rewrite_journal(manifest, change) -> None:
         if entry["event"] == "model":
             change(entry)
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+@pytest.mark.parametrize("spoiled", [{"output": 7}, {"name": None}, {"config": {"bitz": 8}}])
+def test_a_line_that_is_spoiled_is_counted_and_the_one_before_it_is_audited(tmp_path, spoiled):
+    model = tmp_path / "m.onnx"
+    job = Job("m", model, tmp_path / "o.onnx", QuantConfig(), None, None, None).to_dict()
+    with open_journal(tmp_path) as journal:
+        for digest, values in (("good", job), ("bad", job | spoiled)):
+            made = replace(model_entry("r", job["output"]), digest=digest, job=values)
+            journal.append(made)
+
+    found, skipped_lines = read_published(tmp_path, [])
+
+    assert ([one.entry.digest for one in found], skipped_lines) == (["good"], 1)
 
 
 @pytest.mark.slow

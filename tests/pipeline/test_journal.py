@@ -290,6 +290,12 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(RequestError, match="cannot be written"), open_journal(tmp_path / "file"):
         pass
 
+    journal = tmp_path / ".quantmill" / "journal.jsonl"
+    journal.mkdir(parents=True)
+    with pytest.raises(RequestError) as refused, open_journal(tmp_path):
+        pass
+    assert (refused.value.where, "is a directory" in refused.value.problem) == (str(journal), True)
+
 
 def test_a_stage_s_answer_is_there_as_a_whole_or_not_at_all(tmp_path):
     with open_journal(tmp_path) as journal:

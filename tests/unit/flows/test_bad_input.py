@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,22 @@ def an_output_under_a_file(folder):
 def an_output_that_is_a_folder(folder):
     (folder / "sub").mkdir()
     return ["quantize", "float.onnx", "-o", "sub"]
+
+
+@case(2, "no regular file")
+def an_output_that_is_a_pipe(folder):
+    os.mkfifo(folder / "pipe")
+    return ["quantize", "float.onnx", "-o", "pipe"]
+
+
+@case(2, "file name too long")
+def an_output_with_a_long_name(folder):
+    return ["quantize", "float.onnx", "-o", "x" * 300]
+
+
+@case(2, "file name too long")
+def a_model_with_a_long_name(folder):
+    return ["info", "x" * 300]
 
 
 @case(2, "never changed")

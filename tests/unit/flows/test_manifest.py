@@ -389,6 +389,8 @@ def test_an_output_that_is_no_model_would_replace_other_files(folder, output):
 
 def test_what_cannot_be_read_is_a_job_unless_nothing_else_is_left(folder):
     (folder / "models/gone.onnx").symlink_to("nowhere")
+    (folder / "models/circle.onnx").symlink_to("circle.onnx")
+    (folder / "models/device.onnx").symlink_to("/dev/null")
     (folder / "models/stray.onnx").mkdir()
     (folder / "models/._b.onnx").touch()
     batch = {"input_dir": "models", "output_dir": "o"}
@@ -397,6 +399,8 @@ def test_what_cannot_be_read_is_a_job_unless_nothing_else_is_left(folder):
         found = check_manifest({"batch": {**batch, "input_dir": pattern}}, folder).jobs
         wrong = {job.name: unreadable_file(job) for job in found}
         assert wrong.pop("gone").problem == "is a link to nothing"
+        assert wrong.pop("circle").problem == "too many levels of symbolic links"
+        assert wrong.pop("device").problem == "is no regular file"
         assert wrong.pop("stray").problem == "is a folder, not a file"
         assert wrong == {"b": None, "resnet18": None}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import certifi
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +35,16 @@ def test_text_for_a_reader_that_left_is_dropped(tmp_path):
     )
 
     assert run(code, tmp_path) == "went on"
+
+
+def test_text_that_no_disk_has_room_for_is_dropped_and_the_exit_code_says_so(tmp_path):
+    code = (
+        "full = os.open('/dev/full', os.O_WRONLY); out = os.dup(1); os.dup2(full, 1)\n"
+        "from flows.runtime.process import exit_code, own_process; own_process()\n"
+        "print('x' * 100_000); print('y'); code = exit_code(0); os.write(out, b'%d' % code)\n"
+    )
+
+    assert run(code, tmp_path) == "1"
 
 
 @pytest.mark.parametrize("descriptor", [0, 1, 2])
@@ -66,6 +77,13 @@ def test_no_proxy_is_asked_for_loopback(tmp_path, before):
 
     assert [word in ("1", "True") for word in found[:3]] == [True, before != "", before == "*"]
     assert found[3] == "None"
+
+
+def test_certificates_that_cannot_be_read_keep_no_client_from_loopback(tmp_path):
+    code = IN_A_PROCESS + "import httpx; httpx.Client(); print(os.environ.get('SSL_CERT_FILE'))"
+
+    assert run(code, tmp_path, SSL_CERT_FILE=str(tmp_path / "gone.pem")).split() == ["None"]
+    assert run(code, tmp_path, SSL_CERT_FILE=certifi.where()).split() == [certifi.where()]
 
 
 def test_the_current_folder_is_on_nobodys_import_path(tmp_path):

@@ -1,8 +1,10 @@
 """A file appears with all of its content, or stays as it was."""
 
+from pathlib import Path
+
 import pytest
 
-from quant_core.model.atomic import atomic_write, overwrite
+from quant_core.model.atomic import atomic_write, check_replaceable, overwrite
 
 
 @pytest.mark.parametrize("survives_power_cut", [True, False])
@@ -48,3 +50,9 @@ def test_a_file_is_overwritten_in_its_own_blocks_or_stays_as_it_was(tmp_path):
         overwrite(path, bytes(room_bytes + 1))
     assert error.value.filename == str(path)
     assert path.read_bytes() == b"short"
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/dev/new.onnx"])
+def test_a_device_is_never_replaced(path):
+    with pytest.raises(OSError, match="is no regular file"):
+        check_replaceable(Path(path))
