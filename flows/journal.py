@@ -21,7 +21,7 @@ from uuid import uuid4
 from flows.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError, reason_of
-from quant_core.model.atomic import atomic_write, discard, sync_folder
+from quant_core.model.atomic import atomic_write, discard, make_own_folder, sync_folder
 from tasks import stores
 from tasks.cache import files_digest
 from tasks.rows import Outcome
@@ -170,7 +170,7 @@ class Stages:
 
     def __init__(self, folder: Path, files: Location) -> None:
         self.folder, self.files = folder, files
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
 
     def answer(self, stage: str) -> Any:
         """The answer of that stage, None if it has not answered or its files are not whole."""

@@ -233,7 +233,7 @@ class _Call:
 
     def _check_versions(self, answer: Mapping[str, Any]) -> None:
         """Raises: StageError if the worker has other versions than the row would name."""
-        theirs = answer.get("versions", versions())
+        theirs = answer.get("versions", {})  # a worker that says none is of an earlier version
         if theirs != versions():
             raise StageError(
                 f"its worker has other versions: {differences(theirs)}",
@@ -271,8 +271,9 @@ class _Call:
 def differences(theirs: Mapping[str, str]) -> str:
     """In which versions another host differs from this one, in words."""
     ours = versions()
-    names = [name for name in ours if theirs.get(name) != ours[name]]
-    return ", ".join(f"{name} {theirs.get(name)} and not {ours[name]}" for name in names)
+    theirs = {**dict.fromkeys(ours, "unknown"), **theirs}
+    names = [name for name in ours if theirs[name] != ours[name]]
+    return ", ".join(f"{name} {theirs[name]} and not {ours[name]}" for name in names)
 
 
 def is_transient(task: object, run: object, state: Any) -> bool:

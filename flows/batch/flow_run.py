@@ -40,6 +40,7 @@ from flows.manifest.code import check_code  # noqa: E402
 from flows.manifest.jobs import Manifest  # noqa: E402
 from flows.manifest.outputs import FOLDER  # noqa: E402
 from quant_core.errors import QuantError, StageError, reason_of  # noqa: E402
+from quant_core.model.atomic import make_own_folder  # noqa: E402
 from quant_core.worker.child import STAGE_MODULE, StageLimits  # noqa: E402
 from tasks import stores  # noqa: E402
 from tasks.stores import Location, Url  # noqa: E402
@@ -95,7 +96,7 @@ def _empty(folder: Location) -> None:
         stores.remove(folder)
         return
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
 
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)

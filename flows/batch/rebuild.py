@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flows.entries import EndEntry, ModelEntry
 from flows.journal import Journal, open_journal
+from quant_core.model.atomic import discard
 from tasks.rows import TABLES, Row
 
 # pyarrow is imported only where it is needed: a run begins before.
@@ -24,11 +25,11 @@ def rebuild(folder: Path) -> tuple[list[Path], int]:
     from tasks.tables import write_table
 
     with open_journal(folder) as journal:
+        heal(folder, journal, is_whole=_can_be_read)
         written = []
         for end in _ends(journal):
             for name, rows in _tables(journal, end).items():
                 written.append(write_table(folder / "reports", name, end.run_id, rows))
-        heal(folder, journal, is_whole=_can_be_read)
         return written, journal.skipped_lines
 
 
@@ -54,9 +55,12 @@ def heal(
     for path in torn:
         tables = _tables(journal, ends[path.stem]) if path.stem in ends else {}
         if path.parent.name in tables:
+            discard(path)  # it may be a folder
             write_table(reports, path.parent.name, path.stem, tables[path.parent.name])
         else:
-            path.replace(path.with_name(f".{path.name}.torn"))
+            aside = path.with_name(f".{path.name}.torn")
+            discard(aside)
+            path.replace(aside)
     return torn
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from flows.manifest.paths import is_folder
 from quant_core.errors import RequestError
-from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write, discard
+from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write, discard, make_own_folder
 from tasks import stores
 from tasks.stores import Location, Url
 
@@ -164,7 +164,7 @@ def _create(path: Location, content: bytes) -> bool:
             stores.create(path, content)
             return True
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_own_folder(path.parent)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask takes
     except (IsADirectoryError, PermissionError):

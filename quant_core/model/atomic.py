@@ -99,6 +99,16 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def make_own_folder(path: Path) -> None:
+    """Make a folder for what is ours alone. A file in its place, or in that of the folder above, is
+    deleted: a broken disk has left it.
+    """
+    for folder in (path.parent, path):
+        if os.path.lexists(folder) and not folder.is_dir():
+            discard(folder)
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names of the files in a folder are on the disk."""
     fd = os.open(folder, os.O_RDONLY)

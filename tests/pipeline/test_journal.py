@@ -271,6 +271,12 @@ def test_torn_reports_are_written_again_from_the_journal_or_set_aside(tmp_path):
 
     names = [".0.parquet.torn", ".00.parquet.torn", "1.parquet"]
     assert sorted(path.name for path in models.iterdir()) == names
+
+    (models / "1.parquet").unlink()
+    for name in ("0.parquet", "1.parquet"):
+        (models / name / "in the way").mkdir(parents=True)
+    rebuild(tmp_path)
+    assert sorted(path.name for path in models.iterdir()) == names
     (row,) = pyarrow.parquet.read_table(models / "1.parquet").to_pylist()
     assert row["output"] == str(output)
 

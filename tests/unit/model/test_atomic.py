@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quant_core.model.atomic import atomic_write, check_replaceable, overwrite
+from quant_core.model.atomic import atomic_write, check_replaceable, make_own_folder, overwrite
 
 
 @pytest.mark.parametrize("survives_power_cut", [True, False])
@@ -56,3 +56,15 @@ def test_a_file_is_overwritten_in_its_own_blocks_or_stays_as_it_was(tmp_path):
 def test_a_device_is_never_replaced(path):
     with pytest.raises(OSError, match="is no regular file"):
         check_replaceable(Path(path))
+
+
+@pytest.mark.parametrize("spoiled", ["cache", "cache/digest"])
+def test_a_file_in_the_place_of_an_own_folder_is_deleted(tmp_path, spoiled):
+    (tmp_path / spoiled).parent.mkdir(exist_ok=True)
+    (tmp_path / spoiled).touch()
+    (tmp_path / "other").touch()
+
+    make_own_folder(tmp_path / "cache" / "digest")
+
+    assert (tmp_path / "cache" / "digest").is_dir()
+    assert (tmp_path / "other").exists()
