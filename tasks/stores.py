@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 CHAIN = re.compile(r"::[A-Za-z0-9+.-]+://")  # of file systems in one another
+# A URL that somebody has signed for others. In the key of a store ? alone is no query.
+SIGNED = re.compile(r"[?&#][^=/]*(sig|token|key|secret|password|credential)[^=/]*=", re.IGNORECASE)
 LOCAL = ("file", "local")
 EXTRAS = {  # scheme -> the extra of quantmill that installs what it needs
     "s3": "s3",
@@ -147,9 +149,11 @@ def check_url(text: str) -> None:
     """Raises: RequestError for a URL that holds a secret, or of a file system that is missing."""
     hint = "Secrets stand where the store's own tools look for them"
     parts = urlsplit(text)
-    if "@" in parts.netloc and ":" in parts.netloc.rpartition("@")[0]:
+    is_web = parts.scheme.lower() in ("http", "https")
+    user, at, _ = parts.netloc.rpartition("@")
+    if at and (is_web or ":" in user):  # on the web a token may stand for the user
         raise RequestError("holds a password", _without_secrets(text), hint)
-    if parts.scheme.lower() in ("http", "https") and parts.query:
+    if (is_web and (parts.query or parts.fragment)) or SIGNED.search(text):
         raise RequestError("holds a query, which may be a secret", _without_secrets(text), hint)
     if {".", ".."} & {*Url(text).parts}:
         raise RequestError(f"is {text!r}", "path", "Stores know no folder . or ..")
@@ -429,5 +433,6 @@ def _as_os_error(problem: BaseException, url: Url) -> OSError:
 
 def _without_secrets(text: str) -> str:
     """The text without the queries and passwords of the URLs in it."""
+    text = re.sub(r"(https?://)[^/\s:@]*@", r"\1***@", text)
     text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
-    return re.sub(r"(://[^\s?\"']*)\?[^\s\"']*", r"\1?***", text)
+    return re.sub(r"(://[^\s?#\"']*)[?#][^\s\"']*", r"\1?***", text)

@@ -62,7 +62,11 @@ def test_a_file_url_names_the_local_file():
     ("url", "problem"),
     [
         ("sftp://me:pass-word@host/m.onnx", "holds a password"),
+        ("https://pass-word@host/m.onnx", "holds a password"),
         ("https://host/m.onnx?signature=pass-word", "holds a query"),
+        ("https://host/m.onnx#pass-word", "holds a query"),
+        ("s3://bucket/m.onnx?X-Amz-Signature=pass-word", "holds a query"),
+        ("az://container/m.onnx?sv=2024&sig=pass-word", "holds a query"),
         ("no-such-store://b/m.onnx", "no file system is called no-such-store"),
         ("s3://bucket/models/../m.onnx", "no folder . or .."),
         ("zip://m.onnx::s3://bucket/models.zip", "One URL"),
