@@ -17,7 +17,7 @@ from flows.manifest.outputs import output_test
 from flows.manifest.paths import absolute, below
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
-from quant_core.errors import RequestError
+from quant_core.errors import QuantError, RequestError
 from quant_core.metrics import find_metric
 from tasks.stores import Location, Url
 
@@ -42,18 +42,32 @@ def make_jobs(
             place = (*key,) if is_common else (*entry.place, *key)
             mistakes.append(Mistake(place, error.problem, error.hint))
     # A folder that holds both originals and outputs: outputs are no originals, neither of this
-    # manifest nor of an earlier run.
+    # manifest nor of an earlier run. A float model with the name of an output is an original.
     outputs = {job.output for _, job in jobs}
     made_by_batches = output_test()
+
+    def was_made(path: Location) -> bool:
+        return made_by_batches(path) or (path in outputs and not _is_float(path))
+
     originals = [
-        (place, job)
-        for place, job in jobs
-        if place[0] == "models" or not (job.input in outputs or made_by_batches(job.input))
+        (place, job) for place, job in jobs if place[0] == "models" or not was_made(job.input)
     ]
     if jobs and not originals and not mistakes:
         problem = "holds only what batches have made"
         mistakes.append(Mistake(("batch", "input_dir"), problem, "List them under `models`"))
     return originals, mistakes
+
+
+def _is_float(path: Location) -> bool:
+    """Whether a local file is a model without integers; those in stores are not looked into."""
+    if isinstance(path, Url):
+        return False
+    from quant_core.model.info import model_info  # it imports onnx, and is hardly ever needed
+
+    try:
+        return not model_info(path).quantized
+    except QuantError:
+        return False
 
 
 def _job(

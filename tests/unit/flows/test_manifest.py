@@ -7,6 +7,7 @@ import json
 import resource
 from concurrent.futures import ThreadPoolExecutor
 
+import onnx
 import pytest
 
 from flows.manifest.files import MOST_NAMES, unreadable_file
@@ -15,6 +16,7 @@ from flows.manifest.outputs import Owner, claim, read_owner
 from flows.manifest.read import check_manifest, read_manifest
 from quant_core.config import Contract
 from quant_core.errors import RequestError
+from tests.models import tiny_cnn
 
 
 @pytest.fixture
@@ -324,6 +326,10 @@ def test_models_quantized_beside_their_originals_are_not_quantized_again(folder)
     manifest = check_manifest({"batch": {"input_dir": "models", "output_dir": "models"}}, folder)
 
     assert [job.name for job in manifest.jobs] == ["b", "resnet18"]
+
+    onnx.save(tiny_cnn(), folder / "models/b_int8.onnx")
+    (found,) = mistakes({"batch": {"input_dir": "models", "output_dir": "models"}}, folder)
+    assert "is also an input" in found
 
 
 def test_a_manifest_survives_json_and_another_request_has_another_digest(folder):
