@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from quant_core.errors import ModelError, nearest_hint
 from quant_core.model.graph import first_line, graphs_of, opset
+from quant_core.model.lend_weights import size_with_weights
 from quant_core.model.locations import lies_beside
 from quant_core.model.proto import (
     external_protos,
@@ -211,7 +212,7 @@ def size_in_file(model: ir.Model) -> int:
     """Bytes that the model takes when it is written; of a large model, only its tensors count."""
     if is_large(model):
         return constant_bytes(model)
-    return int(to_proto(model).ByteSize())
+    return size_with_weights(model)
 
 
 def save(model: ir.Model, path: Path, external_data: str | None = None) -> None:

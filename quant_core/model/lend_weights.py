@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ LENT_TYPES = (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8)
 LENT_BYTES = 4096
 
 
-def lend_weights(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
+def lend_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
     """The model as a message that only names its large weights, and these by name.
 
     Initializers of graphs inside nodes, and tensors that lie in files, stay where they are.
@@ -34,7 +35,28 @@ def lend_weights(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
             weights[name] = array = np.ascontiguousarray(tensor.numpy())
             value = _lent(name, value, array)
         initializers.append(value)
-    return to_proto(_with_initializers(model, initializers)).SerializeToString(), weights
+    return to_proto(_with_initializers(model, initializers)), weights
+
+
+def size_with_weights(model: ir.Model) -> int:
+    """Bytes of the whole message; its large weights are counted, not copied."""
+    proto, weights = lend_weights(model)
+    size, inside = proto.ByteSize(), proto.graph.ByteSize()
+    grown = inside
+    for tensor in proto.graph.initializer:
+        if tensor.name not in weights:
+            continue
+        grown -= _delimited(tensor.ByteSize())
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        numbers = 1 + _delimited(weights[tensor.name].nbytes)  # the field raw_data
+        grown += _delimited(tensor.ByteSize() + numbers)
+    return int(size - _delimited(inside) + _delimited(grown))
+
+
+def _delimited(size_bytes: int) -> int:
+    """Bytes of a field of that size, with those that say how long it is: 7 bits of it in each."""
+    return size_bytes + max(1, -(-size_bytes.bit_length() // 7))
 
 
 def _lent(name: str, value: ir.Value, array: NDArray[Any]) -> ir.Value:

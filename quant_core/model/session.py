@@ -287,8 +287,8 @@ def _source(
         from quant_core.model.lend_weights import lend_weights
 
         if lends and next(external_tensors(model), None) is None:
-            source, weights = lend_weights(model)
-            yield source, None, weights
+            named, weights = lend_weights(model)
+            yield named.SerializeToString(), None, weights
             return
         # onnxruntime maps or reads the files while it loads: they can go once it has loaded.
         with tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as folder:

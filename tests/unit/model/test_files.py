@@ -1,15 +1,20 @@
-"""What becomes of a file that is no model: each kind has an error of its own."""
+"""What a model takes in a file, and what becomes of one that is no model: each kind has an error of
+its own.
+"""
 
 from __future__ import annotations
 
 import os
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from quant_core.errors import ModelError
 from quant_core.model import files
+from quant_core.model.proto import to_proto
 from quant_core.model.session import open_session
-from tests.models import save_apart, tiny_cnn
+from tests.models import save_apart, sketch, tiny_cnn
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
@@ -62,3 +67,13 @@ def test_a_path_where_no_model_is_says_what_may_be_meant(tmp_path):
         with pytest.raises(ModelError) as caught:
             files.load(path)
         assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("columns", [1, 64, 4096])
+def test_a_model_takes_as_many_bytes_as_its_message_has(columns):
+    weights = {name: np.ones((32, columns), np.float32) for name in "uv"}
+    body = "a = MatMul(x, u) b = MatMul(x, v) y = Add(a, b)"
+    text = f"(float[n,32] x) => (float[n,{columns}] y) {{ {body} }}"
+    model = ir.from_proto(sketch(text, weights))
+
+    assert files.size_in_file(model) == len(to_proto(model).SerializeToString())
