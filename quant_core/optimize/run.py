@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
-from quant_core.model import graph
+from quant_core.model import files, graph
 from quant_core.model.containers import numbers_of
 from quant_core.model.session import open_session, run
 from quant_core.optimize.applied import Applied, former_names
@@ -160,12 +160,16 @@ class _Work:
         """Keep what all of the rules do to the model, one after the other, if all of it can stay:
         most rules do no harm, and so the model is opened and run once.
         """
-        after, facts = self.best.model.clone(), self.facts
+        after, facts, size = self.best.model.clone(), self.facts, self.best.size_bytes
         changes: list[Applied] = []
         for rule in rules:
-            if found := _apply(rule, after, facts):
-                changes += found
-                facts = Facts.of(after)
+            if not (found := _apply(rule, after, facts)):
+                continue
+            before, size = size, files.size_in_file(after)
+            if _grows(before, size, SLACK_BYTES):
+                return
+            changes += found
+            facts = Facts.of(after)
         if changes:
             self._keep_if_better(after, changes, is_timed=False)
 
@@ -212,9 +216,8 @@ class _Work:
                 db = same_db(a, b)
                 if db < SAME_DB:
                     return f"an output changes to {db:.0f} dB", 1.0
-        size = self.best.size_bytes
         slack = TIMED_SLACK_BYTES if is_timed else SLACK_BYTES
-        if opened.size_bytes > size + max(slack, GROWTH * size):
+        if _grows(self.best.size_bytes, opened.size_bytes, slack):
             return "the file grows", 1.0
         if is_timed and self.speedup is not None:
             gain = self.speedup(self.best, opened)
@@ -223,6 +226,11 @@ class _Work:
         self.best, self.facts, self.copy = opened, Facts.of(after), None
         self.applied += changes
         return "", 1.0
+
+
+def _grows(before: int, after: int, slack: int) -> bool:
+    """Whether a file of so many bytes grows by more than names and small constants."""
+    return after > before + max(slack, GROWTH * before)
 
 
 def _outputs(model: OpenedModel, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
