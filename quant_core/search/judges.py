@@ -1,11 +1,12 @@
 """Which samples weights are fitted to, and which judge candidates and the finished file.
 
-| without a contract | what judges candidates in 8 bits |
+| without a contract | what judges candidates |
 |---|---|
 | evaluation samples | a few of these |
 | no samples, or random ones for calibration | other random ones |
 | 4 calibration samples or more | those held out of them; if these are few, splices of them too |
 | 2 or 3 | all of them, and splices of them |
+| 2 or more, for weights in 4 bits, which are fitted to all of them | splices of them |
 | whole numbers alone as outputs | a few of the calibration samples |
 """
 
@@ -219,12 +220,18 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
 
 def _with_splices(job: QuantJob, judges: Samples) -> Samples:
     """The judges, and splices of them while these run soon: an error that is rare and large shows
-    in none of a few samples. The judges alone where they are labelled, random, or of a contract,
-    and where the model only decides: splices are nearer to ties than what it was trained for.
+    in none of a few samples. Splices alone where 4-bit weights are fitted to all judges, which then
+    show 5 to 12 dB less noise than other samples do. The judges alone where they are labelled,
+    random, or of a contract, and where the model only decides: splices are nearer to ties than what
+    it was trained for.
     """
     is_plain = judges.labels is None and job.contract is None and not judges.are_random
-    is_few = 1 < len(judges) < POLICY.few_judges
-    if not is_plain or not is_few or _only_decides(job.model):
+    if not is_plain or len(judges) < 2 or _only_decides(job.model):
+        return judges
+    if job.plan.in_four_bits and uses_gptq(job.plan):
+        behind = len(judges) + np.arange(POLICY.most_drawn_samples)
+        return _as_many_as_run_soon(job, judges.spliced(behind[-1] + 1).pick(behind)) or judges
+    if len(judges) >= POLICY.few_judges:
         return judges
     more = _as_many_as_run_soon(job, judges.spliced(POLICY.most_drawn_samples))
     return judges if more is None or len(more) < len(judges) else more

@@ -122,6 +122,24 @@ def test_splices_of_given_samples_judge_too_while_the_model_runs_on_them_soon(mo
     assert all(value in columns[k] for feed in many for k, value in enumerate(feed["x"][0]))
 
 
+def test_splices_alone_judge_weights_in_four_bits_that_are_fitted_to_all_samples(tmp_path):
+    path = tmp_path / "m.onnx"
+    text = "(float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }"
+    onnx.save(sketch(text, weights(w=(64, 64))), path)
+    rows = np.random.default_rng(0).standard_normal((16, 64), dtype=np.float32)
+    samples = open_samples(SampleSpec(rows), input_specs(path))
+    graph = ir.load(path)
+    normalize(graph)
+    plan = first_plan(graph, QuantConfig(bits=4), measured=True)
+
+    judges = choose_judges(replace(job(path, samples), plan=plan)).judges
+
+    assert plan.in_four_bits
+    assert len(judges) == POLICY.most_drawn_samples
+    fitted = {feed["x"].tobytes() for feed in samples}
+    assert not fitted & {feed["x"].tobytes() for feed in judges}
+
+
 def test_all_given_samples_and_no_splices_judge_a_model_that_gives_classes_alone(tmp_path):
     path = tmp_path / "m.onnx"
     text = "(float[1,8] x) => (int64[1,1] y) { z = MatMul(x, w) y = ArgMax<axis = 1>(z) }"
