@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,32 +35,59 @@ EAGER = {
 
 
 @pytest.fixture(scope="session")
-def harness(tmp_path_factory) -> Iterator[str]:
+def migrated(tmp_path_factory) -> Path:
+    """Where the harness leaves a database of Prefect for others, whose servers then start in half
+    the time; all processes of the session share it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "prefect.db"
+
+
+def prefect_home(home: Path, migrated: Path) -> Path:
+    """A home for a server of Prefect, with the database of the harness if that is there."""
+    home.mkdir(parents=True, exist_ok=True)
+    if migrated.exists() and not (home / "prefect.db").exists():
+        shutil.copy(migrated, home / "prefect.db")
+    return home
+
+
+def keep_database(home: Path, migrated: Path) -> None:
+    """Copy the database of a server that is running to `migrated`, where it appears as a whole."""
+    copy = home / "copy.db"
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+        database.execute("VACUUM INTO ?", (str(copy),))
+    copy.replace(migrated)
+
+
+@pytest.fixture(scope="session")
+def harness(tmp_path_factory, migrated) -> Iterator[str]:
     """The address of a Dask scheduler with two workers. PREFECT_API_URL names a server."""
     from flows.runtime.dask import local_cluster
     from flows.runtime.prefect_api import api_server
 
-    home = tmp_path_factory.mktemp("prefect")
+    cache = tmp_path_factory.mktemp("prefect")
+    home = prefect_home(cache / "quantmill" / "prefect", migrated)
     before = {key: os.environ.get(key) for key in ("XDG_CACHE_HOME", "PREFECT_API_URL")}
-    os.environ["XDG_CACHE_HOME"] = str(home)
+    os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ.pop("PREFECT_API_URL", None)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(api_server())
         cluster = stack.enter_context(local_cluster(2))
         server.wait()
+        keep_database(home, migrated)
         yield cluster.scheduler_address
     for key, value in before.items():
         os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
+def api(tmp_path_factory, migrated) -> Iterator[tuple[str, dict[str, str]]]:
     """A server with its scheduler, and the environment in which everything finds it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    home = str(tmp_path_factory.mktemp("home"))
-    places = {"PREFECT_HOME": home, "PREFECT_API_URL": url}
+    home = prefect_home(tmp_path_factory.mktemp("home"), migrated)
+    places = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
     environment = {**os.environ, **ENVIRONMENT, **EAGER, **places}
     start = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with running([*PREFECT, *start], environment):

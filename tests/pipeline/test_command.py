@@ -12,15 +12,17 @@ import pyarrow.dataset
 import pytest
 import yaml
 
-from tests.pipeline.conftest import FAST, save_data, save_model
+from tests.pipeline.conftest import FAST, prefect_home, save_data, save_model
 from tests.processes import command_line, descendants, is_alive, wait_until
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "prefect-of-commands"))
+def folder(tmp_path, monkeypatch, migrated):
+    cache = tmp_path.parent / "prefect-of-commands"
+    prefect_home(cache / "quantmill" / "prefect", migrated)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (tmp_path / "models").mkdir()
     for seed in range(6):

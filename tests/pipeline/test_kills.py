@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.kills import storm
+from tests.pipeline.conftest import prefect_home
 
 
 @pytest.mark.slow
-def test_rows_and_files_after_kills_are_those_of_an_undisturbed_run(tmp_path):
+def test_rows_and_files_after_kills_are_those_of_an_undisturbed_run(tmp_path, migrated):
+    prefect_home(tmp_path / "prefect" / "quantmill" / "prefect", migrated)
     after, calm, hits = storm(tmp_path, kills=3, models=6)
 
     assert hits > 0
