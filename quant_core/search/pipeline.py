@@ -79,7 +79,7 @@ def quantize_by_search(job: QuantJob) -> Made:
             progress=job.progress,
         )
     is_rounded_anew = judging.held_out is not None and _is_worth_rounding_anew(
-        job, found, calibrating_s
+        job, plan, calibrating_s + found.best.seconds
     )
     if judging.held_out is not None and not is_rounded_anew:
         job.progress("finishing with all samples")
@@ -133,16 +133,18 @@ def _calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     return calibrated.equalized(plan, job.deadline) or calibrated
 
 
-def _is_worth_rounding_anew(job: QuantJob, found: Found, calibrating_s: float) -> bool:
-    """Whether weights are rounded again, for all samples of the job, and there is time for it: as
-    much as to calibrate and to make the best candidate took.
+def _is_worth_rounding_anew(job: QuantJob, plan: QuantPlan, takes_s: float) -> bool:
+    """Whether weights are rounded again, for all samples of the job, and there is time for it.
+
+    plan     what the search began with
+    takes_s  as long as to calibrate and to make the best candidate took
 
     Three of four samples are as good as all to round weights in 8 bits for. Half of a few samples
-    are not, nor are they for weights in 4 bits.
+    are not, nor are they for weights in 4 bits, or for those in 8 that a search in 4 ended with.
     """
     assert job.samples is not None
-    needs_all = found.best.plan.in_four_bits or holdout_step(job.samples) < POLICY.holdout
-    return bool(needs_all) and job.deadline.allows(calibrating_s + found.best.seconds)
+    needs_all = plan.in_four_bits or holdout_step(job.samples) < POLICY.holdout
+    return bool(needs_all) and job.deadline.allows(takes_s)
 
 
 def _rounded_anew(found: Found, job: QuantJob) -> Found:
