@@ -49,6 +49,7 @@ TABLES = {
 }
 WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
+SCALES = ELEMENTWISE | {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
 # Operators whose output has the axes of its input, and a constant operand does not change them.
 SAME_AXES = ELEMENTWISE | {"Cast", "Identity", "OptionalGetElement", "Clip"}
 # Which input axis each axis of a value is; None for one that the model adds.
@@ -150,6 +151,13 @@ def input_hints(model: ir.Model, inputs: tuple[InputSpec, ...]) -> dict[str, Hin
             hint = look(values[spec.name], hint)
         hints[spec.name] = hint
     return hints
+
+
+def takes_bytes(model: ir.Model, name: str) -> bool:
+    """Whether a float input may as well be bytes: the graph itself scales it, or indexes by it."""
+    source = next(value for value in model.graph.inputs if value.name == name)
+    is_scaled = any(node.op_type in SCALES for node, _, _ in _readers(source))
+    return is_scaled or _index_hint(source, Hint()).below is not None
 
 
 def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
+from quant_core.data.input_hints import takes_bytes
 from quant_core.data.samples import Samples
 from quant_core.model import files, graph
 from quant_core.plan.make import LARGE_SHARE
@@ -67,12 +69,14 @@ def alike_note(samples: Samples | None) -> str:
     return f"all {len(samples)} samples are the same: nothing was measured for other inputs"
 
 
-def bytes_note(samples: Samples | None) -> str:
-    """That samples are bytes where the model takes floats, perhaps on another scale; else ""."""
-    names = ", ".join(samples.bytes_for_floats()) if samples is not None else ""
-    if not names:
+def bytes_note(samples: Samples | None, original: Path) -> str:
+    """That samples are bytes where the model takes floats of any scale; else ""."""
+    names = samples.bytes_for_floats() if samples is not None else []
+    model = files.load(original) if names else None
+    wrong = [name for name in names if model is not None and not takes_bytes(model, name)]
+    if not wrong:
         return ""
-    return f"samples of {names} are bytes, taken as 0 to 255: scale them, unless the model does"
+    return f"samples of {', '.join(wrong)} are bytes, taken as 0 to 255: are they to be scaled?"
 
 
 def size_note(size_bytes: int, float_size_bytes: int) -> str:

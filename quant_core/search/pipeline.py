@@ -198,7 +198,7 @@ def _made(
         found.best.fidelity.note if found.best.fidelity is not None else "",
         judging.note,
         alike_note(job.samples),
-        bytes_note(job.samples),
+        bytes_note(job.samples, job.original),
         time_note(job.samples, job.stats, judging.judges, bench, is_cut_short=is_cut_short),
         speed_note(best),
         TARGETS[best.plan.target].note,

@@ -27,6 +27,7 @@ from quant_core.search.bench import Reference
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob
 from quant_core.search.judges import choose_judges, hold_out_judges, needs_hold_out, observed
+from quant_core.search.notes import bytes_note
 from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
 from tests.models import sketch
@@ -195,15 +196,18 @@ def test_samples_that_are_all_the_same_are_noted(model, tmp_path, count):
     assert "samples are the same" not in of_others.note
 
 
-def test_bytes_are_noted_where_the_model_takes_floats(model, tmp_path):
+def test_bytes_are_noted_where_the_model_takes_floats_that_it_does_not_scale(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8), dtype=np.uint8)
-    config = QuantConfig(mode="static")
+    samples = open_samples(SampleSpec(pixels), input_specs(model))
+    text = "(float[1,8] x) => (float[1,4] y) { s = Identity(x) z = Div(s, w) y = MatMul(z, v) }"
+    scaling = tmp_path / "scaling.onnx"
+    onnx.save(sketch(text, weights(w=(8,), v=(8, 4))), scaling)
 
-    of_bytes = api.quantize_model(model, tmp_path / "a.onnx", config, calibration=pixels)
-    of_floats = api.quantize_model(model, tmp_path / "b.onnx", config, calibration=pixels / 255.0)
+    note = api.quantize_model(model, tmp_path / "a.onnx", calibration=pixels).note
 
-    assert "are bytes, taken as 0 to 255" in of_bytes.note
-    assert "are bytes" not in of_floats.note
+    assert "samples of x are bytes, taken as 0 to 255" in note
+    assert bytes_note(samples, scaling) == ""
+    assert bytes_note(given(model, 2), model) == ""
 
 
 def test_the_plan_of_a_repaired_file_makes_the_same_bytes(tmp_path):
