@@ -17,6 +17,7 @@ PACKAGES = ("quantmill", "onnx", "onnxruntime")
 BUSY_CORES = 0.25  # used by others beside a benchmark: batch and system take a twentieth
 LOCK = "\0quantmill-benchmark"  # of Linux: an address that is no file
 POLL_S = 0.1
+OWN_NAMES = 10  # of a temporary folder, where others hold the first ones
 
 
 @cache
@@ -102,12 +103,20 @@ def out_of_memory_kills() -> int:
 
 
 def own_folder() -> Path:
-    """A temporary folder of this user's own. Raises: OSError if somebody else has made it."""
-    folder = Path(tempfile.gettempdir()) / f"quantmill-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(errno.EACCES, "belongs to somebody else", str(folder))
-    return folder
+    """A temporary folder of this user's own, the same one for all their processes.
+
+    What somebody else has put in its place stays there: the folder has the next name. Raises:
+    OSError if none can be made.
+    """
+    user = os.getuid()
+    folder = first = Path(tempfile.gettempdir()) / f"quantmill-{user}"
+    for k in range(1, OWN_NAMES + 1):
+        with contextlib.suppress(FileExistsError):  # a file, or a link to nothing
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if not folder.is_symlink() and folder.stat().st_uid == user:
+                return folder
+        folder = first.with_name(f"{first.name}-{k}")
+    raise PermissionError(errno.EACCES, "belongs to somebody else", str(first))
 
 
 def read_text(path: str | Path) -> str:
