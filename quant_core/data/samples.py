@@ -57,7 +57,7 @@ class Samples:
         position = int(self.order[index])
         if self.kept is not None and position in self.kept:
             return self.kept[position]
-        arrays, where = self._read(index), self.where(index)
+        arrays, where = self._read(position), self.where(index)
         feed = {spec.name: fit(arrays.get(spec.name), spec, where) for spec in self.inputs}
         if self.kept is not None and _bytes(feed, *self.kept.values()) <= MAX_KEPT_BYTES:
             self.kept[position] = feed
@@ -81,7 +81,7 @@ class Samples:
 
     def bytes_for_floats(self) -> list[str]:
         """The float inputs whose samples are bytes, as pixels are; by the first feed."""
-        arrays = self._read(0)
+        arrays = self._read(int(self.order[0]))
         floats = [spec.name for spec in self.inputs if spec.dtype.kind == "f"]
         return [name for name in floats if np.asarray(arrays.get(name)).dtype == np.uint8]
 
@@ -144,9 +144,8 @@ class Samples:
             hash_array("labels", self.labels, digest.update)
         return digest.hexdigest()
 
-    def _read(self, index: int) -> Mapping[str, np.ndarray]:
-        """The i-th feed as the source has it."""
-        position = int(self.order[index])
+    def _read(self, position: int) -> Mapping[str, np.ndarray]:
+        """The feed there as the source has it."""
         return by_name(self.source.read(position), self.inputs, self.source.where(position))
 
     def pick(self, indices: np.ndarray) -> Samples:

@@ -17,7 +17,7 @@ from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
-from quant_core.model.session import open_session, run
+from quant_core.model.session import open_session, run_known
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 from quant_core.model.values import Feed, PartwiseRunner, parts_of
 from quant_core.plan.flat_ends import EVERYWHERE, flat_ends
@@ -168,9 +168,7 @@ class _Piece:
         if self.session is None:
             proto = extract(self.model, self.nodes, self.outputs, known)
             self.session = open_session(proto.SerializeToString(), packed=False)
-        names = [output.name for output in self.session.get_outputs()]
-        found = run(self.session, {i.name: known[i.name] for i in self.session.get_inputs()})
-        return dict(zip(names, found, strict=True))
+        return run_known(self.session, known)
 
 
 def _isolated(quantized: ir.Model, tensors: list[str], parts: list[list[str]]) -> list[_Piece]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model.ahead import run_ahead
-from quant_core.model.session import open_session
-from quant_core.model.session import run as run_session
+from quant_core.model.session import open_session, run_known
 from quant_core.model.spill import SpilledArrays
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 
@@ -75,11 +75,5 @@ def _run_nodes(
 ) -> None:
     """Runs these nodes on each state and adds their outputs that are read later to it."""
     session = open_session(extract(model, nodes, later, states[0]).SerializeToString())
-    inputs = [v.name for v in session.get_inputs()]
-    outputs = [v.name for v in session.get_outputs()]
-
-    def run(state: SpilledArrays) -> list[NDArray[Any]]:
-        return run_session(session, {name: state[name] for name in inputs})
-
-    for state, found in zip(states, run_ahead(run, states), strict=True):
-        state.update(zip(outputs, found, strict=True))
+    for state, found in zip(states, run_ahead(partial(run_known, session), states), strict=True):
+        state.update(found)

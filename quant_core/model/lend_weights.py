@@ -24,14 +24,7 @@ def lend_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, NDArray[An
     initializers, weights = [], {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        is_lent = (
-            tensor is not None
-            and not isinstance(tensor, ir.ExternalTensor)
-            and tensor.dtype in LENT_TYPES
-            and tensor.nbytes >= LENT_BYTES
-        )
-        if is_lent:
-            assert tensor is not None
+        if tensor is not None and _is_lent(tensor):
             weights[name] = array = np.ascontiguousarray(tensor.numpy())
             value = _lent(name, value, array)
         initializers.append(value)
@@ -57,6 +50,11 @@ def size_with_weights(model: ir.Model) -> int:
 def _delimited(size_bytes: int) -> int:
     """Bytes of a field of that size, with those that say how long it is: 7 bits of it in each."""
     return size_bytes + max(1, -(-size_bytes.bit_length() // 7))
+
+
+def _is_lent(tensor: ir.TensorProtocol) -> bool:
+    is_large = tensor.dtype in LENT_TYPES and tensor.nbytes >= LENT_BYTES
+    return is_large and not isinstance(tensor, ir.ExternalTensor)
 
 
 def _lent(name: str, value: ir.Value, array: NDArray[Any]) -> ir.Value:

@@ -123,6 +123,15 @@ def run(
     return [boxed(x) for x in found]
 
 
+def run_known(
+    session: ort.InferenceSession, known: Mapping[str, np.ndarray], where: str = ""
+) -> dict[str, np.ndarray]:
+    """All outputs by name, of those of the known arrays that the model takes. Raises: as `run`."""
+    names = [output.name for output in session.get_outputs()]
+    feed = {i.name: known[i.name] for i in session.get_inputs()}
+    return dict(zip(names, run(session, feed, where), strict=True))
+
+
 @contextmanager
 def failing_on(feed: Mapping[str, np.ndarray], where: str = "") -> Iterator[None]:
     """What onnxruntime raises within is a ModelError, about `where`: no model runs on the feed."""

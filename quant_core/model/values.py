@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quant_core.model import files, graph
 from quant_core.model.ahead import AT_ONCE
 from quant_core.model.proto import from_proto
-from quant_core.model.session import CPU, Model, interface, open_session, run, sizes_of
+from quant_core.model.session import CPU, Model, interface, open_session, run, run_known, sizes_of
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 
 # Of the tensors that are read at a time, for one feed; small beside what onnxruntime takes.
@@ -167,9 +167,7 @@ class PartwiseRunner:
                 later = {*piece.part, *piece.read_later}
                 proto = extract(piece.model, piece.nodes, later, known)
                 piece.session = self._open(proto.SerializeToString())
-        given = {i.name: known[i.name] for i in piece.session.get_inputs()}
-        names = [output.name for output in piece.session.get_outputs()]
-        return dict(zip(names, run(piece.session, given, where), strict=True))
+        return run_known(piece.session, known, where)
 
 
 @dataclass(slots=True, eq=False)

@@ -72,8 +72,10 @@ def alike_note(samples: Samples | None) -> str:
 def bytes_note(samples: Samples | None, original: Path) -> str:
     """That samples are bytes where the model takes floats of any scale; else ""."""
     names = samples.bytes_for_floats() if samples is not None else []
-    model = files.load(original) if names else None
-    wrong = [name for name in names if model is not None and not takes_bytes(model, name)]
+    if not names:
+        return ""
+    model = files.load(original)
+    wrong = [name for name in names if not takes_bytes(model, name)]
     if not wrong:
         return ""
     return f"samples of {', '.join(wrong)} are bytes, taken as 0 to 255: are they to be scaled?"

@@ -109,13 +109,13 @@ def own_folder() -> Path:
     OSError if none can be made.
     """
     user = os.getuid()
-    folder = first = Path(tempfile.gettempdir()) / f"quantmill-{user}"
-    for k in range(1, OWN_NAMES + 1):
+    first = Path(tempfile.gettempdir()) / f"quantmill-{user}"
+    for k in range(OWN_NAMES):
+        folder = first.with_name(f"{first.name}-{k}") if k else first
         with contextlib.suppress(FileExistsError):  # a file, or a link to nothing
             folder.mkdir(mode=0o700, exist_ok=True)
             if not folder.is_symlink() and folder.stat().st_uid == user:
                 return folder
-        folder = first.with_name(f"{first.name}-{k}")
     raise PermissionError(errno.EACCES, "belongs to somebody else", str(first))
 
 
