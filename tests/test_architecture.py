@@ -21,7 +21,7 @@ LAYERS = ("quant_core", "tasks", "flows", "deployments")  # each may import thos
 # The shelves of a package, lowest first; shelves on one line may not import each other either.
 # Files directly in the package, such as flows/journal.py, are named like shelves.
 CORE_SHELVES = (
-    ("text", "deadline"),
+    ("text", "deadline", "late_sympy"),
     ("errors", "metrics"),
     ("config",),
     ("model",),
@@ -58,7 +58,7 @@ CORE_IMPORTS = {
     *sys.stdlib_module_names,
 }
 CORE_SILENCE = {"logging", "warnings"}
-HEAVY = ("prefect", "dask", "distributed", "pyarrow", "pandas", "yaml")
+HEAVY = ("prefect", "dask", "distributed", "pyarrow", "pandas", "yaml", "sympy.core")
 CORE_HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime")
 
 
