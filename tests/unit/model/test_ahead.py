@@ -10,16 +10,26 @@ import pytest
 from quant_core.model.ahead import run_ahead
 
 
-def test_results_come_in_the_order_of_the_items() -> None:
-    def slow_first(item: int) -> int:
-        time.sleep(0.01 if item == 0 else 0)
+@pytest.fixture(params=[0.0, 0.01], ids=["by the caller", "in threads"])
+def first(request):
+    """Wait in the first call, so that the others are worth a thread, or not."""
+    return lambda item: time.sleep(request.param if item == 1 else 0)
+
+
+def test_results_come_in_the_order_of_the_items(first) -> None:
+    def negative(item: int) -> int:
+        first(item)
         return -item
 
-    assert list(run_ahead(slow_first, range(9))) == [-item for item in range(9)]
+    assert list(run_ahead(negative, range(1, 9))) == [-item for item in range(1, 9)]
 
 
-def test_an_error_comes_in_the_place_of_its_result() -> None:
-    found = run_ahead(lambda item: 1 // item, [1, 2, 0, 3])
+def test_an_error_comes_in_the_place_of_its_result(first) -> None:
+    def inverse(item: int) -> int:
+        first(item)
+        return 1 // item
+
+    found = run_ahead(inverse, [1, 2, 0, 3])
 
     assert [next(found), next(found)] == [1, 0]
     with pytest.raises(ZeroDivisionError):
