@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
+from quant_core.data.constants import is_given, mean_of, numbers_of, size_of
 from quant_core.data.input_spec import InputSpec
-from quant_core.errors import ModelError
 from quant_core.model import graph
 
 LENGTH = re.compile(r"(^|[^a-z])(len|lens|length|lengths|num_frames|num_steps)([^a-z]|$)|lengths?$")
@@ -48,34 +47,10 @@ TABLES = {
     "EmbedLayerNormalization": {0: 2, 1: 4},
 }
 WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
-ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
-SCALES = ELEMENTWISE | {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
-# Operators whose output has the axes of its input, and a constant operand does not change them.
-SAME_AXES = ELEMENTWISE | {"Cast", "Identity", "OptionalGetElement", "Clip"}
-# Which input axis each axis of a value is; None for one that the model adds.
-Axes = tuple[int | None, ...]
-STEPS = "steps"  # in place of the size of a first axis that is no batch
-# Operator -> which axes of its first input are no batch.
-STEP_AXES = {
-    "Conv": slice(2, None),
-    "MaxPool": slice(2, None),
-    "AveragePool": slice(2, None),
-    "LSTM": slice(0, 1),
-    "GRU": slice(0, 1),
-    "RNN": slice(0, 1),
-}
-# Operator -> axis of its first input whose size a weight has, and where: input and axis of that.
-FIXED_SIZES = {
-    "Conv": (1, 1, 1),  # times the number of groups
-    "ConvTranspose": (1, 1, 0),
-    "MatMul": (-1, 1, -2),
-    "LSTM": (2, 1, 2),
-    "GRU": (2, 1, 2),
-    "RNN": (2, 1, 2),
-    "BatchNormalization": (1, 1, 0),
-    "InstanceNormalization": (1, 1, 0),
-    "LayerNormalization": (-1, 1, -1),
-}
+SCALES = frozenset(
+    {"Add", "Sub", "Mul", "Div"}
+    | {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
+)
 # Linear operators, by which a spectrum is computed of its signal -> their inputs, as above.
 LINEAR: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(
     ("Conv", "MatMul", "Gemm", "Mul", "Pad", "Add", "Sub", "GatherND"), ()
@@ -160,121 +135,23 @@ def takes_bytes(model: ir.Model, name: str) -> bool:
     return is_scaled or _index_hint(source, Hint()).below is not None
 
 
-def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
-    """The inputs, with the sizes of those open axes that weights fix, such as the channels.
-
-    The symbol of a first axis that is no batch, as the model has one of its own before or behind
-    it, says that it counts steps.
-    """
-    values = {str(value.name): value for value in model.graph.inputs}
-    found = {
-        spec.name: _fixed_sizes(values[spec.name])
-        for spec in inputs
-        if spec.name in values and spec.shape
-    }
-    counted = {spec.shape[0] for spec in inputs if found.get(spec.name, {}).get(0) == STEPS}
-    renamed = {symbol: f"{symbol} {STEPS}" for symbol in counted if isinstance(symbol, str)}
-
-    def known(name: str, axis: int, size: int | str | None) -> int | str | None:
-        if isinstance(size, int):
-            return size
-        fixed = found.get(name, {}).get(axis)
-        if isinstance(fixed, int):
-            return fixed
-        return renamed.get(size, size) if size is not None else fixed
-
-    return tuple(
-        replace(spec, shape=tuple(known(spec.name, k, size) for k, size in enumerate(spec.shape)))
-        for spec in inputs
-    )
-
-
-def _fixed_sizes(source: ir.Value) -> dict[int, int | str]:
-    """Axis of the input -> its size, where an operator that reads it has a weight that says it;
-    STEPS for a first axis that a window moves along, or a recurrent node.
-    """
-    if source.shape is None:
-        return {}
-    sizes: dict[int, int | str] = {}
-    waiting: list[tuple[ir.Value, Axes]] = [(source, tuple(range(len(source.shape))))]
-    while waiting:
-        value, axes = waiting.pop()
-        for node, position in ((use.node, use.idx) for use in value.uses()):
-            for axis, size in _sizes_that_fit(node, position, len(axes)):
-                own_axis = axes[axis]
-                if own_axis is not None:
-                    sizes.setdefault(own_axis, size)
-            steps = STEP_AXES.get(node.op_type, slice(0))
-            if position == 0 and 0 in axes[steps]:
-                sizes.setdefault(0, STEPS)
-            others = [other for other in node.inputs if other is not value]
-            output = node.outputs[0]
-            behind = _axes_behind(node, axes) if all(map(_is_given, others)) else None
-            if behind is not None and output.shape is not None:
-                behind = behind if len(output.shape) == len(behind) else None
-            if behind is not None:
-                waiting.append((output, behind))
-    return sizes
-
-
-def _sizes_that_fit(node: ir.Node, position: int, rank: int) -> Iterator[tuple[int, int]]:
-    """(axis, its size) of a value of that rank that a node reads, where a weight says it."""
-    if node.op_type in FIXED_SIZES and position == 0:
-        axis, operand, weight_axis = FIXED_SIZES[node.op_type]
-        size = _size(node.inputs[operand], weight_axis)
-        groups = int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
-        if isinstance(size, int) and -rank <= axis < rank:
-            yield axis, size * groups
-    if node.op_type in ELEMENTWISE and len(node.inputs) == 2:
-        other = node.inputs[1 - position]
-        for axis in range(-1, -rank, -1):  # the first may be the batch
-            size = _size(other, axis) if _is_given(other) else None
-            if isinstance(size, int) and size > 1:
-                yield axis, size
-
-
-def _axes_behind(node: ir.Node, axes: Axes) -> Axes | None:
-    """Which axis of an input each axis of a node's output is, None for new ones; None if the node
-    is none of those that keep the others' sizes.
-    """
-    if node.op_type in SAME_AXES:
-        return axes
-    if node.op_type == "Transpose":
-        order = graph.attribute(node, "perm", range(len(axes))[::-1])
-        return tuple(axes[axis] for axis in order)
-    if node.op_type not in ("Unsqueeze", "Squeeze"):
-        return None
-    listed = graph.attribute(node, "axes", None)
-    if listed is None and len(node.inputs) > 1:
-        listed = _given(node.inputs[1])
-    if listed is None:
-        return None
-    rank = len(axes) + (len(listed) if node.op_type == "Unsqueeze" else 0)
-    changed = {int(axis) % rank for axis in listed}
-    if node.op_type == "Squeeze":
-        return tuple(axis for k, axis in enumerate(axes) if k not in changed)
-    kept = iter(axes)
-    return tuple(None if k in changed else next(kept) for k in range(rank))
-
-
 def _index_hint(source: ir.Value, hint: Hint) -> Hint:
     """The hint of whole numbers: the smallest table that they index, or that they are lengths."""
     below, is_length = hint.below, hint.is_length
     for node, position, value in _readers(source):
         if node.op_type in TABLES and position in TABLES[node.op_type]:
             table = node.inputs[TABLES[node.op_type][position]]
-            size = _size(table, int(graph.attribute(node, "axis", 0)))
+            size = size_of(table, int(graph.attribute(node, "axis", 0)))
             if isinstance(size, int) and isinstance(below, int):
                 below = min(below, size)
             elif size is not None:
                 below = size if not isinstance(below, int) else below
         if node.op_type == "OneHot" and position == 0:
-            depth = graph.constant(node.inputs[1])
-            below = int(depth.reshape(-1)[0]) if depth is not None else below
+            below = next(iter(numbers_of(node.inputs[1]) or ()), below)
         if LENGTH_INPUTS.get(node.op_type) == position:
             is_length = True
         if node.op_type in COMPARISONS:
-            is_length = is_length or not any(_is_given(v) for v in node.inputs if v is not value)
+            is_length = is_length or not any(is_given(v) for v in node.inputs if v is not value)
     return replace(hint, below=below, is_length=is_length and below is None)
 
 
@@ -291,7 +168,7 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
         return replace(hint, is_audio=True)
     for node, _, _ in _readers(source):
         number = next(
-            (abs(n) for v in node.inputs[1:] if (n := _number(v)) is not None and n), None
+            (abs(n) for v in node.inputs[1:] if (n := mean_of(v)) is not None and n), None
         )
         if number is None:
             continue
@@ -315,7 +192,7 @@ def _is_sound(source: ir.Value) -> bool:
 
 def _is_square(node: ir.Node) -> bool:
     if node.op_type == "Pow":
-        return _number(node.inputs[1]) == 2
+        return mean_of(node.inputs[1]) == 2
     return node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
 
 
@@ -338,28 +215,6 @@ def _container_hint(source: ir.Value, hint: Hint) -> Hint:
 
 
 _HINTS = {"U": _text_hint, "f": _float_hint, "O": _container_hint}
-
-
-def _is_given(value: ir.Value | None) -> bool:
-    """Whether the value is a constant, which may be that of a Constant node."""
-    producer = value.producer() if value is not None else None
-    return graph.is_constant(value) or (producer is not None and producer.op_type == "Constant")
-
-
-def _given(value: ir.Value | None) -> list[int] | None:
-    """The whole numbers of a constant, which may be that of a Constant node."""
-    tensor = _tensor(value)
-    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
-
-
-def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a constant, which may be that of a Constant node; None if it is computed."""
-    if value is None:
-        return None
-    try:
-        return ir.convenience.get_const_tensor(value)
-    except ValueError:  # a sparse one
-        return None
 
 
 def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:
@@ -389,27 +244,3 @@ def _reached(
                 new = [output for output in node.outputs if output not in seen]
                 seen.update(new)
                 waiting += new
-
-
-def _size(table: ir.Value | None, axis: int) -> int | str | None:
-    """The size of a table along an axis, a symbol if it is open, None if it is not known."""
-    if table is None:
-        return None
-    tensor = _tensor(table)
-    shape = table.shape if tensor is None else tensor.shape
-    if shape is None or not -len(shape) <= axis < len(shape):
-        return None
-    size = shape[axis]
-    return size if isinstance(size, int) else size.value
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """The mean of a small constant, which may be that of a Constant node."""
-    tensor = _tensor(value)
-    if tensor is None or tensor.size > 4:
-        return None
-    try:
-        array = np.asarray(tensor.numpy())
-    except Exception as error:
-        raise ModelError(f"tensor {tensor.name} cannot be read: {error}") from error
-    return float(array.mean()) if array.dtype.kind == "f" and array.size else None

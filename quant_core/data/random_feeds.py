@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from quant_core.data.input_hints import Hint, fixed_sizes, input_hints, named_hint
+from quant_core.data.fixed_sizes import fixed_sizes
+from quant_core.data.input_hints import Hint, input_hints, named_hint
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import closed_shape, count_steps, sizes_of_symbols
 from quant_core.data.random_values import Range, draw, find_range

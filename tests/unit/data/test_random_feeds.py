@@ -50,6 +50,16 @@ def test_floats_that_become_indices_are_indices(tmp_path):
     assert set(np.concatenate([feed["ids"].ravel() for feed in samples])) == set(range(5))
 
 
+def test_classes_are_below_the_depth_of_their_one_hot_vectors(tmp_path):
+    text = """(int64[n, t] ids) => (float[n, t, 5] y)
+        { depth = Constant<value = int64 {5}>() ends = Constant<value = float[2] {0, 1}>()
+          y = OneHot(ids, depth, ends) }"""
+
+    samples = drawn(tmp_path, sketch(text))
+
+    assert set(np.concatenate([feed["ids"].ravel() for feed in samples])) == set(range(5))
+
+
 def test_indices_are_known_behind_arithmetic_and_are_no_lengths(tmp_path):
     """Frameworks add the size of the table to negative indices."""
     text = """(int64[n, t] ids, int64[n, t] most) => (float[n, t, 8] y)

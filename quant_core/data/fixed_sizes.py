@@ -1,0 +1,137 @@
+"""Sizes of open input axes that the model itself fixes: a weight has them, or they count steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from quant_core.data.constants import is_given, numbers_of, size_of
+from quant_core.data.input_spec import InputSpec
+from quant_core.model import graph
+
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
+# Operators whose output has the axes of its input, and a constant operand does not change them.
+SAME_AXES = ELEMENTWISE | {"Cast", "Identity", "OptionalGetElement", "Clip"}
+# Which input axis each axis of a value is; None for one that the model adds.
+Axes = tuple[int | None, ...]
+STEPS = "steps"  # in place of the size of a first axis that is no batch
+# Operator -> which axes of its first input are no batch.
+STEP_AXES = {
+    "Conv": slice(2, None),
+    "MaxPool": slice(2, None),
+    "AveragePool": slice(2, None),
+    "LSTM": slice(0, 1),
+    "GRU": slice(0, 1),
+    "RNN": slice(0, 1),
+}
+# Operator -> axis of its first input whose size a weight has, and where: input and axis of that.
+FIXED_SIZES = {
+    "Conv": (1, 1, 1),  # times the number of groups
+    "ConvTranspose": (1, 1, 0),
+    "MatMul": (-1, 1, -2),
+    "LSTM": (2, 1, 2),
+    "GRU": (2, 1, 2),
+    "RNN": (2, 1, 2),
+    "BatchNormalization": (1, 1, 0),
+    "InstanceNormalization": (1, 1, 0),
+    "LayerNormalization": (-1, 1, -1),
+}
+
+
+def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    """The inputs, with the sizes of those open axes that weights fix, such as the channels.
+
+    The symbol of a first axis that is no batch, as the model has one of its own before or behind
+    it, says that it counts steps.
+    """
+    values = {str(value.name): value for value in model.graph.inputs}
+    found = {
+        spec.name: _fixed_sizes(values[spec.name])
+        for spec in inputs
+        if spec.name in values and spec.shape
+    }
+    counted = {spec.shape[0] for spec in inputs if found.get(spec.name, {}).get(0) == STEPS}
+    renamed = {symbol: f"{symbol} {STEPS}" for symbol in counted if isinstance(symbol, str)}
+
+    def known(name: str, axis: int, size: int | str | None) -> int | str | None:
+        if isinstance(size, int):
+            return size
+        fixed = found.get(name, {}).get(axis)
+        if isinstance(fixed, int):
+            return fixed
+        return renamed.get(size, size) if size is not None else fixed
+
+    return tuple(
+        replace(spec, shape=tuple(known(spec.name, k, size) for k, size in enumerate(spec.shape)))
+        for spec in inputs
+    )
+
+
+def _fixed_sizes(source: ir.Value) -> dict[int, int | str]:
+    """Axis of the input -> its size, where an operator that reads it has a weight that says it;
+    STEPS for a first axis that a window moves along, or a recurrent node.
+    """
+    if source.shape is None:
+        return {}
+    sizes: dict[int, int | str] = {}
+    waiting: list[tuple[ir.Value, Axes]] = [(source, tuple(range(len(source.shape))))]
+    while waiting:
+        value, axes = waiting.pop()
+        for node, position in ((use.node, use.idx) for use in value.uses()):
+            for axis, size in _sizes_that_fit(node, position, len(axes)):
+                own_axis = axes[axis]
+                if own_axis is not None:
+                    sizes.setdefault(own_axis, size)
+            steps = STEP_AXES.get(node.op_type, slice(0))
+            if position == 0 and 0 in axes[steps]:
+                sizes.setdefault(0, STEPS)
+            others = [other for other in node.inputs if other is not value]
+            output = node.outputs[0]
+            behind = _axes_behind(node, axes) if all(map(is_given, others)) else None
+            if behind is not None and output.shape is not None:
+                behind = behind if len(output.shape) == len(behind) else None
+            if behind is not None:
+                waiting.append((output, behind))
+    return sizes
+
+
+def _sizes_that_fit(node: ir.Node, position: int, rank: int) -> Iterator[tuple[int, int]]:
+    """(axis, its size) of a value of that rank that a node reads, where a weight says it."""
+    if node.op_type in FIXED_SIZES and position == 0:
+        axis, operand, weight_axis = FIXED_SIZES[node.op_type]
+        size = size_of(node.inputs[operand], weight_axis)
+        groups = int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+        if isinstance(size, int) and -rank <= axis < rank:
+            yield axis, size * groups
+    if node.op_type in ELEMENTWISE and len(node.inputs) == 2:
+        other = node.inputs[1 - position]
+        for axis in range(-1, -rank, -1):  # the first may be the batch
+            size = size_of(other, axis) if is_given(other) else None
+            if isinstance(size, int) and size > 1:
+                yield axis, size
+
+
+def _axes_behind(node: ir.Node, axes: Axes) -> Axes | None:
+    """Which axis of an input each axis of a node's output is, None for new ones; None if the node
+    is none of those that keep the others' sizes.
+    """
+    if node.op_type in SAME_AXES:
+        return axes
+    if node.op_type == "Transpose":
+        order = graph.attribute(node, "perm", range(len(axes))[::-1])
+        return tuple(axes[axis] for axis in order)
+    if node.op_type not in ("Unsqueeze", "Squeeze"):
+        return None
+    listed = graph.attribute(node, "axes", None)
+    if listed is None and len(node.inputs) > 1:
+        listed = numbers_of(node.inputs[1])
+    if listed is None:
+        return None
+    rank = len(axes) + (len(listed) if node.op_type == "Unsqueeze" else 0)
+    changed = {int(axis) % rank for axis in listed}
+    if node.op_type == "Squeeze":
+        return tuple(axis for k, axis in enumerate(axes) if k not in changed)
+    kept = iter(axes)
+    return tuple(None if k in changed else next(kept) for k in range(rank))
