@@ -4,33 +4,20 @@ rewritten.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from quant_core.config import QuantConfig
-from quant_core.errors import ModelError
-from quant_core.model import files, graph
-from quant_core.model.compact import made_of_constants
+from quant_core.model import graph
 from quant_core.model.origins import matches, origins_of
 from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
-from quant_core.numerics.float16 import (
-    FLOAT16,
-    can_save_bytes,
-    is_float16,
-    why_constant_not_float16,
-)
 from quant_core.optimize.applied import Applied, former_names
-from quant_core.plan.operators import (
-    RULES,
-    is_dynamic_product,
-    mean_axis,
-    rule_of,
-    weight_positions,
-)
+from quant_core.plan.nothing_to_quantize import nothing_to_quantize
+from quant_core.plan.operators import is_dynamic_product, mean_axis
+from quant_core.plan.other_constants import made_weights, other_constants
 from quant_core.plan.routers import routers
 from quant_core.plan.shared import share_weights
 from quant_core.plan.static_nodes import activations, static_nodes
@@ -55,9 +42,6 @@ from quant_core.plan.weighted_nodes import (
 BETWEEN = "runs on 8-bit data between static neighbours"
 FEW_WEIGHTS = "int8: few weights"
 RANKS = "few weights, by whose results others are chosen"
-DIRECTIONS = 2  # of a recurrent node
-WEIGHTS = frozenset({"coefficients", "support_vectors"})  # attributes of ai.onnx.ml
-LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
 
 
 def make_plan(
@@ -100,8 +84,8 @@ def make_plan(
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
     ranking = routers(n for inside in graph.graphs_of(model) for n in inside)
     weighted = _plan_weights([n for n in nodes if has_weights(n)], inner, ranking, decide)  # 1 to 3
-    if not weighted and not respects_pairs(model) and not _made_weights(model):
-        raise _nothing_to_quantize(model)
+    if not weighted and not respects_pairs(model) and not made_weights(model):
+        raise nothing_to_quantize(model)
 
     anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
     static = static_nodes(nodes, anchors, config, choices, known_as, target)  # 4
@@ -125,69 +109,11 @@ def make_plan(
         activations=activations(nodes, static, target),
         means=_means(nodes, weighted, config),
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
-        constants=_constants(model, plans, config),  # 6
+        constants=other_constants(model, plans, config),  # 6
         stored={node: choice.storage for node, choice in choices.items() if choice.storage},
         rewrites=tuple(rewrites),
         idle_globs=_idle_globs(model, config, rewrites),
     )
-
-
-def _plan_weights(
-    own: Sequence[ir.Node],
-    inner: Sequence[ir.Node],
-    ranking: Collection[str],
-    decide: WeightedNodes,
-) -> dict[str, NodePlan]:
-    """Steps 1 to 3: node -> its plan, for the nodes with weights.
-
-    own, inner  those of the main graph, and those in branches and loops
-    ranking     names of the products that only rank
-    """
-    nodes = [*own, *inner]
-    plans = {str(n.name): decide.node(n, decide.config.mode) for n in own}  # 1
-    for node in inner:  # 2
-        is_dynamic = decide.config.mode == "dynamic" and is_product(node)
-        mode = "dynamic" if is_dynamic else "weight_only"
-        plans[str(node.name)] = decide.node(node, mode)
-    by_name = {str(n.name): n for n in nodes}  # 3
-    in_four_bits = [n for n in plans.values() if n.storage is Storage.INT4]
-    for few in decide.smallest(plans.values(), in_four_bits):
-        plans[few.node] = decide.changed(by_name[few.node], few, FEW_WEIGHTS, storage=Storage.INT8)
-    rounded = [n for n in plans.values() if n.node in ranking and n.is_rounded]
-    for few in decide.smallest(plans.values(), rounded):
-        in_float16 = replace(
-            few,
-            compute=Compute.FLOAT,
-            storage=Storage.FLOAT16,
-            granularity=None,
-            pair_safe=False,
-        )
-        plans[few.node] = kept_in_float(in_float16, float_weights(by_name[few.node]), RANKS)
-    share_weights(nodes, plans, decide)
-    return plans
-
-
-def _constants(model: ir.Model, plans: Iterable[NodePlan], config: QuantConfig) -> dict[str, str]:
-    """Step 6: constant that is no node's weight -> how it is stored, or why it stays as it is.
-
-    Large ones (positions that are added, grids of a detector) are stored as float16 where it holds
-    them, which onnxruntime turns back when it loads the model; smaller ones only where the config
-    asks for it, or where nothing is lost.
-    """
-    planned = {name for n in plans for name in n.weights}
-    large = _why_constants_stay(model, planned)
-    was_float16, is_requested = stores_float16(model), config.float_storage == FLOAT16
-    found = dict(large)
-    for inside in graph.graphs_of(model):
-        for name, value in inside.initializers.items():
-            if name in planned or not can_save_bytes(value):
-                continue
-            if is_requested or name in large:
-                obstacle = why_constant_not_float16(value)
-                found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
-            elif was_float16 and is_float16(graph.array(value)):
-                found[name] = FLOAT16
-    return found
 
 
 def replan(
@@ -226,6 +152,41 @@ def with_choice(
     return replan(model, plan, dict.fromkeys(nodes, choice))
 
 
+def _plan_weights(
+    own: Sequence[ir.Node],
+    inner: Sequence[ir.Node],
+    ranking: Collection[str],
+    decide: WeightedNodes,
+) -> dict[str, NodePlan]:
+    """Steps 1 to 3: node -> its plan, for the nodes with weights.
+
+    own, inner  those of the main graph, and those in branches and loops
+    ranking     names of the products that only rank
+    """
+    nodes = [*own, *inner]
+    plans = {str(n.name): decide.node(n, decide.config.mode) for n in own}  # 1
+    for node in inner:  # 2
+        is_dynamic = decide.config.mode == "dynamic" and is_product(node)
+        mode = "dynamic" if is_dynamic else "weight_only"
+        plans[str(node.name)] = decide.node(node, mode)
+    by_name = {str(n.name): n for n in nodes}  # 3
+    in_four_bits = [n for n in plans.values() if n.storage is Storage.INT4]
+    for few in decide.smallest(plans.values(), in_four_bits):
+        plans[few.node] = decide.changed(by_name[few.node], few, FEW_WEIGHTS, storage=Storage.INT8)
+    rounded = [n for n in plans.values() if n.node in ranking and n.is_rounded]
+    for few in decide.smallest(plans.values(), rounded):
+        in_float16 = replace(
+            few,
+            compute=Compute.FLOAT,
+            storage=Storage.FLOAT16,
+            granularity=None,
+            pair_safe=False,
+        )
+        plans[few.node] = kept_in_float(in_float16, float_weights(by_name[few.node]), RANKS)
+    share_weights(nodes, plans, decide)
+    return plans
+
+
 def _idle_globs(
     model: ir.Model, config: QuantConfig, rewrites: Sequence[Applied]
 ) -> tuple[str, ...]:
@@ -240,107 +201,6 @@ def _idle_globs(
     names.update(name for change in rewrites for name in change.absorbed)
     names.update(name for found in origins_of(model).values() for name in found)
     return tuple(f"{key} {glob}" for key, glob in globs if not matches(glob, *names))
-
-
-def _nothing_to_quantize(model: ir.Model) -> ModelError:
-    """Why no node of the model has a weight that can be quantized."""
-    nodes = [node for g in graph.graphs_of(model) for node in g]
-    if graph.is_quantized(model):
-        return ModelError("the model is quantized already", hint="Start from its float original")
-    trees = next((n.op_type for n in nodes if n.op_type.startswith("TreeEnsemble")), None)
-    if trees is not None:
-        return ModelError(
-            f"nothing to quantize: {trees} compares with thresholds, and multiplies nothing",
-            hint="Trees are small and fast as they are",
-        )
-    inside = next((n for n in nodes if _holds_weights(n)), None)
-    if inside is not None:
-        return ModelError(
-            f"nothing to quantize: {inside.op_type} holds its weights in attributes, as floats",
-            str(inside.name),
-            "Such models are small and fast as they are",
-        )
-    left = next((n for n in nodes if n.op_type == "Gemm" and _is_on_left(n)), None)
-    if left is not None:
-        return ModelError(
-            f"nothing to quantize: the weight of {left.op_type} is its left operand",
-            str(left.name),
-            "Weights are quantized as right operands: transpose the product",
-        )
-    replaceable = [v for n in nodes if rule_of(n) for v in _replaceable_weights(n)]
-    if replaceable:
-        return ModelError(
-            "nothing to quantize: its weights are inputs, which whoever runs it may replace",
-            replaceable[0],
-            "Export without keep_initializers_as_inputs",
-        )
-    others = sorted({n.op_type for n in nodes})
-    shown = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
-    return ModelError(
-        f"nothing to quantize: none of its operators ({shown}) has a weight of its own",
-        hint=f"Weights are constants of {', '.join(n for n in RULES if RULES[n].weights)}",
-    )
-
-
-def _replaceable_weights(node: ir.Node) -> list[str]:
-    """The weights that are inputs of the model, with default values."""
-    operands = [graph.input_at(node, i) for i in RULES[node.op_type].weights]
-    return [str(v.name) for v in operands if v and v.is_graph_input() and v.const_value is not None]
-
-
-def _holds_weights(node: ir.Node) -> bool:
-    """Whether it is a linear model or a support vector machine of ai.onnx.ml."""
-    return node.domain == "ai.onnx.ml" and not WEIGHTS.isdisjoint(node.attributes)
-
-
-def _is_on_left(node: ir.Node) -> bool:
-    return graph.is_float_weight(node.inputs[0])
-
-
-def _made_weights(model: ir.Model) -> list[str]:
-    """The weights that nodes make of constants, which take fewer bytes (model/compact.py)."""
-    if graph.is_quantized(model):
-        return []
-    nodes = [n for inside in graph.graphs_of(model) for n in inside if rule_of(n)]
-    operands = [v for n in nodes for i in weight_positions(n) for v in n.inputs[i : i + 1]]
-    made = made_of_constants(model)
-    carried: set[ir.Value] = set()  # of a weight that has a node of its own
-    for value, node in made.items():
-        if node.op_type == "Identity" or not carried.isdisjoint(v for v in node.inputs if v):
-            carried.add(value)
-    return list(dict.fromkeys(str(v.name) for v in operands if v in made and v not in carried))
-
-
-def _why_constants_stay(model: ir.Model, planned: set[str]) -> dict[str, str]:
-    """Large float constants that are no node's weight -> why they stay float32.
-
-    Weights that nodes make of fewer bytes are among them, biases are not.
-    """
-    inner = list(graph.graphs_of(model))
-    constants = [v for g in inner for v in g.initializers.values() if graph.is_float_weight(v)]
-    least = LARGE_SHARE * files.constant_bytes(model)
-    found = {}
-    for value in constants:
-        assert value.const_value is not None
-        if value.name in planned or _is_bias(value):
-            continue
-        if value.const_value.nbytes >= least:
-            readers = sorted({node.op_type for node in graph.consumers(value)})
-            of = " and ".join(readers) or "nothing"
-            found[str(value.name)] = f"float32: an operand of {of}, not a weight"
-    for name in _made_weights(model):
-        found[name] = "float32: nodes make it of fewer bytes than its integers have"
-    return found
-
-
-def _is_bias(value: ir.Value) -> bool:
-    """Whether nodes read the constant only beside their weights, and it is one row for each
-    direction: biases, peepholes and initial states of recurrent nodes have several axes too.
-    """
-    *rows, _ = graph.shape_of(value)
-    return math.prod(rows) <= DIRECTIONS and all(
-        has_weights(use.node) and use.idx > max(weight_positions(use.node)) for use in value.uses()
-    )
 
 
 def _known_as(

@@ -12,7 +12,7 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.data.input_hints import takes_bytes
 from quant_core.data.samples import Samples
 from quant_core.model import files, graph
-from quant_core.plan.make import LARGE_SHARE
+from quant_core.plan.other_constants import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.search.bench import Bench
 from quant_core.search.candidate import Candidate

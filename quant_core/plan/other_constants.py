@@ -1,0 +1,92 @@
+"""Constants that are no node's weight: how they are stored, and why large ones stay as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from quant_core.config import QuantConfig
+from quant_core.model import files, graph
+from quant_core.model.compact import made_of_constants
+from quant_core.model.to_float32 import stores_float16
+from quant_core.numerics.float16 import (
+    FLOAT16,
+    can_save_bytes,
+    is_float16,
+    why_constant_not_float16,
+)
+from quant_core.plan.operators import rule_of, weight_positions
+from quant_core.plan.types import NodePlan
+from quant_core.plan.weighted_nodes import has_weights
+
+LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
+DIRECTIONS = 2  # of a recurrent node
+
+
+def other_constants(
+    model: ir.Model, plans: Iterable[NodePlan], config: QuantConfig
+) -> dict[str, str]:
+    """Constant that is no node's weight -> `float16`, or why it stays float32.
+
+    Large ones (positions that are added, grids of a detector) are stored as float16 where it holds
+    them, which onnxruntime turns back when it loads the model; smaller ones only where the config
+    asks for it, or where nothing is lost. Weights that nodes make of fewer bytes stay as they are.
+    """
+    planned = {name for n in plans for name in n.weights}
+    least_bytes = LARGE_SHARE * files.constant_bytes(model)
+    was_float16, is_requested = stores_float16(model), config.float_storage == FLOAT16
+    found = {}
+    for inside in graph.graphs_of(model):
+        for name, value in inside.initializers.items():
+            if name in planned:
+                continue
+            is_large = _is_large(value, least_bytes)
+            if is_large:
+                readers = sorted({node.op_type for node in graph.consumers(value)})
+                operators = " and ".join(readers) or "nothing"
+                found[name] = f"float32: an operand of {operators}, not a weight"
+            if not can_save_bytes(value):
+                continue
+            if is_requested or is_large:
+                obstacle = why_constant_not_float16(value)
+                found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
+            elif was_float16 and is_float16(graph.array(value)):
+                found[name] = FLOAT16
+    made = dict.fromkeys(
+        made_weights(model), "float32: nodes make it of fewer bytes than its integers have"
+    )
+    return found | made
+
+
+def made_weights(model: ir.Model) -> list[str]:
+    """The weights that nodes make of constants, which take fewer bytes (model/compact.py)."""
+    if graph.is_quantized(model):
+        return []
+    nodes = [n for inside in graph.graphs_of(model) for n in inside if rule_of(n)]
+    operands = [v for n in nodes for i in weight_positions(n) for v in n.inputs[i : i + 1]]
+    made = made_of_constants(model)
+    carried: set[ir.Value] = set()  # of a weight that has a node of its own
+    for value, node in made.items():
+        if node.op_type == "Identity" or not carried.isdisjoint(v for v in node.inputs if v):
+            carried.add(value)
+    return list(dict.fromkeys(str(v.name) for v in operands if v in made and v not in carried))
+
+
+def _is_large(value: ir.Value, least_bytes: float) -> bool:
+    """Whether it is a float constant of so many bytes that it has to say why it stays float."""
+    if not graph.is_float_weight(value) or _is_bias(value):
+        return False
+    assert value.const_value is not None
+    return value.const_value.nbytes >= least_bytes
+
+
+def _is_bias(value: ir.Value) -> bool:
+    """Whether nodes read the constant only beside their weights, and it is one row for each
+    direction: biases, peepholes and initial states of recurrent nodes have several axes too.
+    """
+    *rows, _ = graph.shape_of(value)
+    return math.prod(rows) <= DIRECTIONS and all(
+        has_weights(use.node) and use.idx > max(weight_positions(use.node)) for use in value.uses()
+    )
