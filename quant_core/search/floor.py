@@ -6,9 +6,10 @@
 2. Both models run on samples: those that candidates were judged by, or drawn ones.
 3. An output is broken if it is not finite where float is, or its SQNR is below the floor. Outputs
    that float itself does not repeat, or that change their shape, cannot be judged.
-4. Of a model with a broken output the fewest nodes are promoted to more bits or float until no
+4. What writes an output in integers, of which these alone lose a channel, computes in float.
+5. Of a model with a broken output the fewest nodes are promoted to more bits or float until no
    output is broken (promotion.py), with the floor as the contract.
-5. What is broken all the same is reported, with the node that adds the most noise.
+6. What is broken all the same is reported, with the node that adds the most noise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from quant_core.config import Contract
 from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
+from quant_core.evaluate.lost_channels import lost_channels
 from quant_core.evaluate.node_noise import isolated_db
 from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
@@ -81,6 +83,8 @@ def check_floor(
     bench, judged, notes = _only_judgeable(bench, judged)
     if not bench.judged_outputs:
         return Checked(best, None, broken, (*notes, f"{NOT_CHECKED}: no output can be judged"))
+    judged, lost = _with_whole_outputs(calibrated, judged, bench, repairs=repairs)
+    notes += lost
     trials: tuple[Trial, ...] = ()
     if repairs and not judged.is_sound:
         progress("repairing outputs that are below the floor")
@@ -141,6 +145,27 @@ def _judged(
         nodes = [n.node for n in best.plan.nodes if n.weights]
         plan = with_choice(calibrated.model, best.plan, nodes, IN_FLOAT)
         return bench.judge_fidelity(calibrated.build(plan, f"{best.label}, all nodes in float"))
+
+
+def _with_whole_outputs(
+    calibrated: CalibratedModel, judged: Candidate, bench: Bench, *, repairs: bool
+) -> tuple[Candidate, list[str]]:
+    """The candidate without integers that lose a channel of an output (step 4), and a note on each
+    such output.
+    """
+    least = judged.plan.config.floor.min or 0.0
+    planned = {node: name for name, node in judged.quantized.written.items()}
+    found = lost_channels(judged.model, bench.reference.outputs, least)
+    lost = {output: planned[writer] for output, writer in found.items() if writer in planned}
+    if not lost:
+        return judged, []
+    notes = [f"output {o} loses a channel in integers, written by {n}" for o, n in lost.items()]
+    if not repairs:
+        return judged, notes
+    plan = with_choice(calibrated.model, judged.plan, lost.values(), IN_FLOAT)
+    label = f"{judged.label}, {counted(len(lost), 'output')} in float"
+    notes = [f"output {o} lost a channel in integers: {n} in float" for o, n in lost.items()]
+    return bench.judge(calibrated.build(plan, label)), notes
 
 
 def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, list[str]]:
