@@ -87,7 +87,7 @@ class Samples:
 
     def spliced(self, count: int) -> Samples:
         """These samples, and behind them splices of them, so many in all; without labels."""
-        source = SplicedSource(replace(self, labels=None), count)
+        source = SplicedSource(replace(self, labels=None).keeping(), count)
         return Samples(self.inputs, source, np.arange(count))
 
     def where(self, index: int) -> str:

@@ -93,6 +93,8 @@ def parts_of(model: Model, tensors: Iterable[str], feed: Feed) -> list[list[str]
     Raises: ModelError if the model does not run.
     """
     tensors = list(dict.fromkeys(tensors))
+    if len(tensors) < 2:
+        return [tensors]
     sizes = sizes_of(model, tensors, feed)
     parts: list[list[str]] = [[]]
     left = MAX_PART_BYTES
