@@ -141,14 +141,16 @@ class Bench:
             judged = replace(judged, cost=self._cost(candidate, session, feed))
         return replace(judged, seconds=candidate.seconds + time.monotonic() - began_at)
 
-    def time(self, candidate: Candidate) -> Cost | None:
+    def time(self, candidate: Candidate, which: str = "") -> Cost | None:
         """How fast the candidate is, on the first sample; None if it cannot be timed here.
+
+        which  of several races, as costs are kept
 
         Raises: ModelError if its model does not run.
         """
         if self.timed_in is None:
             return None
-        return self._cost(candidate, open_session(candidate.model), self.samples[0])
+        return self._cost(candidate, open_session(candidate.model), self.samples[0], which)
 
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
         """The same without timing it: the candidate keeps the cost that it has."""
@@ -214,9 +216,11 @@ class Bench:
             return f"{what} in OpenVINO {openvino_version()}"
         return what
 
-    def _cost(self, candidate: Candidate, session: ort.InferenceSession, feed: Feed) -> Cost | None:
+    def _cost(
+        self, candidate: Candidate, session: ort.InferenceSession, feed: Feed, which: str = ""
+    ) -> Cost | None:
         """The cost on this feed; None if the float model does not run where it would be timed."""
-        what = self.described(candidate.plan, feed)
+        what = f"{self.described(candidate.plan, feed)} {which}".rstrip()
         if self.timed_in is Runtime.OPENVINO:
             original = self.reference.path
             seconds = IN_A_PROCESS * self.seconds

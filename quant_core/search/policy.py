@@ -25,6 +25,9 @@ class SearchPolicy:
     # Doublings that the first 10 dB below faithful_db must buy; grows with the square of the
     # missing dB. `python -m tests.bench.accuracy --zoo DIR`: value and speed of what wins.
     doublings_per_10_db: float = 0.6
+    # Doublings that half the bytes are worth among candidates of one grade. Not tuned: 7 %, twice
+    # the noise of a race.
+    doublings_per_half_size: float = 0.1
     # Doublings from which on a candidate is faster than float for the user, not only for the clock.
     # Not tuned: 15 %, five times the noise of a race.
     real_gain: float = 0.2

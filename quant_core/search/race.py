@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from quant_core.evaluate.timing_cache import Cost
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
 from quant_core.search.variants import Trial, candidates_of
@@ -40,3 +41,10 @@ class Race:
     def traced(self, *trials: Trial) -> Race:
         """The race with rows for these trials, which do not compete."""
         return replace(self, trace=(*self.trace, *(t.row() for t in trials)))
+
+    def with_cost(self, candidate: Candidate, cost: Cost | None) -> Race:
+        """The race with another cost of one of its candidates, also in the trace."""
+        timed = replace(candidate, cost=cost)
+        trials = [replace(t, outcome=timed) if t.outcome is candidate else t for t in self.trials]
+        rows = [timed.row() if row == candidate.row() else row for row in self.trace]
+        return replace(self, trials=tuple(trials), trace=tuple(rows))

@@ -55,6 +55,14 @@ def test_a_better_candidate_ranks_higher(better, worse):
     assert candidate(*better).rank > candidate(*worse).rank
 
 
+def test_twice_the_bytes_must_buy_more_than_what_noise_may_be():
+    in_8_bits, in_16_bits = candidate(23.0, 1.45), replace(candidate(39.0, 1.2), size_bytes=2)
+
+    assert in_16_bits.worth > in_8_bits.worth
+    assert in_8_bits.rank > in_16_bits.rank
+    assert replace(in_16_bits, cost=Cost(1.0, 1.3)).rank > in_8_bits.rank
+
+
 @pytest.mark.parametrize(
     ("sqnr_db", "speedup", "worth"),
     [

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from quant_core.evaluate.timing_cache import Cost
 from quant_core.search.choose import best_of, fastest_of, of_most_worth
+from quant_core.search.race import Race
+from quant_core.search.search import confirmed_best
+from quant_core.search.variants import Trial
 from tests.unit.search.test_candidate import candidate
 
 Measured = tuple[float, float]  # SQNR in dB, and the speed-up
@@ -71,3 +76,29 @@ def test_of_equal_ones_the_smallest_wins_and_then_the_nearest_to_float(choose, s
 
     for order in itertools.permutations([smaller, nearer, larger]):
         assert choose(order) is nearer
+
+
+@pytest.mark.parametrize(
+    ("again", "best"),
+    [
+        ({}, (40.0, 2.0)),
+        ({2.0: 1.1}, (40.0, 1.5)),  # it was lucky: the next one is confirmed in its place
+        ({2.0: 1.1, 1.5: 1.0}, (40.0, 1.1)),  # ... or the least lucky, but none is raced for ever
+        ({1.5: 3.0}, (40.0, 2.0)),  # what is not the best is not raced again
+    ],
+)
+def test_the_best_is_confirmed_by_a_second_race(again, best):
+    race = Race(None)
+    for speedup in (1.5, 2.0, 1.05):
+        made = replace(candidate(40.0, speedup), label=str(speedup))
+        race = race.after(Trial(made.label, made.plan, made))
+    bench = SimpleNamespace(
+        has_time_after=lambda tried: True,
+        time=lambda c, which: Cost(1.0, again.get(c.speedup, c.speedup)),
+    )
+
+    found, raced = confirmed_best(race, bench)
+
+    assert (found.sqnr_db, found.speedup) == best
+    assert found.row() in raced.trace
+    assert len(raced.trace) == 3
