@@ -119,6 +119,13 @@ def _folded(value: ir.Value | None) -> NDArray[Any] | None:
     return constants[value]
 
 
+def _sizes(node: ir.Node, array: NDArray[Any], shape: NDArray[Any]) -> list[int]:
+    """The sizes that a Reshape asks for: 0 is the input's, unless `allowzero` says otherwise."""
+    if graph.attribute(node, "allowzero", 0):
+        return [int(size) for size in shape]
+    return [int(size) or array.shape[axis] for axis, size in enumerate(shape)]
+
+
 Fold = Callable[[ir.Node, list[NDArray[Any]]], NDArray[Any]]
 
 # operator -> its result, from the node and its constant inputs
@@ -127,6 +134,6 @@ FOLDED: Mapping[str, Fold] = {
         ir.DataType(graph.attribute(node, "to", 1)).numpy()
     ),
     "Mul": lambda node, inputs: np.asarray(inputs[0] * inputs[1]),
-    "Reshape": lambda node, inputs: inputs[0].reshape(inputs[1]),
+    "Reshape": lambda node, inputs: inputs[0].reshape(_sizes(node, *inputs)),
     "Transpose": lambda node, inputs: inputs[0].transpose(graph.attribute(node, "perm", None)),
 }

@@ -86,13 +86,14 @@ def test_dynamic_quantization_saturates_too(tmp_path):
     assert nodes_of(tmp_path, text, {"w": FULLY}) == [row("MatMulInteger", [[1, 1]])]
 
 
-def test_what_folds_when_the_session_loads_is_looked_through(tmp_path):
+@pytest.mark.parametrize("shape", [(5, 3), (0, -1)])
+def test_what_folds_when_the_session_loads_is_looked_through(tmp_path, shape):
     text = f"""(float[n,5] x) => (float[n,3] c) {{
         {PAIR} wide = Cast<to = 6>(w) twice = Mul(wide, two)
         t = Transpose<perm = [1, 0]>(twice) r = Reshape(t, shape)
         e = Cast<to = 3>(r) d = DequantizeLinear(e, ws) c = Gemm(a, d)
     }}"""
-    constants = {"w": (FULLY // 2).T.copy(), "two": np.int32(2), "shape": np.array([5, 3])}
+    constants = {"w": (FULLY // 2).T.copy(), "two": np.int32(2), "shape": np.array(shape)}
 
     assert nodes_of(tmp_path, text, constants) == [row("Gemm", [[1, 1]])]
 
