@@ -4,7 +4,7 @@
 |---|---|
 | evaluation samples | a few of these |
 | no samples, or random ones for calibration | other random ones |
-| 4 calibration samples or more | those held out of them; if these are few, splices of them too |
+| 4 calibration samples or more | those held out of them; if these are few, splices of all too |
 | 2 or 3 | all of them, and splices of them |
 | 2 or more, for weights in 4 bits, which are fitted to all of them | splices of them |
 | whole numbers alone as outputs | a few of the calibration samples |
@@ -219,11 +219,11 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
 
 
 def _with_splices(job: QuantJob, judges: Samples) -> Samples:
-    """The judges, and splices of them while these run soon: an error that is rare and large shows
-    in none of a few samples. Splices alone where 4-bit weights are fitted to all judges, which then
-    show 5 to 12 dB less noise than other samples do. The judges alone where they are labelled,
-    random, or of a contract, and where the model only decides: splices are nearer to ties than what
-    it was trained for.
+    """The judges, and splices of all samples while these run soon: an error that is rare and large
+    shows in none of a few samples, nor in splices of a few alone. Splices alone where 4-bit weights
+    are fitted to all judges, which then show 5 to 12 dB less noise than other samples do. The
+    judges alone where they are labelled, random, or of a contract, and where the model only
+    decides: splices are nearer to ties than what it was trained for.
     """
     is_plain = judges.labels is None and job.contract is None and not judges.are_random
     if not is_plain or len(judges) < 2 or _only_decides(job.model):
@@ -233,7 +233,11 @@ def _with_splices(job: QuantJob, judges: Samples) -> Samples:
         return _as_many_as_run_soon(job, judges.spliced(behind[-1] + 1).pick(behind)) or judges
     if len(judges) >= POLICY.few_judges:
         return judges
-    more = _as_many_as_run_soon(job, judges.spliced(POLICY.most_drawn_samples))
+    assert job.samples is not None
+    own = np.flatnonzero(np.isin(job.samples.order, judges.order))
+    behind = len(job.samples) + np.arange(POLICY.most_drawn_samples - len(own))
+    spliced = job.samples.spliced(behind[-1] + 1).pick(np.concatenate([own, behind]))
+    more = _as_many_as_run_soon(job, spliced)
     return judges if more is None or len(more) < len(judges) else more
 
 

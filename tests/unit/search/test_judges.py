@@ -119,7 +119,9 @@ def test_splices_of_given_samples_judge_too_while_the_model_runs_on_them_soon(mo
 
     assert (len(many), len(few)) == (POLICY.most_drawn_samples, POLICY.drawn_samples)
     assert len(enough) == 16
-    columns = [set(column) for column in np.concatenate([few[i]["x"] for i in range(4)]).T]
+    held_out = {samples[i]["x"].tobytes() for i in (1, 3, 5, 7)}
+    assert held_out == {few[i]["x"].tobytes() for i in range(4)}
+    columns = [set(column) for column in np.concatenate([feed["x"] for feed in samples]).T]
     assert all(value in columns[k] for feed in many for k, value in enumerate(feed["x"][0]))
 
 
