@@ -9,8 +9,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from quant_core.late_sympy import load_sympy_late
-
 if TYPE_CHECKING:
     from quant_core.answers import Compared as Compared
     from quant_core.answers import Explanation as Explanation
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from quant_core.judging import validate_model as validate_model
     from quant_core.model.info import model_info as model_info
     from quant_core.search.result import QuantResult as QuantResult
-
-load_sympy_late()
 
 __version__ = "0.1.0"
 

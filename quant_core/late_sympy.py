@@ -1,7 +1,8 @@
 """sympy, with which onnx_ir computes on symbolic sizes, is loaded at its first use.
 
 It takes half a second and 30 MB of every command and of every worker's child, and none of them
-computes on symbolic sizes.
+computes on symbolic sizes. Only these processes ask for it: whoever imports quant_core finds
+imports as they were.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class LateFinder(MetaPathFinder):
         return spec
 
 
+FINDER = LateFinder()
+
+
 def load_sympy_late() -> None:
-    """For imports from now on, of this process."""
-    sys.meta_path.insert(0, LateFinder())
+    """For all imports of this process from now on."""
+    if FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, FINDER)
