@@ -68,6 +68,8 @@ class Target:
     block_sizes        how many 4-bit weights of a matrix may share a scale behind DequantizeLinear;
                        none where only those of an output channel can
     int4_per_channel   4-bit weights of an output channel may share a scale there
+    gathers_integers   a Gather may pick rows of a table of int8; otherwise it picks those that
+                       DequantizeLinear writes
     integer_bias       biases may be int32 behind DequantizeLinear; otherwise they stay float
     slow_in_integers   operators that are slower in integers, and "depthwise Conv" if these are
     only_constants     operators that do not load with weights behind DequantizeLinear where others
@@ -98,6 +100,7 @@ class Target:
     decodes_int4: bool = True
     block_sizes: tuple[int, ...] = (16, 32, 64, 128)
     int4_per_channel: bool = True
+    gathers_integers: bool = True
     integer_bias: bool = True
     slow_in_integers: frozenset[str] = frozenset()
     only_constants: frozenset[str] = frozenset()
@@ -160,7 +163,9 @@ TARGETS = {
         ),
         # Source: NVIDIA TensorRT documentation, "Working with Quantized Types": zero points are 0,
         # weights and activations int8, biases float; "Quantization Schemes": 4 bits for weights
-        # alone, with a scale for each block of 64 or 128 along one of the last two axes.
+        # alone, with a scale for each block of 64 or 128 along one of the last two axes. And
+        # onnx-tensorrt, docs/operators.md, for TensorRT 10.15: DequantizeLinear takes int8, Gather
+        # and Cast do not.
         Target(
             "tensorrt",
             activation_signed=True,
@@ -171,6 +176,7 @@ TARGETS = {
             decodes_int4=False,
             block_sizes=(64, 128),
             int4_per_channel=False,
+            gathers_integers=False,
             integer_bias=False,
             note="written by TensorRT's documented rules, not run there",
         ),

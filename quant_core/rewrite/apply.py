@@ -187,6 +187,6 @@ def _write_node(draft: Draft, node: ir.Node, planned: NodePlan, alike: list[ir.N
             return write_blocks(draft, node, planned)
         case Compute.DYNAMIC:
             return write_dynamic(draft, node, planned)
-    if RULES[node.op_type].is_table:
+    if RULES[node.op_type].is_table and draft.target.gathers_integers:
         return write_table(draft, node, planned)
     return write_weight_only(draft, node, planned)

@@ -357,6 +357,34 @@ def test_qnn_gets_matmuls_of_one_scale_and_convs_of_one_for_each_channel():
     assert found == {"Conv": PerChannel(), "MatMul": PerTensor()}
 
 
+TABLE, MATRIX, STACK = (300, 64), (64, 128), (30, 64, 64)
+# What reads a table -> its lines, and the shapes of what they hold
+READERS = {
+    "a product": ("r = Gather(e, i) y = MatMul(r, w)", {"e": TABLE, "w": MATRIX}),
+    "the table too": ("r = Gather(e, i) t = Transpose(e) y = MatMul(r, t)", {"e": TABLE}),
+    "picked matrices": ("r = Gather(e, i) y = MatMul(r, w)", {"e": STACK, "w": MATRIX}),
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("lines", "shapes"), READERS.values(), ids=READERS)
+def test_tensorrt_picks_rows_that_are_float(lines, shapes, bits):
+    """Source: onnx-tensorrt, docs/operators.md: only DequantizeLinear takes int8."""
+    proto = sketch(f"(int64[n] i) => (float y) {{ {lines} }}", weights(**shapes))
+
+    made = make(prepare_proto(proto), "tensorrt", mode="weight_only", bits=bits).model
+
+    kinds = {*BYTES, TensorProto.INT4}
+    stored = {t.name for t in made.graph.initializer if t.data_type in kinds}
+    assert stored
+    assert {n.op_type for n in made.graph.node if stored & set(n.input)} == {"DequantizeLinear"}
+    feed = {"i": np.arange(30)}
+    [wanted], [found] = (
+        run(open_session(model.SerializeToString()), feed) for model in (proto, made)
+    )
+    assert sqnr_db([[wanted]], [[found]]) > (30 if bits == 8 else 12)
+
+
 @pytest.mark.parametrize("target", ["tensorrt", "qnn"])
 @pytest.mark.parametrize("mode", ["static", "weight_only"])
 def test_no_weight_is_stored_to_be_folded_when_a_model_loads(target, mode):
