@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import time
@@ -87,7 +88,11 @@ def quantize_answer(
     """Quantize a model and time it; compare it with the original if a metric, contract or labels
     were given; export it if that was asked for.
     """
+    gc.disable()  # imports make no garbage
     from quant_core import api
+
+    gc.freeze()  # what was imported stays: a search need not look through it for garbage
+    gc.enable()
 
     began_at = time.monotonic()
     if calibration is not None:
