@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,25 +180,32 @@ class _Tally:
         """Count the samples that wait. Raises: as `add`."""
         for (name, _), arrays in self.waiting.items():
             stack = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
-            if np.isfinite(stack).all():
-                self._count(name, stack, is_finite=True)
+            if not stack.size:
+                continue
+            bounds = _bounds(stack)
+            if all(map(math.isfinite, bounds)):
+                self._count(name, stack, bounds)
             else:
                 for sample in stack:
-                    self._count(name, sample[None], is_finite=bool(np.isfinite(sample).all()))
+                    self._count(name, sample[None])
         self.waiting.clear()
         self.waiting_bytes = 0
 
-    def _count(self, name: str, x: NDArray[Any], *, is_finite: bool) -> None:
-        """Count values (samples, *shape) of a tensor."""
+    def _count(self, name: str, x: NDArray[Any], bounds: tuple[float, float] | None = None) -> None:
+        """Count values (samples, *shape) of a tensor.
+
+        bounds  the least and the largest of them, if all are known to be finite
+        """
         axes = self.axes.get(name, ())
         # an axis of the tensor that is counted from the left has the samples before it
         counted = {axis: _counted(x, axis + (axis >= 0)) for axis in axes}
-        if not is_finite:
+        if bounds is None:
             x = _finite(x)
+            bounds = _bounds(x)
             counted = {axis: _finite_rows(rows) for axis, rows in counted.items()}
         if name in self.tensors:
             first = next(iter(counted.values()), x)
-            self.tensors[name].update(x, name, first if first.size else x)
+            self.tensors[name].update(first if first.size else x, name, bounds)
         for axis in axes:
             self.means[name, axis].update(counted[axis], name)
 
@@ -206,6 +214,11 @@ def _mean_key(name: str) -> MeanKey:
     """The key of means that `Statistics.save` stored as "m:axis:tensor"."""
     _, axis, tensor = name.split(":", 2)
     return tensor, int(axis)
+
+
+def _bounds(x: NDArray[Any]) -> tuple[float, float]:
+    """The least and the largest value, as float32 holds them; NaN if one of them is."""
+    return float(np.float32(x.min())), float(np.float32(x.max()))
 
 
 def _finite(x: NDArray[Any]) -> NDArray[Any]:

@@ -46,19 +46,21 @@ class TensorStats:
     hi: float = -math.inf
     counts: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def update(self, x: NDArray[Any], where: str = "", counted: NDArray[Any] | None = None) -> None:
+    def update(
+        self, x: NDArray[Any], where: str = "", bounds: tuple[float, float] | None = None
+    ) -> None:
         """Adds all values of `x`, of any shape.
 
-        where    the tensor's name, for errors
-        counted  those values of `x` that the histogram counts, where all would cost too much (see
-                 `thinned`); `lo` and `hi` are of all values
+        where   the tensor's name, for errors
+        bounds  the least and the largest value of the tensor, where `x` are only those of its
+                values that the histogram counts, as all would cost too much (see `thinned`)
 
         Raises: DataError if a value is NaN or infinite; nothing is added then.
         """
         values = np.ascontiguousarray(x, np.float32).ravel()
         if not values.size:
             return
-        lo, hi = float(values.min()), float(values.max())
+        lo, hi = bounds or (float(values.min()), float(values.max()))
         if not math.isfinite(hi - lo):
             raise DataError(
                 _count_bad(values), where, "Is a sample broken, or does the float model overflow?"
@@ -70,8 +72,6 @@ class TensorStats:
         # bins
         exact = np.float32 if exponent <= 0 else np.float64
         scale = exact(2.0**-exponent)
-        if counted is not None:
-            values = np.ascontiguousarray(counted, np.float32).ravel()
         for start in range(0, values.size, _CHUNK):
             bins = np.multiply(values[start : start + _CHUNK], scale, dtype=exact)
             np.floor(bins, out=bins)

@@ -157,9 +157,9 @@ def test_a_thinned_histogram_obeys_the_law_and_keeps_the_exact_ends() -> None:
     x = np.random.default_rng(1).normal(0, 1, (6, 8, 80, 80)).astype(np.float32)
     together, apart = TensorStats(), [TensorStats() for _ in x]
 
-    together.update(x, counted=thinned(x, 1, 256))
+    together.update(thinned(x, 1, 256), bounds=(x.min(), x.max()))
     for stats, sample in zip(apart, x, strict=True):
-        stats.update(sample[None], counted=thinned(sample[None], 1, 256))
+        stats.update(thinned(sample[None], 1, 256), bounds=(sample.min(), sample.max()))
 
     assert reduce(TensorStats.merge, apart) == together
     assert (together.lo, together.hi) == (x.min(), x.max())
