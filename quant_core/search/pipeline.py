@@ -51,7 +51,8 @@ def quantize_by_search(job: QuantJob) -> Made:
     """The best model that the job's config allows.
 
     Samples that ranges were measured on, and weights fitted to, judge too kindly. Where no others
-    are given, a part is held out to judge by, and what wins is finished with all samples.
+    are given, a part is held out to judge by, and what wins is finished with all samples: weights
+    are rounded for them too where that costs no output its aim.
 
     Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
@@ -78,17 +79,19 @@ def quantize_by_search(job: QuantJob) -> Made:
             whole_front=job.whole_front,
             progress=job.progress,
         )
-    is_rounded_anew = judging.held_out is not None and _is_worth_rounding_anew(
-        job, plan, calibrating_s + found.best.seconds
-    )
-    if judging.held_out is not None and not is_rounded_anew:
+    takes_s = calibrating_s + found.best.seconds
+    if judging.held_out is not None and _is_worth_rounding_anew(job, plan, takes_s):
+        assert bench is not None
+        tuned = tune_biases(found, bench, job.contract, job.progress)
+        job.progress("rounding for all samples")
+        anew = _rounded_anew(tuned, job, bench)
+        if anew.best.is_above(anew.best.aim) or not tuned.best.is_above(tuned.best.aim):
+            return _made(job, judging, bench, anew, why, repairs=True)
+    if judging.held_out is not None:
         job.progress("finishing with all samples")
         found = _with_more_samples(found, job, plan, judging.held_out)
     if bench is not None:
         found = tune_biases(found, bench, job.contract, job.progress)
-    if is_rounded_anew:
-        job.progress("rounding for all samples")
-        found = _rounded_anew(found, job)
     return _made(job, judging, bench, found, why, repairs=True)
 
 
@@ -147,11 +150,13 @@ def _is_worth_rounding_anew(job: QuantJob, plan: QuantPlan, takes_s: float) -> b
     return bool(needs_all) and job.deadline.allows(takes_s)
 
 
-def _rounded_anew(found: Found, job: QuantJob) -> Found:
-    """What was found, with weights, ranges and biases of all samples of the job."""
+def _rounded_anew(found: Found, job: QuantJob, bench: Bench) -> Found:
+    """What was found, with weights, ranges and biases of all samples of the job; judged again, as
+    one decision that falls otherwise may cost all.
+    """
     calibrated = _calibrated_as_planned(job, found.best.plan)
     best = calibrated.with_planned_biases(_remade(found.best, calibrated))
-    return replace(found, best=best, calibrated=calibrated)
+    return replace(found, best=bench.judge_fidelity(best), calibrated=calibrated)
 
 
 def _with_more_samples(found: Found, job: QuantJob, plan: QuantPlan, held_out: Samples) -> Found:
