@@ -70,7 +70,7 @@ class Reference:
             o.name
             for fidelity in again
             for o in fidelity.per_output
-            if o.flaw or (o.sqnr_db is not None and o.sqnr_db < POLICY.faithful_db)
+            if o.flaw or (o.sqnr_db is not None and (o.sound_db or 0.0) < POLICY.faithful_db)
         )
         return cls(path, samples, session, outputs, unsteady)
 

@@ -23,6 +23,7 @@ from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model.normalize import normalize
 from quant_core.plan.types import QuantPlan
+from quant_core.search import pipeline
 from quant_core.search.bench import Reference
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob
@@ -183,6 +184,38 @@ def test_a_plan_says_which_samples_its_weights_were_not_fitted_to(model, tmp_pat
     assert Path(made.output).read_bytes() == Path(again.output).read_bytes()
     is_fitted_to_all = Path(made.output).read_bytes() == Path(of_all.output).read_bytes()
     assert is_fitted_to_all == (count < 32)
+
+
+def test_weights_that_are_worse_when_rounded_for_all_samples_stay_as_they_were(
+    model, tmp_path, monkeypatch
+):
+    rounded_anew = pipeline._rounded_anew
+
+    def worse(found, job, bench):
+        made = rounded_anew(found, job, bench)
+        [output] = made.best.fidelity.per_output
+        low = replace(output, sqnr_db=13.0, lower_db=13.0)
+        fidelity = replace(made.best.fidelity, per_output=(low,))
+        return replace(made, best=replace(made.best, fidelity=fidelity))
+
+    monkeypatch.setattr(pipeline, "_rounded_anew", worse)
+    rows = np.random.default_rng(0).standard_normal((8, 8), dtype=np.float32)
+
+    made = api.quantize_model(
+        model, tmp_path / "a.onnx", QuantConfig(mode="static"), calibration=rows
+    )
+
+    assert made.plan.holdout == 2
+    assert made.worst_db > POLICY.noted_db
+
+
+@pytest.mark.parametrize(("largest", "unsteady"), [(1e-3, set()), (1.0, {"y"})])
+def test_float_need_not_repeat_small_probabilities(tmp_path, largest, unsteady):
+    path = tmp_path / "m.onnx"
+    noise = f"r = RandomUniformLike<low = 0.0, high = {largest:.4f}>(x)"
+    onnx.save(sketch(f"(float[1,8] x) => (float[1,8] y) {{ {noise} y = Abs(r) }}", {}), path)
+
+    assert Reference.run(path, given(path, 4)).unsteady == unsteady
 
 
 @pytest.mark.parametrize("count", [2, 33])
