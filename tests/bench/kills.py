@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,17 @@ def make_models(folder: Path, models: int) -> None:
     (folder / "m.yaml").write_text(yaml.safe_dump(said))
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, options: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.batch", str(folder / "m.yaml"), "--format", "json"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder.parent / "prefect")}
-    environment.pop("PREFECT_API_URL", None)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [*command, *options], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE
+    )
 
 
-def run(folder: Path) -> float:
+def run(folder: Path, options: Sequence[str]) -> float:
     """Undisturbed; the seconds between its first event and its end."""
-    process = start(folder)
+    process = start(folder, options)
     assert process.stdout is not None
     lines = [(time.monotonic(), line) for line in process.stdout]
     assert process.wait() == 0, f"exit code {process.returncode}:\n" + "".join(
@@ -83,9 +85,9 @@ def run(folder: Path) -> float:
     return times[-1] - times[0]
 
 
-def kill_at(folder: Path, after: float) -> bool:
+def kill_at(folder: Path, after: float, options: Sequence[str]) -> bool:
     """Killed so many seconds after the first event; whether it was still at work then."""
-    process = start(folder)
+    process = start(folder, options)
     assert process.stdout is not None
     for line in process.stdout:
         if '"started"' in line:
@@ -134,28 +136,31 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def storm(
-    work: Path, kills: int, models: int, seed: int = 0
+    work: Path, kills: int, models: int, options: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """The state after `kills` kills and a full run, that of an undisturbed run, and a count.
 
     The count is of kills that hit a batch at work. A batch that is done before it is killed starts
     again from nothing, since its next run would only skip.
+
+    options  of every command
     """
     make_models(work / "calm", models)
-    seconds = run(work / "calm")
+    seconds = run(work / "calm", options)
     shutil.copytree(
         work / "calm", work / "storm", ignore=shutil.ignore_patterns("out"), symlinks=True
     )
-    chance, hits = random.Random(seed), 0
+    chance, hits = random.Random(0), 0
     for _ in range(3 * kills):
-        killed = kill_at(work / "storm", chance.uniform(0, seconds))
+        after = chance.uniform(0, seconds / 2)  # later ones may find it nearly done
+        killed = kill_at(work / "storm", after, options)
         if is_over(work / "storm"):
             shutil.rmtree(work / "storm" / "out")
         else:
             hits += killed
         if hits == kills:
             break
-    run(work / "storm")
+    run(work / "storm", options)
     return state(work / "storm"), state(work / "calm"), hits
 
 

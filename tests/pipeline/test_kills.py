@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.kills import storm
-from tests.pipeline.conftest import prefect_home
 
 
 @pytest.mark.slow
-def test_rows_and_files_after_kills_are_those_of_an_undisturbed_run(tmp_path, migrated):
-    prefect_home(tmp_path / "prefect" / "quantmill" / "prefect", migrated)
-    after, calm, hits = storm(tmp_path, kills=3, models=6)
+def test_rows_and_files_after_kills_are_those_of_an_undisturbed_run(tmp_path, harness):
+    after, calm, hits = storm(tmp_path, kills=3, models=6, options=("--prefect", "inherit"))
 
     assert hits > 0
     assert after["files"] == calm["files"]
