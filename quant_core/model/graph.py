@@ -101,11 +101,13 @@ def is_dequantized(value: ir.Value | None) -> bool:
 
 
 def is_float_weight(value: ir.Value | None) -> bool:
-    """Whether the value is a constant float32 tensor of rank 2 or more."""
+    """Whether the value is a constant float32 tensor of rank 2 or more that holds numbers."""
     if value is None or not is_constant(value):
         return False
     tensor = value.const_value
-    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) >= 2
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return False
+    return len(tensor.shape) >= 2 and tensor.size > 0
 
 
 def array(weight: ir.Value) -> NDArray[Any]:

@@ -444,3 +444,14 @@ def several_inputs_of_several_types():
         z = Neg(d)
     }"""
     return sketch(text, weights(u=(4, 4, 3, 3), w=(8, 32), g=(36, 4)))
+
+
+@case
+def weights_without_numbers():
+    """Products with matrices of no columns and of no rows: heads that were cut off."""
+    text = """(float[n,32] x) => (float[n,8] y, float[n,0] z) {
+        a = Slice(x, l, l, k) b = MatMul(a, e) m = MatMul(x, w) y = Add(m, b) z = MatMul(x, o)
+    }"""
+    empty = {"e": np.zeros((0, 8), np.float32), "o": np.zeros((32, 0), np.float32)}
+    ends = {"l": np.zeros(1, np.int64), "k": np.ones(1, np.int64)}
+    return sketch(text, weights(w=(32, 8)) | empty | ends)
