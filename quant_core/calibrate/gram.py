@@ -320,6 +320,5 @@ class _MomentSums:
         self.waiting = []
         self.count += rows.shape[1]
         split = np.ascontiguousarray(split_columns(rows, self.source.parts))
-        count = np.ones((1, split.shape[2]))
-        self.first += (count @ split.astype(np.float64))[:, :, 0]
+        self.first += np.einsum("gpnk->gpk", split, dtype=np.float64)
         self.second += split.swapaxes(2, 3) @ split
