@@ -18,7 +18,7 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
 4. Selection. Without a contract the candidate of the highest rank wins: it is sound, gains speed
    with no output below POLICY.noted_db, or else has none below and is no slower than float, and is
    of most worth: speed, less what the lost fidelity must buy. Of those that are as fast as this
-   one, the nearest to float wins. A second race must confirm its speed. If all have outputs below,
+   one, the nearest to float wins. Second races confirm its speed. If all have outputs below,
    however slow, more bits for the weights of the best are tried too.
    With a contract (`select_by_contract`) the candidate of most worth that satisfies it wins.
    Where a faster one misses it, or none satisfies it, the nodes that cost the most accuracy are
@@ -41,13 +41,14 @@ fail. `follow_plan` takes the place of all where a plan is given, or nothing can
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict, float_misses
+from quant_core.evaluate.timing_cache import Cost
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.assignments import try_assignments
@@ -163,15 +164,29 @@ def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
 
 
 def confirmed_best(race: Race, bench: Bench) -> tuple[Candidate, Race]:
-    """The best candidate by the lower of its speeds in two races: of many in one, one is lucky."""
+    """The best candidate after second races, as one of many is lucky or unlucky in the first: the
+    best by the lower of its speeds, and by the higher what is above the aim, but seemed slower than
+    float, if the best is not above.
+    """
     best, raced_again = best_of(race.candidates), set[str]()
+    slow = [c for c in race.candidates if c.is_above(c.aim) and not c.keeps_speed]
+    if slow and not best.is_above(best.aim) and bench.has_time_after(race.candidates):
+        race = _raced_again(race, of_most_worth(slow), bench, max)
+        best = best_of(race.candidates)
     is_open = len(race.candidates) > 1
     while is_open and best.label not in raced_again and bench.has_time_after(race.candidates):
         raced_again.add(best.label)
-        costs = filter(None, (best.cost, bench.time(best, "again")))
-        race = race.with_cost(best, min(costs, key=lambda cost: cost.speedup, default=None))
+        race = _raced_again(race, best, bench, min)
         best = best_of(race.candidates)
     return best, race
+
+
+def _raced_again(
+    race: Race, candidate: Candidate, bench: Bench, choose: Callable[..., Cost | None]
+) -> Race:
+    """The race with that one of the costs of the candidate in two races."""
+    costs = filter(None, (candidate.cost, bench.time(candidate, "again")))
+    return race.with_cost(candidate, choose(costs, key=lambda cost: cost.speedup, default=None))
 
 
 def select_by_contract(
