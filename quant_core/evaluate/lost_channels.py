@@ -19,7 +19,7 @@ from quant_core.metrics import PROBABILITY_ERROR
 from quant_core.model import graph
 from quant_core.plan.operators import CAPS
 
-LEAST_VARIATION = 1e-3  # of a channel's mean: one that varies by less is constant
+LEAST_VARIATION = 1e-4  # of a channel's mean: one that varies by less is constant
 _PASSED = frozenset({"DequantizeLinear", "QuantizeLinear", "Transpose", "Identity", "Cast"})
 
 
