@@ -68,7 +68,7 @@ def _written(output: ir.Value) -> _Written | None:
         if node.op_type == "DequantizeLinear":
             pair = node
         if node.op_type == "Transpose":
-            perms.append(graph.attribute(node, "perm", range(2)[::-1]))
+            perms.append(tuple(graph.attribute(node, "perm", ())))
         node = graph.value(node.inputs[0]).producer()
     if node is not None and node.op_type in CAPS:
         node = graph.value(node.inputs[0]).producer()
@@ -79,13 +79,15 @@ def _written(output: ir.Value) -> _Written | None:
         return None
     axis = 1
     for perm in reversed(perms):
-        axis = list(perm).index(axis)
+        if axis not in perm:
+            return None
+        axis = perm.index(axis)
     return _Written(node, scale, zero_point, axis)
 
 
 def _loses_one(arrays: Sequence[NDArray[Any]], written: _Written, least_db: float) -> bool:
     """Whether a channel that varies is lost. Probabilities that hardly change lose nothing."""
-    if any(x.ndim <= written.axis for x in arrays):
+    if any(x.dtype.kind != "f" or x.ndim <= written.axis for x in arrays):
         return False
     rows = [np.moveaxis(x, written.axis, 0).reshape(x.shape[written.axis], -1) for x in arrays]
     if len({len(row) for row in rows}) > 1:
