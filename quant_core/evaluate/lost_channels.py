@@ -6,7 +6,8 @@ step of the integers. The SQNR of the output as a whole does not tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +33,16 @@ def lost_channels(
     outputs  of the float model: a list of arrays for each sample
     """
     written = {i: _written(output) for i, output in enumerate(model.graph.outputs)}
-    rounded = {i: found for i, found in written.items() if found is not None}
-    if not rounded:
+    sums = {i: _ChannelSums(found) for i, found in written.items() if found is not None}
+    if not sums:
         return {}
-    by_sample = [{i: arrays[i] for i in rounded} for arrays in outputs]
+    for arrays in outputs:
+        for i, of_output in sums.items():
+            of_output.add(arrays[i])
     return {
-        str(model.graph.outputs[i].name): found.writer
-        for i, found in rounded.items()
-        if _loses_one([arrays[i] for arrays in by_sample], found, least_db)
+        str(model.graph.outputs[i].name): of_output.written.writer
+        for i, of_output in sums.items()
+        if of_output.loses_one(least_db)
     }
 
 
@@ -85,20 +88,40 @@ def _written(output: ir.Value) -> _Written | None:
     return _Written(node, scale, zero_point, axis)
 
 
-def _loses_one(arrays: Sequence[NDArray[Any]], written: _Written, least_db: float) -> bool:
-    """Whether a channel that varies is lost. Probabilities that hardly change lose nothing."""
-    if any(x.dtype.kind != "f" or x.ndim <= written.axis for x in arrays):
-        return False
-    rows = [np.moveaxis(x, written.axis, 0).reshape(x.shape[written.axis], -1) for x in arrays]
-    if len({len(row) for row in rows}) > 1:
-        return False
-    values = np.concatenate(rows, axis=1).astype(np.float64)
-    if not values.size or not np.isfinite(values).all():
-        return False
-    error = written.rounded(values) - values
-    is_probability = values.min() >= 0 and values.max() <= 1
-    if is_probability and np.abs(error).max() < PROBABILITY_ERROR:
-        return False
-    signal, noise = values.var(axis=1), np.square(error).mean(axis=1)
-    varies = np.sqrt(signal) > LEAST_VARIATION * np.abs(values.mean(axis=1))
-    return bool((varies & (signal < 10 ** (least_db / 10) * noise)).any())
+class _ChannelSums:
+    """Sums over the samples of one output: of each channel's values, squares and errors."""
+
+    def __init__(self, written: _Written) -> None:
+        self.written = written
+        self.count = 0  # of the values of a channel
+        self.sums = np.zeros((3, 1))  # then (3, C)
+        self.lo, self.hi, self.largest_error = math.inf, -math.inf, 0.0
+
+    def add(self, x: NDArray[Any]) -> None:
+        """Add what float gives for a sample; of what has no such channels nothing is lost."""
+        axis = self.written.axis
+        if x.dtype.kind != "f" or x.ndim <= axis or not x.size:
+            return
+        rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64)
+        if self.count and self.sums.shape[1] != len(rows):
+            self.sums = np.full((3, 1), np.nan)  # another number of channels: none is the same
+            return
+        with np.errstate(invalid="ignore", over="ignore"):  # then the sums are not finite
+            error = self.written.rounded(rows) - rows
+            powers = (rows, np.square(rows), np.square(error))
+            self.sums = self.sums + np.stack([values.sum(1) for values in powers])
+        self.count += rows.shape[1]
+        self.lo, self.hi = min(self.lo, rows.min()), max(self.hi, rows.max())
+        self.largest_error = max(self.largest_error, np.abs(error).max())
+
+    def loses_one(self, least_db: float) -> bool:
+        """Whether a channel that varies is lost. Probabilities that hardly change lose nothing."""
+        if not self.count or not np.isfinite(self.sums).all():
+            return False
+        is_probability = self.lo >= 0 and self.hi <= 1
+        if is_probability and self.largest_error < PROBABILITY_ERROR:
+            return False
+        mean, square, noise = self.sums / self.count
+        signal = np.maximum(square - np.square(mean), 0.0)
+        varies = np.sqrt(signal) > LEAST_VARIATION * np.abs(mean)
+        return bool((varies & (signal < 10 ** (least_db / 10) * noise)).any())
