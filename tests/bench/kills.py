@@ -152,8 +152,7 @@ def storm(
     )
     chance, hits = random.Random(0), 0
     for _ in range(3 * kills):
-        after = chance.uniform(0, seconds / 2)  # later ones may find it nearly done
-        killed = kill_at(work / "storm", after, options)
+        killed = kill_at(work / "storm", chance.uniform(0, seconds), options)
         if is_over(work / "storm"):
             shutil.rmtree(work / "storm" / "out")
         else:
