@@ -172,11 +172,12 @@ def first_output(node: ir.Node) -> ir.Value:
 def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Edit in place: readers of `old`, and the graph output it may be, read `new` instead.
 
-    `new` takes the name, the type and the shape of `old`.
+    `new` takes the name, the type, the shape, the text and the metadata of `old`.
     """
     name = old.name
     old.replace_all_uses_with(new, replace_graph_outputs=old.is_graph_output())
-    new.type, new.shape = old.type, old.shape
+    new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string
+    new.metadata_props.update(old.metadata_props)
     old.name = f"{name}_replaced"
     new.name = name
 

@@ -1,4 +1,4 @@
-"""What conversions and rewrites lose of a model: names of sizes, texts, operator sets."""
+"""What converters and optimizers lose of a model: names of sizes, texts, operator sets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from quant_core.model.proto import TYPE
 def restore_interface(model: ir.Model, original: ir.Model) -> None:
     """Edit `model` in place: what its original says of itself, its inputs and its outputs.
 
-    Converters and optimizers name sizes that were left open, and forget texts and operator sets;
-    an output that another node writes loses its texts.
+    Converters and optimizers name sizes that were left open, and forget texts and operator sets.
     """
     model.doc_string, model.graph.doc_string = original.doc_string, original.graph.doc_string
     model.graph.name = original.graph.name

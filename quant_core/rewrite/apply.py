@@ -16,7 +16,6 @@ from quant_core.model.carried import set_apart
 from quant_core.model.normalize import normalize
 from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
-from quant_core.model.restore_interface import restore_interface
 from quant_core.model.write import sign
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import TARGETS, Target
@@ -117,7 +116,6 @@ def apply_plan(
         dequantize_once(copy, draft.writer, rounded, static)  # 11
         cut_parts(copy, draft.writer)  # 12
     files.release(*files.external_tensors(model))
-    restore_interface(copy, model)
     sign(copy)
     remaining = {planned: node for planned, node in written.items() if node.graph is not None}
     return Quantized(copy, remaining, draft.rounding.sqnr_db, draft.rounding.worst_row_db)
