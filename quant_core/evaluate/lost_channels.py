@@ -15,9 +15,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.evaluate.output_tally import MASK
 from quant_core.evaluate.outputs import Outputs
 from quant_core.metrics import PROBABILITY_ERROR
 from quant_core.model import graph
+from quant_core.numerics.affine import Grid, QuantParams, dequantize, quantize
 from quant_core.plan.operators import CAPS
 
 LEAST_VARIATION = 1e-4  # of a channel's mean: one that varies by less is constant
@@ -48,20 +50,13 @@ def lost_channels(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Written:
-    """How an output is written: by which node, on which grid, and along which axis its channels
+    """How an output is written: by which node, in which integers, and along which axis its channels
     lie.
     """
 
     writer: ir.Node
-    scale: NDArray[Any]
-    zero_point: NDArray[Any]
+    params: QuantParams
     axis: int
-
-    def rounded(self, x: NDArray[Any]) -> NDArray[Any]:
-        """What the values are after they were integers."""
-        ends = np.iinfo(self.zero_point.dtype)
-        q = np.clip(np.rint(x / self.scale) + self.zero_point, ends.min, ends.max)
-        return np.asarray((q - self.zero_point) * self.scale)
 
 
 def _written(output: ir.Value) -> _Written | None:
@@ -80,12 +75,14 @@ def _written(output: ir.Value) -> _Written | None:
     scale, zero_point = (graph.constant(value) for value in pair.inputs[1:])
     if scale is None or zero_point is None or scale.size != 1:
         return None
+    grid = Grid(8 * zero_point.itemsize, zero_point.dtype.kind == "i", symmetric=False)
+    params = QuantParams(scale.reshape(()), zero_point.reshape(()), None, grid)
     axis = 1
     for perm in reversed(perms):
         if axis not in perm:
             return None
         axis = perm.index(axis)
-    return _Written(node, scale, zero_point, axis)
+    return _Written(node, params, axis)
 
 
 class _ChannelSums:
@@ -96,6 +93,7 @@ class _ChannelSums:
         self.count = 0  # of the values of a channel
         self.sums = np.zeros((3, 1))  # then (3, C)
         self.lo, self.hi, self.largest_error = math.inf, -math.inf, 0.0
+        self.are_known = True  # the same channels in all samples, without masks
 
     def add(self, x: NDArray[Any]) -> None:
         """Add what float gives for a sample; of what has no such channels nothing is lost."""
@@ -103,20 +101,21 @@ class _ChannelSums:
         if x.dtype.kind != "f" or x.ndim <= axis or not x.size:
             return
         rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64)
-        if self.count and self.sums.shape[1] != len(rows):
-            self.sums = np.full((3, 1), np.nan)  # another number of channels: none is the same
+        are_others = self.count > 0 and self.sums.shape[1] != len(rows)
+        if are_others or not (np.abs(rows) < MASK).all():
+            self.are_known = False
             return
-        with np.errstate(invalid="ignore", over="ignore"):  # then the sums are not finite
-            error = self.written.rounded(rows) - rows
-            powers = (rows, np.square(rows), np.square(error))
-            self.sums = self.sums + np.stack([values.sum(1) for values in powers])
+        params = self.written.params
+        error = dequantize(quantize(rows, params), params) - rows
+        powers = (rows, np.square(rows), np.square(error))
+        self.sums = self.sums + np.stack([values.sum(1) for values in powers])
         self.count += rows.shape[1]
         self.lo, self.hi = min(self.lo, rows.min()), max(self.hi, rows.max())
         self.largest_error = max(self.largest_error, np.abs(error).max())
 
     def loses_one(self, least_db: float) -> bool:
         """Whether a channel that varies is lost. Probabilities that hardly change lose nothing."""
-        if not self.count or not np.isfinite(self.sums).all():
+        if not (self.count and self.are_known):
             return False
         is_probability = self.lo >= 0 and self.hi <= 1
         if is_probability and self.largest_error < PROBABILITY_ERROR:
