@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from quant_core.data.constants import is_given, numbers_of, size_of
 from quant_core.data.input_spec import InputSpec
 from quant_core.model import graph
+from quant_core.model.constants import is_given, numbers_of, size_of
 
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
 # Operators whose output has the axes of its input, and a constant operand does not change them.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from quant_core.data.constants import is_given, mean_of, numbers_of, size_of
 from quant_core.data.input_spec import InputSpec
 from quant_core.model import graph
+from quant_core.model.constants import is_given, mean_of, numbers_of, size_of
 
 LENGTH = re.compile(r"(^|[^a-z])(len|lens|length|lengths|num_frames|num_steps)([^a-z]|$)|lengths?$")
 MASK = re.compile(r"mask")
@@ -47,10 +47,8 @@ TABLES = {
     "EmbedLayerNormalization": {0: 2, 1: 4},
 }
 WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
-SCALES = frozenset(
-    {"Add", "Sub", "Mul", "Div"}
-    | {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
-)
+NORMALIZATIONS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
+SCALES = frozenset({"Add", "Sub", "Mul", "Div", *NORMALIZATIONS})
 # Linear operators, by which a spectrum is computed of its signal -> their inputs, as above.
 LINEAR: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(
     ("Conv", "MatMul", "Gemm", "Mul", "Pad", "Add", "Sub", "GatherND"), ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.model.constants import is_given
 
 QAT = "quantmill.qat"  # key of what was done with the pairs, in the model's metadata
 RESPECT, REPLACE = "respect", "replace"
@@ -37,11 +38,7 @@ def respects_pairs(model: ir.Model) -> bool:
 
 def _quantizes_weight(node: ir.Node) -> bool:
     """Whether the node quantizes a float constant: a quantizer would have stored the integers."""
-    if node.op_type != "QuantizeLinear":
-        return False
-    source = graph.value(node.inputs[0])
-    producer = source.producer()
-    return graph.is_constant(source) or (producer is not None and producer.op_type == "Constant")
+    return node.op_type == "QuantizeLinear" and is_given(node.inputs[0])
 
 
 def _remove_pair(dequantize: ir.Node) -> None:
