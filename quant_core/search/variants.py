@@ -235,4 +235,4 @@ def _has_spare_fidelity(candidate: Candidate | None, rivals: Sequence[Candidate]
         return False
     if candidate.sqnr_db < POLICY.faithful_db:
         return False
-    return candidate.worth > max(c.worth for c in rivals) - POLICY.per_tensor_gain
+    return candidate.gain > max(c.worth for c in rivals) - POLICY.per_tensor_gain

@@ -415,6 +415,23 @@ def test_one_scale_per_weight_is_tried_if_fidelity_is_to_spare(options, sqnr_db,
     assert any(v.granularity == PerTensor() for v in variants) == is_worth_it
 
 
+@pytest.mark.parametrize(("speedup", "is_worth_it"), [(0.85, True), (0.75, False)])
+def test_one_scale_per_weight_is_tried_where_it_could_make_up_for_what_integers_lose(
+    speedup, is_worth_it
+):
+    problem = Problem(deep(3))
+    trials = []
+    for compute, speed in ((Compute.FLOAT, 1.0), (Compute.DYNAMIC, speedup)):
+        choice = NodeChoice(compute)
+        plan = with_choice(problem.model, problem.plan, ("l1", "l2", "y"), choice)
+        judged = problem.bench.judge_fidelity(problem.calibrated.build(plan, str(compute)))
+        trials.append(Trial(str(compute), plan, replace(judged, cost=Cost(1.0, speed))))
+
+    variants = worth_a_trial(problem, trials)
+
+    assert any(v.granularity == PerTensor() for v in variants) == is_worth_it
+
+
 @pytest.mark.parametrize(("float_nodes", "is_worth_it"), [(0, False), (1, False), (2, True)])
 def test_weights_that_are_only_stored_are_tried_where_most_nodes_compute_in_float(
     float_nodes, is_worth_it
