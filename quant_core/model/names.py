@@ -14,15 +14,23 @@ def make_unique(model: ir.Model) -> dict[str, str]:
 
     Plans, statistics and caches know a value by its name, and ONNX allows sibling graphs to use the
     same ones. Nobody outside sees the names of inner graphs, whose inputs and outputs are told
-    apart by position. The main graph keeps its names.
+    apart by position; but onnxruntime's own operators, such as BeamSearch, know them by name. The
+    main graph keeps its names.
 
     Returns the former name of each value that was renamed, by its new name.
     """
     taken = {str(v.name) for v in _values(model.graph) if v.name}
+    kept = {
+        value
+        for node in model.graph.all_nodes()
+        if node.domain == graph.MICROSOFT
+        for inside in graph.graphs_in(node)
+        for value in (*inside.inputs, *inside.outputs)
+    }
     former = {}
     for inside in model.graph.subgraphs():
         for value in _values(inside):
-            if not value.name:
+            if not value.name or value in kept:
                 continue
             name = _free(value.name, taken)
             if name != value.name:

@@ -57,6 +57,9 @@ FUSED = (
     """(float[n,96] x) => (float[n,96] y) { y = com.microsoft.FusedMatMul<alpha = 0.5>(x, w) }"""
 )
 
+ROUTED = """(float[n,96] x, float[n,4] r) => (float[n,96] y) {
+    y = com.microsoft.MoE<k = 2>(x, r, up, bias, down) }"""
+
 
 def weights(**shapes) -> dict[str, np.ndarray]:
     return {name: RNG.normal(size=s).astype(np.float32) / 10 for name, s in shapes.items()}
@@ -78,6 +81,7 @@ KINDS = {
     "under an adapter whose sizes are open": (ADAPTED, ONE),
     "experts of a stack": (EXPERTS, STACK),
     "an operator of onnxruntime's own": (FUSED, ONE),
+    "experts of one operator": (ROUTED, weights(up=(4, D, D), bias=(4, D), down=(4, D, D))),
 }
 
 
@@ -93,6 +97,8 @@ def feed_of(text: str) -> dict[str, np.ndarray]:
         feed["e"] = np.array([3, 0, 2, 2, 1])
     if "float[k,r] l" in text:
         feed |= {"l": RNG.normal(size=(D, 4)), "t": RNG.normal(size=(4, D)) / 20}
+    if "float[n,4] r" in text:
+        feed["r"] = RNG.normal(size=(5, 4)).astype(np.float32)
     if "float[96,4] a" in text:
         feed["a"] = RNG.normal(size=(D, 4)).astype(np.float32)
     return {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in feed.items()}
