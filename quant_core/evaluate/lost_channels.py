@@ -1,4 +1,4 @@
-"""Outputs that are written as integers with one scale, of which some channel is lost.
+"""Outputs that lose a channel in integers with one scale.
 
 A field in kelvin beside one in pascal, or a height of thousands that varies by tens, lies within a
 step of the integers. The SQNR of the output as a whole does not tell.
@@ -7,7 +7,7 @@ step of the integers. The SQNR of the output as a whole does not tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,89 +16,121 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.evaluate.output_tally import MASK
-from quant_core.evaluate.outputs import Outputs
 from quant_core.metrics import PROBABILITY_ERROR
 from quant_core.model import graph
+from quant_core.model.values import Feed, values_of
 from quant_core.numerics.affine import Grid, QuantParams, dequantize, quantize
-from quant_core.plan.operators import CAPS
+from quant_core.plan.operators import CAPS, RULES, Kind
 
 LEAST_VARIATION = 1e-4  # of a channel's mean: one that varies by less is constant
-_PASSED = frozenset({"DequantizeLinear", "QuantizeLinear", "Transpose", "Identity", "Cast"})
+# Operators that move values: integers behind them are those before them.
+_MOVES = frozenset(name for name, rule in RULES.items() if rule.kind is Kind.MOVES)
+# Other operators that make a channel of their output of one channel of their input.
+_KEEPS_CHANNELS = frozenset(
+    {*CAPS, "QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "CastLike", "Slice", "Split"}
+    | {"Add", "Sub", "Mul", "Div", "Concat", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+    | {"Pad", "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "ReduceMean"}
+)
 
 
 def lost_channels(
-    model: ir.Model, outputs: Iterable[Outputs], least_db: float
-) -> dict[str, ir.Node]:
-    """Output of the quantized model -> the node that writes it in integers, where these alone leave
+    model: ir.Model, quantized: ir.Model, feeds: Iterable[Feed], least_db: float
+) -> dict[str, list[ir.Node]]:
+    """Output of the quantized model -> the nodes that write it in integers, where these alone leave
     a channel less than `least_db` of SQNR around its mean.
 
-    outputs  of the float model: a list of arrays for each sample
+    model  the prepared float model, whose nodes have the same names
     """
-    written = {i: _written(output) for i, output in enumerate(model.graph.outputs)}
-    sums = {i: _ChannelSums(found) for i, found in written.items() if found is not None}
+    in_float = {str(node.name): str(graph.first_output(node).name) for node in model.graph}
+    written = {str(output.name): list(_written(output)) for output in quantized.graph.outputs}
+    sums = {
+        found: _ChannelSums(found)
+        for of_output in written.values()
+        for found in of_output
+        if found.rounded in in_float
+    }
     if not sums:
         return {}
-    for arrays in outputs:
-        for i, of_output in sums.items():
-            of_output.add(arrays[i])
+    for values in values_of(model, {in_float[found.rounded] for found in sums}, feeds):
+        for found, of_tensor in sums.items():
+            if in_float[found.rounded] in values:
+                of_tensor.add(values[in_float[found.rounded]])
+    lost = {found for found, of_tensor in sums.items() if of_tensor.loses_one(least_db)}
     return {
-        str(model.graph.outputs[i].name): of_output.written.writer
-        for i, of_output in sums.items()
-        if of_output.loses_one(least_db)
+        output: [found.writer for found in of_output if found in lost]
+        for output, of_output in written.items()
+        if not lost.isdisjoint(of_output)
     }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Written:
-    """How an output is written: by which node, in which integers, and along which axis its channels
-    lie.
+    """Integers with one scale that an output is made of.
+
+    writer   the node that computes them
+    rounded  the name of the node whose output is rounded: the writer, or what caps its output
     """
 
     writer: ir.Node
+    rounded: str
     params: QuantParams
-    axis: int
+
+    @property
+    def axis(self) -> int:
+        """The axis of the channels."""
+        rule = RULES.get(self.writer.op_type)
+        return rule.mean_axis if rule is not None and rule.kind is Kind.ANCHOR else 1
 
 
-def _written(output: ir.Value) -> _Written | None:
-    """How the output is written; None where it is not integers that are only moved."""
-    pair, perms, node = None, [], output.producer()
-    while node is not None and node.op_type in _PASSED:
-        if node.op_type == "DequantizeLinear":
-            pair = node
-        if node.op_type == "Transpose":
-            perms.append(tuple(graph.attribute(node, "perm", ())))
-        node = graph.value(node.inputs[0]).producer()
-    if node is not None and node.op_type in CAPS:
-        node = graph.value(node.inputs[0]).producer()
-    if node is None or pair is None or len(pair.inputs) < 3:
+def _written(output: ir.Value) -> Iterator[_Written]:
+    """The integers that are nearest to the output, along each way that keeps channels apart."""
+    waiting, seen = [output], {output}
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node.op_type not in _MOVES | _KEEPS_CHANNELS:
+            continue
+        found = _rounded(node) if node.op_type == "DequantizeLinear" else None
+        if found is not None:
+            yield found
+            continue
+        new = [value for value in node.inputs if value is not None and value not in seen]
+        seen.update(new)
+        waiting += new
+
+
+def _rounded(pair: ir.Node) -> _Written | None:
+    """What rounds the values that the DequantizeLinear gives back, if it has one scale, and a node
+    that does not only move values computes them.
+    """
+    before = graph.value(pair.inputs[0]).producer()
+    if before is None or before.op_type != "QuantizeLinear" or len(pair.inputs) < 3:
         return None
-    scale, zero_point = (graph.constant(value) for value in pair.inputs[1:])
-    if scale is None or zero_point is None or scale.size != 1:
+    node = graph.value(before.inputs[0]).producer()
+    scale, zero_point = (graph.constant(value) for value in pair.inputs[1:3])
+    if node is None or node.op_type in _MOVES or scale is None or zero_point is None:
+        return None
+    if scale.size != 1:
         return None
     grid = Grid(8 * zero_point.itemsize, zero_point.dtype.kind == "i", symmetric=False)
     params = QuantParams(scale.reshape(()), zero_point.reshape(()), None, grid)
-    axis = 1
-    for perm in reversed(perms):
-        if axis not in perm:
-            return None
-        axis = perm.index(axis)
-    return _Written(node, params, axis)
+    capped = graph.value(node.inputs[0]).producer() if node.op_type in CAPS else None
+    return _Written(capped or node, str(node.name), params)
 
 
 class _ChannelSums:
-    """Sums over the samples of one output: of each channel's values, squares and errors."""
+    """Sums over the feeds of one tensor: of each channel's values, squares and errors."""
 
     def __init__(self, written: _Written) -> None:
         self.written = written
         self.count = 0  # of the values of a channel
         self.sums = np.zeros((3, 1))  # then (3, C)
         self.lo, self.hi, self.largest_error = math.inf, -math.inf, 0.0
-        self.are_known = True  # the same channels in all samples, without masks
+        self.are_known = True  # the same channels in all feeds, without masks
 
     def add(self, x: NDArray[Any]) -> None:
-        """Add what float gives for a sample; of what has no such channels nothing is lost."""
+        """Add what float gives for a feed; of what has no such channels nothing is lost."""
         axis = self.written.axis
-        if x.dtype.kind != "f" or x.ndim <= axis or not x.size:
+        if x.dtype.kind != "f" or x.ndim <= max(axis, 0) or not x.size:
             return
         rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64)
         are_others = self.count > 0 and self.sums.shape[1] != len(rows)

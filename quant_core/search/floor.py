@@ -34,6 +34,7 @@ from quant_core.text import counted, joined
 
 NOT_CHECKED = "not checked"
 SHOWN_NODES = 3  # names in a note; more are counted
+WHOLE_ROUNDS = 3  # a sum of a Concat of Convs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,21 +152,28 @@ def _with_whole_outputs(
     calibrated: CalibratedModel, judged: Candidate, bench: Bench, *, repairs: bool
 ) -> tuple[Candidate, list[str]]:
     """The candidate without integers that lose a channel of an output (step 4), and a note on each
-    such output.
+    such output. Behind those that go into float there may be others.
     """
     least = judged.plan.config.floor.min or 0.0
-    planned = {node: name for name, node in judged.quantized.written.items()}
-    found = lost_channels(judged.model, bench.reference.outputs, least)
-    lost = {output: planned[writer] for output, writer in found.items() if writer in planned}
-    if not lost:
-        return judged, []
-    notes = [f"output {o} loses a channel in integers, written by {n}" for o, n in lost.items()]
-    if not repairs:
-        return judged, notes
-    plan = with_choice(calibrated.model, judged.plan, lost.values(), IN_FLOAT)
-    label = f"{judged.label}, {counted(len(lost), 'output')} in float"
-    notes = [f"output {o} lost a channel in integers: {n} in float" for o, n in lost.items()]
-    return bench.judge(calibrated.build(plan, label)), notes
+    samples = bench.samples.subsample(POLICY.noise_samples)
+    lost: dict[str, list[str]] = {}
+    for _ in range(WHOLE_ROUNDS if repairs else 1):
+        planned = {node: name for name, node in judged.quantized.written.items()}
+        found = lost_channels(calibrated.model, judged.model, samples, least)
+        new = [(o, planned[n]) for o, nodes in found.items() for n in nodes if n in planned]
+        if not new:
+            break
+        for output, node in new:
+            lost.setdefault(output, []).append(node)
+        if repairs:
+            plan = with_choice(calibrated.model, judged.plan, (n for _, n in new), IN_FLOAT)
+            label = f"{judged.label}, {counted(len(lost), 'output')} in float"
+            judged = bench.judge(calibrated.build(plan, label))
+    if repairs:
+        text = "output {} lost a channel in integers: {} in float"
+    else:
+        text = "output {} loses a channel in integers, written by {}"
+    return judged, [text.format(o, _list(nodes)) for o, nodes in lost.items()]
 
 
 def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, list[str]]:

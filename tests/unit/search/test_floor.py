@@ -213,27 +213,42 @@ def test_dead_channels_and_those_that_a_bias_hides_are_not_broken(tmp_path):
     assert [node.compute for node in result.plan.nodes] == ["static"]
 
 
-@pytest.mark.parametrize("end", ["y = Identity(c)", "y = Transpose<perm = [0, 2, 3, 1]>(c)"])
-def test_channels_of_an_output_with_unlike_units_are_not_lost(tmp_path, end):
+@pytest.mark.parametrize(
+    ("end", "axis"),
+    [
+        ("y = Identity(c)", 1),
+        ("y = Transpose<perm = [0, 2, 3, 1]>(c)", -1),
+        ("f = Reshape(c, rows) y = Unsqueeze(f, first)", 1),
+        ("y = GlobalAveragePool(c)", 1),
+        ("d = Conv(r, w) y = Add(c, d)", 1),
+        ('d = Concat<axis = 1>(c, r) y = Resize<mode = "nearest">(d, , scales)', 1),
+    ],
+)
+def test_channels_of_an_output_with_unlike_units_are_not_lost(tmp_path, end, axis):
     """Integers with one scale hold the largest alone: 50 dB of the whole, nothing of the others."""
     model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
     arrays = weights(u=(16, 4, 3, 3), v=(16,), w=(3, 16, 1, 1))
     arrays["w"] *= np.array([0.01, 10, 1000], np.float32).reshape(3, 1, 1, 1)
     arrays["b"] = np.array([0, 280, 50_000], np.float32)
-    text = "(float[1,4,16,16] x) => (float[1,d,e,f] y) {"
+    shapes = {"rows": np.array([3, -1]), "first": np.array([0])}
+    arrays |= shapes | {"scales": np.array([1, 1, 2, 2], np.float32)}
+    size = ", ".join("defg"[: 3 if "Unsqueeze" in end else 4])
+    text = f"(float[1,4,16,16] x) => (float[{size}] y) {{"
     onnx.save(
         sketch(f"{text} a = Conv(x, u, v) r = Relu(a) c = Conv(r, w, b) {end} }}", arrays), model
     )
 
     result = quantize_model(
-        model, output, QuantConfig(mode="static"), calibration=SampleSpec(count=8)
+        model, output, QuantConfig(mode="static"), calibration=SampleSpec(count=16)
     )
 
-    x = np.random.default_rng(3).standard_normal((1, 4, 16, 16)).astype(np.float32)
-    axis = -1 if "Transpose" in end else 1
+    rng = np.random.default_rng(3)
+    feeds = [{"x": rng.standard_normal((1, 4, 16, 16)).astype(np.float32)} for _ in range(8)]
     want, got = (
-        np.moveaxis(run(open_session(path), {"x": x})[0], axis, 0).reshape(3, -1)
-        for path in (model, output)
+        np.concatenate(
+            [np.moveaxis(run(session, feed)[0], axis, 0)[:3].reshape(3, -1) for feed in feeds], 1
+        )
+        for session in (open_session(model), open_session(output))
     )
     noise = np.square(got - want).mean(axis=1)
     assert (noise < 10**-1.2 * want.var(axis=1)).all()
