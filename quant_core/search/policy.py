@@ -98,7 +98,7 @@ class SearchPolicy:
     # If fewer given samples judge, splices of them do too. Not tuned.
     few_judges: int = 16
     # Samples for the sensitivity of each node. Not tuned.
-    sensitivity_samples: int = 4
+    sensitivity_samples: int = 2
     # Given samples on which a finished file is checked. Not tuned.
     floor_samples: int = 16
     # Random samples that judge: at least so many, and more, up to so many, while the float model

@@ -6,7 +6,8 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    each makes a plan, the plan a model, and the bench judges its fidelity, size and speed. Any other
    mode is one variant. Where static outputs are not exact, the float model is cross-layer
    equalized; if that makes them more exact, all from there on is made of the equalized model. The
-   last resorts among VARIANTS come after step 3, where nothing is good enough until then.
+   last resorts among VARIANTS come after step 3, where nothing is good enough until then. Where
+   integers cannot gain (possible_gain.py), weights are only stored.
 2. Single MatMuls (`try_single_matmuls`). With `mode: auto` each MatMul of the best candidate is
    timed by itself, in each way that does not spoil the outputs where all take it. If the cheapest
    ways together save time, they make one more candidate.
@@ -57,11 +58,12 @@ from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate, satisfies, satisfying, verdict
 from quant_core.search.choose import best_of, of_most_worth
 from quant_core.search.policy import POLICY
+from quant_core.search.possible_gain import can_gain
 from quant_core.search.promotion import promote
 from quant_core.search.race import Progress, Race
 from quant_core.search.race_variants import race_variants, try_safest
 from quant_core.search.single_matmuls import try_single_matmuls
-from quant_core.search.variants import Trial, candidates_of
+from quant_core.search.variants import VARIANTS, Trial, Variant, candidates_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,9 +98,14 @@ def search(
     Raises: ModelError if no variant makes a model that runs.
     """
     race = Race(calibrated)
-    if bench.deadline.is_past(POLICY.late):
+    is_late = bench.deadline.is_past(POLICY.late)
+    is_free = plan.config.mode == "auto" and contract is None and not whole_front
+    variants: Sequence[Variant] = VARIANTS
+    if is_late:
         race = try_safest(race, plan, bench, progress)
-    race = race_variants(race, plan, bench, contract, progress)
+    elif is_free and not can_gain(calibrated.model, plan, bench):
+        variants = VARIANTS[-1:]
+    race = race_variants(race, plan, bench, contract, progress, variants=variants)
     sought = None if contract is None else reachable(contract, race.candidates)
     if race.candidates:
         is_auto = plan.config.mode == "auto" and bench.timed_in is Runtime.ONNXRUNTIME
@@ -106,7 +113,9 @@ def search(
             race = try_single_matmuls(race, bench, progress)
         race = try_assignments(race, bench, sought, progress, whole_front=whole_front)
     if plan.config.mode == "auto":
-        race = race_variants(race, plan, bench, sought, progress, last_resorts=True)
+        race = race_variants(
+            race, plan, bench, sought, progress, variants=variants, last_resorts=True
+        )
     if not any(candidate.is_sound for candidate in race.candidates):
         race = try_safest(race, plan, bench, progress)
     if not race.candidates:
@@ -166,11 +175,12 @@ def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
 def confirmed_best(race: Race, bench: Bench) -> tuple[Candidate, Race]:
     """The best candidate after second races, as one of many is lucky or unlucky in the first: the
     best by the lower of its speeds, and by the higher what is above the aim, but seemed slower than
-    float, if the best is not above.
+    float, if the best is that or is not above.
     """
     best, raced_again = best_of(race.candidates), set[str]()
     slow = [c for c in race.candidates if c.is_above(c.aim) and not c.keeps_speed]
-    if slow and not best.is_above(best.aim) and bench.has_time_after(race.candidates):
+    is_open = not (best.is_above(best.aim) and best.keeps_speed)
+    if slow and is_open and bench.has_time_after(race.candidates):
         race = _raced_again(race, of_most_worth(slow), bench, max)
         best = best_of(race.candidates)
     is_open = len(race.candidates) > 1

@@ -91,6 +91,7 @@ UNLUCKY = ((16.0, 1.7), (38.0, 0.8))  # the sound one may be as fast as float
         (LUCK, {1.5: 3.0}, (40.0, 2.0)),  # what is not the best is not raced again
         (UNLUCKY, {}, (16.0, 1.7)),
         (UNLUCKY, {0.8: 1.0}, (38.0, 1.0)),
+        (UNLUCKY[1:], {0.8: 1.0}, (38.0, 1.0)),
     ],
 )
 def test_the_best_is_confirmed_by_a_second_race(first, again, best):

@@ -27,6 +27,7 @@ from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS, Runtime
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute, NodeChoice
+from quant_core.search import possible_gain
 from quant_core.search.assignments import coarse_weights, float_groups
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
@@ -591,6 +592,19 @@ def test_a_search_that_begins_late_begins_with_weights_that_are_only_stored(judg
     search(problem.calibrated, problem.plan, bench)
 
     assert judged[:2] == ["weight-only", "static"]
+
+
+@pytest.mark.parametrize(("others_ms", "can_gain"), [(99.0, False), (1.0, True)])
+def test_where_integers_cannot_gain_weights_are_only_stored(monkeypatch, others_ms, can_gain):
+    products = Kernel("l1", "MatMul", Arithmetic.FLOAT32, 1.0, covers=("l1", "y"))
+    others = Kernel("f", "STFT", Arithmetic.FLOAT32, others_ms, covers=("f",))
+    monkeypatch.setattr(possible_gain, "profile_kernels", lambda *_, **__: [products, others])
+    monkeypatch.setattr(possible_gain, "QUICK_S", 0.0)
+
+    found = Problem(deep(2)).search()
+
+    tried = [row["candidate"] for row in found.trace]
+    assert (tried != ["weight-only"]) is can_gain
 
 
 def test_the_whole_front_has_assignments_between_integers_and_float():
