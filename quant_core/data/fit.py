@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quant_core.data.input_hints import takes_missing
 from quant_core.data.input_spec import InputSpec
 from quant_core.errors import DataError
+from quant_core.model import files
 from quant_core.model.containers import DTYPES, OBJECT, boxed, element_type, is_absent
 from quant_core.text import counted
 
 
-def fit(array: np.ndarray | None, spec: InputSpec, where: str) -> np.ndarray:
+def fit(
+    array: np.ndarray | None, spec: InputSpec, where: str, model: Path | None = None
+) -> np.ndarray:
     """The array as the model takes it, C-ordered and in the machine's byte order.
 
     array  None where an optional input gets no value
+    model  the file whose graph tells whether a value may be NaN, as missing ones are
 
-    Raises: DataError about `where` if its shape or dtype does not fit, or a value is not finite.
+    Raises: DataError about `where` if its shape or dtype does not fit, or a value is not finite and
+    means nothing to the model.
     """
     where = f"{where}, {spec.name}"
     if spec.is_optional and is_absent(array):
@@ -32,7 +39,7 @@ def fit(array: np.ndarray | None, spec: InputSpec, where: str) -> np.ndarray:
         raise DataError(f"has shape {array.shape}", where, f"The model takes {spec}")
     array = _cast(array, spec, where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        if _masks(array, spec):
+        if _masks(array, spec) or (model is not None and _lacks(array, spec, model)):
             return array
         bad = np.argwhere(~np.isfinite(array))
         first = tuple(map(int, bad[0]))
@@ -72,6 +79,12 @@ def _masks(array: np.ndarray, spec: InputSpec) -> bool:
     shown = array[array != -np.inf]
     is_bias = any(word in spec.name.lower() for word in ("mask", "bias"))
     return bool(np.isfinite(shown).all() and (is_bias or not shown.any()))
+
+
+def _lacks(array: np.ndarray, spec: InputSpec, model: Path) -> bool:
+    """Whether values are missing, for which the model has a rule."""
+    is_missing = not np.isinf(array).any()
+    return is_missing and takes_missing(files.load(model), spec.name)
 
 
 def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:

@@ -38,7 +38,14 @@ PASSES_ON: dict[str, tuple[int, ...]] = {
     "Clip": (0,),
     "Concat": (),
     "Where": (1, 2),
+    "StringNormalizer": (0,),
+    "ArrayFeatureExtractor": (0,),
+    "FeatureVectorizer": (),
 }
+# Operators that have a rule for NaN.
+TAKE_MISSING = frozenset(
+    {"IsNaN", "Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+)
 # Operator -> position of indices -> position of the table that they index.
 TABLES = {
     "Gather": {1: 0},
@@ -65,6 +72,7 @@ KEYS = (
     "cats_strings",
     "classes_strings",
     "string_vocabulary",
+    "pool_strings",
     "int64_vocabulary",
 )
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
@@ -131,6 +139,15 @@ def takes_bytes(model: ir.Model, name: str) -> bool:
     source = next(value for value in model.graph.inputs if value.name == name)
     is_scaled = any(node.op_type in SCALES for node, _, _ in _readers(source))
     return is_scaled or _index_hint(source, Hint()).below is not None
+
+
+def takes_missing(model: ir.Model, name: str) -> bool:
+    """Whether NaN stands for a missing value of a float input: the graph puts another in its place,
+    or decides by it.
+    """
+    source = next(value for value in model.graph.inputs if value.name == name)
+    passes_on = PASSES_ON | dict.fromkeys((*SCALES, "Scaler"), ())
+    return any(node.op_type in TAKE_MISSING for node, _, _ in _reached([source], passes_on))
 
 
 def _index_hint(source: ir.Value, hint: Hint) -> Hint:

@@ -37,6 +37,7 @@ class Samples:
     order   positions in the source, in the order in which they are read
     labels  one row per sample of these feeds, in the same order, or None
     kept    position -> its feed, of those that are in memory; None if none is ever kept there
+    model   the file whose graph tells which inputs may lack values; None if none may
     """
 
     inputs: tuple[InputSpec, ...]
@@ -44,6 +45,7 @@ class Samples:
     order: np.ndarray
     labels: np.ndarray | None = None
     kept: dict[int, Feed] | None = None
+    model: Path | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -52,13 +54,13 @@ class Samples:
         """The i-th feed, as the model takes it.
 
         Raises: DataError, about the file or sample, if the model does not take it, or if a value is
-        not finite.
+        not finite and no rule of the model is for it.
         """
         position = int(self.order[index])
         if self.kept is not None and position in self.kept:
             return self.kept[position]
         arrays, where = self._read(position), self.where(index)
-        feed = {spec.name: fit(arrays.get(spec.name), spec, where) for spec in self.inputs}
+        feed = {s.name: fit(arrays.get(s.name), s, where, self.model) for s in self.inputs}
         if self.kept is not None and _bytes(feed, *self.kept.values()) <= MAX_KEPT_BYTES:
             self.kept[position] = feed
         return feed
@@ -88,7 +90,7 @@ class Samples:
     def spliced(self, count: int) -> Samples:
         """These samples, and behind them splices of them, so many in all; without labels."""
         source = SplicedSource(replace(self, labels=None).keeping(), count)
-        return Samples(self.inputs, source, np.arange(count))
+        return Samples(self.inputs, source, np.arange(count), model=self.model)
 
     def where(self, index: int) -> str:
         """The name of the i-th feed for people."""
@@ -174,7 +176,8 @@ def open_samples(
 ) -> Samples:
     """The samples of `spec` for a model that takes `inputs`; open samples stay as they are.
 
-    model  the file that random samples are drawn for: with them it runs and its outputs are finite
+    model  the file that random samples are drawn for: with them it runs and its outputs are finite.
+           It tells as well which values may be missing
 
     Values that the model's dtype holds exactly are converted (uint8 to float32, int64 to int32),
     floats are rounded to narrower floats, anything else is refused.
@@ -197,7 +200,7 @@ def open_samples(
     if not source.length:
         raise DataError("holds no samples", source.name, "At least one")
     labels = None if spec.labels is None else _labels(spec.labels, source)
-    samples = Samples(pinned, source, np.arange(source.length), labels)
+    samples = Samples(pinned, source, np.arange(source.length), labels, model=model)
     if spec.count is None:
         return samples
     per_feed = source.size(0) if isinstance(source, ArraySource) else 1

@@ -281,6 +281,18 @@ def test_texts_come_from_the_table_that_looks_them_up(tmp_path):
     assert {str(text) for feed in samples for text in feed["colour"]} == {"red", "green"}
 
 
+def test_texts_whose_case_is_changed_come_from_the_vocabulary_that_counts_them(tmp_path):
+    text = """(string[n] words) => (float[m] y) {
+        w = StringNormalizer<case_change_action = "LOWER", locale = "C">(words)
+        y = TfIdfVectorizer<max_gram_length = 1, max_skip_count = 0, min_gram_length = 1,
+            mode = "TF", ngram_counts = [0], ngram_indexes = [0, 1],
+            pool_strings = ["red", "green"]>(w) }"""
+
+    samples = drawn(tmp_path, sketch(text), count=20)
+
+    assert {str(text) for feed in samples for text in feed["words"]} == {"red", "green"}
+
+
 def test_pixels_that_the_model_divides_by_255_are_pixels(tmp_path):
     text = "(float[n, 3, 32, 32] x) => (float[n, 3, 32, 32] y) { y = Div(x, top) }"
 

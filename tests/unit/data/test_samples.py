@@ -10,11 +10,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from quant_core.data import npz
+from quant_core.data.for_model import samples_for
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.inputs import input_specs
 from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
+from tests.models import sketch
 from tests.samples import IMAGE, TOKENS, images, model, opened, saved, spec, zipped
 
 
@@ -159,6 +161,29 @@ def test_values_that_the_model_can_hold_are_converted(stored_as, fed_as):
 
     assert fed.dtype == np.dtype(fed_as)
     assert fed.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_taken"),
+    [
+        ("m = IsNaN(x) y = Where(m, zero, x)", True),
+        ("c = Mul(x, half) y = ai.onnx.ml.Imputer<imputed_value_floats = [0.0]>(c)", True),
+        ("y = Mul(x, half)", False),
+    ],
+)
+def test_nan_is_a_missing_value_where_the_model_has_a_rule_for_it(tmp_path, text, is_taken):
+    numbers = {"zero": np.array(0, np.float32), "half": np.array(0.5, np.float32)}
+    path = tmp_path / "model.onnx"
+    onnx.save(sketch(f"(float[n,2] x) => (float[n,2] y) {{ {text} }}", numbers), path)
+
+    missing = samples_for(path, np.array([[1, np.nan]], np.float32))
+    infinite = samples_for(path, np.array([[1, np.inf]], np.float32))
+
+    if is_taken:
+        assert np.isnan(missing[0]["x"][0, 1])
+    for samples in (infinite,) if is_taken else (infinite, missing):
+        with pytest.raises(DataError, match="1 NaN or infinite value"):
+            samples[0]
 
 
 def test_count_takes_samples_from_all_over_the_source_with_their_labels():
