@@ -1,10 +1,11 @@
-"""A float model as onnxruntime reads it: opened and measured once."""
+"""A float model as onnxruntime reads it: opened and measured once, when that is first needed."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,23 +15,21 @@ from quant_core.model import files
 from quant_core.model.session import open_session
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class OpenedModel:
-    """A model that no rule changes any more.
-
-    session     None where there is nothing to run it on
-    size_bytes  that it takes in a file
-    """
+    """A model that no rule changes any more."""
 
     model: ir.Model
-    session: ort.InferenceSession | None
-    size_bytes: int
 
-    @classmethod
-    def of(cls, model: ir.Model, *, is_run: bool) -> OpenedModel:
-        """Raises: ModelError if it is to be run and onnxruntime cannot load it."""
-        session = open_session(model) if is_run else None
-        return cls(model, session, files.size_in_file(model))
+    @cached_property
+    def session(self) -> ort.InferenceSession:
+        """Raises: ModelError if onnxruntime cannot load it."""
+        return open_session(self.model)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes that it takes in a file."""
+        return files.size_in_file(self.model)
 
     def digest(self) -> str:
         """Of the bytes of its message."""

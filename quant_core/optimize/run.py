@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import cycle, groupby, islice
 from typing import Any, TypeAlias
 
@@ -81,22 +82,22 @@ def optimize(
        place is tried alone.
     4. A rule that was undone is not tried again.
 
-    Raises: ModelError if the model itself does not run on the feeds.
+    Raises: ModelError if a rule finds something, and the model itself does not run on the feeds.
     """
     if deadline.is_over:
         return Optimized(model, (), ())
-    opened = OpenedModel.of(model, is_run=bool(feeds))
-    work = _Work(feeds, _outputs(opened, feeds), speedup, deadline, opened, Facts.of(model))
-    names = (*(EXACT if rules is None else rules), *(TIMED if speedup is not None else ()))
-    work.attempt_together([name for name in names if name not in TIMED])  # 2.
-    idle = 0  # rules in a row that have changed nothing
-    for name in islice(cycle(names), ROUNDS * len(names)):  # 1.
+    work = _Work(feeds, speedup, deadline, OpenedModel(model), Facts.of(model))
+    exact = [*(EXACT if rules is None else rules)]
+    names = (*exact, *(TIMED if speedup is not None else ()))
+    # How many rules in a row have changed nothing.
+    idle = 0 if work.attempt_together(exact) else len(exact)  # 2.
+    for name in islice(cycle(names), idle, ROUNDS * len(names)):  # 1.
+        if idle >= len(names):
+            break
         before = len(work.applied)
         if name not in {u.rule for u in work.undone}:  # 4.
             work.attempt(name)
         idle = idle + 1 if len(work.applied) == before else 0
-        if idle == len(names):
-            break
     if not feeds and work.applied and (problem := _why_not_loaded(work.best.model)):
         undone = (Undone(a.rule, (a.node,), problem) for a in work.applied)
         return Optimized(model, (), (*work.undone, *undone))
@@ -139,7 +140,7 @@ def _apply(
     return changes
 
 
-@dataclass(slots=True)
+@dataclass
 class _Work:
     """The best model so far, what is known of its tensors, and how it came to be.
 
@@ -147,7 +148,6 @@ class _Work:
     """
 
     feeds: Sequence[Feed]
-    reference: list[list[NDArray[Any]]]
     speedup: Speedup | None
     deadline: Deadline
     best: OpenedModel
@@ -156,22 +156,31 @@ class _Work:
     undone: list[Undone] = field(default_factory=list)
     copy: ir.Model | None = None
 
-    def attempt_together(self, rules: Iterable[str]) -> None:
+    @cached_property
+    def reference(self) -> list[list[NDArray[Any]]]:
+        """The outputs of the model that rules began with: of the best one before any is kept."""
+        return _outputs(self.best, self.feeds)
+
+    def attempt_together(self, rules: Iterable[str]) -> bool:
         """Keep what all of the rules do to the model, one after the other, if all of it can stay:
-        most rules do no harm, and so the model is opened and run once.
+        most rules do no harm, and so the model is opened and run once. Whether they found anything.
         """
-        after, facts, size = self.best.model.clone(), self.facts, self.best.size_bytes
+        after, facts, size = self.best.model.clone(), self.facts, 0
         changes: list[Applied] = []
         for rule in rules:
             if not (found := _apply(rule, after, facts)):
                 continue
-            before, size = size, files.size_in_file(after)
+            before = size or self.best.size_bytes
+            size = files.size_in_file(after)
             if _grows(before, size, SLACK_BYTES):
-                return
+                return True
             changes += found
             facts = Facts.of(after)
         if changes:
             self._keep_if_better(after, changes, is_timed=False)
+        else:
+            self.copy = after
+        return bool(changes)
 
     def attempt(self, rule: str) -> None:
         """Keep what the rule does to the model, or some of it, or note why not."""
@@ -206,12 +215,12 @@ class _Work:
 
         is_timed  whether it stays only if it is faster
         """
+        opened, reference = OpenedModel(after), self.reference
         try:
-            opened = OpenedModel.of(after, is_run=bool(self.feeds))
             outputs = _outputs(opened, self.feeds)
         except ModelError as error:
             return f"it does not run: {error.problem}", 1.0
-        for wanted, got in zip(self.reference, outputs, strict=True):
+        for wanted, got in zip(reference, outputs, strict=True):
             for a, b in zip(wanted, got, strict=True):
                 db = same_db(a, b)
                 if db < SAME_DB:
@@ -234,9 +243,7 @@ def _grows(before: int, after: int, slack: int) -> bool:
 
 
 def _outputs(model: OpenedModel, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
-    """The numbers of all outputs, feed by feed; none if the model is not run."""
-    if model.session is None:
-        return []
+    """The numbers of all outputs, feed by feed."""
     return [[numbers_of(x) for x in run(model.session, feed)] for feed in feeds]
 
 

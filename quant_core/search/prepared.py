@@ -85,7 +85,7 @@ def is_faster(
     feeds = _feeds(path, config, samples)
     if not feeds:
         return False
-    before, after = (OpenedModel.of(m, is_run=True) for m in (files.load(path), model))
+    before, after = OpenedModel(files.load(path)), OpenedModel(model)
     return _speedup(feeds[0], costs)(before, after) >= LEAST_GAIN
 
 
@@ -128,7 +128,5 @@ def _speedup(feed: Mapping[str, Any], costs: TimingCache) -> Speedup:
 
 
 def _time(before: OpenedModel, after: OpenedModel, feed: Mapping[str, Any]) -> Timing:
-    assert before.session is not None  # there is a feed
-    assert after.session is not None
     seconds = POLICY.rewrite_seconds
     return measure(before.session, after.session, feed, seconds=seconds, clock=time.thread_time)

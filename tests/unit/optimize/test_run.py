@@ -47,6 +47,19 @@ def test_what_changes_an_output_is_undone(monkeypatch):
     assert "an output changes to" in undone.reason
 
 
+def test_a_model_in_which_no_rule_finds_anything_is_not_even_opened(monkeypatch):
+    monkeypatch.setattr("quant_core.optimize.opened.open_session", lambda model: 1 / 0)
+    proto = sketch(
+        "(float[n, 3] x) => (float[n, 4] y) { y = Gemm<transB = 1>(x, w) }", {"w": WEIGHT}
+    )
+    model = ir.from_proto(proto)
+    normalize(model)
+
+    found = optimize(model, [random_feed(proto)], speedup=lambda before, after: 2.0)
+
+    assert (found.model, found.applied, found.undone) == (model, (), ())
+
+
 def test_what_makes_the_file_larger_is_undone(monkeypatch):
     def grow(model, facts):
         if "large" in model.graph.initializers:
