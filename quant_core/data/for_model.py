@@ -10,7 +10,7 @@ import onnxruntime as ort
 from quant_core.data.inputs import fixed_specs, input_specs
 from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSource, SampleSpec
-from quant_core.model.session import Model
+from quant_core.model.session import Model, open_session
 
 
 def samples_for(
@@ -30,8 +30,10 @@ def samples_for(
     if isinstance(samples, Samples):
         return samples
     first, *others = loaded or (Path(model),)
-    specs = fixed_specs(input_specs(first, *others), sizes or {})
-    return open_samples(as_spec(samples), specs, Path(model))
+    is_open = isinstance(first, ort.InferenceSession)
+    session = first if is_open else open_session(first, optimize=False)
+    specs = fixed_specs(input_specs(session, *others), sizes or {})
+    return open_samples(as_spec(samples), specs, Path(model), session)
 
 
 def as_spec(samples: SampleSource | SampleSpec) -> SampleSpec:

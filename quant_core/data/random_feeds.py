@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,16 +71,19 @@ def random_source(
     count: int | None,
     seed: int,
     model: Path | None = None,
+    session: ort.InferenceSession | None = None,
 ) -> RandomSource:
     """Random feeds for a model, by the first strategy with which most of its outputs are finite.
 
     If there is none, the first with which some are, or with which it runs. Without `model`, the
     first strategy, with the hints that names give.
 
-    Raises: DataError if the model runs with none, or takes text that it does not name.
+    session  of the model, from callers that have one
+
+    Raises: DataError if the model runs with none, or takes text that it does not name; ModelError
+    if it does not load.
     """
     hints = {spec.name: named_hint(spec) for spec in inputs}
-    has_open_axes = any(not isinstance(size, int) for spec in inputs for size in spec.shape)
     if model is not None:
         graph = files.load(model)
         inputs, hints = fixed_sizes(graph, inputs), input_hints(graph, inputs)
@@ -92,13 +95,8 @@ def random_source(
     feeds = (count or COUNT) // max((spec.batch for spec in inputs), default=1)
     sources = _distinct_sources(inputs, hints, seed, max(1, feeds))
     if model is None:
-        return sources[0]
-    try:
-        return _first_that_runs(sources, model)
-    except ModelError:  # has no kernel here for its types, in which it need not compute
-        if has_open_axes or sources[0].is_varied:
-            raise
-        return sources[0]
+        return next(sources)
+    return _first_that_runs(sources, session or open_session(model, optimize=False), model)
 
 
 def first_strategy(
@@ -107,14 +105,14 @@ def first_strategy(
     """Random values of these inputs of a model, which has others too, so that none is tried."""
     graph = files.load(model)
     hints = input_hints(graph, inputs)
-    return _distinct_sources(fixed_sizes(graph, inputs), hints, seed, count)[0]
+    return next(_distinct_sources(fixed_sizes(graph, inputs), hints, seed, count))
 
 
 def _distinct_sources(
     inputs: tuple[InputSpec, ...], hints: Mapping[str, Hint], seed: int, length: int
-) -> list[RandomSource]:
+) -> Iterator[RandomSource]:
     """A source for every strategy that differs from those before it."""
-    found: list[RandomSource] = []
+    found: list[Mapping[str, Range]] = []
     for strategy in STRATEGIES:
         sizes = sizes_of_symbols(inputs, strategy)
         shapes = {spec.name: closed_shape(spec, sizes, strategy, inputs) for spec in inputs}
@@ -125,13 +123,14 @@ def _distinct_sources(
             )
             for spec in inputs
         }
-        if all(ranges != source.ranges for source in found):
-            found.append(RandomSource(inputs, ranges, seed, length))
-    return found
+        if ranges not in found:
+            found.append(ranges)
+            yield RandomSource(inputs, ranges, seed, length)
 
 
-def _first_that_runs(sources: Sequence[RandomSource], model: Path) -> RandomSource:
-    session = open_session(model, packed=False)
+def _first_that_runs(
+    sources: Iterable[RandomSource], session: ort.InferenceSession, model: Path
+) -> RandomSource:
     runs: RandomSource | None = None
     failure: ModelError | None = None
     for source in sources:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from quant_core.data.fit import fit
 from quant_core.data.flow import FlowSource
@@ -172,12 +173,16 @@ def spread(most: int, size: int) -> np.ndarray:
 
 
 def open_samples(
-    spec: SampleSpec, inputs: Sequence[InputSpec], model: Path | None = None
+    spec: SampleSpec,
+    inputs: Sequence[InputSpec],
+    model: Path | None = None,
+    session: ort.InferenceSession | None = None,
 ) -> Samples:
     """The samples of `spec` for a model that takes `inputs`; open samples stay as they are.
 
-    model  the file that random samples are drawn for: with them it runs and its outputs are finite.
-           It tells as well which values may be missing
+    model    the file that random samples are drawn for: with them it runs and its outputs are
+             finite. It tells as well which values may be missing
+    session  of that file, from callers that have one
 
     Values that the model's dtype holds exactly are converted (uint8 to float32, int64 to int32),
     floats are rounded to narrower floats, anything else is refused.
@@ -194,7 +199,7 @@ def open_samples(
     pinned = pinned_specs(inputs, spec.shape)
     source: Source
     if isinstance(spec.source, str) and spec.source == RANDOM:
-        source = random_source(pinned, spec.count, spec.seed, model)
+        source = random_source(pinned, spec.count, spec.seed, model, session)
     else:
         source = open_source(spec.source, pinned)
     if not source.length:
