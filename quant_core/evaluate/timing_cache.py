@@ -22,7 +22,7 @@ from quant_core.evaluate.timing import Timing
 from quant_core.plan.targets import cpu_name, host_kernels
 
 NAME_A_TABLE = "Name a table of costs, or a new file"
-ROW_START = '{"cpu": '  # of each line, also of one that was cut short
+ROW_START = b'{"cpu": '  # of each line, also of one that was cut short
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TimingCache:
     one thing the first counts, also for the process that wrote the second: what a search went by
     is what the next one finds. Lines of other CPUs or other versions of onnxruntime are ignored.
 
-    skipped_lines  how many lines of the file are no costs
+    Only lines that name what is looked for are parsed: a batch of a thousand models writes as many.
 
     Raises: RequestError if the file cannot be read, holds something else or lies in no folder.
     """
@@ -53,13 +53,20 @@ class TimingCache:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self._costs: dict[str, Cost] = {}
-        self._last_line = 0  # where it begins in the file
-        self.skipped_lines = 0
+        self._content = b""  # of the file, as far as it has been read
         if self.path is None:
             return
-        self.skipped_lines = self._read_on(self.path)
+        self._read_on(self.path)
+        lines = self._lines()
+        if lines and not any(line.startswith(ROW_START) or _parsed(line) for line in lines):
+            raise RequestError("holds no costs", str(path), NAME_A_TABLE)
         if not self.path.absolute().parent.is_dir():
             raise RequestError("lies in no folder", str(path), NAME_A_TABLE)
+
+    @property
+    def skipped_lines(self) -> int:
+        """How many lines of the file are no costs."""
+        return sum(_parsed(line) is None for line in self._lines())
 
     def digest_of(self, path: Path) -> str:
         """The digest of a file, for keys; "" if no file holds them, as then they name no other."""
@@ -71,21 +78,45 @@ class TimingCache:
         Raises: RequestError if the cost cannot be written to the file; whatever `measure` raises.
         """
         if what not in self._costs and self.path is not None:
-            self._read_on(self.path)  # another process may have timed it meanwhile
+            self._take_up(what, self.path)  # another process may have timed it meanwhile
         if what not in self._costs:
             timing = measure()
             cost = Cost(timing.float_ms, timing.speedup)
             if self.path is not None:
                 _append(self.path, what, cost)
-                self._read_on(self.path)
+                self._take_up(what, self.path)
             self._costs.setdefault(what, cost)
         return self._costs[what]
 
-    def _read_on(self, path: Path) -> int:
-        """Takes up the costs of the lines from the last one read on; how many lines are none."""
-        costs, skipped_lines, self._last_line = _read(path, self._last_line)
-        self._costs = costs | self._costs
-        return skipped_lines
+    def _take_up(self, what: str, path: Path) -> None:
+        """Take up the first cost of this that the file holds for this CPU, if there is one."""
+        self._read_on(path)
+        name = json.dumps(what).encode()
+        if name not in self._content:
+            return
+        rows = (_parsed(line) for line in self._lines() if name in line)
+        here = (cpu_fingerprint(), what)
+        found = next((row[2] for row in rows if row is not None and row[:2] == here), None)
+        if found is not None:
+            self._costs[what] = found
+
+    def _read_on(self, path: Path) -> None:
+        """Read what the file holds from the last line on: a crash may have cut that short."""
+        last_line = self._content.rfind(b"\n") + 1
+        try:
+            with path.open("rb") as file:
+                file.seek(last_line)
+                self._content = self._content[:last_line] + file.read()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RequestError(
+                f"cannot be read: {reason_of(error)}", str(path), NAME_A_TABLE
+            ) from error
+
+    def _lines(self) -> list[bytes]:
+        whole = self._content.replace(b"\0", b"")  # a power cut leaves zeros
+        return [line for line in whole.splitlines() if line]
 
 
 def digest_of(content: bytes) -> str:
@@ -99,39 +130,14 @@ def cpu_fingerprint() -> str:
     return f"{cpu_name()}, {host_kernels()}, {platform.system()}, onnxruntime {ort.__version__}"
 
 
-def _read(path: Path, start: int = 0) -> tuple[dict[str, Cost], int, int]:
-    """The costs of this CPU from byte `start` on, {} if there is no file; how many lines are none;
-    and where the last line begins.
-
-    A line that a crash cut short is passed over.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            content = file.read()
-    except FileNotFoundError:
-        return {}, 0, 0
-    except OSError as error:
-        raise RequestError(
-            f"cannot be read: {reason_of(error)}", str(path), NAME_A_TABLE
-        ) from error
-    text = content.decode(errors="replace").replace("\0", "")  # a power cut leaves zeros
-    lines = [line for line in text.splitlines() if line]
-    costs: dict[str, Cost] = {}
-    valid_lines = 0
-    for line in lines:
-        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            row = json.loads(line)
-            cost = Cost(float(row["float_ms"]), float(row["speedup"]))
-            if not all(0 < value < math.inf for value in (cost.float_ms, cost.speedup)):
-                continue
-            if row["cpu"] == cpu_fingerprint():
-                costs.setdefault(row["what"], cost)
-            valid_lines += 1
-    is_table = valid_lines > 0 or any(line.startswith(ROW_START) for line in lines)
-    if lines and not is_table and not start:
-        raise RequestError("holds no costs", str(path), NAME_A_TABLE)
-    return costs, len(lines) - valid_lines, start + content.rfind(b"\n") + 1
+def _parsed(line: bytes) -> tuple[str, str, Cost] | None:
+    """The CPU, what was timed on it, and the cost; None if the line does not say that."""
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        row = json.loads(line)
+        cost = Cost(float(row["float_ms"]), float(row["speedup"]))
+        if all(0 < value < math.inf for value in (cost.float_ms, cost.speedup)):
+            return row["cpu"], row["what"], cost
+    return None
 
 
 def _append(path: Path, what: str, cost: Cost) -> None:
