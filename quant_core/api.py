@@ -20,6 +20,7 @@ from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.timing_cache import TimingCache
+from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.to_float32 import stores_float16
 from quant_core.model.write import sign, write_copy, write_model
@@ -218,7 +219,7 @@ def optimize_model(
         model.metadata_props[REWRITES] = to_text(found.applied)
     sign(model)
     size_bytes = write_model(model, output)
-    float_size_bytes = model_info(path).size_bytes
+    float_size_bytes = files.bytes_on_disk(Path(path))
     rewrites, note = found.applied, ""
     if size_bytes > float_size_bytes:
         note = f"{size_bytes - float_size_bytes} bytes larger than its original"

@@ -30,7 +30,6 @@ from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.evaluate.timing import Timing, measure, measure_all
 from quant_core.metrics import Fidelity
 from quant_core.model import files
-from quant_core.model.info import model_info
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
 from quant_core.model.session import find_provider, open_session
@@ -231,7 +230,7 @@ def compare_models(
         found = _counted(run_each(session, feeds), len(feeds), progress)
         with code_allowed(allow_code):
             fidelity = compare(expected, found, names, feeds.labels, own)
-        rows.append(Compared(str(other), model_info(other).size_bytes, fidelity, timing))
+        rows.append(Compared(str(other), files.bytes_on_disk(Path(other)), fidelity, timing))
     return rows
 
 

@@ -210,7 +210,7 @@ def comparison(
     """
     from quant_core import judging
     from quant_core.evaluate.contract import judge
-    from quant_core.model.info import model_info
+    from quant_core.model.files import bytes_on_disk
     from quant_core.worker.host import OtherLoad
 
     contract, load = accuracy.contract, OtherLoad(os.getpid())
@@ -231,7 +231,7 @@ def comparison(
         verdict, reason = judge(row.fidelity, contract) if contract else ("none", "no contract")
         judged = {"verdict": str(verdict), "reason": reason}
         rows.append(row.to_dict() | judged | footprint(path, samples, threads, 1))
-    size_bytes = model_info(original).size_bytes
+    size_bytes = bytes_on_disk(original)
     first = {"file": str(original), "size_bytes": size_bytes}
     return {"original": first | footprint(original, samples, threads, 1), "files": rows} | others
 

@@ -19,7 +19,7 @@ from quant_core.model.session import failing_on
 BLOCK_SECONDS = (
     1e-3  # a block of calls takes this or longer, so that reading the clock costs nothing
 )
-WARM_UP = 0.1  # share of `seconds` that the warm-up takes
+WARM_UP = 0.03  # share of `seconds` that the warm-up takes
 SLOW_SECONDS = 5e-3  # a call that takes this or longer is warm after one
 QUIET_PART = 4  # one in so many rounds counts for the speed-up
 MIN_QUIET_ROUNDS = 5

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from quant_core.errors import ModelError, nearest_hint
 from quant_core.model.graph import first_line, graphs_of, opset
 from quant_core.model.lend_weights import size_with_weights
-from quant_core.model.locations import lies_beside
+from quant_core.model.locations import data_names, lies_beside
 from quant_core.model.proto import (
     external_protos,
     from_proto,
@@ -191,6 +191,12 @@ def size_on_disk(path: Path, model: ir.Model) -> int:
         offset = tensor.offset or 0
         parts[file, offset] = max(parts.get((file, offset), 0), tensor.nbytes)
     return path.stat().st_size + sum(parts.values())
+
+
+def bytes_on_disk(path: Path) -> int:
+    """The same, of a model that is read only if it names other files. Raises: as `load`."""
+    is_alone = path.is_file() and not data_names(path)
+    return path.stat().st_size if is_alone else size_on_disk(path, load(path))
 
 
 def is_large(model: ir.Model, *, as_float: bool = False) -> bool:

@@ -43,7 +43,7 @@ def write_model(model: ir.Model, output: Path) -> int:
             new = Path(folder, output.name)
             _save(model, new)
             # An optimized session of a large model would hold its weights twice, once as floats.
-            open_session(new, optimize=not is_large(model, as_float=True))
+            open_session(new, optimize=not is_large(model, as_float=True), packed=False)
             return _publish(new, output.parent)
     except OSError as error:
         raise _not_written(error, output) from error

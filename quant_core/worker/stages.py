@@ -115,7 +115,7 @@ def quantize(
     spent_s     of the time budget by the stages before this one
     """
     made_plan = _plan(plan)
-    size_bytes = model_info(model).size_bytes
+    size_bytes = files.bytes_on_disk(Path(model))
     deadline = deadline_of(size_bytes, made_plan.config, spent_s)
     sizes = made_plan.config.fix_shape
     feeds = _open_if_any(model, samples, sizes)
