@@ -156,13 +156,21 @@ def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench, progress: Progres
 
 
 def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
-    """The race with its last candidate made of the equalized model, if that is more exact."""
+    """The race with its last candidate made of the equalized model, if that is more exact.
+
+    Where the candidate is slower than float, it stays so. If weights that are only stored are good
+    enough, they win, however exact it becomes.
+    """
     last = race.trials[-1]
     before = last.candidate
     if before is None or before.sqnr_db >= POLICY.exact_db:
         return race
     if not bench.has_time_after(race.candidates, POLICY.trials_of_a_step):
         return race
+    if not before.keeps_speed:
+        race = try_safest(race, plan, bench, progress)
+        if max(c.worth for c in race.candidates) > POLICY.good_worth:
+            return race
     progress("equalizing channels")
     equalized = race.calibrated.equalized(plan, bench.deadline)
     if equalized is None:
@@ -178,7 +186,8 @@ def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress
     race = race.traced(trial)
     if gain_db <= POLICY.equalization_gain_db:
         return race
-    return Race(equalized, (*race.trials[:-1], trial), race.trace, gain_db)
+    trials = tuple(trial if t is last else t for t in race.trials)
+    return Race(equalized, trials, race.trace, gain_db)
 
 
 def _outlier_treatments(

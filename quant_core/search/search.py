@@ -4,10 +4,10 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
 
 1. Race (`race_variants`). With `mode: auto` the rows of VARIANTS are tried one after the other:
    each makes a plan, the plan a model, and the bench judges its fidelity, size and speed. Any other
-   mode is one variant. Where static outputs are not exact, the float model is cross-layer
-   equalized; if that makes them more exact, all from there on is made of the equalized model. The
-   last resorts among VARIANTS come after step 3, where nothing is good enough until then. Where
-   integers cannot gain (possible_gain.py), weights are only stored.
+   mode is one variant. Where static outputs are not exact, and not too slow to win, the float model
+   is cross-layer equalized; if that makes them more exact, all from there on is made of the
+   equalized model. The last resorts among VARIANTS come after step 3, where nothing is good enough
+   until then. Where integers cannot gain (possible_gain.py), weights are only stored.
 2. Single MatMuls (`try_single_matmuls`). With `mode: auto` each MatMul of the best candidate is
    timed by itself, in each way that does not spoil the outputs where all take it. If the cheapest
    ways together save time, they make one more candidate.
@@ -236,7 +236,7 @@ def tune_biases(found: Found, bench: Bench, contract: Contract | None, progress:
     if best.fidelity is None:
         best = bench.judge_fidelity(best)
         found = replace(found, best=best)
-    if best.sqnr_db >= POLICY.tuned_biases_db:
+    if best.sqnr_db >= POLICY.exact_db:
         return found
     progress("tuning biases")
     quantized = found.calibrated.tune_biases(best)

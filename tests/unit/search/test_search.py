@@ -525,6 +525,27 @@ def test_a_matmul_may_become_static_also_if_static_was_equalized(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("in_integers", "in_float", "is_equalized"),
+    [(0.5, 2.0, False), (0.5, 0.9, True), (1.5, 2.0, True)],
+)
+def test_what_float_beats_however_exact_it_becomes_is_not_equalized(
+    monkeypatch, in_integers, in_float, is_equalized
+):
+    problem = Problem(unbalanced())
+    calibrated = replace(problem.calibrated, samples=problem.samples)
+
+    def cost(bench, candidate, session, feed, which=""):
+        computes_in_integers = any(n.compute.is_integer for n in candidate.plan.nodes)
+        return Cost(1.0, in_integers if computes_in_integers else in_float)
+
+    monkeypatch.setattr(Bench, "_cost", cost)
+
+    found = search(calibrated, problem.plan, problem.bench)
+
+    assert ("static, equalized" in {row["candidate"] for row in found.trace}) == is_equalized
+
+
 @pytest.mark.parametrize(("speedup", "is_fitted"), [(1.2, False), (3.0, True)])
 def test_blocks_too_slow_to_win_are_not_fitted(monkeypatch, speedup, is_fitted):
     problem = Problem(deep(3), bits=4)
