@@ -66,7 +66,12 @@ def job_digests(
     if in_stores := [file for file in files if isinstance(file, Url)]:
         the_cache().look_at(in_stores)  # at once, and not one after another below
     digest_or_failure = partial(
-        _digest_or_failure, owner=owner, force=force, contents=contents, allow_code=allow_code
+        _digest_or_failure,
+        known=known,
+        owner=owner,
+        force=force,
+        contents=contents,
+        allow_code=allow_code,
     )
     return read_ahead(digest_or_failure, jobs, READERS)
 
@@ -97,10 +102,16 @@ def input_bytes(job: Job, contents: Mapping[str, Content]) -> int:
 
 
 def _digest_or_failure(
-    job: Job, owner: Owner, force: bool, contents: dict[str, Content], allow_code: str | None
+    job: Job,
+    known: Collection[str],
+    owner: Owner,
+    force: bool,
+    contents: dict[str, Content],
+    allow_code: str | None,
 ) -> str | Failure:
     """The digest of a job that may be made; else the stage at which it cannot be, and why.
 
+    known     outputs that were made before
     contents  gets what the URLs hold that the job reads
     """
     if unreadable := unreadable_file(job):
@@ -111,7 +122,7 @@ def _digest_or_failure(
     except QuantError as problem:
         return "read", problem
     try:
-        claim(job.output, owner, take_over=force)
+        claim(job.output, owner, take_over=force, is_new=str(job.output) not in known)
     except QuantError as problem:
         return "publish", problem
     except OSError as error:

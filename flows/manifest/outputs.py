@@ -53,10 +53,11 @@ class Owner:
         )
 
 
-def claim(output: Location, owner: Owner, take_over: bool = False) -> None:
+def claim(output: Location, owner: Owner, take_over: bool = False, is_new: bool = False) -> None:
     """Record the owner of an output, which need not exist yet.
 
     take_over  also from another batch
+    is_new     whether no record is expected: it takes a store two requests to say that it has none
 
     Raises: RequestError if another batch owns it, whose journal still exists, if it is a folder, or
         if its name or key is too long; OSError if the record cannot be written.
@@ -69,7 +70,7 @@ def claim(output: Location, owner: Owner, take_over: bool = False) -> None:
     if isinstance(output, Url):
         owner = replace(owner, host=platform.node())
     path, content = _record(output), _content(output, owner)
-    recorded = read_owner(output)
+    recorded = None if is_new else read_owner(output)
     if recorded is None:
         if _create(path, content):
             return

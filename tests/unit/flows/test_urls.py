@@ -190,6 +190,17 @@ def test_an_output_in_a_store_belongs_to_one_batch(tmp_path, monkeypatch):
     assert not is_output(Path("n.onnx"))
 
 
+def test_a_new_output_is_claimed_without_a_look_whether_somebody_has_it(monkeypatch):
+    output = STORE / "out" / "m.onnx"
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.stores.read", lambda url: 1 / 0)
+        claim(output, Owner("/ours"), is_new=True)
+    monkeypatch.setattr("platform.node", lambda: "another-host")
+
+    with pytest.raises(RequestError, match="output of another batch, whose journal is in /ours on"):
+        claim(output, Owner("/theirs"), is_new=True)
+
+
 def test_an_output_whose_key_is_too_long_for_a_store_is_never_claimed(tmp_path):
     folder = Url("s3://bucket") / "/".join(["k" * 200] * 5)
 
