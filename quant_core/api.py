@@ -223,7 +223,8 @@ def optimize_model(
     rewrites, note = found.applied, ""
     if size_bytes > float_size_bytes:
         note = f"{size_bytes - float_size_bytes} bytes larger than its original"
-        if not fix_shape and not is_faster(path, model, config, feeds, timings):
+        growth = size_bytes / float_size_bytes
+        if not fix_shape and not is_faster(path, model, config, feeds, timings, growth=growth):
             note = f"a copy of its original: rewritten, it is {note} and no faster"
             size_bytes, rewrites = write_copy(Path(path), output), ()
     return OptimizeResult(

@@ -77,16 +77,21 @@ def is_faster(
     config: QuantConfig,
     samples: Samples | None,
     costs: TimingCache,
+    *,
+    growth: float,
 ) -> bool:
-    """Whether the model is faster than that of the file, by more than the noise of the clock.
+    """Whether the model is faster than that of the file, by more than the noise of the clock and
+    what more bytes cost.
 
     samples  both run on the first; None for a random one. If it runs on none, nobody can tell
+    growth   the bytes of its file over those of the other
     """
     feeds = _feeds(path, config, samples)
     if not feeds:
         return False
     before, after = OpenedModel(files.load(path)), OpenedModel(model)
-    return _speedup(feeds[0], costs)(before, after) >= LEAST_GAIN
+    least: float = LEAST_GAIN * growth**POLICY.doublings_per_half_size
+    return _speedup(feeds[0], costs)(before, after) >= least
 
 
 def first_feeds(samples: Samples) -> list[Any]:

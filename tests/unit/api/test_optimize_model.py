@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -69,6 +70,22 @@ def test_a_file_that_is_larger_than_its_original_says_so(small, tmp_path, monkey
     added = result.size_bytes - small.stat().st_size
     assert added > 0
     assert result.note == f"{added} bytes larger than its original"
+
+
+@pytest.mark.parametrize(("speedup", "is_copy"), [(1.05, True), (1.5, False)])
+def test_twice_the_bytes_are_worth_more_than_the_noise_of_the_clock(
+    tmp_path, monkeypatch, speedup, is_copy
+):
+    path, output = tmp_path / "half.onnx", tmp_path / "o.onnx"
+    text = "(float[n,64] x) => (float[n,64] y) { v = Cast<to = 1>(w) y = MatMul(x, v) }"
+    weight = (1e-3 * RNG.standard_normal((64, 64))).astype(ml_dtypes.bfloat16)
+    onnx.save(sketch(text, {"w": weight}), path)
+    timing = Timing(speedup, 1, speedup, 1, speedup, 1, 1, 9, 1)
+    monkeypatch.setattr(prepared, "measure", lambda *_, **__: timing)
+
+    result = quant_core.optimize_model(path, output)
+
+    assert result.note.startswith("a copy of its original") == is_copy
 
 
 def test_a_plan_lists_the_rewrites_and_a_glob_may_name_what_went(model):
