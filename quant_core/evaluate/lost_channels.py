@@ -25,9 +25,10 @@ from quant_core.plan.operators import CAPS, RULES, Kind
 LEAST_VARIATION = 1e-4  # of a channel's mean: one that varies by less is constant
 # Operators that move values: integers behind them are those before them.
 _MOVES = frozenset(name for name, rule in RULES.items() if rule.kind is Kind.MOVES)
-# Other operators that make a channel of their output of one channel of their input.
+# Other operators that make a channel of their output of one channel of their input. Relu is none of
+# them: of the residual sums of a backbone, whose features are an output, the last alone counts.
 _KEEPS_CHANNELS = frozenset(
-    {*CAPS, "QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "CastLike", "Slice", "Split"}
+    {"QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "CastLike", "Slice", "Split"}
     | {"Add", "Sub", "Mul", "Div", "Concat", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
     | {"Pad", "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "ReduceMean"}
 )

@@ -38,7 +38,8 @@ class Reference:
 
     outputs   of each of the samples
     unsteady  names of the outputs that float itself does not repeat, run again, also without
-              optimizers: they come from random nodes, or their values are rounding errors
+              optimizers: they come from random nodes, or their values are rounding errors, or of
+              no memory that anything has written
     """
 
     path: Path
@@ -59,12 +60,17 @@ class Reference:
         """
         session = open_session(path)
         samples, outputs = _run_in_time(session, samples.keeping(), deadline)
-        few = spread(1 if deadline.is_over else POLICY.steady_samples, len(samples))
-        first = [outputs[i] for i in few]
-        names = [output.name for output in session.get_outputs()]
+        few = 1 if deadline.is_over else POLICY.steady_samples
+        return cls(path, samples, session, outputs, frozenset()).repeated(few)
+
+    def repeated(self, count: int) -> Reference:
+        """The same after so many of the samples ran again, also without optimizers."""
+        few = spread(count, len(self.samples))
+        first = [self.outputs[i] for i in few]
+        names = [output.name for output in self.session.get_outputs()]
         again = [
-            compare(first, run_all(s, samples.pick(few)), names)
-            for s in (session, open_session(path, optimize=False))
+            compare(first, run_all(s, self.samples.pick(few)), names)
+            for s in (self.session, open_session(self.path, optimize=False))
         ]
         unsteady = frozenset(
             o.name
@@ -72,7 +78,7 @@ class Reference:
             for o in fidelity.per_output
             if o.flaw or (o.sqnr_db is not None and (o.sound_db or 0.0) < POLICY.faithful_db)
         )
-        return cls(path, samples, session, outputs, unsteady)
+        return replace(self, unsteady=unsteady)
 
     def pick(self, positions: NDArray[np.intp]) -> Reference:
         """The same with some of its samples."""

@@ -81,6 +81,8 @@ def check_floor(
         note = f"{NOT_CHECKED}: no sample fits that could be drawn"
         return Checked(best, None, broken, (note,))
     judged = _judged(calibrated, best, bench, repairs=repairs)
+    if not judged.is_sound:
+        bench, judged = _where_float_repeats(bench, judged)
     bench, judged, notes = _only_judgeable(bench, judged)
     if not bench.judged_outputs:
         return Checked(best, None, broken, (*notes, f"{NOT_CHECKED}: no output can be judged"))
@@ -174,6 +176,17 @@ def _with_whole_outputs(
     else:
         text = "output {} loses a channel in integers, written by {}"
     return judged, [text.format(o, _list(nodes)) for o, nodes in lost.items()]
+
+
+def _where_float_repeats(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate]:
+    """The bench without the outputs that float does not repeat on any of the samples, and the
+    candidate as it judges it.
+    """
+    reference = bench.reference.repeated(len(bench.samples))
+    if reference.unsteady <= bench.reference.unsteady:
+        return bench, judged
+    bench = replace(bench, reference=reference, judged_outputs=reference.steady)
+    return bench, bench.judge_fidelity(judged)
 
 
 def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, list[str]]:

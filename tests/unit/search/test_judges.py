@@ -218,6 +218,19 @@ def test_float_need_not_repeat_small_probabilities(tmp_path, largest, unsteady):
     assert Reference.run(path, given(path, 4)).unsteady == unsteady
 
 
+def test_float_may_repeat_an_output_on_some_samples_only(tmp_path):
+    path = tmp_path / "m.onnx"
+    text = "p = Greater(x, zero) r = RandomNormalLike(x) y = Where(p, r, x)"
+    zero = {"zero": np.array(0, np.float32)}
+    onnx.save(sketch(f"(float[1,8] x) => (float[1,8] y) {{ {text} }}", zero), path)
+    rows = np.float32([[-1], [1], [-1], [1]]) * np.ones(8, np.float32)
+
+    reference = Reference.run(path, open_samples(SampleSpec(rows), input_specs(path)))
+
+    assert not reference.unsteady
+    assert reference.repeated(4).unsteady == {"y"}
+
+
 @pytest.mark.parametrize("count", [2, 33])
 def test_samples_that_are_all_the_same_are_noted(model, tmp_path, count):
     rows = np.random.default_rng(0).standard_normal((count, 8), dtype=np.float32)
