@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,6 +107,7 @@ class Rounding:
                 floor = 0.0  # it changes nothing: nodes that share the weight share its integers
         key = self._key(node, weight, planned, layout, floor, factors)
         if key not in self.cache.rounded:
+            began_at = time.monotonic()
             rows = self._rows(node, weight, layout, factors)
             found = self._round(node, planned, rows, floor, factors)
             if self.has_short_scales:
@@ -116,6 +118,7 @@ class Rounding:
                 graph.shape_of(weight),
                 *_noise_db(rows, found.values, floor, self._gram(node, factors)),
             )
+            self.cache.seconds += time.monotonic() - began_at
         rounded = self.cache.rounded[key]
         self._record(node, rounded.sqnr_db, rounded.worst_row_db)
         return rounded

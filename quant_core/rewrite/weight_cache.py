@@ -92,6 +92,9 @@ class WeightCache:
 
     A cache keeps the calibration alive that its weights were rounded with: new calibration deserves
     a new cache.
+
+    seconds  that rounding them took
     """
 
     rounded: dict[RoundingKey, Rounded] = field(default_factory=dict)
+    seconds: float = 0.0

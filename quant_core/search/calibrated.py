@@ -152,7 +152,7 @@ class CalibratedModel:
 
     def build(self, plan: QuantPlan, label: str) -> Candidate:
         """The candidate that a plan makes, not yet judged. Raises: as `apply_plan`."""
-        began_at = time.monotonic()
+        began_at, rounded_s = time.monotonic(), self.weights.seconds
         quantized = apply_plan(
             self.model,
             plan,
@@ -162,7 +162,7 @@ class CalibratedModel:
             deadline=self.deadline.of_stage(POLICY.rounding_share),
         )
         size_bytes = files.size_in_file(quantized.model)
-        seconds = time.monotonic() - began_at
+        seconds = time.monotonic() - began_at - (self.weights.seconds - rounded_s)
         return Candidate(label, plan, quantized, size_bytes, seconds=seconds)
 
     def tune_biases(self, candidate: Candidate) -> Quantized | None:

@@ -28,7 +28,8 @@ class Candidate:
     size_ratio      file size over the float model's; like all below, None until it is judged
     cost            None if it cannot be timed on this CPU
     metric_failure  of the user's own metric; fidelity is then measured without it
-    seconds         that it took to build it and to judge it
+    seconds         that it took to build it and to judge it, but for rounding weights: the next
+                    candidates have them
     """
 
     label: str

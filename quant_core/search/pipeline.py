@@ -66,7 +66,7 @@ def quantize_by_search(job: QuantJob) -> Made:
         plan = allocate_bits(observed, plan, job.deadline.of_stage(POLICY.stage_share))
     began_at = time.monotonic()
     calibrated = _calibrated(searched, plan)
-    calibrating_s = time.monotonic() - began_at
+    observing_s = time.monotonic() - began_at - calibrated.weights.seconds
     bench = search_bench(job, plan, judging)
     if bench is None:
         found = follow_plan(calibrated, plan, None)
@@ -79,7 +79,7 @@ def quantize_by_search(job: QuantJob) -> Made:
             whole_front=job.whole_front,
             progress=job.progress,
         )
-    takes_s = calibrating_s + found.best.seconds
+    takes_s = observing_s + found.calibrated.weights.seconds + found.best.seconds
     if judging.held_out is not None and _is_worth_rounding_anew(job, plan, takes_s):
         assert bench is not None
         tuned = tune_biases(found, bench, job.contract, job.progress)

@@ -1,4 +1,4 @@
-"""A model whose channels are scaled keeps all that is known of those that are not."""
+"""What is known of a model, and made of it once, holds for all candidates, and scaled channels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,33 @@ from quant_core.data.spec import SampleSpec
 from quant_core.deadline import NO_DEADLINE
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
+from quant_core.rewrite.rounding import Rounding
 from quant_core.search.calibrated import CalibratedModel
 from tests.models import normalized, sketch
 from tests.oracle.cases import weights
+
+
+def test_what_a_candidate_takes_is_what_the_next_one_takes_too(monkeypatch) -> None:
+    """Weights are rounded once: each rounding moves the clock by ten seconds, and nothing else."""
+    model = normalized(
+        sketch("(float[n,8] x) => (float[n,8] y) { y = MatMul(x, w) }", weights(w=(8, 8)))
+    )
+    plan = make_plan(model, QuantConfig(min_elements=0, mode="dynamic"), TARGETS["x86"])
+    calibrated = CalibratedModel(model)
+    now, rounded = 0.0, Rounding._round
+
+    def slow(*arguments, **named):
+        nonlocal now
+        now += 10
+        return rounded(*arguments, **named)
+
+    monkeypatch.setattr(Rounding, "_round", slow)
+    monkeypatch.setattr("quant_core.rewrite.rounding.time.monotonic", lambda: now)
+
+    candidates = [calibrated.build(plan, label) for label in ("first", "second")]
+
+    assert [candidate.seconds for candidate in candidates] == [0, 0]
+    assert calibrated.weights.seconds == now == 10
 
 
 def test_equalizing_measures_and_rounds_only_what_it_scales() -> None:
