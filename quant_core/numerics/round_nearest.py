@@ -30,6 +30,9 @@ SHRINKS = (1.0, 0.97, 0.93, 0.88, 0.82)
 # Between the finest scale (0), whose unsafe pairs must be reduced, and the one at which all pairs
 # are safe (1).
 SAFE_STEPS = (1.0, 0.75, 0.5, 0.25, 0.0)
+# Of the finest scale of 4 bits: with wider steps more pairs are safe unreduced. Not tuned; a test
+# of this file shows what safety costs.
+SAFE_STRETCHES = (1.0, 1.15, 1.35)
 
 
 def quantize_int8(
@@ -136,51 +139,61 @@ def quantize_int4(
     """int4 in blocks of `block` columns (which divide K): w ~ scale[c] * multiplier[c, block] *
     int4.
 
-    The channel's scale lets the block with the largest weight use multiplier 15; each block takes
-    the multiplier with the least squared error. All products lie in -120..105, so they are int8 on
-    the channel's own grid. Scales are bfloat16 numbers, which take half the bytes.
+    With the finest scale of a channel the block with its largest weight has multiplier 15; where
+    pairs must be safe, a wider one may leave less error. Each block takes the multiplier with the
+    least squared error. All products lie in -120..105, so they are int8 on the channel's own grid.
+    Scales are bfloat16 numbers, which take half the bytes.
     """
-    channels, columns = rows.shape
     finest = np.abs(rows).max(1, initial=0.0).astype(np.float64) / (QMAX4 * MULTIPLIER_MAX)
-    scale = bfloat16(_usable(np.maximum(finest, floor)))
-    blocks = np.empty(rows.shape, np.int8)
-    multipliers = np.empty((channels, columns // block), np.uint8)
-    for part in _row_parts(rows):
-        grouped = (rows[part] / scale[part][:, None]).reshape(-1, columns // block, block)
-        peak = np.abs(grouped).max(2)
-        least = np.full(peak.shape, np.inf, np.float32)
-        best = np.ones(peak.shape, np.uint8)
-        for m in range(1, MULTIPLIER_MAX + 1):
-            q = np.clip(np.rint(grouped / np.float32(m)), QMIN4, QMAX4)
-            difference = grouped - q * np.float32(m)
-            error = np.einsum("cbk,cbk->cb", difference, difference)
-            better = error < least
-            least, best = np.where(better, error, least), np.where(better, np.uint8(m), best)
-        q = np.clip(np.rint(grouped / best[..., None].astype(np.float32)), QMIN4, QMAX4).astype(
-            np.int8
-        )
-        blocks[part] = q.reshape(q.shape[0], columns)
-        multipliers[part] = best
-    if pair_safe:
-        blocks = _safe_blocks(blocks, multipliers, block)
-    product = (blocks.astype(np.int16) * np.repeat(multipliers, block, axis=1)).astype(np.int8)
-    return IntegerWeight(product, scale, blocks, multipliers)
+    blocks, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    multipliers = np.empty((len(rows), rows.shape[1] // block), np.uint8)
+    least = np.full(len(rows), np.inf)
+    for stretch in SAFE_STRETCHES if pair_safe else (1.0,):
+        wider = bfloat16(_usable(np.maximum(finest * stretch, floor)))
+        for part in _row_parts(rows):
+            found, chosen = _in_blocks(rows[part] / wider[part, None], block, pair_safe=pair_safe)
+            error = _squared_errors(rows[part], _products(found, chosen), wider[part])
+            better = error < least[part]
+            blocks[part][better], multipliers[part][better] = found[better], chosen[better]
+            scale[part][better], least[part][better] = wider[part][better], error[better]
+    return IntegerWeight(_products(blocks, multipliers), scale, blocks, multipliers)
 
 
-def _safe_blocks(
-    blocks: NDArray[np.int8], multipliers: NDArray[np.uint8], block: int
-) -> NDArray[np.int8]:
+def _in_blocks(
+    steps: Matrix, block: int, *, pair_safe: bool
+) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+    """The int4 blocks and the multipliers nearest to these numbers of steps (C, K)."""
+    grouped = steps.reshape(len(steps), -1, block)
+    least = np.full(grouped.shape[:2], np.inf, np.float32)
+    best = np.ones(grouped.shape[:2], np.uint8)
+    for m in range(1, MULTIPLIER_MAX + 1):
+        q = np.clip(np.rint(grouped / np.float32(m)), QMIN4, QMAX4)
+        difference = grouped - q * np.float32(m)
+        error = np.einsum("cbk,cbk->cb", difference, difference)
+        better = error < least
+        least, best = np.where(better, error, least), np.where(better, np.uint8(m), best)
+    q = np.clip(np.rint(grouped / best[..., None].astype(np.float32)), QMIN4, QMAX4)
+    blocks = q.reshape(steps.shape).astype(np.int8)
+    return (_safe_blocks(blocks, best) if pair_safe else blocks), best
+
+
+def _products(blocks: NDArray[np.int8], multipliers: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """int8 (C, K): each int4 times the multiplier of its block."""
+    factors = np.repeat(multipliers, blocks.shape[1] // multipliers.shape[1], axis=1)
+    return np.asarray(blocks * factors.astype(np.int8))
+
+
+def _safe_blocks(blocks: NDArray[np.int8], multipliers: NDArray[np.uint8]) -> NDArray[np.int8]:
     """The larger of two neighbours gives up one step, until every pair of products is safe."""
-    spread = np.repeat(multipliers, block, axis=1).astype(np.int16)
     blocks = blocks.copy()
     while True:
-        product = (blocks * spread).astype(np.int16)
-        safe = make_safe(product.astype(np.int8))
-        reduced = np.abs(safe.astype(np.int16)) < np.abs(product)
+        product = _products(blocks, multipliers)
+        magnitude = np.abs(product.astype(np.int16))
+        reduced = np.abs(make_safe(product).astype(np.int16)) < magnitude
         if not reduced.any():
             return blocks
         larger = np.zeros_like(reduced)
-        larger[:, : reduced.shape[1] // 2 * 2] = _larger_of_pair(np.abs(product), reduced)
+        larger[:, : reduced.shape[1] // 2 * 2] = _larger_of_pair(magnitude, reduced)
         blocks = (blocks - np.where(larger, np.sign(blocks), 0)).astype(np.int8)
 
 
