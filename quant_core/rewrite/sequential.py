@@ -15,8 +15,8 @@ corrects the difference of the mean outputs. GPTQ then rounds W' with the Gram m
 
 A few dozen samples say little about how a thousand inputs vary together. So the share of X' X'^T
 that is chance (the shrinkage intensity) makes the ridge larger, and the off-diagonal elements of
-the Gram matrix smaller. An input that is 0 in all samples, as a word that none of them has, counts
-as much as the mean input so far as its variance may be chance: else its weights become anything.
+the Gram matrix smaller. An input that is 0 in all n samples, as a word that none of them has, is
+in the next one with probability 1 / (n + 2): so much of the mean variance counts as its own.
 
 Source: Li et al. 2025, GPTAQ (arXiv 2504.02692), for the asymmetric calibration; there W is
 corrected while GPTQ rounds it column by column, here in closed form before. Schaefer and Strimmer
@@ -129,11 +129,8 @@ def _in_float(plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:
     return replace(plan, nodes=tuple(changed))
 
 
-def shrinkage(
-    rows: NDArray[Any], gram: NDArray[Any], batches: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(G, P), twice: which share of the off-diagonal elements of a Gram matrix is chance, from 0 to
-    1, and which share of what its diagonal ones differ in.
+def shrinkage(rows: NDArray[Any], gram: NDArray[Any], batches: int) -> NDArray[np.float64]:
+    """(G, P): which share of the off-diagonal elements of a Gram matrix is chance, from 0 to 1.
 
     rows     (G, P, n, k), centered already where their mean does not count
     gram     (G, P, k, k), S = X X^T / n of the same rows
@@ -144,18 +141,13 @@ def shrinkage(
         lambda = sum_{i != j} Var(S_ij) / sum_{i != j} S_ij^2  =  (m share - 1) / (m - 1)
         share  = sum_b sum_{i != j} (n_b S_b)_ij^2 / sum_{i != j} (n S)_ij^2
 
-    0 if all batches agree, 1 if they have nothing in common or nothing lies off the diagonal. Of
-    the diagonal elements v it is sum_i Var(v_i) / sum_i (v_i - mean v)^2.
-
+    0 if all batches agree, 1 if they have nothing in common or nothing lies off the diagonal.
     Source: Schaefer and Strimmer 2005, table 2, target D (unequal variances on the diagonal), with
-    batches in place of single rows. Opgen-Rhein and Strimmer 2007, Accurate Ranking of
-    Differentially Expressed Genes, equation 8, for the diagonal; the mean stands for the median,
-    which is 0 where most inputs are.
+    batches in place of single rows.
     """
     n, k = rows.shape[2:]
     batches = min(batches, n)
     squares = np.zeros(gram.shape[:2])
-    variances = []
     for batch in np.array_split(rows, batches, axis=2):
         turned = batch.swapaxes(2, 3)
         # X^T X and X X^T have the same sum of squares: the smaller one is computed
@@ -164,16 +156,10 @@ def shrinkage(
         # In float64: activations of 1e17, whose squares float32 still holds, have such sums.
         squares += np.einsum("gpij,gpij->gp", products, products, dtype=np.float64)
         squares -= np.square(diagonal, dtype=np.float64).sum(2)
-        variances.append(diagonal / batch.shape[2])
     diagonal = n * np.einsum("gpkk->gpk", gram)
     whole = np.square(n * gram).sum((2, 3)) - np.square(diagonal).sum(2)
     share = np.divide(squares, whole, out=np.ones_like(whole), where=whole > 0)
-    chance = np.clip((batches * share - 1) / max(batches - 1, 1), 0.0, 1.0)
-    seen = np.array(variances, np.float64)
-    unlike = np.square(diagonal / n - diagonal.mean(2, keepdims=True) / n).sum(2)
-    luck = seen.var(0).sum(2) / max(batches - 1, 1)
-    of_diagonal = np.divide(luck, unlike, out=np.ones_like(unlike), where=unlike > 0)
-    return chance, np.clip(of_diagonal, 0.0, 1.0)
+    return np.asarray(np.clip((batches * share - 1) / max(batches - 1, 1), 0.0, 1.0))
 
 
 def _has_target(node: ir.Node, planned: NodePlan) -> bool:
@@ -240,7 +226,7 @@ def _target(
         gram[at] = found[at].T @ found[at] / n
         cross[at] = difference[at].T @ found[at] / n
 
-    chance, chance_of_diagonal = shrinkage(found, gram, batches)
+    chance = shrinkage(found, gram, batches)
     variance = np.einsum("gpkk->gp", gram)
     square = variance + np.square(found_means, dtype=np.float64).sum(2)
     # What float32 leaves of rows that are all alike, less their mean, is no input.
@@ -255,7 +241,7 @@ def _target(
     diagonal = np.einsum("gpkk->gpk", gram)  # a view
     mean = (variance / k)[..., None]
     unseen = diagonal <= np.finfo(np.float32).eps * mean
-    diagonal[...] = np.where(unseen, chance_of_diagonal[..., None] * mean, diagonal)
+    diagonal[...] = np.where(unseen, mean / (batches + 2), diagonal)
     return RoundingTarget(
         weight=moved.transpose(0, 2, 1, 3).reshape(weight.shape).astype(np.float32),
         gram=gram.astype(np.float32),
