@@ -179,12 +179,12 @@ def confirmed_best(race: Race, bench: Bench) -> tuple[Candidate, Race]:
     """
     best, raced_again = best_of(race.candidates), set[str]()
     slow = [c for c in race.candidates if c.is_above(c.aim) and not c.keeps_speed]
-    is_open = not (best.is_above(best.aim) and best.keeps_speed)
-    if slow and is_open and bench.has_time_after(race.candidates):
+    is_good = best.is_above(best.aim) and best.keeps_speed
+    if slow and not is_good and bench.has_time_after(race.candidates):
         race = _raced_again(race, of_most_worth(slow), bench, max)
         best = best_of(race.candidates)
-    is_open = len(race.candidates) > 1
-    while is_open and best.label not in raced_again and bench.has_time_after(race.candidates):
+    has_rivals = len(race.candidates) > 1
+    while has_rivals and best.label not in raced_again and bench.has_time_after(race.candidates):
         raced_again.add(best.label)
         race = _raced_again(race, best, bench, min)
         best = best_of(race.candidates)
