@@ -38,8 +38,8 @@ class Reference:
 
     outputs   of each of the samples
     unsteady  names of the outputs that float itself does not repeat, run again, also without
-              optimizers: they come from random nodes, or their values are rounding errors, or of
-              no memory that anything has written
+              optimizers: they come from random nodes, or their values are rounding errors, or
+              memory that nothing has written
     """
 
     path: Path
