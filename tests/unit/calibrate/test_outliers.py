@@ -46,7 +46,7 @@ def test_a_large_channel_is_split_off_and_even_ones_are_left_alone() -> None:
 
 
 def test_what_noise_of_4_bit_weights_hides_is_not_treated() -> None:
-    x = inputs(4, 16, largest=10)
+    x = inputs(4, 16, largest=5)
 
     assert treatments_of(x, bits=8)
     assert treatments_of(x, bits=4) == {}
