@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,16 @@ def _masks(array: np.ndarray, spec: InputSpec) -> bool:
 def _lacks(array: np.ndarray, spec: InputSpec, model: Path) -> bool:
     """Whether values are missing, for which the model has a rule."""
     is_missing = not np.isinf(array).any()
-    return is_missing and takes_missing(files.load(model), spec.name)
+    modified_ns = model.stat().st_mtime_ns if model.is_file() else 0
+    return is_missing and _may_lack(model, modified_ns, spec.name)
+
+
+@lru_cache
+def _may_lack(model: Path, modified_ns: int, name: str) -> bool:
+    """Whether the file, as it was at that time, has a rule for missing values of this input: every
+    sample asks again.
+    """
+    return takes_missing(files.load(model), name)
 
 
 def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:

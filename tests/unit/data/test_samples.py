@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from quant_core.data import npz
+from quant_core.data import fit, npz
 from quant_core.data.for_model import samples_for
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.inputs import input_specs
@@ -184,6 +184,18 @@ def test_nan_is_a_missing_value_where_the_model_has_a_rule_for_it(tmp_path, text
     for samples in (infinite,) if is_taken else (infinite, missing):
         with pytest.raises(DataError, match="1 NaN or infinite value"):
             samples[0]
+
+
+def test_a_model_is_asked_once_for_all_samples_that_lack_values(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fit, "takes_missing", lambda _, name: asked.append(name) or True)
+    path = tmp_path / "model.onnx"
+    onnx.save(sketch("(float[n,2] x) => (float[n,2] y) { y = Neg(x) }", {}), path)
+
+    samples = samples_for(path, np.full((5, 2), np.nan, np.float32))
+
+    assert all(np.isnan(sample["x"]).all() for sample in samples)
+    assert asked == ["x"]
 
 
 def test_count_takes_samples_from_all_over_the_source_with_their_labels():
