@@ -20,7 +20,8 @@ from quant_core.numerics.integer_weight import (
 from quant_core.numerics.saturation import make_safe, safe_scale
 
 Matrix = NDArray[np.float32]
-Attempt = Callable[[slice, int], tuple[NDArray[np.int8], NDArray[np.float32]]]
+# Integers, their scales and what else is kept of each row: of some rows, for one candidate.
+Attempt = Callable[[slice, int], tuple[NDArray[Any], ...]]
 
 BLOCK_MIN = 8  # of columns: a multiplier takes as many bits as a weight
 CHUNK = 1 << 20  # weights that are rounded at a time, so that temporaries stay small
@@ -86,10 +87,8 @@ def _least_error(
     n: int,
     *,
     per_row: bool,
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """The integers and scales of the best of n attempts by squared error, row by row or for all
-    rows at once.
-    """
+) -> tuple[NDArray[Any], ...]:
+    """What the best of n attempts gives, by squared error, row by row or for all rows at once."""
     parts = list(_row_parts(rows))
     candidates = list(range(n))
     if n > 1 and not per_row:
@@ -98,19 +97,23 @@ def _least_error(
             for k in candidates
         ]
         candidates = [int(np.argmin(totals))]
-    q, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    kept: tuple[NDArray[Any], ...] = ()
     for part in parts:
-        q[part], scale[part] = attempt(part, candidates[0])
+        first = attempt(part, candidates[0])
+        kept = kept or tuple(np.empty((len(rows), *x.shape[1:]), x.dtype) for x in first)
+        for whole, some in zip(kept, first, strict=True):
+            whole[part] = some
         if len(candidates) == 1:
             continue
-        least = _squared_errors(rows[part], q[part], scale[part])
+        least = _squared_errors(rows[part], *first[:2])
         for k in candidates[1:]:
-            found_q, found_scale = attempt(part, k)
-            errors = _squared_errors(rows[part], found_q, found_scale)
+            found = attempt(part, k)
+            errors = _squared_errors(rows[part], *found[:2])
             better = errors < least
-            q[part][better], scale[part][better] = found_q[better], found_scale[better]
+            for whole, some in zip(kept, found, strict=True):
+                whole[part][better] = some[better]
             least = np.minimum(errors, least)
-    return q, scale
+    return kept
 
 
 def _squared_errors(
@@ -145,18 +148,15 @@ def quantize_int4(
     Scales are bfloat16 numbers, which take half the bytes.
     """
     finest = np.abs(rows).max(1, initial=0.0).astype(np.float64) / (QMAX4 * MULTIPLIER_MAX)
-    blocks, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
-    multipliers = np.empty((len(rows), rows.shape[1] // block), np.uint8)
-    least = np.full(len(rows), np.inf)
-    for stretch in SAFE_STRETCHES if pair_safe else (1.0,):
-        wider = bfloat16(_usable(np.maximum(finest * stretch, floor)))
-        for part in _row_parts(rows):
-            found, chosen = _in_blocks(rows[part] / wider[part, None], block, pair_safe=pair_safe)
-            error = _squared_errors(rows[part], _products(found, chosen), wider[part])
-            better = error < least[part]
-            blocks[part][better], multipliers[part][better] = found[better], chosen[better]
-            scale[part][better], least[part][better] = wider[part][better], error[better]
-    return IntegerWeight(_products(blocks, multipliers), scale, blocks, multipliers)
+    stretches = SAFE_STRETCHES if pair_safe else (1.0,)
+    scales = [bfloat16(_usable(np.maximum(finest * stretch, floor))) for stretch in stretches]
+
+    def attempt(part: slice, candidate: int) -> tuple[NDArray[Any], ...]:
+        scale = scales[candidate][part]
+        blocks, multipliers = _in_blocks(rows[part] / scale[:, None], block, pair_safe=pair_safe)
+        return _products(blocks, multipliers), scale, blocks, multipliers
+
+    return IntegerWeight(*_least_error(rows, attempt, len(scales), per_row=True))
 
 
 def _in_blocks(
@@ -208,9 +208,9 @@ def _larger_of_pair(magnitude: NDArray[np.int16], reduced: NDArray[np.bool_]) ->
 
 
 def _row_parts(rows: Matrix) -> Iterator[slice]:
-    """Slices of rows with about CHUNK weights each."""
+    """Slices of rows with about CHUNK weights each, at least one."""
     step = max(1, CHUNK // max(rows.shape[1], 1))
-    return (slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step))
+    return (slice(i, min(i + step, len(rows))) for i in range(0, max(len(rows), 1), step))
 
 
 def _usable(scale: NDArray[np.float64]) -> NDArray[np.float32]:
