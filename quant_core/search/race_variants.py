@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from quant_core.calibrate.outliers import choose_treatments
@@ -36,15 +36,14 @@ def race_variants(
     contract: Contract | None,
     progress: Progress,
     *,
-    variants: Sequence[Variant] = VARIANTS,
     last_resorts: bool = False,
 ) -> Race:
-    """Step 1: the race after the variants that are worth trying; or after the last resorts."""
+    """Step 1: the race after all variants that are worth trying; or after the last resorts."""
     if plan.config.mode != "auto":
         return _try_as_planned(race, plan, bench, progress)
     is_calibrated = race.calibrated.stats is not None
-    uncalibrated = filter(None, (variant.without_calibration() for variant in variants))
-    for variant in variants if is_calibrated else uncalibrated:
+    uncalibrated = filter(None, (variant.without_calibration() for variant in VARIANTS))
+    for variant in VARIANTS if is_calibrated else uncalibrated:
         if variant.is_last_resort is not last_resorts:
             continue
         # What 1x1 Convs gain as dynamic products only a race tells.

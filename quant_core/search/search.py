@@ -63,7 +63,7 @@ from quant_core.search.promotion import promote
 from quant_core.search.race import Progress, Race
 from quant_core.search.race_variants import race_variants, try_safest
 from quant_core.search.single_matmuls import try_single_matmuls
-from quant_core.search.variants import VARIANTS, Trial, Variant, candidates_of
+from quant_core.search.variants import Trial, candidates_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,23 +99,20 @@ def search(
     """
     race = Race(calibrated)
     is_late = bench.deadline.is_past(POLICY.late)
-    is_free = plan.config.mode == "auto" and contract is None and not whole_front
-    variants: Sequence[Variant] = VARIANTS
     if is_late:
         race = try_safest(race, plan, bench, progress)
-    elif is_free and not can_gain(calibrated.model, plan, bench):
-        variants = VARIANTS[-1:]
-    race = race_variants(race, plan, bench, contract, progress, variants=variants)
-    sought = None if contract is None else reachable(contract, race.candidates)
-    if race.candidates:
-        is_auto = plan.config.mode == "auto" and bench.timed_in is Runtime.ONNXRUNTIME
-        if is_auto and bench.has_time_after(race.candidates):
-            race = try_single_matmuls(race, bench, progress)
-        race = try_assignments(race, bench, sought, progress, whole_front=whole_front)
-    if plan.config.mode == "auto":
-        race = race_variants(
-            race, plan, bench, sought, progress, variants=variants, last_resorts=True
-        )
+    sought, is_auto = contract, plan.config.mode == "auto"
+    is_free = is_auto and contract is None and not whole_front
+    if is_late or not is_free or can_gain(calibrated.model, plan, bench):
+        race = race_variants(race, plan, bench, contract, progress)
+        sought = None if contract is None else reachable(contract, race.candidates)
+        if race.candidates:
+            in_onnxruntime = bench.timed_in is Runtime.ONNXRUNTIME
+            if is_auto and in_onnxruntime and bench.has_time_after(race.candidates):
+                race = try_single_matmuls(race, bench, progress)
+            race = try_assignments(race, bench, sought, progress, whole_front=whole_front)
+        if is_auto:
+            race = race_variants(race, plan, bench, sought, progress, last_resorts=True)
     if not any(candidate.is_sound for candidate in race.candidates):
         race = try_safest(race, plan, bench, progress)
     if not race.candidates:
