@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -42,9 +43,9 @@ PASSES_ON: dict[str, tuple[int, ...]] = {
     "ArrayFeatureExtractor": (0,),
     "FeatureVectorizer": (),
 }
-# Operators that have a rule for NaN.
+# Operators that always have a rule for NaN; an Imputer replaces one value, which may be another.
 TAKE_MISSING = frozenset(
-    {"IsNaN", "Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+    {"IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 )
 # Operator -> position of indices -> position of the table that they index.
 TABLES = {
@@ -146,8 +147,14 @@ def takes_missing(model: ir.Model, name: str) -> bool:
     or decides by it.
     """
     source = next(value for value in model.graph.inputs if value.name == name)
-    passes_on = PASSES_ON | dict.fromkeys((*SCALES, "Scaler"), ())
-    return any(node.op_type in TAKE_MISSING for node, _, _ in _reached([source], passes_on))
+    passes_on = PASSES_ON | dict.fromkeys((*SCALES, "Scaler", "Imputer"), ())
+    return any(_takes_missing(node) for node, _, _ in _reached([source], passes_on))
+
+
+def _takes_missing(node: ir.Node) -> bool:
+    if node.op_type == "Imputer":
+        return math.isnan(graph.attribute(node, "replaced_value_float", 0.0))
+    return node.op_type in TAKE_MISSING
 
 
 def _index_hint(source: ir.Value, hint: Hint) -> Hint:

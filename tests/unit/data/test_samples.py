@@ -19,6 +19,8 @@ from quant_core.errors import DataError, ModelError
 from tests.models import sketch
 from tests.samples import IMAGE, TOKENS, images, model, opened, saved, spec, zipped
 
+IMPUTER = "ai.onnx.ml.Imputer<imputed_value_floats = [0.0]"
+
 
 def test_input_specs_hold_name_dtype_and_axes(tmp_path):
     path = tmp_path / "m.onnx"
@@ -167,7 +169,10 @@ def test_values_that_the_model_can_hold_are_converted(stored_as, fed_as):
     ("text", "is_taken"),
     [
         ("m = IsNaN(x) y = Where(m, zero, x)", True),
-        ("c = Mul(x, half) y = ai.onnx.ml.Imputer<imputed_value_floats = [0.0]>(c)", True),
+        (f"c = Mul(x, half) y = {IMPUTER}, replaced_value_float = NaN>(c)", True),
+        (f"c = {IMPUTER}>(x) y = {IMPUTER}, replaced_value_float = NaN>(c)", True),
+        (f"y = {IMPUTER}, replaced_value_float = -1.0>(x)", False),
+        (f"y = {IMPUTER}>(x)", False),
         ("y = Mul(x, half)", False),
     ],
 )
