@@ -309,18 +309,7 @@ def _choose_compute(
     node: ir.Node, target: Target, mode: str, chosen: Compute | None
 ) -> tuple[Compute, str]:
     """(compute, reason): what was chosen if the node can, else what the mode wants, else float."""
-    rule, obstacle = RULES[node.op_type], why_not_integer(node)
-    source = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if source is not None and source.op_type == "AveragePool" and why_not_integer(source):
-        # a Q behind the pool would make it a QLinearAveragePool, whatever the plan says of the pool
-        obstacle = obstacle or f"behind {source.name}: {why_not_integer(source)}"
-    if rule.dynamic_pattern is DynamicPattern.LSTM and not target.is_onnxruntime:
-        obstacle = f"{rule.dynamic_pattern} is onnxruntime's own, not for {target.name}"
-    kernel = "depthwise Conv" if is_depthwise(node) else node.op_type
-    if kernel in target.slow_in_integers:
-        obstacle = obstacle or f"{kernel} is slower in integers on {target.name}"
-    if target.pairs_channels and has_other_pairs(node):
-        obstacle = obstacle or f"pairs of an odd number of channels can saturate on {target.name}"
+    rule, obstacle = RULES[node.op_type], _why_no_kernel(node, target)
     possible = {Compute.FLOAT}
     if not obstacle:
         possible.update(compute for compute in rule.computes if compute in target.times)
@@ -340,6 +329,28 @@ def _choose_compute(
     if any(compute in rule.computes for compute in wanted):
         no_kernel += f" on {target.name}"
     return Compute.FLOAT, obstacle or no_kernel
+
+
+def _why_no_kernel(node: ir.Node, target: Target) -> str:
+    """Why no integer kernel of the target computes the node, or none that is faster; "" if one
+    does.
+    """
+    rule = RULES[node.op_type]
+    if rule.dynamic_pattern is DynamicPattern.LSTM and not target.is_onnxruntime:
+        return f"{rule.dynamic_pattern} is onnxruntime's own, not for {target.name}"
+    obstacle = why_not_integer(node)
+    if obstacle:
+        return obstacle
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if source is not None and source.op_type == "AveragePool" and why_not_integer(source):
+        # a Q behind the pool would make it a QLinearAveragePool, whatever the plan says of the pool
+        return f"behind {source.name}: {why_not_integer(source)}"
+    kernel = "depthwise Conv" if is_depthwise(node) else node.op_type
+    if kernel in target.slow_in_integers:
+        return f"{kernel} is slower in integers on {target.name}"
+    if target.pairs_channels and has_other_pairs(node):
+        return f"pairs of an odd number of channels can saturate on {target.name}"
+    return ""
 
 
 def _columns(node: ir.Node, weight: ir.Value) -> int:
