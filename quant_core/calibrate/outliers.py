@@ -17,7 +17,7 @@ s_j, and 0 where channel j is split off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,14 +98,35 @@ def choose_treatments(
     Raises: ModelError if the model does not run.
     """
     among = {n.node: n for n in nodes}
+    max_abs = {t: seen.max_abs for (t, axis), seen in means.items() if axis == -1 and seen.count}
+    tensors = [t for t in _read_with_own_weights(model, among) if t in max_abs]
+    chosen = {}
+    for t, inputs in _rows_of(model, tensors, samples):
+        weights, possible = weights_reading(model, t, among), possible_treatments(max_abs[t])
+        factors = [treatment_factors(how, max_abs[t], weights.values()) for how in possible]
+        some = [(among[n], w[spread(TREATMENT_OUTPUTS, len(w))]) for n, w in weights.items()]
+        noise = [sum(_product_noise(inputs, *product, f) for product in some) for f in factors]
+        chosen[t] = _best(possible, np.array(noise))
+    return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}
+
+
+def _read_with_own_weights(model: ir.Model, nodes: Collection[str]) -> list[str]:
+    """The tensors that these nodes read, but for those whose products share weights with others."""
     has_own: dict[str, bool] = {}
     for node in model.graph:
-        if node.name in among:
+        if node.name in nodes:
             tensor, readers = node.inputs[0], graph.consumers(graph.value(node.inputs[1]))
             is_own = all(reader.inputs[0] is tensor for reader in readers)
             has_own[graph.name_of(tensor)] = is_own and has_own.get(graph.name_of(tensor), True)
-    max_abs = {t: seen.max_abs for (t, axis), seen in means.items() if axis == -1 and seen.count}
-    tensors = [tensor for tensor, is_own in has_own.items() if is_own and tensor in max_abs]
+    return [tensor for tensor, is_own in has_own.items() if is_own]
+
+
+def _rows_of(
+    model: ir.Model, tensors: Sequence[str], samples: Samples
+) -> Iterator[tuple[str, list[tuple[Rows, Rows]]]]:
+    """Each tensor with some rows (n, K) of each sample, and the least and largest value (2, K) of
+    its channels.
+    """
     rows = SpilledArrays(MAX_HELD_BYTES)
     ends: dict[str, list[Rows]] = {t: [] for t in tensors}
     for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):
@@ -115,15 +136,8 @@ def choose_treatments(
             if found.size:
                 rows[f"{t} {len(ends[t])}"] = found[spread(TREATMENT_ROWS, len(found))]
                 ends[t].append(np.stack([found.min(0), found.max(0)]))
-    chosen = {}
     for t in tensors:
-        inputs = [(rows[f"{t} {i}"], both) for i, both in enumerate(ends[t])]
-        weights, possible = weights_reading(model, t, among), possible_treatments(max_abs[t])
-        factors = [treatment_factors(how, max_abs[t], weights.values()) for how in possible]
-        some = [(among[n], w[spread(TREATMENT_OUTPUTS, len(w))]) for n, w in weights.items()]
-        noise = [sum(_product_noise(inputs, *product, f) for product in some) for f in factors]
-        chosen[t] = _best(possible, np.array(noise))
-    return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}
+        yield t, [(rows[f"{t} {i}"], both) for i, both in enumerate(ends[t])]
 
 
 def possible_treatments(x_max: NDArray[np.float64]) -> list[OutlierTreatment]:

@@ -91,17 +91,7 @@ class _Unfold:
     def constant(self, inside: ir.Graph, value: ir.Value) -> None:
         """Edit in place: the nodes that made the constant make it again, if that is smaller."""
         nodes, leaves = self._chain(str(value.name), self.values)
-        tensor = value.const_value
-        assert tensor is not None
-        is_multiplied = any(node.op_type in graph.WEIGHTED for node in graph.consumers(value))
-        to_integers = is_multiplied and not self.stays_float
-        dense = tensor.nbytes * (INTEGER_SHARE if to_integers else 1)
-        read = [v for v in leaves if v.name not in self.values]  # 1
-        if to_integers:
-            read = [v for v in leaves if not self._is_stored_for_others(v, nodes)]  # 2
-        compact = sum(v.const_value.nbytes for v in read if v.const_value is not None)
-        compact += sum(_size_in_file(node) for node in nodes)
-        if compact >= dense or not self._are_as_before(nodes):  # 5
+        if not self._is_smaller(value, nodes, leaves) or not self._are_as_before(nodes):  # 5
             return
         for leaf in leaves:
             if leaf.name not in self.values:
@@ -118,6 +108,22 @@ class _Unfold:
             again = self.values[str(constant.name)]
             again.type, again.shape = constant.type, constant.shape
             constant.replace_all_uses_with(again, replace_graph_outputs=True)
+
+    def _is_smaller(self, value: ir.Value, nodes: list[ir.Node], leaves: list[ir.Value]) -> bool:
+        """Rules 1 and 2: whether these nodes, and the constants that they read, are smaller than
+        the one that they make.
+        """
+        tensor = value.const_value
+        assert tensor is not None
+        is_multiplied = any(node.op_type in graph.WEIGHTED for node in graph.consumers(value))
+        if is_multiplied and not self.stays_float:
+            dense = tensor.nbytes * INTEGER_SHARE
+            read = [v for v in leaves if not self._is_stored_for_others(v, nodes)]  # 2
+        else:
+            dense = tensor.nbytes
+            read = [v for v in leaves if v.name not in self.values]  # 1
+        compact = sum(v.const_value.nbytes for v in read if v.const_value is not None)
+        return compact + sum(map(_size_in_file, nodes)) < dense
 
     def _is_stored_for_others(self, leaf: ir.Value, nodes: list[ir.Node]) -> bool:
         """Rule 2: whether the constant is a weight in the folded model, whoever these nodes are."""
