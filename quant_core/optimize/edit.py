@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
+
+TAKEN = "quantmill.names"  # key in the meta of a graph: names that `free_name` does not give again
 
 
 def is_float32(value: ir.Value | None) -> bool:
@@ -69,15 +72,40 @@ def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
 
 
 def free_name(inside: ir.Graph, like: str) -> str:
-    """`like` with the first number behind it that no value and no node of the graph has."""
-    taken = {str(v.name) for v in (*inside.inputs, *inside.initializers.values())}
-    for node in inside.all_nodes():
-        taken.add(str(node.name))
-        taken.update(str(v.name) for v in (*node.outputs, *node.inputs) if v is not None)
+    """`like` with the first number behind it that no value and no node of the graph has; none of
+    the model while its names are known.
+    """
+    taken = inside.meta[TAKEN] if TAKEN in inside.meta else _names([inside, *inside.subgraphs()])
     name, n = f"{like}_opt", 1
     while name in taken:
         name, n = f"{like}_opt{n}", n + 1
+    taken.add(name)
     return name
+
+
+@contextmanager
+def names_known(model: ir.Model) -> Iterator[None]:
+    """While it lasts, `free_name` knows the names of the model, and those that it gave before."""
+    graphs = list(graph.graphs_of(model))
+    names = _names(graphs)
+    for inside in graphs:
+        inside.meta[TAKEN] = names
+    try:
+        yield
+    finally:
+        for inside in graphs:
+            del inside.meta[TAKEN]
+
+
+def _names(graphs: Iterable[ir.Graph]) -> set[str]:
+    """Of all values and nodes."""
+    found = set[str]()
+    for inside in graphs:
+        found.update(str(v.name) for v in (*inside.inputs, *inside.initializers.values()))
+        for node in inside:
+            found.add(str(node.name))
+            found.update(str(v.name) for v in (*node.outputs, *node.inputs) if v is not None)
+    return found
 
 
 def transpose(x: ir.Value, perm: Iterable[int], name: str | None = None) -> ir.Node:

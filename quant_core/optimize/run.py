@@ -18,6 +18,7 @@ from quant_core.model import files, graph
 from quant_core.model.containers import numbers_of
 from quant_core.model.session import open_session, run
 from quant_core.optimize.applied import Applied, former_names
+from quant_core.optimize.edit import names_known
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.opened import OpenedModel
 from quant_core.optimize.rules import EXACT, PRUNE, TIMED
@@ -128,13 +129,14 @@ def _apply(
     rule: str, model: ir.Model, facts: Facts, chosen: Collection[str] | None = None
 ) -> list[Applied]:
     """Apply a rule to the model in place; what it changed. None chooses every node."""
-    if rule in TIMED:
-        changes = TIMED[rule](model, facts, lambda name: chosen is None or name in chosen)
-    else:
-        exact = next((rules[rule] for rules in (EXACT, *PRUNE.values()) if rule in rules), None)
-        if exact is None:
-            raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
-        changes = exact(model, facts)
+    exact = next((rules[rule] for rules in (EXACT, *PRUNE.values()) if rule in rules), None)
+    if exact is None and rule not in TIMED:
+        raise ModelError(f"no rule is called {rule}", hint="Is the plan of another version?")
+    with names_known(model):
+        if exact is not None:
+            changes = exact(model, facts)
+        else:
+            changes = TIMED[rule](model, facts, lambda name: chosen is None or name in chosen)
     if changes:
         graph.drop_unused(model)
     return changes
