@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.affine import Affine, Numbers, affine_of
-from quant_core.optimize.edit import bypass, constant, free_name, only_reader, remove
+from quant_core.optimize.edit import bypass, constant, only_reader, put_before, remove
 from quant_core.optimize.facts import Facts
 
 
@@ -56,11 +56,8 @@ def write_chain(
         free = [n for n in chain.nodes if n.name not in kept]
         name = str(next((n for n in free if n.op_type == op_type), free[-1]).name)
         inputs = [last, *(constant(inside, name, array) for array in arrays)]
-        node = ir.Node("", op_type, inputs, attributes, name=name)
-        last = node.outputs[0]
-        last.name = free_name(inside, name)
-        last.type, last.shape = chain.output.type, chain.output.shape
-        inside.insert_before(end, node)
+        last = put_before(end, ir.Node("", op_type, inputs, attributes, name=name), name)
+        last.shape = chain.output.shape
         kept.append(name)
     if last is chain.source and not takes_name:
         bypass(chain.output, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,11 @@ from quant_core.optimize.affine import Numbers
 from quant_core.optimize.edit import constant, free_name, is_float32, numbers
 
 Sizes = tuple[int, ...]
+
+# Operators that may stand behind a Conv, and compute each number alone.
+ACTIVATIONS = frozenset(
+    {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,14 @@ def read(node: ir.Node) -> Convolution | None:
         pads[axes:],
         graph.attribute(node, "group", 1),
     )
+
+
+def read_pixelwise(node: ir.Node) -> Convolution | None:
+    """The same, of a Conv that makes each pixel of all channels of that pixel alone; else None."""
+    conv = read(node)
+    if conv is None or conv.is_padded or conv.groups != 1:
+        return None
+    return conv if prod(conv.taps) == prod(conv.strides) == 1 else None
 
 
 def make(inside: ir.Graph, name: str, x: ir.Value, conv: Convolution) -> ir.Node:

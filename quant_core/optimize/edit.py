@@ -113,19 +113,27 @@ def transpose(x: ir.Value, perm: Iterable[int], name: str | None = None) -> ir.N
     return ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", tuple(perm))], name=name)
 
 
+def put_before(near: ir.Node, node: ir.Node, like: str) -> ir.Value:
+    """The result of a new node, which stands before another from now on.
+
+    It has a name after `like`, and the type of the other's result. So has a node without a name.
+    """
+    inside, output = graph.home(near), node.outputs[0]
+    output.name, output.type = free_name(inside, like), near.outputs[0].type
+    node.name = node.name or output.name
+    inside.insert_before(near, node)
+    return output
+
+
 def put_in_place(old: ir.Node, *new: ir.Node) -> None:
     """The new nodes stand ahead of an old one, whose result the last of them gives from now on.
 
     All have one output, of the type and shape of that result, which gets a new name. The old node
     is left for the caller to remove.
     """
-    inside, result = graph.home(old), old.outputs[0]
     for node in new:
-        output = node.outputs[0]
-        output.name = free_name(inside, str(node.name))
-        output.type, output.shape = result.type, result.shape
-        inside.insert_before(old, node)
-    graph.replace_value(result, new[-1].outputs[0])
+        put_before(old, node, str(node.name)).shape = old.outputs[0].shape
+    graph.replace_value(old.outputs[0], new[-1].outputs[0])
 
 
 def remove(nodes: Iterable[ir.Node]) -> None:

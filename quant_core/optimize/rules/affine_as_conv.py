@@ -8,7 +8,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import constant, free_name, remove
+from quant_core.optimize.edit import constant, put_in_place, remove
 from quant_core.optimize.facts import Facts
 
 BLOCKED = frozenset(
@@ -58,8 +58,6 @@ def _write(chain: Chain, channels: int) -> None:
     weight = constant(inside, f"{last.name}_scale", scale.reshape(channels, 1, 1, 1))
     bias = constant(inside, f"{last.name}_shift", shift)
     attributes = [ir.AttrInt64("group", channels), ir.AttrInt64s("kernel_shape", (1, 1))]
-    conv = ir.Node("", "Conv", [chain.source, weight, bias], attributes, name=last.name)
-    conv.outputs[0].name = free_name(inside, str(last.name))
-    inside.insert_before(last, conv)
-    graph.replace_value(chain.output, conv.outputs[0])
+    inputs = [chain.source, weight, bias]
+    put_in_place(last, ir.Node("", "Conv", inputs, attributes, name=last.name))
     remove(chain.nodes)

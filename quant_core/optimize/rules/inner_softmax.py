@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, free_name, is_float32, only_reader, remove, transpose
+from quant_core.optimize.edit import constant, only_reader, put_before, remove, transpose
 from quant_core.optimize.facts import Facts
 
 SINCE_OPSET = 13  # before it, Softmax flattens
@@ -35,7 +36,7 @@ def inner_softmax(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied
             perm = list(range(rank))
             perm[axis], perm[-1] = perm[-1], perm[axis]
             conv = only_reader(node.outputs[0])
-            if conv is not None and _is_dense(conv) and axis == 1:
+            if conv is not None and axis == 1 and convolution.read_pixelwise(conv):
                 _turn(inside, node, perm, conv)
                 applied.append(Applied("inner_softmax", str(node.name), ()))
                 applied.append(Applied("inner_softmax", str(conv.name), ()))
@@ -45,42 +46,19 @@ def inner_softmax(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied
     return applied
 
 
-def _is_dense(node: ir.Node) -> bool:
-    """Whether the node is a Conv that takes every pixel alone."""
-    if node.op_type != "Conv" or node.domain or not is_float32(node.inputs[1]):
-        return False
-    taps = graph.shape_of(graph.value(node.inputs[1]))[2:]
-    steps = graph.attribute(node, "strides", (1,))
-    pads = graph.attribute(node, "pads", ())
-    alone = set(taps) == {1} and set(steps) == {1} and not any(pads)
-    bias = graph.input_at(node, 2)
-    return alone and graph.attribute(node, "group", 1) == 1 and (bias is None or is_float32(bias))
-
-
 def _turn(inside: ir.Graph, node: ir.Node, perm: list[int], conv: ir.Node | None = None) -> None:
     """The Softmax, and the Conv behind it if there is one, between two Transposes."""
-    x, end = graph.value(node.inputs[0]), node if conv is None else conv
-    turned = _put(inside, node, transpose(x, perm))
-    name = str(node.name)
+    end, name = node if conv is None else conv, str(node.name)
+    turned = put_before(node, transpose(graph.value(node.inputs[0]), perm), name)
     softmax = ir.Node("", node.op_type, [turned], [ir.AttrInt64("axis", -1)], name=name)
-    last = _put(inside, node, softmax)
+    last = put_before(node, softmax, name)
     if conv is not None:  # 2.
         weight = graph.array(graph.value(conv.inputs[1]))
         matrix = constant(inside, f"{conv.name}_weight", weight.reshape(len(weight), -1).T)
         product = ir.Node("", "MatMul", [last, matrix], name=str(conv.name))
-        last = _put(inside, end, product)
+        last = put_before(end, product, str(conv.name))
         if graph.input_at(conv, 2) is not None:
-            last = _put(inside, end, ir.Node("", "Add", [last, conv.inputs[2]]))
-    back = _put(inside, end, transpose(last, perm))
+            last = put_before(end, ir.Node("", "Add", [last, conv.inputs[2]]), str(conv.name))
+    back = put_before(end, transpose(last, perm), str(end.name))
     graph.replace_value(end.outputs[0], back)
     remove([node] if conv is None else [node, conv])
-
-
-def _put(inside: ir.Graph, near: ir.Node, new: ir.Node) -> ir.Value:
-    """The result of a new node before another."""
-    name = free_name(inside, str(new.name or near.name))
-    new.name = new.name or name
-    new.outputs[0].name = name
-    new.outputs[0].type = near.outputs[0].type
-    inside.insert_before(near, new)
-    return new.outputs[0]

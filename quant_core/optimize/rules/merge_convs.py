@@ -12,7 +12,7 @@ from quant_core.optimize import convolution
 from quant_core.optimize.affine import Affine, affine_of
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.convolution import Convolution
-from quant_core.optimize.edit import only_reader, remove
+from quant_core.optimize.edit import only_reader, put_in_place, remove
 from quant_core.optimize.facts import Facts
 
 CHEAPER = 0.9  # of the products of two Convs: what one may have that takes their place
@@ -148,10 +148,8 @@ def merge_successive_convs(model: ir.Model, facts: Facts) -> list[Applied]:
             second = only_reader(node.outputs[0]) if node.graph is inside and node.outputs else None
             if second is None or second.inputs[0] is not node.outputs[0]:
                 continue
-            one, two = convolution.read(node), convolution.read(second)
-            if one is None or two is None or one.groups * two.groups != 1:
-                continue
-            if prod(two.taps) != 1 or two.is_padded or prod(two.strides) != 1:  # 1.
+            one, two = convolution.read(node), convolution.read_pixelwise(second)
+            if one is None or two is None or one.groups != 1:  # 1.
                 continue
             taps = prod(one.taps)
             both = one.outputs * (one.inputs * taps + two.outputs)
@@ -164,8 +162,7 @@ def merge_successive_convs(model: ir.Model, facts: Facts) -> list[Applied]:
                 one.begin, one.end, 1,
             )  # fmt: skip
             new = convolution.make(inside, str(second.name), graph.value(node.inputs[0]), conv)
-            inside.insert_before(second, new)
-            graph.replace_value(second.outputs[0], new.outputs[0])
+            put_in_place(second, new)
             remove([node, second])
             applied.append(Applied("merge_successive_convs", str(new.name), (str(node.name),)))
     return applied

@@ -7,7 +7,14 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import axes_of, constant, free_name, only_reader, put_in_place, remove
+from quant_core.optimize.edit import (
+    axes_of,
+    constant,
+    only_reader,
+    put_before,
+    put_in_place,
+    remove,
+)
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.static_shapes import target_of
 
@@ -96,10 +103,8 @@ def _chosen(inside: ir.Graph, node: ir.Node, facts: Facts) -> Applied | None:
             return None
     indices = constant(inside, f"{node.name}_position", position.reshape(1))
     new = ir.Node("", "Gather", [node.inputs[0], indices], node.attributes.values(), name=node.name)
-    new.outputs[0].name = free_name(inside, str(value.name))
-    new.outputs[0].type = value.type
-    inside.insert_before(node, new)
+    rows = put_before(node, new, str(value.name))
     for reader in readers:
-        reader.outputs[0].replace_all_uses_with(new.outputs[0])
+        reader.outputs[0].replace_all_uses_with(rows)
     remove([node, *readers])
     return Applied("one_reshape", str(node.name), tuple(str(r.name) for r in readers))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, free_name, only_reader, remove
+from quant_core.optimize.convolution import ACTIVATIONS
+from quant_core.optimize.edit import constant, only_reader, put_before, remove
 from quant_core.optimize.facts import Facts
-
-UNARY = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"})
 
 
 def pixel_gemms(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
@@ -43,66 +40,40 @@ def pixel_gemms(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
 
 def _row_from(first: ir.Node, facts: Facts) -> list[ir.Node]:
     """The Convs and activations that begin at this Conv, none if it is not on one pixel."""
-    if not _is_pixelwise(first) or [facts.size(first.inputs[0], i) for i in (2, 3)] != [1, 1]:
+    if not convolution.read_pixelwise(first) or facts.rank(first.inputs[0]) != 4:
         return []
-    if facts.rank(first.inputs[0]) != 4:
+    if [facts.size(first.inputs[0], i) for i in (2, 3)] != [1, 1]:
         return []
     row, node = [first], only_reader(first.outputs[0])
     while node is not None and not node.domain and node.inputs[0] is row[-1].outputs[0]:
-        if not (node.op_type in UNARY or _is_pixelwise(node)):
+        if node.op_type not in ACTIVATIONS and not convolution.read_pixelwise(node):
             break
         row.append(node)
         node = only_reader(node.outputs[0])
     return row
 
 
-def _is_pixelwise(node: ir.Node) -> bool:
-    conv = convolution.read(node)
-    return (
-        conv is not None
-        and len(conv.taps) == 2
-        and prod(conv.taps) == 1
-        and prod(conv.strides) == 1
-        and conv.groups == 1
-        and not conv.is_padded
-    )
-
-
 def _write(inside: ir.Graph, row: list[ir.Node]) -> None:
     end, value = row[-1], graph.value(row[0].inputs[0])
-    value = _put(inside, end, "Reshape", [value, _shape(inside, row[0], [0, -1])], "")
-    channels = 0
+    matrix = ir.Node("", "Reshape", [value, _shape(inside, row[0], [0, -1])])
+    value, channels = put_before(end, matrix, f"{end.name}_Reshape"), 0
     for node in row:
         conv = convolution.read(node)
         if conv is None:
-            attributes = list(node.attributes.values())
             inputs = [value, *node.inputs[1:]]
-            value = _put(inside, end, node.op_type, inputs, str(node.name), attributes)
-            continue
-        weight = conv.weight.reshape(conv.outputs, -1)
-        inputs = [value, constant(inside, f"{node.name}_weight", weight)]
-        inputs.append(constant(inside, f"{node.name}_bias", conv.bias))
-        turned = [ir.AttrInt64("transB", 1)]
-        value = _put(inside, end, "Gemm", inputs, str(node.name), turned)
-        channels = conv.outputs
-    last = _put(inside, end, "Reshape", [value, _shape(inside, end, [0, channels, 1, 1])], "")
-    graph.replace_value(end.outputs[0], last)
+            new = ir.Node("", node.op_type, inputs, node.attributes.values(), name=node.name)
+        else:
+            weight = conv.weight.reshape(conv.outputs, -1)
+            inputs = [value, constant(inside, f"{node.name}_weight", weight)]
+            inputs.append(constant(inside, f"{node.name}_bias", conv.bias))
+            turned = [ir.AttrInt64("transB", 1)]
+            new = ir.Node("", "Gemm", inputs, turned, name=node.name)
+            channels = conv.outputs
+        value = put_before(end, new, str(node.name))
+    image = ir.Node("", "Reshape", [value, _shape(inside, end, [0, channels, 1, 1])])
+    graph.replace_value(end.outputs[0], put_before(end, image, f"{end.name}_Reshape"))
     remove(row)
 
 
 def _shape(inside: ir.Graph, node: ir.Node, sizes: list[int]) -> ir.Value:
     return constant(inside, f"{node.name}_shape", np.array(sizes, np.int64))
-
-
-def _put(
-    inside: ir.Graph, end: ir.Node, op_type: str, inputs: list[ir.Value | None], name: str,
-    attributes: list[ir.Attr] | None = None,
-) -> ir.Value:  # fmt: skip
-    """The result of a new node before another; without a name it is called after its result."""
-    node = ir.Node("", op_type, inputs, attributes or [], name=name)
-    output = node.outputs[0]
-    output.name = free_name(inside, name or f"{end.name}_{op_type}")
-    node.name = name or output.name
-    output.type = end.outputs[0].type
-    inside.insert_before(end, node)
-    return output

@@ -13,8 +13,6 @@ from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.edit import free_name, only_reader, remove
 from quant_core.optimize.facts import Facts
 
-UNARY = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"})
-
 
 def split_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     """Each part of a Split along the channels gets a Conv of its own, and its own activation.
@@ -54,7 +52,7 @@ def _before(split: ir.Node) -> tuple[ir.Node, list[ir.Node]] | None:
         return None
     if last.op_type == "Conv":
         return last, []
-    if last.op_type in UNARY and not last.domain:
+    if last.op_type in convolution.ACTIVATIONS and not last.domain:
         inner = graph.value(last.inputs[0])
         conv = inner.producer()
         if conv is not None and conv.op_type == "Conv" and only_reader(inner) is last:

@@ -12,7 +12,7 @@ from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.convolution import Convolution
-from quant_core.optimize.edit import free_name, only_reader, remove
+from quant_core.optimize.edit import only_reader, put_before, remove
 from quant_core.optimize.facts import Facts
 
 LANES = 16  # channels that onnxruntime's widest blocked kernels compute at once
@@ -81,18 +81,9 @@ def _write(inside: ir.Graph, node: ir.Node, conv: Convolution, block: int) -> No
     if reader is not None and reader.op_type in UNARY and not reader.domain:  # 3.
         inputs, attributes = [last, *reader.inputs[1:]], list(reader.attributes.values())
         copy = ir.Node("", reader.op_type, inputs, attributes, name=reader.name)
-        last, end = _put(inside, reader, copy, str(reader.name)), reader
+        last, end = put_before(reader, copy, str(reader.name)), reader
         gone.append(reader)
     square = [ir.AttrInt64("blocksize", block), ir.AttrString("mode", "CRD")]
-    last = _put(inside, end, ir.Node("", "DepthToSpace", [last], square), f"{name}_back")
+    last = put_before(end, ir.Node("", "DepthToSpace", [last], square), f"{name}_back")
     graph.replace_value(end.outputs[0], last)
     remove(gone)
-
-
-def _put(inside: ir.Graph, end: ir.Node, node: ir.Node, like: str) -> ir.Value:
-    """The result of a new node before another."""
-    name = free_name(inside, like)
-    node.name = node.name or name
-    node.outputs[0].name, node.outputs[0].type = name, end.outputs[0].type
-    inside.insert_before(end, node)
-    return node.outputs[0]
