@@ -76,18 +76,32 @@ def busy_mark(row: Mapping[str, Any]) -> str:
 
 
 def before_after(
-    before: float | None, after: float | None, form: Callable[[float | None], str]
+    before: float | None,
+    after: float | None,
+    form: Callable[[float | None], str],
+    arrow: str = "->",
 ) -> str:
     """Both values, or the one after if either is unknown."""
     if before is None or after is None:
         return form(after)
-    return f"{form(before)} -> {form(after)}"
+    return f"{form(before)} {arrow} {form(after)}"
 
 
-def accuracy_before_after(row: Mapping[str, Any], before: str) -> str:
+def accuracy_before_after(row: Mapping[str, Any], before: str, arrow: str = "->") -> str:
     """The metric before and after, where `before` names the column of the value before."""
     form = partial(format_metric, row.get("metric"))
-    return before_after(row.get(before), row.get("accuracy"), form)
+    return before_after(row.get(before), row.get("accuracy"), form, arrow)
+
+
+def latencies(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Milliseconds of the float model and of the quantized one; None if they were not timed.
+
+    The second are the first divided by the speed-up. For that the models were timed in turns, while
+    their medians, which the reports have, may be of unequal conditions: the clock rate may have
+    changed, or a neighbour woken up.
+    """
+    float_ms, speedup = row.get("float_ms"), row.get("speedup")
+    return (float_ms, float_ms / speedup) if float_ms and speedup else (None, None)
 
 
 def count_words(words: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from flows.console.formats import (
     format_ratio,
     format_size,
     format_speedup,
+    latencies,
 )
 from flows.console.tables import facts_table, rows_table, verdict_text
 from quant_core.metrics import MAX_SQNR_DB, PROBABILITY_ERROR
@@ -99,7 +100,7 @@ def _speed_text(result: Mapping[str, Any]) -> str:
         is_missing = host_target_name() in TARGETS[target].timed_on
         why = "its runtime is not installed" if is_missing else "it does not run on this host"
         return f"not timed: made for {target}, and {why}"
-    latency = before_after(timing["float_ms"], timing["float_ms"] / timing["speedup"], format_ms)
+    latency = before_after(*latencies(timing), format_ms)
     return f"{latency} ({format_speedup(timing['speedup'])}){busy_mark(timing)}"
 
 

@@ -18,6 +18,7 @@ from flows.console.formats import (
     format_ratio,
     format_size,
     format_speedup,
+    latencies,
 )
 from flows.console.tables import failure_sentence, rows_table, verdict_text
 from quant_core.text import joined, printable
@@ -37,15 +38,9 @@ def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def batch_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """Size, accuracy and latency of each model before and after, and its verdict.
-
-    The latency after is float's latency divided by the speed-up. The two models were timed in turns
-    for the speed-up, while their medians, which the reports have, may be of unequal conditions: the
-    clock rate may have changed, or a neighbour woken up.
-    """
+    """Size, accuracy and latency of each model before and after, and its verdict."""
     lines: list[dict[str, object]] = []
     for name, row in zip(unique_names(rows), rows, strict=True):
-        float_ms, speedup = row.get("float_ms"), row.get("speedup")
         sizes = row.get("float_size_bytes"), row.get("size_bytes")
         lines.append(
             {
@@ -54,10 +49,8 @@ def batch_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
                 "ratio": format_ratio(*sizes),
                 "accuracy": accuracy_before_after(row, "accuracy_float"),
                 "metric": row.get("metric") or "",
-                "latency": before_after(float_ms, row["float_ms"] / speedup, format_ms)
-                if speedup
-                else "",
-                "speed": format_speedup(speedup) + busy_mark(row),
+                "latency": before_after(*latencies(row), format_ms),
+                "speed": format_speedup(row.get("speedup")) + busy_mark(row),
                 "verdict": _outcome_text(row),
             }
         )

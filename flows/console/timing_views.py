@@ -18,6 +18,7 @@ from flows.console.formats import (
     format_ratio,
     format_size,
     format_speedup,
+    latencies,
 )
 from flows.console.tables import facts_table, rows_table
 
@@ -106,7 +107,7 @@ def compared_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
         value = _first_given(fidelity["metric"], fidelity["top1"])
         outputs = (format_number(output["sqnr_db"], 1) for output in fidelity["per_output"])
         rows.append(
-            _compared_row(file, value, timing["float_ms"] / timing["speedup"])
+            _compared_row(file, value, latencies(timing)[1])
             | {
                 "": format_ratio(original["size_bytes"], file["size_bytes"]),
                 "agreement": format_percent(fidelity["agreement"]),
@@ -118,7 +119,7 @@ def compared_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{heading: row.get(heading, "") for heading in COMPARED} for row in rows]
 
 
-def _compared_row(file: Mapping[str, Any], value: float | None, ms: float) -> dict[str, str]:
+def _compared_row(file: Mapping[str, Any], value: float | None, ms: float | None) -> dict[str, str]:
     """The columns that the original has as well."""
     return {
         "file": file["file"],

@@ -9,12 +9,15 @@ from typing import Any
 
 from flows.console.choice import chosen_trial, why_chosen
 from flows.console.formats import (
+    accuracy_before_after,
+    before_after,
     format_db,
-    format_metric,
     format_ms,
     format_number,
     format_percent,
     format_size,
+    format_speedup,
+    latencies,
 )
 from flows.report.charts import front_chart, latency_chart, layers_chart, range_chart
 from flows.report.elements import Child, Element, element, table_body
@@ -25,6 +28,7 @@ from quant_core.text import counted
 Values = Mapping[str, Any]
 
 NUMBER, NAME = "num", "name"  # classes of cells: on the right; broken late
+ARROW = "→"
 FRONT_LEGEND = (
     "Circles: plans that were tried; strong ones: none beats them in speed, SQNR and size together."
     " Disc: the model as written."
@@ -107,28 +111,19 @@ def _scrolled(label: str, inside: Element) -> Element:
     return element("div", region, inside)
 
 
-def latency(row: Values) -> tuple[float, float] | None:
-    """Milliseconds before and after. After is float's median divided by the speed-up, which was
-    measured in turns; the two medians may be of unequal conditions.
-    """
-    before, speedup = row.get("float_ms"), row.get("speedup")
-    return (before, before / speedup) if before and speedup else None
-
-
 def timing_of(stages: Sequence[Values]) -> Values:
     """The row of the stage `benchmark`, empty if there is none."""
     return next((stage for stage in stages if stage["stage"] == "benchmark"), {})
 
 
 def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> dict[str, object]:
-    timing, ms = timing_of(stages), latency(row)
+    timing = timing_of(stages)
     lo, hi = timing.get("speedup_lo"), timing.get("speedup_hi")
     quartiles = f", quartiles {lo:.2f}x to {hi:.2f}x" if lo and hi else ""
     rounds = f", {timing['rounds']} rounds" if timing.get("rounds") else ""
     threads = f", threads: {timing['threads']}" if timing.get("threads") else ""
     p95 = timing.get("float_p95_ms"), timing.get("quantized_p95_ms")
-    accuracy = format_metric(row.get("metric"), row.get("accuracy"))
-    of_float = format_metric(row.get("metric"), row.get("accuracy_float"))
+    speedup = format_speedup(row.get("speedup"))
     sizes = row.get("float_size_bytes"), row.get("size_bytes")
     why = why_chosen(trace, row.get("chosen"), row["verdict"])
     return {
@@ -139,15 +134,15 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
         "where": row.get("where"),
         "hint": row.get("hint"),
         "note": row.get("note"),
-        "size": f"{format_size(sizes[0])} → {format_size(sizes[1])}" if all(sizes) else None,
-        row.get("metric") or "accuracy": f"{of_float} → {accuracy}" if of_float else accuracy,
+        "size": before_after(*sizes, format_size, ARROW),
+        row.get("metric") or "accuracy": accuracy_before_after(row, "accuracy_float", ARROW),
         "agreement with float": format_percent(row.get("agreement")),
         "SQNR": format_db(row.get("sqnr_db")),
         "cosine": format_number(row.get("cosine"), 6),
         "largest error": format_number(row.get("max_abs_error"), 6),
-        "latency": f"{format_ms(ms[0])} → {format_ms(ms[1])}" if ms else None,
-        "95th percentile": f"{format_ms(p95[0])} → {format_ms(p95[1])}" if all(p95) else None,
-        "speed-up": f"{row['speedup']:.2f}x{quartiles}{rounds}{threads}" if ms else None,
+        "latency": before_after(*latencies(row), format_ms, ARROW),
+        "95th percentile": before_after(*p95, format_ms, ARROW),
+        "speed-up": f"{speedup}{quartiles}{rounds}{threads}" if speedup else None,
         "others took while timed": _share_of_host(row.get("host_load")),
         "target": row.get("target"),
         "safe from 16-bit saturation": _yes_or_no(row.get("saturation_safe")),

@@ -7,9 +7,16 @@ from functools import partial
 from typing import Any
 
 from flows.console.choice import lead
-from flows.console.formats import format_metric, format_ms, format_size
+from flows.console.formats import (
+    accuracy_before_after,
+    before_after,
+    format_ms,
+    format_size,
+    format_speedup,
+    latencies,
+)
 from flows.report.charts import sparkline
-from flows.report.details import NAME, NUMBER, latency, timing_of
+from flows.report.details import ARROW, NAME, NUMBER, timing_of
 from flows.report.elements import Child, Element, element
 from flows.report.reported_model import ReportedModel, badge, link
 from quant_core.text import counted
@@ -71,49 +78,43 @@ def _table_row(columns: Sequence[str], model: ReportedModel, cells: Mapping[str,
 
 def _cells(model: ReportedModel) -> dict[str, _Cell]:
     """Heading -> what the model's cell sorts by, and what it shows."""
-    row, ms = model.row, latency(model.row)
+    row, (float_ms, quantized_ms) = model.row, latencies(model.row)
     timing = timing_of(model.stages)
     lo, hi = timing.get("speedup_lo"), timing.get("speedup_hi")
     sizes = row.get("float_size_bytes"), row.get("size_bytes")
     smaller = sizes[0] / sizes[1] if sizes[0] and sizes[1] else None
-    accuracy = [
-        format_metric(row.get("metric"), row.get(key)) for key in ("accuracy_float", "accuracy")
-    ]
-    noise = (
-        f" ({format_ms(row['float_ms'] / hi)} to {format_ms(row['float_ms'] / lo)})"
-        if ms and lo and hi
-        else ""
-    )
+    accuracy, speedup = row.get("accuracy"), row.get("speedup")
+    noise = None
+    if float_ms and lo and hi:
+        noise = f"({format_ms(float_ms / hi)} to {format_ms(float_ms / lo)})"
     ahead = lead(model.trace, row.get("chosen"))
     beside = None
     if ahead is not None:
         tried = len(model.trace)
         slower = f"{-ahead:.0%} slower than the fastest of {tried}"
         beside = f"fastest of {tried} by {ahead:.0%}" if ahead >= 0 else slower
-    speedups = [r.get("speedup") for r in (*model.history, row)]
+    speedups = [*(earlier.get("speedup") for earlier in model.history), speedup]
     trend = sparkline(speedups, f"speed-up over {len(speedups)} runs")
-    worse = (
-        element("span", {"class": "badge worse"}, "; ".join(model.regressions))
-        if model.regressions
-        else None
-    )
+    worse = None
+    if model.regressions:
+        worse = element("span", {"class": "badge worse"}, "; ".join(model.regressions))
     is_busy = "busy host" if row.get("busy") else None
     return {
         "model": (model.name, link(model)),
         "verdict": (model.state, badge(model)),
-        "size": (sizes[1], " → ".join(map(format_size, filter(None, sizes)))),
+        "size": (sizes[1], before_after(*sizes, format_size, ARROW)),
         "smaller": (smaller, f"{smaller:.2f}x" if smaller else ""),
         "accuracy": (
-            row.get("accuracy"),
-            " → ".join(filter(None, accuracy)),
-            _small(row.get("metric") if accuracy[1] else None),
+            accuracy,
+            accuracy_before_after(row, "accuracy_float", ARROW),
+            _small(row.get("metric") if accuracy is not None else None),
         ),
         "latency": (
-            ms and ms[1],
-            f"{format_ms(ms[0])} → {format_ms(ms[1])}" if ms else "",
+            quantized_ms,
+            before_after(float_ms, quantized_ms, format_ms, ARROW),
             _small(noise),
         ),
-        "speed-up": (row.get("speedup"), f"{row['speedup']:.2f}x" if ms else "", _small(is_busy)),
+        "speed-up": (speedup, format_speedup(speedup), _small(is_busy)),
         "trend": (-len(model.regressions), trend, worse),
         "plan": (ahead, (row.get("chosen") or "") if model.trace else "", _small(beside)),
         "target": (row.get("target"), row.get("target") or ""),
