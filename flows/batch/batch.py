@@ -13,8 +13,8 @@ What becomes of a model, as outcome x verdict:
     done     met      made by this run, meets its contract              0
     done     not_met  made and published, misses it; `reason` says why  1
     done     none     made by this run, without a contract              0
-    skipped  any      up to date: row and verdict of the run made it    as done
-    failed   none     `stage` and `error` say why; tried again next time 1
+    skipped  any      up to date: row and verdict of an earlier run     as done
+    failed   none     `stage`, `error` say why; tried again next time   1
 
 A model's path, and where an interrupted run goes on (`python -m flows.batch` with the same request,
 after a `run` entry that no `end` follows):
@@ -44,7 +44,7 @@ from pathlib import Path
 from flows.batch.copies import copy_files, name_outputs
 from flows.batch.flow_run import Caller, run_side_by_side, shown_in_prefect
 from flows.batch.model_run import ModelRun, share
-from flows.batch.rebuild import heal
+from flows.batch.rebuild import heal, tables_of
 from flows.batch.rows import failed_entry, model_entry, run_row, skipped_entry
 from flows.batch.to_do import in_portions, input_bytes, job_digests, largest_first, owner_of
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started
@@ -56,7 +56,7 @@ from quant_core.errors import QuantError, RequestError, not_written
 from quant_core.model.atomic import discard
 from tasks.cache import the_cache
 from tasks.report import report
-from tasks.rows import ModelRow, Outcome, Row
+from tasks.rows import ModelRow, Outcome
 from tasks.stores import location
 
 
@@ -264,13 +264,7 @@ class Batch:
         """Write the reports, then the entry that ends the run."""
         finished_at = now_after(self.begun.started_at)
         run = run_row(self.begun, result, finished_at, workers, self.manifest.folder)
-        tables: dict[str, Sequence[Row]] = {
-            "layers": [row for entry in entries for row in entry.layers],
-            "timings": [row for entry in entries for row in entry.timings],
-            "models": result.rows,
-            "runs": [run],  # last: its rows are there
-        }
-        report(self.run_id, result.reports, tables)
+        report(self.run_id, result.reports, tables_of(entries, run))
         self.journal.append(EndEntry(self.run_id, finished_at, result.counts, run))
         heal(self.manifest.folder, self.journal)
         from flows.report.page import write_report  # it is not needed before

@@ -24,11 +24,10 @@ def publish(
 ) -> None:
     """Put these files of the folder `made` beside `output`, the model itself last.
 
-    link     as links where the file system can, not as copies
-
     `made` stays as it is, so that doing it again after a crash does the same.
 
     files    name -> size and digest
+    link     whether as links, where the file system has them, and not as copies
     limit_s  the most seconds that a store may take for one file
     """
     if isinstance(output, Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.entries import EndEntry, ModelEntry
 from flows.journal import Journal, open_journal
 from quant_core.model.atomic import discard
-from tasks.rows import TABLES, Row
+from tasks.rows import TABLES, Row, RunRow
 
 # pyarrow is imported only where it is needed: a run begins before.
 
@@ -97,10 +97,16 @@ def _tables(journal: Journal, end: EndEntry) -> Mapping[str, Sequence[Row]]:
     for entry in journal.models():
         if entry.run_id == end.run_id:
             latest[entry.row.output] = entry
-    entries = list(latest.values())
+    return tables_of([*latest.values()], end.row)
+
+
+def tables_of(entries: Sequence[ModelEntry], run: RunRow | None) -> dict[str, Sequence[Row]]:
+    """The tables of a run and of the models that it finished; that of runs last, if its row is
+    known: whoever finds a run there finds the other rows.
+    """
     tables: dict[str, Sequence[Row]] = {
         "layers": [row for entry in entries for row in entry.layers],
         "timings": [row for entry in entries for row in entry.timings],
         "models": [entry.row for entry in entries],
     }
-    return tables | {"runs": [end.row]} if end.row else tables
+    return tables | {"runs": [run]} if run else tables
