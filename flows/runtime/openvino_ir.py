@@ -36,7 +36,6 @@ class ExportedIR:
     timing                 of the quantized model over the float one, both in OpenVINO
     float_db               SQNR in dB of the float model there against the float model here
     here_db, there_db      of the quantized model here, and there, against the float model here
-    note                   what is wrong with it, "" if nothing
     """
 
     output: str
@@ -48,12 +47,27 @@ class ExportedIR:
     float_db: float | None
     here_db: float | None
     there_db: float | None
-    note: str
+
+    @property
+    def note(self) -> str:
+        """What is wrong with it, "" if nothing is."""
+        return "; ".join(self._flaws())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        own = {name: getattr(self, name) for name in self.__slots__}
-        return own | {"timing": asdict(self.timing)}
+        return asdict(self) | {"note": self.note}
+
+    def _flaws(self) -> Iterator[str]:
+        """What is wrong with it, a sentence each."""
+        here, there = self.here_db, self.there_db
+        if self.float_db is not None and self.float_db < EQUAL_DB:
+            yield f"OpenVINO computes the float model itself wrongly ({self.float_db:.0f} dB)"
+        elif here is not None and there is not None and there < min(here - LOST_DB, EQUAL_DB):
+            yield f"OpenVINO computes it less exactly: {there:.0f} dB, onnxruntime {here:.0f} dB"
+        if not self.integers:
+            yield "OpenVINO multiplies nothing of it in integers"
+        if self.timing.speedup < 1:
+            yield f"OpenVINO runs it at {self.timing.speedup:.2f}x of its float speed"
 
 
 def weights_beside(output: Path) -> Path:
@@ -77,52 +91,26 @@ def export_ir(
     weights = weights_beside(output)
     with tempfile.TemporaryDirectory(prefix=".quantmill-", dir=output.parent) as folder:
         made = Path(folder, output.name)
-        pair = original, made
-        there = run_in_openvino(pair, feeds, seconds=seconds, export=(quantized, made))
+        models, export = (original, made), (quantized, made)
+        there = run_in_openvino(models, feeds, seconds=seconds, export=export)
         move_synced(made.with_suffix(".bin"), weights)
         move_synced(made, output)
     sessions = open_session(original), open_session(quantized)
     names = [tensor.name for tensor in sessions[0].get_outputs()]
     wanted, rounded = ([run(session, feed) for feed in feeds] for session in sessions)
-    float_db = compare(wanted, there.outputs[0], names).sqnr_db
-    here_db = compare(wanted, rounded, names).sqnr_db
-    there_db = compare(wanted, there.outputs[1], names).sqnr_db
     assert there.times is not None
-    timing = summarize(there.times, 1)
     multiplying = [k.arithmetic for k in there.kernels[1] if k.op_type in MULTIPLY]
-    integers = multiplying.count(Arithmetic.INT8)
     return ExportedIR(
-        str(output),
-        sum(path.stat().st_size for path in (output, weights)),
-        version,
-        integers,
-        len(multiplying),
-        timing,
-        float_db,
-        here_db,
-        there_db,
-        "; ".join(_notes(integers, timing, float_db, here_db, there_db)),
+        output=str(output),
+        size_bytes=sum(path.stat().st_size for path in (output, weights)),
+        version=version,
+        integers=multiplying.count(Arithmetic.INT8),
+        multiplying=len(multiplying),
+        timing=summarize(there.times, 1),
+        float_db=compare(wanted, there.outputs[0], names).sqnr_db,
+        here_db=compare(wanted, rounded, names).sqnr_db,
+        there_db=compare(wanted, there.outputs[1], names).sqnr_db,
     )
-
-
-def _notes(
-    integers: int,
-    timing: Timing,
-    float_db: float | None,
-    here_db: float | None,
-    there_db: float | None,
-) -> Iterator[str]:
-    """What is wrong with an export, a sentence each."""
-    if float_db is not None and float_db < EQUAL_DB:
-        yield f"OpenVINO computes the float model itself wrongly ({float_db:.0f} dB)"
-    elif (
-        here_db is not None and there_db is not None and there_db < min(here_db - LOST_DB, EQUAL_DB)
-    ):
-        yield f"OpenVINO computes it less exactly: {there_db:.0f} dB, onnxruntime {here_db:.0f} dB"
-    if not integers:
-        yield "OpenVINO multiplies nothing of it in integers"
-    if timing.speedup < 1:
-        yield f"OpenVINO runs it at {timing.speedup:.2f}x of its float speed"
 
 
 def check_openvino() -> str:

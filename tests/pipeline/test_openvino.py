@@ -10,7 +10,7 @@ import pytest
 
 from flows.cli.commands import main
 from flows.runtime import openvino_ir
-from flows.runtime.openvino_ir import EQUAL_DB, LOST_DB, export_ir
+from flows.runtime.openvino_ir import EQUAL_DB, LOST_DB, ExportedIR, export_ir
 from quant_core.evaluate.in_openvino import run_in_openvino
 from quant_core.evaluate.timing import Timing
 from quant_core.model.session import open_session, run
@@ -128,8 +128,8 @@ def test_an_export_keeps_open_sizes_and_is_checked_on_samples_of_several(tmp_pat
 
 
 def test_what_is_wrong_with_an_export_is_said():
-    def notes(*found):
-        return "; ".join(openvino_ir._notes(*found))
+    def notes(integers, *found):
+        return ExportedIR("made.xml", 1, "2026.4", integers, 2, *found).note
 
     assert notes(2, FASTER, 120.0, 40.0, 41.0) == ""
     assert notes(2, FASTER, 120.0, 79.0, 70.0) == ""  # both are equal to float
