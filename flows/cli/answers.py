@@ -115,18 +115,10 @@ def quantize_answer(
         whole_front=pareto,
     ).to_dict()
     result["shows_front"] = pareto
-    result |= {"timing": None, "not_timed": ""}
-    time_both = timer_for(result["target"])
-    is_late = plan is None and _is_late(config, result["float_size_bytes"], began_at)
-    if is_late:
-        result["not_timed"] = "the time budget is over"
-    elif time_both is not None:
-        progress("timing both models in turn")
-        try:
-            result["timing"] = time_both(model, output, calibration or SampleSpec())
-        except (DataError, ModelError, RequestError) as error:
-            # the model does not run on random samples, or not in the runtime that times it
-            result["not_timed"] = str(error)
+    if plan is None and _is_late(config, result["float_size_bytes"], began_at):
+        result |= {"timing": None, "not_timed": "the time budget is over"}
+    else:
+        result |= _timed(model, output, calibration or SampleSpec(), result["target"], progress)
     if calibration and (accuracy.metric or accuracy.contract or calibration.labels):
         progress("comparing it with the original")
         result |= validation(model, output, calibration, accuracy, progress)
@@ -145,6 +137,21 @@ def quantize_answer(
         return answer
     progress("checking the export in OpenVINO")
     return _with_export(answer, model, calibration)
+
+
+def _timed(
+    original: Path, quantized: Path, samples: SampleSpec, target: str, progress: Progress
+) -> dict[str, Any]:
+    """The `timing` of both models; else why they are `not_timed`, "" if nothing here runs them."""
+    time_both = timer_for(target)
+    if time_both is None:
+        return {"timing": None, "not_timed": ""}
+    progress("timing both models in turn")
+    try:
+        return {"timing": time_both(original, quantized, samples), "not_timed": ""}
+    except (DataError, ModelError, RequestError) as error:
+        # the model does not run on random samples, or not in the runtime that times it
+        return {"timing": None, "not_timed": str(error)}
 
 
 def _is_late(config: QuantConfig, size_bytes: int, began_at: float) -> bool:
