@@ -24,6 +24,16 @@ FLOAT_STORAGE = ("float32", "float16")
 # Bits of a weight -> SQNR in dB below which an output is broken: at 12 dB the noise is a quarter of
 # the signal's amplitude.
 FLOOR_DB = {8: 12.0, 4: 8.0}
+# Type of a field below -> what it is called for people.
+KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    types.NoneType: "absent",
+    tuple[str, ...]: "a list of texts",
+    Mapping[str, int]: "a mapping",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +222,8 @@ def check_fields(value: Any) -> None:
     for name, options in _allowed_types(kind).items():
         got = getattr(value, name)
         if not any(_is_a(got, option) for option in options):
-            raise RequestError(
-                f"is {got!r}", name, f"Must be {' or '.join(_spell(o) for o in options)}"
-            )
+            hint = f"Must be {' or '.join(KINDS[option] for option in options)}"
+            raise RequestError(f"is {got!r}", name, hint)
 
 
 @cache
@@ -240,18 +249,3 @@ def _is_a(got: object, kind: Any) -> bool:
             return all(_is_a(k, args[0]) and _is_a(v, args[1]) for k, v in got.items())
         return all(_is_a(item, args[0]) for item in got)
     return isinstance(got, kind)
-
-
-def _spell(kind: Any) -> str:
-    return {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        type(None): "absent",
-    }.get(
-        kind,
-        "a list of texts"
-        if get_args(kind)[:1] == (str,) and len(get_args(kind)) == 2 and get_args(kind)[1] is ...
-        else "a mapping",
-    )

@@ -30,7 +30,7 @@ MAX_DEATHS_BEFORE_BEGIN = 30
 LOOK_S = 15.0  # between looks whether there are workers at all, while a stage is waited for
 NO_WORKER_S = 120.0  # a cluster without any worker for so long has lost them for good
 WAIT_S = 3.0  # a stage that has not begun by then waits for its host
-STAGES = ("", "prepare", "calibrate", "quantize", "validate", "sensitivity", "benchmark")
+STAGES = ("prepare", "calibrate", "quantize", "validate", "sensitivity", "benchmark")
 # The memory that a stage is expected to need, before it has run once:
 BARE_BYTES = 150_000_000  # without a model
 MODEL_COPIES = 10  # with a model of which only the size is known, in sizes of its file
@@ -40,13 +40,16 @@ GROWTH = {"quantize": 2}  # in peaks of the stages before it: it holds several c
 class Workers:
     """A Dask client, and the limits of a stage there.
 
-    limits  of every stage, but for the memory that it is expected to need
-    patience_s  how much longer a stage that runs alone may wait until its host is free
+    limits         of every stage, but for the memory that it is expected to need
+    patience_s     how much longer a stage that runs alone may wait until its host is free
     missing_since  when the cluster was first seen without any worker, None if it has some
-    peaks  (model, stage) -> the most bytes that this stage held; stage "" for what is only expected
-    marks  a folder that all workers can reach, with a file for each stage that has begun
-    contents  URL -> what it held when the batch read it, for the models and data of requests
-    folders  URL of a model's folder in a store -> the files that its stages have written there
+    peaks          (model, stage) -> the most bytes that this stage held; stage "" for what is only
+                   expected
+    marks          a folder that all workers can reach, with a file for each stage that has begun
+    contents       URL -> what it held when the batch read it, for the models and data of requests
+    folders        URL of a model's folder in a store -> the files that its stages have written
+                   there
+
     It is no dataclass: Prefect would look for futures inside it.
     """
 
@@ -132,7 +135,7 @@ class Workers:
         """
         if known := self.peaks.get((model, stage)):
             return known
-        seen = max(self.peaks.get((model, other), 0) for other in STAGES[1:])
+        seen = max(self.peaks.get((model, other), 0) for other in STAGES)
         return max(BARE_BYTES, self.peaks.get((model, ""), 0), GROWTH.get(stage, 1) * seen)
 
     def expect(self, model: str, size_bytes: int) -> None:
@@ -146,14 +149,13 @@ class Workers:
         for url in urls_in(request):
             if url in self.contents:
                 contents[url] = self.contents[url]
-            for above in {url, str(Url(url).parent), str(Url(url).parent.parent)} & set(
-                self.folders
-            ):
+            around = {url, str(Url(url).parent), str(Url(url).parent.parent)}
+            for above in around & self.folders.keys():
                 folder = Url(above)
                 contents[above] = Content(folder, "", dict(self.folders[above]))
-        return (
-            Remote(contents, folder, mark if isinstance(mark, Url) else None) if contents else None
-        )
+        if not contents:
+            return None
+        return Remote(contents, folder, mark if isinstance(mark, Url) else None)
 
     def check_that_some_are_left(self, stage: str) -> None:
         """Raises: StageError if the cluster has had no worker for NO_WORKER_S seconds."""
@@ -292,7 +294,7 @@ def _as_stage_error(problem: BaseException, stage: str) -> StageError:
     from distributed.client import FutureCancelledError
 
     where = f"stage {stage}"
-    if isinstance(problem, (FutureCancelledError, asyncio.CancelledError, OSError, TimeoutError)):
+    if isinstance(problem, (FutureCancelledError, asyncio.CancelledError, OSError)):
         return StageError(
             "the Dask scheduler was lost",
             where,

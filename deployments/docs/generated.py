@@ -20,6 +20,7 @@ from typer.core import TyperArgument
 
 import quant_core
 from flows.cli.commands import app
+from flows.cli.option import flag
 from flows.cli.options import GROUPS
 from flows.manifest.schema import SECTIONS
 from quant_core.calibrate.ranges import RANGE_METHODS
@@ -94,7 +95,7 @@ def _options() -> str:
         }
         rows = [
             (
-                _code(option.flags or "--" + name.replace("_", "-")),
+                _code(option.flags or flag(name)),
                 _code(option.metavar),
                 option.help,
                 _code(option.default),

@@ -86,8 +86,9 @@ def find_graphs(folder: Location) -> list[Graph]:
         _, earlier = _ranks(path)
         before = sorted((other for other in beside if _rank(other) < earlier), key=_rank)
         place = below(path, folder).parent
+        if place == PurePath():
+            place = PurePath(GRAPHS)
         flow = Flow(tuple(map(str, before)), start, sizes)
-        place = PurePath(GRAPHS) if place == PurePath() else place
         graphs.append(Graph(path, place, flow, shared.get(path)))
     return graphs
 

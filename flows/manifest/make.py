@@ -16,7 +16,7 @@ from flows.manifest.models import Entry, find_models
 from flows.manifest.outputs import output_test
 from flows.manifest.paths import absolute, below
 from quant_core.config import Contract, QuantConfig
-from quant_core.data.spec import SampleSpec
+from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import QuantError, RequestError
 from quant_core.metrics import find_metric
 from tasks.stores import Location, Url
@@ -170,13 +170,13 @@ def _samples(
     options = {**present(default), **present(own)}
     if not options:
         return None
-    source, labels = options.get("data"), options.get("labels")
-    if source not in (None, "random"):
+    source, labels = options.get("data", RANDOM), options.get("labels")
+    if source != RANDOM:
         source = str(absolute(folder, source.replace("{name}", stem)))
     if labels:
         labels = str(absolute(folder, labels.replace("{name}", stem)))
     return SampleSpec(
-        source=source or "random",
+        source=source,
         labels=labels or None,
         count=options.get("num_samples"),
         shape=options.get("shape"),

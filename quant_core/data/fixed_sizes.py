@@ -90,9 +90,7 @@ def _fixed_sizes(source: ir.Value) -> dict[int, int | str]:
             others = [other for other in node.inputs if other is not value]
             output = node.outputs[0]
             behind = _axes_behind(node, axes) if all(map(is_given, others)) else None
-            if behind is not None and output.shape is not None:
-                behind = behind if len(output.shape) == len(behind) else None
-            if behind is not None:
+            if behind is not None and (output.shape is None or len(output.shape) == len(behind)):
                 waiting.append((output, behind))
     return sizes
 

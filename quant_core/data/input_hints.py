@@ -86,10 +86,11 @@ class Hint:
     below      the size of the table that values index; a symbol if it is that of an open axis
     is_length  values count the steps of another input
     is_mask    values say which positions count
+    is_audio   values are a sound
     top        the largest value, where inputs are not centred on 0 (255 if the graph divides by it)
     choices    the texts that the model knows, or the keys of a map
-    item       the shape of the tensors in a sequence
     value      the one value that makes sense
+    item       the shape of the tensors in a sequence
     """
 
     below: int | str | None = None
@@ -128,9 +129,7 @@ def input_hints(model: ir.Model, inputs: tuple[InputSpec, ...]) -> dict[str, Hin
     for spec in inputs:
         hint = named_hint(spec)
         if spec.name in values:
-            kind = spec.dtype.kind
-            look = _HINTS.get(kind, _index_hint)
-            hint = look(values[spec.name], hint)
+            hint = _HINTS.get(spec.dtype.kind, _index_hint)(values[spec.name], hint)
         hints[spec.name] = hint
     return hints
 

@@ -16,9 +16,7 @@ from quant_core.errors import RequestError
 from quant_core.model.containers import unboxed
 from quant_core.model.session import failing_on
 
-BLOCK_SECONDS = (
-    1e-3  # a block of calls takes this or longer, so that reading the clock costs nothing
-)
+BLOCK_SECONDS = 1e-3  # that a block of calls takes at least: then reading the clock costs nothing
 WARM_UP = 0.03  # share of `seconds` that the warm-up takes
 SLOW_SECONDS = 5e-3  # a call that takes this or longer is warm after one
 QUIET_PART = 4  # one in so many rounds counts for the speed-up

@@ -117,7 +117,8 @@ def _arithmetic(node: ir.Node, facts: Facts) -> tuple[ir.Value, Affine] | None:
 
 def _numbers(constant: ir.Value, x: ir.Value, facts: Facts) -> tuple[Numbers, int | None] | None:
     """The numbers of a constant that meets x, and their axis of x; None where it widens x, or has
-    two axes."""
+    two axes.
+    """
     if not is_float32(constant):
         return None
     shape = graph.shape_of(constant)
