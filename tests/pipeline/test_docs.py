@@ -110,8 +110,8 @@ def prepared(tmp_path_factory):
     models.mkdir()
     (folder / "deployments").mkdir()
     (folder / "deployments" / "demo").symlink_to(folder / "demo")
-    (folder / "models").symlink_to(models)
-    (folder / "data").symlink_to(data.parent)
+    (folder / "models").symlink_to("demo/models")  # of each copy: a page writes there
+    (folder / "data").symlink_to("demo/data")
     (folder / "more").mkdir()
     onnx.save(small_model(seed=3), folder / "more" / "third.onnx")
     onnx.save(small_model(), folder / "model.onnx")
