@@ -15,8 +15,9 @@ from quant_core.text import printable
 
 # A problem that begins with one of these says it of the place where it is: "--bits is 3, not ...".
 PREDICATES = (
-    *("alone", "cannot", "crashed", "ended", "failed", "gives", "has", "holds", "is", "lies"),
-    *("matches", "means", "names", "needs", "promises", "returned", "was"),
+    *("alone", "cannot", "crashed", "do", "does", "ended", "exists", "failed", "gives", "has"),
+    *("holds", "is", "lacks", "lies", "matches", "means", "names", "needs", "promises"),
+    *("returned", "takes", "took", "unpacks", "was"),
 )
 
 MAX_WHOLE = 20  # columns of a terminal up to which a cell is not folded while all fit
