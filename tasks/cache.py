@@ -218,14 +218,14 @@ class Cache:
     def place(self, content: Content, folder: Path) -> None:
         """Put the files of a content into a local folder, at once those that are not here yet."""
 
-        def place(item: tuple[str, Sequence[Any]]) -> None:
+        def put(item: tuple[str, Sequence[Any]]) -> None:
             name, (size, digest) = item
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not self._link(digest, size, target):
                 self._fetch_known(content.folder / name, digest, target)
 
-        self._each(place, list(content.files.items()))
+        self._each(put, list(content.files.items()))
 
     @contextlib.contextmanager
     def work_folder(self) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from flows.entries import ModelEntry, RunEntry, now_after
 from flows.manifest.jobs import Job
 from quant_core.config import Contract
 from quant_core.errors import QuantError
-from quant_core.evaluate.contract import Verdict, judge_speed_and_size
+from quant_core.evaluate.contract import Verdict, conclude, gain_clauses
 from quant_core.metrics import Fidelity, default_metric, find_metric
 from quant_core.plan.targets import cpu_name, host_target_name
 from quant_core.text import joined, plain, printable
@@ -190,9 +190,8 @@ def _of_benchmark(answer: Answer) -> Columns:
 
 def _of_speed_and_size(contract: Contract, columns: Columns) -> Columns:
     """The verdict and its reason if the contract is missed by speed or size, else nothing."""
-    verdict, reason = judge_speed_and_size(
-        contract, speedup=columns.get("speedup"), size_ratio=columns["size_ratio"]
-    )
+    speedup, size_ratio = columns.get("speedup"), columns["size_ratio"]
+    verdict, reason = conclude(gain_clauses(contract, speedup=speedup, size_ratio=size_ratio))
     return {} if verdict is Verdict.MET else {"verdict": verdict, "reason": reason}
 
 

@@ -44,17 +44,6 @@ def judge(
     return conclude([*accuracy_clauses(fidelity, contract), *gain])
 
 
-def judge_speed_and_size(
-    contract: Contract, *, speedup: float | None = None, size_ratio: float | None = None
-) -> tuple[Verdict, str]:
-    """The verdict on speed-up and size alone, each where it is given.
-
-    speedup     float latency / quantized latency
-    size_ratio  quantized bytes / float bytes
-    """
-    return conclude(gain_clauses(contract, speedup=speedup, size_ratio=size_ratio))
-
-
 def accuracy_clauses(fidelity: Fidelity, contract: Contract) -> list[Clause]:
     """The clauses on accuracy, after one clause that fails for each unusable output.
 
@@ -90,7 +79,11 @@ def float_misses(fidelity: Fidelity, contract: Contract) -> bool:
 def gain_clauses(
     contract: Contract, *, speedup: float | None = None, size_ratio: float | None = None
 ) -> list[Clause]:
-    """The clauses on speed-up and size, without those whose value is not known."""
+    """The clauses on speed-up and size, without those whose value is not known.
+
+    speedup     float latency / quantized latency
+    size_ratio  quantized bytes / float bytes
+    """
     clauses = []
     if contract.min_speedup is not None and speedup is not None:
         text = f"speedup {speedup:.2f}, at least {contract.min_speedup:g}"

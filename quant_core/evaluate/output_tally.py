@@ -23,6 +23,7 @@ from quant_core.numerics.sqnr import (
     lower_sqnr_db,
     sqnr_db,
     upper_decisions_db,
+    within_limits,
 )
 from quant_core.text import counted
 
@@ -152,7 +153,7 @@ class OutputTally:
             agreement,
             flaw,
             is_probability=bool(self.lo >= 0 and self.hi <= 1),
-            lower_db=_within_limits(lower_sqnr_db(*self._sums())),
+            lower_db=within_limits(lower_sqnr_db(*self._sums())),
         )
 
     def _of_integers(self, agreement: float | None, flaw: str) -> OutputFidelity:
@@ -168,8 +169,8 @@ class OutputTally:
         if share:  # what differs counts as often as it does among the mean class
             totals = totals * min(1.0, share / (1 - of_classes))
         of_numbers = self._sqnr_db(self.sum**2 / total) if self.is_compared else -MAX_SQNR_DB
-        of_decisions = _within_limits(decisions_db(float(totals.sum()), float(differing.sum())))
-        upper = _within_limits(upper_decisions_db(totals, differing))
+        of_decisions = within_limits(decisions_db(float(totals.sum()), float(differing.sum())))
+        upper = within_limits(upper_decisions_db(totals, differing))
         return OutputFidelity(
             self.name,
             *3 * (None,),
@@ -191,12 +192,8 @@ class OutputTally:
     def _sqnr_db(self, of_mean: float = 0.0) -> float:
         """SQNR of the values, whose signal is less by that of their mean."""
         signals, noises = self._sums()
-        return _within_limits(sqnr_db(float(signals.sum()) - of_mean, float(noises.sum())))
+        return within_limits(sqnr_db(float(signals.sum()) - of_mean, float(noises.sum())))
 
     def _sums(self) -> tuple[np.ndarray, np.ndarray]:
         """The sums of squares of each feed: of the float values, and of the errors."""
         return np.concatenate(self.signals), np.concatenate(self.noises)
-
-
-def _within_limits(db: float) -> float:
-    return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, db))

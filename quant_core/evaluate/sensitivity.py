@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quant_core.metrics import MAX_SQNR_DB
-from quant_core.numerics.sqnr import sqnr_db
+from quant_core.numerics.sqnr import sqnr_db, within_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +62,15 @@ def sensitivities(parts: Iterable[Iterable[NodeNoise]]) -> list[Sensitivity]:
     found = []
     for node, noises in noises_of.items():
         signal = math.fsum(x for noise in noises for x in noise.signal)
+        if not signal:
+            continue
         isolated = math.fsum(x for noise in noises for x in noise.isolated)
         cumulative = math.fsum(x for noise in noises for x in noise.cumulative)
-        isolated_db = _ratio_db(signal, isolated)
-        if signal and isolated_db < MAX_SQNR_DB:
-            cumulative_db = _ratio_db(signal, cumulative)
+        isolated_db, cumulative_db = _ratio_db(signal, isolated), _ratio_db(signal, cumulative)
+        if isolated_db < MAX_SQNR_DB:
             found.append(Sensitivity(node, noises[0].op_type, isolated_db, cumulative_db))
     return found
 
 
 def _ratio_db(signal: float, noise: float) -> float:
-    if not signal:
-        return MAX_SQNR_DB
-    if math.isinf(noise):
-        return -MAX_SQNR_DB
-    return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, sqnr_db(signal, noise)))
+    return -MAX_SQNR_DB if math.isinf(noise) else within_limits(sqnr_db(signal, noise))

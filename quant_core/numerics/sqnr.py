@@ -21,6 +21,11 @@ def sqnr_db(signal: float, noise: float) -> float:
     return 10 * math.log10(max(signal, _LEAST_SIGNAL) / noise)
 
 
+def within_limits(db: float) -> float:
+    """The ratio, or the nearest one that is reported: from -MAX_SQNR_DB to MAX_SQNR_DB."""
+    return max(-MAX_SQNR_DB, min(MAX_SQNR_DB, db))
+
+
 def lower_sqnr_db(signals: NDArray[np.float64], noises: NDArray[np.float64]) -> float:
     """What the SQNR of a few other samples is not below, with 95 % confidence.
 

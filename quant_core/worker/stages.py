@@ -85,14 +85,13 @@ def calibrate(
 
     spent_s  of the time budget by the stages before this one
     """
-    started = time.perf_counter()
     made_plan = _plan(plan)
     size_bytes = disk_bytes(Path(prepared))
     deadline = deadline_of(size_bytes, made_plan.config, spent_s).of_stage(POLICY.stage_share)
     feeds = _open(prepared, samples).shard(*shard)
     stats = observe(Path(prepared), made_plan, deadline.limit(feeds))
     stats.save(out)
-    return {"samples": stats.samples, "seconds": time.perf_counter() - started}
+    return {"samples": stats.samples}
 
 
 def quantize(
