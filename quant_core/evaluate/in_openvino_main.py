@@ -64,7 +64,7 @@ class _Work:
         np.savez(self.folder / "outputs.npz", *arrays)
         times = []
         if request["seconds"]:
-            calls = [request.infer for request in _requests(compiled, feeds[0])]
+            calls = [ready.infer for ready in _requests(compiled, feeds[0])]
             times = take_turns(calls, seconds=request["seconds"], clock=time.process_time).tolist()
         taken: list[dict[str, float]] = [{} for _ in compiled]
         if request["profiles"]:

@@ -61,6 +61,7 @@ OF_TYPE = {
     "float16": Arithmetic.FLOAT16,
     "double": Arithmetic.FLOAT64,
 }
+FLOATS = {Arithmetic.FLOAT32, Arithmetic.FLOAT16, Arithmetic.FLOAT64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,9 @@ def profile_kernels(
     for name, found in timed.items():
         nodes = covered.get(name, ())
         arithmetic = arithmetic_of(found.op_type, found.input_types, found.output_types)
-        is_float = arithmetic in (Arithmetic.FLOAT32, Arithmetic.FLOAT16, Arithmetic.FLOAT64)
-        why = (
-            why_float(found.op_type, nodes, unpacked, is_quantized=is_quantized) if is_float else ""
-        )
+        why = ""
+        if arithmetic in FLOATS:
+            why = why_float(found.op_type, nodes, unpacked, is_quantized=is_quantized)
         kernels.append(
             Kernel(
                 name=name,
