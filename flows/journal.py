@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from flows.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, rea
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError, reason_of
 from quant_core.model.atomic import atomic_write, discard, make_own_folder, sync_folder
+from quant_core.text import digest_of
 from tasks import stores
 from tasks.cache import files_digest
 from tasks.rows import Outcome
@@ -294,7 +294,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
 
 
 def _digest(values: Any) -> str:
-    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
+    return digest_of(json.dumps(values).encode())
 
 
 def _is_unchanged(folder: Location, files: Mapping[str, Sequence[Any]]) -> bool:

@@ -1,7 +1,8 @@
-"""Values as strict JSON, and text without control characters, for people and other programs."""
+"""Values as strict JSON, names of contents, and text without control characters."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -32,6 +33,11 @@ def printable(value: object) -> str:
 def storable(text: str) -> str:
     """The text with bytes of a file's name that are no UTF-8 as visible escapes."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def digest_of(content: bytes) -> str:
+    """A name of the content, which no other has: 128 bits in hex."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def counted(number: int, noun: str) -> str:

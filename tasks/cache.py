@@ -28,7 +28,8 @@ from typing import Any
 
 from quant_core.errors import RequestError, reason_of
 from quant_core.model.locations import data_names
-from quant_core.worker.host import own_folder
+from quant_core.text import digest_of
+from quant_core.worker.host import cache_folder, own_folder
 from tasks import stores
 from tasks.stores import Location, Stat, Url
 
@@ -100,10 +101,9 @@ def the_cache() -> Cache:
 
     Raises: RequestError if QUANTMILL_CACHE cannot be written.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path.home() raises for a user without one
     named = os.environ.get("QUANTMILL_CACHE")
     try:
-        return Cache(Path(named) if named else home / "quantmill" / "stores")
+        return Cache(Path(named) if named else cache_folder() / "stores")
     except OSError as problem:
         if named:
             reason = f"cannot be written: {reason_of(problem)}"
@@ -333,8 +333,7 @@ class Cache:
                 left -= size
 
     def _note_path(self, url: Url) -> Path:
-        digest = hashlib.blake2b(str(url).encode(), digest_size=16).hexdigest()
-        return self.root / "known" / f"{digest}.json"
+        return self.root / "known" / f"{digest_of(str(url).encode())}.json"
 
     def _note(
         self, url: Url, stat: Stat, file: Sequence[Any], names: Sequence[str] | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import re
 import time
@@ -19,6 +18,7 @@ from quant_core.data.spec import Flow, SampleSpec
 from quant_core.errors import DataError, ModelError, reason_of
 from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
+from quant_core.text import digest_of
 from quant_core.worker.host import versions
 from tasks.cache import SAMPLES, Content, file_digest, the_cache
 from tasks.stores import Location, Url, location
@@ -60,7 +60,7 @@ def job_digest(
     metric = metric_code(job)
     if metric is not None and allow_code is not None:
         made_of["code"] = _code_digests(Path(allow_code), metric)
-    return _hash(json.dumps(made_of, sort_keys=True).encode())
+    return digest_of(json.dumps(made_of, sort_keys=True).encode())
 
 
 def _code_digests(folder: Path, metric: str) -> dict[str, str]:
@@ -114,7 +114,7 @@ def samples_digest(path: Location) -> str:
 
 
 def _folder_digest(files: Sequence[tuple[str, str]]) -> str:
-    return _hash(json.dumps(files).encode())
+    return digest_of(json.dumps(files).encode())
 
 
 def _samples(spec: SampleSpec, calibrates: bool) -> dict[str, Any]:
@@ -157,7 +157,3 @@ def _wait_until_complete(path: Path) -> None:
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, "still being written", str(path))
         time.sleep(0.1)
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -4,7 +4,6 @@ they run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,6 +14,7 @@ from typing import Any
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
+from quant_core.text import digest_of
 from tasks.rows import model_label
 from tasks.stores import Location, Url, location
 
@@ -154,7 +154,7 @@ class Manifest:
     def digest(self) -> str:
         """Manifests that request the same have the same digest, wherever they lie."""
         text = json.dumps(replace(self, file=None).to_dict(), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest_of(text.encode())
 
 
 def select(manifest: Manifest, only: Sequence[str]) -> list[Job]:

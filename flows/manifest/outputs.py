@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ from pathlib import Path
 from flows.manifest.paths import is_folder
 from quant_core.errors import RequestError
 from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write, discard, make_own_folder
+from quant_core.text import digest_of
 from tasks import stores
 from tasks.stores import Location, Url
 
@@ -143,7 +143,7 @@ def _records_in(folder: Url) -> set[Url]:
 def _record(output: Location) -> Location:
     """The record lies beside the real file, so that it is found through any link to its folder."""
     # the name may be as long as a name can be
-    digest = hashlib.blake2b(os.fsencode(output.name), digest_size=16).hexdigest()
+    digest = digest_of(os.fsencode(output.name))
     folder = output.parent
     if isinstance(folder, Path):
         folder = Path(os.path.realpath(folder))

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from quant_core.errors import QuantError
 from quant_core.worker.child import KEPT_ENVIRONMENT, import_path
+from quant_core.worker.host import cache_folder
 
 # Set before prefect is imported, unless the user has set the variable.
 ENVIRONMENT = {
@@ -333,8 +334,7 @@ def _server_needs(key: str) -> bool:
 @contextlib.contextmanager
 def _home() -> Iterator[Path]:
     """A folder for one server alone: two servers on one SQLite file would wait for each other."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path.home() raises for a user without one
-    home = Path(os.environ.get("PREFECT_HOME") or cache / "quantmill" / "prefect")
+    home = Path(os.environ.get("PREFECT_HOME") or cache_folder() / "prefect")
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(home / "quantmill.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -5,7 +5,6 @@ A search with a cache that knows all its timings gives the same bytes again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -20,6 +19,7 @@ import onnxruntime as ort
 from quant_core.errors import RequestError, reason_of
 from quant_core.evaluate.timing import Timing
 from quant_core.plan.targets import cpu_name, host_kernels
+from quant_core.text import digest_of
 
 NAME_A_TABLE = "Name a table of costs, or a new file"
 ROW_START = b'{"cpu": '  # of each line, also of one that was cut short
@@ -117,11 +117,6 @@ class TimingCache:
     def _lines(self) -> list[bytes]:
         whole = self._content.replace(b"\0", b"")  # a power cut leaves zeros
         return [line for line in whole.splitlines() if line]
-
-
-def digest_of(content: bytes) -> str:
-    """A hex digest of what a key names."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @cache

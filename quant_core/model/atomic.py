@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from quant_core.errors import not_written
+from quant_core.text import digest_of
 
 MAX_NAME_BYTES = 255  # of one folder or file
 
@@ -80,7 +80,7 @@ def temporary_beside(path: Path) -> Path:
     """Where the file at `path` is written first; a name too long to be lengthened is digested."""
     name = f".{path.name}.tmp"
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
-        name = f".{hashlib.blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.tmp"
+        name = f".{digest_of(os.fsencode(path.name))}.tmp"
     return path.with_name(name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import onnxruntime as ort
 
 from quant_core.model import files
 from quant_core.model.session import open_session
+from quant_core.text import digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,4 +35,4 @@ class OpenedModel:
         """Of the bytes of its message."""
         with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
             content, _ = files.serialized(self.model, Path(folder))
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return digest_of(content)

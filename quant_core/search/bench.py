@@ -20,13 +20,14 @@ from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.in_openvino import openvino_version, race_in_openvino
 from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_each
 from quant_core.evaluate.timing import measure
-from quant_core.evaluate.timing_cache import Cost, TimingCache, digest_of
+from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity
 from quant_core.model.session import open_session, run
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
+from quant_core.text import digest_of
 
 # How many times as long a race in processes of its own takes: to start them takes seconds.
 IN_A_PROCESS = 5

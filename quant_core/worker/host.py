@@ -119,6 +119,12 @@ def own_folder() -> Path:
     raise PermissionError(errno.EACCES, "belongs to somebody else", str(first))
 
 
+def cache_folder() -> Path:
+    """Where what quantmill keeps for this user lies; it need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home() raises for a user without one
+    return Path(home) / "quantmill"
+
+
 def read_text(path: str | Path) -> str:
     """The content of a file of the kernel, "" if it cannot be read."""
     try:
