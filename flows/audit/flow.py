@@ -27,51 +27,44 @@ from flows.runtime.prefect_api import quiet_environment
 quiet_environment()
 
 # Prefect reads its settings when it is imported.
-from prefect import Flow, flow  # noqa: E402
-from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-from pydantic import Field  # noqa: E402
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Completed, Failed
+from pydantic import Field
 
-from flows.audit.published import Published, manifest_of, read_published  # noqa: E402
-from flows.batch.digests import job_digest, url_contents  # noqa: E402
-from flows.batch.flow_run import (  # noqa: E402
+from flows.audit.published import Published, manifest_of, read_published
+from flows.batch.digests import job_digest, url_contents
+from flows.batch.flow_run import (
     Caller,
     caller_or_cluster,
     run_side_by_side,
     shown_in_prefect,
     untagged,
 )
-from flows.batch.rows import accuracy_of, error_columns  # noqa: E402
-from flows.batch.run_summary import (  # noqa: E402
+from flows.batch.rows import accuracy_of, error_columns
+from flows.batch.run_summary import (
     auditing,
     name_flow_run,
     summarize,
     summarize_failure,
     summary_path,
 )
-from flows.console.events import (  # noqa: E402
-    ModelDone,
-    PhaseBegan,
-    SkippedLines,
-    StageBegan,
-    Started,
-    Waiting,
-)
-from flows.console.result import AuditResult  # noqa: E402
-from flows.console.run_views import audit_lines  # noqa: E402
-from flows.entries import ModelEntry, new_run_id, now_after  # noqa: E402
-from flows.journal import run_ids  # noqa: E402
-from flows.manifest.outputs import FOLDER  # noqa: E402
-from quant_core.errors import QuantError  # noqa: E402
-from quant_core.evaluate.contract import Verdict  # noqa: E402
-from quant_core.metrics import find_metric  # noqa: E402
-from quant_core.text import joined, plain  # noqa: E402
-from quant_core.worker.host import versions  # noqa: E402
-from tasks import stages as tasks  # noqa: E402
-from tasks.cache import Content, files_digest, forget_files  # noqa: E402
-from tasks.report import report  # noqa: E402
-from tasks.rows import AuditOutcome, AuditRow  # noqa: E402
-from tasks.stores import Url, location  # noqa: E402
+from flows.console.events import ModelDone, PhaseBegan, SkippedLines, StageBegan, Started, Waiting
+from flows.console.result import AuditResult
+from flows.console.run_views import audit_lines
+from flows.entries import ModelEntry, new_run_id, now_after
+from flows.journal import run_ids
+from flows.manifest.outputs import FOLDER
+from quant_core.errors import QuantError
+from quant_core.evaluate.contract import Verdict
+from quant_core.metrics import find_metric
+from quant_core.text import joined, plain
+from quant_core.worker.host import versions
+from tasks import stages as tasks
+from tasks.cache import Content, files_digest, forget_files
+from tasks.report import report
+from tasks.rows import AuditOutcome, AuditRow
+from tasks.stores import Url, location
 
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
 

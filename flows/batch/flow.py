@@ -12,32 +12,27 @@ from flows.runtime.prefect_api import quiet_environment
 quiet_environment()
 
 # Prefect reads its settings when it is imported.
-from prefect import Flow, flow  # noqa: E402
-from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-from pydantic import Field  # noqa: E402
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Completed, Failed
+from pydantic import Field
 
-from flows.batch.batch import Batch  # noqa: E402
-from flows.batch.flow_run import (  # noqa: E402
-    Caller,
-    caller_or_cluster,
-    current_caller,
-    untagged,
-)
-from flows.batch.run_summary import (  # noqa: E402
+from flows.batch.batch import Batch
+from flows.batch.flow_run import Caller, caller_or_cluster, current_caller, untagged
+from flows.batch.run_summary import (
     name_flow_run,
     summarize,
     summarize_failure,
     summary_path,
     working_in,
 )
-from flows.console.result import BatchResult  # noqa: E402
-from flows.console.run_views import batch_lines  # noqa: E402
-from flows.journal import Journal  # noqa: E402
-from flows.manifest.jobs import select  # noqa: E402
-from flows.manifest.read import read_manifest  # noqa: E402
-from quant_core.errors import QuantError  # noqa: E402
-from tasks.rows import Outcome  # noqa: E402
+from flows.console.result import BatchResult
+from flows.console.run_views import batch_lines
+from flows.journal import Journal
+from flows.manifest.jobs import select
+from flows.manifest.read import read_manifest
+from quant_core.errors import QuantError
+from tasks.rows import Outcome
 
 
 def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -27,24 +27,24 @@ from flows.runtime.signals import in_another_thread
 quiet_environment()
 
 # Prefect reads its settings when it is imported.
-from prefect import tags, task  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.schemas.objects import State  # noqa: E402
-from prefect.context import TagsContext  # noqa: E402
+from prefect import tags, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import TagsContext
 
-from flows.console.events import Listener, Unrecorded, ignore  # noqa: E402
-from flows.console.result import Result  # noqa: E402
-from flows.console.summary import with_progress  # noqa: E402
-from flows.journal import Journal  # noqa: E402
-from flows.manifest.code import check_code  # noqa: E402
-from flows.manifest.jobs import Manifest  # noqa: E402
-from flows.manifest.outputs import FOLDER  # noqa: E402
-from quant_core.errors import QuantError, StageError, reason_of  # noqa: E402
-from quant_core.model.atomic import make_own_folder  # noqa: E402
-from quant_core.worker.child import STAGE_MODULE, StageLimits  # noqa: E402
-from tasks import stores  # noqa: E402
-from tasks.stores import Location, Url  # noqa: E402
-from tasks.workers import Workers  # noqa: E402
+from flows.console.events import Listener, Unrecorded, ignore
+from flows.console.result import Result
+from flows.console.summary import with_progress
+from flows.journal import Journal
+from flows.manifest.code import check_code
+from flows.manifest.jobs import Manifest
+from flows.manifest.outputs import FOLDER
+from quant_core.errors import QuantError, StageError, reason_of
+from quant_core.model.atomic import make_own_folder
+from quant_core.worker.child import STAGE_MODULE, StageLimits
+from tasks import stores
+from tasks.stores import Location, Url
+from tasks.workers import Workers
 
 if TYPE_CHECKING:
     from distributed import Client
