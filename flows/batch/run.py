@@ -57,8 +57,8 @@ def run_batch(
         from flows.batch.flow import batch
         from flows.batch.flow_run import Caller, call_flow
 
-        own = scheduler is None
-        caller = Caller(manifest, client, on_progress, module, options.code, journal, own)
+        is_local = scheduler is None
+        caller = Caller(manifest, client, on_progress, module, options.code, journal, is_local)
         name = str(manifest.file or manifest.folder)
         flow = partial(batch, name, scheduler, jobs, options.force, list(options.only))
         hint = "The same command goes on where it stopped"

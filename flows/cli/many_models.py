@@ -62,7 +62,7 @@ def batch(
     """
     from flows.manifest.read import check_manifest
 
-    for manifest_name in filter(_names_a_manifest, models):
+    if manifest_name := next(filter(_names_a_manifest, models), None):
         _check_that_it_is_alone(manifest_name, models, typed_options)
         return _run_file(Path(manifest_name), accuracy.allow_code, running, as_json, dry_run)
     if accuracy.metric and not accuracy.contract:

@@ -15,7 +15,7 @@ def check_code(jobs: Iterable[Job], allow_code: str | Path | None) -> None:
         if not Path(allow_code).is_dir():
             raise RequestError("is no folder", str(allow_code), "--allow-code names a folder")
         return
-    for metric in filter(None, map(metric_code, jobs)):
+    if metric := next(filter(None, map(metric_code, jobs)), None):
         # It imports numpy, and hardly any manifest names such a metric.
         from quant_core.evaluate.custom_metric import not_allowed
 
