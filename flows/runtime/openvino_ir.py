@@ -75,7 +75,7 @@ def weights_beside(output: Path) -> Path:
     weights = output.with_suffix(".bin")
     if weights.exists() and not output.exists():
         hint = "Name another output with -o"
-        raise RequestError("exists, and is no earlier export", str(weights), hint)
+        raise RequestError("exists and is no earlier export", str(weights), hint)
     return weights
 
 

@@ -168,6 +168,6 @@ def test_weights_of_somebody_else_are_seen_before_any_work(cnn, tmp_path, monkey
     code = main(["quantize", str(model), "-o", str(output), "--export", "openvino"])
 
     assert code == 2
-    assert "made.bin exists, and is no earlier export" in capsys.readouterr().err
+    assert "made.bin exists and is no earlier export" in capsys.readouterr().err
     assert other.read_bytes() == b"theirs"
     assert not output.exists()
