@@ -229,16 +229,13 @@ def _layer_rows(model: ModelRun, run_id: str) -> tuple[LayerRow, ...]:
         columns = {
             LayerRow.renamed.get(key, key): value for key, value in (layer | measured).items()
         }
-        rows.append(
-            LayerRow(
-                run_id=run_id,
-                model=model.job.name,
-                digest=model.digest,
-                position=position,
-                **plain(columns),
-            )
-        )
+        rows.append(LayerRow(**_key(model, run_id), position=position, **plain(columns)))
     return tuple(rows)
+
+
+def _key(model: ModelRun, run_id: str) -> Columns:
+    """The columns that tell which run made which model."""
+    return {"run_id": run_id, "model": model.job.name, "digest": model.digest}
 
 
 def _sensitivity(answers: Mapping[str, Answer]) -> dict[str, Mapping[str, Any]]:
@@ -260,9 +257,7 @@ def _timing_rows(model: ModelRun, run_id: str) -> tuple[TimingRow, ...]:
         }
         rows.append(
             TimingRow(
-                run_id=run_id,
-                model=model.job.name,
-                digest=model.digest,
+                **_key(model, run_id),
                 stage=stage,
                 started_at=datetime.fromisoformat(answer["started_at"]),
                 seconds=answer["seconds"],

@@ -115,9 +115,7 @@ def calibrate(
     if calibration is None:
         hint = "A .npy, a .npz, a folder of .npz feeds, or random"
         raise RequestError("is missing", "--data", hint)
-    if dry_run:
-        return plan_answer(model, config, calibration)
-    return quantize_answer(model, output, config, calibration, accuracy, progress, costs)
+    return quantize(model, calibration, config, accuracy, progress, output, None, costs, dry_run)
 
 
 def validate(
