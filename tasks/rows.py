@@ -164,6 +164,11 @@ class ModelRow(Row):
     trace: str | None = None  # what the search tried, as JSON
     chosen: str | None = None  # the candidate of the trace that was written
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the model failed, or misses its contract."""
+        return self.outcome is Outcome.FAILED or self.verdict is Verdict.NOT_MET
+
 
 @dataclass(frozen=True, slots=True)
 class LayerRow(Row):
@@ -253,6 +258,11 @@ class AuditRow(Row):
     onnxruntime: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the model got worse, or a stage failed."""
+        return self.outcome in (AuditOutcome.REGRESSED, AuditOutcome.FAILED)
 
 
 TABLES: dict[str, type[Row]] = {

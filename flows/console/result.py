@@ -34,7 +34,7 @@ class Result:
     @property
     def exit_code(self) -> int:
         """The exit code of the command: 0 if every model is as it should be, else 1."""
-        raise NotImplementedError
+        return int(any(row.is_wrong for row in self.rows))
 
     @property
     def page(self) -> Path | None:
@@ -74,11 +74,6 @@ class BatchResult(Result):
         return counts | {Verdict.NOT_MET.value: verdicts[Verdict.NOT_MET]}
 
     @property
-    def exit_code(self) -> int:
-        """0 if every model was made and meets its contract, else 1."""
-        return int(self.counts[Outcome.FAILED] > 0 or self.counts[Verdict.NOT_MET] > 0)
-
-    @property
     def page(self) -> Path | None:
         """`report.html` beside the Parquet; None if it could not be written."""
         path = self.reports / PAGE
@@ -96,9 +91,3 @@ class AuditResult(Result):
         """How many models are as good as they were, got worse, cannot be compared, or failed."""
         outcomes = Counter(row.outcome for row in self.rows)
         return {outcome.value: outcomes[outcome] for outcome in AuditOutcome}
-
-    @property
-    def exit_code(self) -> int:
-        """0 if nothing got worse, else 1."""
-        counts = self.counts
-        return int(counts[AuditOutcome.FAILED] > 0 or counts[AuditOutcome.REGRESSED] > 0)

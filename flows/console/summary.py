@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.events import Event, Listener, ModelDone
-from quant_core.evaluate.contract import Verdict
 from quant_core.model.atomic import atomic_write, overwrite
 from quant_core.text import counted, plain, printable
-from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
+from tasks.rows import AuditRow, ModelRow
 
 MAX_ROWS_IN_PREFECT = 500
 PROGRESS_S = 5.0
@@ -152,11 +151,5 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def wrong(rows: Iterable[ModelRow | AuditRow]) -> list[dict[str, Any]]:
     """The columns that matter of each model that failed, missed its contract or got worse."""
-    found = [row.to_json() for row in rows if _is_wrong(row)]
+    found = [row.to_json() for row in rows if row.is_wrong]
     return [{column: values.get(column) for column in WRONG_COLUMNS} for values in found]
-
-
-def _is_wrong(row: ModelRow | AuditRow) -> bool:
-    if isinstance(row, AuditRow):
-        return row.outcome in (AuditOutcome.FAILED, AuditOutcome.REGRESSED)
-    return row.outcome == Outcome.FAILED or row.verdict == Verdict.NOT_MET
