@@ -33,9 +33,7 @@ def rebuild(folder: Path) -> tuple[list[Path], int]:
         return written, journal.skipped_lines
 
 
-def heal(
-    folder: Path, journal: Journal, is_whole: Callable[[Path], bool] | None = None
-) -> list[Path]:
+def heal(folder: Path, journal: Journal, is_whole: Callable[[Path], bool] | None = None) -> None:
     """Write again every torn report file that the journal knows, and set the others aside.
 
     One torn file would keep readers from all others. Set aside means that its name begins with a
@@ -48,7 +46,7 @@ def heal(
     torn = [path for name in TABLES for path in (reports / name).glob("*.parquet")]
     torn = [path for path in torn if not path.name.startswith(".") and not is_whole(path)]
     if not torn:
-        return []
+        return
     from tasks.tables import write_table
 
     ends = {end.run_id: end for end in _ends(journal)}
@@ -61,7 +59,6 @@ def heal(
             aside = path.with_name(f".{path.name}.torn")
             discard(aside)
             path.replace(aside)
-    return torn
 
 
 def _can_be_read(path: Path) -> bool:
