@@ -123,8 +123,11 @@ def settings_of_environment(prefect: Prefect) -> Iterator[None]:
     """Prefect's settings as the environment has them now.
 
     Prefect may have been imported before the server started; and where it looks for settings there
-    are files too, in the current folder.
+    are files too, in the current folder. A server of our own is told no events: nobody reads them
+    there.
     """
+    from prefect.events.clients import NullEventsClient
+    from prefect.events.worker import EventsWorker
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,
         PREFECT_API_KEY,
@@ -137,8 +140,12 @@ def settings_of_environment(prefect: Prefect) -> Iterator[None]:
         return
     secrets = {PREFECT_API_AUTH_STRING, PREFECT_API_KEY} if prefect is Prefect.OWN else set()
     url = {PREFECT_API_URL: _serving[-1].url}
-    with temporary_settings(url, restore_defaults=secrets):
-        yield
+    EventsWorker.set_client_override(NullEventsClient)
+    try:
+        with temporary_settings(url, restore_defaults=secrets):
+            yield
+    finally:
+        EventsWorker.set_client_override(None)
 
 
 def drop_events() -> None:

@@ -7,13 +7,20 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from flows.console.events import ModelDone, ignore
 from flows.console.summary import with_progress
 from flows.runtime import prefect_api
-from flows.runtime.prefect_api import Prefect, api_server, is_lost, unused_settings
+from flows.runtime.prefect_api import (
+    Prefect,
+    api_server,
+    is_lost,
+    settings_of_environment,
+    unused_settings,
+)
 from quant_core.errors import QuantError
 from quant_core.evaluate.contract import Verdict
 from tasks.rows import ModelRow, Outcome
@@ -79,6 +86,17 @@ def test_a_dead_inherited_server_is_an_error():
         api_server(Prefect.INHERIT),
     ):
         pass
+
+
+def test_a_server_of_our_own_is_told_no_events(monkeypatch):
+    """Nobody could read them there, and a tiny model's batch makes a dozen."""
+    from prefect.events import emit_event
+
+    own = SimpleNamespace(url="http://127.0.0.1:9/api")
+    monkeypatch.setattr(prefect_api, "_serving", [own])
+
+    with settings_of_environment(Prefect.OWN):
+        assert emit_event("stage.began", {"prefect.resource.id": "stage"}) is None
 
 
 def test_a_lost_server_is_asked_for_nothing(monkeypatch):
