@@ -87,7 +87,11 @@ class Journal:
         """Write the entry, which is on the disk when this returns.
 
         Raises: OSError, and then no part of the line is left: half a line would spoil the next.
+            Also if the file has left its place: nobody would read it there, nor would its lock
+            keep another batch away.
         """
+        if not os.path.samestat(self.path.stat(), os.fstat(self._fd)):
+            raise OSError(errno.ESTALE, "Another file has taken its place", str(self.path))
         line = _line(entry)
         size = os.fstat(self._fd).st_size
         try:

@@ -155,6 +155,19 @@ def test_a_line_for_which_the_disk_has_no_room_is_not_there_by_half(tmp_path, mo
     assert [json.loads(line)["event"] for line in lines] == ["run", "end"]
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_journal_that_is_gone_from_its_place_takes_no_entry(tmp_path, is_replaced):
+    """Somebody removed the output folder while a batch worked: nobody would ever read the entry."""
+    with open_journal(tmp_path) as journal:
+        journal.append(run_entry())
+        journal.path.unlink()
+        if is_replaced:
+            journal.path.touch()
+
+        with pytest.raises(OSError, match=r"No such file|has taken its place"):
+            journal.append(end_entry())
+
+
 def test_a_run_that_was_cut_short_goes_on_if_the_same_is_asked_again(tmp_path):
     with open_journal(tmp_path) as journal:
         first, _ = journal.begin_run("this")
