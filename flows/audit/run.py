@@ -14,6 +14,7 @@ from flows.console.result import AuditResult
 from flows.manifest.code import check_code
 from flows.runtime.arguments import options_of, run_parser
 from flows.runtime.prefect_api import unused_settings
+from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
 from quant_core.errors import QuantError
 from quant_core.worker.child import STAGE_MODULE
@@ -45,9 +46,10 @@ def run_audit(
     workers = how_many_workers(1, jobs)
     with auditing(folder), ExitStack() as stack:
         on_progress(Starting(unused_settings(options.prefect)))
-        client = stack.enter_context(api_and_dask(workers, scheduler, options.prefect))
-        from flows.audit.flow import audit
-        from flows.batch.flow_run import Caller, call_flow
+        with importing():
+            client = stack.enter_context(api_and_dask(workers, scheduler, options.prefect))
+            from flows.audit.flow import audit
+            from flows.batch.flow_run import Caller, call_flow
 
         caller = Caller(manifest, client, on_progress, module, options.code)
         flow = partial(audit, str(folder), scheduler, jobs, list(options.only), max_slowdown)

@@ -19,6 +19,7 @@ from flows.manifest.jobs import Job, Manifest, select
 from flows.manifest.read import read_manifest
 from flows.runtime.arguments import options_of, run_parser
 from flows.runtime.prefect_api import unused_settings
+from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
 from flows.runtime.signals import stopped_at_once, stopped_in_order
 from quant_core.errors import QuantError
@@ -53,9 +54,10 @@ def run_batch(
     workers = how_many_workers(len(selected), jobs, manifest.workers)
     with working_in(manifest) as journal, ExitStack() as stack:
         on_progress(Starting(unused_settings(options.prefect)))
-        client = stack.enter_context(api_and_dask(workers, scheduler, options.prefect))
-        from flows.batch.flow import batch
-        from flows.batch.flow_run import Caller, call_flow
+        with importing():
+            client = stack.enter_context(api_and_dask(workers, scheduler, options.prefect))
+            from flows.batch.flow import batch
+            from flows.batch.flow_run import Caller, call_flow
 
         is_local = scheduler is None
         caller = Caller(manifest, client, on_progress, module, options.code, journal, is_local)

@@ -17,6 +17,7 @@ from flows.cli.command import Answer
 from flows.cli.options import AccuracyOptions, changed_options, check_labels, flag_of
 from flows.cli.timings import footprint, timer_for
 from flows.console import model_views, result_views
+from flows.runtime.process import importing
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Progress
@@ -88,11 +89,9 @@ def quantize_answer(
     """Quantize a model and time it; compare it with the original if a metric, contract or labels
     were given; export it if that was asked for.
     """
-    gc.disable()  # imports make no garbage
-    from quant_core import api
-
+    with importing():
+        from quant_core import api
     gc.freeze()  # what was imported stays: a search need not look through it for garbage
-    gc.enable()
 
     began_at = time.monotonic()
     if calibration is not None:

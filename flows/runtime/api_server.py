@@ -14,19 +14,20 @@ import socket
 import sys
 import threading
 
+from flows.runtime.process import importing
+
 
 def main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, where Linux can
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.disable()  # imports make no garbage, and looking for it would take a sixth of their time
-    import uvicorn
-    from prefect.server.api.server import create_app
+    with importing():
+        import uvicorn
+        from prefect.server.api.server import create_app
 
-    # No background services: nothing is scheduled here, and our record is the journal.
-    app = create_app(ephemeral=True, webserver_only=True, final=True)
+        # No background services: nothing is scheduled here, and our record is the journal.
+        app = create_app(ephemeral=True, webserver_only=True, final=True)
     gc.freeze()
-    gc.enable()
     config = uvicorn.Config(app, log_level="critical", lifespan="on", access_log=False)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 

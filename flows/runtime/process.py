@@ -7,12 +7,15 @@ A daemon starts it with closed streams, a container as a user without a home, a 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
+import gc
 import io
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,6 +49,16 @@ def exit_code(code: int) -> int:
     sys.stdout.flush()
     descriptor = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return code or int(getattr(descriptor, "is_refused", False))
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Imports without looking for garbage, which they do not make: a sixth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _Descriptor(io.FileIO):
