@@ -85,6 +85,8 @@ def measure_all(
     clock       the wall clock is what users wait for; time.thread_time leaves out what other
                 processes take from a session of one thread
 
+    Sessions that `run` has run need no warm-up where they are slow.
+
     Raises: RequestError if the sessions have different numbers of threads, or threads that spin
     while idle and so slow the other sessions (`open_session` avoids both); ModelError if a model
     does not run on the feed.
@@ -100,8 +102,11 @@ def measure_all(
         raise RequestError(problem, hint="Open both with open_session")
     plain = {name: unboxed(array) for name, array in feed.items()}
     calls = [partial(session.run, None, plain) for session in sessions]
+    are_warm = all(getattr(session, "has_run", False) for session in sessions)
     with failing_on(feed):
-        times = take_turns(calls, seconds=seconds, min_rounds=min_rounds, clock=clock)
+        times = take_turns(
+            calls, seconds=seconds, min_rounds=min_rounds, clock=clock, are_warm=are_warm
+        )
     return [summarize(times[:, [0, i]], threads[0]) for i in range(1, len(sessions))]
 
 
@@ -111,18 +116,20 @@ def take_turns(
     seconds: float,
     min_rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
+    are_warm: bool = False,
 ) -> np.ndarray:
     """Seconds per call, shape (rounds, calls): one row per round.
 
     After a warm-up each round times one block of each call, and begins with the next one. A block
     repeats a call as often as the fastest one needs for BLOCK_SECONDS, the same for all. Rounds go
     on for `seconds`, and then until there are `min_rounds`, or both PATIENCE * seconds and
-    PATIENCE_SECONDS are over. There is at least one round.
+    PATIENCE_SECONDS are over. There is at least one round. Of slow calls that `are_warm` the
+    warm-up is the first one.
     """
     patience = max(PATIENCE * seconds, PATIENCE_SECONDS)
-    repeats = _warm_up(calls, seconds, clock)
-    rounds: list[np.ndarray] = []
-    start = clock()
+    repeats, warm_up = _warm_up(calls, seconds, clock)
+    rounds = [warm_up] if are_warm and warm_up.min() >= SLOW_SECONDS else []
+    start = clock() - float(sum(times.sum() for times in rounds))
     while True:
         times = np.zeros(len(calls))
         # Each is the first and the last of a round as often as any other. Forwards and backwards,
@@ -140,18 +147,18 @@ def take_turns(
 
 def _warm_up(
     calls: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float]
-) -> int:
-    """How many repeats a block needs. The first pass allocates memory, so that quick calls need
-    another one at least.
+) -> tuple[int, np.ndarray]:
+    """How many repeats a block needs, and the seconds of each call in the last pass. The first pass
+    allocates memory, so that quick calls need another one at least.
     """
     start = clock()
     fastest, repeats, passes = math.inf, 1, 0
     while passes < (1 if fastest >= SLOW_SECONDS else 2) or clock() - start < WARM_UP * seconds:
-        for call in calls:
-            fastest = min(fastest, _time_block(call, repeats, clock))
+        times = np.array([_time_block(call, repeats, clock) for call in calls])
+        fastest = min(fastest, times.min())
         repeats = max(1, math.ceil(BLOCK_SECONDS / max(fastest, 1e-9)))
         passes += 1
-    return repeats
+    return repeats, times
 
 
 def summarize(times: np.ndarray, threads: int) -> Timing:

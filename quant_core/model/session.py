@@ -120,6 +120,7 @@ def run(
     """
     with failing_on(feed, where):
         found = session.run(outputs, {name: unboxed(array) for name, array in feed.items()})
+    session.has_run = True
     return [boxed(x) for x in found]
 
 
@@ -273,6 +274,7 @@ def _open(
                 source, options, providers=[*chosen, CPU], enable_fallback=0
             )
             session.lent = lent  # it reads them where they lie, and must keep them alive
+            session.has_run = False  # the first run allocates memory
             return session
     except (MemoryError, ModelError):
         raise

@@ -96,6 +96,18 @@ def test_a_slow_model_is_warm_after_one_call():
     assert "".join(quick.log).startswith("ABAB" + "AB")
 
 
+def test_of_slow_models_that_have_run_the_warm_up_is_a_round():
+    slow, quick = Clock(), Clock()
+    slow_calls = [slow.call("A", 0.2), slow.call("B", 0.2)]
+    quick_calls = [quick.call("A", 1e-3), quick.call("B", 1e-3)]
+
+    rounds = len(take_turns(slow_calls, seconds=0.1, clock=slow, are_warm=True))
+    take_turns(quick_calls, seconds=0, clock=quick, are_warm=True)
+
+    assert "".join(slow.log) == ("ABBA" * rounds)[: 2 * rounds]
+    assert "".join(quick.log).startswith("ABAB" + "AB")
+
+
 def test_speedup_is_the_median_of_paired_ratios():
     """A machine that slows down for a while slows both, and pairs do not see it."""
     times = np.array([[2, 1], [20, 10], [2, 1], [4, 1], [3, 3]]) / 1000
