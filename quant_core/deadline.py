@@ -65,6 +65,11 @@ class Deadline:
         now = time.monotonic()
         return Deadline(now, now + share * (self.ends_at - self.began_at))
 
+    def at_most(self, seconds: float) -> Deadline:
+        """The deadline of what begins now and takes no longer than this either."""
+        now = time.monotonic()
+        return Deadline(now, min(self.ends_at, now + seconds))
+
     def limit(self, items: Iterable[T]) -> Iterator[T]:
         """The items until the next one, used as long as the last, would not end in time.
 

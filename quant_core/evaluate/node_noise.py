@@ -28,6 +28,7 @@ Feeds = Samples | Sequence[Feed]
 # Suffix of a tensor that the quantized model computes; see `_isolated`. No model has such a name.
 _COMPUTED = " (computed by quantmill)"
 _CHUNK = 1 << 15  # values at a time
+ENOUGH_S = 5.0  # of a slow model one feed tells what a report needs; not tuned
 
 
 def measure_sensitivity(model: ir.Model, quantized: ir.Model, feeds: Feeds) -> list[Sensitivity]:
@@ -50,7 +51,8 @@ def measure_noise(
 
     model      the prepared float model, which names tensors as the quantized one does
     quantized  the model made from it; its metadata hold the scale factors of equalized channels
-    deadline   when it should end: then it is of fewer feeds, at least of one
+    deadline   when it should end, after ENOUGH_S at the latest: then it is of fewer feeds, at least
+               of one
 
     For each feed the quantized model runs twice: as it is, for the cumulative noise, and with every
     shared tensor replaced by the float model's values, for the isolated noise. An output counts as
@@ -58,7 +60,8 @@ def measure_noise(
 
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """
-    return _measure(model, quantized, feeds, is_cumulative=True, deadline=deadline)
+    until = deadline.at_most(ENOUGH_S)
+    return _measure(model, quantized, feeds, is_cumulative=True, deadline=until)
 
 
 def _measure(
