@@ -185,7 +185,7 @@ def _with_noise_of_outputs(
     The noise of a node's own output tells little before a logarithm or a division, and models of
     few nodes are often such: front ends that make features of sound.
     """
-    found = {}
+    found, bench = {}, bench.for_ranking()
     for node, cost in costs.items():
         others = [other for other in costs if other != node]
         plan = with_choice(calibrated.model, start.plan, others, IN_FLOAT)

@@ -122,6 +122,15 @@ class Bench:
         """The samples that candidates are judged by."""
         return self.reference.samples
 
+    def for_ranking(self) -> Bench:
+        """This bench with some of its samples, on which noise ranks nodes; with all where labels,
+        or a metric of the user's, judge.
+        """
+        if self.metric is not None or self.samples.labels is not None:
+            return self
+        few = spread(POLICY.ranking_samples, len(self.samples))
+        return replace(self, reference=self.reference.pick(few))
+
     def has_time_after(self, tried: Iterable[Candidate], trials: float = 1.0) -> bool:
         """Whether there is time for so many more trials, each as long as the longest of these.
 

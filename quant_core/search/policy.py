@@ -78,6 +78,9 @@ class SearchPolicy:
     promotion_gain: float = 0.2
 
     # --- samples -----------------------------------------------------------------------------
+    # Samples on which promoting nodes, or a group of them, is measured: they rank these, no more.
+    # Not tuned.
+    ranking_samples: int = 16
     # Samples that the structure of a model is checked on after constants are folded. Not tuned.
     prepare_samples: int = 2
     # Samples for tuned biases. Not tuned: what is chance in the means of so few is left out.
@@ -102,7 +105,7 @@ class SearchPolicy:
     # Random samples that judge: at least so many, and more, up to so many, while the float model
     # runs on them in so many seconds. Not tuned: few samples miss an error that is rare and large.
     drawn_samples: int = 8
-    most_drawn_samples: int = 128
+    most_drawn_samples: int = 64
     drawn_s: float = 0.5
     # Samples on which float must repeat itself. Not tuned.
     steady_samples: int = 2

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
+from quant_core.metrics import MAX_SQNR_DB
 from quant_core.plan.make import with_choice
 from quant_core.plan.types import (
     IN_FLOAT,
@@ -230,6 +231,10 @@ class _Work:
         would seem to gain nothing.
         """
         groups = _grouped(nodes, promotion.max_groups)
+        bench = self.bench
+        if full.sqnr_db < MAX_SQNR_DB:  # noise tells; decisions alone take many samples
+            bench = bench.for_ranking()
+            full = bench.judge_fidelity(full)
         gains = []
         for group in groups:
             if not self.bench.has_time_after(self.candidates):
@@ -237,7 +242,7 @@ class _Work:
             self.progress(f"measuring what {group[0]} {promotion.label} gains")
             others = [node for node in nodes if node not in group]
             plan = promotion.plan(self.calibrated.model, base.plan, others)
-            without = self.bench.judge_fidelity(calibrated.build(plan, base.label))
+            without = bench.judge_fidelity(calibrated.build(plan, base.label))
             gains.append(self._gain(without, full, _elements(full.plan, group)))
         return _best_first(groups, gains)
 
