@@ -13,6 +13,7 @@ from quant_core.model import graph, old_scan
 from quant_core.model.proto import from_proto, to_proto
 from quant_core.model.restore_interface import restore_interface
 
+OPSET_COORDINATES = 11  # the first whose Resize says which pixels it reads
 OPSET_TRAINING_MODE = 14  # the first with this attribute of BatchNormalization
 OPSET_INT4 = 21  # the first with 4-bit types and blocks
 OPSET_KERNELS = 25  # the newest whose QuantizeLinear onnxruntime computes
@@ -63,6 +64,8 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
             node.domain = ""
         if node.outputs and node.outputs[0].name in trained:
             node.attributes.add(ir.AttrInt64("training_mode", 1))
+        if node.op_type == "Resize" and graph.opset(model) < OPSET_COORDINATES:
+            _state_coordinates(node)
     for before, after in zip(model.graph.outputs, raised.graph.outputs, strict=True):
         after.shape = before.shape  # the converter names sizes that are not known
     for value in list(raised.graph.inputs):
@@ -105,6 +108,19 @@ def _batch_norms_in_training(model: ir.Model) -> set[str]:
             if not any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
                 node.resize_outputs(3)
     return found
+
+
+def _state_coordinates(resize: ir.Node) -> None:
+    """Edit in place: a Resize that was an Upsample, or a Resize of opset 10, reads its pixels.
+
+    These read x / scale, which ONNX's converter does not say: (x + 0.5) / scale - 0.5 is the
+    default of later ones. Of the pixels beside it the nearest is the lower, or the upper where
+    onnxruntime makes an image smaller. Source: ONNX, operators Upsample-9, Resize-10 and Resize-11.
+    """
+    scales = graph.constant(resize.inputs[2])
+    is_smaller = scales is not None and scales.min() < 1
+    resize.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+    resize.attributes.add(ir.AttrString("nearest_mode", "ceil" if is_smaller else "floor"))
 
 
 def _forget_inferred(raised: ir.Model, model: ir.Model) -> None:

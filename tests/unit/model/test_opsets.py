@@ -86,3 +86,26 @@ def test_a_batch_norm_in_training_stays_in_training_at_a_newer_opset():
     expected, found = (run(open_session(m), feed) for m in (model, raised))
     assert np.abs(expected[0]).max() > 0.9  # normalized by the batch, and not by (0, 1)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+
+
+UPSCALED = [(2, 2), (1.7, 1.3)]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(
+    ("opset", "scales"), [*((o, s) for o in (7, 9, 10) for s in UPSCALED), (10, (0.7, 0.4))]
+)
+def test_a_raised_resize_reads_the_same_pixels(opset, scales, mode):
+    attributes, inputs = f'mode = "{mode}"', "x, s"
+    if opset < 9:
+        attributes += ", scales = [1.0, 1.0, {:.1f}, {:.1f}]".format(*scales)
+        inputs = "x"
+    text = f"""(float[1, 2, 8, 8] x) => (float[1, 2, a, b] y)
+        {{ y = {"Upsample" if opset < 10 else "Resize"}<{attributes}>({inputs}) }}"""
+    model = from_proto(sketch(text, {"s": np.float32([1, 1, *scales])}, opset))
+    feed = {"x": np.random.default_rng(0).normal(size=(1, 2, 8, 8)).astype(np.float32)}
+
+    raised = raise_opset(model, 17)
+
+    expected, found = (run(open_session(m), feed) for m in (model, raised))
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
