@@ -24,7 +24,7 @@ from quant_core.rewrite.draft import Draft, owner
 from quant_core.rewrite.rounding import ROW_SCALES
 from quant_core.rewrite.weight_cache import Rounded
 
-SMALL_TABLE = 1 << 16  # elements: in float32 it takes no more memory than what runs the model
+SMALL_TABLE = 1 << 18  # elements: in float32 it takes no more memory than what runs the model
 
 
 @dataclass(frozen=True, slots=True)
