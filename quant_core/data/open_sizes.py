@@ -38,7 +38,8 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     1. A symbol that is called a batch is one, of size 1, and so is that of a first axis, unless its
        name says that it counts steps.
     2. An open axis of an image (rank 4) is a side, of a state 1, any other a length. Latents and
-       features of an encoder have more channels than an image, and shorter sides.
+       features of an encoder have more channels than an image, and shorter sides, and so has what
+       shares their axes.
     3. `a + b` has the sum of both sizes. `total...`, and the axis that only a mask has, have that
        of the past and of what is new.
     """
@@ -48,7 +49,7 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
         name = size.lower()
         if BATCH in name or (size == spec.shape[0] and not STEPS.search(name)):
             symbols[size] = 1
-    for spec, size in named:  # 2
+    for spec, size in sorted(named, key=lambda pair: not _has_features(pair[0])):  # 2
         if not COMPUTED.search(size):
             symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
     symbols |= _totals(named, symbols)  # 3
@@ -96,7 +97,8 @@ def _open_size(
 
 def _has_features(spec: InputSpec) -> bool:
     """Whether an input of rank 4 has more channels than an image, first or last."""
-    known = [size for size in (spec.shape[1], spec.shape[-1]) if isinstance(size, int)]
+    ends = spec.shape[1::2] if len(spec.shape) == 4 else ()
+    known = [size for size in ends if isinstance(size, int)]
     return bool(known) and min(known) > 3
 
 

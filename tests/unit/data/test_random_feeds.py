@@ -196,6 +196,18 @@ def test_open_sides_of_a_latent_image_are_shorter_as_attention_is_between_all_it
     assert sorted(latent.shape)[2:] == [64, 64]
 
 
+def test_what_shares_the_sides_of_features_has_them_short_too():
+    score = InputSpec("score", np.dtype(np.float32), (1, 2, "h", "w"))
+    features = InputSpec("features", np.dtype(np.float32), (1, 32, "h", "w"))
+
+    feed = open_samples(SampleSpec(), [score, features])[0]
+
+    assert {name: array.shape for name, array in feed.items()} == {
+        "score": (1, 2, 64, 64),
+        "features": (1, 32, 64, 64),
+    }
+
+
 def test_open_axes_that_count_points_are_no_sides():
     points = named("points", np.float32, "n", "point_batch_size", "points_per_image", 2)
 
