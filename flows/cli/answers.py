@@ -19,7 +19,7 @@ from flows.cli.timings import footprint, timer_for
 from flows.console import model_views, result_views
 from flows.runtime.process import importing
 from quant_core.config import QuantConfig
-from quant_core.data.spec import SampleSpec
+from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.deadline import Progress
 from quant_core.errors import DataError, ModelError, RequestError, reason_of
 
@@ -114,6 +114,7 @@ def quantize_answer(
         whole_front=pareto,
     ).to_dict()
     result["shows_front"] = pareto
+    result["is_drawn"] = calibration is None or calibration.source == RANDOM
     if plan is None and _is_late(config, result["float_size_bytes"], began_at):
         result |= {"timing": None, "not_timed": "the time budget is over"}
     else:

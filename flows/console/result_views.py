@@ -109,9 +109,10 @@ def _floor_text(result: Mapping[str, Any]) -> str:
     worst, least = result["worst_db"], f"at least {result['floor_db']:g} dB wanted"
     if worst is None:
         return f"not checked ({least})"
+    drawn = " on drawn samples" if result["is_drawn"] else ""
     if worst == MAX_SQNR_DB:
-        return f"equal to float's, or probabilities within {PROBABILITY_ERROR}"
-    return f"SQNR {worst:.1f} dB ({least})"
+        return f"equal to float's, or probabilities within {PROBABILITY_ERROR}{drawn}"
+    return f"SQNR {worst:.1f} dB{drawn} ({least})"
 
 
 def validation_view(result: Mapping[str, Any]) -> RenderableType:

@@ -25,7 +25,7 @@ def test_quantize_says_sizes_and_layers(quantized):
 @pytest.mark.parametrize(
     ("end", "says"),
     [
-        ("Sigmoid", "equal to float's, or probabilities within 0.02"),
+        ("Sigmoid", "equal to float's, or probabilities within 0.02 on drawn samples"),
         ("Neg", "SQNR"),
     ],
 )
@@ -38,6 +38,7 @@ def test_a_summary_says_how_near_the_worst_output_is_to_float(tmp_path, capsys, 
 
     (line,) = (n for n in capsys.readouterr().out.splitlines() if n.startswith("worst output"))
     assert line.removeprefix("worst output").strip().startswith(says)
+    assert "on drawn samples" in line
 
 
 def test_a_dry_run_writes_nothing_and_its_plan_can_be_followed(quantized, capsys):
