@@ -174,6 +174,7 @@ def sizes_of(
         return sizes
     counted = [f"quantmill: elements of {name}" for name in inner]  # no model has such a name
     options = _options(1, optimize=False)
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it runs once
     # Sizes come first, so that a tensor need not wait for its own.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     session = _open(model, options, counted, counting=inner)
