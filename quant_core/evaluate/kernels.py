@@ -224,35 +224,40 @@ def _types(described: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _covered_nodes(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, tuple[ir.Node, ...]]:
-    """For each node of the optimized graph the nodes of the file that it stands for.
-
-    1. A tensor that survives keeps its name. Kernels of another layout make tensors of new names:
-       in the blocked one the kernel is called after the old (`NAME_nchwc`), in NHWC after the node.
-    2. A kernel stands for what lies between its outputs and the tensors that other kernels make.
+    """For each node of the optimized graph the nodes of the file that it stands for: what lies
+    between its outputs and the tensors that other kernels make.
     """
     values = {str(value.name): value for node in model.graph for value in node.outputs}
-    first_output = {str(node.name): str(node.outputs[0].name) for node in model.graph}
-    original_name: dict[str, str] = {}
-    for node in optimized.graph.node:  # 1
-        lent = node.name.removesuffix(BLOCKED_SUFFIX)
-        lent = first_output.get(NHWC_SUFFIX.sub("", node.name), lent)
-        for name in node.output:
-            original_name[name] = name if name in values else lent
-    covered = {}
+    original_name = _original_names(optimized, model)
     made = set(original_name.values())
-    for node in optimized.graph.node:  # 2
+    covered = {}
+    for node in optimized.graph.node:
         ahead = [original_name[name] for name in node.output]
         outputs = set(ahead)
         inputs = {original_name.get(name, name) for name in node.input}
         found: dict[ir.Node, None] = {}
         while ahead:
             name = ahead.pop()
-            if name in inputs or (name in made and name not in outputs):
-                continue
-            producer = values[name].producer() if name in values else None
-            if producer is None or producer in found:
-                continue
-            found[producer] = None
-            ahead += [str(value.name) for value in producer.inputs if value is not None]
+            is_end = name in inputs or (name in made and name not in outputs)
+            producer = values[name].producer() if name in values and not is_end else None
+            if producer is not None and producer not in found:
+                found[producer] = None
+                ahead += [str(value.name) for value in producer.inputs if value is not None]
         covered[node.name] = tuple(reversed(found))
     return covered
+
+
+def _original_names(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, str]:
+    """For each tensor that a kernel makes, its name in the file.
+
+    A tensor that survives keeps it. Kernels of another layout make tensors of new names: in the
+    blocked one the kernel is called after the old (`NAME_nchwc`), in NHWC after the node.
+    """
+    first_output = {str(node.name): str(node.outputs[0].name) for node in model.graph}
+    kept = {str(value.name) for node in model.graph for value in node.outputs}
+    found: dict[str, str] = {}
+    for node in optimized.graph.node:
+        blocked = node.name.removesuffix(BLOCKED_SUFFIX)
+        lent = first_output.get(NHWC_SUFFIX.sub("", node.name), blocked)
+        found |= {name: name if name in kept else lent for name in node.output}
+    return found
