@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.affine import Affine, affine_of
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, free_name, only_reader, remove
+from quant_core.optimize.edit import constant, only_reader, put_before, remove
 from quant_core.optimize.facts import Facts
 
 TOLERANCE = 1e-5  # of the constants: exporters write 0.70710677, or 0.7071068
@@ -105,10 +105,9 @@ def _write(inside: ir.Graph, x: ir.Value, last: ir.Node) -> None:
     name = str(last.name)
 
     def put(op_type: str, inputs: list[ir.Value], part: str) -> ir.Value:
-        output = ir.Value(type=last.outputs[0].type, shape=last.outputs[0].shape)
-        output.name = free_name(inside, f"{name}_{part}" if part else name)
-        node = ir.Node("", op_type, inputs, outputs=[output], name=output.name if part else name)
-        inside.insert_before(last, node)
+        node = ir.Node("", op_type, inputs, name=None if part else name)
+        output = put_before(last, node, f"{name}_{part}" if part else name)
+        output.shape = last.outputs[0].shape
         return output
 
     def number(n: float) -> ir.Value:

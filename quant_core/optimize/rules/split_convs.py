@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import free_name, only_reader, remove
+from quant_core.optimize.edit import only_reader, put_before, remove
 from quant_core.optimize.facts import Facts
 
 
@@ -92,9 +92,6 @@ def _write(
             inputs = [made.get(v, v) if v is not None else None for v in node.inputs]
             name = str(node.name) if i == 0 else f"{node.name}_part{i}"
             copy = ir.Node("", node.op_type, inputs, list(node.attributes.values()), name=name)
-            copy.outputs[0].name = free_name(inside, name)
-            copy.outputs[0].type = new.outputs[0].type
-            inside.insert_before(split, copy)
-            last = made[node.outputs[0]] = copy.outputs[0]
+            last = made[node.outputs[0]] = put_before(split, copy, name)
         graph.replace_value(split.outputs[i], last)
     remove([conv, *activation, split])

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import bypass, free_name, only_reader, read_here
+from quant_core.optimize.edit import bypass, only_reader, put_before, read_here
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rowwise import rows_of
 
@@ -55,7 +55,7 @@ def unread_pixels(model: ir.Model, facts: Facts) -> list[Applied]:
     2. Their strides pass operators that make each pixel of the same pixel of their operands
        (rowwise.py), and end at a Conv or pool with a window of any size.
     3. An operand that others read too, or that something else makes, is picked by a pool of one
-       pixel.
+       pixel; pools read floats alone.
     4. At least one Conv takes strides: it computes a part of its pixels, and so does all behind it.
     """
     applied = []
@@ -66,8 +66,8 @@ def unread_pixels(model: ir.Model, facts: Facts) -> list[Applied]:
                 continue
             makers = _makers(value, strides, facts)
             convs = [node for node, _ in makers.windows if node.op_type == "Conv"]
-            if convs:  # 4.
-                _move(value, makers, inside)
+            if convs and all(_is_float32(o.value, facts) for o in makers.picked):  # 3., 4.
+                _move(value, makers)
                 applied += [Applied("unread_pixels", str(node.name), ()) for node in convs]
     return applied
 
@@ -147,7 +147,11 @@ def _operands(node: ir.Node, strides: Strides, facts: Facts) -> list[Operand]:
     return [Operand(node, position, tuple(own)) for position, own in found.items()]
 
 
-def _move(value: ir.Value, makers: Makers, inside: ir.Graph) -> None:
+def _is_float32(value: ir.Value, facts: Facts) -> bool:
+    return facts.types.get(str(value.name)) == ir.DataType.FLOAT
+
+
+def _move(value: ir.Value, makers: Makers) -> None:
     """Edit in place: what makes the value makes only the pixels that are read."""
     for node, strides in makers.windows:
         own = graph.attribute(node, "strides", (1,) * len(strides))
@@ -155,8 +159,7 @@ def _move(value: ir.Value, makers: Makers, inside: ir.Graph) -> None:
     for node in (*(node for node, _ in makers.windows), *makers.between):
         node.outputs[0].shape = None
     for operand in makers.picked:
-        picked = _pick(operand.value, operand.strides, operand.node, inside)
-        operand.node.replace_input_with(operand.position, picked)
+        operand.node.replace_input_with(operand.position, _picked(operand))
     for reader in graph.consumers(value):
         _set_strides(reader, (1,) * len(graph.attribute(reader, "strides", ())))
         if reader.op_type != "Conv" and not reader.outputs[0].is_graph_output():
@@ -167,14 +170,13 @@ def _set_strides(node: ir.Node, strides: Strides) -> None:
     node.attributes["strides"] = ir.AttrInt64s("strides", strides)
 
 
-def _pick(value: ir.Value, strides: Strides, reader: ir.Node, inside: ir.Graph) -> ir.Value:
-    """Every so many pixels of the value, by a new node before its reader."""
-    name = free_name(inside, f"{value.name}_picked")
+def _picked(operand: Operand) -> ir.Value:
+    """The pixels that matter, by a new node before the one that reads them."""
     attributes = [
-        ir.AttrInt64s("kernel_shape", (1,) * len(strides)),
-        ir.AttrInt64s("strides", strides),
+        ir.AttrInt64s("kernel_shape", (1,) * len(operand.strides)),
+        ir.AttrInt64s("strides", operand.strides),
     ]
-    pool = ir.Node("", "MaxPool", [value], attributes, name=name)
-    pool.outputs[0].name, pool.outputs[0].type = name, value.type
-    inside.insert_before(reader, pool)
-    return pool.outputs[0]
+    pool = ir.Node("", "MaxPool", [operand.value], attributes)
+    picked = put_before(operand.node, pool, f"{operand.value.name}_picked")
+    picked.type = operand.value.type
+    return picked

@@ -99,6 +99,11 @@ def test_what_does_not_vary_along_the_image_is_left_alone():
             f"a = Conv<{SAME}>(x, w) b = Softmax<axis = 3>(a) y = Conv<{PIXEL}>(b, u) z = Neg(x)",
             "each pixel depends on others",
         ),
+        (
+            f"a = Conv<{SAME}>(x, w) m = Greater(x, low) b = Where(m, a, x) "
+            f"y = Conv<{PIXEL}>(b, u) z = Cast<to = 1>(m)",
+            "no pool reads what is true and false",
+        ),
     ],
 )
 def test_strides_stay_where_they_are_if(text, why):
@@ -107,3 +112,4 @@ def test_strides_stay_where_they_are_if(text, why):
     found, _ = optimized(text, weights(text))
 
     assert not found.applied, why
+    assert not found.undone, why
