@@ -24,13 +24,16 @@ class OutputFidelity:
 
     cosine         cosine similarity in [-1, 1]
     sqnr_db        signal-to-quantization-noise ratio in dB, from -200 to 200
-    lower_db       what a few other samples are not expected to be below, by the spread over these
+    centred_db     the same, of the values around the mean of them all where they vary: of ages or
+                   years the mean says little, and is most of the signal
+    lower_db       the same of a few other samples, which are not expected to be below, by the
+                   spread over these
     max_abs_error  largest absolute difference
     agreement      share of decisions that equal the float model's; None if nothing is decided
     flaw           why the output is unusable, "" if it is usable: it holds NaN or infinity where
-                   float does not, or has another shape. An unusable float output has sqnr_db and
-                   lower_db -200, cosine -1 and an infinite max_abs_error; one that has another
-                   shape for some samples only has the values of the others
+                   float does not, or has another shape. An unusable float output has sqnr_db,
+                   centred_db and lower_db -200, cosine -1 and an infinite max_abs_error; one that
+                   has another shape for some samples only has the values of the others
     is_probability whether all values of the float model lie in [0, 1]
     integer_db     of an integer output: SQNR of its numbers around their mean, or what decisions
                    count as, 20 dB where one in ten differs from float's, of all or of the mean
@@ -38,7 +41,7 @@ class OutputFidelity:
     upper_integer_db  the same with what more decisions may be better by, by the spread over samples
     class_agreement  of an integer output: mean of the agreement over the classes of float
 
-    cosine, sqnr_db, lower_db and max_abs_error are None for an integer output.
+    cosine, sqnr_db, centred_db, lower_db and max_abs_error are None for an integer output.
     """
 
     name: str
@@ -48,6 +51,7 @@ class OutputFidelity:
     agreement: float | None
     flaw: str = ""
     is_probability: bool = False
+    centred_db: float | None = None
     lower_db: float | None = None
     integer_db: float | None = None
     upper_integer_db: float | None = None
@@ -60,17 +64,17 @@ class OutputFidelity:
 
     @property
     def sound_db(self) -> float | None:
-        """`sqnr_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are tails.
+        """`centred_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are tails.
 
         `integer_db` of integers.
         """
         if self.sqnr_db is None:
             return self.integer_db
-        return MAX_SQNR_DB if self._is_same_probability else self.sqnr_db
+        return MAX_SQNR_DB if self._is_same_probability else self.centred_db
 
     @property
     def sound_lower_db(self) -> float | None:
-        """`sound_db`, with `lower_db` in place of `sqnr_db`.
+        """`sound_db`, with `lower_db` in place of `centred_db`.
 
         `upper_integer_db` of integers: a decision that differs may be a tie, so that a few prove
         nothing.
@@ -83,7 +87,10 @@ class OutputFidelity:
     def nearness(self) -> str:
         """`sound_db` for people; of integers with the share that equals float's."""
         text = f"has {self.sound_db:.1f} dB"
-        if self.sqnr_db is not None or self.agreement is None:
+        if self.sqnr_db is not None:
+            hides = self.sqnr_db > (self.sound_db or 0.0) + 1
+            return f"{text} around its mean, {self.sqnr_db:.1f} dB with it" if hides else text
+        if self.agreement is None:
             return text
         equal = f"{percent(self.agreement)} equal float's"
         if self.class_agreement is not None and self.class_agreement < self.agreement:

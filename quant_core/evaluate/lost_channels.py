@@ -20,9 +20,9 @@ from quant_core.metrics import PROBABILITY_ERROR
 from quant_core.model import graph
 from quant_core.model.values import Feed, values_of
 from quant_core.numerics.affine import Grid, QuantParams, dequantize, quantize
+from quant_core.numerics.sqnr import LEAST_VARIATION
 from quant_core.plan.operators import CAPS, RULES, Kind
 
-LEAST_VARIATION = 1e-4  # of a channel's mean: one that varies by less is constant
 # Operators that move values: integers behind them are those before them.
 _MOVES = frozenset(name for name, rule in RULES.items() if rule.kind is Kind.MOVES)
 # Other operators that make a channel of their output of one channel of their input. Relu is none of

@@ -19,6 +19,7 @@ from quant_core.evaluate.decisions import (
 )
 from quant_core.metrics import MAX_SQNR_DB, OTHER_SHAPE, OutputFidelity
 from quant_core.numerics.sqnr import (
+    LEAST_VARIATION,
     decisions_db,
     lower_sqnr_db,
     sqnr_db,
@@ -40,12 +41,10 @@ class OutputTally:
         self.is_compared = False  # a block at least has the float model's shape
         self.shape_flaw = ""
         self.unusable_values = 0  # NaN or infinite where float is not
-        self.signals: list[np.ndarray] = []  # sums of squares of each feed: of the float values,
-        self.noises: list[np.ndarray] = []  # and of the errors
+        self.sums: list[np.ndarray] = []  # (4, feeds), see _sums
         self.quantized_squares = self.dot = 0.0
         self.max_error = 0.0
         self.lo, self.hi = math.inf, -math.inf  # of the float model's values
-        self.sum = 0.0  # of the same
         self.rows = 0
         self.classes = 0
         self.labels_fit = True
@@ -78,26 +77,20 @@ class OutputTally:
 
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
         """Add the values of some feeds, one in each row."""
-        signals, noises = np.zeros(len(want)), np.zeros(len(want))
+        sums = np.zeros((4, len(want)))
         step = max(1, BLOCK_ELEMENTS // len(want))
         for start in range(0, want.shape[1], step):
             part = slice(start, start + step)
-            signal, noise = self._add_errors_of_part(want[:, part], got[:, part])
-            signals += signal
-            noises += noise
-        self.signals.append(signals)
-        self.noises.append(noises)
+            sums += self._add_errors_of_part(want[:, part], got[:, part])
+        self.sums.append(sums)
 
-    def _add_errors_of_part(
-        self, want: np.ndarray, got: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The sums of squares of each row: of the float values, and of the errors."""
+    def _add_errors_of_part(self, want: np.ndarray, got: np.ndarray) -> np.ndarray:
+        """(4, feeds), see _sums."""
         with np.errstate(invalid="ignore", over="ignore"):  # MASK is inf in float16
             known = np.abs(want) < MASK
         w = np.where(known, want, 0).astype(np.float64)
         self.lo = min(self.lo, w.min(initial=math.inf, where=known))
         self.hi = max(self.hi, w.max(initial=-math.inf, where=known))
-        self.sum += float(w.sum())
         usable = known & np.isfinite(got)
         self.unusable_values += int(known.sum() - usable.sum())
         g = np.where(usable, got, w).astype(np.float64)
@@ -105,7 +98,7 @@ class OutputTally:
         self.quantized_squares += float((g * g).sum())
         self.dot += float((w * g).sum())
         self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
-        return (w * w).sum(1), (error * error).sum(1)
+        return np.stack([(w * w).sum(1), (error * error).sum(1), known.sum(1), w.sum(1)])
 
     def _add_decisions(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
         axis = class_axis(want)
@@ -144,16 +137,30 @@ class OutputTally:
             return self._of_integers(agreement, flaw)
         if self.unusable_values or not self.is_compared:
             worst = -MAX_SQNR_DB
-            return OutputFidelity(self.name, -1.0, worst, math.inf, agreement, flaw, lower_db=worst)
+            return OutputFidelity(
+                self.name,
+                -1.0,
+                worst,
+                math.inf,
+                agreement,
+                flaw,
+                centred_db=worst,
+                lower_db=worst,
+            )
+        signals, noises, *_ = self._sums()
+        centred = self._centred_signals()
+        if centred.sum() < LEAST_VARIATION**2 * signals.sum():
+            centred = signals
         return OutputFidelity(
             self.name,
             self._cosine(),
-            self._sqnr_db(),
+            _sqnr_db(signals, noises),
             self.max_error,
             agreement,
             flaw,
             is_probability=bool(self.lo >= 0 and self.hi <= 1),
-            lower_db=within_limits(lower_sqnr_db(*self._sums())),
+            centred_db=_sqnr_db(centred, noises),
+            lower_db=within_limits(lower_sqnr_db(centred, noises)),
         )
 
     def _of_integers(self, agreement: float | None, flaw: str) -> OutputFidelity:
@@ -168,7 +175,9 @@ class OutputTally:
         of_classes = class_agreement(self.decided_by_class, self.differing_by_class)
         if share:  # what differs counts as often as it does among the mean class
             totals = totals * min(1.0, share / (1 - of_classes))
-        of_numbers = self._sqnr_db(self.sum**2 / total) if self.is_compared else -MAX_SQNR_DB
+        of_numbers = -MAX_SQNR_DB
+        if self.is_compared:
+            of_numbers = _sqnr_db(self._centred_signals(), self._sums()[1])
         of_decisions = within_limits(decisions_db(float(totals.sum()), float(differing.sum())))
         upper = within_limits(upper_decisions_db(totals, differing))
         return OutputFidelity(
@@ -183,17 +192,25 @@ class OutputTally:
 
     def _cosine(self) -> float:
         """Cosine similarity; of zeros, 1 if both models give zeros and else 0."""
-        float_squares = float(np.concatenate(self.signals).sum())
+        float_squares = float(self._sums()[0].sum())
         norms = math.sqrt(float_squares) * math.sqrt(self.quantized_squares)
         if not norms:
             return float(float_squares == self.quantized_squares)
         return max(-1.0, min(1.0, self.dot / norms))
 
-    def _sqnr_db(self, of_mean: float = 0.0) -> float:
-        """SQNR of the values, whose signal is less by that of their mean."""
-        signals, noises = self._sums()
-        return within_limits(sqnr_db(float(signals.sum()) - of_mean, float(noises.sum())))
+    def _centred_signals(self) -> np.ndarray:
+        """The sum of squares of each feed's float values, around the mean of all."""
+        signals, _, counts, sums = self._sums()
+        mean = float(sums.sum() / max(1.0, counts.sum()))
+        around: np.ndarray = signals - 2 * mean * sums + mean**2 * counts
+        return around.clip(0.0)
 
-    def _sums(self) -> tuple[np.ndarray, np.ndarray]:
-        """The sums of squares of each feed: of the float values, and of the errors."""
-        return np.concatenate(self.signals), np.concatenate(self.noises)
+    def _sums(self) -> np.ndarray:
+        """(4, feeds): sums of squares of the float values and of the errors, how many float values
+        there are, and their sums.
+        """
+        return np.concatenate(self.sums, axis=1)
+
+
+def _sqnr_db(signals: np.ndarray, noises: np.ndarray) -> float:
+    return within_limits(sqnr_db(float(signals.sum()), float(noises.sum())))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from quant_core.metrics import MAX_SQNR_DB
 
+LEAST_VARIATION = 1e-4  # of a mean: values that vary around it by less are constant
 _LEAST_SIGNAL = 1e-300  # a signal of zero has no logarithm
 _CONFIDENT = 1.645  # standard deviations that 95 % of a normal distribution lie below
 _OTHERS = 8  # samples that people try a model on, at least

@@ -74,6 +74,20 @@ def test_the_lower_bound_of_sqnr_holds_for_a_few_other_samples(noises, lower):
 
 
 @pytest.mark.parametrize(
+    ("spread", "db"),
+    [(1, 20), (0.01, -20), (0.001, 60)],  # below a ten-thousandth of 100 all counts
+)
+def test_an_output_is_judged_around_its_mean_where_it_varies(spread, db):
+    want = [np.array([[100.0 + spread], [100.0 - spread]])] * 4
+
+    output = compare(feeds(*want), feeds(*(x + 0.1 for x in want)), ["age"]).per_output[0]
+
+    assert output.sqnr_db == pytest.approx(60, abs=0.1)
+    assert output.sound_db == output.sound_lower_db == pytest.approx(db, abs=0.1)
+    assert ("around its mean" in output.nearness) == (db < 60)
+
+
+@pytest.mark.parametrize(
     ("want", "got", "db"),
     [
         ([3, 1, 2, 5], [3, 1, 2, 5], 200),

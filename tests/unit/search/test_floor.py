@@ -104,9 +104,9 @@ def test_a_model_that_nothing_can_be_drawn_for_is_delivered_with_a_note(tmp_path
 
 
 def test_probabilities_with_a_small_error_are_sound_whatever_their_sqnr():
-    tails = OutputFidelity("p", 0.1, -3.0, 0.019, 1.0, is_probability=True)
-    large = OutputFidelity("p", 0.1, -3.0, 0.021, 1.0, is_probability=True)
-    other = OutputFidelity("p", 0.1, -3.0, 0.019, 1.0)
+    tails = OutputFidelity("p", 0.1, -3.0, 0.019, 1.0, is_probability=True, centred_db=-3.0)
+    large = replace(tails, max_abs_error=0.021)
+    other = replace(tails, is_probability=False)
 
     assert tails.sound_db == 200
     assert large.sound_db == other.sound_db == -3.0

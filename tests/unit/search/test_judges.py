@@ -194,7 +194,7 @@ def test_weights_that_are_worse_when_rounded_for_all_samples_stay_as_they_were(
     def worse(found, job, bench):
         made = rounded_anew(found, job, bench)
         [output] = made.best.fidelity.per_output
-        low = replace(output, sqnr_db=13.0, lower_db=13.0)
+        low = replace(output, centred_db=13.0, lower_db=13.0)
         fidelity = replace(made.best.fidelity, per_output=(low,))
         return replace(made, best=replace(made.best, fidelity=fidelity))
 

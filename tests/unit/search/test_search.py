@@ -458,7 +458,7 @@ def test_dynamic_convs_are_tried_where_static_ones_are_slow_or_inexact(
     judged = problem.bench.judge_fidelity(problem.calibrated.build(problem.plan, "static"))
     outputs = judged.fidelity.per_output
     if not is_above:
-        outputs = tuple(replace(o, sqnr_db=15.0, lower_db=14.0) for o in outputs)
+        outputs = tuple(replace(o, centred_db=15.0, lower_db=14.0) for o in outputs)
     judged = replace(judged, fidelity=replace(judged.fidelity, per_output=outputs))
     trials = [Trial("static", problem.plan, replace(judged, cost=Cost(1.0, speedup)), VARIANTS[0])]
 
