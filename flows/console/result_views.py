@@ -137,15 +137,16 @@ def validation_view(result: Mapping[str, Any]) -> RenderableType:
             "agreement": format_percent(output["agreement"]),
             "cosine": format_number(output["cosine"], 6),
             "SQNR dB": format_number(output["sqnr_db"], 1),
+            "around mean": format_number(output["centred_db"], 1),
             "max error": format_number(output["max_abs_error"], 6),
             "flaw": output["flaw"],
         }
         for output in fidelity["per_output"]
     ]
-    headings = ("output", "agreement", "cosine", "SQNR dB", "max error", "flaw")
+    headings = ("output", "agreement", "cosine", "SQNR dB", "around mean", "max error", "flaw")
     return Group(
         facts_table(facts),
-        rows_table(rows, {heading: heading for heading in headings}, right=headings[1:5]),
+        rows_table(rows, {heading: heading for heading in headings}, right=headings[1:6]),
         *_saturation_tables(result.get("saturation")),
         *_sensitivity_tables(result.get("sensitivity")),
     )
