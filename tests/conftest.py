@@ -7,6 +7,7 @@ from hypothesis import settings
 
 from quant_core.evaluate.timing import Timing
 from quant_core.search import bench, matmul_costs, prepared
+from quant_core.worker.memory import usable_cores
 
 # No test asserts a time, so neither may hypothesis, whose examples have 200 ms each by default.
 settings.register_profile("quantmill", deadline=None)
@@ -14,6 +15,11 @@ settings.load_profile("quantmill")
 
 # What tests start need not compile our modules again, even where this process keeps none compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: a fifth of the suite waits for servers and batches to start."""
+    return usable_cores() + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
