@@ -41,6 +41,7 @@ def test_info_says_that_weights_alone_are_integers(quantized, capsys, runtime):
 
 def test_info_says_what_was_rewritten(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quant_core.api.is_faster", lambda *_, **__: True)  # by no clock
     nodes = "m = Mul(x, s) y = Conv<pads = [1, 1, 1, 1]>(m, w)"
     text = f"(float[n,3,8,8] x) => (float[n,8,8,8] y) {{ {nodes} }}"
     onnx.save(sketch(text, weights(w=(8, 3, 3, 3)) | {"s": np.float32(0.5)}), "float.onnx")
