@@ -123,10 +123,11 @@ class Bench:
         return self.reference.samples
 
     def for_ranking(self) -> Bench:
-        """This bench with some of its samples, on which noise ranks nodes; with all where labels,
-        or a metric of the user's, judge.
+        """A bench with some of the samples, on which noise ranks nodes; this one where they are no
+        more, or labels or a metric of the user's judge.
         """
-        if self.metric is not None or self.samples.labels is not None:
+        is_small = len(self.samples) <= POLICY.ranking_samples
+        if is_small or self.metric is not None or self.samples.labels is not None:
             return self
         few = spread(POLICY.ranking_samples, len(self.samples))
         return replace(self, reference=self.reference.pick(few))

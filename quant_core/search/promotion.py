@@ -234,6 +234,7 @@ class _Work:
         bench = self.bench
         if full.sqnr_db < MAX_SQNR_DB:  # noise tells; decisions alone take many samples
             bench = bench.for_ranking()
+        if bench is not self.bench:
             full = bench.judge_fidelity(full)
         gains = []
         for group in groups:
