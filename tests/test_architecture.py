@@ -38,7 +38,7 @@ CORE_SHELVES = (
     ("worker",),
 )
 FLOW_SHELVES = (
-    ("console", "entries", "manifest", "reading", "runtime"),
+    ("console", "entries", "manifest", "reading", "runtime", "stage_answers"),
     ("journal", "report"),
     ("batch",),
     ("audit",),

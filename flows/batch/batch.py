@@ -50,8 +50,9 @@ from flows.batch.to_do import in_portions, input_bytes, job_digests, largest_fir
 from flows.console.events import ModelDone, PhaseBegan, SkippedLines, Started
 from flows.console.result import PAGE, BatchResult
 from flows.entries import EndEntry, ModelEntry, RunEntry, now_after
-from flows.journal import Journal, Stages
+from flows.journal import Journal
 from flows.manifest.jobs import Job
+from flows.stage_answers import Stages
 from quant_core.errors import QuantError, RequestError, not_written
 from quant_core.model.atomic import discard
 from tasks.cache import the_cache

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from flows.batch.digests import job_digest
 from flows.batch.publish import publish
 from flows.console.events import Listener, Made, StageBegan, Waiting
-from flows.journal import Stages
 from flows.manifest.jobs import Benchmark, Job
+from flows.stage_answers import Stages
 from quant_core.data.spec import RANDOM
 from quant_core.errors import SPACE_HINT, ModelError, QuantError, reason_of
 from tasks import stages as tasks
