@@ -15,8 +15,8 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.runtime.dask import dask_client, how_many_workers
+from flows.runtime.own_server import START_HINT
 from flows.runtime.prefect_api import (
-    START_HINT,
     drop_events,
     has_own_server,
     is_lost,

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from flows.runtime.prefect_api import START_HINT, Prefect, api_server, settings_of_environment
+from flows.runtime.own_server import START_HINT
+from flows.runtime.prefect_api import Prefect, api_server, settings_of_environment
 from flows.runtime.tls import own_security
 from quant_core.errors import QuantError, RequestError, reason_of
 from quant_core.worker.child import warm_up

@@ -13,7 +13,7 @@ import pytest
 
 from flows.console.events import ModelDone, ignore
 from flows.console.summary import with_progress
-from flows.runtime import prefect_api
+from flows.runtime import own_server, prefect_api
 from flows.runtime.prefect_api import (
     Prefect,
     api_server,
@@ -125,7 +125,7 @@ def test_a_large_database_of_an_inherited_home_is_kept(monkeypatch, tmp_path):
     database.touch()
     os.truncate(database, 1 << 30)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    monkeypatch.setattr(prefect_api.sys, "executable", "true")
+    monkeypatch.setattr(own_server.sys, "executable", "true")
 
     with temporary_settings(restore_defaults={PREFECT_API_URL}), api_server(Prefect.INHERIT):
         pass
@@ -139,10 +139,10 @@ def test_a_server_that_dies_is_not_waited_for(monkeypatch, tmp_path):
         "#!/bin/sh\nsleep 0.3; echo 'OSError: no more of it' >&2; echo bye >&2; exit 1"
     )
     python.chmod(0o755)
-    monkeypatch.setattr(prefect_api.sys, "executable", str(python))
+    monkeypatch.setattr(own_server.sys, "executable", str(python))
 
     started = time.monotonic()
     with api_server(Prefect.OWN) as server, pytest.raises(QuantError, match="no more of it"):
         server.wait()
 
-    assert time.monotonic() - started < prefect_api.START_UP_S / 2
+    assert time.monotonic() - started < own_server.START_UP_S / 2
