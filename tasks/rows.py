@@ -150,7 +150,7 @@ class ModelRow(Row):
     sqnr_db: float | None = None  # signal to quantization noise of outputs, mean over outputs
     max_abs_error: float | None = None  # of any output value; None if infinite
     floor_db: float | None = None  # least SQNR of each output that the file was held to
-    worst_db: float | None = None  # SQNR of its worst output; None if that was not checked
+    worst_db: float | None = None  # SQNR of the worst output around its mean; None: not checked
     float_ms: float | None = None  # median latency of one inference
     quantized_ms: float | None = None
     speedup: float | None = None  # float latency / quantized latency, measured in turns

@@ -76,18 +76,17 @@ def first_accuracy_option(accuracy: AccuracyOptions) -> str | None:
 
 def quantize_answer(
     model: Path,
-    output: Path | None,
+    output: Path,
     config: QuantConfig,
     calibration: SampleSpec | None,
     accuracy: AccuracyOptions,
     progress: Progress,
     costs: Path | None,
-    plan_file: Path | None = None,
-    pareto: bool = False,
-    export: str | None = None,
+    plan: QuantPlan | None,
+    pareto: bool,
 ) -> Answer:
     """Quantize a model and time it; compare it with the original if a metric, contract or labels
-    were given; export it if that was asked for.
+    were given.
     """
     with importing():
         from quant_core import api
@@ -96,11 +95,6 @@ def quantize_answer(
     began_at = time.monotonic()
     if calibration is not None:
         check_labels(accuracy, calibration)
-    plan = _read_plan(plan_file) if plan_file else None
-    bits = plan.config.bits if plan is not None else config.bits
-    output = output or model.with_name(f"{model.stem}_int{bits}.onnx")
-    if export is not None:
-        _check_export(output)
     result = api.quantize_model(
         model,
         output,
@@ -125,18 +119,14 @@ def quantize_answer(
         if result["shortfall"]:
             result |= {"verdict": "not_met", "reason": result["shortfall"]}
     is_missed = result["verdict"] == "not_met"
-    if calibration is None:
+    if calibration is None or result["is_drawn"]:
         following = command_line("quantize", model, "--data", "SAMPLES.npz")
     elif is_missed:
         following = detailed_validation(model, output, calibration)
     else:  # samples that calibrated say nothing of fresh ones
         following = command_line("validate", model, output, "--data", "FRESH_SAMPLES.npz")
     result["next"] = following
-    answer = Answer(result, result_views.quantization_view, exit_code=int(is_missed))
-    if export is None:
-        return answer
-    progress("checking the export in OpenVINO")
-    return _with_export(answer, model, calibration)
+    return Answer(result, result_views.quantization_view, exit_code=int(is_missed))
 
 
 def _timed(
@@ -178,14 +168,14 @@ def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConf
     return replace(config, target=export)
 
 
-def _check_export(output: Path) -> None:
+def check_export(output: Path) -> None:
     """Raises: RequestError if the export of that model would replace a file of somebody else's."""
     from flows.runtime.openvino_ir import weights_beside
 
     weights_beside(output.with_suffix(".xml"))
 
 
-def _with_export(answer: Answer, original: Path, calibration: SampleSpec | None) -> Answer:
+def with_export(answer: Answer, original: Path, calibration: SampleSpec | None) -> Answer:
     """The answer, with OpenVINO's files beside the model, and what OpenVINO makes of them.
 
     The exit code is 1 if they are wrong, slow or not in integers there.
@@ -285,7 +275,8 @@ def validation(
     ).to_dict()
 
 
-def _read_plan(path: Path) -> QuantPlan:
+def read_plan(path: Path) -> QuantPlan:
+    """The plan of a file. Raises: RequestError if it holds none, or cannot be read."""
     from quant_core.plan.types import WRITE_ONE, QuantPlan
 
     hint = WRITE_ONE

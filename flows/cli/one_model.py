@@ -6,6 +6,7 @@ import itertools
 from functools import partial
 
 from flows.cli.answers import (
+    check_export,
     command_line,
     comparison,
     detailed_validation,
@@ -14,8 +15,10 @@ from flows.cli.answers import (
     optimize_answer,
     plan_answer,
     quantize_answer,
+    read_plan,
     refuse_beside,
     validation,
+    with_export,
 )
 from flows.cli.command import Answer
 from flows.cli.options import AccuracyOptions, changed_options, check_labels, flag_of
@@ -96,9 +99,18 @@ def quantize(
     if plan is not None and (changed := changed_options(config)):
         hint = f"Leave it out, or change it in {plan}"
         raise RequestError("is decided by the plan already", flag_of(next(iter(changed))), hint)
-    return quantize_answer(
-        model, output, config, calibration, accuracy, progress, costs, plan, pareto, export
+    followed = read_plan(plan) if plan is not None else None
+    bits = (followed.config if followed is not None else config).bits
+    output = output or model.with_name(f"{model.stem}_int{bits}.onnx")
+    if export is not None:
+        check_export(output)
+    answer = quantize_answer(
+        model, output, config, calibration, accuracy, progress, costs, followed, pareto
     )
+    if export is None:
+        return answer
+    progress("checking the export in OpenVINO")
+    return with_export(answer, model, calibration)
 
 
 def calibrate(

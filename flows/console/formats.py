@@ -28,14 +28,16 @@ def format_ratio(before: float | None, after: float | None) -> str:
     return f"{after / before:.2f}x larger"
 
 
-def format_percent(share: float | None) -> str:
-    """A share of 1 in per cent."""
-    return "" if share is None else f"{100 * share:.2f} %"
+def format_percent(share: float | None, digits: int = 2) -> str:
+    """A share of 1 in per cent, with so many digits behind the point."""
+    return "" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def format_ms(value: float | None) -> str:
-    """Milliseconds, to three digits."""
-    return "" if value is None else f"{value:.3g} ms"
+    """Milliseconds, to three digits; from 100 on as a whole number."""
+    if value is None:
+        return ""
+    return f"{value:,.0f} ms" if value >= 99.95 else f"{value:#.3g} ms"
 
 
 def format_number(value: float | None, digits: int = 2) -> str:

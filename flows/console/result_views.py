@@ -112,7 +112,7 @@ def _floor_text(result: Mapping[str, Any]) -> str:
     drawn = " on drawn samples" if result["is_drawn"] else ""
     if worst == MAX_SQNR_DB:
         return f"equal to float's, or probabilities within {PROBABILITY_ERROR}{drawn}"
-    return f"SQNR {worst:.1f} dB{drawn} ({least})"
+    return f"SQNR {format_db(worst)} around its mean{drawn} ({least})"
 
 
 def validation_view(result: Mapping[str, Any]) -> RenderableType:

@@ -91,7 +91,7 @@ def _busy_warnings(measured: Sequence[Mapping[str, Any]]) -> list[Text]:
     loads = [found["host_load"] for found in measured if found["busy"]]
     if not loads:
         return []
-    share = format_percent(max(loads))
+    share = format_percent(max(loads), 0)
     problem = f"others took {share} of this host meanwhile; time it again when it is quiet"
     return [Text(f"warning: {problem}", style="yellow")]
 
@@ -148,7 +148,7 @@ def explanation_view(result: Mapping[str, Any]) -> RenderableType:
             "operator": kernel["op_type"],
             "computes in": kernel["arithmetic"],
             "time": format_ms(kernel["ms"]),
-            "share": format_percent(kernel["share"]),
+            "share": format_percent(kernel["share"], 1),
             "why in float": kernel["why"],
             "saturates without VNNI": kernel["saturating_pairs"] or "",
             "quantmill would": kernel["advice"],
@@ -160,9 +160,9 @@ def explanation_view(result: Mapping[str, Any]) -> RenderableType:
         rows.append(
             {
                 "kernel": f"{len(minor)} others",
-                "operator": f"below {MINOR_SHARE:.0%} each",
+                "operator": f"below {format_percent(MINOR_SHARE, 0)} each",
                 "time": format_ms(sum(kernel["ms"] for kernel in minor)),
-                "share": format_percent(sum(kernel["share"] for kernel in minor)),
+                "share": format_percent(sum(kernel["share"] for kernel in minor), 1),
             }
         )
     headings = ("kernel", "operator", "computes in", "time", "share", "why in float",
@@ -180,5 +180,5 @@ def _is_minor(kernel: Mapping[str, Any]) -> bool:
 
 def explanation_line(result: Mapping[str, Any]) -> str:
     """What the time goes to, in a line."""
-    shares = [f"{format_percent(share)} {name}" for name, share in result["shares"].items()]
+    shares = [f"{format_percent(share, 1)} {name}" for name, share in result["shares"].items()]
     return f"{format_ms(result['ms'])} in {len(result['kernels'])} kernels: {', '.join(shares)}"

@@ -34,7 +34,7 @@ def write_explanation(explanation: Mapping[str, Any], path: Path) -> None:
             kernel["op_type"],
             kernel["arithmetic"],
             format_ms(kernel["ms"]),
-            format_percent(kernel["share"]),
+            format_percent(kernel["share"], 1),
             kernel["why"],
             str(kernel["saturating_pairs"] or ""),
             kernel["advice"],

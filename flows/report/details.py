@@ -272,7 +272,7 @@ def _typed(key: str, value: object) -> list[str]:
 
 
 def _share_of_host(share: float | None) -> str | None:
-    return f"{format_percent(share)} of this host" if share else None
+    return f"{format_percent(share, 0)} of this host" if share else None
 
 
 def _yes_or_no(value: bool | None) -> str | None:

@@ -136,7 +136,7 @@ def test_a_terminal_shows_numbers_whole_and_as_many_columns_as_fit(width):
     shown = "language_transformer  3.62x smaller  96.00 % -> 95.00 %  1.50x (busy)  met"
     assert all(word in text for word in shown.split("  "))
     assert ("802.4 kB -> 221.9 kB" in text) == (width > 80)
-    assert ("0.48 ms -> 0.32 ms" in text) == (width == 200)
+    assert ("0.480 ms -> 0.320 ms" in text) == (width == 200)
 
 
 def test_a_batch_says_what_makes_a_verdict_doubtful(capsys):
@@ -165,4 +165,5 @@ def test_sizes_and_shares_read_as_a_person_writes_them():
         "",
     ]
     assert (formats.format_percent(0.98765), formats.format_percent(None)) == ("98.77 %", "")
-    assert (formats.format_ms(1.23456), formats.format_ms(None)) == ("1.23 ms", "")
+    shown = {0.04: "0.0400 ms", 1.23456: "1.23 ms", 2345.6: "2,346 ms", None: ""}
+    assert [formats.format_ms(value) for value in shown] == [*shown.values()]

@@ -58,7 +58,7 @@ def test_report_shows_the_latest_run_or_the_one_that_is_named(tmp_path, capsys):
         "4.00x smaller",
         "99.00 % -> 98.00 %",
         "top1",
-        "4 ms -> 2 ms",
+        "4.00 ms -> 2.00 ms",
         "2.00x (busy)",
         "done",
     ):
