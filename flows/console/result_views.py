@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 from flows.console.choice import why_chosen
 from flows.console.formats import (
     before_after,
-    busy_mark,
     count_words,
     format_db,
     format_ms,
@@ -101,7 +100,8 @@ def _speed_text(result: Mapping[str, Any]) -> str:
         why = "its runtime is not installed" if is_missing else "it does not run on this host"
         return f"not timed: made for {target}, and {why}"
     latency = before_after(*latencies(timing), format_ms)
-    return f"{latency} ({format_speedup(timing['speedup'])}){busy_mark(timing)}"
+    others = ", while others used this host" if timing.get("busy") else ""
+    return f"{latency} ({format_speedup(timing['speedup'])}){others}"
 
 
 def _floor_text(result: Mapping[str, Any]) -> str:

@@ -24,17 +24,19 @@ from flows.console.tables import failure_sentence, rows_table, verdict_text
 from quant_core.text import joined, printable
 from tasks.rows import model_label
 
+BUSY_NOTE = "busy: others used this host while it was timed; doubt the speed"
+
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line for each row of the models table."""
     headings = ("model", "size", "ratio", "accuracy", "metric", "latency", "speed", "verdict")
-    right = ("size", "ratio", "accuracy", "latency", "speed")
-    return rows_table(
+    table = rows_table(
         batch_lines(rows),
         {heading: heading for heading in headings},
-        right=right,
+        right=("size", "ratio", "accuracy", "latency", "speed"),
         optional=("latency", "metric", "size"),
     )
+    return _with_busy_note(table, rows)
 
 
 def batch_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
@@ -60,7 +62,9 @@ def batch_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line for each row of the audits table."""
     columns = {heading: heading for heading in ("model", "accuracy", "metric", "speed", "verdict")}
-    return rows_table(audit_lines(rows), columns, right=("accuracy", "speed"))
+    return _with_busy_note(
+        rows_table(audit_lines(rows), columns, right=("accuracy", "speed")), rows
+    )
 
 
 def audit_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
@@ -96,7 +100,7 @@ def reports_view(reports: Mapping[str, Any]) -> RenderableType:
     headings = {column: column.replace("_", " ") for column in columns}
     runs = [{**run, "seconds": format_number(run["seconds"], 1)} for run in reports["runs"]]
     mend = "cannot be read and is left out; `quantmill report --rebuild DIR` mends it"
-    table = rows_table(runs, headings, right=columns[1:7])
+    table = rows_table(runs, headings, right=[headings[column] for column in columns[1:7]])
     lines = [Text(f"{printable(path)} {mend}", "yellow") for path in reports["unreadable"]]
     if "rebuilt" in reports:
         lines.append(Text(f"files written again from the journal: {len(reports['rebuilt'])}"))
@@ -113,6 +117,12 @@ def unique_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         row["model"] if counts[row["model"]] == 1 else model_label(row["model"], row["output"])
         for row in rows
     ]
+
+
+def _with_busy_note(table: RenderableType, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The table; and what its mark of a busy host means, if it has one."""
+    is_marked = any(busy_mark(row) for row in rows)
+    return Group(table, Text(BUSY_NOTE, style="dim")) if is_marked else table
 
 
 def _outcome_text(row: Mapping[str, Any]) -> Text:

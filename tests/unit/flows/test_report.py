@@ -109,7 +109,7 @@ def test_the_load_of_a_host_is_a_share_of_it():
 
     text = "".join(part.to_html() for part in details(row, [], [], []))
 
-    assert "50.00 % of this host" in text
+    assert "50 % of this host" in text
 
 
 def test_columns_that_are_empty_in_all_rows_are_left_out(tmp_path):
