@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -115,12 +116,25 @@ def _state_coordinates(resize: ir.Node) -> None:
 
     These read x / scale, which ONNX's converter does not say: (x + 0.5) / scale - 0.5 is the
     default of later ones. Of the pixels beside it the nearest is the lower, or the upper where
-    onnxruntime makes an image smaller. Source: ONNX, operators Upsample-9, Resize-10 and Resize-11.
+    onnxruntime makes an image smaller: one that enlarges some axes and shrinks others is two.
+    Source: ONNX, operators Upsample-9, Resize-10 and Resize-11.
     """
-    scales = graph.constant(resize.inputs[2])
-    is_smaller = scales is not None and scales.min() < 1
     resize.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
-    resize.attributes.add(ir.AttrString("nearest_mode", "ceil" if is_smaller else "floor"))
+    scales = graph.constant(resize.inputs[2])
+    if scales is None or scales.min() >= 1:
+        resize.attributes.add(ir.AttrString("nearest_mode", "floor"))
+        return
+    resize.attributes.add(ir.AttrString("nearest_mode", "ceil"))
+    if scales.max() > 1 and graph.attribute(resize, "mode", "nearest") == "nearest":
+        home, name = graph.home(resize), f"{UNKNOWN}.{resize.outputs[0].name}"
+        least = graph.initializer(home, f"{name}.least", np.minimum(scales, 1))
+        shrink = ir.node("Resize", [*resize.inputs[:2], least], name=name)
+        shrink.attributes.update(resize.attributes)
+        shrink.outputs[0].name = name
+        home.insert_before(resize, shrink)
+        resize.replace_input_with(0, shrink.outputs[0])
+        resize.replace_input_with(2, graph.initializer(home, f"{name}.most", np.maximum(scales, 1)))
+        resize.attributes.add(ir.AttrString("nearest_mode", "floor"))
 
 
 def _forget_inferred(raised: ir.Model, model: ir.Model) -> None:

@@ -199,7 +199,8 @@ def _rounded(
         weight = _weight_of(node)
         rounded = rounding.integers(node, weight, planned)
         values = rounded.layout.tensor(rounded.integers.values, rounded.shape)
-        changed = {str(weight.name): values.astype(np.float32)}
+        values = values.reshape(graph.shape_of(weight)).astype(np.float32)  # groups side by side
+        changed = {str(weight.name): values}
         bias, corrected = bias_of(node), rounding.corrected_bias(node, weight, rounded)
         if _is_own(bias) and corrected is not None:
             changed[str(bias.name)] = corrected.astype(np.float32)

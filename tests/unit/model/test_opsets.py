@@ -89,11 +89,13 @@ def test_a_batch_norm_in_training_stays_in_training_at_a_newer_opset():
 
 
 UPSCALED = [(2, 2), (1.7, 1.3)]
+SHRUNK = [(0.7, 0.4), (1.5, 0.3), (0.4, 2)]  # some of them along one axis alone
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 @pytest.mark.parametrize(
-    ("opset", "scales"), [*((o, s) for o in (7, 9, 10) for s in UPSCALED), (10, (0.7, 0.4))]
+    ("opset", "scales"),
+    [*((o, s) for o in (7, 9, 10) for s in UPSCALED), *((10, s) for s in SHRUNK)],
 )
 def test_a_raised_resize_reads_the_same_pixels(opset, scales, mode):
     attributes, inputs = f'mode = "{mode}"', "x, s"

@@ -121,6 +121,22 @@ def test_a_bias_that_broadcasts_is_corrected_as_one_number_per_channel() -> None
     assert all(0 < noise < 0.1 * len(samples) for noise in found.values())
 
 
+def test_weights_of_transposed_convs_in_groups_are_measured(tmp_path) -> None:
+    text = """(float[n,8,4,4] x) => (float[n,c,h,w] y) {
+        a = ConvTranspose<group = 2>(x, u) y = Conv(a, v)
+    }"""
+    onnx.save(sketch(text, weights(u=(8, 8, 3, 3), v=(16, 16, 3, 3))), tmp_path / "m.onnx")
+
+    made = quantize_model(
+        tmp_path / "m.onnx",
+        tmp_path / "q.onnx",
+        QuantConfig(bits=4),
+        calibration=SampleSpec(count=4),
+    )
+
+    assert made.worst_db is not None
+
+
 def test_weights_of_operators_that_demand_a_shape_are_measured(tmp_path) -> None:
     text = """(int32[n,8] ids) => (float[n,8,64] y) {
         e, mask = com.microsoft.EmbedLayerNormalization(ids, ids, words, places, kinds, one, zero)
