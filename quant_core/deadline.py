@@ -61,19 +61,19 @@ class Deadline:
         return Deadline(now, now + share * self.seconds_left)
 
     def overtime(self, share: float) -> Deadline:
-        """The deadline of what begins now and may take this share of what there was in all."""
+        """A deadline from now on, with this share of the whole budget, even if that is used up."""
         now = time.monotonic()
         return Deadline(now, now + share * (self.ends_at - self.began_at))
 
     def at_most(self, seconds: float) -> Deadline:
-        """The deadline of what begins now and takes no longer than this either."""
+        """A deadline from now on: `seconds`, and never beyond this one."""
         now = time.monotonic()
         return Deadline(now, min(self.ends_at, now + seconds))
 
     def limit(self, items: Iterable[T]) -> Iterator[T]:
-        """The items until the next one, used as long as the last, would not end in time.
+        """The items, until one more that takes as long as the last would end too late.
 
-        The first comes in any case, and says nothing of the others: sessions are opened for it.
+        The first item always comes. How long it takes does not count, as it opens sessions.
         """
         began_at = None
         for item in items:

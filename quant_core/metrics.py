@@ -26,8 +26,8 @@ class OutputFidelity:
     sqnr_db        signal-to-quantization-noise ratio in dB, from -200 to 200
     centred_db     the same, of the values around the mean of them all where they vary: of ages or
                    years the mean says little, and is most of the signal
-    lower_db       the same of a few other samples, which are not expected to be below, by the
-                   spread over these
+    lower_db       a lower confidence bound of it for a few other samples, from the spread over
+                   these
     max_abs_error  largest absolute difference
     agreement      share of decisions that equal the float model's; None if nothing is decided
     flaw           why the output is unusable, "" if it is usable: it holds NaN or infinity where
@@ -38,7 +38,7 @@ class OutputFidelity:
     integer_db     of an integer output: SQNR of its numbers around their mean, or what decisions
                    count as, 20 dB where one in ten differs from float's, of all or of the mean
                    class if that is more; whichever is higher
-    upper_integer_db  the same with what more decisions may be better by, by the spread over samples
+    upper_integer_db  an upper confidence bound of it, from the spread over samples
     class_agreement  of an integer output: mean of the agreement over the classes of float
 
     cosine, sqnr_db, centred_db, lower_db and max_abs_error are None for an integer output.

@@ -151,10 +151,10 @@ def equalizing_factors(peaks: NDArray[np.float64]) -> Factors:
 
 
 def multiplied_gain_db(readers: Iterable[ir.Node], s: Factors) -> float:
-    """By how many dB the rounding of an input adds less to products once it is multiplied by s.
+    """By how many dB the noise of an input's rounding shrinks in the products that read it, once
+    the input is multiplied by s and their weights W (C, K) are divided by it.
 
-    All its channels are rounded by the same steps, as before, so that the weights W (C, K) make the
-    difference: sum of W^2 over that of (W / s)^2.
+    The steps of the rounding stay the same, so that is sum of W^2 over sum of (W / s)^2.
     """
     squares = np.zeros(len(s))
     for node in readers:

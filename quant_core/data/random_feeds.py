@@ -102,7 +102,7 @@ def random_source(
 def first_strategy(
     inputs: tuple[InputSpec, ...], count: int, seed: int, model: Path
 ) -> RandomSource:
-    """Random values of these inputs of a model, which has others too, so that none is tried."""
+    """Random values of some of a model's inputs, by the first strategy: the model is not run."""
     graph = files.load(model)
     hints = input_hints(graph, inputs)
     return next(_distinct_sources(fixed_sizes(graph, inputs), hints, seed, count))

@@ -79,7 +79,7 @@ class Samples:
         return isinstance(self.source, RandomSource | SplicedSource)
 
     def drawn_next(self, count: int) -> Samples:
-        """So many random samples more, none of which the source of these counts."""
+        """The next `count` random samples, behind all that the source has given so far."""
         return replace(self, order=self.source.length + np.arange(count))
 
     def bytes_for_floats(self) -> list[str]:
@@ -89,7 +89,7 @@ class Samples:
         return [name for name in floats if np.asarray(arrays.get(name)).dtype == np.uint8]
 
     def spliced(self, count: int) -> Samples:
-        """These samples, and behind them splices of them, so many in all; without labels."""
+        """These samples without labels, followed by splices of them: `count` samples in all."""
         source = SplicedSource(replace(self, labels=None).keeping(), count)
         return Samples(self.inputs, source, np.arange(count), model=self.model)
 

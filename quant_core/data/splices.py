@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplicedSource:
-    """The given feeds, and behind them splices of two of them, up to that length in all."""
+    """The given feeds, followed by splices of two of them each: `length` feeds in all."""
 
     given: Samples
     length: int
@@ -30,8 +30,8 @@ class SplicedSource:
         return self.given.source.name
 
     def read(self, position: int) -> Feed:
-        """The feed there: of all inputs the same part, by its share of the longest axis, is that of
-        another feed, as far as both have the same sizes there.
+        """The feed there. In a splice, the same share of every input's longest axis is replaced by
+        that of another feed; inputs whose other sizes differ stay whole.
         """
         if position < len(self.given):
             return self.given[position]
@@ -52,7 +52,10 @@ class SplicedSource:
 
 
 def _spliced(x: Any, other: Any, begin: float, end: float) -> Any:
-    """A copy of `x` with that part of its longest axis from `other`; `x` where that has no part."""
+    """A copy of `x` in which `other` fills the share of the longest axis from `begin` to `end`.
+
+    `x` itself if it is no tensor, or if the shapes do not fit.
+    """
     are_arrays = isinstance(x, np.ndarray) and isinstance(other, np.ndarray)
     if not are_arrays or x.dtype == object or x.size < 2 or x.ndim != other.ndim:
         return x

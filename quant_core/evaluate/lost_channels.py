@@ -69,7 +69,7 @@ class _Written:
     """Integers with one scale that an output is made of.
 
     writer   the node that computes them
-    rounded  the name of the node whose output is rounded: the writer, or what caps its output
+    rounded  the name of the node whose output is rounded: the writer, or the Relu or Clip behind it
     """
 
     writer: ir.Node
@@ -84,7 +84,7 @@ class _Written:
 
 
 def _written(output: ir.Value) -> Iterator[_Written]:
-    """The integers that are nearest to the output, along each way that keeps channels apart."""
+    """The last integers before the output, on each path whose nodes keep channels apart."""
     waiting, seen = [output], {output}
     while waiting:
         node = waiting.pop().producer()
@@ -100,8 +100,8 @@ def _written(output: ir.Value) -> Iterator[_Written]:
 
 
 def _rounded(pair: ir.Node) -> _Written | None:
-    """What rounds the values that the DequantizeLinear gives back, if it has one scale, and a node
-    that does not only move values computes them.
+    """The integers that this DequantizeLinear reads; None unless they have one scale, and a node
+    that computes values, rather than moving them, writes them.
     """
     before = graph.value(pair.inputs[0]).producer()
     if before is None or before.op_type != "QuantizeLinear" or len(pair.inputs) < 3:

@@ -55,8 +55,8 @@ def measure_noise(
                of one
 
     For each feed the quantized model runs twice: as it is, for the cumulative noise, and with every
-    shared tensor replaced by the float model's values, for the isolated noise. An output counts as
-    those that read it get it: rounded to integers where it is, and within its flat ends.
+    shared tensor replaced by the float model's values, for the isolated noise. An output is
+    compared as its readers see it: rounded where they read integers, and clipped to its flat ends.
 
     Raises: ModelError if a model does not run, or if `quantized` was not made from `model`.
     """

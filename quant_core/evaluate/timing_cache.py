@@ -41,9 +41,9 @@ class TimingCache:
     """Costs by what was timed: in memory, and with a path also in a file that others can read.
 
     The file holds one JSON object per line: {"cpu", "what", "float_ms", "speedup"}. Lines are only
-    ever appended, each in one write, so that many processes can share the file. Of two lines for
-    one thing the first counts, also for the process that wrote the second: what a search went by
-    is what the next one finds. Lines of other CPUs or other versions of onnxruntime are ignored.
+    ever appended, each in one write, so that many processes can share the file. If two
+    processes timed the same thing, the first line counts for both, so that a search decides by
+    what the next one will find. Lines of other CPUs or other versions of onnxruntime are ignored.
 
     Only lines that name what is looked for are parsed: a batch of a thousand models writes as many.
 

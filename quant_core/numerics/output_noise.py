@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 # Share of the mean diagonal that is added to it, so that H can be factored: the GPTQ paper's value.
 DAMPING = 0.01
-# Times DAMPING, where rounded rows are judged. As much as in the factor hides what GPTQ gains on
-# many samples (python -m tests.bench.accuracy), a tenth what few do not show (test_gptq.py).
+# Times DAMPING, where rounded rows are judged. With 1, as in the factor, the gain of GPTQ on many
+# samples does not show (python -m tests.bench.accuracy); with 0.1, errors that few samples miss do
+# not (test_gptq.py).
 JUDGED_DAMPING = 0.5
 MAX_COLUMNS = 1536  # of one Gram matrix: factoring it takes the cube of that
 

@@ -45,7 +45,7 @@ def make_safe(q: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def safe_scale(weights: NDArray[Any]) -> NDArray[np.float64]:
-    """Per row of (C, K), the least scale at which rounding aside every pair is safe."""
+    """Per row of (C, K), the least scale at which every pair is safe before it is rounded."""
     first, second = _pairs(np.asarray(weights, np.float64))
     up = np.maximum(first, 0) + np.maximum(second, 0)
     down = np.maximum(-first, 0) + np.maximum(-second, 0)

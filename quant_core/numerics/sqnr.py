@@ -28,16 +28,17 @@ def within_limits(db: float) -> float:
 
 
 def lower_sqnr_db(signals: NDArray[np.float64], noises: NDArray[np.float64]) -> float:
-    """What the SQNR of a few other samples is not below, with 95 % confidence.
+    """Lower bound, with 95 % confidence, of the SQNR that _OTHERS more samples will have.
 
-    signals, noises  (n,) sums of squares of each sample; of one sample nothing else is expected
+    signals, noises  (n,) sums of squares of each sample; of one sample it is its own SQNR
 
-    The noise of others differs from the mean of these both since these are few and since they are.
+    The mean noise of the others differs from that of these samples for two reasons: these are few,
+    and the others are few as well.
 
-    Source: Cochran, Sampling Techniques, 3rd ed., section 6.4: the ratio of two sums has the
-    variance of what is left where that ratio of the one is taken from the other. Hahn and Meeker,
-    Statistical Intervals, section 4.7: the mean of m future values lies within a standard deviation
-    times sqrt(1 / n + 1 / m) of that of n values, as often as the factor before it says.
+    Source: Cochran, Sampling Techniques, 3rd ed., section 6.4: the variance of a ratio of two sums
+    is that of the residuals y - ratio * x. Hahn and Meeker, Statistical Intervals, section 4.7: the
+    mean of m future values lies within z s sqrt(1 / n + 1 / m) of the mean of n values, s being
+    their standard deviation and z that of the confidence.
     """
     count = len(signals)
     more = _CONFIDENT * count * _deviation(signals, noises) * math.sqrt(1 / count + 1 / _OTHERS)
@@ -45,7 +46,7 @@ def lower_sqnr_db(signals: NDArray[np.float64], noises: NDArray[np.float64]) -> 
 
 
 def decisions_db(total: float, differing: float) -> float:
-    """What decisions count as in dB: 20 log10 of all over those that differ, less one that is luck.
+    """What decisions count as in dB: 20 log10(all / differing); one that differs counts as luck.
 
     A decision changes where its margin is smaller than the noise. Margins near zero are about
     equally frequent, so the share that changes grows with the amplitude of the noise.
@@ -54,20 +55,21 @@ def decisions_db(total: float, differing: float) -> float:
 
 
 def upper_decisions_db(totals: NDArray[np.float64], differing: NDArray[np.float64]) -> float:
-    """What more decisions of the same kind are not below, unless these are worse than 95 % of such.
+    """Upper bound, with 95 % confidence, of the `decisions_db` of many samples of the same kind.
 
-    totals, differing  (n,) numbers of decisions of each sample, and of those that differ
+    totals, differing  (n,) decisions of each sample, and how many of them differ
 
-    Source: Cochran, section 9.6: decisions of one sample depend on each other, so that samples are
-    what the error of the share is taken over.
+    Source: Cochran, section 9.6: decisions of one sample depend on each other, so the standard
+    error is that between samples.
     """
     luck = _CONFIDENT * math.sqrt(len(totals)) * _deviation(totals, differing)
     return decisions_db(float(totals.sum()), float(differing.sum()) - max(0.0, luck - 1))
 
 
 def _deviation(signals: NDArray[np.float64], noises: NDArray[np.float64]) -> float:
-    """The standard deviation of what is left of noises without the share of signals that all have
-    on average; 0 of one sample, or without signals.
+    """Standard deviation of the residuals noise - ratio * signal, with the ratio of both sums.
+
+    0 of one sample, or without signals.
     """
     signal, count = float(signals.sum()), len(signals)
     if not signal or count < 2:

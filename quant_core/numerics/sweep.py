@@ -76,7 +76,7 @@ class Swept:
         return np.asarray(self.damped_noise + ((wanted - self.damping) * self.squares).sum(1))
 
     def split(self, count: int) -> list[Swept]:
-        """The same of each of so many scales, where `repeated_for` put them together."""
+        """The results for each of S = `count` scales, of a sweep over `repeated_for` rows."""
         integers, noise, squares, damping = (
             by_scale(x, count, self.groups)
             for x in (self.integers, self.damped_noise, self.squares, self.damping)
@@ -89,10 +89,10 @@ class Swept:
 def repeated_for(
     rows: NDArray[np.float32], scales: NDArray[np.float32], groups: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows (S C, K) and their scales (S C,), group by group, in which every row occurs once for
-    each of its S scales (S, C).
+    """Every row (C, K) repeated for each of its S scales (S, C): rows (S C, K) and scales (S C,).
 
-    All are swept at once: on small weights, calls of numpy take longer than arithmetic.
+    The groups stay together. One sweep over all saves calls of numpy, which take longer than the
+    arithmetic on small weights.
     """
     shape = (groups, len(scales), len(rows) // groups, rows.shape[1])
     repeated = np.broadcast_to(rows.reshape(groups, 1, *shape[2:]), shape).reshape(-1, shape[3])
@@ -100,7 +100,7 @@ def repeated_for(
 
 
 def by_scale(x: NDArray[Any], count: int, groups: int) -> NDArray[Any]:
-    """(S, C, ...) of what is known of `repeated_for` rows, (S C, ...)."""
+    """What was computed for `repeated_for` rows, (S C, ...), as (S, C, ...)."""
     apart = x.reshape(groups, count, -1, *x.shape[1:])
     return apart.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
 

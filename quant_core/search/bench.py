@@ -29,7 +29,7 @@ from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
 from quant_core.text import digest_of
 
-# How many times as long a race in processes of its own takes: to start them takes seconds.
+# A race in processes of its own is this many times as long: starting them takes seconds.
 IN_A_PROCESS = 5
 
 
@@ -123,8 +123,9 @@ class Bench:
         return self.reference.samples
 
     def for_ranking(self) -> Bench:
-        """A bench with some of the samples, on which noise ranks nodes; this one where they are no
-        more, or labels or a metric of the user's judge.
+        """A bench with a few of the samples, enough to rank nodes by their noise.
+
+        This one if it has few, or if labels or a metric of the user's own judge.
         """
         is_small = len(self.samples) <= POLICY.ranking_samples
         if is_small or self.metric is not None or self.samples.labels is not None:

@@ -86,10 +86,10 @@ class Candidate:
         """What candidates are compared by without a contract, in this order:
 
         1. Sound.
-        2. Above the aim and fast; then above it and no slower than float, or fast and above it as
-           far as these samples show, though not others.
-        3. Of most worth, where half the bytes are worth some speed too: weights in 16 bits that
-           make up for accuracy double a file.
+        2. The grade. 2: above the aim, and fast. 1: above the aim, and no slower than float; or
+           fast, and above the aim on these samples, but not with the confidence for others.
+        3. Worth, with a price on bytes: weights in 16 bits, which give accuracy back, double a
+           file.
         """
         is_fast = self.gain >= POLICY.real_gain
         if self.is_above(self.aim):

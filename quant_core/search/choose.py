@@ -1,6 +1,7 @@
 """Which of several candidates wins: by rank, by speed or by worth; of equal ones the smallest.
 
-Whatever wins, no other of its class is nowhere worse and somewhere better in speed, SQNR and bytes.
+What wins is on the Pareto front of its class: none that is at least as good in speed, SQNR and
+bytes is better in one of them.
 """
 
 from __future__ import annotations

@@ -219,11 +219,16 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
 
 
 def _with_splices(job: QuantJob, judges: Samples) -> Samples:
-    """The judges, and splices of all samples while these run soon: an error that is rare and large
-    shows in none of a few samples, nor in splices of a few alone. Splices alone where 4-bit weights
-    are fitted to all judges, which then show 5 to 12 dB less noise than other samples do. The
-    judges alone where they are labelled, random, or of a contract, and where the model only
-    decides: splices are nearer to ties than what it was trained for.
+    """The judges with splices of samples beside them, or in their place.
+
+    1. The judges alone where they are labelled, random, or of a contract, and where the model only
+       decides: splices are nearer to ties than what it was trained for.
+    2. Splices of the judges alone where 4-bit weights are fitted to all judges, which then show
+       5 to 12 dB less noise than other samples do.
+    3. A few judges, and splices of all samples: an error that is rare and large shows in none of a
+       few samples, nor in splices of these alone.
+
+    There are as many splices as the original runs on soon.
     """
     is_plain = judges.labels is None and job.contract is None and not judges.are_random
     if not is_plain or len(judges) < 2 or _only_decides(job.model):

@@ -138,8 +138,8 @@ class SearchPolicy:
     # A candidate is not timed where there is no time for so many runs: two of each model, and then
     # rounds of both. Not tuned.
     runs_of_a_race: float = 8.0
-    # In how many times the time of a trial a step that is none ends: it runs samples through both
-    # models tensor by tensor. And the first trial of integers after one of weights that are only
+    # How many times as long as a trial a step takes that is no trial, and runs samples through both
+    # models tensor by tensor; and the first trial of integers, over one whose weights are only
     # stored. Not tuned: two to six on models for images and text.
     trials_of_a_step: float = 4.0
 

@@ -114,8 +114,8 @@ def promote(
        each time, as it made up for errors that are gone.
     4. While there are 4 bits to promote, bisection goes by the agreement that is to be expected;
        what it finds must satisfy the contract both as expected and as measured.
-    5. If it is slower than float, but candidates that satisfy the contract are not, that of most
-       worth among these. Not in 4 bits, which are for the fewest bytes.
+    5. If what was found is slower than float, and other candidates that satisfy the contract are
+       not, the one of most worth among these. Not in 4 bits, which are for the fewest bytes.
     """
     accuracy = replace(contract, min_speedup=None, max_size_ratio=None)
     work = _Work(calibrated, bench, accuracy, progress, [start])
@@ -248,7 +248,9 @@ class _Work:
         return _best_first(groups, gains)
 
     def _gain(self, before: Candidate, after: Candidate, price: float) -> tuple[float, float]:
-        """Noise that goes per price; behind it what the metric gains, as integers have no noise."""
+        """The noise that goes away for the price, then what the metric gains: outputs that are
+        integers have no noise to compare.
+        """
         value = contract_value(after, self.accuracy) - contract_value(before, self.accuracy)
         return (before.noise - after.noise) / price, value
 

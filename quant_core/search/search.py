@@ -170,9 +170,11 @@ def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
 
 
 def confirmed_best(race: Race, bench: Bench) -> tuple[Candidate, Race]:
-    """The best candidate after second races, as one of many is lucky or unlucky in the first: the
-    best by the lower of its speeds, and by the higher what is above the aim, but seemed slower than
-    float, if the best is that or is not above.
+    """The best candidate after second races, as one of many is lucky or unlucky in the first.
+
+    1. If the best is below the aim or slower than float, the best of those above the aim that
+       seemed slower than float is raced again; its faster race counts.
+    2. The best is raced again, and its slower race counts, until the best has been raced twice.
     """
     best, raced_again = best_of(race.candidates), set[str]()
     slow = [c for c in race.candidates if c.is_above(c.aim) and not c.keeps_speed]
