@@ -22,7 +22,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from flows.console import tables
 from flows.console.events import (
     Event,
     Listener,
@@ -37,9 +36,9 @@ from flows.console.events import (
     Waiting,
     event_json,
 )
-from quant_core.evaluate.contract import Verdict
+from flows.console.run_views import outcome_text
 from quant_core.text import counted, printable
-from tasks.rows import AuditRow, ModelRow, Outcome, model_label
+from tasks.rows import model_label
 
 MAX_MODELS = 12  # in the live table
 WAITING = "waits until no other benchmark runs on its host"
@@ -85,23 +84,10 @@ def _in_words(event: Event) -> str:
         case Waiting(model, output, seconds):
             return f"{model_label(model, output)}: {WAITING}, {seconds:.0f} s at most"
         case ModelDone(row):
-            return f"{model_label(row.model, row.output)}: {_outcome(row).plain}"
+            return f"{model_label(row.model, row.output)}: {outcome_text(row.to_json()).plain}"
         case Unrecorded(reason):
             return f"Prefect's server was lost, and does not know that the run is over: {reason}"
     return ""
-
-
-def _outcome(row: ModelRow | AuditRow) -> Text:
-    """The verdict, or the outcome of a model without one, and the reason."""
-    if row.outcome == Outcome.FAILED:
-        return tables.verdict_text(
-            "failed", tables.failure_sentence(str(row.stage), row.error or "", row.where)
-        )
-    if isinstance(row, AuditRow):
-        return tables.verdict_text(row.outcome, row.reason)
-    if row.verdict is Verdict.NONE:
-        return tables.verdict_text(row.outcome)
-    return tables.verdict_text(row.verdict, row.reason)
 
 
 class _LiveTable:
@@ -158,7 +144,7 @@ class _LiveTable:
                 case ModelDone(row):
                     self.working.pop(row.output, None)
                     label = model_label(row.model, row.output)
-                    self.finished[row.output] = label, _outcome(row)
+                    self.finished[row.output] = label, outcome_text(row.to_json())
                     self.bar.update(self.all, completed=len(self.finished))
 
     def draw(self) -> Group:

@@ -53,10 +53,21 @@ def batch_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
                 "metric": row.get("metric") or "",
                 "latency": before_after(*latencies(row), format_ms),
                 "speed": format_speedup(row.get("speedup")) + busy_mark(row),
-                "verdict": _outcome_text(row),
+                "verdict": outcome_text(row),
             }
         )
     return lines
+
+
+def outcome_text(row: Mapping[str, Any]) -> Text:
+    """What became of a model of a batch or an audit and why, and what makes that doubtful."""
+    if row["outcome"] == "failed":
+        return verdict_text("failed", failure_sentence(row["stage"], row["error"], row["where"]))
+    if "verdict" not in row:  # an audit has outcomes alone
+        return verdict_text(row["outcome"], row["reason"])
+    word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
+    reason = row.get("reason") if word == "not_met" else None
+    return verdict_text(word, joined([reason, row.get("note")]))
 
 
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -78,7 +89,7 @@ def audit_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
                 "accuracy": accuracy_before_after(row, "accuracy_before"),
                 "metric": row.get("metric") or "",
                 "speed": speed + busy_mark(row),
-                "verdict": verdict_text(row["outcome"], row.get("reason") or row.get("error")),
+                "verdict": outcome_text(row),
             }
         )
     return lines
@@ -123,12 +134,3 @@ def _with_busy_note(table: RenderableType, rows: Sequence[Mapping[str, Any]]) ->
     """The table; and what its mark of a busy host means, if it has one."""
     is_marked = any(busy_mark(row) for row in rows)
     return Group(table, Text(BUSY_NOTE, style="dim")) if is_marked else table
-
-
-def _outcome_text(row: Mapping[str, Any]) -> Text:
-    """What became of a model and why, and what makes that doubtful."""
-    if row["outcome"] == "failed":
-        return verdict_text("failed", failure_sentence(row["stage"], row["error"], row["where"]))
-    word = row["outcome"] if row["verdict"] == "none" else row["verdict"]
-    reason = row.get("reason") if word == "not_met" else None
-    return verdict_text(word, joined([reason, row.get("note")]))

@@ -41,12 +41,8 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
     that others carry (carried.py) stands for the nodes that read it, and each node of a local
     function that was inlined for the node that called it.
     """
-    producers: dict[str, ir.Node] = {}
-    constants: set[str] = set()
-    for inside in graph.graphs_of(original):
-        constants.update(inside.initializers)
-        for node in inside:
-            producers.update((str(v.name), node) for v in node.outputs if v.name)
+    producers = _producers(original)
+    constants = {name for inside in graph.graphs_of(original) for name in inside.initializers}
     nodes = [node for inside in graph.graphs_of(prepared) for node in inside]
     written = {str(v.name) for node in nodes for v in node.outputs if v.name}
     called_by = _calls(prepared, original, producers)
@@ -66,6 +62,12 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
             found[str(node.name)] = sorted(names)
     if found:
         prepared.metadata_props[METADATA] = json.dumps(found)
+
+
+def _producers(original: ir.Model) -> dict[str, ir.Node]:
+    """Value of the original -> the node that makes it, in whichever graph."""
+    nodes = (node for inside in graph.graphs_of(original) for node in inside)
+    return {str(value.name): node for node in nodes for value in node.outputs if value.name}
 
 
 def _calls(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -94,20 +94,11 @@ def prepare(
     inferred = {str(v.name): v.shape for v in folded.graph.outputs}
     fuse_hard_sigmoid(folded)  # 4
     feeds = list(samples)
-    is_checked = bool(feeds) or not converted  # what has no kernel in bfloat16 has one in float32
-    if is_trained and qat == REPLACE:
-        is_checked = False  # without the pairs it computes something else
-    worst_db = _least_sqnr_db(path, folded, feeds) if is_checked else np.inf
-    if ir.DataType.DOUBLE in converted and worst_db < SAME_DB:
-        raise ModelError(
-            f"needs double: computed in float32, its outputs change to {worst_db:.0f} dB",
-            str(path),
-            "Scale its inputs, or leave it as it is",
-        )
-    if worst_db < (SAME_AS_HALF_DB if converted else SAME_DB):  # 6
+    lost_pairs = is_trained and qat == REPLACE  # without them it computes something else
+    problem = "" if lost_pairs else _changed_outputs(path, folded, feeds, converted)  # 6
+    if problem:
         normalize(model)
-        problem = f"unfolded: folding changed the outputs to {worst_db:.0f} dB"
-        model.metadata_props["quantmill.prepared"] = problem
+        model.metadata_props["quantmill.prepared"] = f"unfolded: {problem}"
         return model
     deduplicate(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
@@ -167,6 +158,31 @@ class _Folder:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="quantmill-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _changed_outputs(
+    path: Path,
+    folded: ir.Model,
+    feeds: list[Mapping[str, NDArray[Any]]],
+    converted: Collection[ir.DataType],
+) -> str:
+    """How far folding changed the outputs of the file, "" if no further than rounding does.
+
+    converted  the types that became float32
+
+    Raises: ModelError if the model was in double, and its outputs need that.
+    """
+    if converted and not feeds:
+        return ""  # the file need not load: what has no kernel in bfloat16 has one in float32
+    worst_db = _least_sqnr_db(path, folded, feeds)
+    if ir.DataType.DOUBLE in converted and worst_db < SAME_DB:
+        raise ModelError(
+            f"needs double: computed in float32, its outputs change to {worst_db:.0f} dB",
+            str(path),
+            "Scale its inputs, or leave it as it is",
+        )
+    is_same = worst_db >= (SAME_AS_HALF_DB if converted else SAME_DB)
+    return "" if is_same else f"folding changed the outputs to {worst_db:.0f} dB"
 
 
 def _least_sqnr_db(

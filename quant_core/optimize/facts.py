@@ -72,6 +72,10 @@ class Facts:
             return None
         return shape[axis]
 
+    def holds_float32(self, value: ir.Value) -> bool:
+        """Whether the tensor is known to hold float32."""
+        return self.types.get(str(value.name)) == ir.DataType.FLOAT
+
 
 def _dim(n: object) -> int | str | None:
     name = getattr(n, "value", None)

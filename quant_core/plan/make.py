@@ -74,12 +74,7 @@ def make_plan(
     """
     nodes = list(model.graph)
     inner = [n for g in model.graph.subgraphs() for n in g if has_weights(n)]
-    choices = dict(choices or {})
-    for node in inner:
-        name = str(node.name)
-        is_dynamic = choices.get(name, NO_CHOICE).compute is Compute.DYNAMIC
-        if name in choices and not (is_dynamic and is_product(node)):
-            choices[name] = replace(choices[name], compute=None)
+    choices = _possible_choices(inner, choices or {})
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
     ranking = routers(n for inside in graph.graphs_of(model) for n in inside)
@@ -97,16 +92,12 @@ def make_plan(
     ]
     plans += [weighted[name] for name in dict.fromkeys(str(n.name) for n in inner)]
 
-    read_dynamically = {  # 5
-        graph.name_of(n.inputs[0])
-        for n in nodes
-        if n.name in weighted and is_dynamic_product(weighted[str(n.name)])
-    }
+    read_dynamically = _read_dynamically(nodes, weighted)
     return QuantPlan(
         config=config,
         target=target.name,
         nodes=tuple(plans),
-        activations=activations(nodes, static, target),
+        activations=activations(nodes, static, target),  # 5
         means=_means(nodes, weighted, config),
         outliers={t: how for t, how in (outliers or {}).items() if t in read_dynamically},
         constants=other_constants(model, plans, config),  # 6
@@ -150,6 +141,19 @@ def with_choice(
 ) -> QuantPlan:
     """The plan anew with this choice for each of these nodes. Raises: as `make_plan`."""
     return replan(model, plan, dict.fromkeys(nodes, choice))
+
+
+def _possible_choices(
+    inner: Iterable[ir.Node], choices: Mapping[str, NodeChoice]
+) -> dict[str, NodeChoice]:
+    """The choices, without ways of computing that nodes in branches and loops lack (step 2)."""
+    possible = dict(choices)
+    for node in inner:
+        name = str(node.name)
+        is_dynamic = possible.get(name, NO_CHOICE).compute is Compute.DYNAMIC
+        if name in possible and not (is_dynamic and is_product(node)):
+            possible[name] = replace(possible[name], compute=None)
+    return possible
 
 
 def _plan_weights(
@@ -215,6 +219,15 @@ def _known_as(
         in_file = (name for known in (node, *before) for name in origins.get(known, ()))
         found[node] = (*before, *in_file)
     return found
+
+
+def _read_dynamically(nodes: Iterable[ir.Node], weighted: Mapping[str, NodePlan]) -> set[str]:
+    """The tensors that products quantize at run time (step 5)."""
+    return {
+        graph.name_of(n.inputs[0])
+        for n in nodes
+        if n.name in weighted and is_dynamic_product(weighted[str(n.name)])
+    }
 
 
 def _means(

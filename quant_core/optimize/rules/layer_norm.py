@@ -175,7 +175,7 @@ def _layer_norm_of(found: Quotient, facts: Facts) -> Norm | None:
     if centred.is_graph_output() or is_read_between or only_reader(mean.outputs[0]) is not less:
         return None  # 4.
     size = facts.size(x, found.axis)
-    if not size or facts.types.get(str(x.name)) != ir.DataType.FLOAT:
+    if not size or not facts.holds_float32(x):
         return None
     nodes = (mean, less, *found.nodes, *found.quotient)
     return Norm(x, size, found, nodes)

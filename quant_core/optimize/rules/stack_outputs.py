@@ -11,13 +11,12 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.convolution import Convolution
+from quant_core.optimize.convolution import ACTIVATIONS, Convolution
 from quant_core.optimize.edit import only_reader, put_before, remove
 from quant_core.optimize.facts import Facts
 
 LANES = 16  # channels that onnxruntime's widest blocked kernels compute at once
 BLOCKS = (4, 2)  # side of the square of pixels that become channels, the largest first
-UNARY = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Clip"})
 
 
 def stack_outputs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
@@ -78,7 +77,7 @@ def _write(inside: ir.Graph, node: ir.Node, conv: Convolution, block: int) -> No
     inside.insert_before(node, stacked)
     last, gone = stacked.outputs[0], [node]
     reader = only_reader(node.outputs[0])
-    if reader is not None and reader.op_type in UNARY and not reader.domain:  # 3.
+    if reader is not None and reader.op_type in ACTIVATIONS and not reader.domain:  # 3.
         inputs, attributes = [last, *reader.inputs[1:]], list(reader.attributes.values())
         copy = ir.Node("", reader.op_type, inputs, attributes, name=reader.name)
         last, end = put_before(reader, copy, str(reader.name)), reader

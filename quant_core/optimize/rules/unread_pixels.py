@@ -66,7 +66,7 @@ def unread_pixels(model: ir.Model, facts: Facts) -> list[Applied]:
                 continue
             makers = _makers(value, strides, facts)
             convs = [node for node, _ in makers.windows if node.op_type == "Conv"]
-            if convs and all(_is_float32(o.value, facts) for o in makers.picked):  # 3., 4.
+            if convs and all(facts.holds_float32(o.value) for o in makers.picked):  # 3., 4.
                 _move(value, makers)
                 applied += [Applied("unread_pixels", str(node.name), ()) for node in convs]
     return applied
@@ -145,10 +145,6 @@ def _operands(node: ir.Node, strides: Strides, facts: Facts) -> list[Operand]:
                 return []
             found.setdefault(position, [1] * len(strides))[axis - 2] = stride
     return [Operand(node, position, tuple(own)) for position, own in found.items()]
-
-
-def _is_float32(value: ir.Value, facts: Facts) -> bool:
-    return facts.types.get(str(value.name)) == ir.DataType.FLOAT
 
 
 def _move(value: ir.Value, makers: Makers) -> None:
