@@ -82,7 +82,7 @@ def examine_host() -> dict[str, Any]:
     """`host`, `versions` and `problems`, as JSON values."""
     versions = {name: installed_version(name) for name in PACKAGES}
     problems = [
-        f"{name} is not installed; pip install quantmill"
+        f"{name} is not installed: install quantmill again"
         for name in PACKAGES[1:]
         if versions[name] is None
     ]

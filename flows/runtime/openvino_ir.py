@@ -1,6 +1,6 @@
 """A quantized model as OpenVINO's own files, checked to run there, in integers, and faster.
 
-OpenVINO is an extra: `pip install quantmill[openvino]`.
+OpenVINO is an extra: `pip install "quantmill[openvino]"`.
 """
 
 from __future__ import annotations
@@ -117,6 +117,6 @@ def check_openvino() -> str:
     """The version that is installed. Raises: RequestError if none is."""
     version = openvino_version()
     if version is None:
-        hint = "pip install quantmill[openvino]"
+        hint = 'pip install "quantmill[openvino]"'
         raise RequestError("OpenVINO is not installed", "--export openvino", hint)
     return version

@@ -146,7 +146,7 @@ def _answer(folder: Path, command: list[str], limit_s: float) -> dict[str, Any]:
             return found
     doing = folder / "doing.json"
     if not doing.exists():
-        hint = "pip install quantmill[openvino]"
+        hint = 'pip install "quantmill[openvino]"'
         raise ModelError(f"OpenVINO does not start: {problem}", hint=hint)
     verb, path = json.loads(doing.read_text(encoding="utf-8"))
     raise ModelError(f"OpenVINO cannot {verb} it: {problem}", path, OTHER_RUNTIME)

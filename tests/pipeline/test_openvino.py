@@ -146,7 +146,7 @@ def test_without_openvino_nothing_is_made(cnn, monkeypatch, capsys):
     code = main(["quantize", str(model), "--export", "openvino"])
 
     assert code == 2
-    assert "pip install quantmill[openvino]" in capsys.readouterr().err
+    assert 'pip install "quantmill[openvino]"' in capsys.readouterr().err
     assert [path.name for path in model.parent.glob("*.onnx")] == ["cnn.onnx"]
 
 
