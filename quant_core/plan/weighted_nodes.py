@@ -42,6 +42,7 @@ MIN_INT4_COLUMNS = 32
 # among them.
 SMALL_SHARE = 1 / 64
 NO_CHOICE = NodeChoice()
+NOT_CHOSEN = "no integer kernel was found better"  # by a search that could choose one
 IS_FINITE = "quantmill.is_finite"  # key in the metadata of a tensor
 _MODES = {
     "static": (Compute.STATIC,),
@@ -317,7 +318,7 @@ def _choose_compute(
         if chosen is Compute.DYNAMIC and is_pointwise(node) and chosen in target.times:
             possible.add(chosen)
     if chosen in possible and len(possible) > 1:
-        return chosen, "" if chosen.is_integer else "no integer kernel was found better"
+        return chosen, "" if chosen.is_integer else NOT_CHOSEN
     if mode == "weight_only":
         return Compute.FLOAT, "weight-only"
     wanted = _MODES[mode]

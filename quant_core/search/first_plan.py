@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -15,7 +16,10 @@ from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target
 from quant_core.plan.types import IN_INT8, Compute, NodeChoice, QuantPlan
+from quant_core.plan.weighted_nodes import NOT_CHOSEN
 from quant_core.search.job import QuantJob
+
+UNMEASURED = "its integer kernel needs samples"
 
 
 def first_plan(
@@ -43,7 +47,9 @@ def first_plan(
         if node.weights:
             can_be_dynamic = RULES[node.op_type].dynamic and Compute.DYNAMIC in target.times
             choices[node.node] = NodeChoice(Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT)
-    return make_plan(model, config, target, choices, rewrites=rewrites)
+    plan = make_plan(model, config, target, choices, rewrites=rewrites)
+    nodes = (replace(n, reason=UNMEASURED) if n.reason == NOT_CHOSEN else n for n in plan.nodes)
+    return replace(plan, nodes=tuple(nodes))
 
 
 def storable_plan(job: QuantJob) -> tuple[QuantPlan, str]:
