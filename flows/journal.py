@@ -22,8 +22,8 @@ from flows.stage_answers import Stages
 from quant_core.errors import RequestError, reason_of
 from quant_core.model.atomic import atomic_write, sync_folder
 from tasks.cache import files_digest
+from tasks.locations import Location, Url
 from tasks.rows import Outcome
-from tasks.stores import Location, Url
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 LARGE_BYTES = 16 << 20  # a journal of this size drops the entries that no later run needs

@@ -14,7 +14,7 @@ from quant_core.model.atomic import atomic_write, discard, make_own_folder
 from quant_core.text import digest_of
 from tasks import stores
 from tasks.cache import files_digest
-from tasks.stores import Location, Url
+from tasks.locations import Location, Url
 
 FILES = {  # which files of a model's folder each stage writes
     "prepare": ("prepared.onnx*", "plan.json"),

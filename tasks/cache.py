@@ -31,7 +31,8 @@ from quant_core.model.locations import data_names
 from quant_core.text import digest_of
 from quant_core.worker.host import cache_folder, own_folder
 from tasks import stores
-from tasks.stores import Location, Stat, Url
+from tasks.locations import Location, Url, is_model
+from tasks.stores import Stat
 
 MAX_GB = 20.0  # of contents, if QUANTMILL_CACHE_GB says nothing else
 SEEN_S = 60.0  # how long what a store said of a file is believed
@@ -273,7 +274,7 @@ class Cache:
                 after = stores.stat(url)
                 self._see({url: after})
                 if after == before and path.stat().st_size == after.size:
-                    names = data_names(path) if stores.is_model(url) else []
+                    names = data_names(path) if is_model(url) else []
                     digest = self._keep(path)
                     return self._note(url, after, [after.size, digest], names)
             before = after

@@ -23,7 +23,8 @@ from quant_core.worker.child import (
 )
 from tasks import stores
 from tasks.cache import Cache, Content, file_digest, the_cache
-from tasks.stores import Location, Url, is_url
+from tasks.locations import Location, Url, is_url
+from tasks.store_requests import BUSY
 
 COSTS = "costs.jsonl"  # of a worker that shares no disk: its own table of measured costs
 
@@ -203,7 +204,7 @@ def deaths_at(mark: Location) -> int:
 
 def _as_stage_error(problem: OSError, stage: str) -> StageError:
     """A failure of a store as an error of the stage; one that may pass is transient."""
-    is_busy = problem.errno in stores.BUSY | {errno.ESTALE}
+    is_busy = problem.errno in BUSY | {errno.ESTALE}
     return StageError(
         reason_of(problem),
         str(problem.filename or f"stage {stage}"),

@@ -13,7 +13,7 @@ from prefect.tasks import exponential_backoff
 
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from quant_core.model.atomic import discard
-from tasks.stores import Location
+from tasks.locations import Location
 from tasks.workers import Workers, is_transient
 
 JobValues = Mapping[str, Any]  # flows.manifest.jobs.Job.to_dict()

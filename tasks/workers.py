@@ -18,8 +18,8 @@ from quant_core.worker.child import STAGE_MODULE, StageLimits, run_stage, worker
 from quant_core.worker.host import versions
 from tasks import stores
 from tasks.cache import Content
+from tasks.locations import Location, Url
 from tasks.remote import Remote, deaths_at, run_remote_stage, urls_in
-from tasks.stores import Location, Url
 
 if TYPE_CHECKING:
     from distributed import Client, Future

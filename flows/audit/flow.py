@@ -62,9 +62,9 @@ from quant_core.text import joined, plain
 from quant_core.worker.host import versions
 from tasks import stages as tasks
 from tasks.cache import Content, files_digest, forget_files
+from tasks.locations import Url, location
 from tasks.report import report
 from tasks.rows import AuditOutcome, AuditRow
-from tasks.stores import Url, location
 
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
 

@@ -56,9 +56,9 @@ from flows.stage_answers import Stages
 from quant_core.errors import QuantError, RequestError, not_written
 from quant_core.model.atomic import discard
 from tasks.cache import the_cache
+from tasks.locations import location
 from tasks.report import report
 from tasks.rows import ModelRow, Outcome
-from tasks.stores import location
 
 
 class Batch:

@@ -11,8 +11,8 @@ from flows.manifest.jobs import Copy
 from flows.manifest.outputs import Owner, claim
 from quant_core.errors import not_written
 from tasks.cache import TRANSFER_S, files_digest, the_cache
+from tasks.locations import Location, Url
 from tasks.remote import transfer
-from tasks.stores import Location, Url
 
 
 def copy_files(copies: Iterable[Copy]) -> None:

@@ -21,7 +21,7 @@ from quant_core.plan.targets import find_target
 from quant_core.text import digest_of
 from quant_core.worker.host import versions
 from tasks.cache import SAMPLES, Content, file_digest, the_cache
-from tasks.stores import Location, Url, location
+from tasks.locations import Location, Url, location
 
 QUIET_S = 1.0  # a file that nobody has written to for so long is complete
 PATIENCE_S = 60.0  # for a file that is being copied; then its model fails until the next run

@@ -43,7 +43,7 @@ from quant_core.errors import QuantError, StageError, reason_of
 from quant_core.model.atomic import make_own_folder
 from quant_core.worker.child import STAGE_MODULE, StageLimits
 from tasks import stores
-from tasks.stores import Location, Url
+from tasks.locations import Location, Url
 from tasks.workers import Workers
 
 if TYPE_CHECKING:

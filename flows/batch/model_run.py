@@ -17,7 +17,7 @@ from quant_core.data.spec import RANDOM
 from quant_core.errors import SPACE_HINT, ModelError, QuantError, reason_of
 from tasks import stages as tasks
 from tasks.cache import files_digest
-from tasks.stores import Location, Url
+from tasks.locations import Location, Url
 from tasks.workers import Workers
 
 T = TypeVar("T")

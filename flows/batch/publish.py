@@ -10,8 +10,8 @@ from typing import Any
 
 from quant_core.model.atomic import move_synced, sync_folder, temporary_beside
 from tasks.cache import TRANSFER_S, the_cache
+from tasks.locations import Location, Url
 from tasks.remote import transfer
-from tasks.stores import Location, Url
 
 
 def publish(

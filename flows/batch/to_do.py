@@ -17,7 +17,7 @@ from flows.manifest.outputs import Owner, claim
 from quant_core.errors import QuantError, not_written
 from quant_core.model.locations import disk_bytes
 from tasks.cache import Content, forget_files, the_cache
-from tasks.stores import Url
+from tasks.locations import Url
 
 READERS = 4  # threads that hash models before the first stage
 

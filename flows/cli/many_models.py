@@ -113,7 +113,7 @@ def _folder_beside(model: str, bits: int) -> Path:
 
 def _names_a_manifest(text: str) -> bool:
     from flows.manifest.parse import SUFFIXES
-    from tasks.stores import is_url
+    from tasks.locations import is_url
 
     is_file = not (is_url(text) or has_magic(text) or Path(text).is_dir())
     return is_file and Path(text).suffix.lower() in SUFFIXES
@@ -134,7 +134,7 @@ def _check_that_it_is_alone(
 
 def _names_a_model(text: str) -> bool:
     """Whether this is one model, and no folder or glob of models."""
-    from tasks.stores import Url, is_model, is_url
+    from tasks.locations import Url, is_model, is_url
 
     if is_url(text):
         return is_model(Url(text)) and not has_magic(text)

@@ -25,7 +25,7 @@ from quant_core.errors import QuantError, RequestError
 from quant_core.model.atomic import write_named
 from quant_core.model.info import model_info
 from quant_core.text import printable
-from tasks.stores import MODELS
+from tasks.locations import MODELS
 
 NAME = "quantmill.yaml"
 HUGGINGFACE_HINT = (

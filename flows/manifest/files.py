@@ -23,7 +23,8 @@ from quant_core.errors import (
     reason_of,
 )
 from tasks.cache import the_cache
-from tasks.stores import Location, Url, listing, location
+from tasks.locations import Location, Url, location
+from tasks.stores import listing
 
 # Of a folder in which a name similar to a missing one is looked for: each takes 30 us.
 MOST_NAMES = 256

@@ -31,7 +31,8 @@ from typing import Any
 from flows.manifest.paths import below, real_path
 from quant_core.data.spec import Flow
 from tasks.cache import the_cache
-from tasks.stores import Location, Url, is_model, read
+from tasks.locations import Location, Url, is_model
+from tasks.stores import read
 
 GRAPHS = "onnx"  # the folder of the graphs
 SUFFIXES = {8: "_int8", 4: "_q4"}

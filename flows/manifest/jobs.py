@@ -15,8 +15,8 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import RequestError
 from quant_core.text import digest_of
+from tasks.locations import Location, Url, location
 from tasks.rows import model_label
-from tasks.stores import Location, Url, location
 
 Copy = tuple[Location, Location]  # a file, and where it belongs as well
 

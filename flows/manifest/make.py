@@ -19,7 +19,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import QuantError, RequestError
 from quant_core.metrics import find_metric
-from tasks.stores import Location, Url
+from tasks.locations import Location, Url
 
 
 def make_jobs(

@@ -17,7 +17,7 @@ from flows.manifest.mistakes import Mistake, Place
 from flows.manifest.paths import absolute, is_folder, real_path
 from quant_core.errors import reason_of
 from tasks.cache import the_cache
-from tasks.stores import MODELS, Location, Url, is_model
+from tasks.locations import MODELS, Location, Url, is_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from quant_core.errors import RequestError
 from quant_core.model.atomic import MAX_NAME_BYTES, atomic_write, discard, make_own_folder
 from quant_core.text import digest_of
 from tasks import stores
-from tasks.stores import Location, Url
+from tasks.locations import Location, Url
 
 FOLDER = ".quantmill"
 MAX_KEY_BYTES = 1024  # of a file in S3, gs or az

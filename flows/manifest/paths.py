@@ -6,7 +6,8 @@ import os
 import unicodedata
 from pathlib import Path, PurePath
 
-from tasks.stores import Location, Url, file_system, location
+from tasks.locations import Location, Url, location
+from tasks.stores import file_system
 
 
 def absolute(folder: Path, text: str) -> Location:

@@ -18,7 +18,7 @@ from flows.manifest.paths import absolute, local
 from flows.manifest.schema import schema_mistakes
 from quant_core.errors import RequestError
 from quant_core.text import counted
-from tasks.stores import Location, Url
+from tasks.locations import Location, Url
 
 MOST_SHOWN = 20  # mistakes: one in a glob or a generated list is often made for every model
 

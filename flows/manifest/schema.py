@@ -16,7 +16,8 @@ from flows.manifest.mistakes import Mistake
 from quant_core.config import Contract, QuantConfig
 from quant_core.errors import RequestError, nearest_hint
 from quant_core.model.atomic import MAX_NAME_BYTES
-from tasks.stores import check_url, is_url, location
+from tasks.locations import is_url, location
+from tasks.stores import check_url
 
 REQUEST_ERROR = "request_error"  # the type of pydantic's error that holds a RequestError
 

@@ -19,7 +19,7 @@ import onnx
 import yaml
 
 from tasks import stores
-from tasks.stores import Url
+from tasks.locations import Url
 from tests.bench.thousand import timed
 from tests.models import tiny_cnn
 from tests.store import BUCKET, credentials

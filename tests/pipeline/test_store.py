@@ -20,10 +20,10 @@ from flows.journal import open_journal
 from flows.manifest.read import check_manifest
 from flows.runtime.run_options import RunOptions
 from quant_core.judging import validate_model
-from tasks import stores
+from tasks import store_requests, stores
 from tasks.cache import the_cache
+from tasks.locations import Url
 from tasks.rows import Outcome
-from tasks.stores import Url
 from tests.models import tiny_cnn
 from tests.pipeline.conftest import save_data
 from tests.store import BUCKET, SECRET, credentials, s3_server
@@ -118,7 +118,7 @@ def written_by(folder: Path) -> bytes:
 def test_workers_that_share_nothing_but_a_slow_and_busy_store_make_a_batch_in_two_runs(
     cluster, server, mill, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(stores, "RETRY_S", 0.0)
+    monkeypatch.setattr(store_requests, "RETRY_S", 0.0)
     monkeypatch.setattr(the_cache(), "max_bytes", 1)  # nothing that is read ahead stays
     monkeypatch.setattr(to_do, "READERS", 1)
     monkeypatch.setattr(flow_run, "WAITING", -1)  # one model at a time

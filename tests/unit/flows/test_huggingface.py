@@ -14,7 +14,7 @@ from flows.manifest.read import check_manifest
 from quant_core.data.spec import Flow
 from quant_core.errors import RequestError
 from tasks import stores
-from tasks.stores import Url
+from tasks.locations import Url
 from tests.folders import NAMES, START, save_folder
 
 ENCODER, DECODER, WITH_PAST, MERGED = NAMES

@@ -20,7 +20,7 @@ from flows.manifest.read import check_manifest
 from quant_core.errors import RequestError
 from tasks import stores
 from tasks.cache import Cache, file_digest
-from tasks.stores import Url
+from tasks.locations import Url
 from tests.models import save_apart, tiny_cnn
 
 STORE = Url("memory://urls")

@@ -9,9 +9,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from quant_core.errors import RequestError
-from tasks import stores
+from tasks import store_requests, stores
 from tasks.cache import Cache, file_digest, the_cache
-from tasks.stores import Url
+from tasks.locations import Url
 from tests.models import save_apart, tiny_cnn
 
 STORE = Url("memory://cached")
@@ -150,7 +150,7 @@ def test_what_changed_since_the_batch_began_is_not_taken_for_it(cache, tmp_path)
 
 
 def test_a_file_that_the_store_shows_late_is_waited_for(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(store_requests, "FIRST_PAUSE_S", 0.001)
     local = save(tmp_path)
     content = cache.model(STORE / "m.onnx")
     for path in (cache.root / "files").iterdir():

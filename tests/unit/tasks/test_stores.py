@@ -11,10 +11,12 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from quant_core.errors import RequestError
-from tasks import remote, stores
+from tasks import remote, store_requests, stores
 from tasks.cache import Cache
+from tasks.locations import Url, is_url, location
 from tasks.remote import transfer
-from tasks.stores import Url, check_url, is_url, location
+from tasks.store_requests import request
+from tasks.stores import check_url
 
 
 class Shelf(LocalFileSystem):
@@ -199,9 +201,9 @@ class Flaky:
 
 @pytest.mark.parametrize("problem", [OSError(errno.EBUSY, "slow down"), RuntimeError("no route")])
 def test_a_busy_store_is_asked_again(problem, monkeypatch):
-    monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(store_requests, "FIRST_PAUSE_S", 0.001)
 
-    assert stores._request(Url("s3://b/m"), Flaky(3, problem)) == "answer"
+    assert request(Url("s3://b/m"), Flaky(3, problem)) == "answer"
 
 
 class NoCredentialsError(Exception):
@@ -215,7 +217,7 @@ def test_a_store_that_refuses_is_not_asked_again(problem):
     call = Flaky(1, problem)
 
     with pytest.raises(OSError, match=r"no|refuses"):
-        stores._request(Url("s3://b/m"), call)
+        request(Url("s3://b/m"), call)
 
     assert call.calls == 1
 
@@ -229,15 +231,15 @@ def test_a_store_that_refuses_is_not_asked_again(problem):
 )
 def test_the_reason_of_a_store_is_passed_on_where_its_kind_does_not_say_all(problem):
     with pytest.raises(type(problem), match="has expired"):
-        stores._request(Url("s3://b/m"), Flaky(1, problem))
+        request(Url("s3://b/m"), Flaky(1, problem))
 
 
 def test_a_store_that_stays_busy_fails_in_its_own_words(monkeypatch):
-    monkeypatch.setattr(stores, "RETRY_S", 0.0)
+    monkeypatch.setattr(store_requests, "RETRY_S", 0.0)
     problem = RuntimeError("http://me:pass-word@host/m?token=pass-word: connection lost\ndetails")
 
     with pytest.raises(OSError, match="connection lost") as error:
-        stores._request(Url("s3://b/m"), Flaky(9, problem))
+        request(Url("s3://b/m"), Flaky(9, problem))
 
     assert "pass-word" not in str(error.value)
     assert error.value.filename == "s3://b/m"
@@ -245,4 +247,4 @@ def test_a_store_that_stays_busy_fails_in_its_own_words(monkeypatch):
 
 def test_a_store_that_never_answers_ends_with_the_time_limit():
     with pytest.raises(TimeoutError, match="did not answer within 0 s"):
-        stores._request(Url("s3://b/m"), lambda: time.sleep(60), limit_s=0.05)
+        request(Url("s3://b/m"), lambda: time.sleep(60), limit_s=0.05)
