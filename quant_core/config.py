@@ -165,7 +165,7 @@ class Contract:
         check_fields(self)
         check_metric(self.metric)
         if self.max_drop is None and self.min is None:
-            raise RequestError("promises nothing", "contract", "Set max_drop or min")
+            raise RequestError("lacks a bound", "contract", "Set max_drop or min")
         if self.max_drop is not None and find_metric(self.metric).of_float is None:
             raise RequestError(
                 f"{self.metric} has no value for float itself", "contract.max_drop", "Set min"

@@ -66,7 +66,7 @@ def batch(
         _check_that_it_is_alone(manifest_name, models, typed_options)
         return _run_file(Path(manifest_name), accuracy.allow_code, running, as_json, dry_run)
     if accuracy.metric and not accuracy.contract:
-        raise RequestError("alone promises nothing", "--metric", "Add --max-drop or --min")
+        raise RequestError("alone is no contract", "--metric", "Add --max-drop or --min")
     check_labels(accuracy, samples)
     is_folder_or_glob = len(models) == 1 and not _names_a_model(models[0])
     if layout and not is_folder_or_glob:

@@ -23,7 +23,6 @@ from flows.console.formats import (
 from flows.console.tables import facts_table, rows_table, verdict_text
 from quant_core.metrics import MAX_SQNR_DB, PROBABILITY_ERROR
 from quant_core.plan.targets import TARGETS, host_target_name
-from quant_core.text import printable
 
 
 def quantization_view(result: Mapping[str, Any]) -> RenderableType:
@@ -54,7 +53,7 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _front_table(result: Mapping[str, Any]) -> RenderableType:
-    """The plans that no other beats in speed, SQNR and size, and which was chosen, and why."""
+    """The plans that no other beats in speed, SQNR and size, and which was chosen."""
     chosen = [t for t in result["trace"] if t["candidate"] == result["chosen"]]
     shown = [*result["front"], *(t for t in chosen[-1:] if t not in result["front"])]
     rows = [
@@ -69,8 +68,7 @@ def _front_table(result: Mapping[str, Any]) -> RenderableType:
         for trial in shown
     ]
     columns = {key: key for key in ("plan", "speed", "sqnr", "agreement", "size", "chosen")}
-    title = f"chosen: {printable(_plan_text(result))}"
-    return rows_table(rows, columns, title, right=("speed", "sqnr", "agreement", "size"))
+    return rows_table(rows, columns, right=("speed", "sqnr", "agreement", "size"))
 
 
 def _plan_text(result: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from quant_core.text import printable
 # A problem that begins with one of these says it of the place where it is: "--bits is 3, not ...".
 PREDICATES = (
     *("alone", "cannot", "crashed", "do", "does", "ended", "exists", "failed", "gives", "has"),
-    *("holds", "is", "lacks", "lies", "matches", "means", "names", "needs", "promises"),
+    *("holds", "is", "lacks", "lies", "matches", "means", "names", "needs"),
     *("returned", "takes", "took", "unpacks", "was"),
 )
 

@@ -256,7 +256,9 @@ def _step(array: Array, spec: InputSpec, where: str) -> int | None:
     if rank and not spec.shape:
         return 1  # unknown rank
     raise DataError(
-        f"has shape {array.shape}", f"{where}, {spec.name}", f"Samples of {spec}, or one axis more"
+        f"has shape {array.shape}, which does not fit",
+        f"{where}, {spec.name}",
+        f"Samples of {spec}: as many axes, the first of which counts samples, or one axis more",
     )
 
 
