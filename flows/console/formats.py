@@ -34,10 +34,12 @@ def format_percent(share: float | None, digits: int = 2) -> str:
 
 
 def format_ms(value: float | None) -> str:
-    """Milliseconds, to three digits; from 100 on as a whole number."""
+    """Milliseconds to three digits, but no finer than microseconds; whole ones from 100 on."""
     if value is None:
         return ""
-    return f"{value:,.0f} ms" if value >= 99.95 else f"{value:#.3g} ms"
+    if value >= 99.95:
+        return f"{value:,.0f} ms"
+    return f"{value:#.3g} ms" if value >= 0.1 else f"{value:.3f} ms"
 
 
 def format_number(value: float | None, digits: int = 2) -> str:

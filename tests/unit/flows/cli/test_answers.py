@@ -165,5 +165,5 @@ def test_sizes_and_shares_read_as_a_person_writes_them():
         "",
     ]
     assert (formats.format_percent(0.98765), formats.format_percent(None)) == ("98.77 %", "")
-    shown = {0.04: "0.0400 ms", 1.23456: "1.23 ms", 2345.6: "2,346 ms", None: ""}
+    shown = {0.04: "0.040 ms", 1.23456: "1.23 ms", 2345.6: "2,346 ms", None: ""}
     assert [formats.format_ms(value) for value in shown] == [*shown.values()]
