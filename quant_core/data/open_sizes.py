@@ -61,17 +61,21 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
 
 
 def _totals(named: Sequence[tuple[InputSpec, str]], symbols: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of what covers the past and what is new, or else one step: `total...`, and the axis
-    of a mask that no other input has, in models that take a past.
+    """The sizes of symbols that cover both the past and what is new; none without a past.
+
+    Such a symbol is called `total...`, or only masks have it. What is new is as long as the first
+    axis that is called a sequence, or that whole numbers have; else it is one step.
     """
     inner = [(spec, size) for spec, size in named if size in symbols and size != spec.shape[0]]
     others = {size for spec, size in inner if not _is_mask_of_all(spec)}
     totals = {size for _, size in inner if "total" in size.lower() or size not in others}
     past = {s for spec, s in inner if "past" in s.lower() or PAST.search(spec.name.lower())}
+    past_length = max((symbols[s] for s in past - totals), default=0)
+    if not past_length:
+        return {}
     new = [(spec, s) for spec, s in inner if s not in past | totals]
-    new_sizes = [symbols[s] for spec, s in new if "seq" in s.lower() or spec.dtype.kind == "i"]
-    length = max((symbols[s] for s in past - totals), default=0)
-    return dict.fromkeys(totals, length + (new_sizes or [1])[0]) if length else {}
+    steps = [symbols[s] for spec, s in new if "seq" in s.lower() or spec.dtype.kind == "i"]
+    return dict.fromkeys(totals, past_length + (steps[0] if steps else 1))
 
 
 def _is_mask_of_all(spec: InputSpec) -> bool:
