@@ -125,7 +125,7 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
     p95 = timing.get("float_p95_ms"), timing.get("quantized_p95_ms")
     speedup = format_speedup(row.get("speedup"))
     sizes = row.get("float_size_bytes"), row.get("size_bytes")
-    worst = row.get("worst_db")
+    worst, metric = row.get("worst_db"), row.get("metric") or "accuracy"
     why = why_chosen(trace, row.get("chosen"), row["verdict"])
     return {
         "contract": row.get("reason"),
@@ -136,8 +136,8 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
         "hint": row.get("hint"),
         "note": row.get("note"),
         "size": before_after(*sizes, format_size, ARROW),
-        row.get("metric") or "accuracy": accuracy_before_after(row, "accuracy_float", ARROW),
-        "agreement with float": format_percent(row.get("agreement")),
+        metric: accuracy_before_after(row, "accuracy_float", ARROW),
+        "agreement": format_percent(row.get("agreement")),
         "SQNR": format_db(row.get("sqnr_db")),
         "of the worst output": f"{format_db(worst)} around its mean" if worst else None,
         "cosine": format_number(row.get("cosine"), 6),

@@ -99,19 +99,19 @@ def _wrong(models: list[ReportedModel]) -> Element | None:
     for model in models:
         reasons = ([model.why] if model.is_wrong else []) + model.regressions
         if reasons:
-            text: list[Child] = [
-                badge(model),
-                " ",
-                link(model),
-                f": {joined(reasons)}.",
-            ]
+            text: list[Child] = [badge(model), " ", link(model), f": {_ended(joined(reasons))}"]
             hint = model.row.get("hint") if model.state == "failed" else None
-            end = element("span", {"class": "muted"}, f" {hint}.") if hint else None
+            end = element("span", {"class": "muted"}, f" {_ended(hint)}") if hint else None
             items.append(element("li", {}, *text, end))
     if not items:
         return None
     heading = element("h2", {}, "What needs attention")
     return element("section", {"class": "wrong"}, heading, element("ul", {}, *items))
+
+
+def _ended(text: str) -> str:
+    """The text with a full stop, unless it ends a sentence by itself."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _sections(models: list[ReportedModel]) -> Element:
