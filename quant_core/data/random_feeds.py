@@ -147,7 +147,9 @@ def _first_that_runs(
     if runs is None:
         assert failure is not None
         raise DataError(
-            f"no random sample fits: {failure.problem}", str(model), "Give samples, or a `shape`"
+            f"no random sample fits: {failure.problem}",
+            str(model),
+            "Give samples (`data`), or sizes for its open axes (`shape`)",
         ) from failure
     return runs
 
