@@ -140,9 +140,9 @@ def _labelled_output(
         return None
     fitting = [t for t in tallies if t.labels_fit and t.rows == len(labels)]
     if not fitting and required:
-        rows = ", ".join(f"{tally.name} {tally.rows} rows" for tally in tallies)
+        rows = ", ".join(f"output {tally.name} has {tally.rows} rows" for tally in tallies)
         hint = (
-            f"Decisions are (N,) or (N, T), here {rows}; for anything else give a metric "
+            f"Decisions are (N,) or (N, T), and {rows}; for anything else give a metric "
             "module:function"
         )
         raise DataError(f"labels of shape {labels.shape} fit no output", "labels", hint)

@@ -53,6 +53,7 @@ class Arithmetic(StrEnum):
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"}
 # What quantizes a float input itself, and so computes in int8 though its first input is float.
 SELF_QUANTIZING = {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+SIZES = {"Shape", "Size"}  # which look at no value of their input
 BLOCK_KERNELS = {"MatMulNBits", "GatherBlockQuantized"}
 OF_TYPE = {
     "int8": Arithmetic.INT8,
@@ -151,6 +152,8 @@ def arithmetic_of(
         return Arithmetic.BLOCKS
     if op_type in SELF_QUANTIZING:
         return Arithmetic.INT8
+    if op_type in SIZES:
+        return Arithmetic.INDICES
     first = next(iter(input_types), "")
     for kind in (first, *output_types):
         if kind in OF_TYPE:

@@ -323,7 +323,7 @@ def test_labels_that_fit_no_output_are_refused_with_what_would_fit():
     with pytest.raises(DataError, match="fit no output") as caught:
         compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], np.zeros((3, 4, 5), int))
 
-    assert "y 3 rows" in caught.value.hint
+    assert "output y has 3 rows" in caught.value.hint
 
 
 def test_labels_that_are_all_ignored_are_refused():
