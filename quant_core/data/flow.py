@@ -295,7 +295,7 @@ def _sized(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
 
 
 def _go_on(values: Feed, name: str, token: np.ndarray) -> None:
-    """Replace the tokens by the next one, and what was made of them by nothing."""
+    """Replace the tokens by the next one, and drop what was computed from the old ones."""
     values[name] = token
     for made in (EMBEDDED, "position_ids", "cache_position"):
         values.pop(made, None)

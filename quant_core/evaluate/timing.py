@@ -148,8 +148,9 @@ def take_turns(
 def _warm_up(
     calls: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float]
 ) -> tuple[int, np.ndarray]:
-    """How many repeats a block needs, and the seconds of each call in the last pass. The first pass
-    allocates memory, so that quick calls need another one at least.
+    """How many repeats a block needs, and the seconds of each call in the last pass.
+
+    There are two passes at least, as the first one allocates memory; one if calls are slow.
     """
     start = clock()
     fastest, repeats, passes = math.inf, 1, 0

@@ -30,10 +30,10 @@ def keep_compact(folded: ir.Model, before: ir.Model, *, stays_float: bool = Fals
     1. A constant that stays float, as all do that no operator multiplies by: what its nodes read,
        and nobody else does, has fewer bytes.
     2. A weight that is going to be integers: all that its nodes read has fewer bytes than these.
-       Otherwise it stays a constant, as only constants compute in integers. A weight that another
-       operator multiplies by is in the file all the same, and counts nothing: what is split off
-       it, or sliced out of it, would be stored twice. Only its transpose stays a constant, where
-       it is a table: products share the integers of that.
+       Otherwise it stays a constant, as only constants compute in integers. What its nodes read
+       counts nothing if another operator multiplies by it: that weight is in the file all the
+       same, and a part of it would be stored twice. Only the transpose of a table stays a
+       constant: products share the integers of that.
     3. Whatever else these nodes make is no constant either: the other parts of a Split, say.
     4. What was made again first may read what was made again later: nodes are put in order.
     5. What the nodes read and make is the same in both models: onnxruntime transposes constants to

@@ -365,8 +365,8 @@ def _noise_db(
 
     gram  of the inputs, if calibration has it: (G, P, k, k)
 
-    Rows that do not: dead ones, and those whose scale is the floor that their bias sets, as what
-    they add to it is below its rounding.
+    A row does not count if it is dead, or if its bias sets the floor of its scale: then what the
+    row adds is less than the bias is rounded by.
     """
     moments = None if gram is None else judged_moments(gram)
     signal = output_noise(exact, np.zeros_like(exact), moments)

@@ -78,7 +78,7 @@ class CalibratedModel:
         return replace(self, stats=replace(observed, gram_matrices=matrices), weights=weights)
 
     def refitted_to(self, plan: QuantPlan, deadline: Deadline) -> CalibratedModel:
-        """The same for a plan with other bits, if rounding looks at the layers before."""
+        """This model with rounding targets for a plan with other bits; itself if it has none."""
         has_targets = self.stats is not None and bool(self.stats.rounding_targets)
         return self.with_gram_matrices(plan, deadline) if has_targets else self
 

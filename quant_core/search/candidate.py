@@ -67,10 +67,9 @@ class Candidate:
 
     @property
     def aim(self) -> Contract:
-        """The floor that a search without a contract aims at: no output is worth a note, of other
-        samples neither.
+        """What a search without a contract aims at: POLICY.noted_db, also for other samples.
 
-        Where the user sets a floor, or weights have 4 bits, no more than that is wanted.
+        Only the floor where the user sets one, or where weights have 4 bits.
         """
         config = self.plan.config
         is_free = config.floor_db is None and not self.plan.in_four_bits

@@ -31,8 +31,8 @@ class QuantJob:
     costs             what was timed before, and what will be
     whole_front       whether all plans are tried that may be on the front
     deadline          when all work on the model should end
-    fitted_stats      of the samples that none is judged by (judges.py), where these were measured
-                      apart
+    fitted_stats      of those calibration samples that do not judge (judges.py), where some were
+                      held out; `stats` are of all
     """
 
     model: ir.Model

@@ -117,7 +117,7 @@ def _try_blocks(
     """The race with a trial of blocks.
 
     Their integers are not those of the variants before, and GPTQ takes long. So they are rounded to
-    nearest first, and no better where they are too slow to win, however exact they become.
+    nearest first, and by GPTQ only if they are not too slow to win, however exact they become.
     """
     unfitted = race.calibrated.unfitted()
     least = worth_of_usable(race.trials, contract)
