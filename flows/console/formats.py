@@ -11,12 +11,14 @@ from quant_core.metrics import find_metric
 
 
 def format_size(count: float | None) -> str:
-    """Bytes in kB, MB or GB, which are powers of ten here."""
+    """Bytes, or kB, MB and GB, which are powers of ten here."""
     if count is None:
         return ""
     if count >= 1e9:
         return f"{count / 1e9:.2f} GB"
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    if count >= 1e6:
+        return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count:.0f} B"
 
 
 def format_ratio(before: float | None, after: float | None) -> str:

@@ -149,15 +149,8 @@ def test_a_batch_says_what_makes_a_verdict_doubtful(capsys):
 
 
 def test_sizes_and_shares_read_as_a_person_writes_them():
-    assert (
-        formats.format_size(1234),
-        formats.format_size(2_500_000),
-        formats.format_size(None),
-    ) == (
-        "1.2 kB",
-        "2.50 MB",
-        "",
-    )
+    sizes = {48: "48 B", 1234: "1.2 kB", 2_500_000: "2.50 MB", None: ""}
+    assert [formats.format_size(size) for size in sizes] == [*sizes.values()]
     assert [formats.format_ratio(4, after) for after in (1, 4, 8, None)] == [
         "4.00x smaller",
         "1.00x smaller",
