@@ -249,6 +249,8 @@ def _mistake(error: Any) -> Mistake:
     if kind == "missing":
         return Mistake(place, "is missing", "Every model needs it")
     if kind == "model_type":
-        return Mistake(place, f"is {value}", "Must be a mapping of keys to values")
+        is_model = len(place) == 2 and place[0] == "models"
+        hint = "Write `input: FILE`" if is_model else "Must be a mapping of keys to values"
+        return Mistake(place, f"is {value}", hint)
     hint = error["msg"].replace("Input should be", "Must be").replace("a valid string", "text")
     return Mistake(place, f"is {value}", hint)
