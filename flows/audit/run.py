@@ -73,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = run_parser("flows.audit", __doc__)
-    parser.add_argument("output_dir", type=Path, help="of a batch")
+    parser.add_argument("output_dir", type=Path, help="the output folder of a batch")
     parser.add_argument(
         "--max-slowdown",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="of a speed-up (default: 0.1)",
+        help="share of a speed-up that may be lost (default: 0.1)",
     )
     return parser

@@ -165,9 +165,7 @@ def show_run(
 
 def _parser() -> argparse.ArgumentParser:
     parser = run_parser("flows.batch", __doc__)
-    parser.add_argument("manifest", help="YAML or TOML")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the plans; start and write nothing"
-    )
+    parser.add_argument("manifest", help="a YAML or TOML manifest")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
     parser.add_argument("--force", action="store_true", help="make again what is up to date")
     return parser

@@ -15,32 +15,38 @@ def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        help="of a Dask cluster, say tcp://host:8786 (default: here)",
+        help="use the Dask cluster at tcp://HOST:8786 (default: workers on this host)",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="workers on this host (default: what fits)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="how many workers on this host (default: as many as fit)",
     )
     parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="GLOB",
-        help="models of that name; may be repeated",
+        help="only models of this name; repeatable",
     )
     parser.add_argument(
         "--allow-code",
         type=Path,
         metavar="DIR",
-        help="run metrics module:function, from this folder",
+        help="folder from which metrics module:function may run",
     )
     parser.add_argument(
         "--prefect",
         choices=("own", "inherit"),
         default="own",
-        help="a server of our own, or PREFECT_* as set here (default: own)",
+        help="start a Prefect server of its own, or use PREFECT_* (default: own)",
     )
     parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="for people or for programs"
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="text for people, json for programs (default: text)",
     )
     return parser
 
