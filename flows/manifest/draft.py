@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.outputs import is_output
+from flows.manifest.outputs import is_output, original_of
 from quant_core.api import plan_model
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.inputs import input_specs
@@ -32,7 +32,6 @@ HUGGINGFACE_HINT = (
     "# config.json looks like a model of Hugging Face: `quantmill batch DIR --layout huggingface` "
     "makes it as a whole."
 )
-MADE_NAME = re.compile(r"(.+)_(?:int8|int4|optimized)\.onnx")  # of `quantize` without an output
 
 
 class Role(StrEnum):
@@ -165,8 +164,8 @@ def _quoted(path: Path, folder: Path) -> str:
 
 
 def _drafted(path: Path) -> DraftedModel:
-    made = MADE_NAME.fullmatch(path.name)
-    if made and (original := path.with_name(f"{made[1]}.onnx")).is_file():
+    original = original_of(path)
+    if isinstance(original, Path) and original.is_file():
         return DraftedModel(path, (), f"made of {original.name}, by its name")
     try:
         if model_info(path).quantized:

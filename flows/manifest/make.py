@@ -13,7 +13,7 @@ from flows.manifest import huggingface
 from flows.manifest.jobs import Job
 from flows.manifest.mistakes import Mistake, Place
 from flows.manifest.models import Entry, find_models
-from flows.manifest.outputs import output_test
+from flows.manifest.outputs import original_of, output_test
 from flows.manifest.paths import absolute, below
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.spec import RANDOM, SampleSpec
@@ -42,12 +42,14 @@ def make_jobs(
             place = (*key,) if is_common else (*entry.place, *key)
             mistakes.append(Mistake(place, error.problem, error.hint))
     # A folder that holds both originals and outputs: outputs are no originals, neither of this
-    # manifest nor of an earlier run. A float model with the name of an output is an original.
-    outputs = {job.output for _, job in jobs}
+    # manifest, nor of an earlier run, nor of `quantize`. A float model with the name of an output
+    # is an original.
+    inputs, outputs = {job.input for _, job in jobs}, {job.output for _, job in jobs}
     made_by_batches = output_test()
 
     def was_made(path: Location) -> bool:
-        return made_by_batches(path) or (path in outputs and not _is_float(path))
+        is_called_so = path in outputs or original_of(path) in inputs
+        return made_by_batches(path) or (is_called_so and not _is_float(path))
 
     originals = [
         (place, job) for place, job in jobs if place[0] == "models" or not was_made(job.input)

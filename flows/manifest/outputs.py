@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -25,6 +26,7 @@ from tasks import stores
 from tasks.locations import Location, Url
 
 FOLDER = ".quantmill"
+MADE_NAME = re.compile(r"(.+)_(?:int8|int4|optimized)\.onnx")  # of `quantize` without an output
 MAX_KEY_BYTES = 1024  # of a file in S3, gs or az
 
 
@@ -112,6 +114,12 @@ def read_owner(output: Location) -> Owner | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return owner if isinstance(owner.folder, str) else None
+
+
+def original_of(path: Location) -> Location | None:
+    """The model that the file was made of, if its name is one that `quantize` gives."""
+    made = MADE_NAME.fullmatch(path.name)
+    return path.with_name(f"{made[1]}.onnx") if made else None
 
 
 def is_output(path: Path) -> bool:

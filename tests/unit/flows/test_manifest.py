@@ -332,6 +332,15 @@ def test_models_quantized_beside_their_originals_are_not_quantized_again(folder)
     assert "is also an input" in found
 
 
+def test_what_quantize_made_beside_its_original_is_not_quantized_again(folder):
+    for name in ("b_int4.onnx", "c_int8.onnx"):  # there is no c.onnx
+        (folder / "models" / name).touch()
+
+    manifest = check_manifest({"batch": {"input_dir": "models", "output_dir": "o"}}, folder)
+
+    assert [job.name for job in manifest.jobs] == ["b", "c_int8", "resnet18"]
+
+
 def test_a_manifest_survives_json_and_another_request_has_another_digest(folder):
     said = {
         "batch": {"input_dir": "models", "output_dir": "o", "costs": "costs.jsonl"},
