@@ -107,7 +107,6 @@ def quantize_answer(
         allow_code=accuracy.allow_code,
         whole_front=pareto,
     ).to_dict()
-    result["shows_front"] = pareto
     result["is_drawn"] = calibration is None or calibration.source == RANDOM
     if plan is None and _is_late(config, result["float_size_bytes"], began_at):
         result |= {"timing": None, "not_timed": "the time budget is over"}
@@ -126,7 +125,8 @@ def quantize_answer(
     else:  # samples that calibrated say nothing of fresh ones
         following = command_line("validate", model, output, "--data", "FRESH_SAMPLES.npz")
     result["next"] = following
-    return Answer(result, result_views.quantization_view, exit_code=int(is_missed))
+    view = result_views.pareto_view if pareto else result_views.quantization_view
+    return Answer(result, view, exit_code=int(is_missed))
 
 
 def _timed(

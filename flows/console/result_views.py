@@ -48,12 +48,11 @@ def quantization_view(result: Mapping[str, Any]) -> RenderableType:
     if result["shortfall"] and "fidelity" not in result:
         facts["verdict"] = verdict_text(result["verdict"], result["reason"])
     compared = [validation_view(result)] if "fidelity" in result else []
-    front = [_front_table(result)] if result.get("shows_front") else []
-    return Group(facts_table(facts), *front, *compared)
+    return Group(facts_table(facts), *compared)
 
 
-def _front_table(result: Mapping[str, Any]) -> RenderableType:
-    """The plans that no other beats in speed, SQNR and size, and which was chosen."""
+def pareto_view(result: Mapping[str, Any]) -> RenderableType:
+    """What was written, and the plans that no other beats in speed, SQNR and size."""
     chosen = [t for t in result["trace"] if t["candidate"] == result["chosen"]]
     shown = [*result["front"], *(t for t in chosen[-1:] if t not in result["front"])]
     rows = [
@@ -68,7 +67,8 @@ def _front_table(result: Mapping[str, Any]) -> RenderableType:
         for trial in shown
     ]
     columns = {key: key for key in ("plan", "speed", "sqnr", "agreement", "size", "chosen")}
-    return rows_table(rows, columns, right=("speed", "sqnr", "agreement", "size"))
+    table = rows_table(rows, columns, right=("speed", "sqnr", "agreement", "size"))
+    return Group(quantization_view(result), table)
 
 
 def _plan_text(result: Mapping[str, Any]) -> str:
