@@ -219,7 +219,7 @@ METRICS: Mapping[str, Metric] = {
             needs_labels=True,
             noise=standard_error,
             form=percent,
-            missing="Give labels",
+            missing="Give labels that are whole numbers",
             most=1.0,
         ),
         Metric(

@@ -52,6 +52,8 @@ def compare(
     figures: dict[str, Any] = {}
     if labelled:
         figures |= _top1(labelled, labels)
+    elif labels is not None and metric is None:
+        figures["note"] = f"labels are {labels.dtype}, no whole numbers: nothing was held to them"
     if metric is not None:
         figures["metric"] = measure_custom_metric(metric, names, list(outputs), labels)
         figures["metric_float"] = measure_custom_metric(metric, names, list(reference), labels)

@@ -73,7 +73,7 @@ def test_a_metric_that_was_not_measured_is_an_error_not_a_verdict():
 
     with pytest.raises(DataError, match="not measured") as caught:
         judge(fidelity, Contract(max_drop=0.01))
-    assert caught.value.hint == "Give labels"
+    assert caught.value.hint == "Give labels that are whole numbers"
 
 
 def test_speed_and_size_alone_can_be_judged_with_the_same_words():

@@ -326,6 +326,12 @@ def test_labels_that_fit_no_output_are_refused_with_what_would_fit():
     assert "output y has 3 rows" in caught.value.hint
 
 
+def test_labels_that_are_no_classes_are_not_passed_over_in_silence():
+    fidelity = compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], np.array([0.0, 1.0, 2.0]))
+
+    assert (fidelity.top1, fidelity.note[:18]) == (None, "labels are float64")
+
+
 def test_labels_that_are_all_ignored_are_refused():
     with pytest.raises(DataError, match="below zero"):
         compare(rows(np.eye(3)), rows(np.eye(3)), ["y"], np.full(3, -1))
