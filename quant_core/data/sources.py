@@ -235,7 +235,7 @@ def _arrays(
             "One row of each per sample",
         )
     if not min(counts.values(), default=1):
-        rows = {name: arrays[name].shape[0] for name in counts}
+        rows = ", ".join(f"{name} {arrays[name].shape[0]}" for name in counts)
         raise DataError(
             f"has too few samples for one feed: {rows}",
             where,
