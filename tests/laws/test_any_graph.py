@@ -71,6 +71,7 @@ def test_outputs_are_within_the_bound_that_the_scales_imply(graph: Graph, way: d
         assert (np.abs(x.astype(np.float64) - y.astype(np.float64)) <= allowed).all()
 
 
+@pytest.mark.usefixtures("equal_times")
 @any_graph(20, st.sampled_from([{}, *WAYS]), st.booleans())
 def test_files_look_the_same_and_are_not_larger(
     graph: Graph, way: dict[str, Any], has_samples: bool
