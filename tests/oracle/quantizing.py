@@ -20,7 +20,7 @@ from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, replan
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan
-from quant_core.rewrite.apply import apply_plan
+from quant_core.rewrite.apply import Quantized, apply_plan
 from tests.models import random_feed
 from tests.oracle.cases import CASES
 
@@ -35,6 +35,7 @@ class Prepared:
     model: ir.Model
     feeds: list[dict[str, np.ndarray]]
 
+    @cache  # noqa: B019 - few models, which their tests share
     def floats(self) -> list[list[np.ndarray]]:
         session = open_session(self.original.SerializeToString())
         return [run(session, feed) for feed in self.feeds]
@@ -46,6 +47,7 @@ class Made:
 
     plan: QuantPlan
     stats: Statistics
+    quantized: Quantized
     model: onnx.ModelProto
 
     def outputs(self, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
@@ -97,7 +99,8 @@ def make(
     }
     plan = replan(given.model, plan, changes)
     stats = observe(ir.to_proto(given.model).SerializeToString(), plan, given.feeds)
-    return Made(plan, stats, ir.to_proto(apply_plan(given.model, plan, stats).model))
+    quantized = apply_plan(given.model, plan, stats)
+    return Made(plan, stats, quantized, ir.to_proto(quantized.model))
 
 
 def planned(plan: QuantPlan, node: str) -> NodePlan:

@@ -1,4 +1,4 @@
-"""Every model, quantized in every way, is valid and computes nearly what the float model does."""
+"""Every model, quantized in every way, is valid, as planned and near to float."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.plan.make import QuantPlan
 from quant_core.plan.targets import TARGETS, host_kernels
 from quant_core.rewrite.apply import apply_plan
+from tests.oracle.agreement import assert_they_agree
 from tests.oracle.cases import CASES
 from tests.oracle.quantizing import make, prepared, sqnr_db
 
@@ -35,7 +36,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
-def test_a_quantized_model_is_valid_and_near(case, way):
+def test_a_quantized_model_is_valid_and_near_and_as_planned(case, way):
     given = prepared(case)
     before = ir.to_proto(given.model).SerializeToString(deterministic=True)
 
@@ -46,6 +47,7 @@ def test_a_quantized_model_is_valid_and_near(case, way):
     assert [(o.name, o.type.tensor_type.elem_type) for o in made.model.graph.output] == [
         (o.name, o.type.tensor_type.elem_type) for o in given.original.graph.output
     ]
+    assert_they_agree(made.plan, made.quantized)
     assert (
         sqnr_db(given.floats(), made.outputs(given.feeds))
         > NEAR_DB[16 if way == "float16" else made.plan.config.bits]
