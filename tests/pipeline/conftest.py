@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,15 @@ from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
 from flows.runtime.prefect_api import ENVIRONMENT
 from flows.runtime.run_options import RunOptions
+from quant_core.worker.child import STAGE_MODULE
 from tests.models import tiny_cnn
+from tests.pipeline.faulty_stages import FAULTS
 from tests.pipeline.services import PREFECT, ask, running
 from tests.processes import wait_until
 
 FAULTY = "tests.pipeline.faulty_stages"
 FAST = {"benchmark": {"seconds": 0.05}}
+QUICK = {"mode": "weight_only"}  # few candidates, for tests of what happens around the search
 EAGER = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
@@ -60,24 +63,32 @@ def keep_database(home: Path, migrated: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def harness(tmp_path_factory, migrated) -> Iterator[str]:
-    """The address of a Dask scheduler with two workers. PREFECT_API_URL names a server."""
-    from flows.runtime.dask import local_cluster
+def starting_server(tmp_path_factory, migrated) -> Iterator[Callable[[], None]]:
+    """A server of Prefect that PREFECT_API_URL names; the call waits until it answers."""
     from flows.runtime.prefect_api import api_server
 
     cache = tmp_path_factory.mktemp("prefect")
     home = prefect_home(cache / "quantmill" / "prefect", migrated)
-    before = {key: os.environ.get(key) for key in ("XDG_CACHE_HOME", "PREFECT_API_URL")}
-    os.environ["XDG_CACHE_HOME"] = str(cache)
-    os.environ.pop("PREFECT_API_URL", None)
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(api_server())
-        cluster = stack.enter_context(local_cluster(2))
+
+    def wait() -> None:
         server.wait()
         keep_database(home, migrated)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        with api_server() as server:
+            yield wait
+
+
+@pytest.fixture(scope="session")
+def harness(starting_server) -> Iterator[str]:
+    """The address of a Dask scheduler with two workers, beside a server of Prefect."""
+    from flows.runtime.dask import local_cluster
+
+    with local_cluster(2) as cluster:
+        starting_server()
         yield cluster.scheduler_address
-    for key, value in before.items():
-        os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +113,10 @@ def run(harness):
 
     def run(manifest: Manifest, on_progress=ignore, **options) -> BatchResult:
         how = RunOptions(scheduler=harness, **options)
-        return run_batch(manifest, how, on_progress=on_progress, module=FAULTY)
+        # Children that run other stages are started anew, which takes longer than a small batch.
+        suffers = any(fault in job.name for job in manifest.jobs for fault in FAULTS)
+        module = FAULTY if suffers else STAGE_MODULE
+        return run_batch(manifest, how, on_progress=on_progress, module=module)
 
     return run
 

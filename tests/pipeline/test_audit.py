@@ -18,7 +18,7 @@ from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
 from tasks.cache import files_digest
 from tasks.rows import AuditOutcome
-from tests.pipeline.conftest import save_model
+from tests.pipeline.conftest import QUICK, save_model
 from tests.pipeline.test_journal import model_entry
 
 
@@ -48,7 +48,8 @@ def test_a_line_that_is_spoiled_is_counted_and_the_one_before_it_is_audited(tmp_
 
 @pytest.mark.slow
 def test_every_way_to_get_worse_is_told(mill, run, harness, tmp_path):
-    manifest = mill("kept", "altered", "missing", "stale", "slower", "wronger", "broken")
+    names = ("kept", "altered", "missing", "stale", "slower", "wronger", "broken")
+    manifest = mill(*names, **QUICK)
     run(manifest)
     outputs = {job.name: job.output for job in manifest.jobs}
     outputs["altered"].write_bytes(outputs["kept"].read_bytes())
@@ -122,7 +123,7 @@ def test_what_stands_passes_and_a_folder_without_a_batch_is_a_wrong_request(
 
 
 def test_a_speed_that_was_measured_on_a_busy_host_is_no_baseline(mill, run, harness):
-    manifest = mill("a")
+    manifest = mill("a", **QUICK)
     run(manifest)
 
     def change(entry):

@@ -16,11 +16,10 @@ import pytest
 from flows.console.events import StageBegan
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import RequestError
-from tests.pipeline.conftest import age, save_data, save_model
+from tests.pipeline.conftest import QUICK, age, save_data, save_model
 
 pytestmark = pytest.mark.slow  # every test starts batches on a real Prefect and a real Dask
 
-QUICK = {"mode": "weight_only"}  # few candidates, for tests of what happens around the search
 STAGES = ("prepare", "calibrate", "quantize", "validate", "benchmark")
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 import yaml
 
-from tests.pipeline.conftest import FAST, save_data, save_model
+from tests.pipeline.conftest import FAST, QUICK, save_data, save_model
 from tests.pipeline.services import ROOT, ask, running, wait_for_run
 from tests.processes import wait_until
 
@@ -71,7 +71,7 @@ def test_the_commands_of_all_services_make_the_models_of_a_manifest(api, tmp_pat
         save_model(tmp_path / "models" / f"{name}.onnx", seed)
     save_data(tmp_path / "data.npy")
     batch = {"input_dir": "models", "output_dir": "out"}
-    manifest = {"calibration": {"data": "data.npy"}, "batch": batch, **FAST}
+    manifest = {"calibration": {"data": "data.npy"}, "batch": batch, **FAST, **QUICK}
     (tmp_path / "manifest.yaml").write_text(yaml.safe_dump(manifest))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])

@@ -25,7 +25,7 @@ from tasks.cache import the_cache
 from tasks.locations import Url
 from tasks.rows import Outcome
 from tests.models import tiny_cnn
-from tests.pipeline.conftest import save_data
+from tests.pipeline.conftest import QUICK, save_data
 from tests.store import BUCKET, SECRET, credentials, s3_server
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def cluster(server, harness, tmp_path_factory):
+def cluster(server, starting_server, tmp_path_factory):
     """A scheduler with two workers, each with folders of its own."""
     folder = tmp_path_factory.mktemp("cluster")
     with contextlib.ExitStack() as stack:
@@ -58,6 +58,7 @@ def cluster(server, harness, tmp_path_factory):
             options = ("--scheduler-file", str(address), "--nthreads", "1", "--no-nanny")
             start(stack, own, "dask_worker", *options, QUANTMILL_CACHE=str(own / "cache"))
         wait_for(address)
+        starting_server()
         yield yaml.safe_load(address.read_text())["address"]
 
 
@@ -98,6 +99,7 @@ def mill(tmp_path, server):
         return {
             "calibration": {"data": f"{place}/data.npy"},
             "benchmark": {"seconds": 0},
+            **QUICK,
             "batch": {"input_dir": f"{place}/*.onnx", "output_dir": f"{place}/out"},
         }
 
@@ -167,7 +169,7 @@ def test_a_batch_killed_between_upload_and_journal_uploads_the_same_bytes_again(
     command = [sys.executable, "-P", "-m", "flows.batch", str(tmp_path / "m.yaml")]
     uploaded = f"/{BUCKET}/killed/out/a_int8.onnx"
     process = subprocess.Popen(
-        [*command, "--scheduler", cluster],
+        [*command, "--scheduler", cluster, "--prefect", "inherit"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
