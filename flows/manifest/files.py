@@ -166,5 +166,7 @@ def _similar_name(path: Location, names_in: Callable[[Location], list[str]] = _n
         return ""
     if path.name in names:  # it is there, and something else is wrong
         return ""
+    if "*" in path.name:
+        return "Only batch.input_dir takes a glob"
     few = names if len(names) <= MOST_NAMES else []
     return nearest_hint(path.name, few) or "Paths of a manifest start at its folder"

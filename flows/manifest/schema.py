@@ -79,6 +79,10 @@ def _check_path(text: str) -> None:
         parts = location(text).parts if is_url(text) else Path(text).expanduser().parts
     except RuntimeError:
         raise RequestError(f"is {reprlib.repr(text)}", "path", "There is no such user") from None
+    if "${" in text or any(part.startswith("$") for part in parts):
+        # else a folder of that name would appear
+        hint = "Variables are not expanded: write the path itself"
+        raise RequestError(f"is {reprlib.repr(text)}", "path", hint)
     too_long = any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in parts)
     if not text or "\0" in text or too_long:
         hint = "A path, relative to the manifest's folder"

@@ -306,6 +306,26 @@ def test_a_text_that_is_no_manifest_is_refused_in_one_line(folder, text, problem
     assert problem in str(error.value)
 
 
+@pytest.mark.parametrize("output_dir", ["$HOME/out", "out/${DATE}", "out_${DATE}/a"])
+def test_a_variable_in_a_path_is_refused_and_no_folder_of_its_name_appears(folder, output_dir):
+    batch = {"input_dir": "models", "output_dir": output_dir}
+
+    (found,) = mistakes({"batch": batch}, folder)
+
+    assert found.startswith(f"batch.output_dir: is '{output_dir}' (Variables are not expanded")
+    assert check_manifest({"batch": batch | {"output_dir": "out/c$h"}}, folder)
+
+
+def test_a_glob_where_one_file_belongs_says_where_globs_stand(folder):
+    models = [{"input": "models/*.onnx", "output": "out/a.onnx"}]
+    values = {"models": models, "calibration": {"data": "*.npy"}}
+
+    found = mistakes(values, folder)
+
+    assert all(line.endswith("(Only batch.input_dir takes a glob)") for line in found)
+    assert len(found) == 2
+
+
 def test_a_name_in_braces_gives_each_model_its_own_data(folder):
     (folder / "data-b.npy").touch()
 
