@@ -154,7 +154,7 @@ def validate(
 def benchmark(
     original: Original,
     quantized: Quantized,
-    samples: SampleSpec,
+    feeds: SampleSpec,
     progress: Progress,
     threads: Threads = [1],  # noqa: B006 - typer reads it as the default
     batch: BatchSizes = [1],  # noqa: B006
@@ -172,14 +172,14 @@ def benchmark(
     for i, (thread_count, batch_size) in enumerate(settings):
         setting = f"{counted(thread_count, 'thread')}, {batch_size} in a feed"
         progress(f"timing both models in turn: {setting}", seconds * (len(settings) - i))
-        timed = time_both(original, quantized, samples, thread_count, batch_size, seconds)
+        timed = time_both(original, quantized, feeds, thread_count, batch_size, seconds)
         rows.append({"batch": batch_size, **timed})
     if runtime != "python":
         return Answer({**rows[0], "timings": rows, "footprints": None}, timing_views.timing_view)
     following = command_line("explain", quantized)
     progress("loading both models")
     footprints = {
-        name: footprint(path, samples, threads[0], batch[0])
+        name: footprint(path, feeds, threads[0], batch[0])
         for name, path in (("float", original), ("quantized", quantized))
     }
     answer = {**rows[0], "timings": rows, "footprints": footprints, "next": following}
@@ -188,7 +188,7 @@ def benchmark(
 
 def explain(
     model: AnyModel,
-    samples: SampleSpec,
+    feeds: SampleSpec,
     config: QuantConfig,
     progress: Progress,
     threads: ThreadCount = 1,
@@ -206,14 +206,14 @@ def explain(
     if output is not None:
         check_output(model, output)
     progress("timing every kernel", seconds)
-    found = judging.explain_model(model, config, samples, threads=threads, seconds=seconds)
+    found = judging.explain_model(model, config, feeds, threads=threads, seconds=seconds)
     explanation = found.to_dict()
     if output is not None:
         from flows.report.command_pages import write_explanation
 
         write_explanation(explanation, output)
     if not explanation["is_quantized"]:
-        data = "SAMPLES.npz" if samples.source == RANDOM else str(samples.source)
+        data = "SAMPLES.npz" if feeds.source == RANDOM else str(feeds.source)
         explanation["next"] = command_line("quantize", model, "--data", data)
     return Answer(explanation, timing_views.explanation_view)
 

@@ -299,6 +299,7 @@ SAMPLES = {
     "num_samples": Option(int, "Take only so many of the samples", "N"),
     "shape": Option(list[str], "Shape of random samples: [INPUT=]1,3,224,224; repeatable", "SHAPE"),
 }
+FEEDS = {name: option for name, option in SAMPLES.items() if name != "labels"}
 RUNNING = {
     "jobs": Option(int, "How many workers on this host", "N", "as many as fit"),
     "scheduler": Option(str, "Use the Dask cluster at tcp://HOST:8786", "ADDRESS"),
@@ -315,6 +316,7 @@ GROUPS = {
     "config": Group("Quantization", CONFIG, _build_config),
     "accuracy": Group("Accuracy", ACCURACY, _build_accuracy),
     "samples": Group("Samples", SAMPLES, _build_samples),
+    "feeds": Group("Samples", FEEDS, _build_samples),
     "calibration": Group("Samples", SAMPLES, _build_calibration),
     "allow_code": Group("Accuracy", CODE, lambda typed: typed.get("allow_code")),
     "running": Group("Running", RUNNING, _build_running),
