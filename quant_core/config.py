@@ -6,13 +6,13 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from quant_core.errors import RequestError, nearest_hint
 from quant_core.metrics import METRICS, find_metric
 
-MODES = ("auto", "static", "dynamic", "weight_only")
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 WEIGHT_METHOD_NAMES = ("auto", "rtn", "mse", "gptq")
 RUNTIMES = ("folded", "qdq")
@@ -34,6 +34,15 @@ KINDS: dict[Any, str] = {
     tuple[str, ...]: "a list of texts",
     Mapping[str, int]: "a mapping",
 }
+
+
+class Mode(StrEnum):
+    """How nodes may compute; `QuantConfig` says what each asks for."""
+
+    AUTO = "auto"
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    WEIGHT_ONLY = "weight_only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ class QuantConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         one_of("bits", self.bits, BITS)
-        one_of("mode", self.mode, MODES)
+        one_of("mode", self.mode, tuple(Mode))
         one_of("method", self.method, METHODS)
         one_of("weight_method", self.weight_method, WEIGHT_METHOD_NAMES)
         one_of("runtime", self.runtime, RUNTIMES)

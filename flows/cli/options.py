@@ -16,12 +16,12 @@ from flows.runtime.run_options import RunOptions
 from quant_core.config import (
     FLOAT_STORAGE,
     METHODS,
-    MODES,
     PRUNE,
     QAT,
     RUNTIMES,
     WEIGHT_METHOD_NAMES,
     Contract,
+    Mode,
     QuantConfig,
     check_metric,
 )
@@ -165,7 +165,7 @@ CONFIG = {
         "How nodes compute: auto, static, dynamic or weight_only",
         "MODE",
         _DEFAULT.mode,
-        choices=MODES,
+        choices=tuple(Mode),
     ),
     "method": Option(
         str,

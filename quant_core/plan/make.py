@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from quant_core.config import QuantConfig
+from quant_core.config import Mode, QuantConfig
 from quant_core.model import graph
 from quant_core.model.origins import matches, origins_of
 from quant_core.model.qat import respects_pairs
@@ -170,8 +170,8 @@ def _plan_weights(
     nodes = [*own, *inner]
     plans = {str(n.name): decide.node(n, decide.config.mode) for n in own}  # 1
     for node in inner:  # 2
-        is_dynamic = decide.config.mode == "dynamic" and is_product(node)
-        mode = "dynamic" if is_dynamic else "weight_only"
+        is_dynamic = decide.config.mode == Mode.DYNAMIC and is_product(node)
+        mode = Mode.DYNAMIC if is_dynamic else Mode.WEIGHT_ONLY
         plans[str(node.name)] = decide.node(node, mode)
     by_name = {str(n.name): n for n in nodes}  # 3
     in_four_bits = [n for n in plans.values() if n.storage is Storage.INT4]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.config import QuantConfig
+from quant_core.config import Mode, QuantConfig
 from quant_core.model import files, graph
 from quant_core.model.origins import matches
 from quant_core.numerics.float16 import is_float16, why_not_float16
@@ -44,10 +44,10 @@ SMALL_SHARE = 1 / 64
 NO_CHOICE = NodeChoice()
 NOT_CHOSEN = "no integer kernel was found better"  # by a search that could choose one
 IS_FINITE = "quantmill.is_finite"  # key in the metadata of a tensor
-_MODES = {
-    "static": (Compute.STATIC,),
-    "dynamic": (Compute.DYNAMIC,),
-    "auto": (Compute.STATIC, Compute.DYNAMIC),
+_MODES: Mapping[str, tuple[Compute, ...]] = {
+    Mode.STATIC: (Compute.STATIC,),
+    Mode.DYNAMIC: (Compute.DYNAMIC,),
+    Mode.AUTO: (Compute.STATIC, Compute.DYNAMIC),
 }
 
 
@@ -142,7 +142,7 @@ class WeightedNodes:
         config, target = self.config, self.target
         if planned.elements < config.min_elements:
             return f"{planned.elements} elements, fewer than min_elements {config.min_elements}"
-        if planned.op_type in target.only_constants and config.mode != "weight_only":
+        if planned.op_type in target.only_constants and config.mode != Mode.WEIGHT_ONLY:
             return f"{target.name} takes only constants as weights of {planned.op_type}"
         broken = (w for w in weights if not _is_finite(w))
         return next((f"{weight.name} holds NaN or inf" for weight in broken), "")
@@ -319,7 +319,7 @@ def _choose_compute(
             possible.add(chosen)
     if chosen in possible and len(possible) > 1:
         return chosen, "" if chosen.is_integer else NOT_CHOSEN
-    if mode == "weight_only":
+    if mode == Mode.WEIGHT_ONLY:
         return Compute.FLOAT, "weight-only"
     wanted = _MODES[mode]
     best = next((compute for compute in wanted if compute in possible), None)

@@ -13,6 +13,7 @@ from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.calibrate.scale_groups import product_groups
+from quant_core.config import Mode
 from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
@@ -102,7 +103,7 @@ class CalibratedModel:
         if self.samples is None or self.stats is None or plan.in_four_bits:
             return None
         few = (self.fitted or self.samples).subsample(POLICY.gram_samples)
-        multiplied = self._multiplied_inputs(plan) if plan.config.mode == "static" else []
+        multiplied = self._multiplied_inputs(plan) if plan.config.mode == Mode.STATIC else []
         scaled = equalize(self.model, deadline.limit(few), multiplied)
         if scaled is None:
             return None

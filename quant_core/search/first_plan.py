@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from quant_core.config import QuantConfig
+from quant_core.config import Mode, QuantConfig
 from quant_core.errors import ModelError, RequestError
 from quant_core.model import graph
 from quant_core.model.opset import OPSET_INT4, raise_opset
@@ -32,7 +32,7 @@ def first_plan(
 
     Raises: RequestError if static is requested without samples; as `make_plan`.
     """
-    if config.mode == "static" and not measured:
+    if config.mode == Mode.STATIC and not measured:
         raise RequestError(
             "is static, which needs calibration",
             "mode",
@@ -40,7 +40,7 @@ def first_plan(
         )
     target = find_target(config.target)
     plan = make_plan(model, config, target, rewrites=rewrites)
-    if config.mode != "auto" or measured:
+    if config.mode != Mode.AUTO or measured:
         return plan
     choices = {}
     for node in plan.nodes:

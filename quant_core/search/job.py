@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
-from quant_core.config import Contract, QuantConfig
+from quant_core.config import Contract, Mode, QuantConfig
 from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.timing_cache import TimingCache
@@ -62,4 +62,4 @@ def deadline_of(size_bytes: int, config: QuantConfig, spent_s: float = POLICY.st
 
 def has_time_to_calibrate(config: QuantConfig, deadline: Deadline) -> bool:
     """Whether samples are observed, if there are any; what is static cannot do without."""
-    return config.mode == "static" or not deadline.is_past(POLICY.late)
+    return config.mode == Mode.STATIC or not deadline.is_past(POLICY.late)

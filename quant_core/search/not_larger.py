@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 
+from quant_core.config import Mode
 from quant_core.model.origins import matches
 from quant_core.optimize.applied import to_text
 from quant_core.plan.make import with_choice
@@ -21,7 +22,7 @@ from quant_core.text import counted
 
 # In this order: integers that are only stored take the fewest nodes around them.
 CHOICES = (IN_FLOAT, NodeChoice(Compute.FLOAT, Storage.FLOAT32))
-MODES = ("auto", "weight_only")  # others are requested for their computation, not for bytes
+MODES = (Mode.AUTO, Mode.WEIGHT_ONLY)  # others are requested for their computation, not for bytes
 FEW = "few weights: the file would exceed its original"
 METADATA_BYTES = 128  # of what the finished file says of itself, beside its rewrites
 

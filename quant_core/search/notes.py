@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
+from quant_core.config import Mode
 from quant_core.data.input_hints import takes_bytes
 from quant_core.data.samples import Samples
 from quant_core.model import files, graph
@@ -26,7 +27,7 @@ def speed_note(best: Candidate) -> str:
     """That the model is slower than its float original; "" if it is not, or cannot be timed."""
     if best.speedup is None or best.speedup >= POLICY.equal_speed:
         return ""
-    was_raced = best.plan.config.mode == "auto"
+    was_raced = best.plan.config.mode == Mode.AUTO
     why = "nothing faster was found" if was_raced else "mode auto may find faster"
     return f"{best.speedup:.2f}x of float's speed: {why}"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from quant_core.calibrate.outliers import choose_treatments
-from quant_core.config import Contract
+from quant_core.config import Contract, Mode
 from quant_core.errors import ModelError
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import Compute, OutlierTreatment, QuantPlan
@@ -39,7 +39,7 @@ def race_variants(
     last_resorts: bool = False,
 ) -> Race:
     """Step 1: the race after all variants that are worth trying; or after the last resorts."""
-    if plan.config.mode != "auto":
+    if plan.config.mode != Mode.AUTO:
         return _try_as_planned(race, plan, bench, progress)
     is_calibrated = race.calibrated.stats is not None
     uncalibrated = filter(None, (variant.without_calibration() for variant in VARIANTS))
@@ -80,7 +80,7 @@ def try_safest(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) ->
     and breaks an output least.
     """
     safest = VARIANTS[-1]
-    if plan.config.mode != "auto":
+    if plan.config.mode != Mode.AUTO:
         return race
     safest_plan = safest.plan(race.calibrated.model, plan)
     if was_tried(safest_plan, race.trials):
@@ -150,7 +150,7 @@ def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench, progress: Progres
     label = plan.config.mode
     progress(f"trying {label}")
     race = try_plan(race, plan, label, bench)
-    is_static = plan.config.mode == "static"
+    is_static = plan.config.mode == Mode.STATIC
     return _try_equalized(race, plan, bench, progress) if is_static else race
 
 

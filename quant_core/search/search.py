@@ -46,7 +46,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quant_core.config import Contract
+from quant_core.config import Contract, Mode
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict, float_misses
 from quant_core.evaluate.timing_cache import Cost
@@ -101,7 +101,7 @@ def search(
     is_late = bench.deadline.is_past(POLICY.late)
     if is_late:
         race = try_safest(race, plan, bench, progress)
-    sought, is_auto = contract, plan.config.mode == "auto"
+    sought, is_auto = contract, plan.config.mode == Mode.AUTO
     is_free = is_auto and contract is None and not whole_front
     if is_late or not is_free or can_gain(calibrated.model, plan, bench):
         race = race_variants(race, plan, bench, contract, progress)
