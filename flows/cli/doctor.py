@@ -13,6 +13,7 @@ from typing import Any
 
 from flows.cli.command import Answer
 from flows.console import model_views
+from flows.console.formats import format_size
 from quant_core.plan.targets import cpu_flags, cpu_name, host_kernels, host_target_name
 from quant_core.worker.memory import total_bytes, usable_cores
 
@@ -103,7 +104,7 @@ def host_facts() -> dict[str, str]:
         "cpu": cpu_name(),
         "cpu flags": " ".join(flag for flag in RELEVANT_FLAGS if flag in flags),
         "threads": f"{usable_cores()} of {os.cpu_count()}",
-        "memory": f"{total_bytes() / 2**30:.1f} GiB",
+        "memory": format_size(total_bytes()),
         "python": f"{platform.python_version()} ({sys.executable})",
     }
 
