@@ -206,8 +206,10 @@ def coarse_weights(start: Candidate, nodes: Collection[str]) -> list[str]:
 
 
 def small_weights(plan: QuantPlan) -> list[str]:
-    """The nodes in float whose weights in 8 bits are the fewest: 16 bits are more exact, take no more
-    time there, and for all of them add POLICY.allocated_share of the bytes at most.
+    """The nodes in float with the fewest weights in 8 bits.
+
+    16 bits for them are more exact, take no more time, and add POLICY.allocated_share of the bytes
+    at most.
     """
     in_int8 = sorted((n for n in plan.nodes if n.storage is Storage.INT8), key=lambda n: n.elements)
     in_float = [n for n in in_int8 if n.compute is Compute.FLOAT]
