@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import get_client, serve
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 
 from flows.audit.flow import audit
@@ -64,16 +65,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.serve", description=__doc__)
     parser.add_argument("manifest", type=Path)
     parser.add_argument(
-        "--cron", default="0 2 * * *", help="when to make (default: every night at 2:00 UTC)"
+        "--cron",
+        type=_cron,
+        default="0 2 * * *",
+        help="when to make (default: every night at 2:00 UTC)",
     )
     parser.add_argument(
-        "--audit-cron", default="0 5 * * 0", help="when to audit (default: on Sundays at 5:00 UTC)"
+        "--audit-cron",
+        type=_cron,
+        default="0 5 * * 0",
+        help="when to audit (default: on Sundays at 5:00 UTC)",
     )
     parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
     parser.add_argument(
         "--allow-code", metavar="DIR", help="run metrics module:function, from this folder"
     )
     return parser
+
+
+def _cron(text: str) -> str:
+    """The text. Raises: ArgumentTypeError if it is no schedule of cron."""
+    try:
+        CronSchedule(cron=text)
+    except ValueError:
+        problem = f"is {text!r}; five fields are meant, as in '0 2 * * *'"
+        raise argparse.ArgumentTypeError(problem) from None
+    return text
 
 
 def find_server() -> str:

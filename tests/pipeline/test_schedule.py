@@ -87,5 +87,15 @@ def test_the_nightly_batch_and_the_weekly_audit_fire_on_schedule(api, manifest, 
     assert summary(tmp_path)["state"] == "Completed"
 
 
+def test_a_schedule_that_cron_does_not_know_is_told_in_one_line(manifest):
+    command = [sys.executable, "-m", "deployments.serve", str(manifest), "--cron", "61 * * * *"]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "argument --cron: is '61 * * * *'; five fields are meant" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def summary(folder: Path) -> dict:
     return json.loads((folder / "out" / "reports" / "summary.json").read_text())
