@@ -139,7 +139,7 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
         metric: accuracy_before_after(row, "accuracy_float", ARROW),
         "agreement": format_percent(row.get("agreement")),
         "SQNR": format_db(row.get("sqnr_db")),
-        "of the worst output": f"{format_db(worst)} around its mean" if worst else None,
+        "of the worst output": None if worst is None else f"{format_db(worst)} around its mean",
         "cosine": format_number(row.get("cosine"), 6),
         "largest error": format_number(row.get("max_abs_error"), 6),
         "latency": before_after(*latencies(row), format_ms, ARROW),
