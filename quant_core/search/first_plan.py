@@ -11,6 +11,7 @@ from quant_core.config import Mode, QuantConfig
 from quant_core.errors import ModelError, RequestError
 from quant_core.model import graph
 from quant_core.model.opset import OPSET_INT4, raise_opset
+from quant_core.model.session import find_provider
 from quant_core.optimize.applied import Applied
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES
@@ -30,8 +31,10 @@ def first_plan(
     measured  whether there are samples to measure ranges on
     rewrites  how the model was rewritten after it was prepared
 
-    Raises: RequestError if static is requested without samples; as `make_plan`.
+    Raises: RequestError if static is requested without samples, or an execution provider that
+    onnxruntime does not know; as `make_plan`.
     """
+    find_provider(config.provider)  # nothing else asks for it where nothing is measured
     if config.mode == Mode.STATIC and not measured:
         raise RequestError(
             "is static, which needs calibration",

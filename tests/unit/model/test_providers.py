@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from quant_core.api import quantize_model
+from quant_core.api import plan_model, quantize_model
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
@@ -74,6 +74,11 @@ def test_where_a_provider_is_missing_the_cpu_runs_and_that_is_said(cnn, tmp_path
 def test_a_provider_that_nobody_knows_is_an_error_that_names_the_known_ones():
     with pytest.raises(RequestError, match=r"cpu.*cuda.*openvino"):
         find_provider("abacus")
+
+
+def test_a_provider_that_nobody_knows_is_an_error_also_where_nothing_is_measured(cnn):
+    with pytest.raises(RequestError, match="abacus"):
+        plan_model(cnn[0], QuantConfig(provider="abacus"))
 
 
 def test_the_cpu_is_a_provider_without_a_note():
