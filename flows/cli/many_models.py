@@ -176,19 +176,20 @@ def report(
     """
     from flows.reading import read_reports
 
-    rebuilt: dict[str, Any] = {}
+    written: dict[str, Any] = {}
     if rebuild:
         if not (folder / FOLDER / "journal.jsonl").is_file():
             raise RequestError("holds no journal", str(folder), "Name a batch's output folder")
         from flows.batch.rebuild import rebuild as rebuild_reports
 
         files, skipped_lines = rebuild_reports(folder)
-        rebuilt = {"rebuilt": [str(path) for path in files], "skipped_lines": skipped_lines}
+        written = {"rebuilt": [str(path) for path in files], "skipped_lines": skipped_lines}
     if output is not None:
         from flows.report.page import write_report
 
         write_report(folder, output, run)
-    return Answer(read_reports(folder, run) | rebuilt, run_views.reports_view)
+        written["page"] = str(output)
+    return Answer(read_reports(folder, run) | written, run_views.reports_view)
 
 
 def _run_file(

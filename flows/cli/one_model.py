@@ -212,6 +212,7 @@ def explain(
         from flows.report.command_pages import write_explanation
 
         write_explanation(explanation, output)
+        explanation["page"] = str(output)
     if not explanation["is_quantized"]:
         data = "SAMPLES.npz" if feeds.source == RANDOM else str(feeds.source)
         explanation["next"] = command_line("quantize", model, "--data", data)
@@ -242,5 +243,6 @@ def compare(
         from flows.report.command_pages import write_comparison
 
         write_comparison(rows, output)
+        rows["page"] = str(output)
     missed = any(row["verdict"] == "not_met" for row in rows["files"])
     return Answer(rows, timing_views.comparison_view, exit_code=int(missed))

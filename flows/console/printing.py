@@ -22,14 +22,15 @@ PIPE_WIDTH = 200  # of text that goes to no terminal, so that long names are not
 
 
 def print_answer(data: Any, view: Callable[[Any], RenderableType] | None) -> None:
-    """Print `data` as `view` draws it, and the command that is of use next, if it holds one;
-    without a view, as JSON.
+    """Print `data` as `view` draws it, and what it holds of these: the HTML page that was written,
+    and the command that is of use next. Without a view, print it as JSON.
     """
     if view is not None:
         console().print(view(data))
-        if isinstance(data, Mapping) and data.get("next"):
-            following = Text(f"next: {printable(data['next'])}", style="dim")
-            console().print(following, soft_wrap=True)
+        for key in ("page", "next"):
+            if isinstance(data, Mapping) and data.get(key):
+                line = Text(f"{key}: {printable(data[key])}", style="dim")
+                console().print(line, soft_wrap=True)
     else:
         sys.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
 
