@@ -189,7 +189,7 @@ CONFIG = {
     ),
     "symmetric": Option(
         bool,
-        "Weights without a zero point, or with one",
+        "Weights without a zero point, or weight-only ones with one",
         None,
         "symmetric",
         "--symmetric/--asymmetric",
