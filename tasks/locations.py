@@ -71,7 +71,8 @@ def is_url(text: str) -> bool:
 def location(text: str) -> Location:
     """The file or folder that a text names."""
     if is_url(text):
-        return Url(text.rstrip("/"))
+        scheme, slashes, rest = text.rstrip("/").partition("://")
+        return Url(f"{scheme.lower()}{slashes}{rest}")
     return Path(text.partition("://")[2] if URL.match(text) else text)
 
 

@@ -17,7 +17,7 @@ from quant_core.config import Contract, QuantConfig
 from quant_core.errors import RequestError, nearest_hint
 from quant_core.model.atomic import MAX_NAME_BYTES
 from tasks.locations import is_url, location
-from tasks.stores import check_url
+from tasks.stores import EXTRAS, check_url
 
 REQUEST_ERROR = "request_error"  # the type of pydantic's error that holds a RequestError
 
@@ -79,6 +79,9 @@ def _check_path(text: str) -> None:
         parts = location(text).parts if is_url(text) else Path(text).expanduser().parts
     except RuntimeError:
         raise RequestError(f"is {reprlib.repr(text)}", "path", "There is no such user") from None
+    scheme, colon, rest = text.partition(":")
+    if scheme.lower() in EXTRAS and colon and not rest.startswith("//"):
+        raise RequestError(f"is {reprlib.repr(text)}", "path", f"A URL begins with {scheme}://")
     if "${" in text or any(part.startswith("$") for part in parts):
         # else a folder of that name would appear
         hint = "Variables are not expanded: write the path itself"

@@ -125,6 +125,7 @@ def test_local_models_may_go_to_a_store_and_back(tmp_path):
         ({"models": [{"input": f"{STORE}/models", "output": "x.onnx"}]}, "is a folder"),
         (batch(input_dir=f"{STORE}/models", work_dir=f"{STORE}/work"), "A local path"),
         (batch(input_dir="sftp://me:word@host/models"), "holds a password"),
+        (batch(input_dir="models", output_dir="s3:/bucket/out"), "A URL begins with s3://"),
         (batch(input_dir=f"{STORE}/nothing", layout="huggingface"), "no .onnx file"),
     ],
 )

@@ -56,6 +56,10 @@ def test_a_url_of_a_local_file_is_a_path(text, is_in_store):
     assert isinstance(location(text), Url) == is_in_store
 
 
+def test_the_scheme_of_a_url_is_written_in_either_case():
+    assert location("S3://Bucket/M.onnx") == Url("s3://Bucket/M.onnx")
+
+
 def test_a_file_url_names_the_local_file():
     assert str(location("file:///models/m.onnx")) == "/models/m.onnx"
 
