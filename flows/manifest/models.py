@@ -59,8 +59,10 @@ def find_models(values: Mapping[str, Any], folder: Path) -> tuple[list[Entry], l
     except OSError as problem:
         return entries, [_not_listed(place, problem)]
     if not matches:
-        hint = f"Looked in {absolute(folder, pattern)}"
-        return entries, [Mistake(place, f"no .onnx file in {pattern}", hint)]
+        path = absolute(folder, pattern)
+        is_there = isinstance(path, Url) or glob.has_magic(pattern) or is_folder(path)
+        flaw = "no .onnx file in" if is_there else "no such file or folder:"
+        return entries, [Mistake(place, f"{flaw} {pattern}", f"Looked in {path}")]
     listed = {real_path(entry.input) for entry in entries}
     found = [
         Entry(place, path, {}, root) for path, root in matches if real_path(path) not in listed

@@ -294,7 +294,8 @@ def test_top1_without_labels_is_a_mistake_before_anything_runs(folder):
         ("- 1", "is not a mapping"),
         ("", "is not a mapping"),
         ("models: []", "names no model"),
-        ("batch: {input_dir: nothing, output_dir: o}", "no .onnx file"),
+        ("batch: {input_dir: nothing, output_dir: o}", "no such file or folder: nothing"),
+        ("batch: {input_dir: 'models/*.onx', output_dir: o}", "no .onnx file in models/*.onx"),
     ],
 )
 def test_a_text_that_is_no_manifest_is_refused_in_one_line(folder, text, problem):

@@ -134,7 +134,7 @@ def test_a_dry_run_of_a_batch_prints_plans_and_errors_alike_at_both_doors(
     ("line", "part"),
     [
         ("batch absent.onnx gone.onnx -o out", "no such file"),
-        ("batch nowhere -o out", "no .onnx file"),
+        ("batch nowhere -o out", "no such file or folder: nowhere"),
         ("batch float.onnx -o out --metric top1 --min 0.9", "top1 needs labels"),
         ("batch float.onnx -o out --metric cosine", "--max-drop or --min"),
         ("batch float.onnx -o out --jobs 0", "1 or more"),
