@@ -35,13 +35,24 @@ def not_larger(calibrated: CalibratedModel, best: Candidate, float_size_bytes: i
     2. Nodes whose bits were chosen by name stay as they are.
     3. Where nothing is enough, no weight is rounded, to integers or to float16.
     """
-    most_bytes = float_size_bytes - METADATA_BYTES - len(to_text(best.plan.rewrites))
+    most_bytes = _most_bytes(best, float_size_bytes)
     found = best
     for choice in CHOICES:  # 1.
         if found.size_bytes <= most_bytes or best.plan.config.mode not in MODES:
             return found
         found = _changed(calibrated, best, choice, most_bytes)
     return found  # 3.
+
+
+def fits(best: Candidate, float_size_bytes: int) -> bool:
+    """Whether the candidate's file is no larger than its original, or may be."""
+    is_free = best.plan.config.mode not in MODES
+    return is_free or best.size_bytes <= _most_bytes(best, float_size_bytes)
+
+
+def _most_bytes(best: Candidate, float_size_bytes: int) -> int:
+    """That leave room for what the finished file says of itself."""
+    return float_size_bytes - METADATA_BYTES - len(to_text(best.plan.rewrites))
 
 
 def _changed(

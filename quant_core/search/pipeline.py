@@ -14,13 +14,14 @@ from quant_core.calibrate.observe import observe
 from quant_core.data.samples import Samples
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.session import find_provider
+from quant_core.optimize.rules import TIMED
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.bit_allocation import allocate_bits
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
-from quant_core.search.first_plan import storable_plan
+from quant_core.search.first_plan import first_plan, storable_plan
 from quant_core.search.floor import Checked, check_floor
 from quant_core.search.job import QuantJob
 from quant_core.search.judges import (
@@ -30,9 +31,10 @@ from quant_core.search.judges import (
     hold_out_judges,
     holdout_step,
     needs_hold_out,
+    observed,
     search_bench,
 )
-from quant_core.search.not_larger import not_larger
+from quant_core.search.not_larger import fits, not_larger
 from quant_core.search.notes import (
     alike_note,
     bytes_note,
@@ -42,6 +44,7 @@ from quant_core.search.notes import (
     with_reasons,
 )
 from quant_core.search.policy import POLICY
+from quant_core.search.prepared import prepare_optimized
 from quant_core.search.result import Made
 from quant_core.search.search import Found, follow_plan, search, tune_biases
 from quant_core.text import joined
@@ -50,11 +53,24 @@ from quant_core.text import joined
 def quantize_by_search(job: QuantJob) -> Made:
     """The best model that the job's config allows.
 
+    Timed rewrites may take bytes that integers do not win back: where the file would be larger than
+    its original, it is made of the model as it was before them.
+
+    Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
+    """
+    made = _search(job)
+    is_timed = any(change.rule in TIMED for change in job.plan.rewrites)
+    if not is_timed or not _limits_size(job) or fits(made.best, job.float_size_bytes):
+        return made
+    return _search(_without_rewrites(job))
+
+
+def _search(job: QuantJob) -> Made:
+    """The best model that can be made of the job's.
+
     Samples that ranges were measured on, and weights fitted to, judge too kindly. Where no others
     are given, a part is held out to judge by, and what wins is finished with all samples: weights
     are rounded for them too where that costs no output its aim.
-
-    Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
     plan, why = storable_plan(job)
     holds_out = job.stats is not None and needs_hold_out(job, plan)
@@ -62,8 +78,8 @@ def quantize_by_search(job: QuantJob) -> Made:
     searched = _with_samples(job, plan, judging.fitted) if judging.held_out is not None else job
     if plan.in_four_bits and job.stats is not None:
         job.progress("measuring where 4 bits make noise")
-        observed = CalibratedModel(job.model, searched.samples, searched.stats)
-        plan = allocate_bits(observed, plan, job.deadline.of_stage(POLICY.stage_share))
+        measured = CalibratedModel(job.model, searched.samples, searched.stats)
+        plan = allocate_bits(measured, plan, job.deadline.of_stage(POLICY.stage_share))
     began_at = time.monotonic()
     calibrated = _calibrated(searched, plan)
     observing_s = time.monotonic() - began_at - calibrated.weights.seconds
@@ -106,6 +122,20 @@ def quantize_by_plan(job: QuantJob) -> Made:
     bench = search_bench(job, plan, judging) if job.contract is not None else None
     found = follow_plan(calibrated, plan, bench, job.contract)
     return _made(job, judging, bench, found, why, repairs=False)
+
+
+def _without_rewrites(job: QuantJob) -> QuantJob:
+    """The job with the model of its file as it is, observed anew if it was observed."""
+    config = replace(job.plan.config, optimize=False)
+    found = prepare_optimized(job.original, config, job.samples, job.costs, job.deadline)
+    plan = first_plan(found.model, config, measured=job.stats is not None, rewrites=found.applied)
+    plain = replace(job, model=found.model, plan=plan, stats=None, fitted_stats=None)
+    return plain if job.stats is None else observed(plain)
+
+
+def _limits_size(job: QuantJob) -> bool:
+    """Whether bytes count for more than speed."""
+    return job.contract is None or not job.contract.min_speedup
 
 
 def _with_samples(job: QuantJob, plan: QuantPlan, samples: Samples | None) -> QuantJob:
@@ -239,7 +269,7 @@ def _checked(
     repairs: bool,
 ) -> Checked:
     """The best candidate after the check of its outputs, its file no larger than the original's."""
-    limits_size = repairs and not (job.contract is not None and job.contract.min_speedup)
+    limits_size = repairs and _limits_size(job)
     if limits_size:
         best = not_larger(calibrated, best, job.float_size_bytes)
     checked = check_floor(

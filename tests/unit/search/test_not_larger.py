@@ -7,8 +7,15 @@ import onnx
 import pytest
 
 from quant_core.api import quantize
+from quant_core.config import QuantConfig
+from quant_core.model.prepare import prepare
+from quant_core.optimize.run import optimize
 from quant_core.plan.types import Storage
+from quant_core.search.first_plan import first_plan
+from quant_core.search.job import QuantJob
 from quant_core.search.not_larger import FEW
+from quant_core.search.pipeline import quantize_by_search
+from quant_core.search.result import write_result
 from tests.models import sketch
 
 RNG = np.random.default_rng(0)
@@ -73,3 +80,19 @@ def test_weights_that_were_promoted_to_float16_are_no_larger_than_in_float32(tmp
 
     assert made.size_bytes <= made.float_size_bytes
     assert "larger" not in made.note
+
+
+def test_rewrites_that_make_the_file_larger_than_its_integers_can_save_are_left(tmp_path):
+    text = "(float[1,8,16,16] x) => (float[1,4,16,16] y) { y = Conv<pads = [1, 1, 1, 1]>(x, w) }"
+    weights = {"w": RNG.standard_normal((4, 8, 3, 3), np.float32)}
+    onnx.save(sketch(text, weights), tmp_path / "m.onnx")
+    size, config = (tmp_path / "m.onnx").stat().st_size, QuantConfig(exclude=("y",))
+    feeds = [{"x": RNG.standard_normal((1, 8, 16, 16), np.float32)}]
+    found = optimize(prepare(tmp_path / "m.onnx", feeds), feeds, lambda before, after: 2.0)
+    plan = first_plan(found.model, config, measured=False, rewrites=found.applied)
+
+    made = quantize_by_search(QuantJob(found.model, tmp_path / "m.onnx", size, plan))
+
+    assert {change.rule for change in found.applied} == {"stack_outputs"}
+    assert made.best.plan.rewrites == ()
+    assert write_result(made, tmp_path / "q.onnx").size_bytes <= size
