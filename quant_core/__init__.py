@@ -57,3 +57,8 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"quant_core.{home}"), name)
     raise AttributeError(f"module quant_core has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    """Interactive shells complete the public names, though none is imported yet."""
+    return sorted({*globals(), *(name for names in PUBLIC.values() for name in names)})
