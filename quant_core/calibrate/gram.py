@@ -12,8 +12,9 @@ Where a bias takes up the mean of that error (rewrite/bias_correction.py), G is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from quant_core.data.samples import spread
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.model.session import Model
-from quant_core.model.values import values_of
+from quant_core.model.values import numbered_values_of
 from quant_core.numerics.output_noise import parts_of
 from quant_core.plan.operators import RULES, why_not_integer
 from quant_core.plan.types import QuantPlan
@@ -162,16 +163,65 @@ def gram_matrices(
     if deadline.is_over:
         return {}
     feeds = list(feeds)
-    sums = {source: _MomentSums(source) for source in inputs.values()}
-    read = deadline.limit(feeds)
-    for values in values_of(model, (source.tensor for source in sums), read):
-        for source, total in sums.items():
+    tally = GramTally(inputs, range(len(feeds)))
+    for position, values in numbered_values_of(model, tally.tensors, deadline.limit(feeds)):
+        tally.add(position, values)
+    return tally.matrices()
+
+
+class GramTally:
+    """Gram matrices of the inputs of nodes, summed up feed by feed.
+
+    chosen  positions of the feeds that count, each of which gives as many rows
+    """
+
+    def __init__(self, inputs: Mapping[str, MatmulInput], chosen: Sequence[int]) -> None:
+        self.inputs, self.chosen = inputs, frozenset(chosen)
+        self._sums = {source: _MomentSums(source) for source in inputs.values()}
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of what is to be added."""
+        return [source.tensor for source in self._sums]
+
+    def add(self, position: int, values: Mapping[str, NDArray[Any]]) -> None:
+        """Add what a feed gives of the tensors, or of some of them; of others nothing is read."""
+        if position not in self.chosen:
+            return
+        for source, total in self._sums.items():
             if source.tensor not in values:
                 continue
-            wanted = -(-_rows_of_each(source.groups, source.gram_shape[-1]) // len(feeds))
+            wanted = -(-_rows_of_each(source.groups, source.gram_shape[-1]) // len(self.chosen))
             total.add(input_rows(values[source.tensor], source, wanted))
-    found = {source: total.gram() for source, total in sums.items()}
-    return {name: found[source] for name, source in inputs.items()}
+
+    def matrices(self) -> dict[str, NDArray[np.float32]]:
+        """As `gram_matrices` gives them; once."""
+        found = {source: total.gram() for source, total in self._sums.items()}
+        return {name: found[source] for name, source in self.inputs.items()}
+
+
+def bytes_of(inputs: Mapping[str, MatmulInput]) -> int:
+    """Bytes of the Gram matrices of these inputs."""
+    return sum(4 * math.prod(source.gram_shape) for source in set(inputs.values()))
+
+
+def save_grams(path: Path, grams: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write Gram matrices to one .npz file, each that nodes share once; `load_grams` reads it."""
+    distinct = {id(gram): gram for gram in grams.values()}
+    numbers = {of: f"gram{i}" for i, of in enumerate(distinct)}
+    stored: dict[str, Any] = {numbers[of]: gram for of, gram in distinct.items()}
+    which = [numbers[id(gram)] for gram in grams.values()]
+    stored |= {"names": np.array([*grams], np.str_), "which": np.array(which, np.str_)}
+    with path.open("wb") as file:
+        np.savez(file, **stored)
+
+
+def load_grams(path: Path) -> dict[str, NDArray[np.float32]]:
+    """What `save_grams` wrote. Raises: OSError, ValueError or KeyError if it is something else."""
+    with np.load(path, allow_pickle=False) as file:
+        names, which = file["names"].tolist(), file["which"].tolist()
+        found = {number: file[number] for number in dict.fromkeys(which)}
+    return {name: found[number] for name, number in zip(names, which, strict=True)}
 
 
 def _rows_of_each(groups: int, columns: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant_core.calibrate.gram import RoundingTarget
+from quant_core.calibrate.gram import GramTally, RoundingTarget, load_grams, save_grams
 from quant_core.calibrate.stats import (
     ChannelMoments,
     TensorStats,
@@ -66,8 +68,13 @@ class Statistics:
 
     @classmethod
     def merged(cls, shards: Iterable[Statistics]) -> Statistics:
-        """The statistics of all shards together; their order does not matter to the last bit."""
-        shards = list(shards)
+        """The statistics of all shards together; their order does not matter to the last bit.
+
+        Gram matrices are kept where one shard alone has samples.
+        """
+        shards = [shard for shard in shards if shard.samples]
+        if len(shards) == 1:
+            return shards[0]
         tensors = merge_stats(shard.tensors for shard in shards)
         means = merge_stats(shard.means for shard in shards)
         return cls(tensors, means, samples=sum(shard.samples for shard in shards))
@@ -83,19 +90,40 @@ class Statistics:
         tensors = {**self.tensors, **newer.tensors}
         return replace(self, tensors=tensors, means={**self.means, **newer.means})
 
-    def save(self, path: Path | str) -> None:
-        """Writes tensors, means and the number of samples to a .npz file; `load` reads it."""
-        tensors = {f"t:{name}": stats for name, stats in self.tensors.items()}
-        means = {f"m:{axis}:{name}": found for (name, axis), found in self.means.items()}
-        save_stats(path, {**tensors, **means}, self.samples)
 
-    @classmethod
-    def load(cls, path: Path | str) -> Statistics:
-        """What `save` wrote. Raises: DataError if the file holds something else."""
-        stored, samples = load_stats(path)
-        tensors = {name[2:]: stats for name, stats in stored.items() if name[0] == "t"}
-        means = {_mean_key(name): found for name, found in stored.items() if name[0] == "m"}
-        return cls(tensors, means, samples=samples)
+def save_parts(path: Path | str, parts: Sequence[Statistics]) -> None:
+    """Write tensors, means and the number of samples of each part to a .npz file, and the Gram
+    matrices of the first to one beside it; `load_parts` reads both.
+    """
+    found: dict[str, TensorStats | ChannelMoments] = {}
+    for k, part in enumerate(parts):
+        found |= {f"{k}:t:{name}": stats for name, stats in part.tensors.items()}
+        found |= {f"{k}:m:{axis}:{name}": means for (name, axis), means in part.means.items()}
+    save_stats(path, found, [part.samples for part in parts])
+    if parts[0].gram_matrices:
+        save_grams(_beside(path), parts[0].gram_matrices)
+
+
+def load_parts(path: Path | str) -> list[Statistics]:
+    """What `save_parts` wrote; without Gram matrices where their file was left behind.
+
+    Raises: DataError if the file holds something else.
+    """
+    stored, counts = load_stats(path)
+    tensors: list[dict[str, TensorStats]] = [{} for _ in counts]
+    means: list[dict[MeanKey, ChannelMoments]] = [{} for _ in counts]
+    for key, found in stored.items():
+        part, kind, name = key.split(":", 2)
+        if kind == "t":
+            tensors[int(part)][name] = found
+        else:
+            axis, tensor = name.split(":", 1)
+            means[int(part)][tensor, int(axis)] = found
+    each = zip(tensors, means, counts, strict=True)
+    parts = [Statistics(values, of_channels, samples=count) for values, of_channels, count in each]
+    with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        parts[0] = replace(parts[0], gram_matrices=load_grams(_beside(path)))
+    return parts
 
 
 def observe(
@@ -117,8 +145,11 @@ def observe_each(
     plan: QuantPlan,
     shards: Sequence[Iterable[Mapping[str, NDArray[Any]]]],
     threads: int = 1,
+    grams: GramTally | None = None,
 ) -> list[Statistics]:
     """The statistics of each of several shards of samples, for which the model is opened once.
+
+    grams  is added up with the first shard, whose statistics then have its matrices
 
     Raises: as `observe`.
     """
@@ -134,14 +165,17 @@ def observe_each(
     provider, _ = find_provider(plan.config.provider)
     samples = numbered_values_of(
         model,
-        tallies[0].wanted,
+        dict.fromkeys((*tallies[0].wanted, *(grams.tensors if grams is not None else ()))),
         feeds(),
         threads=threads,
         where="calibration sample",
         provider=provider,
     )
     for position, values in samples:
-        tally_of_feed[position].add(values)
+        tally = tally_of_feed[position]
+        if grams is not None and tally is tallies[0]:
+            grams.add(position, values)
+        tally.add({name: x for name, x in values.items() if name in tally.wanted})
     found = []
     for tally in tallies:
         tally.count_waiting()
@@ -149,6 +183,8 @@ def observe_each(
         if not seen:
             raise DataError("no calibration samples", hint="At least one sample is needed")
         found.append(Statistics(tally.tensors, tally.means, samples=seen))
+    if grams is not None:
+        found[0] = replace(found[0], gram_matrices=grams.matrices())
     return found
 
 
@@ -210,10 +246,11 @@ class _Tally:
             self.means[name, axis].update(counted[axis], name)
 
 
-def _mean_key(name: str) -> MeanKey:
-    """The key of means that `Statistics.save` stored as "m:axis:tensor"."""
-    _, axis, tensor = name.split(":", 2)
-    return tensor, int(axis)
+def _beside(path: Path | str) -> Path:
+    """Where the Gram matrices are that belong to the statistics in this file. The name begins with
+    a dot, as they are large: stores are not sent what can be measured anew.
+    """
+    return Path(path).with_name(f".{Path(path).name}.grams")
 
 
 def _bounds(x: NDArray[Any]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -265,10 +265,10 @@ def merge_stats(parts: Iterable[Mapping[K, S]]) -> dict[K, S]:
     return merged
 
 
-def save_stats(path: Path | str, stats: Mapping[str, Statistic], samples: int) -> None:
+def save_stats(path: Path | str, stats: Mapping[str, Statistic], samples: Sequence[int]) -> None:
     """One .npz file of a few arrays, whose bytes depend on its arguments alone.
 
-    samples  how many the statistics are of
+    samples  how many each part of the statistics is of
     """
     names = sorted(stats)
     packed = [stats[name].pack() for name in names]
@@ -277,7 +277,7 @@ def save_stats(path: Path | str, stats: Mapping[str, Statistic], samples: int) -
     with Path(path).open("wb") as file:
         np.savez(
             file,
-            samples=np.int64(samples),
+            samples=np.array(samples, np.int64),
             names=np.array(names, np.str_),
             kinds=np.array([_KINDS.index(type(stats[name])) for name in names], np.int64),
             float_sizes=np.array([f.size for f in floats], np.int64),
@@ -287,8 +287,8 @@ def save_stats(path: Path | str, stats: Mapping[str, Statistic], samples: int) -
         )
 
 
-def load_stats(path: Path | str) -> tuple[dict[str, Any], int]:
-    """The mapping that `save_stats` wrote, in the order of the names, and the number of samples.
+def load_stats(path: Path | str) -> tuple[dict[str, Any], list[int]]:
+    """The mapping that `save_stats` wrote, in the order of the names, and the numbers of samples.
 
     Raises: DataError if the file is missing, truncated or something else.
     """
@@ -298,7 +298,7 @@ def load_stats(path: Path | str) -> tuple[dict[str, Any], int]:
             integers = np.split(file["integers"], np.cumsum(file["integer_sizes"]))
             kinds = file["kinds"].tolist()
             names = file["names"].tolist()
-            samples = int(file["samples"])
+            samples = list(map(int, file["samples"]))
         found = {
             n: _KINDS[k].unpack(f, i)
             for n, k, f, i in zip(names, kinds, floats, integers, strict=False)

@@ -63,7 +63,8 @@ class CalibratedModel:
         """
         if self.samples is None or self.stats is None or not uses_gptq(plan):
             return self
-        if deadline.is_over:
+        are_known = self.stats.gram_matrices and self.fitted is None and not plan.in_four_bits
+        if are_known or deadline.is_over:
             return self
         few = (self.fitted or self.samples).subsample(POLICY.gram_samples)
         observed = Statistics(self.stats.tensors, self.stats.means)

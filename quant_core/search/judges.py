@@ -13,17 +13,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
 
+from quant_core.calibrate.gram import GramTally, bytes_of, matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe_each
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples, spread
 from quant_core.data.sources import Feed
 from quant_core.data.spec import SampleSpec
+from quant_core.deadline import Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
 from quant_core.evaluate.timing_cache import Cost
@@ -113,16 +117,56 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
 
 
 def observed(job: QuantJob) -> QuantJob:
-    """The job with the statistics of its samples. What is held out of them is measured apart from
-    the others, so that none runs twice: statistics merge exactly.
+    """The job with the statistics of its samples. Raises: as `observe_each`."""
+    assert job.samples is not None
+    until = job.deadline.of_stage(POLICY.stage_share)
+    held_out = _split(job.samples)[1] if needs_hold_out(job, job.plan) else None
+    parts = observe_apart(job.model, job.plan, job.samples, until, held_out)
+    return with_statistics(job, [parts])
+
+
+def observe_shard(
+    model: ir.Model, plan: QuantPlan, samples: Samples, shard: tuple[int, int], deadline: Deadline
+) -> list[Statistics]:
+    """As `observe_apart`, of one shard of the samples: those that may be held out are."""
+    held_out = _split(samples)[1]
+    return observe_apart(model, plan, samples.shard(*shard), deadline, held_out, shards=shard[1])
+
+
+def observe_apart(
+    model: ir.Model,
+    plan: QuantPlan,
+    samples: Samples,
+    deadline: Deadline,
+    held_out: Samples | None,
+    shards: int = 1,
+) -> list[Statistics]:
+    """The statistics of those of the samples that weights are fitted to, and of those that are held
+    out, so that none runs twice. The first have the Gram matrices that rounding needs, if these
+    take little memory, and are of all samples.
 
     Raises: as `observe_each`.
     """
-    assert job.samples is not None
-    parts = _split(job.samples) if needs_hold_out(job, job.plan) else (job.samples,)
-    until = job.deadline.of_stage(POLICY.stage_share)
-    stats = observe_each(job.model, job.plan, [until.limit(part) for part in parts])
-    return replace(job, stats=Statistics.merged(stats), fitted_stats=stats[0])
+    is_held_out = np.isin(samples.order, [] if held_out is None else held_out.order)
+    parts = [samples.pick(np.flatnonzero(is_part)) for is_part in (~is_held_out, is_held_out)]
+    given = [deadline.limit(part) for part in parts if len(part)]
+    if not given:
+        return [Statistics(), Statistics()]
+    grams = None
+    if shards == 1 and uses_gptq(plan) and not plan.in_four_bits:
+        inputs = matmul_inputs(model, plan)
+        if bytes_of(inputs) <= POLICY.gram_bytes:
+            grams = GramTally(inputs, spread(POLICY.gram_samples, len(parts[0])).tolist())
+    seen = iter(observe_each(model, plan, given, grams=grams))
+    return [next(seen) if len(part) else Statistics() for part in parts]
+
+
+def with_statistics(job: QuantJob, shards: Sequence[Sequence[Statistics]]) -> QuantJob:
+    """The job with what `observe_apart` found in each shard of its samples: statistics merge
+    exactly.
+    """
+    stats = Statistics.merged(chain.from_iterable(shards))
+    return replace(job, stats=stats, fitted_stats=Statistics.merged(fitted for fitted, _ in shards))
 
 
 def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:

@@ -89,6 +89,9 @@ class SearchPolicy:
     # Samples for Gram matrices and equalization. `python -m tests.bench.int4 --zoo
     # DIR --samples N`: agreement hardly changes with more.
     gram_samples: int = 64
+    # Bytes of Gram matrices that are summed up while ranges are measured; larger ones are left to a
+    # run of their own, when the ranges are known. Not tuned: what most machines can spare.
+    gram_bytes: int = 256 << 20
     # Samples that tell candidates apart where no labels and no contract need all, and the same
     # where there is a contract, but only calibration samples to judge it by. Not tuned.
     judging_samples: int = 32

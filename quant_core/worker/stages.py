@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_core import judging
-from quant_core.calibrate.observe import Statistics, observe
+from quant_core.calibrate.observe import load_parts, save_parts
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples
@@ -35,6 +35,7 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
+from quant_core.search.judges import observe_shard, with_statistics
 from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_optimized
@@ -88,10 +89,10 @@ def calibrate(
     made_plan = _plan(plan)
     size_bytes = disk_bytes(Path(prepared))
     deadline = deadline_of(size_bytes, made_plan.config, spent_s).of_stage(POLICY.stage_share)
-    feeds = _open(prepared, samples).shard(*shard)
-    stats = observe(Path(prepared), made_plan, deadline.limit(feeds))
-    stats.save(out)
-    return {"samples": stats.samples}
+    feeds = _open(prepared, samples)
+    parts = observe_shard(load_normalized(prepared), made_plan, feeds, shard, deadline)
+    save_parts(out, parts)
+    return {"samples": sum(part.samples for part in parts)}
 
 
 def quantize(
@@ -124,13 +125,14 @@ def quantize(
         original=Path(model),
         float_size_bytes=size_bytes,
         plan=made_plan,
-        stats=Statistics.merged(Statistics.load(path) for path in stats) if stats else None,
         samples=feeds,
         evaluation=_open(model, evaluation, sizes) if evaluation else feeds,
         contract=Contract.from_dict(contract) if contract else None,
         costs=TimingCache(costs),
         deadline=deadline,
     )
+    if stats:
+        job = with_statistics(job, [load_parts(path) for path in stats])
     return write_result(quantize_by_search(job), checked_output).to_dict()
 
 

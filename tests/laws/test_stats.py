@@ -255,15 +255,15 @@ def test_a_file_gives_back_what_was_saved_and_has_the_same_bytes(parts: list[Arr
     stats |= {f"moments {i}": moments_of(part[None], axis=i % 2) for i, part in enumerate(parts)}
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder) / "one.stats", Path(folder) / "two.npz"
-        save_stats(one, stats, 7)
-        save_stats(two, dict(reversed(stats.items())), 7)
+        save_stats(one, stats, [7, 2])
+        save_stats(two, dict(reversed(stats.items())), [7, 2])
 
-        assert load_stats(one) == (stats, 7)
+        assert load_stats(one) == (stats, [7, 2])
         assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
-    save_stats(tmp_path / "good.npz", {"x": stats_of(np.arange(9.0))}, 1)
+    save_stats(tmp_path / "good.npz", {"x": stats_of(np.arange(9.0))}, [1])
     whole = (tmp_path / "good.npz").read_bytes()
 
     for name, content in {

@@ -11,23 +11,31 @@ import onnx_ir as ir
 import pytest
 
 from quant_core import api
-from quant_core.calibrate.observe import Statistics, observe
+from quant_core.calibrate.gram import bytes_of, gram_matrices, matmul_inputs
+from quant_core.calibrate.observe import Statistics, load_parts, observe, save_parts
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.inputs import input_specs
 from quant_core.data.random_feeds import RandomSource
 from quant_core.data.random_values import Range
 from quant_core.data.samples import Samples, open_samples
 from quant_core.data.spec import SampleSpec
-from quant_core.deadline import Deadline
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model.normalize import normalize
 from quant_core.plan.types import QuantPlan
-from quant_core.search import pipeline
+from quant_core.search import judges, pipeline
 from quant_core.search.bench import Reference
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob
-from quant_core.search.judges import choose_judges, hold_out_judges, needs_hold_out, observed
+from quant_core.search.judges import (
+    choose_judges,
+    hold_out_judges,
+    needs_hold_out,
+    observe_shard,
+    observed,
+    with_statistics,
+)
 from quant_core.search.notes import bytes_note
 from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
@@ -108,6 +116,54 @@ def test_samples_that_are_fitted_to_are_measured_apart_from_those_that_judge(mod
         assert got.tensors == wanted.tensors
         assert got.means == wanted.means
         assert got.samples == wanted.samples
+
+
+@pytest.mark.parametrize("shards", [1, 3, 9])
+def test_shards_in_files_give_the_same_statistics_as_all_samples_at_once(model, tmp_path, shards):
+    graph, samples = ir.load(model), given(model, 7)
+    normalize(graph)
+    plan = first_plan(graph, QuantConfig(), measured=True)
+    whole = replace(job(model, samples), model=graph, plan=plan)
+    for k in range(shards):
+        parts = observe_shard(graph, plan, samples, (k, shards), NO_DEADLINE)
+        save_parts(tmp_path / f"{k}.npz", parts)
+
+    found = with_statistics(whole, [load_parts(tmp_path / f"{k}.npz") for k in range(shards)])
+
+    wanted = observed(whole)
+    for got, want in ((found.fitted_stats, wanted.fitted_stats), (found.stats, wanted.stats)):
+        assert (got.tensors, got.means, got.samples) == (want.tensors, want.means, want.samples)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_gram_matrices_are_summed_up_while_ranges_are_measured(model, tmp_path, is_stored):
+    graph, samples = ir.load(model), given(model, 9)
+    normalize(graph)
+    plan = first_plan(graph, QuantConfig(), measured=True)
+    parts = observe_shard(graph, plan, samples, (0, 1), NO_DEADLINE)
+    if is_stored:
+        save_parts(tmp_path / "stats.npz", parts)
+        parts = load_parts(tmp_path / "stats.npz")
+    found = with_statistics(replace(job(model, samples), model=graph, plan=plan), [parts])
+
+    fitted = hold_out_judges(found).fitted
+    wanted = gram_matrices(graph, matmul_inputs(graph, plan), fitted)
+    assert wanted.keys() == found.fitted_stats.gram_matrices.keys()
+    for node, matrix in wanted.items():
+        np.testing.assert_array_equal(found.fitted_stats.gram_matrices[node], matrix)
+    assert not found.stats.gram_matrices  # those that judge have no part in them
+
+
+def test_large_gram_matrices_are_not_summed_up_while_ranges_are_measured(model, monkeypatch):
+    graph, samples = ir.load(model), given(model, 9)
+    normalize(graph)
+    plan = first_plan(graph, QuantConfig(), measured=True)
+    size_bytes = bytes_of(matmul_inputs(graph, plan))
+    monkeypatch.setattr(judges, "POLICY", replace(POLICY, gram_bytes=size_bytes - 1))
+
+    fitted, _ = observe_shard(graph, plan, samples, (0, 1), NO_DEADLINE)
+
+    assert not fitted.gram_matrices
 
 
 def test_splices_of_given_samples_judge_too_while_the_model_runs_on_them_soon(model):
