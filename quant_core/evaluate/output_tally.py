@@ -28,7 +28,8 @@ from quant_core.numerics.sqnr import (
 )
 from quant_core.text import counted
 
-BLOCK_ELEMENTS = 1 << 20  # of the float values that are compared at once
+BLOCK_ELEMENTS = 1 << 20  # of the float values of feeds that are joined
+PART_ELEMENTS = 1 << 15  # of those that are compared at once: what is computed stays in the cache
 MASK = 1e30  # float outputs beyond it are masks ("never this class"), as infinite ones are
 
 
@@ -78,7 +79,7 @@ class OutputTally:
     def _add_errors(self, want: np.ndarray, got: np.ndarray) -> None:
         """Add the values of some feeds, one in each row."""
         sums = np.zeros((4, len(want)))
-        step = max(1, BLOCK_ELEMENTS // len(want))
+        step = max(1, PART_ELEMENTS // len(want))
         for start in range(0, want.shape[1], step):
             part = slice(start, start + step)
             sums += self._add_errors_of_part(want[:, part], got[:, part])
