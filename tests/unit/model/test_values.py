@@ -9,6 +9,7 @@ from quant_core.model import values
 from quant_core.model.containers import boxed
 from quant_core.model.session import open_session, run, sizes_of
 from quant_core.model.values import PartwiseRunner, numbered_values_of, parts_of, values_of
+from tests.models import sketch
 
 # `r` is read again at the end, and inside both branches.
 MODEL = """
@@ -73,6 +74,18 @@ def test_small_tensors_are_one_part_and_a_large_one_is_a_part_of_its_own(monkeyp
     monkeypatch.setattr(values, "MAX_PART_BYTES", 1)
 
     assert parts_of(model(), INNER, FEEDS[0]) == [[name] for name in INNER]
+
+
+def test_a_model_that_declares_all_sizes_is_not_run_for_them(monkeypatch):
+    text = "(float[2, 8] x) => (float[2, 8] y) { r = Relu(x) y = Neg(r) }"
+    declaring = ir.from_proto(sketch(text, {}))
+    declaring.graph[0].outputs[0].shape = ir.Shape([2, 8])
+    monkeypatch.setattr(values, "sizes_of", None)
+    monkeypatch.setattr(values, "MAX_PART_BYTES", 1)
+
+    feed = {"x": np.zeros((2, 8), np.float32)}
+
+    assert parts_of(declaring, ["r", "y"], feed) == [["r"], ["y"]]
 
 
 def test_a_tensor_may_be_wanted_again_in_a_later_part():
