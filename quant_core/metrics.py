@@ -34,7 +34,7 @@ class OutputFidelity:
                    float does not, or has another shape. An unusable float output has sqnr_db,
                    centred_db and lower_db -200, cosine -1 and an infinite max_abs_error; one that
                    has another shape for some samples only has the values of the others
-    is_probability whether all values of the float model lie in [0, 1]
+    float_range    least and largest value of the float model, masks left out
     integer_db     of an integer output: SQNR of its numbers around their mean, or what decisions
                    count as, 20 dB where one in ten differs from float's, of all or of the mean
                    class if that is more; whichever is higher
@@ -50,7 +50,7 @@ class OutputFidelity:
     max_abs_error: float | None
     agreement: float | None
     flaw: str = ""
-    is_probability: bool = False
+    float_range: tuple[float, float] | None = None
     centred_db: float | None = None
     lower_db: float | None = None
     integer_db: float | None = None
@@ -63,14 +63,16 @@ class OutputFidelity:
         return self.flaw.startswith(OTHER_SHAPE)
 
     @property
-    def sound_db(self) -> float | None:
-        """`centred_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are tails.
+    def measured_db(self) -> float | None:
+        """`centred_db`, or `integer_db` of integers."""
+        return self.integer_db if self.sqnr_db is None else self.centred_db
 
-        `integer_db` of integers.
+    @property
+    def sound_db(self) -> float | None:
+        """`measured_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are
+        tails.
         """
-        if self.sqnr_db is None:
-            return self.integer_db
-        return MAX_SQNR_DB if self._is_same_probability else self.centred_db
+        return MAX_SQNR_DB if self.is_same_probability else self.measured_db
 
     @property
     def sound_lower_db(self) -> float | None:
@@ -81,14 +83,14 @@ class OutputFidelity:
         """
         if self.sqnr_db is None:
             return self.upper_integer_db
-        return MAX_SQNR_DB if self._is_same_probability else self.lower_db
+        return MAX_SQNR_DB if self.is_same_probability else self.lower_db
 
     @property
     def nearness(self) -> str:
-        """`sound_db` for people; of integers with the share that equals float's."""
-        text = f"has {self.sound_db:.1f} dB"
+        """`measured_db` for people; of integers with the share that equals float's."""
+        text = f"has {self.measured_db:.1f} dB"
         if self.sqnr_db is not None:
-            hides = self.sqnr_db > (self.sound_db or 0.0) + 1
+            hides = self.sqnr_db > (self.measured_db or 0.0) + 1
             return f"{text} around its mean, {self.sqnr_db:.1f} dB with it" if hides else text
         if self.agreement is None:
             return text
@@ -98,9 +100,12 @@ class OutputFidelity:
         return f"{text} ({equal})"
 
     @property
-    def _is_same_probability(self) -> bool:
-        error = self.max_abs_error
-        return self.is_probability and error is not None and error < PROBABILITY_ERROR
+    def is_same_probability(self) -> bool:
+        """Whether the values are probabilities that lead to the same decisions as float's."""
+        if self.float_range is None or self.max_abs_error is None:
+            return False
+        lo, hi = self.float_range
+        return lo >= 0 and hi <= 1 and self.max_abs_error < PROBABILITY_ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,12 @@ class Fidelity:
     def worst_db(self) -> float | None:
         """`sound_db` of the worst output; None if no output can be compared."""
         found = [o.sound_db for o in self.per_output if o.sound_db is not None]
+        return min(found, default=None)
+
+    @property
+    def measured_db(self) -> float | None:
+        """`measured_db` of the worst output; None if no output can be compared."""
+        found = [o.measured_db for o in self.per_output if o.measured_db is not None]
         return min(found, default=None)
 
     @property

@@ -109,7 +109,9 @@ def _floor_text(result: Mapping[str, Any]) -> str:
         return f"not checked ({least})"
     drawn = " on drawn samples" if result["is_drawn"] else ""
     if worst == MAX_SQNR_DB:
-        return f"equal to float's, or probabilities within {PROBABILITY_ERROR}{drawn}"
+        return f"equal to float's{drawn}"
+    if worst < result["floor_db"] and not result["shortfall"]:
+        least = f"probabilities within {PROBABILITY_ERROR} of float's"
     return f"SQNR {format_db(worst)} around its mean{drawn} ({least})"
 
 

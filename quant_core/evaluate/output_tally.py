@@ -159,7 +159,7 @@ class OutputTally:
             self.max_error,
             agreement,
             flaw,
-            is_probability=bool(self.lo >= 0 and self.hi <= 1),
+            float_range=(float(self.lo), float(self.hi)),
             centred_db=_sqnr_db(centred, noises),
             lower_db=within_limits(lower_sqnr_db(centred, noises)),
         )

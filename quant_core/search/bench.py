@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -152,7 +154,7 @@ class Bench:
         """
         began_at = time.monotonic()
         session = open_session(candidate.model)
-        judged, alike = self._with_fidelity(candidate, session)
+        judged, alike = self._with_fidelity(candidate, [(session, self.samples)])
         run_s = (time.monotonic() - began_at) / len(self.samples)
         if self.timed_in is not None and self.deadline.allows(POLICY.runs_of_a_race * run_s):
             feed = self.samples[alike[0] if alike else 0]
@@ -172,22 +174,39 @@ class Bench:
 
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
         """The same without timing it: the candidate keeps the cost that it has."""
-        return self._with_fidelity(candidate, open_session(candidate.model))[0]
+        return self.judge_together(candidate, [(candidate.model, self.samples)])
 
     def where_shapes_agree(self, candidate: Candidate) -> Bench | None:
         """This bench with the samples for which the candidate gives as many results as float does;
         None if there is none.
         """
-        alike = self._with_fidelity(candidate, open_session(candidate.model))[1]
+        runs = [(open_session(candidate.model), self.samples)]
+        alike = self._with_fidelity(candidate, runs)[1]
         return replace(self, reference=self.reference.pick(np.array(alike))) if alike else None
 
+    def where_float_repeats(self) -> Bench:
+        """This bench without the outputs that float does not repeat on some of the samples."""
+        reference = self.reference.repeated(len(self.samples))
+        return replace(self, reference=reference, judged_outputs=reference.steady)
+
+    def judge_together(
+        self, candidate: Candidate, runs: Iterable[tuple[ir.Model, Samples]]
+    ) -> Candidate:
+        """The candidate with the fidelity of these models, each on its samples, which together are
+        those of this bench.
+        """
+        sessions = [(open_session(model), samples) for model, samples in runs]
+        return self._with_fidelity(candidate, sessions)[0]
+
     def _with_fidelity(
-        self, candidate: Candidate, session: ort.InferenceSession
+        self, candidate: Candidate, runs: Sequence[tuple[ort.InferenceSession, Samples]]
     ) -> tuple[Candidate, list[int]]:
         """The candidate with its fidelity, and the samples for which all outputs have the shapes
         of the float model's.
+
+        runs  of its model, or of several, each on some of the samples, in their order
         """
-        names = [output.name for output in session.get_outputs()]
+        names = [output.name for output in runs[0][0].get_outputs()]
         kept = [
             i
             for i, name in enumerate(names)
@@ -202,7 +221,8 @@ class Bench:
             return compare(reference, outputs, kept_names, self.samples.labels, metric)
 
         def noting_shapes() -> Iterator[Outputs]:
-            for i, got in enumerate(run_each(session, self.samples)):
+            outputs = chain.from_iterable(run_each(*run) for run in runs)
+            for i, got in enumerate(islice(outputs, len(self.samples))):
                 if [x.shape for x in got] == self.reference.outputs.shapes[i]:
                     alike.append(i)
                 yield got

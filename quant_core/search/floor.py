@@ -22,6 +22,9 @@ from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.evaluate.lost_channels import lost_channels
 from quant_core.evaluate.node_noise import isolated_db
+from quant_core.evaluate.variation import varying_db
+from quant_core.metrics import PROBABILITY_ERROR
+from quant_core.model.containers import numbers_of
 from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
 from quant_core.search.bench import Bench
@@ -41,9 +44,11 @@ WHOLE_ROUNDS = 3  # a sum of a Concat of Convs
 class Checked:
     """A candidate after the check, and what came of it.
 
-    worst_db   SQNR of its worst output in dB; None if no output could be judged
+    worst_db   SQNR of its worst output in dB, small probabilities too; None if no output could be
+               judged
     shortfall  which outputs are broken and which node is to blame, "" if none is
-    notes      what was repaired, what cannot be judged, and what is close to the floor
+    notes      what was repaired, and what cannot be judged
+    close      what is above the floor, but not by much
     trials     what was tried to repair it
     """
 
@@ -51,6 +56,7 @@ class Checked:
     worst_db: float | None
     shortfall: str = ""
     notes: tuple[str, ...] = ()
+    close: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
 
 
@@ -96,11 +102,11 @@ def check_floor(
             notes.append(_repair_note(judged, promoted.best))
         judged, trials = promoted.best, promoted.trials
     shortfall = _broken_weights(judged)
-    if judged.is_sound:
-        notes += _close(judged)
-    else:
-        shortfall = joined([shortfall, _shortfall(calibrated, judged, bench.samples)])
-    return Checked(judged, _worst_db(judged), shortfall, tuple(notes), trials)
+    if not judged.is_sound:
+        shortfall = joined([shortfall, shortfall_of(calibrated, judged, bench.samples)])
+    notes += _doubted(judged, bench)
+    close = close_to_floor(judged) if judged.is_sound else ()
+    return Checked(judged, _worst_db(judged), shortfall, tuple(notes), close, trials)
 
 
 def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candidate:
@@ -182,11 +188,10 @@ def _where_float_repeats(bench: Bench, judged: Candidate) -> tuple[Bench, Candid
     """The bench without the outputs that float does not repeat on any of the samples, and the
     candidate as it judges it.
     """
-    reference = bench.reference.repeated(len(bench.samples))
-    if reference.unsteady <= bench.reference.unsteady:
+    steadier = bench.where_float_repeats()
+    if steadier.reference.unsteady <= bench.reference.unsteady:
         return bench, judged
-    bench = replace(bench, reference=reference, judged_outputs=reference.steady)
-    return bench, bench.judge_fidelity(judged)
+    return steadier, steadier.judge_fidelity(judged)
 
 
 def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, list[str]]:
@@ -214,20 +219,43 @@ def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, 
 
 def _worst_db(judged: Candidate) -> float | None:
     assert judged.fidelity is not None
-    return judged.fidelity.worst_db
+    return judged.fidelity.measured_db
 
 
-def _close(judged: Candidate) -> list[str]:
+def _doubted(judged: Candidate, bench: Bench) -> list[str]:
+    """A note on each output that is sound, though the samples prove little of it."""
+    assert judged.fidelity is not None
+    least = judged.plan.config.floor.min or 0.0
+    names = [output.name for output in bench.reference.session.get_outputs()]
+    found = []
+    for o in judged.fidelity.per_output:
+        if o.centred_db is None or (o.sound_db or 0.0) < POLICY.noted_db:
+            continue
+        if o.is_same_probability:
+            lo, hi = o.float_range or (0.0, 1.0)
+            if o.centred_db < POLICY.noted_db and hi - lo < 2 * PROBABILITY_ERROR:
+                where = f"from {lo:.2g} to {hi:.2g} on all samples that judge"
+                found.append(f"output {o.name} {o.nearness}, but is {where}")
+            continue
+        position = names.index(o.name)
+        share_db = varying_db(numbers_of(outputs[position]) for outputs in bench.reference.outputs)
+        if share_db is not None and o.centred_db + share_db < least:
+            what = f"{o.centred_db + share_db:.1f} dB of what differs between samples"
+            found.append(f"output {o.name} {o.nearness}, but {what}")
+    return found
+
+
+def close_to_floor(judged: Candidate) -> tuple[str, ...]:
     """A note on each output that is above the floor, but not by much."""
     assert judged.fidelity is not None
-    return [
+    return tuple(
         f"output {o.name} {o.nearness}"
         for o in judged.fidelity.per_output
         if o.sound_db is not None and o.sound_db < POLICY.noted_db
-    ]
+    )
 
 
-def _shortfall(calibrated: CalibratedModel, judged: Candidate, samples: Samples) -> str:
+def shortfall_of(calibrated: CalibratedModel, judged: Candidate, samples: Samples) -> str:
     """The broken outputs, and the node with the most noise of its own."""
     assert judged.fidelity is not None
     least = judged.plan.config.floor.min

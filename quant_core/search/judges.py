@@ -113,7 +113,7 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
         enough = len(job.samples) >= 2 * POLICY.holdout
         return bool(is_fitted and enough and _judges_by_calibration_samples(job))
     is_given = job.evaluation is job.samples and not job.samples.are_random
-    return is_given and not plan.in_four_bits and not _only_decides(job.model)
+    return is_given and not plan.in_four_bits and not only_decides(job.model)
 
 
 def observed(job: QuantJob) -> QuantJob:
@@ -209,8 +209,17 @@ def floor_bench(
         samples = judging.judges or job.samples or judging.drawn
         if samples is None:
             return None
-        few_samples = replace(samples.subsample(POLICY.floor_samples), labels=None)
-        reference = Reference.run(job.original, few_samples, job.deadline)
+        return bench_of(job, plan, samples.subsample(POLICY.floor_samples))
+    return _unlabelled_bench(job, plan, reference)
+
+
+def bench_of(job: QuantJob, plan: QuantPlan, samples: Samples) -> Bench:
+    """What checks a finished file on these samples. Raises: as `Reference.run`."""
+    samples = replace(samples, labels=None)
+    return _unlabelled_bench(job, plan, Reference.run(job.original, samples, job.deadline))
+
+
+def _unlabelled_bench(job: QuantJob, plan: QuantPlan, reference: Reference) -> Bench:
     return Bench(
         reference,
         job.float_size_bytes,
@@ -223,8 +232,12 @@ def floor_bench(
 
 def holdout_step(samples: Samples) -> int:
     """One in how many of the calibration samples is held out: of few ones every second."""
-    is_few = len(samples) < POLICY.holdout * POLICY.drawn_samples
-    return 2 if is_few else POLICY.holdout
+    return 2 if are_few_to_hold_out(samples) else POLICY.holdout
+
+
+def are_few_to_hold_out(samples: Samples) -> bool:
+    """Whether one in POLICY.holdout of the samples are too few to judge by."""
+    return len(samples) < POLICY.holdout * POLICY.drawn_samples
 
 
 def _split(samples: Samples) -> tuple[Samples, Samples]:
@@ -275,7 +288,7 @@ def _with_splices(job: QuantJob, judges: Samples) -> Samples:
     There are as many splices as the original runs on soon.
     """
     is_plain = judges.labels is None and job.contract is None and not judges.are_random
-    if not is_plain or len(judges) < 2 or _only_decides(job.model):
+    if not is_plain or len(judges) < 2 or only_decides(job.model):
         return judges
     if job.plan.in_four_bits and uses_gptq(job.plan):
         behind = len(judges) + np.arange(POLICY.most_drawn_samples)
@@ -290,7 +303,7 @@ def _with_splices(job: QuantJob, judges: Samples) -> Samples:
     return judges if more is None or len(more) < len(judges) else more
 
 
-def _only_decides(model: ir.Model) -> bool:
+def only_decides(model: ir.Model) -> bool:
     """Whether all outputs are known to hold no floats, but classes."""
     types = [value.dtype for value in model.graph.outputs]
     return all(dtype is not None and not dtype.is_floating_point() for dtype in types)

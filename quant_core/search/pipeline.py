@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from quant_core.calibrate.observe import observe
 from quant_core.data.samples import Samples
 from quant_core.evaluate.contract import Verdict
 from quant_core.model.session import find_provider
@@ -20,6 +19,7 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.bit_allocation import allocate_bits
 from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.calibrating import calibrated_as_planned, calibrated_for, with_samples
 from quant_core.search.candidate import Candidate
 from quant_core.search.first_plan import first_plan, storable_plan
 from quant_core.search.floor import Checked, check_floor
@@ -47,6 +47,7 @@ from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_optimized
 from quant_core.search.result import Made
 from quant_core.search.search import Found, follow_plan, search, tune_biases
+from quant_core.search.unseen import check_unseen
 from quant_core.text import joined
 
 
@@ -75,13 +76,15 @@ def _search(job: QuantJob) -> Made:
     plan, why = storable_plan(job)
     holds_out = job.stats is not None and needs_hold_out(job, plan)
     judging = hold_out_judges(job) if holds_out else choose_judges(job)
-    searched = _with_samples(job, plan, judging.fitted) if judging.held_out is not None else job
+    searched = job
+    if judging.held_out is not None and judging.fitted is not None:
+        searched = with_samples(job, plan, judging.fitted)
     if plan.in_four_bits and job.stats is not None:
         job.progress("measuring where 4 bits make noise")
         measured = CalibratedModel(job.model, searched.samples, searched.stats)
         plan = allocate_bits(measured, plan, job.deadline.of_stage(POLICY.stage_share))
     began_at = time.monotonic()
-    calibrated = _calibrated(searched, plan)
+    calibrated = calibrated_for(searched, plan)
     observing_s = time.monotonic() - began_at - calibrated.weights.seconds
     bench = search_bench(job, plan, judging)
     if bench is None:
@@ -102,13 +105,13 @@ def _search(job: QuantJob) -> Made:
         job.progress("rounding for all samples")
         anew = _rounded_anew(tuned, job, bench)
         if anew.best.is_above(anew.best.aim) or not tuned.best.is_above(tuned.best.aim):
-            return _made(job, judging, bench, anew, why, repairs=True)
+            return _made(job, judging, bench, anew, why, takes_s=takes_s)
     if judging.held_out is not None:
         job.progress("finishing with all samples")
         found = _with_more_samples(found, job, plan, judging.held_out)
     if bench is not None:
         found = tune_biases(found, bench, job.contract, job.progress)
-    return _made(job, judging, bench, found, why, repairs=True)
+    return _made(job, judging, bench, found, why, takes_s=takes_s)
 
 
 def quantize_by_plan(job: QuantJob) -> Made:
@@ -118,7 +121,7 @@ def quantize_by_plan(job: QuantJob) -> Made:
     """
     plan, why = storable_plan(job)
     judging = choose_judges(job)
-    calibrated = _calibrated_as_planned(job, plan)
+    calibrated = calibrated_as_planned(job, plan)
     bench = search_bench(job, plan, judging) if job.contract is not None else None
     found = follow_plan(calibrated, plan, bench, job.contract)
     return _made(job, judging, bench, found, why, repairs=False)
@@ -136,34 +139,6 @@ def _without_rewrites(job: QuantJob) -> QuantJob:
 def _limits_size(job: QuantJob) -> bool:
     """Whether bytes count for more than speed."""
     return job.contract is None or not job.contract.min_speedup
-
-
-def _with_samples(job: QuantJob, plan: QuantPlan, samples: Samples | None) -> QuantJob:
-    """The job with these of its calibration samples alone."""
-    assert samples is not None
-    stats = job.fitted_stats if plan is job.plan else None
-    if stats is None:
-        stats = observe(job.model, plan, job.deadline.of_stage(POLICY.stage_share).limit(samples))
-    return replace(job, samples=samples, stats=stats)
-
-
-def _calibrated(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
-    if job.stats is None:
-        return CalibratedModel(job.model, deadline=job.deadline)
-    job.progress("measuring how inputs vary together")
-    fitted = None
-    if plan.holdout and job.samples is not None:
-        fitted, _ = job.samples.split_holdout(plan.holdout)
-    calibrated = CalibratedModel(job.model, job.samples, job.stats, fitted, deadline=job.deadline)
-    return calibrated.with_gram_matrices(plan, job.deadline.of_stage(POLICY.stage_share))
-
-
-def _calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
-    """The same, equalized if the plan says so."""
-    calibrated = _calibrated(job, plan)
-    if not plan.equalized_db:
-        return calibrated
-    return calibrated.equalized(plan, job.deadline) or calibrated
 
 
 def _is_worth_rounding_anew(job: QuantJob, plan: QuantPlan, takes_s: float) -> bool:
@@ -184,7 +159,7 @@ def _rounded_anew(found: Found, job: QuantJob, bench: Bench) -> Found:
     """What was found, with weights, ranges and biases of all samples of the job; judged again, as
     one decision that falls otherwise may cost all.
     """
-    calibrated = _calibrated_as_planned(job, found.best.plan)
+    calibrated = calibrated_as_planned(job, found.best.plan)
     best = calibrated.with_planned_biases(_remade(found.best, calibrated))
     return replace(found, best=bench.judge_fidelity(best), calibrated=calibrated)
 
@@ -213,18 +188,20 @@ def _made(
     found: Found,
     why: str,
     *,
-    repairs: bool,
+    repairs: bool = True,
+    takes_s: float = 0.0,
 ) -> Made:
     """The result of a job, checked on samples.
 
     why      4 bits become 8, where the search did that
     repairs  whether nodes may be promoted, and weights stored otherwise, to mend what is broken
+    takes_s  as long as to calibrate and to make the best candidate took
     """
     is_cut_short = bench is not None and not bench.has_time_after([found.best])
     job.progress("checking the outputs")
     checking = floor_bench(job, found.best.plan, judging, bench)
     best = found.best if checking is bench else replace(found.best, fidelity=None)
-    checked = _checked(job, found.calibrated, best, checking, repairs=repairs)
+    checked = _checked(job, found.calibrated, best, checking, repairs=repairs, takes_s=takes_s)
     verdict, reason = found.verdict, found.reason
     if checked.shortfall:
         verdict, reason = Verdict.NOT_MET, checked.shortfall
@@ -239,6 +216,7 @@ def _made(
         TARGETS[best.plan.target].note,
         find_provider(best.plan.config.provider)[1] if job.stats is not None else "",
         *checked.notes,
+        *checked.close,
         float_weights_note(found.calibrated.model, best.plan),
         *(f"{glob} matches no node and no weight" for glob in job.plan.idle_globs),
     ]
@@ -267,6 +245,7 @@ def _checked(
     bench: Bench | None,
     *,
     repairs: bool,
+    takes_s: float,
 ) -> Checked:
     """The best candidate after the check of its outputs, its file no larger than the original's."""
     limits_size = repairs and _limits_size(job)
@@ -275,6 +254,8 @@ def _checked(
     checked = check_floor(
         calibrated, best, bench, contract=job.contract, repairs=repairs, progress=job.progress
     )
+    if job.deadline.allows(POLICY.holdout * takes_s):
+        checked = check_unseen(job, checked, repairs=repairs)
     if not limits_size:
         return checked
     # weights that were promoted take more bytes

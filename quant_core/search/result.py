@@ -35,8 +35,8 @@ class Made:
     original   the file of the float model
     judges     the evaluation samples, or else those of the calibration
     deadline   when its sensitivities should be known
-    worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's or are
-               probabilities that hardly differ; None if that was not checked
+    worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's; None if not
+               checked. Probabilities that hardly differ may be below the floor
     unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, "" if none is
     """
@@ -75,8 +75,8 @@ class QuantResult:
     """What was written, and why it is as it is. Sizes are in bytes.
 
     floor_db   least SQNR of each output that the file was held to
-    worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's or are
-               probabilities that hardly differ; None if that was not checked
+    worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's; None if not
+               checked. Probabilities that hardly differ may be below the floor
     unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, and then the verdict is not_met; "" if none is
     layers     one row for each node

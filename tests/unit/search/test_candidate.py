@@ -23,7 +23,7 @@ def candidate(
     floor_db: float | None = None,
 ) -> Candidate:
     """A candidate with one output, judged already; no model belongs to it."""
-    output = OutputFidelity("y", None, sqnr_db, None, None, flaw, False, sqnr_db, sqnr_db)
+    output = OutputFidelity("y", None, sqnr_db, None, None, flaw, None, sqnr_db, lower_db=sqnr_db)
     plan = QuantPlan(QuantConfig(floor_db=floor_db), "x86", nodes, {}, {})
     return Candidate(
         "",

@@ -104,12 +104,41 @@ def test_a_model_that_nothing_can_be_drawn_for_is_delivered_with_a_note(tmp_path
 
 
 def test_probabilities_with_a_small_error_are_sound_whatever_their_sqnr():
-    tails = OutputFidelity("p", 0.1, -3.0, 0.019, 1.0, is_probability=True, centred_db=-3.0)
+    tails = OutputFidelity("p", 0.1, -3.0, 0.019, 1.0, float_range=(0.0, 1.0), centred_db=-3.0)
     large = replace(tails, max_abs_error=0.021)
-    other = replace(tails, is_probability=False)
+    other = replace(tails, float_range=(0.0, 1.1))
 
     assert tails.sound_db == 200
     assert large.sound_db == other.sound_db == -3.0
+
+
+@pytest.mark.parametrize(("low", "noted"), [(-50, True), (-30, False)])
+def test_probabilities_that_are_small_on_all_samples_are_noted(tmp_path, low, noted):
+    text = "(float[n,64] x) => (float[n,64] y) { h = MatMul(x, w) t = Add(h, low) y = Exp(t) }"
+    w = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
+    onnx.save(sketch(text, {"w": w, "low": np.float32(low)}), tmp_path / "m.onnx")
+    config = QuantConfig(bits=4, mode="weight_only")
+
+    result = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", config)
+
+    assert ("on all samples that judge" in result.note) == noted
+    assert result.verdict == "none"
+
+
+@pytest.mark.parametrize(("scale", "noted"), [(0.03, True), (1.0, False)])
+def test_an_output_of_which_noise_covers_what_differs_between_samples_is_noted(
+    tmp_path, scale, noted
+):
+    text = """(float[n,64] x) => (float[n,64] y)
+        { c = Mul(x, scale) d = Mul(c, scale) e = Exp(d) y = MatMul(e, w) }"""
+    w = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
+    values = {"w": w, "scale": np.float32(scale)}
+    onnx.save(sketch(text, values), tmp_path / "m.onnx")
+    config = QuantConfig(mode="weight_only")
+
+    result = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", config)
+
+    assert ("of what differs between samples" in result.note) == noted
 
 
 def test_the_floor_is_a_contract_of_the_config():

@@ -26,20 +26,26 @@ def test_quantize_says_sizes_and_layers(quantized):
 @pytest.mark.parametrize(
     ("end", "says"),
     [
-        ("Sigmoid", "equal to float's, or probabilities within 0.02 on drawn samples"),
-        ("Neg", "SQNR"),
+        ("Sigmoid(h)", "at least 8 dB wanted"),
+        ("Neg(h)", "at least 8 dB wanted"),
+        ("Exp(t)", "probabilities within 0.02 of float's"),
     ],
 )
 def test_a_summary_says_how_near_the_worst_output_is_to_float(tmp_path, capsys, end, says):
-    weight = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32) / 8
-    text = f"(float[n,64] x) => (float[n,64] y) {{ h = MatMul(x, w) y = {end}(h) }}"
-    onnx.save(sketch(text, {"w": weight}), tmp_path / "m.onnx")
+    values = {
+        "w": np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32),
+        "low": np.float32(-50),
+    }
+    text = f"(float[n,64] x) => (float[n,64] y) {{ h = MatMul(x, w) t = Add(h, low) y = {end} }}"
+    onnx.save(sketch(text, values), tmp_path / "m.onnx")
 
-    assert main(["quantize", str(tmp_path / "m.onnx"), "--mode", "weight_only"]) == 0
+    line = ["quantize", str(tmp_path / "m.onnx"), "--mode", "weight_only", "--bits", "4"]
+    assert main(line) == 0
 
-    (line,) = (n for n in capsys.readouterr().out.splitlines() if n.startswith("worst output"))
-    assert line.removeprefix("worst output").strip().startswith(says)
-    assert "on drawn samples" in line
+    (shown,) = (n for n in capsys.readouterr().out.splitlines() if n.startswith("worst output"))
+    assert shown.removeprefix("worst output").strip().startswith("SQNR")
+    assert "on drawn samples" in shown
+    assert says in shown
 
 
 def test_a_dry_run_writes_nothing_and_its_plan_can_be_followed(quantized, capsys):
