@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from quant_core.data.images import draw_image, image_axis
 from quant_core.data.input_hints import Hint
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import SAMPLE_RATE
@@ -15,7 +16,7 @@ from quant_core.data.strategies import Strategy
 from quant_core.model.containers import DTYPES, boxed, element_type
 
 ITEMS = 3  # of a sequence
-COARSE = 8  # patches along each side of a random image
+BYTE = 255.0  # the largest value of a pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +90,24 @@ def _range_of_indices(
 
 
 def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
-    """Values of an input; those of an image are added to even patches, as real images have."""
+    """Values of an input; those of an image are a scene, or writing, as in images.py."""
     if spec.dtype.kind == "U":
         return rng.choice(np.array(drawn.choices), drawn.shape)
     if spec.container:
         return _draw_container(spec, drawn, rng)
+    axis = image_axis(drawn.shape)
     if drawn.low is not None:
+        if axis is not None and (drawn.low, drawn.high) == (0, BYTE):
+            pixels = BYTE / 2 + BYTE / 4 * draw_image(drawn.shape, axis, rng)
+            return np.asarray(np.rint(pixels.clip(0, BYTE)), spec.dtype)
         if not drawn.is_whole:
             return rng.uniform(drawn.low, drawn.high, drawn.shape).astype(spec.dtype)
         return rng.integers(int(drawn.low), int(drawn.high) + 1, drawn.shape).astype(spec.dtype)
     values = rng.standard_normal(drawn.shape)
     if drawn.is_audio:
         return _tones(values, rng).astype(spec.dtype)
-    if _is_image(drawn.shape):
-        values = (values + _patches(drawn.shape, rng)) / np.sqrt(2)
+    if axis is not None:
+        values = draw_image(drawn.shape, axis, rng)
     if drawn.is_positive:
         levels = rng.standard_normal((*drawn.shape[:-1], 1)) if drawn.shape else 0.0
         values = np.exp(values + 3 * levels)  # rows differ by 50 dB, as quiet and loud spectra do
@@ -122,10 +127,6 @@ def _draw_container(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> 
     return boxed(dict(zip(keys, (value.item() for value in values), strict=True)))
 
 
-def _is_image(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= 2 * COARSE
-
-
 def _tones(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A few tones that come and go along the last axis, and little noise, within [-1, 1]."""
     time = rng.uniform() + np.arange(noise.shape[-1] if noise.ndim else 1) / SAMPLE_RATE
@@ -134,12 +135,3 @@ def _tones(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         loudness = 0.2 * np.sin(np.pi * rng.uniform(0.5, 4) * time) ** 2
         sound = sound + loudness * np.sin(2 * np.pi * frequency * time)
     return np.clip(sound, -1, 1).reshape(noise.shape)
-
-
-def _patches(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Normal values that are even in each of COARSE by COARSE patches of the last two axes."""
-    patches = rng.standard_normal((*shape[:-2], COARSE, COARSE))
-    for axis in (-2, -1):
-        size = -(-shape[axis] // COARSE)
-        patches = np.repeat(patches, size, axis=axis).take(range(shape[axis]), axis=axis)
-    return patches
