@@ -26,7 +26,9 @@ MULTIPLIES: dict[str, tuple[int, ...]] = {
     "FusedConv": (1,),
     "FusedGemm": (0, 1),
     "FusedMatMul": (0, 1),
+    "DeformConv": (1,),
     "MoE": (2, 4, 6),
+    "WordConvEmbedding": (1, 3),
 }
 # Positions of the inputs whose values an operator gives on as they are; () means all.
 MOVES: dict[str, tuple[int, ...]] = {

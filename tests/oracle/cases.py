@@ -330,6 +330,14 @@ CASES |= {
 
 
 @case
+def convolution_at_computed_places():
+    text = f"""({IMAGE}) => (float[n,6,8,8] y) {{
+        o = Conv<{SAME}>(x, u) d = DeformConv<{SAME}>(x, v, o) r = Relu(d) y = Conv(r, w)
+    }}"""
+    return sketch(text, weights(u=(18, 4, 3, 3), v=(8, 4, 3, 3), w=(6, 8, 1, 1)), opset=19)
+
+
+@case
 def lstm_of_which_only_the_last_state_is_read():
     text = f"""({STEPS}) => (float[n,3] y) {{
         t = Transpose<perm = [1, 0, 2]>(x) unread, h = LSTM<hidden_size = 16>(t, w, r, b)

@@ -60,6 +60,12 @@ FUSED = (
 ROUTED = """(float[n,96] x, float[n,4] r) => (float[n,96] y) {
     y = com.microsoft.MoE<k = 2>(x, r, up, bias, down) }"""
 
+SPELLED = """(float[n,96] x) => (float[1,n,96] y) {
+    a = Abs(x) m = Mul(a, fifty) i = Cast<to = 6>(m) one = Constant<value_ints = [0]>()
+    j = Unsqueeze(i, one)
+    y = com.microsoft.WordConvEmbedding<embedding_size = 96, conv_window_size = 5>(
+        j, convs, bias, letters) }"""
+
 
 def weights(**shapes) -> dict[str, np.ndarray]:
     return {name: RNG.normal(size=s).astype(np.float32) / 10 for name, s in shapes.items()}
@@ -81,6 +87,10 @@ KINDS = {
     "under an adapter whose sizes are open": (ADAPTED, ONE),
     "experts of a stack": (EXPERTS, STACK),
     "an operator of onnxruntime's own": (FUSED, ONE),
+    "letters of words": (
+        SPELLED,
+        weights(convs=(96, 1, 5, 32), bias=(96,), letters=(256, 32)) | {"fifty": np.float32(50)},
+    ),
     "experts of one operator": (ROUTED, weights(up=(4, D, D), bias=(4, D), down=(4, D, D))),
 }
 
