@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pytest
 import yaml
 
-from tests.pipeline.conftest import FAST, QUICK, prefect_home, save_data, save_model
+from tests.pipeline.conftest import FAST, prefect_home, save_data, save_model
 from tests.processes import command_line, descendants, is_alive, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch, migrated):
         save_model(tmp_path / "models" / f"m{seed}.onnx", seed)
     save_data(tmp_path / "data.npy")
     batch = {"input_dir": "models", "output_dir": "out"}
-    said = {"calibration": {"data": "data.npy"}, "batch": batch, **FAST, **QUICK}
+    said = {"mode": "static", "calibration": {"data": "data.npy"}, "batch": batch, **FAST}
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(said))
     return tmp_path
 

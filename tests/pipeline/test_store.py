@@ -25,7 +25,7 @@ from tasks.cache import the_cache
 from tasks.locations import Url
 from tasks.rows import Outcome
 from tests.models import tiny_cnn
-from tests.pipeline.conftest import QUICK, save_data
+from tests.pipeline.conftest import save_data
 from tests.store import BUCKET, SECRET, credentials, s3_server
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def mill(tmp_path, server):
         return {
             "calibration": {"data": f"{place}/data.npy"},
             "benchmark": {"seconds": 0},
-            **QUICK,
+            "mode": "static",  # with samples to calibrate on, and few candidates
             "batch": {"input_dir": f"{place}/*.onnx", "output_dir": f"{place}/out"},
         }
 
