@@ -38,6 +38,7 @@ from quant_core.text import joined
 # Weights of an output channel: with fewer, multipliers and scales take the bytes that 4 bits save,
 # and the rounding error is largest (depthwise). Judge a change with `python -m tests.bench.int4`.
 MIN_INT4_COLUMNS = 32
+MIN_INT4_ELEMENTS = 700  # of a weight: to decode it takes 340 bytes of nodes, and saves .48 of each
 # Of all weights: the smallest layers together save next to nothing in fewer bits, and the first are
 # among them.
 SMALL_SHARE = 1 / 64
@@ -276,6 +277,10 @@ class WeightedNodes:
         columns = min(_columns(node, w) for w in weights)
         if columns < MIN_INT4_COLUMNS and not is_named:
             return f"{columns} weights a channel are too few for 4 bits"
+        elements = min(math.prod(graph.shape_of(w)) for w in weights)
+        is_decoded = is_folded(config, self.target) and compute is not Compute.BLOCKS
+        if elements < MIN_INT4_ELEMENTS and is_decoded and not (rule.is_table or is_named):
+            return f"{elements} weights are too few for 4 bits"
         if compute is Compute.DYNAMIC and rule.dynamic_pattern is DynamicPattern.LSTM:
             return f"{node.op_type} takes whole bytes"
         if compute.is_integer and not self.target.decodes_int4:

@@ -192,3 +192,20 @@ def test_a_block_that_does_not_divide_gives_way_to_one_that_does(tmp_path, colum
     assert (
         judging.validate_model(tmp_path / "f.onnx", tmp_path / "out.onnx", x).fidelity.sqnr_db > 10
     )
+
+
+@pytest.mark.parametrize("mode", ["auto", "weight_only"])
+def test_a_file_with_many_small_weights_is_no_larger_in_4_bits_than_in_8(tmp_path, mode):
+    heads = {f"w{i}": (64, 8) for i in range(16)}
+    text = f"""(float[n,64] x) => ({", ".join(f"float[n,8] y{i}" for i in range(16))}) {{
+        h = MatMul(x, trunk) {" ".join(f"y{i} = MatMul(h, w{i})" for i in range(16))} }}"""
+    onnx.save(sketch(text, weights(trunk=(64, 64), **heads)), tmp_path / "float.onnx")
+
+    four, eight = (
+        api.quantize(tmp_path / "float.onnx", tmp_path / f"{bits}.onnx", bits=bits, mode=mode)
+        for bits in (4, 8)
+    )
+
+    assert four.size_bytes < eight.size_bytes
+    assert four.plan.in_four_bits == ["h"]
+    assert "512 weights are too few for 4 bits" in four.plan.nodes[1].reason
