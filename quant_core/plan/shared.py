@@ -213,6 +213,7 @@ def _float_weights_read(
 
 
 def _is_output(weight: ir.Value) -> bool:
-    """Whether the weight, or a copy of it, is an output of a graph."""
-    copies = [n.outputs[0] for n in graph.consumers(weight) if n.op_type == "Identity"]
-    return any(value.is_graph_output() for value in (weight, *copies))
+    """Whether the weight, or a copy of it in its own graph, is an output of that graph."""
+    copies = [n for n in graph.consumers(weight) if n.op_type == "Identity"]
+    own = [n.outputs[0] for n in copies if n.graph is weight.graph]
+    return any(value.is_graph_output() for value in (weight, *own))

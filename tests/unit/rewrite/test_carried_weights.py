@@ -44,6 +44,11 @@ COLUMNS = """(float[n,96] x, int64[k] i) => (float[n,k] y) {
     v = Gather<axis=1>(w, i) y = MatMul(x, v) }"""
 MASKED = """(float[n,96] x, bool[96,96] m) => (float[n,96] y) {
     v = Where(m, w, zero) y = MatMul(x, v) }"""
+CHOSEN = """(float[n,96] x, bool c, bool[96,96] m) => (float[n,96] y) {
+    v = If(c) <
+        then_branch = a () => (float[96,96] r) { r = Identity(w) },
+        else_branch = b () => (float[96,96] r) { r = Where(m, w, zero) }
+    > p = MatMul(x, v) y = MatMul(p, w) }"""
 JOINED = """(float[n,96] x, float[96,4] a) => (float[n,100] y) {
     v = Concat<axis=1>(w, a) y = MatMul(x, v) }"""
 SUMMED = """(float[n,96] x) => (float[n,4,96] y) {
@@ -82,6 +87,7 @@ KINDS = {
     "looked up and multiplied in two branches": (TIED, ONE),
     "columns that are picked": (COLUMNS, ONE),
     "masked": (MASKED, ONE | {"zero": np.array(0, np.float32)}),
+    "chosen by an If": (CHOSEN, ONE | {"zero": np.array(0, np.float32)}),
     "joined with an input": (JOINED, ONE),
     "a stack in an Einsum": (SUMMED, STACK),
     "under an adapter whose sizes are open": (ADAPTED, ONE),
