@@ -33,6 +33,7 @@ from quant_core.plan.types import (
 )
 from quant_core.plan.weighted_nodes import (
     NO_CHOICE,
+    SMALL_SHARE_IN_FLOAT,
     WeightedNodes,
     float_weights,
     has_weights,
@@ -41,6 +42,7 @@ from quant_core.plan.weighted_nodes import (
 
 BETWEEN = "runs on 8-bit data between static neighbours"
 FEW_WEIGHTS = "int8: few weights"
+FEW_IN_FLOAT = "16 bits: few weights, in float anyway"
 RANKS = "few weights, by whose results others are chosen"
 
 
@@ -64,8 +66,9 @@ def make_plan(
     to scales.
     2. Nodes with weights in branches and loops store them in fewer bits. They compute in float, or
     products dynamically: ranges of what branches and loops compute are not measured.
-    3. Of the nodes in 4 bits, the smallest go back to 8; small products that only rank have 16.
-    Nodes that share a weight agree on its form (shared.py).
+    3. Of the nodes in 4 bits, the smallest go back to 8; small products that only rank have 16, and
+    so have, where nothing has 4, the smallest of what computes in float. Nodes that share a weight
+    agree on its form (shared.py).
     4. Nodes without weights run on 8-bit data where their neighbours do.
     5. Activations that are quantized, and the inputs whose means or outliers matter.
     6. Other constants that are stored as float16, and why large ones are not.
@@ -179,16 +182,19 @@ def _plan_weights(
         plans[few.node] = decide.changed(by_name[few.node], few, FEW_WEIGHTS, storage=Storage.INT8)
     rounded = [n for n in plans.values() if n.node in ranking and n.is_rounded]
     for few in decide.smallest(plans.values(), rounded):
-        in_float16 = replace(
-            few,
-            compute=Compute.FLOAT,
-            storage=Storage.FLOAT16,
-            granularity=None,
-            pair_safe=False,
-        )
-        plans[few.node] = kept_in_float(in_float16, float_weights(by_name[few.node]), RANKS)
+        plans[few.node] = _in_16_bits(few, by_name[few.node], RANKS)
+    if not in_four_bits:
+        in_float = [n for n in plans.values() if n.is_rounded and n.compute is Compute.FLOAT]
+        for few in decide.smallest(plans.values(), in_float, SMALL_SHARE_IN_FLOAT):
+            plans[few.node] = _in_16_bits(few, by_name[few.node], FEW_IN_FLOAT)
     share_weights(nodes, plans, decide)
     return plans
+
+
+def _in_16_bits(planned: NodePlan, node: ir.Node, reason: str) -> NodePlan:
+    """The plan of a rounded node that stores its weights as float16 instead, for this reason."""
+    in_float = replace(planned, compute=Compute.FLOAT, granularity=None, pair_safe=False)
+    return kept_in_float(replace(in_float, storage=Storage.FLOAT16), float_weights(node), reason)
 
 
 def _idle_globs(

@@ -42,6 +42,9 @@ MIN_INT4_ELEMENTS = 700  # of a weight: to decode it takes 340 bytes of nodes, a
 # Of all weights: the smallest layers together save next to nothing in fewer bits, and the first are
 # among them.
 SMALL_SHARE = 1 / 64
+# Of all weights: those in 16 bits instead of 8, where that takes no time. Depthwise Convs have few
+# weights and much of the noise. Judge a change with `python -m tests.bench.accuracy`.
+SMALL_SHARE_IN_FLOAT = 1 / 32
 NO_CHOICE = NodeChoice()
 NOT_CHOSEN = "no integer kernel was found better"  # by a search that could choose one
 IS_FINITE = "quantmill.is_finite"  # key in the metadata of a tensor
@@ -155,14 +158,17 @@ class WeightedNodes:
         return Storage(self.config.float_storage)
 
     def smallest(
-        self, plans: Iterable[NodePlan], candidates: Iterable[NodePlan]
+        self,
+        plans: Iterable[NodePlan],
+        candidates: Iterable[NodePlan],
+        share: float = SMALL_SHARE,
     ) -> Iterator[NodePlan]:
-        """The smallest of the candidates, which together hold no more than SMALL_SHARE of all
+        """The smallest of the candidates, which together hold no more than this share of all
         weights.
 
         Where a node's bits were chosen by name, they stay.
         """
-        left = SMALL_SHARE * sum(n.elements for n in plans)
+        left = share * sum(n.elements for n in plans)
         for planned in sorted(candidates, key=lambda n: n.elements):
             left -= planned.elements
             if left < 0:

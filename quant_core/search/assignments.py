@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import with_choice
 from quant_core.plan.targets import Runtime
-from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute, QuantPlan, Storage
+from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Storage
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
@@ -87,8 +86,8 @@ def _trials(
             label = f"{start.label}, {counted(len(nodes), 'node')} in float"
             progress(f"trying {label}")
             plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
-            fine = [*coarse_weights(start, nodes), *small_weights(plan)]
-            plan = with_choice(calibrated.model, plan, fine, IN_FLOAT16) if fine else plan
+            coarse = coarse_weights(start, nodes)
+            plan = with_choice(calibrated.model, plan, coarse, IN_FLOAT16) if coarse else plan
             candidate = bench.judge(calibrated.build(plan, label))
             trials[count] = Trial(label, plan, candidate)
             tried[count] = candidate
@@ -203,19 +202,6 @@ def coarse_weights(start: Candidate, nodes: Collection[str]) -> list[str]:
     in_int8 = (n for n in start.plan.nodes if n.node in nodes and n.storage is Storage.INT8)
     as_in_float = (n.node for n in in_int8 if not (gets_finer and n.granularity == PerTensor()))
     return [node for node in as_in_float if db.get(node, math.inf) < POLICY.float_weights_db]
-
-
-def small_weights(plan: QuantPlan) -> list[str]:
-    """The nodes in float with the fewest weights in 8 bits.
-
-    16 bits for them are more exact, take no more time, and add POLICY.allocated_share of the bytes
-    at most.
-    """
-    in_int8 = sorted((n for n in plan.nodes if n.storage is Storage.INT8), key=lambda n: n.elements)
-    in_float = [n for n in in_int8 if n.compute is Compute.FLOAT]
-    most = POLICY.allocated_share * sum(n.elements for n in in_int8)
-    taken = accumulate(n.elements for n in in_float)
-    return [n.node for n, elements in zip(in_float, taken, strict=True) if elements <= most]
 
 
 def nodes_of(groups: Groups) -> list[str]:

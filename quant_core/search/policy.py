@@ -57,9 +57,8 @@ class SearchPolicy:
     equalization_gain_db: float = 0.5
 
     # --- mixed precision ---------------------------------------------------------------------
-    # Share of the bytes of uniform weights in 4 bits that may be added where noise is, and of those
-    # in 8 bits for small weights in 16 where nodes go into float. `python -m tests.bench.int4 --zoo
-    # DIR` and `python -m tests.bench.accuracy --zoo DIR`: SQNR and size.
+    # Share of the bytes of uniform weights in 4 bits that may be added where noise is. `python -m
+    # tests.bench.int4 --zoo DIR`: SQNR and size.
     allocated_share: float = 1 / 32
     # Groups of neighbouring nodes that are ranked, at most, for each promotion. Not tuned: they
     # bound how many models a search makes.

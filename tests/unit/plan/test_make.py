@@ -320,3 +320,24 @@ def test_a_large_product_that_chooses_is_rounded_as_others_are(columns, storage)
     plan = plan_of(sketch(f"(float[n,16] x) => (int64[n] z, float[n,8192] u) {{ {text} }}", arrays))
 
     assert chosen(plan)["y"][1] is storage
+
+
+@pytest.mark.parametrize(
+    ("compute", "options", "in_16_bits"),
+    [
+        ({}, {}, []),
+        ({"a": "float", "b": "float", "c": "float"}, {}, ["a", "b"]),
+        ({"c": "float"}, {}, []),
+        ({"a": "float"}, {"layer_bits": {"a": 8}}, []),
+        ({"a": "float"}, {"bits": 4}, []),
+    ],
+    ids=["in integers", "in float", "too many", "bits by name", "others in 4 bits"],
+)
+def test_the_fewest_weights_that_compute_in_float_have_16_bits(compute, options, in_16_bits):
+    arrays = weights(d=(32, 1, 1, 1), e=(32, 1, 1, 1), u=(64, 32, 1, 1), v=(8, 64, 1, 1))
+    text = "a = Conv <group=32> (x, d) b = Conv <group=32> (a, e) c = Conv(b, u) y = Conv(c, v)"
+    model = sketch(f"(float[n,32,1,1] x) => (float[n,8,1,1] y) {{ {text} }}", arrays)
+
+    plan = plan_of(model, compute, min_elements=0, **options)
+
+    assert [n.node for n in plan.nodes if n.storage is Storage.FLOAT16] == in_16_bits

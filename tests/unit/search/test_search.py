@@ -28,7 +28,7 @@ from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS, Runtime
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Compute, NodeChoice
 from quant_core.search import possible_gain
-from quant_core.search.assignments import coarse_weights, float_groups, small_weights
+from quant_core.search.assignments import coarse_weights, float_groups
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import is_expected_to_satisfy, satisfying
@@ -487,20 +487,6 @@ def test_weights_with_one_scale_are_not_coarse_in_float_where_each_channel_has_i
     noisy = replace(candidate.quantized, weight_sqnr_db={"l1": 30.0, "y": 30.0})
 
     assert coarse_weights(replace(candidate, quantized=noisy), ["l1", "y"]) == []
-
-
-def test_the_smallest_weights_in_float_are_stored_in_16_bits_for_a_small_share_of_the_bytes():
-    arrays = weights(d=(32, 1, 1, 1), e=(32, 1, 1, 1), u=(64, 32, 1, 1), v=(8, 64, 1, 1))
-    text = "a = Conv <group=32> (x, d) b = Conv <group=32> (a, e) c = Conv(b, u) y = Conv(c, v)"
-    model = sketch(f"(float[n,32,1,1] x) => (float[n,8,1,1] y) {{ {text} }}", arrays)
-    problem = Problem(model)
-
-    def small_in_float(*nodes: str) -> list[str]:
-        return small_weights(with_choice(problem.model, problem.plan, nodes, IN_FLOAT))
-
-    assert small_in_float() == []
-    assert small_in_float("a", "b", "c") == ["a", "b"]  # 64 of 2,624 weights
-    assert small_in_float("y") == []
 
 
 def unbalanced() -> onnx.ModelProto:
