@@ -274,12 +274,19 @@ def test_a_pad_that_onnxruntime_left_alone_is_left_alone_when_what_is_made_loads
 
 
 @pytest.mark.parametrize(
-    "case", ["residual", "attention", "gemm_with_transposed_weight", "transposed_convolution"]
+    ("case", "nodes"),
+    [
+        ("residual", "*"),
+        ("attention", "*"),
+        ("gemm_with_transposed_weight", "*"),
+        ("transposed_convolution", "a"),
+    ],
 )
-def test_stored_int4_weights_load_to_what_numpy_decodes(case):
+def test_stored_int4_weights_load_to_what_numpy_decodes(case, nodes):
     given = prepared(case)
+    options = {"layer_bits": {nodes: 4}, "min_elements": 0, "bias_correction": False}
 
-    made = make(given, mode="weight_only", bits=4, min_elements=0, bias_correction=False)
+    made = make(given, mode="weight_only", **options)
 
     loaded = optimized_graph(made.model.SerializeToString(), optimize="basic").graph
     arrays = [numpy_helper.to_array(t) for t in loaded.initializer]
