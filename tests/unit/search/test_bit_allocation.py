@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 
@@ -19,6 +21,7 @@ from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.search.bit_allocation import allocate_bits, cheapest_choices, isolated_noise
 from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.result import QuantResult
 from tests.models import normalized, sketch
 from tests.oracle.cases import weights
 
@@ -53,6 +56,14 @@ def problem(**options: object) -> tuple[CalibratedModel, QuantPlan]:
     x = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
     samples = open_samples(SampleSpec({"x": x}), input_specs(source))
     return CalibratedModel(model, samples, observe(source, plan, samples)), plan
+
+
+def in_four_bits(source: onnx.ModelProto, folder: Path) -> QuantResult:
+    onnx.save(source, folder / "m.onnx")
+    samples = SampleSpec(count=4)
+    return quantize_model(
+        folder / "m.onnx", folder / "q.onnx", QuantConfig(bits=4), calibration=samples
+    )
 
 
 def noise(calibrated: CalibratedModel, plan: QuantPlan) -> float:
@@ -125,14 +136,8 @@ def test_weights_of_transposed_convs_in_groups_are_measured(tmp_path) -> None:
     text = """(float[n,8,4,4] x) => (float[n,c,h,w] y) {
         a = ConvTranspose<group = 2>(x, u) y = Conv(a, v)
     }"""
-    onnx.save(sketch(text, weights(u=(8, 8, 3, 3), v=(16, 16, 3, 3))), tmp_path / "m.onnx")
 
-    made = quantize_model(
-        tmp_path / "m.onnx",
-        tmp_path / "q.onnx",
-        QuantConfig(bits=4),
-        calibration=SampleSpec(count=4),
-    )
+    made = in_four_bits(sketch(text, weights(u=(8, 8, 3, 3), v=(16, 16, 3, 3))), tmp_path)
 
     assert made.worst_db is not None
 
@@ -144,14 +149,8 @@ def test_weights_of_operators_that_demand_a_shape_are_measured(tmp_path) -> None
     }"""
     values = weights(words=(32, 64), places=(8, 64), kinds=(32, 64), w=(64, 64), v=(64, 64))
     ends = {"one": np.ones(64, np.float32), "zero": np.zeros(64, np.float32)}
-    onnx.save(sketch(text, values | ends), tmp_path / "m.onnx")
 
-    made = quantize_model(
-        tmp_path / "m.onnx",
-        tmp_path / "q.onnx",
-        QuantConfig(bits=4),
-        calibration=SampleSpec(count=4),
-    )
+    made = in_four_bits(sketch(text, values | ends), tmp_path)
 
     assert made.worst_db is not None
 
