@@ -1,4 +1,4 @@
-"""kill -9 of the coordinator at two random moments; tests/bench/kills.py does it fifty times."""
+"""kill -9 of the coordinator at three random moments; tests/bench/kills.py does it fifty times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.bench.kills import storm
 
 @pytest.mark.slow
 def test_rows_and_files_after_kills_are_those_of_an_undisturbed_run(tmp_path, harness):
-    after, calm, hits = storm(tmp_path, kills=2, models=6, options=("--prefect", "inherit"))
+    after, calm, hits = storm(tmp_path, kills=3, models=6, options=("--prefect", "inherit"))
 
     assert hits > 0
     assert after["files"] == calm["files"]

@@ -26,7 +26,7 @@ from quant_core.rewrite.apply import apply_plan
 from tests.models import sketch
 
 WIDTH = 8
-BLOCKS = (12, 60)
+BLOCKS = (20, 100)
 
 
 def residual_attention(blocks: int) -> onnx.ModelProto:
