@@ -8,6 +8,7 @@ from quant_core.calibrate.observe import observe
 from quant_core.data.samples import Samples
 from quant_core.plan.types import QuantPlan
 from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.candidate import Candidate
 from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
 
@@ -38,3 +39,9 @@ def calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     if not plan.equalized_db:
         return calibrated
     return calibrated.equalized(plan, job.deadline) or calibrated
+
+
+def remade(best: Candidate, calibrated: CalibratedModel) -> Candidate:
+    """The candidate made of that model, which is not judged yet."""
+    built = calibrated.build(best.plan, best.label)
+    return replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)

@@ -19,7 +19,12 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.bit_allocation import allocate_bits
 from quant_core.search.calibrated import CalibratedModel
-from quant_core.search.calibrating import calibrated_as_planned, calibrated_for, with_samples
+from quant_core.search.calibrating import (
+    calibrated_as_planned,
+    calibrated_for,
+    remade,
+    with_samples,
+)
 from quant_core.search.candidate import Candidate
 from quant_core.search.first_plan import first_plan, storable_plan
 from quant_core.search.floor import Checked, check_floor
@@ -160,7 +165,7 @@ def _rounded_anew(found: Found, job: QuantJob, bench: Bench) -> Found:
     one decision that falls otherwise may cost all.
     """
     calibrated = calibrated_as_planned(job, found.best.plan)
-    best = calibrated.with_planned_biases(_remade(found.best, calibrated))
+    best = calibrated.with_planned_biases(remade(found.best, calibrated))
     return replace(found, best=bench.judge_fidelity(best), calibrated=calibrated)
 
 
@@ -172,13 +177,7 @@ def _with_more_samples(found: Found, job: QuantJob, plan: QuantPlan, held_out: S
     assert job.stats is not None
     best = replace(found.best, plan=replace(found.best.plan, holdout=holdout_step(job.samples)))
     calibrated = found.calibrated.with_more_samples(job.samples, job.stats, held_out, plan)
-    return replace(found, best=_remade(best, calibrated), calibrated=calibrated)
-
-
-def _remade(best: Candidate, calibrated: CalibratedModel) -> Candidate:
-    """The candidate made of that model, which is not judged yet."""
-    built = calibrated.build(best.plan, best.label)
-    return replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)
+    return replace(found, best=remade(best, calibrated), calibrated=calibrated)
 
 
 def _made(

@@ -22,7 +22,7 @@ from quant_core.metrics import MAX_SQNR_DB
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel, uses_gptq
-from quant_core.search.calibrating import calibrated_as_planned, with_samples
+from quant_core.search.calibrating import calibrated_as_planned, remade, with_samples
 from quant_core.search.candidate import Candidate
 from quant_core.search.floor import Checked, check_floor, close_to_floor, shortfall_of
 from quant_core.search.job import QuantJob
@@ -112,11 +112,10 @@ def _fold(
     job: QuantJob, best: Candidate, fitted: NDArray[np.intp], held_out: NDArray[np.intp]
 ) -> Fold:
     assert job.samples is not None
-    plan = best.plan
-    own = replace(job, samples=job.samples.pick(fitted), fitted_stats=None)
-    assert own.samples is not None
-    calibrated = calibrated_as_planned(with_samples(own, plan, own.samples), plan)
-    candidate = replace(calibrated.build(plan, best.label), cost=best.cost)
+    anew = replace(job, fitted_stats=None)
+    own = with_samples(anew, best.plan, job.samples.pick(fitted))
+    calibrated = calibrated_as_planned(own, best.plan)
+    candidate = replace(calibrated.build(best.plan, best.label), cost=best.cost)
     return Fold(calibrated, candidate, job.samples.pick(held_out))
 
 
@@ -130,9 +129,7 @@ def _repaired(job: QuantJob, checked: Checked, folds: Sequence[Fold]) -> Checked
     changed = next((c for c in found if c.best.plan != plan), None)
     if changed is None:
         return checked
-    best = changed.best
-    built = calibrated_as_planned(job, best.plan).build(best.plan, best.label)
-    best = replace(best, quantized=built.quantized, size_bytes=built.size_bytes)
+    best = remade(changed.best, calibrated_as_planned(job, changed.best.plan))
     notes = tuple(dict.fromkeys((*checked.notes, *changed.notes)))
     trials = (*checked.trials, *changed.trials)
     return replace(checked, best=best, worst_db=MAX_SQNR_DB, notes=notes, trials=trials)
