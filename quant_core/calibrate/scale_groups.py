@@ -115,7 +115,7 @@ def _unscalable(model: ir.Model) -> set[ir.Value]:
             found.update([*_data(node), *node.outputs])
         elif node.op_type != "Conv":  # the last axis of its output is not axis 1 of an image
             found.update(node.outputs)
-    for subgraph in model.graph.subgraphs():
+    for subgraph in graph.graphs_inside(model.graph):
         for node in subgraph:
             found.update(v for v in node.inputs if v is not None)
     return found

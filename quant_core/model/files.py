@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from quant_core.errors import ModelError, nearest_hint
-from quant_core.model.graph import first_line, graphs_of, opset
+from quant_core.model.graph import first_line, graphs_inside, graphs_of, opset
 from quant_core.model.lend_weights import size_with_weights
 from quant_core.model.locations import data_names, lies_beside
 from quant_core.model.proto import (
@@ -262,7 +262,7 @@ def _function_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The graphs of the model's own functions, and every graph inside them."""
     for function in model.functions.values():
         yield function.graph
-        yield from function.graph.subgraphs()
+        yield from graphs_inside(function.graph)
 
 
 def _attribute_tensors(node: ir.Node) -> Iterator[Any]:

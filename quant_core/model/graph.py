@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,18 +51,17 @@ def opset(model: ir.Model, where: str = "") -> int:
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph, then every graph inside an If, Loop or Scan, each before those inside it."""
     yield model.graph
-    yield from list(_graphs_inside(model.graph))
+    yield from list(graphs_inside(model.graph))
 
 
-def _graphs_inside(graph: ir.Graph) -> Iterator[ir.Graph]:
+def graphs_inside(graph: ir.Graph) -> Iterator[ir.Graph]:
     """As `graph.subgraphs`, which looks at all attributes at ten times the cost."""
     for node in graph:
-        for a in node.attributes.data.values():
-            if a.type not in GRAPH_TYPES:
-                continue
-            for inside in [a.value] if a.type == ir.AttributeType.GRAPH else a.value:
-                yield inside
-                yield from _graphs_inside(inside)
+        for attribute in node.attributes.data.values():
+            if attribute.type in GRAPH_TYPES:
+                for inside in _graphs_held(attribute):
+                    yield inside
+                    yield from graphs_inside(inside)
 
 
 def is_quantized(model: ir.Model) -> bool:
@@ -212,7 +211,7 @@ def initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 def drop_unused(model: ir.Model) -> None:
     """Edit in place: nodes and initializers that nothing reads go, in branches too."""
     _drop_unused_nodes(model)
-    for graph in model.graph.subgraphs():
+    for graph in graphs_inside(model.graph):
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del graph.initializers[name]
@@ -262,8 +261,15 @@ def unread_branches(node: ir.Node) -> None:
 
 def graphs_in(node: ir.Node) -> list[ir.Graph]:
     """The graphs that the node holds itself."""
-    attributes = node.attributes.values()
-    return [a.as_graph() for a in attributes if a.type == ir.AttributeType.GRAPH]
+    attributes = node.attributes.data.values()
+    return [held for a in attributes if a.type in GRAPH_TYPES for held in _graphs_held(a)]
+
+
+def _graphs_held(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    """The graphs of an attribute of one of GRAPH_TYPES."""
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs()
 
 
 def first_line(error: BaseException) -> str:

@@ -28,7 +28,7 @@ def make_unique(model: ir.Model) -> dict[str, str]:
         for value in (*inside.inputs, *inside.outputs)
     }
     former = {}
-    for inside in model.graph.subgraphs():
+    for inside in graph.graphs_inside(model.graph):
         for value in _values(inside):
             if not value.name or value in kept:
                 continue

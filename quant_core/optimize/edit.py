@@ -75,7 +75,8 @@ def free_name(inside: ir.Graph, like: str) -> str:
     """`like` with the first number behind it that no value and no node of the graph has; none of
     the model while its names are known.
     """
-    taken = inside.meta[TAKEN] if TAKEN in inside.meta else _names([inside, *inside.subgraphs()])
+    known = inside.meta.get(TAKEN)
+    taken = _names([inside, *graph.graphs_inside(inside)]) if known is None else known
     name, n = f"{like}_opt", 1
     while name in taken:
         name, n = f"{like}_opt{n}", n + 1

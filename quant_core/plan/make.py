@@ -76,7 +76,7 @@ def make_plan(
     Raises: ModelError if no node has a weight that can be quantized.
     """
     nodes = list(model.graph)
-    inner = [n for g in model.graph.subgraphs() for n in g if has_weights(n)]
+    inner = [n for g in graph.graphs_inside(model.graph) for n in g if has_weights(n)]
     choices = _possible_choices(inner, choices or {})
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
@@ -193,8 +193,14 @@ def _plan_weights(
 
 def _in_16_bits(planned: NodePlan, node: ir.Node, reason: str) -> NodePlan:
     """The plan of a rounded node that stores its weights as float16 instead, for this reason."""
-    in_float = replace(planned, compute=Compute.FLOAT, granularity=None, pair_safe=False)
-    return kept_in_float(replace(in_float, storage=Storage.FLOAT16), float_weights(node), reason)
+    in_float16 = replace(
+        planned,
+        compute=Compute.FLOAT,
+        storage=Storage.FLOAT16,
+        granularity=None,
+        pair_safe=False,
+    )
+    return kept_in_float(in_float16, float_weights(node), reason)
 
 
 def _idle_globs(
