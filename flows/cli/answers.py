@@ -19,7 +19,7 @@ from flows.cli.timings import footprint, timer_for
 from flows.console import model_views, result_views
 from flows.runtime.process import importing
 from quant_core.config import QuantConfig
-from quant_core.data.spec import RANDOM, SampleSpec
+from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Progress
 from quant_core.errors import DataError, ModelError, RequestError, reason_of
 
@@ -107,7 +107,7 @@ def quantize_answer(
         allow_code=accuracy.allow_code,
         whole_front=pareto,
     ).to_dict()
-    result["is_drawn"] = calibration is None or calibration.source == RANDOM
+    result["is_drawn"] = calibration is None or calibration.is_random
     if plan is None and _is_late(config, result["float_size_bytes"], began_at):
         result |= {"timing": None, "not_timed": "the time budget is over"}
     else:
@@ -230,7 +230,8 @@ def comparison(
         rows.append(row.to_dict() | judged | footprint(path, samples, threads, 1))
     size_bytes = bytes_on_disk(original)
     first = {"file": str(original), "size_bytes": size_bytes}
-    return {"original": first | footprint(original, samples, threads, 1), "files": rows} | others
+    answer = {"original": first | footprint(original, samples, threads, 1), "files": rows}
+    return answer | others | {"is_drawn": samples.is_random}
 
 
 def optimize_answer(
@@ -259,10 +260,12 @@ def validation(
     detailed: bool = False,
     provider: str = "cpu",
 ) -> dict[str, Any]:
-    """How right a quantized model is, and whether it meets the contract; `Validation.to_dict`."""
+    """How right a quantized model is, and whether it meets the contract: `Validation.to_dict`, and
+    whether the samples were drawn.
+    """
     from quant_core import judging
 
-    return judging.validate_model(
+    found = judging.validate_model(
         original,
         quantized,
         samples,
@@ -272,7 +275,8 @@ def validation(
         allow_code=accuracy.allow_code,
         provider=provider,
         progress=progress,
-    ).to_dict()
+    )
+    return found.to_dict() | {"is_drawn": samples.is_random}
 
 
 def read_plan(path: Path) -> QuantPlan:

@@ -168,8 +168,13 @@ def _files(typed: Mapping[str, Any]) -> set[str]:
 
 
 def _check_output(typed: Mapping[str, Any]) -> None:
-    """Raises: RequestError if what is to be written is one of the files that are read."""
+    """Raises: RequestError if what is to be written is one of the files that are read, or meant to
+    be standard output.
+    """
     output, read = typed.get("output"), {**typed, "output": None}
+    if output == Path("-"):
+        hint = "Name a file; --format json prints the answer"
+        raise RequestError("is not taken for standard output", "-o -", hint)
     if output is None or not output.exists():
         return
     if any(output.samefile(file) for file in map(Path, _files(read)) if file.exists()):

@@ -21,7 +21,13 @@ from flows.cli.answers import (
     with_export,
 )
 from flows.cli.command import Answer
-from flows.cli.options import AccuracyOptions, changed_options, check_labels, flag_of
+from flows.cli.options import (
+    AccuracyOptions,
+    changed_options,
+    check_labels,
+    first_measured_option,
+    flag_of,
+)
 from flows.cli.parameters import (
     AnyModel,
     BatchSizes,
@@ -47,7 +53,7 @@ from flows.cli.parameters import (
 from flows.cli.timings import footprint, javascript_timing, timing
 from flows.console import model_views, result_views, timing_views
 from quant_core.config import QuantConfig
-from quant_core.data.spec import RANDOM, SampleSpec
+from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Progress
 from quant_core.errors import RequestError
 from quant_core.text import counted
@@ -89,7 +95,7 @@ def quantize(
         return optimize_answer(model, output, config, calibration, costs)
     if plan is not None:
         refuse_beside("--plan", {"--dry-run": dry_run, "--pareto": pareto})
-    needless = judged or ("--pareto" if pareto else None)
+    needless = judged or ("--pareto" if pareto else first_measured_option(config))
     if calibration is None and needless:
         raise RequestError("means nothing without samples", needless, "Give --data")
     if export is not None:
@@ -214,7 +220,7 @@ def explain(
         write_explanation(explanation, output)
         explanation["page"] = str(output)
     if not explanation["is_quantized"]:
-        data = "SAMPLES.npz" if feeds.source == RANDOM else str(feeds.source)
+        data = "SAMPLES.npz" if feeds.is_random else str(feeds.source)
         explanation["next"] = command_line("quantize", model, "--data", data)
     return Answer(explanation, timing_views.explanation_view)
 

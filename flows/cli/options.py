@@ -58,6 +58,17 @@ def changed_options(config: QuantConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if value != default[key]}
 
 
+def first_measured_option(config: QuantConfig) -> str | None:
+    """The first option that was typed of those that do nothing without samples: how ranges are
+    chosen, and GPTQ; None if none was.
+    """
+    changed = changed_options(config)
+    measured = {"method", "percentile"} | (
+        {"weight_method"} if config.weight_method == "gptq" else set()
+    )
+    return next((flag_of(key) for key in changed if key in measured), None)
+
+
 def _build_config(typed: Mapping[str, Any]) -> QuantConfig:
     try:
         layer_bits = dict(_parse_layer_bits(text) for text in typed.get("layer_bits", ()))

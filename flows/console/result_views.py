@@ -119,7 +119,7 @@ def validation_view(result: Mapping[str, Any]) -> RenderableType:
     """How right a quantized model is, and whether its contract is met."""
     fidelity = result["fidelity"]
     facts = {
-        "samples": fidelity["samples"],
+        "samples": f"{fidelity['samples']}{', drawn' if result['is_drawn'] else ''}",
         "top-1": before_after(fidelity["top1_float"], fidelity["top1"], format_percent),
         "metric": before_after(fidelity["metric_float"], fidelity["metric"], format_number),
         "agreement": format_percent(fidelity["agreement"]),

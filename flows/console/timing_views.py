@@ -83,7 +83,12 @@ def comparison_view(result: Mapping[str, Any]) -> RenderableType:
     columns = {heading: heading for heading in COMPARED}
     optional = ("memory", "load", "")
     table = rows_table(compared_rows(result), columns, right=COMPARED[1:-1], optional=optional)
-    return Group(table, Text(COMPARED_LEGEND, style="dim"), *_busy_warnings([result]))
+    return Group(table, Text(comparison_legend(result), style="dim"), *_busy_warnings([result]))
+
+
+def comparison_legend(result: Mapping[str, Any]) -> str:
+    """What the columns of a comparison mean, and that its samples were drawn, if they were."""
+    return f"{COMPARED_LEGEND} The samples were drawn." if result["is_drawn"] else COMPARED_LEGEND
 
 
 def _busy_warnings(measured: Sequence[Mapping[str, Any]]) -> list[Text]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.formats import format_ms, format_percent
-from flows.console.timing_views import COMPARED, COMPARED_LEGEND, compared_rows, explanation_line
+from flows.console.timing_views import COMPARED, compared_rows, comparison_legend, explanation_line
 from flows.report.details import NAME, NUMBER, rows_table
 from flows.report.document import document
 from flows.report.elements import Element, element
@@ -53,7 +53,7 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> None:
     columns = {heading: NAME if heading in ("file", "verdict") else NUMBER for heading in COMPARED}
     table = rows_table("Each file beside the original", columns, cells)
     title = f"quantmill compare {Path(comparison['original']['file']).name}"
-    _write(path, title, [element("p", {}, COMPARED_LEGEND), table])
+    _write(path, title, [element("p", {}, comparison_legend(comparison)), table])
 
 
 def _write(path: Path, title: str, body: Sequence[Element]) -> None:

@@ -24,7 +24,7 @@ from quant_core.data.sources import (
     hash_array,
     open_source,
 )
-from quant_core.data.spec import RANDOM, SampleLabels, SampleSpec
+from quant_core.data.spec import SampleLabels, SampleSpec
 from quant_core.data.splices import SplicedSource
 from quant_core.errors import DataError
 
@@ -198,7 +198,7 @@ def open_samples(
         return Samples(flow.inputs, flow, np.arange(flow.length), labels)
     pinned = pinned_specs(inputs, spec.shape)
     source: Source
-    if isinstance(spec.source, str) and spec.source == RANDOM:
+    if spec.is_random:
         source = random_source(pinned, spec.count, spec.seed, model, session)
     else:
         source = open_source(spec.source, pinned)

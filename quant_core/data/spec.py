@@ -88,6 +88,11 @@ class SampleSpec:
             if not all(isinstance(size, int) and size >= 0 for size in sizes):
                 raise DataError(f"is {list(sizes)}", "shape", "Sizes are whole numbers")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the samples are drawn."""
+        return isinstance(self.source, str) and self.source == RANDOM
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, if the source and the labels are paths; `from_dict` reads them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

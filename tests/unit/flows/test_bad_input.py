@@ -282,6 +282,11 @@ def a_page_under_a_file(folder):
     return ["compare", "float.onnx", "float.onnx", "-o", "samples.npy/page.html"]
 
 
+@case(2, "is not taken for standard output")
+def an_output_that_is_a_dash(folder):
+    return ["quantize", "float.onnx", "-o", "-"]
+
+
 @case(2, "holds no costs")
 def costs_in_the_model(folder):
     return quantizing("float.onnx", "--costs", "float.onnx")

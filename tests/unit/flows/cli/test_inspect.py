@@ -65,6 +65,16 @@ def test_validate_holds_a_model_against_its_contract(quantized, capsys):
     assert found["reason"]
 
 
+def test_validate_and_compare_say_that_samples_were_drawn(quantized, capsys):
+    for command in ("validate", "compare --seconds 0.1"):
+        line = f"{command} float.onnx int8.onnx"
+
+        assert answer_of(capsys, line)[1]["is_drawn"]
+        assert not answer_of(capsys, f"{line} --data samples.npy")[1]["is_drawn"]
+        assert main(line.split()) == 0
+        assert "drawn" in capsys.readouterr().out
+
+
 def test_benchmark_times_both_models(quantized, capsys):
     code, timing = answer_of(capsys, "benchmark float.onnx int8.onnx --seconds 0.1")
 

@@ -113,7 +113,16 @@ def test_a_plan_that_was_edited_wrongly_says_where(quantized, capsys):
 
 @pytest.mark.parametrize(
     "needless",
-    ["--labels l.npy", "--num-samples 3", "--shape 1,3,8,8", "--metric sqnr", "--min 0.5"],
+    [
+        "--labels l.npy",
+        "--num-samples 3",
+        "--shape 1,3,8,8",
+        "--metric sqnr",
+        "--min 0.5",
+        "--method mse",
+        "--percentile 99",
+        "--weight-method gptq",
+    ],
 )
 def test_an_option_that_needs_samples_is_not_ignored_without(quantized, capsys, needless):
     assert main(f"quantize float.onnx -o again.onnx {needless}".split()) == 2
