@@ -24,6 +24,7 @@ from quant_core.evaluate.float_reasons import (
     unpacked_weights,
     why_float,
 )
+from quant_core.model import graph
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.session import open_profiled, optimized_graph, run
 
@@ -31,6 +32,7 @@ MIN_RUNS = 5  # that are timed,
 FEWEST_RUNS = 2  # or these, once so many seconds are over:
 PATIENCE_S = 0.5
 BLOCKED_SUFFIX = "_nchwc"  # of the names of kernels that write the blocked layout
+ADDED_TO_CONV = 3  # the input of a kernel of that layout that it adds to its product
 NHWC_SUFFIX = re.compile(r"_token_\d+$")
 KERNEL_SUFFIX = "_kernel_time"  # of the names in onnxruntime's profile
 # Of a call in that profile, which has one on each line: a loop makes 10,000 of them, alike but for
@@ -254,13 +256,28 @@ def _original_names(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, st
     """For each tensor that a kernel makes, its name in the file.
 
     A tensor that survives keeps it. Kernels of another layout make tensors of new names: in the
-    blocked one the kernel is called after the old (`NAME_nchwc`), in NHWC after the node.
+    blocked one the kernel is called after the old (`NAME_nchwc`), and a Conv that adds a tensor to
+    its product after that product; in NHWC it is called after the node.
     """
     first_output = {str(node.name): str(node.outputs[0].name) for node in model.graph}
-    kept = {str(value.name) for node in model.graph for value in node.outputs}
+    kept = {str(value.name): value for node in model.graph for value in node.outputs}
     found: dict[str, str] = {}
     for node in optimized.graph.node:
         blocked = node.name.removesuffix(BLOCKED_SUFFIX)
         lent = first_output.get(NHWC_SUFFIX.sub("", node.name), blocked)
+        if blocked in kept and blocked != node.name and any(node.input[ADDED_TO_CONV:]):
+            lent = _behind_sum(node, kept[blocked])
         found |= {name: name if name in kept else lent for name in node.output}
     return found
+
+
+def _behind_sum(kernel: onnx.NodeProto, product: ir.Value) -> str:
+    """The sum that a blocked Conv makes of its product and another tensor, or the activation that
+    it applies to that.
+    """
+    value = product
+    for _ in range(1 + any(attribute.name == "activation" for attribute in kernel.attribute)):
+        consumers = graph.consumers(value)
+        if len(consumers) == 1:
+            value = consumers[0].outputs[0]
+    return str(value.name)

@@ -8,7 +8,7 @@ ranks nodes well, but does not add up, so that nothing is predicted from it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, partial
 
 import numpy as np
@@ -100,11 +100,13 @@ def _node_times(candidate: Candidate, bench: Bench, profiles: Profiles) -> dict[
     """Node that computes in integers -> its time, from the timing cache where it knows it."""
     names = {n.node: n.node for n in candidate.plan.nodes if n.compute.is_integer}
     written = {str(node.name): name for name, node in candidate.quantized.written.items()}
+    weighted = {n.node for n in candidate.plan.nodes if n.weights}
 
     @cache
     def times() -> tuple[dict[str, float], dict[str, float]]:
         in_float, quantized = profiles()
-        return _milliseconds(in_float, names), _milliseconds(quantized, names | written)
+        in_integers = _milliseconds(quantized, names | written, weighted)
+        return _milliseconds(in_float, names, weighted), in_integers
 
     def measured(name: str) -> Cost:
         float_ms, quantized_ms = (max(ms.get(name, 0.0), LEAST_MS) for ms in times())
@@ -143,18 +145,23 @@ def _conversion_times(candidate: Candidate, bench: Bench, profiles: Profiles) ->
     return {tensor: cost.float_ms for tensor, cost in costs.items()}
 
 
-def _milliseconds(kernels: Iterable[Kernel], names: Mapping[str, str]) -> dict[str, float]:
+def _milliseconds(
+    kernels: Iterable[Kernel], names: Mapping[str, str], weighted: Collection[str] = ()
+) -> dict[str, float]:
     """Planned node -> the time of the kernels that stand for it.
 
-    names  node of the model -> planned node
+    names     node of the model -> planned node
+    weighted  planned nodes with weights
 
-    A kernel's time is shared by the planned nodes that it stands for. Reorders of the layout stand
+    A kernel's time is shared by the planned nodes that it stands for; by those with weights alone,
+    if there are some: what is fused with them costs next to nothing. Reorders of the layout stand
     for none: they are paid by all, in proportion.
     """
     times: defaultdict[str, float] = defaultdict(float)
     reorders = 0.0
     for kernel in kernels:
         planned = [names[node] for node in kernel.covers if node in names]
+        planned = [name for name in planned if name in weighted] or planned
         for name in planned:
             times[name] += kernel.ms / len(planned)
         if kernel.op_type in REORDERS:

@@ -97,6 +97,22 @@ def test_a_kernel_in_integers_covers_the_node_that_it_stands_for(tmp_path):
     assert kernel.ms > 0
 
 
+@pytest.mark.parametrize("activation", [(), ("r",)])
+def test_a_kernel_that_adds_to_its_product_covers_the_sum(tmp_path, activation):
+    text = f"""(float[1,16,8,8] x) => (float[1,16,8,8] y) {{
+        a = Conv(x, w) b = Conv(a, w) s = Add(b, a) r = {"Relu" if activation else "Identity"}(s)
+        y = Conv(r, w)
+    }}"""
+    weights = {"w": np.ones((16, 16, 1, 1), np.float32)}
+    onnx.save(sketch(text, weights), tmp_path / "model.onnx")
+    feed = {"x": np.ones((1, 16, 8, 8), np.float32)}
+
+    kernels = profile_kernels(tmp_path / "model.onnx", feed, seconds=0)
+
+    covered = [k.covers for k in kernels if k.op_type == "Conv"]
+    assert covered == [("a",), ("b", "s", *activation), ("y",)]
+
+
 @pytest.fixture
 def cnn(tmp_path):
     onnx.save(tiny_cnn(), tmp_path / "float.onnx")

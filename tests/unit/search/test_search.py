@@ -705,6 +705,18 @@ def test_of_a_single_node_that_computes_in_integers_nothing_is_measured():
     assert groups == [["y"]]
 
 
+def test_a_sum_that_a_convolution_adds_itself_costs_float_nothing():
+    arrays = weights(u=(16, 16, 1, 1), v=(16, 16, 1, 1), w=(16, 16, 1, 1))
+    text = "{ a = Conv(x, u) b = Conv(a, v) s = Add(b, a) y = Conv(s, w) }"
+    proto = sketch(f"(float[n,16,8,8] x) => (float[n,16,8,8] y) {text}", arrays)
+    problem = Problem(proto, mode="static")
+    candidate = problem.calibrated.build(problem.plan, "static")
+
+    costs, _ = node_costs(problem.model, candidate, problem.bench)
+
+    assert [node for node, cost in costs.items() if cost.float_ms == LEAST_MS] == ["s"]
+
+
 def convs() -> onnx.ModelProto:
     """Three convolutions that 8 bits hardly harm."""
     arrays = weights(u=(32, 32, 1, 1), v=(32, 32, 1, 1), w=(32, 32, 1, 1))
