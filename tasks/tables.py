@@ -64,6 +64,12 @@ def write_table(
     return path
 
 
+def write_tables(folder: Path, run_id: str, tables: Mapping[str, Iterable[Row]]) -> None:
+    """Write a run's rows of every table; files that an interrupted attempt left are replaced."""
+    for name, rows in tables.items():
+        write_table(folder, name, run_id, rows)
+
+
 def read_table(
     folder: Path, name: str, columns: Sequence[str] | None = None, rows: pc.Expression | None = None
 ) -> tuple[pa.Table, list[Path]]:

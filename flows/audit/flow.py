@@ -63,8 +63,8 @@ from quant_core.worker.host import versions
 from tasks import stages as tasks
 from tasks.cache import Content, files_digest, forget_files
 from tasks.locations import Url, location
-from tasks.report import report
 from tasks.rows import AuditOutcome, AuditRow
+from tasks.tables import write_table
 
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
 
@@ -166,7 +166,7 @@ class Audit:
         finished_at = now_after(self.started_at)
         rows = [replace(row, finished_at=finished_at) for row in rows]
         reports = self.folder / "reports"
-        report(self.run_id, reports, {"audits": rows})
+        write_table(reports, "audits", self.run_id, rows)
         seconds = time.monotonic() - started
         return AuditResult(self.run_id, tuple(rows), reports, seconds, self.skipped_lines)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +16,8 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.batch.batch import Batch
-from flows.batch.flow_run import Caller, caller_or_cluster, current_caller, untagged
+from flows.batch.flow_run import caller_or_cluster, current_caller, shown_in_prefect, untagged
+from flows.batch.record import Record
 from flows.batch.run_summary import (
     name_flow_run,
     summarize,
@@ -28,11 +27,9 @@ from flows.batch.run_summary import (
 )
 from flows.console.result import BatchResult
 from flows.console.run_views import batch_lines
-from flows.journal import Journal
-from flows.manifest.jobs import select
 from flows.manifest.read import read_manifest
+from flows.runtime.run_options import RunOptions
 from quant_core.errors import QuantError
-from tasks.rows import Outcome
 
 
 def _summarize_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -81,32 +78,18 @@ def batch(
         assert caller.journal is not None
         summary = summary_path("batch", caller.manifest.folder)
         name_flow_run(summary)
-        result = make_models(caller, caller.journal, force, only or [])
+        options = RunOptions(only=only or (), force=force, allow_code=caller.allow_code)
+        record = Record(caller.manifest, caller.journal, caller.notify, options)
+        record.notify = shown_in_prefect("batch", len(record.jobs), caller.notify)
+        result = Batch(record, caller).run()
+        record.forget_answers(caller.store)
         state = _state(result)
         summarize("batch", result, state, batch_lines, summary)
         caller.on_end(result)
     return state
 
 
-def make_models(caller: Caller, journal: Journal, force: bool, only: Sequence[str]) -> BatchResult:
-    """Begin a run or go on with the last one, make its models, and report them.
-
-    Raises: RequestError if no model matches `only`.
-    """
-    jobs = select(caller.manifest, only)
-    request = json.dumps([caller.manifest.digest(), force, sorted(only)])
-    run, finished = journal.begin_run(request)
-    batch = Batch(caller, journal, run, jobs, finished)
-    result = batch.run(force)
-    if not only and not caller.manifest.keep_cache:
-        batch.forget_answers()
-    return result
-
-
 def _state(result: BatchResult) -> State[Any]:
     """How the batch ended, as Prefect's state. It carries the result."""
-    if result.rows and result.counts[Outcome.FAILED] == len(result.rows):
-        return Failed(message=result.message, data=result)
-    if result.exit_code:
-        return Completed(name="CompletedWithFailures", message=result.message, data=result)
-    return Completed(message=result.message, data=result)
+    ended = Failed if result.state == "Failed" else Completed
+    return ended(name=result.state, message=result.message, data=result)

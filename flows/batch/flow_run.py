@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from itertools import islice
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,7 +46,6 @@ from tasks.workers import Workers
 if TYPE_CHECKING:
     from distributed import Client
 
-A = TypeVar("A")
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 
@@ -215,21 +211,6 @@ def run_side_by_side(
         futures.append(named.submit(name, call, places))
         take_place()
     return [future.result() for future in futures]
-
-
-def read_ahead(call: Callable[[A], T], items: Iterable[A], at_once: int) -> Iterator[tuple[A, T]]:
-    """Each item with what the call returns for it, in order; so many calls run ahead of the reader.
-
-    No more begin while the reader does something else.
-    """
-    waiting = iter(items)
-    with ThreadPoolExecutor(at_once) as threads:
-        begun = deque((item, threads.submit(call, item)) for item in islice(waiting, at_once))
-        while begun:
-            item, future = begun.popleft()
-            result = future.result()
-            begun.extend((item, threads.submit(call, item)) for item in islice(waiting, 1))
-            yield item, result
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

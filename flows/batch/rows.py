@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flows.batch.model_run import Answer, Failure, ModelRun
 from flows.console.result import BatchResult
 from flows.entries import ModelEntry, RunEntry, now_after
 from flows.manifest.jobs import Job
@@ -24,6 +23,9 @@ from quant_core.plan.targets import cpu_name, host_target_name
 from quant_core.text import joined, plain, printable
 from quant_core.worker.host import versions
 from tasks.rows import SCHEMA_VERSION, LayerRow, ModelRow, Outcome, RunRow, TimingRow
+
+if TYPE_CHECKING:
+    from flows.batch.model_run import Answer, Failure, ModelRun
 
 Columns = dict[str, Any]
 

@@ -18,7 +18,7 @@ from flows.manifest.code import check_code
 from flows.manifest.jobs import Job, Manifest, select
 from flows.manifest.read import read_manifest
 from flows.runtime.arguments import options_of, run_parser
-from flows.runtime.prefect_api import unused_settings
+from flows.runtime.prefect_api import Prefect, unused_settings
 from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
 from flows.runtime.signals import stopped_at_once, stopped_in_order
@@ -46,6 +46,7 @@ def run_batch(
     Raises: QuantError if the batch as a whole cannot be worked on.
     """
     from flows.batch.run_summary import working_in
+    from flows.batch.up_to_date import report_if_up_to_date
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     selected = select(manifest, options.only)
@@ -53,6 +54,10 @@ def run_batch(
     scheduler, jobs = options.scheduler, options.jobs
     workers = how_many_workers(len(selected), jobs, manifest.workers)
     with working_in(manifest) as journal, ExitStack() as stack:
+        if options.prefect is Prefect.OWN:  # somebody else's shall see every run
+            result = report_if_up_to_date(manifest, journal, options, on_progress)
+            if result is not None:
+                return result
         on_progress(Starting(unused_settings(options.prefect)))
         with importing():
             client = stack.enter_context(api_and_dask(workers, scheduler, options.prefect))

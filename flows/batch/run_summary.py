@@ -23,6 +23,7 @@ from flows.manifest.jobs import Manifest
 from flows.runtime.prefect_api import is_lost
 from flows.runtime.signals import before_stop
 from quant_core.errors import not_written
+from tasks.cache import forget_files
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -34,6 +35,7 @@ Lines = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, object]]]
 
 NAMES = {"batch": "summary.json", "audit": "audit-summary.json"}
 RUNNING = "Running"  # the state of a run that has not ended
+NO_FLOW_RUN = {"flow_run": None, "flow_run_id": None}  # of a run that needs no Prefect
 KEPT = ("pid", "host", "interrupted")  # from the beginning of a run to its end
 
 
@@ -52,6 +54,7 @@ def working_in(manifest: Manifest) -> Iterator[Journal]:
         whose summary stays as it is.
     """
     folder = manifest.folder
+    forget_files()
     with open_journal(folder) as journal, running_summary("batch", folder):
         yield journal
 
@@ -102,17 +105,18 @@ def name_flow_run(path: Path) -> None:
 
 def summarize(kind: str, result: Result, state: State[Any], lines: Lines, path: Path) -> None:
     """Show the result in Prefect's UI, its rows as these lines, and write it to `path`."""
-    facts = {
-        "run_id": result.run_id,
-        "reports": str(result.reports),
-        **result.counts,
-        "skipped_lines": result.skipped_lines,
-    }
     shown = lines([row.to_json() for row in result.rows[:MAX_ROWS_IN_PREFECT]])
     if not is_lost():
-        show_in_prefect(kind, result.run_id, shown, facts, result.page)
-    ended = {"kind": kind, **_flow_run(), "state": state.name, "message": state.message}
-    write_summary(path, {**ended, **_kept(path), **facts, "wrong": wrong(result.rows)})
+        show_in_prefect(kind, result.run_id, shown, _facts(result), result.page)
+    end_summary(kind, result, str(state.name), path, _flow_run())
+
+
+def end_summary(
+    kind: str, result: Result, state: str, path: Path, flow_run: Mapping[str, Any] = NO_FLOW_RUN
+) -> None:
+    """Write how a run ended."""
+    ended = {"kind": kind, **flow_run, "state": state, "message": result.message, **_kept(path)}
+    write_summary(path, {**ended, **_facts(result), "wrong": wrong(result.rows)})
 
 
 def summarize_failure(kind: str, flow_run: FlowRun, state: State[Any], path: Path) -> None:
@@ -144,6 +148,15 @@ def _break_off(path: Path, state: str, message: str) -> None:
 def _kept(path: Path) -> dict[str, Any]:
     begun = read_summary(path)
     return {key: begun[key] for key in KEPT if key in begun}
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    return {
+        "run_id": result.run_id,
+        "reports": str(result.reports),
+        **result.counts,
+        "skipped_lines": result.skipped_lines,
+    }
 
 
 def _flow_run() -> dict[str, Any]:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from flows.batch.digests import job_digest, url_contents
-from flows.batch.flow_run import read_ahead
-from flows.batch.model_run import Failure
 from flows.journal import journal_id
 from flows.manifest.files import unreadable_file
 from flows.manifest.jobs import Job, Manifest
 from flows.manifest.outputs import Owner, claim
 from quant_core.errors import QuantError, not_written
 from quant_core.model.locations import disk_bytes
-from tasks.cache import Content, forget_files, the_cache
+from tasks.cache import Content, the_cache
 from tasks.locations import Url
+
+if TYPE_CHECKING:
+    from flows.batch.model_run import Failure
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 READERS = 4  # threads that hash models before the first stage
 
@@ -60,7 +68,6 @@ def job_digests(
     force     outputs of other batches are claimed too
     allow_code  the folder of metrics `module:function`
     """
-    forget_files()
     files = [job.input for job in jobs]
     files += [job.output for job in jobs if str(job.output) in known]
     if in_stores := [file for file in files if isinstance(file, Url)]:
@@ -73,7 +80,7 @@ def job_digests(
         contents=contents,
         allow_code=allow_code,
     )
-    return read_ahead(digest_or_failure, jobs, READERS)
+    return _read_ahead(digest_or_failure, jobs, READERS)
 
 
 def in_portions(
@@ -128,3 +135,18 @@ def _digest_or_failure(
     except OSError as error:
         return "publish", not_written(error, job.output)
     return digest
+
+
+def _read_ahead(call: Callable[[A], T], items: Iterable[A], at_once: int) -> Iterator[tuple[A, T]]:
+    """Each item with what the call returns for it, in order; so many calls run ahead of the reader.
+
+    No more begin while the reader does something else.
+    """
+    waiting = iter(items)
+    with ThreadPoolExecutor(at_once) as threads:
+        begun = deque((item, threads.submit(call, item)) for item in islice(waiting, at_once))
+        while begun:
+            item, future = begun.popleft()
+            result = future.result()
+            begun.extend((item, threads.submit(call, item)) for item in islice(waiting, 1))
+            yield item, result

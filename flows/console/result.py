@@ -74,6 +74,13 @@ class BatchResult(Result):
         return counts | {Verdict.NOT_MET.value: verdicts[Verdict.NOT_MET]}
 
     @property
+    def state(self) -> str:
+        """How the batch ended, as summary.json and Prefect name it."""
+        if self.rows and self.counts[Outcome.FAILED] == len(self.rows):
+            return "Failed"
+        return "CompletedWithFailures" if self.exit_code else "Completed"
+
+    @property
     def page(self) -> Path | None:
         """`report.html` beside the Parquet; None if it could not be written."""
         path = self.reports / PAGE

@@ -143,6 +143,26 @@ def test_up_to_date_models_are_skipped_until_something_that_made_them_changes(mi
     assert run(manifest).counts["done"] == 3
 
 
+def test_a_batch_with_nothing_to_make_starts_neither_prefect_nor_workers(mill, run, monkeypatch):
+    manifest = mill("a", "b", **QUICK)
+    first = run(manifest)
+    monkeypatch.setattr("flows.runtime.dask.api_and_dask", None)
+
+    second = run(manifest)
+
+    assert second.counts == {"done": 0, "skipped": 2, "failed": 0, "not_met": 0}
+    assert [row["workers"] for row in tables(second)["runs"]] == [2, 0]
+    summary = json.loads((second.reports / "summary.json").read_text())
+    assert (summary["run_id"], summary["state"]) == (second.run_id, "Completed")
+
+    journal = manifest.folder / FOLDER / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:3]))  # the first run was killed before its reports
+
+    assert run(manifest).run_id == first.run_id
+    assert run(manifest).counts["skipped"] == 2
+
+
 def test_the_reports_of_many_runs_are_read_together_by_four_readers(mill, run):
     manifest = mill("a", "segfault")
     run(manifest)
