@@ -6,6 +6,7 @@ Whatever goes wrong is an OSError that names the URL as its file, as it would be
 from __future__ import annotations
 
 import errno
+import math
 import re
 import threading
 import time
@@ -18,9 +19,12 @@ T = TypeVar("T")
 
 REQUEST_S = 60.0  # for an answer without a file's content
 RETRY_S = 10.0  # how long a request is tried again, beyond what the store's own client does
+FIRST_S = 2.0  # the same, of a store without any answer so far: it may not be there at all
 FIRST_PAUSE_S = 0.5
 # Names of errors that every client of a store has as its own: somebody has to log in first.
 REFUSAL = re.compile("Auth|Credential|Profile|RefreshError|Token")
+# Those of a client that got no connection.
+NO_CONNECTION = re.compile("Connect|ServiceRequest|NameResolution")
 BUSY = {
     errno.EAGAIN,
     errno.EBUSY,
@@ -43,16 +47,28 @@ def request(
     Raises: OSError; TimeoutError, which is one, after `limit_s` seconds.
     """
     started, pause_s = time.monotonic(), FIRST_PAUSE_S
+    store = url.scheme, *url.parts[:1]
+    _SILENT_SINCE.setdefault(store, started)
     while True:
         try:
-            return _within(limit_s - (time.monotonic() - started), call)
+            result = _within(limit_s - (time.monotonic() - started), call)
         except Exception as problem:
             error = as_os_error(problem, url)
-            elapsed_s = time.monotonic() - started
-            if error.errno not in passing or elapsed_s + pause_s > min(RETRY_S, limit_s):
+            if error.errno != errno.ECONNREFUSED:
+                _SILENT_SINCE[store] = math.inf
+            next_s = time.monotonic() + pause_s
+            last_s = min(started + min(RETRY_S, limit_s), _SILENT_SINCE[store] + FIRST_S)
+            if error.errno not in passing or next_s > last_s:
                 raise error from problem
+        else:
+            _SILENT_SINCE[store] = math.inf
+            return result
         time.sleep(pause_s)
         pause_s *= 2
+
+
+# Store -> when it was first asked, infinity once it has answered anything at all.
+_SILENT_SINCE: dict[tuple[str, ...], float] = {}
 
 
 def _within(limit_s: float, call: Callable[[], T]) -> T:
@@ -100,7 +116,8 @@ def as_os_error(problem: BaseException, url: Url) -> OSError:
         return OSError(problem.errno, text, where)
     if isinstance(problem, NotImplementedError):
         return OSError(errno.EOPNOTSUPP, "the store has no such operation", where)
-    # What a client raises that is no OSError is mostly a connection that it did not get.
+    if NO_CONNECTION.search(type(problem).__name__):
+        return OSError(errno.ECONNREFUSED, f"the store cannot be reached: {text}", where)
     is_programming = isinstance(problem, (TypeError, ValueError, AttributeError, ImportError))
     number = errno.EINVAL if is_programming else errno.EIO
     return OSError(number, f"{type(problem).__name__}: {text}", where)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -241,6 +242,8 @@ def _open_store(url: Url) -> tuple[Any, str]:
     """
     import fsspec
 
+    # `request` tries again. S3's client by itself takes 8 s to find that nobody listens.
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")
     try:
         kind = fsspec.get_filesystem_class(url.scheme)
         fs = fsspec.filesystem(url.scheme, **kind._get_kwargs_from_urls(str(url)))

@@ -249,6 +249,24 @@ def test_a_store_that_stays_busy_fails_in_its_own_words(monkeypatch):
     assert error.value.filename == "s3://b/m"
 
 
+class EndpointConnectionError(Exception):
+    """As botocore has one."""
+
+
+def test_a_store_that_has_never_answered_is_soon_given_up_and_no_other_one(monkeypatch):
+    monkeypatch.setattr(store_requests, "_SILENT_SINCE", {})
+    monkeypatch.setattr(store_requests, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(store_requests, "FIRST_S", 0.0)
+    call = Flaky(3, EndpointConnectionError("http://host"))
+
+    with pytest.raises(OSError, match="the store cannot be reached: http://host"):
+        request(Url("s3://b/m"), call)
+
+    assert call.calls == 1
+    assert request(Url("s3://c/m"), Flaky(3, OSError(errno.EIO, "503"))) == "answer"
+    assert request(Url("s3://c/n"), Flaky(3, EndpointConnectionError("http://host"))) == "answer"
+
+
 def test_a_store_that_never_answers_ends_with_the_time_limit():
     with pytest.raises(TimeoutError, match="did not answer within 0 s"):
         request(Url("s3://b/m"), lambda: time.sleep(60), limit_s=0.05)
