@@ -17,7 +17,7 @@ from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target
 from quant_core.plan.types import IN_INT8, Compute, NodeChoice, QuantPlan
-from quant_core.plan.weighted_nodes import NOT_CHOSEN
+from quant_core.plan.weighted_nodes import NOT_CHOSEN, has_weights
 from quant_core.search.job import QuantJob
 
 UNMEASURED = "its integer kernel needs samples"
@@ -42,14 +42,13 @@ def first_plan(
             "Give data, or mode dynamic or weight_only",
         )
     target = find_target(config.target)
-    plan = make_plan(model, config, target, rewrites=rewrites)
     if config.mode != Mode.AUTO or measured:
-        return plan
+        return make_plan(model, config, target, rewrites=rewrites)
     choices = {}
-    for node in plan.nodes:
-        if node.weights:
-            can_be_dynamic = RULES[node.op_type].dynamic and Compute.DYNAMIC in target.times
-            choices[node.node] = NodeChoice(Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT)
+    for node in (n for inside in graph.graphs_of(model) for n in inside if has_weights(n)):
+        can_be_dynamic = RULES[node.op_type].dynamic and Compute.DYNAMIC in target.times
+        compute = Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT
+        choices[str(node.name)] = NodeChoice(compute)
     plan = make_plan(model, config, target, choices, rewrites=rewrites)
     nodes = (replace(n, reason=UNMEASURED) if n.reason == NOT_CHOSEN else n for n in plan.nodes)
     return replace(plan, nodes=tuple(nodes))
