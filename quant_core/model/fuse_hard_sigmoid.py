@@ -44,7 +44,7 @@ def _fuse(inside: ir.Graph, clip: ir.Node) -> None:
     """Edit in place, if the Clip belongs to a hard sigmoid."""
     high = _upper_bound(clip)
     add = _shift_before(clip)
-    reader = _only_reader(clip.outputs[0])
+    reader = graph.only_reader(clip.outputs[0])
     if high is None or add is None or reader is None:
         return
     source, shift = _split_constant(add)
@@ -78,7 +78,7 @@ def _shift_before(clip: ir.Node) -> ir.Node | None:
     """The Add that only this Clip reads."""
     shifted = clip.inputs[0]
     add = shifted.producer() if shifted is not None else None
-    if add is None or add.op_type != "Add" or _only_reader(add.outputs[0]) is not clip:
+    if add is None or add.op_type != "Add" or graph.only_reader(add.outputs[0]) is not clip:
         return None
     return add
 
@@ -98,7 +98,7 @@ def _product_and_division(clip: ir.Node, reader: ir.Node) -> tuple[ir.Node | Non
         return None, reader
     if list(reader.inputs).count(clip.outputs[0]) != 1:
         return None, None
-    return reader, _only_reader(reader.outputs[0])
+    return reader, graph.only_reader(reader.outputs[0])
 
 
 def _divisor(node: ir.Node) -> float:
@@ -112,14 +112,6 @@ def _divisor(node: ir.Node) -> float:
         factor = first or second
         return 1 / factor if factor else 0.0
     return 0.0
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value, if it is in the graph of the node that writes it."""
-    readers, producer = graph.consumers(value), value.producer()
-    if len(readers) != 1 or value.is_graph_output() or producer is None:
-        return None
-    return readers[0] if readers[0].graph is producer.graph else None
 
 
 def _scalar(value: ir.Value | None) -> float | None:

@@ -146,6 +146,17 @@ def consumers(value: ir.Value) -> list[ir.Node]:
     return list(dict.fromkeys(use.node for use in value.uses()))
 
 
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, once and in its own graph; None if others see it too."""
+    uses = value.uses()
+    producer = value.producer()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    reader = next(iter(uses)).node
+    own = producer.graph if producer is not None else value.graph
+    return reader if reader.graph is own else None
+
+
 # Nodes
 
 

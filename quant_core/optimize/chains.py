@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.affine import Affine, Numbers, affine_of
-from quant_core.optimize.edit import bypass, constant, only_reader, put_before, remove
+from quant_core.optimize.edit import bypass, constant, put_before, remove
 from quant_core.optimize.facts import Facts
 
 
@@ -104,7 +104,7 @@ def _chain_from(first: ir.Node, facts: Facts) -> Chain | None:
         return None
     source, affine = read
     nodes = [first]
-    while (reader := only_reader(nodes[-1].outputs[0])) is not None:
+    while (reader := graph.only_reader(nodes[-1].outputs[0])) is not None:
         read = affine_of(reader, facts)
         both = None if read is None else affine.then(read[1])
         if both is None:

@@ -20,17 +20,6 @@ def is_float32(value: ir.Value | None) -> bool:
     return graph.is_constant(value) and value.const_value.dtype == ir.DataType.FLOAT  # type: ignore[union-attr]
 
 
-def only_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value, once and in its own graph; None if others see it too."""
-    uses = value.uses()
-    producer = value.producer()
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    reader = next(iter(uses)).node
-    own = producer.graph if producer is not None else value.graph
-    return reader if reader.graph is own else None
-
-
 def read_here(value: ir.Value, inside: ir.Graph) -> bool:
     """Whether only nodes of this graph read the value, and no output of a graph is made of it."""
     return not value.is_graph_output() and all(u.node.graph is inside for u in value.uses())

@@ -69,16 +69,11 @@ def _moving_dequantized(model: ir.Model) -> list[ir.Node]:
 def _requantized_output(node: ir.Node) -> ir.Value | None:
     """What a QuantizeLinear alone reads: the node's output, or that of its activation."""
     output = node.outputs[0]
-    reader = _only_reader(output)
+    reader = graph.only_reader(output)
     if reader is not None and reader.op_type in ACTIVATIONS:
         output = reader.outputs[0]
-        reader = _only_reader(output)
+        reader = graph.only_reader(output)
     return output if reader is not None and reader.op_type == "QuantizeLinear" else None
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    readers = graph.consumers(value)
-    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def _insert_copy(inside: ir.Graph, value: ir.Value) -> None:

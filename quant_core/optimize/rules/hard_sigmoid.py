@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import constant, only_reader, put_in_place, remove
+from quant_core.optimize.edit import constant, put_in_place, remove
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.one_clip import bounds_of
 
@@ -30,7 +30,7 @@ def hard_sigmoid(model: ir.Model, facts: Facts) -> list[Applied]:
     applied = []
     for inside in graph.graphs_of(model):
         for chain in chains(inside, facts):
-            clip = only_reader(chain.output)
+            clip = graph.only_reader(chain.output)
             height = None if clip is None else _height(clip, facts)
             slope = chain.affine.axis is None and chain.affine.scale[0] > 0  # 1.
             if clip is not None and height and slope and (height == 1 or _is_factor(clip)):  # 2.
@@ -48,7 +48,7 @@ def _height(clip: ir.Node, facts: Facts) -> float | None:
 
 def _is_factor(clip: ir.Node) -> bool:
     """Whether the one reader multiplies it by a computed tensor."""
-    reader = only_reader(clip.outputs[0])
+    reader = graph.only_reader(clip.outputs[0])
     if reader is None or reader.op_type != "Mul":
         return False
     return not any(graph.is_constant(v) for v in reader.inputs)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, only_reader, put_before, remove, transpose
+from quant_core.optimize.edit import constant, put_before, remove, transpose
 from quant_core.optimize.facts import Facts
 
 SINCE_OPSET = 13  # before it, Softmax flattens
@@ -35,7 +35,7 @@ def inner_softmax(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied
                 continue
             perm = list(range(rank))
             perm[axis], perm[-1] = perm[-1], perm[axis]
-            conv = only_reader(node.outputs[0])
+            conv = graph.only_reader(node.outputs[0])
             if conv is not None and axis == 1 and convolution.read_pixelwise(conv):
                 _turn(inside, node, perm, conv)
                 applied.append(Applied("inner_softmax", str(node.name), ()))

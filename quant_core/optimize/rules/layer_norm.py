@@ -16,7 +16,6 @@ from quant_core.optimize.edit import (
     axes_of,
     constant,
     number,
-    only_reader,
     put_in_place,
     remove,
     transpose,
@@ -92,7 +91,7 @@ def _quotients(inside: ir.Graph, facts: Facts) -> Iterator[tuple[Quotient, Chain
     behind = {
         chain.source: chain
         for chain in chains(inside, facts)
-        if only_reader(chain.source) is chain.nodes[0]
+        if graph.only_reader(chain.source) is chain.nodes[0]
     }
     for root in [n for n in inside if n.op_type == "Sqrt" and not n.domain]:
         found = _read(root, facts) if root.graph is inside else None
@@ -140,7 +139,7 @@ def _read(root: ir.Node, facts: Facts) -> Quotient | None:
     """The quotient by this root, None if it is another."""
     added = graph.value(root.inputs[0]).producer()
     read = None if added is None else affine_of(added, facts)
-    if added is None or read is None or only_reader(added.outputs[0]) is not root:
+    if added is None or read is None or graph.only_reader(added.outputs[0]) is not root:
         return None
     affine, variance = read[1], read[0].producer()
     if affine.axis is not None or affine.scales or affine.shift[0] <= 0:
@@ -150,10 +149,10 @@ def _read(root: ir.Node, facts: Facts) -> Quotient | None:
         return None
     square = graph.value(variance.inputs[0]).producer()
     values = None if square is None else _squared(square)
-    if square is None or values is None or only_reader(square.outputs[0]) is not variance:
+    if square is None or values is None or graph.only_reader(square.outputs[0]) is not variance:
         return None
     quotient = _quotient(root, values)
-    if quotient is None or only_reader(variance.outputs[0]) is not added:
+    if quotient is None or graph.only_reader(variance.outputs[0]) is not added:
         return None
     rank = facts.rank(values)
     assert rank is not None, "its mean has a known axis"
@@ -172,7 +171,11 @@ def _layer_norm_of(found: Quotient, facts: Facts) -> Norm | None:
     if mean is None or mean.inputs[0] is not x or _mean_axis(mean, facts) != found.axis:
         return None
     is_read_between = set(graph.consumers(centred)) != {found.nodes[0], found.quotient[-1]}
-    if centred.is_graph_output() or is_read_between or only_reader(mean.outputs[0]) is not less:
+    if (
+        centred.is_graph_output()
+        or is_read_between
+        or graph.only_reader(mean.outputs[0]) is not less
+    ):
         return None  # 4.
     size = facts.size(x, found.axis)
     if not size or not facts.holds_float32(x):
@@ -227,7 +230,7 @@ def _squared(node: ir.Node) -> ir.Value | None:
 
 def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
     """The nodes that divide it by the root, the last last (2.)."""
-    reader = only_reader(root.outputs[0])
+    reader = graph.only_reader(root.outputs[0])
     if reader is None or reader.domain:
         return None
     if reader.op_type == "Div" and list(reader.inputs) == [centred, root.outputs[0]]:
@@ -235,7 +238,7 @@ def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
     inverts = reader.op_type == "Reciprocal" or (
         reader.op_type == "Div" and number(reader.inputs[0]) == 1
     )
-    product = only_reader(reader.outputs[0]) if inverts else None
+    product = graph.only_reader(reader.outputs[0]) if inverts else None
     if product is None or product.op_type != "Mul" or product.domain:
         return None
     return (reader, product) if set(product.inputs) == {centred, reader.outputs[0]} else None

@@ -12,7 +12,7 @@ from quant_core.optimize import convolution
 from quant_core.optimize.affine import Affine, affine_of
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.convolution import Convolution
-from quant_core.optimize.edit import only_reader, put_in_place, remove
+from quant_core.optimize.edit import put_in_place, remove
 from quant_core.optimize.facts import Facts
 
 CHEAPER = 0.9  # of the products of two Convs: what one may have that takes their place
@@ -45,7 +45,7 @@ def _is_sum(node: ir.Node | None) -> bool:
 
 
 def _merge_sum(inside: ir.Graph, root: ir.Node, facts: Facts) -> Applied | None:
-    if _is_sum(only_reader(root.outputs[0])):
+    if _is_sum(graph.only_reader(root.outputs[0])):
         return None  # the tree's own root has its turn
     adds, terms = _tree(root)
     shape = facts.shape(root.outputs[0])
@@ -72,7 +72,7 @@ def _tree(root: ir.Node) -> tuple[list[ir.Node], list[ir.Value]]:
     while todo:
         value = todo.pop(0)
         producer = value.producer()
-        if producer is not None and _is_sum(producer) and only_reader(value) in adds:
+        if producer is not None and _is_sum(producer) and graph.only_reader(value) in adds:
             adds.append(producer)
             todo += [graph.value(v) for v in producer.inputs]
         else:
@@ -82,7 +82,7 @@ def _tree(root: ir.Node) -> tuple[list[ir.Node], list[ir.Value]]:
 
 def _conv_term(term: ir.Value) -> Convolution | None:
     producer = term.producer()
-    if producer is None or only_reader(term) is None:  # 3.
+    if producer is None or graph.only_reader(term) is None:  # 3.
         return None
     return convolution.read(producer)
 
@@ -95,7 +95,7 @@ def _affine_term(
     affine = None
     if term is x and convs > 1:  # 2.
         affine = Affine(np.ones(1), np.zeros(1))
-    elif producer is not None and only_reader(term) is not None:
+    elif producer is not None and graph.only_reader(term) is not None:
         read = affine_of(producer, facts)
         if read is not None and read[0] is x:
             affine = read[1]
@@ -145,7 +145,11 @@ def merge_successive_convs(model: ir.Model, facts: Facts) -> list[Applied]:
     applied = []
     for inside in graph.graphs_of(model):
         for node in list(inside):
-            second = only_reader(node.outputs[0]) if node.graph is inside and node.outputs else None
+            second = (
+                graph.only_reader(node.outputs[0])
+                if node.graph is inside and node.outputs
+                else None
+            )
             if second is None or second.inputs[0] is not node.outputs[0]:
                 continue
             one, two = convolution.read(node), convolution.read_pixelwise(second)

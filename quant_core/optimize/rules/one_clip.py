@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, number, only_reader, put_in_place, remove
+from quant_core.optimize.edit import constant, number, put_in_place, remove
 from quant_core.optimize.facts import Facts
 
 Bounds = tuple[float, float]
@@ -87,10 +87,10 @@ def _row_from(first: ir.Node, facts: Facts) -> list[ir.Node]:
     if found is None:
         return []
     before = found[0].producer()
-    if before is not None and bounds_of(before, facts) and only_reader(found[0]) is first:
+    if before is not None and bounds_of(before, facts) and graph.only_reader(found[0]) is first:
         return []
     row = [first]
-    while (reader := only_reader(row[-1].outputs[0])) is not None:  # 2.
+    while (reader := graph.only_reader(row[-1].outputs[0])) is not None:  # 2.
         found = bounds_of(reader, facts)
         if found is None or found[0] is not row[-1].outputs[0]:
             break

@@ -10,7 +10,6 @@ from quant_core.optimize.applied import Applied
 from quant_core.optimize.edit import (
     axes_of,
     constant,
-    only_reader,
     put_before,
     put_in_place,
     remove,
@@ -69,7 +68,7 @@ def _reshaped(inside: ir.Graph, last: ir.Node, facts: Facts) -> Applied | None:
         return None
     gone: list[ir.Node] = []
     for node, reader in zip(row[-2::-1], row[:0:-1], strict=True):
-        if only_reader(node.outputs[0]) is not reader:
+        if graph.only_reader(node.outputs[0]) is not reader:
             break
         gone.insert(0, node)
     names = tuple(str(n.name) for n in gone)

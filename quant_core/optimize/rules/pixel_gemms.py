@@ -9,7 +9,7 @@ from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.convolution import ACTIVATIONS
-from quant_core.optimize.edit import constant, only_reader, put_before, remove
+from quant_core.optimize.edit import constant, put_before, remove
 from quant_core.optimize.facts import Facts
 
 
@@ -44,12 +44,12 @@ def _row_from(first: ir.Node, facts: Facts) -> list[ir.Node]:
         return []
     if [facts.size(first.inputs[0], i) for i in (2, 3)] != [1, 1]:
         return []
-    row, node = [first], only_reader(first.outputs[0])
+    row, node = [first], graph.only_reader(first.outputs[0])
     while node is not None and not node.domain and node.inputs[0] is row[-1].outputs[0]:
         if node.op_type not in ACTIVATIONS and not convolution.read_pixelwise(node):
             break
         row.append(node)
-        node = only_reader(node.outputs[0])
+        node = graph.only_reader(node.outputs[0])
     return row
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.affine import Affine, affine_of
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, only_reader, put_before, remove
+from quant_core.optimize.edit import constant, put_before, remove
 from quant_core.optimize.facts import Facts
 
 TOLERANCE = 1e-5  # of the constants: exporters write 0.70710677, or 0.7071068
@@ -41,13 +41,13 @@ def plain_gelu(model: ir.Model, facts: Facts) -> list[Applied]:
 
 def _rewrite(inside: ir.Graph, erf: ir.Node, facts: Facts) -> Applied | None:
     argument = graph.value(erf.inputs[0]).producer()
-    added = only_reader(erf.outputs[0])
-    if argument is None or added is None or only_reader(argument.outputs[0]) is not erf:
+    added = graph.only_reader(erf.outputs[0])
+    if argument is None or added is None or graph.only_reader(argument.outputs[0]) is not erf:
         return None
     x = _source(argument, facts, math.sqrt(0.5), 0)  # 1.
     if x is None or _source(added, facts, 1, 1) is not erf.outputs[0]:
         return None
-    product = only_reader(added.outputs[0])
+    product = graph.only_reader(added.outputs[0])
     found = None if product is None else _factors(product, added.outputs[0], x, facts)  # 2.
     if found is None:
         return None
@@ -79,19 +79,19 @@ def _factors(
     0.5 first. None if they do something else.
     """
     if product.op_type in ("Mul", "Div") and _source(product, facts, 0.5, 0) is gate:
-        last = only_reader(product.outputs[0])
+        last = graph.only_reader(product.outputs[0])
         if last is not None and _multiplies(last, product.outputs[0], x):
             return [product, last], True
         return None
     if _multiplies(product, gate, x):
-        last = only_reader(product.outputs[0])
+        last = graph.only_reader(product.outputs[0])
         is_half = last is not None and _source(last, facts, 0.5, 0) is product.outputs[0]
         return ([product, last], False) if last is not None and is_half else None
     if product.op_type != "Mul" or product.domain:
         return None
     other = next((v for v in product.inputs if v is not gate), None)
     half = None if other is None else other.producer()
-    if half is None or only_reader(half.outputs[0]) is not product:
+    if half is None or graph.only_reader(half.outputs[0]) is not product:
         return None
     return ([half, product], False) if _source(half, facts, 0.5, 0) is x else None
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import only_reader, remove
+from quant_core.optimize.edit import remove
 from quant_core.optimize.facts import Facts
 
 
@@ -30,14 +30,14 @@ def plain_softmax(model: ir.Model, facts: Facts) -> list[Applied]:
 def _straighten(softmax: ir.Node, facts: Facts) -> tuple[str, ...]:
     """The names of the nodes that went, none if the pattern is another."""
     matrix = graph.value(softmax.inputs[0])
-    flatten, reshape = matrix.producer(), only_reader(softmax.outputs[0])
+    flatten, reshape = matrix.producer(), graph.only_reader(softmax.outputs[0])
     if flatten is None or flatten.op_type != "Flatten" or reshape is None:
         return ()
     x, rank = graph.value(flatten.inputs[0]), facts.rank(flatten.inputs[0])
     last = graph.attribute(softmax, "axis", -1) in (-1, 1)
     if not last or rank is None or graph.attribute(flatten, "axis", 1) not in (rank - 1, -1):  # 1.
         return ()
-    if only_reader(matrix) is not softmax or reshape.op_type != "Reshape":  # 2.
+    if graph.only_reader(matrix) is not softmax or reshape.op_type != "Reshape":  # 2.
         return ()
     shape = graph.value(reshape.inputs[1]).producer()
     if shape is None or shape.op_type != "Shape" or shape.inputs[0] is not x:

@@ -12,7 +12,6 @@ from quant_core.optimize.edit import (
     constant,
     is_float32,
     numbers,
-    only_reader,
     put_in_place,
     remove,
 )
@@ -48,7 +47,7 @@ def max_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
         for x, scaled in (tuple(node.inputs), tuple(node.inputs)[::-1]):
             maker = graph.value(scaled).producer()
             read = None if maker is None else affine_of(maker, facts)
-            if maker is None or read is None or only_reader(graph.value(scaled)) is not node:
+            if maker is None or read is None or graph.only_reader(graph.value(scaled)) is not node:
                 continue
             source, affine = read
             slope = float(affine.scale[0])

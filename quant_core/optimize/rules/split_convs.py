@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import only_reader, put_before, remove
+from quant_core.optimize.edit import put_before, remove
 from quant_core.optimize.facts import Facts
 
 
@@ -48,14 +48,14 @@ def _before(split: ir.Node) -> tuple[ir.Node, list[ir.Node]] | None:
     """The Conv that makes what is split, and the activation between: none, one node or two."""
     value = graph.value(split.inputs[0])
     last = value.producer()
-    if last is None or only_reader(value) is not split:
+    if last is None or graph.only_reader(value) is not split:
         return None
     if last.op_type == "Conv":
         return last, []
     if last.op_type in convolution.ACTIVATIONS and not last.domain:
         inner = graph.value(last.inputs[0])
         conv = inner.producer()
-        if conv is not None and conv.op_type == "Conv" and only_reader(inner) is last:
+        if conv is not None and conv.op_type == "Conv" and graph.only_reader(inner) is last:
             return conv, [last]
     if last.op_type == "Mul":
         return _silu(last)
@@ -70,7 +70,7 @@ def _silu(product: ir.Node) -> tuple[ir.Node, list[ir.Node]] | None:
         if conv is None or gate is None or x is None or y is None or conv.op_type != "Conv":
             continue
         if gate.op_type in ("Sigmoid", "HardSigmoid") and gate.inputs[0] is x:
-            alone = only_reader(y) is product and set(graph.consumers(x)) == {gate, product}
+            alone = graph.only_reader(y) is product and set(graph.consumers(x)) == {gate, product}
             if alone and not x.is_graph_output():
                 return conv, [gate, product]
     return None

@@ -12,7 +12,7 @@ from quant_core.model import graph
 from quant_core.optimize import convolution
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.convolution import ACTIVATIONS, Convolution
-from quant_core.optimize.edit import only_reader, put_before, remove
+from quant_core.optimize.edit import put_before, remove
 from quant_core.optimize.facts import Facts
 
 LANES = 16  # channels that onnxruntime's widest blocked kernels compute at once
@@ -76,7 +76,7 @@ def _write(inside: ir.Graph, node: ir.Node, conv: Convolution, block: int) -> No
     stacked = convolution.make(inside, name, graph.value(node.inputs[0]), _stacked(conv, block))
     inside.insert_before(node, stacked)
     last, gone = stacked.outputs[0], [node]
-    reader = only_reader(node.outputs[0])
+    reader = graph.only_reader(node.outputs[0])
     if reader is not None and reader.op_type in ACTIVATIONS and not reader.domain:  # 3.
         inputs, attributes = [last, *reader.inputs[1:]], list(reader.attributes.values())
         copy = ir.Node("", reader.op_type, inputs, attributes, name=reader.name)

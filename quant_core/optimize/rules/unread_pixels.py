@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import bypass, only_reader, put_before, read_here
+from quant_core.optimize.edit import bypass, put_before, read_here
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rowwise import rows_of
 
@@ -118,7 +118,7 @@ def _makers(value: ir.Value, strides: Strides, facts: Facts) -> Makers:
         if operand is not None:
             value, strides = operand.value, operand.strides
         maker = value.producer()
-        is_alone = operand is None or only_reader(value) is operand.node
+        is_alone = operand is None or graph.only_reader(value) is operand.node
         if maker is not None and is_alone and _is_window(maker):
             found.windows.append((maker, strides))
             continue

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, free_name, only_reader, remove
+from quant_core.optimize.edit import constant, free_name, remove
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rowwise import Rows, rows_of
 
@@ -57,7 +57,7 @@ def unread_rows(model: ir.Model, facts: Facts) -> list[Applied]:
             if choice.node.graph is None:
                 continue  # it moved as another's equal
             maker = graph.value(choice.node.inputs[0]).producer()
-            if maker is None or only_reader(maker.outputs[0]) is not choice.node:
+            if maker is None or graph.only_reader(maker.outputs[0]) is not choice.node:
                 continue
             rows = rows_of(maker, choice.axis, facts)
             if rows:  # 2.
