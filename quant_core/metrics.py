@@ -7,14 +7,13 @@ Contracts, reports, audits, the console and the command line all read the table.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from quant_core.text import plain
 
 MAX_SQNR_DB = 200.0  # of outputs that do not differ: float32 itself keeps about 150 dB
-OTHER_SHAPE = "has shape"  # how the flaw of an output with another shape than float's begins
 PROBABILITY_ERROR = 0.02  # probabilities that differ by less lead to the same decisions
 
 
@@ -40,15 +39,17 @@ class OutputFidelity:
                    class if that is more; whichever is higher
     upper_integer_db  an upper confidence bound of it, from the spread over samples
     class_agreement  of an integer output: mean of the agreement over the classes of float
+    is_reshaped    whether it has another shape than float's for some samples
 
-    cosine, sqnr_db, centred_db, lower_db and max_abs_error are None for an integer output.
+    What does not apply is None: cosine, sqnr_db, centred_db, lower_db and max_abs_error of an
+    integer output.
     """
 
     name: str
-    cosine: float | None
-    sqnr_db: float | None
-    max_abs_error: float | None
-    agreement: float | None
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    max_abs_error: float | None = None
+    agreement: float | None = None
     flaw: str = ""
     float_range: tuple[float, float] | None = None
     centred_db: float | None = None
@@ -56,11 +57,7 @@ class OutputFidelity:
     integer_db: float | None = None
     upper_integer_db: float | None = None
     class_agreement: float | None = None
-
-    @property
-    def is_reshaped(self) -> bool:
-        """Whether the number of results differs from float's for some samples."""
-        return self.flaw.startswith(OTHER_SHAPE)
+    is_reshaped: bool = False
 
     @property
     def measured_db(self) -> float | None:
@@ -141,20 +138,17 @@ class Fidelity:
     @property
     def worst_db(self) -> float | None:
         """`sound_db` of the worst output; None if no output can be compared."""
-        found = [o.sound_db for o in self.per_output if o.sound_db is not None]
-        return min(found, default=None)
+        return _least(output.sound_db for output in self.per_output)
 
     @property
     def measured_db(self) -> float | None:
         """`measured_db` of the worst output; None if no output can be compared."""
-        found = [o.measured_db for o in self.per_output if o.measured_db is not None]
-        return min(found, default=None)
+        return _least(output.measured_db for output in self.per_output)
 
     @property
     def worst_lower_db(self) -> float | None:
         """`sound_lower_db` of the worst output; None if no output can be compared."""
-        found = [o.sound_lower_db for o in self.per_output if o.sound_lower_db is not None]
-        return min(found, default=None)
+        return _least(output.sound_lower_db for output in self.per_output)
 
     @property
     def flaws(self) -> tuple[str, ...]:
@@ -170,6 +164,10 @@ class Fidelity:
         """The fidelity that `to_dict` wrote; an infinite error stays None."""
         per_output = tuple(OutputFidelity(**output) for output in values["per_output"])
         return cls(**{**values, "per_output": per_output})
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

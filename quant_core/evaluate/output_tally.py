@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from quant_core.evaluate.decisions import (
     count_decisions,
     decide,
 )
-from quant_core.metrics import MAX_SQNR_DB, OTHER_SHAPE, OutputFidelity
+from quant_core.metrics import MAX_SQNR_DB, OutputFidelity
 from quant_core.numerics.sqnr import (
     LEAST_VARIATION,
     decisions_db,
@@ -62,7 +63,7 @@ class OutputTally:
         """
         self.is_float |= want.dtype.kind == "f"
         if got.shape != want.shape:
-            self.shape_flaw = f"{OTHER_SHAPE} {got.shape} where float has {want.shape}"
+            self.shape_flaw = f"has shape {got.shape} where float has {want.shape}"
             got = np.full(want.shape, np.nan if want.dtype.kind == "f" else -1)
         elif want.dtype.kind in "fiub":
             self.is_compared = True
@@ -133,21 +134,15 @@ class OutputTally:
         flaw = self.shape_flaw
         if not flaw and self.unusable_values:
             flaw = f"holds {counted(self.unusable_values, 'NaN or infinite value')}"
-        agreement = self.decisions().agreement
-        if not self.is_float:
-            return self._of_integers(agreement, flaw)
+        found = self._of_floats() if self.is_float else self._of_integers()
+        agreement, is_reshaped = self.decisions().agreement, bool(self.shape_flaw)
+        return replace(found, agreement=agreement, flaw=flaw, is_reshaped=is_reshaped)
+
+    def _of_floats(self) -> OutputFidelity:
+        """How near the values of a float output are."""
         if self.unusable_values or not self.is_compared:
-            worst = -MAX_SQNR_DB
-            return OutputFidelity(
-                self.name,
-                -1.0,
-                worst,
-                math.inf,
-                agreement,
-                flaw,
-                centred_db=worst,
-                lower_db=worst,
-            )
+            db = -MAX_SQNR_DB
+            return OutputFidelity(self.name, -1.0, db, math.inf, centred_db=db, lower_db=db)
         signals, noises, *_ = self._sums()
         centred = self._centred_signals()
         if centred.sum() < LEAST_VARIATION**2 * signals.sum():
@@ -157,21 +152,19 @@ class OutputTally:
             self._cosine(),
             _sqnr_db(signals, noises),
             self.max_error,
-            agreement,
-            flaw,
             float_range=(float(self.lo), float(self.hi)),
             centred_db=_sqnr_db(centred, noises),
             lower_db=within_limits(lower_sqnr_db(centred, noises)),
         )
 
-    def _of_integers(self, agreement: float | None, flaw: str) -> OutputFidelity:
-        """The fidelity of an output that decides: SQNR of the numbers around their mean, or of the
-        decisions, whichever is higher; and the same with what decisions may reach by luck.
+    def _of_integers(self) -> OutputFidelity:
+        """The same of an output that decides: SQNR of the numbers around their mean, or of the
+        decisions, whichever is higher; and with what decisions may reach by luck.
         """
         totals, differing = np.concatenate(self.decided), np.concatenate(self.differing)
         total = float(totals.sum())
         if not total:
-            return OutputFidelity(self.name, *3 * (None,), agreement, flaw)
+            return OutputFidelity(self.name)
         share = float(differing.sum()) / total
         of_classes = class_agreement(self.decided_by_class, self.differing_by_class)
         if share:  # what differs counts as often as it does among the mean class
@@ -183,9 +176,6 @@ class OutputTally:
         upper = within_limits(upper_decisions_db(totals, differing))
         return OutputFidelity(
             self.name,
-            *3 * (None,),
-            agreement,
-            flaw,
             integer_db=max(of_numbers, of_decisions),
             upper_integer_db=max(of_numbers, upper),
             class_agreement=of_classes,

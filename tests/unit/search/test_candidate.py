@@ -9,7 +9,7 @@ import pytest
 
 from quant_core.config import QuantConfig
 from quant_core.evaluate.timing_cache import Cost
-from quant_core.metrics import MAX_SQNR_DB, OTHER_SHAPE, Fidelity, OutputFidelity
+from quant_core.metrics import MAX_SQNR_DB, Fidelity, OutputFidelity
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.apply import Quantized
 from quant_core.search.candidate import Candidate
@@ -21,9 +21,11 @@ def candidate(
     *nodes: NodePlan,
     flaw: str = "",
     floor_db: float | None = None,
+    is_reshaped: bool = False,
 ) -> Candidate:
     """A candidate with one output, judged already; no model belongs to it."""
-    output = OutputFidelity("y", None, sqnr_db, None, None, flaw, None, sqnr_db, lower_db=sqnr_db)
+    of_output = {"sqnr_db": sqnr_db, "centred_db": sqnr_db, "lower_db": sqnr_db}
+    output = OutputFidelity("y", flaw=flaw, is_reshaped=is_reshaped, **of_output)
     plan = QuantPlan(QuantConfig(floor_db=floor_db), "x86", nodes, {}, {})
     return Candidate(
         "",
@@ -86,7 +88,11 @@ def test_worth_is_speed_in_doublings_less_what_lost_fidelity_must_buy(sqnr_db, s
         (14.9, {"floor_db": 15.0}, False),
         (None, {}, True),  # an output that is not float has no SQNR
         (40.0, {"flaw": "holds NaN"}, False),
-        (40.0, {"flaw": f"{OTHER_SHAPE} (3,)"}, True),  # other results cannot be compared
+        (
+            40.0,
+            {"flaw": "has shape (3,)", "is_reshaped": True},
+            True,
+        ),  # other results cannot be compared
     ],
 )
 def test_the_aim_is_20_db_or_the_floor_of_the_user(sqnr_db, options, reaches_it):
