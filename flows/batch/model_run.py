@@ -13,7 +13,6 @@ from flows.batch.publish import publish
 from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.manifest.jobs import Benchmark, Job
 from flows.stage_answers import Stages
-from quant_core.data.spec import RANDOM
 from quant_core.errors import SPACE_HINT, ModelError, QuantError, reason_of
 from tasks import stages as tasks
 from tasks.cache import files_digest
@@ -156,7 +155,7 @@ class ModelRun:
         """Whether there are samples: without given ones, none may fit that could be drawn."""
         quantized = self.answers.get("quantize")
         was_checked = quantized is None or not quantized["result"]["unchecked"]
-        return was_checked or self.job.judged_by.source != RANDOM
+        return was_checked or not self.job.judged_by.is_random
 
     def _publish(self) -> None:
         self._check_that_nothing_changed()

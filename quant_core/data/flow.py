@@ -140,7 +140,7 @@ class Feeder:
         self.sample_inputs = _sample_inputs(graphs)
         self.name, self.samples = RANDOM, spec.count or COUNT
         self.given: Source | None = None
-        if spec.source != RANDOM:
+        if not spec.is_random:
             self.given = open_some(spec.source, self.sample_inputs)
             self.name = self.given.name
             self.samples = min(self.given.length, spec.count or self.given.length)

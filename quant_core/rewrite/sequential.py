@@ -33,14 +33,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.calibrate.gram import (
-    MatmulInput,
-    RoundingTarget,
-    gram_matrices,
-    input_rows,
-    matmul_inputs,
-    split_columns,
-)
+from quant_core.calibrate.gram import RoundingTarget, gram_matrices
+from quant_core.calibrate.matmul_inputs import MatmulInput, input_rows, matmul_inputs, split_columns
 from quant_core.calibrate.observe import Statistics
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph

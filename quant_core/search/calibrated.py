@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from quant_core.calibrate.equalize import equalize
-from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
+from quant_core.calibrate.gram import ScaledGrams, gram_matrices
+from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.calibrate.scale_groups import product_groups

@@ -21,7 +21,8 @@ from itertools import chain
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.calibrate.gram import GramTally, bytes_of, matmul_inputs
+from quant_core.calibrate.gram import GramTally, bytes_of
+from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe_each
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples, spread

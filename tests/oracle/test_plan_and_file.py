@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quant_core.calibrate.gram import gram_matrices, matmul_inputs
+from quant_core.calibrate.gram import gram_matrices
+from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.model.session import optimized_graph

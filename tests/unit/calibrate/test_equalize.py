@@ -16,7 +16,8 @@ from quant_core.calibrate.equalize import (
     equalize,
     equalized_like,
 )
-from quant_core.calibrate.gram import ScaledGrams, gram_matrices, matmul_inputs
+from quant_core.calibrate.gram import ScaledGrams, gram_matrices
+from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.calibrate.scale_groups import scale_groups
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from quant_core.calibrate import gram
-from quant_core.calibrate.gram import MIN_GRAM_ROWS, gram_matrices, matmul_inputs
+from quant_core.calibrate.gram import MIN_GRAM_ROWS, gram_matrices
+from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.config import QuantConfig
 from quant_core.plan.make import make_plan
 from quant_core.plan.operators import layout_of

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from quant_core.calibrate.gram import gram_matrices, matmul_inputs
+from quant_core.calibrate.gram import gram_matrices
+from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.config import QuantConfig
 from quant_core.deadline import Deadline

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from quant_core import api
-from quant_core.calibrate.gram import bytes_of, gram_matrices, matmul_inputs
+from quant_core.calibrate.gram import bytes_of, gram_matrices
+from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.calibrate.observe import Statistics, load_parts, observe, save_parts
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.inputs import input_specs
