@@ -10,7 +10,7 @@ from quant_core.numerics.float16 import FLOAT16
 from quant_core.plan.operators import RULES, weight_layout, weight_positions
 from quant_core.plan.types import NodePlan
 from quant_core.plan.weighted_nodes import is_folded
-from quant_core.rewrite import emit
+from quant_core.rewrite import emit, emit_tables
 from quant_core.rewrite.draft import Draft, FloatKey, owner
 from quant_core.rewrite.rounding import bias_of
 from quant_core.rewrite.weight_cache import Rounded
@@ -39,7 +39,7 @@ def write_float16(draft: Draft, node: ir.Node) -> ir.Node:
             continue
         value = _float16(draft, weight, owner(weight))
         if rule.is_table:
-            rows = emit.write_half_rows(draft.writer.before(node), value, node)
+            rows = emit_tables.write_half_rows(draft.writer.before(node), value, node)
             graph.replace_value(node.outputs[0], rows)
         else:
             node.replace_input_with(position, value)

@@ -119,9 +119,7 @@ class Rounding:
                 *_noise_db(rows, found.values, floor, self._gram(node, factors)),
             )
             self.cache.seconds += time.monotonic() - began_at
-        rounded = self.cache.rounded[key]
-        self._record(node, rounded.sqnr_db, rounded.worst_row_db)
-        return rounded
+        return self._known(node, key)
 
     def _both_axes(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> Rounded:
         """A matrix, for all products with it and with its transpose: rounded to nearest, as what
@@ -136,9 +134,7 @@ class Rounding:
             self.cache.rounded[key] = Rounded(
                 found, ROW_SCALES, array.shape, noise_db, min(of_rows_db, of_columns_db)
             )
-        rounded = self.cache.rounded[key]
-        self._record(node, rounded.sqnr_db, rounded.worst_row_db)
-        return rounded
+        return self._known(node, key)
 
     def table(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> Rounded:
         """A table (rows, ..., width) of which rows are picked: in int4, or in int8 with a scale per
@@ -150,9 +146,7 @@ class Rounding:
         key = replace(self._weight_key(weight, planned, None), pair_safe=False, method="")
         if key not in self.cache.rounded:
             self.cache.rounded[key] = _round_table(graph.array(weight), _granularity(planned))
-        rounded = self.cache.rounded[key]
-        self._record(node, rounded.sqnr_db, rounded.worst_row_db)
-        return rounded
+        return self._known(node, key)
 
     def standard(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> StandardWeight:
         """The weight for DequantizeLinear; 4 bits of a matrix are in blocks along K."""
@@ -215,6 +209,12 @@ class Rounding:
             return None
         moments = self.stats.means.get((graph.name_of(node.inputs[0]), axis))
         return None if moments is None else moments.mean
+
+    def _known(self, node: ir.Node, key: RoundingKey) -> Rounded:
+        """What the cache holds for a weight of the node, whose noise is recorded."""
+        rounded = self.cache.rounded[key]
+        self._record(node, rounded.sqnr_db, rounded.worst_row_db)
+        return rounded
 
     def _record(self, node: ir.Node, found_db: float, worst_row_db: float) -> None:
         name = str(node.name)

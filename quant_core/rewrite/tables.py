@@ -19,7 +19,7 @@ from quant_core.plan.operators import (
 from quant_core.plan.tied import has_rows_of, is_lookup
 from quant_core.plan.types import Compute, NodePlan, Storage
 from quant_core.plan.weighted_nodes import is_folded
-from quant_core.rewrite import emit
+from quant_core.rewrite import emit_tables
 from quant_core.rewrite.draft import Draft, owner
 from quant_core.rewrite.rounding import ROW_SCALES
 from quant_core.rewrite.weight_cache import Rounded
@@ -64,7 +64,7 @@ def write_table(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     else:
         as_pairs = tied.product.compute is Compute.BLOCKS
     name = graph.name_of(table)
-    rows = emit.write_rows(write, home, name, rounded, node, as_pairs=as_pairs)
+    rows = emit_tables.write_rows(write, home, name, rounded, node, as_pairs=as_pairs)
     graph.replace_value(node.outputs[0], rows)
     return node
 
