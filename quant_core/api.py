@@ -28,8 +28,8 @@ from quant_core.optimize.applied import REWRITES, to_text
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import apply_plan
 from quant_core.search.checks import check_output, check_plan
-from quant_core.search.first_plan import first_plan
-from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
+from quant_core.search.first_plan import first_plan, prepare_and_plan
+from quant_core.search.job import QuantJob, deadline_of
 from quant_core.search.judges import observed
 from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
 from quant_core.search.policy import POLICY
@@ -109,9 +109,8 @@ def plan_model(
     """
     config = config or QuantConfig()
     feeds = None if samples is None else samples_for(path, samples, sizes=config.fix_shape)
-    prepared = prepare_optimized(path, config, feeds, TimingCache())
-    measured = feeds is not None
-    return first_plan(prepared.model, config, measured=measured, rewrites=prepared.applied)
+    _, plan, _ = prepare_and_plan(path, config, feeds, TimingCache())
+    return plan
 
 
 @QUIET
@@ -144,32 +143,29 @@ def quantize_model(
     Raises: QuantError.
     """
     began_at = time.monotonic()
+    is_searched = plan is None
     config = plan.config if plan is not None else config or QuantConfig()
     output = check_output(path, output)
     size_bytes = model_info(path).size_bytes
     spent_s = POLICY.start_s + time.monotonic() - began_at
     # A plan is followed to the end, whatever time that takes.
-    deadline = NO_DEADLINE if plan is not None else deadline_of(size_bytes, config, spent_s)
+    deadline = deadline_of(size_bytes, config, spent_s) if is_searched else NO_DEADLINE
     samples = judges = None
     if calibration is not None:
         samples = judges = samples_for(path, calibration, sizes=config.fix_shape)
     if evaluation is not None:
         judges = samples_for(path, evaluation, sizes=config.fix_shape)
     timings = TimingCache(costs)
-    if plan is not None:
-        model = prepare_as_planned(path, plan, samples)
-        check_plan(model, plan, samples)
-        measured_plan, measured = plan, samples is not None
+    if plan is None:
+        model, plan, measured = prepare_and_plan(path, config, samples, timings, deadline)
     else:
-        found = prepare_optimized(path, config, samples, timings, deadline)
-        model = found.model
-        measured = samples is not None and has_time_to_calibrate(config, deadline)
-        measured_plan = first_plan(model, config, measured=measured, rewrites=found.applied)
+        model, measured = prepare_as_planned(path, plan, samples), samples is not None
+        check_plan(model, plan, samples)
     job = QuantJob(
         model=model,
         original=Path(path),
         float_size_bytes=size_bytes,
-        plan=measured_plan,
+        plan=plan,
         samples=samples,
         evaluation=judges,
         contract=contract,
@@ -182,7 +178,7 @@ def quantize_model(
         progress(f"calibrating on {counted(len(samples), 'sample')}")
         job = observed(job)
     with code_allowed(allow_code):
-        made = quantize_by_search(job) if plan is None else quantize_by_plan(job)
+        made = quantize_by_search(job) if is_searched else quantize_by_plan(job)
     return write_result(made, output, made.sensitivities())
 
 

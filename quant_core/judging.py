@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx_ir as ir
+import onnxruntime as ort
 
 from quant_core.answers import Compared, ExplainedKernel, Explanation, Validation
 from quant_core.api import QUIET, plan_model
@@ -73,24 +74,7 @@ def validate_model(
     second = open_session(Path(quantized), provider=used)
     feeds = samples_for(original, samples, first, second).keeping()
     check_same_interface(first, second, quantized)
-    names = [output.name for output in first.get_outputs()]
-
-    def fidelity_by(metric: str | None) -> Fidelity:
-        expected, found = run_each(first, feeds), run_each(second, feeds)
-        with code_allowed(allow_code):
-            counted = _counted(found, len(feeds), progress)
-            return compare(expected, counted, names, feeds.labels, metric)
-
-    try:
-        fidelity = fidelity_by(own)
-        verdict, reason = Verdict.NONE, "no contract"
-        if contract is not None:
-            verdict, reason = judge(fidelity, contract)
-    except DataError as failure:
-        if own is None or contract is None:
-            raise
-        fidelity = fidelity_by(None)
-        verdict, reason = Verdict.NOT_MET, str(failure)
+    fidelity, verdict, reason = _judged(first, second, feeds, own, contract, allow_code, progress)
     made = files.load(quantized)
     sensitivities, not_measured = [], ""
     if detailed:
@@ -109,6 +93,37 @@ def validate_model(
         [asdict(node) for node in saturating_nodes(made)],
         [asdict(sensitivity) for sensitivity in sensitivities],
     )
+
+
+def _judged(
+    first: ort.InferenceSession,
+    second: ort.InferenceSession,
+    feeds: Samples,
+    own: str | None,
+    contract: Contract | None,
+    allow_code: str | Path | None,
+    progress: Progress,
+) -> tuple[Fidelity, Verdict, str]:
+    """The fidelity of the second model to the first, and what that means for the contract, with the
+    reason: a contract is missed where its own metric fails.
+    """
+    names = [output.name for output in first.get_outputs()]
+
+    def fidelity_by(metric: str | None) -> Fidelity:
+        expected, found = run_each(first, feeds), run_each(second, feeds)
+        with code_allowed(allow_code):
+            counted = _counted(found, len(feeds), progress)
+            return compare(expected, counted, names, feeds.labels, metric)
+
+    try:
+        fidelity = fidelity_by(own)
+        if contract is None:
+            return fidelity, Verdict.NONE, "no contract"
+        return fidelity, *judge(fidelity, contract)
+    except DataError as failure:
+        if own is None or contract is None:
+            raise
+        return fidelity_by(None), Verdict.NOT_MET, str(failure)
 
 
 def _sensitivities(

@@ -118,15 +118,22 @@ def quantize_answer(
         if result["shortfall"]:
             result |= {"verdict": "not_met", "reason": result["shortfall"]}
     is_missed = result["verdict"] == "not_met"
-    if calibration is None or result["is_drawn"]:
-        following = command_line("quantize", model, "--data", "SAMPLES.npz")
-    elif is_missed:
-        following = detailed_validation(model, output, calibration)
-    else:  # samples that calibrated say nothing of fresh ones
-        following = command_line("validate", model, output, "--data", "FRESH_SAMPLES.npz")
-    result["next"] = following
+    result["next"] = _after_quantizing(model, output, calibration, is_missed)
     view = result_views.pareto_view if pareto else result_views.quantization_view
     return Answer(result, view, exit_code=int(is_missed))
+
+
+def _after_quantizing(
+    model: Path, output: Path, calibration: SampleSpec | None, is_missed: bool
+) -> str:
+    """The next command line: with samples, what the model costs, or how it does on fresh ones, as
+    those that calibrated say nothing of these.
+    """
+    if calibration is None or calibration.is_random:
+        return command_line("quantize", model, "--data", "SAMPLES.npz")
+    if is_missed:
+        return detailed_validation(model, output, calibration)
+    return command_line("validate", model, output, "--data", "FRESH_SAMPLES.npz")
 
 
 def _timed(

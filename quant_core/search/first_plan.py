@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 
 from quant_core.config import Mode, QuantConfig
+from quant_core.data.samples import Samples
+from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError, RequestError
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import graph
 from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.session import find_provider
@@ -18,9 +22,26 @@ from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target
 from quant_core.plan.types import IN_INT8, Compute, NodeChoice, QuantPlan
 from quant_core.plan.weighted_nodes import NOT_CHOSEN, has_weights
-from quant_core.search.job import QuantJob
+from quant_core.search.job import QuantJob, has_time_to_calibrate
+from quant_core.search.prepared import prepare_optimized
 
 UNMEASURED = "its integer kernel needs samples"
+
+
+def prepare_and_plan(
+    path: str | Path,
+    config: QuantConfig,
+    samples: Samples | None,
+    costs: TimingCache,
+    deadline: Deadline = NO_DEADLINE,
+) -> tuple[ir.Model, QuantPlan, bool]:
+    """The prepared model of that file, its first plan, and whether there are samples, and time, to
+    calibrate. Arguments and errors are those of `prepare_optimized` and `first_plan`.
+    """
+    found = prepare_optimized(path, config, samples, costs, deadline)
+    measured = samples is not None and has_time_to_calibrate(config, deadline)
+    plan = first_plan(found.model, config, measured=measured, rewrites=found.applied)
+    return found.model, plan, measured
 
 
 def first_plan(

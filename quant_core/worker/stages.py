@@ -33,12 +33,11 @@ from quant_core.model.share import share_weights
 from quant_core.model.write import write_model
 from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
-from quant_core.search.first_plan import first_plan
-from quant_core.search.job import QuantJob, deadline_of, has_time_to_calibrate
+from quant_core.search.first_plan import prepare_and_plan
+from quant_core.search.job import QuantJob, deadline_of
 from quant_core.search.judges import observe_shard, with_statistics
 from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
-from quant_core.search.prepared import prepare_optimized
 from quant_core.search.result import write_result
 from quant_core.worker.child_main import serve
 from quant_core.worker.memory import peak_bytes, reset_peak
@@ -60,11 +59,10 @@ def prepare(
     info = model_info(model)
     deadline = deadline_of(info.size_bytes, quant_config)
     feeds = _open_if_any(model, samples, quant_config.fix_shape)
-    prepared = prepare_optimized(model, quant_config, feeds, TimingCache(costs), deadline)
-    measured = feeds is not None and has_time_to_calibrate(quant_config, deadline)
-    plan = first_plan(prepared.model, quant_config, measured=measured, rewrites=prepared.applied)
+    costs_known = TimingCache(costs)
+    prepared, plan, measured = prepare_and_plan(model, quant_config, feeds, costs_known, deadline)
     path = Path(folder, "prepared.onnx")
-    write_model(prepared.model, path)
+    write_model(prepared, path)
     Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")
     return {
         "info": info.to_dict(),
