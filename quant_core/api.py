@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ContextDecorator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from quant_core.answers import OptimizeResult
 from quant_core.config import Contract, QuantConfig
 from quant_core.data.for_model import samples_for
 from quant_core.data.spec import RANDOM, SampleShape, SampleSource, SampleSpec
-from quant_core.deadline import NO_DEADLINE, Deadline
+from quant_core.deadline import NO_DEADLINE, Deadline, Progress, silent
 from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
@@ -125,7 +125,7 @@ def quantize_model(
     contract: Contract | None = None,
     plan: QuantPlan | None = None,
     costs: str | Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
     allow_code: str | Path | None = None,
     whole_front: bool = False,
 ) -> QuantResult:
@@ -170,7 +170,7 @@ def quantize_model(
         evaluation=judges,
         contract=contract,
         costs=timings,
-        progress=lambda doing: progress(f"{doing}{_time_left(deadline)}"),
+        progress=lambda doing, _=None: progress(f"{doing}{_time_left(deadline)}"),
         whole_front=whole_front,
         deadline=deadline,
     )

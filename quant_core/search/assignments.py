@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from quant_core.config import Contract
+from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import with_choice
@@ -25,7 +26,7 @@ from quant_core.search.minimum_cut import (
 )
 from quant_core.search.node_costs import node_costs
 from quant_core.search.policy import POLICY
-from quant_core.search.race import Progress, Race
+from quant_core.search.race import Race
 from quant_core.search.variants import Trial, is_dynamic_conv
 from quant_core.text import counted
 

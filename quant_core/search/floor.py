@@ -14,11 +14,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from quant_core.config import Contract
 from quant_core.data.samples import Samples
+from quant_core.deadline import Progress, silent
 from quant_core.errors import ModelError
 from quant_core.evaluate.lost_channels import lost_channels
 from quant_core.evaluate.node_noise import isolated_db
@@ -67,7 +68,7 @@ def check_floor(
     *,
     contract: Contract | None = None,
     repairs: bool = True,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Checked:
     """The candidate with no output below its floor, if that can be had.
 
@@ -106,7 +107,9 @@ def check_floor(
         shortfall = joined([shortfall, shortfall_of(calibrated, judged, bench.samples)])
     notes += _doubted(judged, bench)
     close = close_to_floor(judged) if judged.is_sound else ()
-    return Checked(judged, _worst_db(judged), shortfall, tuple(notes), close, trials)
+    assert judged.fidelity is not None
+    worst_db = judged.fidelity.measured_db
+    return Checked(judged, worst_db, shortfall, tuple(notes), close, trials)
 
 
 def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candidate:
@@ -215,11 +218,6 @@ def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, 
         kept = [o.name for o in judged.fidelity.per_output if o.name not in reshaped]
         alike = replace(bench, judged_outputs=tuple(kept))
     return alike, alike.judge_fidelity(judged) if alike.judged_outputs else judged, notes
-
-
-def _worst_db(judged: Candidate) -> float | None:
-    assert judged.fidelity is not None
-    return judged.fidelity.measured_db
 
 
 def _doubted(judged: Candidate, bench: Bench) -> list[str]:

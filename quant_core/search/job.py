@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import Contract, Mode, QuantConfig
 from quant_core.data.samples import Samples
-from quant_core.deadline import NO_DEADLINE, Deadline
+from quant_core.deadline import NO_DEADLINE, Deadline, Progress, silent
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.plan.types import QuantPlan
 from quant_core.search.policy import POLICY
@@ -44,7 +43,7 @@ class QuantJob:
     evaluation: Samples | None = None
     contract: Contract | None = None
     costs: TimingCache = field(default_factory=TimingCache)
-    progress: Callable[[str], None] = lambda _: None
+    progress: Progress = silent
     whole_front: bool = False
     deadline: Deadline = NO_DEADLINE
     fitted_stats: Statistics | None = None

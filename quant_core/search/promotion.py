@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.config import Contract
+from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.metrics import MAX_SQNR_DB
 from quant_core.plan.make import with_choice
@@ -35,7 +36,6 @@ from quant_core.search.candidate import (
 )
 from quant_core.search.choose import of_most_worth
 from quant_core.search.policy import POLICY
-from quant_core.search.race import Progress
 from quant_core.search.variants import Trial
 from quant_core.text import counted
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +9,6 @@ from quant_core.evaluate.timing_cache import Cost
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
 from quant_core.search.variants import Trial, candidates_of
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from quant_core.calibrate.outliers import choose_treatments
 from quant_core.config import Contract, Mode
+from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import Compute, OutlierTreatment, QuantPlan
@@ -16,7 +17,7 @@ from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
 from quant_core.search.kernel_times import without_losses
 from quant_core.search.policy import POLICY
-from quant_core.search.race import Progress, Race
+from quant_core.search.race import Race
 from quant_core.search.variants import (
     VARIANTS,
     Trial,

@@ -47,6 +47,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant_core.config import Contract, Mode
+from quant_core.deadline import Progress, silent
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict, float_misses
 from quant_core.evaluate.timing_cache import Cost
@@ -60,7 +61,7 @@ from quant_core.search.choose import best_of, of_most_worth
 from quant_core.search.policy import POLICY
 from quant_core.search.possible_gain import can_gain
 from quant_core.search.promotion import promote
-from quant_core.search.race import Progress, Race
+from quant_core.search.race import Race
 from quant_core.search.race_variants import race_variants, try_safest
 from quant_core.search.single_matmuls import try_single_matmuls
 from quant_core.search.variants import Trial, candidates_of
@@ -88,7 +89,7 @@ def search(
     contract: Contract | None = None,
     *,
     whole_front: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
 ) -> Found:
     """The best model that can be made of a calibrated one, in steps 1 to 4 described above.
 

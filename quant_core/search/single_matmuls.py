@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.plan.make import replan
@@ -14,7 +15,7 @@ from quant_core.search.candidate import Candidate
 from quant_core.search.choose import best_of
 from quant_core.search.matmul_costs import matmul_costs
 from quant_core.search.policy import POLICY
-from quant_core.search.race import Progress, Race
+from quant_core.search.race import Race
 from quant_core.search.race_variants import try_plan
 from quant_core.search.variants import Trial, is_matmul
 
