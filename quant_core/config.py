@@ -32,7 +32,7 @@ KINDS: dict[Any, str] = {
     str: "text",
     types.NoneType: "absent",
     tuple[str, ...]: "a list of texts",
-    Mapping[str, int]: "a mapping",
+    Mapping[str, int]: "a mapping of names to whole numbers",
 }
 
 

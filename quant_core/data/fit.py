@@ -37,7 +37,10 @@ def fit(
     array = np.asarray(array)
     has_rank = array.ndim == len(spec.shape)
     if spec.shape and not (has_rank and fits_shape(array.shape, spec.shape)):
-        raise DataError(f"has shape {array.shape}", where, f"The model takes {spec}")
+        inner = spec.shape[1:]
+        lacks_first = array.ndim == len(inner) and fits_shape(array.shape, inner)
+        hint = f"The model takes {spec}{', with its first axis' if lacks_first else ''}"
+        raise DataError(f"has shape {array.shape}", where, hint)
     array = _cast(array, spec, where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         if _masks(array, spec) or (model is not None and _lacks(array, spec, model)):

@@ -97,6 +97,11 @@ def test_a_sample_of_the_wrong_shape_names_both_shapes(tmp_path):
     assert caught.value.hint == "The model takes image float32[N, 1, 2, 2]"
 
 
+def test_a_feed_without_the_axis_of_samples_is_told_so():
+    with pytest.raises(DataError, match="with its first axis"):
+        opened([np.zeros((1, 2, 2), np.float32)], IMAGE)[0]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_sample_that_is_not_finite_is_named_with_its_place(bad):
     data = images(4)
