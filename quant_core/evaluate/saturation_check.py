@@ -33,7 +33,7 @@ class SaturatingNode:
 
 def saturating_nodes(model: ir.Model) -> list[SaturatingNode]:
     """The nodes of a normalized model that can saturate, in graph order, subgraphs included."""
-    rows = [saturation_of(node) for g in graph.graphs_of(model) for node in g]
+    rows = [saturation_of(node) for node in graph.nodes_of(model)]
     return [row for row in rows if row is not None and row.pairs]
 
 

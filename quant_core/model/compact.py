@@ -59,11 +59,10 @@ def keep_compact(folded: ir.Model, before: ir.Model, *, stays_float: bool = Fals
 def made_of_constants(model: ir.Model) -> dict[ir.Value, ir.Node]:
     """The values that nodes make of constants, directly or through others, and these nodes."""
     found: dict[ir.Value, ir.Node] = {}
-    for inside in graph.graphs_of(model):
-        for node in inside:
-            read = [v for v in node.inputs if v is not None]
-            if not _has_graphs(node) and all(v in found or graph.is_constant(v) for v in read):
-                found.update((v, node) for v in node.outputs if v.name)
+    for node in graph.nodes_of(model):
+        read = [v for v in node.inputs if v is not None]
+        if not _has_graphs(node) and all(v in found or graph.is_constant(v) for v in read):
+            found.update((v, node) for v in node.outputs if v.name)
     return found
 
 

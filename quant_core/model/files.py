@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from quant_core.errors import ModelError, nearest_hint
-from quant_core.model.graph import first_line, graphs_inside, graphs_of, opset
+from quant_core.model.graph import first_line, graphs_inside, graphs_of, nodes_of, opset
 from quant_core.model.lend_weights import size_with_weights
 from quant_core.model.locations import data_names, lies_beside
 from quant_core.model.proto import (
@@ -47,7 +47,7 @@ def load(path: str | Path) -> ir.Model:
         raise ModelError("is a pointer of Git LFS, not the model", str(path), FETCH)
     try:
         model = read(path)
-        if not any(not node.domain for graph in graphs_of(model) for node in graph):
+        if not any(not node.domain for node in nodes_of(model)):
             model.graph.opset_imports.setdefault("", OPSET_WITHOUT_NODES)
         opset(model, str(path))
         if model.graph is None or not len(model.graph):

@@ -34,10 +34,8 @@ def fuse_hard_sigmoid(model: ir.Model) -> None:
     Div(h) may be Mul(1 / h). Bounds and constants must be single float32 numbers, and no other node
     may read what the removed nodes write. The tensor y keeps its name.
     """
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            if node.op_type == "Clip" and not node.domain:
-                _fuse(inside, node)
+    for clip in graph.nodes_of(model, "Clip"):
+        _fuse(graph.home(clip), clip)
 
 
 def _fuse(inside: ir.Graph, clip: ir.Node) -> None:

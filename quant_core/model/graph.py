@@ -64,9 +64,21 @@ def graphs_inside(graph: ir.Graph) -> Iterator[ir.Graph]:
                     yield from graphs_inside(inside)
 
 
+def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
+    """The nodes of all these graphs in their order: all, or ONNX's own operators of these types.
+
+    The model may be edited meanwhile: nodes that are gone when their turn comes are left out.
+    """
+    for graph in graphs_of(model):
+        for node in list(graph):
+            is_wanted = not op_types or (node.op_type in op_types and not node.domain)
+            if is_wanted and node.graph is graph:
+                yield node
+
+
 def is_quantized(model: ir.Model) -> bool:
     """Whether a node computes in, or converts from, a quantizer's integers."""
-    return any(node.op_type in INTEGER_OPS for graph in graphs_of(model) for node in graph)
+    return any(node.op_type in INTEGER_OPS for node in nodes_of(model))
 
 
 # Values
@@ -234,12 +246,12 @@ def _drop_unused_nodes(model: ir.Model) -> None:
     onnx_ir's pass alone would keep all that those of a branch read, and drop outputs that a kernel
     has to write.
     """
-    needed = [(g, value) for g in graphs_of(model) for node in g for value in _presents(node)]
+    needed = [(home(node), value) for node in nodes_of(model) for value in _presents(node)]
     for inside, value in needed:
         inside.outputs.append(value)
     gone: list[ir.Node] | None = None
     while gone is None or gone:
-        around = [n for inside in graphs_of(model) for n in inside if graphs_in(n)]
+        around = [n for n in nodes_of(model) if graphs_in(n)]
         passes.RemoveUnusedNodesPass()(model)
         gone = [node for node in around if node.graph is None]
         for node in gone:

@@ -60,7 +60,7 @@ def model_info(path: str | Path) -> ModelInfo:
     """What the model in that file is. Raises: ModelError if it cannot be read."""
     path = Path(path)
     model = files.load(path)
-    nodes = [node for g in graph.graphs_of(model) for node in g]
+    nodes = list(graph.nodes_of(model))
     parameters = list(_parameters(model))
     computes_in_integers = any(_computes_in_integers(node) for node in nodes)
     unpacks_weights = any(_unpacks_weight(node) for node in nodes)

@@ -17,6 +17,7 @@ from quant_core.model.graph import (
     first_line,
     graphs_of,
     home,
+    nodes_of,
     replace_value,
 )
 from quant_core.model.names import make_unique
@@ -46,11 +47,10 @@ def normalize(model: ir.Model) -> None:
         ) from error
     make_unique(model)  # 3
     names: set[str] = set()
-    for graph in graphs_of(model):
-        for node in graph:
-            node.name = _unique_name(node, names)  # 3
-            names.add(node.name)
-            _remove_trivial_dilations(node)  # 4
+    for node in nodes_of(model):
+        node.name = _unique_name(node, names)  # 3
+        names.add(node.name)
+        _remove_trivial_dilations(node)  # 4
 
 
 def load_normalized(path: str | Path) -> ir.Model:

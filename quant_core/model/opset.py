@@ -60,7 +60,7 @@ def _converted(model: ir.Model, version: int) -> ir.Model:
     trained = _batch_norms_in_training(copy)
     held = _hold_large_tensors(copy)
     raised = from_proto(old_scan.convert(to_proto(copy), version))
-    for node in (node for inside in graph.graphs_of(raised) for node in inside):
+    for node in graph.nodes_of(raised):
         if node.domain == UNKNOWN:
             node.domain = ""
         if node.outputs and node.outputs[0].name in trained:
@@ -85,7 +85,7 @@ def _hide_unknown(model: ir.Model) -> bool:
     """Edit in place: operators that onnxruntime adds to ONNX's own (SimplifiedLayerNormalization)
     are in a domain that the converter leaves alone. Returns whether there are any.
     """
-    nodes = (node for inside in graph.graphs_of(model) for node in inside if not node.domain)
+    nodes = (node for node in graph.nodes_of(model) if not node.domain)
     unknown = [node for node in nodes if not onnx.defs.has(node.op_type)]
     for node in unknown:
         node.domain = UNKNOWN
@@ -103,7 +103,7 @@ def _batch_norms_in_training(model: ir.Model) -> set[str]:
     if graph.opset(model) >= OPSET_TRAINING_MODE:
         return set()
     found = set()
-    for node in (node for inside in graph.graphs_of(model) for node in inside):
+    for node in graph.nodes_of(model):
         if node.op_type == "BatchNormalization" and len(node.outputs) > 1:
             found.add(str(node.outputs[0].name))
             if not any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
@@ -149,7 +149,7 @@ def _forget_inferred(raised: ir.Model, model: ir.Model) -> None:
 
 
 def _results(model: ir.Model) -> Iterator[ir.Value]:
-    return (v for inside in graph.graphs_of(model) for node in inside for v in node.outputs)
+    return (v for node in graph.nodes_of(model) for v in node.outputs)
 
 
 def _hold_large_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -176,7 +176,7 @@ def lower_opset(model: ir.Model) -> None:
     version = graph.opset(model)
     if version <= OPSET_KERNELS:
         return
-    nodes = [node for inside in graph.graphs_of(model) for node in inside if not node.domain]
+    nodes = [node for node in graph.nodes_of(model) if not node.domain]
     try:
         since = [onnx.defs.get_schema(n.op_type, version).since_version for n in nodes]
     except onnx.defs.SchemaError:

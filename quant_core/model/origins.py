@@ -43,7 +43,7 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
     """
     producers = _producers(original)
     constants = {name for inside in graph.graphs_of(original) for name in inside.initializers}
-    nodes = [node for inside in graph.graphs_of(prepared) for node in inside]
+    nodes = list(graph.nodes_of(prepared))
     written = {str(v.name) for node in nodes for v in node.outputs if v.name}
     called_by = _calls(prepared, original, producers)
     found = {}
@@ -66,7 +66,7 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
 
 def _producers(original: ir.Model) -> dict[str, ir.Node]:
     """Value of the original -> the node that makes it, in whichever graph."""
-    nodes = (node for inside in graph.graphs_of(original) for node in inside)
+    nodes = graph.nodes_of(original)
     return {str(value.name): node for node in nodes for value in node.outputs if value.name}
 
 

@@ -135,11 +135,10 @@ def _keep_pads(model: ir.Model) -> None:
 
     onnxruntime merges a Pad into the Conv when it loads the model, unless the Conv has an auto_pad.
     """
-    for inside in graph.graphs_of(model):
-        for node in inside:
-            if node.op_type == "Conv" and _is_unpadded(node) and _follows_pad(node):
-                node.attributes.pop("pads", None)
-                node.attributes["auto_pad"] = ir.AttrString("auto_pad", "VALID")
+    for node in graph.nodes_of(model, "Conv"):
+        if _is_unpadded(node) and _follows_pad(node):
+            node.attributes.pop("pads", None)
+            node.attributes["auto_pad"] = ir.AttrString("auto_pad", "VALID")
 
 
 def _is_unpadded(conv: ir.Node) -> bool:

@@ -19,13 +19,12 @@ def handle_pairs(model: ir.Model, qat: str) -> bool:
              folds their QuantizeLinear
     replace  pairs go, and the model is quantized from its float weights as any other is
     """
-    if not any(_quantizes_weight(node) for g in graph.graphs_of(model) for node in g):
+    if not any(_quantizes_weight(node) for node in graph.nodes_of(model)):
         return False
     if qat == REPLACE:
-        for inside in graph.graphs_of(model):
-            for node in list(inside):
-                if node.op_type == "DequantizeLinear":
-                    _remove_pair(node)
+        for node in graph.nodes_of(model):
+            if node.op_type == "DequantizeLinear":
+                _remove_pair(node)
         graph.drop_unused(model)
     model.metadata_props[QAT] = qat
     return True

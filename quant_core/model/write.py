@@ -18,7 +18,7 @@ def sign(model: ir.Model) -> None:
     """Edit in place what is about to be written: the operator sets that are used, no types that
     tensors tell anyway, no names of former nodes, and who made it.
     """
-    for domain in {n.domain for g in graph.graphs_of(model) for n in g if n.domain}:
+    for domain in {n.domain for n in graph.nodes_of(model) if n.domain}:
         model.graph.opset_imports.setdefault(domain, 1)
     for g in graph.graphs_of(model):
         for value in g.initializers.values():

@@ -31,11 +31,10 @@ class Facts:
         copy = model.clone()
         if has_held_types(copy):
             cut_held_types(copy)
-        for inside in graph.graphs_of(copy):
-            for node in inside:
-                for output in node.outputs:
-                    if not output.is_graph_output():
-                        output.shape = None
+        for node in graph.nodes_of(copy):
+            for output in node.outputs:
+                if not output.is_graph_output():
+                    output.shape = None
         passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
         known, types = {}, {}
         for inside in graph.graphs_of(copy):

@@ -80,7 +80,7 @@ def make_plan(
     choices = _possible_choices(inner, choices or {})
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
-    ranking = routers(n for inside in graph.graphs_of(model) for n in inside)
+    ranking = routers(graph.nodes_of(model))
     weighted = _plan_weights([n for n in nodes if has_weights(n)], inner, ranking, decide)  # 1 to 3
     if not weighted and not respects_pairs(model) and not made_weights(model):
         raise nothing_to_quantize(model)
@@ -211,7 +211,7 @@ def _idle_globs(
     globs += [("layer_bits", glob) for glob in config.layer_bits]
     if not globs:
         return ()
-    nodes = [node for g in graph.graphs_of(model) for node in g]
+    nodes = list(graph.nodes_of(model))
     names = {str(node.name) for node in nodes}
     names.update(str(value.name) for node in nodes for value in node.inputs if value is not None)
     names.update(name for change in rewrites for name in change.absorbed)

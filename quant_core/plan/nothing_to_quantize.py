@@ -13,7 +13,7 @@ WEIGHTS = frozenset({"coefficients", "support_vectors"})  # attributes of ai.onn
 
 def nothing_to_quantize(model: ir.Model) -> ModelError:
     """The error for a model of which no node has a weight that can be quantized."""
-    nodes = [node for g in graph.graphs_of(model) for node in g]
+    nodes = list(graph.nodes_of(model))
     if graph.is_quantized(model):
         return ModelError("the model is quantized already", hint="Start from its float original")
     trees = next((n.op_type for n in nodes if n.op_type.startswith("TreeEnsemble")), None)

@@ -64,7 +64,7 @@ def made_weights(model: ir.Model) -> list[str]:
     """The weights that nodes make of constants, which take fewer bytes (model/compact.py)."""
     if graph.is_quantized(model):
         return []
-    nodes = [n for inside in graph.graphs_of(model) for n in inside if rule_of(n)]
+    nodes = [n for n in graph.nodes_of(model) if rule_of(n)]
     operands = [v for n in nodes for i in weight_positions(n) for v in n.inputs[i : i + 1]]
     made = made_of_constants(model)
     carried: set[ir.Value] = set()  # of a weight that has a node of its own

@@ -139,7 +139,7 @@ def _draft(
     rounding: Rounding,
 ) -> Draft:
     """The copy before its first edit. Raises: ModelError if the plan is not of this model."""
-    nodes = {str(n.name): n for g in graph.graphs_of(copy) for n in g}
+    nodes = {str(n.name): n for n in graph.nodes_of(copy)}
     missing = [n.node for n in plan.nodes if n.node not in nodes]
     if missing:
         raise ModelError(

@@ -24,10 +24,9 @@ def leave_out_padding(model: ir.Model) -> None:
     The factor is the share of the window that lies inside. A pool that rounds its size up stays:
     runtimes do not agree on what it counts.
     """
-    for inside in graph.graphs_of(model):
-        for node in [n for n in inside if n.op_type == "AveragePool" and not n.domain]:
-            if _counts_padding(node):
-                _leave_out(inside, node)
+    for node in graph.nodes_of(model, "AveragePool"):
+        if _counts_padding(node):
+            _leave_out(graph.home(node), node)
 
 
 def _counts_padding(node: ir.Node) -> bool:

@@ -36,19 +36,18 @@ def keep_in_float(model: ir.Model, *, is_onnxruntime: bool) -> None:
 
     is_onnxruntime  whether operators of onnxruntime's own may be written
     """
-    for inside in graph.graphs_of(model):
-        for node in [n for n in inside if n.op_type in TAKEN and not n.domain]:
-            end = _requantized_output(node)
-            if (
-                end is None
-                or not graph.is_dequantized(node.inputs[0])
-                or graph.is_dequantized(node.inputs[1])
-            ):
-                continue
-            if node.op_type == "Conv" and is_onnxruntime:  # 1
-                node.op_type, node.domain = "FusedConv", graph.MICROSOFT
-            else:  # 2
-                _insert_copy(inside, end)
+    for node in graph.nodes_of(model, *TAKEN):
+        end = _requantized_output(node)
+        if (
+            end is None
+            or not graph.is_dequantized(node.inputs[0])
+            or graph.is_dequantized(node.inputs[1])
+        ):
+            continue
+        if node.op_type == "Conv" and is_onnxruntime:  # 1
+            node.op_type, node.domain = "FusedConv", graph.MICROSOFT
+        else:  # 2
+            _insert_copy(graph.home(node), end)
     for node in _moving_dequantized(model):  # 3
         _copy_for_inner_graphs(node)
 
@@ -57,12 +56,11 @@ def _moving_dequantized(model: ir.Model) -> list[ir.Node]:
     """The operators that only move values, and move what a DequantizeLinear made."""
     found = []
     moved: set[ir.Value] = set()
-    for node in (n for inside in graph.graphs_of(model) for n in inside):
-        if node.op_type in PASSED and not node.domain:
-            source = node.inputs[0]
-            if source is not None and (source in moved or graph.is_dequantized(source)):
-                moved.add(node.outputs[0])
-                found.append(node)
+    for node in graph.nodes_of(model, *PASSED):
+        source = node.inputs[0]
+        if source is not None and (source in moved or graph.is_dequantized(source)):
+            moved.add(node.outputs[0])
+            found.append(node)
     return found
 
 

@@ -17,9 +17,8 @@ def spell_out_hard_sigmoid(model: ir.Model) -> None:
 
     One whose alpha is not positive stays.
     """
-    for inside in graph.graphs_of(model):
-        for node in [n for n in inside if n.op_type == "HardSigmoid" and not n.domain]:
-            _spell_out(inside, node)
+    for node in graph.nodes_of(model, "HardSigmoid"):
+        _spell_out(graph.home(node), node)
 
 
 def _spell_out(inside: ir.Graph, node: ir.Node) -> None:

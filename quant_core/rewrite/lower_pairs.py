@@ -32,18 +32,14 @@ def lower_pairs(model: ir.Model, target: Target) -> None:
 
     Pairs between which other nodes move the integers stay as they are.
     """
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            has_bias = node.op_type in ("Conv", "Gemm") and not node.domain
-            if has_bias and target.integer_bias:
-                _round_bias(model, node)
+    if target.integer_bias:
+        for node in graph.nodes_of(model, "Conv", "Gemm"):
+            _round_bias(model, node)
     if target.activation_signed or not target.is_onnxruntime:
         return
     shifted: dict[tuple[ir.Value, bool], ir.Value] = {}
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            if node.op_type == "QuantizeLinear" and not node.domain:
-                _shift(model, node, shifted)
+    for node in graph.nodes_of(model, "QuantizeLinear"):
+        _shift(model, node, shifted)
 
 
 def _shift(

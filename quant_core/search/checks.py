@@ -55,7 +55,7 @@ def check_plan(model: ir.Model, plan: QuantPlan, samples: Samples | None) -> Non
     node without the activations that this reads, or needs ranges and there are no samples to
     measure them on.
     """
-    nodes = [node for g in graph.graphs_of(model) for node in g]
+    nodes = list(graph.nodes_of(model))
     tensors = {value.name for value in model.graph.inputs}
     tensors |= {value.name for node in nodes for value in node.outputs}
     unknown = {planned.node for planned in plan.nodes} - {node.name for node in nodes}

@@ -66,7 +66,7 @@ def first_plan(
     if config.mode != Mode.AUTO or measured:
         return make_plan(model, config, target, rewrites=rewrites)
     choices = {}
-    for node in (n for inside in graph.graphs_of(model) for n in inside if has_weights(n)):
+    for node in filter(has_weights, graph.nodes_of(model)):
         can_be_dynamic = RULES[node.op_type].dynamic and Compute.DYNAMIC in target.times
         compute = Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT
         choices[str(node.name)] = NodeChoice(compute)

@@ -63,7 +63,7 @@ def tune_biases(
         _correct(model, copy, biases, samples)
     except ModelError:  # a part that does not run by itself, such as an operator between sequences
         return None
-    copies = {n.name: n for g in graph.graphs_of(copy) for n in g}
+    copies = {n.name: n for n in graph.nodes_of(copy)}
     written = {planned: copies[node.name] for planned, node in quantized.written.items()}
     return replace(quantized, model=copy, written=written)
 

@@ -97,7 +97,7 @@ def _exact(array: np.ndarray) -> Bounded:
 
 def _weight_errors(model: ir.Model, plan: QuantPlan) -> dict[str, np.ndarray]:
     """For each rounded weight the largest error of its elements, whoever reads it."""
-    nodes = {str(n.name): n for inside in graph.graphs_of(model) for n in inside}
+    nodes = {str(n.name): n for n in graph.nodes_of(model)}
     found: dict[str, np.ndarray] = {}
     arrays: dict[str, np.ndarray] = {}
     for planned in plan.nodes:

@@ -25,24 +25,24 @@ def inner_softmax(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied
     applied: list[Applied] = []
     if graph.opset(model) < SINCE_OPSET:
         return applied
-    for inside in graph.graphs_of(model):
-        for node in [n for n in inside if n.op_type in ("Softmax", "LogSoftmax") and not n.domain]:
-            rank = facts.rank(node.inputs[0])
-            if rank is None or not chosen(str(node.name)):
-                continue
-            axis = graph.attribute(node, "axis", -1) % rank
-            if axis == rank - 1:
-                continue
-            perm = list(range(rank))
-            perm[axis], perm[-1] = perm[-1], perm[axis]
-            conv = graph.only_reader(node.outputs[0])
-            if conv is not None and axis == 1 and convolution.read_pixelwise(conv):
-                _turn(inside, node, perm, conv)
-                applied.append(Applied("inner_softmax", str(node.name), ()))
-                applied.append(Applied("inner_softmax", str(conv.name), ()))
-            else:
-                _turn(inside, node, perm)
-                applied.append(Applied("inner_softmax", str(node.name), ()))
+    for node in graph.nodes_of(model, "Softmax", "LogSoftmax"):
+        inside = graph.home(node)
+        rank = facts.rank(node.inputs[0])
+        if rank is None or not chosen(str(node.name)):
+            continue
+        axis = graph.attribute(node, "axis", -1) % rank
+        if axis == rank - 1:
+            continue
+        perm = list(range(rank))
+        perm[axis], perm[-1] = perm[-1], perm[axis]
+        conv = graph.only_reader(node.outputs[0])
+        if conv is not None and axis == 1 and convolution.read_pixelwise(conv):
+            _turn(inside, node, perm, conv)
+            applied.append(Applied("inner_softmax", str(node.name), ()))
+            applied.append(Applied("inner_softmax", str(conv.name), ()))
+        else:
+            _turn(inside, node, perm)
+            applied.append(Applied("inner_softmax", str(node.name), ()))
     return applied
 
 

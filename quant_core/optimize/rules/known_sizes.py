@@ -55,11 +55,10 @@ def known_sizes(model: ir.Model, facts: Facts) -> list[Applied]:
 def _constants(model: ir.Model, facts: Facts) -> dict[ir.Value, NDArray[Any]]:
     """The tensors that are constants, as every entry is known (1. 2. 5.)."""
     known: dict[ir.Value, Entries] = {}
-    for inside in graph.graphs_of(model):
-        for node in inside:
-            entries = _entries_of(node, known, facts)
-            if entries is not None and entries.size <= MOST:
-                known[node.outputs[0]] = entries
+    for node in graph.nodes_of(model):
+        entries = _entries_of(node, known, facts)
+        if entries is not None and entries.size <= MOST:
+            known[node.outputs[0]] = entries
     found: dict[ir.Value, NDArray[Any]] = {}
     for value, entries in known.items():
         numbers = _array(entries, value, facts)

@@ -31,12 +31,9 @@ def merge_parallel_convs(model: ir.Model, facts: Facts) -> list[Applied]:
     Source: Ding et al. 2021, "RepVGG", arXiv 2101.03697, section 3.3.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            if node.graph is inside and _is_sum(node):
-                done = _merge_sum(inside, node, facts)
-                if done is not None:
-                    applied.append(done)
+    for node in graph.nodes_of(model, "Add"):
+        done = _merge_sum(graph.home(node), node, facts)
+        applied += [done] if done else []
     return applied
 
 
@@ -143,30 +140,26 @@ def merge_successive_convs(model: ir.Model, facts: Facts) -> list[Applied]:
     2. The one Conv has at most nine tenths of the products of the two.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            second = (
-                graph.only_reader(node.outputs[0])
-                if node.graph is inside and node.outputs
-                else None
-            )
-            if second is None or second.inputs[0] is not node.outputs[0]:
-                continue
-            one, two = convolution.read(node), convolution.read_pixelwise(second)
-            if one is None or two is None or one.groups != 1:  # 1.
-                continue
-            taps = prod(one.taps)
-            both = one.outputs * (one.inputs * taps + two.outputs)
-            if one.inputs * two.outputs * taps > CHEAPER * both:  # 2.
-                continue
-            mix = two.weight.reshape(two.outputs, -1)
-            weight = np.tensordot(mix, one.weight, 1)
-            conv = Convolution(
-                weight, mix @ one.bias + two.bias, one.strides, one.dilations,
-                one.begin, one.end, 1,
-            )  # fmt: skip
-            new = convolution.make(inside, str(second.name), graph.value(node.inputs[0]), conv)
-            put_in_place(second, new)
-            remove([node, second])
-            applied.append(Applied("merge_successive_convs", str(new.name), (str(node.name),)))
+    for node in graph.nodes_of(model):
+        second = graph.only_reader(node.outputs[0]) if node.outputs else None
+        if second is None or second.inputs[0] is not node.outputs[0]:
+            continue
+        one, two = convolution.read(node), convolution.read_pixelwise(second)
+        if one is None or two is None or one.groups != 1:  # 1.
+            continue
+        taps = prod(one.taps)
+        both = one.outputs * (one.inputs * taps + two.outputs)
+        if one.inputs * two.outputs * taps > CHEAPER * both:  # 2.
+            continue
+        mix = two.weight.reshape(two.outputs, -1)
+        weight = np.tensordot(mix, one.weight, 1)
+        conv = Convolution(
+            weight, mix @ one.bias + two.bias, one.strides, one.dilations,
+            one.begin, one.end, 1,
+        )  # fmt: skip
+        x = graph.value(node.inputs[0])
+        new = convolution.make(graph.home(node), str(second.name), x, conv)
+        put_in_place(second, new)
+        remove([node, second])
+        applied.append(Applied("merge_successive_convs", str(new.name), (str(node.name),)))
     return applied

@@ -33,11 +33,10 @@ def one_clip(model: ir.Model, facts: Facts) -> list[Applied]:
     layout; of Max and Min it knows neither.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            row = _row_from(node, facts) if node.graph is inside else []
-            if len(row) > 1 or (row and row[0].op_type in ("Max", "Min")):  # 3.
-                applied.append(_merge(inside, row, facts))
+    for node in graph.nodes_of(model):
+        row = _row_from(node, facts)
+        if len(row) > 1 or (row and row[0].op_type in ("Max", "Min")):  # 3.
+            applied.append(_merge(graph.home(node), row, facts))
     return applied
 
 

@@ -34,12 +34,10 @@ def one_reshape(model: ir.Model, facts: Facts) -> list[Applied]:
     4. A Gather of one position whose axis all readers put back keeps that axis.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            if node.graph is not inside:
-                continue
-            change = _chosen(inside, node, facts) or _reshaped(inside, node, facts)
-            applied += [change] if change else []
+    for node in graph.nodes_of(model):
+        inside = graph.home(node)
+        change = _chosen(inside, node, facts) or _reshaped(inside, node, facts)
+        applied += [change] if change else []
     return applied
 
 

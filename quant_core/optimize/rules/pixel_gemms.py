@@ -26,15 +26,14 @@ def pixel_gemms(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv 1709.01507, section 3.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            if node.graph is not inside or not chosen(str(node.name)):
-                continue
-            row = _row_from(node, facts)
-            if row:
-                _write(inside, row)
-                names = [str(n.name) for n in row if n.op_type == "Conv"]
-                applied.append(Applied("pixel_gemms", names[0], ()))
+    for node in graph.nodes_of(model):
+        if not chosen(str(node.name)):
+            continue
+        row = _row_from(node, facts)
+        if row:
+            _write(graph.home(node), row)
+            names = [str(n.name) for n in row if n.op_type == "Conv"]
+            applied.append(Applied("pixel_gemms", names[0], ()))
     return applied
 
 

@@ -31,11 +31,9 @@ def plain_gelu(model: ir.Model, facts: Facts) -> list[Applied]:
     Error Linear Units", arXiv 1606.08415, section 2.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for erf in [n for n in inside if n.op_type == "Erf" and not n.domain]:
-            if erf.graph is inside:
-                change = _rewrite(inside, erf, facts)
-                applied += [change] if change else []
+    for erf in graph.nodes_of(model, "Erf"):
+        change = _rewrite(graph.home(erf), erf, facts)
+        applied += [change] if change else []
     return applied
 
 

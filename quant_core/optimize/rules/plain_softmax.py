@@ -19,11 +19,10 @@ def plain_softmax(model: ir.Model, facts: Facts) -> list[Applied]:
     2. The Softmax alone reads the matrix, the Reshape alone its result, to the whole shape of x.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for softmax in [n for n in inside if n.op_type in ("Softmax", "LogSoftmax")]:
-            names = _straighten(softmax, facts)
-            if names:
-                applied.append(Applied("plain_softmax", str(softmax.name), names))
+    for softmax in graph.nodes_of(model, "Softmax", "LogSoftmax"):
+        names = _straighten(softmax, facts)
+        if names:
+            applied.append(Applied("plain_softmax", str(softmax.name), names))
     return applied
 
 

@@ -42,8 +42,7 @@ def max_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
     Max(x, a * x) with a from 0 to 1   =>   LeakyRelu(x, alpha = a)
     """
     applied = []
-    nodes = [n for inside in graph.graphs_of(model) for n in inside]
-    for node in [n for n in nodes if n.op_type == "Max" and len(n.inputs) == 2 and not n.domain]:
+    for node in [n for n in graph.nodes_of(model, "Max") if len(n.inputs) == 2]:
         for x, scaled in (tuple(node.inputs), tuple(node.inputs)[::-1]):
             maker = graph.value(scaled).producer()
             read = None if maker is None else affine_of(maker, facts)
@@ -100,8 +99,7 @@ def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applie
 
 def _prelus(model: ir.Model) -> list[ir.Node]:
     """Every PRelu of the model whose slope is a constant."""
-    nodes = [n for inside in graph.graphs_of(model) for n in inside]
-    return [n for n in nodes if n.op_type == "PRelu" and not n.domain and is_float32(n.inputs[1])]
+    return [n for n in graph.nodes_of(model, "PRelu") if is_float32(n.inputs[1])]
 
 
 def _depthwise(node: ir.Node, x: ir.Value, weight: np.ndarray, part: str) -> ir.Node:

@@ -24,23 +24,22 @@ def split_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
     2. The sizes of the parts are known, and the Conv has one group.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for split in [n for n in inside if n.op_type == "Split" and not n.domain]:
-            found = _before(split)
-            if found is not None and graph.attribute(split, "axis", 0) in (1, -3):
-                conv, activation = found
-                sizes = [facts.size(v, 1) for v in split.outputs]
-                known = [n for n in sizes if n]
-                read = convolution.read(conv)
-                if not chosen(str(conv.name)):
-                    continue
-                if read is None or read.groups != 1 or len(known) != len(sizes):  # 2.
-                    continue
-                if facts.rank(conv.outputs[0]) != 4:
-                    continue
-                _write(inside, split, conv, activation, read, known)
-                gone = (str(n.name) for n in (*activation, split))
-                applied.append(Applied("split_convs", str(conv.name), tuple(gone)))
+    for split in graph.nodes_of(model, "Split"):
+        found = _before(split)
+        if found is not None and graph.attribute(split, "axis", 0) in (1, -3):
+            conv, activation = found
+            sizes = [facts.size(v, 1) for v in split.outputs]
+            known = [n for n in sizes if n]
+            read = convolution.read(conv)
+            if not chosen(str(conv.name)):
+                continue
+            if read is None or read.groups != 1 or len(known) != len(sizes):  # 2.
+                continue
+            if facts.rank(conv.outputs[0]) != 4:
+                continue
+            _write(graph.home(split), split, conv, activation, read, known)
+            gone = (str(n.name) for n in (*activation, split))
+            applied.append(Applied("split_convs", str(conv.name), tuple(gone)))
     return applied
 
 

@@ -31,17 +31,16 @@ def stack_outputs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied
     3. An activation that alone reads the result comes before the pixels are put back.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            if node.graph is not inside or node.op_type != "Conv" or not chosen(str(node.name)):
-                continue
-            conv = convolution.read(node)
-            if conv is None or conv.groups != 1 or facts.rank(node.outputs[0]) != 4:
-                continue
-            block = _block(conv, [facts.size(node.outputs[0], axis) for axis in (2, 3)])
-            if block is not None and prod(conv.taps) > 1 and set(conv.dilations) == {1}:
-                _write(inside, node, conv, block)
-                applied.append(Applied("stack_outputs", str(node.name), ()))
+    for node in graph.nodes_of(model, "Conv"):
+        if not chosen(str(node.name)):
+            continue
+        conv = convolution.read(node)
+        if conv is None or conv.groups != 1 or facts.rank(node.outputs[0]) != 4:
+            continue
+        block = _block(conv, [facts.size(node.outputs[0], axis) for axis in (2, 3)])
+        if block is not None and prod(conv.taps) > 1 and set(conv.dilations) == {1}:
+            _write(graph.home(node), node, conv, block)
+            applied.append(Applied("stack_outputs", str(node.name), ()))
     return applied
 
 

@@ -23,26 +23,23 @@ def static_shapes(model: ir.Model, facts: Facts) -> list[Applied]:
     2. One axis may be left. Its size is what the known sizes of the input leave, or else -1.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            if node.domain or node.op_type not in ("Reshape", "Expand"):
-                continue
-            if graph.is_constant(node.inputs[1]) or graph.attribute(node, "allowzero", 0):
-                continue
-            here, there = facts.dims(node.inputs[0]), facts.dims(node.outputs[0])
-            if here is None or there is None:
-                continue
-            if node.op_type == "Expand":
-                if here == there and None not in here and not node.outputs[0].is_graph_output():
-                    node.outputs[0].replace_all_uses_with(graph.value(node.inputs[0]))
-                    remove([node])
-                    applied.append(Applied("static_shapes", str(node.name), ()))
-                continue
-            target = target_of(here, there)
-            if target is not None:
-                shape = constant(inside, f"{node.name}_shape", np.array(target, np.int64))
-                node.replace_input_with(1, shape)
+    for node in graph.nodes_of(model, "Reshape", "Expand"):
+        if graph.is_constant(node.inputs[1]) or graph.attribute(node, "allowzero", 0):
+            continue
+        here, there = facts.dims(node.inputs[0]), facts.dims(node.outputs[0])
+        if here is None or there is None:
+            continue
+        if node.op_type == "Expand":
+            if here == there and None not in here and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(graph.value(node.inputs[0]))
+                remove([node])
                 applied.append(Applied("static_shapes", str(node.name), ()))
+            continue
+        target = target_of(here, there)
+        if target is not None:
+            shape = constant(graph.home(node), f"{node.name}_shape", np.array(target, np.int64))
+            node.replace_input_with(1, shape)
+            applied.append(Applied("static_shapes", str(node.name), ()))
     return applied
 
 

@@ -12,9 +12,8 @@ from quant_core.optimize.facts import Facts
 def sum_as_add(model: ir.Model, facts: Facts) -> list[Applied]:
     """Sum(a, b)   =>   Add(a, b), as Caffe2 and PaddlePaddle write the ends of residual blocks."""
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in inside:
-            if node.op_type == "Sum" and not node.domain and len(node.inputs) == 2:
-                node.op_type = "Add"
-                applied.append(Applied("sum_as_add", str(node.name), ()))
+    for node in graph.nodes_of(model, "Sum"):
+        if len(node.inputs) == 2:
+            node.op_type = "Add"
+            applied.append(Applied("sum_as_add", str(node.name), ()))
     return applied

@@ -20,18 +20,17 @@ def transposed_weights(model: ir.Model, facts: Facts) -> list[Applied]:
     2. x is a matrix: a MatMul with more axes has no form that transposes.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for node in list(inside):
-            weight = _transposed(node)
-            if weight is None or facts.rank(node.inputs[0]) != 2:  # 2
-                continue
-            is_straight = node.op_type == "Gemm" and graph.attribute(node, "transB", 0) == 1
-            attributes = [a for a in node.attributes.values() if a.name != "transB"]
-            attributes.append(ir.AttrInt64("transB", 0 if is_straight else 1))
-            inputs = [node.inputs[0], weight, *node.inputs[2:]]
-            put_in_place(node, ir.Node("", "Gemm", inputs, attributes, name=node.name))
-            remove([node])
-            applied.append(Applied("transposed_weights", str(node.name), ()))
+    for node in graph.nodes_of(model):
+        weight = _transposed(node)
+        if weight is None or facts.rank(node.inputs[0]) != 2:  # 2
+            continue
+        is_straight = node.op_type == "Gemm" and graph.attribute(node, "transB", 0) == 1
+        attributes = [a for a in node.attributes.values() if a.name != "transB"]
+        attributes.append(ir.AttrInt64("transB", 0 if is_straight else 1))
+        inputs = [node.inputs[0], weight, *node.inputs[2:]]
+        put_in_place(node, ir.Node("", "Gemm", inputs, attributes, name=node.name))
+        remove([node])
+        applied.append(Applied("transposed_weights", str(node.name), ()))
     return applied
 
 

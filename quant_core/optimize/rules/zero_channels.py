@@ -54,18 +54,17 @@ def zero_channels(model: ir.Model, facts: Facts) -> list[Applied]:
     """
     applied = []
     done: set[ir.Value] = set()
-    for inside in graph.graphs_of(model):
-        for node in inside:
-            if _weight(node) is None or node.outputs[0] in done:
-                continue
-            shared = _Shared(inside, facts, _channel_axis(node))
-            if not shared.collect(node.outputs[0]):  # 1.
-                continue
-            done.update(shared.values)
-            cut = shared.cuttable()
-            if cut.any():
-                shared.cut(cut)
-                applied.append(Applied("zero_channels", str(node.name), ()))
+    for node in graph.nodes_of(model):
+        if _weight(node) is None or node.outputs[0] in done:
+            continue
+        shared = _Shared(graph.home(node), facts, _channel_axis(node))
+        if not shared.collect(node.outputs[0]):  # 1.
+            continue
+        done.update(shared.values)
+        cut = shared.cuttable()
+        if cut.any():
+            shared.cut(cut)
+            applied.append(Applied("zero_channels", str(node.name), ()))
     return applied
 
 
