@@ -23,6 +23,10 @@ class Chain:
     affine: Affine
 
     @property
+    def inside(self) -> ir.Graph:
+        return graph.home(self.nodes[0])
+
+    @property
     def output(self) -> ir.Value:
         return self.nodes[-1].outputs[0]
 
@@ -31,13 +35,11 @@ class Chain:
         return tuple(str(node.name) for node in self.nodes)
 
 
-def chains(inside: ir.Graph, facts: Facts) -> Iterator[Chain]:
-    """Every chain of the graph, as long as it can be; the graph may be edited meanwhile."""
+def chains(model: ir.Model, facts: Facts) -> Iterator[Chain]:
+    """Every chain of the model, as long as it can be; the model may be edited meanwhile."""
     seen: set[ir.Node] = set()
-    for node in list(inside):
-        if node in seen or node.graph is not inside:
-            continue
-        found = _chain_from(node, facts)
+    for node in graph.nodes_of(model):
+        found = _chain_from(node, facts) if node not in seen else None
         if found is not None:
             seen.update(found.nodes)
             yield found
@@ -50,7 +52,7 @@ def write_chain(
 
     takes_name  whether the source has the values of the chain's output now
     """
-    inside, end, kept = graph.home(chain.nodes[0]), chain.nodes[-1], []
+    inside, end, kept = chain.inside, chain.nodes[-1], []
     last = chain.source
     for op_type, arrays, attributes in operators_for(chain, affine, facts):
         free = [n for n in chain.nodes if n.name not in kept]

@@ -28,15 +28,14 @@ def affine_as_conv(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applie
     3. A BatchNormalization alone stays: it is computed in that layout already.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for chain in chains(inside, facts):
-            channels = facts.size(chain.source, 1)
-            fits = facts.rank(chain.source) == 4 and chain.affine.axis in (None, 1)  # 1.
-            if not chosen(chain.names[-1]):
-                continue
-            if fits and channels and channels > 1 and _is_between(chain):  # 2. 3.
-                _write(chain, channels)
-                applied.append(Applied("affine_as_conv", chain.names[-1], chain.names[:-1]))
+    for chain in chains(model, facts):
+        channels = facts.size(chain.source, 1)
+        fits = facts.rank(chain.source) == 4 and chain.affine.axis in (None, 1)  # 1.
+        if not chosen(chain.names[-1]):
+            continue
+        if fits and channels and channels > 1 and _is_between(chain):  # 2. 3.
+            _write(chain, channels)
+            applied.append(Applied("affine_as_conv", chain.names[-1], chain.names[:-1]))
     return applied
 
 
@@ -53,7 +52,7 @@ def _is_between(chain: Chain) -> bool:
 
 
 def _write(chain: Chain, channels: int) -> None:
-    inside, last = graph.home(chain.nodes[0]), chain.nodes[-1]
+    inside, last = chain.inside, chain.nodes[-1]
     scale, shift = (np.array(n) for n in chain.affine.widened(channels))
     weight = constant(inside, f"{last.name}_scale", scale.reshape(channels, 1, 1, 1))
     bias = constant(inside, f"{last.name}_shift", shift)

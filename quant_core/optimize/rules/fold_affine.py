@@ -10,7 +10,6 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.model import graph
 from quant_core.optimize import commute, linear
 from quant_core.optimize.affine import Affine, Numbers
 from quant_core.optimize.applied import Applied
@@ -47,7 +46,7 @@ def fold_into_producer(model: ir.Model, facts: Facts) -> list[Applied]:
     """
 
     def edits(chain: Chain, affine: Affine) -> list[Edit] | None:
-        return _above(chain.source, affine, graph.home(chain.nodes[0]), facts)
+        return _above(chain.source, affine, chain.inside, facts)
 
     return _fold("fold_into_producer", model, facts, edits, _scale_before_shift)
 
@@ -65,7 +64,7 @@ def fold_into_consumers(model: ir.Model, facts: Facts) -> list[Applied]:
     """
 
     def edits(chain: Chain, affine: Affine) -> list[Edit] | None:
-        return _below(chain.output, affine, graph.home(chain.nodes[0]), facts)
+        return _below(chain.output, affine, chain.inside, facts)
 
     return _fold("fold_into_consumers", model, facts, edits, _shift_before_scale)
 
@@ -79,16 +78,15 @@ def _fold(
 ) -> list[Applied]:
     """Each chain goes as a whole if it can, else the part of it that `split` puts first."""
     applied = []
-    for inside in graph.graphs_of(model):
-        for chain in chains(inside, facts):
-            if ends_fusion(chain.source):  # 4.
-                continue
-            parts = split(chain.affine) if len(chain.nodes) > 1 else None  # 3.
-            for taken, rest in filter(None, ((chain.affine, IDENTITY), parts)):
-                edits = edits_for(chain, taken)
-                if edits:
-                    applied.append(_absorb(rule, chain, edits, rest, facts))
-                    break
+    for chain in chains(model, facts):
+        if ends_fusion(chain.source):  # 4.
+            continue
+        parts = split(chain.affine) if len(chain.nodes) > 1 else None  # 3.
+        for taken, rest in filter(None, ((chain.affine, IDENTITY), parts)):
+            edits = edits_for(chain, taken)
+            if edits:
+                applied.append(_absorb(rule, chain, edits, rest, facts))
+                break
     return applied
 
 
@@ -165,7 +163,7 @@ def _absorb(rule: str, chain: Chain, edits: list[Edit], rest: Affine, facts: Fac
     """
     for edit in edits:
         edit.do()
-    inside = graph.home(chain.nodes[0])
+    inside = chain.inside
     for value in dict.fromkeys(v for edit in edits for v in edit.changed):
         value.name = free_name(inside, str(value.name))
     is_changed = any(chain.source in edit.changed for edit in edits)

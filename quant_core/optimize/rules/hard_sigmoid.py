@@ -28,13 +28,12 @@ def hard_sigmoid(model: ir.Model, facts: Facts) -> list[Applied]:
     onnxruntime merges HardSigmoid, and a hard swish made of it, into the Conv before.
     """
     applied = []
-    for inside in graph.graphs_of(model):
-        for chain in chains(inside, facts):
-            clip = graph.only_reader(chain.output)
-            height = None if clip is None else _height(clip, facts)
-            slope = chain.affine.axis is None and chain.affine.scale[0] > 0  # 1.
-            if clip is not None and height and slope and (height == 1 or _is_factor(clip)):  # 2.
-                applied.append(_write(inside, chain, clip, height))
+    for chain in chains(model, facts):
+        clip = graph.only_reader(chain.output)
+        height = None if clip is None else _height(clip, facts)
+        slope = chain.affine.axis is None and chain.affine.scale[0] > 0  # 1.
+        if clip is not None and height and slope and (height == 1 or _is_factor(clip)):  # 2.
+            applied.append(_write(chain, clip, height))
     return applied
 
 
@@ -54,7 +53,7 @@ def _is_factor(clip: ir.Node) -> bool:
     return not any(graph.is_constant(v) for v in reader.inputs)
 
 
-def _write(inside: ir.Graph, chain: Chain, clip: ir.Node, height: float) -> Applied:
+def _write(chain: Chain, clip: ir.Node, height: float) -> Applied:
     scale, shift = float(chain.affine.scale[0]), float(chain.affine.shift[0])
     name = str(clip.name)
     attributes = [
@@ -63,7 +62,7 @@ def _write(inside: ir.Graph, chain: Chain, clip: ir.Node, height: float) -> Appl
     ]
     new = [ir.Node("", "HardSigmoid", [chain.source], attributes, name=name)]
     if height != 1:
-        factor = constant(inside, f"{name}_height", np.array(height))
+        factor = constant(chain.inside, f"{name}_height", np.array(height))
         new.append(ir.Node("", "Mul", [new[0].outputs[0], factor], name=chain.names[-1]))
     put_in_place(clip, *new)
     remove([*chain.nodes, clip])

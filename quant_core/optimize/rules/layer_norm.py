@@ -48,15 +48,14 @@ def layer_norm(model: ir.Model, facts: Facts) -> list[Applied]:
     """
     has_operator = graph.opset(model) >= OPSET
     applied = []
-    for inside in graph.graphs_of(model):
-        for found, chain in _quotients(inside, facts):
-            if not found.is_of_rows:
-                continue
-            norm = _layer_norm_of(found, facts) if has_operator else None
-            if norm is not None:
-                applied.append(_write(inside, norm, chain))
-            elif _needs_other_form(found, chain, facts):
-                applied.append(_reform(inside, found))
+    for found, chain in _quotients(model, facts):
+        if not found.is_of_rows:
+            continue
+        norm = _layer_norm_of(found, facts) if has_operator else None
+        if norm is not None:
+            applied.append(_write(norm, chain))
+        elif _needs_other_form(found, chain, facts):
+            applied.append(_reform(found))
     return applied
 
 
@@ -75,26 +74,25 @@ def inner_layer_norm(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Appl
     applied: list[Applied] = []
     if graph.opset(model) < OPSET:
         return applied
-    for inside in graph.graphs_of(model):
-        for found, chain in _quotients(inside, facts):
-            is_chosen = chosen(str(found.quotient[-1].name))
-            norm = None if found.is_of_rows or not is_chosen else _layer_norm_of(found, facts)
-            if norm is not None:
-                applied.append(_write(inside, norm, chain))
+    for found, chain in _quotients(model, facts):
+        is_chosen = chosen(str(found.quotient[-1].name))
+        norm = None if found.is_of_rows or not is_chosen else _layer_norm_of(found, facts)
+        if norm is not None:
+            applied.append(_write(norm, chain))
     return applied
 
 
-def _quotients(inside: ir.Graph, facts: Facts) -> Iterator[tuple[Quotient, Chain | None]]:
+def _quotients(model: ir.Model, facts: Facts) -> Iterator[tuple[Quotient, Chain | None]]:
     """The quotients by a root mean square, with the affine chain behind each that alone reads it;
-    the graph may be edited meanwhile.
+    the model may be edited meanwhile.
     """
     behind = {
         chain.source: chain
-        for chain in chains(inside, facts)
+        for chain in chains(model, facts)
         if graph.only_reader(chain.source) is chain.nodes[0]
     }
-    for root in [n for n in inside if n.op_type == "Sqrt" and not n.domain]:
-        found = _read(root, facts) if root.graph is inside else None
+    for root in graph.nodes_of(model, "Sqrt"):
+        found = _read(root, facts)
         if found is not None:
             yield found, behind.get(found.quotient[-1].outputs[0])
 
@@ -194,11 +192,11 @@ def _needs_other_form(found: Quotient, behind: Chain | None, facts: Facts) -> bo
     return read is not None and read[1].axis == found.axis
 
 
-def _reform(inside: ir.Graph, found: Quotient) -> Applied:
+def _reform(found: Quotient) -> Applied:
     """Edit in place: the square is a Pow, the quotient a Div."""
     square, *_, root = found.nodes
     last = found.quotient[-1]
-    two = constant(inside, f"{square.name}_exponent", np.array(2.0))
+    two = constant(graph.home(last), f"{square.name}_exponent", np.array(2.0))
     pairs = (
         (square, ir.Node("", "Pow", [found.values, two], name=square.name)),
         (last, ir.Node("", "Div", [found.values, root.outputs[0]], name=last.name)),
@@ -244,14 +242,14 @@ def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
     return (reader, product) if set(product.inputs) == {centred, reader.outputs[0]} else None
 
 
-def _write(inside: ir.Graph, norm: Norm, behind: Chain | None) -> Applied:
+def _write(norm: Norm, behind: Chain | None) -> Applied:
     """The one operator, in place of the last of the nodes; an inner axis is moved for it."""
     nodes, scale, shift = norm.nodes, np.ones(norm.size), np.zeros(norm.size)
     if behind is not None and behind.affine.axis in (None, norm.quotient.axis):  # 3.
         nodes = (*nodes, *behind.nodes)
         scale, shift = behind.affine.widened(norm.size)
     last = nodes[-1]
-    name = str(last.name)
+    inside, name = graph.home(last), str(last.name)
     inputs = [norm.x, constant(inside, f"{name}_scale", np.array(scale))]
     if shift.any():
         inputs.append(constant(inside, f"{name}_shift", np.array(shift)))
