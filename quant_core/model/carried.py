@@ -70,10 +70,9 @@ def set_apart(model: ir.Model) -> None:
        as W + A B of an adapter. On the left it may as well be positions that were added to data.
     """
     callers = _callers(model)
-    for inside in graph.graphs_of(model):
-        for value in list(inside.initializers.values()):
-            if _is_large_weight(value) and not _has_node(value) and _is_multiplied(value, callers):
-                _insert_identity(inside, value)
+    for value in graph.initializers_of(model):
+        if _is_large_weight(value) and not _has_node(value) and _is_multiplied(value, callers):
+            _insert_identity(value)
 
 
 def _is_large_weight(value: ir.Value) -> bool:
@@ -174,9 +173,10 @@ def _callers(model: ir.Model) -> dict[ir.Graph, ir.Node]:
     }
 
 
-def _insert_identity(inside: ir.Graph, value: ir.Value) -> None:
+def _insert_identity(value: ir.Value) -> None:
     """Edit in place: whatever reads the constant reads a copy of it."""
-    uses = list(value.uses())
+    uses, inside = list(value.uses()), value.graph
+    assert isinstance(inside, ir.Graph)
     copy = ir.Node("", "Identity", [value], name=f"Identity_{value.name}")
     output = copy.outputs[0]
     output.name, output.type, output.shape = f"{value.name}_weight", value.type, value.shape

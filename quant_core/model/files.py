@@ -13,7 +13,14 @@ import onnx
 import onnx_ir as ir
 
 from quant_core.errors import ModelError, nearest_hint
-from quant_core.model.graph import first_line, graphs_inside, graphs_of, nodes_of, opset
+from quant_core.model.graph import (
+    first_line,
+    graphs_inside,
+    graphs_of,
+    initializers_of,
+    nodes_of,
+    opset,
+)
 from quant_core.model.lend_weights import size_with_weights
 from quant_core.model.locations import data_names, lies_beside
 from quant_core.model.proto import (
@@ -204,14 +211,14 @@ def is_large(model: ir.Model, *, as_float: bool = False) -> bool:
 
     as_float  count every element as a float32 of 4 bytes
     """
-    tensors = _initializers(model)
+    tensors = tensors_of(model)
     size = sum(4 * tensor.size if as_float else tensor.nbytes for tensor in tensors)
     return size > MESSAGE_BYTES
 
 
 def constant_bytes(model: ir.Model) -> int:
     """Bytes of all constants; none is read for that."""
-    return sum(tensor.nbytes for tensor in _initializers(model))
+    return sum(tensor.nbytes for tensor in tensors_of(model))
 
 
 def size_in_file(model: ir.Model) -> int:
@@ -241,7 +248,7 @@ def serialized(model: ir.Model, folder: Path) -> tuple[bytes, Path | None]:
        tensors are written into `folder`, which is returned.
     3. Without external tensors, the folder is None.
     """
-    tensors = list(_initializers(model))
+    tensors = list(tensors_of(model))
     folders = {Path(t.base_dir).absolute() for t in tensors if isinstance(t, ir.ExternalTensor)}
     in_memory = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
     if len(folders) > 1 or in_memory > MESSAGE_BYTES:
@@ -251,11 +258,10 @@ def serialized(model: ir.Model, folder: Path) -> tuple[bytes, Path | None]:
     return to_proto(model).SerializeToString(), next(iter(folders), None)
 
 
-def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for graph in graphs_of(model):
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
+def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """The tensors of all initializers."""
+    tensors = (value.const_value for value in initializers_of(model))
+    return (tensor for tensor in tensors if tensor is not None)
 
 
 def _function_graphs(model: ir.Model) -> Iterator[ir.Graph]:

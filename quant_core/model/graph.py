@@ -76,6 +76,12 @@ def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
                 yield node
 
 
+def initializers_of(model: ir.Model) -> Iterator[ir.Value]:
+    """The initializers of all these graphs in their order; the model may be edited meanwhile."""
+    for graph in graphs_of(model):
+        yield from list(graph.initializers.values())
+
+
 def is_quantized(model: ir.Model) -> bool:
     """Whether a node computes in, or converts from, a quantizer's integers."""
     return any(node.op_type in INTEGER_OPS for node in nodes_of(model))

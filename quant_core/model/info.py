@@ -104,13 +104,10 @@ def _stored_bytes(tensors: Sequence[ir.TensorProtocol]) -> dict[str, int]:
 
 def _parameters(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """The tensors of all initializers and Constant nodes."""
-    for g in graph.graphs_of(model):
-        for value in g.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-        for node in g:
-            if node.op_type == "Constant" and "value" in node.attributes:
-                yield node.attributes["value"].as_tensor()
+    yield from files.tensors_of(model)
+    for node in graph.nodes_of(model, "Constant"):
+        if "value" in node.attributes:
+            yield node.attributes["value"].as_tensor()
 
 
 def _operators(nodes: list[ir.Node]) -> dict[str, int]:

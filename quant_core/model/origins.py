@@ -42,7 +42,7 @@ def record_origins(prepared: ir.Model, original: ir.Model, former: Mapping[str, 
     function that was inlined for the node that called it.
     """
     producers = _producers(original)
-    constants = {name for inside in graph.graphs_of(original) for name in inside.initializers}
+    constants = {str(value.name) for value in graph.initializers_of(original)}
     nodes = list(graph.nodes_of(prepared))
     written = {str(v.name) for node in nodes for v in node.outputs if v.name}
     called_by = _calls(prepared, original, producers)

@@ -38,22 +38,22 @@ def other_constants(
     least_bytes = LARGE_SHARE * files.constant_bytes(model)
     was_float16, is_requested = stores_float16(model), config.float_storage == FLOAT16
     found = {}
-    for inside in graph.graphs_of(model):
-        for name, value in inside.initializers.items():
-            if name in planned:
-                continue
-            is_large = _is_large(value, least_bytes)
-            if is_large:
-                readers = sorted({node.op_type for node in graph.consumers(value)})
-                operators = " and ".join(readers) or "nothing"
-                found[name] = f"float32: an operand of {operators}, not a weight"
-            if not can_save_bytes(value):
-                continue
-            if is_requested or is_large:
-                obstacle = why_constant_not_float16(value)
-                found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
-            elif was_float16 and is_float16(graph.array(value)):
-                found[name] = FLOAT16
+    for value in graph.initializers_of(model):
+        name = str(value.name)
+        if name in planned:
+            continue
+        is_large = _is_large(value, least_bytes)
+        if is_large:
+            readers = sorted({node.op_type for node in graph.consumers(value)})
+            operators = " and ".join(readers) or "nothing"
+            found[name] = f"float32: an operand of {operators}, not a weight"
+        if not can_save_bytes(value):
+            continue
+        if is_requested or is_large:
+            obstacle = why_constant_not_float16(value)
+            found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
+        elif was_float16 and is_float16(graph.array(value)):
+            found[name] = FLOAT16
     made = dict.fromkeys(
         made_weights(model), "float32: nodes make it of fewer bytes than its integers have"
     )

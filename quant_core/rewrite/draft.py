@@ -41,7 +41,7 @@ class Written:
     blocks    integers -> the weight of products in blocks of 4 bits
     floats    weight of a float operator -> the value that it reads instead
     standard  (weight of a float operator, storage) -> what the standard DequantizeLinear gives
-    float16   (constant, graph) -> that constant, cast back from float16 in this graph
+    float16   constant -> that constant, cast back from float16
     inputs    (tensor, graph that reads it) -> what quantizes it at run time
     pixels    tensor -> what quantizes it at run time, with its channels last
     biases    static node -> its int32 bias
@@ -54,7 +54,7 @@ class Written:
     blocks: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
     floats: dict[FloatKey, ir.Value] = field(default_factory=dict)
     standard: dict[tuple[ir.Value, Storage], ir.Value] = field(default_factory=dict)
-    float16: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
+    float16: dict[ir.Value, ir.Value] = field(default_factory=dict)
     inputs: dict[tuple[ir.Value, ir.Graph], DynamicInput] = field(default_factory=dict)
     pixels: dict[ir.Value, DynamicInput] = field(default_factory=dict)
     biases: dict[ir.Node, ir.Value] = field(default_factory=dict)

@@ -37,7 +37,7 @@ def write_float16(draft: Draft, node: ir.Node) -> ir.Node:
         weight = graph.input_at(node, position)
         if weight is None or not graph.is_float_weight(weight):
             continue
-        value = _float16(draft, weight, owner(weight))
+        value = _float16(draft, weight)
         if rule.is_table:
             rows = emit_tables.write_half_rows(draft.writer.before(node), value, node)
             graph.replace_value(node.outputs[0], rows)
@@ -55,22 +55,18 @@ def write_other_readers(draft: Draft) -> None:
     for (weight, _), value in draft.written.standard.items():
         if weight.uses() and not weight.is_graph_output():
             weight.replace_all_uses_with(value)
-    for (weight, home), value in list(draft.written.float16.items()):
-        if home is owner(weight) and not weight.is_graph_output():
+    for weight, value in draft.written.float16.items():
+        if not weight.is_graph_output():
             weight.replace_all_uses_with(value)
 
 
 def write_float16_constants(draft: Draft) -> None:
     """Rule 6 of `apply_plan`."""
-    stored = [
-        (g, value)
-        for g in graph.graphs_of(draft.model)
-        for name, value in g.initializers.items()
-        if draft.plan.constants.get(name) == FLOAT16
-    ]
-    for g, value in stored:
+    constants = graph.initializers_of(draft.model)
+    stored = [v for v in constants if draft.plan.constants.get(str(v.name)) == FLOAT16]
+    for value in stored:
         for use in list(value.uses()):
-            use.node.replace_input_with(use.idx, _float16(draft, value, g))
+            use.node.replace_input_with(use.idx, _float16(draft, value))
     if stored:
         graph.drop_unused(draft.model)
 
@@ -137,13 +133,13 @@ def _folded(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> No
     node.replace_input_with(position, written.floats[key])
 
 
-def _float16(draft: Draft, value: ir.Value, home: ir.Graph) -> ir.Value:
-    """The constant as float16 with the node that casts it back, written once for each graph."""
-    known, key = draft.written.float16, (value, home)
-    if key not in known:
-        write = draft.writer.first(home)
-        known[key] = emit.write_half(write, str(value.name), graph.array(value))
-    return known[key]
+def _float16(draft: Draft, value: ir.Value) -> ir.Value:
+    """The constant as float16 with the node that casts it back, written once."""
+    known = draft.written.float16
+    if value not in known:
+        write = draft.writer.first(owner(value))
+        known[value] = emit.write_half(write, str(value.name), graph.array(value))
+    return known[value]
 
 
 def _float_key(node: ir.Node, weight: ir.Value, planned: NodePlan) -> FloatKey:

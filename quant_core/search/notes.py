@@ -112,9 +112,8 @@ def float_weights_note(model: ir.Model, plan: QuantPlan) -> str:
 def _constant_sizes(model: ir.Model) -> dict[str, int]:
     """Constant -> its bytes."""
     return {
-        name: value.const_value.nbytes
-        for inside in graph.graphs_of(model)
-        for name, value in inside.initializers.items()
+        str(value.name): value.const_value.nbytes
+        for value in graph.initializers_of(model)
         if value.const_value is not None
     }
 
