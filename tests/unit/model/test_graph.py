@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.model.graph import drop_unused, graphs_of
+from quant_core.model.graph import drop_unused, graphs_of, initializers_of, nodes_of
 from tests.models import sketch
 
 BRANCHES = """(float[n, 4] x, bool p) => (float[n, 4] y) {
@@ -26,6 +26,20 @@ def test_each_graph_comes_before_those_inside_it():
     assert main is model.graph
     assert [graph.name for graph in inside] == ["g1", "g3", "g4", "g2"]
     assert inside == list(model.graph.subgraphs())
+
+
+def test_nodes_that_are_gone_or_of_other_domains_are_passed_over():
+    model = ir.from_proto(sketch(BRANCHES, {"w": np.ones((4, 4), np.float32)}))
+    walk = nodes_of(model, "Neg", "Relu")
+
+    first = next(walk)
+    gone, other = (n for n in nodes_of(model, "Neg"))
+    gone.graph.remove(gone)
+    other.domain = "com.example"
+
+    assert first.op_type == "Relu"
+    assert [node.outputs[0].name for node in walk] == ["s"]
+    assert [value.name for value in initializers_of(model)] == ["w"]
 
 
 def test_what_only_a_dropped_branch_reads_is_dropped_too():
