@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import pyarrow.compute as pc
 
 from quant_core.errors import RequestError
-from tasks.tables import read_table
+from tasks.report import read_table
 
 Rows = list[dict[str, Any]]
 

@@ -1,6 +1,6 @@
 """The rows of the reports: one frozen type for each table, one field for each column.
 
-The Arrow schemas (tasks/tables.py) and the JSON of the journal (flows/journal.py) follow from
+The Arrow schemas (tasks/report.py) and the JSON of the journal (flows/journal.py) follow from
 these types. To add a column, add a field here and set it in flows/batch/rows.py.
 None means that a value is not known or does not apply.
 """

@@ -11,8 +11,8 @@ import numpy as np
 
 from quant_core.config import QuantConfig
 from quant_core.evaluate.contract import Verdict
+from tasks.report import write_table
 from tasks.rows import LayerRow, ModelRow, Outcome, RunRow, TimingRow
-from tasks.tables import write_table
 
 # Of layers behind a ReLU, of normal values, of a few outliers, of two heaps.
 BINS = np.arange(24)

@@ -63,8 +63,8 @@ from quant_core.worker.host import versions
 from tasks import stages as tasks
 from tasks.cache import Content, files_digest, forget_files
 from tasks.locations import Url, location
+from tasks.report import write_table
 from tasks.rows import AuditOutcome, AuditRow
-from tasks.tables import write_table
 
 TIMINGS = 3  # a speed that looks lost is measured again, each time for longer
 

@@ -22,7 +22,7 @@ def rebuild(folder: Path) -> tuple[list[Path], int]:
 
     Raises: RequestError if a batch is working there.
     """
-    from tasks.tables import write_table
+    from tasks.report import write_table
 
     with open_journal(folder) as journal:
         heal(folder, journal, is_whole=_can_be_read)
@@ -47,7 +47,7 @@ def heal(folder: Path, journal: Journal, is_whole: Callable[[Path], bool] | None
     torn = [path for path in torn if not path.name.startswith(".") and not is_whole(path)]
     if not torn:
         return
-    from tasks.tables import write_table
+    from tasks.report import write_table
 
     ends = {end.run_id: end for end in _ends(journal)}
     for path in torn:

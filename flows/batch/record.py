@@ -155,7 +155,7 @@ class Record:
         """Write the reports, then the entry that ends the run."""
         finished_at = now_after(self.begun.started_at)
         run = run_row(self.begun, result, finished_at, self.workers, self.manifest.folder)
-        from tasks.tables import write_tables  # it imports pyarrow
+        from tasks.report import write_tables  # it imports pyarrow
 
         write_tables(result.reports, self.run_id, tables_of(entries, run))
         self.journal.append(EndEntry(self.run_id, finished_at, result.counts, run))

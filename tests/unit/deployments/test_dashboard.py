@@ -11,8 +11,8 @@ import pytest
 
 from deployments.dashboard import with_duckdb, with_pandas, with_polars
 from quant_core.evaluate.contract import Verdict
+from tasks.report import write_table
 from tasks.rows import AuditOutcome, AuditRow, ModelRow, Outcome
-from tasks.tables import write_table
 
 NIGHT = datetime(2026, 5, 4, 2, tzinfo=UTC)
 NIGHTS = 9

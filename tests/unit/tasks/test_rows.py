@@ -14,8 +14,8 @@ from pyarrow import parquet
 
 from flows.reading import read_reports
 from quant_core.evaluate.contract import Verdict
+from tasks.report import SCHEMAS, read_table, write_table
 from tasks.rows import TABLES, AuditRow, LayerRow, ModelRow, Outcome, RunRow, TimingRow
-from tasks.tables import SCHEMAS, read_table, write_table
 
 MODEL = {"run_id": "r", "model": "m", "digest": "d", "input": "m.onnx", "output": "o.onnx"}
 LAYER = {"run_id": "r", "model": "m", "digest": "d", "position": 0, "node": "conv"}
