@@ -75,31 +75,33 @@ def batch(
         if not layout:
             raise RequestError("is missing", "--output-dir", "Say where to write: -o DIR")
         output_dir = str(_folder_beside(models[0], config.bits))
-    manifest = check_manifest(
-        {
-            **changed_options(config),
-            "models": [] if is_folder_or_glob else [{"input": model} for model in models],
-            "batch": {
-                "input_dir": models[0] if is_folder_or_glob else None,
-                "output_dir": output_dir,
-                "layout": layout,
-                "skip_existing": skip_existing,
-                "continue_on_error": continue_on_error,
-                "costs": costs and str(costs),
-            },
-            "calibration": {
-                "data": samples.source,
-                "labels": samples.labels and str(samples.labels),
-                "num_samples": samples.count,
-                "shape": samples.shape or {},
-            },
-            "contract": accuracy.contract and accuracy.contract.to_dict(),
+    values = {
+        **changed_options(config),
+        "models": [] if is_folder_or_glob else [{"input": model} for model in models],
+        "batch": {
+            "input_dir": models[0] if is_folder_or_glob else None,
+            "output_dir": output_dir,
+            "layout": layout,
+            "skip_existing": skip_existing,
+            "continue_on_error": continue_on_error,
+            "costs": costs and str(costs),
         },
-        Path.cwd(),
-        "command line",
-    )
+        "calibration": _calibration_values(samples),
+        "contract": accuracy.contract and accuracy.contract.to_dict(),
+    }
+    manifest = check_manifest(values, Path.cwd(), "command line")
     running = replace(running, allow_code=accuracy.allow_code)
     return _run_manifest(manifest, running, as_json, dry_run)
+
+
+def _calibration_values(samples: SampleSpec) -> dict[str, Any]:
+    """The samples as a manifest has them."""
+    return {
+        "data": samples.source,
+        "labels": samples.labels and str(samples.labels),
+        "num_samples": samples.count,
+        "shape": samples.shape or {},
+    }
 
 
 def _folder_beside(model: str, bits: int) -> Path:

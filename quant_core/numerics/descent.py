@@ -59,10 +59,8 @@ def descend(
                     if matrix[j, j] <= 0:
                         continue
                     optimum = steps[j] + slope[j] / (matrix[j, j] * s[g])
-                    found = within(np.rint(optimum / sizes[j]), QMIN4, QMAX4)
-                    if pair_safe and (neighbour := j ^ 1) < k:
-                        low, high = safe_range(steps[neighbour])
-                        found = within(found, np.ceil(low / sizes[j]), np.floor(high / sizes[j]))
+                    beside = steps[j ^ 1] if pair_safe and j ^ 1 < k else None
+                    found = _nearest(optimum, sizes[j], beside)
                     found = signs.keep(found, p * k + j, of_group)
                     found *= sizes[j]
                     slope[now] -= matrix[now, j, None] * ((found - steps[j]) * s[g])
@@ -74,6 +72,20 @@ def descend(
         left = exact - steps * s[g]
         noise[g] += (left * (slope - damping[g, p] * left)).sum(0, dtype=np.float64)
     return out.astype(np.int8), noise.reshape(-1)
+
+
+def _nearest(
+    optimum: NDArray[Any], sizes: NDArray[np.float32], beside: NDArray[np.float32] | None
+) -> NDArray[Any]:
+    """The integers of 4 bits whose products with `sizes` come nearest to the optimum.
+
+    beside  the other products of pairs that must be safe from saturation; None if none must
+    """
+    found = within(np.rint(optimum / sizes), QMIN4, QMAX4)
+    if beside is None:
+        return found
+    low, high = safe_range(beside)
+    return within(found, np.ceil(low / sizes), np.floor(high / sizes))
 
 
 def _pass_on(
