@@ -77,7 +77,7 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
 
     for node in model.graph:
         if _ties(node):  # 1
-            for value in _data(node):
+            for value in graph.computed_inputs(node):
                 parents[root_of(value)] = root_of(node.outputs[0])
     groups: dict[ir.Value, ScaleGroup] = {}
     for node in model.graph:
@@ -95,14 +95,9 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     return [group for group in found if len(group.channels) == 1]  # 3
 
 
-def _data(node: ir.Node) -> list[ir.Value]:
-    """The inputs that are computed."""
-    return [v for v in node.inputs if v is not None and not graph.is_constant(v)]
-
-
 def _ties(node: ir.Node) -> bool:
     """Whether a factor of one tensor around the node must be one of all (rule 1)."""
-    return passes_scale(node) or (node.op_type == "Add" and len(_data(node)) == 2)
+    return passes_scale(node) or (node.op_type == "Add" and len(graph.computed_inputs(node)) == 2)
 
 
 def _unscalable(model: ir.Model) -> set[ir.Value]:
@@ -112,7 +107,7 @@ def _unscalable(model: ir.Model) -> set[ir.Value]:
         if _ties(node):
             continue
         if not absorbs_scale(node):
-            found.update([*_data(node), *node.outputs])
+            found.update([*graph.computed_inputs(node), *node.outputs])
         elif node.op_type != "Conv":  # the last axis of its output is not axis 1 of an image
             found.update(node.outputs)
     for subgraph in graph.graphs_inside(model.graph):

@@ -197,6 +197,11 @@ def input_at(node: ir.Node, position: int | None) -> ir.Value | None:
     return node.inputs[position]
 
 
+def computed_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs that are there and no constants."""
+    return [value for value in node.inputs if value is not None and not is_constant(value)]
+
+
 def first_output(node: ir.Node) -> ir.Value:
     """The first output that is not left out: a recurrent node may write its last state alone."""
     return next((value for value in node.outputs if value.name), node.outputs[0])

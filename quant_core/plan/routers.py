@@ -42,7 +42,7 @@ def _ranking(chooser: ir.Node) -> ir.Node | None:
     """The product whose result the chooser reads, with a bias or in another shape."""
     node = graph.value(chooser.inputs[0]).producer()
     while node is not None and not is_product(node):
-        operands = [v for v in node.inputs if v is not None and not graph.is_constant(v)]
+        operands = graph.computed_inputs(node)
         if node.op_type not in KEEPS_ORDER and not (node.op_type == "Add" and len(operands) == 1):
             return None
         node = operands[0].producer()

@@ -155,7 +155,7 @@ class _Names:
 
     def is_news(self, node: ir.Node) -> bool:
         """Whether the node's two computed operands have one size, and the model does not say so."""
-        values = [v for v in node.inputs if v is not None and not graph.is_constant(v)]
+        values = graph.computed_inputs(node)
         if len(values) != 2 or values[0] is values[1]:
             return False
         if any(v.is_graph_output() or str(v.name) not in self.facts.types for v in values):
