@@ -183,7 +183,7 @@ class _Shared:
             return self.axis == 1
         if node.op_type in PAIRS:
             shape = self.facts.dims(node.outputs[0])
-            data = [v for v in node.inputs if _is_data(v)]
+            data = graph.computed_inputs(node)
             return all(self.facts.dims(v) == shape for v in data) and all(
                 self._is_vector(v, node) for v in node.inputs if not _is_data(v)
             )
@@ -232,7 +232,7 @@ class _Shared:
             weight = numbers(graph.value(node.inputs[linear.WEIGHT]))
             rows = np.moveaxis(weight, _axes(node)[0], 0).reshape(self.channels, -1)
             return nothing if bias is None else np.where(rows.any(1), np.nan, bias)
-        data = [v for v in node.inputs if _is_data(v)]
+        data = graph.computed_inputs(node)
         if node.op_type in UNARY:
             return UNARY[node.op_type](self.number(data[0]), node)
         if node.op_type in PAIRS:
