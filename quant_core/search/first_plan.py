@@ -72,7 +72,7 @@ def first_plan(
         compute = Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT
         choices[str(node.name)] = NodeChoice(compute)
     plan = make_plan(model, config, target, choices, rewrites=rewrites)
-    nodes = (replace(n, reason=UNMEASURED) if n.reason == NOT_CHOSEN else n for n in plan.nodes)
+    nodes = (replace(n, reason=n.reason.replace(NOT_CHOSEN, UNMEASURED)) for n in plan.nodes)
     return replace(plan, nodes=tuple(nodes))
 
 
