@@ -151,7 +151,9 @@ def validate(
     found = validation(original, quantized, samples, accuracy, progress, detailed, provider)
     is_missed = found["verdict"] == "not_met"
     following = command_line("benchmark", original, quantized)
-    if is_missed and not detailed:
+    if samples.is_random:
+        following = command_line("validate", original, quantized, "--data", "SAMPLES.npz")
+    elif is_missed and not detailed:
         following = detailed_validation(original, quantized, samples)
     found["next"] = following
     return Answer(found, result_views.validation_view, exit_code=int(is_missed))

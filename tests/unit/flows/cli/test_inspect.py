@@ -69,7 +69,10 @@ def test_validate_and_compare_say_that_samples_were_drawn(quantized, capsys):
     for command in ("validate", "compare --seconds 0.1"):
         line = f"{command} float.onnx int8.onnx"
 
-        assert answer_of(capsys, line)[1]["is_drawn"]
+        _, found = answer_of(capsys, line)
+        assert found["is_drawn"]
+        if command == "validate":
+            assert found["next"] == f"quantmill {line} --data SAMPLES.npz"
         assert not answer_of(capsys, f"{line} --data samples.npy")[1]["is_drawn"]
         assert main(line.split()) == 0
         assert "drawn" in capsys.readouterr().out
