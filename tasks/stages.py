@@ -125,6 +125,7 @@ def validate(
         "samples": job["judged_by"],
         "contract": job["contract"],
         "spent_s": spent_s,
+        "are_stand_ins": job["evaluation"] is None,
         **(_prepared(folder) if folder is not None else {}),
     }
     return workers.run("validate", job["input"], request)

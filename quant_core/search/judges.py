@@ -101,6 +101,17 @@ def hold_out_judges(job: QuantJob) -> Judging:
     return Judging(fitted, judges, held_out, note=note)
 
 
+def stand_ins(samples: Samples) -> Samples:
+    """Those of the calibration samples that a finished file is compared on where no others were
+    given: as few as tell candidates apart, and first of all what may have been held out.
+    """
+    fitted, held_out = _split(samples)
+    held_out = held_out.subsample(POLICY.judging_samples)
+    fitted = fitted.subsample(POLICY.judging_samples - len(held_out))
+    chosen = np.isin(samples.order, [*held_out.order, *fitted.order])
+    return samples.pick(np.flatnonzero(chosen))
+
+
 def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
     """Whether ranges were measured on the samples that would judge, and there are enough.
 

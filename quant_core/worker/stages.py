@@ -35,7 +35,7 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
 from quant_core.search.first_plan import prepare_and_plan
 from quant_core.search.job import QuantJob, deadline_of
-from quant_core.search.judges import observe_shard, with_statistics
+from quant_core.search.judges import observe_shard, stand_ins, with_statistics
 from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.result import write_result
@@ -142,20 +142,26 @@ def validate(
     prepared: str | None = None,
     plan: str | None = None,
     spent_s: float = 0.0,
+    are_stand_ins: bool = False,
 ) -> Row:
     """How near the quantized model is to its original.
 
-    prepared  the prepared model: with it, the answer has the quantization noise of each node too
-    plan      whose time budget that noise is measured in
-    spent_s   of that budget by the stages before this one
+    prepared       the prepared model: with it, the answer has the quantization noise of each node
+    plan           whose time budget that noise is measured in
+    spent_s        of that budget by the stages before this one
+    are_stand_ins  whether the samples are not given to judge by: without a contract and labels a
+                   few of them are compared
 
-    Whatever time is left, all samples are compared: the verdict is about all of them.
+    Otherwise all are, whatever time is left: the verdict is about all of them.
     """
     started = time.perf_counter()
     spec = SampleSpec.from_dict(samples)
     feeds = samples_for(model, spec, Path(model), Path(quantized))
     promise = Contract.from_dict(contract) if contract else None
-    validation = judging.validate_model(model, quantized, feeds, contract=promise)
+    judges = feeds
+    if are_stand_ins and promise is None and feeds.labels is None:
+        judges = stand_ins(feeds)
+    validation = judging.validate_model(model, quantized, judges, contract=promise)
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:
         spent_s += time.perf_counter() - started
