@@ -32,6 +32,8 @@ from quant_core.plan.types import QuantPlan
 # tests.bench.calibration`; not tuned further.
 MIN_VALUES = 8192
 MIN_POSITIONS = 16
+# The same of a tensor whose channels are not known, and that may lie along any axis.
+MIN_SPREAD = 1 << 15
 # Small samples wait until they are so many bytes, and are then counted at once: calls of numpy take
 # longer than their arithmetic. Speed only.
 WAITING_BYTES = 4 << 20
@@ -235,12 +237,14 @@ class _Tally:
         axes = self.axes.get(name, ())
         # an axis of the tensor that is counted from the left has the samples before it
         counted = {axis: _counted(x, axis + (axis >= 0)) for axis in axes}
+        spread = x[:0] if axes else _spread(x)
         if bounds is None:
             x = _finite(x)
             bounds = _bounds(x)
             counted = {axis: _finite_rows(rows) for axis, rows in counted.items()}
+            spread = spread[np.isfinite(spread)]
         if name in self.tensors:
-            first = next(iter(counted.values()), x)
+            first = next(iter(counted.values()), spread)
             self.tensors[name].update(first if first.size else x, name, bounds)
         for axis in axes:
             self.means[name, axis].update(counted[axis], name)
@@ -268,6 +272,19 @@ def _finite_rows(x: NDArray[Any]) -> NDArray[Any]:
     """(n, C): the rows, channels last, of which every value is finite."""
     rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(-1, 1)
     return np.asarray(rows[np.isfinite(rows).all(1)])
+
+
+def _spread(x: NDArray[Any]) -> NDArray[Any]:
+    """(samples, n): evenly spread values of each sample of x, at least MIN_SPREAD if it has them.
+
+    The stride shares no divisor with the number of values: so each channel, row and column is seen,
+    whichever axes they lie along.
+    """
+    size = math.prod(x.shape[1:])
+    stride = max(1, size // MIN_SPREAD)
+    while math.gcd(stride, size) > 1:
+        stride -= 1
+    return x.reshape(len(x), -1)[:, ::stride]
 
 
 def _counted(x: NDArray[Any], channel_axis: int) -> NDArray[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,42 @@ def test_samples_that_are_counted_together_give_what_each_gives(
     assert together.tensors == each.tensors
     assert together.means == each.means
     assert together.means
+
+
+def test_large_samples_that_are_counted_together_give_what_each_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where some of the values are counted, and one sample has some that are not finite."""
+    monkeypatch.setattr(observing, "MIN_SPREAD", 16)
+    text = "(float[n,100] x, float[n,100] z) => (float[n,4] y) { a = Add(x, z) y = MatMul(a, w) }"
+    proto = sketch(text, weights(w=(100, 4)))
+    plan = make_plan(normalized(proto), QuantConfig(min_elements=0), TARGETS["x86"])
+    plan = replace(plan, activations=dict.fromkeys(("x", "z", "a"), ""), means={})
+    rng = np.random.default_rng(0)
+    feeds = [{name: rng.standard_normal((1, 100), np.float32) for name in "xz"} for _ in range(4)]
+    feeds[1]["x"][0, 20:60] = np.inf
+    source = proto.SerializeToString()
+    each = Statistics.merged(observe(source, plan, [feed]) for feed in feeds)
+
+    together = observe(source, plan, feeds)
+
+    assert together.tensors == each.tensors
+    assert together.tensors["z"].count == 4 * 34  # every third of 100 values
+    assert together.tensors["z"].hi == max(feed["z"].max() for feed in feeds)
+
+
+@pytest.mark.parametrize("shape", [(64, 160, 160), (160, 160, 64), (3, 640, 640), (1 << 20,)])
+def test_spread_values_are_of_each_channel_row_and_column(shape: tuple[int, ...]) -> None:
+    x = np.arange(2 * np.prod(shape)).reshape(2, *shape)
+
+    first, second = observing._spread(x)
+
+    size = x[0].size
+    assert size > len(first) >= observing.MIN_SPREAD
+    assert np.array_equal(first + size, second)
+    for positions, length in zip(np.unravel_index(first, shape), shape, strict=True):
+        counts = np.bincount(positions, minlength=length)
+        assert counts.max() <= 1.1 * counts.min() + 1
 
 
 def test_shards_that_are_observed_at_once_give_what_each_gives() -> None:
