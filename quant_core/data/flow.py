@@ -45,10 +45,11 @@ from quant_core.data.following import (
     following,
     follows,
 )
+from quant_core.data.hashes import hash_array
 from quant_core.data.input_spec import InputSpec, describe_inputs
 from quant_core.data.inputs import input_specs, pinned_specs
 from quant_core.data.random_feeds import COUNT, first_strategy, random_source
-from quant_core.data.sources import Feed, Source, hash_array, open_some
+from quant_core.data.sources import Feed, Source, open_some
 from quant_core.data.spec import RANDOM, Flow, SampleShape, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.session import open_session

@@ -12,18 +12,12 @@ import onnxruntime as ort
 
 from quant_core.data.fit import fit
 from quant_core.data.flow import FlowSource
+from quant_core.data.hashes import hash_array
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.inputs import pinned_specs
 from quant_core.data.npz import read_arrays
 from quant_core.data.random_feeds import RandomSource, random_source
-from quant_core.data.sources import (
-    ArraySource,
-    Feed,
-    Source,
-    by_name,
-    hash_array,
-    open_source,
-)
+from quant_core.data.sources import ArraySource, Feed, Source, by_name, open_source
 from quant_core.data.spec import SampleLabels, SampleSpec
 from quant_core.data.splices import SplicedSource
 from quant_core.errors import DataError

@@ -12,10 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from quant_core.data.hashes import hash_array, hash_container, hash_file
 from quant_core.data.input_spec import InputSpec, describe_inputs, did_you_mean
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
-from quant_core.errors import DataError, reason_of
-from quant_core.model.containers import boxed, is_absent, unboxed
+from quant_core.errors import DataError
+from quant_core.model.containers import is_absent
 
 Feed = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -127,7 +128,7 @@ class ArraySource:
 
     def hash_into(self, update: Callable[[bytes], None]) -> None:
         if self.path is not None:
-            _hash_file(self.path, update)
+            hash_file(self.path, update)
         else:
             for name, array in sorted(self.arrays.items()):
                 hash_array(name, np.asarray(array), update)
@@ -156,7 +157,7 @@ class FileSource:
 
     def hash_into(self, update: Callable[[bytes], None]) -> None:
         for path in self.paths:
-            _hash_file(path, update)
+            hash_file(path, update)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -293,31 +294,3 @@ def _batch_size(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpe
     batched = [spec for spec in inputs if shapes.get(spec.name)]
     free = [spec for spec in batched if not (spec.shape and isinstance(spec.shape[0], int))]
     return next((shapes[spec.name][0] for spec in (*free, *batched)), 1)
-
-
-def _hash_file(path: Path, update: Callable[[bytes], None]) -> None:
-    try:
-        with path.open("rb") as file:
-            update(f"file {path.stat().st_size}\n".encode())
-            while block := file.read(1 << 20):
-                update(block)
-    except OSError as error:
-        raise DataError(
-            f"cannot be read: {reason_of(error)}", str(path), "Check the path"
-        ) from error
-
-
-def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) -> None:
-    """Give `update` the name, dtype, shape and bytes of the array."""
-    update(f"array {name!r} {array.dtype.str} {array.shape}\n".encode())
-    update(np.ascontiguousarray(array).tobytes())
-
-
-def hash_container(name: str, value: Any, update: Callable[[bytes], None]) -> None:
-    """Give `update` the name and the content of a sequence or a map, or that it is absent."""
-    content = unboxed(boxed(value))
-    if isinstance(content, list):
-        for item in content:
-            hash_array(name, np.asarray(item), update)
-    else:
-        update(f"map {name!r} {content!r}\n".encode())
