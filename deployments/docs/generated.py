@@ -20,8 +20,8 @@ from typer.core import TyperArgument
 
 import quant_core
 from flows.cli.commands import app
+from flows.cli.groups import GROUPS
 from flows.cli.option import flag
-from flows.cli.options import GROUPS
 from flows.manifest.schema import SECTIONS
 from quant_core.calibrate.ranges import RANGE_METHODS
 from quant_core.config import Contract, QuantConfig

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cli.command import Answer
-from flows.cli.options import AccuracyOptions, changed_options, check_labels, flag_of
+from flows.cli.groups import AccuracyOptions, changed_options, check_labels
+from flows.cli.options import flag_of
 from flows.cli.timings import footprint, timer_for
 from flows.console import model_views, result_views
 from flows.runtime.process import importing

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from flows.cli.groups import GROUPS
 from flows.cli.option import flag, was_typed
-from flows.cli.options import FORMAT, GROUPS
+from flows.cli.options import FORMAT
 from flows.console import printing
 from quant_core.errors import QuantError, RequestError, reason_of
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cli.answers import command_line
 from flows.cli.command import Answer
+from flows.cli.groups import AccuracyOptions, changed_options, check_labels
 from flows.cli.option import flag
-from flows.cli.options import CODE, RUNNING, AccuracyOptions, changed_options, check_labels
+from flows.cli.options import CODE, RUNNING
 from flows.cli.parameters import (
     ContinueOnError,
     CostsFile,

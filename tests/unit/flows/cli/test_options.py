@@ -8,7 +8,7 @@ import shlex
 import pytest
 import typer
 
-from flows.cli import options
+from flows.cli import groups, options
 from flows.cli.command import Answer, register
 from flows.report.details import details
 from flows.report.elements import Element
@@ -47,9 +47,7 @@ def typed():
     """A command that takes every group; running it returns what the options became."""
     app, seen = typer.Typer(), {}
 
-    def probe(
-        config: QuantConfig, samples: SampleSpec, accuracy: options.AccuracyOptions
-    ) -> Answer:
+    def probe(config: QuantConfig, samples: SampleSpec, accuracy: groups.AccuracyOptions) -> Answer:
         """Probe."""
         seen.update(config=config, samples=samples, accuracy=accuracy)
         return Answer({}, lambda data: "")
@@ -70,7 +68,7 @@ def test_options_that_are_not_typed_leave_every_default(typed):
     assert code == 0
     assert seen["config"] == QuantConfig()
     assert seen["samples"] == SampleSpec()
-    assert seen["accuracy"] == options.AccuracyOptions()
+    assert seen["accuracy"] == groups.AccuracyOptions()
 
 
 def test_every_option_of_a_config_can_be_typed(typed):
@@ -86,7 +84,7 @@ def test_every_option_of_a_config_can_be_typed(typed):
 
     assert code == 0
     assert seen["config"] == CONFIG
-    assert set(options.changed_options(CONFIG)) == set(options.CONFIG) == set(QuantConfig.__slots__)
+    assert set(groups.changed_options(CONFIG)) == set(options.CONFIG) == set(QuantConfig.__slots__)
 
 
 def test_the_command_on_a_report_page_has_the_options_of_its_model(typed):
@@ -128,7 +126,7 @@ def test_samples_and_a_contract_can_be_typed(typed):
 def test_a_metric_without_a_promise_is_only_measured(typed):
     _, seen = typed("--metric", "cosine")
 
-    assert seen["accuracy"] == options.AccuracyOptions("cosine", None)
+    assert seen["accuracy"] == groups.AccuracyOptions("cosine", None)
 
 
 @pytest.mark.parametrize(
