@@ -93,10 +93,12 @@ def _are_fitted_to_all(job: QuantJob, plan: QuantPlan) -> bool:
 def _parts(samples: Samples) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Positions of samples to fit to, and of those that are held out: in as many parts as it takes
     that POLICY.drawn_samples judge in all, or all samples.
+
+    Neighbours are held out together: those of one stream are hardly others.
     """
     step = POLICY.holdout
     count = min(step, math.ceil(POLICY.drawn_samples / (len(samples) // step)))
-    places = np.arange(len(samples)) % step
+    places = np.arange(len(samples)) * step // len(samples)
     return [
         (np.flatnonzero(places != place), np.flatnonzero(places == place))
         for place in range(step - count, step)

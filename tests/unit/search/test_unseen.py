@@ -50,6 +50,17 @@ def test_weights_that_are_fitted_to_few_samples_are_said_to_be_as_others_find_th
     assert made.worst_db <= others.worst_db + 10 * np.log10(1 + 2 * np.sqrt(2 / 64))
 
 
+def test_samples_that_follow_one_another_in_a_stream_are_held_out_together(model, tmp_path):
+    stream = np.repeat(texts(4, 0), 4, axis=0)
+    config = QuantConfig(bits=4, mode="weight_only")
+
+    made = api.quantize_model(model, tmp_path / "a.onnx", config, calibration=stream)
+
+    others = validate_model(model, made.output, texts(64, 99)).fidelity
+    # as above, of two texts that differ
+    assert made.worst_db <= others.worst_db + 10 * np.log10(1 + 2 * np.sqrt(2 / 16))
+
+
 def test_nodes_get_more_bits_where_only_other_samples_are_below_the_floor(model, tmp_path):
     rows, config = texts(8, 0), QuantConfig(bits=4, mode="weight_only")
     said = api.quantize_model(model, tmp_path / "a.onnx", config, calibration=rows)
