@@ -16,6 +16,7 @@ from quant_core.model.session import find_provider
 from quant_core.optimize.rules import TIMED
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
+from quant_core.search.before_choices import made_before_choices
 from quant_core.search.bench import Bench
 from quant_core.search.bit_allocation import allocate_bits
 from quant_core.search.calibrated import CalibratedModel
@@ -64,11 +65,11 @@ def quantize_by_search(job: QuantJob) -> Made:
 
     Raises: DataError if there is a contract and nothing to judge by, ModelError if nothing runs.
     """
-    made = _search(job)
+    made = made_before_choices(job, _search)
     is_timed = any(change.rule in TIMED for change in job.plan.rewrites)
     if not is_timed or not _limits_size(job) or fits(made.best, job.float_size_bytes):
         return made
-    return _search(_without_rewrites(job))
+    return made_before_choices(_without_rewrites(job), _search)
 
 
 def _search(job: QuantJob) -> Made:
@@ -124,6 +125,11 @@ def quantize_by_plan(job: QuantJob) -> Made:
 
     Raises: as `quantize_by_search`.
     """
+    return made_before_choices(job, _follow)
+
+
+def _follow(job: QuantJob) -> Made:
+    """What the job's plan makes of its whole model."""
     plan, why = storable_plan(job)
     judging = choose_judges(job)
     calibrated = calibrated_as_planned(job, plan)

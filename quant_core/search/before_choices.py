@@ -1,0 +1,123 @@
+"""What is searched and judged of a model that ends in a choice among its results: all before it.
+
+    boxes, scores ──> TopK or NonMaxSuppression ──> Gather ──> outputs
+    └ what is judged
+
+Where results are close to one another, the smallest noise changes which of them come first, and in
+which order: an output then has other boxes in its rows, whatever became of the weights. A detector
+on an image that shows nothing is such a case, and float itself does not repeat it.
+
+1. Nodes that choose, and all behind them, are left out; what they read is an output in their place.
+2. Nothing is left out if float weights of any size are behind a choice, as those of a mixture of
+   experts are: then it is no end of the model. Nor with labels or a contract: these are on outputs.
+3. What was found is made of the whole model: nodes behind a choice stay in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+
+from quant_core.model import files, graph
+from quant_core.model.subgraph import reads
+from quant_core.model.write import write_model
+from quant_core.plan.make import replan
+from quant_core.plan.types import IN_FLOAT32, Compute, NodeChoice, NodePlan, QuantPlan
+from quant_core.search.calibrating import calibrated_as_planned, remade
+from quant_core.search.job import QuantJob
+from quant_core.search.result import Made
+from quant_core.text import joined
+
+CHOOSES = frozenset({"NonMaxSuppression", "TopK"})
+BEHIND = "behind a choice among results"
+JUDGED = "judged by what the model chooses from at its end, not by what it chooses"
+LEAST_SHARE = 0.01  # of all weights: of fewer it does not matter in how many bits they are
+
+
+def made_before_choices(job: QuantJob, make: Callable[[QuantJob], Made]) -> Made:
+    """What is made of the job, or else of its model without the choice at its end."""
+    behind = _behind_choices(job)
+    if not behind:
+        return make(job)
+    model = _without(job.model, behind)
+    before = tuple(n for n in job.plan.nodes if n.node not in behind)
+    plan = _planned_for(model, replace(job.plan, nodes=before))
+    with TemporaryDirectory(prefix="quantmill-") as folder:
+        original = Path(folder, job.original.name)
+        write_model(model, original)
+        made = make(replace(job, model=model, original=original, plan=plan))
+    return _of_whole_model(made, job, behind)
+
+
+def _behind_choices(job: QuantJob) -> set[str]:
+    """The names of the nodes that choose and of all behind them; empty if nothing is left out."""
+    is_labelled = job.evaluation is not None and job.evaluation.labels is not None
+    if job.contract is not None or is_labelled or files.is_large(job.model):
+        return set()
+    behind: set[ir.Node] = set()
+    for node in job.model.graph:
+        if node.op_type in CHOOSES or any(v.producer() in behind for v in reads(node)):
+            behind.add(node)
+    names = {str(node.name) for node in behind}
+    lost = [v for v in job.model.graph.outputs if v.producer() in behind]
+    if not lost or all(_is_integer(v) for v in lost) or not _read_by(behind):
+        return set()
+    elements = sum(n.elements for n in job.plan.nodes)
+    own = sum(n.elements for n in job.plan.nodes if n.node in names)
+    return names if own < LEAST_SHARE * elements else set()
+
+
+def _read_by(behind: set[ir.Node]) -> list[ir.Value]:
+    """The results that these nodes read of others, each once, in order."""
+    read = dict.fromkeys(v for node in behind for v in reads(node))
+    own = [v for v in read if v.producer() is not None and v.producer() not in behind]
+    return sorted((v for v in own if not _is_integer(v)), key=lambda v: str(v.name))
+
+
+def _is_integer(value: ir.Value) -> bool:
+    """Whether it is known to hold no floats."""
+    return value.dtype is not None and not value.dtype.is_floating_point()
+
+
+def _without(model: ir.Model, names: set[str]) -> ir.Model:
+    """A copy without these nodes, whose outputs are what they read."""
+    copy = model.clone()
+    behind = {node for node in copy.graph if node.name in names}
+    kept = [v for v in copy.graph.outputs if v.producer() not in behind]
+    copy.graph.outputs[:] = [*kept, *(v for v in _read_by(behind) if v not in kept)]
+    graph.drop_unused(copy)
+    return copy
+
+
+def _of_whole_model(made: Made, job: QuantJob, behind: set[str]) -> Made:
+    """The same, of the whole model of the job (step 3)."""
+    before = made.best.plan
+    rest = tuple(n for n in job.plan.nodes if n.node in behind and n.weights)
+    plan = replace(before, nodes=(*before.nodes, *rest))
+    plan = _planned_for(job.model, plan, dict.fromkeys((n.node for n in rest), IN_FLOAT32))
+    plan = replace(plan, nodes=tuple(_in_float(n) if n.node in behind else n for n in plan.nodes))
+    calibrated = calibrated_as_planned(job, plan)
+    best = calibrated.with_planned_biases(remade(replace(made.best, plan=plan), calibrated))
+    return replace(
+        made,
+        best=replace(best, fidelity=made.best.fidelity),
+        float_model=job.model,
+        original=job.original,
+        note=joined([made.note, JUDGED]),
+    )
+
+
+def _planned_for(
+    model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice] | None = None
+) -> QuantPlan:
+    """The plan for a model with more or fewer nodes than its own."""
+    replanned = replan(model, plan, changes)
+    return replace(replanned, tuned_biases_db=plan.tuned_biases_db, idle_globs=plan.idle_globs)
+
+
+def _in_float(node: NodePlan) -> NodePlan:
+    return replace(node, compute=Compute.FLOAT, reason=BEHIND)
