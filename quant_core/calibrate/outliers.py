@@ -8,16 +8,19 @@ measurably more accurate:
               Source: Xiao et al. 2022, SmoothQuant (arXiv 2211.10438), section 4, equations 3 and
               4; alpha = 0.5
     split     Y = X_O W_O^T in float + X_R W_R^T in int8, with O the few largest channels and R all
-              others Source: Dettmers et al. 2022, LLM.int8() (arXiv 2208.07339), section 3.2; there
-              O are the channels with a value above 6, here a fixed share
+              others
+              Source: Dettmers et al. 2022, LLM.int8() (arXiv 2208.07339), section 3.2; there O are
+              the channels with a value above 6, here a fixed share
 
-X is (rows, K), W is (C, K). Both treatments of a tensor are written as one vector of factors (K,):
-s_j, and 0 where channel j is split off.
+X is (rows, K), W is (C, K); of a 1x1 Conv the rows are pixels, and K its input channels. Both
+treatments of a tensor are written as one vector of factors (K,): s_j, and 0 where channel j is
+split off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,7 @@ from quant_core.model.values import values_of
 from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize
 from quant_core.numerics.granularity import PerBlock
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
-from quant_core.plan.operators import layout_of
+from quant_core.plan.operators import mean_axis, weight_layout
 from quant_core.plan.types import NodePlan, OutlierTreatment
 
 Rows = NDArray[Any]
@@ -41,8 +44,8 @@ Rows = NDArray[Any]
 # What a treatment must gain in SQNR for what it costs at run time. Judge a change with `python -m
 # tests.bench.accuracy`; not tuned further.
 MIN_SMOOTH_GAIN_DB = 1.0  # for a multiplication per element of the input
-MIN_SPLIT_GAIN_DB = 3.0  # for a small float MatMul beside the integer one
-SPLIT_SHARE = 96  # one in so many channels is split off; not tuned
+# For a small float MatMul beside the integer one, of one in so many channels.
+MIN_SPLIT_GAINS_DB = {96: 3.0, 24: 6.0}
 TREATMENT_FEEDS = 8  # samples on which gains are measured; not tuned
 TREATMENT_ROWS = 256  # rows of each of them, at most; not tuned
 TREATMENT_OUTPUTS = 256  # outputs of each product, at most; not tuned
@@ -73,13 +76,13 @@ def reciprocal(factors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def weights_reading(model: ir.Model, tensor: str, nodes: Iterable[str]) -> dict[str, Rows]:
-    """Node -> its weight (C, K), for those of these MatMul and Gemm nodes that read the tensor."""
+    """Node -> its weight (C, K), for those of these products that read the tensor."""
     among = set(nodes)
     found = {}
     for node in model.graph:
         if node.name in among and graph.name_of(node.inputs[0]) == tensor:
-            weight = graph.array(graph.value(node.inputs[1]))
-            found[str(node.name)] = layout_of(node, 2).matrix(weight)
+            weight = graph.value(node.inputs[1])
+            found[str(node.name)] = weight_layout(node, weight).matrix(graph.array(weight))
     return found
 
 
@@ -89,75 +92,90 @@ def choose_treatments(
     means: Mapping[MeanKey, ChannelMoments],
     samples: Samples,
 ) -> dict[str, OutlierTreatment]:
-    """Tensor -> how its outliers are treated, for tensors that these MatMul and Gemm nodes read.
+    """Tensor -> how its outliers are treated, for tensors that these nodes read: MatMul, Gemm, and
+    1x1 Convs that compute as products.
 
-    A tensor for which no treatment is worth its cost is missing, and so is one whose products share
-    a weight with others: each set of factors would store that again. Products are computed as
-    dynamic nodes do, with one range for each sample's rows, and weights in the bits of their plan.
+    A tensor for which no treatment is worth its cost is missing. So is one whose products share a
+    weight with others, as each set of factors would store that again, or do not agree on the axis
+    of its channels. Products are computed as dynamic nodes do, with one range for each sample's
+    rows, and weights in the bits of their plan.
 
     Raises: ModelError if the model does not run.
     """
     among = {n.node: n for n in nodes}
-    max_abs = {t: seen.max_abs for (t, axis), seen in means.items() if axis == -1 and seen.count}
-    tensors = [t for t in _read_with_own_weights(model, among) if t in max_abs]
+    axes = _axes_of_channels(model, among)
+    max_abs = {t: means[t, axis].max_abs for t, axis in axes.items() if (t, axis) in means}
+    axes = {t: axes[t] for t, found in max_abs.items() if len(found)}
     chosen = {}
-    for t, inputs in _rows_of(model, tensors, samples):
+    for t, inputs in _rows_of(model, axes, samples):
         weights, possible = weights_reading(model, t, among), possible_treatments(max_abs[t])
-        factors = [treatment_factors(how, max_abs[t], weights.values()) for how in possible]
+        factors = [treatment_factors(how, max_abs[t], weights.values()) for how, _ in possible]
         some = [(among[n], w[spread(TREATMENT_OUTPUTS, len(w))]) for n, w in weights.items()]
         noise = [sum(_product_noise(inputs, *product, f) for product in some) for f in factors]
         chosen[t] = _best(possible, np.array(noise))
     return {t: treatment for t, treatment in chosen.items() if treatment.gain_db > 0}
 
 
-def _read_with_own_weights(model: ir.Model, nodes: Collection[str]) -> list[str]:
-    """The tensors that these nodes read, but for those whose products share weights with others."""
-    has_own: dict[str, bool] = {}
+def _axes_of_channels(model: ir.Model, nodes: Collection[str]) -> dict[str, int]:
+    """Tensor that these nodes read -> the axis of its channels, but for tensors whose products
+    share weights with others, or differ in that axis.
+    """
+    axes: dict[str, set[int | None]] = {}
     for node in model.graph:
         if node.name in nodes:
             tensor, readers = node.inputs[0], graph.consumers(graph.value(node.inputs[1]))
             is_own = all(reader.inputs[0] is tensor for reader in readers)
-            has_own[graph.name_of(tensor)] = is_own and has_own.get(graph.name_of(tensor), True)
-    return [tensor for tensor, is_own in has_own.items() if is_own]
+            found = axes.setdefault(graph.name_of(tensor), set())
+            found.add(mean_axis(node) if is_own else None)
+    return {t: axis for t, (axis, *others) in axes.items() if axis is not None and not others}
 
 
 def _rows_of(
-    model: ir.Model, tensors: Sequence[str], samples: Samples
+    model: ir.Model, axes: Mapping[str, int], samples: Samples
 ) -> Iterator[tuple[str, list[tuple[Rows, Rows]]]]:
     """Each tensor with some rows (n, K) of each sample, and the least and largest value (2, K) of
     its channels.
+
+    axes  tensor -> the axis of its channels
     """
     rows = SpilledArrays(MAX_HELD_BYTES)
-    ends: dict[str, list[Rows]] = {t: [] for t in tensors}
-    for values in values_of(model, tensors, samples.subsample(TREATMENT_FEEDS), packed=False):
+    ends: dict[str, list[Rows]] = {t: [] for t in axes}
+    for values in values_of(model, list(axes), samples.subsample(TREATMENT_FEEDS), packed=False):
         for t, x in values.items():
-            found = x.reshape(-1, x.shape[-1])
+            found = np.moveaxis(x, axes[t], -1).reshape(-1, x.shape[axes[t]])
             found = found[np.isfinite(found).all(1)]  # a model may mask the others later
             if found.size:
                 rows[f"{t} {len(ends[t])}"] = found[spread(TREATMENT_ROWS, len(found))]
                 ends[t].append(np.stack([found.min(0), found.max(0)]))
-    for t in tensors:
+    for t in axes:
         yield t, [(rows[f"{t} {i}"], both) for i, both in enumerate(ends[t])]
 
 
-def possible_treatments(x_max: NDArray[np.float64]) -> list[OutlierTreatment]:
-    """The treatments that are tried, the first of which does nothing; without their gains.
+def possible_treatments(x_max: NDArray[np.float64]) -> list[tuple[OutlierTreatment, float]]:
+    """The treatments that are tried, without their gains, and what each must gain in dB; the first
+    does nothing.
 
     x_max  (K,), the largest magnitude of each input channel
     """
-    largest = np.argsort(-x_max, kind="stable")[: len(x_max) // SPLIT_SHARE]
-    outliers = tuple(sorted(int(channel) for channel in largest))
-    splits = [(), outliers] if outliers else [()]
-    return [OutlierTreatment(smooth, split, 0.0) for split in splits for smooth in (False, True)]
+    order = np.argsort(-x_max, kind="stable").tolist()
+    splits: dict[tuple[int, ...], float] = {(): 0.0}
+    for share, least_db in MIN_SPLIT_GAINS_DB.items():
+        splits.setdefault(tuple(sorted(order[: len(order) // share])), least_db)
+    return [
+        (OutlierTreatment(smooth, split, 0.0), least_db + MIN_SMOOTH_GAIN_DB * smooth)
+        for split, least_db in splits.items()
+        for smooth in (False, True)
+    ]
 
 
-def _best(possible: Sequence[OutlierTreatment], noise: NDArray[np.float64]) -> OutlierTreatment:
+def _best(
+    possible: Sequence[tuple[OutlierTreatment, float]], noise: NDArray[np.float64]
+) -> OutlierTreatment:
     """The treatment that gains most beyond what it must gain, with its gain over the first."""
     floored = np.maximum(noise, MIN_NOISE)
     gains = 10 * np.log10(floored[0] / floored)
-    least = [MIN_SMOOTH_GAIN_DB * t.smooth + MIN_SPLIT_GAIN_DB * bool(t.split) for t in possible]
-    best = int(np.argmax(gains - least))
-    return OutlierTreatment(possible[best].smooth, possible[best].split, float(gains[best]))
+    best = int(np.argmax(gains - [least_db for _, least_db in possible]))
+    return replace(possible[best][0], gain_db=float(gains[best]))
 
 
 def _product_noise(

@@ -390,8 +390,8 @@ def mean_axis(node: ir.Node) -> int | None:
 
 def is_dynamic_product(planned: NodePlan) -> bool:
     """Whether the node is written as a product of integers whose input is quantized at run time."""
-    is_matmul = RULES[planned.op_type].dynamic_pattern is DynamicPattern.MATMUL
-    return is_matmul and planned.compute is Compute.DYNAMIC
+    is_lstm = RULES[planned.op_type].dynamic_pattern is DynamicPattern.LSTM
+    return planned.compute is Compute.DYNAMIC and not is_lstm
 
 
 def is_pointwise(node: ir.Node) -> bool:

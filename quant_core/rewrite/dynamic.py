@@ -17,11 +17,13 @@ from quant_core.plan.operators import (
     DynamicPattern,
     is_dynamic_product,
     is_pointwise,
+    mean_axis,
     weight_layout,
 )
 from quant_core.plan.types import NodePlan
 from quant_core.rewrite import emit_dynamic
 from quant_core.rewrite.draft import Draft
+from quant_core.rewrite.weight_cache import Rounded
 
 
 def write_dynamic(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
@@ -54,11 +56,8 @@ def write_blocks(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
 def _matmul(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     """A product of integers; its input is quantized at run time once for all nodes that read it."""
     x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
-    factors = _factors(draft, x)
-    rounded = draft.rounding.integers(node, weight, planned, factors=factors)
+    rounded, factors = _rounded(draft, node, planned)
     integers, written = rounded.integers, draft.written
-    if factors is None:
-        written.integers.setdefault(weight, rounded)
     has_own_rows = rounded.layout == weight_layout(node, weight)
     layout = Layout((1, 0)) if has_own_rows else Layout((0, 1))
     key = integers, layout
@@ -78,10 +77,9 @@ def _pointwise(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     read one tensor share what quantizes it.
     """
     x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
-    rounded = draft.rounding.integers(node, weight, planned)
-    bias = draft.rounding.corrected_bias(node, weight, rounded)
+    rounded, factors = _rounded(draft, node, planned)
+    bias = draft.rounding.corrected_bias(node, weight, rounded, factors)
     key, written = (rounded.integers, rounded.layout), draft.written
-    written.integers.setdefault(weight, rounded)
     if key not in written.products:
         first = draft.writer.first(draft.model.graph)
         written.products[key] = emit_dynamic.write_pixel_weight(first, str(weight.name), rounded)
@@ -89,9 +87,9 @@ def _pointwise(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     rank = len(rounded.shape)
     if x not in written.pixels:
         pixels = write.node("Transpose", [x], f"{x.name}_pixels", perm=(0, *range(2, rank), 1))
-        written.pixels[x] = emit_dynamic.write_input(write, pixels, None)
+        written.pixels[x] = emit_dynamic.write_input(write, pixels, factors)
     return emit_dynamic.write_pointwise(
-        write, node, rank, written.pixels[x], written.products[key], bias
+        write, node, rank, written.pixels[x], written.products[key], bias, factors
     )
 
 
@@ -104,20 +102,36 @@ def _lstm(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
     return emit_dynamic.write_lstm(draft.writer.before(node), node, rounded_w, rounded_r)
 
 
-def _factors(draft: Draft, x: ir.Value) -> NDArray[np.float32] | None:
-    """(K,) by which all dynamic nodes that read the tensor divide it; None if the plan does not
-    treat it.
+def _rounded(
+    draft: Draft, node: ir.Node, planned: NodePlan
+) -> tuple[Rounded, NDArray[np.float32] | None]:
+    """The integers of the node's weight, and the factors (K,) that it was multiplied by first, None
+    if the plan does not treat outliers of its input.
     """
+    weight, factors = graph.value(node.inputs[1]), _factors(draft, node)
+    rounded = draft.rounding.integers(node, weight, planned, factors=factors)
+    if factors is None:
+        draft.written.integers.setdefault(weight, rounded)
+    return rounded, factors
+
+
+def _factors(draft: Draft, node: ir.Node) -> NDArray[np.float32] | None:
+    """(K,) by which all dynamic nodes that read what this one reads divide it; None if the plan
+    does not treat it.
+    """
+    x, axis = graph.value(node.inputs[0]), mean_axis(node)
     tensor = str(x.name)
     treatment = draft.plan.outliers.get(tensor)
     if treatment is None:
         return None
     known = draft.written.factors
     if x not in known:
-        if draft.stats is None or (tensor, -1) not in draft.stats.means:
+        moments = None
+        if draft.stats is not None and axis is not None:
+            moments = draft.stats.means.get((tensor, axis))
+        if moments is None:
             raise ModelError("treating outliers needs calibration", tensor, "Give calibration data")
         readers = [n.node for n in draft.plan.nodes if is_dynamic_product(n)]
         weights = weights_reading(draft.model, tensor, readers)
-        max_abs = draft.stats.means[tensor, -1].max_abs
-        known[x] = treatment_factors(treatment, max_abs, weights.values())
+        known[x] = treatment_factors(treatment, moments.max_abs, weights.values())
     return known[x]

@@ -24,8 +24,11 @@ from quant_core.rewrite.writer import Cursor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicInput:
-    """The outputs of a DynamicQuantizeLinear, which all nodes that read one tensor share."""
+    """What all products that read one tensor share: that tensor, its channels last, and the outputs
+    of its DynamicQuantizeLinear.
+    """
 
+    x: ir.Value
     q: ir.Value
     scale: ir.Value
     zero_point: ir.Value
@@ -56,7 +59,7 @@ def write_input(write: Cursor, x: ir.Value, factors: NDArray[np.float32] | None)
         divisors = write.constant(f"{x.name}_smoothing", reciprocal(factors))
         smooth = write.node("Mul", [x, divisors], f"{x.name}_smoothed")
     names = [f"{x.name}_dynamic", f"{x.name}_dynamic_scale", f"{x.name}_dynamic_zero_point"]
-    return DynamicInput(*write.nodes("DynamicQuantizeLinear", [smooth], names))
+    return DynamicInput(x, *write.nodes("DynamicQuantizeLinear", [smooth], names))
 
 
 def write_weight(write: Cursor, name: str, integers: IntegerWeight, layout: Layout) -> StoredWeight:
@@ -88,33 +91,40 @@ def write_matmul(
 ) -> ir.Node:
     """MatMul or Gemm in a pattern that fuses into one kernel; returns the MatMulInteger.
 
-        x.q, weight.q, x.zero_point -> MatMulInteger -> Cast -> Mul -> [Add split] -> [Add bias]
-                          x.scale, weight.scales -> Mul /
-
-    1. The product of integers is scaled by the product of both scales.
-    2. The product of the channels that are split off, where `factors` (K,) are 0, is added.
-    3. So is the bias of a Gemm.
+    product in float -> [Add bias] -> y
     """
-    product, y = write_product(write, node, x, weight)  # 1
-    if factors is not None and not factors.all():
-        split = write_split_product(write, node, factors)
-        y = write.node("Add", [y, split], f"{node.name}_joined")  # 2
+    product, y = write_product(write, node, x, weight, factors)
     bias = bias_of(node)
     if bias is not None:
-        y = write.node("Add", [y, bias], f"{node.name}_biased")  # 3
+        y = write.node("Add", [y, bias], f"{node.name}_biased")
     graph.replace_value(node.outputs[0], y)
     return _producer(product)
 
 
 def write_product(
-    write: Cursor, node: ir.Node, x: DynamicInput, weight: StoredWeight
+    write: Cursor,
+    node: ir.Node,
+    x: DynamicInput,
+    weight: StoredWeight,
+    factors: NDArray[np.float32] | None,
 ) -> tuple[ir.Value, ir.Value]:
-    """The product of integers, and the same in float."""
+    """The product of integers, and the same in float.
+
+        x.q, weight.q, x.zero_point -> MatMulInteger -> Cast -> Mul -> [Add split]
+                          x.scale, weight.scales -> Mul /
+
+    1. The product of integers is scaled by the product of both scales.
+    2. The product of the channels that are split off, where `factors` (K,) are 0, is added.
+    """
     inputs = [x.q, weight.q, x.zero_point]
     product = write.node("MatMulInteger", inputs, f"{node.name}_integer")
     cast = write.node("Cast", [product], f"{node.name}_cast", to=ir.DataType.FLOAT)
     scale = write.node("Mul", [x.scale, weight.scales], f"{node.name}_scale")
-    return product, write.node("Mul", [cast, scale], f"{node.name}_scaled")
+    y = write.node("Mul", [cast, scale], f"{node.name}_scaled")  # 1
+    if factors is not None and not factors.all():
+        split = write_split_product(write, node, x.x, factors)
+        y = write.node("Add", [y, split], f"{node.name}_joined")  # 2
+    return product, y
 
 
 def write_pointwise(
@@ -124,6 +134,7 @@ def write_pointwise(
     x: DynamicInput,
     weight: StoredWeight,
     bias: NDArray[Any] | None,
+    factors: NDArray[np.float32] | None,
 ) -> ir.Node:
     """A 1x1 Conv in the same pattern; returns the MatMulInteger.
 
@@ -131,7 +142,7 @@ def write_pointwise(
 
     rank  of y
     """
-    product, y = write_product(write, node, x, weight)
+    product, y = write_product(write, node, x, weight, factors)
     if bias is not None:
         value = write.constant(f"{node.name}_bias", bias.astype(np.float32))
         y = write.node("Add", [y, value], f"{node.name}_biased")
@@ -140,12 +151,14 @@ def write_pointwise(
     return _producer(product)
 
 
-def write_split_product(write: Cursor, node: ir.Node, factors: NDArray[np.float32]) -> ir.Value:
-    """The product of the channels that are split off (factor 0), in float.
+def write_split_product(
+    write: Cursor, node: ir.Node, x: ir.Value, factors: NDArray[np.float32]
+) -> ir.Value:
+    """The product of the channels of x that are split off (factor 0), in float.
 
     x -> Gather(channels) -> MatMul(their rows of the weight)
     """
-    x, weight = graph.value(node.inputs[0]), graph.value(node.inputs[1])
+    weight = graph.value(node.inputs[1])
     channels = np.flatnonzero(factors == 0)
     rows = weight_layout(node, weight).matrix(graph.array(weight))
     indices = write.constant(f"{node.name}_split", channels)

@@ -176,9 +176,15 @@ class Rounding:
         return self._target(node) is not None or self._input_means(node) is not None
 
     def corrected_bias(
-        self, node: ir.Node, weight: ir.Value, rounded: Rounded
+        self,
+        node: ir.Node,
+        weight: ir.Value,
+        rounded: Rounded,
+        factors: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float64] | None:
         """(C,): the node's bias plus what rounding the weight took from each channel's mean.
+
+        factors  as in `integers`: columns of 0 are multiplied in float, and lose nothing
 
         None if the operator has no bias, if it is computed or has another shape, or if there is
         nothing to write.
@@ -188,6 +194,8 @@ class Rounding:
             return None
         layout, old = weight_layout(node, weight), bias_of(node)
         rows, values = layout.matrix(graph.array(weight)), rounded.rows(layout)
+        if factors is not None:
+            values = np.where(factors > 0, values * reciprocal(factors), rows)
         bias = flat_bias(old, len(rows))
         if old is not None and bias is None:
             return None

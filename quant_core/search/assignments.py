@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from quant_core.config import Contract
 from quant_core.deadline import Progress
 from quant_core.errors import ModelError
-from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import with_choice
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, Storage
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
-from quant_core.search.choose import best_of, fastest_of
+from quant_core.search.choose import best_of, fastest_of, of_most_worth
 from quant_core.search.minimum_cut import (
     Assignment,
     NodeCost,
@@ -27,7 +26,7 @@ from quant_core.search.minimum_cut import (
 from quant_core.search.node_costs import node_costs
 from quant_core.search.policy import POLICY
 from quant_core.search.race import Race
-from quant_core.search.variants import Trial, is_dynamic_conv
+from quant_core.search.variants import Trial, computes_alike, is_dynamic_conv
 from quant_core.text import counted
 
 Groups = list[list[str]]  # names of nodes that go into float together
@@ -45,11 +44,13 @@ def try_assignments(
     *,
     whole_front: bool = False,
 ) -> Race:
-    """The race with assignments of the fastest candidate's nodes to float and integers.
+    """The race with assignments of the fastest candidate's nodes to float and integers; with
+    outliers treated, where that is worth more.
 
     whole_front  whether all of them are tried, whatever the candidates are worth
     """
-    start = fastest_of(race.candidates)
+    fastest = fastest_of(race.candidates)
+    start = of_most_worth(c for c in race.candidates if computes_alike(c.plan, fastest.plan))
     judged = best_of(race.candidates) if contract is None else start
     is_faithful = judged.sqnr_db >= POLICY.faithful_db
     # In another runtime nodes may lose by integers that gain by them in onnxruntime, and so may
@@ -80,6 +81,8 @@ def _trials(
     tried = {0: start}
     try:
         groups = float_groups(calibrated, start, bench, progress)
+        in_float = with_choice(calibrated.model, start.plan, nodes_of(groups), IN_FLOAT)
+        coarse = coarse_weights(calibrated.build(in_float, start.label))
         for count in counts(len(groups), tried):
             if not bench.has_time_after(tried.values()):
                 break
@@ -87,8 +90,7 @@ def _trials(
             label = f"{start.label}, {counted(len(nodes), 'node')} in float"
             progress(f"trying {label}")
             plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
-            coarse = coarse_weights(start, nodes)
-            plan = with_choice(calibrated.model, plan, coarse, IN_FLOAT16) if coarse else plan
+            plan = with_choice(calibrated.model, plan, coarse & set(nodes), IN_FLOAT16)
             candidate = bench.judge(calibrated.build(plan, label))
             trials[count] = Trial(label, plan, candidate)
             tried[count] = candidate
@@ -195,14 +197,13 @@ def _with_noise_of_outputs(
     return found
 
 
-def coarse_weights(start: Candidate, nodes: Collection[str]) -> list[str]:
-    """Those of these nodes whose weights would keep much of the noise in 8 bits, computed in float
-    or not. Of weights with one scale nothing is known: in float each channel has its own.
+def coarse_weights(in_float: Candidate) -> set[str]:
+    """The nodes whose weights would keep much of the noise in 8 bits, though they compute in float,
+    as these do.
     """
-    db, gets_finer = start.quantized.weight_sqnr_db, start.plan.config.per_channel
-    in_int8 = (n for n in start.plan.nodes if n.node in nodes and n.storage is Storage.INT8)
-    as_in_float = (n.node for n in in_int8 if not (gets_finer and n.granularity == PerTensor()))
-    return [node for node in as_in_float if db.get(node, math.inf) < POLICY.float_weights_db]
+    db = in_float.quantized.weight_sqnr_db
+    in_int8 = (n.node for n in in_float.plan.nodes if n.storage is Storage.INT8)
+    return {node for node in in_int8 if db.get(node, math.inf) < POLICY.float_weights_db}
 
 
 def nodes_of(groups: Groups) -> list[str]:

@@ -10,6 +10,7 @@ from quant_core.calibrate.outliers import choose_treatments
 from quant_core.config import Contract, Mode
 from quant_core.deadline import Progress
 from quant_core.errors import ModelError
+from quant_core.plan.operators import is_dynamic_product
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import Compute, OutlierTreatment, QuantPlan
 from quant_core.search.bench import Bench
@@ -22,7 +23,6 @@ from quant_core.search.variants import (
     VARIANTS,
     Trial,
     Variant,
-    is_matmul,
     may_be_worth_trying,
     was_tried,
     worth_of_usable,
@@ -62,7 +62,7 @@ def race_variants(
             continue
         if variant.treats_outliers:
             progress("measuring what treating outliers gains")
-            treatments = _outlier_treatments(race.calibrated, plan, bench)
+            treatments = _outlier_treatments(race.calibrated, variant_plan, bench)
             variant_plan = _planned(variant, race, plan, bench, treatments)
             if was_tried(variant_plan, race.trials):
                 continue
@@ -193,8 +193,8 @@ def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress
 def _outlier_treatments(
     calibrated: CalibratedModel, plan: QuantPlan, bench: Bench
 ) -> Mapping[str, OutlierTreatment]:
-    """Tensor -> how its outliers are best treated, for what the MatMuls of the plan read."""
+    """Tensor -> how its outliers are best treated, for what dynamic products of the plan read."""
     if calibrated.stats is None:
         return {}
-    matmuls = [n for n in plan.nodes if is_matmul(n) and n.compute.is_integer]
-    return choose_treatments(calibrated.model, matmuls, calibrated.stats.means, bench.samples)
+    products = [n for n in plan.nodes if is_dynamic_product(n)]
+    return choose_treatments(calibrated.model, products, calibrated.stats.means, bench.samples)

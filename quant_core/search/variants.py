@@ -86,6 +86,14 @@ VARIANTS = (
     Variant("dynamic, one scale per weight", _DYNAMIC, _DYNAMIC, _STATIC, granularity=PerTensor()),
     Variant("blocks", Compute.BLOCKS, _DYNAMIC, _STATIC),
     Variant("dynamic, 1x1 convolutions too", _DYNAMIC, _DYNAMIC, _FLOAT, pointwise=_DYNAMIC),
+    Variant(
+        "dynamic, 1x1 convolutions too, outliers treated",
+        _DYNAMIC,
+        _DYNAMIC,
+        _FLOAT,
+        pointwise=_DYNAMIC,
+        treats_outliers=True,
+    ),
     Variant("dynamic, convolutions in float", _DYNAMIC, _DYNAMIC, _FLOAT, is_last_resort=True),
     Variant("weight-only", _FLOAT, _FLOAT, _FLOAT, is_last_resort=True),
 )
@@ -192,6 +200,11 @@ def worth_of_usable(trials: Iterable[Trial], contract: Contract | None) -> float
 def was_tried(plan: QuantPlan, trials: Iterable[Trial]) -> bool:
     """Whether one of the trials was of a plan that makes the same model."""
     return any(_identity(trial.plan) == _identity(plan) for trial in trials)
+
+
+def computes_alike(plan: QuantPlan, other: QuantPlan) -> bool:
+    """Whether all nodes compute in the same way in both plans, with outliers treated or not."""
+    return [(n.node, n.compute) for n in plan.nodes] == [(n.node, n.compute) for n in other.nodes]
 
 
 def _identity(plan: QuantPlan) -> tuple[object, ...]:

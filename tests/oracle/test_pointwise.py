@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,9 +11,9 @@ import pytest
 
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.model.normalize import normalize
-from quant_core.model.session import optimized_graph
+from quant_core.model.session import open_session, optimized_graph, run
 from quant_core.plan.make import QuantPlan
-from quant_core.plan.types import Compute
+from quant_core.plan.types import Compute, OutlierTreatment
 from quant_core.rewrite.apply import apply_plan
 from tests.models import sketch
 from tests.oracle.cases import weights
@@ -127,6 +129,23 @@ def test_a_weight_that_convs_share_is_stored_once(dynamic):
 
     assert near_db > 30
     assert sum(np.prod(i.dims) == 256 for i in made.model.graph.initializer) == 1
+
+
+@pytest.mark.parametrize("split", [(), (3,)], ids=["whole", "split"])
+@pytest.mark.parametrize("smooth", [False, True], ids=["as it is", "smooth"])
+def test_a_channel_of_pixels_that_is_larger_than_others_is_treated(smooth, split):
+    given = prepare_proto(two_convs())
+    for feed in given.feeds:
+        feed["x"][:, 3] *= 100
+    made = make(given, compute={"a": Compute.DYNAMIC}, exclude=["y"])
+    treated = replace(made.plan, outliers={"x": OutlierTreatment(smooth, split, 0.0)})
+    found = ir.to_proto(apply_plan(given.model, treated, made.stats).model)
+
+    outputs = [run(open_session(found.SerializeToString()), feed) for feed in given.feeds]
+
+    without_db = sqnr_db(given.floats(), made.outputs(given.feeds))
+    gain_db = sqnr_db(given.floats(), outputs) - without_db
+    assert gain_db > 5 if smooth or split else gain_db == 0
 
 
 def test_layouts_cancel_between_pointwise_convs_when_the_model_loads():

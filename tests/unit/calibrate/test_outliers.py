@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from quant_core.calibrate import outliers
@@ -23,11 +24,15 @@ CHANNELS = 96
 def treatments_of(x: np.ndarray, text: str = "y = MatMul(x, w)", bits: int = 8) -> dict:
     """How the inputs of products of x (samples, rows, CHANNELS) and w are treated."""
     text = f"(float[n,rows,{CHANNELS}] x) => (float[n,rows,32] y) {{ {text} }}"
-    proto = sketch(text, weights(w=(CHANNELS, 32)))
+    return treatments(sketch(text, weights(w=(CHANNELS, 32))), x, "MatMul", bits=bits)
+
+
+def treatments(proto: onnx.ModelProto, x: np.ndarray, *op_types: str, bits: int = 8) -> dict:
+    """How the inputs of nodes of these types are treated in the model, whose input x is."""
     source, model = proto.SerializeToString(), normalized(proto)
     plan = make_plan(model, QuantConfig(bits=bits, min_elements=0), TARGETS["x86"])
     samples = open_samples(SampleSpec({"x": x}), input_specs(source))
-    products = [n for n in plan.nodes if n.op_type == "MatMul"]
+    products = [n for n in plan.nodes if n.op_type in op_types]
     return choose_treatments(model, products, observe(source, plan, samples).means, samples)
 
 
@@ -76,4 +81,23 @@ def test_weights_are_rounded_once_for_all_samples(monkeypatch: pytest.MonkeyPatc
 
     treatments_of(inputs(8, 4, largest=100))
 
-    assert len(rounded) == 4  # smoothed or not, split or not
+    assert len(rounded) == 6  # smoothed or not; none, few or more channels split off
+
+
+def test_channels_of_pixels_are_those_of_1x1_convs() -> None:
+    x = np.moveaxis(inputs(4, 16, largest=100), -1, 1)[..., None]
+    text = f"(float[n,{CHANNELS},16,1] x) => (float[n,32,16,1] y) {{ y = Conv(x, w) }}"
+
+    (found,) = treatments(sketch(text, weights(w=(32, CHANNELS, 1, 1))), x, "Conv").values()
+
+    assert found.split == (7,)
+    assert found.gain_db > 20
+
+
+def test_a_tensor_whose_products_differ_in_the_axis_of_channels_is_not_treated() -> None:
+    text = f"""(float[n,{CHANNELS},{CHANNELS}] x) => (float[n,r,s] y, float[n,p,q] z) {{
+        y = Conv(x, w) z = MatMul(x, v)
+    }}"""
+    proto = sketch(text, weights(w=(32, CHANNELS, 1), v=(CHANNELS, 32)))
+
+    assert treatments(proto, inputs(4, CHANNELS, largest=100), "Conv", "MatMul") == {}

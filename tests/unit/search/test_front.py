@@ -13,7 +13,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS
-from quant_core.plan.types import NodeChoice
+from quant_core.plan.types import IN_FLOAT, NodeChoice
 from quant_core.search.assignments import coarse_weights, float_groups
 from quant_core.search.front import on_front
 from quant_core.search.matmul_costs import matmul_costs
@@ -30,17 +30,18 @@ def test_coarse_weights_are_stored_in_16_bits_where_their_node_goes_into_float()
     noisy = replace(candidate.quantized, weight_sqnr_db={"a": 30.0, "b": 44.0, "y": 30.0})
     candidate = replace(candidate, quantized=noisy)
 
-    assert coarse_weights(candidate, ["a", "b"]) == ["a"]
+    assert coarse_weights(candidate) == {"a", "y"}
 
 
-def test_weights_with_one_scale_are_not_coarse_in_float_where_each_channel_has_its_own():
+def test_weights_with_one_scale_have_one_for_each_channel_where_their_node_goes_into_float():
     problem = Problem(deep(2), mode="dynamic")
     one_scale = NodeChoice(granularity=PerTensor())
     plan = with_choice(problem.model, problem.plan, ["l1", "y"], one_scale)
-    candidate = problem.calibrated.build(plan, "one scale")
-    noisy = replace(candidate.quantized, weight_sqnr_db={"l1": 30.0, "y": 30.0})
 
-    assert coarse_weights(replace(candidate, quantized=noisy), ["l1", "y"]) == []
+    in_float = with_choice(problem.model, plan, ["l1", "y"], IN_FLOAT)
+
+    assert {n.granularity for n in plan.nodes if n.node in ("l1", "y")} == {PerTensor()}
+    assert PerTensor() not in {n.granularity for n in in_float.nodes if n.node in ("l1", "y")}
 
 
 def test_the_whole_front_has_assignments_between_integers_and_float():
