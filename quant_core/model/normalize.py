@@ -13,7 +13,6 @@ from quant_core.model.graph import (
     WEIGHTED,
     attribute,
     consumers,
-    drop_unused,
     first_line,
     graphs_of,
     home,
@@ -21,6 +20,7 @@ from quant_core.model.graph import (
     replace_value,
 )
 from quant_core.model.names import make_unique
+from quant_core.model.unused import drop_unused
 
 
 def normalize(model: ir.Model) -> None:

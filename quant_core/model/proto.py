@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quant_core.errors import ModelError
-from quant_core.model.graph import consumers, drop_unused, graphs_in, home
+from quant_core.model.graph import consumers, graphs_in, home
+from quant_core.model.unused import drop_unused
 
 IR_DEFAULTS = 4  # the first in which an input may have a default value
 HABIT = 5  # so many initializers, all of them inputs, are no choice of the author's

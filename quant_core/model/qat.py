@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.model.constants import is_given
+from quant_core.model.unused import drop_unused
 
 QAT = "quantmill.qat"  # key of what was done with the pairs, in the model's metadata
 RESPECT, REPLACE = "respect", "replace"
@@ -25,7 +26,7 @@ def handle_pairs(model: ir.Model, qat: str) -> bool:
         for node in graph.nodes_of(model):
             if node.op_type == "DequantizeLinear":
                 _remove_pair(node)
-        graph.drop_unused(model)
+        drop_unused(model)
     model.metadata_props[QAT] = qat
     return True
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
-from quant_core.model import files, graph
+from quant_core.model import files
 from quant_core.model.containers import numbers_of
 from quant_core.model.session import open_session, run
+from quant_core.model.unused import drop_unused
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.edit import names_known
 from quant_core.optimize.facts import Facts
@@ -138,7 +139,7 @@ def _apply(
         else:
             changes = TIMED[rule](model, facts, lambda name: chosen is None or name in chosen)
     if changes:
-        graph.drop_unused(model)
+        drop_unused(model)
     return changes
 
 

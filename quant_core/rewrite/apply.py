@@ -16,6 +16,7 @@ from quant_core.model.carried import set_apart
 from quant_core.model.normalize import normalize
 from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
+from quant_core.model.unused import drop_unused
 from quant_core.model.write import sign
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import TARGETS, Target
@@ -108,7 +109,7 @@ def apply_plan(
     write_other_readers(draft)  # 5
     static = [draft.nodes[n.node] for n in plan.nodes if n.compute is Compute.STATIC]
     rounded = quantize_activations(draft, static)  # 1
-    graph.drop_unused(copy)
+    drop_unused(copy)
     write_float16_constants(draft)  # 6
     keep_in_float(copy, is_onnxruntime=target.is_onnxruntime)  # 7
     spell_out(copy, target)  # 9, 10

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.model.unused import drop_unused
 from quant_core.numerics.float16 import FLOAT16
 from quant_core.plan.operators import RULES, weight_layout, weight_positions
 from quant_core.plan.types import NodePlan
@@ -68,7 +69,7 @@ def write_float16_constants(draft: Draft) -> None:
         for use in list(value.uses()):
             use.node.replace_input_with(use.idx, _float16(draft, value))
     if stored:
-        graph.drop_unused(draft.model)
+        drop_unused(draft.model)
 
 
 def _standard(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> None:

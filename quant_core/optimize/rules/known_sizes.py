@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
+from quant_core.model.unused import unread_branches
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.edit import bypass, constant, remove
 from quant_core.optimize.facts import Facts
@@ -106,7 +107,7 @@ def _take_branch(node: ir.Node) -> bool:
         inside.insert_before(node, moved)
     for old, new in zip(node.outputs, results, strict=True):
         bypass(old, new)
-    graph.unread_branches(node)
+    unread_branches(node)
     remove([node])
     return True
 

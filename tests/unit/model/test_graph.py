@@ -3,7 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.model.graph import drop_unused, graphs_of, initializers_of, nodes_of
+from quant_core.model.graph import graphs_of, initializers_of, nodes_of
+from quant_core.model.unused import drop_unused
 from tests.models import sketch
 
 BRANCHES = """(float[n, 4] x, bool p) => (float[n, 4] y) {

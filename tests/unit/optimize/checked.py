@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.model import graph
 from quant_core.model.normalize import normalize
 from quant_core.model.session import open_session, run
+from quant_core.model.unused import drop_unused
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules import TIMED
 from quant_core.optimize.run import Optimized, optimize
@@ -31,7 +31,7 @@ def optimized(
     if timed:
         copy = model.clone()
         changes = TIMED[timed](copy, Facts.of(copy), lambda name: True)
-        graph.drop_unused(copy)
+        drop_unused(copy)
         found = Optimized(copy, tuple(changes), ())
     else:
         found = optimize(model)
