@@ -1,29 +1,23 @@
 """The local cache of what lies in stores: each file once, by the digest of its content.
 
-files/DIGEST       contents; those used longest ago go when there are too many
 known/URL.json     the digest of what a URL held, while the store says that it is unchanged
-work/              folders of links to contents, one for each stage that is running
+files/, work/      the contents (contents.py)
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
 from typing import Any
 
 from quant_core.errors import RequestError, reason_of
@@ -31,12 +25,11 @@ from quant_core.model.locations import data_names
 from quant_core.text import digest_of
 from quant_core.worker.host import cache_folder, own_folder
 from tasks import stores
+from tasks.contents import Contents, file_digest, forget_local_files
 from tasks.locations import Location, Url, is_model
 from tasks.stores import Stat
 
-MAX_GB = 20.0  # of contents, if QUANTMILL_CACHE_GB says nothing else
 SEEN_S = 60.0  # how long what a store said of a file is believed
-STRAY_S = 60.0  # after which a work folder that nobody holds is one of a process that was killed
 TRANSFER_S = 3600.0  # for one file
 TRIES = 3  # to read a file that changes meanwhile
 AT_ONCE = 8  # files of one URL
@@ -58,17 +51,6 @@ class Content:
     files: Mapping[str, Sequence[Any]]
 
 
-def file_digest(path: Path) -> str:
-    """The digest of a local file, which is read again only when it has changed.
-
-    Raises: FileNotFoundError if there is no regular file; OSError if it cannot be read.
-    """
-    found = path.stat()
-    if not S_ISREG(found.st_mode):  # to read a pipe would wait for somebody to write
-        raise FileNotFoundError(errno.ENOENT, "is no regular file", str(path))
-    return _file_digest(path, found.st_size, found.st_mtime_ns, found.st_ino)
-
-
 def files_digest(folder: Location, names: Sequence[str]) -> dict[str, list[Any]]:
     """File name -> size in bytes and digest: while they hold, the result counts as done."""
     return {name: _of_file(folder / name) for name in names}
@@ -79,7 +61,7 @@ def forget_files() -> None:
 
     A long-lived process must not trust times of modification for ever.
     """
-    _file_digest.cache_clear()
+    forget_local_files()
     if the_cache.cache_info().currsize:
         the_cache().forget()
 
@@ -88,12 +70,6 @@ def _of_file(path: Location) -> list[Any]:
     if isinstance(path, Url):
         return list(the_cache().digest(path))
     return [path.stat().st_size, file_digest(path)]
-
-
-@lru_cache(maxsize=100_000)
-def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @cache
@@ -124,12 +100,10 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.limit_s = TRANSFER_S
-        self.max_bytes = int(float(os.environ.get("QUANTMILL_CACHE_GB") or MAX_GB) * 1e9)
+        self.contents = Contents(root)
         self._seen: dict[Url, tuple[float, Stat]] = {}
-        self._adding = threading.Lock()
         self._fetching: dict[Url, threading.Lock] = {}
-        for name in ("files", "known", "work"):
-            (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (root / "known").mkdir(exist_ok=True, mode=0o700)
 
     def find(self, pattern: Url, root: Url) -> list[Url]:
         """The files that match a glob below a folder, in the order of their names."""
@@ -210,12 +184,6 @@ class Cache:
             self._see({url: stat})
             self._note(url, stat, file, None)
 
-    def add(self, path: Path, digest: str) -> None:
-        """Keep a local file too, by a link to it."""
-        with contextlib.suppress(OSError):
-            os.link(path, self.root / "files" / digest)
-        self._drop_oldest()
-
     def place(self, content: Content, folder: Path) -> None:
         """Put the files of a content into a local folder, at once those that are not here yet."""
 
@@ -223,24 +191,10 @@ class Cache:
             name, (size, digest) = item
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not self._link(digest, size, target):
+            if not self.contents.link(digest, size, target):
                 self._fetch_known(content.folder / name, digest, target)
 
         self._each(put, list(content.files.items()))
-
-    @contextlib.contextmanager
-    def work_folder(self) -> Iterator[Path]:
-        """A folder that is deleted at the end; those of killed processes are deleted now."""
-        work = self.root / "work"
-        self._delete_strays(work)
-        folder = Path(tempfile.mkdtemp(dir=work))
-        held = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
 
     def _each(self, call: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """What the call returns for each item, several at once."""
@@ -269,13 +223,13 @@ class Cache:
         """Copy a file from its store. It is read again if it was written meanwhile."""
         before = self.stat(url)
         for _ in range(TRIES):
-            with self._new_file() as path:
+            with self.contents.new_file() as path:
                 stores.download(url, path, self.limit_s)
                 after = stores.stat(url)
                 self._see({url: after})
                 if after == before and path.stat().st_size == after.size:
                     names = data_names(path) if is_model(url) else []
-                    digest = self._keep(path)
+                    digest = self.contents.keep(path)
                     return self._note(url, after, [after.size, digest], names)
             before = after
         raise OSError(errno.EBUSY, "still being written", str(url))
@@ -285,53 +239,7 @@ class Cache:
         stores.download(url, target, self.limit_s, was_written=True)
         if file_digest(target) != digest:
             raise OSError(errno.ESTALE, "has changed since the batch began", str(url))
-        self.add(target, digest)
-
-    @contextlib.contextmanager
-    def _new_file(self) -> Iterator[Path]:
-        with self.work_folder() as folder:
-            yield folder / "new"
-
-    def _keep(self, path: Path) -> str:
-        """Make a file one of the contents. Returns its digest."""
-        digest = file_digest(path)
-        path.replace(self.root / "files" / digest)
-        self._drop_oldest()
-        return digest
-
-    def _link(self, digest: str, size: int, target: Path) -> bool:
-        """Link a content to `target`; False if it is not here, or not whole."""
-        kept = self.root / "files" / digest
-        try:
-            stat = kept.stat()
-            if stat.st_size != size or file_digest(kept) != digest:
-                kept.unlink()
-                return False
-            os.utime(kept, ns=(time.time_ns(), stat.st_mtime_ns))
-            try:
-                os.link(kept, target)
-            except FileNotFoundError:
-                return False
-            except OSError:  # a file system without links
-                shutil.copyfile(kept, target)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _drop_oldest(self) -> None:
-        """Delete what was used longest ago. What a stage is using has another link to it."""
-        with self._adding:
-            found = []
-            for entry in os.scandir(self.root / "files"):
-                with contextlib.suppress(OSError):
-                    stat = entry.stat()
-                    found.append((stat.st_atime_ns, stat.st_size, entry.path))
-            left = sum(size for _, size, _ in found)
-            for _, size, path in sorted(found)[:-1]:  # never the one that was just added
-                if left <= self.max_bytes:
-                    break
-                Path(path).unlink(missing_ok=True)
-                left -= size
+        self.contents.add(target, digest)
 
     def _note_path(self, url: Url) -> Path:
         return self.root / "known" / f"{digest_of(str(url).encode())}.json"
@@ -347,7 +255,7 @@ class Cache:
             "digest": file[1],
             "data": names,
         }
-        with self._new_file() as path:  # others may be writing a note of this URL
+        with self.contents.new_file() as path:  # others may be writing a note of this URL
             path.write_text(json.dumps(known), encoding="utf-8")
             path.replace(self._note_path(url))
         return known
@@ -360,18 +268,6 @@ class Cache:
             return known if is_whole and "identity" in known else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-
-    def _delete_strays(self, work: Path) -> None:
-        for folder in work.iterdir():
-            with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime < STRAY_S:
-                    continue
-                held = os.open(folder, os.O_RDONLY)
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
-                finally:
-                    os.close(held)
 
 
 def _size_and_digest(known: Mapping[str, Any]) -> list[Any]:

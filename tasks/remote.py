@@ -22,7 +22,8 @@ from quant_core.worker.child import (
     worker_death,
 )
 from tasks import stores
-from tasks.cache import Cache, Content, file_digest, the_cache
+from tasks.cache import Cache, Content, the_cache
+from tasks.contents import file_digest
 from tasks.locations import Location, Url, is_url
 from tasks.store_requests import BUSY
 
@@ -74,7 +75,7 @@ def run_remote_stage(
     cache = the_cache()
     cache.limit_s = limits.timeout_s
     try:
-        with cache.work_folder() as work, _marked(remote.mark, name):
+        with cache.contents.work_folder() as work, _marked(remote.mark, name):
             places = dict(_places(cache, work, remote))
             if remote.folder is not None and request.get("costs"):
                 request = {**request, "costs": str(cache.root / COSTS)}
@@ -108,7 +109,7 @@ def transfer(source: Location, target: Location, limit_s: float) -> None:
     elif isinstance(source, Url) and isinstance(target, Path):
         stores.download(source, target, limit_s)
     else:
-        with the_cache().work_folder() as folder:
+        with the_cache().contents.work_folder() as folder:
             transfer(source, folder / "file", limit_s)
             transfer(folder / "file", target, limit_s)
 
@@ -169,7 +170,7 @@ def _send(
             continue
         digest = file_digest(path)
         stores.upload(path, folder / name, cache.limit_s)
-        cache.add(path, digest)
+        cache.contents.add(path, digest)
         sent[name] = [path.stat().st_size, digest]
     return sent
 

@@ -74,7 +74,7 @@ class Batch:
         """Make what is not up to date, time it, and write the reports."""
         workers = self.workers.count()
         self.record.start(workers)
-        room, contents = the_cache().max_bytes // 2, self.record.contents
+        room, contents = the_cache().contents.max_bytes // 2, self.record.contents
         portions = in_portions(self.record.find_what_to_do(), room, contents)
         first = next(portions)
         shards = max(1, workers // max(1, len(first)))  # many workers share the samples

@@ -20,7 +20,8 @@ from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
 from quant_core.text import digest_of
 from quant_core.worker.host import versions
-from tasks.cache import SAMPLES, Content, file_digest, the_cache
+from tasks.cache import SAMPLES, Content, the_cache
+from tasks.contents import file_digest
 from tasks.locations import Location, Url, location
 
 QUIET_S = 1.0  # a file that nobody has written to for so long is complete

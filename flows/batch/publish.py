@@ -38,7 +38,7 @@ def publish(
             transfer(source, target, limit_s)
             the_cache().remember(target, files[name])
         elif isinstance(source, Url):
-            with the_cache().work_folder() as folder:
+            with the_cache().contents.work_folder() as folder:
                 transfer(source, folder / "file", limit_s)
                 place(folder / "file", target)
         else:

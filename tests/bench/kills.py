@@ -22,7 +22,7 @@ import onnx
 import pyarrow.dataset
 import yaml
 
-from tasks.cache import file_digest
+from tasks.contents import file_digest
 from tests.models import tiny_cnn
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from pathlib import Path
 import duckdb
 import yaml
 
-from tasks.cache import file_digest
+from tasks.contents import file_digest
 from tests.bench.batch100 import write_inputs
 
 ROOT = Path(__file__).parents[2]

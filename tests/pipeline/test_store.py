@@ -121,7 +121,7 @@ def test_workers_that_share_nothing_but_a_slow_and_busy_store_make_a_batch_in_tw
     cluster, server, mill, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(store_requests, "RETRY_S", 0.0)
-    monkeypatch.setattr(the_cache(), "max_bytes", 1)  # nothing that is read ahead stays
+    monkeypatch.setattr(the_cache().contents, "max_bytes", 1)  # nothing that is read ahead stays
     monkeypatch.setattr(to_do, "READERS", 1)
     monkeypatch.setattr(flow_run, "WAITING", -1)  # one model at a time
     place = STORE / "models"

@@ -19,7 +19,8 @@ from flows.manifest.outputs import Owner, claim, is_output, output_test, read_ow
 from flows.manifest.read import check_manifest
 from quant_core.errors import RequestError
 from tasks import stores
-from tasks.cache import Cache, file_digest
+from tasks.cache import Cache
+from tasks.contents import file_digest
 from tasks.locations import Url
 from tests.models import save_apart, tiny_cnn
 

@@ -10,7 +10,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from quant_core.errors import RequestError
 from tasks import store_requests, stores
-from tasks.cache import Cache, file_digest, the_cache
+from tasks.cache import Cache, the_cache
+from tasks.contents import file_digest
 from tasks.locations import Url
 from tests.models import save_apart, tiny_cnn
 
@@ -180,7 +181,7 @@ def test_what_was_written_and_is_not_shown_yet_is_read_when_it_is(cache, tmp_pat
 
 
 def test_contents_that_were_used_longest_ago_go_first(cache, tmp_path, monkeypatch):
-    cache.max_bytes = 250
+    cache.contents.max_bytes = 250
     names = [f"{k}.npy" for k in range(3)]
     for name in names:
         stores.write(STORE / name, name.encode() * 20)  # 100 bytes
@@ -204,11 +205,11 @@ def test_a_spoiled_note_is_passed_over(cache):
 
 
 def test_work_folders_of_killed_processes_are_deleted(cache, monkeypatch):
-    monkeypatch.setattr("tasks.cache.STRAY_S", -1.0)
+    monkeypatch.setattr("tasks.contents.STRAY_S", -1.0)
     stray = cache.root / "work" / "stray"
     stray.mkdir()
 
-    with cache.work_folder() as held, cache.work_folder():
+    with cache.contents.work_folder() as held, cache.contents.work_folder():
         assert held.is_dir()
         assert not stray.exists()
 
