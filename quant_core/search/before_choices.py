@@ -22,8 +22,9 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from quant_core.model import files, graph
+from quant_core.model import files
 from quant_core.model.subgraph import reads
+from quant_core.model.unused import drop_unused
 from quant_core.model.write import write_model
 from quant_core.plan.make import replan
 from quant_core.plan.types import IN_FLOAT32, Compute, NodeChoice, NodePlan, QuantPlan
@@ -89,7 +90,7 @@ def _without(model: ir.Model, names: set[str]) -> ir.Model:
     behind = {node for node in copy.graph if node.name in names}
     kept = [v for v in copy.graph.outputs if v.producer() not in behind]
     copy.graph.outputs[:] = [*kept, *(v for v in _read_by(behind) if v not in kept)]
-    graph.drop_unused(copy)
+    drop_unused(copy)
     return copy
 
 
