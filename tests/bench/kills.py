@@ -38,6 +38,7 @@ VARYING = {
     "trace",
     "busy",
     "note",
+    "workers",  # none where the killed run had made all models, and only its end was missing
 }
 VARYING |= {
     f"{kind}{part}_ms" for kind in ("float", "quantized") for part in ("", "_p95", "_deciles")
