@@ -81,14 +81,16 @@ def _trials(
     tried = {0: start}
     try:
         groups = float_groups(calibrated, start, bench, progress)
-        in_float = with_choice(calibrated.model, start.plan, nodes_of(groups), IN_FLOAT)
-        coarse = coarse_weights(calibrated.build(in_float, start.label))
+        coarse: set[str] | None = None
         for count in counts(len(groups), tried):
             if not bench.has_time_after(tried.values()):
                 break
             nodes = nodes_of(groups[:count])
             label = f"{start.label}, {counted(len(nodes), 'node')} in float"
             progress(f"trying {label}")
+            if coarse is None:  # no sooner: for this, weights are rounded anew
+                in_float = with_choice(calibrated.model, start.plan, nodes_of(groups), IN_FLOAT)
+                coarse = coarse_weights(calibrated.build(in_float, start.label))
             plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
             plan = with_choice(calibrated.model, plan, coarse & set(nodes), IN_FLOAT16)
             candidate = bench.judge(calibrated.build(plan, label))
