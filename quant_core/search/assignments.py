@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from quant_core.config import Contract
-from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.plan.make import with_choice
 from quant_core.plan.targets import Runtime
@@ -40,7 +39,6 @@ def try_assignments(
     race: Race,
     bench: Bench,
     contract: Contract | None,
-    progress: Progress,
     *,
     whole_front: bool = False,
 ) -> Race:
@@ -66,28 +64,24 @@ def try_assignments(
         counts = every_count
     elif contract is not None or is_faithful:
         counts = fastest_count
-    return race.after(*_trials(race.calibrated, start, bench, progress, counts))
+    return race.after(*_trials(race.calibrated, start, bench, counts))
 
 
 def _trials(
-    calibrated: CalibratedModel,
-    start: Candidate,
-    bench: Bench,
-    progress: Progress,
-    counts: Counts,
+    calibrated: CalibratedModel, start: Candidate, bench: Bench, counts: Counts
 ) -> list[Trial]:
     """The trials of those numbers of groups, best first, that `counts` asks for."""
     trials: dict[int, Trial] = {}
     tried = {0: start}
     try:
-        groups = float_groups(calibrated, start, bench, progress)
+        groups = float_groups(calibrated, start, bench)
         coarse: set[str] | None = None
         for count in counts(len(groups), tried):
             if not bench.has_time_after(tried.values()):
                 break
             nodes = nodes_of(groups[:count])
             label = f"{start.label}, {counted(len(nodes), 'node')} in float"
-            progress(f"trying {label}")
+            bench.progress(f"trying {label}")
             if coarse is None:  # no sooner: for this, weights are rounded anew
                 in_float = with_choice(calibrated.model, start.plan, nodes_of(groups), IN_FLOAT)
                 coarse = coarse_weights(calibrated.build(in_float, start.label))
@@ -155,9 +149,7 @@ def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[
             break
 
 
-def float_groups(
-    calibrated: CalibratedModel, start: Candidate, bench: Bench, progress: Progress
-) -> Groups:
+def float_groups(calibrated: CalibratedModel, start: Candidate, bench: Bench) -> Groups:
     """Groups of the nodes with weights that compute in integers: those that are best put into float
     first come first, by the minimum cuts of minimum_cut.py. Of a single node nothing is measured.
 
@@ -166,7 +158,7 @@ def float_groups(
     left = {n.node: None for n in start.plan.nodes if n.weights and n.compute.is_integer}
     if len(left) < 2:
         return [list(left)] if left else []
-    progress("measuring the time and the noise of each node")
+    bench.progress("measuring the time and the noise of each node")
     costs, tensors = node_costs(calibrated.model, start, bench)
     if len(costs) <= POLICY.trials_of_a_step:
         costs = _with_noise_of_outputs(costs, calibrated, start, bench)

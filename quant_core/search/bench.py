@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples, spread
 from quant_core.data.sources import Feed
-from quant_core.deadline import NO_DEADLINE, Deadline
+from quant_core.deadline import NO_DEADLINE, Deadline, Progress, silent
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.in_openvino import openvino_version, race_in_openvino
@@ -104,6 +104,7 @@ class Bench:
     timed_in  the runtime in which their speed can be measured here; None if in none
     deadline  when a search should end with the best it has
     judged_outputs  names of the outputs that count; None: all
+    progress  is told what a search is doing
     """
 
     reference: Reference
@@ -114,6 +115,7 @@ class Bench:
     timed_in: Runtime | None = Runtime.ONNXRUNTIME
     deadline: Deadline = NO_DEADLINE
     judged_outputs: tuple[str, ...] | None = None
+    progress: Progress = silent
     _digest: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 from quant_core.config import Contract
 from quant_core.data.samples import Samples
-from quant_core.deadline import Progress, silent
 from quant_core.errors import ModelError
 from quant_core.evaluate.lost_channels import lost_channels
 from quant_core.evaluate.node_noise import isolated_db
@@ -68,7 +67,6 @@ def check_floor(
     *,
     contract: Contract | None = None,
     repairs: bool = True,
-    progress: Progress = silent,
 ) -> Checked:
     """The candidate with no output below its floor, if that can be had.
 
@@ -97,8 +95,8 @@ def check_floor(
     notes += lost
     trials: tuple[Trial, ...] = ()
     if repairs and not judged.is_sound:
-        progress("repairing outputs that are below the floor")
-        promoted = promote(calibrated, judged, bench, judged.plan.config.floor, progress)
+        bench.progress("repairing outputs that are below the floor")
+        promoted = promote(calibrated, judged, bench, judged.plan.config.floor)
         if promoted.best is not judged:
             notes.append(_repair_note(judged, promoted.best))
         judged, trials = promoted.best, promoted.trials

@@ -201,6 +201,7 @@ def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | No
         timed_in=timed_in(plan.target),
         deadline=job.deadline,
         judged_outputs=None if is_labelled or job.contract is not None else reference.steady,
+        progress=job.progress,
     )
 
 
@@ -239,6 +240,7 @@ def _unlabelled_bench(job: QuantJob, plan: QuantPlan, reference: Reference) -> B
         timed_in=timed_in(plan.target),
         deadline=job.deadline,
         judged_outputs=reference.steady,
+        progress=job.progress,
     )
 
 

@@ -102,12 +102,11 @@ def _search(job: QuantJob) -> Made:
             bench,
             job.contract,
             whole_front=job.whole_front,
-            progress=job.progress,
         )
     takes_s = observing_s + found.calibrated.weights.seconds + found.best.seconds
     if judging.held_out is not None and _is_worth_rounding_anew(job, plan, takes_s):
         assert bench is not None
-        tuned = tune_biases(found, bench, job.contract, job.progress)
+        tuned = tune_biases(found, bench, job.contract)
         job.progress("rounding for all samples")
         anew = _rounded_anew(tuned, job, bench)
         if anew.best.is_above(anew.best.aim) or not tuned.best.is_above(tuned.best.aim):
@@ -116,7 +115,7 @@ def _search(job: QuantJob) -> Made:
         job.progress("finishing with all samples")
         found = _with_more_samples(found, job, plan, judging.held_out)
     if bench is not None:
-        found = tune_biases(found, bench, job.contract, job.progress)
+        found = tune_biases(found, bench, job.contract)
     return _made(job, judging, bench, found, why, takes_s=takes_s)
 
 
@@ -256,9 +255,7 @@ def _checked(
     limits_size = repairs and _limits_size(job)
     if limits_size:
         best = not_larger(calibrated, best, job.float_size_bytes)
-    checked = check_floor(
-        calibrated, best, bench, contract=job.contract, repairs=repairs, progress=job.progress
-    )
+    checked = check_floor(calibrated, best, bench, contract=job.contract, repairs=repairs)
     if job.deadline.allows(POLICY.holdout * takes_s):
         checked = check_unseen(job, checked, repairs=repairs)
     if not limits_size:

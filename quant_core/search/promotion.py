@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.config import Contract
-from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.metrics import MAX_SQNR_DB
 from quant_core.plan.make import with_choice
@@ -96,11 +95,7 @@ class Promoted:
 
 
 def promote(
-    calibrated: CalibratedModel,
-    start: Candidate,
-    bench: Bench,
-    contract: Contract,
-    progress: Progress,
+    calibrated: CalibratedModel, start: Candidate, bench: Bench, contract: Contract
 ) -> Promoted:
     """The candidate that satisfies the contract's accuracy with the fewest nodes promoted.
 
@@ -118,7 +113,7 @@ def promote(
        not, the one of most worth among these. Not in 4 bits, which are for the fewest bytes.
     """
     accuracy = replace(contract, min_speedup=None, max_size_ratio=None)
-    work = _Work(calibrated, bench, accuracy, progress, [start])
+    work = _Work(calibrated, bench, accuracy, [start])
     try:
         enough = work.fewest_of_all()
     except ModelError as error:  # one that does not load is no reason to lose the others
@@ -145,7 +140,6 @@ class _Work:
     calibrated: CalibratedModel
     bench: Bench
     accuracy: Contract
-    progress: Progress
     candidates: list[Candidate]
     trials: list[Trial] = field(default_factory=list)
 
@@ -162,7 +156,7 @@ class _Work:
                 if not self.bench.has_time_after(self.candidates, POLICY.trials_of_a_step):
                     return full
                 if promotion.takes_time:
-                    ranked = float_groups(calibrated, base, self.bench, self.progress)
+                    ranked = float_groups(calibrated, base, self.bench)
                 else:
                     ranked = self.ranked_by_bytes(promotion, base, nodes, full, refitted)
                 found = self.fewest(promotion, base, ranked, full)
@@ -188,7 +182,7 @@ class _Work:
         base, calibrated = self.attempt(TO_16_BITS, in_integers, wide)
         if self.is_enough(TO_16_BITS, base):
             return base
-        ranked = float_groups(calibrated, base, self.bench, self.progress)
+        ranked = float_groups(calibrated, base, self.bench)
         return self.fewest(TO_FLOAT, base, ranked, found)
 
     def attempt(
@@ -196,7 +190,7 @@ class _Work:
     ) -> tuple[Candidate, CalibratedModel]:
         """The candidate with these nodes promoted, and the calibrated model that it is made of."""
         label = f"{base.label}, {counted(len(nodes), 'node')} {promotion.label}"
-        self.progress(label)
+        self.bench.progress(label)
         began_at = time.monotonic()
         plan = promotion.plan(self.calibrated.model, base.plan, nodes)
         refitted = self.calibrated.refitted_to(plan, self.bench.deadline)
@@ -240,7 +234,7 @@ class _Work:
         for group in groups:
             if not self.bench.has_time_after(self.candidates):
                 break
-            self.progress(f"measuring what {group[0]} {promotion.label} gains")
+            self.bench.progress(f"measuring what {group[0]} {promotion.label} gains")
             others = [node for node in nodes if node not in group]
             plan = promotion.plan(self.calibrated.model, base.plan, others)
             without = bench.judge_fidelity(calibrated.build(plan, base.label))

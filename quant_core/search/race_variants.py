@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from quant_core.calibrate.outliers import choose_treatments
 from quant_core.config import Contract, Mode
-from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.plan.operators import is_dynamic_product
 from quant_core.plan.targets import Runtime
@@ -35,13 +34,12 @@ def race_variants(
     plan: QuantPlan,
     bench: Bench,
     contract: Contract | None,
-    progress: Progress,
     *,
     last_resorts: bool = False,
 ) -> Race:
     """Step 1: the race after all variants that are worth trying; or after the last resorts."""
     if plan.config.mode != Mode.AUTO:
-        return _try_as_planned(race, plan, bench, progress)
+        return _try_as_planned(race, plan, bench)
     is_calibrated = race.calibrated.stats is not None
     uncalibrated = filter(None, (variant.without_calibration() for variant in VARIANTS))
     for variant in VARIANTS if is_calibrated else uncalibrated:
@@ -61,22 +59,22 @@ def race_variants(
         if not worth_trying(variant, variant_plan, race.trials):
             continue
         if variant.treats_outliers:
-            progress("measuring what treating outliers gains")
+            bench.progress("measuring what treating outliers gains")
             treatments = _outlier_treatments(race.calibrated, variant_plan, bench)
             variant_plan = _planned(variant, race, plan, bench, treatments)
             if was_tried(variant_plan, race.trials):
                 continue
-        progress(f"trying {variant.label}")
+        bench.progress(f"trying {variant.label}")
         if variant.matmul is Compute.BLOCKS:
             race = _try_blocks(race, variant, variant_plan, bench, contract)
         else:
             race = try_plan(race, variant_plan, variant.label, bench, variant)
         if variant.equalizes:
-            race = _try_equalized(race, plan, bench, progress)
+            race = _try_equalized(race, plan, bench)
     return race
 
 
-def try_safest(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+def try_safest(race: Race, plan: QuantPlan, bench: Bench) -> Race:
     """The race with the last of the last resorts, if any way is allowed: it takes least to build,
     and breaks an output least.
     """
@@ -86,7 +84,7 @@ def try_safest(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) ->
     safest_plan = safest.plan(race.calibrated.model, plan)
     if was_tried(safest_plan, race.trials):
         return race
-    progress(f"trying {safest.label}")
+    bench.progress(f"trying {safest.label}")
     return try_plan(race, safest_plan, safest.label, bench, safest)
 
 
@@ -146,16 +144,16 @@ def _planned(
     return without_losses(model, found, bench.samples[0])
 
 
-def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+def _try_as_planned(race: Race, plan: QuantPlan, bench: Bench) -> Race:
     """The race after the plan as it is; a static one may become more exact by equalization."""
     label = plan.config.mode
-    progress(f"trying {label}")
+    bench.progress(f"trying {label}")
     race = try_plan(race, plan, label, bench)
     is_static = plan.config.mode == Mode.STATIC
-    return _try_equalized(race, plan, bench, progress) if is_static else race
+    return _try_equalized(race, plan, bench) if is_static else race
 
 
-def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress) -> Race:
+def _try_equalized(race: Race, plan: QuantPlan, bench: Bench) -> Race:
     """The race with its last candidate made of the equalized model, if that is more exact.
 
     Where the candidate is slower than float, it stays so. If weights that are only stored are good
@@ -168,10 +166,10 @@ def _try_equalized(race: Race, plan: QuantPlan, bench: Bench, progress: Progress
     if not bench.has_time_after(race.candidates, POLICY.trials_of_a_step):
         return race
     if not before.keeps_speed:
-        race = try_safest(race, plan, bench, progress)
+        race = try_safest(race, plan, bench)
         if max(c.worth for c in race.candidates) > POLICY.good_worth:
             return race
-    progress("equalizing channels")
+    bench.progress("equalizing channels")
     equalized = race.calibrated.equalized(plan, bench.deadline)
     if equalized is None:
         return race

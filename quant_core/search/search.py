@@ -47,7 +47,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant_core.config import Contract, Mode
-from quant_core.deadline import Progress, silent
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Verdict, float_misses
 from quant_core.evaluate.timing_cache import Cost
@@ -89,7 +88,6 @@ def search(
     contract: Contract | None = None,
     *,
     whole_front: bool = False,
-    progress: Progress = silent,
 ) -> Found:
     """The best model that can be made of a calibrated one, in steps 1 to 4 described above.
 
@@ -101,28 +99,28 @@ def search(
     race = Race(calibrated)
     is_late = bench.deadline.is_past(POLICY.late)
     if is_late:
-        race = try_safest(race, plan, bench, progress)
+        race = try_safest(race, plan, bench)
     sought, is_auto = contract, plan.config.mode == Mode.AUTO
     is_free = is_auto and contract is None and not whole_front
     if is_late or not is_free or can_gain(calibrated.model, plan, bench):
-        race = race_variants(race, plan, bench, contract, progress)
+        race = race_variants(race, plan, bench, contract)
         sought = None if contract is None else reachable(contract, race.candidates)
         if race.candidates:
             in_onnxruntime = bench.timed_in is Runtime.ONNXRUNTIME
             if is_auto and in_onnxruntime and bench.has_time_after(race.candidates):
-                race = try_single_matmuls(race, bench, progress)
-            race = try_assignments(race, bench, sought, progress, whole_front=whole_front)
+                race = try_single_matmuls(race, bench)
+            race = try_assignments(race, bench, sought, whole_front=whole_front)
         if is_auto:
-            race = race_variants(race, plan, bench, sought, progress, last_resorts=True)
+            race = race_variants(race, plan, bench, sought, last_resorts=True)
     if not any(candidate.is_sound for candidate in race.candidates):
-        race = try_safest(race, plan, bench, progress)
+        race = try_safest(race, plan, bench)
     if not race.candidates:
         raise _last_error(race.trials)
     if sought is None:
-        race = try_more_bits(race, bench, progress)
+        race = try_more_bits(race, bench)
         best, race = confirmed_best(race, bench)
     else:
-        best, race = select_by_contract(race, bench, sought, progress)
+        best, race = select_by_contract(race, bench, sought)
     outcome = (Verdict.NONE, "no contract") if contract is None else verdict(best, contract)
     best = replace(best, plan=replace(best.plan, equalized_db=race.equalized_db))
     return Found(best, race.calibrated, *outcome, list(race.trace))
@@ -153,7 +151,7 @@ def reachable(contract: Contract, candidates: Sequence[Candidate]) -> Contract |
     return None if others == (None, None, None) else replace(contract, min=-math.inf)
 
 
-def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
+def try_more_bits(race: Race, bench: Bench) -> Race:
     """Step 4 without a contract: the race with the fewest nodes of the best promoted, if none is
     above the aim; and with what is faster on the way there, and no larger.
     """
@@ -161,7 +159,7 @@ def try_more_bits(race: Race, bench: Bench, progress: Progress) -> Race:
     has_time = bench.has_time_after(race.candidates)
     if not has_time or any(c.is_above(c.aim) for c in race.candidates):
         return race
-    promoted = promote(race.calibrated, best, bench, best.aim, progress)
+    promoted = promote(race.calibrated, best, bench, best.aim)
     competing: list[Trial] = []
     others: list[Trial] = []
     for trial in promoted.trials:
@@ -199,9 +197,7 @@ def _raced_again(
     return race.with_cost(candidate, choose(costs, key=lambda cost: cost.speedup, default=None))
 
 
-def select_by_contract(
-    race: Race, bench: Bench, contract: Contract, progress: Progress
-) -> tuple[Candidate, Race]:
+def select_by_contract(race: Race, bench: Bench, contract: Contract) -> tuple[Candidate, Race]:
     """Step 4 with a contract: the candidate of most worth that satisfies it, else the best for it.
 
     1. Candidates that satisfy the contract are options. If some only miss its size or speed, which
@@ -220,12 +216,12 @@ def select_by_contract(
     faster = [c for c in inaccurate if c.gain > least]
     if faster and bench.has_time_after(candidates):  # 2
         start = of_most_worth(faster)
-        promoted = promote(race.calibrated, start, bench, contract, progress)
+        promoted = promote(race.calibrated, start, bench, contract)
         options, race = [*options, promoted.best], race.traced(*promoted.trials)
     return of_most_worth(satisfying(options, contract) or options or candidates), race
 
 
-def tune_biases(found: Found, bench: Bench, contract: Contract | None, progress: Progress) -> Found:
+def tune_biases(found: Found, bench: Bench, contract: Contract | None) -> Found:
     """Step 5: what was found with tuned biases.
 
     They stay as they are if outputs come no nearer to float's, or if that would break the contract.
@@ -238,7 +234,7 @@ def tune_biases(found: Found, bench: Bench, contract: Contract | None, progress:
         found = replace(found, best=best)
     if best.sqnr_db >= POLICY.exact_db:
         return found
-    progress("tuning biases")
+    bench.progress("tuning biases")
     quantized = found.calibrated.tune_biases(best)
     if quantized is None:
         return found

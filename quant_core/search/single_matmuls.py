@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from quant_core.deadline import Progress
 from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.plan.make import replan
@@ -20,9 +19,9 @@ from quant_core.search.race_variants import try_plan
 from quant_core.search.variants import Trial, is_matmul
 
 
-def try_single_matmuls(race: Race, bench: Bench, progress: Progress) -> Race:
+def try_single_matmuls(race: Race, bench: Bench) -> Race:
     """Step 2: the race with one candidate more, if MatMuls save time in their cheapest ways."""
-    progress("timing single MatMuls")
+    bench.progress("timing single MatMuls")
     best = best_of(race.candidates)
     try:
         plan, count = _cheapest_computes(race, best, bench)

@@ -105,7 +105,7 @@ def test_before_a_logarithm_the_node_that_spoils_small_values_goes_into_float_fi
     problem = Problem(proto, timed_in=None)
     start = problem.bench.judge(problem.calibrated.build(problem.plan, "static"))
 
-    groups = float_groups(problem.calibrated, start, problem.bench, lambda _: None)
+    groups = float_groups(problem.calibrated, start, problem.bench)
 
     assert groups == [["b"], ["a"]]
 
@@ -116,7 +116,7 @@ def test_of_a_single_node_that_computes_in_integers_nothing_is_measured():
     )
     start = problem.bench.judge(problem.calibrated.build(problem.plan, "static"))
 
-    groups = float_groups(problem.calibrated, start, problem.bench, pytest.fail)
+    groups = float_groups(problem.calibrated, start, replace(problem.bench, progress=pytest.fail))
 
     assert groups == [["y"]]
 
