@@ -1,9 +1,7 @@
-"""`python -m flows.audit OUTPUT_DIR`: is what a batch made still there, as right and as fast?"""
+"""Is what a batch made still there, as right and as fast?"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,11 +10,9 @@ from flows.batch.run import show_run
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import AuditResult
 from flows.manifest.code import check_code
-from flows.runtime.arguments import options_of, run_parser
 from flows.runtime.prefect_api import unused_settings
 from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
-from quant_core.errors import QuantError
 from quant_core.worker.child import STAGE_MODULE
 
 # run_audit alone imports Prefect and Dask: --help does not wait for them.
@@ -56,29 +52,9 @@ def run_audit(
         return call_flow("audit", flow, caller, AuditResult, "Run it again")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 nothing got worse, 1 something did, 2 the request was wrong."""
-    parsed = _parser().parse_args(arguments)
-    as_json = parsed.format == "json"
-    from flows.console import printing, run_views
+def audit_and_show(folder: Path, options: RunOptions, *, max_slowdown: float, as_json: bool) -> int:
+    """Run `run_audit` and show it. Returns the exit code."""
+    from flows.console import run_views
 
-    options = options_of(parsed)
-    run = partial(run_audit, parsed.output_dir, options, max_slowdown=parsed.max_slowdown)
-    try:
-        return show_run(run, run_views.audit_table, as_json)
-    except QuantError as problem:
-        printing.print_error(problem, as_json)
-        return problem.exit_code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = run_parser("flows.audit", __doc__)
-    parser.add_argument("output_dir", type=Path, help="the output folder of a batch")
-    parser.add_argument(
-        "--max-slowdown",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="share of a speed-up that may be lost (default: 0.1)",
-    )
-    return parser
+    run = partial(run_audit, folder, options, max_slowdown=max_slowdown)
+    return show_run(run, run_views.audit_table, as_json)

@@ -1,4 +1,4 @@
-"""`python -m flows.batch`."""
+"""`python -m flows.batch FILE`: the command `quantmill config FILE`."""
 
 import sys
 
@@ -6,8 +6,8 @@ from flows.runtime.import_path import forget_current_folder
 
 if __name__ == "__main__":
     forget_current_folder()
-    from flows.batch.run import main
-    from flows.runtime.process import exit_code, own_process
+    from flows.cli.commands import main
+    from flows.runtime.process import own_process
 
     own_process()
-    sys.exit(exit_code(main()))
+    sys.exit(main(["config", *sys.argv[1:]]))

@@ -1,8 +1,7 @@
-"""`python -m flows.batch MANIFEST`: make every model of a manifest, on Dask, run by Prefect."""
+"""Makes every model of a manifest, on Dask, run by Prefect; or shows the plans."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -16,12 +15,10 @@ from flows.console.events import Listener, Starting, ignore
 from flows.console.result import BatchResult, Result
 from flows.manifest.code import check_code
 from flows.manifest.jobs import Job, Manifest, select
-from flows.manifest.read import read_manifest
-from flows.runtime.arguments import options_of, run_parser
 from flows.runtime.prefect_api import Prefect, unused_settings
 from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
-from flows.runtime.signals import stopped_at_once, stopped_in_order
+from flows.runtime.signals import stopped_at_once
 from quant_core.errors import QuantError
 from quant_core.worker.child import STAGE_MODULE, StageLimits, run_stage, shut_down
 from tasks.remote import Remote, run_remote_stage
@@ -111,23 +108,6 @@ def _plan(job: Job, timeout_s: float) -> dict[str, Any]:
     return row | {"plan": result["plan"], "info": result["info"]}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 all met, 1 some model failed or missed its contract, 2 a wrong request."""
-    parsed = _parser().parse_args(arguments)
-    options, as_json = options_of(parsed, force=parsed.force), parsed.format == "json"
-    from flows.console import printing
-
-    try:
-        manifest = read_manifest(parsed.manifest)
-        if parsed.dry_run:
-            with stopped_in_order():
-                return show_plans(manifest, options, as_json=as_json)
-        return run_and_show(manifest, options, as_json=as_json)
-    except QuantError as problem:
-        printing.print_error(problem, as_json)
-        return problem.exit_code
-
-
 def run_and_show(manifest: Manifest, options: RunOptions, *, as_json: bool) -> int:
     """Run `run_batch` and show it. Returns the exit code."""
     from flows.console import run_views
@@ -166,11 +146,3 @@ def show_run(
         result = run(on_progress=listener)
     printing.print_result(result, table, as_json)
     return result.exit_code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = run_parser("flows.batch", __doc__)
-    parser.add_argument("manifest", help="a YAML or TOML manifest")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
-    parser.add_argument("--force", action="store_true", help="make again what is up to date")
-    return parser

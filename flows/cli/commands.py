@@ -15,7 +15,7 @@ import typer
 
 from flows.cli.command import CommandGroup, UsageError, register, usage_error
 from flows.cli.doctor import doctor
-from flows.cli.many_models import batch, config, init, report
+from flows.cli.many_models import audit, batch, config, init, report
 from flows.cli.one_model import benchmark, calibrate, compare, explain, info, quantize, validate
 from flows.console import printing
 from flows.runtime.import_path import forget_current_folder
@@ -35,6 +35,7 @@ COMMANDS = (
     batch,
     config,
     init,
+    audit,
     report,
     doctor,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli.option import Group, flag
-from flows.cli.options import ACCURACY, CODE, CONFIG, FEEDS, RUNNING, SAMPLES, flag_of
+from flows.cli.options import ACCURACY, AUDITING, CODE, CONFIG, FEEDS, RUNNING, SAMPLES, flag_of
 from flows.runtime.prefect_api import Prefect
 from flows.runtime.run_options import RunOptions
 from quant_core.config import Contract, QuantConfig, check_metric
@@ -157,4 +157,5 @@ GROUPS = {
     "calibration": Group("Samples", SAMPLES, _build_calibration),
     "allow_code": Group("Accuracy", CODE, lambda typed: typed.get("allow_code")),
     "running": Group("Running", RUNNING, _build_running),
+    "auditing": Group("Running", AUDITING, _build_running),
 }

@@ -20,6 +20,7 @@ from flows.cli.parameters import (
     Layout,
     ManifestFile,
     ManifestOutput,
+    MaxSlowdown,
     ModelFolder,
     Models,
     OutputDir,
@@ -193,6 +194,23 @@ def report(
         write_report(folder, output, run)
         written["page"] = str(output)
     return Answer(read_reports(folder, run) | written, run_views.reports_view)
+
+
+def audit(
+    folder: Reports,
+    allow_code: Path | None,
+    auditing: RunOptions,
+    as_json: bool,
+    max_slowdown: MaxSlowdown = 0.1,
+) -> int:
+    """Judge and time again what a batch made: is it still there, as right and as fast?
+
+    The same as `python -m flows.audit DIR`.
+    """
+    from flows.audit.run import audit_and_show
+
+    auditing = replace(auditing, allow_code=allow_code)
+    return audit_and_show(folder, auditing, max_slowdown=max_slowdown, as_json=as_json)
 
 
 def _run_file(

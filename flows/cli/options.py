@@ -177,6 +177,7 @@ RUNNING = {
         "own",
     ),
 }
+AUDITING = {name: option for name, option in RUNNING.items() if name != "force"}
 FORMAT = Option(Literal["text", "json"], "text for people, json for programs", default="text")
 
 

@@ -118,6 +118,16 @@ BatchSizes = Annotated[
     list[int],
     typer.Option("--batch", min=1, max=65536, metavar="N", help="Samples in a feed; repeatable."),
 ]
+MaxSlowdown = Annotated[
+    float,
+    typer.Option(
+        "--max-slowdown",
+        min=0,
+        max=1,
+        metavar="SHARE",
+        help="Share of a speed-up that may be lost.",
+    ),
+]
 Seconds = Annotated[
     float,
     typer.Option("--seconds", min=0.1, max=3600, metavar="S", help="How long to measure."),

@@ -50,7 +50,7 @@ def start(folder, *arguments) -> subprocess.Popen:
 
 def test_a_dry_run_prints_the_plans_and_starts_and_writes_nothing(folder):
     code = (
-        "import sys; from flows.batch.run import main; code = main(sys.argv[1:]);"
+        "import sys; from flows.cli.commands import main; code = main(['config', *sys.argv[1:]]);"
         "assert not {'prefect', 'distributed', 'pyarrow'} & set(sys.modules); sys.exit(code)"
     )
     before = sorted(folder.rglob("*"))

@@ -23,7 +23,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-from flows.batch.run import main as flows_batch
 from flows.cli.commands import main as quantmill
 from quant_core import quantize_with_calibration
 from tests.folders import NAMES, WORDS, save_folder
@@ -165,7 +164,8 @@ def run_command(words: list[str], scheduler: str) -> int:
         return quantmill(words[1:] + (on_cluster if is_batch else []))
     if words[:3] == ["python", "-m", "flows.batch"]:
         given = [] if "--dry-run" in words else on_cluster
-        return flows_batch([*words[3:], *(given if "--scheduler" not in words else given[2:])])
+        given = given if "--scheduler" not in words else given[2:]
+        return quantmill(["config", *words[3:], *given])
     if words[:2] == ["cp", "-r"]:
         shutil.copytree(*words[2:], dirs_exist_ok=True)
         return 0

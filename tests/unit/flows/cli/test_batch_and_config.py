@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from flows.batch.run import main as run_module
 from flows.cli.commands import main
 from flows.runtime.run_options import RunOptions
 from quant_core.config import Contract, QuantConfig
 from tests.folders import save_folder
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -89,9 +92,47 @@ def test_config_and_batch_do_what_a_manifest_says(requested, command, name, text
     assert requested["options"] == RunOptions(force=True, allow_code=Path(), jobs=2)
 
 
-def plans_of(capsys, line: str, door=main) -> tuple[int, list[dict]]:
+def test_audit_requests_what_was_typed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "flows.audit.run.audit_and_show",
+        lambda *given, **options: seen.append((given, options)) or 0,
+    )
+
+    main(
+        [
+            "audit",
+            "out",
+            "--only",
+            "f*",
+            "--jobs",
+            "2",
+            "--max-slowdown",
+            "0.2",
+            "--allow-code",
+            ".",
+            "--format",
+            "json",
+        ]
+    )
+
+    options = RunOptions(jobs=2, only=["f*"], allow_code=Path())
+    assert seen == [((Path("out"), options), {"max_slowdown": 0.2, "as_json": True})]
+
+
+@pytest.mark.parametrize(("module", "command"), [("batch", "config"), ("audit", "audit")])
+def test_a_module_that_is_run_is_a_command(module, command):
+    words = [sys.executable, "-m", f"flows.{module}", "absent", "--jobs", "x"]
+
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"`quantmill {command} --help` lists what can be given" in done.stderr
+
+
+def plans_of(capsys, line: str) -> tuple[int, list[dict]]:
     """Exit code and plans of a dry run: a JSON line each."""
-    code = door([*line.split(), "--dry-run", "--format", "json"])
+    code = main([*line.split(), "--dry-run", "--format", "json"])
     return code, [json.loads(row) for row in capsys.readouterr().out.splitlines()]
 
 
@@ -107,7 +148,7 @@ def test_a_folder_of_hugging_face_is_written_beside_it(tmp_path, monkeypatch, ca
     assert main(["batch", "model"]) == main(["batch", "a.onnx", "--layout", "huggingface"]) == 2
 
 
-def test_a_dry_run_of_a_batch_prints_plans_and_errors_alike_at_both_doors(
+def test_a_dry_run_of_a_batch_prints_plans_and_errors_alike_in_both_commands(
     quantized, capsys, monkeypatch
 ):
     before = sorted(Path().iterdir())
@@ -121,10 +162,10 @@ def test_a_dry_run_of_a_batch_prints_plans_and_errors_alike_at_both_doors(
 
     monkeypatch.setattr("flows.batch.run.plan_batch", lambda manifest, options: iter(plans))
     Path("m.yaml").write_text("models: [{input: float.onnx}]\nbatch: {output_dir: out}\n")
-    assert plans_of(capsys, "batch m.yaml") == plans_of(capsys, "m.yaml", run_module) == (1, plans)
+    assert plans_of(capsys, "batch m.yaml") == plans_of(capsys, "config m.yaml") == (1, plans)
     texts = []
-    for door in (main, lambda words: run_module(words[1:])):
-        assert door(["batch", "m.yaml", "--dry-run"]) == 1
+    for command in ("batch", "config"):
+        assert main([command, "m.yaml", "--dry-run"]) == 1
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert all(part in texts[0] for part in ("float -> ", "conv", "quantized already"))
