@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,15 +115,17 @@ def put_before(near: ir.Node, node: ir.Node, like: str) -> ir.Value:
     return output
 
 
-def put_in_place(old: ir.Node, *new: ir.Node) -> None:
-    """The new nodes stand ahead of an old one, whose result the last of them gives from now on.
+def put_in_place(old: Sequence[ir.Node], *new: ir.Node) -> None:
+    """The new nodes stand where the last of the old ones stood, whose result the last of them gives
+    from now on; the old ones, of which nothing else is read, leave their graph.
 
-    All have one output, of the type and shape of that result, which gets a new name. The old node
-    is left for the caller to remove.
+    The new ones have one output each, of the type and shape of that result.
     """
+    end, result = old[-1], old[-1].outputs[0]
     for node in new:
-        put_before(old, node, str(node.name)).shape = old.outputs[0].shape
-    graph.replace_value(old.outputs[0], new[-1].outputs[0])
+        put_before(end, node, str(node.name)).shape = result.shape
+    graph.replace_value(result, new[-1].outputs[0])
+    remove(old)
 
 
 def remove(nodes: Iterable[ir.Node]) -> None:

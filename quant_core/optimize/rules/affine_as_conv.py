@@ -8,7 +8,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import constant, put_in_place, remove
+from quant_core.optimize.edit import constant, put_in_place
 from quant_core.optimize.facts import Facts
 
 BLOCKED = frozenset(
@@ -58,5 +58,4 @@ def _write(chain: Chain, channels: int) -> None:
     bias = constant(inside, f"{last.name}_shift", shift)
     attributes = [ir.AttrInt64("group", channels), ir.AttrInt64s("kernel_shape", (1, 1))]
     inputs = [chain.source, weight, bias]
-    put_in_place(last, ir.Node("", "Conv", inputs, attributes, name=last.name))
-    remove(chain.nodes)
+    put_in_place(chain.nodes, ir.Node("", "Conv", inputs, attributes, name=last.name))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import constant, put_in_place, remove
+from quant_core.optimize.edit import constant, put_in_place
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.one_clip import bounds_of
 
@@ -64,7 +64,6 @@ def _write(chain: Chain, clip: ir.Node, height: float) -> Applied:
     if height != 1:
         factor = constant(chain.inside, f"{name}_height", np.array(height))
         new.append(ir.Node("", "Mul", [new[0].outputs[0], factor], name=chain.names[-1]))
-    put_in_place(clip, *new)
-    remove([*chain.nodes, clip])
+    put_in_place([*chain.nodes, clip], *new)
     gone = tuple(n for n in chain.names if n not in {node.name for node in new})
     return Applied("hard_sigmoid", name, gone)

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, free_name, put_in_place, remove
+from quant_core.optimize.edit import constant, free_name, put_in_place
 from quant_core.optimize.facts import Facts
 
 
@@ -71,8 +71,8 @@ def _hoist(node: ir.Node, gather: ir.Node, loop: ir.Node) -> None:
         product.outputs[0].type = node.outputs[0].type
         outside.insert_before(loop, product)
     rows = [products[-1].outputs[0], gather.inputs[1]]
-    put_in_place(node, ir.Node("", "Gather", rows, gather.attributes.values(), name=f"{name}_row"))
-    remove([node])
+    taken = ir.Node("", "Gather", rows, gather.attributes.values(), name=f"{name}_row")
+    put_in_place([node], taken)
 
 
 def _outside(value: ir.Value, loop: ir.Node) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from quant_core.optimize.edit import (
     constant,
     number,
     put_in_place,
-    remove,
     transpose,
 )
 from quant_core.optimize.facts import Facts
@@ -197,14 +196,9 @@ def _reform(found: Quotient) -> Applied:
     square, *_, root = found.nodes
     last = found.quotient[-1]
     two = constant(graph.home(last), f"{square.name}_exponent", np.array(2.0))
-    pairs = (
-        (square, ir.Node("", "Pow", [found.values, two], name=square.name)),
-        (last, ir.Node("", "Div", [found.values, root.outputs[0]], name=last.name)),
-    )
-    for old, new in pairs:
-        put_in_place(old, new)
-    remove([square])
-    remove(found.quotient)
+    put_in_place([square], ir.Node("", "Pow", [found.values, two], name=square.name))
+    quotient = ir.Node("", "Div", [found.values, root.outputs[0]], name=last.name)
+    put_in_place(found.quotient, quotient)
     return Applied("layer_norm", str(last.name), tuple(str(n.name) for n in found.quotient[:-1]))
 
 
@@ -255,22 +249,21 @@ def _write(norm: Norm, behind: Chain | None) -> Applied:
         inputs.append(constant(inside, f"{name}_shift", np.array(shift)))
     attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", norm.quotient.epsilon)]
     new = ir.Node("", "LayerNormalization", inputs, attributes, name=name)
+    gone = tuple(str(n.name) for n in nodes[:-1])
+    old = sorted(nodes, key=list(inside).index)
     if norm.quotient.is_of_rows:
-        rule = "layer_norm"
-        put_in_place(last, new)
-    else:
-        rule = "inner_layer_norm"
-        _put_turned(last, new, norm.quotient)
-    remove(sorted(nodes, key=list(inside).index))
-    return Applied(rule, name, tuple(str(n.name) for n in nodes[:-1]))
+        put_in_place(old, new)
+        return Applied("layer_norm", name, gone)
+    _put_turned(old, new, norm.quotient)
+    return Applied("inner_layer_norm", name, gone)
 
 
-def _put_turned(last: ir.Node, new: ir.Node, found: Quotient) -> None:
-    """The new node in place of the last, between two Transposes."""
+def _put_turned(old: Sequence[ir.Node], new: ir.Node, found: Quotient) -> None:
+    """The new node in place of the old ones, between two Transposes."""
     there = [*(a for a in range(found.rank) if a != found.axis), found.axis]
     back = [there.index(a) for a in range(found.rank)]
     first = transpose(graph.value(new.inputs[0]), there, f"{new.name}_turned")
     new.replace_input_with(0, first.outputs[0])
-    put_in_place(last, first, new, transpose(new.outputs[0], back, f"{new.name}_back"))
+    put_in_place(old, first, new, transpose(new.outputs[0], back, f"{new.name}_back"))
     for node in (first, new):
         node.outputs[0].shape = None

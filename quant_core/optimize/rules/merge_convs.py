@@ -159,7 +159,6 @@ def merge_successive_convs(model: ir.Model, facts: Facts) -> list[Applied]:
         )  # fmt: skip
         x = graph.value(node.inputs[0])
         new = convolution.make(graph.home(node), str(second.name), x, conv)
-        put_in_place(second, new)
-        remove([node, second])
+        put_in_place([node, second], new)
         applied.append(Applied("merge_successive_convs", str(new.name), (str(node.name),)))
     return applied

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, number, put_in_place, remove
+from quant_core.optimize.edit import constant, number, put_in_place
 from quant_core.optimize.facts import Facts
 
 Bounds = tuple[float, float]
@@ -114,6 +114,5 @@ def _merge(inside: ir.Graph, row: list[ir.Node], facts: Facts) -> Applied:
             for n in (lo, hi)
         ]
         node = ir.Node("", "Clip", [source, *ends], name=name)
-    put_in_place(last, node)
-    remove(row)
+    put_in_place(row, node)
     return Applied("one_clip", name, tuple(str(n.name) for n in row[:-1]))

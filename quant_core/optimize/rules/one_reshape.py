@@ -79,8 +79,7 @@ def _reshaped(inside: ir.Graph, last: ir.Node, facts: Facts) -> Applied | None:
         return None
     shape = constant(inside, f"{name}_shape", np.array(target, np.int64))
     new = ir.Node("", "Reshape", [source, shape], name=name)
-    put_in_place(last, new)
-    remove([*gone, last])
+    put_in_place([*gone, last], new)
     return Applied("one_reshape", name, names)
 
 

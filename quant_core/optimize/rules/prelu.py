@@ -13,7 +13,6 @@ from quant_core.optimize.edit import (
     is_float32,
     numbers,
     put_in_place,
-    remove,
 )
 from quant_core.optimize.facts import Facts
 
@@ -30,8 +29,7 @@ def prelu_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
             continue
         alpha = ir.AttrFloat32("alpha", float(slope.flat[0]))
         new = ir.Node("", "LeakyRelu", [node.inputs[0]], [alpha], name=node.name)
-        put_in_place(node, new)
-        remove([node])
+        put_in_place([node], new)
         applied.append(Applied("prelu_as_leaky_relu", str(node.name), ()))
     return applied
 
@@ -53,8 +51,7 @@ def max_as_leaky_relu(model: ir.Model, facts: Facts) -> list[Applied]:
             if source is not x or affine.axis is not None or affine.shifts or not 0 <= slope <= 1:
                 continue
             alpha = ir.AttrFloat32("alpha", slope)
-            put_in_place(node, ir.Node("", "LeakyRelu", [x], [alpha], name=node.name))
-            remove([maker, node])
+            put_in_place([maker, node], ir.Node("", "LeakyRelu", [x], [alpha], name=node.name))
             applied.append(Applied("max_as_leaky_relu", str(node.name), (str(maker.name),)))
             break
     return applied
@@ -91,8 +88,7 @@ def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applie
         rest = _depthwise(node, x, 1 - slope, "rest")
         relu = ir.Node("", "Relu", [rest.outputs[0]], name=f"{node.name}_relu")
         total = ir.Node("", "Add", [linear.outputs[0], relu.outputs[0]], name=node.name)
-        put_in_place(node, linear, rest, relu, total)
-        remove([node])
+        put_in_place([node], linear, rest, relu, total)
         applied.append(Applied("prelu_as_convs", str(node.name), ()))
     return applied
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import put_in_place, remove
+from quant_core.optimize.edit import put_in_place
 from quant_core.optimize.facts import Facts
 
 
@@ -28,8 +28,7 @@ def transposed_weights(model: ir.Model, facts: Facts) -> list[Applied]:
         attributes = [a for a in node.attributes.values() if a.name != "transB"]
         attributes.append(ir.AttrInt64("transB", 0 if is_straight else 1))
         inputs = [node.inputs[0], weight, *node.inputs[2:]]
-        put_in_place(node, ir.Node("", "Gemm", inputs, attributes, name=node.name))
-        remove([node])
+        put_in_place([node], ir.Node("", "Gemm", inputs, attributes, name=node.name))
         applied.append(Applied("transposed_weights", str(node.name), ()))
     return applied
 
