@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.runtime.dask import dask_client, how_many_workers
 from flows.runtime.own_server import START_HINT
-from flows.runtime.prefect_api import (
-    drop_events,
-    has_own_server,
-    is_lost,
-    quiet_environment,
-)
+from flows.runtime.prefect_api import drop_events, has_own_server, is_lost, quiet_environment
 from flows.runtime.signals import in_another_thread
 
 quiet_environment()

@@ -21,12 +21,7 @@ from flows.cli.answers import (
     with_export,
 )
 from flows.cli.command import Answer
-from flows.cli.groups import (
-    AccuracyOptions,
-    changed_options,
-    check_labels,
-    first_measured_option,
-)
+from flows.cli.groups import AccuracyOptions, changed_options, check_labels, first_measured_option
 from flows.cli.options import flag_of
 from flows.cli.parameters import (
     AnyModel,

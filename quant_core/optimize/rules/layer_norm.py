@@ -12,13 +12,7 @@ from quant_core.model import graph
 from quant_core.optimize.affine import affine_of
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import (
-    axes_of,
-    constant,
-    number,
-    put_in_place,
-    transpose,
-)
+from quant_core.optimize.edit import axes_of, constant, number, put_in_place, transpose
 from quant_core.optimize.facts import Facts
 
 OPSET = 17  # the first with LayerNormalization

@@ -7,13 +7,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import (
-    axes_of,
-    constant,
-    put_before,
-    put_in_place,
-    remove,
-)
+from quant_core.optimize.edit import axes_of, constant, put_before, put_in_place, remove
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.static_shapes import target_of
 

@@ -8,12 +8,7 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.optimize.affine import affine_of
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import (
-    constant,
-    is_float32,
-    numbers,
-    put_in_place,
-)
+from quant_core.optimize.edit import constant, is_float32, numbers, put_in_place
 from quant_core.optimize.facts import Facts
 
 
