@@ -47,6 +47,7 @@ from quant_core.calibrate.scale_groups import (
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.model.values import values_of
+from quant_core.optimize.edit import replace_constant
 from quant_core.plan.tied import tied_products
 
 METADATA = "quantmill.equalized"  # entry of the model's metadata: JSON, group -> base64 of float16
@@ -202,18 +203,19 @@ def _scale_outputs(node: ir.Node, s: Factors) -> None:
         value = graph.input_at(node, position)
         if value is not None:
             old = graph.array(value)
-            _set_constant(node, position, old * s.reshape(-1, *(1,) * (old.ndim - 1)))
+            replace_constant(value, old * s.reshape(-1, *(1,) * (old.ndim - 1)))
 
 
 def _scale_inputs(node: ir.Node, s: Factors) -> None:
     """Divides the weight of a node by s, along the axis of its input's channels."""
-    weight = graph.array(graph.value(node.inputs[1]))
+    value = graph.value(node.inputs[1])
+    weight = graph.array(value)
     if input_axis(node) == 0:
         divisors = s[:, None]
     else:  # (outputs, channels of one group): each group of outputs reads its own channels
         groups = conv_groups(node)
         divisors = np.repeat(s.reshape(groups, -1), len(weight) // groups, axis=0)
-    _set_constant(node, 1, weight / divisors.reshape(*divisors.shape, *(1,) * (weight.ndim - 2)))
+    replace_constant(value, weight / divisors.reshape(*divisors.shape, *(1,) * (weight.ndim - 2)))
 
 
 def _multiply_input(readers: list[ir.Node], s: Factors) -> None:
@@ -233,8 +235,3 @@ def _multiply_input(readers: list[ir.Node], s: Factors) -> None:
     for node in readers:
         node.replace_input_with(0, product)
     source.graph.insert_after(source, multiply)
-
-
-def _set_constant(node: ir.Node, position: int, array: NDArray[Any]) -> None:
-    value = graph.value(node.inputs[position])
-    value.const_value = ir.tensor(np.ascontiguousarray(array, np.float32), name=value.name)

@@ -32,7 +32,7 @@ def make_unique(model: ir.Model) -> dict[str, str]:
         for value in _values(inside):
             if not value.name or value in kept:
                 continue
-            name = _free(value.name, taken)
+            name = free(value.name, taken)
             if name != value.name:
                 former[name] = value.name
                 value.name = name
@@ -52,16 +52,16 @@ def rename_folded(folded: ir.Model, source: ir.Model) -> None:
     for inside in graph.graphs_of(folded):
         for value in _values(inside):
             if value.name and value.name not in known:
-                value.name = _free(f"folded/{value.name}", taken)
+                value.name = free(f"folded/{value.name}", taken)
                 taken.add(value.name)
 
 
-def _free(name: str, taken: Collection[str | None]) -> str:
+def free(name: str, taken: Collection[str | None]) -> str:
     """The name, with a number behind it where it is taken."""
-    free, n = name, 1
-    while free in taken:
-        free, n = f"{name}_{n}", n + 1
-    return free
+    found, n = name, 1
+    while found in taken:
+        found, n = f"{name}_{n}", n + 1
+    return found
 
 
 def _values(inside: ir.Graph) -> Iterator[ir.Value]:

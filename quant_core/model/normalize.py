@@ -19,7 +19,7 @@ from quant_core.model.graph import (
     nodes_of,
     replace_value,
 )
-from quant_core.model.names import make_unique
+from quant_core.model.names import free, make_unique
 from quant_core.model.unused import drop_unused
 
 
@@ -48,7 +48,7 @@ def normalize(model: ir.Model) -> None:
     make_unique(model)  # 3
     names: set[str] = set()
     for node in nodes_of(model):
-        node.name = _unique_name(node, names)  # 3
+        node.name = free(node.name or f"{node.op_type}_{node.outputs[0].name}", names)  # 3
         names.add(node.name)
         _remove_trivial_dilations(node)  # 4
 
@@ -140,16 +140,6 @@ def _is_copy(after: ir.Value, before: ir.Value) -> bool:
     """Whether an Identity made the one of the other."""
     node = after.producer()
     return node is not None and node.op_type == "Identity" and node.inputs[0] is before
-
-
-def _unique_name(node: ir.Node, names: set[str]) -> str:
-    base = node.name or f"{node.op_type}_{node.outputs[0].name}"
-    name = base
-    number = 1
-    while name in names:
-        name = f"{base}_{number}"
-        number += 1
-    return name
 
 
 def _remove_trivial_dilations(node: ir.Node) -> None:
