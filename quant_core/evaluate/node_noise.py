@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.calibrate.equalize import equalized_like
@@ -17,9 +16,9 @@ from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
-from quant_core.model.session import open_session, run_known
-from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
-from quant_core.model.values import Feed, PartwiseRunner, parts_of
+from quant_core.model.session import open_session
+from quant_core.model.subgraph import nodes_before, producers_of, reads
+from quant_core.model.values import Feed, PartwiseRunner, Piece, parts_of
 from quant_core.plan.flat_ends import EVERYWHERE, flat_ends
 from quant_core.plan.operators import rule_of
 
@@ -117,7 +116,7 @@ def _outputs(
     pieces = _isolated(quantized, tensors, parts)
     given = {i.name for i in model.graph.inputs}
     read = [
-        [*dict.fromkeys((*part, *(name for name in piece.reads if name not in given)))]
+        [*dict.fromkeys((*part, *(name for name in _read_by(piece) if name not in given)))]
         for part, piece in zip(parts, pieces, strict=True)
     ]
     in_float = PartwiseRunner(model, read, packed=False)
@@ -151,30 +150,7 @@ def _shared_tensors(model: ir.Model, quantized: ir.Model, names: Iterable[str]) 
     return [name for name in shared if name in in_float]
 
 
-@dataclass(slots=True, eq=False)
-class _Piece:
-    """The nodes of a cut model that compute one part.
-
-    reads    names of what they read, and none of the nodes writes
-    outputs  names of what they compute
-    session  opened for the first feed, which tells the types of what they read
-    """
-
-    model: ir.Model
-    nodes: list[ir.Node]
-    reads: list[str]
-    outputs: set[str]
-    session: ort.InferenceSession | None = None
-
-    def run(self, known: Feed) -> dict[str, NDArray[Any]]:
-        """The outputs by name, of tensors that are known. Raises: ModelError if it does not run."""
-        if self.session is None:
-            proto = extract(self.model, self.nodes, self.outputs, known)
-            self.session = open_session(proto.SerializeToString(), packed=False)
-        return run_known(self.session, known)
-
-
-def _isolated(quantized: ir.Model, tensors: list[str], parts: list[list[str]]) -> list[_Piece]:
+def _isolated(quantized: ir.Model, tensors: list[str], parts: list[list[str]]) -> list[Piece]:
     """What computes each part of the tensors in the model that is cut at each of them, so that no
     node reads what another one computes.
 
@@ -193,15 +169,19 @@ def _isolated(quantized: ir.Model, tensors: list[str], parts: list[list[str]]) -
         copy.graph.inputs.append(given)
         computed.type = ir.TensorType(ir.DataType.FLOAT)
     producers = producers_of(copy)
-    inputs = {v for v in copy.graph.inputs if v.const_value is None}
     pieces = []
     for part in parts:
         outputs = {name + _COMPUTED for name in part}
         before = nodes_before(outputs, producers, ())
         nodes = [node for node in copy.graph if node in before]
-        read = dict.fromkeys(str(v.name) for node in nodes for v in reads(node) if v in inputs)
-        pieces.append(_Piece(copy, nodes, [*read], outputs))
+        pieces.append(Piece(copy, nodes, outputs, partial(open_session, packed=False)))
     return pieces
+
+
+def _read_by(piece: Piece) -> list[str]:
+    """The names of the inputs of the cut model that the piece reads, each once."""
+    read = dict.fromkeys(v for node in piece.nodes for v in reads(node))
+    return [str(v.name) for v in read if v.is_graph_input() and v.const_value is None]
 
 
 def _as_read(value: ir.Value) -> ir.Value:

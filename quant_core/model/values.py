@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -152,7 +152,10 @@ class PartwiseRunner:
         self._open = partial(open_session, threads=threads, packed=packed, provider=provider)
         self._session: ort.InferenceSession | None = None
         self._opening = Lock()
-        self._pieces = _pieces(_parsed(model), parts) if len(parts) > 1 else []
+        self._pieces: list[Piece] = []
+        self._read_later: list[set[str]] = []
+        if len(parts) > 1:
+            self._pieces, self._read_later = _pieces(_parsed(model), parts, self._open)
 
     def run(self, feed: Feed, where: str = "") -> Iterator[Tensors]:
         """The values of each part for this feed; `where` is the feed's name, for errors.
@@ -164,11 +167,11 @@ class PartwiseRunner:
                 yield self._run_whole(part, feed, where)
             return
         known = dict(feed)
-        for piece, part in zip(self._pieces, self._parts, strict=True):
+        for piece, part, later in zip(self._pieces, self._parts, self._read_later, strict=True):
             if piece.nodes:
-                known |= self._run_piece(piece, known, where)
+                known |= piece.run(known, where)
             yield {name: known[name] for name in part}
-            known = {name: x for name, x in known.items() if name in piece.read_later}
+            known = {name: x for name, x in known.items() if name in later}
 
     def _run_whole(self, part: Collection[str], feed: Feed, where: str) -> Tensors:
         computed = [name for name in part if name not in feed]
@@ -181,46 +184,51 @@ class PartwiseRunner:
         given = {name: feed[name] for name in part if name in feed}
         return given | dict(zip(computed, found, strict=True))
 
-    def _run_piece(self, piece: _Piece, known: Tensors, where: str) -> Tensors:
-        """What one piece computes of its part, and for later ones."""
-        with self._opening:
-            if piece.session is None:
-                later = {*piece.part, *piece.read_later}
-                proto = extract(piece.model, piece.nodes, later, known)
-                piece.session = self._open(proto.SerializeToString())
-        return run_known(piece.session, known, where)
-
 
 @dataclass(slots=True, eq=False)
-class _Piece:
-    """Nodes that compute one part.
+class Piece:
+    """Nodes of a model that run by themselves.
 
-    read_later  names of the tensors that later pieces and parts read
-    session     opened for the first feed, which tells the types of what the piece reads
+    outputs  names of what they compute
+    open     their session, for the first feed, which tells the types of what they read
     """
 
     model: ir.Model
-    part: Collection[str]
     nodes: list[ir.Node]
-    read_later: set[str] = field(default_factory=set)
-    session: ort.InferenceSession | None = None
+    outputs: set[str]
+    open: Callable[[bytes], ort.InferenceSession]
+    _session: ort.InferenceSession | None = None
+    _opening: Lock = field(default_factory=Lock)
+
+    def run(self, known: Feed, where: str = "") -> Tensors:
+        """The outputs by name, of tensors that are known. Raises: ModelError if it does not run."""
+        with self._opening:
+            if self._session is None:
+                proto = extract(self.model, self.nodes, self.outputs, known)
+                self._session = self.open(proto.SerializeToString())
+        return run_known(self._session, known, where)
 
 
-def _pieces(model: ir.Model, parts: Sequence[Collection[str]]) -> list[_Piece]:
-    """One piece for each part, in their order."""
+def _pieces(
+    model: ir.Model,
+    parts: Sequence[Collection[str]],
+    open_piece: Callable[[bytes], ort.InferenceSession],
+) -> tuple[list[Piece], list[set[str]]]:
+    """One piece for each part, in their order, and names of what later pieces and parts read."""
     producers, has_run = producers_of(model), set[ir.Node]()
     found = []
     for part in parts:
         nodes = nodes_before(part, producers, has_run)
         has_run |= {node for node in nodes if all(map(_is_tensor, node.outputs))}
-        found.append(_Piece(model, part, [node for node in model.graph if node in nodes]))
-    later = set[str]()
-    for piece in reversed(found):
-        piece.read_later = set(later)
+        ordered = [node for node in model.graph if node in nodes]
+        found.append(Piece(model, ordered, set(part), open_piece))
+    later: list[set[str]] = [set()]
+    for piece, part in zip(reversed(found), reversed(parts), strict=True):
+        piece.outputs |= later[0]
         read = (v for node in piece.nodes for v in reads(node))
-        later |= {str(v.name) for v in read if v.is_graph_input() or _is_tensor(v)}
-        later |= set(piece.part)
-    return found
+        tensors = {str(v.name) for v in read if v.is_graph_input() or _is_tensor(v)}
+        later.insert(0, later[0] | tensors | set(part))
+    return found, later[1:]
 
 
 def _parsed(model: Model) -> ir.Model:
