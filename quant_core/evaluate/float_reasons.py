@@ -123,8 +123,7 @@ def _is_quantized_again(value: ir.Value) -> bool:
     return all(
         reader.op_type == "QuantizeLinear"
         or (
-            reader.op_type in ("Relu", "Clip")
-            and all(_is_quantized_again(output) for output in reader.outputs)
+            reader.op_type in CAPS and all(_is_quantized_again(output) for output in reader.outputs)
         )
         for reader in readers
     )

@@ -17,6 +17,7 @@ from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.model import graph
 from quant_core.optimize.applied import rules_of
+from quant_core.plan.operators import CAPS
 from quant_core.plan.types import Compute, NodePlan, QuantPlan
 from quant_core.rewrite.apply import Quantized
 
@@ -136,7 +137,7 @@ def _quantized_output(node: ir.Node) -> _Output | None:
     A Relu or Clip in between is fused with the node.
     """
     for reader in graph.consumers(node.outputs[0]):
-        if reader.op_type in ("Relu", "Clip"):
+        if reader.op_type in CAPS:
             return _quantized_output(reader)
         if reader.op_type == "QuantizeLinear":
             scale, zero_point = (graph.constant(v) for v in reader.inputs[1:3])

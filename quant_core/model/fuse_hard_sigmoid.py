@@ -11,6 +11,8 @@ Source: Howard et al. 2019, "Searching for MobileNetV3", arXiv 1905.02244, secti
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from quant_core.model import graph
@@ -66,10 +68,8 @@ def _fuse(inside: ir.Graph, clip: ir.Node) -> None:
 
 def _upper_bound(clip: ir.Node) -> float | None:
     """h of Clip(0, h), None if the bounds are others."""
-    bounds = [_scalar(value) for value in clip.inputs[1:]]
-    if len(bounds) != 2 or bounds[0] != 0 or bounds[1] is None or bounds[1] <= 0:
-        return None
-    return bounds[1]
+    low, high = graph.clip_bounds(clip) or (0.0, 0.0)
+    return high if low == 0 < high < math.inf else None
 
 
 def _shift_before(clip: ir.Node) -> ir.Node | None:
@@ -114,10 +114,5 @@ def _divisor(node: ir.Node) -> float:
 
 def _scalar(value: ir.Value | None) -> float | None:
     """The number behind a float32 constant that broadcasts to any shape, None for another value."""
-    if value is None or not graph.is_constant(value):
-        return None
-    assert value.const_value is not None
-    if value.const_value.dtype != ir.DataType.FLOAT:
-        return None
-    array = graph.array(value)
-    return float(array.reshape(())) if array.size == 1 and array.ndim <= 1 else None
+    found = graph.number(value)
+    return found if found is not None and len(graph.shape_of(graph.value(value))) <= 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -141,6 +142,14 @@ def array(weight: ir.Value) -> NDArray[Any]:
     return found
 
 
+def number(value: ir.Value | None) -> float | None:
+    """The number that a float32 constant of one element holds, None for another value."""
+    if value is None or not is_constant(value) or value.const_value.dtype != ir.DataType.FLOAT:  # type: ignore[union-attr]
+        return None
+    found = array(value)
+    return float(found.reshape(())) if found.size == 1 else None
+
+
 def value(of: ir.Value | None) -> ir.Value:
     """The same value, where the operator requires that input."""
     assert of is not None
@@ -199,6 +208,18 @@ def input_at(node: ir.Node, position: int | None) -> ir.Value | None:
 def computed_inputs(node: ir.Node) -> list[ir.Value]:
     """The inputs that are there and no constants."""
     return [value for value in node.inputs if value is not None and not is_constant(value)]
+
+
+def clip_bounds(clip: ir.Node) -> tuple[float, float] | None:
+    """The bounds of a Clip, infinite where one is left out; None if one is no float32 constant."""
+    found = [-math.inf, math.inf]
+    for i, bound in enumerate(clip.inputs[1:]):
+        limit = number(bound)
+        if limit is not None:
+            found[i] = limit
+        elif bound is not None:
+            return None
+    return found[0], found[1]
 
 
 def first_output(node: ir.Node) -> ir.Value:

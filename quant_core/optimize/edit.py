@@ -30,14 +30,6 @@ def numbers(value: ir.Value) -> NDArray[np.float64]:
     return np.array(graph.array(value), np.float64)
 
 
-def number(value: ir.Value | None) -> float | None:
-    """The number that a float32 constant of one element holds, None for another value."""
-    if not is_float32(value):
-        return None
-    array = graph.array(graph.value(value))
-    return float(array.reshape(())) if array.size == 1 else None
-
-
 def axes_of(node: ir.Node) -> list[int] | None:
     """The axes that an attribute or a constant second input names, None if they are computed."""
     if "axes" in node.attributes:

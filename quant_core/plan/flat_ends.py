@@ -37,7 +37,7 @@ def _ends_of(node: ir.Node, value: ir.Value) -> Ends:
         case "HardSigmoid":
             return _of_hard_sigmoid(node)
         case "Clip" if node.inputs[0] is value:
-            return _of_clip(node)
+            return graph.clip_bounds(node) or EVERYWHERE
         case "Mul":
             return _of_hard_swish(node, value)
     return EVERYWHERE
@@ -48,19 +48,6 @@ def _of_hard_sigmoid(node: ir.Node) -> Ends:
     alpha = graph.attribute(node, "alpha", 0.2)
     beta = graph.attribute(node, "beta", 0.5)
     return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else EVERYWHERE
-
-
-def _of_clip(node: ir.Node) -> Ends:
-    """Of a Clip between constants, or with one of them left out."""
-    lo, hi = EVERYWHERE
-    bounds = [*node.inputs[1:3], None, None]
-    if any(bound is not None and not graph.is_constant(bound) for bound in bounds):
-        return EVERYWHERE
-    if bounds[0] is not None:
-        lo = float(graph.array(bounds[0]).item())
-    if bounds[1] is not None:
-        hi = float(graph.array(bounds[1]).item())
-    return lo, hi
 
 
 def _of_hard_swish(node: ir.Node, value: ir.Value) -> Ends:

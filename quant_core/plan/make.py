@@ -193,14 +193,7 @@ def _plan_weights(
 
 def _in_16_bits(planned: NodePlan, node: ir.Node, reason: str) -> NodePlan:
     """The plan of a rounded node that stores its weights as float16 instead, for this reason."""
-    in_float16 = replace(
-        planned,
-        compute=Compute.FLOAT,
-        storage=Storage.FLOAT16,
-        granularity=None,
-        pair_safe=False,
-    )
-    return kept_in_float(in_float16, float_weights(node), reason)
+    return kept_in_float(planned.in_float(Storage.FLOAT16), float_weights(node), reason)
 
 
 def _idle_globs(

@@ -183,14 +183,7 @@ def _keep_in_float(nodes: Sequence[ir.Node], weighted: dict[str, NodePlan]) -> N
             widest = max(shared, key=lambda w: in_float[w][0].bits)
             storage, why = in_float[widest]
             if planned.is_rounded or planned.weight_storage.bits < storage.bits:
-                stays = replace(
-                    planned,
-                    compute=Compute.FLOAT,
-                    storage=storage,
-                    granularity=None,
-                    pair_safe=False,
-                )
-                reason = f"its weight {widest.name} is {why}"
+                stays, reason = planned.in_float(storage), f"its weight {widest.name} is {why}"
                 weighted[planned.node] = kept_in_float(stays, weights, reason)
                 changed = True
 

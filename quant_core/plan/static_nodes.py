@@ -83,12 +83,8 @@ def capped_output(node: ir.Node) -> ir.Value:
 def _caps_at_zero(node: ir.Node) -> bool:
     if node.op_type not in CAPS:
         return False
-    if node.op_type == "Relu":
-        return True
-    low = graph.constant(graph.input_at(node, 1))
-    high = graph.input_at(node, 2)
-    is_zero = low is not None and not low.any()  # some converters write it with an axis
-    return is_zero and (high is None or graph.is_constant(high))
+    bounds = (0.0, math.inf) if node.op_type == "Relu" else graph.clip_bounds(node)
+    return bounds is not None and bounds[0] == 0
 
 
 def _may_move(

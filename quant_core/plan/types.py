@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -111,6 +111,12 @@ class NodePlan:
     def is_rounded(self) -> bool:
         """Whether its weights become integers."""
         return self.storage is not None and self.storage.is_integer
+
+    def in_float(self, storage: Storage) -> NodePlan:
+        """The same node in float, with its weights stored as these floats."""
+        return replace(
+            self, compute=Compute.FLOAT, storage=storage, granularity=None, pair_safe=False
+        )
 
     @property
     def weight_storage(self) -> Storage:

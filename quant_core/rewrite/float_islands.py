@@ -25,9 +25,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.plan.operators import CAPS
 
 TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
-ACTIVATIONS = frozenset({"Relu", "Clip"})
 PASSED = frozenset({"Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
@@ -68,7 +68,7 @@ def _requantized_output(node: ir.Node) -> ir.Value | None:
     """What a QuantizeLinear alone reads: the node's output, or that of its activation."""
     output = node.outputs[0]
     reader = graph.only_reader(output)
-    if reader is not None and reader.op_type in ACTIVATIONS:
+    if reader is not None and reader.op_type in CAPS:
         output = reader.outputs[0]
         reader = graph.only_reader(output)
     return output if reader is not None and reader.op_type == "QuantizeLinear" else None

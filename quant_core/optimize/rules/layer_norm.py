@@ -12,7 +12,7 @@ from quant_core.model import graph
 from quant_core.optimize.affine import affine_of
 from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.chains import Chain, chains
-from quant_core.optimize.edit import axes_of, constant, number, put_in_place, transpose
+from quant_core.optimize.edit import axes_of, constant, put_in_place, transpose
 from quant_core.optimize.facts import Facts
 
 OPSET = 17  # the first with LayerNormalization
@@ -211,7 +211,7 @@ def _squared(node: ir.Node) -> ir.Value | None:
         return None
     if node.op_type == "Mul" and others[0] is first:
         return first
-    return first if node.op_type == "Pow" and number(others[0]) == 2 else None
+    return first if node.op_type == "Pow" and graph.number(others[0]) == 2 else None
 
 
 def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
@@ -222,7 +222,7 @@ def _quotient(root: ir.Node, centred: ir.Value) -> tuple[ir.Node, ...] | None:
     if reader.op_type == "Div" and list(reader.inputs) == [centred, root.outputs[0]]:
         return (reader,)
     inverts = reader.op_type == "Reciprocal" or (
-        reader.op_type == "Div" and number(reader.inputs[0]) == 1
+        reader.op_type == "Div" and graph.number(reader.inputs[0]) == 1
     )
     product = graph.only_reader(reader.outputs[0]) if inverts else None
     if product is None or product.op_type != "Mul" or product.domain:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied
-from quant_core.optimize.edit import constant, number, put_in_place
+from quant_core.optimize.edit import constant, put_in_place
 from quant_core.optimize.facts import Facts
 
 Bounds = tuple[float, float]
@@ -47,31 +47,18 @@ def bounds_of(node: ir.Node, facts: Facts) -> tuple[ir.Value, Bounds] | None:
     if node.op_type == "Relu":
         return node.inputs[0], AT_ZERO
     if node.op_type == "Clip":
-        bounds = _bounds_of_clip(node)
-        return None if bounds is None else (node.inputs[0], bounds)
+        bounds = graph.clip_bounds(node)
+        return None if bounds is None else (node.inputs[0], (min(bounds), bounds[1]))
     if node.op_type in ("Max", "Min") and len(node.inputs) == 2:
         return _bound_of_extremum(node, facts)
     return None
-
-
-def _bounds_of_clip(clip: ir.Node) -> Bounds | None:
-    """The bounds of a Clip, None if one is computed."""
-    ends = list(NO_BOUNDS)
-    for i, bound in enumerate(clip.inputs[1:]):
-        limit = number(bound)
-        if limit is not None:
-            ends[i] = limit
-        elif bound is not None:
-            return None
-    lo, hi = ends
-    return min(lo, hi), hi
 
 
 def _bound_of_extremum(node: ir.Node, facts: Facts) -> tuple[ir.Value, Bounds] | None:
     """What a Max or Min reads beside its constant number, and the bound that this is (1.)."""
     left, right = (graph.value(v) for v in node.inputs)
     x, bound = (right, left) if graph.is_constant(left) else (left, right)
-    limit = number(bound)
+    limit = graph.number(bound)
     if limit is None or graph.is_constant(x):
         return None
     rank, rank_of_bound = facts.rank(x), len(graph.shape_of(bound))
