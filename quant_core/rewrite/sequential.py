@@ -102,8 +102,8 @@ def round_sequentially(
             copy, source = rounded.written[name], inputs[name]
             weight = graph.value(node.inputs[1])
             rows = layout_of(node, len(graph.shape_of(weight))).matrix(graph.array(weight))
-            pairs = _pairs(exact_runner, rounded_runner, source, graph.name_of(copy.inputs[0]))
-            exact, found = (_rows([pair[i] for pair in pairs], source) for i in (0, 1))
+            tensor = graph.name_of(copy.inputs[0])
+            exact, found = _pairs(exact_runner, rounded_runner, source, tensor)
             if found.shape[2]:  # some are of experts that no sample reaches
                 targets[name] = _target(rows, source, exact, found, batches)
             _round(copy, node, planned[name], rounding)
@@ -175,22 +175,22 @@ def _independent(
 
 def _pairs(
     exact: LayerwiseRunner, rounded: LayerwiseRunner, source: MatmulInput, tensor: str
-) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """What the node reads in the float model and in the rounded one, for each sample.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(G, P, n, k) each: as many rows as a target needs of what the node reads in the float model,
+    and the same ones in the rounded model.
 
     Where nodes choose rows, the models may choose other ones: then both are of the rounded model.
     """
-    states = zip(exact.states, rounded.states, strict=True)
-    pairs = ((before[source.tensor], after[tensor]) for before, after in states)
-    return [(x if x.shape == y.shape else y, y) for x, y in pairs]
-
-
-def _rows(of_samples: list[NDArray[Any]], source: MatmulInput) -> NDArray[np.float32]:
-    """(G, P, n, k): as many rows of an input as a target needs; of two models, the same ones."""
     total = max(MIN_PAIRED_ROWS, PAIRED_ROWS_PER_COLUMN * source.gram_shape[-1])
-    wanted = -(-total // len(of_samples))
-    rows = [input_rows(x, source, wanted) for x in of_samples]
-    return split_columns(np.concatenate(rows, axis=1), source.parts)
+    wanted = -(-total // len(exact.states))
+    rows: tuple[list[NDArray[np.float32]], ...] = ([], [])
+    # one sample at a time: its tensors may be large, and are read from files
+    for before, after in zip(exact.states, rounded.states, strict=True):
+        x, y = before[source.tensor], after[tensor]
+        for of_model, values in zip(rows, (x if x.shape == y.shape else y, y), strict=True):
+            of_model.append(input_rows(values, source, wanted))
+    found_exact, found = (split_columns(np.concatenate(r, axis=1), source.parts) for r in rows)
+    return found_exact, found
 
 
 def _target(

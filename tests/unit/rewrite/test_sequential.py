@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -124,6 +125,23 @@ def test_the_target_of_the_first_layer_is_its_own_weight_and_the_model_stays_as_
     np.testing.assert_allclose(first.weight, weight, atol=1e-6)
     assert np.abs(second.weight).max() > 0
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(monkeypatch):
+    monkeypatch.setattr("quant_core.model.layerwise.MAX_HELD_BYTES", 0)
+    text = "(float[n,8,h,k] x) => (float[n,8,h,k] y) { a = Relu(x) y = Conv(a, w) }"
+    model = normalized(sketch(text, weights(w=(8, 8, 1, 1))))
+    plan = make_plan(model, QuantConfig(bits=4, mode="weight_only"), TARGETS["x86"])
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 8, 256, 256), np.float32)}
+
+    def peak(samples: int) -> int:
+        tracemalloc.start()
+        round_sequentially(model, plan, Statistics(), [feed] * samples)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(16) < peak(4) + 2 * feed["x"].nbytes
 
 
 def test_shrinkage_is_high_for_independent_inputs_and_low_for_correlated_ones():
