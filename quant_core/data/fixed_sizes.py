@@ -1,15 +1,19 @@
-"""Sizes of open input axes that the model itself fixes: a weight has them, or they count steps."""
+"""Sizes of open input axes that the model itself fixes: a weight has them, they count steps, or
+constants hold them.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import onnx_ir as ir
 
 from quant_core.data.input_spec import InputSpec
 from quant_core.model import graph
-from quant_core.model.constants import is_given, numbers_of, size_of
+from quant_core.model.constants import is_given, numbers_of, size_of, tensor_of
 
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
 # Operators whose output has the axes of its input, and a constant operand does not change them.
@@ -38,6 +42,12 @@ FIXED_SIZES = {
     "InstanceNormalization": (1, 1, 0),
     "LayerNormalization": (-1, 1, -1),
 }
+# Operators whose constant operands are shapes, or parts of them, and others whose have sizes.
+OF_SHAPES = frozenset({"Reshape", "Expand", "Concat", "Slice"})
+OF_TABLES = ELEMENTWISE | {"Where", "Concat"}
+MOST_AXES = 8
+MOST_STEPS = 1 << 14
+MOST_BAKED = 16  # sizes that are worth a try
 
 
 def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
@@ -67,6 +77,25 @@ def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSp
         replace(spec, shape=tuple(known(spec.name, k, size) for k, size in enumerate(spec.shape)))
         for spec in inputs
     )
+
+
+def baked_sizes(model: ir.Model) -> list[int]:
+    """Sizes above 1 that constants of shapes and tables hold, those that most of them hold first.
+
+    Exporters that trace a model write so what was the size of an open axis.
+    """
+    counted: Counter[int] = Counter()
+    for node in graph.nodes_of(model):
+        for constant in filter(is_given, node.inputs):
+            tensor = tensor_of(constant)
+            if tensor is None:
+                continue
+            if node.op_type in OF_SHAPES and tensor.dtype.is_integer() and tensor.size <= MOST_AXES:
+                counted.update(numbers_of(constant) or ())
+            elif node.op_type in OF_TABLES and not tensor.dtype.is_integer():
+                counted.update(tensor.shape.numpy()[1:-1])  # neither a batch nor channels
+    sizes = (size for size, _ in counted.most_common() if 1 < size < MOST_STEPS)
+    return list(islice(sizes, MOST_BAKED))
 
 
 def _fixed_sizes(source: ir.Value) -> dict[int, int | str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from quant_core.data.fixed_sizes import fixed_sizes
+from quant_core.data.fixed_sizes import baked_sizes, fixed_sizes
 from quant_core.data.input_hints import Hint, input_hints, named_hint
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import closed_shape, count_steps, sizes_of_symbols
 from quant_core.data.random_values import Range, draw, find_range
 from quant_core.data.sources import Feed
-from quant_core.data.strategies import STRATEGIES
+from quant_core.data.strategies import strategies
 from quant_core.errors import DataError, ModelError
 from quant_core.model import files
 from quant_core.model.session import open_session, run
@@ -83,17 +83,18 @@ def random_source(
     Raises: DataError if the model runs with none, or takes text that it does not name; ModelError
     if it does not load.
     """
-    hints = {spec.name: named_hint(spec) for spec in inputs}
+    hints, sizes = {spec.name: named_hint(spec) for spec in inputs}, list[int]()
     if model is not None:
         graph = files.load(model)
         inputs, hints = fixed_sizes(graph, inputs), input_hints(graph, inputs)
+        sizes = baked_sizes(graph)
     for spec in inputs:
         if spec.dtype.kind == "U" and not hints[spec.name].choices:
             raise DataError(
                 "takes text, for which there is no random", spec.name, "Give real samples"
             )
     feeds = (count or COUNT) // max((spec.batch for spec in inputs), default=1)
-    sources = _distinct_sources(inputs, hints, seed, max(1, feeds))
+    sources = _distinct_sources(inputs, hints, seed, max(1, feeds), sizes)
     if model is None:
         return next(sources)
     return _first_that_runs(sources, session or open_session(model, optimize=False), model)
@@ -109,17 +110,24 @@ def first_strategy(
 
 
 def _distinct_sources(
-    inputs: tuple[InputSpec, ...], hints: Mapping[str, Hint], seed: int, length: int
+    inputs: tuple[InputSpec, ...],
+    hints: Mapping[str, Hint],
+    seed: int,
+    length: int,
+    sizes: Sequence[int] = (),
 ) -> Iterator[RandomSource]:
-    """A source for every strategy that differs from those before it."""
+    """A source for every strategy that differs from those before it.
+
+    sizes  that open axes may have
+    """
     found: list[Mapping[str, Range]] = []
-    for strategy in STRATEGIES:
-        sizes = sizes_of_symbols(inputs, strategy)
-        shapes = {spec.name: closed_shape(spec, sizes, strategy, inputs) for spec in inputs}
+    for strategy in strategies(sizes):
+        by_symbol = sizes_of_symbols(inputs, strategy)
+        shapes = {spec.name: closed_shape(spec, by_symbol, strategy, inputs) for spec in inputs}
         longest = count_steps(inputs, shapes)
         ranges = {
             spec.name: find_range(
-                spec, shapes[spec.name], hints[spec.name], strategy, sizes, longest
+                spec, shapes[spec.name], hints[spec.name], strategy, by_symbol, longest
             )
             for spec in inputs
         }

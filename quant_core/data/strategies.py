@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SIDE = 224  # of an open spatial axis of an image (rank 4)
@@ -33,7 +34,9 @@ class Strategy:
     is_positive: bool = False
 
 
-STRATEGIES = (
+# The ways before and behind those with the sizes that a model's constants hold: of other sizes,
+# those of 1 may run on models that were made for more.
+FIRST = (
     Strategy(),
     Strategy(masks=0),
     Strategy(is_positive=True),
@@ -41,6 +44,8 @@ STRATEGIES = (
     Strategy(integers=1),
     Strategy(integers=0),
     *(Strategy(side=side) for side in SIDES),
+)
+LAST = (
     Strategy(length=128, side=256),
     Strategy(length=64, side=64),
     Strategy(length=512, side=640),
@@ -52,3 +57,11 @@ STRATEGIES = (
     Strategy(length=512, is_alone=True),
     Strategy(length=8, side=16, integers=0),
 )
+
+
+def strategies(sizes: Sequence[int] = ()) -> Iterator[Strategy]:
+    """All ways, of which some draw lengths and sides of these sizes."""
+    yield from FIRST
+    yield from (Strategy(length=size) for size in sizes)
+    yield from LAST
+    yield from (Strategy(side=size) for size in sizes)

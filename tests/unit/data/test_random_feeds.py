@@ -244,6 +244,30 @@ def test_other_sizes_are_tried_until_the_model_runs(tmp_path):
     assert samples[0]["x"].shape[2] >= 400
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Reshape(x, shape) y = Transpose<perm = [1, 0, 2]>(a)",
+        "two = Constant<value = int64[1] {2}>() four = Constant<value = int64[1] {4}>() "
+        "sizes = Concat<axis = 0>(length, two, four) y = Reshape(x, sizes)",
+        "r = Relu(x) e = Exp(r) y = Add(e, table)",
+    ],
+    ids=["a shape", "part of a shape", "a table"],
+)
+def test_a_size_that_the_exporter_wrote_into_a_constant_is_tried(tmp_path, body):
+    text = f"(float[1, t, 8] x) => (float[a, b, c] y) {{ {body} }}"
+    constants = {
+        "shape": np.array([41, 2, 4]),
+        "length": np.array([41]),
+        "table": np.ones((1, 41, 8), np.float32),
+    }
+
+    samples = drawn(tmp_path, sketch(text, constants))
+
+    assert samples[0]["x"].shape == (1, 41, 8)
+    assert outputs(tmp_path, samples)
+
+
 def test_open_axes_of_a_state_are_the_batch(tmp_path):
     rng = np.random.default_rng(0)
     weights = {
