@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from quant_core.data.inputs import input_specs, sizes_of
 from quant_core.data.samples import Samples
 from quant_core.data.spec import RANDOM, SampleSource, SampleSpec
 from quant_core.deadline import Progress, silent
-from quant_core.errors import DataError, ModelError
+from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
 from quant_core.evaluate.fidelity import compare
@@ -157,6 +158,7 @@ def benchmark_model(
 
     Raises: QuantError.
     """
+    _check_limits(threads, seconds)
     first = open_session(Path(original), threads=threads)
     second = open_session(Path(quantized), threads=threads)
     feeds = samples_for(
@@ -182,6 +184,7 @@ def explain_model(
 
     Raises: QuantError.
     """
+    _check_limits(threads, seconds)
     sizes = config.fix_shape if config is not None else None
     feeds, model = samples_for(path, samples, sizes=sizes), load_normalized(path)
     kernels = profile_kernels(
@@ -199,6 +202,14 @@ def explain_model(
         pairs = sum(unsafe.get(name, 0) for name in kernel.covers)
         rows.append(ExplainedKernel(kernel, pairs, next(filter(None, advice), "")))
     return Explanation(str(path), is_quantized, tuple(rows))
+
+
+def _check_limits(threads: int, seconds: float) -> None:
+    """Raises: RequestError if nothing can be timed with so many threads, or for so long."""
+    if threads < 1:
+        raise RequestError(f"is {threads}", "threads", "1 or more")
+    if not 0 <= seconds < math.inf:
+        raise RequestError(f"is {seconds}", "seconds", "0 or more, and not without end")
 
 
 def _advice(planned: NodePlan) -> str:
@@ -228,6 +239,7 @@ def compare_models(
 
     The other parameters are those of `validate_model`. Raises: QuantError.
     """
+    _check_limits(threads, seconds)
     own = own_metric(metric, None)
     reference = open_session(Path(original), threads=threads)
     sessions = [open_session(Path(other), threads=threads) for other in others]

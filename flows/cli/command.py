@@ -118,7 +118,7 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
         place = option or error.where or where
         located = type(error)(error.problem, place, error.hint)
         printing.print_error(located, as_json)
-        is_wrong_request = bool(option) or _is_absent(place, typed)
+        is_wrong_request = bool(option) or _is_no_file(place, typed)
         return RequestError.exit_code if is_wrong_request else error.exit_code
     except Exception as error:
         if os.environ.get("QUANTMILL_DEBUG"):
@@ -154,11 +154,11 @@ def _option_at(error: QuantError, typed: Mapping[str, Any]) -> str:
     return f"{flag(name)} {key}".rstrip()
 
 
-def _is_absent(place: str, typed: Mapping[str, Any]) -> bool:
-    """Whether an error is about a file that was typed and is not there: then the request is wrong,
-    and not the file.
+def _is_no_file(place: str, typed: Mapping[str, Any]) -> bool:
+    """Whether an error is about a path that was typed and is not there, or is a folder: then the
+    request is wrong, and not the file.
     """
-    return place in _files(typed) and not os.path.lexists(place)
+    return place in _files(typed) and (os.path.isdir(place) or not os.path.lexists(place))
 
 
 def _files(typed: Mapping[str, Any]) -> set[str]:

@@ -101,6 +101,12 @@ def test_the_place_of_an_error_is_an_option_or_a_file_as_it_was_typed(
     assert capsys.readouterr().err.startswith(sentence)
 
 
+def test_a_folder_in_the_place_of_a_model_is_a_wrong_request(tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 2
+
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is a folder")
+
+
 def test_a_proposed_command_names_a_file_that_begins_with_a_dash(quantized, capsys):
     Path("-m.onnx").write_bytes(Path("float.onnx").read_bytes())
 
