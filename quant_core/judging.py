@@ -20,7 +20,7 @@ from quant_core.data.samples import Samples
 from quant_core.data.spec import RANDOM, SampleSource, SampleSpec
 from quant_core.deadline import Progress, silent
 from quant_core.errors import DataError, ModelError, RequestError
-from quant_core.evaluate.contract import Verdict, judge
+from quant_core.evaluate.contract import Ruling, Verdict, judge
 from quant_core.evaluate.custom_metric import code_allowed, own_metric
 from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.float_reasons import has_integers
@@ -75,7 +75,7 @@ def validate_model(
     second = open_session(Path(quantized), provider=used)
     feeds = samples_for(original, samples, first, second).keeping()
     check_same_interface(first, second, quantized)
-    fidelity, verdict, reason = _judged(first, second, feeds, own, contract, allow_code, progress)
+    fidelity, ruling = _judged(first, second, feeds, own, contract, allow_code, progress)
     made = files.load(quantized)
     sensitivities, not_measured = [], ""
     if detailed:
@@ -89,8 +89,8 @@ def validate_model(
     normalize(made)
     return Validation(
         fidelity,
-        verdict,
-        reason,
+        ruling.verdict,
+        ruling.reason,
         [asdict(node) for node in saturating_nodes(made)],
         [asdict(sensitivity) for sensitivity in sensitivities],
     )
@@ -104,9 +104,9 @@ def _judged(
     contract: Contract | None,
     allow_code: str | Path | None,
     progress: Progress,
-) -> tuple[Fidelity, Verdict, str]:
-    """The fidelity of the second model to the first, and what that means for the contract, with the
-    reason: a contract is missed where its own metric fails.
+) -> tuple[Fidelity, Ruling]:
+    """The fidelity of the second model to the first, and the ruling on the contract, which is missed
+    where its own metric fails.
     """
     names = [output.name for output in first.get_outputs()]
 
@@ -118,13 +118,11 @@ def _judged(
 
     try:
         fidelity = fidelity_by(own)
-        if contract is None:
-            return fidelity, Verdict.NONE, "no contract"
-        return fidelity, *judge(fidelity, contract)
+        return fidelity, judge(fidelity, contract)
     except DataError as failure:
         if own is None or contract is None:
             raise
-        return fidelity_by(None), Verdict.NOT_MET, str(failure)
+        return fidelity_by(None), Ruling(Verdict.NOT_MET, str(failure))
 
 
 def _sensitivities(

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,8 +193,8 @@ def _of_benchmark(answer: Answer) -> Columns:
 def _of_speed_and_size(contract: Contract, columns: Columns) -> Columns:
     """The verdict and its reason if the contract is missed by speed or size, else nothing."""
     speedup, size_ratio = columns.get("speedup"), columns["size_ratio"]
-    verdict, reason = conclude(gain_clauses(contract, speedup=speedup, size_ratio=size_ratio))
-    return {} if verdict is Verdict.MET else {"verdict": verdict, "reason": reason}
+    ruling = conclude(gain_clauses(contract, speedup=speedup, size_ratio=size_ratio))
+    return {} if ruling.verdict is Verdict.MET else asdict(ruling)
 
 
 def _failed(row: ModelRow, failure: Failure) -> ModelRow:

@@ -9,7 +9,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,9 +233,8 @@ def comparison(
     progress("loading each file in a new process")
     rows = []
     for path, row in zip(files, compared, strict=True):
-        verdict, reason = judge(row.fidelity, contract) if contract else ("none", "no contract")
-        judged = {"verdict": str(verdict), "reason": reason}
-        rows.append(row.to_dict() | judged | footprint(path, samples, threads, 1))
+        ruling = asdict(judge(row.fidelity, contract))
+        rows.append(row.to_dict() | ruling | footprint(path, samples, threads, 1))
     size_bytes = bytes_on_disk(original)
     first = {"file": str(original), "size_bytes": size_bytes}
     answer = {"original": first | footprint(original, samples, threads, 1), "files": rows}

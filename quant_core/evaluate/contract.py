@@ -22,6 +22,17 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Ruling:
+    """The verdict on a contract, and the clauses that decide it."""
+
+    verdict: Verdict
+    reason: str
+
+
+NO_CONTRACT = Ruling(Verdict.NONE, "no contract")
+
+
+@dataclass(frozen=True, slots=True)
 class Clause:
     """One clause of a contract: whether it holds, and the measured value beside its bound."""
 
@@ -31,15 +42,17 @@ class Clause:
 
 def judge(
     fidelity: Fidelity,
-    contract: Contract,
+    contract: Contract | None,
     *,
     speedup: float | None = None,
     size_ratio: float | None = None,
-) -> tuple[Verdict, str]:
-    """The verdict on the whole contract; speed-up and size are judged only where they are given.
+) -> Ruling:
+    """The ruling on the whole contract; speed-up and size are judged only where they are given.
 
     Raises: DataError if the contract's metric was not measured.
     """
+    if contract is None:
+        return NO_CONTRACT
     gain = gain_clauses(contract, speedup=speedup, size_ratio=size_ratio)
     return conclude([*accuracy_clauses(fidelity, contract), *gain])
 
@@ -94,13 +107,13 @@ def gain_clauses(
     return clauses
 
 
-def conclude(clauses: Iterable[Clause]) -> tuple[Verdict, str]:
+def conclude(clauses: Iterable[Clause]) -> Ruling:
     """Met if all clauses hold. The reason lists those that fail, or if none fails all of them."""
     clauses = list(clauses)
     failed = [clause.text for clause in clauses if not clause.holds]
     if failed:
-        return Verdict.NOT_MET, "; ".join(failed)
-    return Verdict.MET, "; ".join(clause.text for clause in clauses)
+        return Ruling(Verdict.NOT_MET, "; ".join(failed))
+    return Ruling(Verdict.MET, "; ".join(clause.text for clause in clauses))
 
 
 def score(fidelity: Fidelity, metric_name: str) -> tuple[float, float | None]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from quant_core.config import Contract
 from quant_core.errors import DataError, ModelError
-from quant_core.evaluate.contract import TOLERANCE, Verdict, judge, score
+from quant_core.evaluate.contract import NO_CONTRACT, TOLERANCE, Ruling, Verdict, judge, score
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.metrics import MAX_SQNR_DB, Fidelity, find_metric
 from quant_core.plan.targets import TARGETS
@@ -159,12 +159,14 @@ class Candidate:
         }
 
 
-def verdict(candidate: Candidate, contract: Contract) -> tuple[Verdict, str]:
-    """(met or not_met, the reason). Raises: ModelError if the candidate was not judged."""
+def ruling(candidate: Candidate, contract: Contract | None) -> Ruling:
+    """The ruling on the candidate, as measured. Raises: ModelError if it was not judged."""
+    if contract is None:
+        return NO_CONTRACT
     if candidate.fidelity is None:
         raise ModelError(f"{candidate.label} was not judged")
     if candidate.metric_failure is not None:
-        return Verdict.NOT_MET, str(candidate.metric_failure)
+        return Ruling(Verdict.NOT_MET, str(candidate.metric_failure))
     return judge(
         candidate.fidelity,
         contract,
@@ -175,7 +177,7 @@ def verdict(candidate: Candidate, contract: Contract) -> tuple[Verdict, str]:
 
 def satisfies(candidate: Candidate, contract: Contract) -> bool:
     """Whether the candidate, as measured, satisfies the contract."""
-    return verdict(candidate, contract)[0] is Verdict.MET
+    return ruling(candidate, contract).verdict is Verdict.MET
 
 
 def satisfying(candidates: Iterable[Candidate], contract: Contract) -> list[Candidate]:

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from quant_core.data.samples import Samples
-from quant_core.evaluate.contract import Verdict
+from quant_core.evaluate.contract import Ruling, Verdict
 from quant_core.model.session import find_provider
 from quant_core.optimize.rules import TIMED
 from quant_core.plan.targets import TARGETS
@@ -206,9 +206,7 @@ def _made(
     checking = floor_bench(job, found.best.plan, judging, bench)
     best = found.best if checking is bench else replace(found.best, fidelity=None)
     checked = _checked(job, found.calibrated, best, checking, repairs=repairs, takes_s=takes_s)
-    verdict, reason = found.verdict, found.reason
-    if checked.shortfall:
-        verdict, reason = Verdict.NOT_MET, checked.shortfall
+    broken = Ruling(Verdict.NOT_MET, checked.shortfall)
     best = replace(checked.best, plan=with_reasons(checked.best.plan, job.plan, why))
     notes = [
         found.best.fidelity.note if found.best.fidelity is not None else "",
@@ -234,8 +232,7 @@ def _made(
         worst_db=checked.worst_db,
         unchecked=checking is None,
         shortfall=checked.shortfall,
-        verdict=verdict,
-        reason=reason,
+        ruling=broken if checked.shortfall else found.ruling,
         note=joined(notes),
         trace=[*found.trace, *(trial.row() for trial in checked.trials)],
         stats=job.stats,

@@ -13,7 +13,7 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.data.samples import Samples
 from quant_core.deadline import Deadline
 from quant_core.errors import ModelError
-from quant_core.evaluate.contract import Verdict
+from quant_core.evaluate.contract import Ruling
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.sensitivity import Sensitivity
@@ -50,8 +50,7 @@ class Made:
     worst_db: float | None
     unchecked: bool
     shortfall: str
-    verdict: Verdict
-    reason: str
+    ruling: Ruling
     note: str
     trace: list[dict[str, Any]]
     stats: Statistics | None
@@ -142,8 +141,8 @@ def write_result(
         worst_db=made.worst_db,
         unchecked=made.unchecked,
         shortfall=made.shortfall,
-        verdict=made.verdict,
-        reason=made.reason,
+        verdict=made.ruling.verdict,
+        reason=made.ruling.reason,
         note=joined([made.note, size_note(size_bytes, made.float_size_bytes)]),
         plan=plan,
         layers=[asdict(row) for row in layers],

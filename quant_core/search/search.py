@@ -48,14 +48,14 @@ from typing import Any
 
 from quant_core.config import Contract, Mode
 from quant_core.errors import ModelError
-from quant_core.evaluate.contract import Verdict, float_misses
+from quant_core.evaluate.contract import NO_CONTRACT, Ruling, float_misses
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.assignments import try_assignments
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
-from quant_core.search.candidate import Candidate, satisfies, satisfying, verdict
+from quant_core.search.candidate import Candidate, ruling, satisfies, satisfying
 from quant_core.search.choose import best_of, of_most_worth
 from quant_core.search.policy import POLICY
 from quant_core.search.possible_gain import can_gain
@@ -68,16 +68,14 @@ from quant_core.search.variants import Trial, candidates_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The best candidate, the model that it is made of, whether it satisfies the contract, and why.
+    """The best candidate, the model that it is made of, and whether it satisfies the contract.
 
-    verdict  met, not_met, or none without a contract
-    trace    one row for each trial, in order
+    trace  one row for each trial, in order
     """
 
     best: Candidate
     calibrated: CalibratedModel
-    verdict: Verdict
-    reason: str
+    ruling: Ruling
     trace: list[dict[str, Any]]
 
 
@@ -121,9 +119,8 @@ def search(
         best, race = confirmed_best(race, bench)
     else:
         best, race = select_by_contract(race, bench, sought)
-    outcome = (Verdict.NONE, "no contract") if contract is None else verdict(best, contract)
     best = replace(best, plan=replace(best.plan, equalized_db=race.equalized_db))
-    return Found(best, race.calibrated, *outcome, list(race.trace))
+    return Found(best, race.calibrated, ruling(best, contract), list(race.trace))
 
 
 def follow_plan(
@@ -135,9 +132,9 @@ def follow_plan(
     """What this very plan makes; it is judged only if there is a contract and a bench."""
     best = calibrated.with_planned_biases(calibrated.build(plan, "the plan"))
     if bench is None or contract is None:
-        return Found(best, calibrated, Verdict.NONE, "no contract", [])
+        return Found(best, calibrated, NO_CONTRACT, [])
     best = bench.judge(best)
-    return Found(best, calibrated, *verdict(best, contract), [best.row()])
+    return Found(best, calibrated, ruling(best, contract), [best.row()])
 
 
 def reachable(contract: Contract, candidates: Sequence[Candidate]) -> Contract | None:
@@ -247,8 +244,7 @@ def tune_biases(found: Found, bench: Bench, contract: Contract | None) -> Found:
     if gain_db <= 0 or breaks:
         return found
     tuned = replace(tuned, plan=replace(best.plan, tuned_biases_db=gain_db))
-    outcome = (found.verdict, found.reason) if contract is None else verdict(tuned, contract)
-    return Found(tuned, found.calibrated, *outcome, found.trace)
+    return Found(tuned, found.calibrated, ruling(tuned, contract), found.trace)
 
 
 def _last_error(trials: Sequence[Trial]) -> ModelError:

@@ -9,7 +9,7 @@ import pytest
 
 from quant_core.config import Contract
 from quant_core.errors import DataError, RequestError
-from quant_core.evaluate.contract import Verdict, conclude, gain_clauses, judge
+from quant_core.evaluate.contract import Ruling, Verdict, conclude, gain_clauses, judge
 from quant_core.evaluate.fidelity import compare
 from quant_core.metrics import Fidelity
 from tests.unit.evaluate.outputs import rows
@@ -41,15 +41,15 @@ def drop_of_one_in_ten() -> Fidelity:
 def test_a_contract_is_judged_with_its_reason(contract, verdict, reason):
     judged = judge(drop_of_one_in_ten(), contract, speedup=1.2, size_ratio=0.3)
 
-    assert judged[0] == verdict
-    assert reason in judged[1]
+    assert judged.verdict == verdict
+    assert reason in judged.reason
 
 
 def test_a_least_value_that_float_misses_too_is_said_to_be_one():
     two_wrong = rows(np.eye(10)[[1, 0, *range(2, 10)]])
     fidelity = compare(two_wrong, two_wrong, ["y"], np.arange(10))
 
-    assert judge(fidelity, Contract(min=0.9)) == (
+    assert judge(fidelity, Contract(min=0.9)) == Ruling(
         Verdict.NOT_MET,
         "top1 0.8000, at least 0.9, which float misses too: 0.8000",
     )
@@ -62,10 +62,9 @@ def test_a_least_value_that_no_model_can_have_is_refused(metric):
 
 
 def test_speed_and_size_are_not_judged_before_they_are_measured():
-    assert (
-        judge(drop_of_one_in_ten(), Contract(max_drop=0.1, min_speedup=9.0, max_size_ratio=0.01))[0]
-        == Verdict.MET
-    )
+    contract = Contract(max_drop=0.1, min_speedup=9.0, max_size_ratio=0.01)
+
+    assert judge(drop_of_one_in_ten(), contract).verdict == Verdict.MET
 
 
 def test_a_metric_that_was_not_measured_is_an_error_not_a_verdict():
@@ -82,7 +81,8 @@ def test_speed_and_size_alone_can_be_judged_with_the_same_words():
     whole = judge(drop_of_one_in_ten(), contract, speedup=1.2, size_ratio=0.6)
     gain = conclude(gain_clauses(contract, speedup=1.2, size_ratio=0.6))
 
-    assert gain == whole == (Verdict.NOT_MET, "speedup 1.20, at least 1.5; size 0.600, at most 0.5")
+    reason = "speedup 1.20, at least 1.5; size 0.600, at most 0.5"
+    assert gain == whole == Ruling(Verdict.NOT_MET, reason)
 
 
 def test_a_verdict_is_its_word_in_json():

@@ -359,7 +359,7 @@ def test_an_output_that_is_not_finite_is_the_worst_and_says_so(bad):
 
     assert (fidelity.sqnr_db, fidelity.cosine, fidelity.max_abs_error) == (-200, -1, math.inf)
     assert fidelity.flaws == ("output y holds 1 NaN or infinite value",)
-    assert judge(fidelity, Contract(min=0.0))[0] == Verdict.NOT_MET
+    assert judge(fidelity, Contract(min=0.0)).verdict == Verdict.NOT_MET
 
 
 def test_nan_is_no_decision():

@@ -77,7 +77,7 @@ def test_a_contract_that_is_satisfied_may_be_so_by_a_faster_assignment():
     found = Problem(harmful(), mode="static").search(Contract("sqnr", min=1.0))
 
     labels = [row["candidate"] for row in found.trace]
-    assert found.verdict == "met"
+    assert found.ruling.verdict == "met"
     assert len([label for label in labels if "nodes in float" in label]) == 1
 
 

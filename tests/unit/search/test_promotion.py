@@ -30,14 +30,14 @@ def test_the_node_that_costs_accuracy_is_promoted_and_no_other(node):
 
     assert free.trace[0]["sqnr_db"] < 20
     assert (free.best.is_above(free.best.aim), in_float(free.best)) == (True, {node})
-    assert (kept.verdict, in_float(kept.best)) == ("met", {node})
+    assert (kept.ruling.verdict, in_float(kept.best)) == ("met", {node})
     assert kept.best.sqnr_db >= 25
 
 
 def test_a_contract_that_is_satisfied_promotes_nothing(judged):
     found = Problem(deep(3), mode="static").search(Contract("sqnr", min=15.0))
 
-    assert (found.verdict, in_float(found.best)) == ("met", set())
+    assert (found.ruling.verdict, in_float(found.best)) == ("met", set())
     assert judged == ["static"]
 
 
@@ -48,7 +48,7 @@ def test_a_node_that_integers_spoil_computes_in_float_and_stays_small(mode):
 
     found = problem.search(Contract("sqnr", min=25.0))
 
-    assert found.verdict == "met"
+    assert found.ruling.verdict == "met"
     assert {n.node: (n.compute, n.storage) for n in found.best.plan.nodes if n.weights} == {
         "a": ("float", "int8"), "b": ("static", "int8"), "y": ("static", "int8")
     }  # fmt: skip
@@ -64,7 +64,7 @@ def test_a_weight_that_takes_16_bits_keeps_no_other_node_from_integers():
 
     found = problem.search(Contract("sqnr", min=25.0))
 
-    assert found.verdict == "met"
+    assert found.ruling.verdict == "met"
     assert {n.node: (n.compute, n.storage) for n in found.best.plan.nodes if n.weights} == {
         "a": ("float", "float16"), "b": ("float", "int8"), "y": ("static", "int8")
     }  # fmt: skip
@@ -82,8 +82,8 @@ def test_a_weight_that_takes_16_bits_keeps_no_other_node_from_integers():
 def test_a_contract_that_nothing_keeps_gives_a_model_and_the_reason(contract, told):
     found = Problem(harmful(), **HARD).search(contract)
 
-    assert found.verdict == "not_met"
-    assert told in found.reason
+    assert found.ruling.verdict == "not_met"
+    assert told in found.ruling.reason
     onnx.checker.check_model(ir.to_proto(found.best.model))
 
 
@@ -92,7 +92,7 @@ def test_a_contract_without_anything_quantized_still_ends():
         Contract("agreement", min=0.0, min_speedup=1e6)
     )
 
-    assert found.verdict == "not_met"
+    assert found.ruling.verdict == "not_met"
 
 
 def test_what_float_itself_does_not_reach_promotes_nothing(tmp_path):
@@ -105,8 +105,8 @@ def test_what_float_itself_does_not_reach_promotes_nothing(tmp_path):
         free = problem.search()
         found = problem.search(Contract(metric, min=2.0))
 
-    assert (found.verdict, in_float(found.best)) == ("not_met", in_float(free.best))
-    assert "which float misses too" in found.reason
+    assert (found.ruling.verdict, in_float(found.best)) == ("not_met", in_float(free.best))
+    assert "which float misses too" in found.ruling.reason
     assert found.best.size_bytes == free.best.size_bytes
 
 
@@ -116,7 +116,7 @@ def test_evaluations_are_bounded_however_deep_the_model(judged, bits):
 
     found = problem.search(Contract("sqnr", min=500.0))
 
-    assert found.verdict == "not_met"
+    assert found.ruling.verdict == "not_met"
     of_promotions = [
         1 + p.max_groups + 2 * p.max_groups.bit_length() for p in PROMOTIONS
     ]  # all groups, each group, bisection and what follows it
@@ -126,7 +126,7 @@ def test_evaluations_are_bounded_however_deep_the_model(judged, bits):
 def test_what_is_stored_in_4_bits_goes_to_8_before_it_goes_to_float():
     found = Problem(deep(4), mode="weight_only", bits=4).search(Contract("sqnr", min=20.0))
 
-    assert found.verdict == "met"
+    assert found.ruling.verdict == "met"
     assert {n.storage for n in found.best.plan.nodes} == {"int4", "int8"}
 
 
@@ -167,7 +167,7 @@ def test_more_nodes_are_promoted_where_the_fewest_make_a_model_slower_than_float
 
     assert {row["speedup"] for row in kept.trace} == {0.5, 1.0}
     assert (free.best.speedup, free.best.is_above(free.best.aim)) == (1.0, True)
-    assert (kept.best.speedup, kept.verdict) == (1.0, "met")
+    assert (kept.best.speedup, kept.ruling.verdict) == (1.0, "met")
 
 
 def test_agreement_by_luck_does_not_satisfy_a_contract_but_agreement_that_the_noise_explains():
@@ -209,8 +209,8 @@ def test_what_misses_its_size_alone_is_not_made_larger():
 
     found = problem.search(Contract("sqnr", min=-50.0, max_size_ratio=0.01))
 
-    assert found.verdict == "not_met"
-    assert "size" in found.reason
+    assert found.ruling.verdict == "not_met"
+    assert "size" in found.ruling.reason
     assert all(n.storage == "int8" for n in found.best.plan.nodes if n.weights)
 
 
@@ -221,6 +221,6 @@ def test_a_metric_that_fails_costs_the_verdict_not_the_model(tmp_path):
     with code_allowed(tmp_path):
         found = problem.search(Contract("failing_metric:value", min=0.5))
 
-    assert found.verdict == "not_met"
-    assert "failing_metric:value" in found.reason
+    assert found.ruling.verdict == "not_met"
+    assert "failing_metric:value" in found.ruling.reason
     assert found.best.size_bytes > 0

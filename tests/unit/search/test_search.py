@@ -30,7 +30,7 @@ def test_without_a_contract_a_fast_and_faithful_candidate_wins_and_the_trace_has
 
     found = problem.search()
 
-    assert found.verdict == "none"
+    assert found.ruling.verdict == "none"
     assert found.best.label in {row["candidate"] for row in found.trace}
     assert found.trace[0]["candidate"] == "static"
 
@@ -40,7 +40,7 @@ def test_without_samples_the_plan_is_applied_as_it_is():
 
     found = follow_plan(problem.calibrated, problem.plan, None)
 
-    assert (found.best.plan, found.verdict, found.trace) == (problem.plan, "none", [])
+    assert (found.best.plan, found.ruling.verdict, found.trace) == (problem.plan, "none", [])
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
