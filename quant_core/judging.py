@@ -70,9 +70,9 @@ def validate_model(
     Raises: QuantError.
     """
     own = own_metric(metric, contract.metric if contract is not None else None)
-    used, provider_note = find_provider(provider)
-    first = open_session(Path(original), provider=used)
-    second = open_session(Path(quantized), provider=used)
+    used = find_provider(provider)
+    first = open_session(Path(original), provider=used.name)
+    second = open_session(Path(quantized), provider=used.name)
     feeds = samples_for(original, samples, first, second).keeping()
     check_same_interface(first, second, quantized)
     fidelity, ruling = _judged(first, second, feeds, own, contract, allow_code, progress)
@@ -85,7 +85,7 @@ def validate_model(
             sensitivities = _sensitivities(Path(original), made, feeds, sizes)
         except ModelError as error:  # the outputs are compared all the same
             not_measured = f"what nodes cost is not known: {error.problem}"
-    fidelity = replace(fidelity, note=joined([fidelity.note, provider_note, not_measured]))
+    fidelity = replace(fidelity, note=joined([fidelity.note, used.note, not_measured]))
     normalize(made)
     return Validation(
         fidelity,
@@ -105,7 +105,7 @@ def _judged(
     allow_code: str | Path | None,
     progress: Progress,
 ) -> tuple[Fidelity, Ruling]:
-    """The fidelity of the second model to the first, and the ruling on the contract, which is missed
+    """The fidelity of the second model to the first, and the ruling on the contract: it is missed
     where its own metric fails.
     """
     names = [output.name for output in first.get_outputs()]

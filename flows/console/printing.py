@@ -38,14 +38,8 @@ def print_answer(data: Any, view: Callable[[Any], RenderableType] | None) -> Non
 def print_error(error: QuantError, as_json: bool) -> None:
     """Print problem, where and hint: to stderr for a person, or to stdout as a JSON line."""
     if as_json:
-        parts = {
-            "kind": type(error).__name__,
-            "problem": error.problem,
-            "where": error.where,
-            "hint": error.hint,
-        }
         # on one line: it may end a stream of events
-        sys.stdout.write(json.dumps({"error": plain(parts)}) + "\n")
+        sys.stdout.write(json.dumps({"error": error.to_dict()}) + "\n")
         return
     console(stderr=True).print(error_text(error.problem, error.where, error.hint), soft_wrap=True)
 

@@ -164,14 +164,13 @@ def observe_each(
                 tally_of_feed.append(tally)
                 yield feed
 
-    provider, _ = find_provider(plan.config.provider)
     samples = numbered_values_of(
         model,
         dict.fromkeys((*tallies[0].wanted, *(grams.tensors if grams is not None else ()))),
         feeds(),
         threads=threads,
         where="calibration sample",
-        provider=provider,
+        provider=find_provider(plan.config.provider).name,
     )
     for position, values in samples:
         tally = tally_of_feed[position]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, Literal, NamedTuple, Union
 
 import numpy as np
 import onnxruntime as ort
@@ -70,10 +70,16 @@ def open_session(
     return _open(model, options, outputs, provider)
 
 
+class Provider(NamedTuple):
+    """An execution provider by onnxruntime's name, and a note where it is not the one asked for."""
+
+    name: str
+    note: str = ""
+
+
 @cache
-def find_provider(name: str) -> tuple[str, str]:
-    """(onnxruntime's name of an execution provider, a note): the CPU, with a note that says so,
-    where this provider does not work here.
+def find_provider(name: str) -> Provider:
+    """That execution provider, or the CPU where it does not work here.
 
     name  "cpu", "cuda", "openvino" or another one, whatever its letter case
 
@@ -81,16 +87,17 @@ def find_provider(name: str) -> tuple[str, str]:
     """
     known = {p.removesuffix("ExecutionProvider").lower(): p for p in ort.get_all_providers()}
     one_of("provider", name.lower(), tuple(sorted(known)))
-    provider = known[name.lower()]
+    provider, why = known[name.lower()], "does not work here"
     if provider not in ort.get_available_providers():
-        return CPU, f"provider {name} is not in this onnxruntime: the CPU ran instead"
-    try:
-        used = _open(_PROBE, _options(1, optimize=True), provider=provider).get_providers()
-    except ModelError as error:
-        return CPU, f"provider {name} does not work ({error.problem}): the CPU ran instead"
-    if provider not in used:
-        return CPU, f"provider {name} does not work here: the CPU ran instead"
-    return provider, ""
+        why = "is not in this onnxruntime"
+    else:
+        try:
+            session = _open(_PROBE, _options(1, optimize=True), provider=provider)
+            if provider in session.get_providers():
+                return Provider(provider)
+        except ModelError as error:
+            why = f"does not work ({error.problem})"
+    return Provider(CPU, f"provider {name} {why}: the CPU ran instead")
 
 
 def open_profiled(model: Model, prefix: Path, *, threads: int = 1) -> ort.InferenceSession:

@@ -216,7 +216,7 @@ def _made(
         time_note(job.samples, job.stats, judging.judges, bench, is_cut_short=is_cut_short),
         speed_note(best),
         TARGETS[best.plan.target].note,
-        find_provider(best.plan.config.provider)[1] if job.stats is not None else "",
+        find_provider(best.plan.config.provider).note if job.stats is not None else "",
         *checked.notes,
         *checked.close,
         float_weights_note(found.calibrated.model, best.plan),
