@@ -24,9 +24,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
 
+from flows.console.artifacts import with_progress
 from flows.console.events import Listener, Unrecorded, ignore
 from flows.console.result import Result
-from flows.console.summary import with_progress
 from flows.journal import Journal
 from flows.manifest.code import check_code
 from flows.manifest.jobs import Manifest

@@ -10,14 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.console.artifacts import MAX_ROWS, show_in_prefect
 from flows.console.result import Result
-from flows.console.summary import (
-    MAX_ROWS_IN_PREFECT,
-    read_summary,
-    show_in_prefect,
-    write_summary,
-    wrong,
-)
+from flows.console.summary import read_summary, write_summary, wrong
 from flows.journal import Journal, is_taken, open_journal
 from flows.manifest.jobs import Manifest
 from flows.runtime.prefect_api import is_lost
@@ -105,7 +100,7 @@ def name_flow_run(path: Path) -> None:
 
 def summarize(kind: str, result: Result, state: State[Any], lines: Lines, path: Path) -> None:
     """Show the result in Prefect's UI, its rows as these lines, and write it to `path`."""
-    shown = lines([row.to_json() for row in result.rows[:MAX_ROWS_IN_PREFECT]])
+    shown = lines([row.to_json() for row in result.rows[:MAX_ROWS]])
     if not is_lost():
         show_in_prefect(kind, result.run_id, shown, _facts(result), result.page)
     end_summary(kind, result, str(state.name), path, _flow_run())

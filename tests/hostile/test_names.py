@@ -89,7 +89,7 @@ def test_mistakes_of_a_manifest_show_control_characters_as_escapes(tmp_path):
 
 
 def test_prefect_s_tables_neither_steer_nor_format():
-    from flows.console.summary import cell
+    from flows.console.artifacts import cell
 
     assert cell(f"a|b`<img src=x>{EVIL}") == r"a\|b&#96;&lt;img src=x&gt;" + cell(EVIL)
     assert is_tame(cell(EVIL))

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from flows.console.artifacts import with_progress
 from flows.console.events import ModelDone, ignore
-from flows.console.summary import with_progress
 from flows.runtime import own_server, prefect_api
 from flows.runtime.prefect_api import (
     Prefect,
