@@ -82,7 +82,7 @@ def draft_view(answer: Mapping[str, Any]) -> RenderableType:
         for model in answer["models"]
     ]
     headings = ("input", "summary", "calibration", "evaluation", "labels", "does not fit")
-    table = rows_table(rows, {heading: heading for heading in headings})
+    table = rows_table(rows, headings)
     written = Text(f"written: {printable(answer['manifest'])}")
     return Group(table, written)
 

@@ -66,8 +66,8 @@ def pareto_view(result: Mapping[str, Any]) -> RenderableType:
         }
         for trial in shown
     ]
-    columns = {key: key for key in ("plan", "speed", "sqnr", "agreement", "size", "chosen")}
-    table = rows_table(rows, columns, right=("speed", "sqnr", "agreement", "size"))
+    headings = ("plan", "speed", "sqnr", "agreement", "size", "chosen")
+    table = rows_table(rows, headings, right=headings[1:5])
     return Group(quantization_view(result), table)
 
 
@@ -146,7 +146,7 @@ def validation_view(result: Mapping[str, Any]) -> RenderableType:
     headings = ("output", "agreement", "cosine", "SQNR dB", "around mean", "max error", "flaw")
     return Group(
         facts_table(facts),
-        rows_table(rows, {heading: heading for heading in headings}, right=headings[1:6]),
+        rows_table(rows, headings, right=headings[1:6]),
         *_saturation_tables(result.get("saturation")),
         *_sensitivity_tables(result.get("sensitivity")),
     )

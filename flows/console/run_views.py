@@ -29,10 +29,9 @@ BUSY_NOTE = "busy: others used this host while it was timed; doubt the speed"
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line for each row of the models table."""
-    headings = ("model", "size", "ratio", "accuracy", "metric", "latency", "speed", "verdict")
     table = rows_table(
         batch_lines(rows),
-        {heading: heading for heading in headings},
+        ("model", "size", "ratio", "accuracy", "metric", "latency", "speed", "verdict"),
         right=("size", "ratio", "accuracy", "latency", "speed"),
         optional=("latency", "metric", "size"),
     )
@@ -72,10 +71,9 @@ def outcome_text(row: Mapping[str, Any]) -> Text:
 
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line for each row of the audits table."""
-    columns = {heading: heading for heading in ("model", "accuracy", "metric", "speed", "verdict")}
-    return _with_busy_note(
-        rows_table(audit_lines(rows), columns, right=("accuracy", "speed")), rows
-    )
+    headings = ("model", "accuracy", "metric", "speed", "verdict")
+    table = rows_table(audit_lines(rows), headings, right=("accuracy", "speed"))
+    return _with_busy_note(table, rows)
 
 
 def audit_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:

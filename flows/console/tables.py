@@ -94,19 +94,20 @@ class FittingTable:
 
 def rows_table(
     rows: Iterable[Mapping[str, Any]],
-    columns: Mapping[str, str],
+    columns: Mapping[str, str] | Sequence[str],
     title: str | None = None,
     right: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> FittingTable:
     """A table with the cells `columns` of each row. A column without any value is left out.
 
-    columns  the row's key -> the heading
+    columns  the row's key -> the heading, or keys that are headings
     """
-    cells = [{key: _cell(row.get(key)) for key in columns} for row in rows]
-    filled = [key for key in columns if any(cell[key].plain for cell in cells)]
+    headings = columns if isinstance(columns, Mapping) else {key: key for key in columns}
+    cells = [{key: _cell(row.get(key)) for key in headings} for row in rows]
+    filled = [key for key in headings if any(cell[key].plain for cell in cells)]
     lines = [[cell[key] for key in filled] for cell in cells]
-    return FittingTable([columns[key] for key in filled], lines, title, right, optional)
+    return FittingTable([headings[key] for key in filled], lines, title, right, optional)
 
 
 def error_text(problem: str, where: str, hint: str) -> Text:

@@ -59,7 +59,6 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
                 "rounds": timing["rounds"],
             }
         )
-    columns = {heading: heading for heading in rows[0]}
     if result["footprints"] is None:  # JavaScript ran them
         timing = result["timings"][0]
         equal = (f"{format_number(timing[f'{name}_equal_db'], 0)} dB" for name in _BOTH)
@@ -73,16 +72,15 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
             "load time": before_after(before["load_ms"], after["load_ms"], format_ms),
             "memory": before_after(before["memory_bytes"], after["memory_bytes"], format_size),
         }
-    optional = ("p95", "quartiles", "rounds")
-    table = rows_table(rows, columns, right=tuple(columns), optional=optional)
+    headings, optional = tuple(rows[0]), ("p95", "quartiles", "rounds")
+    table = rows_table(rows, headings, right=headings, optional=optional)
     return Group(table, facts_table(facts), *_busy_warnings(result["timings"]))
 
 
 def comparison_view(result: Mapping[str, Any]) -> RenderableType:
     """Several files of one model side by side, the original first."""
-    columns = {heading: heading for heading in COMPARED}
     optional = ("memory", "load", "")
-    table = rows_table(compared_rows(result), columns, right=COMPARED[1:-1], optional=optional)
+    table = rows_table(compared_rows(result), COMPARED, right=COMPARED[1:-1], optional=optional)
     return Group(table, Text(comparison_legend(result), style="dim"), *_busy_warnings([result]))
 
 
@@ -172,8 +170,9 @@ def explanation_view(result: Mapping[str, Any]) -> RenderableType:
         )
     headings = ("kernel", "operator", "computes in", "time", "share", "why in float",
                 "saturates without VNNI", "quantmill would")  # fmt: skip
-    columns = {heading: heading for heading in headings}
-    return Group(rows_table(rows, columns, right=("time", "share")), Text(explanation_line(result)))
+    return Group(
+        rows_table(rows, headings, right=("time", "share")), Text(explanation_line(result))
+    )
 
 
 def _is_minor(kernel: Mapping[str, Any]) -> bool:
