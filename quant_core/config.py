@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from quant_core.errors import RequestError, nearest_hint
+from quant_core.errors import RequestError
+from quant_core.fields import check_fields, known_keys, one_of
 from quant_core.metrics import METRICS, find_metric
 
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
@@ -24,16 +23,6 @@ FLOAT_STORAGE = ("float32", "float16")
 # Bits of a weight -> SQNR in dB below which an output is broken: at 12 dB the noise is a quarter of
 # the signal's amplitude.
 FLOOR_DB = {8: 12.0, 4: 8.0}
-# Type of a field below -> what it is called for people.
-KINDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    types.NoneType: "absent",
-    tuple[str, ...]: "a list of texts",
-    Mapping[str, int]: "a mapping of names to whole numbers",
-}
 
 
 class Mode(StrEnum):
@@ -129,10 +118,14 @@ class QuantConfig:
             raise RequestError(f"is {self.time_budget_s}", "time_budget_s", "Seconds above 0")
 
     @property
+    def least_db(self) -> float:
+        """The least SQNR of each output of the finished file."""
+        return float(FLOOR_DB[self.bits] if self.floor_db is None else self.floor_db)
+
+    @property
     def floor(self) -> Contract:
         """The contract that every finished file must satisfy: no output is worse than the floor."""
-        least = FLOOR_DB[self.bits] if self.floor_db is None else self.floor_db
-        return Contract("worst_sqnr", min=float(least))
+        return Contract("worst_sqnr", min=self.least_db)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:
@@ -196,65 +189,7 @@ class Contract:
         return asdict(self)
 
 
-def known_keys(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with lists as tuples.
-
-    Raises: RequestError for a key that is no field of `cls`, with the nearest field that is.
-    """
-    if not isinstance(values, Mapping):
-        raise RequestError(f"is {values!r}", cls.__name__, "A mapping of keys to values")
-    names = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in names:
-            hint = nearest_hint(str(key), names) or f"Known: {', '.join(names)}"
-            raise RequestError("unknown key", str(key), hint)
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def one_of(key: str, value: object, allowed: tuple[object, ...], more: str = "") -> None:
-    """Raises: RequestError unless `value` is one of `allowed`."""
-    if value not in allowed or isinstance(value, bool):
-        choices = f"{', '.join(map(str, allowed))}{more}"
-        hint = nearest_hint(str(value), map(str, allowed)) or "Choose one of these"
-        raise RequestError(f"is {value!r}, not one of {choices}", key, hint)
-
-
 def check_metric(name: str) -> None:
     """Raises: RequestError unless `name` is a metric of the table or a `module:function`."""
     if ":" not in name:
         one_of("metric", name, tuple(METRICS), " or module:function")
-
-
-def check_fields(value: Any) -> None:
-    """Raises: RequestError where a field of the dataclass `value` has not its annotated type."""
-    kind: Any = type(value)  # mypy doubts that a class is hashable
-    for name, options in _allowed_types(kind).items():
-        got = getattr(value, name)
-        if not any(_is_a(got, option) for option in options):
-            hint = f"Must be {' or '.join(KINDS[option] for option in options)}"
-            raise RequestError(f"is {got!r}", name, hint)
-
-
-@cache
-def _allowed_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
-    """Field of the dataclass -> the types that its values may have."""
-    hints = get_type_hints(kind)
-    return {
-        name: get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        for name, hint in hints.items()
-    }
-
-
-def _is_a(got: object, kind: Any) -> bool:
-    if kind is float:
-        return isinstance(got, (int, float)) and not isinstance(got, bool)
-    if kind is int:
-        return isinstance(got, int) and not isinstance(got, bool)
-    if args := get_args(kind):
-        origin = kind.__origin__
-        if not isinstance(got, origin):
-            return False
-        if isinstance(got, Mapping):
-            return all(_is_a(k, args[0]) and _is_a(v, args[1]) for k, v in got.items())
-        return all(_is_a(item, args[0]) for item in got)
-    return isinstance(got, kind)

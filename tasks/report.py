@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from quant_core.fields import field_types
 from quant_core.model.atomic import atomic_write
 from quant_core.text import storable
-from tasks.rows import SCHEMA_VERSION, TABLES, Row, column_types
+from tasks.rows import SCHEMA_VERSION, TABLES, Row
 
 ARROW_TYPES = {
     str: pa.string(),
@@ -28,7 +29,7 @@ ARROW_TYPES = {
 
 def schema_of(row: type[Row]) -> pa.Schema:
     """The Arrow schema of a table with such rows; every column may be null."""
-    columns = column_types(row).items()
+    columns = field_types(row).items()
     fields = [(name, _arrow_type(types)) for name, types in columns]
     return pa.schema(fields, metadata={"quantmill_schema": str(SCHEMA_VERSION)})
 

@@ -13,10 +13,10 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from pathlib import PurePath
-from types import UnionType
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Self
 
 from quant_core.evaluate.contract import Verdict
+from quant_core.fields import field_types
 from quant_core.text import printable
 
 SCHEMA_VERSION = 4  # of all tables; it grows whenever a column is added, renamed or removed
@@ -59,7 +59,7 @@ class Row:
     renamed: ClassVar[Mapping[str, str]] = {}  # old names of columns -> today's
 
     def __post_init__(self) -> None:
-        for name, types in column_types(type(self)).items():
+        for name, types in field_types(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, types):
                 allowed = " or ".join(kind.__name__ for kind in types)
@@ -81,11 +81,11 @@ class Row:
             a value of another type.
         """
         present = {cls.renamed.get(name, name): value for name, value in values.items()}
-        types = column_types(cls)
+        types = field_types(cls)
         row = {
             name: _from_json(value, types[name]) for name, value in present.items() if name in types
         }
-        for name in _required(cls):  # type: ignore[arg-type] # as in column_types
+        for name in _required(cls):  # type: ignore[arg-type] # as in fields.py
             if name not in row:
                 raise KeyError(name)
         return cls(**row)
@@ -274,25 +274,10 @@ TABLES: dict[str, type[Row]] = {
 }
 
 
-def column_types(row: type[Row]) -> Mapping[str, tuple[type, ...]]:
-    """Column -> the types that its values may have; NoneType among them if it may be unknown."""
-    return _column_types(row)  # type: ignore[arg-type] # mypy doubts that a class is hashable
-
-
-@cache
-def _column_types(row: type[Row]) -> Mapping[str, tuple[type, ...]]:
-    hints = get_type_hints(row)
-    return {field.name: _alternatives(hints[field.name]) for field in fields(row)}
-
-
 @cache
 def _required(row: type[Row]) -> tuple[str, ...]:
     """The columns that every row has."""
     return tuple(field.name for field in fields(row) if field.default is MISSING)
-
-
-def _alternatives(hint: Any) -> tuple[type, ...]:
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
 def _fits(value: Any, types: tuple[type, ...]) -> bool:

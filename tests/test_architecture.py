@@ -23,6 +23,7 @@ LAYERS = ("quant_core", "tasks", "flows", "deployments")  # each may import thos
 CORE_SHELVES = (
     ("text", "deadline", "late_sympy"),
     ("errors", "metrics"),
+    ("fields",),
     ("config",),
     ("model",),
     ("data", "numerics"),

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.calibrate.stats import TensorStats
-from quant_core.config import one_of
 from quant_core.errors import DataError
+from quant_core.fields import one_of
 from quant_core.numerics.affine import Grid, choose_params
 
 Array = NDArray[np.float64]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Union
 import numpy as np
 import onnxruntime as ort
 
-from quant_core.config import one_of
 from quant_core.errors import ModelError
+from quant_core.fields import one_of
 from quant_core.model.containers import boxed, unboxed
 from quant_core.model.runtime_errors import find_hint, short_message
 

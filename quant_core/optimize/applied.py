@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from quant_core.config import known_keys
 from quant_core.errors import ModelError
+from quant_core.fields import known_keys
 from quant_core.model import files
 
 REWRITES = "quantmill.rewrites"  # key in the metadata of a model that was made of a rewritten one

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
-from quant_core.config import one_of
+from quant_core.fields import one_of
 from quant_core.plan.compute import Compute
 
 

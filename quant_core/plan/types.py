@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from quant_core.config import QuantConfig, known_keys
+from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
+from quant_core.fields import known_keys
 from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerChannel, PerTensor
 from quant_core.optimize.applied import Applied
 from quant_core.plan.compute import Compute as Compute  # a word of plans, and of targets

@@ -126,7 +126,7 @@ def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candida
 
 def _broken_nodes(candidate: Candidate) -> dict[str, float]:
     """Node with a broken weight -> SQNR of its worst channel in dB."""
-    least = candidate.plan.config.floor.min or 0.0
+    least = candidate.plan.config.least_db
     found = candidate.quantized.worst_row_db
     rounded = {n.node for n in candidate.plan.nodes if n.is_rounded}
     return {node: db for node, db in found.items() if db < least and node in rounded}
@@ -134,7 +134,7 @@ def _broken_nodes(candidate: Candidate) -> dict[str, float]:
 
 def _broken_weights(candidate: Candidate) -> str:
     """What is to be said of each broken weight, "" if none is."""
-    least = candidate.plan.config.floor.min
+    least = candidate.plan.config.least_db
     return joined(
         f"a channel of the weight of node {node} has {db:.1f} dB, at least {least:g}"
         for node, db in _broken_nodes(candidate).items()
@@ -163,7 +163,7 @@ def _with_whole_outputs(
     """The candidate without integers that lose a channel of an output (step 4), and a note on each
     such output. Behind those that go into float there may be others.
     """
-    least = judged.plan.config.floor.min or 0.0
+    least = judged.plan.config.least_db
     samples = bench.samples.subsample(POLICY.noise_samples)
     lost: dict[str, list[str]] = {}
     for _ in range(WHOLE_ROUNDS if repairs else 1):
@@ -221,7 +221,7 @@ def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, 
 def _doubted(judged: Candidate, bench: Bench) -> list[str]:
     """A note on each output that is sound, though the samples prove little of it."""
     assert judged.fidelity is not None
-    least = judged.plan.config.floor.min or 0.0
+    least = judged.plan.config.least_db
     names = [output.name for output in bench.reference.session.get_outputs()]
     found = []
     for o in judged.fidelity.per_output:
@@ -254,8 +254,7 @@ def close_to_floor(judged: Candidate) -> tuple[str, ...]:
 def shortfall_of(calibrated: CalibratedModel, judged: Candidate, samples: Samples) -> str:
     """The broken outputs, and the node with the most noise of its own."""
     assert judged.fidelity is not None
-    least = judged.plan.config.floor.min
-    assert least is not None
+    least = judged.plan.config.least_db
     broken = [
         f"output {o.name} {o.flaw or f'{o.nearness}, at least {least:g}'}"
         for o in judged.fidelity.per_output

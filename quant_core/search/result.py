@@ -137,7 +137,7 @@ def write_result(
         float_size_bytes=made.float_size_bytes,
         target=plan.target,
         saturation_safe=is_safe,
-        floor_db=float(plan.config.floor.min or 0.0),
+        floor_db=plan.config.least_db,
         worst_db=made.worst_db,
         unchecked=made.unchecked,
         shortfall=made.shortfall,
