@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_core.errors import QuantError, StageError, StageReason, error_from_dict, reason_of
-from quant_core.worker.child import (
+from quant_core.worker.run import (
     MAX_WORKER_DEATHS,
     STAGE_MODULE,
     StageLimits,

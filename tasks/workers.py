@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quant_core.errors import QuantError, StageError, StageReason
-from quant_core.worker.child import STAGE_MODULE, StageLimits, run_stage, worker_death
 from quant_core.worker.host import versions
+from quant_core.worker.run import STAGE_MODULE, StageLimits, run_stage, worker_death
 from tasks import stores
 from tasks.cache import Content
 from tasks.locations import Location, Url
@@ -71,7 +71,7 @@ class Workers:
         self.folders: dict[str, dict[str, Sequence[Any]]] = {}
 
     def run(self, stage: str, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer of one stage of a model: what `run_stage` of worker/child.py returns.
+        """The answer of one stage of a model: what `run_stage` of worker/run.py returns.
 
         Raises: QuantError as the stage does; StageError if the worker was lost.
         """

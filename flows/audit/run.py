@@ -13,7 +13,7 @@ from flows.manifest.code import check_code
 from flows.runtime.prefect_api import unused_settings
 from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
-from quant_core.worker.child import STAGE_MODULE
+from quant_core.worker.run import STAGE_MODULE
 
 # run_audit alone imports Prefect and Dask: --help does not wait for them.
 

@@ -33,7 +33,7 @@ from flows.manifest.jobs import Manifest
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import QuantError, StageError, reason_of
 from quant_core.model.atomic import make_own_folder
-from quant_core.worker.child import STAGE_MODULE, StageLimits
+from quant_core.worker.run import STAGE_MODULE, StageLimits
 from tasks import stores
 from tasks.locations import Location, Url
 from tasks.workers import Workers

@@ -20,7 +20,7 @@ from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
 from flows.runtime.signals import stopped_at_once
 from quant_core.errors import QuantError
-from quant_core.worker.child import STAGE_MODULE, StageLimits, run_stage, shut_down
+from quant_core.worker.run import STAGE_MODULE, StageLimits, run_stage, shut_down
 from tasks.remote import Remote, run_remote_stage
 
 if TYPE_CHECKING:

@@ -110,7 +110,7 @@ def javascript_timing(
 
 def footprint(model: Path, samples: SampleSpec, threads: int, batch: int) -> dict[str, Any]:
     """How long a model takes to load in a new process, and how much memory there."""
-    from quant_core.worker.child import run_stage, shut_down
+    from quant_core.worker.run import run_stage, shut_down
 
     few = replace(samples, labels=None, count=batch)
     request = {"model": str(model), "samples": few.to_dict(), "threads": threads, "batch": batch}

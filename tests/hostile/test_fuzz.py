@@ -23,7 +23,7 @@ from quant_core.data.input_spec import InputSpec
 from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError, RequestError, StageError
-from quant_core.worker.child import StageLimits, run_stage, shut_down
+from quant_core.worker.run import StageLimits, run_stage, shut_down
 from tests.models import sketch, tiny_cnn
 
 # 2,500 in all; QUANTMILL_FUZZ=20 tries twenty times as many.

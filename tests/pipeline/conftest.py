@@ -20,7 +20,7 @@ from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
 from flows.runtime.prefect_api import ENVIRONMENT
 from flows.runtime.run_options import RunOptions
-from quant_core.worker.child import STAGE_MODULE
+from quant_core.worker.run import STAGE_MODULE
 from tests.models import tiny_cnn
 from tests.pipeline.faulty_stages import FAULTS
 from tests.pipeline.services import PREFECT, ask, running

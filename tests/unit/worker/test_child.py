@@ -18,8 +18,8 @@ from quant_core.errors import (
     StageReason,
     error_from_dict,
 )
-from quant_core.worker import child, host
-from quant_core.worker.child import StageLimits, run_stage
+from quant_core.worker import host
+from quant_core.worker.run import StageLimits, run_stage, shut_down
 from tests.processes import is_alive, wait_until
 
 STAGES = "tests.odd_stages"
@@ -28,7 +28,7 @@ STAGES = "tests.odd_stages"
 @pytest.fixture(autouse=True)
 def no_child_left():
     yield
-    child.shut_down()
+    shut_down()
 
 
 def ask(name: str, request=None, **limits):
@@ -111,7 +111,7 @@ def test_memory_is_limited_and_the_peak_is_reported():
 
 def test_a_child_dies_with_its_parent_even_while_native_code_holds_the_interpreter(tmp_path):
     code = f"""
-from quant_core.worker.child import run_stage
+from quant_core.worker.run import run_stage
 run_stage("hang", {{"mark": {str(tmp_path / "pid")!r}}}, module={STAGES!r})
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])

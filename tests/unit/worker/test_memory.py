@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from quant_core.errors import StageError, StageReason
-from quant_core.worker import child, memory
-from quant_core.worker.child import StageLimits, run_stage
+from quant_core.worker import memory
+from quant_core.worker.run import StageLimits, run_stage, shut_down
 from tests.processes import LONGEST_WAIT_S, wait_until
 
 STAGES = "tests.odd_stages"
@@ -121,7 +121,7 @@ def test_a_stage_that_outgrows_its_reservation_ends_when_the_host_has_no_more(
             held.result()
         assert error.value.reason is StageReason.HOST_MEMORY
 
-    child.shut_down()
+    shut_down()
 
 
 def test_this_host_says_what_memory_it_has():
