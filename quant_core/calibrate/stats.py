@@ -62,9 +62,7 @@ class TensorStats:
             return
         lo, hi = bounds or (float(values.min()), float(values.max()))
         if not math.isfinite(hi - lo):
-            raise DataError(
-                _count_bad(values), where, "Is a sample broken, or does the float model overflow?"
-            )
+            raise _not_finite(values, where)
         self._widen(lo, hi)
         exponent = self.exponent
         first = math.floor(math.ldexp(self.lo, -exponent))
@@ -169,9 +167,7 @@ class ChannelMoments:
             peak = np.abs(block).max(0)
             largest = float(peak.max())
             if not math.isfinite(largest):
-                raise DataError(
-                    _count_bad(rows), where, "Is a sample broken, or does the float model overflow?"
-                )
+                raise _not_finite(rows, where)
             upper, lower = _exact_sums(block, largest)
             max_abs = np.maximum(max_abs, peak)
             high, low = _carry(high + upper, low + lower)
@@ -212,11 +208,8 @@ class ChannelMoments:
             self.max_abs, self.high, self.low = other.max_abs, other.high, other.low
         elif self.max_abs.size != other.max_abs.size:
             sizes = f"{self.max_abs.size} and {other.max_abs.size}"
-            raise DataError(
-                f"axis {self.axis} has {sizes} channels",
-                where,
-                "Its size must not change between samples",
-            )
+            problem = f"axis {self.axis} has {sizes} channels"
+            raise DataError(problem, where, "Its size must not change between samples")
         else:
             self.max_abs = np.maximum(self.max_abs, other.max_abs)
             self.high, self.low = _carry(self.high + other.high, self.low + other.low)
@@ -304,18 +297,9 @@ def load_stats(path: Path | str) -> tuple[dict[str, Any], list[int]]:
             for n, k, f, i in zip(names, kinds, floats, integers, strict=False)
         }
         return found, samples
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise DataError(
-            f"no calibration statistics: {error}", str(path), "Calibrate again"
-        ) from error
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        problem = f"no calibration statistics: {error}"
+        raise DataError(problem, str(path), "Calibrate again") from error
 
 
 def _exponent(lo: float, hi: float) -> int:
@@ -360,6 +344,7 @@ def _carry(high: Counts, low: Counts) -> tuple[Counts, Counts]:
     return high + (low >> _LIMB), low & ((1 << _LIMB) - 1)
 
 
-def _count_bad(values: NDArray[np.float32]) -> str:
+def _not_finite(values: NDArray[np.float32], where: str) -> DataError:
     bad = values.size - np.count_nonzero(np.isfinite(values))
-    return f"{bad} of {values.size} values are NaN or infinite"
+    problem = f"{bad} of {values.size} values are NaN or infinite"
+    return DataError(problem, where, "Is a sample broken, or does the float model overflow?")
