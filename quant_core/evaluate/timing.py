@@ -23,6 +23,8 @@ QUIET_PART = 4  # one in so many rounds counts for the speed-up
 MIN_QUIET_ROUNDS = 5
 PATIENCE = 5  # `min_rounds` may take this many times `seconds`,
 PATIENCE_SECONDS = 2.0  # or these: two rounds of a slow model say nothing
+FEWEST_ROUNDS = 3  # are enough if each model took as long in all of them, but for so much:
+STEADY = 1.02  # less than the 3 % within which speed-ups count as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,9 @@ def take_turns(
 
     After a warm-up each round times one block of each call, and begins with the next one. A block
     repeats a call as often as the fastest one needs for BLOCK_SECONDS, the same for all. Rounds go
-    on for `seconds`, and then until there are `min_rounds`, or both PATIENCE * seconds and
-    PATIENCE_SECONDS are over. There is at least one round. Of slow calls that `are_warm` the
-    warm-up is the first one.
+    on for `seconds`, and then until there are `min_rounds`, or FEWEST_ROUNDS that agree, or both
+    PATIENCE * seconds and PATIENCE_SECONDS are over. There is at least one round. Of slow calls
+    that `are_warm` the warm-up is the first one.
     """
     patience = max(PATIENCE * seconds, PATIENCE_SECONDS)
     repeats, warm_up = _warm_up(calls, seconds, clock)
@@ -140,9 +142,16 @@ def take_turns(
             times[i] = _time_block(calls[i], repeats, clock)
         rounds.append(times)
         spent = clock() - start
-        is_enough = len(rounds) >= min_rounds or spent >= patience
+        is_enough = len(rounds) >= min_rounds or spent >= patience or _agree(rounds)
         if spent >= seconds and is_enough:
             return np.array(rounds)
+
+
+def _agree(rounds: Sequence[np.ndarray]) -> bool:
+    """Whether no call took clearly longer in one of a few rounds than in another."""
+    if len(rounds) < FEWEST_ROUNDS:
+        return False
+    return bool((np.max(rounds, axis=0) <= STEADY * np.min(rounds, axis=0)).all())
 
 
 def _warm_up(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -101,13 +102,18 @@ def hold_out_judges(job: QuantJob) -> Judging:
     return Judging(fitted, judges, held_out, note=note)
 
 
-def stand_ins(samples: Samples) -> Samples:
+def stand_ins(original: Path, samples: Samples) -> Samples:
     """Those of the calibration samples that a finished file is compared on where no others were
-    given: as few as tell candidates apart, and first of all what may have been held out.
+    given: as few as tell candidates apart, or fewer of a slow original, which runs on them in
+    `POLICY.drawn_s` but for the first few; and first of all what may have been held out.
+
+    Raises: ModelError if the original does not run.
     """
+    run_soon = int(1e3 * POLICY.drawn_s / _one_run(original, samples[0]).float_ms)
+    count = min(max(run_soon, POLICY.few_judges), POLICY.judging_samples)
     fitted, held_out = _split(samples)
-    held_out = held_out.subsample(POLICY.judging_samples)
-    fitted = fitted.subsample(POLICY.judging_samples - len(held_out))
+    held_out = held_out.subsample(count)
+    fitted = fitted.subsample(count - len(held_out))
     chosen = np.isin(samples.order, [*held_out.order, *fitted.order])
     return samples.pick(np.flatnonzero(chosen))
 
@@ -328,18 +334,18 @@ def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
     no fewer than `POLICY.drawn_samples`; None if it does not run on the first.
     """
     feed = samples[0]
-    digest = job.costs.digest_of(job.original)
+    what = f"{model_on(job.costs.digest_of(job.original), feed)} in float"
     try:
-        cost = job.costs.of(f"{model_on(digest, feed)} in float", partial(_one_run, job, feed))
+        cost = job.costs.of(what, partial(_one_run, job.original, feed))
     except ModelError:
         return None
     count = max(POLICY.drawn_samples, int(1e3 * POLICY.drawn_s / cost.float_ms))
     return samples.pick(np.arange(min(count, len(samples))))
 
 
-def _one_run(job: QuantJob, feed: Feed) -> Cost:
+def _one_run(original: Path, feed: Feed) -> Cost:
     """The time of one run of the original. Raises: ModelError if it does not run."""
-    session = open_session(job.original)
+    session = open_session(original)
     run(session, feed)  # the first one allocates memory
     began_at = time.thread_time()
     run(session, feed)

@@ -160,7 +160,7 @@ def validate(
     promise = Contract.from_dict(contract) if contract else None
     judges = feeds
     if are_stand_ins and promise is None and feeds.labels is None:
-        judges = stand_ins(feeds)
+        judges = stand_ins(Path(model), feeds)
     validation = judging.validate_model(model, quantized, judges, contract=promise)
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:

@@ -19,9 +19,11 @@ class Clock:
     def __init__(self):
         self.now, self.log = 0.0, []
 
-    def call(self, name, seconds):
+    def call(self, name, seconds, *, more=0.0):
+        """A call that takes `more` every second time."""
+
         def called():
-            self.now += seconds
+            self.now += seconds + more * (self.log.count(name) % 2)
             self.log.append(name)
 
         return called
@@ -72,18 +74,27 @@ def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
     assert "".join(clock.log).endswith("A" * 17 + "B" * 17)
 
 
+def slow_calls(clock, seconds, more=0.05):
+    return [clock.call("A", seconds), clock.call("B", seconds, more=more)]
+
+
 def test_a_slow_model_gets_its_rounds_unless_that_takes_far_too_long():
     slow, brief, slower = Clock(), Clock(), Clock()
 
-    five = take_turns(
-        [slow.call("A", 0.2), slow.call("B", 0.2)], seconds=1.0, min_rounds=5, clock=slow
-    )
-    few = take_turns([brief.call("A", 0.2), brief.call("B", 0.2)], seconds=0.01, clock=brief)
-    one = take_turns(
-        [slower.call("A", 9), slower.call("B", 9)], seconds=1.0, min_rounds=5, clock=slower
-    )
+    five = take_turns(slow_calls(slow, 0.2), seconds=1.0, min_rounds=5, clock=slow)
+    few = take_turns(slow_calls(brief, 0.2), seconds=0.01, clock=brief)
+    one = take_turns(slow_calls(slower, 9), seconds=1.0, min_rounds=5, clock=slower)
 
     assert (len(five), len(few), len(one)) == (5, 5, 1)
+
+
+@pytest.mark.parametrize(("more", "count"), [(0.0, 3), (0.003, 3), (0.005, 5)])
+def test_three_rounds_of_slow_models_are_enough_where_they_agree(more, count):
+    clock = Clock()
+
+    rounds = take_turns(slow_calls(clock, 0.2, more), seconds=0.1, clock=clock)
+
+    assert len(rounds) == count
 
 
 def test_a_slow_model_is_warm_after_one_call():
@@ -98,10 +109,9 @@ def test_a_slow_model_is_warm_after_one_call():
 
 def test_of_slow_models_that_have_run_the_warm_up_is_a_round():
     slow, quick = Clock(), Clock()
-    slow_calls = [slow.call("A", 0.2), slow.call("B", 0.2)]
     quick_calls = [quick.call("A", 1e-3), quick.call("B", 1e-3)]
 
-    rounds = len(take_turns(slow_calls, seconds=0.1, clock=slow, are_warm=True))
+    rounds = len(take_turns(slow_calls(slow, 0.2), seconds=0.1, clock=slow, are_warm=True))
     take_turns(quick_calls, seconds=0, clock=quick, are_warm=True)
 
     assert "".join(slow.log) == ("ABBA" * rounds)[: 2 * rounds]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
 from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
-from quant_core.search.judges import stand_ins
+from quant_core.evaluate.timing_cache import Cost
+from quant_core.search import judges
 from quant_core.worker import stages
 from tests.models import sketch
 from tests.samples import spec
@@ -53,13 +56,30 @@ def test_all_samples_with_labels_are_compared(model, tmp_path):
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(20, 10), (64, 16), (128, 32), (1000, 32)])
-def test_the_few_are_first_of_all_those_that_may_have_been_held_out(count, held_out):
-    x = np.arange(count, dtype=np.float32)[:, None]
-    samples = open_samples(SampleSpec({"x": x}), [spec("x", "float32", "n", 1)])
-
-    few = stand_ins(samples)
+def test_the_few_are_first_of_all_those_that_may_have_been_held_out(
+    model, monkeypatch, count, held_out
+):
+    few = stand_ins_of(model, monkeypatch, count, takes_ms=0.1)
 
     step = 2 if count < 32 else 4
     assert len(few) == min(count, 32)
-    assert sum(position % step == step - 1 for position in few.order) == held_out
-    assert [*few.order] == sorted(few.order)
+    assert sum(position % step == step - 1 for position in few) == held_out
+    assert few == sorted(few)
+
+
+@pytest.mark.parametrize(("takes_ms", "compared"), [(10.0, 32), (20.0, 25), (1000.0, 16)])
+def test_fewer_are_compared_of_a_slow_original_though_not_the_fewest(
+    model, monkeypatch, takes_ms, compared
+):
+    few = stand_ins_of(model, monkeypatch, 128, takes_ms)
+
+    assert len(few) == compared
+    assert all(position % 4 == 3 for position in few)
+
+
+def stand_ins_of(model, monkeypatch, count, takes_ms):
+    """Positions of those of `count` samples that stand in; one run of the model takes so long."""
+    monkeypatch.setattr(judges, "_one_run", lambda *_: Cost(takes_ms, 1.0))
+    x = np.zeros((count, 4), np.float32)
+    samples = open_samples(SampleSpec({"x": x}), [spec("x", "float32", "n", 4)])
+    return [*judges.stand_ins(Path(model), samples).order]
