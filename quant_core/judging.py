@@ -34,10 +34,11 @@ from quant_core.metrics import Fidelity
 from quant_core.model import files
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
-from quant_core.model.session import find_provider, open_session
+from quant_core.model.session import find_provider, open_session, run
 from quant_core.optimize.applied import REWRITES, from_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan
+from quant_core.search.before_choices import chosen_from
 from quant_core.search.checks import check_same_interface
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import first_feeds
@@ -77,6 +78,7 @@ def validate_model(
     check_same_interface(first, second, quantized)
     fidelity, ruling = _judged(first, second, feeds, own, contract, allow_code, progress)
     made = files.load(quantized)
+    before_choices = _before_choices(Path(original), made, feeds)
     sensitivities, not_measured = [], ""
     if detailed:
         progress("measuring what each node costs")
@@ -85,7 +87,8 @@ def validate_model(
             sensitivities = _sensitivities(Path(original), made, feeds, sizes)
         except ModelError as error:  # the outputs are compared all the same
             not_measured = f"what nodes cost is not known: {error.problem}"
-    fidelity = replace(fidelity, note=joined([fidelity.note, used.note, not_measured]))
+    notes = [fidelity.note, before_choices, used.note, not_measured]
+    fidelity = replace(fidelity, note=joined(notes))
     normalize(made)
     return Validation(
         fidelity,
@@ -123,6 +126,35 @@ def _judged(
         if own is None or contract is None:
             raise
         return fidelity_by(None), Ruling(Verdict.NOT_MET, str(failure))
+
+
+def _before_choices(original: Path, quantized: ir.Model, feeds: Samples) -> str:
+    """How near the results are that a model chooses among at its end, which says more of it than
+    what it chooses; "" if it does not end so, or the quantized one has other names for them.
+    """
+    if not chosen_from(quantized):
+        return ""
+    model = load_normalized(original)
+    names = chosen_from(model)
+    if not names or not set(names) <= {
+        str(v.name) for node in quantized.graph for v in node.outputs
+    }:
+        return ""
+    few = feeds.subsample(POLICY.judging_samples)
+
+    def results(of: ir.Model) -> Iterator[Outputs]:
+        inner = set(names) - {str(value.name) for value in of.graph.outputs}
+        session = open_session(of, outputs=sorted(inner))
+        return (run(session, feed, outputs=names) for feed in few)
+
+    compared = compare(results(model), results(quantized), names).per_output
+    worst_db = min((o.centred_db for o in compared if o.centred_db is not None), default=None)
+    if worst_db is None:
+        return ""
+    return (
+        f"it ends in a choice among results, which have {worst_db:.1f} dB around their mean or "
+        "more: of close ones, the smallest noise changes which come first"
+    )
 
 
 def _sensitivities(

@@ -59,17 +59,26 @@ def _behind_choices(job: QuantJob) -> set[str]:
     is_labelled = job.evaluation is not None and job.evaluation.labels is not None
     if job.contract is not None or is_labelled or files.is_large(job.model):
         return set()
-    behind: set[ir.Node] = set()
-    for node in job.model.graph:
-        if node.op_type in CHOOSES or any(v.producer() in behind for v in reads(node)):
-            behind.add(node)
-    names = {str(node.name) for node in behind}
-    lost = [v for v in job.model.graph.outputs if v.producer() in behind]
-    if not lost or all(_is_integer(v) for v in lost) or not _read_by(behind):
-        return set()
+    names = {str(node.name) for node in _ending(job.model)}
     elements = sum(n.elements for n in job.plan.nodes)
     own = sum(n.elements for n in job.plan.nodes if n.node in names)
     return names if own < LEAST_SHARE * elements else set()
+
+
+def chosen_from(model: ir.Model) -> list[str]:
+    """The results that a model chooses among at its end; empty if it does not end so."""
+    return [str(v.name) for v in _read_by(_ending(model))]
+
+
+def _ending(model: ir.Model) -> set[ir.Node]:
+    """The nodes that choose among results, and all behind them; empty if floats end in none."""
+    behind: set[ir.Node] = set()
+    for node in model.graph:
+        if node.op_type in CHOOSES or any(v.producer() in behind for v in reads(node)):
+            behind.add(node)
+    lost = [v for v in model.graph.outputs if v.producer() in behind]
+    ends_in_floats = not all(_is_integer(v) for v in lost) and _read_by(behind)
+    return behind if ends_in_floats else set()
 
 
 def _read_by(behind: set[ir.Node]) -> list[ir.Value]:

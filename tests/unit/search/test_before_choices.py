@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from quant_core import api
 from quant_core.config import Contract, QuantConfig
+from quant_core.judging import validate_model
 from quant_core.model.session import open_session, run
 from quant_core.plan.types import Storage
 from tests.models import sketch
@@ -59,6 +61,24 @@ def test_what_comes_first_of_close_results_keeps_no_weight_in_float(
     assert "judged by what the model chooses from" in made.note
     found = run(open_session(tmp_path / "q.onnx"), {"x": images[0]})
     assert [x.shape for x in found] == [(1, 20), (1, 20, 4)]
+
+
+def test_validate_says_what_the_results_before_the_choice_have(detector, images, tmp_path):
+    made = api.quantize_model(detector, tmp_path / "q.onnx", calibration=images)
+
+    found = validate_model(detector, tmp_path / "q.onnx", images).fidelity
+
+    assert made.worst_db is not None
+    shown = re.search(r"ends in a choice among results, which have ([\d.]+) dB", found.note)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(made.worst_db, abs=3)
+
+
+def test_validate_says_nothing_of_choices_where_there_are_none(tmp_path, images):
+    text = "(float[1,3,32,32] x) => (float[1,8,30,30] y) { y = Conv(x, w) }"
+    onnx.save(sketch(text, weights(w=(8, 3, 3, 3))), tmp_path / "m.onnx")
+
+    assert not validate_model(tmp_path / "m.onnx", tmp_path / "m.onnx", images).fidelity.note
 
 
 def test_a_plan_that_was_found_before_the_choice_makes_the_same_file(detector, images, tmp_path):
