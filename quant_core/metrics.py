@@ -65,6 +65,11 @@ class OutputFidelity:
         return self.integer_db if self.sqnr_db is None else self.centred_db
 
     @property
+    def measured_lower_db(self) -> float | None:
+        """`lower_db`, or `integer_db` of integers."""
+        return self.integer_db if self.sqnr_db is None else self.lower_db
+
+    @property
     def sound_db(self) -> float | None:
         """`measured_db`, but MAX_SQNR_DB for probabilities that differ little: small ones are
         tails.
@@ -144,6 +149,11 @@ class Fidelity:
     def measured_db(self) -> float | None:
         """`measured_db` of the worst output; None if no output can be compared."""
         return _least(output.measured_db for output in self.per_output)
+
+    @property
+    def measured_lower_db(self) -> float | None:
+        """`measured_lower_db` of the worst output; None if no output can be compared."""
+        return _least(output.measured_lower_db for output in self.per_output)
 
     @property
     def worst_lower_db(self) -> float | None:

@@ -19,7 +19,7 @@ from quant_core.evaluate.contract import Verdict
 from quant_core.fields import field_types
 from quant_core.text import printable
 
-SCHEMA_VERSION = 4  # of all tables; it grows whenever a column is added, renamed or removed
+SCHEMA_VERSION = 5  # of all tables; it grows whenever a column is added, renamed or removed
 
 
 def model_label(model: str, output: str) -> str:
@@ -151,6 +151,7 @@ class ModelRow(Row):
     max_abs_error: float | None = None  # of any output value; None if infinite
     floor_db: float | None = None  # least SQNR of each output that the file was held to
     worst_db: float | None = None  # SQNR of the worst output around its mean; None: not checked
+    lower_db: float | None = None  # its lower bound for other samples, with 95 % confidence
     float_ms: float | None = None  # median latency of one inference
     quantized_ms: float | None = None
     speedup: float | None = None  # float latency / quantized latency, measured in turns

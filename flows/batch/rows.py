@@ -36,6 +36,7 @@ QUANTIZE_COLUMNS = (
     "float_size_bytes",
     "floor_db",
     "worst_db",
+    "lower_db",
     "note",
     "chosen",
 )

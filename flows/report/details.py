@@ -125,7 +125,8 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
     p95 = timing.get("float_p95_ms"), timing.get("quantized_p95_ms")
     speedup = format_speedup(row.get("speedup"))
     sizes = row.get("float_size_bytes"), row.get("size_bytes")
-    worst, metric = row.get("worst_db"), row.get("metric") or "accuracy"
+    worst, lower, metric = row.get("worst_db"), row.get("lower_db"), row.get("metric") or "accuracy"
+    others = f", {format_db(lower)} or more on others" if lower is not None else ""
     why = why_chosen(trace, row.get("chosen"), row["verdict"])
     return {
         "contract": row.get("reason"),
@@ -139,7 +140,9 @@ def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> di
         metric: accuracy_before_after(row, "accuracy_float", ARROW),
         "agreement": format_percent(row.get("agreement")),
         "SQNR": format_db(row.get("sqnr_db")),
-        "of the worst output": None if worst is None else f"{format_db(worst)} around its mean",
+        "of the worst output": None
+        if worst is None
+        else f"{format_db(worst)} around its mean{others}",
         "cosine": format_number(row.get("cosine"), 6),
         "largest error": format_number(row.get("max_abs_error"), 6),
         "latency": before_after(*latencies(row), format_ms, ARROW),

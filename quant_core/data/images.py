@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from quant_core.data.fields import draw_field
+
 CHANNELS = (1, 3, 4)
 COARSE = 8  # patches along each side
 LEAVES = 64
@@ -34,7 +36,7 @@ def image_axis(shape: tuple[int, ...]) -> int | None:
 def draw_image(shape: tuple[int, ...], axis: int, rng: np.random.Generator) -> Image:
     """An image of that shape, of about unit variance around 0, with channels on that axis."""
     n, c, h, w = shape if axis == 1 else (shape[0], shape[3], *shape[1:3])
-    kind = (_patches, _leaves, _writing)[rng.integers(3)]
+    kind = (_patches, _leaves, _writing, _clouds)[rng.integers(4)]
     image: Image = np.stack([kind(c, h, w, rng) for _ in range(n)])
     return np.moveaxis(image, 1, axis)
 
@@ -74,6 +76,11 @@ def _writing(c: int, h: int, w: int, rng: np.random.Generator) -> Image:
                 else:
                     image[:, top + down : top + down + thick, x : x + height // 2] = colour
     return image
+
+
+def _clouds(c: int, h: int, w: int, rng: np.random.Generator) -> Image:
+    """Light and shade without edges, and as much of each channel's own."""
+    return np.asarray((draw_field((1, h, w), rng) + draw_field((c, h, w), rng)) / np.sqrt(2))
 
 
 def _ground(c: int, h: int, w: int, rng: np.random.Generator) -> Image:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from quant_core.data.fields import draw_field
 from quant_core.data.images import draw_image, image_axis
 from quant_core.data.input_hints import Hint
 from quant_core.data.input_spec import InputSpec
@@ -22,7 +23,7 @@ BYTE = 255.0  # the largest value of a pixel
 @dataclass(frozen=True, slots=True)
 class Range:
     """How an input is drawn: from these texts, or from low to high. Without these, floats are
-    normal.
+    noise, or a field.
 
     is_whole     values are whole numbers, both ends included, whatever their type
     is_positive  logarithms of the values are normal
@@ -90,7 +91,9 @@ def _range_of_indices(
 
 
 def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
-    """Values of an input; those of an image are a scene, or writing, as in images.py."""
+    """Values of an input; those of an image are of its kinds (images.py), other floats are noise or
+    a field (fields.py).
+    """
     if spec.dtype.kind == "U":
         return rng.choice(np.array(drawn.choices), drawn.shape)
     if spec.container:
@@ -108,6 +111,8 @@ def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
         return _tones(values, rng).astype(spec.dtype)
     if axis is not None:
         values = draw_image(drawn.shape, axis, rng)
+    elif len(drawn.shape) > 1 and rng.integers(2):
+        values = draw_field(drawn.shape, rng)
     if drawn.is_positive:
         levels = rng.standard_normal((*drawn.shape[:-1], 1)) if drawn.shape else 0.0
         values = np.exp(values + 3 * levels)  # rows differ by 50 dB, as quiet and loud spectra do

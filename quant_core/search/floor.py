@@ -46,6 +46,7 @@ class Checked:
 
     worst_db   SQNR of its worst output in dB, small probabilities too; None if no output could be
                judged
+    lower_db   a lower confidence bound of it for a few other samples
     shortfall  which outputs are broken and which node is to blame, "" if none is
     notes      what was repaired, and what cannot be judged
     close      what is above the floor, but not by much
@@ -54,6 +55,7 @@ class Checked:
 
     best: Candidate
     worst_db: float | None
+    lower_db: float | None = None
     shortfall: str = ""
     notes: tuple[str, ...] = ()
     close: tuple[str, ...] = ()
@@ -84,13 +86,14 @@ def check_floor(
     broken = _broken_weights(best)
     if bench is None:
         note = f"{NOT_CHECKED}: no sample fits that could be drawn"
-        return Checked(best, None, broken, (note,))
+        return Checked(best, None, shortfall=broken, notes=(note,))
     judged = _judged(calibrated, best, bench, repairs=repairs)
     if not judged.is_sound:
         bench, judged = _where_float_repeats(bench, judged)
     bench, judged, notes = _only_judgeable(bench, judged)
     if not bench.judged_outputs:
-        return Checked(best, None, broken, (*notes, f"{NOT_CHECKED}: no output can be judged"))
+        notes.append(f"{NOT_CHECKED}: no output can be judged")
+        return Checked(best, None, shortfall=broken, notes=tuple(notes))
     judged, lost = _with_whole_outputs(calibrated, judged, bench, repairs=repairs)
     notes += lost
     trials: tuple[Trial, ...] = ()
@@ -106,8 +109,8 @@ def check_floor(
     notes += _doubted(judged, bench)
     close = close_to_floor(judged) if judged.is_sound else ()
     assert judged.fidelity is not None
-    worst_db = judged.fidelity.measured_db
-    return Checked(judged, worst_db, shortfall, tuple(notes), close, trials)
+    worst_db, lower_db = judged.fidelity.measured_db, judged.fidelity.measured_lower_db
+    return Checked(judged, worst_db, lower_db, shortfall, tuple(notes), close, trials)
 
 
 def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candidate:

@@ -230,6 +230,7 @@ def _made(
         judges=job.evaluation,
         deadline=job.deadline,
         worst_db=checked.worst_db,
+        lower_db=checked.lower_db,
         unchecked=checking is None,
         shortfall=checked.shortfall,
         ruling=broken if checked.shortfall else found.ruling,

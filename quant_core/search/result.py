@@ -37,6 +37,7 @@ class Made:
     deadline   when its sensitivities should be known
     worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's; None if not
                checked. Probabilities that hardly differ may be below the floor
+    lower_db   a lower bound of it, with 95 % confidence, for a few other samples of the same kind
     unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, "" if none is
     """
@@ -48,6 +49,7 @@ class Made:
     judges: Samples | None
     deadline: Deadline
     worst_db: float | None
+    lower_db: float | None
     unchecked: bool
     shortfall: str
     ruling: Ruling
@@ -76,6 +78,7 @@ class QuantResult:
     floor_db   least SQNR of each output that the file was held to
     worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's; None if not
                checked. Probabilities that hardly differ may be below the floor
+    lower_db   a lower bound of it, with 95 % confidence, for a few other samples of the same kind
     unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, and then the verdict is not_met; "" if none is
     layers     one row for each node
@@ -92,6 +95,7 @@ class QuantResult:
     saturation_safe: bool
     floor_db: float
     worst_db: float | None
+    lower_db: float | None
     unchecked: bool
     shortfall: str
     verdict: str
@@ -139,6 +143,7 @@ def write_result(
         saturation_safe=is_safe,
         floor_db=plan.config.least_db,
         worst_db=made.worst_db,
+        lower_db=made.lower_db,
         unchecked=made.unchecked,
         shortfall=made.shortfall,
         verdict=made.ruling.verdict,

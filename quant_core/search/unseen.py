@@ -66,13 +66,14 @@ def check_unseen(job: QuantJob, checked: Checked, *, repairs: bool) -> Checked:
         folds = [_fold(job, checked.best, *part) for part in parts]
         judged = _judged(checked.best, folds, bench)
     assert judged.fidelity is not None
-    worst_db = judged.fidelity.measured_db
+    worst_db, lower_db = judged.fidelity.measured_db, judged.fidelity.measured_lower_db
     if worst_db is None or (judged.is_sound and worst_db >= (checked.worst_db or 0.0)):
         return checked
     if judged.is_sound:
-        return replace(checked, worst_db=worst_db, close=close_to_floor(judged))
+        close = close_to_floor(judged)
+        return replace(checked, worst_db=worst_db, lower_db=lower_db, close=close)
     shortfall = shortfall_of(folds[0].calibrated, judged, folds[0].held_out)
-    return replace(checked, worst_db=worst_db, shortfall=shortfall, close=())
+    return replace(checked, worst_db=worst_db, lower_db=lower_db, shortfall=shortfall, close=())
 
 
 def _are_fitted_to_all(job: QuantJob, plan: QuantPlan) -> bool:

@@ -345,6 +345,43 @@ SQUARES = [
 ]
 
 
+PIXELS = "(float[n, 3, 32, 32] x) => (float[n, 8, h, k] y)"
+CONV = "y = Conv(x, w, b)"
+BATCH_NORM = "a = Conv(x, w) y = BatchNormalization(a, one, b, zero, variance)"
+
+
+@pytest.mark.parametrize(
+    ("body", "size", "top"), [(CONV, 100, 255), (CONV, 1, None), (BATCH_NORM, 100, 255)]
+)
+def test_a_first_conv_with_weights_small_beside_its_biases_takes_pixels(tmp_path, body, size, top):
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((8, 3, 3, 3)).astype(np.float32)
+    norm = np.linalg.norm(kernel.reshape(8, -1), axis=1).mean()
+    of_conv = 1.0 if body == BATCH_NORM else norm * size
+    weights = {
+        "w": kernel / np.float32(of_conv),
+        "b": np.ones(8, np.float32),
+        "one": np.ones(8, np.float32),
+        "zero": np.zeros(8, np.float32),
+        "variance": np.full(8, (norm * size) ** 2, np.float32),
+    }
+
+    samples = drawn(tmp_path, sketch(f"{PIXELS} {{ {body} }}", weights))
+
+    largest = max(feed["x"].max() for feed in samples)
+    assert largest > 200 if top else largest < 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_audio"),
+    [((1, None), True), ((1, 1, None), True), ((1, None, 2), True), ((1, None, 400), False)],
+)
+def test_what_is_called_speech_but_has_many_channels_is_its_features(shape, is_audio):
+    sound = named("speech", "float32", *shape)
+
+    assert (np.abs(sound).max() <= 1) == is_audio
+
+
 @pytest.mark.parametrize("square", SQUARES)
 def test_what_becomes_the_logarithm_of_a_spectrum_is_a_sound(tmp_path, square):
     """In noise all bins are alike: it would not tell that 8 bits are too few for a spectrum."""

@@ -138,7 +138,7 @@ def test_reports_of_an_earlier_schema_are_read_beside_todays(tmp_path):
     parquet.write_table(parquet.ParquetFile(old).read().drop_columns(["busy"]), old)
 
     assert [read_reports(tmp_path, run)["models"][0]["busy"] for run in ("1", "2")] == [None, True]
-    assert SCHEMAS["models"].metadata == {b"quantmill_schema": b"4"}
+    assert SCHEMAS["models"].metadata == {b"quantmill_schema": b"5"}
 
 
 def test_rows_that_were_read_are_written_again_with_nulls_for_what_they_lack(tmp_path):

@@ -43,9 +43,16 @@ def test_a_summary_says_how_near_the_worst_output_is_to_float(tmp_path, capsys, 
     assert main(line) == 0
 
     (shown,) = (n for n in capsys.readouterr().out.splitlines() if n.startswith("worst output"))
+    bound, on_drawn = map(float, re.findall(r"(-?[\d.]+) dB (?:or more|on drawn samples)", shown))
     assert shown.removeprefix("worst output").strip().startswith("SQNR")
-    assert "on drawn samples" in shown
+    assert bound <= on_drawn
     assert says in shown
+
+
+def test_a_summary_on_given_samples_names_what_these_have(quantized, capsys):
+    assert main(["quantize", "float.onnx", "--data", "samples.npy"]) == 0
+
+    assert "or more" not in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing_and_its_plan_can_be_followed(quantized, capsys):
