@@ -115,10 +115,9 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     except (QuantError, OSError) as caught:
         error = _as_quant_error(caught)
         option = _option_at(error, typed)
-        place = option or error.where or where
-        located = type(error)(error.problem, place, error.hint)
-        printing.print_error(located, as_json)
-        is_wrong_request = bool(option) or _is_no_file(place, typed)
+        error.where = option or error.where or where
+        printing.print_error(error, as_json)
+        is_wrong_request = bool(option) or _is_no_file(error.where, typed)
         return RequestError.exit_code if is_wrong_request else error.exit_code
     except Exception as error:
         if os.environ.get("QUANTMILL_DEBUG"):
