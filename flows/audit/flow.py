@@ -34,6 +34,7 @@ from pydantic import Field
 
 from flows.audit.published import Published, manifest_of, read_published
 from flows.batch.digests import job_digest, url_contents
+from flows.batch.failure import Failure
 from flows.batch.flow_run import (
     Caller,
     caller_or_cluster,
@@ -41,7 +42,7 @@ from flows.batch.flow_run import (
     shown_in_prefect,
     untagged,
 )
-from flows.batch.rows import accuracy_of, error_columns
+from flows.batch.rows import accuracy_of
 from flows.batch.run_summary import (
     auditing,
     name_flow_run,
@@ -279,7 +280,7 @@ def _inconclusive(row: AuditRow, reason: str) -> AuditRow:
 
 
 def _failed(row: AuditRow, stage: str, problem: QuantError) -> AuditRow:
-    return replace(row, outcome=AuditOutcome.FAILED, **error_columns(stage, problem))
+    return replace(row, outcome=AuditOutcome.FAILED, **Failure(stage, problem).columns())
 
 
 def _what_changed(entry: ModelEntry) -> str | None:

@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
+from flows.batch.failure import Failure
 from flows.batch.flow_run import Caller, run_side_by_side
 from flows.batch.model_run import ModelRun, share
 from flows.batch.record import Record
@@ -94,8 +95,8 @@ class Batch:
         for job, digest in to_do:
             if self.stopping.is_set():
                 hint = "Set continue_on_error, or mend that one first"
-                problem = QuantError("not started: another failed", "", hint)
-                self.record.add(failed_entry(job, digest, self.record.run_id, ("start", problem)))
+                failure = Failure("start", QuantError("not started: another failed", "", hint))
+                self.record.add(failed_entry(job, digest, self.record.run_id, failure))
                 continue
             with contextlib.suppress(OSError):
                 self.workers.expect(str(job.input), input_bytes(job, self.workers.contents))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.batch.digests import job_digest
+from flows.batch.failure import Failure
 from flows.batch.publish import publish
 from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.manifest.jobs import Benchmark, Job
@@ -22,7 +23,6 @@ from tasks.workers import Workers
 T = TypeVar("T")
 
 Answer = Mapping[str, Any]  # of a stage: its result, seconds, peak_bytes, started_at
-Failure = tuple[str, QuantError]  # the stage that failed, and why
 
 
 class ModelRun:
@@ -66,7 +66,8 @@ class ModelRun:
     def fail_to_read(self, problem: Exception) -> None:
         """Fail: an answer is not one of this version. Next time all stages run again."""
         hint = "Do the workers have the same version of quantmill?"
-        self.failure = "report", QuantError(f"{type(problem).__name__}: {problem}", "", hint)
+        reason = f"{type(problem).__name__}: {problem}"
+        self.failure = Failure("report", QuantError(reason, "", hint))
         self.stages.forget()
 
     def _run_stages(self, shards: int) -> None:
@@ -142,13 +143,13 @@ class ModelRun:
         try:
             return call()
         except QuantError as problem:
-            self.failure = stage, problem
+            self.failure = Failure(stage, problem)
         except OSError as problem:
             where = str(problem.filename or self.job.output)
-            self.failure = stage, QuantError(reason_of(problem), where, SPACE_HINT)
+            self.failure = Failure(stage, QuantError(reason_of(problem), where, SPACE_HINT))
         except Exception as problem:  # whatever it is, it is this model's alone
             reason = f"{type(problem).__name__}: {problem}"
-            self.failure = stage, QuantError(reason, "", "Please report it")
+            self.failure = Failure(stage, QuantError(reason, "", "Please report it"))
         return None
 
     def _can_be_run(self) -> bool:

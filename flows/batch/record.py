@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows.batch.copies import copy_files, name_outputs
+from flows.batch.failure import Failure
 from flows.batch.rebuild import heal, tables_of
 from flows.batch.rows import failed_entry, run_row, skipped_entry
 from flows.batch.to_do import job_digests, largest_first, owner_of
@@ -77,13 +78,13 @@ class Record:
             force=self.options.force,
             allow_code=self.options.code,
         ):
-            if not isinstance(digest, str):
+            if isinstance(digest, Failure):
                 self.add(failed_entry(job, "", self.run_id, digest))
                 continue
             try:
                 is_finished = self._is_finished(job, digest)
             except OSError as error:
-                failure = "publish", not_written(error, job.output)
+                failure = Failure("publish", not_written(error, job.output))
                 self.add(failed_entry(job, digest, self.run_id, failure))
                 continue
             if not is_finished:

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.batch.failure import Failure
 from flows.console.result import BatchResult
 from flows.entries import ModelEntry, RunEntry, now_after
 from flows.manifest.jobs import Job
 from quant_core.config import Contract
-from quant_core.errors import QuantError
 from quant_core.evaluate.contract import Verdict, conclude, gain_clauses
 from quant_core.metrics import Fidelity, default_metric, find_metric
 from quant_core.plan.targets import cpu_name, host_target_name
@@ -25,7 +25,7 @@ from quant_core.worker.host import versions
 from tasks.rows import SCHEMA_VERSION, LayerRow, ModelRow, Outcome, RunRow, TimingRow
 
 if TYPE_CHECKING:
-    from flows.batch.model_run import Answer, Failure, ModelRun
+    from flows.batch.model_run import Answer, ModelRun
 
 Columns = dict[str, Any]
 
@@ -200,25 +200,14 @@ def _of_speed_and_size(contract: Contract, columns: Columns) -> Columns:
 
 def _failed(row: ModelRow, failure: Failure) -> ModelRow:
     """The row of a model with the stage that failed, and without a verdict."""
-    stage, problem = failure
     return replace(
         row,
         outcome=Outcome.FAILED,
         verdict=Verdict.NONE,
         reason=None,
         note=None,
-        **error_columns(stage, problem),
+        **failure.columns(),
     )
-
-
-def error_columns(stage: str, problem: QuantError) -> Columns:
-    """The columns that tell which stage failed, and why."""
-    return {
-        "stage": stage,
-        "error": problem.problem,
-        "where": problem.where,
-        "hint": problem.hint,
-    }
 
 
 def _layer_rows(model: ModelRun, run_id: str) -> tuple[LayerRow, ...]:

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from flows.batch.digests import job_digest, url_contents
+from flows.batch.failure import Failure
 from flows.journal import journal_id
 from flows.manifest.files import unreadable_file
 from flows.manifest.jobs import Job, Manifest
@@ -20,9 +21,6 @@ from quant_core.errors import QuantError, not_written
 from quant_core.model.locations import disk_bytes
 from tasks.cache import Content, the_cache
 from tasks.locations import Url
-
-if TYPE_CHECKING:
-    from flows.batch.model_run import Failure
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -122,18 +120,18 @@ def _digest_or_failure(
     contents  gets what the URLs hold that the job reads
     """
     if unreadable := unreadable_file(job):
-        return "read", unreadable
+        return Failure("read", unreadable)
     try:
         digest = job_digest(job, allow_code)
         contents |= url_contents(job)
     except QuantError as problem:
-        return "read", problem
+        return Failure("read", problem)
     try:
         claim(job.output, owner, take_over=force, is_new=str(job.output) not in known)
     except QuantError as problem:
-        return "publish", problem
+        return Failure("publish", problem)
     except OSError as error:
-        return "publish", not_written(error, job.output)
+        return Failure("publish", not_written(error, job.output))
     return digest
 
 
