@@ -140,3 +140,28 @@ def test_a_conv_with_many_outputs_or_open_or_odd_sizes_is_not_stacked():
     )
 
     assert operators == ["Conv", "Conv"]
+
+
+def test_convs_of_one_pixel_become_matrix_products():
+    found, operators = optimized(
+        """(float[n, 8, 5, 5] x) => (float[n, 8, 5, 5] y)
+           { p = GlobalAveragePool(x) a = Conv(p, w, b) r = Relu(a) e = Conv(r, v)
+             h = HardSigmoid(e) y = Mul(x, h) }""",
+        {"w": random(2, 8, 1, 1), "b": random(2), "v": random(8, 2, 1, 1)},
+        timed="pixel_gemms",
+    )
+
+    layers = ["Gemm", "Relu", "Gemm", "HardSigmoid"]
+    assert operators == ["GlobalAveragePool", "Reshape", *layers, "Reshape", "Mul"]
+    assert [change.node for change in found.applied] == ["a"]
+
+
+def test_convs_of_more_pixels_or_of_groups_stay_convs():
+    _, operators = optimized(
+        """(float[n, 8, 5, 5] x) => (float[n, 8, 1, 1] y, float[n, 8, 5, 5] z)
+           { p = GlobalAveragePool(x) y = Conv<group = 8>(p, w) z = Conv(x, v) }""",
+        {"w": random(8, 1, 1, 1), "v": random(8, 8, 1, 1)},
+        timed="pixel_gemms",
+    )
+
+    assert operators == ["GlobalAveragePool", "Conv", "Conv"]

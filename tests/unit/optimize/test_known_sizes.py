@@ -37,6 +37,36 @@ def test_a_shape_of_known_and_open_sizes_stays_computed():
     assert operators == ["Shape", "Mul"]
 
 
+SIZES = {**NUMBERS, "row": np.array([1, -1]), "four": np.array([4]), "second": np.array([1])}
+
+
+@pytest.mark.parametrize(
+    "arithmetic",
+    [
+        "r = Shape<start = 1>(x) k = ReduceProd<keepdims = 0>(r)",
+        "s = Shape(x) r = Slice(s, second, four) g = Gather(r, zero) k = Neg(g)",
+        "s = Shape(x) r = Slice(s, second, four, axis, second) k = Gather(r, minus)",
+        "s = Shape(x) r = Slice(s, second, four) m = Reshape(r, row) i = Cast<to = 6>(m)"
+        " k = Gather<axis = 1>(i, axis)",
+        "s = Shape(x) g = Gather(s, one) u = Unsqueeze(g, axis) d = Concat<axis = 0>(u, u)"
+        " e = Gather(d, axis) k = Squeeze(e)",
+        "s = Shape(x) g = Gather(s, one) h = Gather(s, two) q = Greater(g, h) k = Where(q, g, h)",
+        "s = Shape(x) g = Gather(s, one) h = Gather(s, two) l = Min(g, h) m = Max(g, l, two)"
+        " a = LessOrEqual(l, m) b = GreaterOrEqual(l, g) c = Not(b) d = And(a, c) e = Or(d, b)"
+        " f = Less(h, g) i = Cast<to = 7>(f) o = Where(e, m, h) v = Sub(o, i) k = Add(v, g)",
+        "s = Shape(x) k = Size(s)",
+    ],
+)
+def test_arithmetic_with_known_sizes_is_done_once(arithmetic):
+    _, operators = optimized(
+        f"""(float[n, 6, 4] x) => (float[n, 6, 4] y)
+            {{ {arithmetic} t = Cast<to = 1>(k) y = Add(x, t) }}""",
+        SIZES,
+    )
+
+    assert operators == ["Add"]
+
+
 @pytest.mark.parametrize(("number", "stays"), [("nought", False), ("two", True)])
 def test_whole_numbers_times_zero_are_zero(number, stays):
     numbers = {"nought": np.int64(0)} if number == "nought" else {"two": NUMBERS["two"]}

@@ -61,6 +61,29 @@ def test_rows_of_a_constant_operand_are_taken_once():
 
 
 @pytest.mark.parametrize(
+    ("behind", "axis", "shape"),
+    [
+        ("t = Transpose<perm = [2, 0, 1]>(d)", 2, "8, n, 1"),
+        ("t = Unsqueeze(d, one)", 2, "n, 1, 1, 8"),
+        ("u = Unsqueeze(d, one) r = Relu(u) t = Squeeze(r, one)", 1, "n, 1, 8"),
+        ("t = ReduceMax<axes = [-1], keepdims = 0>(d)", 1, "n, 1"),
+        ("s = Softmax(d) t = ReduceMean<axes = [-1]>(s)", 1, "n, 1, 1"),
+        ("t = LayerNormalization(d, g)", 1, "n, 1, 8"),
+        ("c = Greater(d, g) t = Where(c, d, g)", 1, "n, 1, 8"),
+    ],
+)
+def test_a_choice_passes_what_works_row_by_row_to_the_product(behind, axis, shape):
+    found, operators = optimized(
+        f"""(float[n, 4, 8] x) => (float[{shape}] y)
+            {{ d = MatMul(x, w) {behind} y = Gather<axis = {axis}>(t, first) }}""",
+        {"w": random(8, 8), "g": random(8), "first": np.array([0]), "one": np.array([1])},
+    )
+
+    assert operators[0] == "Gather"
+    assert "d" in {change.node for change in found.applied}
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("d = MatMul(x, w) y = Gather<axis = 2>(d, i)", "it chooses columns"),
