@@ -50,10 +50,9 @@ def try_assignments(
     fastest = fastest_of(race.candidates)
     start = of_most_worth(c for c in race.candidates if computes_alike(c.plan, fastest.plan))
     judged = best_of(race.candidates) if contract is None else start
-    is_faithful = judged.sqnr_db >= POLICY.faithful_db
     # In another runtime nodes may lose by integers that gain by them in onnxruntime, and so may
     # dynamic Convs.
-    is_open = not is_faithful or bench.timed_in is Runtime.OPENVINO
+    is_open = not judged.is_faithful or bench.timed_in is Runtime.OPENVINO
     is_open = is_open or any(map(is_dynamic_conv, start.plan.nodes))
     is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
     has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
@@ -62,7 +61,7 @@ def try_assignments(
     counts = counts_until_worse
     if whole_front:
         counts = every_count
-    elif contract is not None or is_faithful:
+    elif contract is not None or judged.is_faithful:
         counts = fastest_count
     return race.after(*_trials(race.calibrated, start, bench, counts))
 
@@ -114,7 +113,8 @@ def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[
        it ends it on that side.
     3. If it is, 2, 4, 8, ... until two are worse than the best.
     4. Those halfway from the best to the next that was tried on each side, and once more if one of
-       them is better.
+       them is better. Not on the side of fewer if these are no faster than the best, nor on that of
+       more if it is faithful: what lies between would differ by the noise of a race.
 
     tried  what was tried, and grows meanwhile
     """
@@ -144,7 +144,10 @@ def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[
         middle = best()
         before = max((n for n in tried if n < middle), default=middle)
         after = min((n for n in tried if n > middle), default=min(end, groups))
-        yield from (n for n in ((before + middle) // 2, (middle + after) // 2) if n not in tried)
+        faster = tried[before].gain + math.log2(POLICY.equal_speed) > tried[middle].gain
+        fewer = [(before + middle) // 2] if faster else []
+        more = [] if tried[middle].is_faithful else [(middle + after) // 2]
+        yield from (n for n in (*fewer, *more) if n not in tried)
         if best() == middle:
             break
 

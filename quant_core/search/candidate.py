@@ -123,10 +123,19 @@ class Candidate:
         20 dB below of 5. What a model is slower than its float original counts many times. That
         grows from nothing, so that the noise of a race alone never decides against a faithful one.
         """
-        missing = max(0.0, POLICY.faithful_db - self.sqnr_db) / 10
         slower = max(0.0, math.log2(POLICY.equal_speed) - self.gain)
-        penalty = POLICY.slower_than_float * slower
-        return self.gain - POLICY.doublings_per_10_db * missing**2 - penalty
+        return self.gain - self._lost_fidelity - POLICY.slower_than_float * slower
+
+    @property
+    def _lost_fidelity(self) -> float:
+        """What the lost fidelity would have to buy, in doublings of speed."""
+        missing = max(0.0, POLICY.faithful_db - self.sqnr_db) / 10
+        return POLICY.doublings_per_10_db * missing**2
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether one nearer to float, and as fast, is worth no more, as far as a race can tell."""
+        return self._lost_fidelity <= -math.log2(POLICY.equal_speed)
 
     @property
     def gain(self) -> float:

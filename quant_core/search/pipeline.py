@@ -13,6 +13,7 @@ from dataclasses import replace
 from quant_core.data.samples import Samples
 from quant_core.evaluate.contract import Ruling, Verdict
 from quant_core.model.session import find_provider
+from quant_core.optimize.opened import OpenedModel
 from quant_core.optimize.rules import TIMED
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
@@ -176,13 +177,20 @@ def _rounded_anew(found: Found, job: QuantJob, bench: Bench) -> Found:
 
 def _with_more_samples(found: Found, job: QuantJob, plan: QuantPlan, held_out: Samples) -> Found:
     """What was found, with ranges of all samples of the job; weights stay as they are, and the plan
-    says so.
+    says so. Where no byte of the model changes, it is judged already.
     """
     assert job.samples is not None
     assert job.stats is not None
     best = replace(found.best, plan=replace(found.best.plan, holdout=holdout_step(job.samples)))
     calibrated = found.calibrated.with_more_samples(job.samples, job.stats, held_out, plan)
-    return replace(found, best=remade(best, calibrated), calibrated=calibrated)
+    made = remade(best, calibrated)
+    if not best.plan.activations and _digest(made) == _digest(best):
+        made = replace(made, fidelity=best.fidelity)
+    return replace(found, best=made, calibrated=calibrated)
+
+
+def _digest(candidate: Candidate) -> str:
+    return OpenedModel(candidate.model).digest()
 
 
 def _made(

@@ -19,6 +19,10 @@ class Judged:
     sqnr_db: float
     aim: float = 20.0
 
+    @property
+    def is_faithful(self) -> bool:
+        return self.sqnr_db >= 30.0
+
     def is_above(self, aim: float) -> bool:
         return self.sqnr_db >= aim
 
@@ -27,11 +31,15 @@ class Judged:
         return self.is_above(self.aim) and self.gain >= 0.2, self.gain + 0.01 * self.sqnr_db
 
 
-def tried(count_where_it_reaches: float, gain: float = 1.2) -> dict[int, Judged]:
-    """What `counts_until_worse` tries of the assignments of a model."""
+def tried(
+    count_where_it_reaches: float, gain: float = 1.2, loss: float = 0.05
+) -> dict[int, Judged]:
+    """What `counts_until_worse` tries of the assignments of a model, each of which loses so much
+    speed to the one before.
+    """
 
     def judged(count: int) -> Judged:
-        return Judged(gain - 0.05 * count, 20 + (count - count_where_it_reaches))
+        return Judged(gain - loss * count, 20 + (count - count_where_it_reaches))
 
     found = {0: judged(0)}
     for count in counts_until_worse(GROUPS, found):
@@ -60,6 +68,10 @@ def test_where_integers_hardly_gain_speed_no_more_of_it_is_given_up():
 
 def test_no_more_than_two_follow_the_best_where_the_fastest_reaches_the_aim():
     assert [count for count in tried(-5) if count > 2] == []
+
+
+def test_nothing_is_tried_between_two_that_are_as_fast_nor_beyond_a_faithful_best():
+    assert list(tried(-5, loss=0.0)) == [0, 1, 2, 4, 8, 16]
 
 
 def test_one_group_is_all_there_is():

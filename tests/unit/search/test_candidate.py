@@ -79,6 +79,13 @@ def test_worth_is_speed_in_doublings_less_what_lost_fidelity_must_buy(sqnr_db, s
     assert candidate(sqnr_db, speedup).worth == pytest.approx(worth)
 
 
+@pytest.mark.parametrize(("sqnr_db", "is_faithful"), [(27.0, False), (27.5, True), (90.0, True)])
+def test_what_more_fidelity_is_worth_less_to_than_the_noise_of_a_race_is_faithful(
+    sqnr_db, is_faithful
+):
+    assert candidate(sqnr_db, 1.0).is_faithful == is_faithful
+
+
 @pytest.mark.parametrize(
     ("sqnr_db", "options", "reaches_it"),
     [

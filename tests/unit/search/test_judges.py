@@ -391,6 +391,25 @@ def test_random_samples_that_the_model_does_not_run_on_are_left_out(tmp_path):
         Reference.run(path, samples.pick(np.flatnonzero(~fits)))
 
 
+@pytest.mark.parametrize(("mode", "is_judged"), [("weight_only", True), ("static", False)])
+def test_a_model_that_more_samples_do_not_change_is_not_judged_again(
+    model, tmp_path, monkeypatch, mode, is_judged
+):
+    fidelities = []
+    tune_biases = pipeline.tune_biases
+
+    def noting(found, *arguments):
+        fidelities.append(found.best.fidelity)
+        return tune_biases(found, *arguments)
+
+    monkeypatch.setattr(pipeline, "tune_biases", noting)
+    rows = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
+
+    api.quantize_model(model, tmp_path / "a.onnx", QuantConfig(mode=mode), calibration=rows)
+
+    assert [fidelity is not None for fidelity in fidelities] == [is_judged]
+
+
 def test_what_was_found_is_not_rounded_again_for_all_samples_where_no_time_is_left(tmp_path):
     path, said = tmp_path / "m.onnx", []
     text = "(float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }"
