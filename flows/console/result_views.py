@@ -103,20 +103,19 @@ def _speed_text(result: Mapping[str, Any]) -> str:
 
 
 def _floor_text(result: Mapping[str, Any]) -> str:
-    """The SQNR of the worst output beside the least that it was held to; of drawn samples, which
-    real ones are not like, first a bound of it.
+    """The SQNR of the worst output beside the least that it was held to: first a bound of it for
+    other samples, of which those that judge are a few, or not even like them if they are drawn.
     """
     worst, least = result["worst_db"], f"at least {result['floor_db']:g} dB wanted"
     if worst is None:
         return f"not checked ({least})"
+    judges = "drawn samples" if result["is_drawn"] else "the samples that judged"
     if worst == MAX_SQNR_DB:
-        return f"equal to float's{' on drawn samples' if result['is_drawn'] else ''}"
+        return f"equal to float's on {judges}"
     if worst < result["floor_db"] and not result["shortfall"]:
         least = f"probabilities within {PROBABILITY_ERROR} of float's"
-    if not result["is_drawn"]:
-        return f"SQNR {format_db(worst)} around its mean ({least})"
     lower = format_db(min(worst, result["lower_db"]))
-    return f"SQNR {lower} or more around its mean, {format_db(worst)} on drawn samples ({least})"
+    return f"SQNR {lower} or more around its mean, {format_db(worst)} on {judges} ({least})"
 
 
 def validation_view(result: Mapping[str, Any]) -> RenderableType:
