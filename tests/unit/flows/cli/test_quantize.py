@@ -34,7 +34,7 @@ def test_quantize_says_sizes_and_layers(quantized):
 def test_a_summary_says_how_near_the_worst_output_is_to_float(tmp_path, capsys, end, says):
     values = {
         "w": np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32),
-        "low": np.float32(-50),
+        "low": np.float32(-80),
     }
     text = f"(float[n,64] x) => (float[n,64] y) {{ h = MatMul(x, w) t = Add(h, low) y = {end} }}"
     onnx.save(sketch(text, values), tmp_path / "m.onnx")
