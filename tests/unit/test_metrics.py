@@ -41,7 +41,7 @@ def test_a_new_metric_is_one_row(monkeypatch):
 
     contract = Contract(metric="error", max_drop=0.4)
 
-    assert judge(fidelity(), contract)[0] == "not_met"
+    assert judge(fidelity(), contract).verdict == "not_met"
     columns = accuracy_of(Run(contract), fidelity().to_dict())
     assert (columns["metric"], columns["accuracy"]) == ("error", -0.5)
     assert format_metric("error", columns["accuracy"]) == "-0.5 units"
@@ -52,7 +52,7 @@ def test_the_cosine_of_float_is_one_in_contracts_and_in_reports():
 
     columns = accuracy_of(Run(contract), fidelity().to_dict())
 
-    assert judge(fidelity(), contract)[0] == "met"
+    assert judge(fidelity(), contract).verdict == "met"
     assert (columns["accuracy"], columns["accuracy_float"]) == (0.98, 1.0)
 
 

@@ -21,7 +21,7 @@ def test_an_opset_that_changed_none_of_the_operators_is_lowered(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
 
     made = quantize_with_calibration(
-        tmp_path / "m.onnx", tmp_path / "q.onnx", mode="static", num_samples=4
+        tmp_path / "m.onnx", tmp_path / "q.onnx", mode="static", num_samples=8
     )
 
     assert made.worst_db > 20
