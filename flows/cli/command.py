@@ -157,7 +157,7 @@ def _is_no_file(place: str, typed: Mapping[str, Any]) -> bool:
     """Whether an error is about a path that was typed and is not there, or is a folder: then the
     request is wrong, and not the file.
     """
-    return place in _files(typed) and (Path(place).is_dir() or not os.path.lexists(place))
+    return place in _files(typed) and (not os.path.lexists(place) or Path(place).is_dir())
 
 
 def _files(typed: Mapping[str, Any]) -> set[str]:

@@ -48,7 +48,7 @@ def no_file(folder):
     return quantizing("absent.onnx")
 
 
-@case(1, "folder")
+@case(2, "folder")
 def a_folder_as_model(folder):
     (folder / "sub").mkdir()
     return quantizing("sub")
@@ -153,7 +153,7 @@ def an_empty_data_set(folder):
     return calibrating("bad.npy")
 
 
-@case(1, "no .npz")
+@case(2, "no .npz")
 def an_empty_folder_of_samples(folder):
     (folder / "none").mkdir()
     return calibrating("none")
