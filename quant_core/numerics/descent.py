@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant_core.numerics.column_bounds import Signs, safe_range, within
-from quant_core.numerics.integer_weight import QMAX4, QMIN4
+from quant_core.numerics.column_bounds import Signs, safe_range
+from quant_core.numerics.levels import Levels
 from quant_core.numerics.output_noise import damped, damping_of
 from quant_core.numerics.sweep import STEP, STRIPE
 
@@ -21,32 +21,33 @@ def descend(
     multipliers: NDArray[np.uint8],
     scale: NDArray[np.float32],
     gram: NDArray[Any],
+    levels: Levels,
     *,
     pair_safe: bool,
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """The integers after coordinate descent, and the output noise (C,) of each row: each integer in
-    turn is set to where the error is least, all others fixed.
+    turn is set to the level at which the error is least, all others fixed.
+
+    multipliers  of each integer's block, (C, K)
 
     Source: Behdin et al. 2023, QuantEase (arXiv 2309.01885), algorithm 1.
     """
     groups, parts, k, _ = gram.shape
     signs = Signs(rows)
-    spread = np.repeat(multipliers, product.shape[1] // multipliers.shape[1], axis=1).astype(
-        np.float32
-    )
     out = product.astype(np.float32)
     # as in Factor: directions in which no input was seen must not drift
     damping = damping_of(gram)
     matrices = damped(gram, damping)
     each = rows.reshape(groups, -1, rows.shape[1])
-    q, m = (x.reshape(each.shape) for x in (out, spread))
+    q, m = out.reshape(each.shape), multipliers.reshape(each.shape)
     s = scale.reshape(groups, -1)
     noise = np.zeros(s.shape)
     for g, p in np.ndindex(groups, parts):
         matrix = matrices[g, p]
         part = slice(p * k, p * k + k)
         of_group = slice(g * each.shape[1], (g + 1) * each.shape[1])
-        steps, sizes, exact = (np.ascontiguousarray(x[g, :, part].T) for x in (q, m, each))
+        steps, exact = (np.ascontiguousarray(x[g, :, part].T) for x in (q, each))
+        sizes = np.ascontiguousarray(m[g, :, part].T)
         slope = matrix @ (exact - steps * s[g])  # (k, rows); the matrix is symmetric
 
         for first in [*range(0, k, STRIPE)] * DESCENTS:
@@ -59,10 +60,10 @@ def descend(
                     if matrix[j, j] <= 0:
                         continue
                     optimum = steps[j] + slope[j] / (matrix[j, j] * s[g])
-                    beside = steps[j ^ 1] if pair_safe and j ^ 1 < k else None
-                    found = _nearest(optimum, sizes[j], beside)
+                    found = levels.nearest(optimum, sizes[j])
+                    if pair_safe and j ^ 1 < k:
+                        found = levels.within(found, *safe_range(steps[j ^ 1]), sizes[j])
                     found = signs.keep(found, p * k + j, of_group)
-                    found *= sizes[j]
                     slope[now] -= matrix[now, j, None] * ((found - steps[j]) * s[g])
                     steps[j] = found
                 change = (steps[now] - before_now) * s[g]
@@ -72,20 +73,6 @@ def descend(
         left = exact - steps * s[g]
         noise[g] += (left * (slope - damping[g, p] * left)).sum(0, dtype=np.float64)
     return out.astype(np.int8), noise.reshape(-1)
-
-
-def _nearest(
-    optimum: NDArray[Any], sizes: NDArray[np.float32], beside: NDArray[np.float32] | None
-) -> NDArray[Any]:
-    """The integers of 4 bits whose products with `sizes` come nearest to the optimum.
-
-    beside  the other products of pairs that must be safe from saturation; None if none must
-    """
-    found = within(np.rint(optimum / sizes), QMIN4, QMAX4)
-    if beside is None:
-        return found
-    low, high = safe_range(beside)
-    return within(found, np.ceil(low / sizes), np.floor(high / sizes))
 
 
 def _pass_on(

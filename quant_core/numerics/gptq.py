@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 from quant_core.numerics.column_bounds import LEAST8, MOST8, Signs, safe_range, within
 from quant_core.numerics.descent import descend
 from quant_core.numerics.granularity import Granularity, PerChannel, PerTensor
-from quant_core.numerics.integer_weight import (
-    MULTIPLIER_MAX,
-    QMAX4,
-    QMAX8,
-    QMIN4,
-    IntegerWeight,
-    bfloat16,
-)
+from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, bfloat16
+from quant_core.numerics.levels import EVEN, MULTIPLIER_MAX, Levels
 from quant_core.numerics.output_noise import JUDGED_DAMPING, damped, damping_of, output_noise
 from quant_core.numerics.round_nearest import quantize_int4, quantize_int8
 from quant_core.numerics.sweep import Factor, Swept, by_scale, repeated_for, sweep
@@ -111,11 +105,12 @@ def gptq_int4(
     *,
     pair_safe: bool = False,
     floor: Any = 0.0,
+    levels: Levels = EVEN,
 ) -> IntegerWeight:
     """int4 in blocks, as `quantize_int4` stores them; each block's multiplier is chosen when its
     turn comes.
     """
-    nearest = quantize_int4(rows, block, pair_safe=pair_safe, floor=floor)
+    nearest = quantize_int4(rows, block, pair_safe=pair_safe, floor=floor, levels=levels)
     assert nearest.multipliers is not None
     factor, exact = Factor.of(gram), np.zeros(gram.shape[:2])
     error = output_noise(rows, nearest.values, gram)
@@ -128,17 +123,21 @@ def gptq_int4(
     for first in range(0, len(scales), together):
         some = np.stack(scales[first : first + together])
         for wider, (swept, chosen) in zip(
-            some, _int4_sweep(rows, factor, some, gram, block, pair_safe=pair_safe), strict=True
+            some,
+            _int4_sweep(rows, factor, some, gram, block, levels, pair_safe=pair_safe),
+            strict=True,
         ):
             found_error = swept.noise(exact)
             better = found_error < error
             product[better], multipliers[better] = swept.integers[better], chosen[better]
             scale[better], error[better] = wider[better], found_error[better]
-    descended, found_error = descend(rows, product, multipliers, scale, gram, pair_safe=pair_safe)
+    spread = multipliers.repeat(block, axis=1)
+    descended, found_error = descend(
+        rows, product, spread, scale, gram, levels, pair_safe=pair_safe
+    )
     better = found_error < error
     product[better] = descended[better]
-    blocks = (product // np.repeat(multipliers, block, axis=1).astype(np.int8)).astype(np.int8)
-    return IntegerWeight(product, scale, blocks, multipliers)
+    return IntegerWeight(product, scale, levels.integers(product, spread), multipliers, levels)
 
 
 def _int4_sweep(
@@ -147,6 +146,7 @@ def _int4_sweep(
     scales: NDArray[np.float32],
     gram: NDArray[Any],
     block: int,
+    levels: Levels,
     *,
     pair_safe: bool,
 ) -> list[tuple[Swept, NDArray[np.uint8]]]:
@@ -161,35 +161,32 @@ def _int4_sweep(
 
     def start(j: int, ahead: NDArray[Any]) -> None:
         multipliers[:, j // block] = _best_multipliers(
-            ahead / scale[:, None], importance[:, j : j + block]
+            ahead / scale[:, None], importance[:, j : j + block], levels
         )
 
     def at(j: int, column: NDArray[Any], left: NDArray[Any] | None) -> tuple[Any, Any]:
-        m = multipliers[:, j // block].astype(np.float32)
-        steps = within(np.rint(column / (scale * m)), QMIN4, QMAX4)
+        m = multipliers[:, j // block]
+        steps = levels.nearest(column / scale, m)
         if pair_safe and left is not None:
-            low, high = safe_range(left)
-            steps = within(steps, np.ceil(low / m), np.floor(high / m))
+            steps = levels.within(steps, *safe_range(left), m)
         steps = signs.keep(steps, j)
-        return steps * m, steps * m * scale
+        return steps, steps * scale
 
     swept = sweep(repeated, factor, at, start, block).split(len(scales))
     chosen = by_scale(multipliers, len(scales), factor.groups)
     return list(zip(swept, chosen, strict=True))
 
 
-def _best_multipliers(grouped: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:
+def _best_multipliers(
+    grouped: NDArray[Any], weight: NDArray[Any], levels: Levels
+) -> NDArray[np.uint8]:
     """Per row, the multiplier with the least weighted squared error of one block.
 
     grouped  (C, block), in steps
     weight   (G, block), of each group of C / G rows
     """
-    m = np.arange(1, MULTIPLIER_MAX + 1, dtype=np.float32)[:, None, None]
-    difference = grouped / m
-    np.rint(difference, out=difference)
-    np.minimum(difference, np.float32(QMAX4), out=difference)
-    np.maximum(difference, np.float32(QMIN4), out=difference)
-    difference *= m
+    m = np.arange(1, MULTIPLIER_MAX + 1)[:, None, None]
+    difference = levels.nearest(grouped, m)
     difference -= grouped
     np.square(difference, out=difference)
     of_groups = difference.reshape(len(m), len(weight), -1, grouped.shape[1])

@@ -21,9 +21,13 @@ class PerChannel:
 
 @dataclass(frozen=True, slots=True)
 class PerBlock:
-    """One scale per `size` neighbours of an output channel: rows (C, K), scales (C, K / size)."""
+    """One scale per `size` neighbours of an output channel: rows (C, K), scales (C, K / size).
+
+    may_be_uneven  in 4 bits, numbers may lie denser around 0 where that fits the weight (levels.py)
+    """
 
     size: int
+    may_be_uneven: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from quant_core.numerics.levels import EVEN, Levels
+
 QMAX8 = 127  # int8 weights are symmetric: -128 is not used
-QMIN4, QMAX4 = -8, 7  # int4 weights have no zero point either: -8 only rounds further down
-MULTIPLIER_MAX = 15  # of a block of int4 weights, stored as uint4; -8 * 15 = -120 fits into int8
 MIN_SHORT_SCALES = 64  # with fewer, the Cast behind them takes more bytes than bfloat16 saves
 
 
@@ -19,14 +19,15 @@ MIN_SHORT_SCALES = 64  # with fewer, the Cast behind them takes more bytes than 
 class IntegerWeight:
     """int8 rows (C, K) and one scale per row (C,), or () for the whole weight.
 
-    Stored in four bits, q = blocks * multipliers: int8 holding -8..7 (C, K) and uint8 1..15 (C, K /
-    block).
+    Stored in four bits, q is what `levels` make of blocks, int8 holding -8..7 (C, K), and
+    multipliers, uint8 1..15 (C, K / block): their products, if they are even.
     """
 
     q: NDArray[np.int8]
     scale: NDArray[np.float32]
     blocks: NDArray[np.int8] | None = None
     multipliers: NDArray[np.uint8] | None = None
+    levels: Levels = EVEN
 
     @property
     def values(self) -> NDArray[np.float32]:

@@ -9,14 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.numerics.granularity import Granularity, PerChannel, PerTensor
-from quant_core.numerics.integer_weight import (
-    MULTIPLIER_MAX,
-    QMAX4,
-    QMAX8,
-    QMIN4,
-    IntegerWeight,
-    bfloat16,
-)
+from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, bfloat16
+from quant_core.numerics.levels import EVEN, MULTIPLIER_MAX, NORMAL, Levels
 from quant_core.numerics.saturation import make_safe, safe_scale
 
 Matrix = NDArray[np.float32]
@@ -24,6 +18,7 @@ Matrix = NDArray[np.float32]
 Attempt = Callable[[slice, int], tuple[NDArray[Any], ...]]
 
 BLOCK_MIN = 8  # of columns: a multiplier takes as many bits as a weight
+FEW_WEIGHTS = 1 << 16  # that choose the levels of all: not tuned, saves time
 CHUNK = 1 << 20  # weights that are rounded at a time, so that temporaries stay small
 # Of the scale max|w| / 127: a smaller one clips the largest weights and rounds all others more
 # finely. Not tuned; the tests of this file show that the search never loses to 1.0.
@@ -137,61 +132,78 @@ def block_width(columns: int, wanted: int) -> int:
 
 
 def quantize_int4(
-    rows: Matrix, block: int, *, pair_safe: bool = False, floor: NDArray[Any] | float = 0.0
+    rows: Matrix,
+    block: int,
+    *,
+    pair_safe: bool = False,
+    floor: NDArray[Any] | float = 0.0,
+    levels: Levels = EVEN,
 ) -> IntegerWeight:
-    """int4 in blocks of `block` columns (which divide K): w ~ scale[c] * multiplier[c, block] *
-    int4.
+    """int4 in blocks of `block` columns (which divide K): w ~ scale[c] * levels of the block's
+    multiplier.
 
     With the finest scale of a channel the block with its largest weight has multiplier 15; where
     pairs must be safe, a wider one may leave less error. Each block takes the multiplier with the
-    least squared error. All products lie in -120..105, so they are int8 on the channel's own grid.
-    Scales are bfloat16 numbers, which take half the bytes.
+    least squared error. All levels are int8 on the channel's own grid. Scales are bfloat16 numbers,
+    which take half the bytes.
     """
-    finest = np.abs(rows).max(1, initial=0.0).astype(np.float64) / (QMAX4 * MULTIPLIER_MAX)
+    finest = np.abs(rows).max(1, initial=0.0).astype(np.float64) / levels.reach
     stretches = SAFE_STRETCHES if pair_safe else (1.0,)
     scales = [bfloat16(_usable(np.maximum(finest * stretch, floor))) for stretch in stretches]
 
     def attempt(part: slice, candidate: int) -> tuple[NDArray[Any], ...]:
         scale = scales[candidate][part]
-        blocks, multipliers = _in_blocks(rows[part] / scale[:, None], block, pair_safe=pair_safe)
-        return _products(blocks, multipliers), scale, blocks, multipliers
+        q, multipliers = _in_blocks(rows[part] / scale[:, None], block, levels)
+        spread = multipliers.repeat(block, axis=1)
+        blocks = levels.integers(q, spread)
+        if pair_safe:
+            q, blocks = _safe_blocks(blocks, spread, levels)
+        return q, scale, blocks, multipliers
 
-    return IntegerWeight(*_least_error(rows, attempt, len(scales), per_row=True))
+    q, scale, blocks, multipliers = _least_error(rows, attempt, len(scales), per_row=True)
+    return IntegerWeight(q, scale, blocks, multipliers, levels)
+
+
+def fitting_levels(rows: Matrix, block: int) -> Levels:
+    """Those that leave less squared error in some of the rows, rounded to nearest: even ones where
+    weights are spread evenly, as many are before training.
+    """
+    some = rows[:: max(1, rows.size // FEW_WEIGHTS)]
+
+    def error(levels: Levels) -> float:
+        found = quantize_int4(some, block, levels=levels)
+        return float(_squared_errors(some, found.q, found.scale).sum())
+
+    return min((EVEN, NORMAL), key=error)
 
 
 def _in_blocks(
-    steps: Matrix, block: int, *, pair_safe: bool
+    steps: Matrix, block: int, levels: Levels
 ) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
-    """The int4 blocks and the multipliers nearest to these numbers of steps (C, K)."""
+    """The levels nearest to these numbers of steps (C, K), and the multipliers."""
     grouped = steps.reshape(len(steps), -1, block)
     least = np.full(grouped.shape[:2], np.inf, np.float32)
     best = np.ones(grouped.shape[:2], np.uint8)
     for m in range(1, MULTIPLIER_MAX + 1):
-        q = np.clip(np.rint(grouped / np.float32(m)), QMIN4, QMAX4)
-        difference = grouped - q * np.float32(m)
+        difference = grouped - levels.nearest(grouped, np.array(m))
         error = np.einsum("cbk,cbk->cb", difference, difference)
         better = error < least
         least, best = np.where(better, error, least), np.where(better, np.uint8(m), best)
-    q = np.clip(np.rint(grouped / best[..., None].astype(np.float32)), QMIN4, QMAX4)
-    blocks = q.reshape(steps.shape).astype(np.int8)
-    return (_safe_blocks(blocks, best) if pair_safe else blocks), best
+    return levels.nearest(grouped, best[..., None]).reshape(steps.shape).astype(np.int8), best
 
 
-def _products(blocks: NDArray[np.int8], multipliers: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """int8 (C, K): each int4 times the multiplier of its block."""
-    factors = np.repeat(multipliers, blocks.shape[1] // multipliers.shape[1], axis=1)
-    return np.asarray(blocks * factors.astype(np.int8))
-
-
-def _safe_blocks(blocks: NDArray[np.int8], multipliers: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """The larger of two neighbours gives up one step, until every pair of products is safe."""
-    blocks = blocks.copy()
+def _safe_blocks(
+    blocks: NDArray[np.int8], multipliers: NDArray[np.uint8], levels: Levels
+) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """The larger of two neighbours gives up one step, until every pair of levels is safe: the
+    levels, and their int4 blocks.
+    """
     while True:
-        product = _products(blocks, multipliers)
-        magnitude = np.abs(product.astype(np.int16))
-        reduced = np.abs(make_safe(product).astype(np.int16)) < magnitude
+        q = levels.of(blocks, multipliers)
+        magnitude = np.abs(q.astype(np.int16))
+        reduced = np.abs(make_safe(q).astype(np.int16)) < magnitude
         if not reduced.any():
-            return blocks
+            return q, blocks
         larger = np.zeros_like(reduced)
         larger[:, : reduced.shape[1] // 2 * 2] = _larger_of_pair(magnitude, reduced)
         blocks = (blocks - np.where(larger, np.sign(blocks), 0)).astype(np.int8)

@@ -17,7 +17,8 @@ Round = Callable[..., IntegerWeight]
 class WeightMethod:
     """How rows (C, K) are rounded.
 
-    int8, int4            (rows, granularity or block, *, pair_safe, floor), from the weight alone
+    int8, int4            (rows, granularity or block, *, pair_safe, floor), from the weight alone;
+                          int4 to `levels` too
     gram_int8, gram_int4  (rows, gram, granularity or block, *, pair_safe, floor), where calibration
                           collected the Gram matrices of the weight's inputs; None if the method has
                           no use for them

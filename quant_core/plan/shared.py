@@ -34,6 +34,7 @@ def share_weights(
     4. MatMulNBits, whose form no other kernel reads, is for weights that only it and tables read.
     5. Integer kernels have the finest scales that one of them needs, or a table, and are all safe
        from saturation if one of them must be.
+    6. Levels of 4 bits are even for all if they must be for one.
     """
     _keep_in_float(nodes, weighted)  # 1
     shared = [_Shared(r, weighted, decide) for r in _readers(nodes) if len(r) > 1]
@@ -43,6 +44,7 @@ def share_weights(
         weight.choose_axis()
         weight.choose_form()
         weight.choose_scales()
+        weight.choose_levels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,14 @@ class _Shared:
                 granularity=min(needed, key=_coarseness),
                 pair_safe=any(p.pair_safe for p in plans),
             )
+
+    def choose_levels(self) -> None:
+        """Rule 6."""
+        plans = [self.weighted[reader.name] for reader in self.readers]
+        sizes = [(p, p.granularity.size) for p in plans if isinstance(p.granularity, PerBlock)]
+        if any(p.granularity == PerBlock(size) for p, size in sizes):
+            for p, size in sizes:
+                self.weighted[p.node] = replace(p, granularity=PerBlock(size))
 
     def _has_one_scale(self) -> bool:
         """Whether integers on one grid serve all that read the weight, along both axes."""

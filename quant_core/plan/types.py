@@ -45,6 +45,7 @@ class Storage(StrEnum):
 
 
 WRITE_ONE = "Write one with --dry-run --format json"
+UNEVEN = " uneven"  # behind the size of a block
 _BITS = {Storage.FLOAT32: 32, Storage.FLOAT16: 16, Storage.INT8: 8, Storage.INT4: 4}
 
 
@@ -256,7 +257,7 @@ class QuantPlan:
 
 
 def _granularity_to_json(granularity: Granularity | None) -> str | int | None:
-    """Words for whole tensors and channels, the size of a block."""
+    """Words for whole tensors and channels, the size of a block, and whether it may be uneven."""
     match granularity:
         case PerTensor():
             return "tensor"
@@ -264,8 +265,8 @@ def _granularity_to_json(granularity: Granularity | None) -> str | int | None:
             return "channel"
         case BothAxes():
             return "both axes"
-        case PerBlock(size):
-            return size
+        case PerBlock(size, may_be_uneven):
+            return f"{size}{UNEVEN}" if may_be_uneven else size
     return None
 
 
@@ -275,6 +276,9 @@ def _granularity_from_json(value: str | int | None) -> Granularity | None:
         return None
     if isinstance(value, int):
         return PerBlock(value)
+    size, uneven, rest = value.partition(UNEVEN)
+    if uneven and size.isdecimal() and not rest:
+        return PerBlock(int(size), may_be_uneven=True)
     words: dict[str, Granularity] = {
         "tensor": PerTensor(),
         "channel": PerChannel(),

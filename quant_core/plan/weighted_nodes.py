@@ -240,7 +240,11 @@ class WeightedNodes:
             if isinstance(choice.granularity, PerBlock) and compute is not Compute.BLOCKS:
                 wanted = wanted if is_table else choice.granularity.size
             widths = {self._block_width(node, w, wanted) for w in weights}
-            return PerBlock(widths.pop() if len(widths) == 1 else wanted)
+            size = widths.pop() if len(widths) == 1 else wanted
+            # MatMulNBits and GatherBlockQuantized know even levels alone, other runtimes no nodes
+            # that look levels up
+            is_fixed = is_table or compute is Compute.BLOCKS or not self.target.is_onnxruntime
+            return PerBlock(size, may_be_uneven=not is_fixed)
         if compute is Compute.DYNAMIC and choice.granularity == PerTensor():
             return PerTensor()
         return by_config

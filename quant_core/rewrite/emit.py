@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from quant_core.model import graph
 from quant_core.numerics.integer_weight import MIN_SHORT_SCALES, IntegerWeight
 from quant_core.numerics.layout import Layout
+from quant_core.numerics.levels import EVEN, QMIN4
 from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Cursor
 
@@ -38,6 +39,12 @@ def write_int8(
 
         int4 (C, blocks, n) -> Cast --> Mul -> Reshape -> [Transpose] -> Cast -> int8
         uint4 (C, blocks, 1) -> Cast /
+
+       and with uneven levels, from their table, in the order 0..7, -8..-1:
+
+        int8 (16, 16) -----------------> Gather (C, blocks, 16) -> GatherElements -> Reshape -> ...
+        uint4 (C, blocks) -> Cast ------/                         /
+        int4 (C, blocks, n) -> Cast -----------------------------/
     """
     key, known = (write.home, weight), write.writer.int8
     if key in known:
@@ -63,12 +70,13 @@ def _write_products(
     layout: Layout,
     shape: tuple[int, ...],
 ) -> ir.Value:
-    """Rule 3 of `write_int8`: int4 times multipliers, as int8 in the operator's layout."""
+    """Rule 3 of `write_int8`: int4 and multipliers, as int8 in the operator's layout."""
     assert weight.blocks is not None
     assert weight.multipliers is not None
     groups = (len(weight.blocks), weight.multipliers.shape[1], -1)
-    uint4 = weight.multipliers[..., None].astype(ml_dtypes.uint4)
-    multipliers = write.constant(f"{name}_multiplier", uint4)
+    is_even = weight.levels is EVEN
+    uint4 = weight.multipliers.astype(ml_dtypes.uint4)
+    multipliers = write.constant(f"{name}_multiplier", uint4[..., None] if is_even else uint4)
     if rows is None:
         int4 = weight.blocks.reshape(groups).astype(ml_dtypes.int4)
         stored = write.constant(f"{name}_int4", int4)
@@ -78,12 +86,19 @@ def _write_products(
         blocks = write.constant(f"{name}_groups", np.array(groups, np.int64))
         wide = write.node("Reshape", [wide, blocks], f"{name}_blocks")
     factor = write.node("Cast", [multipliers], f"{name}_factor", to=ir.DataType.INT32)
-    product = write.node("Mul", [wide, factor], f"{name}_product")
+    if is_even:
+        product = write.node("Mul", [wide, factor], f"{name}_product")
+    else:
+        table = write.shared("levels", np.roll(weight.levels.table, QMIN4, axis=1))
+        levels = write.node("Gather", [table, factor], f"{name}_levels")
+        product = write.node("GatherElements", [levels, wide], f"{name}_product", axis=2)
     transposed = write.constant(f"{name}_shape", np.array(layout.transposed_shape(shape), np.int64))
     product = write.node("Reshape", [product, transposed], f"{name}_rows")
     if not layout.is_straight:
         product = write.node("Transpose", [product], f"{name}_placed", perm=layout.inverse)
-    return write.node("Cast", [product], f"{name}_int8", to=ir.DataType.INT8)
+    if is_even:
+        product = write.node("Cast", [product], f"{name}_int8", to=ir.DataType.INT8)
+    return product
 
 
 def write_dequantized(write: Cursor, name: str, rounded: Rounded, axis: int) -> ir.Value:
@@ -96,7 +111,7 @@ def write_dequantized(write: Cursor, name: str, rounded: Rounded, axis: int) -> 
     stored = write_int8(write, name, rounded.integers, rounded.layout, rounded.shape)
     scale_value = _scale(write, name, scale)
     return _dequantize(
-        write, name, stored, scale_value, write.zeros(scale.shape), axis if scale.ndim else None
+        write, name, stored, scale_value, _zeros(write, scale), axis if scale.ndim else None
     )
 
 
@@ -246,6 +261,11 @@ def _scale(write: Cursor, name: str, scale: NDArray[np.float32]) -> ir.Value:
         return write.constant(f"{name}_scale", scale)
     stored = write.constant(f"{name}_bfloat16", short)
     return write.node("Cast", [stored], f"{name}_scale", to=ir.DataType.FLOAT)
+
+
+def _zeros(write: Cursor, scale: NDArray[np.float32]) -> ir.Value:
+    """The zero points of weights: onnxruntime's selectors want them."""
+    return write.shared("zeros", np.zeros(scale.shape, np.int8))
 
 
 def _dequantize(

@@ -21,8 +21,14 @@ from quant_core.numerics.both_axes import quantize_both_axes
 from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerTensor
 from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, with_short_scales
 from quant_core.numerics.layout import Layout
+from quant_core.numerics.levels import EVEN
 from quant_core.numerics.output_noise import judged_moments, output_noise
-from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
+from quant_core.numerics.round_nearest import (
+    block_width,
+    fitting_levels,
+    quantize_int4,
+    quantize_int8,
+)
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.operators import RULES, mean_axis, weight_layout
@@ -320,9 +326,10 @@ class Rounding:
         if isinstance(granularity, PerBlock):
             columns = rows.shape[1] if gram is None else gram.shape[-1]
             block = block_width(columns, granularity.size)
+            levels = fitting_levels(rows, block) if granularity.may_be_uneven else EVEN
             if gram is None or method.gram_int4 is None:
-                return method.int4(rows, block, pair_safe=safe, floor=floor)
-            return method.gram_int4(rows, gram, block, pair_safe=safe, floor=floor)
+                return method.int4(rows, block, pair_safe=safe, floor=floor, levels=levels)
+            return method.gram_int4(rows, gram, block, pair_safe=safe, floor=floor, levels=levels)
         if gram is None or method.gram_int8 is None:
             return method.int8(rows, granularity, pair_safe=safe, floor=floor)
         return method.gram_int8(rows, gram, granularity, pair_safe=safe, floor=floor)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ class Writer:
     """What was written into one model so far: the names that are taken, and constants that others
     may share.
 
-    zeros   (graph, shape) -> int8 zeros
+    shared  (graph, type, shape, bytes) -> the constant that holds them, for all that need it
     tables  (graph, integers) -> the rows (C, K) of a table in int4, which may be the weight of
             another operator too
     pairs   (graph, integers) -> the same rows with two integers in a byte, (C, K / 2)
@@ -30,7 +29,7 @@ class Writer:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self.zeros: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = {}
+        self.shared: dict[tuple[object, ...], ir.Value] = {}
         self.tables: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
         self.pairs: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
         self.scales: dict[tuple[ir.Graph, IntegerWeight], ir.Value] = {}
@@ -93,13 +92,11 @@ class Cursor:
         """An initializer of the graph that is written to."""
         return graph.initializer(self.home, self.writer.free(name), array)
 
-    def zeros(self, shape: tuple[int, ...]) -> ir.Value:
-        """int8 zeros, the zero point of weights; onnxruntime's selectors want one, so all weights
-        share it.
-        """
-        known, key = self.writer.zeros, (self.home, shape)
+    def shared(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """An initializer that all share that need the same one in this graph."""
+        known, key = self.writer.shared, (self.home, array.dtype, array.shape, array.tobytes())
         if key not in known:
-            known[key] = self.constant("zeros", np.zeros(shape, np.int8))
+            known[key] = self.constant(name, array)
         return known[key]
 
     def node(

@@ -21,6 +21,8 @@ STORED = {
     "multipliers": uint4(MULTIPLIERS),
     "rows": np.array([4, 3, 3, 4]),  # (O, kh, kw, I)
     "scale": np.full((4, 1, 1, 1), 0.01, np.float32),
+    "levels": RNG.integers(-127, 128, (16, 16)).astype(np.int8),
+    "rows_of_levels": uint4(MULTIPLIERS[..., 0]),
 }
 TO_INT8 = """
     wide = Cast<to = 6>(blocks)
@@ -30,11 +32,24 @@ TO_INT8 = """
     moved = Transpose<perm = [0, 3, 1, 2]>(placed)
     w8 = Cast<to = 3>(moved)
 """
+LOOKED_UP = """
+    wide = Cast<to = 6>(blocks)
+    row = Cast<to = 6>(rows_of_levels)
+    levels_of_blocks = Gather(levels, row)
+    product = GatherElements<axis = 2>(levels_of_blocks, wide)
+    placed = Reshape(product, rows)
+    w8 = Transpose<perm = [0, 3, 1, 2]>(placed)
+"""
+DECODED = {
+    TO_INT8: BLOCKS * MULTIPLIERS,
+    LOOKED_UP: STORED["levels"][MULTIPLIERS, BLOCKS],  # -1 is the last
+}
 
 
-def test_int4_storage_loads_to_the_int8_graph():
+@pytest.mark.parametrize("to_int8", [TO_INT8, LOOKED_UP], ids=["products", "looked up"])
+def test_int4_storage_loads_to_the_int8_graph(to_int8):
     body = (
-        pair("x", "a") + TO_INT8 + "wd = DequantizeLinear<axis = 0>(w8, ws, wz)\n"
+        pair("x", "a") + to_int8 + "wd = DequantizeLinear<axis = 0>(w8, ws, wz)\n"
         "bd = DequantizeLinear<axis = 0>(b, bs, bz) c = Conv(a, wd, bd)\n" + pair("c", "y")
     )
     constants = weight_of((4, 4, 3, 3), 0) | STORED
@@ -42,15 +57,16 @@ def test_int4_storage_loads_to_the_int8_graph():
 
     stored = kernels(body, constants, opset=21, borders=True)
 
-    direct = body.replace(TO_INT8, "").replace("w8", "w")
+    direct = body.replace(to_int8, "").replace("w8", "w")
     assert stored == kernels(direct, weight_of((4, 4, 3, 3), 0), opset=21, borders=True)
     assert "QLinearConv" in stored
 
 
-def test_the_folded_weight_is_what_the_nodes_say():
+@pytest.mark.parametrize("to_int8", [TO_INT8, LOOKED_UP], ids=["products", "looked up"])
+def test_the_folded_weight_is_what_the_nodes_say(to_int8):
     model = sketch(
         "(float[n,4,8,8] x) => (float[n,4,6,6] y) "
-        f"{{ {TO_INT8} w = Cast<to = 1>(w8) y = Conv(x, w) }}",
+        f"{{ {to_int8} w = Cast<to = 1>(w8) y = Conv(x, w) }}",
         STORED,
         21,
         10,
@@ -59,7 +75,7 @@ def test_the_folded_weight_is_what_the_nodes_say():
     loaded = optimized_graph(model.SerializeToString(), optimize="basic").graph
 
     assert [node.op_type for node in loaded.node] == ["Conv"]
-    expected = (BLOCKS * MULTIPLIERS).reshape(4, 3, 3, 4).transpose(0, 3, 1, 2)
+    expected = DECODED[to_int8].reshape(4, 3, 3, 4).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(numpy_helper.to_array(loaded.initializer[0]), expected)
 
 

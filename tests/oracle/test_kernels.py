@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.model import graph
 from quant_core.model.session import optimized_graph
-from quant_core.numerics.round_nearest import block_width, quantize_int4
+from quant_core.numerics.round_nearest import block_width, fitting_levels, quantize_int4
 from quant_core.plan.operators import layout_of
 from quant_core.plan.types import Compute, QuantPlan
 from tests.models import normalized, sketch
@@ -299,10 +299,10 @@ def test_stored_int4_weights_load_to_what_numpy_decodes(case, nodes):
             weight = graph.array(next(v for v in node.inputs if v is not None and v.name == name))
             layout = layout_of(node, weight.ndim)
             rows = layout.matrix(weight)
-            wanted = quantize_int4(rows, block_width(rows.shape[1], 32))
-            decoded = wanted.blocks * np.repeat(
-                wanted.multipliers, rows.shape[1] // wanted.multipliers.shape[1], axis=1
-            )
+            block = block_width(rows.shape[1], 32)
+            wanted = quantize_int4(rows, block, levels=fitting_levels(rows, block))
+            multipliers = np.repeat(wanted.multipliers, block, axis=1)
+            decoded = wanted.levels.table[multipliers, wanted.blocks + 8]
             expected = layout.tensor(
                 decoded.astype(np.float32) * wanted.scale[:, None], weight.shape
             )

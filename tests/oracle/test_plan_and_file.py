@@ -96,7 +96,7 @@ def test_a_weight_that_is_rounded_in_parts_computes_as_the_plan_says(
     )
 
     assert [(n.compute, n.granularity) for n in plan.nodes if n.weights] == [
-        (compute, PerBlock(width))
+        (compute, PerBlock(width, may_be_uneven=compute is not Compute.BLOCKS))
     ]
     assert_they_agree(plan, made)
     if compute is not Compute.BLOCKS:

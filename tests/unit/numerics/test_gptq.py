@@ -13,6 +13,7 @@ from quant_core.numerics import gptq
 from quant_core.numerics.gptq import gptq_int4, gptq_int8
 from quant_core.numerics.granularity import PerBlock, PerChannel, PerTensor
 from quant_core.numerics.integer_weight import IntegerWeight
+from quant_core.numerics.levels import EVEN, NORMAL
 from quant_core.numerics.output_noise import damped, damping_of, output_noise
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.numerics.saturation import unsafe_pairs
@@ -66,20 +67,20 @@ def test_int8_is_safe_and_never_worse_than_rounding_to_nearest(seed, safe, granu
     )  # errors are judged in float32
 
 
+@pytest.mark.parametrize("levels", [EVEN, NORMAL], ids=["even", "normal"])
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_int4_fits_its_types_is_safe_and_never_worse_than_rounding_to_nearest(seed, safe):
+def test_int4_fits_its_types_is_safe_and_never_worse_than_rounding_to_nearest(seed, safe, levels):
     rows, gram = problem(seed)
     block = block_width(gram.shape[-1], 16)
 
-    nearest = quantize_int4(rows, block, pair_safe=safe)
-    found = gptq_int4(rows, gram, block, pair_safe=safe)
+    nearest = quantize_int4(rows, block, pair_safe=safe, levels=levels)
+    found = gptq_int4(rows, gram, block, pair_safe=safe, levels=levels)
 
     assert -8 <= found.blocks.min() <= found.blocks.max() <= 7
     assert 1 <= found.multipliers.min() <= found.multipliers.max() <= 15
-    np.testing.assert_array_equal(
-        found.q, found.blocks * np.repeat(found.multipliers, block, axis=1).astype(int)
-    )
+    multipliers = np.repeat(found.multipliers, block, axis=1)
+    np.testing.assert_array_equal(found.q, levels.table[multipliers, found.blocks + 8])
     assert not safe or len(unsafe_pairs(found.q)) == 0
     assert error(rows, found, gram).sum() <= error(rows, nearest, gram).sum() * (1 + 1e-4)
 
@@ -196,14 +197,15 @@ def test_few_samples_do_not_cost_what_they_do_not_show(samples):
     assert fitted < 4 * nearest
 
 
-def test_non_negative_rows_keep_their_signs_and_exact_zeros():
+@pytest.mark.parametrize("levels", [EVEN, NORMAL], ids=["even", "normal"])
+def test_non_negative_rows_keep_their_signs_and_exact_zeros(levels):
     """A filter bank in front of a Log has no value for a negative sum."""
     rng = np.random.default_rng(5)
     rows = np.maximum(0, rng.standard_normal((8, 64))).astype(np.float32)
     x = rng.standard_normal((200, 4)) @ rng.standard_normal((4, 64))
     gram = (x.T @ x / 200)[None, None].astype(np.float32)
 
-    eight, four = gptq_int8(rows, gram), gptq_int4(rows, gram, 32)
+    eight, four = gptq_int8(rows, gram), gptq_int4(rows, gram, 32, levels=levels)
 
     for found in (eight, four):
         assert (found.q >= 0).all()

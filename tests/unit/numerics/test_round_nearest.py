@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant_core.numerics.granularity import PerChannel, PerTensor
+from quant_core.numerics.levels import EVEN, NORMAL
 from quant_core.numerics.round_nearest import (
     BLOCK_MIN,
     block_width,
@@ -17,6 +18,7 @@ from quant_core.numerics.round_nearest import (
 from quant_core.numerics.saturation import unsafe_pairs
 
 SEEDS = range(12)
+BOTH_LEVELS = pytest.mark.parametrize("levels", [EVEN, NORMAL], ids=["even", "normal"])
 
 
 def matrix(seed: int) -> np.ndarray:
@@ -89,27 +91,28 @@ def test_scales_are_at_least_the_floor(quantize):
     assert np.all(quantize(rows, floor=floor).scale >= floor.astype(np.float32))
 
 
+@BOTH_LEVELS
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_int4_products_fit_their_types(seed, safe):
+def test_int4_levels_fit_their_types(seed, safe, levels):
     rows = matrix(seed)
     block = block_width(rows.shape[1], 16)
 
-    found = quantize_int4(rows, block, pair_safe=safe)
+    found = quantize_int4(rows, block, pair_safe=safe, levels=levels)
 
     assert -8 <= found.blocks.min() <= found.blocks.max() <= 7
     assert 1 <= found.multipliers.min() <= found.multipliers.max() <= 15
-    np.testing.assert_array_equal(
-        found.q, found.blocks * np.repeat(found.multipliers, block, axis=1).astype(int)
-    )
+    multipliers = np.repeat(found.multipliers, block, axis=1)
+    np.testing.assert_array_equal(found.q, levels.table[multipliers, found.blocks + 8])
     assert not safe or len(unsafe_pairs(found.q)) == 0
 
 
-def test_safe_pairs_cost_little_in_four_bits():
+@BOTH_LEVELS
+def test_safe_pairs_cost_little_in_four_bits(levels):
     rows = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
 
     free, safe = (
-        np.square(rows - quantize_int4(rows, 32, pair_safe=is_safe).values).sum()
+        np.square(rows - quantize_int4(rows, 32, pair_safe=is_safe, levels=levels).values).sum()
         for is_safe in (False, True)
     )
 

@@ -45,6 +45,22 @@ def test_a_plan_survives_json():
         assert json.loads(plan.to_json()) == plan.to_dict()
 
 
+def test_levels_of_4_bits_may_be_uneven_where_nodes_look_them_up():
+    """MatMulNBits and tables take even ones; nor may OpenVINO fold what looks others up."""
+    proto = CASES["an_embedding_tied_to_the_output"]()
+    config = QuantConfig(bits=4, layer_bits={"*": 4}, min_elements=0)
+
+    def may_be_uneven(target: str, *in_blocks: str) -> dict[str, bool]:
+        choices = dict.fromkeys(in_blocks, NodeChoice(Compute.BLOCKS))
+        plan = make_plan(normalized(proto), config, TARGETS[target], choices)
+        found = {n.node: n.granularity for n in plan.nodes if n.storage is Storage.INT4}
+        return {node: how.may_be_uneven for node, how in found.items()}
+
+    assert may_be_uneven("x86") == {"e": False, "h": True, "y": False}  # y has the table's rows
+    assert may_be_uneven("x86", "h", "y") == {"e": False, "h": False, "y": False}
+    assert may_be_uneven("portable") == {"h": False}
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": {}}', "null", '{"target": 3}'])
 def test_what_is_no_plan_is_a_request_error(text):
     with pytest.raises(RequestError):

@@ -98,8 +98,8 @@ def test_an_allocated_plan_is_nearer_to_float_at_hardly_more_bytes():
 
     plan = allocate_bits(calibrated, uniform, NO_DEADLINE)
 
-    assert [n.granularity for n in uniform.nodes if n.weights] == [PerBlock(32), PerBlock(32)]
-    assert plan.nodes[0].granularity == PerBlock(16)
+    assert [n.granularity.size for n in uniform.nodes if n.weights] == [32, 32]
+    assert plan.nodes[0].granularity.size == 16
     assert noise(calibrated, plan) < 0.9 * noise(calibrated, uniform)
     sizes = [calibrated.build(p, "").size_bytes for p in (uniform, plan)]
     assert sizes[1] < 1.05 * sizes[0]
