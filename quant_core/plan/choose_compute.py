@@ -10,7 +10,6 @@ from quant_core.config import Mode
 from quant_core.plan.operators import (
     RULES,
     DynamicPattern,
-    has_other_pairs,
     is_depthwise,
     is_pointwise,
     why_not_integer,
@@ -69,6 +68,4 @@ def _why_no_kernel(node: ir.Node, target: Target) -> str:
     kernel = "depthwise Conv" if is_depthwise(node) else node.op_type
     if kernel in target.slow_in_integers:
         return f"{kernel} is slower in integers on {target.name}"
-    if target.pairs_channels and has_other_pairs(node):
-        return f"pairs of an odd number of channels can saturate on {target.name}"
     return ""

@@ -24,6 +24,7 @@ from quant_core.plan.operators import (
     RULES,
     DynamicPattern,
     has_depthwise_kernel,
+    has_other_pairs,
     rule_of,
     weight_layout,
     weight_positions,
@@ -286,6 +287,8 @@ class WeightedNodes:
             return f"{node.op_type} takes whole bytes"
         if compute.is_integer and not self.target.decodes_int4:
             return f"integer kernels of {self.target.name} take whole bytes"
+        if compute.is_integer and self.target.pairs_channels and has_other_pairs(node):
+            return f"pairs of an odd number of channels can saturate on {self.target.name}"
         if not (rule.is_table or is_folded(config, self.target) or self._standard_blocks(node)):
             if node.op_type in self.target.one_scale:
                 return f"{node.op_type} has one scale on {self.target.name}: too few for 4 bits"

@@ -29,9 +29,10 @@ from quant_core.numerics.round_nearest import (
     quantize_int4,
     quantize_int8,
 )
+from quant_core.numerics.saturation import PAIR_LIMIT
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
-from quant_core.plan.operators import RULES, mean_axis, weight_layout
+from quant_core.plan.operators import RULES, has_other_pairs, mean_axis, weight_layout
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.rewrite.bias_correction import corrected_bias
@@ -39,6 +40,7 @@ from quant_core.rewrite.weight_cache import Rounded, RoundingKey, Same, WeightCa
 
 ROW_SCALES = Layout((0, 1))  # of a matrix: a scale per row
 Floor = NDArray[np.float64] | float
+HALF_PAIR = PAIR_LIMIT // 2  # two weights up to this make a safe pair
 # Of the energy of the largest row of a weight: below it a row is dead, as pruning and folded
 # normalizations leave it. Not tuned: float32 itself keeps 2**-24 of an amplitude.
 DEAD_ROW = 2.0**-48
@@ -82,6 +84,7 @@ class Rounding:
         self.cache = WeightCache() if cache is None else cache
         # onnxruntime makes float32 of them when it loads a model, as it does of 4 bits
         self.has_short_scales = bool(plan.in_four_bits) and TARGETS[plan.target].decodes_int4
+        self.pairs_channels = TARGETS[plan.target].pairs_channels
         self.sqnr_db: dict[str, float] = {}
         self.worst_row_db: dict[str, float] = {}
         self._first_node: dict[RoundingKey, str] = {}
@@ -269,6 +272,7 @@ class Rounding:
             planned.pair_safe,
             self.config.weight_method,
             self.has_short_scales,
+            self.pairs_channels,
         )
 
     def _calibration(self, node: str) -> Same | None:
@@ -330,9 +334,17 @@ class Rounding:
             if gram is None or method.gram_int4 is None:
                 return method.int4(rows, block, pair_safe=safe, floor=floor, levels=levels)
             return method.gram_int4(rows, gram, block, pair_safe=safe, floor=floor, levels=levels)
+        # Kernels differ in which weights of a row are neighbours: any two must be safe.
+        is_any_pair = safe and self.pairs_channels and has_other_pairs(node)
+        if is_any_pair:
+            floor = np.maximum(floor, np.abs(rows).max(1, initial=0.0) / HALF_PAIR)
         if gram is None or method.gram_int8 is None:
-            return method.int8(rows, granularity, pair_safe=safe, floor=floor)
-        return method.gram_int8(rows, gram, granularity, pair_safe=safe, floor=floor)
+            found = method.int8(rows, granularity, pair_safe=safe, floor=floor)
+        else:
+            found = method.gram_int8(rows, gram, granularity, pair_safe=safe, floor=floor)
+        if is_any_pair:  # rounding with Gram matrices goes beyond the largest
+            found = replace(found, q=np.clip(found.q, -HALF_PAIR, HALF_PAIR))
+        return found
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:

@@ -63,6 +63,7 @@ class RoundingKey:
     layout        how it becomes rows
     storage, granularity, pair_safe, method  how the plan and its config treat it
     has_short_scales  whether its scales are bfloat16 numbers
+    pairs_channels    the target's
     floor         the least scales, as bytes; empty without
     factors       what its columns are multiplied by first, as bytes; empty without
     calibration   the rounding target, or the Gram matrix, that rounding reads; None if it reads
@@ -79,6 +80,7 @@ class RoundingKey:
     pair_safe: bool
     method: str
     has_short_scales: bool
+    pairs_channels: bool
     floor: bytes = b""
     factors: bytes = b""
     calibration: Same | None = None
