@@ -2,7 +2,7 @@
 
     python -m tests.bench.runtimes [--seconds 4] [--runtimes python,node,wasm,openvino]
     python -m tests.bench.runtimes --target web [--zoo DIR] [--cases NAME,...] [--samples 32]
-                                   [--keep FOLDER]
+                                   [--keep FOLDER] [--without-vnni]
 
 The first prints a row for each runtime that is installed here, and a column for each kind of file,
 made of the demo's models. The second makes the file of each model of the demo, or case of DIR, for
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.timing import measure
 from quant_core.model.session import open_session, run
 from quant_core.plan.types import QuantPlan
-from tests import qnn
+from tests import masked_cpu, qnn
 from tests.bench.accuracy import feeds_of, load_zoo
 
 DEMO = Path(__file__).parents[2] / "deployments" / "demo"
@@ -82,9 +83,14 @@ def main() -> None:
     parser.add_argument("--target", choices=list(OF_TARGET), help="of each file, in its runtime")
     parser.add_argument("--keep", type=Path, help="folder of files, which are used if there")
     parser.add_argument("--samples", type=int, default=32, help="calibration samples, at most")
+    flag = "--without-vnni"
+    parser.add_argument(flag, action="store_true", help="as on such a CPU (tests/masked_cpu)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="quantmill-bench-") as folder:
-        if args.target:
+        if args.without_vnni:
+            again = [argument for argument in sys.argv[1:] if argument != flag]
+            masked_cpu.run_masked(["-m", "tests.bench.runtimes", *again], Path(folder))
+        elif args.target:
             of_models(args, args.keep or Path(folder))
         else:
             of_kinds(args, Path(folder))

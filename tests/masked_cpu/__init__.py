@@ -1,13 +1,15 @@
 """Python as it runs on an x86 CPU with AVX2, but without AVX-512, VNNI and AMX.
 
-onnxruntime then takes its AVX2 kernels, at their real speed and with their real saturation. A small
-C library (masked_cpu.c) answers the CPUID instruction. Where the kernel cannot make CPUID trap, as
-on AMD, the CPUIDs of a copy of onnxruntime are overwritten by breakpoints.
+onnxruntime then takes its AVX2 kernels, at their real speed and with their real saturation, and so
+does OpenVINO. A small C library (masked_cpu.c) answers the CPUID instruction. Where the kernel
+cannot make CPUID trap, as on AMD, the CPUIDs of copies of both are overwritten by breakpoints.
+(ONEDNN_MAX_CPU_ISA is no such mask: the rest of OpenVINO goes by the CPU, and models do not load.)
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
@@ -18,10 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from tests.models import sketch
 
+# Package -> its libraries that ask for the CPU.
+LIBRARIES = {
+    "onnxruntime": ("capi/onnxruntime_pybind11_state*.so",),
+    "openvino": ("libs/libopenvino.so*", "libs/libopenvino_intel_cpu_plugin.so"),
+}
 SOURCE = Path(__file__).with_name("masked_cpu.c")
 CPUID, BREAKPOINT = b"\x0f\xa2", b"\xcc\x90"  # the latter: int3; nop
 WINDOW = 64  # bytes before an address from which a disassembler falls in step with the code
@@ -84,15 +90,21 @@ def _probe(model: Path, environment: dict[str, str] | os._Environ[str]) -> int:
 
 
 def _with_breakpoints(packages: Path) -> Path:
-    """A folder with the installed onnxruntime, in whose library each CPUID is a breakpoint."""
-    original = Path(ort.__file__).parent
-    shutil.copytree(original, packages / "onnxruntime", copy_function=os.symlink)
-    (library,) = (packages / "onnxruntime" / "capi").glob("onnxruntime_pybind11_state*.so")
-    code = bytearray(library.read_bytes())
-    for offset in _cpuids(library, code):
-        code[offset : offset + 2] = BREAKPOINT
-    library.unlink()
-    library.write_bytes(code)
+    """A folder with those of the packages that are installed, in whose libraries each CPUID is a
+    breakpoint.
+    """
+    for package, patterns in LIBRARIES.items():
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            continue
+        copied = packages / package
+        shutil.copytree(Path(found.origin).parent, copied, copy_function=os.symlink)
+        for library in (path for pattern in patterns for path in copied.glob(pattern)):
+            code = bytearray(library.read_bytes())
+            for offset in _cpuids(library, code):
+                code[offset : offset + 2] = BREAKPOINT
+            library.unlink()
+            library.write_bytes(code)
     return packages
 
 
