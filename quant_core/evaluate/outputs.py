@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples
 from quant_core.model.ahead import run_ahead
@@ -53,6 +55,10 @@ class StoredOutputs:
             picked._feeds.append(self._feeds[feed])
             picked.shapes.append(self.shapes[feed])
         return picked
+
+    def of(self, output: int) -> Iterator[NDArray[Any]]:
+        """One of the outputs for each feed; the others are not read."""
+        return (self._arrays[f"{feed}/{output}"] for feed in self._feeds)
 
     def __len__(self) -> int:
         return len(self.shapes)

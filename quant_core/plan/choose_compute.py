@@ -15,9 +15,8 @@ from quant_core.plan.operators import (
     why_not_integer,
 )
 from quant_core.plan.targets import Target
-from quant_core.plan.types import Compute
+from quant_core.plan.types import Compute, NodeChoice
 
-NOT_CHOSEN = "no integer kernel was found better"  # by a search that could choose one
 _MODES: Mapping[str, tuple[Compute, ...]] = {
     Mode.STATIC: (Compute.STATIC,),
     Mode.DYNAMIC: (Compute.DYNAMIC,),
@@ -26,10 +25,10 @@ _MODES: Mapping[str, tuple[Compute, ...]] = {
 
 
 def choose_compute(
-    node: ir.Node, target: Target, mode: str, chosen: Compute | None
+    node: ir.Node, target: Target, mode: str, choice: NodeChoice
 ) -> tuple[Compute, str]:
     """(compute, reason): what was chosen if the node can, else what the mode wants, else float."""
-    rule, obstacle = RULES[node.op_type], _why_no_kernel(node, target)
+    rule, obstacle, chosen = RULES[node.op_type], _why_no_kernel(node, target), choice.compute
     possible = {Compute.FLOAT}
     if not obstacle:
         possible.update(compute for compute in rule.computes if compute in target.times)
@@ -37,7 +36,7 @@ def choose_compute(
         if chosen is Compute.DYNAMIC and is_pointwise(node) and chosen in target.times:
             possible.add(chosen)
     if chosen in possible and len(possible) > 1:
-        return chosen, "" if chosen.is_integer else NOT_CHOSEN
+        return chosen, "" if chosen.is_integer else choice.reason
     if mode == Mode.WEIGHT_ONLY:
         return Compute.FLOAT, "weight-only"
     wanted = _MODES[mode]

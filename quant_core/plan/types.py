@@ -71,11 +71,13 @@ class NodeChoice:
     compute      how the node computes, if it can
     storage      how its weights are stored, if they can be
     granularity  of the weights: of a dynamic node in 8 bits, or how wide blocks of 4 bits are
+    reason       why it computes in float, where float was chosen
     """
 
     compute: Compute | None = None
     storage: Storage | None = None
     granularity: Granularity | None = None
+    reason: str = "no integer kernel was found better"
 
 
 # A node in float stores its weights as they are; one in float16 computes in float, and weights that

@@ -115,7 +115,7 @@ class WeightedNodes:
         obstacle = self._why_not_integers(in_float, weights)
         if obstacle:
             return kept_in_float(in_float, weights, obstacle)
-        compute, reason = choose_compute(node, self.target, mode, choice.compute)
+        compute, reason = choose_compute(node, self.target, mode, choice)
         if storage is Storage.INT4:
             is_named = named is not None or choice.storage is not None
             obstacle = self._why_not_int4(node, weights, compute, is_named=is_named)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,7 +16,6 @@ from quant_core.model import graph
 from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.session import find_provider
 from quant_core.optimize.applied import Applied
-from quant_core.plan.choose_compute import NOT_CHOSEN
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target
@@ -70,10 +68,8 @@ def first_plan(
     for node in filter(has_weights, graph.nodes_of(model)):
         can_be_dynamic = RULES[node.op_type].dynamic and Compute.DYNAMIC in target.times
         compute = Compute.DYNAMIC if can_be_dynamic else Compute.FLOAT
-        choices[str(node.name)] = NodeChoice(compute)
-    plan = make_plan(model, config, target, choices, rewrites=rewrites)
-    nodes = (replace(n, reason=n.reason.replace(NOT_CHOSEN, UNMEASURED)) for n in plan.nodes)
-    return replace(plan, nodes=tuple(nodes))
+        choices[str(node.name)] = NodeChoice(compute, reason=UNMEASURED)
+    return make_plan(model, config, target, choices, rewrites=rewrites)
 
 
 def storable_plan(job: QuantJob) -> tuple[QuantPlan, str]:

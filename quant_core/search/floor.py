@@ -29,6 +29,7 @@ from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel
+from quant_core.search.calibrating import remade
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
 from quant_core.search.promotion import promote
@@ -123,7 +124,7 @@ def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candida
         changed.update(broken)
         plan = with_choice(calibrated.model, best.plan, broken, choice)
         otherwise = f"{label}, weights of {counted(len(changed), 'node')} rounded otherwise"
-        best = replace(calibrated.build(plan, otherwise), cost=best.cost)
+        best = remade(replace(best, plan=plan, label=otherwise), calibrated)
     return best
 
 
@@ -236,8 +237,8 @@ def _doubted(judged: Candidate, bench: Bench) -> list[str]:
                 where = f"from {lo:.2g} to {hi:.2g} on all samples that judge"
                 found.append(f"output {o.name} {o.nearness}, but is {where}")
             continue
-        position = names.index(o.name)
-        share_db = varying_db(numbers_of(outputs[position]) for outputs in bench.reference.outputs)
+        of_output = bench.reference.outputs.of(names.index(o.name))
+        share_db = varying_db(map(numbers_of, of_output))
         if share_db is not None and o.centred_db + share_db < least:
             what = f"{o.centred_db + share_db:.1f} dB of what differs between samples"
             found.append(f"output {o.name} {o.nearness}, but {what}")

@@ -132,7 +132,7 @@ def _conversion_times(candidate: Candidate, bench: Bench, profiles: Profiles) ->
     @cache
     def times() -> dict[str, float]:
         own = [k for k in profiles()[1] if k.covers and quantizes.keys() >= set(k.covers)]
-        return _milliseconds(own, quantizes)
+        return _milliseconds(own, quantizes, ())
 
     def measured(tensor: str) -> Cost:
         return Cost(max(times().get(tensor, 0.0), LEAST_MS), 1.0)
@@ -146,7 +146,7 @@ def _conversion_times(candidate: Candidate, bench: Bench, profiles: Profiles) ->
 
 
 def _milliseconds(
-    kernels: Iterable[Kernel], names: Mapping[str, str], weighted: Collection[str] = ()
+    kernels: Iterable[Kernel], names: Mapping[str, str], weighted: Collection[str]
 ) -> dict[str, float]:
     """Planned node -> the time of the kernels that stand for it.
 

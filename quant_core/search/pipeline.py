@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import takewhile
 
 from quant_core.data.samples import Samples
 from quant_core.evaluate.contract import Ruling, Verdict
@@ -51,7 +52,7 @@ from quant_core.search.notes import (
     with_reasons,
 )
 from quant_core.search.policy import POLICY
-from quant_core.search.prepared import prepare_optimized
+from quant_core.search.prepared import prepare_as_planned
 from quant_core.search.result import Made
 from quant_core.search.search import Found, follow_plan, search, tune_biases
 from quant_core.search.unseen import check_unseen
@@ -70,7 +71,7 @@ def quantize_by_search(job: QuantJob) -> Made:
     is_timed = any(change.rule in TIMED for change in job.plan.rewrites)
     if not is_timed or not _limits_size(job) or fits(made.best, job.float_size_bytes):
         return made
-    return made_before_choices(_without_rewrites(job), _search)
+    return made_before_choices(_before_timed_rewrites(job), _search)
 
 
 def _search(job: QuantJob) -> Made:
@@ -138,12 +139,12 @@ def _follow(job: QuantJob) -> Made:
     return _made(job, judging, bench, found, why, repairs=False)
 
 
-def _without_rewrites(job: QuantJob) -> QuantJob:
-    """The job with the model of its file as it is, observed anew if it was observed."""
-    config = replace(job.plan.config, optimize=False)
-    found = prepare_optimized(job.original, config, job.samples, job.costs, job.deadline)
-    plan = first_plan(found.model, config, measured=job.stats is not None, rewrites=found.applied)
-    plain = replace(job, model=found.model, plan=plan, stats=None, fitted_stats=None)
+def _before_timed_rewrites(job: QuantJob) -> QuantJob:
+    """The job with its model as it was before them, observed anew if it was observed."""
+    exact = tuple(takewhile(lambda change: change.rule not in TIMED, job.plan.rewrites))
+    model = prepare_as_planned(job.original, replace(job.plan, rewrites=exact), job.samples)
+    plan = first_plan(model, job.plan.config, measured=job.stats is not None, rewrites=exact)
+    plain = replace(job, model=model, plan=plan, stats=None, fitted_stats=None)
     return plain if job.stats is None else observed(plain)
 
 

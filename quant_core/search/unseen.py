@@ -118,8 +118,7 @@ def _fold(
     anew = replace(job, fitted_stats=None)
     own = with_samples(anew, best.plan, job.samples.pick(fitted))
     calibrated = calibrated_as_planned(own, best.plan)
-    candidate = replace(calibrated.build(best.plan, best.label), cost=best.cost)
-    return Fold(calibrated, candidate, job.samples.pick(held_out))
+    return Fold(calibrated, remade(best, calibrated), job.samples.pick(held_out))
 
 
 def _repaired(job: QuantJob, checked: Checked, folds: Sequence[Fold]) -> Checked:
