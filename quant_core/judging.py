@@ -147,8 +147,7 @@ def _before_choices(original: Path, quantized: ir.Model, feeds: Samples) -> str:
         session = open_session(of, outputs=sorted(inner))
         return (run(session, feed, outputs=names) for feed in few)
 
-    compared = compare(results(model), results(quantized), names).per_output
-    worst_db = min((o.centred_db for o in compared if o.centred_db is not None), default=None)
+    worst_db = compare(results(model), results(quantized), names).measured_db
     if worst_db is None:
         return ""
     return (

@@ -109,7 +109,9 @@ def stand_ins(original: Path, samples: Samples) -> Samples:
 
     Raises: ModelError if the original does not run.
     """
-    run_soon = int(1e3 * POLICY.drawn_s / _one_run(original, samples[0]).float_ms)
+    if len(samples) <= POLICY.few_judges:  # all, however slow it is
+        return samples
+    run_soon = _how_many_run_soon(_one_run(original, samples[0]))
     count = min(max(run_soon, POLICY.few_judges), POLICY.judging_samples)
     fitted, held_out = _split(samples)
     held_out = held_out.subsample(count)
@@ -339,8 +341,13 @@ def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
         cost = job.costs.of(what, partial(_one_run, job.original, feed))
     except ModelError:
         return None
-    count = max(POLICY.drawn_samples, int(1e3 * POLICY.drawn_s / cost.float_ms))
+    count = max(POLICY.drawn_samples, _how_many_run_soon(cost))
     return samples.pick(np.arange(min(count, len(samples))))
+
+
+def _how_many_run_soon(one: Cost) -> int:
+    """On how many samples a model that takes so long for one runs in `POLICY.drawn_s`."""
+    return int(1e3 * POLICY.drawn_s / one.float_ms)
 
 
 def _one_run(original: Path, feed: Feed) -> Cost:
