@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from quant_core.search.front import is_measured
 from quant_core.search.policy import POLICY
-
-Trial = Mapping[str, Any]  # a row of a search's trace
+from quant_core.search.trace import MeasuredRow, TrialRow, is_measured
 
 EQUAL_SHARE = 1 - POLICY.equal_speed  # speeds that differ by less are equal, but for noise
 EQUAL_DB = 0.5  # plans whose SQNR differs by less are as near to float
 
 
-def chosen_trial(trace: Sequence[Trial], chosen: str | None) -> Trial | None:
+def chosen_trial(trace: Sequence[TrialRow], chosen: str | None) -> TrialRow | None:
     """The trial that was written: the last one of that name; None if it is not in the trace."""
     return next((trial for trial in reversed(trace) if trial["candidate"] == chosen), None)
 
 
-def lead(trace: Sequence[Trial], chosen: str | None) -> float | None:
+def lead(trace: Sequence[TrialRow], chosen: str | None) -> float | None:
     """By what share the chosen plan is faster than the fastest other, negative if it is slower.
 
     None without another plan that was timed. What was made of the chosen plan later has its speed
@@ -29,7 +26,7 @@ def lead(trace: Sequence[Trial], chosen: str | None) -> float | None:
     return None if written is None or rival is None else written["speedup"] / rival["speedup"] - 1
 
 
-def why_chosen(trace: Sequence[Trial], chosen: str | None, verdict: str) -> str:
+def why_chosen(trace: Sequence[TrialRow], chosen: str | None, verdict: str) -> str:
     """Why it was written, in a sentence without its name; empty if the search does not say."""
     if chosen_trial(trace, chosen) is None:
         return ""
@@ -42,8 +39,8 @@ def why_chosen(trace: Sequence[Trial], chosen: str | None, verdict: str) -> str:
 
 
 def _written_and_rival(
-    trace: Sequence[Trial], chosen: str | None
-) -> tuple[Trial | None, Trial | None]:
+    trace: Sequence[TrialRow], chosen: str | None
+) -> tuple[MeasuredRow | None, MeasuredRow | None]:
     """The chosen plan and the fastest other one, as far as they were measured."""
     written = chosen_trial(trace, chosen)
     if written is None or not is_measured(written):
@@ -52,7 +49,7 @@ def _written_and_rival(
     return written, max(others, key=lambda trial: trial["speedup"], default=None)
 
 
-def _without_a_rival(trace: Sequence[Trial], written: Trial | None) -> str:
+def _without_a_rival(trace: Sequence[TrialRow], written: MeasuredRow | None) -> str:
     """Why no other plan was timed: there is none, or all run the same kernels."""
     if len(trace) < 2:
         return "no other plan was tried"
@@ -65,7 +62,7 @@ def _without_a_rival(trace: Sequence[Trial], written: Trial | None) -> str:
     return f"{_quoted(nearest)} runs the same kernels, and is {by} nearer to float"
 
 
-def _beside(written: Trial, rival: Trial, tried: int) -> str:
+def _beside(written: MeasuredRow, rival: MeasuredRow, tried: int) -> str:
     """How the chosen plan stands beside the fastest other."""
     share = written["speedup"] / rival["speedup"] - 1
     faster = f"{rival['speedup'] / written['speedup'] - 1:.0%}"
@@ -82,7 +79,7 @@ def _beside(written: Trial, rival: Trial, tried: int) -> str:
     return f"as good as {name}, the next of {tried} plans"
 
 
-def _quoted(trial: Trial) -> str:
+def _quoted(trial: MeasuredRow) -> str:
     """The name of a plan in a sentence; one with a comma would end the clause."""
     name = str(trial["candidate"])
     return f'"{name}"' if "," in name else name

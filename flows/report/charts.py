@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from flows.report.elements import Child, Element, element
-from quant_core.search.front import is_measured, on_front
+from quant_core.search.trace import TrialRow, is_measured, on_front
 
 SPARK_WIDTH, SPARK_HEIGHT = 80, 18
 WIDTH, HEIGHT = 460, 230
@@ -45,9 +45,7 @@ def sparkline(values: Sequence[float | None], label: str) -> Element | None:
     )
 
 
-def front_chart(
-    trials: Sequence[Mapping[str, Any]], written: tuple[float, float] | None
-) -> Element | None:
+def front_chart(trials: Sequence[TrialRow], written: tuple[float, float] | None) -> Element | None:
     """Speed-up and SQNR of every trial, with those on the front marked.
 
     written  the same two of the model as it was written, measured at the end

@@ -22,7 +22,7 @@ from flows.console.formats import (
 from flows.report.charts import front_chart, latency_chart, layers_chart, range_chart
 from flows.report.elements import Child, Element, element, table_body
 from quant_core.config import QuantConfig
-from quant_core.search.front import on_front
+from quant_core.search.trace import TrialRow, on_front
 from quant_core.text import counted
 
 Values = Mapping[str, Any]
@@ -49,7 +49,7 @@ OPTIONS = {
 
 
 def details(
-    row: Values, trace: Sequence[Values], layers: Sequence[Values], stages: Sequence[Values]
+    row: Values, trace: Sequence[TrialRow], layers: Sequence[Values], stages: Sequence[Values]
 ) -> tuple[Child, ...]:
     """Everything that the reports know about a model, as the children of its section."""
     speedup, sqnr_db = row.get("speedup"), row.get("sqnr_db")
@@ -116,7 +116,7 @@ def timing_of(stages: Sequence[Values]) -> Values:
     return next((stage for stage in stages if stage["stage"] == "benchmark"), {})
 
 
-def _facts(row: Values, trace: Sequence[Values], stages: Sequence[Values]) -> dict[str, object]:
+def _facts(row: Values, trace: Sequence[TrialRow], stages: Sequence[Values]) -> dict[str, object]:
     timing = timing_of(stages)
     lo, hi = timing.get("speedup_lo"), timing.get("speedup_hi")
     quartiles = f", quartiles {lo:.2f}x to {hi:.2f}x" if lo and hi else ""
@@ -166,7 +166,7 @@ def _figure(chart: Element | None, legend: str, is_wide: bool = False) -> list[C
     return [element("figure", kind, shown, element("figcaption", {}, legend))]
 
 
-def _tried(trace: Sequence[Values], chosen: str | None) -> list[Child]:
+def _tried(trace: Sequence[TrialRow], chosen: str | None) -> list[Child]:
     """The plans of the search."""
     if not trace:
         return []

@@ -11,6 +11,7 @@ from flows.console.tables import failure_sentence
 from flows.reading import PageData, Rows
 from flows.report.elements import Element, element
 from flows.report.regression import regressions
+from quant_core.search.trace import TrialRow
 
 
 class ReportedModel:
@@ -30,7 +31,7 @@ class ReportedModel:
         self.history = data.history.get(row["output"], [])
         self.regressions = regressions(row, self.history[-1] if self.history else None)
         self.anchor = f"model={quote(self.name, safe='')}"
-        self.trace = json.loads(row["trace"]) if row.get("trace") else []
+        self.trace: list[TrialRow] = json.loads(row["trace"]) if row.get("trace") else []
 
     @property
     def state(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import onnx_ir as ir
 
@@ -18,6 +17,7 @@ from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import Quantized
 from quant_core.search.policy import POLICY
+from quant_core.search.trace import TrialRow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,7 +156,7 @@ class Candidate:
         total = sum(n.elements for n in weighted)
         return total / taken if taken else 1.0
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> TrialRow:
         """The candidate as a row of the trace."""
         assert self.fidelity is not None
         return {

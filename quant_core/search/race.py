@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
+from quant_core.search.trace import TrialRow
 from quant_core.search.variants import Trial, candidates_of
 
 
@@ -23,7 +23,7 @@ class Race:
 
     calibrated: CalibratedModel
     trials: tuple[Trial, ...] = ()
-    trace: tuple[dict[str, Any], ...] = ()
+    trace: tuple[TrialRow, ...] = ()
     equalized_db: float = 0.0
 
     @property

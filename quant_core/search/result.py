@@ -22,9 +22,9 @@ from quant_core.model.write import write_copy, write_model
 from quant_core.optimize.applied import REWRITES, to_text
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
-from quant_core.search.front import on_front
 from quant_core.search.notes import size_note
 from quant_core.search.policy import POLICY
+from quant_core.search.trace import MeasuredRow, TrialRow, on_front
 from quant_core.text import joined
 
 
@@ -54,7 +54,7 @@ class Made:
     shortfall: str
     ruling: Ruling
     note: str
-    trace: list[dict[str, Any]]
+    trace: list[TrialRow]
     stats: Statistics | None
 
     def sensitivities(self) -> list[Sensitivity]:
@@ -103,8 +103,8 @@ class QuantResult:
     note: str
     plan: QuantPlan
     layers: list[dict[str, Any]]
-    trace: list[dict[str, Any]]
-    front: list[dict[str, Any]]
+    trace: list[TrialRow]
+    front: list[MeasuredRow]
     chosen: str
 
     def to_dict(self) -> dict[str, Any]:

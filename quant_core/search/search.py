@@ -44,7 +44,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from quant_core.config import Contract, Mode
 from quant_core.errors import ModelError
@@ -63,6 +62,7 @@ from quant_core.search.promotion import promote
 from quant_core.search.race import Race
 from quant_core.search.race_variants import race_variants, try_safest
 from quant_core.search.single_matmuls import try_single_matmuls
+from quant_core.search.trace import TrialRow
 from quant_core.search.variants import Trial, candidates_of
 
 
@@ -76,7 +76,7 @@ class Found:
     best: Candidate
     calibrated: CalibratedModel
     ruling: Ruling
-    trace: list[dict[str, Any]]
+    trace: list[TrialRow]
 
 
 def search(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import onnx_ir as ir
 
@@ -16,6 +15,7 @@ from quant_core.plan.operators import RULES, is_pointwise
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, OutlierTreatment, QuantPlan
 from quant_core.search.candidate import Candidate, satisfying
 from quant_core.search.policy import POLICY
+from quant_core.search.trace import TrialRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Trial:
         """The candidate, None if it failed."""
         return self.outcome if isinstance(self.outcome, Candidate) else None
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> TrialRow:
         """The trial as a row of the trace."""
         if isinstance(self.outcome, Candidate):
             return self.outcome.row()

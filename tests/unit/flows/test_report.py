@@ -18,7 +18,7 @@ from flows.report.elements import element, pack
 from flows.report.page import render_page, write_report
 from flows.report.regression import regressions
 from quant_core.errors import RequestError
-from quant_core.search.front import on_front
+from quant_core.search.trace import on_front
 from tests.reports import write_reports
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\x1b[31m\u202e"

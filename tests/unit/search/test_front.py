@@ -15,10 +15,10 @@ from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import IN_FLOAT, NodeChoice
 from quant_core.search.assignments import coarse_weights, float_groups
-from quant_core.search.front import on_front
 from quant_core.search.matmul_costs import matmul_costs
 from quant_core.search.node_costs import LEAST_MS, node_costs
 from quant_core.search.search import search
+from quant_core.search.trace import on_front
 from tests.models import normalized, sketch
 from tests.oracle.cases import weights
 from tests.unit.search.problems import Problem, convs, deep, harmful
