@@ -115,8 +115,8 @@ def _of_whole_model(made: Made, job: QuantJob, behind: set[str]) -> Made:
     return replace(
         made,
         best=replace(best, fidelity=made.best.fidelity),
+        job=job,
         float_model=job.model,
-        original=job.original,
         note=joined([made.note, JUDGED]),
     )
 

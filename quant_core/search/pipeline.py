@@ -232,12 +232,9 @@ def _made(
         *(f"{glob} matches no node and no weight" for glob in job.plan.idle_globs),
     ]
     return Made(
+        job=job,
         best=best,
         float_model=found.calibrated.model,
-        original=job.original,
-        float_size_bytes=job.float_size_bytes,
-        judges=job.evaluation,
-        deadline=job.deadline,
         worst_db=checked.worst_db,
         lower_db=checked.lower_db,
         unchecked=checking is None,
@@ -245,7 +242,6 @@ def _made(
         ruling=broken if checked.shortfall else found.ruling,
         note=joined(notes),
         trace=[*found.trace, *(trial.row() for trial in checked.trials)],
-        stats=job.stats,
     )
 
 

@@ -9,9 +9,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quant_core.calibrate.observe import Statistics
-from quant_core.data.samples import Samples
-from quant_core.deadline import Deadline
 from quant_core.errors import ModelError
 from quant_core.evaluate.contract import Ruling
 from quant_core.evaluate.layer_report import layer_reports
@@ -22,6 +19,7 @@ from quant_core.model.write import write_copy, write_model
 from quant_core.optimize.applied import REWRITES, to_text
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
+from quant_core.search.job import QuantJob
 from quant_core.search.notes import size_note
 from quant_core.search.policy import POLICY
 from quant_core.search.trace import MeasuredRow, TrialRow, on_front
@@ -32,9 +30,6 @@ from quant_core.text import joined
 class Made:
     """The model that is to be written, the float model that it was made of, and why it is as it is.
 
-    original   the file of the float model
-    judges     the evaluation samples, or else those of the calibration
-    deadline   when its sensitivities should be known
     worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's; None if not
                checked. Probabilities that hardly differ may be below the floor
     lower_db   a lower bound of it, with 95 % confidence, for a few other samples of the same kind
@@ -42,12 +37,9 @@ class Made:
     shortfall  which outputs are below the floor, "" if none is
     """
 
+    job: QuantJob
     best: Candidate
     float_model: ir.Model
-    original: Path
-    float_size_bytes: int
-    judges: Samples | None
-    deadline: Deadline
     worst_db: float | None
     lower_db: float | None
     unchecked: bool
@@ -55,16 +47,15 @@ class Made:
     ruling: Ruling
     note: str
     trace: list[TrialRow]
-    stats: Statistics | None
 
     def sensitivities(self) -> list[Sensitivity]:
-        """What each node costs, measured on a few of the judges; empty without any, without the
-        time for it, and where a part of the model does not run by itself.
+        """What each node costs, measured on a few of the evaluation samples; empty without any,
+        without the time for it, and where a part of the model does not run by itself.
         """
         takes_s = POLICY.trials_of_a_step * self.best.seconds
-        if self.judges is None or not self.deadline.allows(takes_s):
+        if self.job.evaluation is None or not self.job.deadline.allows(takes_s):
             return []
-        few = self.judges.subsample(POLICY.sensitivity_samples)
+        few = self.job.evaluation.subsample(POLICY.sensitivity_samples)
         try:
             return measure_sensitivity(self.float_model, self.best.model, few)
         except ModelError:  # the model is made and checked: this only reports
@@ -123,22 +114,22 @@ def write_result(
 
     Where nothing is stored in fewer bits and the file would grow, it is the original.
     """
-    plan, model = made.best.plan, made.best.model
-    layers = layer_reports(plan, made.best.quantized, sensitivities, made.stats)
+    job, plan, model = made.job, made.best.plan, made.best.model
+    layers = layer_reports(plan, made.best.quantized, sensitivities, job.stats)
     is_safe = all(row.saturation_safe for row in layers)
     # Nothing of how it was found: a plan that is replayed makes the same bytes.
     properties = {"target": plan.target, "saturation_safe": str(is_safe).lower()}
     model.metadata_props.update({f"quantmill.{k}": v for k, v in properties.items()})
     if plan.rewrites:
         model.metadata_props[REWRITES] = to_text(plan.rewrites)
-    if not plan.stores_less and files.size_in_file(model) > made.float_size_bytes:
-        size_bytes = write_copy(made.original, output)
+    if not plan.stores_less and files.size_in_file(model) > job.float_size_bytes:
+        size_bytes = write_copy(job.original, output)
     else:
         size_bytes = write_model(model, output)
     return QuantResult(
         output=str(output),
         size_bytes=size_bytes,
-        float_size_bytes=made.float_size_bytes,
+        float_size_bytes=job.float_size_bytes,
         target=plan.target,
         saturation_safe=is_safe,
         floor_db=plan.config.least_db,
@@ -148,7 +139,7 @@ def write_result(
         shortfall=made.shortfall,
         verdict=made.ruling.verdict,
         reason=made.ruling.reason,
-        note=joined([made.note, size_note(size_bytes, made.float_size_bytes)]),
+        note=joined([made.note, size_note(size_bytes, job.float_size_bytes)]),
         plan=plan,
         layers=[asdict(row) for row in layers],
         trace=made.trace,
