@@ -21,7 +21,7 @@ from typer.core import TyperArgument
 import quant_core
 from flows.cli.commands import app
 from flows.cli.groups import GROUPS
-from flows.cli.option import flag
+from flows.console.flags import flags_of
 from flows.manifest.schema import SECTIONS
 from quant_core.calibrate.ranges import RANGE_METHODS
 from quant_core.config import Contract, QuantConfig
@@ -95,7 +95,7 @@ def _options() -> str:
         }
         rows = [
             (
-                _code(option.flags or flag(name)),
+                _code("/".join(flags_of(name))),
                 _code(option.metavar),
                 option.help,
                 _code(option.default),

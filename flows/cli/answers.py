@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cli.command import Answer
 from flows.cli.groups import AccuracyOptions, changed_options, check_labels
-from flows.cli.options import flag_of
 from flows.cli.timings import footprint, timer_for
 from flows.console import model_views, result_views
+from flows.console.flags import flag
 from flows.runtime.process import importing
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
@@ -251,7 +251,7 @@ def optimize_answer(
     """Rewrite a float model exactly, without quantizing it."""
     from quant_core import api
 
-    others = [flag_of(key) for key in changed_options(config) if key != "fix_shape"]
+    others = [flag(key) for key in changed_options(config) if key != "fix_shape"]
     refuse_beside("--optimize-only", dict.fromkeys(others, True))
     result = api.optimize_model(model, output, calibration, costs=costs, fix_shape=config.fix_shape)
     following = command_line("benchmark", model, output)

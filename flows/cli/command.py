@@ -25,9 +25,10 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from flows.cli.groups import GROUPS
-from flows.cli.option import flag, was_typed
+from flows.cli.option import was_typed
 from flows.cli.options import FORMAT
 from flows.console import printing
+from flows.console.flags import flag
 from quant_core.errors import QuantError, RequestError, reason_of
 
 if TYPE_CHECKING:

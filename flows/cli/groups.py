@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.cli.option import Group, flag
-from flows.cli.options import ACCURACY, AUDITING, CODE, CONFIG, FEEDS, RUNNING, SAMPLES, flag_of
+from flows.cli.option import Group
+from flows.cli.options import ACCURACY, AUDITING, CODE, CONFIG, FEEDS, RUNNING, SAMPLES
+from flows.console.flags import flag
 from flows.runtime.prefect_api import Prefect
 from flows.runtime.run_options import RunOptions
 from quant_core.config import Contract, QuantConfig, check_metric
@@ -53,7 +54,7 @@ def first_measured_option(config: QuantConfig) -> str | None:
     measured = {"method", "percentile"} | (
         {"weight_method"} if config.weight_method == "gptq" else set()
     )
-    return next((flag_of(key) for key in changed if key in measured), None)
+    return next((flag(key) for key in changed if key in measured), None)
 
 
 def _build_config(typed: Mapping[str, Any]) -> QuantConfig:
@@ -145,7 +146,7 @@ def _parse_shape(text: str) -> tuple[str, list[int]]:
 def _at_option(error: RequestError) -> RequestError:
     """The same error, with the option that was typed as its place."""
     key, _, rest = error.where.removeprefix("contract.").partition(".")
-    where = flag_of(key) + (f" {rest}" if rest else "")
+    where = flag(key) + (f" {rest}" if rest else "")
     return RequestError(error.problem, where, error.hint)
 
 

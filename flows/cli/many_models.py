@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from flows.cli.answers import command_line
 from flows.cli.command import Answer
 from flows.cli.groups import AccuracyOptions, changed_options, check_labels
-from flows.cli.option import flag
 from flows.cli.options import CODE, RUNNING
 from flows.cli.parameters import (
     ContinueOnError,
@@ -31,6 +30,7 @@ from flows.cli.parameters import (
     SkipExisting,
 )
 from flows.console import model_views, run_views
+from flows.console.flags import flag
 from flows.manifest.outputs import FOLDER
 from flows.runtime.run_options import RunOptions
 from quant_core.config import QuantConfig

@@ -22,7 +22,6 @@ from flows.cli.answers import (
 )
 from flows.cli.command import Answer
 from flows.cli.groups import AccuracyOptions, changed_options, check_labels, first_measured_option
-from flows.cli.options import flag_of
 from flows.cli.parameters import (
     AnyModel,
     BatchSizes,
@@ -47,6 +46,7 @@ from flows.cli.parameters import (
 )
 from flows.cli.timings import footprint, javascript_timing, timing
 from flows.console import model_views, result_views, timing_views
+from flows.console.flags import flag
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Progress
@@ -99,7 +99,7 @@ def quantize(
         return plan_answer(model, config, calibration)
     if plan is not None and (changed := changed_options(config)):
         hint = f"Leave it out, or change it in {plan}"
-        raise RequestError("is decided by the plan already", flag_of(next(iter(changed))), hint)
+        raise RequestError("is decided by the plan already", flag(next(iter(changed))), hint)
     followed = read_plan(plan) if plan is not None else None
     bits = (followed.config if followed is not None else config).bits
     output = output or model.with_name(f"{model.stem}_int{bits}.onnx")

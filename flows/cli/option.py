@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.console.flags import flags_of
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -16,7 +18,6 @@ class Option:
 
     kind     type of the value; a list may be typed repeatedly
     default  what the help shows as the default; None: nothing
-    flags    None: `--` and the option's name
     choices  what the shell completes the value to
     """
 
@@ -24,7 +25,6 @@ class Option:
     help: str
     metavar: str | None = None
     default: object = None
-    flags: str | None = None
     choices: Iterable[str] = ()
 
     def parameter(
@@ -36,7 +36,7 @@ class Option:
             return [choice for choice in self.choices if choice.startswith(incomplete)]
 
         info = typer.Option(
-            self.flags or flag(name),
+            "/".join(flags_of(name)),
             help=self.help if self.default is None else f"{self.help}. Default: {self.default}",
             metavar=self.metavar,
             show_default=False,
@@ -76,8 +76,3 @@ class Group:
 def was_typed(value: object) -> bool:
     """Whether the value of an option without a default was typed."""
     return value not in (None, [], ())
-
-
-def flag(name: str) -> str:
-    """The option of that name, as it is typed."""
-    return "--" + name.replace("_", "-")

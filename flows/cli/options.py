@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from flows.cli.option import Option, flag
+from flows.cli.option import Option
 from quant_core.config import (
     FLOAT_STORAGE,
     METHODS,
@@ -50,14 +50,12 @@ CONFIG = {
         "A scale for each output channel of a weight, or one for all",
         None,
         "per channel",
-        "--per-channel/--per-tensor",
     ),
     "symmetric": Option(
         bool,
         "Weights without a zero point, or weight-only ones with one",
         None,
         "symmetric",
-        "--symmetric/--asymmetric",
     ),
     "block_size": Option(
         int, "How many 4-bit weights share a scale", "16|32|64|128", _DEFAULT.block_size
@@ -69,11 +67,7 @@ CONFIG = {
         _DEFAULT.weight_method,
         choices=WEIGHT_METHOD_NAMES,
     ),
-    "bias_correction": Option(
-        bool,
-        "Correct biases for the means that rounding shifts",
-        flags="--bias-correction/--no-bias-correction",
-    ),
+    "bias_correction": Option(bool, "Correct biases for the means that rounding shifts"),
     "exclude": Option(list[str], "Nodes or weights of this name stay float; repeatable", "GLOB"),
     "layer_bits": Option(
         list[str], "Nodes or weights of this name get 32, 16, 8 or 4 bits; repeatable", "GLOB=BITS"
@@ -109,11 +103,7 @@ CONFIG = {
         _DEFAULT.qat,
         choices=QAT,
     ),
-    "optimize": Option(
-        bool,
-        "Rewrite the float model exactly first, where faster",
-        flags="--optimize/--no-optimize",
-    ),
+    "optimize": Option(bool, "Rewrite the float model exactly first, where faster"),
     "fix_shape": Option(
         list[str],
         "Fix open sizes of inputs, and what follows: batch=1,height=224; repeatable",
@@ -137,7 +127,6 @@ CONFIG = {
         "When to end with the best found, from the start of the command",
         "SECONDS",
         "180 below 100 MB",
-        "--time-budget",
     ),
     "provider": Option(
         str,
@@ -169,7 +158,7 @@ RUNNING = {
     "jobs": Option(int, "How many workers on this host", "N", "as many as fit"),
     "scheduler": Option(str, "Use the Dask cluster at tcp://HOST:8786", "ADDRESS"),
     "only": Option(list[str], "Only models of this name; repeatable", "GLOB"),
-    "force": Option(bool, "Make again also what is up to date", flags="--force"),
+    "force": Option(bool, "Make again also what is up to date"),
     "prefect": Option(
         Literal["own", "inherit"],
         "Start a Prefect server of its own, or use PREFECT_*",
@@ -179,9 +168,3 @@ RUNNING = {
 }
 AUDITING = {name: option for name, option in RUNNING.items() if name != "force"}
 FORMAT = Option(Literal["text", "json"], "text for people, json for programs", default="text")
-
-
-def flag_of(key: str) -> str:
-    """The option of a key of QuantConfig, as it is typed: `time_budget_s` is `--time-budget`."""
-    option = CONFIG.get(key)
-    return flag(key) if option is None or option.flags is None else option.flags.split("/")[0]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.console.choice import chosen_trial, why_chosen
+from flows.console.flags import flags_of
 from flows.console.formats import (
     accuracy_before_after,
     before_after,
@@ -37,15 +38,6 @@ LATENCY_LEGEND = (
     "Share of the rounds in which a call took at most so long. Dashed: float; line: quantized."
 )
 LAYERS_LEGEND = "Circles: each layer alone. Discs: with all before it. Higher is nearer to float."
-
-# Key of QuantConfig -> the option that changes it, where it is not called like the key.
-OPTIONS = {
-    "per_channel": "--per-tensor",
-    "symmetric": "--asymmetric",
-    "bias_correction": "--no-bias-correction",
-    "optimize": "--no-optimize",
-    "time_budget_s": "--time-budget",
-}
 
 
 def details(
@@ -267,7 +259,7 @@ def _command(row: Values) -> list[Child]:
 
 def _typed(key: str, value: object) -> list[str]:
     """The option of a key of QuantConfig that has another value than the default, as typed."""
-    option = OPTIONS.get(key, "--" + key.replace("_", "-"))
+    option = flags_of(key)[-1]
     if isinstance(value, bool):
         return [option]
     if isinstance(value, Mapping):
