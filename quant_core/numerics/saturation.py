@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAIR_LIMIT = 128
+HALF_PAIR = PAIR_LIMIT // 2  # any two weights up to this are a safe pair
 
 
 def unsafe_pairs(q: NDArray[Any]) -> NDArray[np.intp]:
@@ -52,6 +53,16 @@ def safe_scale(weights: NDArray[Any]) -> NDArray[np.float64]:
     paired = np.maximum(up, down).max(1, initial=0.0)
     alone = np.abs(weights[:, -1:]).max(1, initial=0.0)  # of an odd number of columns
     return np.asarray(np.maximum(paired, alone) / PAIR_LIMIT)
+
+
+def make_any_pair_safe(q: NDArray[np.int8]) -> NDArray[np.int8]:
+    """The nearest weights of which any two of a row are safe, whichever a kernel adds up."""
+    return np.clip(q, -HALF_PAIR, HALF_PAIR)
+
+
+def scale_for_any_pair(weights: NDArray[Any]) -> NDArray[Any]:
+    """Per row of (C, K), the least scale at which any two weights are safe before rounding."""
+    return np.asarray(np.abs(weights).max(1, initial=0.0) / HALF_PAIR)
 
 
 def _pairs(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

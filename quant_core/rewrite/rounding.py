@@ -29,7 +29,7 @@ from quant_core.numerics.round_nearest import (
     quantize_int4,
     quantize_int8,
 )
-from quant_core.numerics.saturation import PAIR_LIMIT
+from quant_core.numerics.saturation import make_any_pair_safe, scale_for_any_pair
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.operators import RULES, has_other_pairs, mean_axis, weight_layout
@@ -40,7 +40,6 @@ from quant_core.rewrite.weight_cache import Rounded, RoundingKey, Same, WeightCa
 
 ROW_SCALES = Layout((0, 1))  # of a matrix: a scale per row
 Floor = NDArray[np.float64] | float
-HALF_PAIR = PAIR_LIMIT // 2  # two weights up to this make a safe pair
 # Of the energy of the largest row of a weight: below it a row is dead, as pruning and folded
 # normalizations leave it. Not tuned: float32 itself keeps 2**-24 of an amplitude.
 DEAD_ROW = 2.0**-48
@@ -337,13 +336,13 @@ class Rounding:
         # Kernels differ in which weights of a row are neighbours: any two must be safe.
         is_any_pair = safe and self.pairs_channels and has_other_pairs(node)
         if is_any_pair:
-            floor = np.maximum(floor, np.abs(rows).max(1, initial=0.0) / HALF_PAIR)
+            floor = np.maximum(floor, scale_for_any_pair(rows))
         if gram is None or method.gram_int8 is None:
             found = method.int8(rows, granularity, pair_safe=safe, floor=floor)
         else:
             found = method.gram_int8(rows, gram, granularity, pair_safe=safe, floor=floor)
         if is_any_pair:  # rounding with Gram matrices goes beyond the largest
-            found = replace(found, q=np.clip(found.q, -HALF_PAIR, HALF_PAIR))
+            found = replace(found, q=make_any_pair_safe(found.q))
         return found
 
 
