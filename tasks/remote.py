@@ -17,6 +17,7 @@ from quant_core.errors import QuantError, StageError, StageReason, error_from_di
 from quant_core.worker.run import (
     MAX_WORKER_DEATHS,
     STAGE_MODULE,
+    StageAnswer,
     StageLimits,
     run_stage,
     worker_death,
@@ -64,7 +65,7 @@ def run_remote_stage(
     limits: StageLimits,
     mark: str | None = None,
     module: str = STAGE_MODULE,
-) -> dict[str, Any]:
+) -> StageAnswer:
     """The answer of `run_stage`, with the URLs of the request in place of local paths.
 
     If stages write into a store, it has `files` too: name -> size and digest of what this one
@@ -84,7 +85,7 @@ def run_remote_stage(
                 local_answer = run_stage(name, local, limits, mark, module)
             except QuantError as problem:
                 raise error_from_dict(_to_urls(problem.to_dict(), places)) from None
-            answer: dict[str, Any] = _to_urls(local_answer, places)
+            answer: StageAnswer = _to_urls(local_answer, places)
             if remote.folder is not None:
                 known = remote.contents[str(remote.folder)].files
                 answer["files"] = _send(

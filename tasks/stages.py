@@ -13,11 +13,11 @@ from prefect.tasks import exponential_backoff
 
 from quant_core.evaluate.sensitivity import NodeNoise, sensitivities
 from quant_core.model.atomic import discard
+from quant_core.worker.run import StageAnswer
 from tasks.locations import Location
 from tasks.workers import Workers, is_transient
 
 JobValues = Mapping[str, Any]  # flows.manifest.jobs.Job.to_dict()
-Answer = dict[str, Any]  # of `run_stage` or `run_remote_stage`
 
 # A stage that was interrupted is tried twice more. Nothing is cached: Prefect hashes arguments, not
 # files, and never looks whether the output is still there.
@@ -34,7 +34,7 @@ ONE_STAGE: dict[str, Any] = {
 @task(name="prepare", task_run_name="prepare {name}", **ONE_STAGE)
 def prepare(
     name: str, workers: Workers, job: JobValues, folder: Location, costs: Location
-) -> Answer:
+) -> StageAnswer:
     """Read the model, make it simpler, and plan how each node computes and is stored.
 
     costs  the file of latencies that were measured before
@@ -57,7 +57,7 @@ def calibrate(
     folder: Location,
     outs: Sequence[Location],
     spent_s: float,
-) -> Answer:
+) -> StageAnswer:
     """Run the samples, shared out over as many workers as there are files in `outs`.
 
     spent_s  of the time budget by the stages before this one
@@ -79,7 +79,7 @@ def quantize(
     output: Location,
     costs: Location,
     spent_s: float,
-) -> Answer:
+) -> StageAnswer:
     """Rewrite the model by its plan and its statistics, and search for the best one.
 
     stats    the files that `calibrate` wrote
@@ -113,7 +113,7 @@ def validate(
     quantized: Location,
     folder: Location | None = None,
     spent_s: float = 0.0,
-) -> Answer:
+) -> StageAnswer:
     """Compare the outputs of both models, and judge them by the contract.
 
     folder   where `prepare` wrote, if the sensitivity of each node is to be measured too
@@ -140,7 +140,7 @@ def sensitivity(
     quantized: Location,
     shards: int,
     spent_s: float,
-) -> Answer:
+) -> StageAnswer:
     """Measure the sensitivity of each node, with the samples shared out over `shards` workers.
 
     spent_s  of the time budget by the stages before this one
@@ -166,7 +166,7 @@ def benchmark(
     threads: int,
     seconds: float,
     on_wait: Callable[[float], None],
-) -> Answer:
+) -> StageAnswer:
     """Time the two models in turns, while no other stage runs on the host.
 
     on_wait  called once if it has to wait for that, with the seconds that it may wait at most
@@ -184,7 +184,7 @@ def benchmark(
 @task(name="share", task_run_name="share {name}", **ONE_STAGE)
 def share(
     name: str, workers: Workers, job: JobValues, models: Sequence[Path], folder: Path
-) -> Answer:
+) -> StageAnswer:
     """Write the graphs of a model into a folder, with the weights that several hold in one file."""
     request = {
         "models": [str(path) for path in models],
@@ -194,7 +194,7 @@ def share(
     return workers.run("share", job["input"], request)
 
 
-def _together(result: dict[str, Any], answers: Sequence[Answer]) -> Answer:
+def _together(result: dict[str, Any], answers: Sequence[StageAnswer]) -> StageAnswer:
     """The answer of a stage that several workers shared."""
     return {
         "result": result,

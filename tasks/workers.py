@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant_core.errors import QuantError, StageError, StageReason
 from quant_core.worker.host import versions
-from quant_core.worker.run import STAGE_MODULE, StageLimits, run_stage, worker_death
+from quant_core.worker.run import STAGE_MODULE, StageAnswer, StageLimits, run_stage, worker_death
 from tasks import stores
 from tasks.cache import Content
 from tasks.locations import Location, Url
@@ -70,7 +70,7 @@ class Workers:
         self.contents: dict[str, Content] = {}
         self.folders: dict[str, dict[str, Sequence[Any]]] = {}
 
-    def run(self, stage: str, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, stage: str, model: str, request: Mapping[str, Any]) -> StageAnswer:
         """The answer of one stage of a model: what `run_stage` of worker/run.py returns.
 
         Raises: QuantError as the stage does; StageError if the worker was lost.
@@ -83,7 +83,7 @@ class Workers:
         model: str,
         request: Mapping[str, Any],
         on_wait: Callable[[float], None] = lambda seconds: None,
-    ) -> dict[str, Any]:
+    ) -> StageAnswer:
         """The answer of a stage beside which no other such stage runs on its host.
 
         All such stages together wait for their hosts no longer than the time limit of one stage.
@@ -104,7 +104,7 @@ class Workers:
         requests: Sequence[Mapping[str, Any]],
         limits: StageLimits | None = None,
         on_wait: Callable[[], None] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[StageAnswer]:
         """The answers of one stage to several requests, on as many workers as are free.
 
         limits   None: those of all stages
@@ -187,12 +187,12 @@ class _Call:
         mark = str(self.mark) if isinstance(self.mark, Path) else None
         self.arguments = (stage, dict(request), limits, mark, workers.module)
         remote = workers.remote(request, self.mark)
-        self.function: Callable[..., dict[str, Any]] = (
+        self.function: Callable[..., StageAnswer] = (
             partial(run_remote_stage, remote) if remote else run_stage
         )
         self.future = self._submit()
 
-    def result(self, on_wait: Callable[[], None] | None = None) -> dict[str, Any]:
+    def result(self, on_wait: Callable[[], None] | None = None) -> StageAnswer:
         from distributed.scheduler import KilledWorker
 
         if on_wait is not None and not self._begins_soon():
@@ -217,14 +217,14 @@ class _Call:
             "What else runs on them?",
         )
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> StageAnswer:
         """The answer of the stage, whose worker may still have to be found.
 
         Raises: StageError if the cluster has lost all of its workers; whatever the stage raises.
         """
         while True:
             try:
-                answer: dict[str, Any] = self.future.result(timeout=LOOK_S)
+                answer: StageAnswer = self.future.result(timeout=LOOK_S)
             except TimeoutError:
                 if self.future.done():  # type: ignore[no-untyped-call]
                     return self.future.result()
@@ -233,7 +233,7 @@ class _Call:
                 self.workers.missing_since = None
                 return answer
 
-    def _check_versions(self, answer: Mapping[str, Any]) -> None:
+    def _check_versions(self, answer: StageAnswer) -> None:
         """Raises: StageError if the worker has other versions than the row would name."""
         theirs = answer.get("versions", {})  # a worker that says none is of an earlier version
         if theirs != versions():
@@ -259,7 +259,7 @@ class _Call:
             pass  # `result` looks at it
         return True
 
-    def _submit(self) -> Future[dict[str, Any]]:
+    def _submit(self) -> Future[StageAnswer]:
         key = f"{self.stage}-{uuid.uuid4().hex}"
         return self.workers.client.submit(self.function, *self.arguments, key=key)
 

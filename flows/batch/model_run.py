@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,13 @@ from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.manifest.jobs import Benchmark, Job
 from flows.stage_answers import Stages
 from quant_core.errors import SPACE_HINT, ModelError, QuantError, reason_of
+from quant_core.worker.run import StageAnswer
 from tasks import stages as tasks
 from tasks.cache import files_digest
 from tasks.locations import Location, Url
 from tasks.workers import Workers
 
 T = TypeVar("T")
-
-Answer = Mapping[str, Any]  # of a stage: its result, seconds, peak_bytes, started_at
 
 
 class ModelRun:
@@ -45,7 +44,7 @@ class ModelRun:
         self.costs = costs
         self.notify = notify
         self.started_at = datetime.now(UTC)
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, StageAnswer] = {}
         self.files: dict[str, list[Any]] = {}
         self.failure: Failure | None = None
         self.note: str | None = None
@@ -112,15 +111,15 @@ class ModelRun:
 
         self._step("benchmark", tasks.benchmark, quantized, how.threads, how.seconds, on_wait)
 
-    def _step(self, stage: str, task: Callable[..., Answer], *arguments: Any) -> None:
+    def _step(self, stage: str, task: Callable[..., StageAnswer], *arguments: Any) -> None:
         """Add the answer of a stage: the one that was kept, or a new one.
 
         arguments  of the task, behind those that all tasks take
         """
         if self.failure is not None:
             return
-        answer = self.stages.answer(stage) if self.resumes else None
-        if not isinstance(answer, Mapping):
+        answer: StageAnswer | None = self.stages.answer(stage) if self.resumes else None
+        if not isinstance(answer, dict):
             self.resumes = False
             self.notify(StageBegan(self.job.name, str(self.job.output), stage))
             started_at = datetime.now(UTC).isoformat()

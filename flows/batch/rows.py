@@ -25,7 +25,8 @@ from quant_core.worker.host import versions
 from tasks.rows import SCHEMA_VERSION, LayerRow, ModelRow, Outcome, RunRow, TimingRow
 
 if TYPE_CHECKING:
-    from flows.batch.model_run import Answer, ModelRun
+    from flows.batch.model_run import ModelRun
+    from quant_core.worker.run import StageAnswer
 
 Columns = dict[str, Any]
 
@@ -171,7 +172,7 @@ def _requested(job: Job, digest: str, run_id: str, started_at: datetime) -> Colu
     }
 
 
-def _of_quantize(answer: Answer) -> Columns:
+def _of_quantize(answer: StageAnswer) -> Columns:
     result = plain(answer["result"])
     columns = {key: result[key] for key in QUANTIZE_COLUMNS}
     columns["size_ratio"] = result["size_bytes"] / result["float_size_bytes"]
@@ -179,13 +180,13 @@ def _of_quantize(answer: Answer) -> Columns:
     return columns
 
 
-def _of_validate(job: Job, answer: Answer) -> Columns:
+def _of_validate(job: Job, answer: StageAnswer) -> Columns:
     result = plain(answer["result"])
     judged = {"verdict": Verdict(result["verdict"]), "reason": result["reason"]}
     return judged | accuracy_of(job, result["fidelity"])
 
 
-def _of_benchmark(answer: Answer) -> Columns:
+def _of_benchmark(answer: StageAnswer) -> Columns:
     timing = plain(answer["result"]["timing"])
     columns = {key: timing[key] for key in BENCHMARK_COLUMNS}
     return columns | {key: answer.get(key) for key in ("host_load", "busy")}
@@ -230,7 +231,7 @@ def _key(model: ModelRun, run_id: str) -> Columns:
     return {"run_id": run_id, "model": model.job.name, "digest": model.digest}
 
 
-def _sensitivity(answers: Mapping[str, Answer]) -> dict[str, Mapping[str, Any]]:
+def _sensitivity(answers: Mapping[str, StageAnswer]) -> dict[str, Mapping[str, Any]]:
     """Node -> how much its quantization costs, as the stage that measured it answered."""
     measured = answers.get("sensitivity") or answers.get("validate")
     rows = measured["result"]["sensitivity"] if measured else []

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict
 
 PACKAGES = ("quantmill", "onnx", "onnxruntime")
 BUSY_CORES = 0.25  # used by others beside a benchmark: batch and system take a twentieth
@@ -56,6 +57,17 @@ def _try_lock(lock: socket.socket) -> bool:
     return True
 
 
+class Others(TypedDict):
+    """What others did on this host.
+
+    host_load  their share of the CPU time of all cores
+    busy       whether that is too much to trust a timing
+    """
+
+    host_load: float
+    busy: bool
+
+
 class OtherLoad:
     """The CPU time that others use while process `pid` works; it is measured from now on."""
 
@@ -64,12 +76,8 @@ class OtherLoad:
         self.started = time.perf_counter()
         self.others_seconds = self._others_seconds()
 
-    def until_now(self) -> dict[str, float | bool]:
-        """What others used since then.
-
-        host_load  their share of the CPU time of all cores
-        busy       whether that is too much to trust a timing
-        """
+    def until_now(self) -> Others:
+        """What others used since then."""
         seconds = time.perf_counter() - self.started
         cores = (self._others_seconds() - self.others_seconds) / seconds
         return {

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from quant_core.errors import QuantError, StageError, StageReason, error_from_dict
 from quant_core.worker import host, memory
@@ -50,18 +50,37 @@ class StageLimits:
 DEFAULT_LIMITS = StageLimits()
 
 
+class StageAnswer(TypedDict):
+    """What a stage answered, and what it took; plain JSON values.
+
+    result      what the function of worker/stages.py returned
+    peak_bytes  the most that it held
+    versions    of what decides a result
+    host_load   with `busy`, of a stage that runs alone: what others did meanwhile (host.py)
+    waited_s    the seconds that it waited to be alone
+    files       name -> size and digest, of a stage that writes into a store (tasks/remote.py)
+    started_at  of an answer that a batch keeps
+    """
+
+    result: dict[str, Any]
+    seconds: float
+    peak_bytes: int
+    versions: NotRequired[dict[str, str]]
+    host_load: NotRequired[float]
+    busy: NotRequired[bool]
+    waited_s: NotRequired[float]
+    files: NotRequired[dict[str, list[Any]]]
+    started_at: NotRequired[str]
+
+
 def run_stage(
     name: str,
     request: Mapping[str, Any],
     limits: StageLimits = DEFAULT_LIMITS,
     mark: str | None = None,
     module: str = STAGE_MODULE,
-) -> dict[str, Any]:
-    """The stage's answer to `request`: `{"result": {...}, "seconds": s, "peak_bytes": n,
-    "versions": {...}}`, the last of what decides a result.
-
-    Of a stage that runs alone the answer has `host_load` and `busy` too (host.py), and `waited_s`,
-    the seconds that it waited.
+) -> StageAnswer:
+    """The stage's answer to `request`.
 
     mark  a file that gets a byte each time that this process dies during the stage
 
@@ -92,17 +111,17 @@ def run_stage(
             raise
         if error := answer.get("error"):
             raise _as_exception(error, name, child)
-        run = {
+        run: StageAnswer = {
             "result": answer["result"],
             "seconds": time.perf_counter() - started,
             "peak_bytes": memory.peak_bytes(child.process.pid),
             "versions": host.versions(),
         }
-        if not limits.alone:
-            return run
-        measured = load.until_now()
-        busy = measured["busy"] or not is_alone
-        return run | measured | {"busy": busy, "waited_s": waited_s}
+        if limits.alone:
+            others = load.until_now()
+            run["host_load"], run["busy"] = others["host_load"], others["busy"] or not is_alone
+            run["waited_s"] = waited_s
+        return run
 
 
 def worker_death(deaths: int, name: str) -> StageError:
