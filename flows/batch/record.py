@@ -75,8 +75,7 @@ class Record:
             known,
             owner_of(self.manifest),
             self.contents,
-            force=self.options.force,
-            allow_code=self.options.code,
+            self.options,
         ):
             if isinstance(digest, Failure):
                 self.add(failed_entry(job, "", self.run_id, digest))

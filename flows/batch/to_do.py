@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +16,7 @@ from flows.journal import journal_id
 from flows.manifest.files import unreadable_file
 from flows.manifest.jobs import Job, Manifest
 from flows.manifest.outputs import Owner, claim
+from flows.runtime.run_options import RunOptions
 from quant_core.errors import QuantError, not_written
 from quant_core.model.locations import disk_bytes
 from tasks.cache import Content, the_cache
@@ -54,30 +54,36 @@ def job_digests(
     known: Collection[str],
     owner: Owner,
     contents: dict[str, Content],
-    *,
-    force: bool,
-    allow_code: str | None = None,
+    options: RunOptions,
 ) -> Iterator[tuple[Job, str | Failure]]:
     """Each job with its digest, or with the stage at which it cannot be made, and why.
 
     known     outputs that were made before; those in stores are looked at too
-    owner     claims the outputs
+    owner     claims the outputs; with `force`, those of other batches too
     contents  gets what the URLs hold that the jobs read
-    force     outputs of other batches are claimed too
-    allow_code  the folder of metrics `module:function`
     """
+
+    def digest_or_failure(job: Job) -> str | Failure:
+        if unreadable := unreadable_file(job):
+            return Failure("read", unreadable)
+        try:
+            digest = job_digest(job, options.code)
+            contents.update(url_contents(job))
+        except QuantError as problem:
+            return Failure("read", problem)
+        is_new = str(job.output) not in known
+        try:
+            claim(job.output, owner, take_over=options.force, is_new=is_new)
+        except QuantError as problem:
+            return Failure("publish", problem)
+        except OSError as error:
+            return Failure("publish", not_written(error, job.output))
+        return digest
+
     files = [job.input for job in jobs]
     files += [job.output for job in jobs if str(job.output) in known]
     if in_stores := [file for file in files if isinstance(file, Url)]:
         the_cache().look_at(in_stores)  # at once, and not one after another below
-    digest_or_failure = partial(
-        _digest_or_failure,
-        known=known,
-        owner=owner,
-        force=force,
-        contents=contents,
-        allow_code=allow_code,
-    )
     return _read_ahead(digest_or_failure, jobs, READERS)
 
 
@@ -104,35 +110,6 @@ def input_bytes(job: Job, contents: Mapping[str, Content]) -> int:
     if isinstance(job.input, Url):
         return sum(size for size, _ in contents[str(job.input)].files.values())
     return disk_bytes(job.input)
-
-
-def _digest_or_failure(
-    job: Job,
-    known: Collection[str],
-    owner: Owner,
-    force: bool,
-    contents: dict[str, Content],
-    allow_code: str | None,
-) -> str | Failure:
-    """The digest of a job that may be made; else the stage at which it cannot be, and why.
-
-    known     outputs that were made before
-    contents  gets what the URLs hold that the job reads
-    """
-    if unreadable := unreadable_file(job):
-        return Failure("read", unreadable)
-    try:
-        digest = job_digest(job, allow_code)
-        contents |= url_contents(job)
-    except QuantError as problem:
-        return Failure("read", problem)
-    try:
-        claim(job.output, owner, take_over=force, is_new=str(job.output) not in known)
-    except QuantError as problem:
-        return Failure("publish", problem)
-    except OSError as error:
-        return Failure("publish", not_written(error, job.output))
-    return digest
 
 
 def _read_ahead(call: Callable[[A], T], items: Iterable[A], at_once: int) -> Iterator[tuple[A, T]]:

@@ -43,8 +43,7 @@ def _is_up_to_date(manifest: Manifest, journal: Journal, options: RunOptions) ->
     is_new = any(str(job.output) not in known for job in jobs)
     if is_new or options.force or not manifest.skip_existing:
         return False  # without a look at any file
-    owner, code = owner_of(manifest), options.code
-    found = job_digests(jobs, known, owner, {}, force=False, allow_code=code)
+    found = job_digests(jobs, known, owner_of(manifest), {}, options)
     try:
         return all(
             isinstance(digest, str) and journal.up_to_date(job.output, digest) is not None
