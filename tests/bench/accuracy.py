@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,15 +167,25 @@ class Reader:
         return None if path is None else dict(np.load(path))
 
 
+def add_tools(parser: argparse.ArgumentParser, tools: Collection[str]) -> None:
+    """The option --tools: some of these, all by default. An unknown name ends the command."""
+
+    def named(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(tools):
+            raise argparse.ArgumentTypeError(f"no {min(unknown)} among {', '.join(tools)}")
+        return names
+
+    parser.add_argument("--tools", type=named, default=list(tools), help=", ".join(tools))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--cases", type=lambda s: s.split(","), help="all that are stored")
-    parser.add_argument(
-        "--tools", type=lambda s: s.split(","), default=list(TOOLS), help=", ".join(TOOLS)
-    )
+    add_tools(parser, TOOLS)
     parser.add_argument("--target", default="auto", help="of quantmill's files")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples, at most")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per model")

@@ -31,7 +31,15 @@ import onnx
 
 from quant_core.evaluate.timing import measure
 from quant_core.model.session import open_session
-from tests.bench.accuracy import Job, by_quantize_rs, by_quantmill, feeds_of, load_zoo, modern
+from tests.bench.accuracy import (
+    Job,
+    add_tools,
+    by_quantize_rs,
+    by_quantmill,
+    feeds_of,
+    load_zoo,
+    modern,
+)
 from tests.bench.size import WIDTHS
 
 INT8 = "quantmill int8 static"
@@ -86,9 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--cases", type=lambda s: s.split(","), default=CASES)
-    parser.add_argument(
-        "--tools", type=lambda s: s.split(","), default=list(TOOLS), help=", ".join(TOOLS)
-    )
+    add_tools(parser, TOOLS)
     parser.add_argument("--target", default="auto")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -140,9 +146,8 @@ def row(zoo: Any, case: Any, tool: str, args: argparse.Namespace, scratch: Path)
         found["load"] = (
             1e9 * (load_seconds(made) - load_seconds(case.model)) / constants(case.model)[1]
         )
-    except (
-        BaseException
-    ) as problem:  # whatever a tool raises is its result; a Rust panic is no Exception
+    # Whatever a tool raises is its result; a Rust panic is no Exception.
+    except BaseException as problem:
         if isinstance(problem, KeyboardInterrupt):
             raise
         found["error"] = f"{type(problem).__name__}: {str(problem).strip()[:120]}"
