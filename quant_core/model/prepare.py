@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import weakref
@@ -10,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
@@ -30,11 +30,13 @@ from quant_core.model.qat import REPLACE, RESPECT, handle_pairs
 from quant_core.model.restore_interface import restore_interface
 from quant_core.model.session import open_session, run, write_optimized
 from quant_core.model.to_float32 import to_float32
+from quant_core.numerics.sqnr import difference_db
 
 OPSET_QDQ = 13  # the first with a per-channel DequantizeLinear
 OPSET_RAISED = 17  # what an older model is raised to
 STAYS_FLOAT = "quantmill.stays_float"  # key in the metadata of a model prepared without integers
 SAME_DB = 50.0  # below this, folding changed more than float32 rounding explains
+NO_NOISE = 1e-12  # mean square error of outputs near zero, where a ratio means nothing
 NO_SIZES: Mapping[str, int] = MappingProxyType({})
 SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 8 bits
 
@@ -187,21 +189,15 @@ def _changed_outputs(
 def _least_sqnr_db(
     before: Path, after: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]]
 ) -> float:
-    """The worst signal-to-quantization-noise ratio of the float outputs in dB; inf without feeds.
+    """What the worst float output is worth as a copy of the original's in dB; inf without feeds.
 
     Only one of the two sessions exists at a time.
     """
     expected = _outputs(before, feeds, str(before))
     changed = _outputs(after, feeds, str(before))
-    worst = np.inf
-    for a, b in zip(expected, changed, strict=True):
-        if a.dtype.kind == "f" and a.size and np.isfinite(a).all():
-            signal = a.astype(np.float64)
-            noise = float(np.sum((signal - b) ** 2))
-            power = float(np.sum(signal**2))
-            if noise > 1e-12 * a.size:  # absolute: outputs near zero have no meaningful ratio
-                worst = min(worst, 10 * np.log10(max(power, 1e-300) / noise))
-    return worst
+    pairs = zip(expected, changed, strict=True)
+    found = (difference_db(a, b, NO_NOISE) for a, b in pairs if a.dtype.kind == "f")
+    return min(found, default=math.inf)
 
 
 def _outputs(

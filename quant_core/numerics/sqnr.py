@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,20 @@ def sqnr_db(signal: float, noise: float) -> float:
     if not noise:
         return MAX_SQNR_DB
     return 10 * math.log10(max(signal, _LEAST_SIGNAL) / noise)
+
+
+def difference_db(a: NDArray[Any], b: NDArray[Any], no_noise: float) -> float:
+    """What `b` is worth as a copy of the floats `a`, in dB: infinite if it is the same, -infinite
+    if it has another shape, or if some numbers are finite in one of them only.
+
+    no_noise  mean square error that counts as none: near zero a ratio means nothing
+    """
+    finite = np.isfinite(a)
+    if a.shape != b.shape or not np.array_equal(finite, np.isfinite(b)):
+        return -math.inf
+    x, y = a[finite].astype(np.float64), b[finite]
+    noise = float(np.square(x - y).sum())
+    return math.inf if noise <= no_noise * x.size else sqnr_db(float(np.square(x).sum()), noise)
 
 
 def within_limits(db: float) -> float:

@@ -18,6 +18,7 @@ from quant_core.model import files
 from quant_core.model.containers import numbers_of
 from quant_core.model.session import open_session, run
 from quant_core.model.unused import drop_unused
+from quant_core.numerics.sqnr import difference_db
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.edit import names_known
 from quant_core.optimize.facts import Facts
@@ -225,7 +226,7 @@ class _Work:
             return f"it does not run: {error.problem}", 1.0
         for wanted, got in zip(reference, outputs, strict=True):
             for a, b in zip(wanted, got, strict=True):
-                db = same_db(a, b)
+                db = _same_db(a, b)
                 if db < SAME_DB:
                     return f"an output changes to {db:.0f} dB", 1.0
         slack = TIMED_SLACK_BYTES if is_timed else SLACK_BYTES
@@ -263,17 +264,8 @@ def _why_not_loaded(model: ir.Model) -> str:
     return ""
 
 
-def same_db(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Signal over difference in dB: infinite if equal, -infinite if the kind of result differs."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return -np.inf
-    if a.dtype.kind != "f":
-        return np.inf if (a == b).all() else -np.inf
-    finite = np.isfinite(a)
-    if not (finite == np.isfinite(b)).all():
-        return -np.inf
-    x, y = a[finite].astype(np.float64), b[finite].astype(np.float64)
-    noise, power = float(np.square(x - y).sum()), float(np.square(x).sum())
-    if noise <= NO_NOISE * x.size:
-        return np.inf
-    return float(10 * np.log10(max(power, 1e-300) / noise))
+def _same_db(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """As `difference_db`; what is no float is the same, or not at all."""
+    if a.dtype == b.dtype and a.dtype.kind == "f":
+        return difference_db(a, b, NO_NOISE)
+    return np.inf if a.dtype == b.dtype and np.array_equal(a, b) else -np.inf

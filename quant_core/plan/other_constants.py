@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
 
 from quant_core.config import QuantConfig
 from quant_core.model import files, graph
 from quant_core.model.compact import made_of_constants
 from quant_core.model.to_float32 import stores_float16
-from quant_core.numerics.float16 import (
-    FLOAT16,
-    can_save_bytes,
-    is_float16,
-    why_constant_not_float16,
-)
+from quant_core.numerics.float16 import FLOAT16, is_float16, why_not_float16
 from quant_core.plan.operators import rule_of, weight_positions
 from quant_core.plan.types import NodePlan
 from quant_core.plan.weighted_nodes import has_weights
 
 LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
+# Of a constant in float16: with fewer, the node that casts them back takes about as many bytes as
+# float16 saves.
+MIN_ELEMENTS = 256
 DIRECTIONS = 2  # of a recurrent node
 
 
@@ -47,10 +46,10 @@ def other_constants(
             readers = sorted({node.op_type for node in graph.consumers(value)})
             operators = " and ".join(readers) or "nothing"
             found[name] = f"float32: an operand of {operators}, not a weight"
-        if not can_save_bytes(value):
+        if not _can_save_bytes(value):
             continue
         if is_requested or is_large:
-            obstacle = why_constant_not_float16(value)
+            obstacle = _why_not_float16(value)
             found[name] = f"float32: {obstacle}" if obstacle else FLOAT16
         elif was_float16 and is_float16(graph.array(value)):
             found[name] = FLOAT16
@@ -72,6 +71,28 @@ def made_weights(model: ir.Model) -> list[str]:
         if node.op_type == "Identity" or not carried.isdisjoint(v for v in node.inputs if v):
             carried.add(value)
     return list(dict.fromkeys(str(v.name) for v in operands if v in made and v not in carried))
+
+
+def _can_save_bytes(value: ir.Value) -> bool:
+    """Whether it is a float32 constant that takes fewer bytes in float16 and a Cast; one that is an
+    output too would lie in the file twice.
+    """
+    array = None if value.is_graph_output() else graph.constant(value)
+    return array is not None and array.dtype == np.float32 and array.size >= MIN_ELEMENTS
+
+
+def _why_not_float16(value: ir.Value) -> str:
+    """Why float16 cannot hold the constant, "" if it can.
+
+    A number that becomes zero in float16 is harmless in a sum, but not in every operator (a
+    divisor, say): where another operator reads the constant, no number may.
+    """
+    array = graph.array(value)
+    obstacle = why_not_float16(array)
+    if not obstacle and np.any((array != 0) & (array.astype(np.float16) == 0)):
+        added = all(n.op_type in ("Add", "Sub") for n in graph.consumers(value))
+        obstacle = "" if added else "numbers too small for float16"
+    return obstacle
 
 
 def _is_large(value: ir.Value, least_bytes: float) -> bool:
