@@ -6,6 +6,8 @@ deployments -> flows -> tasks -> quant_core, and quant_core needs no orchestrato
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,6 +50,12 @@ FLOW_SHELVES = (
 )
 SHELVES = {"quant_core": CORE_SHELVES, "flows": FLOW_SHELVES}
 DOOR = "__main__.py"
+PACKAGES = ["tasks"] + [
+    f"{package}/{shelf}"
+    for package, floors in SHELVES.items()
+    for shelf in itertools.chain(*floors)
+    if (ROOT / package / shelf).is_dir()
+]
 
 CORE_IMPORTS = {
     "numpy",
@@ -137,6 +145,15 @@ def test_every_file_stands_on_a_shelf(package):
     found = {path.relative_to(ROOT / package).parts[0] for path in sources(package)}
 
     assert {name.removesuffix(".py") for name in found} - {"__init__"} == known
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_tells_which_file_answers_which_question(package):
+    told = set(re.findall(r"\w+", ast.get_docstring(tree_of(ROOT / package / "__init__.py"))))
+
+    files = {path.stem for path in (ROOT / package).glob("*.py") if path.name != DOOR}
+
+    assert files - {"__init__"} <= told
 
 
 @pytest.mark.parametrize("package", SHELVES)

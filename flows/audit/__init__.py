@@ -1,1 +1,5 @@
-"""An audit: what a batch has made is judged and timed again."""
+"""An audit: what a batch has made is judged and timed again.
+
+run, flow           `run_audit`, which the command calls; the same as a Prefect flow
+published           the models that a batch has made
+"""

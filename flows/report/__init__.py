@@ -1,1 +1,10 @@
-"""The reports of a batch as one HTML page."""
+"""The reports of a batch as one HTML page.
+
+page                the page: verdict, models, details
+reported_model, regression
+                    a model as the page shows it, and what got worse in it
+models_table, details, charts
+                    the parts of the page
+document, elements  HTML of any page
+command_pages       the pages of `quantmill explain` and `quantmill compare`
+"""

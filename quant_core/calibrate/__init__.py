@@ -1,6 +1,12 @@
 """What samples show of a float model, before anything is rounded.
 
-Statistics of tensors (stats, observe), the ranges that follow from them (ranges), Gram matrices of
-the inputs of weights (gram), and how channels and outliers are scaled so that integers suit them
-(equalize, outliers). It reads plans and runs float models; it never writes a quantized one.
+It reads plans and runs float models; it never writes a quantized one.
+
+observe             runs the samples and collects what a plan needs
+stats, ranges       what is remembered of a tensor; the range that follows from it
+gram, matmul_inputs
+                    second moments of what weights are multiplied by, for GPTQ
+equalize, scale_groups
+                    cross-layer equalization: channels scaled towards equal ranges
+outliers            channels that are smoothed into weights, or multiplied in float
 """

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quant_core.data.fields import draw_field
+from quant_core.data.random_fields import draw_field
 
 CHANNELS = (1, 3, 4)
 COARSE = 8  # patches along each side

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from quant_core.data.fields import draw_field
 from quant_core.data.images import draw_image, image_axis
 from quant_core.data.input_hints import Hint
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import SAMPLE_RATE
+from quant_core.data.random_fields import draw_field
 from quant_core.data.strategies import Strategy
 from quant_core.model.containers import DTYPES, boxed, element_type
 
@@ -92,7 +92,7 @@ def _range_of_indices(
 
 def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
     """Values of an input; those of an image are of its kinds (images.py), other floats are noise or
-    a field (fields.py).
+    a field (random_fields.py).
     """
     if spec.dtype.kind == "U":
         return rng.choice(np.array(drawn.choices), drawn.shape)

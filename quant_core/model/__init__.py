@@ -1,4 +1,19 @@
 """How an ONNX model is read, normalized, prepared, run, cut and written.
 
 Code about models that would be the same without quantization lives here.
+
+prepare             the way from a file to a model that can be planned
+files, locations    reading a file; which files it consists of
+proto, opset, old_scan, to_float32, qat, fix_shape, carried, names, origins
+                    steps of prepare: what is converted, fixed, set apart or noted
+compact, fuse_hard_sigmoid, normalize, deduplicate, unused, restore_interface
+                    steps of prepare: what is folded, fused, tidied and given back
+graph, constants    questions to a graph, and edits of it
+session, runtime_errors, containers, lend_weights
+                    running a model: sessions, their errors, values that are no tensors
+values, layerwise, subgraph, ahead, spill
+                    values of inner tensors: of all feeds, layer by layer, of a part of a model
+write, atomic, share
+                    writing a file; weights that several files share
+info                what `quantmill info` tells
 """

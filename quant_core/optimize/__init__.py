@@ -1,1 +1,11 @@
-"""Exact rewrites: the same function with less work for onnxruntime, before anything is rounded."""
+"""Exact rewrites: the same function with less work for onnxruntime, before anything is rounded.
+
+run                 applies the rules until none finds anything, checks and times what they did;
+                    `follow` does the same to another copy
+rules               the table of rules, EXACT and TIMED, and a file for each
+applied             what rules did, a row for each change
+opened, facts       a model as onnxruntime reads it; what is known of its tensors
+edit, fused         small changes of a graph that rules share; what must not be torn apart
+affine, chains, commute, linear, convolution, rowwise
+                    algebra of operators: scale and shift, what these may pass and where they end
+"""
