@@ -141,7 +141,7 @@ class Fidelity:
     note: str = ""
 
     @property
-    def worst_db(self) -> float | None:
+    def sound_db(self) -> float | None:
         """`sound_db` of the worst output; None if no output can be compared."""
         return _least(output.sound_db for output in self.per_output)
 
@@ -156,7 +156,7 @@ class Fidelity:
         return _least(output.measured_lower_db for output in self.per_output)
 
     @property
-    def worst_lower_db(self) -> float | None:
+    def sound_lower_db(self) -> float | None:
         """`sound_lower_db` of the worst output; None if no output can be compared."""
         return _least(output.sound_lower_db for output in self.per_output)
 
@@ -262,8 +262,8 @@ METRICS: Mapping[str, Metric] = {
             most=1.0,
         ),
         _in_decibels("sqnr", lambda fidelity: fidelity.sqnr_db),
-        _in_decibels("worst_sqnr", lambda fidelity: fidelity.worst_db),
-        _in_decibels("worst_lower_sqnr", lambda fidelity: fidelity.worst_lower_db),
+        _in_decibels("worst_sqnr", lambda fidelity: fidelity.sound_db),
+        _in_decibels("worst_lower_sqnr", lambda fidelity: fidelity.sound_lower_db),
     )
 }
 

@@ -23,7 +23,7 @@ from quant_core.errors import ModelError
 from quant_core.evaluate.lost_channels import lost_channels
 from quant_core.evaluate.node_noise import isolated_db
 from quant_core.evaluate.variation import varying_db
-from quant_core.metrics import PROBABILITY_ERROR
+from quant_core.metrics import PROBABILITY_ERROR, Fidelity
 from quant_core.model.containers import numbers_of
 from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
@@ -45,9 +45,7 @@ WHOLE_ROUNDS = 3  # a sum of a Concat of Convs
 class Checked:
     """A candidate after the check, and what came of it.
 
-    worst_db   SQNR of its worst output in dB, small probabilities too; None if no output could be
-               judged
-    lower_db   a lower confidence bound of it for a few other samples
+    fidelity   of the outputs that could be judged; None if none could
     shortfall  which outputs are broken and which node is to blame, "" if none is
     notes      what was repaired, and what cannot be judged
     close      what is above the floor, but not by much
@@ -55,12 +53,16 @@ class Checked:
     """
 
     best: Candidate
-    worst_db: float | None
-    lower_db: float | None = None
+    fidelity: Fidelity | None
     shortfall: str = ""
     notes: tuple[str, ...] = ()
     close: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+
+    @property
+    def worst_db(self) -> float | None:
+        """SQNR of its worst output in dB, small probabilities too; None if it is not known."""
+        return None if self.fidelity is None else self.fidelity.measured_db
 
 
 def check_floor(
@@ -109,9 +111,7 @@ def check_floor(
         shortfall = joined([shortfall, shortfall_of(calibrated, judged, bench.samples)])
     notes += _doubted(judged, bench)
     close = close_to_floor(judged) if judged.is_sound else ()
-    assert judged.fidelity is not None
-    worst_db, lower_db = judged.fidelity.measured_db, judged.fidelity.measured_lower_db
-    return Checked(judged, worst_db, lower_db, shortfall, tuple(notes), close, trials)
+    return Checked(judged, judged.fidelity, shortfall, tuple(notes), close, trials)
 
 
 def _with_sound_weights(calibrated: CalibratedModel, best: Candidate) -> Candidate:
@@ -279,7 +279,7 @@ def _repair_note(before: Candidate, after: Candidate) -> str:
     """What an output was like, and which nodes were promoted for it."""
     assert before.fidelity is not None
     flaws = before.fidelity.flaws
-    what = flaws[0] if flaws else f"the worst output had {before.fidelity.worst_db or 0:.1f} dB"
+    what = flaws[0] if flaws else f"the worst output had {before.fidelity.sound_db or 0:.1f} dB"
     return f"{what}: {_list(_changed_nodes(before.plan, after.plan))} in more bits or in float"
 
 

@@ -14,6 +14,7 @@ from quant_core.evaluate.contract import Ruling
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.node_noise import measure_sensitivity
 from quant_core.evaluate.sensitivity import Sensitivity
+from quant_core.metrics import Fidelity
 from quant_core.model import files
 from quant_core.model.write import write_copy, write_model
 from quant_core.optimize.applied import REWRITES, to_text
@@ -30,9 +31,7 @@ from quant_core.text import joined
 class Made:
     """The model that is to be written, the float model that it was made of, and why it is as it is.
 
-    worst_db   SQNR of its worst output around its mean in dB, 200 if all equal float's; None if not
-               checked. Probabilities that hardly differ may be below the floor
-    lower_db   a lower bound of it, with 95 % confidence, for a few other samples of the same kind
+    fidelity   of its outputs, as they were checked; None if none could be
     unchecked  whether no sample could be drawn to check it with
     shortfall  which outputs are below the floor, "" if none is
     """
@@ -40,8 +39,7 @@ class Made:
     job: QuantJob
     best: Candidate
     float_model: ir.Model
-    worst_db: float | None
-    lower_db: float | None
+    fidelity: Fidelity | None
     unchecked: bool
     shortfall: str
     ruling: Ruling
@@ -114,7 +112,7 @@ def write_result(
 
     Where nothing is stored in fewer bits and the file would grow, it is the original.
     """
-    job, plan, model = made.job, made.best.plan, made.best.model
+    job, plan, model, checked = made.job, made.best.plan, made.best.model, made.fidelity
     layers = layer_reports(plan, made.best.quantized, sensitivities, job.stats)
     is_safe = all(row.saturation_safe for row in layers)
     # Nothing of how it was found: a plan that is replayed makes the same bytes.
@@ -133,8 +131,8 @@ def write_result(
         target=plan.target,
         saturation_safe=is_safe,
         floor_db=plan.config.least_db,
-        worst_db=made.worst_db,
-        lower_db=made.lower_db,
+        worst_db=checked.measured_db if checked is not None else None,
+        lower_db=checked.measured_lower_db if checked is not None else None,
         unchecked=made.unchecked,
         shortfall=made.shortfall,
         verdict=made.ruling.verdict,

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples
-from quant_core.metrics import MAX_SQNR_DB
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel, uses_gptq
@@ -65,15 +64,15 @@ def check_unseen(job: QuantJob, checked: Checked, *, repairs: bool) -> Checked:
         checked = _repaired(job, checked, folds)
         folds = [_fold(job, checked.best, *part) for part in parts]
         judged = _judged(checked.best, folds, bench)
-    assert judged.fidelity is not None
-    worst_db, lower_db = judged.fidelity.measured_db, judged.fidelity.measured_lower_db
-    if worst_db is None or (judged.is_sound and worst_db >= (checked.worst_db or 0.0)):
+    seen = replace(checked, fidelity=judged.fidelity)
+    if seen.worst_db is None:
         return checked
-    if judged.is_sound:
-        close = close_to_floor(judged)
-        return replace(checked, worst_db=worst_db, lower_db=lower_db, close=close)
-    shortfall = shortfall_of(folds[0].calibrated, judged, folds[0].held_out)
-    return replace(checked, worst_db=worst_db, lower_db=lower_db, shortfall=shortfall, close=())
+    if not judged.is_sound:
+        shortfall = shortfall_of(folds[0].calibrated, judged, folds[0].held_out)
+        return replace(seen, shortfall=shortfall, close=())
+    if checked.worst_db is not None and seen.worst_db >= checked.worst_db:
+        return checked
+    return replace(seen, close=close_to_floor(judged))
 
 
 def _are_fitted_to_all(job: QuantJob, plan: QuantPlan) -> bool:
@@ -122,7 +121,7 @@ def _fold(
 
 
 def _repaired(job: QuantJob, checked: Checked, folds: Sequence[Fold]) -> Checked:
-    """The same with the nodes promoted that one of the folds needs, as the folds will judge it."""
+    """The same with the nodes promoted that one of the folds needs; the folds judge it anew."""
     plan = checked.best.plan
     found = (
         check_floor(fold.calibrated, fold.candidate, bench_of(job, plan, fold.held_out))
@@ -134,4 +133,4 @@ def _repaired(job: QuantJob, checked: Checked, folds: Sequence[Fold]) -> Checked
     best = remade(changed.best, calibrated_as_planned(job, changed.best.plan))
     notes = tuple(dict.fromkeys((*checked.notes, *changed.notes)))
     trials = (*checked.trials, *changed.trials)
-    return replace(checked, best=best, worst_db=MAX_SQNR_DB, notes=notes, trials=trials)
+    return replace(checked, best=best, fidelity=None, notes=notes, trials=trials)

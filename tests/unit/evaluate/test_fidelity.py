@@ -290,8 +290,8 @@ def test_sequences_and_maps_are_judged_by_their_numbers(of):
 
     near, far = (compare([[of(x)]], [[of(x + e)]], ["y"]) for e in (0.01, 9.0))
 
-    assert near.worst_db > 40
-    assert far.worst_db < 5
+    assert near.sound_db > 40
+    assert far.sound_db < 5
 
 
 def test_integer_outputs_are_their_own_decisions():
