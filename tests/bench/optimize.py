@@ -20,12 +20,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from quant_core.evaluate.timing import Timing, measure
+from quant_core.metrics import MAX_SQNR_DB
 from quant_core.model.prepare import prepare
 from quant_core.model.session import Model, open_session, run
+from quant_core.numerics.sqnr import difference_db
 from quant_core.optimize.run import optimize
 from tests.bench.accuracy import load_zoo
 
@@ -100,16 +101,10 @@ def timed(before: Model, after: Model, feed: Any, seconds: float) -> Timing:
 
 def worst_db(before: Model, after: Model, feeds: list[Any]) -> float:
     """Signal over difference of the worst float output on any feed, 200 if all are equal."""
-    worst = 200.0
     sessions = [open_session(model) for model in (before, after)]
-    for feed in feeds:
-        for a, b in zip(*(run(s, feed) for s in sessions), strict=True):
-            if a.dtype.kind == "f":
-                signal = np.square(a, dtype=np.float64).sum()
-                noise = np.square(a.astype(np.float64) - b).sum()
-                if noise:
-                    worst = min(worst, float(10 * np.log10(max(signal, 1e-300) / noise)))
-    return worst
+    outputs = ([run(session, feed) for session in sessions] for feed in feeds)
+    pairs = (pair for both in outputs for pair in zip(*both, strict=True))
+    return min(MAX_SQNR_DB, *(difference_db(a, b, 0.0) for a, b in pairs if a.dtype.kind == "f"))
 
 
 if __name__ == "__main__":
