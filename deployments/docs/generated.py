@@ -31,7 +31,6 @@ from quant_core.plan.operators import RULES
 from quant_core.plan.targets import TARGETS
 from tasks.rows import TABLES
 
-README = Path(__file__).parents[2] / "README.md"
 COLUMN = re.compile(r"^    (\w+): ([^=#\n]+?)(?: = [^#\n]+?)?(?:  # (.*))?$", re.MULTILINE)
 ENTRY = re.compile(r"^(\w+)  +(.+(?:\n {4,}.+)*)$", re.MULTILINE)  # of a docstring
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
@@ -214,13 +213,6 @@ def _rewrites() -> str:
     return _table(("rule", "kind", "what it does"), rows)
 
 
-def _results() -> str:
-    """The table of README with the text above it."""
-    _, _, rest = README.read_text(encoding="utf-8").partition("\n## Results\n")
-    section, _, _ = rest.partition("\n## ")
-    return section[: section.rindex("|") + 1].strip()
-
-
 def _range_methods() -> str:
     rows = [
         (_code(name), (inspect.getdoc(method) or "").partition("\n\n")[0])
@@ -240,5 +232,4 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "targets": _targets,
     "rewrites": _rewrites,
     "range_methods": _range_methods,
-    "results": _results,
 }

@@ -31,6 +31,7 @@ from tests.store import BUCKET, credentials, s3_server
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "docs" / "pages"
 README = ROOT / "README.md"
+RESULTS = ROOT / "deployments" / "docs" / "pages" / "results.md"
 PAGES = sorted(FOLDER.rglob("*.md"))
 RUNNABLE = ("sh", "python", "yaml")
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -201,6 +202,21 @@ def test_links_of_readme_lead_to_files():
 
     assert len(links) > 10
     assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_table_of_readme_is_an_excerpt_of_the_results():
+    excerpt, whole = (rows_of(page.read_text(encoding="utf-8")) for page in (README, RESULTS))
+
+    assert len(excerpt) > 10
+    for case, cells in excerpt.items():
+        assert {name: whole[case][name].partition(" / ")[0] for name in cells} == cells
+
+
+def rows_of(text: str) -> dict[str, dict[str, str]]:
+    """Case -> heading -> cell of the first table with a column `case`."""
+    table = text[text.index("| case |") :].partition("\n\n")[0].splitlines()
+    headings, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in table]
+    return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
 
 
 def test_what_no_test_runs_is_run_by_the_continuous_integration():
