@@ -119,17 +119,18 @@ def take_turns(
     min_rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
     are_warm: bool = False,
+    block_seconds: float = BLOCK_SECONDS,
 ) -> np.ndarray:
     """Seconds per call, shape (rounds, calls): one row per round.
 
     After a warm-up each round times one block of each call, and begins with the next one. A block
-    repeats a call as often as the fastest one needs for BLOCK_SECONDS, the same for all. Rounds go
-    on for `seconds`, and then until there are `min_rounds`, or FEWEST_ROUNDS that agree, or both
+    repeats a call as often as the fastest one needs for `block_seconds`, the same for all. Rounds
+    go on for `seconds`, and then until there are `min_rounds`, or FEWEST_ROUNDS that agree, or both
     PATIENCE * seconds and PATIENCE_SECONDS are over. There is at least one round. Of slow calls
     that `are_warm` the warm-up is the first one.
     """
     patience = max(PATIENCE * seconds, PATIENCE_SECONDS)
-    repeats, warm_up = _warm_up(calls, seconds, clock)
+    repeats, warm_up = _warm_up(calls, seconds, block_seconds, clock)
     rounds = [warm_up] if are_warm and warm_up.min() >= SLOW_SECONDS else []
     start = clock() - float(sum(times.sum() for times in rounds))
     while True:
@@ -155,7 +156,10 @@ def _agree(rounds: Sequence[np.ndarray]) -> bool:
 
 
 def _warm_up(
-    calls: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float]
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    block_seconds: float,
+    clock: Callable[[], float],
 ) -> tuple[int, np.ndarray]:
     """How many repeats a block needs, and the seconds of each call in the last pass.
 
@@ -166,7 +170,7 @@ def _warm_up(
     while passes < (1 if fastest >= SLOW_SECONDS else 2) or clock() - start < WARM_UP * seconds:
         times = np.array([_time_block(call, repeats, clock) for call in calls])
         fastest = min(fastest, times.min())
-        repeats = max(1, math.ceil(BLOCK_SECONDS / max(fastest, 1e-9)))
+        repeats = max(1, math.ceil(block_seconds / max(fastest, 1e-9)))
         passes += 1
     return repeats, times
 

@@ -217,12 +217,14 @@ def _fitted_to_whole(
     bench: Bench,
 ) -> list[TensorCost]:
     """The tensors with all conversions scaled as two whole models need it: the start, and the
-    assignment that converts most.
+    assignment that converts most. As they are if what it converts takes no longer than races err.
     """
+    if start.cost is None:
+        return tensors
     all_integer = assignment_of(costs, tensors, ())
     probe = max(assignments[:-1], key=lambda a: a.conversion_ms)
     converted_ms = probe.conversion_ms - all_integer.conversion_ms
-    if converted_ms <= 0 or start.cost is None:
+    if converted_ms <= (1 - POLICY.equal_speed) * start.cost.quantized_ms:
         return tensors
     nodes = [n.node for n in start.plan.nodes if n.weights and n.node in probe.in_float]
     plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)

@@ -74,6 +74,16 @@ def test_short_calls_are_timed_in_blocks_that_the_clock_can_see():
     assert "".join(clock.log).endswith("A" * 17 + "B" * 17)
 
 
+def test_blocks_last_as_long_as_is_asked():
+    clock = Clock()
+
+    take_turns(
+        [clock.call(name, 2**-6) for name in "AB"], seconds=1, clock=clock, block_seconds=0.1
+    )
+
+    assert "".join(clock.log).endswith("A" * 7 + "B" * 7)
+
+
 def slow_calls(clock, seconds, more=0.05):
     return [clock.call("A", seconds), clock.call("B", seconds, more=more)]
 

@@ -14,6 +14,9 @@ from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model import graph
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import Compute
+from quant_core.search.assignments import float_groups
+from quant_core.search.bench import Bench
+from quant_core.search.minimum_cut import NodeCost, TensorCost
 from quant_core.search.node_costs import LEAST_MS, node_costs
 from tests.unit.search.problems import Problem, convs
 
@@ -78,6 +81,25 @@ def test_a_conversion_takes_in_openvino_what_its_own_kernel_takes(monkeypatch):
 
     assert of_inputs(0.6) == [0.6]
     assert of_inputs(None) == [LEAST_MS]
+
+
+def test_a_race_says_nothing_of_conversions_that_take_less_than_it_errs(monkeypatch):
+    """The middle one of three Convs is slower in integers, by more than its conversions take."""
+    problem = Problem(convs(), timed_in=Runtime.OPENVINO, mode="static")
+    first, slow, last = (node.node for node in problem.plan.nodes)
+    others = dict.fromkeys((first, last, "Add@0", "Add@1"), NodeCost(0.5, 1.0, 0.0))
+    costs = others | {slow: NodeCost(1.1, 1.0, 0.0)}
+    tensors = [TensorCost(first, (slow,), 0.01, False), TensorCost(slow, (last,), 0.01, False)]
+    monkeypatch.setattr("quant_core.search.assignments.node_costs", lambda *_: (costs, tensors))
+    start = problem.calibrated.build(problem.plan, "static")
+
+    def first_group(unlucky_ms: float) -> list[str]:
+        """What goes into float first if the race of the second model takes that much longer."""
+        monkeypatch.setattr(Bench, "time", lambda *_: Cost(4.0, 4.0 / (3.02 + unlucky_ms)))
+        timed = replace(start, cost=Cost(4.0, 4.0 / 3.1))
+        return float_groups(problem.calibrated, timed, problem.bench)[0]
+
+    assert first_group(0.0) == first_group(0.05) == first_group(0.5) == [slow]
 
 
 def test_what_openvino_cannot_run_is_not_chosen(monkeypatch):
