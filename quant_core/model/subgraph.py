@@ -47,14 +47,22 @@ def extract(
     # A view is serialized as a graph is, though Model's type does not say so.
     proto = ir.to_proto(ir.Model(view, ir_version=model.ir_version))  # type: ignore[arg-type]
     for constant, tensor in zip(constants, proto.graph.initializer, strict=True):
-        if isinstance(constant.const_value, ir.ExternalTensor):
-            tensor.CopyFrom(ir.to_proto(ir.tensor(graph.array(constant), name=constant.name)))
+        _bring_along(constant.const_value, tensor)
+    for node, message in zip(nodes, proto.graph.node, strict=True):
+        for attribute in message.attribute:
+            _bring_along(node.attributes[attribute.name].value, attribute.t)
     for value, kept in zip(proto.graph.input, inputs, strict=True):
         if not isinstance(kept.type, (ir.TensorType, NoneType)):
             continue  # a sequence or a map
         value.type.tensor_type.Clear()  # any shape
         value.type.tensor_type.elem_type = int(ir.DataType.from_numpy(known[value.name].dtype))
     return proto
+
+
+def _bring_along(value: Any, tensor: onnx.TensorProto) -> None:
+    """Edit the message in place: what lies in a file is part of it."""
+    if isinstance(value, ir.ExternalTensor):
+        tensor.CopyFrom(ir.to_proto(ir.tensor(value.numpy(), name=value.name)))
 
 
 def _is_left_out(value: ir.Value, known: Mapping[str, NDArray[Any]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from quant_core.api import quantize_model
 from quant_core.config import QuantConfig
@@ -55,6 +56,17 @@ def test_two_tables_share_the_nodes_that_make_them(tmp_path, read):
     feed = {"x": np.ones((1, 32), np.float32)}
     for a, b in zip(run(open_session(path), feed), run(open_session(model), feed), strict=True):
         assert np.allclose(a, b, atol=1e-6)
+
+
+def test_constants_of_nodes_may_lie_in_a_file_of_their_own(tmp_path):
+    path = saved(tmp_path, "(float[n,32] x) => (float[n,32] y) { w = Constant() y = MatMul(x, w) }")
+    model = onnx.load(path)
+    value = helper.make_attribute("value", numpy_helper.from_array(W))
+    model.graph.node[0].attribute.append(value)
+    apart = {"location": "w", "size_threshold": 0, "convert_attribute": True}
+    onnx.save(model, path, save_as_external_data=True, **apart)
+
+    assert operators(prepare(path)) == ["MatMul"]
 
 
 def test_a_weight_that_is_as_large_as_what_it_is_made_of_is_folded(tmp_path):
