@@ -105,6 +105,8 @@ def _cast(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
     got, wanted = array.dtype.kind, spec.dtype.kind
     if wanted == "U" == got:
         return array
+    if wanted == "U" and got == "O" and all(isinstance(text, str) for text in array.flat):
+        return array.astype(str)  # onnxruntime gives and takes strings as objects
     if got in "biuf" and wanted in "biuf" and (got != "f" or wanted == "f"):
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(array, spec.dtype).reshape(array.shape)

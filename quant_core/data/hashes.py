@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quant_core.errors import DataError, reason_of
-from quant_core.model.containers import boxed, unboxed
+from quant_core.model.containers import OBJECT, boxed, unboxed
 
 
 def hash_file(path: Path, update: Callable[[bytes], None]) -> None:
@@ -26,7 +26,9 @@ def hash_file(path: Path, update: Callable[[bytes], None]) -> None:
 
 
 def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) -> None:
-    """Give `update` the name, dtype, shape and bytes of the array."""
+    """Give `update` the name, dtype, shape and bytes of the array, of strings in objects too."""
+    if array.dtype == OBJECT:
+        array = array.astype(str)  # an object's bytes are where it lies in memory
     update(f"array {name!r} {array.dtype.str} {array.shape}\n".encode())
     update(np.ascontiguousarray(array).tobytes())
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import Mode
+from quant_core.data.hashes import hash_array, hash_container
 from quant_core.data.input_hints import takes_bytes
 from quant_core.data.samples import Samples
+from quant_core.data.sources import Feed
 from quant_core.model import files, graph
+from quant_core.model.containers import OBJECT
 from quant_core.plan.other_constants import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.search.bench import Bench
@@ -63,11 +65,20 @@ def alike_note(samples: Samples | None) -> str:
     """That given samples are all the same, so that nothing was measured of others; else ""."""
     if samples is None or samples.are_random or len(samples) == 1:
         return ""
-    feeds = iter(samples)
-    first = next(feeds)
-    if any(not np.array_equal(feed[name], first[name]) for feed in feeds for name in first):
+    contents = map(_content, samples)
+    first = next(contents)
+    if any(content != first for content in contents):
         return ""
     return f"all {len(samples)} samples are the same: nothing was measured for other inputs"
+
+
+def _content(feed: Feed) -> bytes:
+    """All that the feed holds."""
+    parts: list[bytes] = []
+    for name, value in feed.items():
+        add = hash_container if value.dtype == OBJECT else hash_array
+        add(name, value, parts.append)
+    return b"".join(parts)
 
 
 def bytes_note(samples: Samples | None, original: Path) -> str:

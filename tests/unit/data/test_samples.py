@@ -93,6 +93,16 @@ def test_every_kind_of_source_gives_the_same_feeds_in_any_order(
         np.testing.assert_array_equal(samples[i]["image"], data[i : i + 1])
 
 
+def test_strings_may_be_objects_as_onnxruntime_gives_them():
+    words = np.array([["one"], ["other"]])
+
+    given = [opened({"s": x}, [spec("s", "str", "N", 1)]) for x in (words, words.astype(object))]
+
+    assert [samples[1]["s"].tolist() for samples in given] == [[["other"]]] * 2
+    with pytest.raises(DataError, match="is object"):
+        opened({"s": np.array([["one"], [2]], object)}, [spec("s", "str", "N", 1)])[1]
+
+
 def test_a_model_with_a_fixed_batch_gets_feeds_of_that_many_and_leaves_out_the_rest():
     samples = opened(images(7), [spec("image", "float32", 3, 1, 2, 2)], labels=np.arange(7))
 

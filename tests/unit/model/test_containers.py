@@ -118,6 +118,17 @@ def test_an_optional_input_is_given_or_absent(tmp_path, feed):
     assert samples.digest() == open_samples(SampleSpec([dict(feed)]), input_specs(path)).digest()
 
 
+def test_given_sequences_of_several_tensors_calibrate(tmp_path):
+    path, rng = of_a_sequence(tmp_path), np.random.default_rng(0)
+    feeds = [{"s": list(rng.standard_normal((2, 1, 32), np.float32))} for _ in range(3)]
+
+    made = quantize_with_calibration(path, tmp_path / "q.onnx", feeds, mode="static")
+    of_same = quantize_with_calibration(path, tmp_path / "s.onnx", feeds[:1] * 3, mode="static")
+
+    assert "samples are the same" not in made.note
+    assert "samples are the same" in of_same.note
+
+
 def test_a_model_that_writes_tensors_of_unlike_shapes_as_a_sequence_is_quantized(tmp_path):
     text = """(float[n, 32] x) => (float[n, 32] y, seq(float) s) {
         y = MatMul(x, w) total = ReduceSum<keepdims = 0>(y) s = SequenceConstruct(y, total)
