@@ -23,7 +23,7 @@ from quant_core.evaluate.in_openvino import openvino_version, race_in_openvino
 from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_each
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
-from quant_core.metrics import Fidelity
+from quant_core.metrics import Fidelity, OutputFidelity
 from quant_core.model.session import open_session, run
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
@@ -75,12 +75,8 @@ class Reference:
             compare(first, run_all(s, self.samples.pick(few)), names)
             for s in (self.session, open_session(self.path, optimize=False))
         ]
-        unsteady = frozenset(
-            o.name
-            for fidelity in again
-            for o in fidelity.per_output
-            if o.flaw or (o.sqnr_db is not None and (o.sound_db or 0.0) < POLICY.faithful_db)
-        )
+        outputs = chain.from_iterable(fidelity.per_output for fidelity in again)
+        unsteady = frozenset(output.name for output in outputs if not _is_repeated(output))
         return replace(self, unsteady=unsteady)
 
     def pick(self, positions: NDArray[np.intp]) -> Reference:
@@ -276,6 +272,12 @@ class Bench:
             measure, in_float, session, feed, seconds=self.seconds, clock=time.thread_time
         )
         return self.costs.of(what, race)
+
+
+def _is_repeated(output: OutputFidelity) -> bool:
+    """Whether float gave an output again; a few integers that differ prove nothing."""
+    near = output.upper_integer_db if output.sqnr_db is None else output.sound_db
+    return not output.flaw and (near is None or near >= POLICY.faithful_db)
 
 
 def model_on(digest: str, feed: Feed) -> str:

@@ -275,6 +275,15 @@ def test_float_need_not_repeat_small_probabilities(tmp_path, largest, unsteady):
     assert Reference.run(path, given(path, 4)).unsteady == unsteady
 
 
+def test_float_need_not_repeat_what_it_draws_from_classes(tmp_path):
+    path = tmp_path / "m.onnx"
+    text = "y = Multinomial<sample_size = 8>(x) z = ArgMax<axis = 1, keepdims = 0>(x)"
+    outputs = "int32[1,8] y, int64[1] z"
+    onnx.save(sketch(f"(float[1,8] x) => ({outputs}) {{ {text} }}", {}), path)
+
+    assert Reference.run(path, given(path, 4)).unsteady == {"y"}
+
+
 def test_float_may_repeat_an_output_on_some_samples_only(tmp_path):
     path = tmp_path / "m.onnx"
     text = "p = Greater(x, zero) r = RandomNormalLike(x) y = Where(p, r, x)"
