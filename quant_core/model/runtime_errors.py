@@ -7,7 +7,7 @@ import re
 # Pattern of onnxruntime's message -> what to do about it; the first match counts.
 HINTS = (
     (
-        r"No graph was found|[Pp]rotobuf parsing failed",
+        r"No graph was found|does not have a graph|[Pp]rotobuf parsing failed",
         "Not an ONNX model, or cut short: export or copy it again",
     ),
     (

@@ -61,6 +61,10 @@ def test_a_raised_model_states_the_types_that_it_stated_before(is_stated):
     assert [info.name for info in raised.graph.value_info] == ["a"] * is_stated
 
 
+@pytest.mark.skipif(
+    onnx.defs.get_schema("QuantizeLinear").since_version <= OPSET_KERNELS,
+    reason="this onnx defines no later QuantizeLinear",
+)
 def test_onnxruntime_has_no_kernels_for_later_ones():
     """If this fails, `OPSET_KERNELS` may be larger."""
     text = """(float[n] x) => (float[n] y) { q = QuantizeLinear(x, s, z)
