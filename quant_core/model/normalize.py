@@ -98,23 +98,28 @@ def _capture_carried(graph: ir.Graph) -> None:
     graph stays, but its readers inside read what is outside.
     """
     for loop in [n for n in graph if n.op_type == "Loop" and not n.domain]:
-        body = loop.attributes["body"].as_graph()
-        dropped = []
-        for state, value in enumerate(loop.inputs[2:]):
-            inner, after = body.inputs[2 + state], body.outputs[1 + state]
-            if value is None or (after is not inner and not _is_copy(after, inner)):
-                continue
-            for use in [*inner.uses(), *after.uses()]:
-                if use.node is not after.producer():
-                    use.node.replace_input_with(use.idx, value)
-            if loop.outputs[state].is_graph_output():
-                continue
-            loop.outputs[state].replace_all_uses_with(value)
-            others = {*body.outputs[: 1 + state], *body.outputs[2 + state :]}
-            if others.isdisjoint((inner, after)):
-                dropped.append(state)
+        states = range(len(loop.inputs) - 2)
+        dropped = [state for state in states if _capture(loop, state)]
         if dropped:
             _drop_states(loop, dropped)
+
+
+def _capture(loop: ir.Node, state: int) -> bool:
+    """Edit in place: what reads this state reads what is outside, if the Loop hands it on as it
+    came. Returns whether nothing reads it any more.
+    """
+    body, value = loop.attributes["body"].as_graph(), loop.inputs[2 + state]
+    inner, after = body.inputs[2 + state], body.outputs[1 + state]
+    if value is None or (after is not inner and not _is_copy(after, inner)):
+        return False
+    for use in [*inner.uses(), *after.uses()]:
+        if use.node is not after.producer():
+            use.node.replace_input_with(use.idx, value)
+    if loop.outputs[state].is_graph_output():
+        return False
+    loop.outputs[state].replace_all_uses_with(value)
+    others = {*body.outputs[: 1 + state], *body.outputs[2 + state :]}
+    return others.isdisjoint((inner, after))
 
 
 def _drop_states(loop: ir.Node, dropped: list[int]) -> None:

@@ -18,7 +18,7 @@ SAME = frozenset(
     {"Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip",
      "Identity", "BatchNormalization", "Softmax"}
 )  # fmt: skip
-WINDOWS = frozenset({"Conv", "MaxPool", "AveragePool"})
+POOLS = frozenset({"MaxPool", "AveragePool"})
 PAIRS = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -99,13 +99,12 @@ class _Names:
             other = self.of(node.inputs[1])
             if other is not None:
                 self.sizes[output] = self._broadcast(data, other)
-        elif node.op_type in WINDOWS and len(data) == 4:
-            channels = data[1]
-            if node.op_type == "Conv":
-                if not graph.is_constant(node.inputs[1]):
-                    return
+        elif node.op_type == "Conv" and len(data) == 4:
+            if graph.is_constant(node.inputs[1]):
                 channels = graph.shape_of(graph.value(node.inputs[1]))[0]
-            self.sizes[output] = [data[0], channels, *(self._window(node, data, i) for i in (0, 1))]
+                self.sizes[output] = [data[0], channels, *self._windows(node, data)]
+        elif node.op_type in POOLS and len(data) == 4:
+            self.sizes[output] = [*data[:2], *self._windows(node, data)]
         elif node.op_type in ("GlobalAveragePool", "GlobalMaxPool"):
             self.sizes[output] = [*data[:2], *[1] * (len(data) - 2)]
         elif node.op_type in ("Reshape", "Gemm"):
@@ -131,6 +130,10 @@ class _Names:
         if a == 1 or isinstance(b, int):
             return b
         return a if isinstance(a, int) else self.name("wider", *sorted((a, b)))
+
+    def _windows(self, node: ir.Node, data: Sizes) -> Sizes:
+        """The sizes along both image axes behind a Conv or a pool."""
+        return [self._window(node, data, axis) for axis in (0, 1)]
 
     def _window(self, node: ir.Node, data: Sizes, axis: int) -> Size:
         """The size along one image axis behind a Conv or a pool."""

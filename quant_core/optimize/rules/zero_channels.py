@@ -96,26 +96,29 @@ class _Shared:
             if value in self.values:
                 continue
             self.values[value] = None
-            if value.is_graph_output() or not self._fits(value):
-                return False
             producer = value.producer()
-            around = [] if producer is None else [producer]
-            around += [use.node for use in value.uses()]
-            for node in around:
-                if node.graph is not self.inside or node.domain or len(node.outputs) != 1:
-                    return False
-                if _weight(node) is not None:
-                    if not self._takes(node, value):
-                        return False
-                elif self._is_between(node):
-                    if node not in self.between:
-                        self.between.append(node)
-                    waiting += [v for v in (*node.inputs, *node.outputs) if _is_data(v)]
-                else:
-                    return False
-            if producer is None:
+            if producer is None or value.is_graph_output() or not self._fits(value):
                 return False
+            for node in (producer, *(use.node for use in value.uses())):
+                alike = self._collect_node(node, value)
+                if alike is None:
+                    return False
+                waiting += alike
         return True
+
+    def _collect_node(self, node: ir.Node, value: ir.Value) -> list[ir.Value] | None:
+        """What else shares the channels of the tensor beside this node; None if the node needs all
+        of them.
+        """
+        if node.graph is not self.inside or node.domain or len(node.outputs) != 1:
+            return None
+        if _weight(node) is not None:
+            return [] if self._takes(node, value) else None
+        if not self._is_between(node):
+            return None
+        if node not in self.between:
+            self.between.append(node)
+        return [v for v in (*node.inputs, *node.outputs) if _is_data(v)]
 
     def cuttable(self) -> NDArray[np.bool_]:
         """(C,): which channels can be cut out (2. and 3.)."""
