@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from flows.entries import EndEntry, Entry, ModelEntry, RunEntry, new_run_id, read_entry
 from flows.manifest.outputs import FOLDER
-from flows.stage_answers import Stages
+from flows.stage_answers import StageAnswers
 from quant_core.errors import RequestError, reason_of
 from quant_core.model.atomic import atomic_write, sync_folder
 from tasks.cache import files_digest
@@ -149,10 +149,10 @@ class Journal:
             if path.name not in digests:
                 self.stages(path.name, store).forget()
 
-    def stages(self, digest: str, store: Url | None = None) -> Stages:
+    def stages(self, digest: str, store: Url | None = None) -> StageAnswers:
         """The answers of the stages of one model, whose files are in `store` if that is given."""
         folder = self.folder / "cache" / digest
-        return Stages(folder, store / FOLDER / "cache" / digest if store else folder)
+        return StageAnswers(folder, store / FOLDER / "cache" / digest if store else folder)
 
 
 def read_journal(folder: Path) -> tuple[list[Entry], int]:

@@ -23,7 +23,7 @@ FILES = {  # which files of a model's folder each stage writes
 }
 
 
-class Stages:
+class StageAnswers:
     """The answers of the stages of one model so far, and the folder that holds their files.
 
     An answer is kept with the digests of the files that its stage wrote, and with one of itself. It

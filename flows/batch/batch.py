@@ -49,7 +49,7 @@ from flows.console.events import PhaseBegan
 from flows.console.result import BatchResult
 from flows.entries import ModelEntry
 from flows.manifest.jobs import Job
-from flows.stage_answers import Stages
+from flows.stage_answers import StageAnswers
 from quant_core.errors import QuantError
 from tasks.cache import the_cache
 
@@ -107,7 +107,7 @@ class Batch:
                     model.note = "made again: its files were not what the batch had written"
             yield job.label, partial(self._make, model, shards)
 
-    def _stages(self, digest: str) -> Stages:
+    def _stages(self, digest: str) -> StageAnswers:
         """The answers that a model goes on from; with `force`, only those of this very run."""
         stages = self.journal.stages(digest, self.store)
         if self.record.options.force and stages.answer("forced") != self.record.run_id:

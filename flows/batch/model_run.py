@@ -13,7 +13,7 @@ from flows.batch.failure import Failure
 from flows.batch.publish import publish
 from flows.console.events import Listener, Made, StageBegan, Waiting
 from flows.manifest.jobs import Benchmark, Job
-from flows.stage_answers import Stages
+from flows.stage_answers import StageAnswers
 from quant_core.errors import SPACE_HINT, ModelError, QuantError, reason_of
 from quant_core.worker.run import StageAnswer
 from tasks import stages as tasks
@@ -35,7 +35,13 @@ class ModelRun:
     """
 
     def __init__(
-        self, job: Job, digest: str, stages: Stages, workers: Workers, costs: Path, notify: Listener
+        self,
+        job: Job,
+        digest: str,
+        stages: StageAnswers,
+        workers: Workers,
+        costs: Path,
+        notify: Listener,
     ) -> None:
         self.job = job
         self.digest = digest
