@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from quant_core.errors import DataError, ModelError
 
 Floats = NDArray[np.float32]
-Integers = NDArray[
-    Any
-]  # of a grid's dtype: int4 and uint4 are ml_dtypes' and unknown to numpy's types
+# Of a grid's dtype: int4 and uint4 are those of ml_dtypes, unknown to numpy's types.
+Integers = NDArray[Any]
 
 _DTYPES: dict[tuple[int, bool], np.dtype[Any]] = {
     (4, True): np.dtype(ml_dtypes.int4),

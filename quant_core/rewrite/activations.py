@@ -138,7 +138,7 @@ def _quantize(
     write = writer.detached()
     if is_output:
         value.name = writer.free(f"{name}_float")
-    dq = emit.write_pair(write, name, value, params.scale, params.zero_point)
+    dq = emit.write_pair(write, name, value, params)
     if producer is None:
         model.graph.insert_before(model.graph[0], write.waiting)
     else:
@@ -160,7 +160,6 @@ def _quantize_constants(writer: Writer, node: ir.Node, grid: Grid) -> None:
             continue
         array = graph.array(operand)
         params = choose_params(array.min(initial=0.0), array.max(initial=0.0), grid)
-        q = quantize(array, params)
-        write = writer.before(node)
-        dq = emit.write_qdq(write, str(operand.name), q, params.scale, params.zero_point)
+        name, q = str(operand.name), quantize(array, params)
+        dq = emit.write_qdq(writer.before(node), name, q, params)
         node.replace_input_with(i, dq)

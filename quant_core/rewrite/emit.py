@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
+from quant_core.numerics.affine import Integers, QuantParams
 from quant_core.numerics.integer_weight import MIN_SHORT_SCALES, IntegerWeight
 from quant_core.numerics.layout import Layout
 from quant_core.numerics.levels import EVEN, QMIN4
@@ -208,38 +209,38 @@ def write_bias(
     return _dequantize(write, name, q, scale, None, axis)
 
 
-def write_qdq(
-    write: Cursor,
-    name: str,
-    q: NDArray[Any],
-    scale: NDArray[np.float32],
-    zero: NDArray[Any],
-    axis: int | None = None,
-    block: int | None = None,
+def write_int32(
+    write: Cursor, name: str, q: NDArray[np.int32], scale: NDArray[np.float32], axis: int | None
 ) -> ir.Value:
+    """A bias as int32, which has no zero point.
+
+    int32 -> DequantizeLinear(scale) -> operator
+    """
+    stored, scale_value = write.constant(f"{name}_q", q), write.constant(f"{name}_scale", scale)
+    return _dequantize(write, name, stored, scale_value, None, axis)
+
+
+def write_qdq(write: Cursor, name: str, q: Integers, params: QuantParams) -> ir.Value:
     """A constant behind the standard DequantizeLinear (per channel: opset 13; 4 bits and blocks:
     opset 21).
 
-        q -> DequantizeLinear(scale, zero) -> operator
-
-    int32, which a bias is, has no zero point.
+    q -> DequantizeLinear(scale, zero) -> operator
     """
-    stored, scale_value = write.constant(f"{name}_q", q), write.constant(f"{name}_scale", scale)
-    zero_value = write.constant(f"{name}_zero", zero) if q.dtype != np.int32 else None
-    return _dequantize(write, name, stored, scale_value, zero_value, axis, block)
+    stored = write.constant(f"{name}_q", q)
+    scale = write.constant(f"{name}_scale", params.scale)
+    zero = write.constant(f"{name}_zero", params.zero_point)
+    return _dequantize(write, name, stored, scale, zero, params.axis, params.block)
 
 
-def write_pair(
-    write: Cursor, name: str, x: ir.Value, scale: NDArray[np.float32], zero_point: NDArray[Any]
-) -> ir.Value:
+def write_pair(write: Cursor, name: str, x: ir.Value, params: QuantParams) -> ir.Value:
     """An activation, quantized and dequantized with the same parameters.
 
     x -> QuantizeLinear(scale, zero) -> DequantizeLinear(scale, zero) -> readers
     """
-    scale_value = write.constant(f"{name}_scale", scale)
-    zero = write.constant(f"{name}_zero", zero_point)
-    q = write.node("QuantizeLinear", [x, scale_value, zero], f"{name}_q")
-    return _dequantize(write, name, q, scale_value, zero, None)
+    scale = write.constant(f"{name}_scale", params.scale)
+    zero = write.constant(f"{name}_zero", params.zero_point)
+    q = write.node("QuantizeLinear", [x, scale, zero], f"{name}_q")
+    return _dequantize(write, name, q, scale, zero, None)
 
 
 def write_pairs(write: Cursor, name: str, integers: IntegerWeight) -> ir.Value:

@@ -105,8 +105,7 @@ def _write_standard(
 ) -> ir.Value:
     """The weight, rounded for this node."""
     found, name = draft.rounding.standard(node, weight, planned), str(weight.name)
-    scale, zero_point = found.scale, found.zero_point
-    value = emit.write_qdq(write, name, found.q, scale, zero_point, found.axis, found.block)
+    value = emit.write_qdq(write, name, found.q, found.params)
     if found.rows is None:
         return value
     return emit.write_from_rows(write, name, value, found.rows, graph.shape_of(weight))

@@ -16,7 +16,15 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
-from quant_core.numerics.affine import Grid, choose_params, dequantize, quantize, range_of
+from quant_core.numerics.affine import (
+    Grid,
+    Integers,
+    QuantParams,
+    choose_params,
+    dequantize,
+    quantize,
+    range_of,
+)
 from quant_core.numerics.both_axes import quantize_both_axes
 from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerTensor
 from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, with_short_scales
@@ -47,18 +55,14 @@ DEAD_ROW = 2.0**-48
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StandardWeight:
-    """What the standard DequantizeLinear takes: integers, scales and zero points, along an axis or
-    in blocks of it.
+    """What the standard DequantizeLinear takes.
 
     rows  the layout by which the integers are rows of output channels, where no axis of the weight
           tells these apart; None if they lie as the weight does
     """
 
-    q: NDArray[Any]
-    scale: NDArray[np.float32]
-    zero_point: NDArray[Any]
-    axis: int | None
-    block: int | None
+    q: Integers
+    params: QuantParams
     rows: Layout | None = None
 
 
@@ -177,7 +181,7 @@ class Rounding:
         if rows is None:
             array, found = layout.matrix(array), layout.matrix(found)
         self._record(node, *_noise_db(array, found))
-        return StandardWeight(q, params.scale, params.zero_point, axis, block, rows)
+        return StandardWeight(q, params, rows)
 
     def corrects_bias(self, node: ir.Node) -> bool:
         """Whether calibration knows what rounding the weight takes from its outputs' means."""

@@ -110,4 +110,4 @@ def _write_bias(
         return write.constant(name, on_grid.astype(np.float32))
     if counts_on_folding and len(q) >= SHORT_BIAS:
         return emit.write_bias(write, name, on_grid, x_scale, w, axis)
-    return emit.write_qdq(write, name, q, scale, np.zeros(scale.shape, np.int32), axis)
+    return emit.write_int32(write, name, q, scale, axis)
