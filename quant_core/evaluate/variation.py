@@ -6,6 +6,7 @@ would tell real samples apart is a small part of it, which noise may cover.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,14 +24,14 @@ def varying_db(values: Iterable[NDArray[Any]]) -> float | None:
 
     values  of one output, an array for each sample
 
-    None of one sample, where samples have other shapes or masks, or are too large to add up, or
-    differ by no more than float32 rounds. Values that hardly vary around their mean count as they
-    are, as `OutputFidelity.centred_db` has it.
+    -inf where samples differ by no more than float32 rounds; None of one sample, where samples
+    have other shapes or masks, are strings, or are too large to add up. Values that hardly vary
+    around their mean count as they are, as `OutputFidelity.centred_db` has it.
     """
     first: NDArray[np.float64] | None = None
     count, beyond, squares, total, square = 0, np.zeros(()), 0.0, 0.0, 0.0
     for value in values:
-        if value.size > BLOCK_ELEMENTS:
+        if value.size > BLOCK_ELEMENTS or value.dtype.kind in "OSU":
             return None
         x = value.astype(np.float64)
         first = x if first is None else first
@@ -47,5 +48,5 @@ def varying_db(values: Iterable[NDArray[Any]]) -> float | None:
     between = (squares - float(np.square(beyond).sum()) / count) * count / (count - 1)
     centred = square - total**2 / (count * first.size)
     if between <= ROUNDED**2 * square:
-        return None
+        return -math.inf
     return sqnr_db(between, square if centred < LEAST_VARIATION**2 * square else centred)

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -227,8 +228,14 @@ def _doubted(judged: Candidate, bench: Bench) -> list[str]:
     assert judged.fidelity is not None
     least = judged.plan.config.least_db
     names = [output.name for output in bench.reference.session.get_outputs()]
+    judging = [o for o in judged.fidelity.per_output if o.measured_db is not None]
+    outputs = (bench.reference.outputs.of(names.index(o.name)) for o in judging)
+    shares = [varying_db(map(numbers_of, of_output)) for of_output in outputs]
+    if set(shares) == {-math.inf}:
+        which = f"all {len(bench.samples)} samples that judge"
+        return [f"float's outputs are the same on {which}: little was measured"]
     found = []
-    for o in judged.fidelity.per_output:
+    for o, share_db in zip(judging, shares, strict=True):
         if o.centred_db is None or (o.sound_db or 0.0) < POLICY.noted_db:
             continue
         if o.is_same_probability:
@@ -237,9 +244,9 @@ def _doubted(judged: Candidate, bench: Bench) -> list[str]:
                 where = f"from {lo:.2g} to {hi:.2g} on all samples that judge"
                 found.append(f"output {o.name} {o.nearness}, but is {where}")
             continue
-        of_output = bench.reference.outputs.of(names.index(o.name))
-        share_db = varying_db(map(numbers_of, of_output))
-        if share_db is not None and o.centred_db + share_db < least:
+        if share_db is None or math.isinf(share_db):
+            continue
+        if o.centred_db + share_db < least:
             what = f"{o.centred_db + share_db:.1f} dB of what differs between samples"
             found.append(f"output {o.name} {o.nearness}, but {what}")
     return found

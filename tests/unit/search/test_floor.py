@@ -76,6 +76,19 @@ def test_a_plan_that_is_followed_exactly_is_only_reported(tmp_path):
     assert "node" in result.reason
 
 
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_outputs_that_are_the_same_on_all_samples_prove_little(tmp_path, gain):
+    text = "(float[n,32] x) => (float[n,16] y) { m = MatMul(x, w) g = Mul(m, gain) y = Add(g, b) }"
+    arrays = {**weights(w=(32, 16), b=(16,)), "gain": np.float32([gain])}
+    onnx.save(sketch(text, arrays), tmp_path / "m.onnx")
+
+    result = quantize_model(
+        tmp_path / "m.onnx", tmp_path / "q.onnx", QuantConfig(mode="dynamic", optimize=False)
+    )
+
+    assert ("outputs are the same on all" in result.note) == (gain == 0)
+
+
 def test_outputs_that_float_does_not_repeat_are_not_judged(tmp_path):
     model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
     onnx.save(noisy(), model)
