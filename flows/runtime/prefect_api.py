@@ -10,9 +10,13 @@ import ssl
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from flows.runtime.own_server import Server, forget_history, server_home
 from quant_core.errors import QuantError
+
+if TYPE_CHECKING:
+    from prefect.settings.models.api import APISettings
 
 # Set before prefect is imported, unless the user has set the variable.
 ENVIRONMENT = {
@@ -31,6 +35,7 @@ WITH_EMBEDDED_SERVER = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
 }
 ANSWER_S = 5  # for the server of somebody else
+START_IT = "Start it, or name another in PREFECT_API_URL"
 
 
 class Prefect(StrEnum):
@@ -165,13 +170,6 @@ def inherited_server() -> str | None:
     api = get_current_settings().api
     if not api.url:
         return None
-    headers = {}
-    if api.auth_string is not None:
-        secret = base64.b64encode(api.auth_string.get_secret_value().encode()).decode()
-        headers["Authorization"] = f"Basic {secret}"
-    if api.key is not None:
-        headers["Authorization"] = f"Bearer {api.key.get_secret_value()}"
-    hint = "Start it, or name another in PREFECT_API_URL"
     where = str(api.url)
     verify: ssl.SSLContext | bool = not api.tls_insecure_skip_verify
     if verify and api.ssl_cert_file:
@@ -181,24 +179,37 @@ def inherited_server() -> str | None:
         answer = httpx.post(
             f"{where.rstrip('/')}/flows/count",
             json={},
-            headers=headers,
+            headers=_credentials(api),
             timeout=ANSWER_S,
             verify=verify,
         )
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as problem:
         reason = str(problem) or type(problem).__name__
-        raise QuantError(f"Prefect's server does not answer: {reason}", where, hint) from None
-    if answer.status_code in (401, 403):
-        hint = "Set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
-        flaw = f"Prefect's server refuses us, with status {answer.status_code}"
-        raise QuantError(flaw, where, hint)
-    if answer.status_code >= 500:
-        flaw = f"Prefect's server has failed, with status {answer.status_code}"
-        raise QuantError(flaw, where, "Is its database up?")
+        raise QuantError(f"Prefect's server does not answer: {reason}", where, START_IT) from None
     if answer.status_code != 200:
-        flaw = f"is no API of Prefect: status {answer.status_code}"
+        flaw, hint = _refusal(answer.status_code)
         raise QuantError(flaw, where, hint)
     return where
+
+
+def _credentials(api: APISettings) -> dict[str, str]:
+    """The header that names us to the server."""
+    if api.key is not None:
+        return {"Authorization": f"Bearer {api.key.get_secret_value()}"}
+    if api.auth_string is not None:
+        secret = base64.b64encode(api.auth_string.get_secret_value().encode()).decode()
+        return {"Authorization": f"Basic {secret}"}
+    return {}
+
+
+def _refusal(status: int) -> tuple[str, str]:
+    """What a status says of the server, and what to do about it."""
+    if status in (401, 403):
+        flaw = f"Prefect's server refuses us, with status {status}"
+        return flaw, "Set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+    if status >= 500:
+        return f"Prefect's server has failed, with status {status}", "Is its database up?"
+    return f"is no API of Prefect: status {status}", START_IT
 
 
 def is_lost() -> bool:
