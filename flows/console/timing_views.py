@@ -37,44 +37,43 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
     """The latency of both models for each number of threads and samples in a feed, the speed-up
     with its quartiles, and what each takes to load.
     """
-    rows = []
-    for timing in result["timings"]:
-        quartiles = (
-            f"{format_number(timing['speedup_lo'])} to {format_number(timing['speedup_hi'])}"
-        )
-        quantized_ms = timing["float_ms"] / timing["speedup"]
-        rows.append(
-            {
-                "threads": timing["threads"],
-                "batch": timing["batch"],
-                "median": before_after(timing["float_ms"], quantized_ms, format_ms),
-                "p95": before_after(timing["float_p95_ms"], timing["quantized_p95_ms"], format_ms),
-                "samples/s": before_after(
-                    1e3 * timing["batch"] / timing["float_ms"],
-                    1e3 * timing["batch"] / quantized_ms,
-                    format_rate,
-                ),
-                "speed": format_speedup(timing["speedup"]) + busy_mark(timing),
-                "quartiles": quartiles,
-                "rounds": timing["rounds"],
-            }
-        )
-    if result["footprints"] is None:  # JavaScript ran them
+    rows = [_timing_row(timing) for timing in result["timings"]]
+    headings, optional = tuple(rows[0]), ("p95", "quartiles", "rounds")
+    table = rows_table(rows, headings, right=headings, optional=optional)
+    return Group(table, facts_table(_beside_times(result)), *_busy_warnings(result["timings"]))
+
+
+def _timing_row(timing: Mapping[str, Any]) -> dict[str, Any]:
+    """Heading -> value, for one number of threads and samples in a feed."""
+    both_ms = timing["float_ms"], timing["float_ms"] / timing["speedup"]
+    rates = (1e3 * timing["batch"] / ms for ms in both_ms)
+    lo, hi = timing["speedup_lo"], timing["speedup_hi"]
+    return {
+        "threads": timing["threads"],
+        "batch": timing["batch"],
+        "median": before_after(*both_ms, format_ms),
+        "p95": before_after(timing["float_p95_ms"], timing["quantized_p95_ms"], format_ms),
+        "samples/s": before_after(*rates, format_rate),
+        "speed": format_speedup(timing["speedup"]) + busy_mark(timing),
+        "quartiles": f"{format_number(lo)} to {format_number(hi)}",
+        "rounds": timing["rounds"],
+    }
+
+
+def _beside_times(result: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of both models besides: what they take to load, or how JavaScript ran them."""
+    if result["footprints"] is None:
         timing = result["timings"][0]
         equal = (f"{format_number(timing[f'{name}_equal_db'], 0)} dB" for name in _BOTH)
-        facts = {
+        return {
             "outputs against Python's": " and ".join(equal),
             "float over itself": format_speedup(timing["control"]),
         }
-    else:
-        before, after = (result["footprints"][name] for name in _BOTH)
-        facts = {
-            "load time": before_after(before["load_ms"], after["load_ms"], format_ms),
-            "memory": before_after(before["memory_bytes"], after["memory_bytes"], format_size),
-        }
-    headings, optional = tuple(rows[0]), ("p95", "quartiles", "rounds")
-    table = rows_table(rows, headings, right=headings, optional=optional)
-    return Group(table, facts_table(facts), *_busy_warnings(result["timings"]))
+    before, after = (result["footprints"][name] for name in _BOTH)
+    return {
+        "load time": before_after(before["load_ms"], after["load_ms"], format_ms),
+        "memory": before_after(before["memory_bytes"], after["memory_bytes"], format_size),
+    }
 
 
 def comparison_view(result: Mapping[str, Any]) -> RenderableType:
