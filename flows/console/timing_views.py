@@ -45,15 +45,15 @@ def timing_view(result: Mapping[str, Any]) -> RenderableType:
 
 def _timing_row(timing: Mapping[str, Any]) -> dict[str, Any]:
     """Heading -> value, for one number of threads and samples in a feed."""
-    both_ms = timing["float_ms"], timing["float_ms"] / timing["speedup"]
-    rates = (1e3 * timing["batch"] / ms for ms in both_ms)
+    float_ms, quantized_ms = timing["float_ms"], timing["float_ms"] / timing["speedup"]
+    per_s = 1e3 * timing["batch"]
     lo, hi = timing["speedup_lo"], timing["speedup_hi"]
     return {
         "threads": timing["threads"],
         "batch": timing["batch"],
-        "median": before_after(*both_ms, format_ms),
+        "median": before_after(float_ms, quantized_ms, format_ms),
         "p95": before_after(timing["float_p95_ms"], timing["quantized_p95_ms"], format_ms),
-        "samples/s": before_after(*rates, format_rate),
+        "samples/s": before_after(per_s / float_ms, per_s / quantized_ms, format_rate),
         "speed": format_speedup(timing["speedup"]) + busy_mark(timing),
         "quartiles": f"{format_number(lo)} to {format_number(hi)}",
         "rounds": timing["rounds"],
