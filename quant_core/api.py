@@ -30,7 +30,7 @@ from quant_core.rewrite.apply import apply_plan
 from quant_core.search.checks import check_output, check_plan
 from quant_core.search.first_plan import first_plan, prepare_and_plan
 from quant_core.search.job import QuantJob, deadline_of
-from quant_core.search.judges import observed
+from quant_core.search.judges import observed, observed_samples
 from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import is_faster, prepare_as_planned, prepare_optimized
@@ -157,7 +157,10 @@ def quantize_model(
         judges = samples_for(path, evaluation, sizes=config.fix_shape)
     timings = TimingCache(costs)
     if plan is None:
-        model, plan, measured = prepare_and_plan(path, config, samples, timings, deadline)
+        is_free = contract is None and not whole_front
+        model, plan, measured = prepare_and_plan(
+            path, config, samples, timings, deadline, is_free=is_free
+        )
     else:
         model, measured = prepare_as_planned(path, plan, samples), samples is not None
         check_plan(model, plan, samples)
@@ -175,7 +178,8 @@ def quantize_model(
         deadline=deadline,
     )
     if samples is not None and measured:
-        progress(f"calibrating on {counted(len(samples), 'sample')}")
+        count = len(observed_samples(plan, samples))
+        progress(f"calibrating on {counted(count, 'sample')}")
         job = observed(job)
     with code_allowed(allow_code):
         made = quantize_by_search(job) if is_searched else quantize_by_plan(job)

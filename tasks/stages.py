@@ -45,6 +45,7 @@ def prepare(
         "config": job["config"],
         "samples": job["calibration"],
         "costs": str(costs),
+        "contract": job["contract"],
     }
     return workers.run("prepare", job["input"], request)
 

@@ -76,7 +76,7 @@ class Batch:
         workers = self.workers.count()
         self.record.start(workers)
         room, contents = the_cache().contents.max_bytes // 2, self.record.contents
-        portions = in_portions(self.record.find_what_to_do(), room, contents)
+        portions = in_portions(self.record.find_what_to_do(), workers, room, contents)
         first = next(portions)
         shards = max(1, workers // max(1, len(first)))  # many workers share the samples
         calls = self._calls(chain(first, chain.from_iterable(portions)), shards)

@@ -96,6 +96,7 @@ def _plan(job: Job, timeout_s: float) -> dict[str, Any]:
             "model": values["input"],
             "config": values["config"],
             "samples": values["calibration"],
+            "contract": values["contract"],
             "folder": folder,
         }
         try:

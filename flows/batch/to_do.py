@@ -25,7 +25,7 @@ from tasks.locations import Url
 A = TypeVar("A")
 T = TypeVar("T")
 
-READERS = 4  # threads that hash models before the first stage
+READERS = 4  # threads that hash models ahead of their first stages
 
 
 def owner_of(manifest: Manifest) -> Owner:
@@ -88,9 +88,10 @@ def job_digests(
 
 
 def in_portions(
-    to_do: Iterable[tuple[Job, str]], room_bytes: int, contents: Mapping[str, Content]
+    to_do: Iterable[tuple[Job, str]], most: int, room_bytes: int, contents: Mapping[str, Content]
 ) -> Iterator[list[tuple[Job, str]]]:
-    """The jobs in portions, each of which reads from stores about as much as there is room for.
+    """The jobs in portions of at most so many, each of which reads from stores about as much as
+    there is room for.
 
     While one portion is made the next one is read, and nothing has to be fetched twice.
     """
@@ -99,7 +100,7 @@ def in_portions(
         portion.append((job, digest))
         if isinstance(job.input, Url):
             held += input_bytes(job, contents)
-        if held and held > room_bytes:
+        if len(portion) == most or held > room_bytes:
             yield portion
             portion, held = [], 0
     yield portion

@@ -136,7 +136,12 @@ def replan(
         outliers=plan.outliers,
         rewrites=plan.rewrites,
     )
-    return replace(changed, equalized_db=plan.equalized_db, holdout=plan.holdout)
+    return replace(
+        changed,
+        equalized_db=plan.equalized_db,
+        holdout=plan.holdout,
+        rounding_samples=plan.rounding_samples,
+    )
 
 
 def with_choice(

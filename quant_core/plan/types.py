@@ -165,6 +165,8 @@ class QuantPlan:
                   was not done
     tuned_biases_db  the same of empirical bias correction
     holdout       every so many-th sample was held out when weights were fitted; 0 if none was
+    rounding_samples  weights are only stored, as integers could not make the model faster, and are
+                  rounded for so many samples; 0 if that was not found
     rewrites      how the float model was rewritten before it was planned, change by change
     idle_globs    a key of the config with a glob of it that matches nothing in the model, for each
     """
@@ -180,6 +182,7 @@ class QuantPlan:
     equalized_db: float = 0.0
     tuned_biases_db: float = 0.0
     holdout: int = 0
+    rounding_samples: int = 0
     rewrites: tuple[Applied, ...] = ()
     idle_globs: tuple[str, ...] = ()
 
@@ -202,6 +205,7 @@ class QuantPlan:
             "equalized_db": self.equalized_db,
             "tuned_biases_db": self.tuned_biases_db,
             "holdout": self.holdout,
+            "rounding_samples": self.rounding_samples,
             "rewrites": [change.to_dict() for change in self.rewrites],
             "idle_globs": list(self.idle_globs),
             "nodes": [n.to_dict() for n in self.nodes],
@@ -241,6 +245,7 @@ class QuantPlan:
                 equalized_db=float(known["equalized_db"]),
                 tuned_biases_db=float(known.get("tuned_biases_db", 0.0)),
                 holdout=int(known.get("holdout", 0)),
+                rounding_samples=int(known.get("rounding_samples", 0)),
                 rewrites=tuple(Applied.from_dict(row) for row in known.get("rewrites", ())),
                 idle_globs=tuple(map(str, known.get("idle_globs", ()))),
             )

@@ -67,7 +67,8 @@ class CalibratedModel:
         are_known = self.stats.gram_matrices and self.fitted is None and not plan.in_four_bits
         if are_known or deadline.is_over:
             return self
-        few = (self.fitted or self.samples).subsample(POLICY.gram_samples)
+        count = plan.rounding_samples or POLICY.gram_samples
+        few = (self.fitted or self.samples).subsample(count)
         observed = Statistics(self.stats.tensors, self.stats.means)
         weights = WeightCache()
         if plan.in_four_bits:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,14 +16,17 @@ from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import graph
 from quant_core.model.opset import OPSET_INT4, raise_opset
-from quant_core.model.session import find_provider
+from quant_core.model.session import find_provider, open_session
 from quant_core.optimize.applied import Applied
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES
 from quant_core.plan.targets import find_target
-from quant_core.plan.types import IN_INT8, Compute, NodeChoice, QuantPlan
+from quant_core.plan.types import IN_FLOAT, IN_INT8, Compute, NodeChoice, QuantPlan
 from quant_core.plan.weighted_nodes import has_weights
 from quant_core.search.job import QuantJob, has_time_to_calibrate
+from quant_core.search.judges import how_many_run_soon
+from quant_core.search.policy import POLICY
+from quant_core.search.possible_gain import can_gain, most_gain
 from quant_core.search.prepared import prepare_optimized
 
 UNMEASURED = "its integer kernel needs samples"
@@ -33,14 +38,35 @@ def prepare_and_plan(
     samples: Samples | None,
     costs: TimingCache,
     deadline: Deadline = NO_DEADLINE,
+    *,
+    is_free: bool = True,
 ) -> tuple[ir.Model, QuantPlan, bool]:
     """The prepared model of that file, its first plan, and whether there are samples, and time, to
     calibrate. Arguments and errors are those of `prepare_optimized` and `first_plan`.
+
+    is_free  whether weights may be only stored, where nothing could gain by more: without a
+             contract, and where no front is asked for
     """
     found = prepare_optimized(path, config, samples, costs, deadline)
-    measured = samples is not None and has_time_to_calibrate(config, deadline)
-    plan = first_plan(found.model, config, measured=measured, rewrites=found.applied)
-    return found.model, plan, measured
+    model, measured = found.model, samples is not None and has_time_to_calibrate(config, deadline)
+    plan = first_plan(model, config, measured=measured, rewrites=found.applied)
+    if is_free and config.mode == Mode.AUTO and samples is not None and measured:
+        original = Path(path)
+        with suppress(ModelError):  # calibration tells why it does not run
+            bound = most_gain(model, plan, original, open_session(original), samples[0], costs)
+            if bound is not None and not can_gain(bound):
+                few = max(POLICY.rounding_samples, how_many_run_soon(bound))
+                plan = only_stored(model, plan, few)
+    return model, plan, measured
+
+
+def only_stored(model: ir.Model, plan: QuantPlan, few: int) -> QuantPlan:
+    """The plan with weights that are only stored, as integers cannot gain; those in 8 bits are
+    rounded for a few samples.
+    """
+    stored = with_choice(model, plan, [n.node for n in plan.nodes if n.weights], IN_FLOAT)
+    few = POLICY.gram_samples if stored.in_four_bits else min(few, POLICY.gram_samples)
+    return replace(stored, rounding_samples=few)
 
 
 def first_plan(

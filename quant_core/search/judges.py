@@ -111,7 +111,7 @@ def stand_ins(original: Path, samples: Samples) -> Samples:
     """
     if len(samples) <= POLICY.few_judges:  # all, however slow it is
         return samples
-    run_soon = _how_many_run_soon(_one_run(original, samples[0]))
+    run_soon = how_many_run_soon(_one_run(original, samples[0]))
     count = min(max(run_soon, POLICY.few_judges), POLICY.judging_samples)
     fitted, held_out = _split(samples)
     held_out = held_out.subsample(count)
@@ -141,7 +141,8 @@ def observed(job: QuantJob) -> QuantJob:
     assert job.samples is not None
     until = job.deadline.of_stage(POLICY.stage_share)
     held_out = _split(job.samples)[1] if needs_hold_out(job, job.plan) else None
-    parts = observe_apart(job.model, job.plan, job.samples, until, held_out)
+    samples = observed_samples(job.plan, job.samples)
+    parts = observe_apart(job.model, job.plan, samples, until, held_out)
     return with_statistics(job, [parts])
 
 
@@ -150,7 +151,18 @@ def observe_shard(
 ) -> list[Statistics]:
     """As `observe_apart`, of one shard of the samples: those that may be held out are."""
     held_out = _split(samples)[1]
-    return observe_apart(model, plan, samples.shard(*shard), deadline, held_out, shards=shard[1])
+    shared = observed_samples(plan, samples).shard(*shard)
+    return observe_apart(model, plan, shared, deadline, held_out, shards=shard[1])
+
+
+def observed_samples(plan: QuantPlan, samples: Samples) -> Samples:
+    """Those of the calibration samples that the plan needs: all, or a few that do not judge where
+    weights are only stored.
+    """
+    needs_all = plan.rounding_samples in (0, POLICY.gram_samples)
+    if needs_all or are_few_to_hold_out(samples):
+        return samples
+    return _split(samples)[0].subsample(plan.rounding_samples)
 
 
 def observe_apart(
@@ -341,11 +353,11 @@ def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
         cost = job.costs.of(what, partial(_one_run, job.original, feed))
     except ModelError:
         return None
-    count = max(POLICY.drawn_samples, _how_many_run_soon(cost))
+    count = max(POLICY.drawn_samples, how_many_run_soon(cost))
     return samples.pick(np.arange(min(count, len(samples))))
 
 
-def _how_many_run_soon(one: Cost) -> int:
+def how_many_run_soon(one: Cost) -> int:
     """On how many samples a model that takes so long for one runs in `POLICY.drawn_s`."""
     return int(1e3 * POLICY.drawn_s / one.float_ms)
 

@@ -34,6 +34,15 @@ def speed_note(best: Candidate) -> str:
     return f"{best.speedup:.2f}x of float's speed: {why}"
 
 
+def stored_note(plan: QuantPlan, samples: Samples | None) -> str:
+    """That weights are only stored where integers could not gain; "" where they might have."""
+    if samples is None or not plan.rounding_samples:
+        return ""
+    count = min(plan.rounding_samples, len(samples))
+    few = f", rounded for {count} samples" if count < len(samples) else ""
+    return f"integers cannot make it faster: weights are only stored{few}"
+
+
 def time_note(
     samples: Samples | None,
     stats: Statistics | None,

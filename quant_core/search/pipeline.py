@@ -29,7 +29,7 @@ from quant_core.search.calibrating import (
     with_samples,
 )
 from quant_core.search.candidate import Candidate
-from quant_core.search.first_plan import first_plan, storable_plan
+from quant_core.search.first_plan import first_plan, only_stored, storable_plan
 from quant_core.search.floor import Checked, check_floor
 from quant_core.search.job import QuantJob
 from quant_core.search.judges import (
@@ -40,6 +40,7 @@ from quant_core.search.judges import (
     holdout_step,
     needs_hold_out,
     observed,
+    observed_samples,
     search_bench,
 )
 from quant_core.search.not_larger import fits, not_larger
@@ -48,6 +49,7 @@ from quant_core.search.notes import (
     bytes_note,
     float_weights_note,
     speed_note,
+    stored_note,
     time_note,
     with_reasons,
 )
@@ -144,6 +146,8 @@ def _before_timed_rewrites(job: QuantJob) -> QuantJob:
     exact = tuple(takewhile(lambda change: change.rule not in TIMED, job.plan.rewrites))
     model = prepare_as_planned(job.original, replace(job.plan, rewrites=exact), job.samples)
     plan = first_plan(model, job.plan.config, measured=job.stats is not None, rewrites=exact)
+    if job.plan.rounding_samples:
+        plan = only_stored(model, plan, job.plan.rounding_samples)
     plain = replace(job, model=model, plan=plan, stats=None, fitted_stats=None)
     return plain if job.stats is None else observed(plain)
 
@@ -222,7 +226,14 @@ def _made(
         judging.note,
         alike_note(job.samples),
         bytes_note(job.samples, job.original),
-        time_note(job.samples, job.stats, judging.judges, bench, is_cut_short=is_cut_short),
+        stored_note(job.plan, job.samples),
+        time_note(
+            job.samples and observed_samples(job.plan, job.samples),
+            job.stats,
+            judging.judges,
+            bench,
+            is_cut_short=is_cut_short,
+        ),
         speed_note(best),
         TARGETS[best.plan.target].note,
         find_provider(best.plan.config.provider).note if job.stats is not None else "",

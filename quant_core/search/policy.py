@@ -88,6 +88,9 @@ class SearchPolicy:
     # Samples for Gram matrices and equalization. `python -m tests.bench.int4 --zoo
     # DIR --samples N`: agreement hardly changes with more.
     gram_samples: int = 64
+    # The same where weights in 8 bits are only stored; more, up to as many, while the float model
+    # runs on them in drawn_s. Not tuned: no range is measured on them.
+    rounding_samples: int = 16
     # Bytes of Gram matrices that are summed up while ranges are measured; larger ones are left to a
     # run of their own, when the ranges are known. Not tuned: what most machines can spare.
     gram_bytes: int = 256 << 20

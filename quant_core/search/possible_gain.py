@@ -6,41 +6,59 @@ import math
 import time
 from collections.abc import Collection
 from functools import partial
+from pathlib import Path
 
 import onnx_ir as ir
+import onnxruntime as ort
 
 from quant_core.data.sources import Feed
 from quant_core.evaluate.kernels import profile_kernels
-from quant_core.evaluate.timing_cache import Cost
+from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model.session import run
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
-from quant_core.search.bench import Bench
+from quant_core.search.bench import model_on
 from quant_core.search.policy import POLICY
+from quant_core.search.prepared import timed_in
+from quant_core.text import digest_of
 
 QUICK_S = 2e-3  # of CPU time; a model that takes less is raced as soon as profiled
 
 
-def can_gain(model: ir.Model, plan: QuantPlan, bench: Bench) -> bool:
-    """Whether the float model would be faster for the user if all that may compute in integers took
-    no time. It may be where that is not known: what loops and branches compute is timed with them.
+def can_gain(bound: Cost | None) -> bool:
+    """Whether integers may make the model faster for the user, by what `most_gain` found."""
+    return bound is None or math.log2(bound.speedup) >= POLICY.real_gain
 
-    plan  covers all that may compute in integers
+
+def most_gain(
+    model: ir.Model,
+    plan: QuantPlan,
+    original: Path,
+    session: ort.InferenceSession,
+    feed: Feed,
+    costs: TimingCache,
+) -> Cost | None:
+    """The time of the float model, and how much faster it would be if all that may compute in
+    integers took no time; None where that is not known: what loops and branches compute is timed
+    with them, and what takes no time need not be profiled.
+
+    plan      covers all that may compute in integers
+    original  the float model's file, which the session runs
+    feed      what it is timed on
 
     Raises: ModelError if the model does not run.
     """
-    feed = bench.samples[0]
     may_be_integer = {n.node for n in plan.nodes if n.weights or n.compute.is_integer}
     own = {node.name for node in model.graph}
-    if bench.timed_in is not Runtime.ONNXRUNTIME or not may_be_integer <= own:
-        return True
+    if timed_in(plan.target) is not Runtime.ONNXRUNTIME or not may_be_integer <= own:
+        return None
     began_at = time.thread_time()
-    run(bench.reference.session, feed)
+    run(session, feed)
     if time.thread_time() - began_at < QUICK_S:
-        return True
-    what = f"{bench.described(plan, feed)} without what may compute in integers"
-    bound = bench.costs.of(what, partial(_without, may_be_integer, model, feed))
-    return math.log2(bound.speedup) >= POLICY.real_gain
+        return None
+    nodes = digest_of(repr(sorted(may_be_integer)).encode())
+    what = f"{model_on(costs.digest_of(original), feed)} without nodes {nodes}"
+    return costs.of(what, partial(_without, may_be_integer, model, feed))
 
 
 def _without(nodes: Collection[str], model: ir.Model, feed: Feed) -> Cost:

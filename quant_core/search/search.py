@@ -7,7 +7,8 @@ Theory of operation. A search turns a calibrated float model into a `Found`, in 
    mode is one variant. Where static outputs are not exact, and not too slow to win, the float model
    is cross-layer equalized; if that makes them more exact, all from there on is made of the
    equalized model. The last resorts among VARIANTS come after step 3, where nothing is good enough
-   until then. Where integers cannot gain (possible_gain.py), weights are only stored.
+   until then. Where integers cannot gain (possible_gain.py), weights are only stored:
+   where there are samples, the first plan says so.
 2. Single MatMuls (`try_single_matmuls`). With `mode: auto` each MatMul of the best candidate is
    timed by itself, in each way that does not spoil the outputs where all take it. If the cheapest
    ways together save time, they make one more candidate.
@@ -57,7 +58,7 @@ from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate, ruling, satisfies, satisfying
 from quant_core.search.choose import best_of, of_most_worth
 from quant_core.search.policy import POLICY
-from quant_core.search.possible_gain import can_gain
+from quant_core.search.possible_gain import can_gain, most_gain
 from quant_core.search.promotion import promote
 from quant_core.search.race import Race
 from quant_core.search.race_variants import race_variants, try_safest
@@ -100,7 +101,12 @@ def search(
         race = try_safest(race, plan, bench)
     sought, is_auto = contract, plan.config.mode == Mode.AUTO
     is_free = is_auto and contract is None and not whole_front
-    if is_late or not is_free or can_gain(calibrated.model, plan, bench):
+    may_gain = not plan.rounding_samples
+    if may_gain and is_free and not is_late and calibrated.stats is None:
+        path, session = bench.reference.path, bench.reference.session
+        feed = bench.samples[0]
+        may_gain = can_gain(most_gain(calibrated.model, plan, path, session, feed, bench.costs))
+    if may_gain:
         race = race_variants(race, plan, bench, contract)
         sought = None if contract is None else reachable(contract, race.candidates)
         if race.candidates:

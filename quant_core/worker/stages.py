@@ -46,7 +46,12 @@ Row = dict[str, Any]
 
 
 def prepare(
-    model: str, folder: str, config: Row, samples: Row | None, costs: str | None = None
+    model: str,
+    folder: str,
+    config: Row,
+    samples: Row | None,
+    costs: str | None = None,
+    contract: Row | None = None,
 ) -> Row:
     """Write prepared.onnx and plan.json into `folder`; return the plan and the model's facts.
 
@@ -60,7 +65,9 @@ def prepare(
     deadline = deadline_of(info.size_bytes, quant_config)
     feeds = _open_if_any(model, samples, quant_config.fix_shape)
     costs_known = TimingCache(costs)
-    prepared, plan, measured = prepare_and_plan(model, quant_config, feeds, costs_known, deadline)
+    prepared, plan, measured = prepare_and_plan(
+        model, quant_config, feeds, costs_known, deadline, is_free=contract is None
+    )
     path = Path(folder, "prepared.onnx")
     write_model(prepared, path)
     Path(folder, "plan.json").write_text(plan.to_json(), encoding="utf-8")

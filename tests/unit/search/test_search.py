@@ -11,13 +11,11 @@ import pytest
 
 from quant_core.config import Contract, QuantConfig
 from quant_core.deadline import Deadline
-from quant_core.evaluate.kernels import Arithmetic, Kernel
 from quant_core.evaluate.layer_report import layer_reports
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute
-from quant_core.search import possible_gain
 from quant_core.search.bench import Bench
 from quant_core.search.search import follow_plan, search
 from tests.models import sketch
@@ -162,16 +160,3 @@ def test_a_search_that_begins_late_begins_with_weights_that_are_only_stored(judg
     search(problem.calibrated, problem.plan, bench)
 
     assert judged[:2] == ["weight-only", "static"]
-
-
-@pytest.mark.parametrize(("others_ms", "can_gain"), [(99.0, False), (1.0, True)])
-def test_where_integers_cannot_gain_weights_are_only_stored(monkeypatch, others_ms, can_gain):
-    products = Kernel("l1", "MatMul", Arithmetic.FLOAT32, 1.0, covers=("l1", "y"))
-    others = Kernel("f", "STFT", Arithmetic.FLOAT32, others_ms, covers=("f",))
-    monkeypatch.setattr(possible_gain, "profile_kernels", lambda *_, **__: [products, others])
-    monkeypatch.setattr(possible_gain, "QUICK_S", 0.0)
-
-    found = Problem(deep(2)).search()
-
-    tried = [row["candidate"] for row in found.trace]
-    assert (tried != ["weight-only"]) is can_gain
