@@ -46,7 +46,7 @@ from quant_core.errors import QuantError, RequestError
 from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.timing import measure
 from quant_core.model.session import open_session, run
-from quant_core.plan.types import QuantPlan
+from quant_core.plan.types import UNEVEN, QuantPlan
 from tests import masked_cpu, qnn
 from tests.bench.accuracy import feeds_of, load_zoo
 
@@ -172,8 +172,8 @@ def _in_blocks(plan: QuantPlan) -> QuantPlan:
     """The plan with its 4-bit MatMuls as MatMulNBits."""
     values = plan.to_dict()
     for node in values["nodes"]:
-        if node["op_type"] in ("MatMul", "Gemm") and node["granularity"] == 32:
-            node["compute"] = "blocks"
+        if node["op_type"] in ("MatMul", "Gemm") and node["granularity"] in (32, f"32{UNEVEN}"):
+            node |= {"compute": "blocks", "granularity": 32}
     return QuantPlan.from_json(json.dumps(values))
 
 
