@@ -26,7 +26,7 @@ from onnx import helper, numpy_helper
 
 from quant_core.model import graph
 from quant_core.plan.operators import RULES, weight_layout
-from quant_core.plan.types import Compute, NodePlan, QuantPlan
+from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 
 ROUNDING = 2e-5  # of float32 sums, relative to the sum of magnitudes
 # Of rows of zeros, whose scale is 1: MatMulNBits subtracts 128 times the sum of x from itself, and
@@ -96,13 +96,13 @@ def _exact(array: np.ndarray) -> Bounded:
 
 
 def _weight_errors(model: ir.Model, plan: QuantPlan) -> dict[str, np.ndarray]:
-    """For each rounded weight the largest error of its elements, whoever reads it."""
+    """For each weight the largest error of its elements, whoever reads it."""
     nodes = {str(n.name): n for n in graph.nodes_of(model)}
     found: dict[str, np.ndarray] = {}
     arrays: dict[str, np.ndarray] = {}
     for planned in plan.nodes:
         for value in nodes[planned.node].inputs:
-            if planned.is_rounded and value is not None and value.name in planned.weights:
+            if planned.storage is not None and value is not None and value.name in planned.weights:
                 errors = _rounding_errors(nodes[planned.node], value, planned)
                 name = str(value.name)
                 arrays[name] = np.asarray(graph.array(value))
@@ -114,12 +114,16 @@ def _weight_errors(model: ir.Model, plan: QuantPlan) -> dict[str, np.ndarray]:
 
 
 def _rounding_errors(node: ir.Node, weight: ir.Value, planned: NodePlan) -> np.ndarray:
-    """Half a step of each row's scale, as it follows from the row's largest weight.
+    """Half a step of each row's scale, as it follows from the row's largest weight, or of float16.
 
     Twice the step, and one step more, where pairs are made safe. In 4 bits a block may clip one
     weight if the squares of all errors together are smaller for it.
     """
     layout, array = weight_layout(node, weight), np.asarray(graph.array(weight), np.float64)
+    if planned.storage is Storage.FLOAT32:
+        return np.zeros(array.shape)
+    if planned.storage is Storage.FLOAT16:
+        return np.abs(array) * 2.0**-11 + 2.0**-25
     matrix = np.abs(layout.matrix(array))
     rows = matrix.max(1, keepdims=True, initial=0.0)
     if RULES[planned.op_type].is_table:  # which has a scale per row or per column
