@@ -35,7 +35,7 @@ OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
 def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[str, int]:
     """Symbol -> size. One symbol has one size, wherever it stands; sums of symbols add up.
 
-    1. A symbol that is called a batch is one, of size 1, and so is that of a first axis, unless its
+    1. A symbol that is called a batch is one, and so is that of a first axis, unless its
        name says that it counts steps.
     2. An open axis of an image (rank 4) is a side, of a state 1, any other a length. Latents and
        features of an encoder have more channels than an image, and shorter sides, and so has what
@@ -48,7 +48,7 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     for spec, size in named:  # 1
         name = size.lower()
         if BATCH in name or (size == spec.shape[0] and not STEPS.search(name)):
-            symbols[size] = 1
+            symbols[size] = strategy.batch
     for spec, size in sorted(named, key=lambda pair: not _has_features(pair[0])):  # 2
         if not COMPUTED.search(size):
             symbols.setdefault(size, _open_size(spec, size, strategy, inputs))
@@ -132,14 +132,16 @@ def closed_shape(
     strategy: Strategy,
     inputs: Sequence[InputSpec],
 ) -> tuple[int, ...]:
-    """The input's shape with a size for every open axis; 1 for a first axis without a symbol."""
+    """The input's shape with a size for every open axis; that of a batch for a first one without
+    a symbol.
+    """
 
     def size_of(axis: int, size: int | str | None) -> int:
         if isinstance(size, int):
             return size
         if size is not None:
             return sizes[size]
-        return 1 if axis == 0 else _open_size(spec, None, strategy, inputs)
+        return strategy.batch if axis == 0 else _open_size(spec, None, strategy, inputs)
 
     return tuple(size_of(axis, size) for axis, size in enumerate(spec.shape))
 

@@ -19,6 +19,7 @@ class Strategy:
     length       of open axes that are neither the batch nor a side of an image
     is_alone     whether only the first input has open axes of that length, and all others of 1
     side         of open sides of an image
+    batch        of open first axes: models that turn or cut each image take several at once
     masks        the value of every mask: 1 where that keeps a position, 0 where that does
     least        of whole numbers that index a table: 0 is often the padding
     integers     the one value of all other whole numbers; None: what the hints allow
@@ -27,6 +28,7 @@ class Strategy:
 
     length: int = LENGTH
     side: int = SIDE
+    batch: int = 1
     masks: int = 1
     least: int = 0
     integers: int | None = None
@@ -60,8 +62,9 @@ LAST = (
 
 
 def strategies(sizes: Sequence[int] = ()) -> Iterator[Strategy]:
-    """All ways, of which some draw lengths and sides of these sizes."""
+    """All ways, of which some draw lengths, sides and batches of these sizes."""
     yield from FIRST
     yield from (Strategy(length=size) for size in sizes)
     yield from LAST
     yield from (Strategy(side=size) for size in sizes)
+    yield from (Strategy(batch=size) for size in sorted(sizes))  # few take less time

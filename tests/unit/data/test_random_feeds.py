@@ -268,6 +268,17 @@ def test_a_size_that_the_exporter_wrote_into_a_constant_is_tried(tmp_path, body)
     assert outputs(tmp_path, samples)
 
 
+def test_a_batch_that_the_model_divides_is_drawn(tmp_path):
+    """Such a model takes each row in four forms, and gives their mean."""
+    text = """(float[n, 5] x, float[m, 5] z) => (float[a, 5] y)
+        { s = Add(x, z) forms = Reshape(s, sizes) y = ReduceMean<axes = [0]>(forms) }"""
+
+    samples = drawn(tmp_path, sketch(text, {"sizes": np.array([4, -1, 5])}))
+
+    assert samples[0]["x"].shape == samples[0]["z"].shape == (4, 5)
+    assert outputs(tmp_path, samples)
+
+
 def test_open_axes_of_a_state_are_the_batch(tmp_path):
     rng = np.random.default_rng(0)
     weights = {
