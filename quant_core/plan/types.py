@@ -15,6 +15,7 @@ from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
 from quant_core.fields import known_keys
 from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerChannel, PerTensor
+from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.optimize.applied import Applied
 from quant_core.plan.compute import Compute as Compute  # a word of plans, and of targets
 from quant_core.plan.targets import find_target
@@ -190,6 +191,16 @@ class QuantPlan:
     def in_four_bits(self) -> list[str]:
         """The nodes whose weights are stored in 4 bits."""
         return [n.node for n in self.nodes if n.storage is Storage.INT4]
+
+    @property
+    def uses_gptq(self) -> bool:
+        """Whether weights are rounded with GPTQ where calibration allows it."""
+        return WEIGHT_METHODS[self.config.weight_method].uses_gram
+
+    @property
+    def fits_four_bits(self) -> bool:
+        """Whether its weights in 4 bits are fitted to the calibration samples."""
+        return bool(self.in_four_bits) and self.uses_gptq
 
     @property
     def stores_less(self) -> bool:

@@ -28,7 +28,7 @@ from quant_core.model.unused import drop_unused
 from quant_core.model.write import write_model
 from quant_core.plan.make import replan
 from quant_core.plan.types import IN_FLOAT32, Compute, NodeChoice, NodePlan, QuantPlan
-from quant_core.search.calibrating import calibrated_as_planned, remade
+from quant_core.search.calibrated import calibrated_as_planned, remade
 from quant_core.search.job import QuantJob
 from quant_core.search.result import Made
 from quant_core.text import joined

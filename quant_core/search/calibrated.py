@@ -19,7 +19,6 @@ from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
-from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, QuantPlan
@@ -27,6 +26,7 @@ from quant_core.rewrite.apply import Quantized, apply_plan
 from quant_core.rewrite.sequential import round_sequentially
 from quant_core.rewrite.weight_cache import WeightCache
 from quant_core.search.candidate import Candidate
+from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
 from quant_core.search.tune_biases import tune_biases
 
@@ -62,7 +62,7 @@ class CalibratedModel:
 
         Without samples, or if the config rounds without GPTQ, it is returned as it is.
         """
-        if self.samples is None or self.stats is None or not uses_gptq(plan):
+        if self.samples is None or self.stats is None or not plan.uses_gptq:
             return self
         are_known = self.stats.gram_matrices and self.fitted is None and not plan.in_four_bits
         if are_known or deadline.is_over:
@@ -186,6 +186,40 @@ class CalibratedModel:
         return candidate if tuned is None else replace(candidate, quantized=tuned)
 
 
+def with_samples(job: QuantJob, plan: QuantPlan, samples: Samples) -> QuantJob:
+    """The job with these of its calibration samples alone."""
+    stats = job.fitted_stats if plan is job.plan else None
+    if stats is None:
+        stats = observe(job.model, plan, job.stage_deadline.limit(samples))
+    return replace(job, samples=samples, stats=stats)
+
+
+def calibrated_for(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
+    """The model with what rounding the weights of this plan needs."""
+    if job.stats is None:
+        return CalibratedModel(job.model, deadline=job.deadline)
+    job.progress("measuring how inputs vary together")
+    fitted = None
+    if plan.holdout and job.samples is not None:
+        fitted, _ = job.samples.split_holdout(plan.holdout)
+    calibrated = CalibratedModel(job.model, job.samples, job.stats, fitted, deadline=job.deadline)
+    return calibrated.with_gram_matrices(plan, job.stage_deadline)
+
+
+def calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
+    """The same, equalized if the plan says so."""
+    calibrated = calibrated_for(job, plan)
+    if not plan.equalized_db:
+        return calibrated
+    return calibrated.equalized(plan, job.deadline) or calibrated
+
+
+def remade(best: Candidate, calibrated: CalibratedModel) -> Candidate:
+    """The candidate made of that model, which is not judged yet."""
+    built = calibrated.build(best.plan, best.label)
+    return replace(best, quantized=built.quantized, size_bytes=built.size_bytes, fidelity=None)
+
+
 def _about(plan: QuantPlan, tensors: Collection[str]) -> QuantPlan:
     """The plan, for `observe`, with statistics of these tensors alone."""
     return replace(
@@ -193,8 +227,3 @@ def _about(plan: QuantPlan, tensors: Collection[str]) -> QuantPlan:
         activations={t: source for t, source in plan.activations.items() if t in tensors},
         means={t: axes for t, axes in plan.means.items() if t in tensors},
     )
-
-
-def uses_gptq(plan: QuantPlan) -> bool:
-    """Whether weights are rounded with GPTQ where calibration allows it."""
-    return WEIGHT_METHODS[plan.config.weight_method].uses_gram

@@ -29,8 +29,7 @@ from quant_core.model.containers import numbers_of
 from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
 from quant_core.search.bench import Bench
-from quant_core.search.calibrated import CalibratedModel
-from quant_core.search.calibrating import remade
+from quant_core.search.calibrated import CalibratedModel, remade
 from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
 from quant_core.search.promotion import promote

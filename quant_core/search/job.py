@@ -48,6 +48,11 @@ class QuantJob:
     deadline: Deadline = NO_DEADLINE
     fitted_stats: Statistics | None = None
 
+    @property
+    def stage_deadline(self) -> Deadline:
+        """When a stage before the search should end that begins now."""
+        return self.deadline.of_stage(POLICY.stage_share)
+
 
 def deadline_of(size_bytes: int, config: QuantConfig, spent_s: float = POLICY.start_s) -> Deadline:
     """When the search for a model of that size should end, of whose time `spent_s` are gone: then

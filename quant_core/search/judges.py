@@ -37,7 +37,6 @@ from quant_core.model import files
 from quant_core.model.session import open_session, run
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench, Reference, model_on
-from quant_core.search.calibrated import uses_gptq
 from quant_core.search.job import QuantJob
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import timed_in
@@ -128,10 +127,9 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
     """
     if job.samples is None or len(job.samples) < POLICY.least_held_out:
         return False
-    is_fitted = plan.in_four_bits and uses_gptq(plan)
     if job.contract is not None:
         enough = len(job.samples) >= 2 * POLICY.holdout
-        return bool(is_fitted and enough and _judges_by_calibration_samples(job))
+        return plan.fits_four_bits and enough and _judges_by_calibration_samples(job)
     is_given = job.evaluation is job.samples and not job.samples.are_random
     return is_given and not plan.in_four_bits and not only_decides(job.model)
 
@@ -139,10 +137,9 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
 def observed(job: QuantJob) -> QuantJob:
     """The job with the statistics of its samples. Raises: as `observe_each`."""
     assert job.samples is not None
-    until = job.deadline.of_stage(POLICY.stage_share)
     held_out = _split(job.samples)[1] if needs_hold_out(job, job.plan) else None
     samples = observed_samples(job.plan, job.samples)
-    parts = observe_apart(job.model, job.plan, samples, until, held_out)
+    parts = observe_apart(job.model, job.plan, samples, job.stage_deadline, held_out)
     return with_statistics(job, [parts])
 
 
@@ -185,7 +182,7 @@ def observe_apart(
     if not given:
         return [Statistics(), Statistics()]
     grams = None
-    if shards == 1 and uses_gptq(plan) and not plan.in_four_bits:
+    if shards == 1 and plan.uses_gptq and not plan.in_four_bits:
         inputs = matmul_inputs(model, plan)
         if bytes_of(inputs) <= POLICY.gram_bytes:
             grams = GramTally(inputs, spread(POLICY.gram_samples, len(parts[0])).tolist())
@@ -210,19 +207,11 @@ def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | No
         samples = judging.drawn
     if samples is None:
         return None
-    is_labelled = samples.labels is not None
-    ends = job.deadline.of_stage(POLICY.stage_share)
-    reference = Reference.run(job.original, samples, ends)
-    return Bench(
-        reference,
-        job.float_size_bytes,
-        own_metric(job.contract.metric if job.contract is not None else None),
-        costs=job.costs,
-        timed_in=timed_in(plan.target),
-        deadline=job.deadline,
-        judged_outputs=None if is_labelled or job.contract is not None else reference.steady,
-        progress=job.progress,
-    )
+    bench = _bench(job, plan, Reference.run(job.original, samples, job.stage_deadline))
+    if samples.labels is None and job.contract is None:
+        return bench
+    metric = own_metric(job.contract.metric) if job.contract is not None else None
+    return replace(bench, metric=metric, judged_outputs=None)
 
 
 def floor_bench(
@@ -243,16 +232,17 @@ def floor_bench(
         if samples is None:
             return None
         return bench_of(job, plan, samples.subsample(POLICY.floor_samples))
-    return _unlabelled_bench(job, plan, reference)
+    return _bench(job, plan, reference)
 
 
 def bench_of(job: QuantJob, plan: QuantPlan, samples: Samples) -> Bench:
     """What checks a finished file on these samples. Raises: as `Reference.run`."""
     samples = replace(samples, labels=None)
-    return _unlabelled_bench(job, plan, Reference.run(job.original, samples, job.deadline))
+    return _bench(job, plan, Reference.run(job.original, samples, job.deadline))
 
 
-def _unlabelled_bench(job: QuantJob, plan: QuantPlan, reference: Reference) -> Bench:
+def _bench(job: QuantJob, plan: QuantPlan, reference: Reference) -> Bench:
+    """What judges candidates by the outputs that float repeats."""
     return Bench(
         reference,
         job.float_size_bytes,
@@ -324,7 +314,7 @@ def _with_splices(job: QuantJob, judges: Samples) -> Samples:
     is_plain = judges.labels is None and job.contract is None and not judges.are_random
     if not is_plain or len(judges) < 2 or only_decides(job.model):
         return judges
-    if job.plan.in_four_bits and uses_gptq(job.plan):
+    if job.plan.fits_four_bits:
         behind = len(judges) + np.arange(POLICY.most_drawn_samples)
         return _as_many_as_run_soon(job, judges.spliced(behind[-1] + 1).pick(behind)) or judges
     if len(judges) >= POLICY.few_judges:

@@ -21,8 +21,8 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.before_choices import made_before_choices
 from quant_core.search.bench import Bench
 from quant_core.search.bit_allocation import allocate_bits
-from quant_core.search.calibrated import CalibratedModel
-from quant_core.search.calibrating import (
+from quant_core.search.calibrated import (
+    CalibratedModel,
     calibrated_as_planned,
     calibrated_for,
     remade,
@@ -92,7 +92,7 @@ def _search(job: QuantJob) -> Made:
     if plan.in_four_bits and job.stats is not None:
         job.progress("measuring where 4 bits make noise")
         measured = CalibratedModel(job.model, searched.samples, searched.stats)
-        plan = allocate_bits(measured, plan, job.deadline.of_stage(POLICY.stage_share))
+        plan = allocate_bits(measured, plan, job.stage_deadline)
     began_at = time.monotonic()
     calibrated = calibrated_for(searched, plan)
     observing_s = time.monotonic() - began_at - calibrated.weights.seconds

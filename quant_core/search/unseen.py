@@ -20,8 +20,12 @@ from numpy.typing import NDArray
 from quant_core.data.samples import Samples
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench
-from quant_core.search.calibrated import CalibratedModel, uses_gptq
-from quant_core.search.calibrating import calibrated_as_planned, remade, with_samples
+from quant_core.search.calibrated import (
+    CalibratedModel,
+    calibrated_as_planned,
+    remade,
+    with_samples,
+)
 from quant_core.search.candidate import Candidate
 from quant_core.search.floor import Checked, check_floor, close_to_floor, shortfall_of
 from quant_core.search.job import QuantJob
@@ -84,10 +88,10 @@ def _are_fitted_to_all(job: QuantJob, plan: QuantPlan) -> bool:
     samples = job.samples
     if samples is None or job.stats is None or job.evaluation is not samples:
         return False
-    is_fitted = plan.in_four_bits and uses_gptq(plan) and not plan.holdout
+    is_fitted = plan.fits_four_bits and not plan.holdout
     are_few = are_few_to_hold_out(samples) and len(samples) >= POLICY.holdout
     is_judged = job.contract is None and not samples.are_random and not only_decides(job.model)
-    return bool(is_fitted and are_few and is_judged)
+    return is_fitted and are_few and is_judged
 
 
 def _parts(samples: Samples) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
