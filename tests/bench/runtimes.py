@@ -1,8 +1,8 @@
 """Which runtime runs which kind of file, how near to onnxruntime's outputs, and how fast.
 
     python -m tests.bench.runtimes [--seconds 4] [--runtimes python,node,wasm,openvino]
-    python -m tests.bench.runtimes --target web [--zoo DIR] [--cases NAME,...] [--samples 32]
-                                   [--keep FOLDER] [--without-vnni]
+    python -m tests.bench.runtimes --target web [--bits 4] [--zoo DIR] [--cases NAME,...]
+                                   [--samples 32] [--keep FOLDER] [--without-vnni]
 
 The first prints a row for each runtime that is installed here, and a column for each kind of file,
 made of the demo's models. The second makes the file of each model of the demo, or case of DIR, for
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path)
     parser.add_argument("--cases", type=lambda s: s.split(","), help="all that are stored")
     parser.add_argument("--target", choices=list(OF_TARGET), help="of each file, in its runtime")
+    parser.add_argument("--bits", type=int, default=8, help="of the weights of each file")
     parser.add_argument("--keep", type=Path, help="folder of files, which are used if there")
     parser.add_argument("--samples", type=int, default=32, help="calibration samples, at most")
     flag = "--without-vnni"
@@ -118,11 +119,12 @@ def of_models(args: argparse.Namespace, folder: Path) -> None:
     titles = [f"{args.target} in {version(runtime)}" for runtime in runtimes]
     print(f"| model | {' | '.join(titles)} |\n|---{'|---' * len(titles)}|")
     for name, model, data in models_of(args, folder / args.target):
-        path = folder / args.target / name / "made.onnx"
+        path = folder / args.target / name / f"int{args.bits}.onnx"
         try:
             if not path.exists():
                 samples = SampleSpec(data, count=args.samples)
-                quantize_model(model, path, QuantConfig(target=args.target), calibration=samples)
+                config = QuantConfig(target=args.target, bits=args.bits)
+                quantize_model(model, path, config, calibration=samples)
             feeds = samples_of(model, data)
             cells = [cell(runtime, model, path, feeds, args.seconds) for runtime in runtimes]
         except QuantError as error:
