@@ -55,7 +55,7 @@ def try_assignments(
     is_open = not judged.is_faithful or bench.timed_in is Runtime.OPENVINO
     is_open = is_open or any(map(is_dynamic_conv, start.plan.nodes))
     is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
-    has_time = bench.has_time_after(race.candidates, POLICY.trials_of_a_step)
+    has_time = bench.has_time_after([start], POLICY.trials_of_a_step)
     if not has_time or not (is_open or whole_front):
         return race
     counts = counts_until_worse

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 
-from quant_core.search.assignments import counts_until_worse, every_count, fastest_count
+from quant_core.deadline import Deadline
+from quant_core.evaluate.timing_cache import Cost
+from quant_core.search import assignments
+from quant_core.search.assignments import (
+    counts_until_worse,
+    every_count,
+    fastest_count,
+    try_assignments,
+)
+from quant_core.search.race import Race
+from quant_core.search.variants import Trial
+from tests.unit.search.problems import Problem, harmful
 
 GROUPS = 20
 
@@ -78,3 +90,21 @@ def test_one_group_is_all_there_is():
     assert [list(counts(1, {})) for counts in (every_count, fastest_count)] == [[1], []]
     assert list(counts_until_worse(1, {})) == []
     assert list(fastest_count(7, {})) == [1]
+
+
+@pytest.mark.parametrize(("seconds", "has_time"), [(1.0, True), (1000.0, False)])
+def test_there_is_time_for_assignments_where_there_is_for_some_of_the_fastest(
+    monkeypatch, seconds, has_time
+):
+    problem = Problem(harmful(), mode="static")
+    made = problem.bench.judge(problem.calibrated.build(problem.plan, "fast"))
+    fast = replace(made, cost=Cost(1.0, 2.0), seconds=seconds)
+    slow = replace(made, label="slow", cost=Cost(1.0, 1.1), seconds=1000.0)
+    race = Race(problem.calibrated).after(*(Trial(c.label, c.plan, c) for c in (fast, slow)))
+    started = []
+    monkeypatch.setattr(assignments, "_trials", lambda _, start, *__: started.append(start) or [])
+    now = time.monotonic()
+
+    try_assignments(race, replace(problem.bench, deadline=Deadline(now, now + 500.0)), None)
+
+    assert started == ([fast] if has_time else [])
