@@ -17,8 +17,7 @@ from quant_core.evaluate.in_openvino import openvino_version, run_in_openvino
 from quant_core.evaluate.kernels import Arithmetic
 from quant_core.evaluate.timing import Timing, summarize
 from quant_core.model.atomic import move_synced
-from quant_core.model.session import open_session, run
-from quant_core.model.values import Feed
+from quant_core.model.session import Feed, open_session, run
 
 # Kernels that multiply by weights, as OpenVINO's executable graph calls them.
 MULTIPLY = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "GroupFullyConnected")

@@ -31,7 +31,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -46,6 +45,7 @@ from quant_core.calibrate.scale_groups import (
 )
 from quant_core.errors import ModelError
 from quant_core.model import graph
+from quant_core.model.session import Feed
 from quant_core.model.values import values_of
 from quant_core.optimize.edit import replace_constant
 from quant_core.plan.tied import tied_products
@@ -58,7 +58,7 @@ MIN_MULTIPLIED_GAIN_DB = 3.0
 MAX_FACTOR = 8.0
 
 Factors = NDArray[np.float32]
-Feeds = Iterable[Mapping[str, NDArray[Any]]]
+Feeds = Iterable[Feed]
 
 
 def channel_maxima(

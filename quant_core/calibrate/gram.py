@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from quant_core.calibrate.matmul_inputs import MatmulInput, input_rows, split_columns
 from quant_core.deadline import NO_DEADLINE, Deadline
-from quant_core.model.session import Model
+from quant_core.model.session import Feed, Model
 from quant_core.model.values import numbered_values_of
 
 # How many rows are taken for each column of one matrix. Not tuned: of n rows, a k x k matrix has
@@ -39,7 +39,7 @@ ROWS_PER_PRODUCT = 512  # rows that are multiplied at once: enough for BLAS, few
 # further.
 ROUNDING_NOISE = 1e-5
 
-Feeds = Iterable[Mapping[str, NDArray[Any]]]
+Feeds = Iterable[Feed]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ from quant_core.calibrate.stats import (
     thinned,
 )
 from quant_core.errors import DataError, ModelError
-from quant_core.model.session import Model, find_provider
+from quant_core.model.session import Feed, Model, find_provider
 from quant_core.model.values import numbered_values_of
 from quant_core.plan.types import QuantPlan
 
@@ -128,9 +128,7 @@ def load_parts(path: Path | str) -> list[Statistics]:
     return parts
 
 
-def observe(
-    model: Model, plan: QuantPlan, feeds: Iterable[Mapping[str, NDArray[Any]]], threads: int = 1
-) -> Statistics:
+def observe(model: Model, plan: QuantPlan, feeds: Iterable[Feed], threads: int = 1) -> Statistics:
     """The statistics of one shard of samples; memory does not grow with their number.
 
     The config's execution provider runs the model, or the CPU where that one does not work.
@@ -145,7 +143,7 @@ def observe(
 def observe_each(
     model: Model,
     plan: QuantPlan,
-    shards: Sequence[Iterable[Mapping[str, NDArray[Any]]]],
+    shards: Sequence[Iterable[Feed]],
     threads: int = 1,
     grams: GramTally | None = None,
 ) -> list[Statistics]:
@@ -158,7 +156,7 @@ def observe_each(
     tallies = [_Tally(plan) for _ in shards]
     tally_of_feed: list[_Tally] = []
 
-    def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
+    def feeds() -> Iterator[Feed]:
         for tally, shard in zip(tallies, shards, strict=True):
             for feed in shard:
                 tally_of_feed.append(tally)

@@ -49,10 +49,11 @@ from quant_core.data.hashes import hash_array
 from quant_core.data.input_spec import InputSpec, describe_inputs
 from quant_core.data.inputs import input_specs, pinned_specs
 from quant_core.data.random_feeds import COUNT, first_strategy, random_source
-from quant_core.data.sources import Feed, Source, open_some
+from quant_core.data.sources import Source, open_some
 from quant_core.data.spec import RANDOM, Flow, SampleShape, SampleSpec
 from quant_core.errors import DataError, ModelError
-from quant_core.model.session import open_session
+from quant_core.model.session import Feed, open_session
+from quant_core.model.values import Tensors
 
 TOKENS = 8  # at most so many are written by a decoder
 # Name of an input of a decoder behind an encoder -> its name in the whole model.
@@ -168,7 +169,7 @@ class Feeder:
         presents = {key: array for key, array in outputs.items() if PRESENT.search(key)}
         return self._feed(self.target, values, sample, Step(tokens.shape[1], presents))
 
-    def _given_values(self, sample: int) -> Feed:
+    def _given_values(self, sample: int) -> Tensors:
         """The arrays of a sample by their names in the whole model."""
         if self.given is None:
             return {}
@@ -177,7 +178,7 @@ class Feeder:
             return {self.sample_inputs[0].name: found[""]}
         return dict(found)
 
-    def _written_tokens(self, name: str, values: Feed, sample: int) -> np.ndarray:
+    def _written_tokens(self, name: str, values: Tensors, sample: int) -> np.ndarray:
         """The token that a decoder begins with, and those that it finds most likely after it."""
         spec = self.starter.inputs[name]
         self._run_before(self.starter, values, sample)
@@ -193,7 +194,7 @@ class Feeder:
             tokens = np.concatenate([tokens, _next_token(outputs, tokens)], axis=1)
         return tokens
 
-    def _feed(self, graph: Graph, values: Feed, sample: int, step: Step = FIRST) -> Feed:
+    def _feed(self, graph: Graph, values: Tensors, sample: int, step: Step = FIRST) -> Feed:
         """A feed for a graph. What is run or drawn for it is added to `values`."""
         self._run_before(graph, values, sample)
         unknown = tuple(name for name in graph.inputs if name not in values)
@@ -213,7 +214,7 @@ class Feeder:
             feed[spec.name] = fit(array, spec, where)
         return feed
 
-    def _run_before(self, graph: Graph, values: Feed, sample: int) -> None:
+    def _run_before(self, graph: Graph, values: Tensors, sample: int) -> None:
         """Add the outputs of the graphs before that this one reads, and that are not known yet."""
         for other in self.before:
             if other is graph:
@@ -295,7 +296,7 @@ def _sized(spec: InputSpec, sizes: Sequence[int]) -> InputSpec:
     return replace(spec, shape=(*spec.shape[:before], *pinned))
 
 
-def _go_on(values: Feed, name: str, token: np.ndarray) -> None:
+def _go_on(values: Tensors, name: str, token: np.ndarray) -> None:
     """Replace the tokens by the next one, and drop what was computed from the old ones."""
     values[name] = token
     for made in (EMBEDDED, "position_ids", "cache_position"):

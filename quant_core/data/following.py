@@ -11,9 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from quant_core.data.input_spec import InputSpec
-from quant_core.data.sources import Feed
 from quant_core.errors import DataError
-from quant_core.model.session import run
+from quant_core.model.session import Feed, run
 
 ENCODED = "last_hidden_state"
 PAST, PRESENT = re.compile(r"^past"), re.compile(r"^present")

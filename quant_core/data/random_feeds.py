@@ -14,11 +14,10 @@ from quant_core.data.input_hints import Hint, input_hints, named_hint
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import closed_shape, count_steps, sizes_of_symbols
 from quant_core.data.random_values import Range, draw, find_range
-from quant_core.data.sources import Feed
 from quant_core.data.strategies import strategies
 from quant_core.errors import DataError, ModelError
 from quant_core.model import files
-from quant_core.model.session import open_session, run
+from quant_core.model.session import Feed, open_session, run
 
 COUNT = 16  # feeds, if nobody says how many
 PROBED = 8  # feeds that the model is run on before they are used, at most

@@ -17,10 +17,11 @@ from quant_core.data.input_spec import InputSpec
 from quant_core.data.inputs import pinned_specs
 from quant_core.data.npz import read_arrays
 from quant_core.data.random_feeds import RandomSource, random_source
-from quant_core.data.sources import ArraySource, Feed, Source, by_name, open_source
+from quant_core.data.sources import ArraySource, Source, by_name, open_source
 from quant_core.data.spec import SampleLabels, SampleSpec
 from quant_core.data.splices import SplicedSource
 from quant_core.errors import DataError
+from quant_core.model.session import Feed
 
 MAX_KEPT_BYTES = 64 << 20  # not tuned: to draw a feed, or read it, takes as long as a small model
 
@@ -124,7 +125,10 @@ class Samples:
             shapes = ", ".join(map(str, self.inputs))
             raise DataError(f"cannot be {size}", "batch", f"The model fixes it: {shapes}")
         feeds = [self[i % len(self)] for i in range(size)]
-        return first | {name: np.concatenate([feed[name] for feed in feeds]) for name in joined}
+        return {
+            **first,
+            **{name: np.concatenate([feed[name] for feed in feeds]) for name in joined},
+        }
 
     def same_feeds(self, other: Samples) -> bool:
         """Whether both have the same feeds, whatever their labels."""

@@ -17,8 +17,8 @@ from quant_core.data.input_spec import InputSpec, describe_inputs, did_you_mean
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
 from quant_core.errors import DataError
 from quant_core.model.containers import is_absent
+from quant_core.model.session import Feed
 
-Feed = dict[str, np.ndarray]
 T = TypeVar("T")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quant_core.data.sources import Feed
+from quant_core.model.session import Feed
 
 if TYPE_CHECKING:
     from quant_core.data.samples import Samples

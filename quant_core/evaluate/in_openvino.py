@@ -25,7 +25,7 @@ from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.kernels import Arithmetic, Kernel
 from quant_core.evaluate.timing import Timing, summarize
 from quant_core.model import files
-from quant_core.model.values import Feed
+from quant_core.model.session import Feed
 
 START_S = 120.0  # to start, and to read, compile and run the models once, on a busy machine
 # OpenVINO reports of a kernel the mean of all its runs, in which each pause of the process stays:

@@ -17,7 +17,6 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from quant_core.data.sources import Feed
 from quant_core.evaluate.float_reasons import (
     has_integers,
     multiplies_by_weight,
@@ -26,7 +25,7 @@ from quant_core.evaluate.float_reasons import (
 )
 from quant_core.model import graph
 from quant_core.model.normalize import load_normalized, normalize
-from quant_core.model.session import open_profiled, optimized_graph, run
+from quant_core.model.session import Feed, open_profiled, optimized_graph, run
 
 MIN_RUNS = 5  # that are timed,
 FEWEST_RUNS = 2  # or these, once so many seconds are over:

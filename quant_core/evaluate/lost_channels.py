@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from quant_core.evaluate.output_tally import MASK
 from quant_core.metrics import PROBABILITY_ERROR
 from quant_core.model import graph
-from quant_core.model.values import Feed, values_of
+from quant_core.model.session import Feed
+from quant_core.model.values import values_of
 from quant_core.numerics.affine import Grid, QuantParams, dequantize, quantize
 from quant_core.numerics.sqnr import LEAST_VARIATION
 from quant_core.plan.operators import CAPS, RULES, Kind

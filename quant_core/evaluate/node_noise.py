@@ -16,9 +16,9 @@ from quant_core.data.samples import Samples
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.evaluate.sensitivity import NodeNoise, Sensitivity, sensitivities
 from quant_core.model import graph
-from quant_core.model.session import open_session
+from quant_core.model.session import Feed, open_session
 from quant_core.model.subgraph import nodes_before, producers_of, reads
-from quant_core.model.values import Feed, PartwiseRunner, Piece, parts_of
+from quant_core.model.values import PartwiseRunner, Piece, parts_of
 from quant_core.plan.flat_ends import EVERYWHERE, flat_ends
 from quant_core.plan.operators import rule_of
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from quant_core.model.ahead import run_ahead
-from quant_core.model.session import open_session, run_known
+from quant_core.model.session import Feed, open_session, run_known
 from quant_core.model.spill import SpilledArrays
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 
@@ -22,7 +21,7 @@ class Feeds(Protocol):
     """Feeds whose number is known before they are read."""
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Mapping[str, NDArray[Any]]]: ...
+    def __iter__(self) -> Iterator[Feed]: ...
 
 
 class LayerwiseRunner:
@@ -64,7 +63,7 @@ class LayerwiseRunner:
         return set[str]().union(*waiting)
 
 
-def _spilled(feed: Mapping[str, NDArray[Any]], most_bytes: int) -> SpilledArrays:
+def _spilled(feed: Feed, most_bytes: int) -> SpilledArrays:
     spilled = SpilledArrays(most_bytes)
     spilled.update(feed)
     return spilled

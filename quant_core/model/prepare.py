@@ -28,7 +28,7 @@ from quant_core.model.opset import lower_opset, raise_opset
 from quant_core.model.origins import record_origins
 from quant_core.model.qat import REPLACE, RESPECT, handle_pairs
 from quant_core.model.restore_interface import restore_interface
-from quant_core.model.session import open_session, run, write_optimized
+from quant_core.model.session import Feed, open_session, run, write_optimized
 from quant_core.model.to_float32 import to_float32
 from quant_core.numerics.sqnr import difference_db
 
@@ -43,7 +43,7 @@ SAME_AS_HALF_DB = 25.0  # the same of a model that rounds every result to 11 or 
 
 def prepare(
     path: str | Path,
-    samples: Iterable[Mapping[str, NDArray[Any]]] = (),
+    samples: Iterable[Feed] = (),
     *,
     qat: str = RESPECT,
     sizes: Mapping[str, int] = NO_SIZES,
@@ -164,7 +164,7 @@ class _Folder:
 def _changed_outputs(
     path: Path,
     folded: ir.Model,
-    feeds: list[Mapping[str, NDArray[Any]]],
+    feeds: list[Feed],
     converted: Collection[ir.DataType],
 ) -> str:
     """How far folding changed the outputs of the file, "" if no further than rounding does.
@@ -186,9 +186,7 @@ def _changed_outputs(
     return "" if is_same else f"folding changed the outputs to {worst_db:.0f} dB"
 
 
-def _least_sqnr_db(
-    before: Path, after: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]]
-) -> float:
+def _least_sqnr_db(before: Path, after: ir.Model, feeds: Sequence[Feed]) -> float:
     """What the worst float output is worth as a copy of the original's in dB; inf without feeds.
 
     Only one of the two sessions exists at a time.
@@ -200,9 +198,7 @@ def _least_sqnr_db(
     return min(found, default=math.inf)
 
 
-def _outputs(
-    model: Path | ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], where: str
-) -> list[NDArray[Any]]:
+def _outputs(model: Path | ir.Model, feeds: Sequence[Feed], where: str) -> list[NDArray[Any]]:
     """The outputs for all feeds, one after another."""
     session = open_session(model, packed=False)
     return [output for feed in feeds for output in run(session, feed, where)]

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from quant_core.errors import ModelError
 from quant_core.fields import one_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Model = Union[str, Path, bytes, "ir.Model"]
 Optimize = bool | Literal["basic"]
+Feed = Mapping[str, NDArray[Any]]  # input -> its value
 
 LEVELS = {
     True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -115,7 +117,7 @@ def open_profiled(model: Model, prefix: Path, *, threads: int = 1) -> ort.Infere
 
 def run(
     session: ort.InferenceSession,
-    feed: Mapping[str, np.ndarray],
+    feed: Feed,
     where: str = "",
     outputs: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
@@ -141,7 +143,7 @@ def run_known(
 
 
 @contextmanager
-def failing_on(feed: Mapping[str, np.ndarray], where: str = "") -> Iterator[None]:
+def failing_on(feed: Feed, where: str = "") -> Iterator[None]:
     """What onnxruntime raises within is a ModelError, about `where`: no model runs on the feed."""
     try:
         yield
@@ -166,9 +168,7 @@ def interface(model: Model) -> set[str]:
     return {v.name for v in (*session.get_inputs(), *session.get_outputs())}
 
 
-def sizes_of(
-    model: Model, tensors: Iterable[str], feed: Mapping[str, np.ndarray]
-) -> dict[str, int]:
+def sizes_of(model: Model, tensors: Iterable[str], feed: Feed) -> dict[str, int]:
     """Elements of each of these tensors, inputs among them, for this feed: one run tells.
 
     No tensor is an output of that run, so that it takes little memory.

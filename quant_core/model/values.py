@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 from quant_core.model import files, graph
 from quant_core.model.ahead import AT_ONCE
 from quant_core.model.proto import from_proto
-from quant_core.model.session import CPU, Model, interface, open_session, run, run_known, sizes_of
+from quant_core.model.session import (
+    CPU,
+    Feed,
+    Model,
+    interface,
+    open_session,
+    run,
+    run_known,
+    sizes_of,
+)
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
 
 # Of the tensors that are read at a time, for one feed; small beside what onnxruntime takes.
@@ -30,7 +39,6 @@ FLOAT_BYTES = 4  # of an element
 NOT_TENSORS = ("Sequence", "Optional", "Map")  # in the names of operators that write others
 TO_TENSORS = {"CastMap", "ConcatFromSequence", "OptionalHasElement", "SequenceAt", "SequenceLength"}
 
-Feed = Mapping[str, NDArray[Any]]
 Tensors = dict[str, NDArray[Any]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle, groupby, islice
@@ -16,7 +16,7 @@ from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import files
 from quant_core.model.containers import numbers_of
-from quant_core.model.session import open_session, run
+from quant_core.model.session import Feed, open_session, run
 from quant_core.model.unused import drop_unused
 from quant_core.numerics.sqnr import difference_db
 from quant_core.optimize.applied import Applied, former_names
@@ -35,7 +35,6 @@ MOST_PLACES = 6  # that are tried one by one
 WORSE = 0.98  # speed of all places together below which some may still be faster
 ROUNDS = 8  # a rule that finds something new after so many others is left
 
-Feed: TypeAlias = Mapping[str, NDArray[Any]]
 Speedup: TypeAlias = Callable[[OpenedModel, OpenedModel], float]
 
 

@@ -15,7 +15,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples, spread
-from quant_core.data.sources import Feed
 from quant_core.deadline import NO_DEADLINE, Deadline, Progress, silent
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.fidelity import compare
@@ -24,7 +23,7 @@ from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_eac
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity, OutputFidelity
-from quant_core.model.session import open_session, run
+from quant_core.model.session import Feed, open_session, run
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate

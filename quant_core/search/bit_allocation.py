@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.data.samples import Samples
-from quant_core.data.sources import Feed
 from quant_core.deadline import Deadline
 from quant_core.model import graph
 from quant_core.model.origins import matches
-from quant_core.model.session import open_session, run
+from quant_core.model.session import Feed, open_session, run
 from quant_core.numerics.granularity import PerBlock
 from quant_core.numerics.round_nearest import BLOCK_MIN
 from quant_core.optimize.applied import former_names
@@ -164,7 +163,7 @@ def isolated_noise(
     for name, changed in _rounded(model, plan, nodes, stats):
         if deadline.is_over:
             return None
-        outputs = (_float_outputs(session, dict(feed) | changed, is_float) for feed in feeds)
+        outputs = (_float_outputs(session, {**feed, **changed}, is_float) for feed in feeds)
         found[name] = sum(map(_noise, exact, outputs))
     return found if any(found.values()) else None
 

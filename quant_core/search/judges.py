@@ -27,14 +27,13 @@ from quant_core.calibrate.matmul_inputs import matmul_inputs
 from quant_core.calibrate.observe import Statistics, observe_each
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples, spread
-from quant_core.data.sources import Feed
 from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
 from quant_core.evaluate.timing_cache import Cost
 from quant_core.model import files
-from quant_core.model.session import open_session, run
+from quant_core.model.session import Feed, open_session, run
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench, Reference, model_on
 from quant_core.search.job import QuantJob

@@ -6,9 +6,8 @@ import math
 
 import onnx_ir as ir
 
-from quant_core.data.sources import Feed
 from quant_core.model import graph
-from quant_core.model.session import sizes_of
+from quant_core.model.session import Feed, sizes_of
 from quant_core.plan.make import with_choice
 from quant_core.plan.operators import RULES, Kind, channel_axis
 from quant_core.plan.targets import TARGETS, KernelTimes

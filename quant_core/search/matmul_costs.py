@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from quant_core.evaluate.timing import Timing, measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model import graph, subgraph
 from quant_core.model.normalize import normalize
-from quant_core.model.session import open_session
+from quant_core.model.session import Feed, open_session
 from quant_core.model.values import values_of
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
@@ -30,7 +30,7 @@ def matmul_costs(
     model: ir.Model,
     plans: Iterable[QuantPlan],
     stats: Statistics | None,
-    feed: Mapping[str, NDArray[Any]],
+    feed: Feed,
     costs: TimingCache,
 ) -> dict[str, dict[Compute, Cost]]:
     """Node -> how it computes in one of the plans -> what that costs on this feed.

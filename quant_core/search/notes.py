@@ -12,9 +12,9 @@ from quant_core.config import Mode
 from quant_core.data.hashes import hash_array, hash_container
 from quant_core.data.input_hints import takes_bytes
 from quant_core.data.samples import Samples
-from quant_core.data.sources import Feed
 from quant_core.model import files, graph
 from quant_core.model.containers import OBJECT
+from quant_core.model.session import Feed
 from quant_core.plan.other_constants import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.search.bench import Bench

@@ -11,10 +11,9 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from quant_core.data.sources import Feed
 from quant_core.evaluate.kernels import profile_kernels
 from quant_core.evaluate.timing_cache import Cost, TimingCache
-from quant_core.model.session import run
+from quant_core.model.session import Feed, run
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import model_on
