@@ -31,7 +31,6 @@ from tests.store import BUCKET, credentials, s3_server
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "docs" / "pages"
 README = ROOT / "README.md"
-RESULTS = ROOT / "deployments" / "docs" / "pages" / "results.md"
 PAGES = sorted(FOLDER.rglob("*.md"))
 RUNNABLE = ("sh", "python", "yaml")
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -204,17 +203,21 @@ def test_links_of_readme_lead_to_files():
     assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
-def test_the_table_of_readme_is_an_excerpt_of_the_results():
-    excerpt, whole = (rows_of(page.read_text(encoding="utf-8")) for page in (README, RESULTS))
+@pytest.mark.parametrize(
+    ("first", "page"), [("case", "results.md"), ("runtime | static INT8", "reference/runtimes.md")]
+)
+def test_the_tables_of_readme_are_excerpts_of_those_in_the_documentation(first, page):
+    excerpt, whole = rows_of(README, first), rows_of(FOLDER / page, first)
 
-    assert len(excerpt) > 10
-    for case, cells in excerpt.items():
-        assert {name: whole[case][name].partition(" / ")[0] for name in cells} == cells
+    assert len(excerpt) > 4
+    for name, cells in excerpt.items():
+        assert {head: whole[name][head].partition(" / ")[0] for head in cells} == cells
 
 
-def rows_of(text: str) -> dict[str, dict[str, str]]:
-    """Case -> heading -> cell of the first table with a column `case`."""
-    table = text[text.index("| case |") :].partition("\n\n")[0].splitlines()
+def rows_of(page: Path, first: str) -> dict[str, dict[str, str]]:
+    """First cell of a row -> heading -> cell, of the table whose headings begin so."""
+    text = page.read_text(encoding="utf-8")
+    table = text[text.index(f"| {first} |") :].partition("\n\n")[0].splitlines()
     headings, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in table]
     return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
 
