@@ -30,6 +30,9 @@ _STEPS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002)  # by which mse moves the ends; n
 # An entropy range whose expected error is more than so many times that of minmax is refused; the
 # divergence is misled by ragged histograms of few samples then. Not tuned.
 _MAX_ENTROPY_ERROR = 2.0
+# `auto` clips where minmax's expected error is more than so many times that of a clipped range:
+# what is clipped was seen in few samples, and another may be full of it. Not tuned.
+CLIPPING_GAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,8 +75,9 @@ def find_range(
 ) -> Range:
     """The range (lo, hi), zero included, that `method` chooses for integers of `grid`.
 
-    `auto` takes the range of the other methods with the least expected error, and adds what few
-    values let expect of more.
+    `auto` takes the range of all values unless that of another method has less than 1 /
+    CLIPPING_GAIN of its expected error, then the one with the least; and adds what few values let
+    expect of more.
 
     Raises: RequestError for an unknown method, DataError if calibration saw no value of the tensor.
     """
@@ -296,7 +300,8 @@ def kl_divergence(histogram: Histogram, lo: float, hi: float, step: float) -> fl
 
 
 def _least_error_range(stats: TensorStats, grid: Grid, percentile: float) -> Range:
-    """The range with the least expected error, by any method; of equal ones that of the simplest.
+    """The range with the least expected error, by any method, that of minmax divided by
+    CLIPPING_GAIN; of equal ones that of the simplest.
 
     Entropy is left out: it minimizes something else, so that it cannot beat mse by this error.
     """
@@ -305,6 +310,7 @@ def _least_error_range(stats: TensorStats, grid: Grid, percentile: float) -> Ran
     ranges += [percentile_range(stats, grid, p) for p in _PERCENTILES if p != percentile]
     los, his = np.array(ranges).T
     errors = expected_errors(Histogram.of(stats), los, his, grid)
+    errors[0] /= CLIPPING_GAIN  # minmax is the first method
     return ranges[int(np.argmin(errors))]
 
 

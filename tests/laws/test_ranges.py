@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quant_core.calibrate.ranges import (
+    CLIPPING_GAIN,
     ENOUGH_VALUES,
     RANGE_METHODS,
     Histogram,
@@ -122,13 +123,28 @@ def test_what_few_values_let_expect_is_finite(shape: str) -> None:
 
 @each_distribution
 @each_grid
-def test_auto_is_at_least_as_good_as_every_method(shape: str, grid: Grid) -> None:
+def test_auto_clips_only_what_halves_the_error_and_then_as_well_as_any(
+    shape: str, grid: Grid
+) -> None:
     stats = stats_of(enough(draw(shape)))
+    errors = {m: expected_error(stats, *find_range(stats, grid, m), grid) for m in RANGE_METHODS}
 
     auto = expected_error(stats, *find_range(stats, grid), grid)
 
-    for method in RANGE_METHODS:
-        assert auto <= expected_error(stats, *find_range(stats, grid, method), grid) * (1 + 1e-9)
+    if auto != errors["minmax"]:
+        assert auto < errors["minmax"] / CLIPPING_GAIN
+        assert all(auto <= error * (1 + 1e-9) for error in errors.values())
+    else:
+        assert all(auto <= error * CLIPPING_GAIN * (1 + 1e-9) for error in errors.values())
+
+
+def test_auto_clips_an_outlier_and_not_what_a_bright_image_is_full_of() -> None:
+    rng = np.random.default_rng(0)
+    x = np.abs(rng.standard_normal(1 << 22, np.float32))
+    bright, outlier = stats_of(np.append(x[: 1 << 16], 8.0)), stats_of(np.append(x, 800.0))
+
+    assert find_range(bright, UINT8, "mse")[1] < 8.0 == find_range(bright, UINT8)[1]
+    assert find_range(outlier, UINT8)[1] == find_range(outlier, UINT8, "mse")[1] < 800.0
 
 
 @each_distribution

@@ -99,7 +99,9 @@ def test_what_is_chance_in_the_means_of_a_few_samples_is_left_out():
     """Right biases, tuned on few samples, cost others hardly any of their outputs' SQNR."""
     proto = network("matrices")
     model = normalized(proto)
-    plan = make_plan(model, QuantConfig(mode="static", min_elements=0), TARGETS["x86"])
+    plan = make_plan(
+        model, QuantConfig(mode="static", min_elements=0, method="mse"), TARGETS["x86"]
+    )
     x = np.random.default_rng(1).standard_normal((204, 6), dtype=np.float32)
     few, others = (
         open_samples(SampleSpec({"x": part}), input_specs(proto.SerializeToString()))
