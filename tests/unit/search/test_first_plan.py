@@ -89,3 +89,13 @@ def test_where_they_may_gain_or_more_than_speed_is_asked_for_integers_are_tried(
 
     assert len(made.trace) > 1
     assert not made.plan.rounding_samples
+
+
+@pytest.mark.parametrize(
+    ("product", "gains"), [(SLOW, False), (GAINING, True)], indirect=["product"]
+)
+def test_without_samples_too_integers_are_tried_where_they_may_gain(product, gains):
+    made = quantize_model(product, product.with_name("a.onnx"))
+
+    tried = [trial["candidate"] for trial in made.trace]
+    assert (tried != ["weight-only"]) == gains
