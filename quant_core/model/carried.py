@@ -70,21 +70,27 @@ def set_apart(model: ir.Model) -> None:
        as W + A B of an adapter. On the left it may as well be positions that were added to data.
     """
     callers = _callers(model)
+    branches = {inside for inside, node in callers.items() if node.op_type == "If"}
     for value in graph.initializers_of(model):
+        if value.is_graph_output() and value.graph not in branches:
+            continue  # what a model gives stays as it is; a body would make it in each round
         if _is_large_weight(value) and not _has_node(value) and _is_multiplied(value, callers):
             _insert_identity(value)
 
 
 def _is_large_weight(value: ir.Value) -> bool:
-    if not graph.is_float_weight(value) or value.is_graph_output():
-        return False
-    return value.const_value is not None and value.const_value.size >= MIN_ELEMENTS
+    return (
+        graph.is_float_weight(value)
+        and value.const_value is not None
+        and value.const_value.size >= MIN_ELEMENTS
+    )
 
 
 def _has_node(value: ir.Value) -> bool:
-    """Rule 2."""
+    """Rule 2; an Identity that gives it back from its own graph was inserted before."""
     return any(
-        node.op_type in graph.WEIGHTED and not node.domain and not _picks_columns(node)
+        (node.op_type in graph.WEIGHTED and not node.domain and not _picks_columns(node))
+        or (node.op_type == "Identity" and node.graph is value.graph)
         for node in graph.consumers(value)
     )
 
@@ -174,7 +180,7 @@ def _callers(model: ir.Model) -> dict[ir.Graph, ir.Node]:
 
 
 def _insert_identity(value: ir.Value) -> None:
-    """Edit in place: whatever reads the constant reads a copy of it."""
+    """Edit in place: whatever reads the constant, or gives it back, has a copy of it."""
     uses, inside = list(value.uses()), value.graph
     assert isinstance(inside, ir.Graph)
     copy = ir.Node("", "Identity", [value], name=f"Identity_{value.name}")
@@ -182,4 +188,10 @@ def _insert_identity(value: ir.Value) -> None:
     output.name, output.type, output.shape = f"{value.name}_weight", value.type, value.shape
     for use in uses:
         use.node.replace_input_with(use.idx, output)
-    inside.insert_before(inside[0], copy)
+    given_back = [position for position, given in enumerate(inside.outputs) if given is value]
+    for position in given_back:
+        inside.outputs[position] = output
+    if len(inside):
+        inside.insert_before(inside[0], copy)
+    else:
+        inside.append(copy)

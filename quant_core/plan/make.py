@@ -81,7 +81,9 @@ def make_plan(
     known_as = _known_as(former_names(rewrites), origins_of(model))
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
     ranking = routers(graph.nodes_of(model))
-    weighted = _plan_weights([n for n in nodes if has_weights(n)], inner, ranking, decide)  # 1 to 3
+    own = [n for n in nodes if has_weights(n)]
+    weighted = _plan_weights(own, inner, ranking, decide)  # 1 to 3
+    share_weights([*own, *inner], model.graph.outputs, weighted, decide)  # 3
     if not weighted and not respects_pairs(model) and not made_weights(model):
         raise nothing_to_quantize(model)
 
@@ -192,7 +194,6 @@ def _plan_weights(
         in_float = [n for n in plans.values() if n.is_rounded and n.compute is Compute.FLOAT]
         for few in decide.smallest(plans.values(), in_float, SMALL_SHARE_IN_FLOAT):
             plans[few.node] = _in_16_bits(few, by_name[few.node], FEW_IN_FLOAT)
-    share_weights(nodes, plans, decide)
     return plans
 
 

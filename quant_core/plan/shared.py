@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -21,9 +21,14 @@ ONE_SCALE_DB = 27.0
 
 
 def share_weights(
-    nodes: Sequence[ir.Node], weighted: dict[str, NodePlan], decide: WeightedNodes
+    nodes: Sequence[ir.Node],
+    outputs: Collection[ir.Value],
+    weighted: dict[str, NodePlan],
+    decide: WeightedNodes,
 ) -> None:
     """Edit `weighted` in place, so that each weight is stored in one form.
+
+    outputs  of the model
 
     1. A weight that one node reads in float, or that is an output of the model, is stored as that
        float for all. Of float16 and float32 it is the wider that any of them needs.
@@ -36,7 +41,7 @@ def share_weights(
        from saturation if one of them must be.
     6. Levels of 4 bits are even for all if they must be for one.
     """
-    _keep_in_float(nodes, weighted)  # 1
+    _keep_in_float(nodes, outputs, weighted)  # 1
     shared = [_Shared(r, weighted, decide) for r in _readers(nodes) if len(r) > 1]
     while sum(weight.widen() for weight in shared):  # again, as a node may have two weights
         pass
@@ -180,11 +185,13 @@ def _coarseness(granularity: Granularity) -> tuple[int, int]:
     return (1, 0) if granularity == PerChannel() else (2, 0)
 
 
-def _keep_in_float(nodes: Sequence[ir.Node], weighted: dict[str, NodePlan]) -> None:
+def _keep_in_float(
+    nodes: Sequence[ir.Node], outputs: Collection[ir.Value], weighted: dict[str, NodePlan]
+) -> None:
     """Rule 1: integers beside a float would only add bytes."""
     changed = True
     while changed:
-        changed, in_float = False, _float_weights_read(nodes, weighted)
+        changed, in_float = False, _float_weights_read(nodes, outputs, weighted)
         for node in nodes:
             planned, weights = weighted[str(node.name)], float_weights(node)
             shared = [w for w in weights if w in in_float]
@@ -199,14 +206,14 @@ def _keep_in_float(nodes: Sequence[ir.Node], weighted: dict[str, NodePlan]) -> N
 
 
 def _float_weights_read(
-    nodes: Sequence[ir.Node], weighted: Mapping[str, NodePlan]
+    nodes: Sequence[ir.Node], outputs: Collection[ir.Value], weighted: Mapping[str, NodePlan]
 ) -> dict[ir.Value, tuple[Storage, str]]:
     """Weight that must be stored as a float -> as which, and why."""
     found: dict[ir.Value, tuple[Storage, str]] = {}
     for node in nodes:
         planned = weighted[str(node.name)]
         for weight in float_weights(node):
-            if _is_output(weight):
+            if _is_given(weight, outputs):
                 found[weight] = Storage.FLOAT32, "an output of the model"
             elif planned.is_rounded:
                 continue
@@ -215,8 +222,7 @@ def _float_weights_read(
     return found
 
 
-def _is_output(weight: ir.Value) -> bool:
-    """Whether the weight, or a copy of it in its own graph, is an output of that graph."""
-    copies = [n for n in graph.consumers(weight) if n.op_type == "Identity"]
-    own = [n.outputs[0] for n in copies if n.graph is weight.graph]
-    return any(value.is_graph_output() for value in (weight, *own))
+def _is_given(weight: ir.Value, outputs: Collection[ir.Value]) -> bool:
+    """Whether the weight, or a copy of it, is one of the outputs."""
+    copies = [n.outputs[0] for n in graph.consumers(weight) if n.op_type == "Identity"]
+    return any(value in outputs for value in (weight, *copies))

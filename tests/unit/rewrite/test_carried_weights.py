@@ -137,6 +137,30 @@ def test_the_file_holds_its_integers_once(tmp_path, kind, bits):
     assert output.stat().st_size < 1.2 * weight_bytes + 3000
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_branches_may_give_constants_back_as_they_are(tmp_path, bits):
+    proto = sketch("""(float[n,96] x, bool c) => (float[n,96] y) {
+        v = If(c) <then_branch = a () => (float[96,96] r) { r = Identity(x) },
+                   else_branch = b () => (float[96,96] r) { r = Identity(x) }>
+        y = MatMul(x, v) }""")
+    for attribute, step in zip(proto.graph.node[0].attribute, (1, -1), strict=True):
+        del attribute.g.node[:]
+        tensor = onnx.numpy_helper.from_array(ONE["w"][::step], "r")
+        attribute.g.initializer.append(tensor)
+    path, output = tmp_path / "model.onnx", tmp_path / "made.onnx"
+    onnx.save(proto, path)
+
+    result = quantize_model(path, output, QuantConfig(bits=bits, mode="weight_only"))
+
+    assert "stays float" not in result.note
+    for taken in (True, False):
+        feed = feed_of("") | {"c": np.array(taken)}
+        (exact,), (found,) = run(open_session(path), feed), run(open_session(output), feed)
+        noise, signal = np.square(exact - found).sum(), np.square(exact).sum()
+        assert sqnr_db(float(signal), float(noise)) > (32 if bits == 8 else 10)
+    assert output.stat().st_size < 1.2 * 2 * D * D * bits / 8 + 3000
+
+
 def test_equal_weights_of_two_branches_are_one(tmp_path):
     text = BRANCHES.replace("Transpose<perm=[1,0]>(w)", "Identity(w)")
     proto = sketch(text)
