@@ -65,15 +65,18 @@ def set_apart(model: ir.Model) -> None:
     So it has a node that plans, names and reports can mean. onnxruntime drops it at load.
 
     1. Each float constant of rank 2 or more that reaches an operator which multiplies by it.
-    2. Where an operator multiplies by it directly, it has a node already.
+    2. Where an operator multiplies by it directly, it has a node already, and where an Identity
+       gives it back from its own graph.
     3. A matrix that was added to something else is a weight as the right operand of a product, such
        as W + A B of an adapter. On the left it may as well be positions that were added to data.
+    4. A branch of an If may give it back. What a body gives back would be made in each round, and
+       what the model gives stays as it is.
     """
     callers = _callers(model)
     branches = {inside for inside, node in callers.items() if node.op_type == "If"}
     for value in graph.initializers_of(model):
         if value.is_graph_output() and value.graph not in branches:
-            continue  # what a model gives stays as it is; a body would make it in each round
+            continue  # 4
         if _is_large_weight(value) and not _has_node(value) and _is_multiplied(value, callers):
             _insert_identity(value)
 
@@ -87,7 +90,7 @@ def _is_large_weight(value: ir.Value) -> bool:
 
 
 def _has_node(value: ir.Value) -> bool:
-    """Rule 2; an Identity that gives it back from its own graph was inserted before."""
+    """Rule 2."""
     return any(
         (node.op_type in graph.WEIGHTED and not node.domain and not _picks_columns(node))
         or (node.op_type == "Identity" and node.graph is value.graph)
@@ -181,16 +184,13 @@ def _callers(model: ir.Model) -> dict[ir.Graph, ir.Node]:
 
 def _insert_identity(value: ir.Value) -> None:
     """Edit in place: whatever reads the constant, or gives it back, has a copy of it."""
-    uses, inside = list(value.uses()), value.graph
+    inside = value.graph
     assert isinstance(inside, ir.Graph)
     copy = ir.Node("", "Identity", [value], name=f"Identity_{value.name}")
     output = copy.outputs[0]
     output.name, output.type, output.shape = f"{value.name}_weight", value.type, value.shape
-    for use in uses:
-        use.node.replace_input_with(use.idx, output)
-    given_back = [position for position, given in enumerate(inside.outputs) if given is value]
-    for position in given_back:
-        inside.outputs[position] = output
+    value.replace_all_uses_with(output, replace_graph_outputs=True)
+    copy.replace_input_with(0, value)
     if len(inside):
         inside.insert_before(inside[0], copy)
     else:
