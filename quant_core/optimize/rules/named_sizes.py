@@ -30,23 +30,21 @@ def named_sizes(model: ir.Model, facts: Facts) -> list[Applied]:
 
     1. Sizes are followed from operator to operator: a Conv that pads as much as its kernel takes
        keeps them, two that step alike make the same of the same.
-    2. No node changes. onnxruntime adds inside the Conv, in its blocked layout, what it knows to be
-       of one size; it loses track of sizes wherever a tensor leaves that layout.
+    2. No node changes: both operands of the sum are said to have these sizes. onnxruntime adds
+       inside the Conv, in its blocked layout, what it knows to be of one size; it loses track of
+       sizes wherever a tensor leaves that layout.
     """
     names = _Names(facts, set())
     names.taken.update(str(n) for dims in facts.known.values() for n in dims if isinstance(n, str))
     for node in model.graph:
         names.follow(node)
-    applied = [
-        Applied("named_sizes", str(node.name), ())
-        for node in model.graph
-        if node.op_type == "Add" and not node.domain and names.is_news(node)
-    ]
-    if applied:
-        for value, sizes in names.sizes.items():
-            dtype = facts.types.get(str(value.name))
-            if len(sizes) == 4 and dtype is not None and not value.is_graph_output():
-                value.shape, value.type = ir.Shape(sizes), ir.TensorType(dtype)
+    applied = []
+    for node in model.graph:
+        if node.op_type == "Add" and not node.domain and names.is_news(node):
+            applied.append(Applied("named_sizes", str(node.name), ()))
+            for value in graph.computed_inputs(node):
+                value.shape = ir.Shape(names.sizes[value])
+                value.type = ir.TensorType(facts.types[str(value.name)])
     return applied
 
 

@@ -56,3 +56,10 @@ def test_known_sizes_need_no_name():
     found, _ = optimized(EXCITED.replace("n, 16, h, w", "1, 16, 8, 8"), {"w3": W3, "w1": W1})
 
     assert not found.applied
+
+
+def test_only_operands_of_the_sum_are_named():
+    found, _ = optimized(EXCITED, {"w3": W3, "w1": W1}, n=8)
+
+    named = {v.name for node in found.model.graph for v in node.outputs if v.shape is not None}
+    assert named - {"y"} == {"t", "z"}
