@@ -19,7 +19,8 @@ Dims: TypeAlias = tuple[int | str | None, ...]  # the same; equal names stand fo
 class Facts:
     """Shapes and types by tensor name.
 
-    Shapes are inferred anew: what a file claims of inner tensors is not believed.
+    Shapes are inferred anew from those of the inputs: what a file claims of other tensors, outputs
+    among them, is not believed.
     """
 
     known: dict[str, Dims]
@@ -33,8 +34,7 @@ class Facts:
             cut_held_types(copy)
         for node in graph.nodes_of(copy):
             for output in node.outputs:
-                if not output.is_graph_output():
-                    output.shape = None
+                output.shape = None
         passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
         known, types = {}, {}
         for inside in graph.graphs_of(copy):

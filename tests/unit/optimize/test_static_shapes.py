@@ -52,3 +52,8 @@ def test_an_expand_to_the_shape_that_is_there_goes():
     )
 
     assert operators == ["Relu"]
+
+
+def test_sizes_that_a_file_claims_of_an_output_are_not_believed():
+    """Exporters write them down and change the graph afterwards."""
+    optimized(f"(float[n, t, 12] x) => (float[1, m] y) {{ {HEADS} y = Reshape(x, q) }}", NUMBERS)
