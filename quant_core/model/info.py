@@ -106,8 +106,9 @@ def _parameters(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """The tensors of all initializers and Constant nodes."""
     yield from files.tensors_of(model)
     for node in graph.nodes_of(model, "Constant"):
-        if "value" in node.attributes:
-            yield node.attributes["value"].as_tensor()
+        value = node.attributes.get("value")
+        if value is not None and not value.is_ref():
+            yield value.as_tensor()
 
 
 def _operators(nodes: list[ir.Node]) -> dict[str, int]:

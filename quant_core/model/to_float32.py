@@ -38,7 +38,7 @@ def to_float32(model: ir.Model) -> frozenset[ir.DataType]:
     faces = (*model.graph.inputs, *model.graph.outputs)
     if not types or any(_holds_others(value) for value in faces):
         return frozenset()
-    passes.InlinePass()(model)  # 1
+    faces = (*model.graph.inputs, *_inlined_outputs(model))  # 1
     kept = {v: v.dtype for v in faces if v.dtype in types and v.const_value is None}
     for value in faces:
         if value.dtype in types and value.is_graph_input() and value not in kept:
@@ -59,6 +59,17 @@ def to_float32(model: ir.Model) -> frozenset[ir.DataType]:
     return types
 
 
+def _inlined_outputs(model: ir.Model) -> list[ir.Value]:
+    """The model's outputs once its local functions are inlined, with the types and shapes that they
+    had: what is written inside a function may have none.
+    """
+    before = list(model.graph.outputs)
+    passes.InlinePass()(model)
+    for old, new in zip(before, model.graph.outputs, strict=True):
+        new.type, new.shape = old.type, old.shape
+    return list(model.graph.outputs)
+
+
 def stores_float16(model: ir.Model) -> bool:
     """Whether the model's file held weights in 16 bits, which those that stay float keep."""
     return "16" in model.metadata_props.get(COMPUTED_FROM, "")
@@ -76,7 +87,18 @@ def _weight_types(model: ir.Model) -> frozenset[ir.DataType]:
             readers = graph.consumers(value)
             if any(n.op_type in graph.WEIGHTED or n.op_type == "Cast" or n.domain for n in readers):
                 found.add(tensor.dtype)
+        found.update(t.dtype for t in _handed_over(inside) if t.dtype in OTHERS)
     return frozenset(found)
+
+
+def _handed_over(inside: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    """The matrices that nodes hand as attributes to operators of other domains, or to functions."""
+    for node in inside:
+        for attribute in node.attributes.values() if node.domain else ():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                tensor = attribute.as_tensor()
+                if len(tensor.shape) > 1:
+                    yield tensor
 
 
 def _constant(value: ir.Value) -> ir.TensorProtocol | None:
@@ -85,7 +107,7 @@ def _constant(value: ir.Value) -> ir.TensorProtocol | None:
     if producer is None:
         return value.const_value
     attribute = producer.attributes.get("value") if producer.op_type == "Constant" else None
-    return None if attribute is None else attribute.as_tensor()
+    return None if attribute is None or attribute.is_ref() else attribute.as_tensor()
 
 
 def _holds_others(value: ir.Value) -> bool:

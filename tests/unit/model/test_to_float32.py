@@ -5,12 +5,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
 from quant_core.api import quantize
 from quant_core.errors import ModelError
+from quant_core.model.info import model_info
 from quant_core.model.prepare import prepare
 from quant_core.model.to_float32 import to_float32
 from tests.models import sketch
@@ -93,6 +95,58 @@ def test_constants_attributes_and_inner_graphs_are_converted(tmp_path):
     got = session.run(None, {"x": x, "c": condition})[0]
     assert got.dtype == np.float16
     assert np.allclose(got, -(x @ weight(64, 64)), atol=1e-2)
+
+
+WRITTEN_BY_A_FUNCTION = """
+    <ir_version: 8, opset_import: ["": 18, "own": 1]>
+    g (TYPE[n, 64] x) => (TYPE[n, 64] y) { h = own.Layer(x, u) y = own.Layer(h, v) }
+    <domain: "own", opset_import: ["": 18]>
+    Layer (a, w) => (o) { m = MatMul(a, w) o = Relu(m) }
+"""
+
+
+@pytest.mark.parametrize("name", ["float16", "double"])
+def test_an_output_that_a_function_writes_keeps_its_type(tmp_path, name):
+    model = onnx.parser.parse_model(WRITTEN_BY_A_FUNCTION.replace("TYPE", name))
+    for seed, key in enumerate("uv"):
+        array = weight(64, 64, dtype=TYPES[name], seed=seed)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, key))
+    original = saved(tmp_path, model)
+    x = weight(4, 64, dtype=TYPES[name], seed=9) * 8
+
+    quantize(original, tmp_path / "q.onnx")
+
+    expected, got = run(original, x), run(tmp_path / "q.onnx", x)
+    assert got.dtype == expected.dtype == TYPES[name]
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+HANDED_ON = """
+    <ir_version: 8, opset_import: ["": 18, "own": 1]>
+    g (TYPE[n, 64] x) => (TYPE[n, 64] y) { y = own.Outer(x) }
+    <domain: "own", opset_import: ["": 18, "own": 1]>
+    Outer <weight> (a) => (o) { h = own.Inner <weight: tensor = @weight> (a) o = Relu(h) }
+    <domain: "own", opset_import: ["": 18]>
+    Inner <weight> (a) => (o) { w = Constant <value: tensor = @weight> () o = MatMul(a, w) }
+"""
+
+
+@pytest.mark.parametrize("name", ["float", "float16"])
+def test_a_weight_that_functions_hand_on_as_an_attribute_is_quantized(tmp_path, name):
+    dtype = {"float": np.float32, **TYPES}[name]
+    model = onnx.parser.parse_model(HANDED_ON.replace("TYPE", name))
+    tensor = onnx.numpy_helper.from_array(weight(64, 64, dtype=dtype))
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("weight", tensor))
+    original = saved(tmp_path, model)
+    x = weight(4, 64, dtype=dtype, seed=9) * 8
+
+    result = quantize(original, tmp_path / "q.onnx")
+
+    expected, got = run(original, x), run(tmp_path / "q.onnx", x)
+    assert got.dtype == expected.dtype == dtype
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert result.size_bytes < 0.8 * result.float_size_bytes
+    assert model_info(original).inputs == model_info(tmp_path / "q.onnx").inputs
 
 
 def test_half_precision_without_weights_is_not_touched(tmp_path):
