@@ -29,8 +29,11 @@ class InputSpec:
 
     @property
     def batch(self) -> int:
-        """The samples in one feed of this input: its first axis if that is fixed, else 1."""
-        return self.shape[0] if self.shape and isinstance(self.shape[0], int) else 1
+        """The samples in one feed of this input: its first axis if that is fixed, 1 if it is empty or
+        open.
+        """
+        first = self.shape[0] if self.shape else None
+        return max(first, 1) if isinstance(first, int) else 1
 
     def __str__(self) -> str:
         if self.container:

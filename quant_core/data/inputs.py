@@ -39,7 +39,7 @@ def input_specs(
         if held != kind:
             specs.append(InputSpec(node.name, OBJECT, (), held, is_optional))
             continue
-        shape = tuple(None if size in ("", -1, 0) else size for size in node.shape)
+        shape = tuple(None if size in ("", -1) else size for size in node.shape)
         specs.append(InputSpec(node.name, np.dtype(DTYPES[kind]), shape, is_optional=is_optional))
     for narrower in map(input_specs, others):
         specs = [_narrowed(spec, narrower) for spec in specs]

@@ -98,6 +98,8 @@ def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
         return rng.choice(np.array(drawn.choices), drawn.shape)
     if spec.container:
         return _draw_container(spec, drawn, rng)
+    if 0 in drawn.shape:
+        return np.zeros(drawn.shape, spec.dtype)
     axis = image_axis(drawn.shape)
     if drawn.low is not None:
         if axis is not None and (drawn.low, drawn.high) == (0, BYTE):

@@ -436,6 +436,23 @@ def test_sizes_that_weights_fix_are_not_drawn(tmp_path):
     assert samples[0]["x"].shape == (1, 32, 5)
 
 
+def test_an_axis_of_size_zero_stays_empty_as_that_of_the_past_of_a_first_step(tmp_path):
+    text = """(float[n, 8] x, float[1, 4, 0, 8] past, float[0, 8] rows, int64[1, 0] mask)
+        => (float[a, 8] y, float[1, 4, b, 8] z)
+        { y = Concat<axis = 0>(rows, x) z = Concat<axis = 2>(past, ones) }"""
+
+    samples = drawn(tmp_path, sketch(text, {"ones": np.ones((1, 4, 2, 8), np.float32)}), count=3)
+
+    assert len(samples) == 3
+    assert {name: array.shape for name, array in samples[0].items()} == {
+        "x": (1, 8),
+        "past": (1, 4, 0, 8),
+        "rows": (0, 8),
+        "mask": (1, 0),
+    }
+    assert outputs(tmp_path, samples)[1].shape == (1, 4, 2, 8)
+
+
 def test_constants_that_are_added_and_axes_that_are_moved_fix_sizes(tmp_path):
     text = """(float[n, bands, c] x) => (float[n, 3, 7] y)
         { a = Add(x, table) t = Transpose<perm = [0, 2, 1]>(a) u = Unsqueeze(t, first)
