@@ -29,9 +29,7 @@ class InputSpec:
 
     @property
     def batch(self) -> int:
-        """The samples in one feed of this input: its first axis if that is fixed, 1 if it is empty or
-        open.
-        """
+        """The samples in one feed of this input: its first axis, or 1 if that is open or empty."""
         first = self.shape[0] if self.shape else None
         return max(first, 1) if isinstance(first, int) else 1
 
