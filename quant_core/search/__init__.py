@@ -17,8 +17,8 @@ choose, promotion   step 4: the best, or with a contract the fewest nodes in mor
 tune_biases         step 5: empirical bias correction
 race, trace         what was tried so far, and as rows for reports
 candidate, bench    one plan's model and what it is worth; what measures that
-possible_gain, policy
-                    whether a search can pay; all of its thresholds
+one_run, possible_gain, policy
+                    how long float takes; whether a search can pay; all of its thresholds
 floor, unseen, not_larger, before_choices
                     after: the finished model is checked, repaired, and kept small
 notes               what people should know of the result

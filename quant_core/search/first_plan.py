@@ -16,7 +16,7 @@ from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import graph
 from quant_core.model.opset import OPSET_INT4, raise_opset
-from quant_core.model.session import find_provider, open_session
+from quant_core.model.session import find_provider
 from quant_core.optimize.applied import Applied
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES
@@ -24,7 +24,7 @@ from quant_core.plan.targets import find_target
 from quant_core.plan.types import IN_FLOAT, IN_INT8, Compute, NodeChoice, QuantPlan
 from quant_core.plan.weighted_nodes import has_weights
 from quant_core.search.job import QuantJob, has_time_to_calibrate
-from quant_core.search.judges import how_many_run_soon
+from quant_core.search.one_run import how_many_run_soon
 from quant_core.search.policy import POLICY
 from quant_core.search.possible_gain import can_gain, most_gain
 from quant_core.search.prepared import prepare_optimized
@@ -48,12 +48,12 @@ def prepare_and_plan(
              contract, and where no front is asked for
     """
     found = prepare_optimized(path, config, samples, costs, deadline)
-    model, measured = found.model, samples is not None and has_time_to_calibrate(config, deadline)
+    model = found.model
+    measured = samples is not None and has_time_to_calibrate(config, deadline)
     plan = first_plan(model, config, measured=measured, rewrites=found.applied)
     if is_free and config.mode == Mode.AUTO and samples is not None and measured:
-        original = Path(path)
         with suppress(ModelError):  # calibration tells why it does not run
-            bound = most_gain(model, plan, original, open_session(original), samples[0], costs)
+            bound = most_gain(model, plan, Path(path), samples[0], costs)
             if bound is not None and not can_gain(bound):
                 few = max(POLICY.rounding_samples, how_many_run_soon(bound))
                 plan = only_stored(model, plan, few)

@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -31,12 +29,12 @@ from quant_core.data.spec import SampleSpec
 from quant_core.deadline import Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
-from quant_core.evaluate.timing_cache import Cost
+from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
-from quant_core.model.session import Feed, open_session, run
 from quant_core.plan.types import QuantPlan
-from quant_core.search.bench import Bench, Reference, model_on
+from quant_core.search.bench import Bench, Reference
 from quant_core.search.job import QuantJob
+from quant_core.search.one_run import how_many_run_soon, one_run
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import timed_in
 from quant_core.text import counted
@@ -109,7 +107,7 @@ def stand_ins(original: Path, samples: Samples) -> Samples:
     """
     if len(samples) <= POLICY.few_judges:  # all, however slow it is
         return samples
-    run_soon = how_many_run_soon(_one_run(original, samples[0]))
+    run_soon = how_many_run_soon(one_run(original, samples[0], TimingCache()))
     count = min(max(run_soon, POLICY.few_judges), POLICY.judging_samples)
     fitted, held_out = _split(samples)
     held_out = held_out.subsample(count)
@@ -336,25 +334,9 @@ def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
     """The first of these samples: as many as the original runs on in `POLICY.drawn_s`, but
     no fewer than `POLICY.drawn_samples`; None if it does not run on the first.
     """
-    feed = samples[0]
-    what = f"{model_on(job.costs.digest_of(job.original), feed)} in float"
     try:
-        cost = job.costs.of(what, partial(_one_run, job.original, feed))
+        cost = one_run(job.original, samples[0], job.costs)
     except ModelError:
         return None
     count = max(POLICY.drawn_samples, how_many_run_soon(cost))
     return samples.pick(np.arange(min(count, len(samples))))
-
-
-def how_many_run_soon(one: Cost) -> int:
-    """On how many samples a model that takes so long for one runs in `POLICY.drawn_s`."""
-    return int(1e3 * POLICY.drawn_s / one.float_ms)
-
-
-def _one_run(original: Path, feed: Feed) -> Cost:
-    """The time of one run of the original. Raises: ModelError if it does not run."""
-    session = open_session(original)
-    run(session, feed)  # the first one allocates memory
-    began_at = time.thread_time()
-    run(session, feed)
-    return Cost(max(1e-3, 1e3 * (time.thread_time() - began_at)), 1.0)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime as ort
 
 from quant_core.evaluate.kernels import profile_kernels
 from quant_core.evaluate.timing_cache import Cost, TimingCache
-from quant_core.model.session import Feed, run
+from quant_core.model.session import Feed
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import model_on
+from quant_core.search.one_run import one_run
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import timed_in
 from quant_core.text import digest_of
 
-QUICK_S = 2e-3  # of CPU time; a model that takes less is raced as soon as profiled
+QUICK_MS = 2.0  # of CPU time; a model that takes less is raced as soon as profiled
 
 
 def can_gain(bound: Cost | None) -> bool:
@@ -33,7 +32,6 @@ def most_gain(
     model: ir.Model,
     plan: QuantPlan,
     original: Path,
-    session: ort.InferenceSession,
     feed: Feed,
     costs: TimingCache,
 ) -> Cost | None:
@@ -42,7 +40,7 @@ def most_gain(
     with them, and what takes no time need not be profiled.
 
     plan      covers all that may compute in integers
-    original  the float model's file, which the session runs
+    original  the float model's file
     feed      what it is timed on
 
     Raises: ModelError if the model does not run.
@@ -51,9 +49,7 @@ def most_gain(
     own = {node.name for node in model.graph}
     if timed_in(plan.target) is not Runtime.ONNXRUNTIME or not may_be_integer <= own:
         return None
-    began_at = time.thread_time()
-    run(session, feed)
-    if time.thread_time() - began_at < QUICK_S:
+    if one_run(original, feed, costs).float_ms < QUICK_MS:
         return None
     nodes = digest_of(repr(sorted(may_be_integer)).encode())
     what = f"{model_on(costs.digest_of(original), feed)} without nodes {nodes}"

@@ -103,9 +103,8 @@ def search(
     is_free = is_auto and contract is None and not whole_front
     may_gain = not plan.rounding_samples
     if may_gain and is_free and not is_late and calibrated.stats is None:
-        path, session = bench.reference.path, bench.reference.session
-        feed = bench.samples[0]
-        may_gain = can_gain(most_gain(calibrated.model, plan, path, session, feed, bench.costs))
+        original, feed = bench.reference.path, bench.samples[0]
+        may_gain = can_gain(most_gain(calibrated.model, plan, original, feed, bench.costs))
     if may_gain:
         race = race_variants(race, plan, bench, contract)
         sought = None if contract is None else reachable(contract, race.candidates)

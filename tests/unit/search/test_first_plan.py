@@ -36,7 +36,7 @@ def product(tmp_path, monkeypatch, request) -> Path:
     own = Kernel("l", "MatMul", Arithmetic.FLOAT32, own_ms, covers=("l", "y"))
     others = Kernel("f", "STFT", Arithmetic.FLOAT32, others_ms, covers=("f",))
     monkeypatch.setattr(possible_gain, "profile_kernels", lambda *_, **__: [own, others])
-    monkeypatch.setattr(possible_gain, "QUICK_S", 0.0)
+    monkeypatch.setattr(possible_gain, "QUICK_MS", 0.0)
     text = "(float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
     path = tmp_path / "m.onnx"
     onnx.save(sketch(text, weights(w=(8, 4))), path)

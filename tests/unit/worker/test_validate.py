@@ -79,7 +79,7 @@ def test_fewer_are_compared_of_a_slow_original_though_not_the_fewest(
 
 def stand_ins_of(model, monkeypatch, count, takes_ms):
     """Positions of those of `count` samples that stand in; one run of the model takes so long."""
-    monkeypatch.setattr(judges, "_one_run", lambda *_: Cost(takes_ms, 1.0))
+    monkeypatch.setattr(judges, "one_run", lambda *_: Cost(takes_ms, 1.0))
     x = np.zeros((count, 4), np.float32)
     samples = open_samples(SampleSpec({"x": x}), [spec("x", "float32", "n", 4)])
     return [*judges.stand_ins(Path(model), samples).order]
