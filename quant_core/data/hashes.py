@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from quant_core.errors import DataError, reason_of
-from quant_core.model.containers import OBJECT, boxed, unboxed
+from quant_core.model.containers import OBJECT, unboxed
 
 
 def hash_file(path: Path, update: Callable[[bytes], None]) -> None:
@@ -33,10 +32,14 @@ def hash_array(name: str, array: np.ndarray, update: Callable[[bytes], None]) ->
     update(np.ascontiguousarray(array).tobytes())
 
 
-def hash_container(name: str, value: Any, update: Callable[[bytes], None]) -> None:
-    """Give `update` the name and the content of a sequence or a map, or that it is absent."""
-    content = unboxed(boxed(value))
-    if isinstance(content, list):
+def hash_value(name: str, value: np.ndarray, update: Callable[[bytes], None]) -> None:
+    """Give `update` the name and the content of a value: a tensor, or, as an array of objects
+    (containers.py), a sequence, a map or an absent value.
+    """
+    content = unboxed(value)
+    if isinstance(content, np.ndarray):
+        hash_array(name, content, update)
+    elif isinstance(content, list):
         for item in content:
             hash_array(name, np.asarray(item), update)
     else:

@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from quant_core.data.hashes import hash_array, hash_container, hash_file
+from quant_core.data.hashes import hash_array, hash_file, hash_value
 from quant_core.data.input_spec import InputSpec, describe_inputs, did_you_mean
 from quant_core.data.npz import Array, array_shapes, open_arrays, read_arrays
 from quant_core.errors import DataError
-from quant_core.model.containers import is_absent
+from quant_core.model.containers import boxed
 from quant_core.model.session import Feed
 
 T = TypeVar("T")
@@ -188,10 +188,8 @@ class FeedSource:
         containers = {spec.name for spec in self.inputs if spec.container}
         for feed in self.feeds:
             for name, value in sorted(feed.items()):
-                if name in containers or is_absent(value):
-                    hash_container(name, value, update)
-                else:
-                    hash_array(name, np.asarray(value), update)
+                array = boxed(value) if name in containers else np.asarray(value)
+                hash_value(name, array, update)
 
 
 def _folder(path: Path, inputs: tuple[InputSpec, ...]) -> FileSource:

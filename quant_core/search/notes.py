@@ -9,11 +9,10 @@ import onnx_ir as ir
 
 from quant_core.calibrate.observe import Statistics
 from quant_core.config import Mode
-from quant_core.data.hashes import hash_array, hash_container
+from quant_core.data.hashes import hash_value
 from quant_core.data.input_hints import takes_bytes
 from quant_core.data.samples import Samples
 from quant_core.model import files, graph
-from quant_core.model.containers import OBJECT
 from quant_core.model.session import Feed
 from quant_core.plan.other_constants import LARGE_SHARE
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
@@ -85,8 +84,7 @@ def _content(feed: Feed) -> bytes:
     """All that the feed holds."""
     parts: list[bytes] = []
     for name, value in feed.items():
-        add = hash_container if value.dtype == OBJECT else hash_array
-        add(name, value, parts.append)
+        hash_value(name, value, parts.append)
     return b"".join(parts)
 
 
