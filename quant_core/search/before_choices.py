@@ -27,7 +27,7 @@ from quant_core.model.subgraph import reads
 from quant_core.model.unused import drop_unused
 from quant_core.model.write import write_model
 from quant_core.plan.make import replan
-from quant_core.plan.types import IN_FLOAT32, Compute, NodeChoice, NodePlan, QuantPlan
+from quant_core.plan.types import IN_FLOAT, IN_FLOAT32, NodeChoice, QuantPlan
 from quant_core.search.calibrated import calibrated_as_planned, remade
 from quant_core.search.job import QuantJob
 from quant_core.search.result import Made
@@ -105,11 +105,12 @@ def _without(model: ir.Model, names: set[str]) -> ir.Model:
 
 def _of_whole_model(made: Made, job: QuantJob, behind: set[str]) -> Made:
     """The same, of the whole model of the job (step 3)."""
-    before = made.best.plan
-    rest = tuple(n for n in job.plan.nodes if n.node in behind and n.weights)
-    plan = replace(before, nodes=(*before.nodes, *rest))
-    plan = _planned_for(job.model, plan, dict.fromkeys((n.node for n in rest), IN_FLOAT32))
-    plan = replace(plan, nodes=tuple(_in_float(n) if n.node in behind else n for n in plan.nodes))
+    weighted = [n.node for n in job.plan.nodes if n.node in behind and n.weights]
+    changes = dict.fromkeys(weighted, IN_FLOAT32)
+    changes |= dict.fromkeys(behind.difference(weighted), IN_FLOAT)
+    plan = _planned_for(job.model, made.best.plan, changes)
+    reasoned = (replace(n, reason=BEHIND) if n.node in behind else n for n in plan.nodes)
+    plan = replace(plan, nodes=tuple(reasoned))
     calibrated = calibrated_as_planned(job, plan)
     best = calibrated.with_planned_biases(remade(replace(made.best, plan=plan), calibrated))
     return replace(
@@ -127,7 +128,3 @@ def _planned_for(
     """The plan for a model with more or fewer nodes than its own."""
     replanned = replan(model, plan, changes)
     return replace(replanned, tuned_biases_db=plan.tuned_biases_db, idle_globs=plan.idle_globs)
-
-
-def _in_float(node: NodePlan) -> NodePlan:
-    return replace(node, compute=Compute.FLOAT, reason=BEHIND)

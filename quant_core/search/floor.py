@@ -15,8 +15,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import cache
 
 from quant_core.config import Contract
 from quant_core.data.samples import Samples
@@ -24,7 +25,7 @@ from quant_core.errors import ModelError
 from quant_core.evaluate.lost_channels import lost_channels
 from quant_core.evaluate.node_noise import isolated_db
 from quant_core.evaluate.variation import varying_db
-from quant_core.metrics import PROBABILITY_ERROR, Fidelity
+from quant_core.metrics import PROBABILITY_ERROR, Fidelity, OutputFidelity
 from quant_core.model.containers import numbers_of
 from quant_core.plan.make import with_choice
 from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
@@ -228,27 +229,30 @@ def _doubted(judged: Candidate, bench: Bench) -> list[str]:
     least = judged.plan.config.least_db
     names = [output.name for output in bench.reference.session.get_outputs()]
     judging = [o for o in judged.fidelity.per_output if o.measured_db is not None]
-    outputs = (bench.reference.outputs.of(names.index(o.name)) for o in judging)
-    shares = [varying_db(map(numbers_of, of_output)) for of_output in outputs]
-    if set(shares) == {-math.inf}:
+
+    @cache
+    def share_db(output: str) -> float | None:
+        return varying_db(map(numbers_of, bench.reference.outputs.of(names.index(output))))
+
+    if judging and all(share_db(o.name) == -math.inf for o in judging):
         which = f"all {len(bench.samples)} samples that judge"
         return [f"float's outputs are the same on {which}: little was measured"]
-    found = []
-    for o, share_db in zip(judging, shares, strict=True):
-        if o.centred_db is None or (o.sound_db or 0.0) < POLICY.noted_db:
-            continue
-        if o.is_same_probability:
-            lo, hi = o.float_range or (0.0, 1.0)
-            if o.centred_db < POLICY.noted_db and hi - lo < 2 * PROBABILITY_ERROR:
-                where = f"from {lo:.2g} to {hi:.2g} on all samples that judge"
-                found.append(f"output {o.name} {o.nearness}, but is {where}")
-            continue
-        if share_db is None or math.isinf(share_db):
-            continue
-        if o.centred_db + share_db < least:
-            what = f"{o.centred_db + share_db:.1f} dB of what differs between samples"
-            found.append(f"output {o.name} {o.nearness}, but {what}")
-    return found
+    doubts = [(o, _doubt(o, least, share_db)) for o in judging]
+    return [f"output {o.name} {o.nearness}, but {doubt}" for o, doubt in doubts if doubt]
+
+
+def _doubt(output: OutputFidelity, least: float, share_db: Callable[[str], float | None]) -> str:
+    """Why the samples prove little of an output; "" if they prove enough, or it is not sound."""
+    if output.centred_db is None or (output.sound_db or 0.0) < POLICY.noted_db:
+        return ""
+    if output.is_same_probability:
+        lo, hi = output.float_range or (0.0, 1.0)
+        is_flat = output.centred_db < POLICY.noted_db and hi - lo < 2 * PROBABILITY_ERROR
+        return f"is from {lo:.2g} to {hi:.2g} on all samples that judge" if is_flat else ""
+    share = share_db(output.name)
+    if share is None or math.isinf(share) or output.centred_db + share >= least:
+        return ""
+    return f"{output.centred_db + share:.1f} dB of what differs between samples"
 
 
 def close_to_floor(judged: Candidate) -> tuple[str, ...]:
