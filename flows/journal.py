@@ -140,7 +140,7 @@ class Journal:
             for timing in entry.timings
         }
 
-    def forget_all_but(self, digests: set[str], store: Url | None = None) -> None:
+    def forget_all_but(self, digests: set[str], store: Url | None) -> None:
         """Delete the answers of all stages but those of these models.
 
         store  where workers that share no disk have left the files of stages

@@ -82,7 +82,7 @@ class Workers:
         stage: str,
         model: str,
         request: Mapping[str, Any],
-        on_wait: Callable[[float], None] = lambda seconds: None,
+        on_wait: Callable[[float], None],
     ) -> StageAnswer:
         """The answer of a stage beside which no other such stage runs on its host.
 

@@ -12,7 +12,7 @@ from flows.console.result import AuditResult
 from flows.manifest.code import check_code
 from flows.runtime.prefect_api import unused_settings
 from flows.runtime.process import importing
-from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
+from flows.runtime.run_options import RunOptions
 from quant_core.worker.run import STAGE_MODULE
 
 # run_audit alone imports Prefect and Dask: --help does not wait for them.
@@ -20,11 +20,10 @@ from quant_core.worker.run import STAGE_MODULE
 
 def run_audit(
     folder: Path,
-    options: RunOptions = DEFAULT_OPTIONS,
+    options: RunOptions,
     *,
     max_slowdown: float = 0.1,
     on_progress: Listener = ignore,
-    module: str = STAGE_MODULE,
 ) -> AuditResult:
     """Audit what a batch has made in that folder.
 
@@ -47,7 +46,7 @@ def run_audit(
             from flows.audit.flow import audit
             from flows.batch.flow_run import Caller, call_flow
 
-        caller = Caller(manifest, client, on_progress, module, options.code)
+        caller = Caller(manifest, client, on_progress, STAGE_MODULE, options.code)
         flow = partial(audit, str(folder), scheduler, jobs, list(options.only), max_slowdown)
         return call_flow("audit", flow, caller, AuditResult, "Run it again")
 

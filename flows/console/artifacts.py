@@ -27,7 +27,7 @@ def show_in_prefect(
     run_id: str,
     lines: Sequence[Mapping[str, object]],
     facts: Mapping[str, object],
-    page: Path | None = None,
+    page: Path | None,
 ) -> None:
     """Create a table of these lines, a list of facts and a link to the page in Prefect's UI.
 

@@ -135,7 +135,7 @@ def failure_sentence(stage: str, problem: str, where: str | None) -> str:
     return f"{stage}: {error_sentence(problem, place)}"
 
 
-def verdict_text(word: str, reason: str | None = None) -> Text:
+def verdict_text(word: str, reason: str | None) -> Text:
     """A verdict or an outcome in its colour, and why."""
     text = Text(word.replace("_", " "), style=VERDICT_STYLES.get(word, ""))
     return text.append(f": {printable(reason)}", style="default") if reason else text

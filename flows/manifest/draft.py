@@ -114,7 +114,7 @@ def draft_manifest(folder: Path, output: Path | None = None) -> tuple[Path, list
     return output, models
 
 
-def manifest_text(models: Iterable[DraftedModel], folder: Path, hints: Sequence[str] = ()) -> str:
+def manifest_text(models: Iterable[DraftedModel], folder: Path, hints: Sequence[str]) -> str:
     """The manifest of these models, with paths relative to `folder`, where it will lie."""
     lines = [
         *hints,

@@ -63,9 +63,7 @@ def how_many_workers(models: int, *requested: int | None) -> int:
 
 
 @contextlib.contextmanager
-def api_and_dask(
-    workers: int, scheduler: str | None = None, prefect: Prefect = Prefect.OWN
-) -> Iterator[Client]:
+def api_and_dask(workers: int, scheduler: str | None, prefect: Prefect) -> Iterator[Client]:
     """Prefect's API and a Dask client, started side by side and ended together.
 
     If `scheduler` is given, that cluster is used.
@@ -99,7 +97,7 @@ def check_loopback() -> None:
 
 
 @contextlib.contextmanager
-def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+def dask_client(workers: int, scheduler: str | None) -> Iterator[Client]:
     """A client of the scheduler at that address, or of a new cluster on this host.
 
     Raises: RequestError if nobody answers at that address.

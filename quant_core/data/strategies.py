@@ -61,7 +61,7 @@ LAST = (
 )
 
 
-def strategies(sizes: Sequence[int] = ()) -> Iterator[Strategy]:
+def strategies(sizes: Sequence[int]) -> Iterator[Strategy]:
     """All ways, of which some draw lengths, sides and batches of these sizes."""
     yield from FIRST
     yield from (Strategy(length=size) for size in sizes)

@@ -90,7 +90,7 @@ def float_misses(fidelity: Fidelity, contract: Contract) -> bool:
 
 
 def gain_clauses(
-    contract: Contract, *, speedup: float | None = None, size_ratio: float | None = None
+    contract: Contract, *, speedup: float | None, size_ratio: float | None
 ) -> list[Clause]:
     """The clauses on speed-up and size, without those whose value is not known.
 

@@ -16,7 +16,7 @@ NOT_QUANTIZED = "the file is not quantized"
 def why_float(
     op_type: str,
     nodes: Sequence[ir.Node],
-    unpacked: Collection[ir.Value] = (),
+    unpacked: Collection[ir.Value],
     *,
     is_quantized: bool,
 ) -> str:

@@ -60,14 +60,11 @@ def measure(
     candidate: ort.InferenceSession,
     feed: Mapping[str, np.ndarray],
     *,
-    seconds: float = 2.0,
-    min_rounds: int = 5,
+    seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """The latencies of the float model and the quantized one; the rest as in `measure_all`."""
-    [timing] = measure_all(
-        reference, [candidate], feed, seconds=seconds, min_rounds=min_rounds, clock=clock
-    )
+    [timing] = measure_all(reference, [candidate], feed, seconds=seconds, clock=clock)
     return timing
 
 
@@ -76,16 +73,14 @@ def measure_all(
     candidates: Sequence[ort.InferenceSession],
     feed: Mapping[str, np.ndarray],
     *,
-    seconds: float = 2.0,
-    min_rounds: int = 5,
+    seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """The latencies of the float model and of each quantized one on the same feed, all in turns.
 
-    seconds     how long the rounds take, without the warm-up
-    min_rounds  lower bound of the number of rounds, as `take_turns` keeps it
-    clock       the wall clock is what users wait for; time.thread_time leaves out what other
-                processes take from a session of one thread
+    seconds  how long the rounds take, without the warm-up
+    clock    the wall clock is what users wait for; time.thread_time leaves out what other processes
+             take from a session of one thread
 
     Sessions that `run` has run need no warm-up where they are slow.
 
@@ -106,9 +101,7 @@ def measure_all(
     calls = [partial(session.run, None, plain) for session in sessions]
     are_warm = all(getattr(session, "has_run", False) for session in sessions)
     with failing_on(feed):
-        times = take_turns(
-            calls, seconds=seconds, min_rounds=min_rounds, clock=clock, are_warm=are_warm
-        )
+        times = take_turns(calls, seconds=seconds, clock=clock, are_warm=are_warm)
     return [summarize(times[:, [0, i]], threads[0]) for i in range(1, len(sessions))]
 
 

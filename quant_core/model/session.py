@@ -102,7 +102,7 @@ def find_provider(name: str) -> Provider:
     return Provider(CPU, f"provider {name} {why}: the CPU ran instead")
 
 
-def open_profiled(model: Model, prefix: Path, *, threads: int = 1) -> ort.InferenceSession:
+def open_profiled(model: Model, prefix: Path, *, threads: int) -> ort.InferenceSession:
     """A session that writes the time of each kernel; `end_profiling` returns the JSON's path.
 
     prefix  the beginning of that path
@@ -318,7 +318,7 @@ def _source(
         yield str(model), None, {}
 
 
-def _exposing(outputs: Sequence[str], counting: Sequence[str] = ()) -> bytes:
+def _exposing(outputs: Sequence[str], counting: Sequence[str]) -> bytes:
     """Bytes that add graph outputs to the serialized model they are appended to, and a node before
     each that counts the elements of a tensor, if there are tensors to count.
 

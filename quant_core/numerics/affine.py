@@ -136,7 +136,7 @@ def choose_params(
 
 
 def range_of(
-    x: NDArray[Any], axis: int | None = None, block: int | None = None
+    x: NDArray[Any], axis: int | None, block: int | None = None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Minimum and maximum of the whole of `x`, of its slices along `axis`, or of its blocks: for
     `choose_params`.

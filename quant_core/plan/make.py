@@ -112,9 +112,7 @@ def make_plan(
     )
 
 
-def replan(
-    model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice] | None = None
-) -> QuantPlan:
+def replan(model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice]) -> QuantPlan:
     """The plan anew with these changes; what was chosen for all other nodes stays, and of what
     model and samples weights are made. Biases are not tuned. Raises: as `make_plan`.
     """
@@ -123,7 +121,7 @@ def replan(
         for n in plan.nodes
         if n.weights
     }
-    for node, change in (changes or {}).items():
+    for node, change in changes.items():
         before = choices.get(node, NO_CHOICE)
         choices[node] = NodeChoice(
             change.compute or before.compute,

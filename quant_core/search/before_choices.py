@@ -46,7 +46,7 @@ def made_before_choices(job: QuantJob, make: Callable[[QuantJob], Made]) -> Made
         return make(job)
     model = _without(job.model, behind)
     before = tuple(n for n in job.plan.nodes if n.node not in behind)
-    plan = _planned_for(model, replace(job.plan, nodes=before))
+    plan = _planned_for(model, replace(job.plan, nodes=before), {})
     with TemporaryDirectory(prefix="quantmill-") as folder:
         original = Path(folder, job.original.name)
         write_model(model, original)
@@ -122,9 +122,7 @@ def _of_whole_model(made: Made, job: QuantJob, behind: set[str]) -> Made:
     )
 
 
-def _planned_for(
-    model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice] | None = None
-) -> QuantPlan:
+def _planned_for(model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice]) -> QuantPlan:
     """The plan for a model with more or fewer nodes than its own."""
     replanned = replan(model, plan, changes)
     return replace(replanned, tuned_biases_db=plan.tuned_biases_db, idle_globs=plan.idle_globs)

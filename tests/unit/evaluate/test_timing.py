@@ -187,11 +187,16 @@ def test_sessions_that_cannot_be_compared_are_refused():
     spinning = ort.InferenceSession(relu(), options, providers=["CPUExecutionProvider"])
 
     with pytest.raises(RequestError, match="1 threads, quantized 2"):
-        measure(open_session(relu()), open_session(relu(), threads=2), FEED)
+        measure(open_session(relu()), open_session(relu(), threads=2), FEED, seconds=0.1)
     with pytest.raises(RequestError, match="spin"):
-        measure(open_session(relu(), threads=2), spinning, FEED)
+        measure(open_session(relu(), threads=2), spinning, FEED, seconds=0.1)
 
 
 def test_a_feed_that_does_not_fit_is_an_error_before_anything_is_timed():
     with pytest.raises(ModelError, match="does not run on"):
-        measure(open_session(relu()), open_session(relu()), {"x": np.ones((1, 5), np.float32)})
+        measure(
+            open_session(relu()),
+            open_session(relu()),
+            {"x": np.ones((1, 5), np.float32)},
+            seconds=0.1,
+        )

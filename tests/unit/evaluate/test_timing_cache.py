@@ -170,7 +170,7 @@ def test_with_a_table_that_knows_all_nothing_is_timed_and_the_bytes_are_the_same
 
 
 def test_a_product_computes_in_the_way_that_costs_least_by_itself(searched):
-    searched.set_costs("model", 4.0, 2.0)  # whole candidates are alike
+    searched.set_costs("by plan", 4.0, 2.0)  # whole candidates are alike
     searched.set_costs("MatMul", 1.0, 2.0)
     searched.set_costs("MatMul", 1.0, 1.0, but="float")
     searched.set_costs("96x48", 1.0, 3.0, but="float")
