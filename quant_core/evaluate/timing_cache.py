@@ -53,6 +53,7 @@ class TimingCache:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self._costs: dict[str, Cost] = {}
+        self._digests: dict[Path, str] = {}
         self._content = b""  # of the file, as far as it has been read
         if self.path is None:
             return
@@ -69,8 +70,14 @@ class TimingCache:
         return sum(_parsed(line) is None for line in self._lines())
 
     def digest_of(self, path: Path) -> str:
-        """The digest of a file, for keys; "" if no file holds them, as then they name no other."""
-        return digest_of(path.read_bytes()) if self.path is not None else ""
+        """The digest of a model's file, for keys; "" if no file holds them, as then they name no
+        other. It is read once: a search does not change its original.
+        """
+        if self.path is None:
+            return ""
+        if path not in self._digests:
+            self._digests[path] = digest_of(path.read_bytes())
+        return self._digests[path]
 
     def of(self, what: str, measure: Callable[[], Timing | Cost]) -> Cost:
         """The cost of `what`; `measure` is called only if it is not known yet.

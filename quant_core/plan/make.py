@@ -117,9 +117,7 @@ def replan(model: ir.Model, plan: QuantPlan, changes: Mapping[str, NodeChoice]) 
     model and samples weights are made. Biases are not tuned. Raises: as `make_plan`.
     """
     choices = {
-        n.node: NodeChoice(n.compute, plan.stored.get(n.node), n.granularity)
-        for n in plan.nodes
-        if n.weights
+        n.node: NodeChoice(n.compute, plan.stored.get(n.node), n.granularity) for n in plan.weighted
     }
     for node, change in changes.items():
         before = choices.get(node, NO_CHOICE)

@@ -188,6 +188,11 @@ class QuantPlan:
     idle_globs: tuple[str, ...] = ()
 
     @property
+    def weighted(self) -> list[NodePlan]:
+        """The nodes that have weights."""
+        return [n for n in self.nodes if n.weights]
+
+    @property
     def in_four_bits(self) -> list[str]:
         """The nodes whose weights are stored in 4 bits."""
         return [n.node for n in self.nodes if n.storage is Storage.INT4]

@@ -54,7 +54,7 @@ def try_assignments(
     # dynamic Convs.
     is_open = not judged.is_faithful or bench.timed_in is Runtime.OPENVINO
     is_open = is_open or any(map(is_dynamic_conv, start.plan.nodes))
-    is_open = is_open and any(n.weights and n.compute.is_integer for n in start.plan.nodes)
+    is_open = is_open and any(n.compute.is_integer for n in start.plan.weighted)
     has_time = bench.has_time_after([start], POLICY.trials_of_a_step)
     if not has_time or not (is_open or whole_front):
         return race
@@ -144,7 +144,7 @@ def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[
         middle = best()
         before = max((n for n in tried if n < middle), default=middle)
         after = min((n for n in tried if n > middle), default=min(end, groups))
-        faster = tried[before].gain + math.log2(POLICY.equal_speed) > tried[middle].gain
+        faster = tried[before].gain - POLICY.clock_noise > tried[middle].gain
         fewer = [(before + middle) // 2] if faster else []
         more = [] if tried[middle].is_faithful else [(middle + after) // 2]
         yield from (n for n in (*fewer, *more) if n not in tried)
@@ -158,7 +158,7 @@ def float_groups(calibrated: CalibratedModel, start: Candidate, bench: Bench) ->
 
     Raises: ModelError if one of the models does not run.
     """
-    left = {n.node: None for n in start.plan.nodes if n.weights and n.compute.is_integer}
+    left = {n.node: None for n in start.plan.weighted if n.compute.is_integer}
     if len(left) < 2:
         return [list(left)] if left else []
     bench.progress("measuring the time and the noise of each node")
@@ -226,7 +226,7 @@ def _fitted_to_whole(
     converted_ms = probe.conversion_ms - all_integer.conversion_ms
     if converted_ms <= (1 - POLICY.equal_speed) * start.cost.quantized_ms:
         return tensors
-    nodes = [n.node for n in start.plan.nodes if n.weights and n.node in probe.in_float]
+    nodes = [n.node for n in start.plan.weighted if n.node in probe.in_float]
     plan = with_choice(calibrated.model, start.plan, nodes, IN_FLOAT)
     found = bench.time(calibrated.build(plan, start.label))
     if found is None:

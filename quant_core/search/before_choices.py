@@ -105,7 +105,7 @@ def _without(model: ir.Model, names: set[str]) -> ir.Model:
 
 def _of_whole_model(made: Made, job: QuantJob, behind: set[str]) -> Made:
     """The same, of the whole model of the job (step 3)."""
-    weighted = [n.node for n in job.plan.nodes if n.node in behind and n.weights]
+    weighted = [n.node for n in job.plan.weighted if n.node in behind]
     changes = dict.fromkeys(weighted, IN_FLOAT32)
     changes |= dict.fromkeys(behind.difference(weighted), IN_FLOAT)
     plan = _planned_for(job.model, made.best.plan, changes)

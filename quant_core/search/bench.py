@@ -69,9 +69,8 @@ class Reference:
         """The same after so many of the samples ran again, also without optimizers."""
         few = spread(count, len(self.samples))
         first = [self.outputs[i] for i in few]
-        names = [output.name for output in self.session.get_outputs()]
         again = [
-            compare(first, run_all(s, self.samples.pick(few)), names)
+            compare(first, run_all(s, self.samples.pick(few)), self.names)
             for s in (self.session, open_session(self.path, optimize=False))
         ]
         outputs = chain.from_iterable(fidelity.per_output for fidelity in again)
@@ -84,10 +83,14 @@ class Reference:
         return replace(self, samples=self.samples.pick(positions), outputs=outputs)
 
     @property
+    def names(self) -> list[str]:
+        """Names of the outputs."""
+        return [output.name for output in self.session.get_outputs()]
+
+    @property
     def steady(self) -> tuple[str, ...]:
         """Names of the outputs that float repeats."""
-        names = [output.name for output in self.session.get_outputs()]
-        return tuple(name for name in names if name not in self.unsteady)
+        return tuple(name for name in self.names if name not in self.unsteady)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,10 +114,6 @@ class Bench:
     deadline: Deadline = NO_DEADLINE
     judged_outputs: tuple[str, ...] | None = None
     progress: Progress = silent
-    _digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_digest", self.costs.digest_of(self.reference.path))
 
     @property
     def samples(self) -> Samples:
@@ -203,19 +202,15 @@ class Bench:
 
         runs  of its model, or of several, each on some of the samples, in their order
         """
-        names = [output.name for output in runs[0][0].get_outputs()]
-        kept = [
-            i
-            for i, name in enumerate(names)
-            if self.judged_outputs is None or name in self.judged_outputs
-        ]
+        judged = self.reference.names if self.judged_outputs is None else self.judged_outputs
+        kept = [i for i, name in enumerate(self.reference.names) if name in judged]
         alike: list[int] = []
 
         def compared(metric: str | None) -> Fidelity:
             alike.clear()
             reference = ([want[k] for k in kept] for want in self.reference.outputs)
             outputs = ([got[k] for k in kept] for got in noting_shapes())
-            return compare(reference, outputs, kept_names, self.samples.labels, metric)
+            return compare(reference, outputs, names, self.samples.labels, metric)
 
         def noting_shapes() -> Iterator[Outputs]:
             outputs = chain.from_iterable(run_each(*run) for run in runs)
@@ -224,7 +219,7 @@ class Bench:
                     alike.append(i)
                 yield got
 
-        kept_names = [names[k] for k in kept]
+        names = [self.reference.names[k] for k in kept]
         failure = None
         try:
             fidelity = compared(self.metric)
@@ -233,20 +228,16 @@ class Bench:
                 raise
             failure = error
             fidelity = compared(None)
-        judged = replace(
-            candidate,
-            fidelity=fidelity,
-            size_ratio=candidate.size_bytes / self.float_size_bytes,
-            metric_failure=failure,
-        )
-        return judged, alike
+        size_ratio = candidate.size_bytes / self.float_size_bytes
+        found = replace(candidate, fidelity=fidelity, size_ratio=size_ratio, metric_failure=failure)
+        return found, alike
 
     def described(self, plan: QuantPlan, feed: Feed) -> str:
         """What the plan makes of the float model, and the feed that it is timed on: a key of the
         timing cache.
         """
         by = digest_of(plan.to_json().encode())
-        what = f"{model_on(self._digest, feed)} by plan {by}"
+        what = f"{model_on(self.costs.digest_of(self.reference.path), feed)} by plan {by}"
         if self.timed_in is Runtime.OPENVINO:
             return f"{what} in OpenVINO {openvino_version()}"
         return what

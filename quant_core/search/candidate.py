@@ -123,7 +123,7 @@ class Candidate:
         20 dB below of 5. What a model is slower than its float original counts many times. That
         grows from nothing, so that the noise of a race alone never decides against a faithful one.
         """
-        slower = max(0.0, math.log2(POLICY.equal_speed) - self.gain)
+        slower = max(0.0, -POLICY.clock_noise - self.gain)
         return self.gain - self._lost_fidelity - POLICY.slower_than_float * slower
 
     @property
@@ -135,7 +135,7 @@ class Candidate:
     @property
     def is_faithful(self) -> bool:
         """Whether one nearer to float, and as fast, is worth no more, as far as a race can tell."""
-        return self._lost_fidelity <= -math.log2(POLICY.equal_speed)
+        return self._lost_fidelity <= POLICY.clock_noise
 
     @property
     def gain(self) -> float:
@@ -146,11 +146,11 @@ class Candidate:
     @property
     def keeps_speed(self) -> bool:
         """Whether it is no slower than float, as far as a race can tell."""
-        return self.gain >= math.log2(POLICY.equal_speed)
+        return self.gain >= -POLICY.clock_noise
 
     def _expected_speedup(self) -> float:
         """The speed-up by the target's own times, where nothing can be timed."""
-        weighted = [n for n in self.plan.nodes if n.weights]
+        weighted = self.plan.weighted
         times = TARGETS[self.plan.target].times
         taken = sum(n.elements * times.get(n.compute, 1.0) for n in weighted)
         total = sum(n.elements for n in weighted)

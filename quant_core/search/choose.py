@@ -6,7 +6,6 @@ bytes is better in one of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from quant_core.search.candidate import Candidate
@@ -36,7 +35,7 @@ def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate
     """Of the candidates that gain as much, as far as a race can tell, the nearest to float; of
     faithful ones that of most worth.
     """
-    least = gain + math.log2(POLICY.equal_speed)
+    least = gain - POLICY.clock_noise
     alike = [c for c in candidates if c.gain >= least]
     return max(alike, key=lambda c: (min(c.sqnr_db, POLICY.faithful_db), *_value(c)))
 

@@ -64,7 +64,7 @@ def only_stored(model: ir.Model, plan: QuantPlan, few: int) -> QuantPlan:
     """The plan with weights that are only stored, as integers cannot gain; those in 8 bits are
     rounded for a few samples.
     """
-    stored = with_choice(model, plan, [n.node for n in plan.nodes if n.weights], IN_FLOAT)
+    stored = with_choice(model, plan, [n.node for n in plan.weighted], IN_FLOAT)
     few = POLICY.gram_samples if stored.in_four_bits else min(few, POLICY.gram_samples)
     return replace(stored, rounding_samples=few)
 

@@ -157,7 +157,7 @@ def _judged(
     except ModelError:
         if not repairs:
             raise
-        nodes = [n.node for n in best.plan.nodes if n.weights]
+        nodes = [n.node for n in best.plan.weighted]
         plan = with_choice(calibrated.model, best.plan, nodes, IN_FLOAT)
         return bench.judge_fidelity(calibrated.build(plan, f"{best.label}, all nodes in float"))
 
@@ -227,7 +227,7 @@ def _doubted(judged: Candidate, bench: Bench) -> list[str]:
     """A note on each output that is sound, though the samples prove little of it."""
     assert judged.fidelity is not None
     least = judged.plan.config.least_db
-    names = [output.name for output in bench.reference.session.get_outputs()]
+    names = bench.reference.names
     judging = [o for o in judged.fidelity.per_output if o.measured_db is not None]
 
     @cache
@@ -295,7 +295,7 @@ def _repair_note(before: Candidate, after: Candidate) -> str:
 
 def _changed_nodes(before: QuantPlan, after: QuantPlan) -> list[str]:
     was = {n.node: (n.compute, n.storage) for n in before.nodes}
-    return [n.node for n in after.nodes if n.weights and was.get(n.node) != (n.compute, n.storage)]
+    return [n.node for n in after.weighted if was.get(n.node) != (n.compute, n.storage)]
 
 
 def _list(names: Collection[str]) -> str:

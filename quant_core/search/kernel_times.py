@@ -42,7 +42,7 @@ def without_losses(model: ir.Model, plan: QuantPlan, feed: Feed) -> QuantPlan:
     }
     conversions = tensor_costs(model, plan, sizes, MS * CLEAR_GAIN * kernels.conversion)
     in_float = cheapest_assignments(costs, conversions)[0].in_float
-    losing = [n.node for n in plan.nodes if n.weights and n.node in in_float]
+    losing = [n.node for n in plan.weighted if n.node in in_float]
     return with_choice(model, plan, losing, IN_FLOAT)
 
 

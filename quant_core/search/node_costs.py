@@ -100,7 +100,7 @@ def _node_times(candidate: Candidate, bench: Bench, profiles: Profiles) -> dict[
     """Node that computes in integers -> its time, from the timing cache where it knows it."""
     names = {n.node: n.node for n in candidate.plan.nodes if n.compute.is_integer}
     written = {str(node.name): name for name, node in candidate.quantized.written.items()}
-    weighted = {n.node for n in candidate.plan.nodes if n.weights}
+    weighted = {n.node for n in candidate.plan.weighted}
 
     @cache
     def times() -> tuple[dict[str, float], dict[str, float]]:

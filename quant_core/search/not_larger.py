@@ -59,7 +59,7 @@ def _changed(
     calibrated: CalibratedModel, best: Candidate, choice: NodeChoice, most_bytes: int
 ) -> Candidate:
     """The candidate with this choice for as few nodes as are enough, or for all."""
-    weighted = [n for n in best.plan.nodes if n.weights and n.weight_storage.bits < 32]
+    weighted = [n for n in best.plan.weighted if n.weight_storage.bits < 32]
     free = [n for n in weighted if not _is_named(best.plan, n.node, *n.weights)]  # 2.
     nodes = [n.node for n in sorted(free, key=lambda n: n.elements)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -159,6 +160,11 @@ class SearchPolicy:
     matmul_seconds: float = 0.01
     # All kernels of a model, for the times of its nodes. Not tuned: medians of a few runs.
     profile_seconds: float = 0.1
+
+    @property
+    def clock_noise(self) -> float:
+        """`equal_speed` in doublings: what is slower by less counts as equally fast."""
+        return -math.log2(self.equal_speed)
 
 
 POLICY = SearchPolicy()

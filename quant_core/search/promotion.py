@@ -61,7 +61,7 @@ class Promotion:
 
     def nodes_of(self, plan: QuantPlan) -> list[str]:
         """The nodes of the plan that can be promoted, in graph order."""
-        return [n.node for n in plan.nodes if n.weights and self.concerns(n)]
+        return [n.node for n in plan.weighted if self.concerns(n)]
 
     def plan(self, model: ir.Model, plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:
         """The plan with these nodes promoted."""

@@ -124,7 +124,7 @@ def _try_blocks(
         label = f"{variant.label}, rounded to nearest"
         rough = _trial(unfitted, plan, label, bench, variant)
         gain = -math.inf if rough.candidate is None else rough.candidate.gain
-        if gain < least + math.log2(POLICY.equal_speed):
+        if gain < least - POLICY.clock_noise:
             return race.after(rough)
     return try_plan(race, plan, variant.label, bench, variant)
 

@@ -38,7 +38,7 @@ def _cheapest_computes(race: Race, best: Candidate, bench: Bench) -> tuple[Quant
 
     None changes if there are few MatMuls, or all that change save no more than noise.
     """
-    weighted = [n for n in best.plan.nodes if n.weights]
+    weighted = best.plan.weighted
     matmuls = [n.node for n in weighted if is_matmul(n)]
     if best.cost is None or len(matmuls) < POLICY.rare_share * len(weighted):
         return best.plan, 0

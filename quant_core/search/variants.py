@@ -172,7 +172,7 @@ def worth_trying(variant: Variant, plan: QuantPlan, trials: Sequence[Trial]) -> 
     """
     if variant.pointwise is not None:  # 1
         dynamic = sum(map(is_dynamic_conv, plan.nodes))
-        if dynamic < POLICY.rare_share * sum(bool(n.weights) for n in plan.nodes):
+        if dynamic < POLICY.rare_share * len(plan.weighted):
             return False
     if variant.granularity is not None:  # 2
         if not plan.config.per_channel or plan.in_four_bits:
@@ -227,16 +227,14 @@ def _computes_in_integers(plan: QuantPlan) -> bool:
     """Whether half of the nodes with weights do, or more; dynamic Convs, which float may beat by
     far, not counted.
     """
-    weighted = [n for n in plan.nodes if n.weights]
-    integer = [n for n in weighted if n.compute.is_integer and not is_dynamic_conv(n)]
-    return 2 * len(integer) >= len(weighted)
+    integer = [n for n in plan.weighted if n.compute.is_integer and not is_dynamic_conv(n)]
+    return 2 * len(integer) >= len(plan.weighted)
 
 
 def _has_few_matmuls(plan: QuantPlan) -> bool:
     """Whether few of the nodes with weights could compute dynamically."""
-    weighted = [n for n in plan.nodes if n.weights]
-    dynamic = [n for n in weighted if RULES[n.op_type].dynamic]
-    return len(dynamic) < POLICY.rare_share * len(weighted)
+    dynamic = [n for n in plan.weighted if RULES[n.op_type].dynamic]
+    return len(dynamic) < POLICY.rare_share * len(plan.weighted)
 
 
 def _has_spare_fidelity(candidate: Candidate | None, rivals: Sequence[Candidate]) -> bool:

@@ -192,7 +192,7 @@ class _Shared:
             )
         if node.op_type == "Conv":
             weight = node.inputs[linear.WEIGHT]
-            bias = node.inputs[linear.BIAS] if len(node.inputs) > linear.BIAS else None
+            bias = graph.input_at(node, linear.BIAS)
             is_depthwise = graph.attribute(node, "group", 1) == self.channels > 1
             return (
                 is_depthwise
@@ -250,7 +250,7 @@ class _Shared:
         if node.op_type in POOLS or node.op_type == "Flatten":
             return before if is_plain else np.where(before == 0, 0.0, np.nan)
         weight = numbers(graph.value(node.inputs[linear.WEIGHT]))
-        added = node.inputs[linear.BIAS] if len(node.inputs) > linear.BIAS else None
+        added = graph.input_at(node, linear.BIAS)
         shift = np.zeros(self.channels) if added is None else self._vector(added)
         weight = weight.reshape(self.channels, -1)
         made = before * weight.sum(1) + shift
