@@ -145,10 +145,6 @@ class Samples:
             hash_array("labels", self.labels, digest.update)
         return digest.hexdigest()
 
-    def _read(self, position: int) -> Mapping[str, np.ndarray]:
-        """The feed there as the source has it."""
-        return by_name(self.source.read(position), self.inputs, self.source.where(position))
-
     def pick(self, indices: np.ndarray) -> Samples:
         """The feeds at these indices."""
         labels = self.labels
@@ -159,9 +155,9 @@ class Samples:
             labels = np.concatenate([labels[:0], *rows])
         return replace(self, order=self.order[indices], labels=labels)
 
-
-def _bytes(*feeds: Feed) -> int:
-    return sum(array.nbytes for feed in feeds for array in feed.values())
+    def _read(self, position: int) -> Mapping[str, np.ndarray]:
+        """The feed there as the source has it."""
+        return by_name(self.source.read(position), self.inputs, self.source.where(position))
 
 
 def spread(most: int, size: int) -> np.ndarray:
@@ -249,3 +245,7 @@ def _left_out(samples: Source) -> int:
         return 0
     batched = [samples.arrays[name].shape[0] % step for name, step in samples.steps.items() if step]
     return max(batched, default=0)
+
+
+def _bytes(*feeds: Feed) -> int:
+    return sum(array.nbytes for feed in feeds for array in feed.values())

@@ -186,10 +186,10 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 # Nodes
 
 
-def home(node: ir.Node) -> ir.Graph:
-    """The graph that holds the node."""
-    assert isinstance(node.graph, ir.Graph)
-    return node.graph
+def home(held: ir.Node | ir.Value) -> ir.Graph:
+    """The graph that holds the node, or the initializer: nodes of the graphs inside may read it."""
+    assert isinstance(held.graph, ir.Graph)
+    return held.graph
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:

@@ -83,9 +83,3 @@ class Draft:
     def target(self) -> Target:
         """Where the model will run."""
         return TARGETS[self.plan.target]
-
-
-def owner(weight: ir.Value) -> ir.Graph:
-    """The graph that holds the initializer: nodes of the graphs inside it may read it too."""
-    assert isinstance(weight.graph, ir.Graph)
-    return weight.graph

@@ -12,7 +12,7 @@ from quant_core.plan.operators import RULES, weight_layout, weight_positions
 from quant_core.plan.types import NodePlan
 from quant_core.plan.weighted_nodes import is_folded
 from quant_core.rewrite import emit, emit_tables
-from quant_core.rewrite.draft import Draft, FloatKey, owner
+from quant_core.rewrite.draft import Draft, FloatKey
 from quant_core.rewrite.rounding import bias_of
 from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Cursor
@@ -51,7 +51,7 @@ def write_other_readers(draft: Draft) -> None:
     """Rule 5 of `apply_plan`."""
     for weight, rounded in draft.written.integers.items():
         if weight.uses() and not weight.is_graph_output():
-            write = draft.writer.first(owner(weight))
+            write = draft.writer.first(graph.home(weight))
             weight.replace_all_uses_with(emit.write_folded(write, str(weight.name), rounded))
     for (weight, _), value in draft.written.standard.items():
         if weight.uses() and not weight.is_graph_output():
@@ -82,7 +82,7 @@ def _standard(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> 
     weight = graph.value(node.inputs[position])
     key, known = (weight, planned.weight_storage), draft.written.standard
     if key not in known:  # 1
-        write, rounded = draft.writer.first(owner(weight)), draft.written.integers.get(weight)
+        write, rounded = draft.writer.first(graph.home(weight)), draft.written.integers.get(weight)
         if rounded is None or rounded.bits < planned.weight_storage.bits:
             known[key] = _write_standard(draft, write, node, planned, weight)
         else:
@@ -121,7 +121,7 @@ def _folded(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> No
         rounded = draft.rounding.integers(node, weight, planned)
         written.integers[weight] = rounded
     if key not in written.floats:
-        write = draft.writer.first(owner(weight))
+        write = draft.writer.first(graph.home(weight))
         written.floats[key] = emit.write_folded(write, str(weight.name), rounded)
     at, bias = RULES[node.op_type].bias, None
     if draft.rounding.corrects_bias(node) and rounded.layout == key.layout:
@@ -137,7 +137,7 @@ def _float16(draft: Draft, value: ir.Value) -> ir.Value:
     """The constant as float16 with the node that casts it back, written once."""
     known = draft.written.float16
     if value not in known:
-        write = draft.writer.first(owner(value))
+        write = draft.writer.first(graph.home(value))
         known[value] = emit.write_half(write, str(value.name), graph.array(value))
     return known[value]
 

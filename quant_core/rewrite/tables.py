@@ -20,7 +20,7 @@ from quant_core.plan.tied import has_rows_of, is_lookup
 from quant_core.plan.types import Compute, NodePlan, Storage
 from quant_core.plan.weighted_nodes import is_folded
 from quant_core.rewrite import emit_tables
-from quant_core.rewrite.draft import Draft, owner
+from quant_core.rewrite.draft import Draft
 from quant_core.rewrite.rounding import ROW_SCALES
 from quant_core.rewrite.weight_cache import Rounded
 
@@ -57,7 +57,7 @@ def write_table(draft: Draft, node: ir.Node, planned: NodePlan) -> ir.Node:
         draft.written.integers.setdefault(tied.weight, tied.of_product)
     # An integer product needs the integers in its own graph, the main one, which the table shares.
     is_in_main = tied is not None and tied.product.compute is not Compute.FLOAT
-    home = draft.writer.first(draft.model.graph if is_in_main else owner(table))
+    home = draft.writer.first(draft.model.graph if is_in_main else graph.home(table))
     write = draft.writer.before(node)
     if tied is None:
         as_pairs = all(is_lookup(reader) for reader in graph.consumers(table))

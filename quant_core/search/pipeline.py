@@ -100,26 +100,10 @@ def _search(job: QuantJob) -> Made:
     if bench is None:
         found = follow_plan(calibrated, plan, None)
     else:
-        found = search(
-            calibrated,
-            plan,
-            bench,
-            job.contract,
-            whole_front=job.whole_front,
-        )
+        found = search(calibrated, plan, bench, job.contract, whole_front=job.whole_front)
     takes_s = observing_s + found.calibrated.weights.seconds + found.best.seconds
-    if judging.held_out is not None and _is_worth_rounding_anew(job, plan, takes_s):
-        assert bench is not None
-        tuned = tune_biases(found, bench, job.contract)
-        job.progress("rounding for all samples")
-        anew = _rounded_anew(tuned, job, bench)
-        if anew.best.is_above(anew.best.aim) or not tuned.best.is_above(tuned.best.aim):
-            return _made(job, judging, bench, anew, why, takes_s=takes_s)
-    if judging.held_out is not None:
-        job.progress("finishing with all samples")
-        found = _with_more_samples(found, job, plan, judging.held_out)
     if bench is not None:
-        found = tune_biases(found, bench, job.contract)
+        found = _finished(found, job, plan, bench, judging.held_out, takes_s)
     return _made(job, judging, bench, found, why, takes_s=takes_s)
 
 
@@ -155,6 +139,33 @@ def _before_timed_rewrites(job: QuantJob) -> QuantJob:
 def _limits_size(job: QuantJob) -> bool:
     """Whether bytes count for more than speed."""
     return job.contract is None or not job.contract.min_speedup
+
+
+def _finished(
+    found: Found,
+    job: QuantJob,
+    plan: QuantPlan,
+    bench: Bench,
+    held_out: Samples | None,
+    takes_s: float,
+) -> Found:
+    """What was found, made of all samples and with tuned biases.
+
+    plan      what the search began with
+    held_out  the samples that what was found has not seen; None if it has seen all
+    takes_s   as long as to calibrate and to make the best candidate took
+    """
+    if held_out is None:
+        return tune_biases(found, bench, job.contract)
+    if _is_worth_rounding_anew(job, plan, takes_s):
+        tuned = tune_biases(found, bench, job.contract)
+        job.progress("rounding for all samples")
+        anew = _rounded_anew(tuned, job, bench)
+        if anew.best.is_above(anew.best.aim) or not tuned.best.is_above(tuned.best.aim):
+            return anew
+    job.progress("finishing with all samples")
+    more = _with_more_samples(found, job, plan, held_out)
+    return tune_biases(more, bench, job.contract)
 
 
 def _is_worth_rounding_anew(job: QuantJob, plan: QuantPlan, takes_s: float) -> bool:

@@ -101,11 +101,7 @@ def search(
         race = try_safest(race, plan, bench)
     sought, is_auto = contract, plan.config.mode == Mode.AUTO
     is_free = is_auto and contract is None and not whole_front
-    may_gain = not plan.rounding_samples
-    if may_gain and is_free and not is_late and calibrated.stats is None:
-        original, feed = bench.reference.path, bench.samples[0]
-        may_gain = can_gain(most_gain(calibrated.model, plan, original, feed, bench.costs))
-    if may_gain:
+    if _may_gain(calibrated, plan, bench, is_profiled=is_free and not is_late):
         race = race_variants(race, plan, bench, contract)
         sought = None if contract is None else reachable(contract, race.candidates)
         if race.candidates:
@@ -126,6 +122,21 @@ def search(
         best, race = select_by_contract(race, bench, sought)
     best = replace(best, plan=replace(best.plan, equalized_db=race.equalized_db))
     return Found(best, race.calibrated, ruling(best, contract), list(race.trace))
+
+
+def _may_gain(
+    calibrated: CalibratedModel, plan: QuantPlan, bench: Bench, *, is_profiled: bool
+) -> bool:
+    """Whether integers may make the model faster. With samples the first plan says so.
+
+    is_profiled  whether a profile says so without samples; else it is taken for granted
+    """
+    if plan.rounding_samples:
+        return False
+    if calibrated.stats is not None or not is_profiled:
+        return True
+    original, feed = bench.reference.path, bench.samples[0]
+    return can_gain(most_gain(calibrated.model, plan, original, feed, bench.costs))
 
 
 def follow_plan(
