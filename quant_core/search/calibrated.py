@@ -42,6 +42,7 @@ class CalibratedModel:
               for all
     scaled    the tensors whose channels equalization has scaled
     deadline  when all work on the model should end
+    seconds   that it took to learn what rounding needs, without rounding
     """
 
     model: ir.Model
@@ -52,6 +53,7 @@ class CalibratedModel:
     range_cache: RangeCache = field(default_factory=RangeCache)
     weights: WeightCache = field(default_factory=WeightCache)
     deadline: Deadline = NO_DEADLINE
+    seconds: float = 0.0
 
     def with_gram_matrices(
         self, plan: QuantPlan, deadline: Deadline = NO_DEADLINE
@@ -199,11 +201,14 @@ def calibrated_for(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
     if job.stats is None:
         return CalibratedModel(job.model, deadline=job.deadline)
     job.progress("measuring how inputs vary together")
+    began_at = time.monotonic()
     fitted = None
     if plan.holdout and job.samples is not None:
         fitted, _ = job.samples.split_holdout(plan.holdout)
     calibrated = CalibratedModel(job.model, job.samples, job.stats, fitted, deadline=job.deadline)
-    return calibrated.with_gram_matrices(plan, job.stage_deadline)
+    calibrated = calibrated.with_gram_matrices(plan, job.stage_deadline)
+    seconds = time.monotonic() - began_at - calibrated.weights.seconds
+    return replace(calibrated, seconds=seconds)
 
 
 def calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:

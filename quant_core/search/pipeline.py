@@ -7,7 +7,6 @@ result = write_result(made, output)                        # the file, and a row
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from itertools import takewhile
 
@@ -93,18 +92,14 @@ def _search(job: QuantJob) -> Made:
         job.progress("measuring where 4 bits make noise")
         measured = CalibratedModel(job.model, searched.samples, searched.stats)
         plan = allocate_bits(measured, plan, job.stage_deadline)
-    began_at = time.monotonic()
     calibrated = calibrated_for(searched, plan)
-    observing_s = time.monotonic() - began_at - calibrated.weights.seconds
     bench = search_bench(job, plan, judging)
     if bench is None:
         found = follow_plan(calibrated, plan, None)
     else:
         found = search(calibrated, plan, bench, job.contract, whole_front=job.whole_front)
-    takes_s = observing_s + found.calibrated.weights.seconds + found.best.seconds
-    if bench is not None:
-        found = _finished(found, job, plan, bench, judging.held_out, takes_s)
-    return _made(job, judging, bench, found, why, takes_s=takes_s)
+        found = _finished(found, job, plan, bench, judging.held_out)
+    return _made(job, judging, bench, found, why)
 
 
 def quantize_by_plan(job: QuantJob) -> Made:
@@ -142,22 +137,16 @@ def _limits_size(job: QuantJob) -> bool:
 
 
 def _finished(
-    found: Found,
-    job: QuantJob,
-    plan: QuantPlan,
-    bench: Bench,
-    held_out: Samples | None,
-    takes_s: float,
+    found: Found, job: QuantJob, plan: QuantPlan, bench: Bench, held_out: Samples | None
 ) -> Found:
     """What was found, made of all samples and with tuned biases.
 
     plan      what the search began with
     held_out  the samples that what was found has not seen; None if it has seen all
-    takes_s   as long as to calibrate and to make the best candidate took
     """
     if held_out is None:
         return tune_biases(found, bench, job.contract)
-    if _is_worth_rounding_anew(job, plan, takes_s):
+    if _is_worth_rounding_anew(job, plan, found):
         tuned = tune_biases(found, bench, job.contract)
         job.progress("rounding for all samples")
         anew = _rounded_anew(tuned, job, bench)
@@ -168,18 +157,17 @@ def _finished(
     return tune_biases(more, bench, job.contract)
 
 
-def _is_worth_rounding_anew(job: QuantJob, plan: QuantPlan, takes_s: float) -> bool:
+def _is_worth_rounding_anew(job: QuantJob, plan: QuantPlan, found: Found) -> bool:
     """Whether weights are rounded again, for all samples of the job, and there is time for it.
 
-    plan     what the search began with
-    takes_s  as long as to calibrate and to make the best candidate took
+    plan  what the search began with
 
     Three of four samples are as good as all to round weights in 8 bits for. Half of a few samples
     are not, nor are they for weights in 4 bits, or for those in 8 that a search in 4 ended with.
     """
     assert job.samples is not None
     needs_all = plan.in_four_bits or holdout_step(job.samples) < POLICY.holdout
-    return bool(needs_all) and job.deadline.allows(takes_s)
+    return bool(needs_all) and job.deadline.allows(found.seconds)
 
 
 def _rounded_anew(found: Found, job: QuantJob, bench: Bench) -> Found:
@@ -217,19 +205,17 @@ def _made(
     why: str,
     *,
     repairs: bool = True,
-    takes_s: float = 0.0,
 ) -> Made:
     """The result of a job, checked on samples.
 
     why      4 bits become 8, where the search did that
     repairs  whether nodes may be promoted, and weights stored otherwise, to mend what is broken
-    takes_s  as long as to calibrate and to make the best candidate took
     """
     is_cut_short = bench is not None and not bench.has_time_after([found.best])
     job.progress("checking the outputs")
     checking = floor_bench(job, found.best.plan, judging, bench)
-    best = found.best if checking is bench else replace(found.best, fidelity=None)
-    checked = _checked(job, found.calibrated, best, checking, repairs=repairs, takes_s=takes_s)
+    known = found if checking is bench else replace(found, best=replace(found.best, fidelity=None))
+    checked = _checked(job, known, checking, repairs=repairs)
     broken = Ruling(Verdict.NOT_MET, checked.shortfall)
     best = replace(checked.best, plan=with_reasons(checked.best.plan, job.plan, why))
     notes = [
@@ -266,21 +252,14 @@ def _made(
     )
 
 
-def _checked(
-    job: QuantJob,
-    calibrated: CalibratedModel,
-    best: Candidate,
-    bench: Bench | None,
-    *,
-    repairs: bool,
-    takes_s: float,
-) -> Checked:
-    """The best candidate after the check of its outputs, its file no larger than the original's."""
+def _checked(job: QuantJob, found: Found, bench: Bench | None, *, repairs: bool) -> Checked:
+    """What was found after the check of its outputs, its file no larger than the original's."""
+    calibrated, best = found.calibrated, found.best
     limits_size = repairs and _limits_size(job)
     if limits_size:
         best = not_larger(calibrated, best, job.float_size_bytes)
     checked = check_floor(calibrated, best, bench, contract=job.contract, repairs=repairs)
-    if job.deadline.allows(POLICY.holdout * takes_s):
+    if job.deadline.allows(POLICY.holdout * found.seconds):
         checked = check_unseen(job, checked, repairs=repairs)
     if not limits_size:
         return checked

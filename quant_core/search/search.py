@@ -79,6 +79,11 @@ class Found:
     ruling: Ruling
     trace: list[TrialRow]
 
+    @property
+    def seconds(self) -> float:
+        """As long as to calibrate the model and to make the best candidate took."""
+        return self.calibrated.seconds + self.calibrated.weights.seconds + self.best.seconds
+
 
 def search(
     calibrated: CalibratedModel,
