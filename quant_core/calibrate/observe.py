@@ -128,7 +128,7 @@ def load_parts(path: Path | str) -> list[Statistics]:
     return parts
 
 
-def observe(model: Model, plan: QuantPlan, feeds: Iterable[Feed], threads: int = 1) -> Statistics:
+def observe(model: Model, plan: QuantPlan, feeds: Iterable[Feed]) -> Statistics:
     """The statistics of one shard of samples; memory does not grow with their number.
 
     The config's execution provider runs the model, or the CPU where that one does not work.
@@ -137,14 +137,13 @@ def observe(model: Model, plan: QuantPlan, feeds: Iterable[Feed], threads: int =
 
     Raises: DataError if there is no sample, or a sample gives a tensor no finite value.
     """
-    return observe_each(model, plan, [feeds], threads)[0]
+    return observe_each(model, plan, [feeds])[0]
 
 
 def observe_each(
     model: Model,
     plan: QuantPlan,
     shards: Sequence[Iterable[Feed]],
-    threads: int = 1,
     grams: GramTally | None = None,
 ) -> list[Statistics]:
     """The statistics of each of several shards of samples, for which the model is opened once.
@@ -166,7 +165,6 @@ def observe_each(
         model,
         dict.fromkeys((*tallies[0].wanted, *(grams.tensors if grams is not None else ()))),
         feeds(),
-        threads=threads,
         where="calibration sample",
         provider=find_provider(plan.config.provider).name,
     )

@@ -54,7 +54,6 @@ def numbered_values_of(
     tensors: Iterable[str],
     feeds: Iterable[Feed],
     *,
-    threads: int = 1,
     packed: bool = True,
     where: str = "",
     provider: str = CPU,
@@ -65,8 +64,8 @@ def numbered_values_of(
     Two feeds run at once, part by part in turns, while the parts before them are used: that saves
     time since inference and numpy release the interpreter lock.
 
-    threads, packed, provider  as `open_session` takes them
-    where                      what an error calls a feed; the feed's position follows it
+    packed, provider  as `open_session` takes them
+    where             what an error calls a feed; the feed's position follows it
 
     Raises: ModelError as `open_session` and `run`.
     """
@@ -75,7 +74,7 @@ def numbered_values_of(
     if first is None:
         return
     parts = parts_of(model, tensors, first)
-    runner = PartwiseRunner(model, parts, threads=threads, packed=packed, provider=provider)
+    runner = PartwiseRunner(model, parts, packed=packed, provider=provider)
     runs = (
         (position, runner.run(feed, where and f"{where} {position}"))
         for position, feed in enumerate(chain([first], feeds))
@@ -138,8 +137,8 @@ def _declared_sizes(model: Model, tensors: Collection[str], feed: Feed) -> dict[
 class PartwiseRunner:
     """Runs a model piece by piece; each piece computes one part of the tensors that are wanted.
 
-    parts                      names of inputs, inner tensors and outputs
-    threads, packed, provider  as `open_session` takes them
+    parts             names of inputs, inner tensors and outputs
+    packed, provider  as `open_session` takes them
 
     Between two pieces only what later ones read is kept; sequences, maps and optionals are not, but
     computed again where a later piece reads them. A single piece is the whole model. Several feeds
@@ -151,13 +150,12 @@ class PartwiseRunner:
         model: Model,
         parts: Sequence[Collection[str]],
         *,
-        threads: int = 1,
         packed: bool = True,
         provider: str = CPU,
     ) -> None:
         self._parts = parts
         self._model = model
-        self._open = partial(open_session, threads=threads, packed=packed, provider=provider)
+        self._open = partial(open_session, packed=packed, provider=provider)
         self._session: ort.InferenceSession | None = None
         self._opening = Lock()
         self._pieces: list[Piece] = []

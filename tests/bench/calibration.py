@@ -1,12 +1,12 @@
 """CPU time of calibration beside bare inference, and its memory for few and for many samples.
 
-    python -m tests.bench.calibration [--model FILE --data FOLDER] [--samples 24] [--threads 1]
-                                      [--rounds 3] [--memory 32,512] [--json FILE]
+    python -m tests.bench.calibration [--model FILE --data FOLDER] [--samples 64] [--rounds 3]
+                                      [--memory 32,512] [--json FILE]
 
 Without --model, the models are a network like MobileNet on 224 x 224 images and a residual one,
-with random weights and samples. Bare inference is onnxruntime's default session, as many threads
-and the same samples, which are in memory. The ratio of wall times is what a user waits (on an idle
-machine: while one sample is counted, inference of the next goes on); the ratio of CPU times is what
+with random weights and samples. Bare inference is onnxruntime's default session, one thread and the
+same samples, which are in memory. The ratio of wall times is what a user waits (on an idle machine:
+while one sample is counted, inference of the next goes on); the ratio of CPU times is what
 calibration costs where all cores are busy. Memory is the peak of a fresh process.
 """
 
@@ -148,7 +148,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", help="as quantmill takes it; random samples without")
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--memory", type=lambda s: [int(n) for n in s.split(",")], default=[32, 512]
@@ -159,7 +158,7 @@ def main() -> None:
     )  # only this many samples, and tell the memory
     args = parser.parse_args()
     if args.peak:
-        observed(args.model, args.data, args.peak, args.threads)
+        observed(args.model, args.data, args.peak)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -183,11 +182,11 @@ def row(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds of each ratio, calibration after inference in each."""
     samples = feeds(path, args.data, args.samples)
     model, plan = planned(path, samples)
-    session, samples = open_session(path, threads=args.threads), list(samples)
+    session, samples = open_session(path), list(samples)
     ratios, inference = [], []
     for _ in range(args.rounds):
         bare = timed(lambda: [session.run(None, feed) for feed in samples])
-        ratios.append(timed(lambda: observe(model, plan, samples, args.threads)) / bare)
+        ratios.append(timed(lambda: observe(model, plan, samples)) / bare)
         inference.append(bare[0])
     wall, cpu = np.median(ratios, axis=0)
     peaks = [peak_mb(path, args, n) for n in args.memory]
@@ -212,9 +211,9 @@ def planned(path: Path, samples: Samples) -> tuple[bytes, Any]:
     return to_proto(model).SerializeToString(), first_plan(model, QuantConfig(), measured=True)
 
 
-def observed(path: Path, data: str | None, count: int, threads: int) -> None:
+def observed(path: Path, data: str | None, count: int) -> None:
     samples = feeds(path, data, count)
-    observe(*planned(path, samples), repeated(samples, count), threads)
+    observe(*planned(path, samples), repeated(samples, count))
 
 
 def repeated(samples: Samples, count: int) -> Iterator[Any]:
@@ -233,7 +232,7 @@ def peak_mb(path: Path, args: argparse.Namespace, count: int) -> float:
         "--peak",
         str(count),
     ]
-    command += ["--threads", str(args.threads), *(["--data", args.data] if args.data else [])]
+    command += ["--data", args.data] if args.data else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
