@@ -78,7 +78,7 @@ def make_plan(
     nodes = list(model.graph)
     inner = [n for g in graph.graphs_inside(model.graph) for n in g if has_weights(n)]
     choices = _possible_choices(inner, choices or {})
-    known_as = _known_as(former_names(rewrites), origins_of(model))
+    known_as = _known_as(model, rewrites)
     decide = WeightedNodes(config, target, choices, stores_float16(model), known_as)
     ranking = routers(graph.nodes_of(model))
     own = [n for n in nodes if has_weights(n)]
@@ -149,6 +149,14 @@ def with_choice(
     return replan(model, plan, dict.fromkeys(nodes, choice))
 
 
+def named_nodes(model: ir.Model, plan: QuantPlan) -> set[str]:
+    """The nodes whose bits the config's `layer_bits` gives by name."""
+    known_as = _known_as(model, plan.rewrites)
+    names = {n.node: (n.node, *known_as.get(n.node, ()), *n.weights) for n in plan.weighted}
+    globs = plan.config.layer_bits
+    return {node for node, own in names.items() if any(matches(glob, *own) for glob in globs)}
+
+
 def _possible_choices(
     inner: Iterable[ir.Node], choices: Mapping[str, NodeChoice]
 ) -> dict[str, NodeChoice]:
@@ -214,12 +222,11 @@ def _idle_globs(
     return tuple(f"{key} {glob}" for key, glob in globs if not matches(glob, *names))
 
 
-def _known_as(
-    former: Mapping[str, Sequence[str]], origins: Mapping[str, Sequence[str]]
-) -> dict[str, Sequence[str]]:
+def _known_as(model: ir.Model, rewrites: Iterable[Applied]) -> dict[str, Sequence[str]]:
     """Node -> the other names by which a glob can mean it: of what rewrites made it of, and of what
     all these were in the file.
     """
+    former, origins = former_names(rewrites), origins_of(model)
     found: dict[str, Sequence[str]] = {}
     for node in (*origins, *former):
         before = former.get(node, ())

@@ -28,12 +28,10 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.data.samples import Samples
 from quant_core.deadline import Deadline
 from quant_core.model import graph
-from quant_core.model.origins import matches
 from quant_core.model.session import Feed, open_session, run
 from quant_core.numerics.granularity import PerBlock
 from quant_core.numerics.round_nearest import BLOCK_MIN
-from quant_core.optimize.applied import former_names
-from quant_core.plan.make import replan
+from quant_core.plan.make import named_nodes, replan
 from quant_core.plan.operators import RULES, weight_positions
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
@@ -226,19 +224,16 @@ def _open_for_other_weights(model: ir.Model, nodes: list[NodePlan]) -> ort.Infer
 def _open_nodes(model: ir.Model, plan: QuantPlan) -> list[NodePlan]:
     """The nodes whose bits may be chosen: with one weight of their own, in blocks of any width."""
     own = {str(n.name): n for n in model.graph}
-    former = former_names(plan.rewrites)
+    named = named_nodes(model, plan)
     found = []
     for planned in plan.nodes:
         node = own.get(planned.node)
-        if node is None or planned.storage is not Storage.INT4:
+        if node is None or planned.node in named or planned.storage is not Storage.INT4:
             continue
-        if len(weight_positions(node)) != 1:
+        if len(weight_positions(node)) != 1 or RULES[node.op_type].is_table:
             continue
-        names = (planned.node, *former.get(planned.node, ()), *planned.weights)
-        is_named = any(matches(glob, *names) for glob in plan.config.layer_bits)
-        takes_any_block = planned.compute.is_integer or is_folded(plan.config, TARGETS[plan.target])
-        if is_named or RULES[node.op_type].is_table or planned.compute is Compute.BLOCKS:
-            continue
+        is_decoded = planned.compute.is_integer or is_folded(plan.config, TARGETS[plan.target])
+        takes_any_block = is_decoded and planned.compute is not Compute.BLOCKS
         if takes_any_block and _is_own(_weight_of(node)):
             found.append(planned)
     return found

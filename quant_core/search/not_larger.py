@@ -12,10 +12,9 @@ from dataclasses import replace
 from functools import cache
 
 from quant_core.config import Mode
-from quant_core.model.origins import matches
 from quant_core.optimize.applied import to_text
-from quant_core.plan.make import with_choice
-from quant_core.plan.types import IN_FLOAT, Compute, NodeChoice, NodePlan, QuantPlan, Storage
+from quant_core.plan.make import named_nodes, with_choice
+from quant_core.plan.types import IN_FLOAT, Compute, NodeChoice, NodePlan, Storage
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.candidate import Candidate
 from quant_core.text import counted
@@ -59,8 +58,9 @@ def _changed(
     calibrated: CalibratedModel, best: Candidate, choice: NodeChoice, most_bytes: int
 ) -> Candidate:
     """The candidate with this choice for as few nodes as are enough, or for all."""
+    named = named_nodes(calibrated.model, best.plan)
     weighted = [n for n in best.plan.weighted if n.weight_storage.bits < 32]
-    free = [n for n in weighted if not _is_named(best.plan, n.node, *n.weights)]  # 2.
+    free = [n for n in weighted if n.node not in named]  # 2.
     nodes = [n.node for n in sorted(free, key=lambda n: n.elements)]
 
     @cache
@@ -82,7 +82,3 @@ def _explained(planned: NodePlan, changed: Collection[str]) -> NodePlan:
     if planned.node not in changed:
         return planned
     return replace(planned, reason=FEW)
-
-
-def _is_named(plan: QuantPlan, *names: str) -> bool:
-    return any(matches(glob, *names) for glob in plan.config.layer_bits)

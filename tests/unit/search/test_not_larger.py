@@ -67,6 +67,18 @@ def test_what_was_asked_for_by_name_is_done_and_noted(tmp_path):
         assert "larger than its original" in made.note
 
 
+def test_bits_that_are_asked_for_by_a_name_of_the_file_stay(tmp_path):
+    text = "(float[n, 2] x) => (float[n, 2] y) { p = MatMul(x, w) y = Add(p, b) }"
+    weights = {"w": RNG.standard_normal((2, 2), np.float32), "b": np.ones(2, np.float32)}
+    onnx.save(sketch(text, weights), tmp_path / "m.onnx")
+
+    made = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", layer_bits={"y": 8})
+
+    (planned,) = made.plan.nodes
+    assert planned.node != "y"  # one Gemm of both
+    assert planned.storage is Storage.INT8
+
+
 @pytest.mark.parametrize("width", [8, 10, 11, 12])
 def test_a_file_that_is_larger_by_what_it_says_of_itself_is_noted_too(tmp_path, width):
     made = quantize(products(tmp_path, width), tmp_path / "q.onnx", mode="dynamic")
