@@ -66,11 +66,12 @@ SCALES = frozenset({"Add", "Sub", "Mul", "Div", *NORMALIZATIONS})
 LINEAR: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(
     ("Conv", "MatMul", "Gemm", "Mul", "Pad", "Add", "Sub", "GatherND"), ()
 )
-SPECTRA = frozenset({"STFT", "DFT"})
 # Operators between the squares of a spectrum and their logarithm.
 TO_LOG: dict[str, tuple[int, ...]] = LINEAR | dict.fromkeys(
     ("ReduceSum", "ReduceMean", "Sum", "Sqrt", "Max", "Min", "Div"), ()
 )
+# Operators between a sum of two squares and its root.
+TO_ROOT: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(("Add", "Max"), ())
 LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
 # Attributes that list the texts of an input, or the keys of a map.
 KEYS = (
@@ -242,13 +243,22 @@ def _size_by_biases(conv: ir.Node) -> float:
 
 
 def _is_sound(source: ir.Value) -> bool:
-    """Whether the logarithm of the input's spectrum is computed.
+    """Whether the logarithm or the size of the input's spectrum is computed.
 
-    input -> products with sines and cosines -> squares -> sums -> Log       or a DFT or STFT
+    1. input -> STFT
+    2. input -> products with sines and cosines -> squares -> sums -> Log       or a DFT
+    3. input -> products with sines and cosines -> sum of two squares -> Sqrt   not of an image
     """
     nodes = {node for node, _, _ in _reached([source], LINEAR)}
-    squares = [node.outputs[0] for node in nodes if _is_square(node) or node.op_type in SPECTRA]
-    return any(node.op_type == "Log" for node, _, _ in _reached(squares, TO_LOG))
+    if any(node.op_type == "STFT" for node in nodes):  # 1
+        return True
+    squares = [node.outputs[0] for node in nodes if _is_square(node) or node.op_type == "DFT"]
+    if any(node.op_type == "Log" for node, _, _ in _reached(squares, TO_LOG)):  # 2
+        return True
+    is_image = source.shape is not None and len(source.shape) > 3
+    sums = {node for square in squares for node in graph.consumers(square)}
+    pairs = [n.outputs[0] for n in sums if n.op_type == "Add" and set(n.inputs) <= set(squares)]
+    return not is_image and any(n.op_type == "Sqrt" for n, _, _ in _reached(pairs, TO_ROOT))  # 3
 
 
 def _is_square(node: ir.Node) -> bool:

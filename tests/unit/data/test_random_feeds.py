@@ -405,6 +405,33 @@ def test_what_becomes_the_logarithm_of_a_spectrum_is_a_sound(tmp_path, square):
     assert 0.01 < np.abs(samples[0]["x"]).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "body", "is_sound"),
+    [
+        ("n, 512", "{ c = MatMul(x, waves) a, b = Split<axis = 1>(c) BOTH }", True),
+        ("n, 512", "{ c = STFT(x, hop, window) y = Neg(c) }", True),
+        # the length of a vector is no spectrum, and the gradient of an image no sound
+        ("n, 512", "{ a = MatMul(x, waves) aa = Mul(a, a) s = ReduceSum(aa) y = Sqrt(s) }", False),
+        ("n, 1, 8, 8", "{ a = Conv(x, dx) b = Conv(x, dy) BOTH }", False),
+    ],
+)
+def test_what_becomes_the_size_of_a_spectrum_is_a_sound(tmp_path, shape, body, is_sound):
+    both = "aa = Mul(a, a) bb = Pow(b, two) s = Add(aa, bb) y = Sqrt(s)"
+    text = f"(float[{shape}] x) => (float y) {body.replace('BOTH', both)}"
+    arrays = {
+        "waves": np.ones((512, 64), np.float32),
+        "dx": np.float32([[[[-1, 1]]]]),
+        "dy": np.float32([[[[1, 1]]]]),
+        "two": np.float32(2),
+        "window": np.ones(128, np.float32),
+        "hop": np.int64(64),
+    }
+
+    sound = drawn(tmp_path, sketch(text, arrays))[0]["x"]
+
+    assert (0.01 < np.abs(sound).max() <= 1) == is_sound
+
+
 def test_what_a_logarithm_takes_directly_is_positive(tmp_path):
     text = "(float[n, 64] x) => (float[n, 64] y) { m = MatMul(x, bank) y = Log(m) }"
 
