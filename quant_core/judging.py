@@ -34,7 +34,7 @@ from quant_core.metrics import Fidelity
 from quant_core.model import files
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
-from quant_core.model.session import find_provider, open_session, run
+from quant_core.model.session import find_provider, open_session, output_names, run
 from quant_core.optimize.applied import REWRITES, from_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan
@@ -111,7 +111,7 @@ def _judged(
     """The fidelity of the second model to the first, and the ruling on the contract: it is missed
     where its own metric fails.
     """
-    names = [output.name for output in first.get_outputs()]
+    names = output_names(first)
 
     def fidelity_by(metric: str | None) -> Fidelity:
         expected, found = run_each(first, feeds), run_each(second, feeds)
@@ -275,7 +275,7 @@ def compare_models(
     feeds = samples_for(original, samples, reference, *sessions)
     for session, other in zip(sessions, others, strict=True):
         check_same_interface(reference, session, other)
-    names = [output.name for output in reference.get_outputs()]
+    names = output_names(reference)
     progress("running the original")
     expected = StoredOutputs(_counted(run_each(reference, feeds), len(feeds), progress))
     progress("timing all files in turn", seconds)

@@ -290,14 +290,13 @@ def read_plan(path: Path) -> QuantPlan:
     """The plan of a file. Raises: RequestError if it holds none, or cannot be read."""
     from quant_core.plan.types import WRITE_ONE, QuantPlan
 
-    hint = WRITE_ONE
     try:
         return QuantPlan.from_json(path.read_text(encoding="utf-8"))
     except RequestError as error:
         key = "" if error.where == "plan" else f"{error.where}: "
         problem = f"is not a plan: {key}{error.problem}"
-        raise RequestError(problem, str(path), error.hint or hint) from error
+        raise RequestError(problem, str(path), error.hint or WRITE_ONE) from error
     except UnicodeDecodeError as error:
-        raise RequestError("is not a plan, but no text at all", str(path), hint) from error
+        raise RequestError("is not a plan, but no text at all", str(path), WRITE_ONE) from error
     except OSError as error:
-        raise RequestError(f"cannot be read: {reason_of(error)}", str(path), hint) from error
+        raise RequestError(f"cannot be read: {reason_of(error)}", str(path), WRITE_ONE) from error

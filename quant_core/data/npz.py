@@ -60,17 +60,29 @@ class StoredArray:
 Array = np.ndarray | StoredArray
 
 
-def open_arrays(path: Path, resident_bytes: int | None = None) -> dict[str, Array]:
+def open_arrays(path: Path) -> dict[str, Array]:
     """The arrays of an .npz by name, or the array of an .npy under the name "".
-
-    resident_bytes  files up to this size are kept in memory; RESIDENT_BYTES if it is None
 
     Raises: DataError if the file cannot be read, is neither, holds pickled objects, records or
     nothing, is cut short, or declares more than the limits above.
     """
+    return _open_file(path, RESIDENT_BYTES)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The same arrays, all in memory. Raises: DataError as `open_arrays`."""
+    opened = open_arrays(path)
+    return {name: a if isinstance(a, np.ndarray) else a[:] for name, a in opened.items()}
+
+
+def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays, from the headers alone. Raises: DataError as `open_arrays`."""
+    return {name: array.shape for name, array in _open_file(path, resident_bytes=0).items()}
+
+
+def _open_file(path: Path, resident_bytes: int) -> dict[str, Array]:
+    """The arrays of a file, in memory if it is no larger than that."""
     where = str(path)
-    if resident_bytes is None:
-        resident_bytes = RESIDENT_BYTES
     with _reading(where):
         if path.exists() and not path.is_file():
             # A pipe would be waited for, and a device never ends.
@@ -87,17 +99,6 @@ def open_arrays(path: Path, resident_bytes: int | None = None) -> dict[str, Arra
                 raise DataError("is a pointer of Git LFS, not the samples", where, FETCH)
             raise DataError("is neither an .npy nor an .npz file", where, EXPORT)
         return _open_members(zipfile.ZipFile(path), where, resident_bytes)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The same arrays, all in memory. Raises: DataError as `open_arrays`."""
-    opened = open_arrays(path)
-    return {name: a if isinstance(a, np.ndarray) else a[:] for name, a in opened.items()}
-
-
-def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays, from the headers alone. Raises: DataError as `open_arrays`."""
-    return {name: array.shape for name, array in open_arrays(path, resident_bytes=0).items()}
 
 
 def _open_members(archive: zipfile.ZipFile, where: str, resident_bytes: int) -> dict[str, Array]:

@@ -137,9 +137,13 @@ def run_known(
     session: ort.InferenceSession, known: Mapping[str, np.ndarray], where: str = ""
 ) -> dict[str, np.ndarray]:
     """All outputs by name, of those of the known arrays that the model takes. Raises: as `run`."""
-    names = [output.name for output in session.get_outputs()]
     feed = {i.name: known[i.name] for i in session.get_inputs()}
-    return dict(zip(names, run(session, feed, where), strict=True))
+    return dict(zip(output_names(session), run(session, feed, where), strict=True))
+
+
+def output_names(session: ort.InferenceSession) -> list[str]:
+    """The names of the outputs, in their order."""
+    return [output.name for output in session.get_outputs()]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_all, run_eac
 from quant_core.evaluate.timing import measure
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.metrics import Fidelity, OutputFidelity
-from quant_core.model.session import Feed, open_session, run
+from quant_core.model.session import Feed, open_session, output_names, run
 from quant_core.plan.targets import Runtime
 from quant_core.plan.types import QuantPlan
 from quant_core.search.candidate import Candidate
@@ -85,7 +85,7 @@ class Reference:
     @property
     def names(self) -> list[str]:
         """Names of the outputs."""
-        return [output.name for output in self.session.get_outputs()]
+        return output_names(self.session)
 
     @property
     def steady(self) -> tuple[str, ...]:

@@ -70,8 +70,7 @@ class Variant:
         pointwise = {str(node.name) for node in model.graph if is_pointwise(node)}
         choices = {
             node.node: NodeChoice(self.compute_of(node, pointwise), granularity=self.granularity)
-            for node in plan.nodes
-            if node.weights
+            for node in plan.weighted
         }
         return replan(model, replace(plan, outliers=outliers or {}), choices)
 
