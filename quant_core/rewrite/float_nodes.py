@@ -114,7 +114,7 @@ def _write_standard(
 def _folded(draft: Draft, node: ir.Node, planned: NodePlan, position: int) -> None:
     """The weight at this input as nodes that onnxruntime folds, and the bias corrected for it."""
     weight = graph.value(node.inputs[position])
-    key = _float_key(node, weight, planned)
+    key = FloatKey(weight, planned.weight_storage, weight_layout(node, weight))
     written = draft.written
     rounded = written.integers.get(weight)
     if rounded is None or rounded.bits < planned.weight_storage.bits:
@@ -140,7 +140,3 @@ def _float16(draft: Draft, value: ir.Value) -> ir.Value:
         write = draft.writer.first(graph.home(value))
         known[value] = emit.write_half(write, str(value.name), graph.array(value))
     return known[value]
-
-
-def _float_key(node: ir.Node, weight: ir.Value, planned: NodePlan) -> FloatKey:
-    return FloatKey(weight, planned.weight_storage, weight_layout(node, weight))
