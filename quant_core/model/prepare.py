@@ -62,15 +62,15 @@ def prepare(
        It leaves nodes alone that quantize and dequantize. Constants that nodes made of fewer bytes
        are made by these again (compact.py). What it made has names that it does not give again
        when the model is loaded (names.py).
-    4. Hard sigmoids that are spelled out become HardSigmoid (fuse_hard_sigmoid.py).
-    5. A Pad before a Conv that the optimizer did not merge stays a Pad: merged, the Conv may be
-       slower.
+    4. An opset above 25 becomes 25 if none of the operators has changed since: onnxruntime has no
+       kernels yet that quantize in later ones.
+    5. Hard sigmoids that are spelled out become HardSigmoid (fuse_hard_sigmoid.py).
     6. If the outputs on `samples` differ by more than rounding, the model stays unfolded, and its
        metadata says so.
-    7. Its interface is that of the file, with the sizes that are fixed and what follows from them.
+    7. A Pad before a Conv that the optimizer did not merge stays a Pad: merged, the Conv may be
+       slower.
+    8. Its interface is that of the file, with the sizes that are fixed and what follows from them.
        Its metadata tells which of the file's nodes each node stands for (origins.py).
-    8. An opset above 25 becomes 25 if none of the operators has changed since: onnxruntime has no
-       kernels yet that quantize in later ones.
 
     Raises: RequestError as `fix_shapes`; ModelError if the file is not a model, if its opset cannot
     be raised, or if its outputs on `samples` need double.
@@ -92,9 +92,9 @@ def prepare(
     rename_folded(folded, model)
     keep_compact(folded, model, stays_float=stays_float)
     normalize(folded)
-    lower_opset(folded)  # 8
+    lower_opset(folded)  # 4
     inferred = {str(v.name): v.shape for v in folded.graph.outputs}
-    fuse_hard_sigmoid(folded)  # 4
+    fuse_hard_sigmoid(folded)  # 5
     feeds = list(samples)
     lost_pairs = is_trained and qat == REPLACE  # without them it computes something else
     problem = "" if lost_pairs else _changed_outputs(path, folded, feeds, converted)  # 6
@@ -104,9 +104,9 @@ def prepare(
         return model
     deduplicate(folded)
     passes.RemoveUnusedOpsetsPass()(folded)
-    _keep_pads(folded)  # 5
+    _keep_pads(folded)  # 7
     folded.graph.opset_imports.setdefault("", graph.opset(model))
-    restore_interface(folded, original)  # 7
+    restore_interface(folded, original)  # 8
     if sizes:
         state_known_sizes(folded.graph, inferred)
     set_apart(folded)
@@ -131,7 +131,7 @@ def _optimized(model: Path | ir.Model) -> ir.Model:
 
 
 def _keep_pads(model: ir.Model) -> None:
-    """Edit in place (rule 5): a Conv with zero pads after a Pad gets auto_pad = VALID.
+    """Edit in place (rule 7): a Conv with zero pads after a Pad gets auto_pad = VALID.
 
         Pad -> Conv(pads = 0)  =  Pad -> Conv(auto_pad = VALID)
 
