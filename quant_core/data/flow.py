@@ -240,12 +240,17 @@ def _open_graphs(
 ) -> list[Graph]:
     """Those graphs before whose outputs reach the model, and the model itself.
 
-    Raises: ModelError if one does not load.
+    A graph before that does not load, as one of operators of an extension, is left out.
+
+    Raises: ModelError if the model does not load.
     """
     target = _open_graph(model, inputs, shape)
     graphs, needed = [target], set(target.inputs)
     for path in reversed(flow.before):
-        graph = _open_graph(Path(path), None, shape)
+        try:
+            graph = _open_graph(Path(path), None, shape)
+        except ModelError:
+            continue
         leaves_past = graph.gives_past and target.takes_past
         if leaves_past or not needed.isdisjoint(graph.outputs):
             graphs.insert(0, graph)

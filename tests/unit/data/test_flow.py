@@ -73,6 +73,19 @@ def test_a_decoder_writes_the_tokens_that_it_finds_most_likely(graphs, given):
     np.testing.assert_array_equal(feed["input_ids"][0, 1:], logits[0, :-1].argmax(axis=-1))
 
 
+def test_a_graph_before_that_does_not_load_does_not_keep_the_others_from_flowing(graphs, tmp_path):
+    """A folder may hold a tokenizer, of operators of an extension of onnxruntime."""
+    text = "(string[n] text) => (int64[n, m] ids) { ids = ai.onnx.contrib.BertTokenizer(text) }"
+    onnx.save(sketch(text), tmp_path / "tokenizer.onnx")
+    before = (str(tmp_path / "tokenizer.onnx"), str(graphs / f"{ENCODER}.onnx"))
+    file = graphs / f"{DECODER}.onnx"
+
+    samples = open_samples(SampleSpec(flow=Flow(before, START)), input_specs(file), file)
+
+    expected = flowing(graphs, DECODER)[0]["encoder_hidden_states"]
+    np.testing.assert_array_equal(samples[0]["encoder_hidden_states"], expected)
+
+
 def test_the_past_is_that_of_the_tokens_before(graphs, given):
     begins, goes_on = flowing(graphs, DECODER, given)[0], flowing(graphs, WITH_PAST, given)[0]
     tokens = np.concatenate([begins["input_ids"], goes_on["input_ids"]], axis=1)
