@@ -70,8 +70,8 @@ LINEAR: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(
 TO_LOG: dict[str, tuple[int, ...]] = LINEAR | dict.fromkeys(
     ("ReduceSum", "ReduceMean", "Sum", "Sqrt", "Max", "Min", "Div"), ()
 )
-# Operators between a sum of two squares and its root.
-TO_ROOT: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(("Add", "Max"), ())
+PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
+PERIOD = 64  # samples; at 16 kHz those of a low voice
 LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
 # Attributes that list the texts of an input, or the keys of a map.
 KEYS = (
@@ -243,11 +243,12 @@ def _size_by_biases(conv: ir.Node) -> float:
 
 
 def _is_sound(source: ir.Value) -> bool:
-    """Whether the logarithm or the size of the input's spectrum is computed.
+    """Whether the input's spectrum is computed.
 
     1. input -> STFT
     2. input -> products with sines and cosines -> squares -> sums -> Log       or a DFT
-    3. input -> products with sines and cosines -> sum of two squares -> Sqrt   not of an image
+    3. input -> products with sines and cosines -> sum of two squares           not of an image
+    4. input -> Conv of one channel with a kernel as long as a period of it
     """
     nodes = {node for node, _, _ in _reached([source], LINEAR)}
     if any(node.op_type == "STFT" for node in nodes):  # 1
@@ -255,10 +256,23 @@ def _is_sound(source: ir.Value) -> bool:
     squares = [node.outputs[0] for node in nodes if _is_square(node) or node.op_type == "DFT"]
     if any(node.op_type == "Log" for node, _, _ in _reached(squares, TO_LOG)):  # 2
         return True
-    is_image = source.shape is not None and len(source.shape) > 3
-    sums = {node for square in squares for node in graph.consumers(square)}
-    pairs = [n.outputs[0] for n in sums if n.op_type == "Add" and set(n.inputs) <= set(squares)]
-    return not is_image and any(n.op_type == "Sqrt" for n, _, _ in _reached(pairs, TO_ROOT))  # 3
+    if source.shape is not None and len(source.shape) > 3:
+        return False
+    products = [node.outputs[0] for node in nodes if node.op_type in PRODUCTS]
+    squared = {n.outputs[0] for n, _, _ in _reached(products, LINEAR) if _is_square(n)}
+    pairs = (node for square in squared for node in graph.consumers(square))
+    if any(node.op_type == "Add" and set(node.inputs) <= squared for node in pairs):  # 3
+        return True
+    readers = _reached([source], PASSES_ON | dict.fromkeys((*NORMALIZATIONS, "Pad"), (0,)))
+    return any(_has_long_kernels(node) for node, position, _ in readers if position == 0)  # 4
+
+
+def _has_long_kernels(node: ir.Node) -> bool:
+    """Whether a node is a Conv along one axis of one channel, with kernels of PERIOD or more."""
+    is_plain = node.op_type == "Conv" and graph.attribute(node, "group", 1) == 1
+    weight = tensor_of(node.inputs[1]) if is_plain else None
+    shape = () if weight is None else weight.shape.numpy()
+    return len(shape) > 2 and shape[1] == 1 and max(shape[2:]) == math.prod(shape[2:]) >= PERIOD
 
 
 def _is_square(node: ir.Node) -> bool:

@@ -408,21 +408,28 @@ def test_what_becomes_the_logarithm_of_a_spectrum_is_a_sound(tmp_path, square):
 @pytest.mark.parametrize(
     ("shape", "body", "is_sound"),
     [
-        ("n, 512", "{ c = MatMul(x, waves) a, b = Split<axis = 1>(c) BOTH }", True),
+        ("n, 512", "{ c = MatMul(x, waves) a, b = Split<axis = 1>(c) BOTH y = Sqrt(s) }", True),
+        ("n, 512", "{ c = MatMul(x, waves) a, b = Split<axis = 1>(c) BOTH y = Pow(s, p) }", True),
         ("n, 512", "{ c = STFT(x, hop, window) y = Neg(c) }", True),
-        # the length of a vector is no spectrum, and the gradient of an image no sound
+        ("n, 1, 512", "{ c = Conv(x, filters) y = Abs(c) }", True),
+        # short filters are for any series, the length of a vector is no spectrum, squares of
+        # coordinates give a distance, and the gradient of an image is no sound
+        ("n, 1, 512", "{ c = Conv(x, short) y = Abs(c) }", False),
         ("n, 512", "{ a = MatMul(x, waves) aa = Mul(a, a) s = ReduceSum(aa) y = Sqrt(s) }", False),
-        ("n, 1, 8, 8", "{ a = Conv(x, dx) b = Conv(x, dy) BOTH }", False),
+        ("n, 512", "{ a, b = Split<axis = 1>(x) BOTH y = Sqrt(s) }", False),
+        ("n, 1, 8, 8", "{ a = Conv(x, dx) b = Conv(x, dx) BOTH y = Sqrt(s) }", False),
     ],
 )
-def test_what_becomes_the_size_of_a_spectrum_is_a_sound(tmp_path, shape, body, is_sound):
-    both = "aa = Mul(a, a) bb = Pow(b, two) s = Add(aa, bb) y = Sqrt(s)"
-    text = f"(float[{shape}] x) => (float y) {body.replace('BOTH', both)}"
+def test_what_becomes_a_spectrum_is_a_sound(tmp_path, shape, body, is_sound):
+    squares = "aa = Mul(a, a) bb = Pow(b, two) s = Add(aa, bb)"
+    text = f"(float[{shape}] x) => (float y) {body.replace('BOTH', squares)}"
     arrays = {
         "waves": np.ones((512, 64), np.float32),
+        "filters": np.ones((4, 1, 64), np.float32),
+        "short": np.ones((4, 1, 16), np.float32),
         "dx": np.float32([[[[-1, 1]]]]),
-        "dy": np.float32([[[[1, 1]]]]),
         "two": np.float32(2),
+        "p": np.float32(0.3),
         "window": np.ones(128, np.float32),
         "hop": np.int64(64),
     }
