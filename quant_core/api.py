@@ -30,7 +30,7 @@ from quant_core.rewrite.apply import apply_plan
 from quant_core.search.checks import check_output, check_plan
 from quant_core.search.first_plan import first_plan, prepare_and_plan
 from quant_core.search.job import QuantJob, deadline_of
-from quant_core.search.judges import observed, observed_samples
+from quant_core.search.observing import observed, observed_samples
 from quant_core.search.pipeline import quantize_by_plan, quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import is_faster, prepare_as_planned, prepare_optimized

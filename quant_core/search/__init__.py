@@ -4,7 +4,8 @@ pipeline            the whole way, from a job to what was made: read it first
 job, result         what goes in (QuantJob), what comes out (Made, QuantResult)
 checks, prepared, first_plan
                     before: paths and plans are checked, the model is rewritten and planned
-judges, calibrated  which samples judge, which calibrate; the model that candidates are made of
+judges, observing, calibrated
+                    which samples judge, which calibrate; the model that candidates are made of
 bit_allocation      4-bit weights in finer or coarser blocks, before a search in 4 bits
 search              the search: its five steps, told at the top of the file
 variants, race_variants, kernel_times

@@ -12,21 +12,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from quant_core.calibrate.gram import GramTally, bytes_of
-from quant_core.calibrate.matmul_inputs import matmul_inputs
-from quant_core.calibrate.observe import Statistics, observe_each
 from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples, spread
 from quant_core.data.spec import SampleSpec
-from quant_core.deadline import Deadline
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.custom_metric import own_metric
 from quant_core.evaluate.timing_cache import TimingCache
@@ -88,7 +82,7 @@ def choose_judges(job: QuantJob) -> Judging:
 def hold_out_judges(job: QuantJob) -> Judging:
     """Some calibration samples to judge by, the others to measure and to fit."""
     assert job.samples is not None
-    fitted, held_out = _split(job.samples)
+    fitted, held_out = hold_out(job.samples)
     judges = held_out
     if judges.labels is None:
         judges = judges.subsample(_enough_samples(job))
@@ -109,7 +103,7 @@ def stand_ins(original: Path, samples: Samples) -> Samples:
         return samples
     run_soon = how_many_run_soon(one_run(original, samples[0], TimingCache()))
     count = min(max(run_soon, POLICY.few_judges), POLICY.judging_samples)
-    fitted, held_out = _split(samples)
+    fitted, held_out = hold_out(samples)
     held_out = held_out.subsample(count)
     fitted = fitted.subsample(count - len(held_out))
     chosen = np.isin(samples.order, [*held_out.order, *fitted.order])
@@ -129,70 +123,6 @@ def needs_hold_out(job: QuantJob, plan: QuantPlan) -> bool:
         return plan.fits_four_bits and enough and _judges_by_calibration_samples(job)
     is_given = job.evaluation is job.samples and not job.samples.are_random
     return is_given and not plan.in_four_bits and not only_decides(job.model)
-
-
-def observed(job: QuantJob) -> QuantJob:
-    """The job with the statistics of its samples. Raises: as `observe_each`."""
-    assert job.samples is not None
-    held_out = _split(job.samples)[1] if needs_hold_out(job, job.plan) else None
-    samples = observed_samples(job.plan, job.samples)
-    parts = observe_apart(job.model, job.plan, samples, job.stage_deadline, held_out)
-    return with_statistics(job, [parts])
-
-
-def observe_shard(
-    model: ir.Model, plan: QuantPlan, samples: Samples, shard: tuple[int, int], deadline: Deadline
-) -> list[Statistics]:
-    """As `observe_apart`, of one shard of the samples: those that may be held out are."""
-    held_out = _split(samples)[1]
-    shared = observed_samples(plan, samples).shard(*shard)
-    return observe_apart(model, plan, shared, deadline, held_out, shards=shard[1])
-
-
-def observed_samples(plan: QuantPlan, samples: Samples) -> Samples:
-    """Those of the calibration samples that the plan needs: all, or a few that do not judge where
-    weights are only stored.
-    """
-    needs_all = plan.rounding_samples in (0, POLICY.gram_samples)
-    if needs_all or are_few_to_hold_out(samples):
-        return samples
-    return _split(samples)[0].subsample(plan.rounding_samples)
-
-
-def observe_apart(
-    model: ir.Model,
-    plan: QuantPlan,
-    samples: Samples,
-    deadline: Deadline,
-    held_out: Samples | None,
-    shards: int = 1,
-) -> list[Statistics]:
-    """The statistics of those of the samples that weights are fitted to, and of those that are held
-    out, so that none runs twice. The first have the Gram matrices that rounding needs, if these
-    take little memory, and are of all samples.
-
-    Raises: as `observe_each`.
-    """
-    is_held_out = np.isin(samples.order, [] if held_out is None else held_out.order)
-    parts = [samples.pick(np.flatnonzero(is_part)) for is_part in (~is_held_out, is_held_out)]
-    given = [deadline.limit(part) for part in parts if len(part)]
-    if not given:
-        return [Statistics(), Statistics()]
-    grams = None
-    if shards == 1 and plan.uses_gptq and not plan.in_four_bits:
-        inputs = matmul_inputs(model, plan)
-        if bytes_of(inputs) <= POLICY.gram_bytes:
-            grams = GramTally(inputs, spread(POLICY.gram_samples, len(parts[0])).tolist())
-    seen = iter(observe_each(model, plan, given, grams=grams))
-    return [next(seen) if len(part) else Statistics() for part in parts]
-
-
-def with_statistics(job: QuantJob, shards: Sequence[Sequence[Statistics]]) -> QuantJob:
-    """The job with what `observe_apart` found in each shard of its samples: statistics merge
-    exactly.
-    """
-    stats = Statistics.merged(chain.from_iterable(shards))
-    return replace(job, stats=stats, fitted_stats=Statistics.merged(fitted for fitted, _ in shards))
 
 
 def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | None:
@@ -256,14 +186,14 @@ def holdout_step(samples: Samples) -> int:
     return 2 if are_few_to_hold_out(samples) else POLICY.holdout
 
 
+def hold_out(samples: Samples) -> tuple[Samples, Samples]:
+    """The calibration samples to fit to, and those that are held out of them."""
+    return samples.split_holdout(holdout_step(samples))
+
+
 def are_few_to_hold_out(samples: Samples) -> bool:
     """Whether one in POLICY.holdout of the samples are too few to judge by."""
     return len(samples) < POLICY.holdout * POLICY.drawn_samples
-
-
-def _split(samples: Samples) -> tuple[Samples, Samples]:
-    """The calibration samples to fit to, and those that are held out of them."""
-    return samples.split_holdout(holdout_step(samples))
 
 
 def _enough_samples(job: QuantJob) -> int:

@@ -38,8 +38,6 @@ from quant_core.search.judges import (
     hold_out_judges,
     holdout_step,
     needs_hold_out,
-    observed,
-    observed_samples,
     search_bench,
 )
 from quant_core.search.not_larger import fits, not_larger
@@ -52,6 +50,7 @@ from quant_core.search.notes import (
     time_note,
     with_reasons,
 )
+from quant_core.search.observing import observed, observed_samples
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_as_planned
 from quant_core.search.result import Made

@@ -35,7 +35,8 @@ from quant_core.plan.types import QuantPlan
 from quant_core.search.checks import check_output
 from quant_core.search.first_plan import prepare_and_plan
 from quant_core.search.job import QuantJob, deadline_of
-from quant_core.search.judges import observe_shard, stand_ins, with_statistics
+from quant_core.search.judges import stand_ins
+from quant_core.search.observing import observe_shard, with_statistics
 from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
 from quant_core.search.result import write_result

@@ -25,7 +25,7 @@ from quant_core.errors import ModelError
 from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.model.normalize import normalize
 from quant_core.plan.types import QuantPlan
-from quant_core.search import judges, pipeline
+from quant_core.search import observing, pipeline
 from quant_core.search.bench import Reference
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob
@@ -33,11 +33,9 @@ from quant_core.search.judges import (
     choose_judges,
     hold_out_judges,
     needs_hold_out,
-    observe_shard,
-    observed,
-    with_statistics,
 )
 from quant_core.search.notes import bytes_note
+from quant_core.search.observing import observe_shard, observed, with_statistics
 from quant_core.search.pipeline import quantize_by_search
 from quant_core.search.policy import POLICY
 from tests.models import sketch
@@ -160,7 +158,7 @@ def test_large_gram_matrices_are_not_summed_up_while_ranges_are_measured(model, 
     normalize(graph)
     plan = first_plan(graph, QuantConfig(), measured=True)
     size_bytes = bytes_of(matmul_inputs(graph, plan))
-    monkeypatch.setattr(judges, "POLICY", replace(POLICY, gram_bytes=size_bytes - 1))
+    monkeypatch.setattr(observing, "POLICY", replace(POLICY, gram_bytes=size_bytes - 1))
 
     fitted, _ = observe_shard(graph, plan, samples, (0, 1), NO_DEADLINE)
 
