@@ -52,6 +52,7 @@ from quant_core.data.random_feeds import COUNT, first_strategy, random_source
 from quant_core.data.sources import Source, open_some
 from quant_core.data.spec import RANDOM, Flow, SampleShape, SampleSpec
 from quant_core.errors import DataError, ModelError
+from quant_core.model.runtime_errors import CUSTOM_OPERATORS
 from quant_core.model.session import Feed, open_session
 from quant_core.model.values import Tensors
 
@@ -240,16 +241,18 @@ def _open_graphs(
 ) -> list[Graph]:
     """Those graphs before whose outputs reach the model, and the model itself.
 
-    A graph before that does not load, as one of operators of an extension, is left out.
+    A graph before of operators that onnxruntime does not know, as a tokenizer's, is left out.
 
-    Raises: ModelError if the model does not load.
+    Raises: ModelError if another graph does not load.
     """
     target = _open_graph(model, inputs, shape)
     graphs, needed = [target], set(target.inputs)
     for path in reversed(flow.before):
         try:
             graph = _open_graph(Path(path), None, shape)
-        except ModelError:
+        except ModelError as error:
+            if error.hint != CUSTOM_OPERATORS:
+                raise
             continue
         leaves_past = graph.gives_past and target.takes_past
         if leaves_past or not needed.isdisjoint(graph.outputs):

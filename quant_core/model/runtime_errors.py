@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+CUSTOM_OPERATORS = "Custom operators are never loaded: use standard ones"
+
 # Pattern of onnxruntime's message -> what to do about it; the first match counts.
 HINTS = (
     (
@@ -29,7 +31,7 @@ HINTS = (
     ),
     (
         r"is not a registered function/op|No Op registered for|No opset import",
-        "Custom operators are never loaded: use standard ones",
+        CUSTOM_OPERATORS,
     ),
     (
         r"NOT_IMPLEMENTED|Could not find an implementation",
