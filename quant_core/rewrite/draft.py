@@ -40,7 +40,8 @@ class Written:
     products  (integers, how they lie) -> the weight of dynamic products
     blocks    integers -> the weight of products in blocks of 4 bits
     floats    weight of a float operator -> the value that it reads instead
-    standard  (weight of a float operator, storage) -> what the standard DequantizeLinear gives
+    standard  (weight of a float operator, storage) -> what the standard DequantizeLinear gives, and
+              its integers if an integer operator could read them
     float16   constant -> that constant, cast back from float16
     inputs    (tensor, graph that reads it) -> what quantizes it at run time
     pixels    tensor -> what quantizes it at run time, with its channels last
@@ -53,7 +54,9 @@ class Written:
     products: dict[tuple[IntegerWeight, Layout], StoredWeight] = field(default_factory=dict)
     blocks: dict[IntegerWeight, StoredWeight] = field(default_factory=dict)
     floats: dict[FloatKey, ir.Value] = field(default_factory=dict)
-    standard: dict[tuple[ir.Value, Storage], ir.Value] = field(default_factory=dict)
+    standard: dict[tuple[ir.Value, Storage], tuple[ir.Value, Rounded | None]] = field(
+        default_factory=dict
+    )
     float16: dict[ir.Value, ir.Value] = field(default_factory=dict)
     inputs: dict[tuple[ir.Value, ir.Graph], DynamicInput] = field(default_factory=dict)
     pixels: dict[ir.Value, DynamicInput] = field(default_factory=dict)
