@@ -109,8 +109,10 @@ def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[
 
     1. One group. No more where neither that nor none is faster than float for the user: all others
        give up speed.
-    2. If that is not above the aim, bisection for the fewest that are. What is too slow to be worth
-       it ends it on that side.
+    2. If that is not above the aim, 3, 9, 27, ... until one is, and bisection from the one before
+       it for the fewest that are. What is too slow to be worth it ends it on that side. It goes
+       from the fast side, as noise does not only fall with the number: where few samples judge,
+       one decision that falls otherwise costs some dB, and another node may win them back.
     3. If it is, 2, 4, 8, ... until two are worse than the best.
     4. Those halfway from the best to the next that was tried on each side, and once more if one of
        them is better. Not on the side of fewer if these are no faster than the best, nor on that of
@@ -131,8 +133,12 @@ def counts_until_worse(groups: int, tried: Mapping[int, Candidate]) -> Iterator[
     yield 1  # 1
     if max(candidate.gain for candidate in tried.values()) < POLICY.real_gain:
         return
-    low, high = 1, groups
-    while not is_enough(1) and high - low > 1:  # 2
+    last = 1
+    while not is_enough(last) and 3 * last < groups:  # 2
+        last *= 3
+        yield last
+    low, high = (last // 3, last) if is_enough(last) else (last, groups)
+    while high - low > 1:
         middle = (low + high) // 2
         yield middle
         low, high = (low, middle) if is_enough(middle) else (middle, high)

@@ -68,6 +68,15 @@ def test_the_fastest_that_reaches_the_aim_is_found(first):
     assert len(found) <= 9
 
 
+def test_a_fast_one_that_reaches_the_aim_is_found_where_slower_ones_do_not():
+    """Noise is no function of the number alone: of 20 groups, 10 may have more of it than 4."""
+    found = {0: Judged(1.2, 17.0)}
+    for count in counts_until_worse(GROUPS, found):
+        found[count] = Judged(1.2 - 0.05 * count, {3: 21.0, 4: 21.0, 5: 21.0}.get(count, 19.5))
+
+    assert max(found, key=lambda count: found[count].rank) == 3
+
+
 def test_what_is_slower_than_float_is_not_searched():
     found = tried(GROUPS + 5, gain=0.5)
 
