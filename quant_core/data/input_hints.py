@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.data.input_spec import InputSpec
+from quant_core.data.units import Units, find_units
 from quant_core.model import graph
 from quant_core.model.constants import is_given, mean_of, numbers_of, size_of, tensor_of
 
@@ -97,6 +98,7 @@ class Hint:
     choices    the texts that the model knows, or the keys of a map
     value      the one value that makes sense
     item       the shape of the tensors in a sequence
+    units      mean and deviation of floats, where the graph brings these to 0 and 1
     """
 
     below: int | str | None = None
@@ -107,6 +109,7 @@ class Hint:
     choices: tuple[str, ...] = ()
     value: float | None = None
     item: tuple[int | str | None, ...] = ()
+    units: Units | None = None
 
 
 def named_hint(spec: InputSpec) -> Hint:
@@ -215,7 +218,7 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
         shifts = node.op_type == "Sub" and number > 50
         if divides or scales or shifts:
             return replace(hint, top=255.0)
-    return hint
+    return replace(hint, units=find_units(source))
 
 
 def _size_by_biases(conv: ir.Node) -> float:

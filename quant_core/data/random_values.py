@@ -14,6 +14,7 @@ from quant_core.data.input_spec import InputSpec
 from quant_core.data.open_sizes import SAMPLE_RATE
 from quant_core.data.random_fields import draw_field
 from quant_core.data.strategies import Strategy
+from quant_core.data.units import Units
 from quant_core.model.containers import DTYPES, boxed, element_type
 
 ITEMS = 3  # of a sequence
@@ -27,6 +28,7 @@ class Range:
 
     is_whole     values are whole numbers, both ends included, whatever their type
     is_positive  logarithms of the values are normal
+    units        mean and deviation of what has 0 and 1 otherwise
     """
 
     shape: tuple[int, ...]
@@ -36,6 +38,7 @@ class Range:
     is_audio: bool = False
     is_positive: bool = False
     choices: tuple[str, ...] = ()
+    units: Units | None = None
 
 
 def find_range(
@@ -66,7 +69,9 @@ def find_range(
     if spec.dtype.kind == "f" and hint.below is None:
         if hint.top is not None:
             return Range(shape, hint.top / 2 if hint.top == 1 else 0.0, hint.top)
-        return Range(shape, is_audio=hint.is_audio, is_positive=strategy.is_positive)
+        units = hint.units if hint.units is not None and hint.units.fit(shape) else None
+        is_positive = strategy.is_positive
+        return Range(shape, is_audio=hint.is_audio, is_positive=is_positive, units=units)
     if strategy.integers is not None:
         return Range(shape, strategy.integers, strategy.integers, is_whole=True)
     if hint.is_length:
@@ -118,6 +123,9 @@ def draw(spec: InputSpec, drawn: Range, rng: np.random.Generator) -> np.ndarray:
     if drawn.is_positive:
         levels = rng.standard_normal((*drawn.shape[:-1], 1)) if drawn.shape else 0.0
         values = np.exp(values + 3 * levels)  # rows differ by 50 dB, as quiet and loud spectra do
+    elif drawn.units is not None:
+        most = np.finfo(spec.dtype).max
+        values = drawn.units.of(values).clip(-most, most)
     return values.astype(spec.dtype)
 
 
