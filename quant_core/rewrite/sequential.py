@@ -14,13 +14,16 @@ input for each of their n columns. Inputs with a bias are taken about their mean
 corrects the difference of the mean outputs. GPTQ then rounds W' with the Gram matrix of X'.
 
 A few dozen samples say little about how a thousand inputs vary together. So the share of X' X'^T
-that is chance (the shrinkage intensity) makes the ridge larger, and the off-diagonal elements of
-the Gram matrix smaller. An input that is 0 in all n samples, as a word that none of them has, is
+that is chance (the shrinkage intensity) makes the ridge larger, and is replaced in the Gram matrix
+by that of independent inputs with the same mean variance: with their own variances, other samples
+than these get more noise. An input that is 0 in all n samples, as a word that none of them has, is
 in the next one with probability 1 / (n + 2): so much of the mean variance counts as its own.
 
 Source: Li et al. 2025, GPTAQ (arXiv 2504.02692), for the asymmetric calibration; there W is
 corrected while GPTQ rounds it column by column, here in closed form before. Schaefer and Strimmer
 2005, A Shrinkage Approach to Large-Scale Covariance Matrix Estimation, for the shrinkage intensity.
+Ledoit and Wolf 2004, A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices, for
+what is shrunk towards.
 """
 
 from __future__ import annotations
@@ -231,11 +234,11 @@ def _target(
     right = (w @ cross).transpose(0, 1, 3, 2)
     moved = w + np.linalg.solve(damped, right).transpose(0, 1, 3, 2)  # `damped` is symmetric
 
-    gram *= np.where(np.eye(k), 1.0, 1 - chance[..., None, None])
     diagonal = np.einsum("gpkk->gpk", gram)  # a view
     mean = (variance / k)[..., None]
     unseen = diagonal <= np.finfo(np.float32).eps * mean
-    diagonal[...] = np.where(unseen, mean / (batches + 2), diagonal)
+    gram *= 1 - chance[..., None, None]
+    diagonal += np.where(unseen, mean / (batches + 2), chance[..., None] * mean)
     return RoundingTarget(
         weight=moved.transpose(0, 2, 1, 3).reshape(weight.shape).astype(np.float32),
         gram=gram.astype(np.float32),
