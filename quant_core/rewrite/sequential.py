@@ -51,7 +51,7 @@ from quant_core.rewrite.weight_cache import WeightCache
 # How many pairs of rows are taken for each column of one matrix, and at least. More than for a Gram
 # matrix alone (gram.py), since fitting W' to too few rows fits their noise. Judge a change with
 # `python -m tests.bench.int4`; not tuned further.
-PAIRED_ROWS_PER_COLUMN = 12
+PAIRED_ROWS_PER_COLUMN = 24
 MIN_PAIRED_ROWS = 2048
 # Batches of rows whose Gram matrices are compared by `shrinkage`: one for each sample, or so many
 # if there are fewer samples, so that a variance can be estimated. Not tuned.
