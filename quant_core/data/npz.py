@@ -6,7 +6,6 @@ They are read row by row, without pickles, and within declared limits.
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 import zipfile
 from collections.abc import Iterator
@@ -146,9 +145,7 @@ def _open(stream: IO[bytes], size: int, where: str, *, resident: bool) -> Array:
         version = npy.read_magic(stream)
         if version not in HEADERS:
             raise DataError(f"is .npy of version {version}", where, EXPORT)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Python 2 wrote it: it is read all the same
-            shape, fortran_order, dtype = HEADERS[version](stream)
+        shape, fortran_order, dtype = HEADERS[version](stream)
         if dtype.hasobject:
             raise DataError("holds pickled Python objects, which are never loaded", where, PLAIN)
         if dtype.kind not in "biufU":
