@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def worst_db(before: Model, after: Model, feeds: list[Any]) -> float:
     sessions = [open_session(model) for model in (before, after)]
     outputs = ([run(session, feed) for session in sessions] for feed in feeds)
     pairs = (pair for both in outputs for pair in zip(*both, strict=True))
-    return min(MAX_SQNR_DB, *(difference_db(a, b, 0.0) for a, b in pairs if a.dtype.kind == "f"))
+    found = (difference_db(a, b, 0.0) for a, b in pairs if a.dtype.kind == "f")
+    return min(chain([MAX_SQNR_DB], found))
 
 
 if __name__ == "__main__":
