@@ -60,8 +60,16 @@ def find_units(source: ir.Value) -> Units | None:
         listed = (graph.attribute(reader, name, ()) for name in ("offset", "scale"))
         offset, scale = (np.asarray(numbers, np.float64) for numbers in listed)
         return _units(offset, _inverse(scale)) if offset.size and scale.size else None
-    factor, term = np.ones(()), np.zeros(())  # 3: factor * x + term
+    return _arithmetic_units(reader)  # 3
+
+
+def _arithmetic_units(first: ir.Node) -> Units | None:
+    """Those of factor * x + term, which constants that are added and multiplied make of the input x
+    of the first of these nodes.
+    """
+    factor, term = np.ones(()), np.zeros(())
     seen: set[str] = set()
+    reader: ir.Node | None = first
     while reader is not None and reader.op_type in (*SHIFTS, *SCALES):
         constant = _numbers(reader.inputs[1])
         if constant is None and reader.op_type in ("Add", "Mul"):
