@@ -91,7 +91,7 @@ def javascript_timing(
     from flows.runtime.javascript import race
     from quant_core.data.for_model import samples_for
     from quant_core.evaluate.fidelity import compare
-    from quant_core.model.session import open_session, run
+    from quant_core.model.session import open_session, output_names, run
     from quant_core.worker.host import OtherLoad
 
     drawn = replace(samples, labels=None, count=batch)
@@ -102,7 +102,7 @@ def javascript_timing(
     paths = {"float_equal_db": original, "quantized_equal_db": quantized}
     for (key, path), outputs in zip(paths.items(), raced.outputs, strict=True):
         session = open_session(path)
-        names = [output.name for output in session.get_outputs()]
+        names = output_names(session)
         there = [[outputs[name] for name in names]]
         row[key] = compare([run(session, feed)], there, names).sqnr_db
     return row

@@ -53,7 +53,7 @@ from quant_core.data.sources import Source, open_some
 from quant_core.data.spec import RANDOM, Flow, SampleShape, SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.model.runtime_errors import CUSTOM_OPERATORS
-from quant_core.model.session import Feed, open_session
+from quant_core.model.session import Feed, open_session, output_names
 from quant_core.model.values import Tensors
 
 TOKENS = 8  # at most so many are written by a decoder
@@ -270,8 +270,7 @@ def _open_graph(path: Path, inputs: Sequence[InputSpec] | None, shape: SampleSha
     pinned = pinned_specs(specs, shape)
     is_behind = any(BEHIND_ENCODER.search(spec.name) for spec in pinned)
     named = {WHOLE_NAMES.get(s.name, s.name) if is_behind else s.name: s for s in pinned}
-    outputs = tuple(node.name for node in session.get_outputs())
-    return Graph(path, session, named, outputs)
+    return Graph(path, session, named, tuple(output_names(session)))
 
 
 def _tokens(graphs: Sequence[Graph]) -> str | None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.model import graph
+from quant_core.model.constants import tensor_of
 
 FLOAT32 = ir.DataType.FLOAT
 OTHERS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -81,7 +82,7 @@ def _weight_types(model: ir.Model) -> frozenset[ir.DataType]:
     inside_functions = (f.graph for f in model.functions.values())
     for inside in (*graph.graphs_of(model), *inside_functions):
         for value in _values(inside):
-            tensor = _constant(value)
+            tensor = tensor_of(value)
             if tensor is None or tensor.dtype not in OTHERS or len(tensor.shape) < 2:
                 continue
             readers = graph.consumers(value)
@@ -99,15 +100,6 @@ def _handed_over(inside: ir.Graph) -> Iterator[ir.TensorProtocol]:
                 tensor = attribute.as_tensor()
                 if len(tensor.shape) > 1:
                     yield tensor
-
-
-def _constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node."""
-    producer = value.producer()
-    if producer is None:
-        return value.const_value
-    attribute = producer.attributes.get("value") if producer.op_type == "Constant" else None
-    return None if attribute is None or attribute.is_ref() else attribute.as_tensor()
 
 
 def _holds_others(value: ir.Value) -> bool:

@@ -33,6 +33,13 @@ def run(path, x):
     return ort.InferenceSession(path).run(None, {"x": x})[0]
 
 
+def assert_near(original, quantized, x, dtype):
+    """Both give that type, and numbers within 5 % of the largest."""
+    expected, got = run(original, x), run(quantized, x)
+    assert got.dtype == expected.dtype == dtype
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("name", ["float16", "double"])
 def test_a_quantized_model_takes_and_gives_the_type_of_its_original(tmp_path, name):
     dtype = TYPES[name]
@@ -44,9 +51,7 @@ def test_a_quantized_model_takes_and_gives_the_type_of_its_original(tmp_path, na
 
     result = quantize(original, tmp_path / "q.onnx")
 
-    expected, got = run(original, x), run(tmp_path / "q.onnx", x)
-    assert got.dtype == expected.dtype == dtype
-    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert_near(original, tmp_path / "q.onnx", x, dtype)
     assert result.size_bytes < 0.65 * result.float_size_bytes
 
 
@@ -116,9 +121,7 @@ def test_an_output_that_a_function_writes_keeps_its_type(tmp_path, name):
 
     quantize(original, tmp_path / "q.onnx")
 
-    expected, got = run(original, x), run(tmp_path / "q.onnx", x)
-    assert got.dtype == expected.dtype == TYPES[name]
-    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert_near(original, tmp_path / "q.onnx", x, TYPES[name])
 
 
 HANDED_ON = """
@@ -142,9 +145,7 @@ def test_a_weight_that_functions_hand_on_as_an_attribute_is_quantized(tmp_path, 
 
     result = quantize(original, tmp_path / "q.onnx")
 
-    expected, got = run(original, x), run(tmp_path / "q.onnx", x)
-    assert got.dtype == expected.dtype == dtype
-    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert_near(original, tmp_path / "q.onnx", x, dtype)
     assert result.size_bytes < 0.8 * result.float_size_bytes
     assert model_info(original).inputs == model_info(tmp_path / "q.onnx").inputs
 
