@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from quant_core.data.input_spec import InputSpec
 from quant_core.data.units import Units, find_units
+from quant_core.data.weight_units import weighted_units
 from quant_core.model import graph
 from quant_core.model.constants import is_given, mean_of, numbers_of, size_of, tensor_of
 
@@ -98,7 +99,8 @@ class Hint:
     choices    the texts that the model knows, or the keys of a map
     value      the one value that makes sense
     item       the shape of the tensors in a sequence
-    units      mean and deviation of floats, where the graph brings these to 0 and 1
+    units      mean and deviation of floats, where the graph or its first weights bring them to 0
+               and 1
     """
 
     below: int | str | None = None
@@ -218,7 +220,7 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
         shifts = node.op_type == "Sub" and number > 50
         if divides or scales or shifts:
             return replace(hint, top=255.0)
-    return replace(hint, units=find_units(source))
+    return replace(hint, units=find_units(source) or weighted_units(source))
 
 
 def _size_by_biases(conv: ir.Node) -> float:

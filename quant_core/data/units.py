@@ -46,7 +46,7 @@ def find_units(source: ir.Value) -> Units | None:
     2. input -> Scaler
     3. input -> constants added and multiplied, at least one of each
     """
-    reader = graph.only_reader(source)
+    reader = first_reader(source)
     if reader is None or source.shape is None:
         return None
     if reader.op_type == "BatchNormalization":  # 1
@@ -61,6 +61,14 @@ def find_units(source: ir.Value) -> Units | None:
         offset, scale = (np.asarray(numbers, np.float64) for numbers in listed)
         return _units(offset, _inverse(scale)) if offset.size and scale.size else None
     return _arithmetic_units(reader)  # 3
+
+
+def first_reader(source: ir.Value) -> ir.Node | None:
+    """The node that reads an input, maybe in another type; None if others read it too."""
+    reader = graph.only_reader(source)
+    while reader is not None and reader.op_type in ("Cast", "Identity"):
+        reader = graph.only_reader(reader.outputs[0])
+    return reader
 
 
 def _arithmetic_units(first: ir.Node) -> Units | None:

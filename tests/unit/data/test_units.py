@@ -92,17 +92,27 @@ def test_other_arithmetic_is_no_unit(tmp_path, body):
     assert np.abs(x).max() < 100
 
 
-def test_standardization_in_the_graph_does_not_spoil_a_file_without_data(tmp_path):
-    """Divided by deviations from 2e-4 to 3e4, rows of one scale are lost beside each other."""
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_standardization_does_not_spoil_a_file_without_data(tmp_path, is_folded):
+    """Divided by deviations from 2e-4 to 3e4, rows of one scale are lost beside each other.
+
+    is_folded  into the first weight and its bias
+    """
     rng = np.random.default_rng(0)
     means, deviations = np.tile(MEANS, 4), np.tile(DEVIATIONS, 4)
     shapes = {"u": (32, 64), "b": (64,), "v": (64, 64), "w": (64, 8)}
-    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    text = """(float[n, 32] x) => (float[n, 8] y) { d = Sub(x, mean) z = Div(d, deviation)
-        f = Gemm(z, u, b) r = Relu(f) c = MatMul(r, v) e = Relu(c) y = MatMul(e, w) }"""
-    constants = {**weights, "mean": means, "deviation": deviations}
+    constants = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    first = "d = Sub(x, mean) z = Div(d, deviation) f = Gemm(z, u, b)"
+    if is_folded:
+        first = "f = Gemm(x, u, b)"
+        constants["b"] -= (means / deviations) @ constants["u"]
+        constants["u"] /= deviations[:, None]
+    else:
+        constants |= {"mean": means, "deviation": deviations}
+    text = f"""(float[n, 32] x) => (float[n, 8] y) {{ {first}
+        r = Relu(f) c = MatMul(r, v) e = Relu(c) y = MatMul(e, w) }}"""
     original, made = tmp_path / "m.onnx", tmp_path / "q.onnx"
-    onnx.save(sketch(text, constants), original)
+    onnx.save(sketch(text, {name: c.astype(np.float32) for name, c in constants.items()}), original)
     x = (means + deviations * rng.normal(size=(64, 32))).astype(np.float32)
 
     quantize(original, made)
