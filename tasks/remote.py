@@ -16,7 +16,6 @@ from typing import Any
 from quant_core.errors import QuantError, StageError, StageReason, error_from_dict, reason_of
 from quant_core.worker.run import (
     MAX_WORKER_DEATHS,
-    STAGE_MODULE,
     StageAnswer,
     StageLimits,
     run_stage,
@@ -64,7 +63,6 @@ def run_remote_stage(
     request: Mapping[str, Any],
     limits: StageLimits,
     mark: str | None = None,
-    module: str = STAGE_MODULE,
 ) -> StageAnswer:
     """The answer of `run_stage`, with the URLs of the request in place of local paths.
 
@@ -82,7 +80,7 @@ def run_remote_stage(
                 request = {**request, "costs": str(cache.root / COSTS)}
             local = _to_local(request, places)
             try:
-                local_answer = run_stage(name, local, limits, mark, module)
+                local_answer = run_stage(name, local, limits, mark)
             except QuantError as problem:
                 raise error_from_dict(_to_urls(problem.to_dict(), places)) from None
             answer: StageAnswer = _to_urls(local_answer, places)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant_core.errors import QuantError, StageError, StageReason
 from quant_core.worker.host import versions
-from quant_core.worker.run import STAGE_MODULE, StageAnswer, StageLimits, run_stage, worker_death
+from quant_core.worker.run import StageAnswer, StageLimits, run_stage, worker_death
 from tasks import stores
 from tasks.cache import Content
 from tasks.locations import Location, Url
@@ -53,18 +53,11 @@ class Workers:
     It is no dataclass: Prefect would look for futures inside it.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        limits: StageLimits,
-        marks: Location,
-        module: str = STAGE_MODULE,
-    ) -> None:
+    def __init__(self, client: Client, limits: StageLimits, marks: Location) -> None:
         self.client = client
         self.limits = limits
         self.patience_s = limits.timeout_s
         self.marks = marks
-        self.module = module
         self.peaks: dict[tuple[str, str], int] = {}
         self.missing_since: float | None = None
         self.contents: dict[str, Content] = {}
@@ -185,7 +178,7 @@ class _Call:
         self.workers, self.stage = workers, stage
         self.mark = workers.marks / uuid.uuid4().hex
         mark = str(self.mark) if isinstance(self.mark, Path) else None
-        self.arguments = (stage, dict(request), limits, mark, workers.module)
+        self.arguments = (stage, dict(request), limits, mark)
         remote = workers.remote(request, self.mark)
         self.function: Callable[..., StageAnswer] = (
             partial(run_remote_stage, remote) if remote else run_stage

@@ -13,7 +13,6 @@ from flows.manifest.code import check_code
 from flows.runtime.prefect_api import unused_settings
 from flows.runtime.process import importing
 from flows.runtime.run_options import RunOptions
-from quant_core.worker.run import STAGE_MODULE
 
 # run_audit alone imports Prefect and Dask: --help does not wait for them.
 
@@ -46,7 +45,7 @@ def run_audit(
             from flows.audit.flow import audit
             from flows.batch.flow_run import Caller, call_flow
 
-        caller = Caller(manifest, client, on_progress, STAGE_MODULE, options.code)
+        caller = Caller(manifest, client, on_progress, options.code)
         flow = partial(audit, str(folder), scheduler, jobs, list(options.only), max_slowdown)
         return call_flow("audit", flow, caller, AuditResult, "Run it again")
 

@@ -33,7 +33,7 @@ from flows.manifest.jobs import Manifest
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import QuantError, StageError, reason_of
 from quant_core.model.atomic import make_own_folder
-from quant_core.worker.run import STAGE_MODULE, StageLimits
+from quant_core.worker.run import StageLimits
 from tasks import stores
 from tasks.locations import Location, Url
 from tasks.workers import Workers
@@ -51,7 +51,6 @@ WAITING = 2  # models beyond the number of workers, so that no worker waits for 
 class Caller:
     """What a caller in this process gives a flow. None of it is JSON, as parameters have to be.
 
-    module      is run by workers to serve stages; tests have others
     allow_code  the folder of metrics `module:function`; None: none may run
     journal     of the manifest's output folder; None for an audit, which writes none
     has_own_workers  that run on this host, and not on a cluster which may share no disk with it
@@ -61,7 +60,6 @@ class Caller:
     manifest: Manifest
     client: Client
     notify: Listener
-    module: str = STAGE_MODULE
     allow_code: str | None = None
     journal: Journal | None = None
     has_own_workers: bool = True
@@ -79,7 +77,7 @@ class Caller:
         _empty(marks)  # marks of a batch that was killed
         memory_bytes = limits.memory_mb and limits.memory_mb << 20
         of_stages = StageLimits(limits.timeout_s, memory_bytes, allow_code=self.allow_code)
-        return Workers(self.client, of_stages, marks, self.module)
+        return Workers(self.client, of_stages, marks)
 
 
 def _empty(folder: Location) -> None:

@@ -20,7 +20,7 @@ from flows.runtime.process import importing
 from flows.runtime.run_options import DEFAULT_OPTIONS, RunOptions
 from flows.runtime.signals import stopped_at_once
 from quant_core.errors import QuantError
-from quant_core.worker.run import STAGE_MODULE, StageLimits, run_stage, shut_down
+from quant_core.worker.run import StageLimits, run_stage, shut_down
 from tasks.remote import Remote, run_remote_stage
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def run_batch(
     options: RunOptions = DEFAULT_OPTIONS,
     *,
     on_progress: Listener = ignore,
-    module: str = STAGE_MODULE,
 ) -> BatchResult:
     """Make the models of a manifest on workers of this host, or of a Dask cluster.
 
@@ -62,7 +61,7 @@ def run_batch(
             from flows.batch.flow_run import Caller, call_flow
 
         is_local = scheduler is None
-        caller = Caller(manifest, client, on_progress, module, options.code, journal, is_local)
+        caller = Caller(manifest, client, on_progress, options.code, journal, is_local)
         name = str(manifest.file or manifest.folder)
         flow = partial(batch, name, scheduler, jobs, options.force, list(options.only))
         hint = "The same command goes on where it stopped"

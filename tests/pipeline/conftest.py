@@ -20,10 +20,9 @@ from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
 from flows.runtime.prefect_api import ENVIRONMENT
 from flows.runtime.run_options import RunOptions
-from quant_core.worker.run import STAGE_MODULE
 from tests.models import tiny_cnn
 from tests.pipeline.faulty_stages import FAULTS
-from tests.pipeline.services import PREFECT, ask, running
+from tests.pipeline.services import PREFECT, ask, running, serve
 from tests.processes import wait_until
 
 FAULTY = "tests.pipeline.faulty_stages"
@@ -115,8 +114,10 @@ def run(harness):
         how = RunOptions(scheduler=harness, **options)
         # Children that run other stages are started anew, which takes longer than a small batch.
         suffers = any(fault in job.name for job in manifest.jobs for fault in FAULTS)
-        module = FAULTY if suffers else STAGE_MODULE
-        return run_batch(manifest, how, on_progress=on_progress, module=module)
+        with pytest.MonkeyPatch.context() as patch:
+            if suffers:
+                serve(patch, FAULTY)
+            return run_batch(manifest, how, on_progress=on_progress)
 
     return run
 

@@ -9,12 +9,21 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+import pytest
+
+from quant_core.worker.run import run_stage
 from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 PREFECT = [sys.executable, "-m", "prefect"]
+
+
+def serve(patch: pytest.MonkeyPatch, stages: str) -> None:
+    """Let Dask workers run the stages of that module in place of the real ones."""
+    patch.setattr("tasks.workers.run_stage", partial(run_stage, module=stages))
 
 
 @contextlib.contextmanager

@@ -17,19 +17,21 @@ from quant_core.errors import StageError, StageReason
 from quant_core.worker.host import alone_on_host, versions
 from quant_core.worker.run import MAX_WORKER_DEATHS, StageLimits, run_stage, shut_down
 from tasks.workers import BARE_BYTES, MAX_DEATHS_BEFORE_BEGIN, Workers
+from tests.pipeline.services import serve
 from tests.unit.worker.test_child import wait_until
 
 STAGES = "tests.odd_stages"
 LIMITS = StageLimits(timeout_s=60.0)
 
 
-def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path):
+def test_a_stage_that_waits_on_a_killed_worker_loses_no_try(tmp_path, monkeypatch):
+    serve(monkeypatch, STAGES)
     with ExitStack() as stack:
         # As on a host so busy that no worker comes back in the time that Dask gives it.
         stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "0s"}))
         client = stack.enter_context(Client(stack.enter_context(local_cluster(1))))
         threads = stack.enter_context(ThreadPoolExecutor(2))
-        workers = Workers(client, LIMITS, tmp_path, STAGES)
+        workers = Workers(client, LIMITS, tmp_path)
 
         killer = threads.submit(
             workers.run, "kill_the_worker", "bad", {"ready": str(tmp_path / "ready")}
@@ -53,7 +55,7 @@ class Deadly:
     def __init__(self, begun: int) -> None:
         self.begun, self.deaths = begun, 0
 
-    def submit(self, function, stage, request, limits, mark, module, key):
+    def submit(self, function, stage, request, limits, mark, key):
         def result(timeout=None):
             self.deaths += 1
             Path(mark).write_bytes(b"x" * self.begun)
@@ -181,6 +183,7 @@ def test_stages_that_run_alone_say_that_they_wait_and_wait_no_longer_than_the_li
 
 def test_a_stage_that_runs_alone_waits_until_its_host_is_free_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.workers.WAIT_S", 0.2)
+    serve(monkeypatch, STAGES)
     free, said = ExitStack(), []
 
     def on_wait(seconds):
@@ -189,7 +192,7 @@ def test_a_stage_that_runs_alone_waits_until_its_host_is_free_and_says_so(tmp_pa
 
     with local_cluster(1) as cluster, Client(cluster) as client:
         free.enter_context(alone_on_host(60.0))
-        workers = Workers(client, LIMITS, tmp_path, STAGES)
+        workers = Workers(client, LIMITS, tmp_path)
 
         answer = workers.run_alone("echo", "m", {"text": "alone"}, on_wait)
 
