@@ -52,7 +52,7 @@ from quant_core.data.random_feeds import COUNT, first_strategy, random_source
 from quant_core.data.sources import Source, open_some
 from quant_core.data.spec import RANDOM, Flow, SampleShape, SampleSpec
 from quant_core.errors import DataError, ModelError
-from quant_core.model.runtime_errors import CUSTOM_OPERATORS
+from quant_core.model.runtime_errors import CustomOperatorError
 from quant_core.model.session import Feed, open_session, output_names
 from quant_core.model.values import Tensors
 
@@ -250,9 +250,7 @@ def _open_graphs(
     for path in reversed(flow.before):
         try:
             graph = _open_graph(Path(path), None, shape)
-        except ModelError as error:
-            if error.hint != CUSTOM_OPERATORS:
-                raise
+        except CustomOperatorError:
             continue
         leaves_past = graph.gives_past and target.takes_past
         if leaves_past or not needed.isdisjoint(graph.outputs):

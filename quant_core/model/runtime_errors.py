@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from quant_core.errors import ModelError
+
 CUSTOM_OPERATORS = "Custom operators are never loaded: use standard ones"
 
 # Pattern of onnxruntime's message -> what to do about it; the first match counts.
@@ -45,12 +47,16 @@ HINTS = (
 )
 
 
-def find_hint(message: str) -> str:
-    """What to do about a message of onnxruntime."""
-    for pattern, hint in HINTS:
-        if re.search(pattern, message):
-            return hint
-    return "Does it load in onnxruntime?"
+class CustomOperatorError(ModelError):
+    """The model has operators that onnxruntime does not know, as a tokenizer's."""
+
+
+def loading_error(error: Exception, where: str) -> ModelError:
+    """The error for a model that onnxruntime refused to load with this one."""
+    hints = (hint for pattern, hint in HINTS if re.search(pattern, str(error)))
+    hint = next(hints, "Does it load in onnxruntime?")
+    kind = CustomOperatorError if hint == CUSTOM_OPERATORS else ModelError
+    return kind(f"onnxruntime cannot load it: {short_message(error)}", where, hint)
 
 
 def short_message(error: Exception) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quant_core.errors import ModelError
 from quant_core.fields import one_of
 from quant_core.model.containers import boxed, unboxed
-from quant_core.model.runtime_errors import find_hint, short_message
+from quant_core.model.runtime_errors import loading_error, short_message
 
 if TYPE_CHECKING:
     import onnx
@@ -291,8 +291,7 @@ def _open(
     except (MemoryError, ModelError):
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
-        problem = f"onnxruntime cannot load it: {short_message(error)}"
-        raise ModelError(problem, where, find_hint(str(error))) from error
+        raise loading_error(error, where) from error
 
 
 @contextmanager
