@@ -16,16 +16,16 @@ from flows.console.flags import flags_of
 class Option:
     """One option, as typer shows and reads it.
 
-    kind     type of the value; a list may be typed repeatedly
     default  what the help shows as the default; None: nothing
     choices  what the shell completes the value to
+    kind     type of the value; a list may be typed repeatedly
     """
 
-    kind: Any
     help: str
     metavar: str | None = None
     default: object = None
     choices: Iterable[str] = ()
+    kind: Any = str
 
     def parameter(
         self, name: str, default: object = None, panel: str | None = None
