@@ -21,7 +21,7 @@ from quant_core.data.spec import RANDOM, SampleSource, SampleSpec
 from quant_core.deadline import Progress, silent
 from quant_core.errors import DataError, ModelError, RequestError
 from quant_core.evaluate.contract import Ruling, Verdict, judge
-from quant_core.evaluate.custom_metric import code_allowed, own_metric
+from quant_core.evaluate.custom_metric import code_allowed
 from quant_core.evaluate.fidelity import compare
 from quant_core.evaluate.float_reasons import has_integers
 from quant_core.evaluate.kernels import profile_kernels
@@ -30,7 +30,7 @@ from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_each
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.evaluate.timing import Timing, measure, measure_all
-from quant_core.metrics import Fidelity
+from quant_core.metrics import Fidelity, own_metric
 from quant_core.model import files
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
@@ -269,7 +269,7 @@ def compare_models(
     The other parameters are those of `validate_model`. Raises: QuantError.
     """
     _check_limits(threads, seconds)
-    own = own_metric(metric, None)
+    own = own_metric(metric)
     reference = open_session(Path(original), threads=threads)
     sessions = [open_session(Path(other), threads=threads) for other in others]
     feeds = samples_for(original, samples, reference, *sessions)

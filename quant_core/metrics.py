@@ -283,6 +283,11 @@ def find_metric(name: str) -> Metric:
     )
 
 
+def own_metric(*metrics: str | None) -> str | None:
+    """The first of these that is a metric of the user's own, "module:function"; None if none is."""
+    return next((metric for metric in metrics if metric is not None and ":" in metric), None)
+
+
 def default_metric(fidelity: Fidelity) -> Metric:
     """The metric to report without a contract: top1 if there were labels, else agreement."""
     return METRICS["agreement" if fidelity.top1 is None else "top1"]

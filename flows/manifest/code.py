@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flows.manifest.jobs import Job
 from quant_core.errors import RequestError
+from quant_core.metrics import own_metric
 
 
 def check_code(jobs: Iterable[Job], allow_code: str | Path | None) -> None:
@@ -24,5 +25,4 @@ def check_code(jobs: Iterable[Job], allow_code: str | Path | None) -> None:
 
 def metric_code(job: Job) -> str | None:
     """The metric `module:function` of the job's contract; None if its metric is no code."""
-    metric = job.contract.metric if job.contract else ""
-    return metric if ":" in metric else None
+    return own_metric(job.contract.metric) if job.contract else None

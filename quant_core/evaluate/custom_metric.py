@@ -27,11 +27,6 @@ HINT = "module:function, as in accuracy:word_error"
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 
-def own_metric(*metrics: str | None) -> str | None:
-    """The first of these that is a metric of the user's own, "module:function"; None if none is."""
-    return next((metric for metric in metrics if metric is not None and ":" in metric), None)
-
-
 @contextlib.contextmanager
 def code_allowed(folder: str | Path | None) -> Iterator[None]:
     """Let metrics `module:function` run, from that folder alone; None changes nothing.

@@ -22,8 +22,8 @@ from quant_core.data.for_model import samples_for
 from quant_core.data.samples import Samples, spread
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
-from quant_core.evaluate.custom_metric import own_metric
 from quant_core.evaluate.timing_cache import TimingCache
+from quant_core.metrics import own_metric
 from quant_core.model import files
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench, Reference
