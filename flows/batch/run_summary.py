@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.console.artifacts import MAX_ROWS, show_in_prefect
 from flows.console.result import Result
-from flows.console.summary import read_summary, write_summary, wrong
 from flows.journal import Journal, is_taken, open_journal
 from flows.manifest.jobs import Manifest
 from flows.runtime.prefect_api import is_lost
 from flows.runtime.signals import before_stop
 from quant_core.errors import not_written
+from quant_core.model.atomic import atomic_write, overwrite
+from quant_core.text import plain
 from tasks.cache import forget_files
+from tasks.rows import AuditRow, ModelRow
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -31,6 +36,18 @@ Lines = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, object]]]
 NAMES = {"batch": "summary.json", "audit": "audit-summary.json"}
 RUNNING = "Running"  # the state of a run that has not ended
 NO_FLOW_RUN = {"flow_run": None, "flow_run_id": None}  # of a run that needs no Prefect
+FULL = (errno.ENOSPC, errno.EDQUOT)
+WRONG_COLUMNS = (
+    "model",
+    "outcome",
+    "verdict",
+    "reason",
+    "stage",
+    "error",
+    "where",
+    "hint",
+    "output",
+)
 KEPT = ("pid", "host", "interrupted")  # from the beginning of a run to its end
 
 
@@ -111,7 +128,7 @@ def end_summary(
 ) -> None:
     """Write how a run ended."""
     ended = {"kind": kind, **flow_run, "state": state, "message": result.message, **_kept(path)}
-    write_summary(path, {**ended, **_facts(result), "wrong": wrong(result.rows)})
+    write_summary(path, {**ended, **_facts(result), "wrong": _wrong(result.rows)})
 
 
 def summarize_failure(kind: str, flow_run: FlowRun, state: State[Any], path: Path) -> None:
@@ -131,6 +148,41 @@ def summarize_failure(kind: str, flow_run: FlowRun, state: State[Any], path: Pat
         "message": state.message,
     }
     write_summary(path, ended | (_kept(path) if is_own else {}))
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write the summary as JSON. The file appears as a whole, or stays as it was.
+
+    A full disk has no room for another file: then the one that is there is overwritten.
+
+    Raises: OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written_at = datetime.now(UTC).isoformat()
+    values = plain({**summary, "written_at": written_at})
+    content = json.dumps(values, indent=2, allow_nan=False).encode() + b"\n"
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as problem:
+        if problem.errno not in FULL or not path.exists():
+            raise
+        overwrite(path, content)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary at `path`, {} if there is none that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _wrong(rows: Iterable[ModelRow | AuditRow]) -> list[dict[str, Any]]:
+    """The columns that matter of each model that failed, missed its contract or got worse."""
+    found = [row.to_json() for row in rows if row.is_wrong]
+    return [{column: values.get(column) for column in WRONG_COLUMNS} for values in found]
 
 
 def _break_off(path: Path, state: str, message: str) -> None:

@@ -10,8 +10,13 @@ import os
 import pytest
 
 from flows.batch.run import run_batch
-from flows.batch.run_summary import auditing, running_summary, summary_path, working_in
-from flows.console import summary
+from flows.batch.run_summary import (
+    auditing,
+    running_summary,
+    summary_path,
+    working_in,
+    write_summary,
+)
 from flows.journal import open_journal
 from flows.manifest.jobs import Manifest
 from flows.manifest.read import check_manifest
@@ -49,12 +54,12 @@ def test_a_full_disk_ends_it_as_failed_too(manifest, monkeypatch):
 
     path = summary_path("batch", manifest.folder)
     with working_in(manifest):
-        monkeypatch.setattr(summary, "atomic_write", no_room)
-        summary.write_summary(path, {**read(manifest), "state": "Failed"})
+        monkeypatch.setattr("flows.batch.run_summary.atomic_write", no_room)
+        write_summary(path, {**read(manifest), "state": "Failed"})
         assert read(manifest)["state"] == "Failed"
 
         with pytest.raises(OSError, match="No space left"):  # for so much more
-            summary.write_summary(path, {"wrong": [{"error": "x" * 100_000}]})
+            write_summary(path, {"wrong": [{"error": "x" * 100_000}]})
         assert read(manifest)["state"] == "Failed"
 
 
