@@ -23,7 +23,7 @@ from typing import Any
 from quant_core.errors import RequestError, reason_of
 from quant_core.model.locations import data_names
 from quant_core.text import digest_of
-from quant_core.worker.host import cache_folder, own_folder
+from quant_core.worker.folders import cache_folder, own_folder
 from tasks import stores
 from tasks.contents import Contents, file_digest, forget_local_files
 from tasks.locations import Location, Url, is_model

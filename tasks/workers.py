@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quant_core.errors import QuantError, StageError, StageReason
-from quant_core.worker.host import versions
+from quant_core.versions import versions
 from quant_core.worker.run import StageAnswer, StageLimits, run_stage, worker_death
 from tasks import stores
 from tasks.cache import Content

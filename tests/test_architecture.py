@@ -23,7 +23,7 @@ LAYERS = ("quant_core", "tasks", "flows", "deployments")  # each may import thos
 # The shelves of a package, lowest first; shelves on one line may not import each other either.
 # Files directly in the package, such as flows/journal.py, are named like shelves.
 CORE_SHELVES = (
-    ("text", "deadline", "late_sympy"),
+    ("text", "deadline", "late_sympy", "versions"),
     ("errors", "metrics"),
     ("fields",),
     ("config",),

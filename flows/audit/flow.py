@@ -60,7 +60,7 @@ from quant_core.errors import QuantError
 from quant_core.evaluate.contract import Verdict
 from quant_core.metrics import find_metric
 from quant_core.text import joined, plain
-from quant_core.worker.host import versions
+from quant_core.versions import versions
 from tasks import stages as tasks
 from tasks.cache import Content, files_digest, forget_files
 from tasks.locations import Url, location

@@ -19,7 +19,7 @@ from quant_core.errors import DataError, ModelError, reason_of
 from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
 from quant_core.text import digest_of
-from quant_core.worker.host import versions
+from quant_core.versions import versions
 from tasks.cache import SAMPLES, Content, the_cache
 from tasks.contents import file_digest
 from tasks.locations import Location, Url, location

@@ -21,7 +21,7 @@ from quant_core.evaluate.contract import Verdict, conclude, gain_clauses
 from quant_core.metrics import Fidelity, default_metric, find_metric
 from quant_core.plan.targets import cpu_name, host_target_name
 from quant_core.text import joined, plain, printable
-from quant_core.worker.host import versions
+from quant_core.versions import versions
 from tasks.rows import SCHEMA_VERSION, LayerRow, ModelRow, Outcome, RunRow, TimingRow
 
 if TYPE_CHECKING:

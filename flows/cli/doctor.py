@@ -8,13 +8,13 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from flows.cli.command import Answer
 from flows.console import model_views
 from flows.console.formats import format_size
 from quant_core.plan.targets import cpu_flags, cpu_name, host_kernels, host_target_name
+from quant_core.versions import installed_version
 from quant_core.worker.memory import total_bytes, usable_cores
 
 PACKAGES = (
@@ -121,14 +121,6 @@ def known_problems(versions: Mapping[str, str | None]) -> list[str]:
         if not is_before and not is_after:
             problems.append(f"{broken.package} {version}: {broken.consequence}")
     return problems
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, which is not imported; None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from flows.runtime.own_server import START_HINT
 from flows.runtime.prefect_api import Prefect, api_server, settings_of_environment
 from flows.runtime.tls import own_security
 from quant_core.errors import QuantError, RequestError, reason_of
-from quant_core.worker.host import PACKAGES
+from quant_core.versions import PACKAGES
 from quant_core.worker.memory import total_bytes, usable_cores
 from quant_core.worker.run import warm_up
 from tasks.workers import differences

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from quant_core.errors import QuantError
 from quant_core.worker.child import KEPT_ENVIRONMENT, import_path
-from quant_core.worker.host import cache_folder
+from quant_core.worker.folders import cache_folder
 
 START_UP_S = 180
 START_HINT = (

@@ -12,8 +12,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from quant_core.evaluate.kernels import Arithmetic, Kernel
 from quant_core.evaluate.timing import Timing, summarize
 from quant_core.model import files
 from quant_core.model.session import Feed
+from quant_core.versions import installed_version
 
 START_S = 120.0  # to start, and to read, compile and run the models once, on a busy machine
 # OpenVINO reports of a kernel the mean of all its runs, in which each pause of the process stays:
@@ -52,13 +51,9 @@ class Runs:
     kernels: list[list[Kernel]]
 
 
-@cache
 def openvino_version() -> str | None:
     """The version that is installed, None without any."""
-    try:
-        return metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return None
+    return installed_version("openvino")
 
 
 def run_in_openvino(

@@ -6,32 +6,14 @@ import contextlib
 import errno
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
-PACKAGES = ("quantmill", "onnx", "onnxruntime")
 BUSY_CORES = 0.25  # used by others beside a benchmark: batch and system take a twentieth
 LOCK = "\0quantmill-benchmark"  # of Linux: an address that is no file
 POLL_S = 0.1
-OWN_NAMES = 10  # of a temporary folder, where others hold the first ones
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Package -> version of what decides a result; `unknown` for what is not installed."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 @contextlib.contextmanager
@@ -108,29 +90,6 @@ def out_of_memory_kills() -> int:
     """The number of processes that the kernel has killed for want of memory."""
     counts = dict(line.split() for line in read_text("/proc/vmstat").splitlines())
     return int(counts.get("oom_kill", 0))
-
-
-def own_folder() -> Path:
-    """A temporary folder of this user's own, the same one for all their processes.
-
-    What somebody else has put in its place stays there: the folder has the next name. Raises:
-    OSError if none can be made.
-    """
-    user = os.getuid()
-    first = Path(tempfile.gettempdir()) / f"quantmill-{user}"
-    for k in range(OWN_NAMES):
-        folder = first.with_name(f"{first.name}-{k}") if k else first
-        with contextlib.suppress(FileExistsError):  # a file, or a link to nothing
-            folder.mkdir(mode=0o700, exist_ok=True)
-            if not folder.is_symlink() and folder.stat().st_uid == user:
-                return folder
-    raise PermissionError(errno.EACCES, "belongs to somebody else", str(first))
-
-
-def cache_folder() -> Path:
-    """Where what quantmill keeps for this user lies; it need not exist."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home() raises for a user without one
-    return Path(home) / "quantmill"
 
 
 def read_text(path: str | Path) -> str:

@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-from quant_core.worker.host import own_folder, read_text
+from quant_core.worker.folders import own_folder
+from quant_core.worker.host import read_text
 
 POLL_S = 0.05
 KEPT_SHARE = 0.03  # of all memory: never reserved, for the host itself

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from quant_core.errors import QuantError, StageError, StageReason, error_from_dict
+from quant_core.versions import versions
 from quant_core.worker import host, memory
 from quant_core.worker.child import Child
 from quant_core.worker.memory import megabytes
@@ -115,7 +116,7 @@ def run_stage(
             "result": answer["result"],
             "seconds": time.perf_counter() - started,
             "peak_bytes": memory.peak_bytes(child.process.pid),
-            "versions": host.versions(),
+            "versions": versions(),
         }
         if limits.alone:
             others = load.until_now()

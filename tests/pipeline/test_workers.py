@@ -14,7 +14,8 @@ from distributed.scheduler import KilledWorker
 
 from flows.runtime.dask import local_cluster
 from quant_core.errors import StageError, StageReason
-from quant_core.worker.host import alone_on_host, versions
+from quant_core.versions import versions
+from quant_core.worker.host import alone_on_host
 from quant_core.worker.run import MAX_WORKER_DEATHS, StageLimits, run_stage, shut_down
 from tasks.workers import BARE_BYTES, MAX_DEATHS_BEFORE_BEGIN, Workers
 from tests.pipeline.services import serve

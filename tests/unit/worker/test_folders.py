@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from quant_core.worker.host import OWN_NAMES, own_folder
+from quant_core.worker.folders import OWN_NAMES, own_folder
 
 
 @pytest.fixture
