@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import gc
 import os
-import shlex
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.cli.checks import changed_options, check_labels, refuse_beside
 from flows.cli.command import Answer
-from flows.cli.groups import AccuracyOptions, changed_options, check_labels
+from flows.cli.groups import AccuracyOptions
+from flows.cli.next_commands import after_quantizing, command_line
 from flows.cli.timings import footprint, timer_for
 from flows.console import model_views, result_views
 from flows.console.flags import flag
@@ -27,34 +28,6 @@ from quant_core.errors import DataError, ModelError, RequestError, reason_of
 if TYPE_CHECKING:
     from quant_core.plan.types import QuantPlan
 
-EXPORT_SAMPLES = 8  # on which an export is compared with what it was made of
-
-
-def command_line(*words: str | Path) -> str:
-    """A command line of quantmill, as it is typed."""
-    return shlex.join(["quantmill", *map(_as_typed, words)])
-
-
-def _as_typed(word: str | Path) -> str:
-    """A path that begins with a dash would be read as an option."""
-    is_like_option = isinstance(word, Path) and str(word).startswith("-")
-    return f"./{word}" if is_like_option else str(word)
-
-
-def detailed_validation(original: Path, quantized: Path, samples: SampleSpec) -> str:
-    """The command line that says what each node costs on these samples."""
-    words: list[str | Path] = ["--data", str(samples.source)]
-    if samples.labels is not None:
-        words += ["--labels", str(samples.labels)]
-    return command_line("validate", original, quantized, *words, "--detailed")
-
-
-def refuse_beside(option: str, others: Mapping[str, object]) -> None:
-    """Raises: RequestError if one of the other options was typed, which would do nothing."""
-    for other, value in others.items():
-        if value:
-            raise RequestError(f"means nothing with {option}", other, "Leave one of them out")
-
 
 def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None) -> Answer:
     """The plan of a model, which is not followed."""
@@ -62,17 +35,6 @@ def plan_answer(model: Path, config: QuantConfig, calibration: SampleSpec | None
 
     plan = api.plan_model(model, config, calibration)
     return Answer(plan.to_dict(), model_views.plan_view)
-
-
-def first_accuracy_option(accuracy: AccuracyOptions) -> str | None:
-    """The first of `--metric`, `--max-drop` and `--min` that was typed; None if none was."""
-    contract = accuracy.contract
-    typed = {
-        "--metric": accuracy.metric,
-        "--max-drop": contract and contract.max_drop,
-        "--min": contract and contract.min,
-    }
-    return next((option for option, value in typed.items() if value is not None), None)
 
 
 def quantize_answer(
@@ -119,22 +81,9 @@ def quantize_answer(
         if result["shortfall"]:
             result |= {"verdict": "not_met", "reason": result["shortfall"]}
     is_missed = result["verdict"] == "not_met"
-    result["next"] = _after_quantizing(model, output, calibration, is_missed)
+    result["next"] = after_quantizing(model, output, calibration, is_missed)
     view = result_views.pareto_view if pareto else result_views.quantization_view
     return Answer(result, view, exit_code=int(is_missed))
-
-
-def _after_quantizing(
-    model: Path, output: Path, calibration: SampleSpec | None, is_missed: bool
-) -> str:
-    """The next command line: with samples, what the model costs, or how it does on fresh ones, as
-    those that calibrated say nothing of these.
-    """
-    if calibration is None or calibration.is_random:
-        return command_line("quantize", model, "--data", "SAMPLES.npz")
-    if is_missed:
-        return detailed_validation(model, output, calibration)
-    return command_line("validate", model, output, "--data", "FRESH_SAMPLES.npz")
 
 
 def _timed(
@@ -159,46 +108,6 @@ def _is_late(config: QuantConfig, size_bytes: int, began_at: float) -> bool:
 
     spent_s = POLICY.start_s + time.monotonic() - began_at
     return deadline_of(size_bytes, config, spent_s).is_over
-
-
-def for_export(export: str, config: QuantConfig, plan: Path | None) -> QuantConfig:
-    """The config for the runtime of an export. Raises: RequestError if it is for another one, or
-    the runtime is not installed.
-    """
-    from flows.runtime.openvino_ir import check_openvino
-
-    check_openvino()
-    if plan is not None or config.target == export:
-        return config
-    if config.target != "auto":
-        hint = f"Leave it out, or write --target {export}"
-        raise RequestError(f"is {config.target}, and --export {export}", "--target", hint)
-    return replace(config, target=export)
-
-
-def check_export(output: Path) -> None:
-    """Raises: RequestError if the export of that model would replace a file of somebody else's."""
-    from flows.runtime.openvino_ir import weights_beside
-
-    weights_beside(output.with_suffix(".xml"))
-
-
-def with_export(answer: Answer, original: Path, calibration: SampleSpec | None) -> Answer:
-    """The answer, with OpenVINO's files beside the model, and what OpenVINO makes of them.
-
-    The exit code is 1 if they are wrong, slow or not in integers there.
-    """
-    from flows.runtime.openvino_ir import export_ir
-    from quant_core.data.for_model import samples_for
-
-    result = dict(answer.data)
-    output = Path(result["output"])
-    spec = replace(calibration or SampleSpec(), labels=None, count=EXPORT_SAMPLES)
-    samples = samples_for(original, spec, original, output)
-    feeds = [samples[i] for i in range(len(samples))]
-    found = export_ir(original, output, output.with_suffix(".xml"), feeds).to_dict()
-    code = max(answer.exit_code, int(bool(found["note"])))
-    return replace(answer, data=result | {"export": found}, exit_code=code)
 
 
 def comparison(

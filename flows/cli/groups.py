@@ -15,7 +15,6 @@ from flows.runtime.run_options import RunOptions
 from quant_core.config import Contract, QuantConfig, check_metric
 from quant_core.data.spec import RANDOM, SampleSpec
 from quant_core.errors import RequestError
-from quant_core.metrics import find_metric
 from quant_core.plan.targets import find_target
 
 
@@ -30,31 +29,6 @@ class AccuracyOptions:
     metric: str | None = None
     contract: Contract | None = None
     allow_code: Path | None = None
-
-
-def check_labels(accuracy: AccuracyOptions, samples: SampleSpec) -> None:
-    """Raises: RequestError if the metric needs labels, and the samples have none."""
-    metric = accuracy.contract.metric if accuracy.contract else accuracy.metric
-    if metric is not None and find_metric(metric).needs_labels and samples.labels is None:
-        hint = "Give --labels, or take agreement or cosine"
-        raise RequestError("needs labels", f"--metric {metric}", hint)
-
-
-def changed_options(config: QuantConfig) -> dict[str, Any]:
-    """The options that differ from the defaults, as a manifest has them."""
-    default = QuantConfig().to_dict()
-    return {key: value for key, value in config.to_dict().items() if value != default[key]}
-
-
-def first_measured_option(config: QuantConfig) -> str | None:
-    """The first option that was typed of those that do nothing without samples: how ranges are
-    chosen, and GPTQ; None if none was.
-    """
-    changed = changed_options(config)
-    measured = {"method", "percentile"} | (
-        {"weight_method"} if config.weight_method == "gptq" else set()
-    )
-    return next((flag(key) for key in changed if key in measured), None)
 
 
 def _build_config(typed: Mapping[str, Any]) -> QuantConfig:

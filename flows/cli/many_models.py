@@ -8,9 +8,10 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cli.answers import command_line
+from flows.cli.checks import changed_options, check_labels
 from flows.cli.command import Answer
-from flows.cli.groups import AccuracyOptions, changed_options, check_labels
+from flows.cli.groups import AccuracyOptions
+from flows.cli.next_commands import command_line
 from flows.cli.options import CODE, RUNNING
 from flows.cli.parameters import (
     ContinueOnError,

@@ -6,22 +6,24 @@ import itertools
 from functools import partial
 
 from flows.cli.answers import (
-    check_export,
-    command_line,
     comparison,
-    detailed_validation,
-    first_accuracy_option,
-    for_export,
     optimize_answer,
     plan_answer,
     quantize_answer,
     read_plan,
-    refuse_beside,
     validation,
-    with_export,
+)
+from flows.cli.checks import (
+    changed_options,
+    check_labels,
+    first_accuracy_option,
+    first_measured_option,
+    refuse_beside,
 )
 from flows.cli.command import Answer
-from flows.cli.groups import AccuracyOptions, changed_options, check_labels, first_measured_option
+from flows.cli.export import check_export, for_export, with_export
+from flows.cli.groups import AccuracyOptions
+from flows.cli.next_commands import command_line, detailed_validation
 from flows.cli.parameters import (
     AnyModel,
     BatchSizes,

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from flows.cli import groups, options
+from flows.cli.checks import changed_options
 from flows.cli.command import Answer, register
 from flows.report.details import details
 from flows.report.elements import Element
@@ -84,7 +85,7 @@ def test_every_option_of_a_config_can_be_typed(typed):
 
     assert code == 0
     assert seen["config"] == CONFIG
-    assert set(groups.changed_options(CONFIG)) == set(options.CONFIG) == set(QuantConfig.__slots__)
+    assert set(changed_options(CONFIG)) == set(options.CONFIG) == set(QuantConfig.__slots__)
 
 
 def test_the_command_on_a_report_page_has_the_options_of_its_model(typed):
