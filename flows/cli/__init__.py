@@ -3,7 +3,7 @@
 commands            the program, and the list of its commands
 one_model, many_models, doctor
                     the commands; each docstring there is a command's help
-command             how a function becomes a command, and what it answers is printed
+command, errors     how a function becomes a command, and its answer or error is printed
 answers, timings, export
                     what the commands about one model answer, as JSON values
 next_commands       the command line that an answer suggests

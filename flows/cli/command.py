@@ -13,9 +13,7 @@ Every command also has --format.
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from flows.cli.errors import as_quant_error, files_of, is_no_file, option_at
 from flows.cli.groups import GROUPS
 from flows.cli.option import was_typed
 from flows.cli.options import FORMAT
 from flows.console import printing
-from flows.console.flags import flag
-from quant_core.errors import QuantError, RequestError, reason_of
+from quant_core.errors import QuantError, RequestError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,9 +66,6 @@ class CommandGroup(_PlainHelp, TyperGroup):
 class _Command(_PlainHelp, TyperCommand):
     """One of its commands."""
 
-
-# Its other names differ between versions of typer, which brings its own parser since 0.26.
-UsageError: Any = typer.BadParameter.__base__
 
 # A function that has printed its answer itself returns only the exit code.
 Command = Callable[..., Answer | int]
@@ -114,11 +109,11 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     try:
         answer = _call(function, parameters, typed, as_json)
     except (QuantError, OSError) as caught:
-        error = _as_quant_error(caught)
-        option = _option_at(error, typed)
+        error = as_quant_error(caught)
+        option = option_at(error, typed)
         error.where = option or error.where or where
         printing.print_error(error, as_json)
-        is_wrong_request = bool(option) or _is_no_file(error.where, typed)
+        is_wrong_request = bool(option) or is_no_file(error.where, typed)
         return RequestError.exit_code if is_wrong_request else error.exit_code
     except Exception as error:
         if os.environ.get("QUANTMILL_DEBUG"):
@@ -133,41 +128,6 @@ def _run(function: Command, parameters: list[str], typed: dict[str, Any], as_jso
     return answer.exit_code
 
 
-def _as_quant_error(problem: QuantError | OSError) -> QuantError:
-    """What the system refuses, such as a name that is too long, as an error of ours."""
-    if isinstance(problem, QuantError):
-        return problem
-    if os.environ.get("QUANTMILL_DEBUG"):
-        raise problem
-    hint = "The system says so; QUANTMILL_DEBUG=1 shows where"
-    return QuantError(reason_of(problem), str(problem.filename or ""), hint)
-
-
-def _option_at(error: QuantError, typed: Mapping[str, Any]) -> str:
-    """The option that an error is about, as it is typed: `--fix-shape n` for `fix_shape.n`; "" if
-    it is about something else, as a file that is called like an option.
-    """
-    name, _, key = error.where.partition(".")
-    is_option = name in typed and (not key or isinstance(typed[name], list))
-    if not is_option or error.where in _files(typed):
-        return ""
-    return f"{flag(name)} {key}".rstrip()
-
-
-def _is_no_file(place: str, typed: Mapping[str, Any]) -> bool:
-    """Whether an error is about a path that was typed and is not there, or is a folder: then the
-    request is wrong, and not the file.
-    """
-    return place in _files(typed) and (not os.path.lexists(place) or Path(place).is_dir())
-
-
-def _files(typed: Mapping[str, Any]) -> set[str]:
-    """The paths that were typed."""
-    lists = (value if isinstance(value, list) else [value] for value in typed.values())
-    paths = (value for value in itertools.chain(*lists) if isinstance(value, Path))
-    return {*map(str, paths), str(typed.get("data"))}
-
-
 def _check_output(typed: Mapping[str, Any]) -> None:
     """Raises: RequestError if what is to be written is one of the files that are read, or meant to
     be standard output.
@@ -178,29 +138,9 @@ def _check_output(typed: Mapping[str, Any]) -> None:
         raise RequestError("is not taken for standard output", "-o -", hint)
     if output is None or not output.exists():
         return
-    if any(output.samefile(file) for file in map(Path, _files(read)) if file.exists()):
+    if any(output.samefile(file) for file in map(Path, files_of(read)) if file.exists()):
         problem = "the output is also an input, which is never changed"
         raise RequestError(problem, str(output), "Choose another output")
-
-
-def usage_error(error: UsageError) -> RequestError:
-    """What typer says of a command line that it cannot read, as an error of ours."""
-    command = error.ctx.command_path if error.ctx else "quantmill"
-    if near := getattr(error, "possibilities", None):
-        return RequestError(
-            f"there is no option {error.option_name}", "", f"Did you mean {near[0]}?"
-        )
-    problem, _, hint = error.format_message().rstrip(".").partition(". ")
-    if extra := re.match(r"Got unexpected extra argument\(s\) \((\S+)\)", problem):
-        problem = f"{extra[1]} is one argument too many"
-        if error.ctx and any(param.name == "output" for param in error.ctx.command.params):
-            hint = "An output is named with -o"
-    elif wrong := re.match(r"Invalid value for '([^']+)': (?:Input |Value error, )?(.*)", problem):
-        # "--threads should be a valid integer, unable to parse string as an integer"
-        problem = f"{wrong[1]} {wrong[2]}".partition(", unable")[0]
-    else:
-        problem = problem[:1].lower() + problem[1:]
-    return RequestError(problem, "", hint or f"`{command} --help` lists what can be given")
 
 
 def _call(

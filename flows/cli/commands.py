@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.command import CommandGroup, UsageError, register, usage_error
+from flows.cli.command import CommandGroup, register
 from flows.cli.doctor import doctor
+from flows.cli.errors import UsageError, usage_error
 from flows.cli.many_models import audit, batch, config, init, report
 from flows.cli.one_model import benchmark, calibrate, compare, explain, info, quantize, validate
 from flows.console import printing

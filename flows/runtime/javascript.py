@@ -30,41 +30,11 @@ from quant_core.model.files import external_tensors, load
 
 Runtime = Literal["node", "web", "wasm"]
 RACE = Path(__file__).with_name("race.mjs")
+IN_NODE = Path(__file__).with_name("in_node.mjs")
+IN_BROWSER = Path(__file__).with_name("in_browser.html")
 START_S = 120.0  # for node or a browser to start and both models to load, on a busy machine
 LONGEST = 10  # times `seconds`: warm-up and rounds, whose last may be long
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-IN_NODE = """
-import { readFileSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { pathToFileURL } from "node:url";
-const [packagePath, racePath, jobPath, resultPath, ...models] = process.argv.slice(2);
-let result;
-try {
-  const { race } = await import(pathToFileURL(racePath));
-  const ort = createRequire(import.meta.url)(packagePath);
-  const job = JSON.parse(readFileSync(jobPath));
-  if (ort.env.wasm) ort.env.wasm.numThreads = job.threads;
-  const usage = () => process.cpuUsage().user / 1e3 + process.cpuUsage().system / 1e3;
-  result = await race(ort, models, job, job.threads === 1 ? usage : undefined);
-} catch (error) {
-  result = { error: String(error) };
-}
-writeFileSync(resultPath, JSON.stringify(result));
-"""
-IN_BROWSER = """<!doctype html><meta charset="utf-8"><script type="module">
-let result;
-try {
-  const ort = await import("/ort/ort.wasm.min.mjs");
-  const { race } = await import("/race.mjs");
-  const job = await (await fetch("/job.json")).json();
-  ort.env.wasm.numThreads = job.threads;
-  ort.env.wasm.wasmPaths = "/ort/";
-  result = await race(ort, ["/model/0", "/model/1"], job);
-} catch (error) {
-  result = { error: String(error) };
-}
-await fetch("/result", { method: "POST", body: JSON.stringify(result) });
-</script>"""
 TYPES = {
     ".mjs": "text/javascript",
     ".wasm": "application/wasm",
@@ -190,14 +160,11 @@ def _run_in_node(
         raise RequestError("node is not installed", "--runtime node", "See nodejs.org")
     with tempfile.TemporaryDirectory(prefix="quantmill-") as name:
         folder = Path(name)
-        script, job_path, result_path = (
-            folder / name for name in ("run.mjs", "job.json", "result.json")
-        )
-        script.write_text(IN_NODE, encoding="utf-8")
+        job_path, result_path = folder / "job.json", folder / "result.json"
         job_path.write_text(json.dumps(job), encoding="utf-8")
-        paths = (package, RACE, job_path, result_path, *models)
+        paths = (IN_NODE, package, job_path, result_path, *models)
         # --single-threaded: V8 does not compile wasm in other threads, whose time would count
-        command = [node, "--single-threaded", str(script), *(str(path.resolve()) for path in paths)]
+        command = [node, "--single-threaded", *(str(path.resolve()) for path in paths)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -219,7 +186,7 @@ def _run_in_browser(
         answered.set()
 
     sources: dict[str, bytes | Path] = {
-        "/": IN_BROWSER.encode(),
+        "/": IN_BROWSER,
         "/race.mjs": RACE,
         "/job.json": json.dumps(job).encode(),
         **{f"/model/{i}": path for i, path in enumerate(models)},
