@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -121,40 +121,15 @@ class Manifest:
     benchmark: Benchmark = Benchmark()
     file: Path | None = field(default=None, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives the manifest back."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return own | {
+    def digest(self) -> str:
+        """Manifests that request the same have the same digest, wherever they lie."""
+        requested = {f.name: getattr(self, f.name) for f in fields(self)} | {
             "jobs": [job.to_dict() for job in self.jobs],
-            "folder": str(self.folder),
-            "store": str(self.store) if self.store else None,
-            "costs": str(self.costs) if self.costs else None,
-            "copies": [[str(source), str(target)] for source, target in self.copies],
-            "file": str(self.file) if self.file else None,
+            "file": None,
             "limits": asdict(self.limits),
             "benchmark": asdict(self.benchmark),
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        return cls(
-            **{
-                **values,
-                "jobs": tuple(Job.from_dict(job) for job in values["jobs"]),
-                "folder": Path(values["folder"]),
-                "store": Url(values["store"]) if values.get("store") else None,
-                "costs": Path(values["costs"]) if values["costs"] else None,
-                "copies": tuple((location(a), location(b)) for a, b in values.get("copies", ())),
-                "file": Path(values["file"]) if values["file"] else None,
-                "limits": Limits(**values["limits"]),
-                "benchmark": Benchmark(**values["benchmark"]),
-            }
-        )
-
-    def digest(self) -> str:
-        """Manifests that request the same have the same digest, wherever they lie."""
-        text = json.dumps(replace(self, file=None).to_dict(), sort_keys=True)
-        return digest_of(text.encode())
+        return digest_of(json.dumps(requested, sort_keys=True, default=str).encode())
 
 
 def select(manifest: Manifest, only: Sequence[str]) -> list[Job]:

@@ -16,6 +16,7 @@ from quant_core.errors import RequestError
 from tasks import stores
 from tasks.locations import Url
 from tests.folders import NAMES, START, save_folder
+from tests.jobs import after_json
 
 ENCODER, DECODER, WITH_PAST, MERGED = NAMES
 
@@ -89,9 +90,9 @@ def test_a_folder_in_a_store_is_the_same_as_a_local_one(tmp_path):
     local = manifest(tmp_path)
     found = manifest(tmp_path, batch={"input_dir": f"{store}/model", "output_dir": f"{store}/out"})
 
-    in_store = json.dumps(local.to_dict()).replace(str(tmp_path), str(store))
-    assert found.jobs == Manifest.from_dict(json.loads(in_store)).jobs
-    assert found.copies == Manifest.from_dict(json.loads(in_store)).copies
+    assert found.jobs == after_json(local.jobs, (str(tmp_path), str(store)))
+    copies = [[str(path).replace(str(tmp_path), str(store)) for path in c] for c in local.copies]
+    assert copies == [[str(path) for path in copy] for copy in found.copies]
     assert job_digest(found.jobs[1]) == job_digest(local.jobs[1])
     encoder, decoder = (f"{store}/model/onnx/{name}.onnx" for name in (ENCODER, DECODER))
     assert list(url_contents(found.jobs[1])) == [decoder, encoder]
@@ -176,6 +177,4 @@ def test_graphs_that_hold_their_weights_themselves_share_none(folder):
 def test_a_manifest_with_a_layout_survives_json(folder):
     found = manifest(folder, calibration={"num_samples": 3}, evaluation={"data": "random"})
 
-    again = Manifest.from_dict(json.loads(json.dumps(found.to_dict())))
-
-    assert again == found
+    assert after_json(found.jobs) == found.jobs
