@@ -20,7 +20,7 @@ race, trace         what was tried so far, and as rows for reports
 candidate, bench    one plan's model and what it is worth; what measures that
 one_run, possible_gain, policy
                     how long float takes; whether a search can pay; all of its thresholds
-floor, unseen, not_larger, before_choices
+floor, cross_validation, not_larger, before_choices
                     after: the finished model is checked, repaired, and kept small
 notes               what people should know of the result
 """

@@ -28,6 +28,7 @@ from quant_core.search.calibrated import (
     with_samples,
 )
 from quant_core.search.candidate import Candidate
+from quant_core.search.cross_validation import cross_validate
 from quant_core.search.first_plan import first_plan, only_stored, storable_plan
 from quant_core.search.floor import Checked, check_floor
 from quant_core.search.job import QuantJob
@@ -55,7 +56,6 @@ from quant_core.search.policy import POLICY
 from quant_core.search.prepared import prepare_as_planned
 from quant_core.search.result import Made
 from quant_core.search.search import Found, follow_plan, search, tune_biases
-from quant_core.search.unseen import check_unseen
 from quant_core.text import joined
 
 
@@ -259,7 +259,7 @@ def _checked(job: QuantJob, found: Found, bench: Bench | None, *, repairs: bool)
         best = not_larger(calibrated, best, job.float_size_bytes)
     checked = check_floor(calibrated, best, bench, contract=job.contract, repairs=repairs)
     if job.deadline.allows(POLICY.holdout * found.seconds):
-        checked = check_unseen(job, checked, repairs=repairs)
+        checked = cross_validate(job, checked, repairs=repairs)
     if not limits_size:
         return checked
     # weights that were promoted take more bytes

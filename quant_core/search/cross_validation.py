@@ -1,4 +1,4 @@
-"""How near weights in 4 bits are to float on samples that they were not fitted to.
+"""Cross-validation: how near weights in 4 bits are to float on samples they were not fitted to.
 
 Where weights are fitted to all of a few samples, these and splices of them show less noise than
 others do, 5 to 20 dB less. So some are held out, weights are rounded by the same plan for the rest,
@@ -42,7 +42,7 @@ class Fold:
     held_out: Samples
 
 
-def check_unseen(job: QuantJob, checked: Checked, *, repairs: bool) -> Checked:
+def cross_validate(job: QuantJob, checked: Checked, *, repairs: bool) -> Checked:
     """The same, with what weights in 4 bits are worth on samples that they were not fitted to.
 
     repairs  whether nodes are promoted, as `check_floor` does, where that is below the floor

@@ -15,7 +15,7 @@ from quant_core.data.inputs import input_specs
 from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.plan.types import Storage
-from quant_core.search.unseen import _parts
+from quant_core.search.cross_validation import _parts
 from tests.models import sketch
 from tests.oracle.cases import weights
 
