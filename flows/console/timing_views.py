@@ -27,6 +27,8 @@ _BOTH = ("float", "quantized")
 
 COMPARED = ("file", "size", "", "accuracy", "agreement", "SQNR dB", "latency", "speed", "load",
             "memory", "verdict")  # fmt: skip
+EXPLAINED = ("kernel", "operator", "computes in", "time", "share", "why in float",
+             "saturates without VNNI", "quantmill would", "stands for")  # fmt: skip
 COMPARED_LEGEND = (
     "agreement: share of the decisions that equal the original's. SQNR: of each output. speed: "
     "over the original's, both in turn. load, memory: of loading it in a new process."
@@ -144,20 +146,7 @@ def explanation_view(result: Mapping[str, Any]) -> RenderableType:
     """
     kernels = sorted(result["kernels"], key=lambda kernel: -kernel["ms"])
     minor = [kernel for kernel in kernels if _is_minor(kernel)]
-    rows = [
-        {
-            "kernel": kernel["name"],
-            "operator": kernel["op_type"],
-            "computes in": kernel["arithmetic"],
-            "time": format_ms(kernel["ms"]),
-            "share": format_percent(kernel["share"], 1),
-            "why in float": kernel["why"],
-            "saturates without VNNI": kernel["saturating_pairs"] or "",
-            "quantmill would": kernel["advice"],
-        }
-        for kernel in kernels
-        if len(minor) == 1 or kernel not in minor
-    ]
+    rows = explained_rows([k for k in kernels if len(minor) == 1 or k not in minor])
     if len(minor) > 1:
         rows.append(
             {
@@ -167,11 +156,26 @@ def explanation_view(result: Mapping[str, Any]) -> RenderableType:
                 "share": format_percent(sum(kernel["share"] for kernel in minor), 1),
             }
         )
-    headings = ("kernel", "operator", "computes in", "time", "share", "why in float",
-                "saturates without VNNI", "quantmill would")  # fmt: skip
-    return Group(
-        rows_table(rows, headings, right=("time", "share")), Text(explanation_line(result))
-    )
+    table = rows_table(rows, EXPLAINED[:-1], right=("time", "share"))
+    return Group(table, Text(explanation_line(result)))
+
+
+def explained_rows(kernels: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Heading of EXPLAINED -> text, for each of these kernels."""
+    return [
+        {
+            "kernel": kernel["name"],
+            "operator": kernel["op_type"],
+            "computes in": kernel["arithmetic"],
+            "time": format_ms(kernel["ms"]),
+            "share": format_percent(kernel["share"], 1),
+            "why in float": kernel["why"],
+            "saturates without VNNI": str(kernel["saturating_pairs"] or ""),
+            "quantmill would": kernel["advice"],
+            "stands for": ", ".join(kernel["covers"]),
+        }
+        for kernel in kernels
+    ]
 
 
 def _is_minor(kernel: Mapping[str, Any]) -> bool:

@@ -123,7 +123,7 @@ def test_a_page_that_cannot_be_written_is_said_so(quantized, capsys, line):
 def test_kernels_of_which_there_is_little_to_say_are_one_row(capsys):
     def kernel(name, share, why=""):
         text = {"op_type": "Conv", "arithmetic": "int8", "why": why, "advice": ""}
-        text["has_weight"] = True
+        text |= {"has_weight": True, "covers": []}
         return {"name": name, "ms": share, "share": share, "saturating_pairs": 0, **text}
 
     small = [kernel(f"small{i}", 0.004) for i in range(5)]
