@@ -42,12 +42,12 @@ def constant(inside: ir.Graph, like: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer, named after another tensor; floats become float32."""
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
-    return graph.initializer(inside, free_name(inside, like), np.ascontiguousarray(array))
+    return graph.initializer(inside, free_name(inside, like), np.asarray(array, order="C"))
 
 
 def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
     """The initializer holds another float32 array from now on, for all its readers."""
-    array = np.ascontiguousarray(array, np.float32)
+    array = np.asarray(array, np.float32, order="C")
     value.const_value = ir.tensor(array, name=value.name)
     value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
 

@@ -29,6 +29,18 @@ def test_a_known_size_among_open_ones_is_a_constant():
     assert any(change.rule == "known_sizes" for change in found.applied)
 
 
+def test_a_known_size_that_meets_an_open_one_stays_a_scalar():
+    found, operators = optimized(
+        """(float[n, 6, t] x) => (float y)
+           { s = Shape(x) c = Gather(s, one) d = Div(c, two) n = Gather(s, zero) m = Mul(n, d)
+             u = Unsqueeze(m, axis) r = Concat<axis = 0>(u, pair, minus) y = Reshape(x, r) }""",
+        {**NUMBERS, "pair": np.array([2])},
+    )
+
+    assert "Div" not in operators
+    assert not found.undone
+
+
 def test_a_shape_of_known_and_open_sizes_stays_computed():
     _, operators = optimized(
         """(float[n, 6, t] x) => (int64[3] y) { s = Shape(x) y = Mul(s, two) }""", NUMBERS
