@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -35,12 +36,6 @@ IN_BROWSER = Path(__file__).with_name("in_browser.html")
 START_S = 120.0  # for node or a browser to start and both models to load, on a busy machine
 LONGEST = 10  # times `seconds`: warm-up and rounds, whose last may be long
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-TYPES = {
-    ".mjs": "text/javascript",
-    ".wasm": "application/wasm",
-    ".json": "application/json",
-    ".html": "text/html",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,25 +180,30 @@ def _run_in_browser(
         answer.update(json.loads(body))
         answered.set()
 
-    sources: dict[str, bytes | Path] = {
-        "/": IN_BROWSER,
-        "/race.mjs": RACE,
-        "/job.json": json.dumps(job).encode(),
-        **{f"/model/{i}": path for i, path in enumerate(models)},
-        **{x["data"]: Path(unquote(x["data"])) for files in job["external"] for x in files},
-        **{f"/ort/{path.name}": path for path in (package / "dist").iterdir()},
+    served = {
+        "index.html": IN_BROWSER,
+        "race.mjs": RACE,
+        **{f"model/{i}": path for i, path in enumerate(models)},
+        **{f"ort/{path.name}": path for path in (package / "dist").iterdir()},
+        **{unquote(x["data"][1:]): Path(unquote(x["data"])) for x in chain(*job["external"])},
     }
-    handler = partial(_Handler, sources, receive)
     with (
-        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
-        tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as profile,
+        tempfile.TemporaryDirectory(prefix="quantmill-", ignore_cleanup_errors=True) as name,
+        ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(_Handler, receive, directory=f"{name}/site")
+        ) as server,
     ):
+        for place, path in served.items():
+            link = Path(name, "site", place)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+        Path(name, "site", "job.json").write_text(json.dumps(job), encoding="utf-8")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [
             browser,
             "--headless=new",
             "--disable-gpu",
-            f"--user-data-dir={profile}",
+            f"--user-data-dir={name}/profile",
             # as root Chromium has no sandbox; the page is ours, and reads nothing from outside
             *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
             f"http://127.0.0.1:{server.server_port}/",
@@ -220,35 +220,23 @@ def _run_in_browser(
     return answer
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Serves files and bytes by their path, and hands on what is posted."""
+class _Handler(SimpleHTTPRequestHandler):
+    """Serves the files of a folder, and hands on what is posted."""
 
-    def __init__(self, sources: Mapping[str, bytes | Path], receive: Any, *arguments: Any) -> None:
-        self.sources, self.receive = sources, receive
-        super().__init__(*arguments)
-
-    def do_GET(self) -> None:
-        source = self.sources.get(self.path)
-        if source is None:
-            self.send_error(404)
-            return
-        content = source if isinstance(source, bytes) else source.read_bytes()
-        suffix = Path(self.path).suffix or (".html" if self.path == "/" else "")
-        self._send(content, TYPES.get(suffix, "application/octet-stream"))
+    def __init__(self, receive: Callable[[bytes], None], *arguments: Any, **named: Any) -> None:
+        self.receive = receive
+        super().__init__(*arguments, **named)
 
     def do_POST(self) -> None:
         self.receive(self.rfile.read(int(self.headers["Content-Length"])))
-        self._send(b"", "text/plain")
+        self.send_response(204)
+        self.end_headers()
 
-    def _send(self, content: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+    def end_headers(self) -> None:
         # Isolated pages alone have threads, and a clock of 5 microseconds.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.end_headers()
-        self.wfile.write(content)
+        super().end_headers()
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: the terminal is the user's."""
