@@ -1,4 +1,4 @@
-"""Doors and runs: the manifest, the runtime, the batch and the command line."""
+"""Manifests and the command line, and batches and audits as runs of Prefect on Dask."""
 
 from quant_core.late_sympy import load_sympy_late
 

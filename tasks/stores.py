@@ -96,25 +96,16 @@ def file_system(url: Url) -> str:
 def stat(url: Url) -> Stat:
     """Raises: OSError, FileNotFoundError among them."""
     fs, path = _open_store(url)
-
-    def call() -> Mapping[str, Any]:
-        fs.invalidate_cache(fs._parent(path))
-        info: Mapping[str, Any] = fs.info(path)
-        return info
-
-    return _stat(request(url, call))
+    fs.invalidate_cache(fs._parent(path))
+    return _stat(request(url, lambda: fs.info(path)))
 
 
 def listing(folder: Url) -> dict[Url, Stat]:
     """What lies in a folder. Raises: OSError, FileNotFoundError among them."""
     fs, path = _open_store(folder)
-
-    def call() -> list[Mapping[str, Any]]:
-        fs.invalidate_cache(path)
-        found: list[Mapping[str, Any]] = fs.ls(path, detail=True)
-        return found
-
-    found = {folder / _below(path, info): _stat(info) for info in request(folder, call)}
+    fs.invalidate_cache(path)
+    inside = request(folder, lambda: fs.ls(path, detail=True))
+    found = {folder / _below(path, info): _stat(info) for info in inside}
     found.pop(folder, None)  # some stores list a folder in itself
     return dict(sorted(found.items()))
 
@@ -122,26 +113,17 @@ def listing(folder: Url) -> dict[Url, Stat]:
 def tree(folder: Url) -> dict[Url, Stat]:
     """Every file below a folder; none if there is no such folder. Raises: OSError."""
     fs, path = _open_store(folder)
-
-    def call() -> Mapping[str, Mapping[str, Any]]:
-        fs.invalidate_cache()
-        found: Mapping[str, Mapping[str, Any]] = fs.find(path, detail=True)
-        return found
-
-    return {folder / _below(path, info): _stat(info) for info in request(folder, call).values()}
+    fs.invalidate_cache()
+    found = request(folder, lambda: fs.find(path, detail=True)).values()
+    return {folder / _below(path, info): _stat(info) for info in found}
 
 
 def matches(pattern: Url, root: Url) -> dict[Url, Stat]:
     """What matches a glob below the folder `root`, which holds no magic. Raises: OSError."""
     fs, path = _open_store(pattern)
     _, root_path = _open_store(root)
-
-    def call() -> Mapping[str, Mapping[str, Any]]:
-        fs.invalidate_cache()
-        found: Mapping[str, Mapping[str, Any]] = fs.glob(path, detail=True)
-        return found
-
-    found = request(pattern, call).values()
+    fs.invalidate_cache()
+    found = request(pattern, lambda: fs.glob(path, detail=True)).values()
     return dict(sorted((root / _below(root_path, info), _stat(info)) for info in found))
 
 
