@@ -1,8 +1,4 @@
-"""The command `quantmill`.
-
-Exit codes: 0 if all went well, 1 if something failed or missed its contract, 2 if the request
-itself is wrong.
-"""
+"""The command `quantmill`: the list of its commands, and how a command line is run."""
 
 from __future__ import annotations
 
@@ -64,7 +60,12 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Smaller, faster ONNX models that are still right."""
+    """Smaller, faster ONNX models that are still right.
+
+    Begin with `quantmill quantize MODEL --data SAMPLES.npz`, or `quantmill init DIR` for a folder.
+
+    Exit codes: 0 all is met, 1 a model failed or missed its contract, 2 the request was wrong.
+    """
 
 
 for command in COMMANDS:

@@ -40,7 +40,7 @@ Output = Annotated[
     option(
         "-o",
         "--output",
-        help="The file to write, replaced if it is there; without it, MODEL_int8.onnx.",
+        help="The file to write, replaced if it is there; without it, MODEL_int8.onnx (or _int4).",
     ),
 ]
 Page = Annotated[Path | None, option("-o", "--output", help="Also write it as an HTML page.")]
@@ -112,7 +112,7 @@ Threads = Annotated[
     ),
 ]
 ThreadCount = Annotated[
-    int, typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads of the model.")
+    int, typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads to run on.")
 ]
 BatchSizes = Annotated[
     list[int],
