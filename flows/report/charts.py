@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from flows.report.elements import Child, Element, element
-from quant_core.search.trace import TrialRow, is_measured, on_front
+from quant_core.search.trace import TrialRow, is_finite, is_measured, on_front
 
 SPARK_WIDTH, SPARK_HEIGHT = 80, 18
 WIDTH, HEIGHT = 460, 230
@@ -70,10 +70,10 @@ def front_chart(trials: Sequence[TrialRow], written: tuple[float, float] | None)
 
 def layers_chart(layers: Sequence[Mapping[str, Any]]) -> Element | None:
     """SQNR of the first layers by position: each alone, and with all before it."""
-    shown = [row for row in layers[:MAX_LAYERS] if _finite(row.get("cumulative_db"))]
+    shown = [row for row in layers[:MAX_LAYERS] if is_finite(row.get("cumulative_db"))]
     if len(shown) < 2:
         return None
-    alone = [row for row in shown if _finite(row.get("isolated_db"))]
+    alone = [row for row in shown if is_finite(row.get("isolated_db"))]
     ys = [row["cumulative_db"] for row in shown] + [row["isolated_db"] for row in alone]
     across = shown[0]["position"], shown[-1]["position"]
     axes = _Axes(*across, *_padded(ys, LEAST_DB), x_step=1, width=FULL_WIDTH)
@@ -220,10 +220,6 @@ def _small_picture(kind: str, label: str, *marks: Element) -> Element:
 def _dot(place: tuple[int, int], kind: str, text: str, radius: float) -> Element:
     attributes = {"class": kind, "cx": place[0], "cy": place[1], "r": radius}
     return element("circle", attributes, element("title", {}, text))
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _padded(values: Sequence[float], least: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What rounding a weight does to each channel's mean output, given back to the bias.
+"""What rounding a weight does to each channel's mean output, given back to the node's bias.
 
 Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction
 (arXiv 1906.04721), section 4.2, with the mean inputs measured instead of derived.
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
+from quant_core.plan.operators import RULES
 
 
 def corrected_bias(
@@ -36,3 +37,18 @@ def corrected_bias(
     return np.asarray(
         bias + np.einsum("goi,gi->go", error, means.reshape(groups, inputs)).reshape(-1)
     )
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """The bias that the node has."""
+    return graph.input_at(node, RULES[node.op_type].bias)
+
+
+def flat_bias(value: ir.Value | None, channels: int) -> NDArray[np.float64] | None:
+    """The constant bias as (channels,), None if it is absent, computed or of another shape."""
+    found = graph.constant(value)
+    if found is None:
+        return None
+    if found.size != 1 and (found.size != channels or found.shape[-1] != channels):
+        return None
+    return np.asarray(np.broadcast_to(found.reshape(-1), (channels,)), np.float64)

@@ -17,7 +17,7 @@ from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.layout import Layout
 from quant_core.plan.operators import weight_layout
 from quant_core.rewrite import emit
-from quant_core.rewrite.rounding import bias_of
+from quant_core.rewrite.bias_correction import bias_of
 from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Cursor
 

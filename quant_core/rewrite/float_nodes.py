@@ -13,8 +13,8 @@ from quant_core.plan.operators import RULES, weight_layout, weight_positions
 from quant_core.plan.types import NodePlan, Storage
 from quant_core.plan.weighted_nodes import is_folded
 from quant_core.rewrite import emit, emit_tables
+from quant_core.rewrite.bias_correction import bias_of
 from quant_core.rewrite.draft import Draft, FloatKey
-from quant_core.rewrite.rounding import bias_of
 from quant_core.rewrite.weight_cache import Rounded
 from quant_core.rewrite.writer import Cursor
 

@@ -43,7 +43,7 @@ from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.operators import RULES, has_other_pairs, mean_axis, weight_layout
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import NodePlan, QuantPlan
-from quant_core.rewrite.bias_correction import corrected_bias
+from quant_core.rewrite.bias_correction import bias_of, corrected_bias, flat_bias
 from quant_core.rewrite.weight_cache import Rounded, RoundingKey, Same, WeightCache
 
 ROW_SCALES = Layout((0, 1))  # of a matrix: a scale per row
@@ -348,21 +348,6 @@ class Rounding:
         if is_any_pair:  # rounding with Gram matrices goes beyond the largest
             found = replace(found, q=make_any_pair_safe(found.q))
         return found
-
-
-def bias_of(node: ir.Node) -> ir.Value | None:
-    """The bias that the node has."""
-    return graph.input_at(node, RULES[node.op_type].bias)
-
-
-def flat_bias(value: ir.Value | None, channels: int) -> NDArray[np.float64] | None:
-    """The constant bias as (channels,), None if it is absent, computed or of another shape."""
-    found = graph.constant(value)
-    if found is None:
-        return None
-    if found.size != 1 and (found.size != channels or found.shape[-1] != channels):
-        return None
-    return np.asarray(np.broadcast_to(found.reshape(-1), (channels,)), np.float64)
 
 
 def _round_table(array: NDArray[np.float32], granularity: Granularity) -> Rounded:

@@ -15,8 +15,8 @@ from quant_core.numerics.layout import Layout
 from quant_core.plan.operators import RULES, weight_layout
 from quant_core.plan.types import Compute, NodePlan, QuantPlan
 from quant_core.rewrite import emit
+from quant_core.rewrite.bias_correction import bias_of, flat_bias
 from quant_core.rewrite.draft import Draft
-from quant_core.rewrite.rounding import bias_of, flat_bias
 
 # Channels, for which the four more nodes of `write_bias` take fewer bytes than it saves.
 SHORT_BIAS = 64

@@ -36,7 +36,8 @@ from quant_core.plan.operators import RULES, weight_positions
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
 from quant_core.plan.weighted_nodes import is_folded
-from quant_core.rewrite.rounding import Rounding, bias_of
+from quant_core.rewrite.bias_correction import bias_of
+from quant_core.rewrite.rounding import Rounding
 from quant_core.search.calibrated import CalibratedModel
 from quant_core.search.policy import POLICY
 

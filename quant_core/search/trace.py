@@ -47,7 +47,7 @@ def on_front(trials: Sequence[TrialRow]) -> list[MeasuredRow]:
 
 def is_measured(trial: TrialRow) -> TypeGuard[MeasuredRow]:
     """Whether the trial's speed and SQNR are known."""
-    return _is_finite(trial.get("speedup")) and _is_finite(trial.get("sqnr_db"))
+    return is_finite(trial.get("speedup")) and is_finite(trial.get("sqnr_db"))
 
 
 def _beats(one: MeasuredRow, other: MeasuredRow) -> bool:
@@ -57,5 +57,6 @@ def _beats(one: MeasuredRow, other: MeasuredRow) -> bool:
     return nowhere_worse and values[0] != values[1]
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether the value is a number that can be drawn and compared."""
     return isinstance(value, (int, float)) and math.isfinite(value)
