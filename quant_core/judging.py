@@ -34,7 +34,8 @@ from quant_core.metrics import Fidelity, own_metric
 from quant_core.model import files
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
-from quant_core.model.session import find_provider, open_session, output_names, run
+from quant_core.model.providers import find_provider
+from quant_core.model.session import open_session, output_names, run
 from quant_core.optimize.applied import REWRITES, from_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan

@@ -23,7 +23,8 @@ from quant_core.calibrate.stats import (
     thinned,
 )
 from quant_core.errors import DataError, ModelError
-from quant_core.model.session import Feed, Model, find_provider
+from quant_core.model.providers import find_provider
+from quant_core.model.session import Feed, Model
 from quant_core.model.values import numbered_values_of
 from quant_core.plan.types import QuantPlan
 

@@ -9,7 +9,7 @@ proto, opset, old_scan, to_float32, qat, fix_shape, carried, names, origins
 compact, fuse_hard_sigmoid, normalize, deduplicate, unused, restore_interface
                     steps of prepare: what is folded, fused, tidied and given back
 graph, constants    questions to a graph, and edits of it
-session, runtime_errors, containers, lend_weights
+session, providers, runtime_errors, containers, lend_weights
                     running a model: sessions, their errors, values that are no tensors
 values, layerwise, subgraph, ahead, spill
                     values of inner tensors: of all feeds, layer by layer, of a part of a model

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.errors import ModelError
-from quant_core.fields import one_of
 from quant_core.model.containers import boxed, unboxed
 from quant_core.model.runtime_errors import loading_error, short_message
 
@@ -33,11 +32,6 @@ LEVELS = {
 }
 
 CPU = "CPUExecutionProvider"
-# y = Relu(x), one float: importing onnx to write it would take longer than all else here.
-_PROBE = (
-    b'\x08\x08:5\n\x0e\n\x01x\x12\x01y"\x04Relu:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01'
-    b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
-)
 # In float32 as on the CPU, where a provider would rather be fast.
 PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     "CUDAExecutionProvider": {"use_tf32": "0"},
@@ -70,36 +64,6 @@ def open_session(
     if not (packed and optimize):
         options.add_session_config_entry("session.disable_prepacking", "1")
     return _open(model, options, outputs, provider)
-
-
-class Provider(NamedTuple):
-    """An execution provider by onnxruntime's name, and a note where it is not the one asked for."""
-
-    name: str
-    note: str = ""
-
-
-@cache
-def find_provider(name: str) -> Provider:
-    """That execution provider, or the CPU where it does not work here.
-
-    name  "cpu", "cuda", "openvino" or another one, whatever its letter case
-
-    Raises: RequestError if onnxruntime knows no such provider.
-    """
-    known = {p.removesuffix("ExecutionProvider").lower(): p for p in ort.get_all_providers()}
-    one_of("provider", name.lower(), tuple(sorted(known)))
-    provider, why = known[name.lower()], "does not work here"
-    if provider not in ort.get_available_providers():
-        why = "is not in this onnxruntime"
-    else:
-        try:
-            session = _open(_PROBE, _options(1, optimize=True), provider=provider)
-            if provider in session.get_providers():
-                return Provider(provider)
-        except ModelError as error:
-            why = f"does not work ({error.problem})"
-    return Provider(CPU, f"provider {name} {why}: the CPU ran instead")
 
 
 def open_profiled(model: Model, prefix: Path, *, threads: int) -> ort.InferenceSession:

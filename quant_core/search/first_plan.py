@@ -16,7 +16,7 @@ from quant_core.errors import ModelError, RequestError
 from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import graph
 from quant_core.model.opset import OPSET_INT4, raise_opset
-from quant_core.model.session import find_provider
+from quant_core.model.providers import find_provider
 from quant_core.optimize.applied import Applied
 from quant_core.plan.make import make_plan, with_choice
 from quant_core.plan.operators import RULES

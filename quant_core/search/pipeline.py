@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from quant_core.data.samples import Samples
 from quant_core.evaluate.contract import Ruling, Verdict
-from quant_core.model.session import find_provider
+from quant_core.model.providers import find_provider
 from quant_core.optimize.opened import OpenedModel
 from quant_core.optimize.rules import TIMED
 from quant_core.plan.targets import TARGETS

@@ -25,7 +25,7 @@ from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
 from quant_core.judging import validate_model
 from quant_core.model.prepare import prepare
-from quant_core.model.session import find_provider
+from quant_core.model.providers import find_provider
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from tests.bench.accuracy import feeds_of, load_zoo

@@ -12,7 +12,8 @@ from quant_core.calibrate.observe import observe
 from quant_core.config import QuantConfig
 from quant_core.errors import RequestError
 from quant_core.judging import validate_model
-from quant_core.model.session import CPU, find_provider
+from quant_core.model.providers import find_provider
+from quant_core.model.session import CPU
 from quant_core.plan.make import make_plan
 from quant_core.plan.targets import TARGETS
 from tests.models import random_feed, tiny_cnn
