@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.audit.flow import audit
 from flows.batch.flow import batch
-from flows.manifest.code import check_code
+from flows.manifest.custom_metrics import check_custom_metrics
 from flows.manifest.read import read_manifest
 from flows.runtime.prefect_api import inherited_server
 from quant_core.errors import QuantError, RequestError
@@ -29,7 +29,7 @@ def main() -> int:
     code = arguments.allow_code and str(Path(arguments.allow_code).absolute())
     try:
         manifest = read_manifest(arguments.manifest)
-        check_code(manifest.jobs, code)
+        check_custom_metrics(manifest.jobs, code)
         print(f"Serving the runs of Prefect's server at {find_server()}", flush=True)
     except QuantError as problem:
         print(problem, file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 
 from quant_core.errors import RequestError
 from quant_core.fields import check_fields, known_keys, one_of
-from quant_core.metrics import METRICS, find_metric, own_metric
+from quant_core.metrics import METRICS, custom_metric_in, find_metric
 
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 WEIGHT_METHOD_NAMES = ("auto", "rtn", "mse", "gptq")
@@ -191,5 +191,5 @@ class Contract:
 
 def check_metric(name: str) -> None:
     """Raises: RequestError unless `name` is a metric of the table or a `module:function`."""
-    if own_metric(name) is None:
+    if custom_metric_in(name) is None:
         one_of("metric", name, tuple(METRICS), " or module:function")

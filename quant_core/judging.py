@@ -30,7 +30,7 @@ from quant_core.evaluate.outputs import Outputs, StoredOutputs, run_each
 from quant_core.evaluate.saturation_check import saturating_nodes
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.evaluate.timing import Timing, measure, measure_all
-from quant_core.metrics import Fidelity, own_metric
+from quant_core.metrics import Fidelity, custom_metric_in
 from quant_core.model import files
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
@@ -71,13 +71,13 @@ def validate_model(
 
     Raises: QuantError.
     """
-    own = own_metric(metric, contract.metric if contract is not None else None)
+    custom = custom_metric_in(metric, contract.metric if contract is not None else None)
     used = find_provider(provider)
     first = open_session(Path(original), provider=used.name)
     second = open_session(Path(quantized), provider=used.name)
     feeds = samples_for(original, samples, first, second).keeping()
     check_same_interface(first, second, quantized)
-    fidelity, ruling = _judged(first, second, feeds, own, contract, allow_code, progress)
+    fidelity, ruling = _judged(first, second, feeds, custom, contract, allow_code, progress)
     made = files.load(quantized)
     before_choices = _before_choices(Path(original), made, feeds)
     sensitivities, not_measured = [], ""
@@ -104,7 +104,7 @@ def _judged(
     first: ort.InferenceSession,
     second: ort.InferenceSession,
     feeds: Samples,
-    own: str | None,
+    custom: str | None,
     contract: Contract | None,
     allow_code: str | Path | None,
     progress: Progress,
@@ -121,10 +121,10 @@ def _judged(
             return compare(expected, counted, names, feeds.labels, metric)
 
     try:
-        fidelity = fidelity_by(own)
+        fidelity = fidelity_by(custom)
         return fidelity, judge(fidelity, contract)
     except DataError as failure:
-        if own is None or contract is None:
+        if custom is None or contract is None:
             raise
         return fidelity_by(None), Ruling(Verdict.NOT_MET, str(failure))
 
@@ -270,7 +270,7 @@ def compare_models(
     The other parameters are those of `validate_model`. Raises: QuantError.
     """
     _check_limits(threads, seconds)
-    own = own_metric(metric)
+    custom = custom_metric_in(metric)
     reference = open_session(Path(original), threads=threads)
     sessions = [open_session(Path(other), threads=threads) for other in others]
     feeds = samples_for(original, samples, reference, *sessions)
@@ -286,7 +286,7 @@ def compare_models(
         progress(f"comparing {Path(other).name} with the original")
         found = _counted(run_each(session, feeds), len(feeds), progress)
         with code_allowed(allow_code):
-            fidelity = compare(expected, found, names, feeds.labels, own)
+            fidelity = compare(expected, found, names, feeds.labels, custom)
         rows.append(Compared(str(other), files.bytes_on_disk(Path(other)), fidelity, timing))
     return rows
 

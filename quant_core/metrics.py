@@ -283,7 +283,7 @@ def find_metric(name: str) -> Metric:
     )
 
 
-def own_metric(*metrics: str | None) -> str | None:
+def custom_metric_in(*metrics: str | None) -> str | None:
     """The first of these that is a metric of the user's own, "module:function"; None if none is."""
     return next((metric for metric in metrics if metric is not None and ":" in metric), None)
 

@@ -64,7 +64,7 @@ class Audit:
         caller: Caller,
         published: Sequence[Published],
         max_slowdown: float,
-        skipped_lines: int = 0,
+        skipped_lines: int,
     ) -> None:
         self.published = published
         self.max_slowdown = max_slowdown

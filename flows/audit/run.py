@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.batch.run import show_run
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import AuditResult
-from flows.manifest.code import check_code
+from flows.manifest.custom_metrics import check_custom_metrics
 from flows.runtime.prefect_api import unused_settings
 from flows.runtime.process import importing
 from flows.runtime.run_options import RunOptions
@@ -35,7 +35,7 @@ def run_audit(
     folder = folder.absolute()
     published, _ = read_published(folder, options.only)
     manifest = manifest_of(folder, published)
-    check_code(manifest.jobs, options.allow_code)
+    check_custom_metrics(manifest.jobs, options.allow_code)
     scheduler, jobs = options.scheduler, options.jobs
     workers = how_many_workers(1, jobs)
     with auditing(folder), ExitStack() as stack:
@@ -45,7 +45,7 @@ def run_audit(
             from flows.audit.flow import audit
             from flows.batch.flow_run import Caller, call_flow
 
-        caller = Caller(manifest, client, on_progress, options.code)
+        caller = Caller(manifest, client, on_progress, allow_code=options.code)
         flow = partial(audit, str(folder), scheduler, jobs, list(options.only), max_slowdown)
         return call_flow("audit", flow, caller, AuditResult, "Run it again")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.manifest.code import metric_code
+from flows.manifest.custom_metrics import custom_metric_of
 from flows.manifest.files import files_to_read
 from flows.manifest.jobs import Job
 from quant_core.data.spec import Flow, SampleSpec
@@ -58,7 +58,7 @@ def job_digest(
         "output": job.output.name,
         "versions": dict(made_with or versions()),
     }
-    metric = metric_code(job)
+    metric = custom_metric_of(job)
     if metric is not None and allow_code is not None:
         made_of["code"] = _code_digests(Path(allow_code), metric)
     return digest_of(json.dumps(made_of, sort_keys=True).encode())

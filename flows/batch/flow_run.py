@@ -28,7 +28,7 @@ from flows.console.artifacts import with_progress
 from flows.console.events import Listener, Unrecorded, ignore
 from flows.console.result import Result
 from flows.journal import Journal
-from flows.manifest.code import check_code
+from flows.manifest.custom_metrics import check_custom_metrics
 from flows.manifest.jobs import Manifest
 from flows.manifest.outputs import FOLDER
 from quant_core.errors import QuantError, StageError, reason_of
@@ -114,7 +114,7 @@ def caller_or_cluster(
         return
     own = manifest()
     with begin(own) as journal:
-        check_code(own.jobs, allow_code)
+        check_custom_metrics(own.jobs, allow_code)
         workers = how_many_workers(len(own.jobs), jobs, own.workers)
         with dask_client(workers, scheduler) as client:
             yield Caller(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flows.batch.digests import url_contents
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import BatchResult, Result
-from flows.manifest.code import check_code
+from flows.manifest.custom_metrics import check_custom_metrics
 from flows.manifest.jobs import Job, Manifest, select
 from flows.runtime.prefect_api import Prefect, unused_settings
 from flows.runtime.process import importing
@@ -46,7 +46,7 @@ def run_batch(
     from flows.runtime.dask import api_and_dask, how_many_workers
 
     selected = select(manifest, options.only)
-    check_code(selected, options.allow_code)
+    check_custom_metrics(selected, options.allow_code)
     scheduler, jobs = options.scheduler, options.jobs
     workers = how_many_workers(len(selected), jobs, manifest.workers)
     with working_in(manifest) as journal, ExitStack() as stack:
@@ -60,8 +60,14 @@ def run_batch(
             from flows.batch.flow import batch
             from flows.batch.flow_run import Caller, call_flow
 
-        is_local = scheduler is None
-        caller = Caller(manifest, client, on_progress, options.code, journal, is_local)
+        caller = Caller(
+            manifest,
+            client,
+            on_progress,
+            allow_code=options.code,
+            journal=journal,
+            has_own_workers=scheduler is None,
+        )
         name = str(manifest.file or manifest.folder)
         flow = partial(batch, name, scheduler, jobs, options.force, list(options.only))
         hint = "The same command goes on where it stopped"
@@ -73,7 +79,7 @@ def plan_batch(
 ) -> Iterator[dict[str, Any]]:
     """Each model's plan, or its error. Nothing is started but a child, and nothing is written."""
     selected = select(manifest, options.only)
-    check_code(selected, options.allow_code)
+    check_custom_metrics(selected, options.allow_code)
     try:
         for job in selected:
             yield _plan(job, manifest.limits.timeout_s)

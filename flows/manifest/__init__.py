@@ -7,6 +7,6 @@ paths, models, files
                     which files are meant; which models; what only the disk knows
 make, jobs, outputs
                     from values to jobs; whose output a file is
-code                metrics that are code
+custom_metrics      metrics that are code of the user's own
 huggingface, draft  manifests of a Hugging Face folder, and of any other (`quantmill init`)
 """

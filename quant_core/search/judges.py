@@ -23,7 +23,7 @@ from quant_core.data.samples import Samples, spread
 from quant_core.data.spec import SampleSpec
 from quant_core.errors import DataError, ModelError
 from quant_core.evaluate.timing_cache import TimingCache
-from quant_core.metrics import own_metric
+from quant_core.metrics import custom_metric_in
 from quant_core.model import files
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench, Reference
@@ -137,7 +137,7 @@ def search_bench(job: QuantJob, plan: QuantPlan, judging: Judging) -> Bench | No
     bench = _bench(job, plan, Reference.run(job.original, samples, job.stage_deadline))
     if samples.labels is None and job.contract is None:
         return bench
-    metric = own_metric(job.contract.metric) if job.contract is not None else None
+    metric = custom_metric_in(job.contract.metric) if job.contract is not None else None
     return replace(bench, metric=metric, judged_outputs=None)
 
 
