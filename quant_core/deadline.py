@@ -1,4 +1,4 @@
-"""When the work on one model should end, and how those who wait are told of it.
+"""The time budget of the work on one model, and how its progress is reported.
 
 A stage looks at the deadline before each thing that it can leave out; nothing is interrupted.
 """

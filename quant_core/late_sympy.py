@@ -35,6 +35,6 @@ FINDER = LateFinder()
 
 
 def load_sympy_late() -> None:
-    """For all imports of this process from now on."""
+    """Load the modules of LATE at their first use, in all imports of this process from now on."""
     if FINDER not in sys.meta_path:
         sys.meta_path.insert(0, FINDER)

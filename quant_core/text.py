@@ -10,7 +10,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The same value in strict JSON, which knows neither NaN nor infinity: they become null."""
+    """The value as strict JSON, which knows neither NaN nor infinity: they become null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -264,7 +264,7 @@ class _Call:
 
 
 def differences(theirs: Mapping[str, str]) -> str:
-    """In which versions another host differs from this one, in words."""
+    """The versions in which another host differs from this one, in words."""
     ours = versions()
     theirs = {**dict.fromkeys(ours, "unknown"), **theirs}
     names = [name for name in ours if theirs[name] != ours[name]]

@@ -49,11 +49,11 @@ WAITING = 2  # models beyond the number of workers, so that no worker waits for 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a caller in this process gives a flow. None of it is JSON, as parameters have to be.
+    """What a caller in this process gives a flow beside its parameters, which have to be JSON.
 
     allow_code  the folder of metrics `module:function`; None: none may run
     journal     of the manifest's output folder; None for an audit, which writes none
-    has_own_workers  that run on this host, and not on a cluster which may share no disk with it
+    has_own_workers  whether its workers run on this host; those of a cluster may share no disk
     on_end      is called with the result of a run whose reports and summary are written
     """
 
@@ -104,9 +104,9 @@ def caller_or_cluster(
     jobs: int | None,
     allow_code: str | None,
 ) -> Iterator[Caller]:
-    """The caller of this flow; without one, what a deployment needs: the manifest and workers.
+    """The caller of this flow. A deployment has none: it reads the manifest and starts workers.
 
-    begin  what a caller has entered before it calls the flow; it gives the journal of a batch
+    begin  the context that a caller enters before it calls the flow; it yields a batch's journal
     """
     caller = _caller.get()
     if caller is not None:
@@ -182,7 +182,7 @@ def run_side_by_side(
 ) -> list[T]:
     """The results of these named calls, each of which is a Prefect task called `kind NAME`.
 
-    A call is taken from the iterator when hardly more calls than workers are running, not earlier.
+    At most WAITING more calls than workers are in flight; others stay in the iterator till then.
     Workers that join a cluster meanwhile get calls too.
     """
     named = _call.with_options(name=kind, task_run_name=f"{kind} {{name}}")

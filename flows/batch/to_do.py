@@ -1,4 +1,4 @@
-"""What the models of a batch are made of, by digest, and what keeps one from being made."""
+"""Which models of a batch have to be made: their digests, and what keeps one from being made."""
 
 from __future__ import annotations
 

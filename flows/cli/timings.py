@@ -63,7 +63,7 @@ def timing(
 def openvino_timing(
     original: Path, quantized: Path, samples: SampleSpec, seconds: float = 0.2
 ) -> dict[str, Any]:
-    """The same in OpenVINO, on one thread."""
+    """The latency of both models in OpenVINO, on one thread, and what others took meanwhile."""
     from quant_core.data.for_model import samples_for
     from quant_core.evaluate.in_openvino import race_in_openvino
     from quant_core.worker.host import OtherLoad
@@ -83,7 +83,7 @@ def javascript_timing(
     batch: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """The same where JavaScript runs both, and how near the outputs of each there are to Python's.
+    """The latency of both models in JavaScript, and how near their outputs there are to Python's.
 
     control                             speed of the float model over a copy of itself, or None
     float_equal_db, quantized_equal_db  SQNR of the worst output in dB

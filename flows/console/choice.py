@@ -17,7 +17,7 @@ def chosen_trial(trace: Sequence[TrialRow], chosen: str | None) -> TrialRow | No
 
 
 def lead(trace: Sequence[TrialRow], chosen: str | None) -> float | None:
-    """By what share the chosen plan is faster than the fastest other, negative if it is slower.
+    """How much faster the chosen plan is than the fastest other, as a share; negative if slower.
 
     None without another plan that was timed. What was made of the chosen plan later has its speed
     and is no other.

@@ -35,7 +35,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class PhaseBegan:
-    """From now on so many models go through this phase, one at a time."""
+    """A phase begins, through which so many models go, one at a time."""
 
     name: ClassVar = "phase"
 
@@ -67,7 +67,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class SkippedLines:
-    """So many lines of a file that is kept between runs are spoiled, and were passed over."""
+    """Spoiled lines of a file that is kept between runs were passed over."""
 
     name: ClassVar = "skipped_lines"
 

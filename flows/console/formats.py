@@ -102,9 +102,8 @@ def accuracy_before_after(row: Mapping[str, Any], before: str, arrow: str = "->"
 def latencies(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Milliseconds of the float model and of the quantized one; None if they were not timed.
 
-    The second are the first divided by the speed-up. For that the models were timed in turns, while
-    their medians, which the reports have, may be of unequal conditions: the clock rate may have
-    changed, or a neighbour woken up.
+    The second number is the first divided by the speed-up, which was measured in turns. The medians
+    in the reports may be of unequal conditions: the clock rate changed, or a neighbour woke up.
     """
     float_ms, speedup = row.get("float_ms"), row.get("speedup")
     return (float_ms, float_ms / speedup) if float_ms and speedup else (None, None)

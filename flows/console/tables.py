@@ -130,7 +130,7 @@ def error_sentence(problem: str, where: str | None) -> str:
 
 
 def failure_sentence(stage: str, problem: str, where: str | None) -> str:
-    """In which stage a model failed, what is wrong, and where, if that is not just the stage."""
+    """The stage in which a model failed, what is wrong, and where, if that is not the stage."""
     place = None if where == f"stage {stage}" else where
     return f"{stage}: {error_sentence(problem, place)}"
 

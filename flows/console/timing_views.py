@@ -91,7 +91,7 @@ def comparison_legend(result: Mapping[str, Any]) -> str:
 
 
 def _busy_warnings(measured: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """That others used the host while something was timed, if they did."""
+    """A warning that others used the host while something was timed, if they did."""
     loads = [found["host_load"] for found in measured if found["busy"]]
     if not loads:
         return []

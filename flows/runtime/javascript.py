@@ -76,7 +76,7 @@ def race(
     threads: int = 1,
     seconds: float = 3.0,
 ) -> Race:
-    """Both models in turns on one feed, the float one first, and a copy of that.
+    """Time both models in turns on one feed, the float one first, with a copy of it as control.
 
     seconds  how long, at least; up to five times as long until the median speed is known to 1 %
 

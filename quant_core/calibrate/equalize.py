@@ -152,7 +152,7 @@ def equalizing_factors(peaks: NDArray[np.float64]) -> Factors:
 
 
 def multiplied_gain_db(readers: Iterable[ir.Node], s: Factors) -> float:
-    """By how many dB the noise of an input's rounding shrinks in the products that read it, once
+    """The dB by which the noise of an input's rounding shrinks in the products that read it, once
     the input is multiplied by s and their weights W (C, K) are divided by it.
 
     The steps of the rounding stay the same, so that is sum of W^2 over sum of (W / s)^2.

@@ -116,7 +116,7 @@ class GramTally:
             total.add(input_rows(values[source.tensor], source, wanted))
 
     def matrices(self) -> dict[str, NDArray[np.float32]]:
-        """As `gram_matrices` gives them; once."""
+        """The matrices as `gram_matrices` returns them. It can be called once."""
         found = {source: total.gram() for source, total in self._sums.items()}
         return {name: found[source] for name, source in self.inputs.items()}
 

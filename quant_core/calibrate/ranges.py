@@ -64,7 +64,7 @@ class Histogram:
         return [round(1000 * share) for share in np.diff(below) / below[-1]]
 
     def halved(self) -> Histogram:
-        """The same in half as many bins, rounded up."""
+        """This histogram in half as many bins, rounded up."""
         starts = np.arange(0, self.counts.size, 2)
         edges = np.append(self.edges[starts], self.edges[-1])
         return Histogram(edges, np.add.reduceat(self.counts, starts))
@@ -108,7 +108,7 @@ class RangeCache:
     )
 
     def find(self, stats: TensorStats, grid: Grid, method: str, percentile: float) -> Range:
-        """The same as `find_range`. Raises: the same."""
+        """As `find_range`, with the same errors."""
         key = (id(stats), grid, method, percentile)
         if key not in self._found:
             # the statistic is kept with its range, so that no other one can get its id

@@ -239,7 +239,7 @@ class Feeder:
 def _open_graphs(
     model: Path, inputs: Sequence[InputSpec], flow: Flow, shape: SampleShape | None
 ) -> list[Graph]:
-    """Those graphs before whose outputs reach the model, and the model itself.
+    """The graphs before the model whose outputs reach it, and the model itself.
 
     A graph before of operators that onnxruntime does not know, as a tokenizer's, is left out.
 

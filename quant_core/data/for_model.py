@@ -19,7 +19,7 @@ def samples_for(
     *loaded: Model | ort.InferenceSession,
     sizes: Mapping[str, int] | None = None,
 ) -> Samples:
-    """Those samples, for the model in that file; open samples stay as they are.
+    """The samples for the model in that file; samples that are open already stay as they are.
 
     loaded  the model, a session of it from callers that have one, and others made of it, which may
             fix sizes

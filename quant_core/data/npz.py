@@ -70,7 +70,7 @@ def open_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The same arrays, all in memory. Raises: DataError as `open_arrays`."""
+    """All arrays of the file, in memory. Raises: DataError as `open_arrays`."""
     opened = open_arrays(path)
     return {name: a if isinstance(a, np.ndarray) else a[:] for name, a in opened.items()}
 

@@ -65,7 +65,7 @@ class Samples:
         return (self[i] for i in range(len(self)))
 
     def keeping(self) -> Samples:
-        """The same, for who reads them again and again: feeds stay in memory while they are few."""
+        """These samples for a caller that reads them repeatedly: few feeds are kept in memory."""
         return replace(self, kept={})
 
     @property

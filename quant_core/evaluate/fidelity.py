@@ -111,7 +111,7 @@ def _blocks(
 
 
 def _in_numbers(outputs: Iterable[Outputs]) -> Iterator[Outputs]:
-    """The same feed by feed; of sequences and maps their numbers."""
+    """The outputs feed by feed, with sequences and maps as arrays of their numbers."""
     return ([numbers_of(x) for x in feed] for feed in outputs)
 
 

@@ -96,7 +96,7 @@ def run_in_openvino(
 def race_in_openvino(
     original: Path, quantized: Path | ir.Model, feed: Feed, seconds: float
 ) -> Timing:
-    """Both models in turns, by CPU time, in PROCESSES. Raises: as `run_in_openvino`."""
+    """The CPU time of both models, in turns in PROCESSES. Raises: as `run_in_openvino`."""
     with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
         models = original, _as_file(quantized, Path(folder))
         each = seconds / PROCESSES

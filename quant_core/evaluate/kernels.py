@@ -228,7 +228,7 @@ def _types(described: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _covered_nodes(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, tuple[ir.Node, ...]]:
-    """For each node of the optimized graph the nodes of the file that it stands for: what lies
+    """Node of the optimized graph -> the nodes of the file that it stands for: those that lie
     between its outputs and the tensors that other kernels make.
     """
     values = {str(value.name): value for node in model.graph for value in node.outputs}
@@ -252,7 +252,7 @@ def _covered_nodes(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, tup
 
 
 def _original_names(optimized: onnx.ModelProto, model: ir.Model) -> dict[str, str]:
-    """For each tensor that a kernel makes, its name in the file.
+    """Tensor that a kernel makes -> its name in the file.
 
     A tensor that survives keeps it. Kernels of another layout make tensors of new names: in the
     blocked one the kernel is called after the old (`NAME_nchwc`), and a Conv that adds a tensor to

@@ -71,7 +71,7 @@ def _measure(
     is_cumulative: bool,
     deadline: Deadline = NO_DEADLINE,
 ) -> list[NodeNoise]:
-    """As `measure_noise`; unless `is_cumulative`, the isolated noise stands for the cumulative."""
+    """As `measure_noise`; unless `is_cumulative`, the isolated noise counts as cumulative too."""
     model = equalized_like(model, quantized)
     nodes = {str(graph.first_output(n).name): n for n in model.graph if rule_of(n)}
     shared = _shared_tensors(model, quantized, nodes.keys())
@@ -135,9 +135,7 @@ def _outputs(
 
 
 def _shared_tensors(model: ir.Model, quantized: ir.Model, names: Iterable[str]) -> list[str]:
-    """Those of the names that are float tensors and that both models compute: inner tensors, then
-    outputs.
-    """
+    """The names of float tensors that both models compute, inner tensors first and outputs last."""
     wanted = set(names)
     computed = [v for node in quantized.graph for v in node.outputs if v.name in wanted]
     shared = [str(v.name) for v in computed if not v.is_graph_output()]

@@ -158,8 +158,8 @@ class OutputTally:
         )
 
     def _of_integers(self) -> OutputFidelity:
-        """The same of an output that decides: SQNR of the numbers around their mean, or of the
-        decisions, whichever is higher; and with what decisions may reach by luck.
+        """The fidelity of an output of integers: SQNR of the numbers around their mean or of the
+        decisions, whichever is higher, and the most that the decisions may reach by chance.
         """
         totals, differing = np.concatenate(self.decided), np.concatenate(self.differing)
         total = float(totals.sum())

@@ -201,7 +201,7 @@ def size_on_disk(path: Path, model: ir.Model) -> int:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """The same, of a model that is read only if it names other files. Raises: as `load`."""
+    """As `size_on_disk`, but the model is read only if it names other files. Raises: as `load`."""
     is_alone = path.is_file() and not data_names(path)
     return path.stat().st_size if is_alone else size_on_disk(path, load(path))
 

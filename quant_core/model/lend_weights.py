@@ -58,7 +58,7 @@ def _is_lent(tensor: ir.TensorProtocol) -> bool:
 
 
 def _lent(name: str, value: ir.Value, array: NDArray[Any]) -> ir.Value:
-    """The same initializer with its numbers elsewhere."""
+    """The initializer, marked as one whose numbers lie elsewhere."""
     dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
     elsewhere = ir.ExternalTensor("lent", 0, array.nbytes, dtype, shape=shape, name=name)
     return ir.Value(name=name, type=value.type, shape=value.shape, const_value=elsewhere)

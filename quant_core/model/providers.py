@@ -27,7 +27,7 @@ class Provider(NamedTuple):
 
 @cache
 def find_provider(name: str) -> Provider:
-    """That execution provider, or the CPU where it does not work here.
+    """The execution provider of that name, or the CPU where it does not work here.
 
     name  "cpu", "cuda", "openvino" or another one, whatever its letter case
 

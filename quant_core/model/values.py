@@ -45,7 +45,7 @@ Tensors = dict[str, NDArray[Any]]
 def values_of(
     model: Model, tensors: Iterable[str], feeds: Iterable[Feed], *, packed: bool = True
 ) -> Iterator[Tensors]:
-    """As `numbered_values_of`, where it does not matter which feed gave the values."""
+    """The values of `numbered_values_of` without the positions of their feeds."""
     return (values for _, values in numbered_values_of(model, tensors, feeds, packed=packed))
 
 

@@ -44,5 +44,5 @@ def safe_range(neighbour: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def within(steps: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:
-    """As numpy.clip, which takes several times as long on a column."""
+    """The values clipped to the bounds; numpy.clip takes several times as long on a column."""
     return np.asarray(np.minimum(np.maximum(steps, low), high))

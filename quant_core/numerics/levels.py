@@ -69,7 +69,7 @@ class Levels:
 
 
 def _levels(unit: NDArray[Any]) -> Levels:
-    """The same sixteen levels times each multiplier."""
+    """The sixteen levels times each multiplier."""
     multipliers = np.arange(MULTIPLIER_MAX + 1)[:, None]
     return Levels(np.rint(multipliers * unit).astype(np.int8))
 

@@ -165,8 +165,8 @@ def quantize_int4(
 
 
 def fitting_levels(rows: Matrix, block: int) -> Levels:
-    """Those that leave less squared error in some of the rows, rounded to nearest: even ones where
-    weights are spread evenly, as many are before training.
+    """The levels that leave less squared error in some of the rows, rounded to nearest: even ones
+    where weights are spread evenly, as many are before training.
     """
     some = rows[:: max(1, rows.size // FEW_WEIGHTS)]
 
@@ -210,9 +210,7 @@ def _safe_blocks(
 
 
 def _larger_of_pair(magnitude: NDArray[np.int16], reduced: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of each pair with a reduced weight, the position of the larger one: (C, K without an odd
-    last).
-    """
+    """The larger weight of each pair that has a reduced one: (C, K without an odd last)."""
     even = magnitude.shape[1] // 2 * 2
     needed = reduced[:, :even:2] | reduced[:, 1:even:2]
     first = magnitude[:, :even:2] >= magnitude[:, 1:even:2]

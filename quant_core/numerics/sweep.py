@@ -134,7 +134,7 @@ def sweep(
 def _sweep_part(
     rows: NDArray[np.float32], factors: Factor, p: int, at: Any, start: Any, block: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
-    """Of part p: the integers, their noise by the damped H, and their squared errors.
+    """The integers of part p, their noise by the damped H, and their squared errors.
 
     Its width is even, so that no pair is cut.
     """

@@ -33,7 +33,7 @@ class Affine:
 
     @classmethod
     def make(cls, scale: Numbers, shift: Numbers, axis: int | None) -> Affine:
-        """With both widened to one shape; equal numbers along the axis become one number."""
+        """An Affine of numbers widened to one shape; equal numbers along the axis become one."""
         scale, shift = np.broadcast_arrays(scale.reshape(-1), shift.reshape(-1))
         if (scale == scale[0]).all() and (shift == shift[0]).all():
             return cls(scale[:1].copy(), shift[:1].copy(), None)
@@ -55,7 +55,7 @@ class Affine:
         return bool((inside & (np.abs(self.shift) < 1e12)).all())
 
     def then(self, other: Affine) -> Affine | None:
-        """Both in one, `other` after this; None if they go along different axes."""
+        """One Affine that does this and then `other`; None if their axes differ."""
         axes = {a.axis for a in (self, other) if a.axis is not None}
         if len(axes) > 1 or (axes and len({a.scale.size for a in (self, other)} - {1}) > 1):
             return None
@@ -64,7 +64,7 @@ class Affine:
         return Affine.make(scale, shift, next(iter(axes), None))
 
     def along(self, axis: int | None) -> Affine:
-        """The same numbers along another axis."""
+        """This Affine along another axis."""
         return Affine(self.scale, self.shift, None if self.axis is None else axis)
 
     def widened(self, channels: int) -> tuple[Numbers, Numbers]:

@@ -70,7 +70,7 @@ def rewrites_in(path: Path) -> dict[str, int]:
 
 
 def rules_of(changes: Iterable[Applied]) -> dict[str, list[str]]:
-    """For each node that was rewritten, the rules that did it, each once, in their order."""
+    """Rewritten node -> the rules that did it, each once, in their order."""
     found: dict[str, dict[str, None]] = {}
     for change in changes:
         absorbed = [rule for name in change.absorbed for rule in found.pop(name, {})]
@@ -79,7 +79,7 @@ def rules_of(changes: Iterable[Applied]) -> dict[str, list[str]]:
 
 
 def former_names(changes: Iterable[Applied]) -> dict[str, list[str]]:
-    """For each node that stands in for others, the names of these, in the order of the changes."""
+    """Node that stands in for others -> the names of these, in the order of the changes."""
     found: dict[str, list[str]] = {}
     for change in changes:
         for name in change.absorbed:

@@ -159,5 +159,5 @@ def added(convs: Sequence[Convolution]) -> Convolution | None:
 
 
 def _shrinks(conv: Convolution, axis: int) -> int:
-    """By how many pixels the result is smaller than the data, before it is strided."""
+    """The pixels by which the result is smaller than the data, before it is strided."""
     return (conv.taps[axis] - 1) * conv.dilations[axis] - conv.begin[axis] - conv.end[axis]

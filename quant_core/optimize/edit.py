@@ -80,7 +80,7 @@ def names_known(model: ir.Model) -> Iterator[None]:
 
 
 def _names(graphs: Iterable[ir.Graph]) -> set[str]:
-    """Of all values and nodes."""
+    """The names of all values and nodes."""
     found = set[str]()
     for inside in graphs:
         found.update(str(v.name) for v in (*inside.inputs, *inside.initializers.values()))

@@ -32,7 +32,7 @@ class OpenedModel:
         return files.size_in_file(self.model)
 
     def digest(self) -> str:
-        """Of the bytes of its message."""
+        """The digest of the bytes of its message."""
         with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
             content, _ = files.serialized(self.model, Path(folder))
         return digest_of(content)

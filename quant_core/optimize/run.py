@@ -57,7 +57,7 @@ class Optimized:
 
     @property
     def names(self) -> dict[str, str]:
-        """For every node that is gone, the node that does its work now."""
+        """Node that is gone -> the node that does its work now."""
         return {name: node for node, names in former_names(self.applied).items() for name in names}
 
 
@@ -264,7 +264,7 @@ def _why_not_loaded(model: ir.Model) -> str:
 
 
 def _same_db(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """As `difference_db`; what is no float is the same, or not at all."""
+    """As `difference_db`; tensors that are no floats are equal or infinitely different."""
     if a.dtype == b.dtype and a.dtype.kind == "f":
         return difference_db(a, b, NO_NOISE)
     return np.inf if a.dtype == b.dtype and np.array_equal(a, b) else -np.inf

@@ -44,14 +44,14 @@ def _ends_of(node: ir.Node, value: ir.Value) -> Ends:
 
 
 def _of_hard_sigmoid(node: ir.Node) -> Ends:
-    """Of max(0, min(1, alpha * x + beta))."""
+    """The ends of max(0, min(1, alpha * x + beta))."""
     alpha = graph.attribute(node, "alpha", 0.2)
     beta = graph.attribute(node, "beta", 0.5)
     return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else EVERYWHERE
 
 
 def _of_hard_swish(node: ir.Node, value: ir.Value) -> Ends:
-    """Of x * HardSigmoid(x): it is 0 where the factor is."""
+    """The ends of x * HardSigmoid(x), which is 0 where the factor is."""
     factors = [factor for factor in node.inputs if factor is not value]
     factor = factors[0].producer() if len(factors) == 1 and factors[0] is not None else None
     if factor is None or factor.op_type != "HardSigmoid" or factor.inputs[0] is not value:

@@ -132,7 +132,7 @@ def activations(nodes: list[ir.Node], static: set[str], target: Target) -> dict[
 
 
 def _with_shared_steps(found: Mapping[str, str], static: Iterable[ir.Node]) -> dict[str, str]:
-    """The same with one range for all inputs of nodes that share their weight and bias, as the
+    """These tensors, with one range for all inputs of nodes that share weight and bias, as the
     steps of an unrolled loop do.
 
     A bias in int32 lies on the grid of its node's products: with a range for each step, each would

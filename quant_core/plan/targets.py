@@ -254,7 +254,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_name() -> str:
-    """As its maker calls it."""
+    """The CPU's name, as its maker gives it."""
     return _of_cpu("model name") or platform.processor()
 
 

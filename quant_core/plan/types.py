@@ -22,7 +22,7 @@ from quant_core.plan.targets import find_target
 
 
 class Storage(StrEnum):
-    """In which type a weight lies in the file."""
+    """The type of a weight in the file."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -118,7 +118,7 @@ class NodePlan:
         return self.storage is not None and self.storage.is_integer
 
     def in_float(self, storage: Storage) -> NodePlan:
-        """The same node in float, with its weights stored as these floats."""
+        """This node in float, with its weights stored as these floats."""
         return replace(
             self, compute=Compute.FLOAT, storage=storage, granularity=None, pair_safe=False
         )

@@ -173,7 +173,7 @@ def _order(planned: NodePlan) -> int:
 
 
 def _write_node(draft: Draft, node: ir.Node, planned: NodePlan, alike: list[ir.Node]) -> ir.Node:
-    """By how the plan stores and computes it.
+    """Write a node as the plan stores and computes it.
 
     alike  the nodes that share its bias, if it is static
     """

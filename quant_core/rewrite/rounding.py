@@ -324,7 +324,7 @@ class Rounding:
         floor: Floor,
         factors: NDArray[np.float32] | None,
     ) -> IntegerWeight:
-        """By the config's method, with Gram matrices if it uses them and calibration has them."""
+        """Round by the config's method, with Gram matrices if it uses them and they are known."""
         method = WEIGHT_METHODS[self.config.weight_method]
         has_time = method.uses_gram and not self.deadline.is_over
         gram = self._gram(node, factors) if has_time else None

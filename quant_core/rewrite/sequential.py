@@ -118,7 +118,7 @@ def round_sequentially(
 
 
 def _in_float(plan: QuantPlan, nodes: Collection[str]) -> QuantPlan:
-    """The same plan with the weights of these nodes in float; activations are rounded as before."""
+    """The plan with the weights of these nodes in float; activations are rounded as before."""
     changed = (
         replace(n, storage=Storage.FLOAT32, granularity=None) if n.node in nodes else n
         for n in plan.nodes
@@ -166,7 +166,7 @@ def _has_target(node: ir.Node, planned: NodePlan) -> bool:
 def _independent(
     waiting: list[ir.Node], inputs: Mapping[str, MatmulInput], runner: LayerwiseRunner
 ) -> list[ir.Node]:
-    """Those of the waiting nodes whose input does not depend on another of them."""
+    """The waiting nodes whose input does not depend on another of them."""
     names = {n.name for n in waiting}
     found = []
     for node in waiting:

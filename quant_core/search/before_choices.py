@@ -104,7 +104,7 @@ def _without(model: ir.Model, names: set[str]) -> ir.Model:
 
 
 def _of_whole_model(made: Made, job: QuantJob, behind: set[str]) -> Made:
-    """The same, of the whole model of the job (step 3)."""
+    """What was made, for the whole model of the job (step 3)."""
     weighted = [n.node for n in job.plan.weighted if n.node in behind]
     changes = dict.fromkeys(weighted, IN_FLOAT32)
     changes |= dict.fromkeys(behind.difference(weighted), IN_FLOAT)

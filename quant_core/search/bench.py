@@ -66,7 +66,7 @@ class Reference:
         return cls(path, samples, session, outputs, frozenset()).repeated(few)
 
     def repeated(self, count: int) -> Reference:
-        """The same after so many of the samples ran again, also without optimizers."""
+        """This reference after so many of the samples ran again, also without optimizers."""
         few = spread(count, len(self.samples))
         first = [self.outputs[i] for i in few]
         again = [
@@ -78,7 +78,7 @@ class Reference:
         return replace(self, unsteady=unsteady)
 
     def pick(self, positions: NDArray[np.intp]) -> Reference:
-        """The same with some of its samples."""
+        """This reference with some of its samples."""
         outputs = self.outputs.pick(positions.tolist())
         return replace(self, samples=self.samples.pick(positions), outputs=outputs)
 
@@ -169,7 +169,7 @@ class Bench:
         return self._cost(candidate, open_session(candidate.model), self.samples[0], which)
 
     def judge_fidelity(self, candidate: Candidate) -> Candidate:
-        """The same without timing it: the candidate keeps the cost that it has."""
+        """The judged candidate, which is not timed: it keeps the cost that it has."""
         return self.judge_together(candidate, [(candidate.model, self.samples)])
 
     def where_shapes_agree(self, candidate: Candidate) -> Bench | None:
@@ -279,7 +279,7 @@ def model_on(digest: str, feed: Feed) -> str:
 def _run_in_time(
     session: ort.InferenceSession, samples: Samples, deadline: Deadline
 ) -> tuple[Samples, StoredOutputs]:
-    """Those of the samples that the model ran on until the deadline, and its outputs."""
+    """The samples that the model ran on until the deadline, and its outputs."""
     ran: list[int] = []
 
     def outputs() -> Iterator[Outputs]:

@@ -91,7 +91,7 @@ def allocate_bits(calibrated: CalibratedModel, plan: QuantPlan, deadline: Deadli
 def cheapest_choices(
     nodes: list[NodePlan], noise: Mapping[str, float], most_bytes: float
 ) -> dict[str, NodeChoice]:
-    """Node -> what it is asked for, so that the least noise is left with so many bytes.
+    """Node -> its choice, of those that together leave the least noise in so many bytes.
 
     noise  node -> that of its blocks as they are planned, in the output
     """
@@ -118,7 +118,7 @@ def cheapest_choices(
 
 
 def _steps(planned: NodePlan, noise: float) -> Iterator[Step]:
-    """From its coarsest blocks, which are no step yet, to 8 bits."""
+    """The steps of one weight: from its coarsest blocks, which cost no step, to 8 bits."""
     assert isinstance(planned.granularity, PerBlock)
     before_noise = before_bytes = 0.0
     for width in WIDTHS:
@@ -136,7 +136,7 @@ def _steps(planned: NodePlan, noise: float) -> Iterator[Step]:
 
 
 def _bytes_of(planned: NodePlan, width: float = 1.0) -> float:
-    """Of one weight: 4 bits, and a share of the 4 bits of its block's multiplier."""
+    """The bytes of one element: 4 bits, and a share of the 4 bits of its block's multiplier."""
     assert isinstance(planned.granularity, PerBlock)
     return 0.5 + 0.5 / (planned.granularity.size * width)
 

@@ -212,7 +212,7 @@ def calibrated_for(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
 
 
 def calibrated_as_planned(job: QuantJob, plan: QuantPlan) -> CalibratedModel:
-    """The same, equalized if the plan says so."""
+    """As `calibrated_for`, of the equalized model if the plan says so."""
     calibrated = calibrated_for(job, plan)
     if not plan.equalized_db:
         return calibrated

@@ -32,7 +32,7 @@ def of_most_worth(candidates: Iterable[Candidate]) -> Candidate:
 
 
 def _nearest_to_float(candidates: Iterable[Candidate], gain: float) -> Candidate:
-    """Of the candidates that gain as much, as far as a race can tell, the nearest to float; of
+    """The nearest to float of the candidates that gain as much, as far as a race can tell; of
     faithful ones that of most worth.
     """
     least = gain - POLICY.clock_noise

@@ -43,7 +43,7 @@ class Fold:
 
 
 def cross_validate(job: QuantJob, checked: Checked, *, repairs: bool) -> Checked:
-    """The same, with what weights in 4 bits are worth on samples that they were not fitted to.
+    """What was checked, with the fidelity of weights in 4 bits on samples they were not fitted to.
 
     repairs  whether nodes are promoted, as `check_floor` does, where that is below the floor
     """
@@ -125,7 +125,7 @@ def _fold(
 
 
 def _repaired(job: QuantJob, checked: Checked, folds: Sequence[Fold]) -> Checked:
-    """The same with the nodes promoted that one of the folds needs; the folds judge it anew."""
+    """What was checked, with the nodes promoted that a fold needs; the folds judge it anew."""
     plan = checked.best.plan
     found = (
         check_floor(fold.calibrated, fold.candidate, bench_of(job, plan, fold.held_out))

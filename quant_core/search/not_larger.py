@@ -50,7 +50,7 @@ def fits(best: Candidate, float_size_bytes: int) -> bool:
 
 
 def _most_bytes(best: Candidate, float_size_bytes: int) -> int:
-    """That leave room for what the finished file says of itself."""
+    """The most bytes that leave room for the metadata of the finished file."""
     return float_size_bytes - METADATA_BYTES - len(to_text(best.plan.rewrites))
 
 

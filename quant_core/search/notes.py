@@ -25,7 +25,7 @@ SHOWN_WEIGHTS = 3  # in a note; more are counted
 
 
 def speed_note(best: Candidate) -> str:
-    """That the model is slower than its float original; "" if it is not, or cannot be timed."""
+    """A note that the model is slower than float; "" if it is not, or cannot be timed."""
     if best.speedup is None or best.speedup >= POLICY.equal_speed:
         return ""
     was_raced = best.plan.config.mode == Mode.AUTO
@@ -34,7 +34,7 @@ def speed_note(best: Candidate) -> str:
 
 
 def stored_note(plan: QuantPlan, samples: Samples | None) -> str:
-    """That weights are only stored where integers could not gain; "" where they might have."""
+    """A note that weights are only stored, as integers could not gain; "" where they might."""
     if samples is None or not plan.rounding_samples:
         return ""
     count = min(plan.rounding_samples, len(samples))
@@ -50,7 +50,7 @@ def time_note(
     *,
     is_cut_short: bool,
 ) -> str:
-    """What the time budget was too short for; "" if for nothing.
+    """A note on what the time budget was too short for; "" if for nothing.
 
     samples, stats  of the calibration; without stats nothing was calibrated
     judges, bench   which samples should have judged candidates, and what did
@@ -70,7 +70,7 @@ def time_note(
 
 
 def alike_note(samples: Samples | None) -> str:
-    """That given samples are all the same, so that nothing was measured of others; else ""."""
+    """A note that all given samples are equal, so that no others were measured; else ""."""
     if samples is None or samples.are_random or len(samples) == 1:
         return ""
     contents = map(_content, samples)
@@ -89,7 +89,7 @@ def _content(feed: Feed) -> bytes:
 
 
 def bytes_note(samples: Samples | None, original: Path) -> str:
-    """That samples are bytes where the model takes floats of any scale; else ""."""
+    """A note that samples are bytes where the model takes floats of any scale; else ""."""
     names = samples.bytes_for_floats() if samples is not None else []
     if not names:
         return ""
@@ -101,14 +101,14 @@ def bytes_note(samples: Samples | None, original: Path) -> str:
 
 
 def size_note(size_bytes: int, float_size_bytes: int) -> str:
-    """That the file is larger than its float original; "" if it is not."""
+    """A note that the file is larger than its float original; "" if it is not."""
     if size_bytes <= float_size_bytes:
         return ""
     return f"larger than its original: {size_bytes} bytes, not {float_size_bytes}"
 
 
 def float_weights_note(model: ir.Model, plan: QuantPlan) -> str:
-    """Which large weights stay float, and why; "" if none does."""
+    """A note on which large weights stay float, and why; "" if none does."""
     total = files.constant_bytes(model)
     found: dict[str, tuple[int, str]] = {}
     for node in plan.nodes:

@@ -35,15 +35,15 @@ def observed(job: QuantJob) -> QuantJob:
 def observe_shard(
     model: ir.Model, plan: QuantPlan, samples: Samples, shard: tuple[int, int], deadline: Deadline
 ) -> list[Statistics]:
-    """As `observe_apart`, of one shard of the samples: those that may be held out are."""
+    """The statistics of one shard of the samples, as `observe_apart` separates them."""
     held_out = hold_out(samples)[1]
     shared = observed_samples(plan, samples).shard(*shard)
     return observe_apart(model, plan, shared, deadline, held_out, shards=shard[1])
 
 
 def observed_samples(plan: QuantPlan, samples: Samples) -> Samples:
-    """Those of the calibration samples that the plan needs: all, or a few that do not judge where
-    weights are only stored.
+    """The calibration samples that the plan needs: all of them, or where weights are only stored a
+    few that do not judge.
     """
     needs_all = plan.rounding_samples in (0, POLICY.gram_samples)
     if needs_all or are_few_to_hold_out(samples):

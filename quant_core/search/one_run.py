@@ -19,7 +19,7 @@ def one_run(original: Path, feed: Feed, costs: TimingCache) -> Cost:
 
 
 def how_many_run_soon(one: Cost) -> int:
-    """On how many samples a model that takes so long for one runs in `POLICY.drawn_s`."""
+    """How many samples a model that takes so long for one runs on in `POLICY.drawn_s`."""
     return int(1e3 * POLICY.drawn_s / one.float_ms)
 
 

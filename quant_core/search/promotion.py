@@ -44,7 +44,7 @@ class Promotion:
     """One way to give accuracy back.
 
     label         for people
-    choice        what each promoted node is asked for
+    choice        how each promoted node computes and is stored
     concerns      which nodes with weights can be promoted
     max_groups    in how many groups they are ranked at most, where their price is bytes
     takes_time    whether their price is time: then minimum cuts rank them

@@ -81,7 +81,7 @@ class Found:
 
     @property
     def seconds(self) -> float:
-        """As long as to calibrate the model and to make the best candidate took."""
+        """The seconds that it took to calibrate the model and to make the best candidate."""
         return self.calibrated.seconds + self.calibrated.weights.seconds + self.best.seconds
 
 

@@ -44,7 +44,7 @@ class Variant:
     is_last_resort: bool = False
 
     def without_calibration(self) -> Variant | None:
-        """The same with nothing static; None if nothing would be left of it."""
+        """This variant with nothing static; None if nothing would be left of it."""
         if self.matmul is Compute.STATIC:
             return None
         return replace(self, other=Compute.FLOAT) if self.other is Compute.STATIC else self
