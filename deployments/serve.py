@@ -63,7 +63,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.serve", description=__doc__)
-    parser.add_argument("manifest", type=Path)
+    parser.add_argument("manifest", type=Path, help="a YAML or TOML manifest")
     parser.add_argument(
         "--cron",
         type=_cron,
@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         default="0 5 * * 0",
         help="when to audit (default: on Sundays at 5:00 UTC)",
     )
-    parser.add_argument("--scheduler", help="of a Dask cluster (default: workers on this host)")
+    parser.add_argument(
+        "--scheduler", help="address of a Dask cluster (default: workers on this host)"
+    )
     parser.add_argument(
         "--allow-code", metavar="DIR", help="run metrics module:function, from this folder"
     )

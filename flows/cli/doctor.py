@@ -21,7 +21,7 @@ RELEVANT_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asi
 
 
 def doctor() -> Answer:
-    """What this host is, and whether its versions of packages are those that quantmill needs."""
+    """Show what this host is, and whether it has the versions of packages that quantmill needs."""
     report = examine_host()
     return Answer(report, model_views.host_view, exit_code=int(bool(report["problems"])))
 

@@ -153,7 +153,7 @@ def config(
     as_json: bool,
     dry_run: DryRun = False,
 ) -> int:
-    """Do what a YAML or TOML manifest says; the same as `python -m flows.batch FILE`."""
+    """Run the batch of a YAML or TOML manifest; the same as `python -m flows.batch FILE`."""
     return _run_file(file, allow_code, running, as_json, dry_run)
 
 
@@ -174,10 +174,10 @@ def init(
 def report(
     folder: Reports, run: RunId = None, output: Page = None, rebuild: Rebuild = False
 ) -> Answer:
-    """What a batch came to, in its latest run or another one.
+    """Show the results of a batch: of its latest run, or of another one.
 
-    It is read from the Parquet in the output folder. With -o it is written as an HTML page that
-    opens offline.
+    They are read from the Parquet in the output folder. With -o they are written as an HTML page
+    that opens offline.
     """
     from flows.reading import read_reports
 

@@ -59,7 +59,7 @@ from quant_core.text import counted
 
 
 def info(model: AnyModel) -> Answer:
-    """What a model is: inputs, outputs, opset, size, operators, what is stored in which type."""
+    """Show what a model is: inputs, outputs, opset, size, operators, and what it stores."""
     from quant_core.model.info import model_info
     from quant_core.optimize.applied import rewrites_in
 
@@ -142,7 +142,10 @@ def validate(
     detailed: Detailed = False,
     provider: Provider = "cpu",
 ) -> Answer:
-    """How right a quantized model is, against its original; on random samples without --data."""
+    """Measure how right a quantized model is beside its original.
+
+    Without --data it is measured on random samples.
+    """
     check_labels(accuracy, samples)
     progress("comparing the two models")
     found = validation(original, quantized, samples, accuracy, progress, detailed, provider)
@@ -166,10 +169,10 @@ def benchmark(
     seconds: Seconds = 3.0,
     runtime: Runtime = "python",
 ) -> Answer:
-    """How fast a quantized model is, against its original.
+    """Measure how fast a quantized model is beside its original.
 
-    Both run in turn, in this process; what each takes to load, and how much memory, is said too.
-    With --runtime, JavaScript runs them.
+    Both run in turns in this process. How long each takes to load, and its memory, are measured
+    too. With --runtime, JavaScript runs them.
     """
     time_both = timing if runtime == "python" else partial(javascript_timing, runtime)
     settings = list(itertools.product(threads, batch))
@@ -200,10 +203,10 @@ def explain(
     seconds: Seconds = 1.0,
     output: Page = None,
 ) -> Answer:
-    """Which kernels run a model on this CPU, whichever tool made it.
+    """Show which kernels run a model on this CPU, whichever tool made it.
 
-    Says of each whether it computes in integers and why not, what it costs, and what quantmill
-    would do with it; the options of `quantize` steer that.
+    For each: whether it computes in integers and why not, what it costs, and what quantmill would
+    do with it, by the options of `quantize`.
     """
     from quant_core import judging
     from quant_core.search.checks import check_output
@@ -234,9 +237,9 @@ def compare(
     seconds: Seconds = 3.0,
     output: Page = None,
 ) -> Answer:
-    """Several quantized files of one model side by side, whichever tool made them.
+    """Compare quantized files of one model, whichever tools made them.
 
-    Says their size, accuracy, latency, load time and memory; all run in turn.
+    By size, accuracy, latency, load time and memory; all run in turns.
     """
     from quant_core.search.checks import check_output
 
