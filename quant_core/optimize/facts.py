@@ -32,6 +32,9 @@ class Facts:
         copy = model.clone()
         if has_held_types(copy):
             cut_held_types(copy)
+        for inside in graph.graphs_of(copy):
+            for value in inside.inputs:
+                value.shape = _without_negative_sizes(value.shape)
         for node in graph.nodes_of(copy):
             for output in node.outputs:
                 output.shape = None
@@ -76,8 +79,15 @@ class Facts:
         return self.types.get(str(value.name)) == ir.DataType.FLOAT
 
 
+def _without_negative_sizes(shape: ir.Shape | None) -> ir.Shape | None:
+    """Some exporters write -1 where a size is open, of which inference makes other sizes."""
+    if shape is None:
+        return None
+    return ir.Shape([None if isinstance(n, int) and n < 0 else n for n in shape])
+
+
 def _dim(n: object) -> int | str | None:
     name = getattr(n, "value", None)
     if isinstance(n, int):
-        return n if n >= 0 else None  # a file may say -1 where a size is open
+        return n
     return name if isinstance(name, str) else None
