@@ -36,7 +36,7 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     """Symbol -> size. One symbol has one size, wherever it stands; sums of symbols add up.
 
     1. A symbol that is called a batch is one, and so is that of a first axis, unless its
-       name says that it counts steps.
+       name says that it counts steps, or another axis of the input has it too.
     2. An open axis of an image (rank 4) is a side, of a state 1, any other a length. Latents and
        features of an encoder have more channels than an image, and shorter sides, and so has what
        shares their axes.
@@ -47,7 +47,8 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     symbols: dict[str, int] = {}
     for spec, size in named:  # 1
         name = size.lower()
-        if BATCH in name or (size == spec.shape[0] and not STEPS.search(name)):
+        is_first = size == spec.shape[0] and size not in spec.shape[1:]
+        if BATCH in name or (is_first and not STEPS.search(name)):
             symbols[size] = strategy.batch
     for spec, size in sorted(named, key=lambda pair: not _has_features(pair[0])):  # 2
         if not COMPUTED.search(size):
@@ -86,7 +87,9 @@ def _is_mask_of_all(spec: InputSpec) -> bool:
 def _open_size(
     spec: InputSpec, symbol: str | None, strategy: Strategy, inputs: Sequence[InputSpec]
 ) -> int:
-    if named_hint(spec).is_audio and len(spec.shape) <= 2 and strategy.length == LENGTH:
+    is_square = symbol is not None and spec.shape.count(symbol) > 1
+    is_sound = named_hint(spec).is_audio and len(spec.shape) <= 2 and not is_square
+    if is_sound and strategy.length == LENGTH:
         return SAMPLE_RATE
     name = "" if symbol is None else symbol.lower()
     is_state = STATE.search(spec.name.lower()) and not STEPS.search(name)

@@ -8,7 +8,8 @@ proto, opset, old_scan, to_float32, qat, fix_shape, carried, names, origins
                     steps of prepare: what is converted, fixed, set apart or noted
 compact, fuse_hard_sigmoid, normalize, deduplicate, unused, restore_interface
                     steps of prepare: what is folded, fused, tidied and given back
-graph, constants    questions to a graph, and edits of it
+graph, constants, axes
+                    questions to a graph, and edits of it
 session, providers, runtime_errors, containers, lend_weights
                     running a model: sessions, their errors, values that are no tensors
 values, layerwise, subgraph, ahead, spill

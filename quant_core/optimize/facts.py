@@ -9,10 +9,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.model import graph
+from quant_core.model.axes import Axes, told_apart
 from quant_core.model.proto import cut_held_types, has_held_types
 
 Sizes: TypeAlias = tuple[int | None, ...]  # one entry per axis, None where the size is open
-Dims: TypeAlias = tuple[int | str | None, ...]  # the same; equal names stand for equal sizes
+Dims: TypeAlias = Axes  # the same; equal names stand for equal sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Facts:
             cut_held_types(copy)
         for inside in graph.graphs_of(copy):
             for value in inside.inputs:
-                value.shape = _without_negative_sizes(value.shape)
+                if value.shape is not None:
+                    value.shape = ir.Shape(told_apart([_dim(size) for size in value.shape]))
         for node in graph.nodes_of(copy):
             for output in node.outputs:
                 output.shape = None
@@ -77,13 +79,6 @@ class Facts:
     def holds_float32(self, value: ir.Value) -> bool:
         """Whether the tensor is known to hold float32."""
         return self.types.get(str(value.name)) == ir.DataType.FLOAT
-
-
-def _without_negative_sizes(shape: ir.Shape | None) -> ir.Shape | None:
-    """Some exporters write -1 where a size is open, of which inference makes other sizes."""
-    if shape is None:
-        return None
-    return ir.Shape([None if isinstance(n, int) and n < 0 else n for n in shape])
 
 
 def _dim(n: object) -> int | str | None:

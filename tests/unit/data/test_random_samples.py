@@ -44,6 +44,22 @@ def test_random_shapes_come_from_the_model_then_from_shape_then_from_defaults():
 
 
 @pytest.mark.parametrize(
+    ("name", "shape", "drawn"),
+    [
+        ("x", ("?", 3, "?", "?"), (1, 3, 224, 224)),
+        ("x", ("None", "None", "None", 3), (1, 224, 224, 3)),
+        ("waveform", ("?", "?"), (1, 16000)),
+        ("x", ("?", 80, "?"), (1, 80, 32)),
+        ("x", ("N", 3, "N", "N"), (1, 3, 224, 224)),
+        ("x", ("N", 80, "N"), (32, 80, 32)),
+        ("adjacency", ("nodes", "nodes"), (32, 32)),  # one size, in which it is square
+    ],
+)
+def test_open_axes_that_an_exporter_called_alike_are_told_apart(name, shape, drawn):
+    assert opened("random", [spec(name, "float32", *shape)])[0][name].shape == drawn
+
+
+@pytest.mark.parametrize(
     ("shape", "problem"),
     [
         ({"imag": [1, 1, 2, 2]}, "no input"),
