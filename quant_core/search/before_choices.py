@@ -9,7 +9,8 @@ on an image that shows nothing is such a case, and float itself does not repeat 
 
 1. Nodes that choose, and all behind them, are left out; what they read is an output in their place.
 2. Nothing is left out if float weights of any size are behind a choice, as those of a mixture of
-   experts are: then it is no end of the model. Nor with labels or a contract: these are on outputs.
+   experts are, also where they pass through nodes of their own on their way there: then it is no
+   end of the model. Nor with labels or a contract: these are on outputs.
 3. What was found is made of the whole model: nodes behind a choice stay in float.
 """
 
@@ -22,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from quant_core.model import files
+from quant_core.model import files, graph
 from quant_core.model.subgraph import reads
 from quant_core.model.unused import drop_unused
 from quant_core.model.write import write_model
@@ -59,9 +60,11 @@ def _behind_choices(job: QuantJob) -> set[str]:
     is_labelled = job.evaluation is not None and job.evaluation.labels is not None
     if job.contract is not None or is_labelled or files.is_large(job.model):
         return set()
-    names = {str(node.name) for node in _ending(job.model)}
+    ending = _ending(job.model)
+    names = {str(node.name) for node in ending}
+    with_inner = names | {str(node.name) for node in _inside(ending)}
     elements = sum(n.elements for n in job.plan.nodes)
-    own = sum(n.elements for n in job.plan.nodes if n.node in names)
+    own = sum(n.elements for n in job.plan.nodes if n.node in with_inner)
     return names if own < LEAST_SHARE * elements else set()
 
 
@@ -71,14 +74,29 @@ def chosen_from(model: ir.Model) -> list[str]:
 
 
 def _ending(model: ir.Model) -> set[ir.Node]:
-    """The nodes that choose among results, and all behind them; empty if floats end in none."""
-    behind: set[ir.Node] = set()
+    """The nodes that choose among results, all behind them, and what only these read of constants;
+    empty if floats end in none.
+    """
+    behind, constant = set[ir.Node](), set[ir.Node]()
     for node in model.graph:
         if node.op_type in CHOOSES or any(v.producer() in behind for v in reads(node)):
+            behind.add(node)
+        elif all(v.producer() in constant or graph.is_constant(v) for v in reads(node)):
+            constant.add(node)
+    inside = _inside(behind)
+    for node in reversed(model.graph):
+        readers = {reader for v in node.outputs for reader in graph.consumers(v)}
+        is_given = any(v.is_graph_output() for v in node.outputs)
+        if node in constant and readers and readers <= behind | inside and not is_given:
             behind.add(node)
     lost = [v for v in model.graph.outputs if v.producer() in behind]
     ends_in_floats = not all(_is_integer(v) for v in lost) and _read_by(behind)
     return behind if ends_in_floats else set()
+
+
+def _inside(nodes: set[ir.Node]) -> set[ir.Node]:
+    """The nodes of the graphs that these nodes hold."""
+    return {n for node in nodes for held in graph.graphs_in(node) for n in held.all_nodes()}
 
 
 def _read_by(behind: set[ir.Node]) -> list[ir.Value]:

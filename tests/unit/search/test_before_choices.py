@@ -119,3 +119,30 @@ def test_layers_behind_a_choice_are_part_of_the_search(tmp_path, images):
     made = api.quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", calibration=images)
 
     assert "judged by what the model chooses from" not in made.note
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        "w = GatherND(u, one)",
+        """w = If(b) <then_branch = yes () => (float[2,64,64] t) { t = GatherND(u, one) },
+                else_branch = no () => (float[2,64,64] f) { f = GatherND(v, one) }>""",
+    ],
+    ids=["through an Identity", "inside branches"],
+)
+def test_experts_that_a_choice_gathers_are_part_of_the_search(tmp_path, experts):
+    text = f"""(float[1,64] x, bool b) => (float[2,64] y) {{
+        a = MatMul(x, r) p = Softmax(a) best, which = TopK(p, k) row = Squeeze(which, first)
+        one = Unsqueeze(row, mid) {experts}
+        h = Unsqueeze(x, mid) e = MatMul(h, w) y = ReduceSum<keepdims = 0>(e, mid)
+    }}"""
+    tensors = weights(r=(64, 8), u=(8, 64, 64), v=(8, 64, 64)) | {
+        "k": np.array([2]),
+        "first": np.array([0]),
+        "mid": np.array([1]),
+    }
+    onnx.save(sketch(text, tensors), tmp_path / "m.onnx")
+
+    made = api.quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", QuantConfig(bits=4))
+
+    assert "judged by what the model chooses from" not in made.note
