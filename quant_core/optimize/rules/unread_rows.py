@@ -14,6 +14,7 @@ from quant_core.optimize.edit import constant, free_name, remove
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rowwise import Rows, rows_of
 
+TO_THE_END = np.iinfo(np.int64).max
 FEW = 0.5  # of the rows: more are not worth a move
 COSTLY = frozenset({"MatMul", "Gemm", "LayerNormalization", "Softmax", "LogSoftmax"})
 
@@ -25,12 +26,14 @@ class Choice:
     axis   counted from the front
     rows   as onnx's Gather counts them, negative ones from the end
     drops  whether the axis goes
+    slices whether it may meet no row at all, and gives none then
     """
 
     node: ir.Node
     axis: int
     rows: tuple[int, ...]
     drops: bool = False
+    slices: bool = False
 
 
 def unread_rows(model: ir.Model, facts: Facts) -> list[Applied]:
@@ -40,7 +43,8 @@ def unread_rows(model: ir.Model, facts: Facts) -> list[Applied]:
         =>   x -> Gather([0], axis = 1) -> MatMul -> Add -> LayerNormalization
 
     1. The rows are constant: the token [CLS] of a BERT, the last step of a sequence. They are at
-       most half of those that there are, or one of an unknown number.
+       most half of those that there are, or one of an unknown number. Where that may be none, a
+       Slice stays one: it gives no row, and a Gather fails.
     2. The choice passes an operator that makes each row of the same row of its inputs (rowwise.py),
        if nothing else reads the result. It then stands before each of these inputs; equal choices
        of one tensor are one node.
@@ -118,7 +122,7 @@ def _sliced(node: ir.Node, facts: Facts) -> Choice | None:
     if size is not None:
         return Choice(node, axis, tuple(range(size)[slice(start, end, *steps)]))
     is_first, is_last = (start, end) == (0, 1), start == -1 and end > 0
-    return Choice(node, axis, (start,)) if is_first or is_last else None
+    return Choice(node, axis, (start,), slices=True) if is_first or is_last else None
 
 
 @dataclass(slots=True)
@@ -127,7 +131,7 @@ class _Moves:
 
     inside: ir.Graph
     facts: Facts
-    made: dict[tuple[ir.Value, int, tuple[int, ...]], ir.Node] = field(default_factory=dict)
+    made: dict[tuple[ir.Value, int, tuple[int, ...], bool], ir.Node] = field(default_factory=dict)
 
     def before(self, maker: ir.Node, rows: Rows, choice: Choice) -> list[Choice]:
         """Edit in place: the maker works on chosen rows alone. Returns the choices before it."""
@@ -138,8 +142,8 @@ class _Moves:
                 chosen = np.take(graph.array(source), choice.rows, axis)
                 part = constant(self.inside, str(source.name), chosen)
             else:
-                taker = self._taker(source, axis, choice.rows)
-                found.append(Choice(taker, axis, choice.rows))
+                taker = self._taker(source, axis, choice)
+                found.append(Choice(taker, axis, choice.rows, slices=choice.slices))
                 part = taker.outputs[0]
             maker.replace_input_with(position, part)
         if maker.op_type == "Reshape":
@@ -147,13 +151,17 @@ class _Moves:
         self._replace(choice, maker.outputs[0])
         return found
 
-    def _taker(self, source: ir.Value, axis: int, rows: tuple[int, ...]) -> ir.Node:
+    def _taker(self, source: ir.Value, axis: int, choice: Choice) -> ir.Node:
         """The node that takes these rows of a tensor, behind the one that makes it."""
-        key = source, axis, rows
+        key = source, axis, choice.rows, choice.slices
         if key not in self.made or self.made[key].graph is None:
             name = free_name(self.inside, f"{source.name}_rows")
-            indices = constant(self.inside, name, np.array(rows, np.int64))
-            node = ir.Node("", "Gather", [source, indices], [ir.AttrInt64("axis", axis)], name=name)
+            if choice.slices:
+                node = self._slice(source, axis, choice.rows[0], name)
+            else:
+                indices = constant(self.inside, name, np.array(choice.rows, np.int64))
+                along = [ir.AttrInt64("axis", axis)]
+                node = ir.Node("", "Gather", [source, indices], along, name=name)
             node.outputs[0].name, node.outputs[0].type = name, source.type
             maker = source.producer()
             if maker is not None and maker.graph is self.inside:
@@ -162,6 +170,12 @@ class _Moves:
                 self.inside.insert_before(self.inside[0], node)
             self.made[key] = node
         return self.made[key]
+
+    def _slice(self, source: ir.Value, axis: int, row: int, name: str) -> ir.Node:
+        """The node that takes the first or the last row, if there is one."""
+        ends = (row, TO_THE_END if row < 0 else row + 1, axis)
+        inputs = [constant(self.inside, name, np.array([end], np.int64)) for end in ends]
+        return ir.Node("", "Slice", [source, *inputs], name=name)
 
     def _shorten(self, reshape: ir.Node, choice: Choice) -> None:
         """Edit in place (3.)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quant_core.model.session import open_session, run
 from tests.unit.optimize.checked import optimized
 
 RNG = np.random.default_rng(5)
@@ -44,8 +45,22 @@ def test_a_slice_of_one_row_moves_and_stays_a_row():
         {"w": random(8, 8), **ends},
     )
 
-    assert operators == ["Gather", "MatMul", "Relu"]
+    assert operators == ["Slice", "MatMul", "Relu"]
     assert [(c.rule, c.node) for c in found.applied] == [("unread_rows", "d")]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (-1, 2**31)], ids=["the first", "the last"])
+def test_a_slice_of_no_rows_at_all_gives_none(start, end):
+    ends = {"start": np.array([start]), "end": np.array([end]), "axis": np.array([1])}
+    found, _ = optimized(
+        """(float[n, s, 8] x) => (float[n, t, 8] y)
+           { d = MatMul(x, w) r = Relu(d) y = Slice(r, start, end, axis) }""",
+        {"w": random(8, 8), **ends},
+    )
+
+    assert [c.rule for c in found.applied] == ["unread_rows"]
+    (y,) = run(open_session(found.model), {"x": random(2, 0, 8)})
+    assert y.shape == (2, 0, 8)
 
 
 def test_rows_of_a_constant_operand_are_taken_once():
