@@ -74,7 +74,14 @@ TO_LOG: dict[str, tuple[int, ...]] = LINEAR | dict.fromkeys(
 )
 PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
 PERIOD = 64  # samples; at 16 kHz those of a low voice
-LENGTH_INPUTS = {"LSTM": 4, "GRU": 4, "RNN": 4, "ReverseSequence": 1}
+# Operator -> position of its lengths: how many steps it takes of another input.
+LENGTH_INPUTS = {
+    "LSTM": 4,
+    "GRU": 4,
+    "RNN": 4,
+    "ReverseSequence": 1,
+    "GroupQueryAttention": 6,
+}
 # Attributes that list the texts of an input, or the keys of a map.
 KEYS = (
     "keys_strings",
@@ -84,6 +91,7 @@ KEYS = (
     "pool_strings",
     "int64_vocabulary",
 )
+TRIPS = 9  # of a Loop, where an input counts them: less than this; with 0 and 1 nothing is repeated
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 
 
@@ -190,6 +198,8 @@ def _index_hint(source: ir.Value, hint: Hint) -> Hint:
             below = next(iter(numbers_of(node.inputs[1]) or ()), below)
         if LENGTH_INPUTS.get(node.op_type) == position:
             is_length = True
+        if node.op_type == "Loop" and position == 0 and below is None and not is_length:
+            below = TRIPS
         if node.op_type in COMPARISONS:
             is_length = is_length or not any(is_given(v) for v in node.inputs if v is not value)
     return replace(hint, below=below, is_length=is_length and below is None)

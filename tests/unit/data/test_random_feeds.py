@@ -138,6 +138,27 @@ def test_the_lengths_of_a_recurrent_network_are_known_by_their_place(tmp_path):
     assert samples[0]["many"].tolist() == [samples[0]["x"].shape[0]]
 
 
+def test_attention_covers_all_steps_of_a_packed_prompt(tmp_path):
+    text = """(float[1, 5, 64] x, int32[1] last, int32 all) => (float[1, 5, 32] y)
+        { y, k, v = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 1>
+            (x, , , , , last, all) }"""
+
+    samples = drawn(tmp_path, sketch(text))
+
+    assert {int(feed["all"]) for feed in samples} == {5}
+    assert all(np.isfinite(output).all() for output in outputs(tmp_path, samples))
+
+
+def test_a_loop_that_an_input_counts_repeats_what_it_does(tmp_path):
+    text = """(float[n, 4] x, int64 k) => (float[n, 4] y) {
+        y = Loop(k, yes, x) <body = b (int64 i, bool c, float[n, 4] s) => (bool d, float[n, 4] t)
+            { d = Identity(c) t = Tanh(s) }> }"""
+
+    samples = drawn(tmp_path, sketch(text, {"yes": np.array(True)}))
+
+    assert {int(feed["k"]) for feed in samples} > {1, 2, 3}
+
+
 @pytest.mark.parametrize(
     ("hidden", "expected"), [("sub = Sub(one, mask)", 1), ("sub = Identity(mask)", 0)]
 )
