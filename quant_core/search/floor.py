@@ -245,8 +245,10 @@ def _doubt(output: OutputFidelity, least: float, share_db: Callable[[str], float
     """Why the samples prove little of an output; "" if they prove enough, or it is not sound."""
     if output.centred_db is None or (output.sound_db or 0.0) < POLICY.noted_db:
         return ""
+    lo, hi = output.float_range or (0.0, 1.0)
+    if lo > hi:
+        return "float gives no finite number on all samples that judge"
     if output.is_same_probability:
-        lo, hi = output.float_range or (0.0, 1.0)
         is_flat = output.centred_db < POLICY.noted_db and hi - lo < 2 * PROBABILITY_ERROR
         return f"is from {lo:.2g} to {hi:.2g} on all samples that judge" if is_flat else ""
     share = share_db(output.name)

@@ -154,6 +154,17 @@ def test_an_output_of_which_noise_covers_what_differs_between_samples_is_noted(
     assert ("of what differs between samples" in result.note) == noted
 
 
+def test_an_output_that_is_never_finite_is_noted(tmp_path):
+    text = """(float[n,64] x) => (float[n,64] y)
+        { h = MatMul(x, w) a = Abs(h) b = Add(a, one) c = Neg(b) y = Sqrt(c) }"""
+    w = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
+    onnx.save(sketch(text, {"w": w, "one": np.float32(1)}), tmp_path / "m.onnx")
+
+    result = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx")
+
+    assert "no finite number on all samples that judge" in result.note
+
+
 def test_the_floor_is_a_contract_of_the_config():
     assert QuantConfig().floor == Contract("worst_sqnr", min=12.0)
     assert QuantConfig(bits=4).floor == Contract("worst_sqnr", min=8.0)
