@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +26,7 @@ from quant_core.model.origins import record_origins
 from quant_core.model.qat import REPLACE, RESPECT, handle_pairs
 from quant_core.model.restore_interface import restore_interface
 from quant_core.model.session import Feed, open_session, run, write_optimized
+from quant_core.model.spill import HeldFolder
 from quant_core.model.to_float32 import to_float32
 from quant_core.numerics.sqnr import difference_db
 
@@ -121,7 +119,7 @@ def _optimized(model: Path | ir.Model) -> ir.Model:
 
     The file is removed with the last of these tensors.
     """
-    folder = _Folder()
+    folder = HeldFolder()
     folded = files.read(write_optimized(model, folder.path, optimize="basic"))
     if not files.is_large(folded):
         return ir.external_data.load_to_model(folded)
@@ -151,14 +149,6 @@ def _is_unpadded(conv: ir.Node) -> bool:
 def _follows_pad(node: ir.Node) -> bool:
     before = graph.value(node.inputs[0]).producer()
     return before is not None and before.op_type == "Pad"
-
-
-class _Folder:
-    """A folder that is removed when no tensor holds it any more."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="quantmill-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _changed_outputs(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, MutableMapping
 from itertools import count
 from pathlib import Path
@@ -10,6 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class HeldFolder:
+    """A temporary folder that is removed when nothing holds this any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="quantmill-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 class SpilledArrays(MutableMapping[str, NDArray[Any]]):
@@ -24,7 +34,7 @@ class SpilledArrays(MutableMapping[str, NDArray[Any]]):
         self._held: dict[str, NDArray[Any] | Path] = {}
         self._held_bytes = 0
         self._numbers = count()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: HeldFolder | None = None
 
     def __setitem__(self, name: str, array: NDArray[Any]) -> None:
         self.pop(name, None)
@@ -34,10 +44,8 @@ class SpilledArrays(MutableMapping[str, NDArray[Any]]):
             self._held_bytes += array.nbytes
             return
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(
-                prefix="quantmill-", ignore_cleanup_errors=True
-            )
-        path = Path(self._folder.name, f"{next(self._numbers)}.npy")
+            self._folder = HeldFolder()
+        path = self._folder.path / f"{next(self._numbers)}.npy"
         np.save(path, array)
         self._held[name] = path
 

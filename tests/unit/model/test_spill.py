@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+
 import numpy as np
 
 from quant_core.model.spill import SpilledArrays
@@ -19,3 +22,14 @@ def test_arrays_that_do_not_fit_into_memory_are_kept_in_files():
     assert spilled.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(spilled[name], array)
+
+
+def test_the_files_go_with_the_arrays_without_a_warning():
+    with warnings.catch_warnings(action="error"):
+        spilled = SpilledArrays(most_bytes=0)
+        spilled["x"] = np.ones(3)
+        folder = spilled._folder.path
+        del spilled
+        gc.collect()
+
+    assert not folder.exists()
