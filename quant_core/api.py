@@ -23,7 +23,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.info import model_info
 from quant_core.model.to_float32 import stores_float16
-from quant_core.model.write import sign, write_copy, write_model
+from quant_core.model.write import copied_bytes, sign, write_copy, write_model
 from quant_core.optimize.applied import REWRITES, to_text
 from quant_core.plan.types import QuantPlan
 from quant_core.rewrite.apply import apply_plan
@@ -201,8 +201,8 @@ def optimize_model(
     fix_shape  name of an open size of the inputs, or INPUT:AXIS -> the size that it always has
     costs      file of the timing cache, read and added to: with all in it, the same bytes again
 
-    What would be larger than its original is written only where it is faster, or has fixed shapes;
-    else the original is copied.
+    What would be larger than its original is written only where it is faster, has fixed shapes, or
+    a copy is no smaller, as tensors share bytes of a file; else the original is copied.
 
     Raises: QuantError.
     """
@@ -224,7 +224,8 @@ def optimize_model(
     if size_bytes > float_size_bytes:
         note = f"{size_bytes - float_size_bytes} bytes larger than its original"
         growth = size_bytes / float_size_bytes
-        if not fix_shape and not is_faster(path, model, config, feeds, timings, growth=growth):
+        may_copy = not fix_shape and copied_bytes(Path(path)) < size_bytes
+        if may_copy and not is_faster(path, model, config, feeds, timings, growth=growth):
             note = f"a copy of its original: rewritten, it is {note} and no faster"
             size_bytes, rewrites = write_copy(Path(path), output), ()
     return OptimizeResult(

@@ -191,13 +191,24 @@ def release(*tensors: Any) -> None:
 
 
 def size_on_disk(path: Path, model: ir.Model) -> int:
-    """Bytes of the model file and of its external data; what other models hold does not count."""
-    parts: dict[tuple[Path, int], int] = {}
+    """Bytes of the model file and of its external data: what several tensors share counts once, and
+    what other models hold does not.
+    """
+    parts: dict[Path, list[tuple[int, int]]] = {}
     for tensor in external_tensors(model):
+        start = tensor.offset or 0
         file = Path(tensor.base_dir, tensor.location)
-        offset = tensor.offset or 0
-        parts[file, offset] = max(parts.get((file, offset), 0), tensor.nbytes)
-    return path.stat().st_size + sum(parts.values())
+        parts.setdefault(file, []).append((start, start + tensor.nbytes))
+    return path.stat().st_size + sum(map(_covered, parts.values()))
+
+
+def _covered(parts: list[tuple[int, int]]) -> int:
+    """How many bytes lie in any of these parts of a file, (start, end)."""
+    covered = last = 0
+    for start, end in sorted(parts):
+        covered += max(0, end - max(start, last))
+        last = max(last, end)
+    return covered
 
 
 def bytes_on_disk(path: Path) -> int:

@@ -64,6 +64,11 @@ def write_copy(source: Path, output: Path) -> int:
     return output.stat().st_size
 
 
+def copied_bytes(source: Path) -> int:
+    """The most bytes that `write_copy` writes: those that tensors share in a file, for each."""
+    return source.stat().st_size + sum(tensor.nbytes for tensor in external_tensors(load(source)))
+
+
 def _not_written(error: OSError, output: Path) -> ModelError:
     problem = f"cannot be written: {reason_of(error)}"
     return ModelError(problem, str(output), "Is there room on the disk?")

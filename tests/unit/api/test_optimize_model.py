@@ -137,3 +137,29 @@ def test_a_weight_that_is_also_read_transposed_is_stored_once_in_its_type(tmp_pa
 
     assert output.stat().st_size < path.stat().st_size + 1000
     assert quant_core.validate_model(path, output, detailed=True).fidelity.sound_db > 60
+
+
+@pytest.mark.parametrize("speedup", [1.0, 1.5])
+def test_tensors_that_share_bytes_of_a_file_make_it_larger_with_a_word(
+    tmp_path, monkeypatch, speedup
+):
+    """The first 60 rows of one are the last 60 of the other."""
+    path, output = tmp_path / "shared.onnx", tmp_path / "o.onnx"
+    text = "(float[n,64] x) => (float[n,64] y) { a = MatMul(x, v) b = Relu(a) y = MatMul(b, w) }"
+    model = sketch(text, {})
+    rows = RNG.standard_normal((68, 64), dtype=np.float32)
+    (tmp_path / "rows.bin").write_bytes(rows.tobytes())
+    for name, first in (("v", 0), ("w", 4)):
+        tensor = model.graph.initializer.add(name=name, data_type=1, dims=(64, 64))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", "rows.bin"), ("offset", str(256 * first))):
+            tensor.external_data.add(key=key, value=value)
+    onnx.save(model, path)
+    timing = Timing(speedup, 1, speedup, 1, speedup, 1, 1, 9, 1)
+    monkeypatch.setattr(prepared, "measure", lambda *_, **__: timing)
+
+    result = quant_core.optimize_model(path, output)
+
+    assert result.float_size_bytes == path.stat().st_size + rows.nbytes
+    added = result.size_bytes - result.float_size_bytes
+    assert f"{added} bytes larger than its original" in result.note
