@@ -16,6 +16,7 @@ on an image that shows nothing is such a case, and float itself does not repeat 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -69,8 +70,17 @@ def _behind_choices(job: QuantJob) -> set[str]:
 
 
 def chosen_from(model: ir.Model) -> list[str]:
-    """The results that a model chooses among at its end; empty if it does not end so."""
-    return [str(v.name) for v in _read_by(_ending(model))]
+    """The results that a model chooses among at its end; empty if it does not end so (step 2)."""
+    ending = _ending(model)
+    own, elements = _weights_of(ending | _inside(ending)), _weights_of({*graph.nodes_of(model)})
+    ends_so = own < LEAST_SHARE * elements
+    return [str(v.name) for v in _read_by(ending)] if ends_so else []
+
+
+def _weights_of(nodes: set[ir.Node]) -> int:
+    """How many numbers the float weights have that these nodes read."""
+    weights = {v for node in nodes for v in node.inputs if graph.is_float_weight(v)}
+    return sum(math.prod(graph.shape_of(v)) for v in weights if v is not None)
 
 
 def _ending(model: ir.Model) -> set[ir.Node]:

@@ -11,6 +11,7 @@ import pytest
 
 from quant_core import api
 from quant_core.config import Contract, QuantConfig
+from quant_core.data.spec import SampleSpec
 from quant_core.judging import validate_model
 from quant_core.model.session import open_session, run
 from quant_core.plan.types import Storage
@@ -144,5 +145,7 @@ def test_experts_that_a_choice_gathers_are_part_of_the_search(tmp_path, experts)
     onnx.save(sketch(text, tensors), tmp_path / "m.onnx")
 
     made = api.quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", QuantConfig(bits=4))
+    found = validate_model(tmp_path / "m.onnx", tmp_path / "q.onnx", SampleSpec(count=4)).fidelity
 
     assert "judged by what the model chooses from" not in made.note
+    assert "ends in a choice" not in found.note
