@@ -5,14 +5,16 @@ They are read row by row, without pickles, and within declared limits.
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import weakref
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -145,7 +147,7 @@ def _open(stream: IO[bytes], size: int, where: str, *, resident: bool) -> Array:
         version = npy.read_magic(stream)
         if version not in HEADERS:
             raise DataError(f"is .npy of version {version}", where, EXPORT)
-        shape, fortran_order, dtype = HEADERS[version](stream)
+        shape, fortran_order, dtype = _read_header(stream, version)
         if dtype.hasobject:
             raise DataError("holds pickled Python objects, which are never loaded", where, PLAIN)
         if dtype.kind not in "biufU":
@@ -165,6 +167,17 @@ def _open(stream: IO[bytes], size: int, where: str, *, resident: bool) -> Array:
             return flat.reshape(shape, order="F" if fortran_order else "C")
         closing.pop_all()
         return StoredArray(shape, dtype, where, stream, offset)
+
+
+def _read_header(stream: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, whether it is in Fortran order, and dtype.
+
+    Python 2 wrote the sizes of a shape as 3L, of which numpy warns on stderr.
+    """
+    width = 2 if version == (1, 0) else 4  # bytes of the length that comes first
+    header = stream.read(int.from_bytes(stream.read(width), "little"))
+    header = re.sub(rb"(\d)L\b", rb"\1", header)
+    return HEADERS[version](io.BytesIO(len(header).to_bytes(width, "little") + header))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -115,3 +116,13 @@ def test_samples_that_are_a_pointer_of_git_lfs_are_named(tmp_path):
         npz.open_arrays(path)
 
     assert "git lfs pull" in caught.value.hint
+
+
+def test_what_python_2_wrote_is_read_without_a_warning(tmp_path):
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (tmp_path / "old.npy").write_bytes(huge_header("(2L, 3L)") + values.tobytes())
+
+    with warnings.catch_warnings(action="error"):
+        array = npz.read_arrays(tmp_path / "old.npy")[""]
+
+    np.testing.assert_array_equal(array, values)
