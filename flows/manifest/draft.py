@@ -186,7 +186,7 @@ def _files_by_model(
         longest = max((len(owner.path.stem) for owner in owners), default=0)
         for model, data in zip(models, found, strict=True):
             is_owner = model in owners and len(model.path.stem) == longest
-            rest = " ".join(names).replace(model.path.stem, " ")
+            rest = re.sub(_whole(model.path.stem), " ", " ".join(names))
             if (is_owner or len(models) == 1) and (role := _role(rest)):
                 data.setdefault(role, path)
     yield from zip(models, found, strict=True)
@@ -207,8 +207,13 @@ def _role(name: str) -> Role | None:
 
 
 def _holds(name: str, stem: str) -> bool:
-    """Whether the model's name stands in this one, and is not the beginning of a longer word."""
-    return re.search(rf"(?<![^\W_]){re.escape(stem)}(?![^\W_])", name) is not None
+    """Whether the model's name stands in this one."""
+    return re.search(_whole(stem), name) is not None
+
+
+def _whole(stem: str) -> str:
+    """The pattern of a model's name that is no part of a longer word."""
+    return rf"(?<![^\W_]){re.escape(stem)}(?![^\W_])"
 
 
 def _misfit(model: DraftedModel, role: Role, path: Path, found: Mapping[Role, Path]) -> str:

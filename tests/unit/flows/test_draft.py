@@ -43,6 +43,18 @@ def test_data_belong_to_the_model_that_their_name_holds(folder):
     assert jobs["a: b.onnx"].calibration is None
 
 
+@pytest.mark.parametrize("name", ["a", "cal", "e"])
+def test_a_name_that_is_part_of_what_data_are_called_hides_none(tmp_path, name):
+    onnx.save(tiny_cnn(), tmp_path / f"{name}.onnx")
+    for role in ("calibration", "evaluation"):
+        np.save(tmp_path / f"{name}_{role}.npy", SAMPLES)
+
+    [job] = read_manifest(draft_manifest(tmp_path)[0]).jobs
+
+    assert job.calibration.source == str(tmp_path / f"{name}_calibration.npy")
+    assert job.evaluation.source == str(tmp_path / f"{name}_evaluation.npy")
+
+
 def test_data_that_do_not_fit_become_a_comment(folder):
     np.save(folder / "net_calibration.npy", SAMPLES[:, :, :5])
 
