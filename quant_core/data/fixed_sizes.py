@@ -57,8 +57,9 @@ def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSp
     it, says that it counts steps.
     """
     values = {str(value.name): value for value in model.graph.inputs}
+    inputs = tuple(_with_axes(spec, values.get(spec.name)) for spec in inputs)
     found = {
-        spec.name: _fixed_sizes(values[spec.name])
+        spec.name: _fixed_sizes(values[spec.name], len(spec.shape))
         for spec in inputs
         if spec.name in values and spec.shape
     }
@@ -98,14 +99,40 @@ def baked_sizes(model: ir.Model) -> list[int]:
     return list(islice(sizes, MOST_BAKED))
 
 
-def _fixed_sizes(source: ir.Value) -> dict[int, int | str]:
+def _with_axes(spec: InputSpec, source: ir.Value | None) -> InputSpec:
+    """The input; one of which the model does not say how many axes it has, with as many open ones
+    as the first operator takes that reads it with a weight.
+    """
+    if source is None or source.shape is not None or spec.container:
+        return spec
+    waiting = [source]
+    while waiting:
+        value = waiting.pop()
+        for node, position in ((use.node, use.idx) for use in value.uses()):
+            if node.op_type in FIXED_SIZES and position == 0:
+                return replace(spec, shape=(None,) * _axes_taken(node))
+            if node.op_type in SAME_AXES:
+                waiting.append(node.outputs[0])
+    return spec
+
+
+def _axes_taken(node: ir.Node) -> int:
+    """How many axes the first input of an operator of FIXED_SIZES has: those of images, steps of
+    sequences, or rows.
+    """
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        return 3
+    weight = graph.value(node.inputs[1])
+    is_conv = node.op_type in ("Conv", "ConvTranspose")
+    return len(weight.shape) if is_conv and weight.shape is not None else 2
+
+
+def _fixed_sizes(source: ir.Value, rank: int) -> dict[int, int | str]:
     """Axis of the input -> its size, where an operator that reads it has a weight that says it;
     STEPS for a first axis that a window moves along, or a recurrent node.
     """
-    if source.shape is None:
-        return {}
     sizes: dict[int, int | str] = {}
-    waiting: list[tuple[ir.Value, Axes]] = [(source, tuple(range(len(source.shape))))]
+    waiting: list[tuple[ir.Value, Axes]] = [(source, tuple(range(rank)))]
     while waiting:
         value, axes = waiting.pop()
         for node, position in ((use.node, use.idx) for use in value.uses()):

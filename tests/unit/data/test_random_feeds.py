@@ -138,6 +138,22 @@ def test_the_lengths_of_a_recurrent_network_are_known_by_their_place(tmp_path):
     assert samples[0]["many"].tolist() == [samples[0]["x"].shape[0]]
 
 
+@pytest.mark.parametrize(
+    ("reads", "weight", "axes"),
+    [("MatMul(u, w)", (8, 4), 2), ("Conv(u, w)", (4, 3, 5, 5), 4), ("Conv(u, w)", (4, 3, 5), 3)],
+)
+def test_an_input_without_a_shape_has_the_axes_of_what_reads_it(tmp_path, reads, weight, axes):
+    text = f"(float[n] x) => (float[n] y) {{ u = Identity(x) y = {reads} }}"
+    model = sketch(text, {"w": np.ones(weight, np.float32)})
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+
+    samples = drawn(tmp_path, model)
+
+    assert samples[0]["x"].ndim == axes
+    assert outputs(tmp_path, samples)
+
+
 def test_attention_covers_all_steps_of_a_packed_prompt(tmp_path):
     text = """(float[1, 5, 64] x, int32[1] last, int32 all) => (float[1, 5, 32] y)
         { y, k, v = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 1>
