@@ -43,6 +43,11 @@ def nothing_to_quantize(model: ir.Model) -> ModelError:
             replaceable[0],
             "Export without keep_initializers_as_inputs",
         )
+    if not nodes:
+        return ModelError(
+            "nothing to quantize: it computes nothing but constants, or gives its inputs back",
+            hint="--optimize-only writes it without what it computes of constants",
+        )
     others = sorted({n.op_type for n in nodes})
     shown = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
     return ModelError(

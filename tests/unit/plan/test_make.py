@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from quant_core.api import plan_model
 from quant_core.config import QuantConfig
 from quant_core.errors import ModelError, RequestError
 from quant_core.plan.make import make_plan
@@ -226,6 +227,14 @@ def test_only_inputs_of_rounded_weights_need_means():
 def test_a_model_without_weights_has_nothing_to_quantize():
     with pytest.raises(ModelError, match="nothing to quantize"):
         plan_of(sketch("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }"))
+
+
+def test_a_model_of_constants_is_refused_with_that_reason(tmp_path):
+    text = "(float[n,4] x) => (float[4,4] y) { a = Relu(w) y = MatMul(a, w) }"
+    onnx.save(sketch(text, {"w": np.eye(4, dtype=np.float32)}), tmp_path / "m.onnx")
+
+    with pytest.raises(ModelError, match="computes nothing but constants"):
+        plan_model(tmp_path / "m.onnx")
 
 
 def test_weights_that_are_inputs_with_default_values_are_refused_with_that_reason():
