@@ -23,10 +23,10 @@ COSTLY = frozenset({"MatMul", "Gemm", "LayerNormalization", "Softmax", "LogSoftm
 class Choice:
     """A node that takes some rows of a tensor.
 
-    axis   counted from the front
-    rows   as onnx's Gather counts them, negative ones from the end
-    drops  whether the axis goes
-    slices whether it may meet no row at all, and gives none then
+    axis    counted from the front
+    rows    as onnx's Gather counts them, negative ones from the end
+    drops   whether the axis goes
+    slices  whether it may meet no row at all, and gives none then
     """
 
     node: ir.Node
