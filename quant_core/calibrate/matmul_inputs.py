@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,19 @@ def matmul_inputs(model: ir.Model, plan: QuantPlan) -> dict[str, MatmulInput]:
         if source is not None and source.parts:
             found[str(node.name)] = source
     return found
+
+
+def inputs_of_weights(model: ir.Model, plan: QuantPlan) -> dict[str, MatmulInput]:
+    """As `matmul_inputs`, but nodes that share a weight have the input of the first of them alone,
+    which their integers are made for.
+    """
+    inputs = matmul_inputs(model, plan)
+    first: dict[tuple[ir.Value, MatmulInput], MatmulInput] = {}
+    for node in model.graph:
+        if (source := inputs.get(str(node.name))) is not None:
+            alike = graph.value(node.inputs[1]), replace(source, tensor="")
+            inputs[str(node.name)] = first.setdefault(alike, source)
+    return inputs
 
 
 def input_rows(x: NDArray[Any], source: MatmulInput, wanted: int) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from quant_core.calibrate.equalize import equalize
 from quant_core.calibrate.gram import ScaledGrams, gram_matrices
-from quant_core.calibrate.matmul_inputs import matmul_inputs
+from quant_core.calibrate.matmul_inputs import inputs_of_weights
 from quant_core.calibrate.observe import Statistics, observe
 from quant_core.calibrate.ranges import RangeCache
 from quant_core.calibrate.scale_groups import product_groups
@@ -80,7 +80,7 @@ class CalibratedModel:
             except ModelError:
                 # A part that does not run by itself, as an operator on sequences: without targets.
                 weights = WeightCache()
-        matrices = gram_matrices(self.model, matmul_inputs(self.model, plan), few, deadline)
+        matrices = gram_matrices(self.model, inputs_of_weights(self.model, plan), few, deadline)
         return replace(self, stats=replace(observed, gram_matrices=matrices), weights=weights)
 
     def refitted_to(self, plan: QuantPlan, deadline: Deadline) -> CalibratedModel:
@@ -114,7 +114,7 @@ class CalibratedModel:
             return None
         model, factors = scaled
         observed = observe(model, _about(plan, factors), deadline.limit(self.samples))
-        grams = ScaledGrams(self.stats.gram_matrices, matmul_inputs(self.model, plan), factors)
+        grams = ScaledGrams(self.stats.gram_matrices, inputs_of_weights(self.model, plan), factors)
         stats = replace(self.stats.updated(observed), gram_matrices=grams)
         return replace(self, model=model, stats=stats, scaled=factors.keys())
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant_core.calibrate.gram import GramTally, bytes_of
-from quant_core.calibrate.matmul_inputs import matmul_inputs
+from quant_core.calibrate.matmul_inputs import inputs_of_weights
 from quant_core.calibrate.observe import Statistics, observe_each
 from quant_core.data.samples import Samples, spread
 from quant_core.deadline import Deadline
@@ -35,8 +35,12 @@ def observed(job: QuantJob) -> QuantJob:
 def observe_shard(
     model: ir.Model, plan: QuantPlan, samples: Samples, shard: tuple[int, int], deadline: Deadline
 ) -> list[Statistics]:
-    """The statistics of one shard of the samples, as `observe_apart` separates them."""
-    held_out = hold_out(samples)[1]
+    """The statistics of one shard of the samples, as `observe_apart` separates them.
+
+    Random samples judge nothing but a contract of weights in 4 bits: else none is held out.
+    """
+    may_judge = plan.fits_four_bits or not samples.are_random
+    held_out = hold_out(samples)[1] if may_judge else None
     shared = observed_samples(plan, samples).shard(*shard)
     return observe_apart(model, plan, shared, deadline, held_out, shards=shard[1])
 
@@ -72,7 +76,7 @@ def observe_apart(
         return [Statistics(), Statistics()]
     grams = None
     if shards == 1 and plan.uses_gptq and not plan.in_four_bits:
-        inputs = matmul_inputs(model, plan)
+        inputs = inputs_of_weights(model, plan)
         if bytes_of(inputs) <= POLICY.gram_bytes:
             grams = GramTally(inputs, spread(POLICY.gram_samples, len(parts[0])).tolist())
     seen = iter(observe_each(model, plan, given, grams=grams))
@@ -81,7 +85,11 @@ def observe_apart(
 
 def with_statistics(job: QuantJob, shards: Sequence[Sequence[Statistics]]) -> QuantJob:
     """The job with what `observe_apart` found in each shard of its samples: statistics merge
-    exactly.
+    exactly. Where none are held out in the end, Gram matrices of three in four stand for all.
     """
+    assert job.samples is not None
     stats = Statistics.merged(chain.from_iterable(shards))
-    return replace(job, stats=stats, fitted_stats=Statistics.merged(fitted for fitted, _ in shards))
+    fitted = Statistics.merged(parts[0] for parts in shards)
+    if not (are_few_to_hold_out(job.samples) or needs_hold_out(job, job.plan)):
+        stats = replace(stats, gram_matrices=fitted.gram_matrices)
+    return replace(job, stats=stats, fitted_stats=fitted)

@@ -9,7 +9,7 @@ import pytest
 
 from quant_core.calibrate import gram
 from quant_core.calibrate.gram import MIN_GRAM_ROWS, gram_matrices
-from quant_core.calibrate.matmul_inputs import matmul_inputs
+from quant_core.calibrate.matmul_inputs import inputs_of_weights, matmul_inputs
 from quant_core.config import QuantConfig
 from quant_core.plan.make import make_plan
 from quant_core.plan.operators import layout_of
@@ -100,3 +100,16 @@ def test_the_split_into_feeds_does_not_matter():
     )
 
     np.testing.assert_allclose(at_once, one_by_one, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_nodes_share_has_the_matrix_of_the_first_of_their_inputs():
+    text = "(float[n,4] x) => (float[n,4] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, w) }"
+    model = sketch(text, {"w": RNG.standard_normal((4, 4), np.float32)})
+    graph = normalized(model)
+    plan = make_plan(graph, QuantConfig(mode="static"), TARGETS["x86"])
+    inputs = inputs_of_weights(graph, plan)
+
+    found = gram_matrices(model.SerializeToString(), inputs, [random_feed(model, 0)])
+
+    assert {node: source.tensor for node, source in inputs.items()} == {"h": "x", "y": "x"}
+    assert found["h"] is found["y"]

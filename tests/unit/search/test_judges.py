@@ -27,6 +27,7 @@ from quant_core.model.normalize import normalize
 from quant_core.plan.types import QuantPlan
 from quant_core.search import observing, pipeline
 from quant_core.search.bench import Reference
+from quant_core.search.calibrated import calibrated_for
 from quant_core.search.first_plan import first_plan
 from quant_core.search.job import QuantJob
 from quant_core.search.judges import (
@@ -151,6 +152,23 @@ def test_gram_matrices_are_summed_up_while_ranges_are_measured(model, tmp_path, 
     for node, matrix in wanted.items():
         np.testing.assert_array_equal(found.fitted_stats.gram_matrices[node], matrix)
     assert not found.stats.gram_matrices  # those that judge have no part in them
+
+
+@pytest.mark.parametrize("others_judge", [False, True])
+def test_gram_matrices_of_three_in_four_samples_stand_for_all(model, others_judge):
+    graph, samples = ir.load(model), (given if others_judge else drawn)(model, 32)
+    normalize(graph)
+    plan = first_plan(graph, QuantConfig(), measured=True)
+    whole = replace(job(model, samples), model=graph, plan=plan)
+    if others_judge:
+        whole = replace(whole, evaluation=given(model, 9))
+    parts = observe_shard(graph, plan, samples, (0, 1), NO_DEADLINE)
+
+    calibrated = calibrated_for(with_statistics(whole, [parts]), plan)
+
+    grams = calibrated.stats.gram_matrices
+    assert grams
+    assert grams is parts[0].gram_matrices  # the samples did not run again
 
 
 def test_large_gram_matrices_are_not_summed_up_while_ranges_are_measured(model, monkeypatch):
