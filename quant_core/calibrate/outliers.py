@@ -47,7 +47,7 @@ MIN_SMOOTH_GAIN_DB = 1.0  # for a multiplication per element of the input
 # For a small float MatMul beside the integer one, of one in so many channels.
 MIN_SPLIT_GAINS_DB = {96: 3.0, 24: 6.0}
 TREATMENT_FEEDS = 8  # samples on which gains are measured; not tuned
-TREATMENT_ROWS = 256  # rows of each of them, at most; not tuned
+TREATMENT_ROWS = 64  # rows of each of them, at most; not tuned
 TREATMENT_OUTPUTS = 256  # outputs of each product, at most; not tuned
 MAX_HELD_BYTES = 64 << 20  # of the rows of all tensors; not tuned
 MIN_NOISE = 1e-30  # squared error below which a product counts as exact
