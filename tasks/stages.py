@@ -114,11 +114,13 @@ def validate(
     quantized: Location,
     folder: Location | None = None,
     spent_s: float = 0.0,
+    costs: Location | None = None,
 ) -> StageAnswer:
     """Compare the outputs of both models, and judge them by the contract.
 
     folder   where `prepare` wrote, if the sensitivity of each node is to be measured too
     spent_s  of the time budget by the stages before this one
+    costs    the file of latencies that were measured before
     """
     request = {
         "model": job["input"],
@@ -127,6 +129,7 @@ def validate(
         "contract": job["contract"],
         "spent_s": spent_s,
         "are_stand_ins": job["evaluation"] is None,
+        "costs": None if costs is None else str(costs),
         **(_prepared(folder) if folder is not None else {}),
     }
     return workers.run("validate", job["input"], request)

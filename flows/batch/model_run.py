@@ -88,7 +88,7 @@ class ModelRun:
         stats = self._statistics()
         self._step("quantize", tasks.quantize, folder, stats, output, self.costs, self._spent_s)
         if self._can_be_run():
-            self._step("validate", tasks.validate, output, detailed_by, self._spent_s)
+            self._step("validate", tasks.validate, output, detailed_by, self._spent_s, self.costs)
         if "validate" in self.answers and not self.answers["validate"]["result"]["detailed"]:
             self._step("sensitivity", tasks.sensitivity, folder, output, shards, self._spent_s)
         self._attempt("publish", self._publish)

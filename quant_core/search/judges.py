@@ -92,16 +92,18 @@ def hold_out_judges(job: QuantJob) -> Judging:
     return Judging(fitted, judges, held_out, note=note)
 
 
-def stand_ins(original: Path, samples: Samples) -> Samples:
+def stand_ins(original: Path, samples: Samples, costs: TimingCache) -> Samples:
     """Those of the calibration samples that a finished file is compared on where no others were
     given: as few as tell candidates apart, or fewer of a slow original, which runs on them in
     `POLICY.drawn_s` but for the first few; and first of all what may have been held out.
+
+    costs  what was timed before, and what will be
 
     Raises: ModelError if the original does not run.
     """
     if len(samples) <= POLICY.few_judges:  # all, however slow it is
         return samples
-    run_soon = how_many_run_soon(one_run(original, samples[0], TimingCache()))
+    run_soon = how_many_run_soon(one_run(original, samples[0], costs))
     count = min(max(run_soon, POLICY.few_judges), POLICY.judging_samples)
     fitted, held_out = hold_out(samples)
     held_out = held_out.subsample(count)

@@ -151,6 +151,7 @@ def validate(
     plan: str | None = None,
     spent_s: float = 0.0,
     are_stand_ins: bool = False,
+    costs: str | None = None,
 ) -> Row:
     """How near the quantized model is to its original.
 
@@ -159,6 +160,7 @@ def validate(
     spent_s        of that budget by the stages before this one
     are_stand_ins  whether the samples are not given to judge by: without a contract and labels a
                    few of them are compared
+    costs          file of timings, read and added to
 
     Otherwise all are, whatever time is left: the verdict is about all of them.
     """
@@ -168,7 +170,7 @@ def validate(
     promise = Contract.from_dict(contract) if contract else None
     judges = feeds
     if are_stand_ins and promise is None and feeds.labels is None:
-        judges = stand_ins(Path(model), feeds)
+        judges = stand_ins(Path(model), feeds, TimingCache(costs))
     validation = judging.validate_model(model, quantized, judges, contract=promise)
     answer = validation.to_dict() | {"detailed": prepared is not None}
     if prepared is not None:

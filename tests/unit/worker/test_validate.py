@@ -10,7 +10,7 @@ import pytest
 
 from quant_core.data.samples import open_samples
 from quant_core.data.spec import SampleSpec
-from quant_core.evaluate.timing_cache import Cost
+from quant_core.evaluate.timing_cache import Cost, TimingCache
 from quant_core.search import judges
 from quant_core.worker import stages
 from tests.models import sketch
@@ -82,4 +82,4 @@ def stand_ins_of(model, monkeypatch, count, takes_ms):
     monkeypatch.setattr(judges, "one_run", lambda *_: Cost(takes_ms, 1.0))
     x = np.zeros((count, 4), np.float32)
     samples = open_samples(SampleSpec({"x": x}), [spec("x", "float32", "n", 4)])
-    return [*judges.stand_ins(Path(model), samples).order]
+    return [*judges.stand_ins(Path(model), samples, TimingCache()).order]
