@@ -159,6 +159,10 @@ def _sizes_that_fit(node: ir.Node, position: int, rank: int) -> Iterator[tuple[i
         groups = int(graph.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
         if isinstance(size, int) and -rank <= axis < rank:
             yield axis, size * groups
+    lengths = numbers_of(node.inputs[1]) if node.op_type == "ReverseSequence" else None
+    if lengths and position == 0:
+        yield int(graph.attribute(node, "batch_axis", 1)), len(lengths)
+        yield int(graph.attribute(node, "time_axis", 0)), max(lengths)
     if node.op_type in ELEMENTWISE and len(node.inputs) == 2:
         other = node.inputs[1 - position]
         for axis in range(-1, -rank, -1):  # the first may be the batch

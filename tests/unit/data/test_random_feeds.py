@@ -138,6 +138,16 @@ def test_the_lengths_of_a_recurrent_network_are_known_by_their_place(tmp_path):
     assert samples[0]["many"].tolist() == [samples[0]["x"].shape[0]]
 
 
+def test_lengths_that_are_constant_tell_the_sizes_of_what_is_reversed(tmp_path):
+    text = """(float[t, n, 4] x) => (float[t, n, 4] y)
+        { y = ReverseSequence<batch_axis = 1, time_axis = 0>(x, many) }"""
+
+    samples = drawn(tmp_path, sketch(text, {"many": np.array([7, 5])}))
+
+    assert samples[0]["x"].shape == (7, 2, 4)
+    assert outputs(tmp_path, samples)
+
+
 @pytest.mark.parametrize(
     ("reads", "weight", "axes"),
     [("MatMul(u, w)", (8, 4), 2), ("Conv(u, w)", (4, 3, 5, 5), 4), ("Conv(u, w)", (4, 3, 5), 3)],
