@@ -17,7 +17,7 @@ from quant_core.numerics.levels import EVEN, NORMAL
 from quant_core.numerics.output_noise import damped, damping_of, output_noise
 from quant_core.numerics.round_nearest import block_width, quantize_int4, quantize_int8
 from quant_core.numerics.saturation import unsafe_pairs
-from quant_core.numerics.sweep import Factor
+from quant_core.numerics.sweep import Factor, lower_factor
 from quant_core.plan.types import Compute, NodePlan, QuantPlan, Storage
 from quant_core.rewrite.rounding import Rounding
 
@@ -226,3 +226,21 @@ def test_the_noise_that_a_sweep_adds_up_is_that_of_its_outputs(seed):
         np.testing.assert_allclose(
             swept.noise(damping), exact, rtol=1e-3, atol=1e-4 * largest.max()
         )
+
+
+@pytest.mark.parametrize(("count", "width"), [(3, 9), (2, 64), (1, 130), (2, 200)])
+def test_a_factor_by_blocks_is_that_of_numpy(count, width):
+    rows = np.random.default_rng(width).standard_normal((count, width, 3 * width))
+    matrices = (rows @ rows.swapaxes(1, 2) / width).astype(np.float32)
+
+    found = lower_factor(matrices[:, ::-1, ::-1])
+
+    wanted = np.linalg.cholesky(matrices[:, ::-1, ::-1].astype(np.float64))
+    assert not np.triu(found, 1).any()
+    rounding = width * np.finfo(np.float32).eps  # of sums of so many products
+    np.testing.assert_allclose(found, wanted, atol=rounding * np.abs(wanted).max())
+
+
+def test_a_matrix_that_is_not_positive_definite_has_no_factor():
+    with pytest.raises(np.linalg.LinAlgError):
+        lower_factor(-np.eye(100, dtype=np.float32)[None])
