@@ -120,7 +120,7 @@ def _axes_taken(node: ir.Node) -> int:
     """How many axes the first input of an operator of FIXED_SIZES has: those of images, steps of
     sequences, or rows.
     """
-    if node.op_type in ("LSTM", "GRU", "RNN"):
+    if node.op_type in graph.RECURRENT:
         return 3
     weight = graph.value(node.inputs[1])
     is_conv = node.op_type in ("Conv", "ConvTranspose")

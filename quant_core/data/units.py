@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.model import graph
-from quant_core.model.constants import tensor_of
+from quant_core.model.constants import floats_of
 
 SHIFTS, SCALES = ("Add", "Sub"), ("Mul", "Div")
 MOST = 4096  # numbers along the axis
@@ -50,7 +50,7 @@ def find_units(source: ir.Value) -> Units | None:
     if reader is None or source.shape is None:
         return None
     if reader.op_type == "BatchNormalization":  # 1
-        mean, variance = (_numbers(graph.input_at(reader, k)) for k in (3, 4))
+        mean, variance = (floats_of(graph.input_at(reader, k), MOST) for k in (3, 4))
         if mean is None or variance is None:
             return None
         below = (-1, *[1] * (len(source.shape) - 2))
@@ -79,9 +79,9 @@ def _arithmetic_units(first: ir.Node) -> Units | None:
     seen: set[str] = set()
     reader: ir.Node | None = first
     while reader is not None and reader.op_type in (*SHIFTS, *SCALES):
-        constant = _numbers(reader.inputs[1])
+        constant = floats_of(reader.inputs[1], MOST)
         if constant is None and reader.op_type in ("Add", "Mul"):
-            constant = _numbers(reader.inputs[0])
+            constant = floats_of(reader.inputs[0], MOST)
         if constant is None:
             break
         if reader.op_type in SHIFTS:
@@ -94,14 +94,6 @@ def _arithmetic_units(first: ir.Node) -> Units | None:
     if seen.isdisjoint(SHIFTS) or seen.isdisjoint(SCALES):
         return None
     return _units(-term * _inverse(factor), np.abs(_inverse(factor)))
-
-
-def _numbers(value: ir.Value | None) -> NDArray[Any] | None:
-    """A constant of floats that is not large, in double."""
-    tensor = tensor_of(value)
-    if tensor is None or not tensor.dtype.is_floating_point() or not 0 < tensor.size <= MOST:
-        return None
-    return np.asarray(tensor.numpy(), np.float64)
 
 
 def _inverse(numbers: NDArray[Any]) -> NDArray[Any]:

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from quant_core.data.units import MOST, Units, first_reader
 from quant_core.model import graph
-from quant_core.model.constants import tensor_of
+from quant_core.model.constants import floats_of
 
 # In the first weights of 100 real models the norms of two features differ by 10.5 times at most.
 UNLIKE = 30.0
 DEAD = 1e-12  # of the largest norm: no unit makes up for smaller ones
 RIDGE = 1e-6  # of the mean square: features that depend on each other have means of their own
-RECURRENT = ("LSTM", "GRU", "RNN")
-PRODUCTS = ("MatMul", "Gemm", "Conv", *RECURRENT)
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"}) | graph.RECURRENT
 
 
 def weighted_units(source: ir.Value) -> Units | None:
@@ -49,17 +48,17 @@ def _weight(product: ir.Node) -> NDArray[np.float64] | None:
     """(features, outputs), with the taps of a Conv as more axes; None if it is no constant, or of
     another kind.
     """
-    weight = _floats(graph.input_at(product, 1)) if product.op_type in PRODUCTS else None
+    weight = floats_of(graph.input_at(product, 1)) if product.op_type in PRODUCTS else None
     is_other = graph.attribute(product, "transA", 0) or graph.attribute(product, "group", 1) > 1
     if weight is None or is_other:
         return None
-    if product.op_type in RECURRENT:
+    if product.op_type in graph.RECURRENT:
         weight = weight.reshape(-1, weight.shape[2]).T  # of (directions, gates, features)
     elif product.op_type == "Conv" or graph.attribute(product, "transB", 0):
         weight = weight.swapaxes(0, 1)
     elif weight.ndim != 2:  # a stack of them
         return None
-    is_usable = 0 < len(weight) <= MOST and np.isfinite(weight).all()
+    is_usable = len(weight) <= MOST and np.isfinite(weight).all()
     return weight if is_usable else None
 
 
@@ -69,16 +68,8 @@ def _bias(product: ir.Node, outputs: int) -> NDArray[np.float64]:
         reader = graph.only_reader(product.outputs[0])
         added = reader.inputs if reader is not None and reader.op_type == "Add" else ()
     else:
-        added = (graph.input_at(product, 3 if product.op_type in RECURRENT else 2),)
-    bias = next((found for value in added if (found := _floats(value)) is not None), np.zeros(0))
-    if product.op_type in RECURRENT and bias.size:  # of the inputs, and of the states
+        added = (graph.input_at(product, 3 if product.op_type in graph.RECURRENT else 2),)
+    bias = next((found for value in added if (found := floats_of(value)) is not None), np.zeros(0))
+    if product.op_type in graph.RECURRENT and bias.size:  # of the inputs, and of the states
         bias = bias.reshape(len(bias), 2, -1).sum(1)
     return bias.ravel() if bias.size == outputs else np.zeros(outputs)
-
-
-def _floats(value: ir.Value | None) -> NDArray[np.float64] | None:
-    """A constant of floats, in double."""
-    tensor = tensor_of(value)
-    if tensor is None or not tensor.dtype.is_floating_point():
-        return None
-    return np.asarray(tensor.numpy(), np.float64)

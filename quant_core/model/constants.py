@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quant_core.errors import ModelError
 from quant_core.model import graph
@@ -29,6 +32,16 @@ def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
         return ir.convenience.get_const_tensor(value)
     except ValueError:  # a sparse one
         return None
+
+
+def floats_of(value: ir.Value | None, most: float = math.inf) -> NDArray[np.float64] | None:
+    """The numbers of a constant of floats, in double; None of any other, of one without entries, or
+    with more than `most`.
+    """
+    tensor = tensor_of(value)
+    if tensor is None or not tensor.dtype.is_floating_point() or not 0 < tensor.size <= most:
+        return None
+    return np.asarray(tensor.numpy(), np.float64)
 
 
 def size_of(value: ir.Value | None, axis: int) -> int | str | None:

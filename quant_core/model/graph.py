@@ -29,8 +29,9 @@ INTEGER_OPS = frozenset(
     }
 )
 
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 # Operators whose constants of rank 2 or more are weights.
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Gather"})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Gather"}) | RECURRENT
 
 GRAPH_TYPES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
