@@ -14,6 +14,7 @@ from flows.report.page import write_report
 from tests.reports import write_reports
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -72,11 +73,18 @@ def opened(browser, page, request, tmp_path):
     browser.get("about:blank")
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(page.as_uri())
+    WebDriverWait(browser, 60).until(is_whole)  # `get` may return at the load of about:blank
     yield browser
     complaints = browser.get_log("browser")
     if request.session.testsfailed > failures or complaints:
         browser.save_screenshot(str(tmp_path / "failed.png"))
     assert not complaints
+
+
+def is_whole(browser) -> bool:
+    return browser.execute_script(
+        "return location.protocol === 'file:' && document.readyState === 'complete'"
+    )
 
 
 def requested(browser) -> list[str]:

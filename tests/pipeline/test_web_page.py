@@ -92,6 +92,7 @@ def driver():
 def browser(address, driver):
     """The page, loaded anew."""
     driver.get(f"{address}/index.html")
+    wait_for(driver, "document.readyState === 'complete'")
     return driver
 
 
