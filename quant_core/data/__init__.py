@@ -10,8 +10,9 @@ random_feeds, strategies, random_values, random_fields, images
 splices             samples made of parts of given ones
 inputs, input_spec, fit
                     what a model takes, and whether an array is that
-input_hints, units, weight_units, open_sizes, fixed_sizes
+input_hints, sounds, reached, units, weight_units, open_sizes, fixed_sizes
                     what a graph says about values and sizes of its inputs
-flow, following     inputs of a graph that is one of several of a model
+flow, feeder, following
+                    samples of a graph that is one of several of a model
 hashes              what makes samples what they are
 """

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from quant_core.data.input_spec import InputSpec
+from quant_core.data.reached import NORMALIZATIONS, PASSES_ON, reached
+from quant_core.data.sounds import is_sound
 from quant_core.data.units import Units, find_units
 from quant_core.data.weight_units import weighted_units
 from quant_core.model import graph
@@ -24,28 +26,6 @@ FACTOR = re.compile(r"scale|speed|temperature|alpha|threshold|rate|strength|rati
 LOW, HIGH = re.compile(r"min(imum)?($|_)"), re.compile(r"max(imum)?($|_)")
 # Arithmetic of indices: an index that is counted from the end, or shifted past special tokens.
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Mod", "Abs", "Max", "Min"})
-# Operators whose output holds values of that input, unchanged; () stands for any input.
-PASSES_ON: dict[str, tuple[int, ...]] = {
-    "Cast": (0,),
-    "Identity": (0,),
-    "OptionalGetElement": (0,),
-    "Unsqueeze": (0,),
-    "Squeeze": (0,),
-    "Reshape": (0,),
-    "Transpose": (0,),
-    "Slice": (0,),
-    "Expand": (0,),
-    "Flatten": (0,),
-    "Split": (0,),
-    "Tile": (0,),
-    "Gather": (0,),
-    "Clip": (0,),
-    "Concat": (),
-    "Where": (1, 2),
-    "StringNormalizer": (0,),
-    "ArrayFeatureExtractor": (0,),
-    "FeatureVectorizer": (),
-}
 # Operators that always have a rule for NaN; an Imputer replaces one value, which may be another.
 TAKE_MISSING = frozenset(
     {"IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
@@ -62,18 +42,7 @@ TABLES = {
 # others 6 or less.
 PIXELS = math.sqrt(255)
 WIDE = 1e4  # an upper bound that hardly anything exceeds, in Hz for example
-NORMALIZATIONS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
 SCALES = frozenset({"Add", "Sub", "Mul", "Div", *NORMALIZATIONS})
-# Linear operators, by which a spectrum is computed of its signal -> their inputs, as above.
-LINEAR: dict[str, tuple[int, ...]] = PASSES_ON | dict.fromkeys(
-    ("Conv", "MatMul", "Gemm", "Mul", "Pad", "Add", "Sub", "GatherND"), ()
-)
-# Operators between the squares of a spectrum and their logarithm.
-TO_LOG: dict[str, tuple[int, ...]] = LINEAR | dict.fromkeys(
-    ("ReduceSum", "ReduceMean", "Sum", "Sqrt", "Max", "Min", "Div"), ()
-)
-PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
-PERIOD = 64  # samples; at 16 kHz those of a low voice
 # Operator -> position of its lengths: how many steps it takes of another input.
 LENGTH_INPUTS = {
     "LSTM": 4,
@@ -174,7 +143,7 @@ def takes_missing(model: ir.Model, name: str) -> bool:
     """
     source = next(value for value in model.graph.inputs if value.name == name)
     passes_on = PASSES_ON | dict.fromkeys((*SCALES, "Scaler", "Imputer"), ())
-    return any(_takes_missing(node) for node, _, _ in _reached([source], passes_on))
+    return any(_takes_missing(node) for node, _, _ in reached([source], passes_on))
 
 
 def _takes_missing(node: ir.Node) -> bool:
@@ -215,7 +184,7 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
     below = _index_hint(source, hint).below
     if below is not None:
         return replace(hint, below=below)
-    if _is_sound(source):
+    if is_sound(source):
         return replace(hint, is_audio=True)
     for node, position, _ in _readers(source):
         if node.op_type == "Conv" and position == 0 and _size_by_biases(node) > PIXELS:
@@ -257,45 +226,6 @@ def _size_by_biases(conv: ir.Node) -> float:
     return float(np.median(sizes)) if len(rows) else 0.0
 
 
-def _is_sound(source: ir.Value) -> bool:
-    """Whether the input's spectrum is computed.
-
-    1. input -> STFT
-    2. input -> products with sines and cosines -> squares -> sums -> Log       or a DFT
-    3. input -> products with sines and cosines -> sum of two squares           not of an image
-    4. input -> Conv of one channel with a kernel as long as a period of it
-    """
-    nodes = {node for node, _, _ in _reached([source], LINEAR)}
-    if any(node.op_type == "STFT" for node in nodes):  # 1
-        return True
-    squares = [node.outputs[0] for node in nodes if _is_square(node) or node.op_type == "DFT"]
-    if any(node.op_type == "Log" for node, _, _ in _reached(squares, TO_LOG)):  # 2
-        return True
-    if source.shape is not None and len(source.shape) > 3:
-        return False
-    products = [node.outputs[0] for node in nodes if node.op_type in PRODUCTS]
-    squared = {n.outputs[0] for n, _, _ in _reached(products, LINEAR) if _is_square(n)}
-    pairs = (node for square in squared for node in graph.consumers(square))
-    if any(node.op_type == "Add" and set(node.inputs) <= squared for node in pairs):  # 3
-        return True
-    readers = _reached([source], PASSES_ON | dict.fromkeys((*NORMALIZATIONS, "Pad"), (0,)))
-    return any(_has_long_kernels(node) for node, position, _ in readers if position == 0)  # 4
-
-
-def _has_long_kernels(node: ir.Node) -> bool:
-    """Whether a node is a Conv along one axis of one channel, with kernels of PERIOD or more."""
-    is_plain = node.op_type == "Conv" and graph.attribute(node, "group", 1) == 1
-    weight = tensor_of(node.inputs[1]) if is_plain else None
-    shape = () if weight is None else weight.shape.numpy()
-    return len(shape) > 2 and shape[1] == 1 and max(shape[2:]) == math.prod(shape[2:]) >= PERIOD
-
-
-def _is_square(node: ir.Node) -> bool:
-    if node.op_type == "Pow":
-        return mean_of(node.inputs[1]) == 2
-    return node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
-
-
 def _text_hint(source: ir.Value, hint: Hint) -> Hint:
     """The hint of texts: those that the graph looks up."""
     for node, _, _ in _readers(source):
@@ -322,25 +252,4 @@ def _readers(source: ir.Value) -> Iterator[tuple[ir.Node, int, ir.Value]]:
     positions = dict(PASSES_ON)
     if source.dtype in (ir.DataType.INT32, ir.DataType.INT64):
         positions |= dict.fromkeys(ARITHMETIC, ())
-    return _reached([source], positions)
-
-
-def _reached(
-    sources: Iterable[ir.Value], passes_on: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[ir.Node, int, ir.Value]]:
-    """(node, position, value) wherever these values are read, or what nodes make of them.
-
-    passes_on  operator -> positions of the inputs that its outputs are made of; () for any
-    """
-    seen = set(sources)
-    waiting = list(seen)
-    while waiting:
-        value = waiting.pop()
-        for use in value.uses():
-            node, position = use.node, use.idx
-            yield node, position, value
-            positions = passes_on.get(node.op_type)
-            if positions is not None and (not positions or position in positions):
-                new = [output for output in node.outputs if output not in seen]
-                seen.update(new)
-                waiting += new
+    return reached([source], positions)
