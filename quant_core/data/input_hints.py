@@ -22,10 +22,12 @@ LENGTH = re.compile(r"(^|[^a-z])(len|lens|length|lengths|num_frames|num_steps)([
 MASK = re.compile(r"mask")
 AUDIO = re.compile(r"audio|wav|waveform|speech|pcm|signal|sound")
 SAMPLE_RATE = re.compile(r"^sr$|sampl(e|ing)_?rate|sample_?freq")
+SIDES = re.compile(r"(^|_)(im|img|image|orig|original|target)_([a-z]+_)*(hw|shapes?|sizes?)$")
 FACTOR = re.compile(r"scale|speed|temperature|alpha|threshold|rate|strength|ratio|weight")
 LOW, HIGH = re.compile(r"min(imum)?($|_)"), re.compile(r"max(imum)?($|_)")
 # Arithmetic of indices: an index that is counted from the end, or shifted past special tokens.
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Mod", "Abs", "Max", "Min"})
+ROUNDS = ("Ceil", "Floor", "Round")
 # Operators that always have a rule for NaN; an Imputer replaces one value, which may be another.
 TAKE_MISSING = frozenset(
     {"IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
@@ -70,6 +72,7 @@ class Hint:
 
     below      the size of the table that values index; a symbol if it is that of an open axis
     is_length  values count the steps of another input
+    is_side    values are the height and the width of an image
     is_mask    values say which positions count
     is_audio   values are a sound
     top        the largest value, where inputs are not centred on 0 (255 if the graph divides by it)
@@ -82,6 +85,7 @@ class Hint:
 
     below: int | str | None = None
     is_length: bool = False
+    is_side: bool = False
     is_mask: bool = False
     is_audio: bool = False
     top: float | None = None
@@ -96,6 +100,8 @@ def named_hint(spec: InputSpec) -> Hint:
     name = spec.name.lower()
     if MASK.search(name):
         return Hint(is_mask=True)
+    if spec.dtype.kind in "iuf" and SIDES.search(name) and len(spec.shape) <= 2:
+        return Hint(is_side=True)
     if spec.dtype.kind in "iu":
         if SAMPLE_RATE.search(name):
             return Hint(value=16000)
@@ -125,7 +131,9 @@ def input_hints(model: ir.Model, inputs: tuple[InputSpec, ...]) -> dict[str, Hin
     for spec in inputs:
         hint = named_hint(spec)
         if spec.name in values:
-            hint = _HINTS.get(spec.dtype.kind, _index_hint)(values[spec.name], hint)
+            source = values[spec.name]
+            hint = _HINTS.get(spec.dtype.kind, _index_hint)(source, hint)
+            hint = replace(hint, is_side=hint.is_side or _are_sides(source))
         hints[spec.name] = hint
     return hints
 
@@ -172,6 +180,13 @@ def _index_hint(source: ir.Value, hint: Hint) -> Hint:
         if node.op_type in COMPARISONS:
             is_length = is_length or not any(is_given(v) for v in node.inputs if v is not value)
     return replace(hint, below=below, is_length=is_length and below is None)
+
+
+def _are_sides(source: ir.Value) -> bool:
+    """Whether a Resize makes an image that is so high and wide, or what is computed of them."""
+    passes_on = PASSES_ON | dict.fromkeys((*ARITHMETIC, *ROUNDS, "Div"), ())
+    found = reached([source], passes_on)
+    return any(node.op_type == "Resize" and position == 3 for node, position, _ in found)
 
 
 def _float_hint(source: ir.Value, hint: Hint) -> Hint:

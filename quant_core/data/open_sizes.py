@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from quant_core.data.input_hints import MASK, named_hint
 from quant_core.data.input_spec import InputSpec
@@ -158,6 +158,13 @@ def count_steps(inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...
         open_sizes += _open_steps(spec, shape)
         second += shape[1:2]
     return max(open_sizes or second, default=1)
+
+
+def image_side(shapes: Iterable[tuple[int, ...]]) -> int:
+    """The shorter side of the largest image among inputs of these shapes, channels first or last;
+    SIDE without one.
+    """
+    return max((sorted(shape[1:])[1] for shape in shapes if len(shape) == 4), default=SIDE)
 
 
 def _open_steps(spec: InputSpec, shape: tuple[int, ...]) -> Iterator[int]:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from quant_core.data.fixed_sizes import baked_sizes, fixed_sizes
 from quant_core.data.input_hints import Hint, input_hints, named_hint
 from quant_core.data.input_spec import InputSpec
-from quant_core.data.open_sizes import closed_shape, count_steps, sizes_of_symbols
+from quant_core.data.open_sizes import closed_shape, count_steps, image_side, sizes_of_symbols
 from quant_core.data.random_values import Range, draw, find_range
 from quant_core.data.strategies import strategies
 from quant_core.errors import DataError, ModelError
@@ -125,10 +125,10 @@ def _distinct_sources(
     for strategy in strategies(sizes):
         by_symbol = sizes_of_symbols(inputs, strategy)
         shapes = {spec.name: closed_shape(spec, by_symbol, strategy, inputs) for spec in inputs}
-        longest = count_steps(inputs, shapes)
+        steps, side = count_steps(inputs, shapes), image_side(shapes.values())
         ranges = {
             spec.name: find_range(
-                spec, shapes[spec.name], hints[spec.name], strategy, by_symbol, longest
+                spec, shapes[spec.name], hints[spec.name], strategy, by_symbol, steps, side
             )
             for spec in inputs
         }

@@ -48,6 +48,7 @@ def find_range(
     strategy: Strategy,
     sizes: Mapping[str, int],
     steps: int,
+    side: int,
 ) -> Range:
     """How the input is drawn.
 
@@ -55,6 +56,7 @@ def find_range(
     hint   what the model's nodes tell of its values
     sizes  symbol -> size, for indices into an axis of that symbol
     steps  how many steps the inputs have, which lengths are
+    side   how high and wide the images among the inputs are
     """
     if spec.dtype.kind == "U":
         return Range(shape, choices=hint.choices)
@@ -64,6 +66,8 @@ def find_range(
         return Range(item, choices=hint.choices)
     if hint.value is not None:
         return Range(shape, hint.value, hint.value)
+    if hint.is_side:
+        return Range(shape, side, side, is_whole=True)
     if hint.is_mask:
         return Range(shape, strategy.masks, strategy.masks)
     if spec.dtype.kind == "f" and hint.below is None:

@@ -124,6 +124,19 @@ def test_lengths_count_the_steps_of_the_other_input(tmp_path):
     assert all(np.isfinite(output).all() for output in outputs(tmp_path, samples))
 
 
+@pytest.mark.parametrize("kind", ["float", "int64"])
+def test_the_sides_that_a_mask_is_resized_to_are_those_of_the_image(tmp_path, kind):
+    text = f"""({kind}[2] hw, float[n, 3, h, w] image) => (float[n, 3, height, width] y)
+        {{ half = Constant<value = float {{0.5}}>() batch = Constant<value = int64[2] {{1, 3}}>()
+          f = Cast<to = 1>(hw) m = Mul(f, half) r = Round(m) i = Cast<to = 7>(r)
+          s = Concat<axis = 0>(batch, i) y = Resize<mode = "linear">(image, "", "", s) }}"""
+
+    samples = drawn(tmp_path, sketch(text), shape={"image": [3, 96, 96]})
+
+    assert samples[0]["hw"].tolist() == [96, 96]
+    assert outputs(tmp_path, samples)[0].shape == (1, 3, 48, 48)
+
+
 def test_the_lengths_of_a_recurrent_network_are_known_by_their_place(tmp_path):
     rng = np.random.default_rng(0)
     weights = {
