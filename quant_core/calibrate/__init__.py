@@ -3,7 +3,10 @@
 It reads plans and runs float models; it never writes a quantized one.
 
 observe             runs the samples and collects what a plan needs
-stats, ranges       what is remembered of a tensor; the range that follows from it
+stats, stats_files, thinning
+                    what is remembered of a tensor, and kept; which of its values are counted
+ranges, range_errors
+                    the range that follows from it; what a range costs
 gram, matmul_inputs
                     second moments of what weights are multiplied by, for GPTQ
 equalize, scale_groups

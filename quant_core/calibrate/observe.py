@@ -14,14 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant_core.calibrate.gram import GramTally, RoundingTarget, load_grams, save_grams
-from quant_core.calibrate.stats import (
-    ChannelMoments,
-    TensorStats,
-    load_stats,
-    merge_stats,
-    save_stats,
-    thinned,
-)
+from quant_core.calibrate.stats import ChannelMoments, TensorStats, merge_stats
+from quant_core.calibrate.stats_files import load_stats, save_stats
+from quant_core.calibrate.thinning import thinned
 from quant_core.errors import DataError, ModelError
 from quant_core.model.providers import find_provider
 from quant_core.model.session import Feed, Model

@@ -6,11 +6,8 @@ They are the same to the last bit, however the samples were split over workers, 
 from __future__ import annotations
 
 import math
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -219,34 +216,6 @@ class ChannelMoments:
 Statistic = TensorStats | ChannelMoments
 K = TypeVar("K")
 S = TypeVar("S", TensorStats, ChannelMoments)
-_KINDS: tuple[type[TensorStats], type[ChannelMoments]] = (TensorStats, ChannelMoments)
-
-
-def thinned(x: NDArray[Any], channel_axis: int, least: int) -> NDArray[Any]:
-    """A grid of an image's or a signal's positions, at least `least` for each channel.
-
-    Neighbours are alike there, so that a grid says nearly as much as all positions. The axes after
-    `channel_axis` are thinned; nothing is left out where channels come last. Which positions are
-    taken depends on the shape alone, so that the law holds; strides are odd, as even ones would see
-    only one row of a pattern that repeats every two.
-    """
-    return x[_grid(x.shape, channel_axis % x.ndim + 1, least)]
-
-
-@lru_cache(maxsize=1024)
-def _grid(shape: tuple[int, ...], first: int, least: int) -> tuple[slice, ...]:
-    """The grid's slices: about the same odd stride along all axes from `first` on.
-
-    Rows are left out rather than columns.
-    """
-    spare = math.prod(shape[first:]) / least
-    grid: list[slice] = []
-    for axis in range(len(shape) - 1, first - 1, -1):
-        most = int(min(spare ** (1 / (axis - first + 1)), shape[axis] / 2))
-        stride = max(1, most - (most % 2 == 0))
-        grid.insert(0, slice((shape[axis] - 1) % stride // 2, None, stride))
-        spare /= stride
-    return (slice(None),) * first + tuple(grid)
 
 
 def merge_stats(parts: Iterable[Mapping[K, S]]) -> dict[K, S]:
@@ -256,50 +225,6 @@ def merge_stats(parts: Iterable[Mapping[K, S]]) -> dict[K, S]:
         for key, stats in part.items():
             merged[key] = merged[key].merge(stats) if key in merged else stats
     return merged
-
-
-def save_stats(path: Path | str, stats: Mapping[str, Statistic], samples: Sequence[int]) -> None:
-    """One .npz file of a few arrays, whose bytes depend on its arguments alone.
-
-    samples  how many each part of the statistics is of
-    """
-    names = sorted(stats)
-    packed = [stats[name].pack() for name in names]
-    floats = [p[0] for p in packed]
-    integers = [p[1] for p in packed]
-    with Path(path).open("wb") as file:
-        np.savez(
-            file,
-            samples=np.array(samples, np.int64),
-            names=np.array(names, np.str_),
-            kinds=np.array([_KINDS.index(type(stats[name])) for name in names], np.int64),
-            float_sizes=np.array([f.size for f in floats], np.int64),
-            floats=np.concatenate([np.zeros(0), *floats]),
-            integer_sizes=np.array([i.size for i in integers], np.int64),
-            integers=np.concatenate([np.zeros(0, np.int64), *integers]),
-        )
-
-
-def load_stats(path: Path | str) -> tuple[dict[str, Any], list[int]]:
-    """The mapping that `save_stats` wrote, in the order of the names, and the numbers of samples.
-
-    Raises: DataError if the file is missing, truncated or something else.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            floats = np.split(file["floats"], np.cumsum(file["float_sizes"]))
-            integers = np.split(file["integers"], np.cumsum(file["integer_sizes"]))
-            kinds = file["kinds"].tolist()
-            names = file["names"].tolist()
-            samples = list(map(int, file["samples"]))
-        found = {
-            n: _KINDS[k].unpack(f, i)
-            for n, k, f, i in zip(names, kinds, floats, integers, strict=False)
-        }
-        return found, samples
-    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        problem = f"no calibration statistics: {error}"
-        raise DataError(problem, str(path), "Calibrate again") from error
 
 
 def _exponent(lo: float, hi: float) -> int:

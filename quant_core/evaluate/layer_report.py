@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quant_core.calibrate.observe import Statistics
-from quant_core.calibrate.ranges import Histogram
+from quant_core.calibrate.range_errors import Histogram
 from quant_core.evaluate.saturation_check import saturation_of
 from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.model import graph

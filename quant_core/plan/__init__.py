@@ -2,7 +2,9 @@
 
 make                `make_plan`, the order of all decisions; `replan` with other choices
 types, compute      the words of a plan: QuantPlan, NodePlan, NodeChoice, Storage, Compute
-operators           the table of operators, RULES
+operators, layouts, obstacles
+                    the table of operators, RULES, and the functions of its rows
+convolutions        which kernel runs a Conv
 targets             the table of runtimes, TARGETS
 weighted_nodes, choose_compute
                     a node with weights: how it computes and stores them

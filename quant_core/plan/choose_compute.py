@@ -7,13 +7,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from quant_core.config import Mode
-from quant_core.plan.operators import (
-    RULES,
-    DynamicPattern,
-    is_depthwise,
-    is_pointwise,
-    why_not_integer,
-)
+from quant_core.plan.convolutions import is_depthwise, is_pointwise
+from quant_core.plan.operators import RULES, DynamicPattern, why_not_integer
 from quant_core.plan.targets import Target
 from quant_core.plan.types import Compute, NodeChoice
 

@@ -10,7 +10,6 @@ installed version.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,12 +19,9 @@ import onnx_ir as ir
 from quant_core.model import graph
 from quant_core.numerics.granularity import PerBlock
 from quant_core.numerics.layout import Layout
+from quant_core.plan import layouts, obstacles
+from quant_core.plan.layouts import LayoutOf, is_left_weight
 from quant_core.plan.types import Compute, NodePlan
-
-# Weights of a channel: with fewer, their scales would take more bytes than they save.
-MIN_CARRIED_COLUMNS = 16
-
-LayoutOf = Callable[[ir.Node, int], Layout]
 
 
 class Kind(StrEnum):
@@ -107,123 +103,9 @@ class Operator:
         return Compute.DYNAMIC in self.computes
 
 
-# Layouts: which axes of a weight are output channels, and in which order the kernel adds the others
-
-
-def _conv_layout(node: ir.Node, rank: int) -> Layout:
-    """(O, I / groups, kernel...): the input channel varies fastest."""
-    return Layout((0, *range(2, rank), 1))
-
-
-def _transposed_conv_layout(node: ir.Node, rank: int) -> Layout:
-    """(I, O / groups, kernel...): each group has output channels of its own."""
-    groups = int(graph.attribute(node, "group", 1))
-    if groups == 1:
-        return Layout((1, 0, *range(2, rank)))
-    return Layout((0, 2, 1, *range(3, rank + 1)), channel_dims=2, groups=groups)
-
-
-def _matmul_layout(node: ir.Node, rank: int) -> Layout:
-    """(..., K, N): each matrix of a stack has output channels of its own.
-
-    On the left of the product a weight is (..., C, K).
-    """
-    if is_left_weight(node):
-        return Layout(tuple(range(rank)), channel_dims=rank - 1)
-    return Layout((*range(rank - 2), rank - 1, rank - 2), channel_dims=rank - 1)
-
-
-def _gemm_layout(node: ir.Node, rank: int) -> Layout:
-    """(K, N) or, with transB, (N, K)."""
-    return Layout((0, 1)) if graph.attribute(node, "transB", 0) else _matmul_layout(node, rank)
-
-
-def _carried_layout(node: ir.Node, rank: int) -> Layout:
-    """(..., K, N), as of a MatMul, or rows along the first axis where its matrices are small."""
-    shape = graph.shape_of(graph.value(node.inputs[0]))
-    if shape[-2] < MIN_CARRIED_COLUMNS:
-        return Layout(tuple(range(rank)))
-    return Layout((*range(rank - 2), rank - 1, rank - 2), channel_dims=rank - 1)
-
-
-def _recurrent_layout(node: ir.Node, rank: int) -> Layout:
-    """(directions, gates * hidden, K)."""
-    return Layout((0, 1, 2), channel_dims=2)
-
-
-def _dynamic_lstm_layout(node: ir.Node, rank: int) -> Layout:
-    """(directions, K, 4 * hidden)."""
-    return Layout((0, 2, 1), channel_dims=2)
-
-
-def _table_layout(node: ir.Node, rank: int) -> Layout:
-    """(rows, ..., width): each row is a channel."""
-    return Layout(tuple(range(rank)), channel_dims=rank - 1)
-
-
-# Obstacles: why a node has no integer kernel although its operator has one
-
-
-def _why_not_conv(node: ir.Node) -> str:
-    bias = graph.input_at(node, 2)
-    if bias is not None and not graph.is_constant(bias):
-        return "a computed bias has no integer kernel"
-    return ""
-
-
-def _why_not_matmul(node: ir.Node) -> str:
-    if is_left_weight(node):
-        return "a weight on the left has no integer kernel"
-    if len(graph.value(node.inputs[1]).shape or ()) != 2:
-        return "a stack of weight matrices has no integer kernel with a scale per channel"
-    return ""
-
-
-def _why_not_gemm(node: ir.Node) -> str:
-    if graph.attribute(node, "transA", 0):
-        return "transA has no integer kernel"
-    if graph.attribute(node, "alpha", 1.0) != 1.0 or graph.attribute(node, "beta", 1.0) != 1.0:
-        return "alpha and beta other than 1 have no integer kernel"
-    bias = graph.input_at(node, 2)
-    if bias is None:
-        return ""
-    weight = graph.value(node.inputs[1])
-    if not graph.is_constant(bias) or not graph.is_constant(weight):
-        return "a computed bias has no integer kernel"
-    shape = graph.shape_of(bias)
-    channels = graph.shape_of(weight)[channel_axis(node, weight)]
-    if math.prod(shape) != 1 and (math.prod(shape) != channels or shape[-1] != channels):
-        return "a bias with rows has no integer kernel"
-    return ""
-
-
-def _why_not_lstm(node: ir.Node) -> str:
-    if not all(graph.is_float_weight(node.inputs[i]) for i in (1, 2)):
-        return "a computed weight has no integer kernel"
-    return ""
-
-
-def _why_not_average_pool(node: ir.Node) -> str:
-    if "dilations" in node.attributes:
-        return "QLinearAveragePool does not load with dilations"
-    if all(graph.attribute(node, a, 0) for a in ("ceil_mode", "count_include_pad")):
-        return "QLinearAveragePool is wrong at borders that it rounds up and counts"
-    return ""
-
-
-def _why_not_max_pool(node: ir.Node) -> str:
-    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
-        return "indices are found in float only"
-    return ""
-
-
-def _why_not_identity(node: ir.Node) -> str:
-    return "its weight is multiplied where other operators carry it"
-
-
 _STATIC = (Compute.STATIC,)
 _ANY = (Compute.STATIC, Compute.DYNAMIC, Compute.BLOCKS)
-_RECURRENT = Operator(Kind.WEIGHT_ONLY, weights=(1, 2), layout=_recurrent_layout)
+_RECURRENT = Operator(Kind.WEIGHT_ONLY, weights=(1, 2), layout=layouts.recurrent)
 _ELEMENTWISE = Operator(Kind.ELEMENTWISE)
 _MOVES = Operator(Kind.MOVES)
 
@@ -232,37 +114,37 @@ RULES: dict[str, Operator] = {
         Kind.ANCHOR,
         weights=(1,),
         bias=2,
-        layout=_conv_layout,
+        layout=layouts.conv,
         computes=_STATIC,
         has_gram=True,
         absorbs_scale=True,
         mean_axis=1,
-        obstacle=_why_not_conv,
+        obstacle=obstacles.conv,
         integer_forms={"ConvInteger": IntegerForm((1,)), "QLinearConv": IntegerForm((3,))},
     ),
     "Gemm": Operator(
         Kind.ANCHOR,
         weights=(1,),
         bias=2,
-        layout=_gemm_layout,
+        layout=layouts.gemm,
         computes=_ANY,
         dynamic_pattern=DynamicPattern.MATMUL,
         needs_q=False,
         has_gram=True,
         absorbs_scale=True,
-        obstacle=_why_not_gemm,
+        obstacle=obstacles.gemm,
         integer_forms={"QGemm": IntegerForm((3,))},
     ),
     "MatMul": Operator(
         Kind.ANCHOR,
         weights=(1,),
-        layout=_matmul_layout,
+        layout=layouts.matmul,
         computes=_ANY,
         dynamic_pattern=DynamicPattern.MATMUL,
         needs_q=False,
         has_gram=True,
         absorbs_scale=True,
-        obstacle=_why_not_matmul,
+        obstacle=obstacles.matmul,
         integer_forms={
             "MatMulInteger": IntegerForm((1,)),
             "QLinearMatMul": IntegerForm((3,)),
@@ -273,29 +155,32 @@ RULES: dict[str, Operator] = {
     "LSTM": Operator(
         Kind.WEIGHT_ONLY,
         weights=(1, 2),
-        layout=_recurrent_layout,
+        layout=layouts.recurrent,
         computes=(Compute.DYNAMIC,),
         dynamic_pattern=DynamicPattern.LSTM,
-        obstacle=_why_not_lstm,
-        integer_forms={"DynamicQuantizeLSTM": IntegerForm((1, 2), _dynamic_lstm_layout)},
+        obstacle=obstacles.lstm,
+        integer_forms={"DynamicQuantizeLSTM": IntegerForm((1, 2), layouts.dynamic_lstm)},
     ),
     "GRU": _RECURRENT,
     "RNN": _RECURRENT,
-    "ConvTranspose": Operator(Kind.WEIGHT_ONLY, weights=(1,), layout=_transposed_conv_layout),
+    "ConvTranspose": Operator(Kind.WEIGHT_ONLY, weights=(1,), layout=layouts.transposed_conv),
     "Gather": Operator(
-        Kind.WEIGHT_ONLY, data=(1,), weights=(0,), layout=_table_layout, is_table=True
+        Kind.WEIGHT_ONLY, data=(1,), weights=(0,), layout=layouts.table, is_table=True
     ),
     "Identity": Operator(  # of a weight that other operators carry (model/carried.py)
-        Kind.WEIGHT_ONLY, weights=(0,), layout=_carried_layout, obstacle=_why_not_identity
+        Kind.WEIGHT_ONLY,
+        weights=(0,),
+        layout=layouts.carried,
+        obstacle=obstacles.identity,
     ),
     "Add": Operator(Kind.ELEMENTWISE, data=(0, 1)),
     "Mul": Operator(Kind.ELEMENTWISE, data=(0, 1)),
     "Sigmoid": _ELEMENTWISE,
     "LeakyRelu": _ELEMENTWISE,
-    "AveragePool": Operator(Kind.ELEMENTWISE, obstacle=_why_not_average_pool),
+    "AveragePool": Operator(Kind.ELEMENTWISE, obstacle=obstacles.average_pool),
     "GlobalAveragePool": _ELEMENTWISE,
     "Concat": Operator(Kind.ELEMENTWISE, data=()),
-    "MaxPool": Operator(Kind.MOVES, obstacle=_why_not_max_pool),
+    "MaxPool": Operator(Kind.MOVES, obstacle=obstacles.max_pool),
     "Reshape": _MOVES,
     "Transpose": _MOVES,
     "Squeeze": _MOVES,
@@ -333,16 +218,6 @@ def layout_of(node: ir.Node, rank: int) -> Layout:
 def weight_positions(node: ir.Node) -> tuple[int, ...]:
     """The positions of the node's inputs that carry weights; a MatMul may have its on the left."""
     return (0,) if is_left_weight(node) else RULES[node.op_type].weights
-
-
-def is_left_weight(node: ir.Node) -> bool:
-    """Whether the node is the product of a constant and what is computed, in this order."""
-    return (
-        node.op_type == "MatMul"
-        and len(node.inputs) == 2
-        and graph.is_float_weight(node.inputs[0])
-        and not graph.is_constant(node.inputs[1])
-    )
 
 
 def weight_layout(node: ir.Node, weight: ir.Value) -> Layout:
@@ -392,41 +267,3 @@ def is_dynamic_product(planned: NodePlan) -> bool:
     """Whether the node is written as a product of integers whose input is quantized at run time."""
     is_lstm = RULES[planned.op_type].dynamic_pattern is DynamicPattern.LSTM
     return planned.compute is Compute.DYNAMIC and not is_lstm
-
-
-def is_pointwise(node: ir.Node) -> bool:
-    """Whether the Conv multiplies the channels of each pixel by one matrix."""
-    if node.op_type != "Conv" or not graph.is_float_weight(node.inputs[1]):
-        return False
-    kernel = graph.shape_of(graph.value(node.inputs[1]))[2:]
-    strides = graph.attribute(node, "strides", ())
-    is_one_group = graph.attribute(node, "group", 1) == 1
-    return (
-        is_one_group and {*kernel, *strides} <= {1} and not any(graph.attribute(node, "pads", ()))
-    )
-
-
-def is_depthwise(node: ir.Node) -> bool:
-    """Whether each output channel of the Conv sees one input channel."""
-    grouped = node.op_type == "Conv" and graph.attribute(node, "group", 1) > 1
-    return grouped and graph.shape_of(graph.value(node.inputs[1]))[1] == 1
-
-
-def has_depthwise_kernel(node: ir.Node) -> bool:
-    """Whether onnxruntime's kernel for depthwise Convs runs the Conv in integers, which adds in
-    int32: each group has one input and one output channel.
-    """
-    if node.op_type != "Conv":
-        return False
-    shape = graph.shape_of(graph.value(node.inputs[1]))
-    return shape[:2] == (graph.attribute(node, "group", 1), 1)
-
-
-def has_other_pairs(node: ir.Node) -> bool:
-    """Whether kernels that pair channels of one tap of the Conv add other neighbours than those of
-    onnxruntime, which pair the last of an odd number of channels with the first of the next tap.
-    """
-    if node.op_type != "Conv":
-        return False
-    _, channels, *taps = graph.shape_of(graph.value(node.inputs[1]))
-    return channels % 2 == 1 and channels > 1 and math.prod(taps) > 1

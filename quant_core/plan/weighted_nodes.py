@@ -19,12 +19,11 @@ from quant_core.numerics.output_noise import parts_of
 from quant_core.numerics.round_nearest import block_width
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.choose_compute import choose_compute
+from quant_core.plan.convolutions import has_depthwise_kernel, has_other_pairs
 from quant_core.plan.operators import (
     KERNEL_BLOCKS,
     RULES,
     DynamicPattern,
-    has_depthwise_kernel,
-    has_other_pairs,
     rule_of,
     weight_layout,
     weight_positions,

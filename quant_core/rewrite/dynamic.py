@@ -12,11 +12,11 @@ from quant_core.calibrate.outliers import treatment_factors, weights_reading
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.numerics.layout import Layout
+from quant_core.plan.convolutions import is_pointwise
 from quant_core.plan.operators import (
     RULES,
     DynamicPattern,
     is_dynamic_product,
-    is_pointwise,
     mean_axis,
     weight_layout,
 )

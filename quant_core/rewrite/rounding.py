@@ -40,7 +40,8 @@ from quant_core.numerics.round_nearest import (
 from quant_core.numerics.saturation import make_any_pair_safe, scale_for_any_pair
 from quant_core.numerics.sqnr import sqnr_db
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
-from quant_core.plan.operators import RULES, has_other_pairs, mean_axis, weight_layout
+from quant_core.plan.convolutions import has_other_pairs
+from quant_core.plan.operators import RULES, mean_axis, weight_layout
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.rewrite.bias_correction import bias_of, corrected_bias, flat_bias

@@ -42,7 +42,8 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
 from quant_core.model.layerwise import Feeds, LayerwiseRunner
-from quant_core.plan.operators import RULES, is_depthwise, layout_of
+from quant_core.plan.convolutions import is_depthwise
+from quant_core.plan.operators import RULES, layout_of
 from quant_core.plan.types import NodePlan, QuantPlan, Storage
 from quant_core.rewrite.apply import apply_plan
 from quant_core.rewrite.rounding import Rounding

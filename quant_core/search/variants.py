@@ -10,8 +10,9 @@ import onnx_ir as ir
 from quant_core.config import Contract
 from quant_core.errors import ModelError
 from quant_core.numerics.granularity import Granularity, PerTensor
+from quant_core.plan.convolutions import is_pointwise
 from quant_core.plan.make import replan
-from quant_core.plan.operators import RULES, is_pointwise
+from quant_core.plan.operators import RULES
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, OutlierTreatment, QuantPlan
 from quant_core.search.candidate import Candidate, satisfying
 from quant_core.search.policy import POLICY

@@ -12,15 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from quant_core.calibrate.range_errors import Histogram, expected_errors, kl_divergence
 from quant_core.calibrate.ranges import (
     CLIPPING_GAIN,
     ENOUGH_VALUES,
     RANGE_METHODS,
-    Histogram,
     RangeCache,
-    expected_errors,
     find_range,
-    kl_divergence,
 )
 from quant_core.calibrate.stats import TensorStats
 from quant_core.errors import DataError, RequestError

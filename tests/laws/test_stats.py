@@ -19,15 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from quant_core.calibrate.stats import (
-    MAX_BINS,
-    ChannelMoments,
-    TensorStats,
-    load_stats,
-    merge_stats,
-    save_stats,
-    thinned,
-)
+from quant_core.calibrate.stats import MAX_BINS, ChannelMoments, TensorStats, merge_stats
+from quant_core.calibrate.stats_files import load_stats, save_stats
+from quant_core.calibrate.thinning import thinned
 from quant_core.errors import DataError
 
 Array = NDArray[Any]
