@@ -5,7 +5,7 @@ granularity, layout, levels
                     what shares a scale; which axes of a weight are rows; sixteen uneven integers
 integer_weight      a rounded weight
 weight_methods      the table of methods, each made of the files below
-round_nearest, both_axes
+round_nearest, both_axes, standard_weight
                     rounding to nearest
 gptq, sweep, descent, column_bounds
                     rounding that makes up for errors: columns in turn, then one by one again

@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant_core.numerics.integer_weight import QMAX8
+from quant_core.numerics.sqnr import sqnr_db
+
 # Share of the mean diagonal that is added to it, so that H can be factored: the GPTQ paper's value.
 DAMPING = 0.01
 # Times DAMPING, where rounded rows are judged. With 1, as in the factor, the gain of GPTQ on many
 # samples does not show (python -m tests.bench.accuracy); with 0.1, errors that few samples miss do
 # not (test_gptq.py).
 JUDGED_DAMPING = 0.5
+# Of the energy of the largest row of a weight: below it a row is dead, as pruning and folded
+# normalizations leave it. Not tuned: float32 itself keeps 2**-24 of an amplitude.
+DEAD_ROW = 2.0**-48
 MAX_COLUMNS = 1536  # of one Gram matrix: factoring it takes the cube of that
 
 
@@ -56,6 +62,28 @@ def output_noise(
     return np.asarray(
         np.einsum("gpok,gpok->go", d @ gram.astype(np.float32, copy=False), d, dtype=np.float64)
     ).reshape(-1)
+
+
+def noise_db(
+    exact: NDArray[Any],
+    rounded: NDArray[Any],
+    floor: NDArray[np.float64] | float = 0.0,
+    gram: NDArray[Any] | None = None,
+) -> tuple[float, float]:
+    """SQNR of the outputs of a matrix (C, K), and of the worst of its rows that count, in dB.
+
+    gram  of the inputs, if calibration has it: (G, P, k, k)
+
+    A row does not count if it is dead, or if its bias sets the floor of its scale: then what the
+    row adds is less than the bias is rounded by.
+    """
+    moments = None if gram is None else judged_moments(gram)
+    signal = output_noise(exact, np.zeros_like(exact), moments)
+    noise = output_noise(exact, rounded, moments)
+    counts = signal > DEAD_ROW * signal.max(initial=0.0)
+    counts &= np.broadcast_to(floor, signal.shape) * QMAX8 <= np.abs(exact).max(1, initial=0.0)
+    worst = (noise[counts] / signal[counts]).max(initial=0.0)
+    return sqnr_db(float(signal.sum()), float(noise.sum())), sqnr_db(1.0, float(worst))
 
 
 def judged_moments(gram: NDArray[Any]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,13 @@ from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.model import graph
-from quant_core.numerics.affine import (
-    Grid,
-    Integers,
-    QuantParams,
-    choose_params,
-    dequantize,
-    quantize,
-    range_of,
-)
+from quant_core.numerics.affine import Grid
 from quant_core.numerics.both_axes import quantize_both_axes
-from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerTensor
+from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock
 from quant_core.numerics.integer_weight import QMAX8, IntegerWeight, with_short_scales
 from quant_core.numerics.layout import Layout
 from quant_core.numerics.levels import EVEN
-from quant_core.numerics.output_noise import judged_moments, output_noise
+from quant_core.numerics.output_noise import noise_db
 from quant_core.numerics.round_nearest import (
     block_width,
     fitting_levels,
@@ -38,7 +30,7 @@ from quant_core.numerics.round_nearest import (
     quantize_int8,
 )
 from quant_core.numerics.saturation import make_any_pair_safe, scale_for_any_pair
-from quant_core.numerics.sqnr import sqnr_db
+from quant_core.numerics.standard_weight import StandardWeight, standard_weight
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.convolutions import has_other_pairs
 from quant_core.plan.operators import RULES, mean_axis, weight_layout
@@ -49,22 +41,6 @@ from quant_core.rewrite.weight_cache import Rounded, RoundingKey, Same, WeightCa
 
 ROW_SCALES = Layout((0, 1))  # of a matrix: a scale per row
 Floor = NDArray[np.float64] | float
-# Of the energy of the largest row of a weight: below it a row is dead, as pruning and folded
-# normalizations leave it. Not tuned: float32 itself keeps 2**-24 of an amplitude.
-DEAD_ROW = 2.0**-48
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StandardWeight:
-    """What the standard DequantizeLinear takes.
-
-    rows  the layout by which the integers are rows of output channels, where no axis of the weight
-          tells these apart; None if they lie as the weight does
-    """
-
-    q: Integers
-    params: QuantParams
-    rows: Layout | None = None
 
 
 class Rounding:
@@ -129,7 +105,7 @@ class Rounding:
                 found,
                 layout,
                 graph.shape_of(weight),
-                *_noise_db(rows, found.values, floor, self._gram(node, factors)),
+                *noise_db(rows, found.values, floor, self._gram(node, factors)),
             )
             self.cache.seconds += time.monotonic() - began_at
         return self._known(node, key)
@@ -142,10 +118,10 @@ class Rounding:
         if key not in self.cache.rounded:
             array = graph.array(weight)
             found = quantize_both_axes(array, pair_safe=planned.pair_safe)
-            noise_db, of_rows_db = _noise_db(array, found.values)
-            _, of_columns_db = _noise_db(array.T, found.values.T)
+            db, of_rows_db = noise_db(array, found.values)
+            _, of_columns_db = noise_db(array.T, found.values.T)
             self.cache.rounded[key] = Rounded(
-                found, ROW_SCALES, array.shape, noise_db, min(of_rows_db, of_columns_db)
+                found, ROW_SCALES, array.shape, db, min(of_rows_db, of_columns_db)
             )
         return self._known(node, key)
 
@@ -163,26 +139,14 @@ class Rounding:
 
     def standard(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> StandardWeight:
         """The weight for DequantizeLinear; 4 bits of a matrix are in blocks along K."""
-        array, granularity = graph.array(weight), _granularity(planned)
-        layout = weight_layout(node, weight)
-        axis: int | None = layout.channel_axis
-        block = rows = None
-        if isinstance(granularity, PerBlock):
-            axis = layout.perm[-1]
-            block = granularity.size
-        elif granularity == PerTensor():
-            axis = None
-        elif not layout.has_one_channel_axis(array.shape):
-            array, rows, axis = layout.matrix(array), layout, 0
-        is_symmetric = self.config.symmetric
-        grid = Grid(planned.weight_storage.bits, is_symmetric, is_symmetric)
-        params = choose_params(*range_of(array, axis, block), grid, axis, block)
-        q = quantize(array, params)
-        found = dequantize(q, params)
-        if rows is None:
-            array, found = layout.matrix(array), layout.matrix(found)
-        self._record(node, *_noise_db(array, found))
-        return StandardWeight(q, params, rows)
+        found = standard_weight(
+            graph.array(weight),
+            weight_layout(node, weight),
+            _granularity(planned),
+            Grid(planned.weight_storage.bits, self.config.symmetric, self.config.symmetric),
+        )
+        self._record(node, found.sqnr_db, found.worst_row_db)
+        return found
 
     def corrects_bias(self, node: ir.Node) -> bool:
         """Whether calibration knows what rounding the weight takes from its outputs' means."""
@@ -361,7 +325,7 @@ def _round_table(array: NDArray[np.float32], granularity: Granularity) -> Rounde
     else:
         layouts = (by_row, by_column)
         tried = [(at, quantize_int8(at.matrix(array), granularity)) for at in layouts]
-    found = [Rounded(q, at, array.shape, *_noise_db(at.matrix(array), q.values)) for at, q in tried]
+    found = [Rounded(q, at, array.shape, *noise_db(at.matrix(array), q.values)) for at, q in tried]
     return max(found, key=lambda rounded: rounded.sqnr_db)
 
 
@@ -369,25 +333,3 @@ def _granularity(planned: NodePlan) -> Granularity:
     """The granularity of a node whose weights are rounded."""
     assert planned.granularity is not None, f"{planned.node} has no weight that is rounded"
     return planned.granularity
-
-
-def _noise_db(
-    exact: NDArray[Any],
-    rounded: NDArray[Any],
-    floor: Floor = 0.0,
-    gram: NDArray[Any] | None = None,
-) -> tuple[float, float]:
-    """SQNR of the outputs of a matrix (C, K), and of the worst of its rows that count, in dB.
-
-    gram  of the inputs, if calibration has it: (G, P, k, k)
-
-    A row does not count if it is dead, or if its bias sets the floor of its scale: then what the
-    row adds is less than the bias is rounded by.
-    """
-    moments = None if gram is None else judged_moments(gram)
-    signal = output_noise(exact, np.zeros_like(exact), moments)
-    noise = output_noise(exact, rounded, moments)
-    counts = signal > DEAD_ROW * signal.max(initial=0.0)
-    counts &= np.broadcast_to(floor, signal.shape) * QMAX8 <= np.abs(exact).max(1, initial=0.0)
-    worst = (noise[counts] / signal[counts]).max(initial=0.0)
-    return sqnr_db(float(signal.sum()), float(noise.sum())), sqnr_db(1.0, float(worst))
