@@ -6,8 +6,8 @@ operators, layouts, obstacles
                     the table of operators, RULES, and the functions of its rows
 convolutions        which kernel runs a Conv
 targets             the table of runtimes, TARGETS
-weighted_nodes, choose_compute
-                    a node with weights: how it computes and stores them
+weighted_nodes, choose_compute, weight_formats
+                    a node with weights: how it computes and stores them; what shares a scale
 shared, tied        nodes that read one weight: what they agree on
 static_nodes, flat_ends
                     what computes on 8-bit tensors, and over which range of values

@@ -16,7 +16,7 @@ from quant_core.model.qat import respects_pairs
 from quant_core.model.to_float32 import stores_float16
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.plan.nothing_to_quantize import nothing_to_quantize
-from quant_core.plan.operators import is_dynamic_product, mean_axis
+from quant_core.plan.operators import float_weights, has_weights, is_dynamic_product, mean_axis
 from quant_core.plan.other_constants import made_weights, other_constants
 from quant_core.plan.routers import routers
 from quant_core.plan.shared import share_weights
@@ -35,8 +35,6 @@ from quant_core.plan.weighted_nodes import (
     NO_CHOICE,
     SMALL_SHARE_IN_FLOAT,
     WeightedNodes,
-    float_weights,
-    has_weights,
     kept_in_float,
 )
 

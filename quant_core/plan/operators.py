@@ -220,6 +220,22 @@ def weight_positions(node: ir.Node) -> tuple[int, ...]:
     return (0,) if is_left_weight(node) else RULES[node.op_type].weights
 
 
+def has_weights(node: ir.Node) -> bool:
+    """Whether the node has a constant float weight that can be quantized."""
+    return rule_of(node) is not None and bool(float_weights(node))
+
+
+def float_weights(node: ir.Node) -> list[ir.Value]:
+    """The constant float weights of the node."""
+    rule = RULES[node.op_type]
+    values = [graph.input_at(node, i) for i in weight_positions(node)]
+    found = [v for v in values if v is not None and graph.is_float_weight(v)]
+    if not rule.is_table:
+        return found
+    are_rows = graph.attribute(node, "axis", 0) == 0
+    return found if are_rows else []
+
+
 def weight_layout(node: ir.Node, weight: ir.Value) -> Layout:
     """The layout of the node's constant weight."""
     return layout_of(node, len(graph.shape_of(weight)))

@@ -13,9 +13,8 @@ from quant_core.model import files, graph
 from quant_core.model.compact import made_of_constants
 from quant_core.model.to_float32 import stores_float16
 from quant_core.numerics.float16 import FLOAT16, is_float16, why_not_float16
-from quant_core.plan.operators import rule_of, weight_positions
+from quant_core.plan.operators import has_weights, rule_of, weight_positions
 from quant_core.plan.types import NodePlan
-from quant_core.plan.weighted_nodes import has_weights
 
 LARGE_SHARE = 0.01  # of all constants: one that stays float has its reason in the plan
 # Of a constant in float16: with fewer, the node that casts them back takes about as many bytes as

@@ -11,10 +11,10 @@ from quant_core.model import graph
 from quant_core.numerics.both_axes import least_db_of_both_axes
 from quant_core.numerics.granularity import BothAxes, Granularity, PerBlock, PerChannel
 from quant_core.numerics.layout import Layout
-from quant_core.plan.operators import RULES, weight_layout
+from quant_core.plan.operators import RULES, float_weights, weight_layout
 from quant_core.plan.tied import has_rows_of, is_lookup, is_product
 from quant_core.plan.types import Compute, NodePlan, Storage
-from quant_core.plan.weighted_nodes import WeightedNodes, float_weights, kept_in_float
+from quant_core.plan.weighted_nodes import WeightedNodes, kept_in_float
 
 # Of the row or column that it serves worst: activations in 8 bits have some 40 dB. Not tuned.
 ONE_SCALE_DB = 27.0

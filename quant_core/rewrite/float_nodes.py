@@ -11,7 +11,7 @@ from quant_core.numerics.float16 import FLOAT16
 from quant_core.numerics.granularity import PerTensor
 from quant_core.plan.operators import RULES, weight_layout, weight_positions
 from quant_core.plan.types import NodePlan, Storage
-from quant_core.plan.weighted_nodes import is_folded
+from quant_core.plan.weight_formats import is_folded
 from quant_core.rewrite import emit, emit_tables
 from quant_core.rewrite.bias_correction import bias_of
 from quant_core.rewrite.draft import Draft, FloatKey

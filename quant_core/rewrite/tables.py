@@ -18,7 +18,7 @@ from quant_core.plan.operators import (
 )
 from quant_core.plan.tied import has_rows_of, is_lookup
 from quant_core.plan.types import Compute, NodePlan, Storage
-from quant_core.plan.weighted_nodes import is_folded
+from quant_core.plan.weight_formats import is_folded
 from quant_core.rewrite import emit_tables
 from quant_core.rewrite.draft import Draft
 from quant_core.rewrite.rounding import ROW_SCALES

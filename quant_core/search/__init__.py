@@ -22,5 +22,5 @@ one_run, possible_gain, policy
                     how long float takes; whether a search can pay; all of its thresholds
 floor, cross_validation, not_larger, before_choices
                     after: the finished model is checked, repaired, and kept small
-notes               what people should know of the result
+notes, floor_notes  what people should know of the result, and of its check
 """

@@ -35,7 +35,7 @@ from quant_core.plan.make import named_nodes, replan
 from quant_core.plan.operators import RULES, weight_positions
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import Compute, NodeChoice, NodePlan, QuantPlan, Storage
-from quant_core.plan.weighted_nodes import is_folded
+from quant_core.plan.weight_formats import is_folded
 from quant_core.rewrite.bias_correction import bias_of
 from quant_core.rewrite.rounding import Rounding
 from quant_core.search.calibrated import CalibratedModel

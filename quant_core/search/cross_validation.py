@@ -27,7 +27,8 @@ from quant_core.search.calibrated import (
     with_samples,
 )
 from quant_core.search.candidate import Candidate
-from quant_core.search.floor import Checked, check_floor, close_to_floor, shortfall_of
+from quant_core.search.floor import Checked, check_floor
+from quant_core.search.floor_notes import close_to_floor, shortfall_of
 from quant_core.search.job import QuantJob
 from quant_core.search.judges import are_few_to_hold_out, bench_of, only_decides
 from quant_core.search.policy import POLICY

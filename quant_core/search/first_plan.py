@@ -19,10 +19,9 @@ from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.providers import find_provider
 from quant_core.optimize.applied import Applied
 from quant_core.plan.make import make_plan, with_choice
-from quant_core.plan.operators import RULES
+from quant_core.plan.operators import RULES, has_weights
 from quant_core.plan.targets import find_target
 from quant_core.plan.types import IN_FLOAT, IN_INT8, Compute, NodeChoice, QuantPlan
-from quant_core.plan.weighted_nodes import has_weights
 from quant_core.search.job import QuantJob, has_time_to_calibrate
 from quant_core.search.one_run import how_many_run_soon
 from quant_core.search.policy import POLICY

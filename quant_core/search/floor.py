@@ -1,4 +1,4 @@
-"""The last line of defence: each finished model runs beside its original, and is repaired.
+"""Each finished model runs beside its original, and is repaired where it is below the floor.
 
 1. A weight is broken if one of its channels, or of the matrices of a stack, has less SQNR after
    rounding than `config.floor` asks of an output. It gets scales of its own for each channel, then
@@ -14,31 +14,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cache
 
 from quant_core.config import Contract
-from quant_core.data.samples import Samples
 from quant_core.errors import ModelError
 from quant_core.evaluate.lost_channels import lost_channels
-from quant_core.evaluate.node_noise import isolated_db
-from quant_core.evaluate.variation import varying_db
-from quant_core.metrics import PROBABILITY_ERROR, Fidelity, OutputFidelity
-from quant_core.model.containers import numbers_of
+from quant_core.metrics import Fidelity
 from quant_core.plan.make import with_choice
-from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES, QuantPlan
+from quant_core.plan.types import IN_FLOAT, IN_FLOAT16, IN_INT8, IN_OWN_SCALES
 from quant_core.search.bench import Bench
 from quant_core.search.calibrated import CalibratedModel, remade
 from quant_core.search.candidate import Candidate
+from quant_core.search.floor_notes import (
+    close_to_floor,
+    listed,
+    poorly_measured,
+    repair_note,
+    shortfall_of,
+)
 from quant_core.search.policy import POLICY
 from quant_core.search.promotion import promote
 from quant_core.search.variants import Trial
 from quant_core.text import counted, joined
 
 NOT_CHECKED = "not checked"
-SHOWN_NODES = 3  # names in a note; more are counted
 WHOLE_ROUNDS = 3  # a sum of a Concat of Convs
 
 
@@ -105,12 +104,12 @@ def check_floor(
         bench.progress("repairing outputs that are below the floor")
         promoted = promote(calibrated, judged, bench, judged.plan.config.floor)
         if promoted.best is not judged:
-            notes.append(_repair_note(judged, promoted.best))
+            notes.append(repair_note(judged, promoted.best))
         judged, trials = promoted.best, promoted.trials
     shortfall = _broken_weights(judged)
     if not judged.is_sound:
         shortfall = joined([shortfall, shortfall_of(calibrated, judged, bench.samples)])
-    notes += _doubted(judged, bench)
+    notes += poorly_measured(judged, bench)
     close = close_to_floor(judged) if judged.is_sound else ()
     return Checked(judged, judged.fidelity, shortfall, tuple(notes), close, trials)
 
@@ -187,7 +186,7 @@ def _with_whole_outputs(
         text = "output {} lost a channel in integers: {} in float"
     else:
         text = "output {} loses a channel in integers, written by {}"
-    return judged, [text.format(o, _list(nodes)) for o, nodes in lost.items()]
+    return judged, [text.format(o, listed(nodes)) for o, nodes in lost.items()]
 
 
 def _where_float_repeats(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate]:
@@ -207,7 +206,7 @@ def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, 
     assert judged.fidelity is not None
     notes = []
     if bench.reference.unsteady:
-        which = _list(bench.reference.unsteady)
+        which = listed(bench.reference.unsteady)
         when = "run again or without onnxruntime's optimizers"
         notes.append(f"{NOT_CHECKED}: {when}, float gives other values at {which}")
     reshaped = {o.name for o in judged.fidelity.per_output if o.is_reshaped}
@@ -216,93 +215,8 @@ def _only_judgeable(bench: Bench, judged: Candidate) -> tuple[Bench, Candidate, 
     alike = bench.where_shapes_agree(judged)
     others = len(bench.samples) - (len(alike.samples) if alike is not None else 0)
     which = f"for {others} of {len(bench.samples)} samples"
-    notes.append(f"{NOT_CHECKED}: the number of results differs {which} at {_list(reshaped)}")
+    notes.append(f"{NOT_CHECKED}: the number of results differs {which} at {listed(reshaped)}")
     if alike is None:
         kept = [o.name for o in judged.fidelity.per_output if o.name not in reshaped]
         alike = replace(bench, judged_outputs=tuple(kept))
     return alike, alike.judge_fidelity(judged) if alike.judged_outputs else judged, notes
-
-
-def _doubted(judged: Candidate, bench: Bench) -> list[str]:
-    """A note on each output that is sound, though the samples prove little of it."""
-    assert judged.fidelity is not None
-    least = judged.plan.config.least_db
-    names = bench.reference.names
-    judging = [o for o in judged.fidelity.per_output if o.measured_db is not None]
-
-    @cache
-    def share_db(output: str) -> float | None:
-        return varying_db(map(numbers_of, bench.reference.outputs.of(names.index(output))))
-
-    if judging and all(share_db(o.name) == -math.inf for o in judging):
-        which = f"all {len(bench.samples)} samples that judge"
-        return [f"float's outputs are the same on {which}: little was measured"]
-    doubts = [(o, _doubt(o, least, share_db)) for o in judging]
-    return [f"output {o.name} {o.nearness}, but {doubt}" for o, doubt in doubts if doubt]
-
-
-def _doubt(output: OutputFidelity, least: float, share_db: Callable[[str], float | None]) -> str:
-    """Why the samples prove little of an output; "" if they prove enough, or it is not sound."""
-    if output.centred_db is None or (output.sound_db or 0.0) < POLICY.noted_db:
-        return ""
-    lo, hi = output.float_range or (0.0, 1.0)
-    if lo > hi:
-        return "float gives no finite number on all samples that judge"
-    if output.is_same_probability:
-        is_flat = output.centred_db < POLICY.noted_db and hi - lo < 2 * PROBABILITY_ERROR
-        return f"is from {lo:.2g} to {hi:.2g} on all samples that judge" if is_flat else ""
-    share = share_db(output.name)
-    if share is None or math.isinf(share) or output.centred_db + share >= least:
-        return ""
-    return f"{output.centred_db + share:.1f} dB of what differs between samples"
-
-
-def close_to_floor(judged: Candidate) -> tuple[str, ...]:
-    """A note on each output that is above the floor, but not by much."""
-    assert judged.fidelity is not None
-    return tuple(
-        f"output {o.name} {o.nearness}"
-        for o in judged.fidelity.per_output
-        if o.sound_db is not None and o.sound_db < POLICY.noted_db
-    )
-
-
-def shortfall_of(calibrated: CalibratedModel, judged: Candidate, samples: Samples) -> str:
-    """The broken outputs, and the node with the most noise of its own."""
-    assert judged.fidelity is not None
-    least = judged.plan.config.least_db
-    broken = [
-        f"output {o.name} {o.flaw or f'{o.nearness}, at least {least:g}'}"
-        for o in judged.fidelity.per_output
-        if o.flaw or (o.sound_db is not None and o.sound_db < least)
-    ]
-    few = samples.subsample(POLICY.sensitivity_samples)
-    try:
-        found = isolated_db(calibrated.model, judged.model, few)
-    except ModelError:  # the outputs are broken all the same, whichever node is to blame
-        found = {}
-    if found:
-        worst = min(found, key=found.__getitem__)
-        broken.append(f"most noise comes from node {worst}, {found[worst]:.1f} dB")
-    return "; ".join(broken)
-
-
-def _repair_note(before: Candidate, after: Candidate) -> str:
-    """What an output was like, and which nodes were promoted for it."""
-    assert before.fidelity is not None
-    flaws = before.fidelity.flaws
-    what = flaws[0] if flaws else f"the worst output had {before.fidelity.sound_db or 0:.1f} dB"
-    return f"{what}: {_list(_changed_nodes(before.plan, after.plan))} in more bits or in float"
-
-
-def _changed_nodes(before: QuantPlan, after: QuantPlan) -> list[str]:
-    was = {n.node: (n.compute, n.storage) for n in before.nodes}
-    return [n.node for n in after.weighted if was.get(n.node) != (n.compute, n.storage)]
-
-
-def _list(names: Collection[str]) -> str:
-    """The first few names, and how many more there are."""
-    ordered = names if isinstance(names, list) else sorted(names)
-    more = len(ordered) - SHOWN_NODES
-    shown = ", ".join(ordered[:SHOWN_NODES]) or "no node"
-    return f"{shown} and {more} more" if more > 0 else shown
