@@ -17,7 +17,7 @@ from quant_core.data.random_values import Range, draw, find_range
 from quant_core.data.strategies import strategies
 from quant_core.errors import DataError, ModelError
 from quant_core.model import files
-from quant_core.model.axes import told_apart
+from quant_core.model.axes import distinct_axes
 from quant_core.model.session import Feed, open_session, run
 
 COUNT = 16  # feeds, if nobody says how many
@@ -120,7 +120,7 @@ def _distinct_sources(
 
     sizes  that open axes may have
     """
-    inputs = tuple(replace(spec, shape=told_apart(spec.shape)) for spec in inputs)
+    inputs = tuple(replace(spec, shape=distinct_axes(spec.shape)) for spec in inputs)
     found: list[Mapping[str, Range]] = []
     for strategy in strategies(sizes):
         by_symbol = sizes_of_symbols(inputs, strategy)

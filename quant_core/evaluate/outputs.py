@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.data.samples import Samples
-from quant_core.model.ahead import run_ahead
+from quant_core.model.parallel import parallel_map
 from quant_core.model.session import run
 from quant_core.model.spill import SpilledArrays
 
@@ -24,7 +24,7 @@ def run_each(session: ort.InferenceSession, samples: Samples) -> Iterator[Output
 
     Raises: DataError for a bad sample; ModelError if the model does not run.
     """
-    return run_ahead(lambda at: run(session, at[1], samples.where(at[0])), enumerate(samples))
+    return parallel_map(lambda at: run(session, at[1], samples.where(at[0])), enumerate(samples))
 
 
 def run_all(session: ort.InferenceSession, samples: Samples) -> list[Outputs]:

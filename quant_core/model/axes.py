@@ -11,7 +11,7 @@ Axes: TypeAlias = tuple[int | str | None, ...]  # a size, a name of an open one,
 PLACEHOLDERS = frozenset({"", "?", "-1", "*", "any", "dyn", "dynamic", "none", "unk", "unknown"})
 
 
-def told_apart(axes: Sequence[int | str | None]) -> Axes:
+def distinct_axes(axes: Sequence[int | str | None]) -> Axes:
     """The axes with None for every open one that has no size and no name of its own.
 
     1. Some exporters write -1 for an open size, of which arithmetic makes other sizes.

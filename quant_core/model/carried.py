@@ -57,7 +57,7 @@ MOVES: dict[str, tuple[int, ...]] = {
 CHANGES = frozenset({"Add", "Mul", "Sub"})  # a matrix that stays as large may stay a weight
 
 
-def set_apart(model: ir.Model) -> None:
+def insert_identities(model: ir.Model) -> None:
     """Edit in place: a weight that no operator reads as its own is read through an Identity.
 
         w -> Loop { MatMul(s, w_in) }    becomes    w -> Identity -> Loop { MatMul(s, w_in) }

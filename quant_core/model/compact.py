@@ -75,7 +75,7 @@ class _Unfold:
     """The folded model, and the nodes that made its constants before.
 
     values  what of that the folded model has, by name: constants, and what is made again
-    first   graph -> the node ahead of which nodes are inserted; absent in a graph without nodes
+    first   graph -> the node before which nodes are inserted; absent in a graph without nodes
 
     stays_float  as `keep_compact` takes it
     """
@@ -186,7 +186,7 @@ class _Unfold:
         return copy
 
     def _insert(self, inside: ir.Graph, nodes: list[ir.Node]) -> None:
-        """Edit in place: copies of these nodes stand ahead of those that the graph had."""
+        """Edit in place: copies of these nodes stand before those that the graph had."""
         copies = []
         for node in nodes:
             outputs = [ir.Value(name=v.name, type=v.type, shape=v.shape) for v in node.outputs]

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from quant_core.errors import ModelError, nearest_hint
+from quant_core.model.external_initializers import size_with_weights
 from quant_core.model.graph import (
     first_line,
     graphs_inside,
@@ -21,7 +22,6 @@ from quant_core.model.graph import (
     nodes_of,
     opset,
 )
-from quant_core.model.lend_weights import size_with_weights
 from quant_core.model.locations import data_names, lies_beside
 from quant_core.model.proto import (
     external_protos,

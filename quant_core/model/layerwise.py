@@ -8,7 +8,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from quant_core.model.ahead import run_ahead
+from quant_core.model.parallel import parallel_map
 from quant_core.model.session import Feed, open_session, run_known
 from quant_core.model.spill import SpilledArrays
 from quant_core.model.subgraph import extract, nodes_before, producers_of, reads
@@ -74,5 +74,5 @@ def _run_nodes(
 ) -> None:
     """Runs these nodes on each state and adds their outputs that are read later to it."""
     session = open_session(extract(model, nodes, later, states[0]).SerializeToString())
-    for state, found in zip(states, run_ahead(partial(run_known, session), states), strict=True):
+    for state, found in zip(states, parallel_map(partial(run_known, session), states), strict=True):
         state.update(found)

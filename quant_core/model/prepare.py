@@ -14,7 +14,7 @@ from onnx_ir.passes import common as passes
 
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
-from quant_core.model.carried import set_apart
+from quant_core.model.carried import insert_identities
 from quant_core.model.compact import keep_compact
 from quant_core.model.deduplicate import deduplicate
 from quant_core.model.fix_shape import fix_shapes, state_known_sizes
@@ -107,7 +107,7 @@ def prepare(
     restore_interface(folded, original)  # 8
     if sizes:
         state_known_sizes(folded.graph, inferred)
-    set_apart(folded)
+    insert_identities(folded)
     record_origins(folded, original, former)
     if stays_float:
         folded.metadata_props[STAYS_FLOAT] = "true"

@@ -269,11 +269,11 @@ def _source(
         yield model, None, {}
     elif not isinstance(model, (str, Path)):
         # Both import onnx, see above.
+        from quant_core.model.external_initializers import external_initializers
         from quant_core.model.files import external_tensors, serialized
-        from quant_core.model.lend_weights import lend_weights
 
         if lends and next(external_tensors(model), None) is None:
-            named, weights = lend_weights(model)
+            named, weights = external_initializers(model)
             yield named.SerializeToString(), None, weights
             return
         # onnxruntime maps or reads the files while it loads: they can go once it has loaded.

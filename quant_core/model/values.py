@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quant_core.model import files, graph
-from quant_core.model.ahead import AT_ONCE
+from quant_core.model.parallel import AT_ONCE
 from quant_core.model.proto import from_proto
 from quant_core.model.session import (
     CPU,

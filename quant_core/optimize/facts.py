@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.model import graph
-from quant_core.model.axes import Axes, told_apart
+from quant_core.model.axes import Axes, distinct_axes
 from quant_core.model.proto import cut_held_types, has_held_types
 
 Sizes: TypeAlias = tuple[int | None, ...]  # one entry per axis, None where the size is open
@@ -36,7 +36,7 @@ class Facts:
         for inside in graph.graphs_of(copy):
             for value in inside.inputs:
                 if value.shape is not None:
-                    value.shape = ir.Shape(told_apart([_dim(size) for size in value.shape]))
+                    value.shape = ir.Shape(distinct_axes([_dim(size) for size in value.shape]))
         for node in graph.nodes_of(copy):
             for output in node.outputs:
                 output.shape = None

@@ -19,7 +19,7 @@ from quant_core.plan.nothing_to_quantize import nothing_to_quantize
 from quant_core.plan.operators import float_weights, has_weights, is_dynamic_product, mean_axis
 from quant_core.plan.other_constants import made_weights, other_constants
 from quant_core.plan.routers import routers
-from quant_core.plan.shared import share_weights
+from quant_core.plan.shared import unify_weights
 from quant_core.plan.static_nodes import activations, static_nodes
 from quant_core.plan.targets import TARGETS, Target
 from quant_core.plan.tied import is_product
@@ -81,7 +81,7 @@ def make_plan(
     ranking = routers(graph.nodes_of(model))
     own = [n for n in nodes if has_weights(n)]
     weighted = _plan_weights(own, inner, ranking, decide)  # 1 to 3
-    share_weights([*own, *inner], model.graph.outputs, weighted, decide)  # 3
+    unify_weights([*own, *inner], model.graph.outputs, weighted, decide)  # 3
     if not weighted and not respects_pairs(model) and not made_weights(model):
         raise nothing_to_quantize(model)
 

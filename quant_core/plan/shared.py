@@ -20,7 +20,7 @@ from quant_core.plan.weighted_nodes import WeightedNodes, kept_in_float
 ONE_SCALE_DB = 27.0
 
 
-def share_weights(
+def unify_weights(
     nodes: Sequence[ir.Node],
     outputs: Collection[ir.Value],
     weighted: dict[str, NodePlan],

@@ -12,7 +12,7 @@ from quant_core.calibrate.ranges import RangeCache
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import files, graph
-from quant_core.model.carried import set_apart
+from quant_core.model.carried import insert_identities
 from quant_core.model.normalize import normalize
 from quant_core.model.opset import OPSET_INT4, raise_opset
 from quant_core.model.qat import respects_pairs
@@ -100,7 +100,7 @@ def apply_plan(
     if plan.in_four_bits or target.activation_bits > 8:
         copy = raise_opset(copy, OPSET_INT4)
         normalize(copy)
-        set_apart(copy)
+        insert_identities(copy)
     if respects_pairs(copy):
         lower_pairs(copy, target)  # 8
     rounding = Rounding(plan, stats, weights, deadline)

@@ -37,7 +37,7 @@ from quant_core.plan.operators import RULES, mean_axis, weight_layout
 from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.rewrite.bias_correction import bias_of, corrected_bias, flat_bias
-from quant_core.rewrite.weight_cache import Rounded, RoundingKey, Same, WeightCache
+from quant_core.rewrite.weight_cache import ByIdentity, Rounded, RoundingKey, WeightCache
 
 ROW_SCALES = Layout((0, 1))  # of a matrix: a scale per row
 Floor = NDArray[np.float64] | float
@@ -68,7 +68,7 @@ class Rounding:
         self.sqnr_db: dict[str, float] = {}
         self.worst_row_db: dict[str, float] = {}
         self._first_node: dict[RoundingKey, str] = {}
-        self._digests: dict[Same, bytes] = {}
+        self._digests: dict[ByIdentity, bytes] = {}
 
     def integers(
         self,
@@ -227,7 +227,7 @@ class Rounding:
     def _weight_key(
         self, weight: ir.Value, planned: NodePlan, layout: Layout | None
     ) -> RoundingKey:
-        tensor = Same(weight.const_value)
+        tensor = ByIdentity(weight.const_value)
         if tensor not in self._digests:
             array = np.ascontiguousarray(graph.array(weight))
             self._digests[tensor] = hashlib.sha1(array.data, usedforsecurity=False).digest()
@@ -243,18 +243,18 @@ class Rounding:
             self.pairs_channels,
         )
 
-    def _calibration(self, node: str) -> Same | None:
+    def _calibration(self, node: str) -> ByIdentity | None:
         """What rounding the node's weight reads of calibration."""
         target = self.stats.rounding_targets.get(node) if self.stats is not None else None
         if target is not None:
-            return Same(target)
+            return ByIdentity(target)
         if self.stats is None or not WEIGHT_METHODS[self.config.weight_method].uses_gram:
             return None
         grams = self.stats.gram_matrices
         if node not in grams:
             return None
         is_made_anew = isinstance(grams, ScaledGrams) and grams.has_changed(node)
-        return Same(grams if is_made_anew else grams[node])
+        return ByIdentity(grams if is_made_anew else grams[node])
 
     def _target(self, node: ir.Node) -> RoundingTarget | None:
         """What is rounded in place of the weight where layers before it are rounded already."""

@@ -39,7 +39,7 @@ class Rounded:
         return layout.matrix(self.layout.tensor(values, self.shape))
 
 
-class Same:
+class ByIdentity:
     """A key that is equal only if it stands for the same object, which it keeps alive."""
 
     __slots__ = ("of",)
@@ -48,7 +48,7 @@ class Same:
         self.of = of
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.of is other.of
+        return isinstance(other, ByIdentity) and self.of is other.of
 
     def __hash__(self) -> int:
         return id(self.of)
@@ -83,7 +83,7 @@ class RoundingKey:
     pairs_channels: bool
     floor: bytes = b""
     factors: bytes = b""
-    calibration: Same | None = None
+    calibration: ByIdentity | None = None
     node: str = ""
 
 

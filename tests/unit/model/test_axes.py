@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quant_core.model.axes import told_apart
+from quant_core.model.axes import distinct_axes
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from quant_core.model.axes import told_apart
     ],
 )
 def test_what_says_nothing_is_left_out(axes, told):
-    assert told_apart(axes) == told
+    assert distinct_axes(axes) == told

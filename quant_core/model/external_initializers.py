@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from quant_core.model.proto import to_proto
 
 # onnxruntime reads smaller tensors, and those that hold shapes, while it loads a model.
-LENT_TYPES = (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8)
-LENT_BYTES = 4096
+EXTERNAL_TYPES = (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8)
+EXTERNAL_BYTES = 4096
 
 
-def lend_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+def external_initializers(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
     """The model as a message that only names its large weights, and these by name.
 
     Initializers of graphs inside nodes, and tensors that lie in files, stay where they are.
@@ -24,16 +24,16 @@ def lend_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, NDArray[An
     initializers, weights = [], {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and _is_lent(tensor):
+        if tensor is not None and _is_external(tensor):
             weights[name] = array = np.ascontiguousarray(tensor.numpy())
-            value = _lent(name, value, array)
+            value = _external(name, value, array)
         initializers.append(value)
     return to_proto(_with_initializers(model, initializers)), weights
 
 
 def size_with_weights(model: ir.Model) -> int:
     """Bytes of the whole message; its large weights are counted, not copied."""
-    proto, weights = lend_weights(model)
+    proto, weights = external_initializers(model)
     size, inside = proto.ByteSize(), proto.graph.ByteSize()
     grown = inside
     for tensor in proto.graph.initializer:
@@ -52,12 +52,12 @@ def _delimited(size_bytes: int) -> int:
     return size_bytes + max(1, -(-size_bytes.bit_length() // 7))
 
 
-def _is_lent(tensor: ir.TensorProtocol) -> bool:
-    is_large = tensor.dtype in LENT_TYPES and tensor.nbytes >= LENT_BYTES
+def _is_external(tensor: ir.TensorProtocol) -> bool:
+    is_large = tensor.dtype in EXTERNAL_TYPES and tensor.nbytes >= EXTERNAL_BYTES
     return is_large and not isinstance(tensor, ir.ExternalTensor)
 
 
-def _lent(name: str, value: ir.Value, array: NDArray[Any]) -> ir.Value:
+def _external(name: str, value: ir.Value, array: NDArray[Any]) -> ir.Value:
     """The initializer, marked as one whose numbers lie elsewhere."""
     dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
     elsewhere = ir.ExternalTensor("lent", 0, array.nbytes, dtype, shape=shape, name=name)

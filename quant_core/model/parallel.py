@@ -1,4 +1,4 @@
-"""Two things at once: while onnxruntime or numpy computes, another thread of Python may run."""
+"""A function of many items on a few threads: onnxruntime and numpy compute without the GIL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AT_ONCE = 2
 PAYS_S = 1e-3  # less than this costs more in another thread
 
 
-def run_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """The function of each item, in their order; while one is used, the next ones are computed.
 
     That begins after the first item that takes long enough to be worth a thread. The items are read

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from quant_core.model.ahead import run_ahead
+from quant_core.model.parallel import parallel_map
 
 
 @pytest.fixture(params=[0.0, 0.01], ids=["by the caller", "in threads"])
@@ -21,7 +21,7 @@ def test_results_come_in_the_order_of_the_items(first) -> None:
         first(item)
         return -item
 
-    assert list(run_ahead(negative, range(1, 9))) == [-item for item in range(1, 9)]
+    assert list(parallel_map(negative, range(1, 9))) == [-item for item in range(1, 9)]
 
 
 def test_an_error_comes_in_the_place_of_its_result(first) -> None:
@@ -29,7 +29,7 @@ def test_an_error_comes_in_the_place_of_its_result(first) -> None:
         first(item)
         return 1 // item
 
-    found = run_ahead(inverse, [1, 2, 0, 3])
+    found = parallel_map(inverse, [1, 2, 0, 3])
 
     assert [next(found), next(found)] == [1, 0]
     with pytest.raises(ZeroDivisionError):
@@ -38,4 +38,4 @@ def test_an_error_comes_in_the_place_of_its_result(first) -> None:
 
 def test_numpy_treats_errors_as_the_caller_wants() -> None:
     with np.errstate(over="raise"), pytest.raises(FloatingPointError):
-        list(run_ahead(np.exp, [np.array([1e9])]))
+        list(parallel_map(np.exp, [np.array([1e9])]))
