@@ -42,7 +42,7 @@ CORE_SHELVES = (
     ("worker",),
 )
 FLOW_SHELVES = (
-    ("console", "entries", "manifest", "reading", "runtime", "stage_answers"),
+    ("console", "entries", "manifest", "reading", "regression", "runtime", "stage_answers"),
     ("journal", "report"),
     ("batch",),
     ("audit",),

@@ -31,9 +31,9 @@ from flows.console.result import AuditResult
 from flows.entries import ModelEntry, new_run_id, now_after
 from flows.journal import run_ids
 from flows.manifest.outputs import FOLDER
+from flows.regression import accuracy_lost
 from quant_core.errors import QuantError
 from quant_core.evaluate.contract import Verdict
-from quant_core.metrics import find_metric
 from quant_core.text import joined, plain
 from quant_core.versions import versions
 from tasks import stages as tasks
@@ -193,7 +193,7 @@ def _compared(row: AuditRow, one: Published, found: Mapping[str, Any]) -> AuditR
     """The row with today's accuracy, and the outcome that follows from it and from the contract."""
     today = accuracy_of(one.job, found["fidelity"])
     before, samples = one.entry.row, found["fidelity"]["samples"]
-    reason = _what_is_lost(today["metric"], before.accuracy, today["accuracy"], samples)
+    reason = accuracy_lost(today["metric"], before.accuracy, today["accuracy"], samples)
     if found["verdict"] == Verdict.NOT_MET and before.verdict is Verdict.MET:
         reason = found["reason"]
     outcome = AuditOutcome.REGRESSED if reason else AuditOutcome.KEPT
@@ -231,15 +231,3 @@ def _contents(one: Published) -> dict[str, Content]:
     if isinstance(output, Url):
         contents[str(output)] = Content(output.parent, output.name, one.entry.files)
     return contents
-
-
-def _what_is_lost(
-    metric: str, before: float | None, today: float | None, samples: int
-) -> str | None:
-    """How much accuracy is lost beyond noise, in words; None if none is."""
-    if before is None:
-        return None
-    if today is None:
-        return f"{metric} was {before:.4f} and cannot be measured"
-    noise = find_metric(metric).noise(before, samples)
-    return f"{metric} {today:.4f}, was {before:.4f}" if today < before - noise else None

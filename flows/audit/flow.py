@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+from flows.regression import MAX_SLOWDOWN
 from flows.runtime.prefect_api import quiet_environment
 
 quiet_environment()
@@ -34,7 +35,7 @@ def audit(
     scheduler: str | None = None,
     jobs: Annotated[int, Field(ge=1)] | None = None,
     only: list[str] | None = None,
-    max_slowdown: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    max_slowdown: Annotated[float, Field(ge=0, lt=1)] = MAX_SLOWDOWN,
     allow_code: str | None = None,
 ) -> State[Any]:
     """Judge and time again every model that a batch has made. A regression is a failed audit.

@@ -10,6 +10,7 @@ from flows.batch.run import show_run
 from flows.console.events import Listener, Starting, ignore
 from flows.console.result import AuditResult
 from flows.manifest.custom_metrics import check_custom_metrics
+from flows.regression import MAX_SLOWDOWN
 from flows.runtime.prefect_api import unused_settings
 from flows.runtime.process import importing
 from flows.runtime.run_options import RunOptions
@@ -21,7 +22,7 @@ def run_audit(
     folder: Path,
     options: RunOptions,
     *,
-    max_slowdown: float = 0.1,
+    max_slowdown: float = MAX_SLOWDOWN,
     on_progress: Listener = ignore,
 ) -> AuditResult:
     """Audit what a batch has made in that folder.

@@ -33,6 +33,7 @@ from flows.cli.parameters import (
 from flows.console import model_views, run_views
 from flows.console.flags import flag
 from flows.manifest.outputs import FOLDER
+from flows.regression import MAX_SLOWDOWN
 from flows.runtime.run_options import RunOptions
 from quant_core.config import QuantConfig
 from quant_core.data.spec import SampleSpec
@@ -202,7 +203,7 @@ def audit(
     allow_code: Path | None,
     auditing: RunOptions,
     as_json: bool,
-    max_slowdown: MaxSlowdown = 0.1,
+    max_slowdown: MaxSlowdown = MAX_SLOWDOWN,
 ) -> int:
     """Judge and time again what a batch made: is it still there, as right and as fast?
 

@@ -1,8 +1,7 @@
 """The reports of a batch as one HTML page.
 
 page                the page: verdict, models, details
-reported_model, regression
-                    a model as the page shows it, and what got worse in it
+reported_model      a model as the page shows it
 models_table, details, charts
                     the parts of the page
 document, elements  HTML of any page

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from flows.console.tables import failure_sentence
 from flows.reading import PageData, Rows
+from flows.regression import regressions
 from flows.report.elements import Element, element
-from flows.report.regression import regressions
 from quant_core.search.trace import TrialRow
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from flows.cli.commands import main
 from flows.reading import read_page
+from flows.regression import regressions
 from flows.report.charts import _ticks, sparkline
 from flows.report.details import details
 from flows.report.elements import element, pack
 from flows.report.page import render_page, write_report
-from flows.report.regression import regressions
 from quant_core.errors import RequestError
 from quant_core.search.trace import on_front
 from tests.reports import write_reports
