@@ -62,18 +62,18 @@ def forget_files() -> None:
     A long-lived process must not trust times of modification for ever.
     """
     forget_local_files()
-    if the_cache.cache_info().currsize:
-        the_cache().forget()
+    if host_cache.cache_info().currsize:
+        host_cache().forget()
 
 
 def _of_file(path: Location) -> list[Any]:
     if isinstance(path, Url):
-        return list(the_cache().digest(path))
+        return list(host_cache().digest(path))
     return [path.stat().st_size, file_digest(path)]
 
 
 @cache
-def the_cache() -> Cache:
+def host_cache() -> Cache:
     """The cache of this host: QUANTMILL_CACHE, else `quantmill/stores` in the user's cache.
 
     Raises: RequestError if QUANTMILL_CACHE cannot be written.
@@ -130,7 +130,7 @@ class Cache:
         """Ask stores again for what they have said."""
         self._seen.clear()
 
-    def look_at(self, urls: Sequence[Url]) -> None:
+    def stat_all(self, urls: Sequence[Url]) -> None:
         """Ask for the `stat` of all these files at once; what fails will fail again.
 
         Where many lie in one folder, one list of it tells as much.

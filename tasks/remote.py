@@ -22,7 +22,7 @@ from quant_core.worker.run import (
     worker_death,
 )
 from tasks import stores
-from tasks.cache import Cache, Content, the_cache
+from tasks.cache import Cache, Content, host_cache
 from tasks.contents import file_digest
 from tasks.locations import Location, Url, is_url
 from tasks.store_requests import BUSY
@@ -71,7 +71,7 @@ def run_remote_stage(
 
     Raises: as `run_stage`; StageError if a store cannot be read or written.
     """
-    cache = the_cache()
+    cache = host_cache()
     cache.limit_s = limits.timeout_s
     try:
         with cache.contents.work_folder() as work, _marked(remote.mark, name):
@@ -108,7 +108,7 @@ def transfer(source: Location, target: Location, limit_s: float) -> None:
     elif isinstance(source, Url) and isinstance(target, Path):
         stores.download(source, target, limit_s)
     else:
-        with the_cache().contents.work_folder() as folder:
+        with host_cache().contents.work_folder() as folder:
             transfer(source, folder / "file", limit_s)
             transfer(folder / "file", target, limit_s)
 

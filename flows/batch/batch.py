@@ -51,7 +51,7 @@ from flows.entries import ModelEntry
 from flows.manifest.jobs import Job
 from flows.stage_answers import StageAnswers
 from quant_core.errors import QuantError
-from tasks.cache import the_cache
+from tasks.cache import host_cache
 
 
 class Batch:
@@ -75,7 +75,7 @@ class Batch:
         """Make what is not up to date, time it, and write the reports."""
         workers = self.workers.count()
         self.record.start(workers)
-        room, contents = the_cache().contents.max_bytes // 2, self.record.contents
+        room, contents = host_cache().contents.max_bytes // 2, self.record.contents
         portions = in_portions(self.record.find_what_to_do(), workers, room, contents)
         first = next(portions)
         shards = max(1, workers // max(1, len(first)))  # many workers share the samples

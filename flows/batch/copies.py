@@ -10,7 +10,7 @@ from flows.batch.publish import place, publish
 from flows.manifest.jobs import Copy
 from flows.manifest.outputs import Owner, claim
 from quant_core.errors import not_written
-from tasks.cache import TRANSFER_S, files_digest, the_cache
+from tasks.cache import TRANSFER_S, files_digest, host_cache
 from tasks.locations import Location, Url
 from tasks.remote import transfer
 
@@ -46,7 +46,7 @@ def name_outputs(
                 continue
             transfer(source, target, TRANSFER_S)
             if isinstance(target, Url):
-                the_cache().remember(target, file)
+                host_cache().remember(target, file)
         except OSError as error:
             raise not_written(error, target) from error
 

@@ -20,7 +20,7 @@ from quant_core.model.locations import model_files
 from quant_core.plan.targets import find_target
 from quant_core.text import digest_of
 from quant_core.versions import versions
-from tasks.cache import SAMPLES, Content, the_cache
+from tasks.cache import SAMPLES, Content, host_cache
 from tasks.contents import file_digest
 from tasks.locations import Location, Url, location
 
@@ -92,7 +92,7 @@ def url_contents(job: Job) -> dict[str, Content]:
             continue
         is_model = key[0] == "input"
         try:
-            cache = the_cache()
+            cache = host_cache()
             found[str(place)] = cache.model(place) if is_model else cache.samples(place)
         except OSError as problem:
             kind = ModelError if is_model else DataError
@@ -104,7 +104,7 @@ def url_contents(job: Job) -> dict[str, Content]:
 def samples_digest(path: Location) -> str:
     """The digest of a file, or of the names and bytes of the arrays in a folder of samples."""
     if isinstance(path, Url):
-        content = the_cache().samples(path)
+        content = host_cache().samples(path)
         digests = [(name, str(digest)) for name, (_, digest) in content.files.items()]
         return digests[0][1] if content.name else _folder_digest(digests)
     _wait_until_complete(path)
@@ -143,7 +143,7 @@ def _flow(flow: Flow) -> list[Any]:
 def _model_digests(model: Location) -> list[str]:
     """The digest of a model, then those of the files of its external data."""
     if isinstance(model, Url):
-        return [str(digest) for _, digest in the_cache().model(model).files.values()]
+        return [str(digest) for _, digest in host_cache().model(model).files.values()]
     digests = []
     for path in model_files(model):
         _wait_until_complete(path)

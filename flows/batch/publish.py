@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_core.model.atomic import move_synced, sync_folder, temporary_beside
-from tasks.cache import TRANSFER_S, the_cache
+from tasks.cache import TRANSFER_S, host_cache
 from tasks.locations import Location, Url
 from tasks.remote import transfer
 
@@ -36,9 +36,9 @@ def publish(
         source, target = made / name, output.parent / name
         if isinstance(target, Url):
             transfer(source, target, limit_s)
-            the_cache().remember(target, files[name])
+            host_cache().remember(target, files[name])
         elif isinstance(source, Url):
-            with the_cache().contents.work_folder() as folder:
+            with host_cache().contents.work_folder() as folder:
                 transfer(source, folder / "file", limit_s)
                 place(folder / "file", target)
         else:

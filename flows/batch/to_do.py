@@ -19,7 +19,7 @@ from flows.manifest.outputs import Owner, claim
 from flows.runtime.run_options import RunOptions
 from quant_core.errors import QuantError, not_written
 from quant_core.model.locations import disk_bytes
-from tasks.cache import Content, the_cache
+from tasks.cache import Content, host_cache
 from tasks.locations import Url
 
 A = TypeVar("A")
@@ -83,7 +83,7 @@ def job_digests(
     files = [job.input for job in jobs]
     files += [job.output for job in jobs if str(job.output) in known]
     if in_stores := [file for file in files if isinstance(file, Url)]:
-        the_cache().look_at(in_stores)  # at once, and not one after another below
+        host_cache().stat_all(in_stores)  # at once, and not one after another below
     return _read_ahead(digest_or_failure, jobs, READERS)
 
 

@@ -22,7 +22,7 @@ from quant_core.errors import (
     nearest_hint,
     reason_of,
 )
-from tasks.cache import the_cache
+from tasks.cache import host_cache
 from tasks.locations import Location, Url, location
 from tasks.stores import listing
 
@@ -36,7 +36,7 @@ def file_mistakes(placed_jobs: Sequence[tuple[Place, Job]]) -> list[Mistake]:
     hint = cache(partial(_similar_name, names_in=cache(_names_in)))
     read = {path for _, job in placed_jobs for _, path in files_to_read(job)}
     if in_stores := [path for path in read if isinstance(path, Url)]:
-        the_cache().look_at(in_stores)
+        host_cache().stat_all(in_stores)
     mistakes = []
     for place, job in placed_jobs:
         for key, path in files_to_read(job):
@@ -141,7 +141,7 @@ def _what_is_wrong(
 
 def _what_is_wrong_in_store(url: Url, may_be_folder: bool) -> str | None:
     try:
-        is_folder = the_cache().stat(url).is_folder
+        is_folder = host_cache().stat(url).is_folder
     except OSError as problem:
         return reason_of(problem)
     return "is a folder, not a file" if is_folder and not may_be_folder else None

@@ -30,7 +30,7 @@ from typing import Any
 
 from flows.manifest.paths import below, real_path
 from quant_core.data.spec import Flow
-from tasks.cache import the_cache
+from tasks.cache import host_cache
 from tasks.locations import Location, Url, is_model
 from tasks.stores import read
 
@@ -137,7 +137,7 @@ def files_below(folder: Location) -> list[Location]:
     """
     found: Iterable[Location]
     if isinstance(folder, Url):
-        found = the_cache().files_below(folder)
+        found = host_cache().files_below(folder)
     else:
         found = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [
@@ -162,7 +162,7 @@ def _data_files(graph: Location) -> Sequence[Location]:
 
     with contextlib.suppress(OSError):
         if isinstance(graph, Url):
-            names = [*the_cache().model(graph).files][1:]
+            names = [*host_cache().model(graph).files][1:]
             return [graph.with_name(name) for name in names]
         return [*model_files(graph)][1:]
     return []
@@ -235,7 +235,7 @@ def _read_json(path: Location) -> dict[str, Any]:
     """The object in that file, empty if it cannot be read."""
     try:
         if isinstance(path, Url):
-            is_large = the_cache().stat(path).size > MAX_CONFIG_BYTES
+            is_large = host_cache().stat(path).size > MAX_CONFIG_BYTES
             values = {} if is_large else json.loads(read(path))
         else:
             is_large = path.stat().st_size > MAX_CONFIG_BYTES

@@ -16,7 +16,7 @@ from flows.manifest import huggingface
 from flows.manifest.mistakes import Mistake, Place
 from flows.manifest.paths import absolute, is_folder, real_path
 from quant_core.errors import reason_of
-from tasks.cache import the_cache
+from tasks.cache import host_cache
 from tasks.locations import MODELS, Location, Url, is_model
 
 
@@ -160,6 +160,6 @@ def _glob_in_store(pattern: Url) -> list[tuple[Location, Location]]:
         hidden = {part for part in url.relative_to(root).parts if part.startswith(".")}
         if hidden and not (shows_hidden and hidden.isdisjoint((".", ".."))):
             return False
-        return is_model(url) or not the_cache().stat(url).is_folder
+        return is_model(url) or not host_cache().stat(url).is_folder
 
-    return [(url, root) for url in the_cache().find(pattern, root) if is_meant(url)]
+    return [(url, root) for url in host_cache().find(pattern, root) if is_meant(url)]

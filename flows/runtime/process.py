@@ -41,7 +41,7 @@ def own_process() -> None:
         hint = "Let TMPDIR name a folder that can be written"
         sys.stderr.write(f"{RequestError(reason_of(problem), 'TMPDIR', hint)}\n")
         raise SystemExit(RequestError.exit_code) from None
-    _give_a_home()
+    _ensure_home()
 
 
 def exit_code(code: int) -> int:
@@ -138,7 +138,7 @@ def _drop_unreadable_certificates() -> None:
         del os.environ["SSL_CERT_FILE"]
 
 
-def _give_a_home() -> None:
+def _ensure_home() -> None:
     """Let HOME name a temporary folder if this user has none, and USER somebody."""
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.home() raises
         os.environ["HOME"] = tempfile.mkdtemp(prefix="quantmill-home-")

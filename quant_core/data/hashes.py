@@ -1,4 +1,4 @@
-"""What makes samples what they are, handed to a hash: files, arrays, sequences and maps."""
+"""Digests of samples: what is hashed of files, arrays, sequences and maps."""
 
 from __future__ import annotations
 

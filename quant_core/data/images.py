@@ -1,4 +1,4 @@
-"""Random images of several kinds: what excites one model leaves another cold.
+"""Random images of several kinds, as models respond to different ones.
 
 A detector of text finds none in noise, and then says the same of all images, whatever became of its
 weights.
@@ -36,7 +36,7 @@ def image_axis(shape: tuple[int, ...]) -> int | None:
 def draw_image(shape: tuple[int, ...], axis: int, rng: np.random.Generator) -> Image:
     """An image of that shape, of about unit variance around 0, with channels on that axis."""
     n, c, h, w = shape if axis == 1 else (shape[0], shape[3], *shape[1:3])
-    kind = (_patches, _leaves, _writing, _clouds)[rng.integers(4)]
+    kind = (_patches, _dead_leaves, _writing, _clouds)[rng.integers(4)]
     image: Image = np.stack([kind(c, h, w, rng) for _ in range(n)])
     return np.moveaxis(image, 1, axis)
 
@@ -49,8 +49,8 @@ def _patches(c: int, h: int, w: int, rng: np.random.Generator) -> Image:
     return np.asarray((rng.standard_normal((c, h, w)) + patches) / np.sqrt(2))
 
 
-def _leaves(c: int, h: int, w: int, rng: np.random.Generator) -> Image:
-    """Rectangles of all sizes over one another."""
+def _dead_leaves(c: int, h: int, w: int, rng: np.random.Generator) -> Image:
+    """Rectangles of all sizes over one another, the dead leaves model of photographs."""
     image = _ground(c, h, w, rng)
     for _ in range(LEAVES):
         height, width = np.exp(rng.uniform(0, np.log(min(h, w)), 2)).astype(int)
@@ -79,7 +79,7 @@ def _writing(c: int, h: int, w: int, rng: np.random.Generator) -> Image:
 
 
 def _clouds(c: int, h: int, w: int, rng: np.random.Generator) -> Image:
-    """Light and shade without edges, and as much of each channel's own."""
+    """A smooth field that all channels share, and as strong a one for each channel."""
     return np.asarray((draw_field((1, h, w), rng) + draw_field((c, h, w), rng)) / np.sqrt(2))
 
 

@@ -218,8 +218,8 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
 
 
 def _size_by_biases(conv: ir.Node) -> float:
-    """The size of values of which a Conv of images makes what is as large as its biases, which may
-    stand in a BatchNormalization behind it; 0 if it has none.
+    """How large values must be for a Conv of images to make of them what is as large as its biases,
+    which may stand in a BatchNormalization behind it; 0 if it has none.
     """
     weight, bias = tensor_of(conv.inputs[1]), tensor_of(graph.input_at(conv, 2))
     reader = graph.only_reader(conv.outputs[0])

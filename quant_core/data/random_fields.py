@@ -1,4 +1,4 @@
-"""Random fields as nature has them: neighbours are alike, and the mean is not 0.
+"""Random fields as measurements are: neighbours are alike, and the mean is not 0.
 
 Models that take noise for a spectrogram, a series or a photograph are left cold by it: what they
 compute of it hardly varies, and rounding shows less than it does on real samples.

@@ -1,4 +1,4 @@
-"""What a file says of the sizes of an input's axes, and which of it says something."""
+"""Which sizes and names of an input's axes mean something: exporters write placeholders too."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def _readers(nodes: Sequence[ir.Node]) -> list[list[_Reader]]:
 
 
 def _coarseness(granularity: Granularity) -> tuple[int, int]:
-    """The finest is least."""
+    """A number that orders granularities, the finest first."""
     if isinstance(granularity, PerBlock):
         return 0, granularity.size
     return (1, 0) if granularity == PerChannel() else (2, 0)

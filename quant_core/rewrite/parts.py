@@ -90,7 +90,7 @@ class _Rows:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What those have in common that can be rows of one another."""
+        """A key that is equal for constants that can be rows of one another."""
         return self.value.dtype, *self.rows.shape[1:]
 
     def found_in(self, whole: _Rows) -> Part | None:

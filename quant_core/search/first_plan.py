@@ -23,7 +23,7 @@ from quant_core.plan.operators import RULES, has_weights
 from quant_core.plan.targets import find_target
 from quant_core.plan.types import IN_FLOAT, IN_INT8, Compute, NodeChoice, QuantPlan
 from quant_core.search.job import QuantJob, has_time_to_calibrate
-from quant_core.search.one_run import how_many_run_soon
+from quant_core.search.one_run import affordable_samples
 from quant_core.search.policy import POLICY
 from quant_core.search.possible_gain import can_gain, most_gain
 from quant_core.search.prepared import prepare_optimized
@@ -54,7 +54,7 @@ def prepare_and_plan(
         with suppress(ModelError):  # calibration tells why it does not run
             bound = most_gain(model, plan, Path(path), samples[0], costs)
             if bound is not None and not can_gain(bound):
-                few = max(POLICY.rounding_samples, how_many_run_soon(bound))
+                few = max(POLICY.rounding_samples, affordable_samples(bound))
                 plan = only_stored(model, plan, few)
     return model, plan, measured
 

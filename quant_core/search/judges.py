@@ -28,7 +28,7 @@ from quant_core.model import files
 from quant_core.plan.types import QuantPlan
 from quant_core.search.bench import Bench, Reference
 from quant_core.search.job import QuantJob
-from quant_core.search.one_run import how_many_run_soon, one_run
+from quant_core.search.one_run import affordable_samples, one_run
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import timed_in
 from quant_core.text import counted
@@ -103,8 +103,8 @@ def stand_ins(original: Path, samples: Samples, costs: TimingCache) -> Samples:
     """
     if len(samples) <= POLICY.few_judges:  # all, however slow it is
         return samples
-    run_soon = how_many_run_soon(one_run(original, samples[0], costs))
-    count = min(max(run_soon, POLICY.few_judges), POLICY.judging_samples)
+    affordable = affordable_samples(one_run(original, samples[0], costs))
+    count = min(max(affordable, POLICY.few_judges), POLICY.judging_samples)
     fitted, held_out = hold_out(samples)
     held_out = held_out.subsample(count)
     fitted = fitted.subsample(count - len(held_out))
@@ -225,7 +225,7 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
             more = samples_for(job.original, spec, sizes=sizes)
         except (DataError, ModelError):
             more = None
-    return None if more is None else _as_many_as_run_soon(job, more)
+    return None if more is None else _affordable(job, more)
 
 
 def _with_splices(job: QuantJob, judges: Samples) -> Samples:
@@ -245,14 +245,14 @@ def _with_splices(job: QuantJob, judges: Samples) -> Samples:
         return judges
     if job.plan.fits_four_bits:
         behind = len(judges) + np.arange(POLICY.most_drawn_samples)
-        return _as_many_as_run_soon(job, judges.spliced(behind[-1] + 1).pick(behind)) or judges
+        return _affordable(job, judges.spliced(behind[-1] + 1).pick(behind)) or judges
     if len(judges) >= POLICY.few_judges:
         return judges
     assert job.samples is not None
     own = np.flatnonzero(np.isin(job.samples.order, judges.order))
     behind = len(job.samples) + np.arange(POLICY.most_drawn_samples - len(own))
     spliced = job.samples.spliced(behind[-1] + 1).pick(np.concatenate([own, behind]))
-    more = _as_many_as_run_soon(job, spliced)
+    more = _affordable(job, spliced)
     return judges if more is None or len(more) < len(judges) else more
 
 
@@ -262,7 +262,7 @@ def only_decides(model: ir.Model) -> bool:
     return all(dtype is not None and not dtype.is_floating_point() for dtype in types)
 
 
-def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
+def _affordable(job: QuantJob, samples: Samples) -> Samples | None:
     """The first of these samples: as many as the original runs on in `POLICY.drawn_s`, but
     no fewer than `POLICY.drawn_samples`; None if it does not run on the first.
     """
@@ -270,5 +270,5 @@ def _as_many_as_run_soon(job: QuantJob, samples: Samples) -> Samples | None:
         cost = one_run(job.original, samples[0], job.costs)
     except ModelError:
         return None
-    count = max(POLICY.drawn_samples, how_many_run_soon(cost))
+    count = max(POLICY.drawn_samples, affordable_samples(cost))
     return samples.pick(np.arange(min(count, len(samples))))

@@ -28,21 +28,21 @@ def observed(job: QuantJob) -> QuantJob:
     assert job.samples is not None
     held_out = hold_out(job.samples)[1] if needs_hold_out(job, job.plan) else None
     samples = observed_samples(job.plan, job.samples)
-    parts = observe_apart(job.model, job.plan, samples, job.stage_deadline, held_out)
+    parts = observe_separately(job.model, job.plan, samples, job.stage_deadline, held_out)
     return with_statistics(job, [parts])
 
 
 def observe_shard(
     model: ir.Model, plan: QuantPlan, samples: Samples, shard: tuple[int, int], deadline: Deadline
 ) -> list[Statistics]:
-    """The statistics of one shard of the samples, as `observe_apart` separates them.
+    """The statistics of one shard of the samples, as `observe_separately` separates them.
 
     Random samples judge nothing but a contract of weights in 4 bits: else none is held out.
     """
     may_judge = plan.fits_four_bits or not samples.are_random
     held_out = hold_out(samples)[1] if may_judge else None
     shared = observed_samples(plan, samples).shard(*shard)
-    return observe_apart(model, plan, shared, deadline, held_out, shards=shard[1])
+    return observe_separately(model, plan, shared, deadline, held_out, shards=shard[1])
 
 
 def observed_samples(plan: QuantPlan, samples: Samples) -> Samples:
@@ -55,7 +55,7 @@ def observed_samples(plan: QuantPlan, samples: Samples) -> Samples:
     return hold_out(samples)[0].subsample(plan.rounding_samples)
 
 
-def observe_apart(
+def observe_separately(
     model: ir.Model,
     plan: QuantPlan,
     samples: Samples,
@@ -84,7 +84,7 @@ def observe_apart(
 
 
 def with_statistics(job: QuantJob, shards: Sequence[Sequence[Statistics]]) -> QuantJob:
-    """The job with what `observe_apart` found in each shard of its samples: statistics merge
+    """The job with what `observe_separately` found in each shard of its samples: statistics merge
     exactly. Where none are held out in the end, Gram matrices of three in four stand for all.
     """
     assert job.samples is not None

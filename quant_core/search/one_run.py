@@ -1,4 +1,4 @@
-"""How long the original takes for one sample, and so on how many it runs soon."""
+"""How long the original takes for one sample, and how many samples that leaves time for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def one_run(original: Path, feed: Feed, costs: TimingCache) -> Cost:
     return costs.of(what, partial(_timed, original, feed))
 
 
-def how_many_run_soon(one: Cost) -> int:
-    """How many samples a model that takes so long for one runs on in `POLICY.drawn_s`."""
+def affordable_samples(one: Cost) -> int:
+    """On how many samples a model that takes so long for one can run in `POLICY.drawn_s`."""
     return int(1e3 * POLICY.drawn_s / one.float_ms)
 
 

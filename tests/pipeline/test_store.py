@@ -21,7 +21,7 @@ from flows.manifest.read import check_manifest
 from flows.runtime.run_options import RunOptions
 from quant_core.judging import validate_model
 from tasks import store_requests, stores
-from tasks.cache import the_cache
+from tasks.cache import host_cache
 from tasks.locations import Url
 from tasks.rows import Outcome
 from tests.models import tiny_cnn
@@ -121,7 +121,7 @@ def test_workers_that_share_nothing_but_a_slow_and_busy_store_make_a_batch_in_tw
     cluster, server, mill, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(store_requests, "RETRY_S", 0.0)
-    monkeypatch.setattr(the_cache().contents, "max_bytes", 1)  # nothing that is read ahead stays
+    monkeypatch.setattr(host_cache().contents, "max_bytes", 1)  # nothing that is read ahead stays
     monkeypatch.setattr(to_do, "READERS", 1)
     monkeypatch.setattr(flow_run, "WAITING", -1)  # one model at a time
     place = STORE / "models"

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from quant_core.errors import RequestError
 from tasks import store_requests, stores
-from tasks.cache import Cache, the_cache
+from tasks.cache import Cache, host_cache
 from tasks.contents import file_digest
 from tasks.locations import Url
 from tests.models import save_apart, tiny_cnn
@@ -228,7 +228,7 @@ def test_a_folder_is_listed_once_for_many_of_its_files(cache, monkeypatch):
 
     monkeypatch.setattr(stores, "stat", note)
 
-    cache.look_at([*urls, STORE / "many" / "missing.npy"])
+    cache.stat_all([*urls, STORE / "many" / "missing.npy"])
 
     assert {cache.stat(url).size for url in urls} == {len(b"content")}
     assert read == [STORE / "few" / "a.npy"]
@@ -242,4 +242,4 @@ def test_a_named_cache_that_cannot_be_written_is_an_error_in_words(tmp_path, mon
     monkeypatch.setenv("QUANTMILL_CACHE", str(tmp_path / "file" / "cache"))
 
     with pytest.raises(RequestError, match="cannot be written: not a directory"):
-        the_cache.__wrapped__()
+        host_cache.__wrapped__()

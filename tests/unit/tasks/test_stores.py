@@ -179,7 +179,7 @@ def test_a_store_that_copies_nothing_gets_the_file_through_this_host(tmp_path, m
 
     folder = Url("memory://copies_nothing")
     monkeypatch.setattr(MemoryFileSystem, "cp_file", cp_file)
-    monkeypatch.setattr(remote, "the_cache", lambda: Cache(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "host_cache", lambda: Cache(tmp_path / "cache"))
     stores.write(folder / "m.onnx", b"model")
 
     transfer(folder / "m.onnx", folder / "out" / "m.onnx", 60.0)
