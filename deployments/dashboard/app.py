@@ -19,7 +19,7 @@ REFRESH_S = 10
 TITLES = {
     "failed": "What failed, and why",
     "slower": "What got slower since last week",
-    "less_right": "What got less right since last week",
+    "less_accurate": "What got less accurate since last week",
     "never_met": "What never met its contract",
 }
 SIZE, SPEEDUP, ACCURACY, MOMENT = "bytes", "%.2fx", "%.4g", "YYYY-MM-DD HH:mm"
@@ -75,7 +75,7 @@ def show(reports: Path) -> None:
     columns[0].metric("models", saved["models"])
     columns[1].metric("saved", format_size(saved["saved_bytes"] or 0))
     columns[2].metric("failed", len(answers["failed"]))
-    columns[3].metric("slower or less right", len(answers["slower"] + answers["less_right"]))
+    columns[3].metric("slower or less accurate", len(answers["slower"] + answers["less_accurate"]))
     columns[4].metric("never met", len(answers["never_met"]))
     for question, title in TITLES.items():
         if answers[question]:

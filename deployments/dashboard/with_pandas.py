@@ -36,7 +36,7 @@ def slower(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
     return change[change.ratio < 0.9].sort_values(["ratio", "output"]).drop(columns="ratio")
 
 
-def less_right(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
+def less_accurate(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
     measured = pd.concat([models[models.outcome == "done"], audits], ignore_index=True)
     change = _change(measured[measured.accuracy.notna()], "accuracy", ["metric"])
     change["drop"] = change.accuracy_now - change.accuracy_before
@@ -84,7 +84,7 @@ def never_met(models: pd.DataFrame, audits: pd.DataFrame) -> pd.DataFrame:
 
 QUESTIONS = {
     "failed": failed,
-    "less_right": less_right,
+    "less_accurate": less_accurate,
     "never_met": never_met,
     "saved": saved,
     "slower": slower,

@@ -49,7 +49,7 @@ def slower(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def less_right(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
+def less_accurate(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
     is_known = pl.col("accuracy").is_not_null()
     made = models.filter((pl.col("outcome") == "done") & is_known)
     measured = pl.concat([made, audits.filter(is_known)], how="diagonal_relaxed")
@@ -90,7 +90,7 @@ def never_met(models: pl.DataFrame, audits: pl.DataFrame) -> pl.DataFrame:
 
 QUESTIONS = {
     "failed": failed,
-    "less_right": less_right,
+    "less_accurate": less_accurate,
     "never_met": never_met,
     "saved": saved,
     "slower": slower,

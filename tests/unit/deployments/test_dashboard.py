@@ -102,8 +102,8 @@ def test_what_got_slower_since_last_week(reports, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_got_less_right_since_last_week(reports, engine):
-    rows = ENGINES[engine].ask("less_right", reports)
+def test_what_got_less_accurate_since_last_week(reports, engine):
+    rows = ENGINES[engine].ask("less_accurate", reports)
 
     assert [tuple(row.values()) for row in rows] == [
         ("out/good.onnx", "audited", "top1", 0.99, 0.8),
@@ -168,7 +168,7 @@ def test_the_live_page_shows_the_last_run_the_answers_and_one_model_over_the_run
         "models": "10",
         "saved": "3.0 kB",
         "failed": "2",
-        "slower or less right": "4",
+        "slower or less accurate": "4",
         "never met": "1",
     }
     assert page.subheader[0].value == "Last run: Running"

@@ -1,4 +1,4 @@
--- What got less right since last week: the newest accuracy of each model is below the newest one
+-- What got less accurate since last week: the newest accuracy of each model is below the newest one
 -- that is at least six days older and in the same metric.
 with measured as (
     select output, model, run_id, started_at, metric, accuracy from models
