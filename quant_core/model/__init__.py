@@ -10,7 +10,7 @@ compact, fuse_hard_sigmoid, normalize, deduplicate, unused, restore_interface
                     steps of prepare: what is folded, fused, tidied and given back
 graph, constants, axes
                     questions to a graph, and edits of it
-session, providers, runtime_errors, containers, external_initializers
+session, providers, runtime_errors, containers, external_initializers, inner_outputs
                     running a model: sessions, their errors, values that are no tensors
 values, layerwise, subgraph, parallel, spill
                     values of inner tensors: of all feeds, layer by layer, of a part of a model

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quant_core.errors import ModelError
 from quant_core.model.containers import boxed, unboxed
+from quant_core.model.inner_outputs import inner_outputs
 from quant_core.model.runtime_errors import loading_error, short_message
 
 if TYPE_CHECKING:
@@ -235,21 +236,25 @@ def _open(
 
         raise no_file(Path(model))
     try:
-        with _source(model, in_memory=bool(outputs), lends=not chosen) as (source, folder, weights):
+        with _source(model, in_memory=bool(outputs), externalizes=not chosen) as (
+            source,
+            folder,
+            weights,
+        ):
             if folder is not None:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(folder)
                 )
             if isinstance(source, bytes) and outputs:
-                source += _exposing(outputs, counting)
-            lent = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-            if lent:
-                options.add_external_initializers(list(weights), lent)
+                source += inner_outputs(outputs, counting)
+            external = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            if external:
+                options.add_external_initializers(list(weights), external)
             # enable_fallback=0: a failure is an error, not a message on stdout and another try
             session = ort.InferenceSession(
                 source, options, providers=[*chosen, CPU], enable_fallback=0
             )
-            session.lent = lent  # it reads them where they lie, and must keep them alive
+            session.external = external  # it reads them where they lie, and must keep them alive
             session.has_run = False  # the first run allocates memory
             return session
     except (MemoryError, ModelError):
@@ -260,10 +265,10 @@ def _open(
 
 @contextmanager
 def _source(
-    model: Model, *, in_memory: bool, lends: bool
+    model: Model, *, in_memory: bool, externalizes: bool
 ) -> Iterator[tuple[str | bytes, Path | None, Mapping[str, np.ndarray]]]:
     """A path or a model in memory, the folder of the tensors that are not in it, and the weights
-    that are in neither, if it `lends` them.
+    that are in neither, if it `externalizes` them (external_initializers.py).
     """
     if isinstance(model, bytes):
         yield model, None, {}
@@ -272,7 +277,7 @@ def _source(
         from quant_core.model.external_initializers import external_initializers
         from quant_core.model.files import external_tensors, serialized
 
-        if lends and next(external_tensors(model), None) is None:
+        if externalizes and next(external_tensors(model), None) is None:
             named, weights = external_initializers(model)
             yield named.SerializeToString(), None, weights
             return
@@ -283,29 +288,3 @@ def _source(
         yield Path(model).read_bytes(), Path(model).absolute().parent, {}
     else:
         yield str(model), None, {}
-
-
-def _exposing(outputs: Sequence[str], counting: Sequence[str]) -> bytes:
-    """Bytes that add graph outputs to the serialized model they are appended to, and a node before
-    each that counts the elements of a tensor, if there are tensors to count.
-
-    Protobuf defines that joined messages merge and that repeated fields join. The fields are
-    ModelProto.graph = 7, GraphProto.node = 1 and output = 12, NodeProto.input = 1, output = 2 and
-    op_type = 4, ValueInfoProto.name = 1. So even a large model need not be parsed, and onnxruntime
-    infers the types.
-    """
-    nodes = [
-        _field(1, _field(1, tensor.encode()) + _field(2, name.encode()) + _field(4, b"Size"))
-        for tensor, name in zip(counting, outputs, strict=False)
-    ]
-    infos = [_field(12, _field(1, name.encode())) for name in outputs]
-    return _field(7, b"".join(nodes + infos))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """One length-delimited protobuf field."""
-    size, length = len(content), bytearray()
-    while size > 127:
-        length.append(size & 127 | 128)
-        size >>= 7
-    return bytes([number << 3 | 2, *length, size]) + content
