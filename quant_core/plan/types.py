@@ -129,6 +129,12 @@ class NodePlan:
         assert self.storage is not None, f"{self.node} has no weights"
         return self.storage
 
+    @property
+    def weight_granularity(self) -> Granularity:
+        """What shares a scale in the weights of a node whose weights are rounded."""
+        assert self.granularity is not None, f"{self.node} has no weight that is rounded"
+        return self.granularity
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the node's plan back."""
         own = {name: getattr(self, name) for name in self.__slots__}

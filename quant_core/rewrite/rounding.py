@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quant_core.calibrate.gram import RoundingTarget, ScaledGrams
+from quant_core.calibrate.gram import RoundingTarget
 from quant_core.calibrate.observe import Statistics
 from quant_core.calibrate.outliers import reciprocal
 from quant_core.deadline import NO_DEADLINE, Deadline
@@ -34,10 +33,9 @@ from quant_core.numerics.standard_weight import StandardWeight, standard_weight
 from quant_core.numerics.weight_methods import WEIGHT_METHODS
 from quant_core.plan.convolutions import has_other_pairs
 from quant_core.plan.operators import RULES, mean_axis, weight_layout
-from quant_core.plan.targets import TARGETS
 from quant_core.plan.types import NodePlan, QuantPlan
 from quant_core.rewrite.bias_correction import bias_of, corrected_bias, flat_bias
-from quant_core.rewrite.weight_cache import ByIdentity, Rounded, RoundingKey, WeightCache
+from quant_core.rewrite.weight_cache import Rounded, RoundingKey, RoundingKeys, WeightCache
 
 ROW_SCALES = Layout((0, 1))  # of a matrix: a scale per row
 Floor = NDArray[np.float64] | float
@@ -62,13 +60,9 @@ class Rounding:
         self.deadline = deadline
         self.stats = stats
         self.cache = WeightCache() if cache is None else cache
-        # onnxruntime makes float32 of them when it loads a model, as it does of 4 bits
-        self.has_short_scales = bool(plan.in_four_bits) and TARGETS[plan.target].decodes_int4
-        self.pairs_channels = TARGETS[plan.target].pairs_channels
+        self.keys = RoundingKeys(plan, stats)
         self.sqnr_db: dict[str, float] = {}
         self.worst_row_db: dict[str, float] = {}
-        self._first_node: dict[RoundingKey, str] = {}
-        self._digests: dict[ByIdentity, bytes] = {}
 
     def integers(
         self,
@@ -94,12 +88,12 @@ class Rounding:
             largest = np.abs(self._rows(node, weight, layout, factors)).max(1, initial=0.0)
             if not np.any(floor > largest / QMAX8):
                 floor = 0.0  # it changes nothing: nodes that share the weight share its integers
-        key = self._key(node, weight, planned, layout, floor, factors)
+        key = self.keys.of_node(node, weight, planned, layout, floor, factors)
         if key not in self.cache.rounded:
             began_at = time.monotonic()
             rows = self._rows(node, weight, layout, factors)
             found = self._round(node, planned, rows, floor, factors)
-            if self.has_short_scales:
+            if self.keys.has_short_scales:
                 found = with_short_scales(found, floor)
             self.cache.rounded[key] = Rounded(
                 found,
@@ -114,7 +108,7 @@ class Rounding:
         """A matrix, for all products with it and with its transpose: rounded to nearest, as what
         their inputs ask for differs.
         """
-        key = self._weight_key(weight, planned, ROW_SCALES)
+        key = self.keys.of_weight(weight, planned, ROW_SCALES)
         if key not in self.cache.rounded:
             array = graph.array(weight)
             found = quantize_both_axes(array, pair_safe=planned.pair_safe)
@@ -132,9 +126,9 @@ class Rounding:
         Columns that are larger than others throughout (outliers of transformers) need scales of
         their own; of the two the one with less noise is taken.
         """
-        key = replace(self._weight_key(weight, planned, None), pair_safe=False, method="")
+        key = replace(self.keys.of_weight(weight, planned, None), pair_safe=False, method="")
         if key not in self.cache.rounded:
-            self.cache.rounded[key] = _round_table(graph.array(weight), _granularity(planned))
+            self.cache.rounded[key] = _round_table(graph.array(weight), planned.weight_granularity)
         return self._known(node, key)
 
     def standard(self, node: ir.Node, weight: ir.Value, planned: NodePlan) -> StandardWeight:
@@ -142,7 +136,7 @@ class Rounding:
         found = standard_weight(
             graph.array(weight),
             weight_layout(node, weight),
-            _granularity(planned),
+            planned.weight_granularity,
             Grid(planned.weight_storage.bits, self.config.symmetric, self.config.symmetric),
         )
         self._record(node, found.sqnr_db, found.worst_row_db)
@@ -206,56 +200,6 @@ class Rounding:
         self.sqnr_db[name] = min(found_db, self.sqnr_db.get(name, np.inf))
         self.worst_row_db[name] = min(worst_row_db, self.worst_row_db.get(name, np.inf))
 
-    def _key(
-        self,
-        node: ir.Node,
-        weight: ir.Value,
-        planned: NodePlan,
-        layout: Layout,
-        floor: Floor,
-        factors: NDArray[np.float32] | None,
-    ) -> RoundingKey:
-        key = replace(
-            self._weight_key(weight, planned, layout),
-            floor=np.asarray(floor, np.float64).tobytes() if np.any(floor) else b"",
-            factors=b"" if factors is None else factors.tobytes(),
-        )
-        first = self._first_node.setdefault(key, str(node.name))
-        calibration = self._calibration(first)
-        return key if calibration is None else replace(key, calibration=calibration, node=first)
-
-    def _weight_key(
-        self, weight: ir.Value, planned: NodePlan, layout: Layout | None
-    ) -> RoundingKey:
-        tensor = ByIdentity(weight.const_value)
-        if tensor not in self._digests:
-            array = np.ascontiguousarray(graph.array(weight))
-            self._digests[tensor] = hashlib.sha1(array.data, usedforsecurity=False).digest()
-        return RoundingKey(
-            str(weight.name),
-            self._digests[tensor],
-            layout,
-            planned.weight_storage,
-            _granularity(planned),
-            planned.pair_safe,
-            self.config.weight_method,
-            self.has_short_scales,
-            self.pairs_channels,
-        )
-
-    def _calibration(self, node: str) -> ByIdentity | None:
-        """What rounding the node's weight reads of calibration."""
-        target = self.stats.rounding_targets.get(node) if self.stats is not None else None
-        if target is not None:
-            return ByIdentity(target)
-        if self.stats is None or not WEIGHT_METHODS[self.config.weight_method].uses_gram:
-            return None
-        grams = self.stats.gram_matrices
-        if node not in grams:
-            return None
-        is_made_anew = isinstance(grams, ScaledGrams) and grams.has_changed(node)
-        return ByIdentity(grams if is_made_anew else grams[node])
-
     def _target(self, node: ir.Node) -> RoundingTarget | None:
         """What is rounded in place of the weight where layers before it are rounded already."""
         return self.stats.rounding_targets.get(str(node.name)) if self.stats is not None else None
@@ -293,7 +237,7 @@ class Rounding:
         method = WEIGHT_METHODS[self.config.weight_method]
         has_time = method.uses_gram and not self.deadline.is_over
         gram = self._gram(node, factors) if has_time else None
-        granularity = _granularity(planned)
+        granularity = planned.weight_granularity
         safe = planned.pair_safe
         if isinstance(granularity, PerBlock):
             columns = rows.shape[1] if gram is None else gram.shape[-1]
@@ -303,7 +247,7 @@ class Rounding:
                 return method.int4(rows, block, pair_safe=safe, floor=floor, levels=levels)
             return method.gram_int4(rows, gram, block, pair_safe=safe, floor=floor, levels=levels)
         # Kernels differ in which weights of a row are neighbours: any two must be safe.
-        is_any_pair = safe and self.pairs_channels and has_other_pairs(node)
+        is_any_pair = safe and self.keys.pairs_channels and has_other_pairs(node)
         if is_any_pair:
             floor = np.maximum(floor, scale_for_any_pair(rows))
         if gram is None or method.gram_int8 is None:
@@ -327,9 +271,3 @@ def _round_table(array: NDArray[np.float32], granularity: Granularity) -> Rounde
         tried = [(at, quantize_int8(at.matrix(array), granularity)) for at in layouts]
     found = [Rounded(q, at, array.shape, *noise_db(at.matrix(array), q.values)) for at, q in tried]
     return max(found, key=lambda rounded: rounded.sqnr_db)
-
-
-def _granularity(planned: NodePlan) -> Granularity:
-    """The granularity of a node whose weights are rounded."""
-    assert planned.granularity is not None, f"{planned.node} has no weight that is rounded"
-    return planned.granularity

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quant_core.calibrate.gram import ScaledGrams
+from quant_core.calibrate.observe import Statistics
+from quant_core.model import graph
 from quant_core.numerics.granularity import Granularity
 from quant_core.numerics.integer_weight import IntegerWeight
 from quant_core.numerics.layout import Layout
-from quant_core.plan.types import Storage
+from quant_core.numerics.weight_methods import WEIGHT_METHODS
+from quant_core.plan.targets import TARGETS
+from quant_core.plan.types import NodePlan, QuantPlan, Storage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +92,72 @@ class RoundingKey:
     factors: bytes = b""
     calibration: ByIdentity | None = None
     node: str = ""
+
+
+class RoundingKeys:
+    """The keys of the weights of one plan, which are rounded with these statistics.
+
+    has_short_scales  onnxruntime makes float32 of bfloat16 scales when it loads a model, as it does
+                      of 4 bits
+    """
+
+    def __init__(self, plan: QuantPlan, stats: Statistics | None) -> None:
+        target = TARGETS[plan.target]
+        self.stats = stats
+        self.method = plan.config.weight_method
+        self.has_short_scales = bool(plan.in_four_bits) and target.decodes_int4
+        self.pairs_channels = target.pairs_channels
+        self._first_node: dict[RoundingKey, str] = {}
+        self._digests: dict[ByIdentity, bytes] = {}
+
+    def of_node(
+        self,
+        node: ir.Node,
+        weight: ir.Value,
+        planned: NodePlan,
+        layout: Layout,
+        floor: NDArray[np.float64] | float,
+        factors: NDArray[np.float32] | None,
+    ) -> RoundingKey:
+        """The key of a weight that is rounded by what calibration knows of the node's input."""
+        key = replace(
+            self.of_weight(weight, planned, layout),
+            floor=np.asarray(floor, np.float64).tobytes() if np.any(floor) else b"",
+            factors=b"" if factors is None else factors.tobytes(),
+        )
+        first = self._first_node.setdefault(key, str(node.name))
+        calibration = self._calibration(first)
+        return key if calibration is None else replace(key, calibration=calibration, node=first)
+
+    def of_weight(self, weight: ir.Value, planned: NodePlan, layout: Layout | None) -> RoundingKey:
+        """The key of a weight that is rounded without calibration."""
+        tensor = ByIdentity(weight.const_value)
+        if tensor not in self._digests:
+            array = np.ascontiguousarray(graph.array(weight))
+            self._digests[tensor] = hashlib.sha1(array.data, usedforsecurity=False).digest()
+        return RoundingKey(
+            str(weight.name),
+            self._digests[tensor],
+            layout,
+            planned.weight_storage,
+            planned.weight_granularity,
+            planned.pair_safe,
+            self.method,
+            self.has_short_scales,
+            self.pairs_channels,
+        )
+
+    def _calibration(self, node: str) -> ByIdentity | None:
+        """What rounding the node's weight reads of calibration."""
+        if self.stats is None:
+            return None
+        if node in self.stats.rounding_targets:
+            return ByIdentity(self.stats.rounding_targets[node])
+        grams = self.stats.gram_matrices
+        if not WEIGHT_METHODS[self.method].uses_gram or node not in grams:
+            return None
+        is_made_anew = isinstance(grams, ScaledGrams) and grams.has_changed(node)
+        return ByIdentity(grams if is_made_anew else grams[node])
 
 
 @dataclass(slots=True)
