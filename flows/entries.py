@@ -21,7 +21,7 @@ RUN_TIME = "%Y%m%dT%H%M%S"  # the first part of a run's id
 class RunEntry:
     """A run begins.
 
-    request  names what the run was asked for: the same request goes on with an interrupted run
+    request  a digest of what was requested: the same request goes on with an interrupted run
     """
 
     event: ClassVar = "run"

@@ -292,7 +292,7 @@ def compare_models(
 
 
 def _counted(outputs: Iterable[Outputs], total: int, progress: Progress) -> Iterator[Outputs]:
-    """The outputs, while `progress` is told about once a second how long the others take."""
+    """The outputs, while `progress` is called about once a second with how long the others take."""
     start = last = time.monotonic()
     for done, output in enumerate(outputs, 1):
         now = time.monotonic()

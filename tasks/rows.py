@@ -99,7 +99,7 @@ class RunRow(Row):
     started_at: datetime  # of the first attempt, if the run was interrupted and went on
     finished_at: datetime
     seconds: float  # of the last attempt, also where the clock was set meanwhile
-    models: int  # how many the run was asked for
+    models: int  # how many were requested
     done: int  # how many of them ended in this outcome, as the next two
     skipped: int
     failed: int

@@ -39,7 +39,7 @@ def heal(folder: Path, journal: Journal, is_whole: Callable[[Path], bool] | None
     One torn file would keep readers from all others. Set aside means that its name begins with a
     dot, which they pass over.
 
-    is_whole  how torn files are told from others; None: by their first and last bytes alone
+    is_whole  how torn files are recognized; None: by their first and last bytes alone
     """
     is_whole = is_whole or _begins_and_ends_well
     reports = folder / "reports"

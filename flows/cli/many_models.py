@@ -109,7 +109,7 @@ def _calibration_values(samples: SampleSpec) -> dict[str, Any]:
 
 
 def _folder_beside(model: str, bits: int) -> Path:
-    """Where a folder's model is written if nothing else is said; here if it lies in a store."""
+    """Where a folder's model is written by default; here if it lies in a store."""
     from flows.manifest.paths import absolute
 
     folder = absolute(Path.cwd(), model)

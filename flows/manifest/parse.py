@@ -13,7 +13,7 @@ import yaml
 
 from quant_core.errors import RequestError, reason_of
 
-SUFFIXES = (".yaml", ".yml", ".json", ".toml")  # by which a manifest is told from a model
+SUFFIXES = (".yaml", ".yml", ".json", ".toml")  # of manifests, as opposed to models
 MAX_BYTES = 8 << 20
 MAX_VALUES = 1_000_000
 # A TOML key with more than 16 parts, quoted or not: see `_read_toml`.

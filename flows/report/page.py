@@ -58,16 +58,18 @@ def _verdict(models: list[ReportedModel]) -> str:
     failed = sum(model.state == "failed" for model in models)
     not_met = sum(model.state == "not_met" for model in models)
     worse = sum(bool(model.regressions) for model in models)
-    said = [f"{len(models) - failed} of {len(models)} models made"]
+    phrases = [f"{len(models) - failed} of {len(models)} models made"]
     if failed:
-        said.append(f"{failed} failed")
+        phrases.append(f"{failed} failed")
     if not_met:
-        said.append("1 misses its contract" if not_met == 1 else f"{not_met} miss their contract")
+        phrases.append(
+            "1 misses its contract" if not_met == 1 else f"{not_met} miss their contract"
+        )
     if worse:
-        said.append(f"{worse} got worse since the run before")
-    if len(said) == 1 and any(model.state == "met" for model in models):
-        said.append("every contract is met")
-    return ", ".join(said)
+        phrases.append(f"{worse} got worse since the run before")
+    if len(phrases) == 1 and any(model.state == "met" for model in models):
+        phrases.append("every contract is met")
+    return ", ".join(phrases)
 
 
 def _header(data: PageData, models: list[ReportedModel]) -> Element:

@@ -1,6 +1,6 @@
 """The process in which OpenVINO runs models, for `in_openvino.py`: the only one that imports it.
 
-What it is asked for lies in request.json of a folder, what it finds in answer.json and outputs.npz.
+Its request is request.json in a folder, its answer answer.json and outputs.npz there.
 Before each step doing.json says what that is, for the case that it is the last.
 """
 

@@ -20,11 +20,11 @@ def distinct_axes(axes: Sequence[int | str | None]) -> Axes:
        many images as pixels. A matrix may be square.
     """
 
-    def told(size: int | str | None) -> int | str | None:
+    def distinct(size: int | str | None) -> int | str | None:
         if isinstance(size, int):
             return size if size >= 0 else None  # 1.
         is_placeholder = size is None or size.lower() in PLACEHOLDERS  # 2.
         is_shared = len(axes) == 4 and size == axes[0] and size in axes[1:]  # 3.
         return None if is_placeholder or is_shared else size
 
-    return tuple(map(told, axes))
+    return tuple(map(distinct, axes))

@@ -7,7 +7,7 @@ checks, prepared, first_plan
 judges, observing, calibrated
                     which samples judge, which calibrate; the model that candidates are made of
 bit_allocation      4-bit weights in finer or coarser blocks, before a search in 4 bits
-search              the search: its five steps, told at the top of the file
+search              the search: its five steps, described at the top of the file
 variants, race_variants, kernel_times
                     step 1: the rows of VARIANTS race
 single_matmuls, matmul_costs

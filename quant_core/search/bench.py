@@ -102,7 +102,7 @@ class Bench:
     timed_in  the runtime in which their speed can be measured here; None if in none
     deadline  when a search should end with the best it has
     judged_outputs  names of the outputs that count; None: all
-    progress  is told what a search is doing
+    progress  is called with what a search is doing
     """
 
     reference: Reference

@@ -137,7 +137,7 @@ def _broken_nodes(candidate: Candidate) -> dict[str, float]:
 
 
 def _broken_weights(candidate: Candidate) -> str:
-    """What is to be said of each broken weight, "" if none is."""
+    """A phrase on each broken weight, "" if none is."""
     least = candidate.plan.config.least_db
     return joined(
         f"a channel of the weight of node {node} has {db:.1f} dB, at least {least:g}"

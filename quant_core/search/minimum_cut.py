@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 UNIT = 1e-6  # of what a cut adds up, in milliseconds: integers keep the solver exact
 DEPTH = 6  # of the halving: at most 63 cuts
-STEP = 10**0.1  # of noise, 1 dB: assignments that are nearer to each other are not told apart
+STEP = 10**0.1  # of noise, 1 dB: assignments that are nearer to each other count as one
 SOURCE, SINK = "source", "sink"
 
 Nodes = frozenset[str]

@@ -1,4 +1,4 @@
-"""A warm child process that runs stages one after another: how it is started, asked and killed.
+"""A warm child process that runs stages one after another: how it is started, used and killed.
 
 1. A request is one JSON line on the child's stdin. An answer is one JSON line on a pipe of its own,
    because native code prints on stdout.
