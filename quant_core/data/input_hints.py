@@ -204,9 +204,8 @@ def _float_hint(source: ir.Value, hint: Hint) -> Hint:
     for node, position, _ in _readers(source):
         if node.op_type == "Conv" and position == 0 and _size_by_biases(node) > PIXELS:
             return replace(hint, top=255.0)
-        number = next(
-            (abs(n) for v in node.inputs[1:] if (n := mean_of(v)) is not None and n), None
-        )
+        numbers = map(mean_of, node.inputs[1:])
+        number = next((abs(n) for n in numbers if n), None)
         if number is None:
             continue
         divides = node.op_type == "Div" and number > 100

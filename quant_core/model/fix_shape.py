@@ -95,9 +95,14 @@ def _replaced(shape: Shape, name: str, size: int) -> Shape:
 
 def _shape(value: ir.Value) -> Shape:
     assert value.shape is not None
-    sizes = [n if isinstance(n, int) else n.value for n in value.shape]
-    # A file may say 0 or less where a size is open.
-    return tuple(None if isinstance(n, int) and n <= 0 else n or None for n in sizes)
+    return tuple(map(_size, value.shape))
+
+
+def _size(size: int | ir.SymbolicDim) -> int | str | None:
+    """The size; its name if it is open; None without one, as where a file says 0 or less."""
+    if isinstance(size, int):
+        return size if size > 0 else None
+    return size.value or None
 
 
 def _described(shapes: Mapping[str, Shape]) -> str:

@@ -87,12 +87,12 @@ def make_plan(
 
     anchors = {name for name, n in weighted.items() if n.compute is Compute.STATIC}
     static = static_nodes(nodes, anchors, config, choices, known_as, target)  # 4
-    plans = [
-        weighted.get(str(n.name))
-        or NodePlan(str(n.name), n.op_type, Compute.STATIC, reason=BETWEEN)
-        for n in nodes
-        if n.name in weighted or n.name in static
-    ]
+    between = (n for n in nodes if n.name in static and n.name not in weighted)
+    planned = weighted | {
+        str(n.name): NodePlan(str(n.name), n.op_type, Compute.STATIC, reason=BETWEEN)
+        for n in between
+    }
+    plans = [planned[str(n.name)] for n in nodes if n.name in planned]
     plans += [weighted[name] for name in dict.fromkeys(str(n.name) for n in inner)]
 
     read_dynamically = _read_dynamically(nodes, weighted)

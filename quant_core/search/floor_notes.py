@@ -71,11 +71,8 @@ def shortfall_of(calibrated: CalibratedModel, judged: Candidate, samples: Sample
     """The broken outputs, and the node with the most noise of its own."""
     assert judged.fidelity is not None
     least = judged.plan.config.least_db
-    broken = [
-        f"output {o.name} {o.flaw or f'{o.nearness}, at least {least:g}'}"
-        for o in judged.fidelity.per_output
-        if o.flaw or (o.sound_db is not None and o.sound_db < least)
-    ]
+    outputs = judged.fidelity.per_output
+    broken = [f"output {o.name} {why}" for o in outputs if (why := _shortfall(o, least))]
     few = samples.subsample(POLICY.sensitivity_samples)
     try:
         found = isolated_db(calibrated.model, judged.model, few)
@@ -85,6 +82,12 @@ def shortfall_of(calibrated: CalibratedModel, judged: Candidate, samples: Sample
         worst = min(found, key=found.__getitem__)
         broken.append(f"most noise comes from node {worst}, {found[worst]:.1f} dB")
     return "; ".join(broken)
+
+
+def _shortfall(output: OutputFidelity, least_db: float) -> str:
+    """Why the output is broken, "" if it is not."""
+    is_below = output.sound_db is not None and output.sound_db < least_db
+    return output.flaw or (f"{output.nearness}, at least {least_db:g}" if is_below else "")
 
 
 def repair_note(before: Candidate, after: Candidate) -> str:
