@@ -67,6 +67,8 @@ def optimize(
     speedup: Speedup | None = None,
     rules: Iterable[str] | None = None,
     deadline: Deadline = NO_DEADLINE,
+    *,
+    timed: Iterable[str] = tuple(TIMED),
 ) -> Optimized:
     """The model after every rule that keeps its outputs, its speed and its size.
 
@@ -76,6 +78,7 @@ def optimize(
     speedup   time of its first model over that of its second; without it, timed rules are not tried
     rules     names of those that need no clock; None: EXACT
     deadline  when it should end with what it has
+    timed     names of the timed rules that are tried
 
     1. Rules are applied in order, again and again, until none changes anything.
     2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
@@ -90,7 +93,7 @@ def optimize(
         return Optimized(model, (), ())
     work = _Work(feeds, speedup, deadline, OpenedModel(model), Facts.of(model))
     exact = [*(EXACT if rules is None else rules)]
-    names = (*exact, *(TIMED if speedup is not None else ()))
+    names = (*exact, *(timed if speedup is not None else ()))
     # How many rules in a row have changed nothing.
     idle = 0 if work.attempt_together(exact) else len(exact)  # 2.
     for name in islice(cycle(names), idle, ROUNDS * len(names)):  # 1.

@@ -22,7 +22,7 @@ from quant_core.evaluate.timing_cache import TimingCache
 from quant_core.model import files
 from quant_core.model.prepare import prepare
 from quant_core.optimize.opened import OpenedModel
-from quant_core.optimize.rules import EXACT, PRUNE
+from quant_core.optimize.rules import EXACT, FOR_FLOAT_CONVS, PRUNE, TIMED
 from quant_core.optimize.run import LEAST_GAIN, Optimized, Speedup, follow, optimize
 from quant_core.plan.targets import TARGETS, Runtime, find_target, host_target_name
 from quant_core.plan.types import QuantPlan
@@ -58,7 +58,11 @@ def prepare_optimized(
         return Optimized(model, (), ())
     is_timed = config.optimize and timed_in(target.name) is Runtime.ONNXRUNTIME
     speedup = _speedup(feeds[0], costs) if is_timed and feeds else None
-    return optimize(model, feeds, speedup, rules, deadline.of_stage(POLICY.stage_share))
+    # Without samples no Conv gets ranges, and so none computes in integers.
+    skipped = () if stays_float or samples is None else FOR_FLOAT_CONVS
+    timed = [rule for rule in TIMED if rule not in skipped]
+    stage = deadline.of_stage(POLICY.stage_share)
+    return optimize(model, feeds, speedup, rules, stage, timed=timed)
 
 
 def prepare_as_planned(path: str | Path, plan: QuantPlan, samples: Samples | None) -> ir.Model:

@@ -72,7 +72,7 @@ class Sketch:
                 shape: list[Any] = [None] * len(self.shapes[name])
             else:
                 _, channels, *sizes = self.shapes[name]
-                shape = ["n", channels, *(["h", "w"] if self.is_open else sizes)]
+                shape = ["n", channels, *(["h", "w"][-len(sizes) :] if self.is_open else sizes)]
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
         made = helper.make_graph(
@@ -164,10 +164,12 @@ def _prelu(s: Sketch, x: str) -> None:
 
 
 def _conv(s: Sketch, x: str) -> None:
-    _, channels, h, w = s.shapes[x]
-    kernel = [s.draw(st.integers(1, min(3, n))) for n in (h, w)]
+    """Over one axis or over images."""
+    _, channels, *sizes = s.shapes[x]
+    axes = len(sizes)
+    kernel = [s.draw(st.integers(1, min(3, n))) for n in sizes]
     pads = [s.draw(st.integers(0, k - 1)) for k in (*kernel, *kernel)]
-    strides = [s.draw(st.integers(1, 2)) for _ in range(2)]
+    strides = [s.draw(st.integers(1, 2)) for _ in sizes]
     group = s.draw(st.sampled_from(sorted({1, channels})))
     outputs = group * s.width(3)
     inputs = [x, s.numbers(outputs, channels // group, *kernel)]
@@ -175,7 +177,7 @@ def _conv(s: Sketch, x: str) -> None:
         inputs.append(s.numbers(outputs))
     sizes = [
         (n + a + b - k) // stride + 1
-        for n, a, b, k, stride in zip((h, w), pads[:2], pads[2:], kernel, strides, strict=True)
+        for n, a, b, k, stride in zip(sizes, pads[:axes], pads[axes:], kernel, strides, strict=True)
     ]
     s.add(
         "Conv",
@@ -228,21 +230,22 @@ def _transposed_conv(s: Sketch, x: str) -> None:
 
 
 def _pool(s: Sketch, x: str) -> None:
-    n, c, h, w = s.shapes[x]
+    """Over one axis or over images."""
+    n, c, *sizes = s.shapes[x]
     op_type = s.draw(
         st.sampled_from(["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
     )
     if op_type.startswith("Global"):
-        s.add(op_type, [x], (n, c, 1, 1))
+        s.add(op_type, [x], (n, c, *[1] * len(sizes)))
         return
     pad = s.draw(st.integers(0, 1))
     attributes = (
         {"count_include_pad": s.draw(st.integers(0, 1))} if op_type == "AveragePool" else {}
     )
-    kernel = [min(2, h + 2 * pad), min(2, w + 2 * pad)]
-    pads = [pad if k == 2 else 0 for k in kernel] * 2
-    sizes = [a + 2 * p - k + 1 for a, p, k in zip((h, w), pads[:2], kernel, strict=True)]
-    s.add(op_type, [x], (n, c, *sizes), kernel_shape=kernel, pads=pads, **attributes)
+    kernel = [min(2, size + 2 * pad) for size in sizes]
+    pads = [pad if k == 2 else 0 for k in kernel]
+    sizes = [a + 2 * p - k + 1 for a, p, k in zip(sizes, pads, kernel, strict=True)]
+    s.add(op_type, [x], (n, c, *sizes), kernel_shape=kernel, pads=pads * 2, **attributes)
 
 
 def _pad(s: Sketch, x: str) -> None:
@@ -355,6 +358,7 @@ def _choose(s: Sketch, x: str) -> None:
 
 ANY = (_norm, _unary, _bounds, _gelu, _row_norm, _prelu, _pair, _again, _concat, _split, _move,
        _dense, _dense, _softmax, _choose, *[_arithmetic] * 3)  # fmt: skip
+LINES = (_conv, _conv, _pool)
 IMAGES = (_conv, _conv, _conv, _parallel, _transposed_conv, _pool, _pad, _resize)
 
 
@@ -362,14 +366,15 @@ IMAGES = (_conv, _conv, _conv, _parallel, _transposed_conv, _pool, _pad, _resize
 def sketches(draw: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A model of up to 12 nodes, mostly one after the other, and a feed."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (BATCH, draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    axes = draw(st.sampled_from([1, 2, 2]))
+    shape = (BATCH, draw(st.integers(1, 4)), *(draw(st.integers(1, 5)) for _ in range(axes)))
     sketch = Sketch(draw, rng, {"x": shape}, draw(st.booleans()))
     for _ in range(draw(st.integers(1, 12))):
         newest = [list(sketch.shapes)[-1]] * 4
         x = draw(st.sampled_from([*newest, *sketch.shapes]))
         if prod(sketch.shapes[x]) > 2000:
             continue
-        steps = ANY + IMAGES * 2 if len(sketch.shapes[x]) == 4 else ANY
+        steps = ANY + {3: LINES * 2, 4: IMAGES * 2}.get(len(sketch.shapes[x]), ())
         draw(st.sampled_from(steps))(sketch, x)
     made = [v for v in sketch.shapes if v != "x"]
     if not made:

@@ -16,6 +16,7 @@ from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.affine_as_conv import affine_as_conv
 from quant_core.optimize.rules.common_subexpressions import common_subexpressions
+from quant_core.optimize.rules.flat_images import flat_images
 from quant_core.optimize.rules.fold_affine import fold_into_consumers, fold_into_producer
 from quant_core.optimize.rules.hard_sigmoid import hard_sigmoid
 from quant_core.optimize.rules.hoist_products import hoist_products
@@ -75,6 +76,7 @@ PRUNE: dict[str, dict[str, Exact]] = {
 TIMED: dict[str, Timed] = {
     "affine_as_conv": affine_as_conv,
     "wide_kernels": wide_kernels,
+    "flat_images": flat_images,
     "pixel_gemms": pixel_gemms,
     "prelu_as_convs": prelu_as_convs,
     "inner_softmax": inner_softmax,
@@ -83,3 +85,5 @@ TIMED: dict[str, Timed] = {
     "stack_outputs": stack_outputs,
     "hoist_products": hoist_products,
 }
+# Those of TIMED that gain in float alone: integer kernels have no blocked layout to reach.
+FOR_FLOAT_CONVS = frozenset({"flat_images"})

@@ -10,16 +10,18 @@ import onnx_ir as ir
 
 from quant_core.model import graph
 from quant_core.optimize.applied import Applied, Chosen
-from quant_core.optimize.edit import constant, free_name, transpose
+from quant_core.optimize.edit import constant, transpose
 from quant_core.optimize.facts import Facts
+from quant_core.optimize.parts import (
+    PAIRS,
+    SAME,
+    SPATIAL,
+    data_of,
+    grown_from,
+    has_own_weight,
+    set_apart,
+)
 
-SPATIAL = frozenset({"Conv", "MaxPool", "AveragePool"})
-SAME = frozenset(
-    {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Elu", "Selu", "Softplus", "Clip",
-     "Neg", "Abs", "Exp", "Sqrt", "Identity", "BatchNormalization", "GlobalAveragePool",
-     "GlobalMaxPool"}
-)  # fmt: skip
-PAIRS = frozenset({"Add", "Sub", "Mul", "Div", "PRelu", "Max", "Min", "Sum"})
 SWAP = (0, 1, 3, 2)
 
 
@@ -39,7 +41,7 @@ def wide_kernels(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]
         seen: set[ir.Node] = set()
         for start in list(inside):
             if start not in seen and chosen(str(start.name)) and _is_tall(start, facts):  # 1. 2.
-                part = _part(start, facts)
+                part = grown_from(start, lambda node: _swaps(node, facts))
                 seen |= part
                 _turn(inside, part)  # 3.
                 convs = [str(n.name) for n in inside if n in part and n.op_type == "Conv"]
@@ -53,27 +55,13 @@ def _is_tall(node: ir.Node, facts: Facts) -> bool:
     return graph.shape_of(graph.value(node.inputs[1]))[2] > 1
 
 
-def _part(start: ir.Node, facts: Facts) -> set[ir.Node]:
-    """All operators that are connected with this one by tensors of width 1, and can be turned."""
-    part, todo = {start}, [start]
-    while todo:
-        node = todo.pop()
-        near = [v.producer() for v in _data(node)]
-        near += [reader for v in node.outputs for reader in graph.consumers(v)]
-        for other in near:
-            if other is None or other in part or other.graph is not start.graph:
-                continue
-            if _swaps(other, facts):
-                part.add(other)
-                todo.append(other)
-    return part
-
-
 def _swaps(node: ir.Node, facts: Facts) -> bool:
     """Whether the node can be turned, and all its tensors have four axes and the width 1."""
     if node.domain or len([v for v in node.outputs if v.name]) != 1:
         return False
-    narrow = [facts.rank(v) == 4 and facts.size(v, 3) == 1 for v in (*_data(node), node.outputs[0])]
+    narrow = [
+        facts.rank(v) == 4 and facts.size(v, 3) == 1 for v in (*data_of(node), node.outputs[0])
+    ]
     if not all(narrow):
         return False
     if node.op_type in PAIRS:
@@ -82,11 +70,6 @@ def _swaps(node: ir.Node, facts: Facts) -> bool:
     if node.op_type in CONDITIONS:
         return CONDITIONS[node.op_type](node)
     return node.op_type in SPATIAL or node.op_type in SAME
-
-
-def _has_own_weight(conv: ir.Node) -> bool:
-    weight = conv.inputs[1]
-    return graph.is_constant(weight) and len(graph.value(weight).uses()) == 1
 
 
 def _pads_all_axes_by_constants(pad: ir.Node) -> bool:
@@ -99,7 +82,7 @@ def _joins_samples_or_channels(concat: ir.Node) -> bool:
 
 # Operators that can be turned if this holds.
 CONDITIONS = {
-    "Conv": _has_own_weight,
+    "Conv": has_own_weight,
     "Pad": _pads_all_axes_by_constants,
     "Concat": _joins_samples_or_channels,
 }
@@ -110,56 +93,16 @@ def _is_flat(shape: tuple[int, ...]) -> bool:
     return len(shape) <= 4 and all(n == 1 for n in shape[-2:])
 
 
-def _data(node: ir.Node) -> list[ir.Value]:
-    """The computed tensors that the node reads along with the image axes."""
-    some = node.inputs if node.op_type in PAIRS or node.op_type == "Concat" else node.inputs[:1]
-    return [v for v in some if v is not None and not graph.is_constant(v)]
-
-
 def _turn(inside: ir.Graph, part: set[ir.Node]) -> None:
     """Edit in place: the operators of the part see height and width swapped, others do not."""
-    nodes = [n for n in inside if n in part]
-    for node in nodes:
+    for node in [n for n in inside if n in part]:
         _swap_attributes(node)
-    entering = dict.fromkeys(v for n in nodes for v in _data(n) if v.producer() not in part)
-    for value in entering:
-        within = [use for use in value.uses() if use.node in part]
-        first = next(n for n in nodes if value in n.inputs)
-        turned = _transpose(inside, value, first, before=True)
-        for use in within:
-            use.node.replace_input_with(use.idx, turned)
-    for node in nodes:
-        value = node.outputs[0]
-        outside = [use for use in value.uses() if use.node not in part]
-        if outside or value.is_graph_output():
-            back = _transpose(inside, value, node, before=False)
-            for use in outside:
-                use.node.replace_input_with(use.idx, back)
-            if value.is_graph_output():
-                _rename_output(inside, value, back)
-        value.shape = None
+    set_apart(inside, part, _turned, _turned)
 
 
-def _rename_output(inside: ir.Graph, value: ir.Value, back: ir.Value) -> None:
-    """The graph gives `back` under the name that the value had."""
-    name, inner = value.name, back.name
-    for i, output in enumerate(inside.outputs):
-        if output is value:
-            inside.outputs[i] = back
-    back.type, back.shape = value.type, value.shape
-    value.name, back.name = f"{inner}_turned", name
-
-
-def _transpose(inside: ir.Graph, value: ir.Value, near: ir.Node, *, before: bool) -> ir.Value:
-    """The value with height and width swapped, by a new node beside another."""
-    name = free_name(inside, f"{value.name}_turned")
-    node = transpose(value, SWAP, name)
-    node.outputs[0].name, node.outputs[0].type = name, value.type
-    if before:
-        inside.insert_before(near, node)
-    else:
-        inside.insert_after(near, node)
-    return node.outputs[0]
+def _turned(value: ir.Value) -> ir.Node:
+    """A new Transpose that swaps height and width."""
+    return transpose(value, SWAP)
 
 
 def _swap_attributes(node: ir.Node) -> None:

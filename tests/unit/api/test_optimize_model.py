@@ -163,3 +163,20 @@ def test_tensors_that_share_bytes_of_a_file_make_it_larger_with_a_word(
     assert result.float_size_bytes == path.stat().st_size + rows.nbytes
     added = result.size_bytes - result.float_size_bytes
     assert f"{added} bytes larger than its original" in result.note
+
+
+def test_convs_over_time_become_images_unless_they_may_compute_in_integers(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "measure", lambda *_, **__: Timing(1, 1, 1, 1, 2.0, 2, 2, 9, 1))
+    proto = sketch(
+        "(float[n, 3, 8] x) => (float[n, 4, 6] y) { y = Conv(x, w) }",
+        {"w": RNG.standard_normal((4, 3, 3)).astype(np.float32)},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+
+    optimized = quant_core.optimize_model(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    stored = quant_core.plan_model(tmp_path / "m.onnx")
+    static = quant_core.plan_model(tmp_path / "m.onnx", samples="random")
+
+    assert [change["rule"] for change in optimized.rewrites] == ["flat_images"]
+    assert [change.rule for change in stored.rewrites] == ["flat_images"]
+    assert not static.rewrites
