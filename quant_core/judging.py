@@ -32,6 +32,7 @@ from quant_core.evaluate.sensitivity import Sensitivity
 from quant_core.evaluate.timing import Timing, measure, measure_all
 from quant_core.metrics import Fidelity, custom_metric_in
 from quant_core.model import files, graph
+from quant_core.model.choices import CHOOSES, chosen_from
 from quant_core.model.normalize import load_normalized, normalize
 from quant_core.model.prepare import STAYS_FLOAT, prepare
 from quant_core.model.providers import find_provider
@@ -39,7 +40,6 @@ from quant_core.model.session import open_session, output_names, run
 from quant_core.optimize.applied import REWRITES, from_text
 from quant_core.optimize.run import follow
 from quant_core.plan.types import NodePlan
-from quant_core.search.before_choices import CHOOSES, chosen_from
 from quant_core.search.checks import check_same_interface
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import first_feeds

@@ -8,8 +8,8 @@ proto, opset, old_scan, to_float32, qat, fix_shape, carried, names, origins
                     steps of prepare: what is converted, fixed, set apart or noted
 compact, fuse_hard_sigmoid, normalize, deduplicate, unused, restore_interface
                     steps of prepare: what is folded, fused, tidied and given back
-graph, constants, axes
-                    questions to a graph, and edits of it
+graph, constants, axes, choices
+                    questions to a graph, and edits of it; where it ends in a choice among results
 session, providers, runtime_errors, containers, external_initializers, inner_outputs
                     running a model: sessions, their errors, values that are no tensors
 values, layerwise, subgraph, parallel, spill

@@ -6,27 +6,22 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle, groupby, islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from quant_core.deadline import NO_DEADLINE, Deadline
 from quant_core.errors import ModelError
 from quant_core.model import files
-from quant_core.model.containers import numbers_of
-from quant_core.model.session import Feed, open_session, run
+from quant_core.model.session import Feed, open_session
 from quant_core.model.unused import drop_unused
-from quant_core.numerics.sqnr import difference_db
 from quant_core.optimize.applied import Applied, former_names
 from quant_core.optimize.edit import names_known
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.opened import OpenedModel
 from quant_core.optimize.rules import EXACT, PRUNE, TIMED
+from quant_core.optimize.same import Outputs, chooses_from_the_same, outputs_of, why_different
 
-SAME_DB = 60.0  # below this, an output changed by more than float32 rounding explains
-NO_NOISE = 1e-14  # mean square error of outputs near zero, where a ratio means nothing
 GROWTH = 0.01  # of the file, for names and small constants; what grows by more holds more weights
 SLACK_BYTES = 4096  # the same in a file of nothing but nodes
 TIMED_SLACK_BYTES = 1 << 17  # the same for what is measured to be faster
@@ -81,7 +76,8 @@ def optimize(
     timed     names of the timed rules that are tried
 
     1. Rules are applied in order, again and again, until none changes anything.
-    2. What a rule changed is undone if an output differs by more than rounding, or the file grows.
+    2. What a rule changed is undone if an output differs by more than rounding, or the file grows;
+       of outputs behind a choice among results, these are compared where they differ.
        The rules that need no clock are tried all at once first, and one by one if that fails.
     3. What a timed rule changed is undone if the model is not faster; where it is slower, each
        place is tried alone.
@@ -163,9 +159,11 @@ class _Work:
     copy: ir.Model | None = None
 
     @cached_property
-    def reference(self) -> list[list[NDArray[Any]]]:
-        """The outputs of the model that rules began with: of the best one before any is kept."""
-        return _outputs(self.best, self.feeds)
+    def reference(self) -> Outputs:
+        """The outputs of the model that rules began with: of the best one before any is kept; or of
+        the last one that chooses otherwise among close results.
+        """
+        return outputs_of(self.best, self.feeds)
 
     def attempt_together(self, rules: Iterable[str]) -> bool:
         """Keep what all of the rules do to the model, one after the other, if all of it can stay:
@@ -223,14 +221,12 @@ class _Work:
         """
         opened, reference = OpenedModel(after), self.reference
         try:
-            outputs = _outputs(opened, self.feeds)
+            outputs = outputs_of(opened, self.feeds)
+            reason = why_different(reference, outputs)
+            if reason and not chooses_from_the_same(self.best, opened, self.feeds):
+                return reason, 1.0
         except ModelError as error:
             return f"it does not run: {error.problem}", 1.0
-        for wanted, got in zip(reference, outputs, strict=True):
-            for a, b in zip(wanted, got, strict=True):
-                db = _same_db(a, b)
-                if db < SAME_DB:
-                    return f"an output changes to {db:.0f} dB", 1.0
         slack = TIMED_SLACK_BYTES if is_timed else SLACK_BYTES
         if _grows(self.best.size_bytes, opened.size_bytes, slack):
             return "the file grows", 1.0
@@ -239,6 +235,8 @@ class _Work:
             if gain < LEAST_GAIN:
                 return f"{gain:.2f}x of the speed", gain
         self.best, self.facts, self.copy = opened, Facts.of(after), None
+        if reason:
+            self.reference = outputs
         self.applied += changes
         return "", 1.0
 
@@ -246,11 +244,6 @@ class _Work:
 def _grows(before: int, after: int, slack: int) -> bool:
     """Whether a file of so many bytes grows by more than names and small constants."""
     return after > before + max(slack, GROWTH * before)
-
-
-def _outputs(model: OpenedModel, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
-    """The numbers of all outputs, feed by feed."""
-    return [[numbers_of(x) for x in run(model.session, feed)] for feed in feeds]
 
 
 def _why_not_loaded(model: ir.Model) -> str:
@@ -264,10 +257,3 @@ def _why_not_loaded(model: ir.Model) -> str:
     except ModelError as error:
         return f"it does not load: {error.problem}"
     return ""
-
-
-def _same_db(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """As `difference_db`; tensors that are no floats are equal or infinitely different."""
-    if a.dtype == b.dtype and a.dtype.kind == "f":
-        return difference_db(a, b, NO_NOISE)
-    return np.inf if a.dtype == b.dtype and np.array_equal(a, b) else -np.inf

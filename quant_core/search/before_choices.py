@@ -16,7 +16,6 @@ on an image that shows nothing is such a case, and float itself does not repeat 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from quant_core.model import files, graph
-from quant_core.model.subgraph import reads
+from quant_core.model import files
+from quant_core.model.choices import LEAST_SHARE, behind_choices, inside_of, read_by
 from quant_core.model.unused import drop_unused
 from quant_core.model.write import write_model
 from quant_core.plan.make import replan
@@ -35,10 +34,8 @@ from quant_core.search.job import QuantJob
 from quant_core.search.result import Made
 from quant_core.text import joined
 
-CHOOSES = frozenset({"NonMaxSuppression", "TopK"})
 BEHIND = "behind a choice among results"
 JUDGED = "judged by what the model chooses from at its end, not by what it chooses"
-LEAST_SHARE = 0.01  # of all weights: of fewer it does not matter in how many bits they are
 
 
 def made_before_choices(job: QuantJob, make: Callable[[QuantJob], Made]) -> Made:
@@ -61,64 +58,12 @@ def _behind_choices(job: QuantJob) -> set[str]:
     is_labelled = job.evaluation is not None and job.evaluation.labels is not None
     if job.contract is not None or is_labelled or files.is_large(job.model):
         return set()
-    ending = _ending(job.model)
+    ending = behind_choices(job.model)
     names = {str(node.name) for node in ending}
-    with_inner = names | {str(node.name) for node in _inside(ending)}
+    with_inner = names | {str(node.name) for node in inside_of(ending)}
     elements = sum(n.elements for n in job.plan.nodes)
     own = sum(n.elements for n in job.plan.nodes if n.node in with_inner)
     return names if own < LEAST_SHARE * elements else set()
-
-
-def chosen_from(model: ir.Model) -> list[str]:
-    """The results that a model chooses among at its end; empty if it does not end so (step 2)."""
-    ending = _ending(model)
-    own, elements = _weights_of(ending | _inside(ending)), _weights_of({*graph.nodes_of(model)})
-    ends_so = own < LEAST_SHARE * elements
-    return [str(v.name) for v in _read_by(ending)] if ends_so else []
-
-
-def _weights_of(nodes: set[ir.Node]) -> int:
-    """How many numbers the float weights have that these nodes read."""
-    weights = {v for node in nodes for v in node.inputs if graph.is_float_weight(v)}
-    return sum(math.prod(graph.shape_of(v)) for v in weights if v is not None)
-
-
-def _ending(model: ir.Model) -> set[ir.Node]:
-    """The nodes that choose among results, all behind them, and what only these read of constants;
-    empty if floats end in none.
-    """
-    behind, constant = set[ir.Node](), set[ir.Node]()
-    for node in model.graph:
-        if node.op_type in CHOOSES or any(v.producer() in behind for v in reads(node)):
-            behind.add(node)
-        elif all(v.producer() in constant or graph.is_constant(v) for v in reads(node)):
-            constant.add(node)
-    inside = _inside(behind)
-    for node in reversed(model.graph):
-        readers = {reader for v in node.outputs for reader in graph.consumers(v)}
-        is_given = any(v.is_graph_output() for v in node.outputs)
-        if node in constant and readers and readers <= behind | inside and not is_given:
-            behind.add(node)
-    lost = [v for v in model.graph.outputs if v.producer() in behind]
-    ends_in_floats = not all(_is_integer(v) for v in lost) and _read_by(behind)
-    return behind if ends_in_floats else set()
-
-
-def _inside(nodes: set[ir.Node]) -> set[ir.Node]:
-    """The nodes of the graphs that these nodes hold."""
-    return {n for node in nodes for held in graph.graphs_in(node) for n in held.all_nodes()}
-
-
-def _read_by(behind: set[ir.Node]) -> list[ir.Value]:
-    """The results that these nodes read of others, each once, in order."""
-    read = dict.fromkeys(v for node in behind for v in reads(node))
-    own = [v for v in read if v.producer() is not None and v.producer() not in behind]
-    return sorted((v for v in own if not _is_integer(v)), key=lambda v: str(v.name))
-
-
-def _is_integer(value: ir.Value) -> bool:
-    """Whether it is known to hold no floats."""
-    return value.dtype is not None and not value.dtype.is_floating_point()
 
 
 def _without(model: ir.Model, names: set[str]) -> ir.Model:
@@ -126,7 +71,7 @@ def _without(model: ir.Model, names: set[str]) -> ir.Model:
     copy = model.clone()
     behind = {node for node in copy.graph if node.name in names}
     kept = [v for v in copy.graph.outputs if v.producer() not in behind]
-    copy.graph.outputs[:] = [*kept, *(v for v in _read_by(behind) if v not in kept)]
+    copy.graph.outputs[:] = [*kept, *(v for v in read_by(behind) if v not in kept)]
     drop_unused(copy)
     return copy
 

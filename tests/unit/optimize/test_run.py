@@ -9,6 +9,7 @@ import pytest
 from quant_core.errors import ModelError
 from quant_core.model import graph
 from quant_core.model.normalize import normalize
+from quant_core.model.session import open_session, run
 from quant_core.optimize.applied import Applied, from_text, rules_of, to_text
 from quant_core.optimize.rules import EXACT, TIMED
 from quant_core.optimize.run import follow, optimize
@@ -111,6 +112,47 @@ def test_outputs_that_are_sequences_are_compared():
     found = optimize(model, [random_feed(proto)])
 
     assert [change.rule for change in found.applied] == ["common_subexpressions"]
+
+
+def close_choice() -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """The best of four scores, two of which are alike, and the box of it; and a feed."""
+    text = """(float[1, 3] x) => (float[1, 1] box) {
+        g = Gemm<transB = 1>(x, w) b = Gemm<transB = 1>(x, v) s, i = TopK(g, k)
+        box = GatherElements<axis = 1>(b, i) }"""
+    alike = np.float32([[1, 1, 1], [1, 1, 1], [-1, -1, -1], [-1, -1, -1]])
+    proto = sketch(text, {"w": alike, "v": WEIGHT, "k": np.array([1])})
+    model = ir.from_proto(proto)
+    normalize(model)
+    return model, {"x": np.ones((1, 3), np.float32)}
+
+
+@pytest.mark.parametrize(("factor", "stays"), [(1 + 1e-6, True), (1.1, False)])
+def test_of_close_results_another_may_be_chosen(monkeypatch, factor, stays):
+    model, feed = close_choice()
+    scaled = np.float32([1, factor, 1, 1])[:, None] * graph.array(model.graph.initializers["w"])
+    monkeypatch.setitem(EXACT, "change", lambda model, facts: change_gemm(model, scaled))
+
+    found = optimize(model, [feed], rules=["change"])
+
+    boxes = [run(open_session(m), feed)[0].item() for m in (model, found.model)]
+    assert boxes == ([3, 12] if stays else [3, 3])
+    assert bool(found.applied) is stays
+
+
+def test_what_chooses_among_results_must_stay_the_same(monkeypatch):
+    def choose_the_least(model, facts):
+        (top,) = graph.nodes_of(model, "TopK")
+        if not graph.attribute(top, "largest", 1):
+            return []
+        top.attributes["largest"] = ir.AttrInt64("largest", 0)
+        return [Applied("change", "t", ())]
+
+    monkeypatch.setitem(EXACT, "change", choose_the_least)
+    model, feed = close_choice()
+
+    found = optimize(model, [feed], rules=["change"])
+
+    assert not found.applied
 
 
 def prelus() -> ir.Model:
