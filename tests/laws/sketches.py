@@ -250,10 +250,11 @@ def _pool(s: Sketch, x: str) -> None:
 
 def _pad(s: Sketch, x: str) -> None:
     n, c, h, w = s.shapes[x]
-    pads = s.constant(np.array([0, 0, 1, 0, 0, 0, 0, 1]))
+    more = s.draw(st.integers(0, 1))
+    pads = s.constant(np.array([0, 0, more, 0, 0, 0, 0, more]))
     mode = s.draw(st.sampled_from(["constant", "edge"]))
     filler = [s.numbers()] if mode == "constant" and s.draw(st.booleans()) else []
-    s.add("Pad", [x, pads, *filler], (n, c, h + 1, w + 1), mode=mode)
+    s.add("Pad", [x, pads, *filler], (n, c, h + more, w + more), mode=mode)
 
 
 def _resize(s: Sketch, x: str) -> None:

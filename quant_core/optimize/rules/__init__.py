@@ -16,6 +16,7 @@ from quant_core.optimize.applied import Applied, Chosen
 from quant_core.optimize.facts import Facts
 from quant_core.optimize.rules.affine_as_conv import affine_as_conv
 from quant_core.optimize.rules.common_subexpressions import common_subexpressions
+from quant_core.optimize.rules.empty_pads import empty_pads
 from quant_core.optimize.rules.flat_images import flat_images
 from quant_core.optimize.rules.fold_affine import fold_into_consumers, fold_into_producer
 from quant_core.optimize.rules.hard_sigmoid import hard_sigmoid
@@ -54,6 +55,7 @@ EXACT: dict[str, Exact] = {
     "plain_gelu": plain_gelu,
     "layer_norm": layer_norm,
     "sum_as_add": sum_as_add,
+    "empty_pads": empty_pads,
     "merge_parallel_convs": merge_parallel_convs,
     "merge_successive_convs": merge_successive_convs,
     "known_sizes": known_sizes,

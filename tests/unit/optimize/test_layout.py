@@ -131,3 +131,19 @@ def test_a_softmax_loses_the_detour_over_a_matrix():
 
     assert operators == ["Softmax"]
     assert found.names == {"f": "s", "y": "s"}
+
+
+def test_a_pad_of_nothing_goes_and_others_stay():
+    found, operators = optimized(
+        """(float[n, 2, 6, 6] x) => (float[n, 2, 6, 6] y, float[n, 2, 6, 6] z)
+           { p = Pad(x, none) q = Pad(p, some) r = Relu(p) c = Conv(q, w)
+             y = Mul(r, c) z = Pad(y, none) }""",
+        {
+            "none": np.zeros(8, np.int64),
+            "some": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+            "w": random(2, 2, 3, 3),
+        },
+    )
+
+    assert operators == ["Pad", "Relu", "Conv", "Mul", "Pad"]
+    assert [change.rule for change in found.applied] == ["empty_pads"]
