@@ -61,13 +61,14 @@ def _fits(slope: np.ndarray, node: ir.Node, facts: Facts) -> bool:
 
 
 def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applied]:
-    """PRelu with a slope per channel, none above 1, as two depthwise 1 x 1 Convs.
+    """PRelu with a slope per channel as two depthwise 1 x 1 Convs.
 
         PRelu(x, a)   =>   Conv(x, w = a) + Relu(Conv(x, w = 1 - a))
 
     1. x has four axes and its channels are known; a varies along channels alone.
-    2. (1 - a) Relu(x) = Relu((1 - a) x), as 1 - a is not negative: onnxruntime puts the Relu and
+    2. (1 - a) Relu(x) = Relu((1 - a) x) where no 1 - a is negative: onnxruntime puts the Relu and
        the sum into the Convs.
+    3. Where one is, the Relu comes first: Conv(x, w = a) + Conv(Relu(x), w = 1 - a).
     """
     applied = []
     for node in _prelus(model):
@@ -76,14 +77,18 @@ def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applie
         flat = slope.ndim <= 4 and slope.size == channels and slope.shape[-2:] == (1, 1)
         if not chosen(str(node.name)):
             continue
-        if facts.rank(x) != 4 or not channels or not flat or (slope > 1).any():
+        if facts.rank(x) != 4 or not channels or not flat:
             continue
         slope = slope.reshape(channels, 1, 1, 1)
         linear = _depthwise(node, x, slope, "linear")
-        rest = _depthwise(node, x, 1 - slope, "rest")
-        relu = ir.Node("", "Relu", [rest.outputs[0]], name=f"{node.name}_relu")
-        total = ir.Node("", "Add", [linear.outputs[0], relu.outputs[0]], name=node.name)
-        put_in_place([node], linear, rest, relu, total)
+        if (slope > 1).any():  # 3.
+            first = _relu(node, x)
+            last = _depthwise(node, first.outputs[0], 1 - slope, "rest")
+        else:
+            first = _depthwise(node, x, 1 - slope, "rest")
+            last = _relu(node, first.outputs[0])
+        total = ir.Node("", "Add", [linear.outputs[0], last.outputs[0]], name=node.name)
+        put_in_place([node], linear, first, last, total)
         applied.append(Applied("prelu_as_convs", str(node.name), ()))
     return applied
 
@@ -91,6 +96,10 @@ def prelu_as_convs(model: ir.Model, facts: Facts, chosen: Chosen) -> list[Applie
 def _prelus(model: ir.Model) -> list[ir.Node]:
     """Every PRelu of the model whose slope is a constant."""
     return [n for n in graph.nodes_of(model, "PRelu") if is_float32(n.inputs[1])]
+
+
+def _relu(node: ir.Node, x: ir.Value) -> ir.Node:
+    return ir.Node("", "Relu", [x], name=f"{node.name}_relu")
 
 
 def _depthwise(node: ir.Node, x: ir.Value, weight: np.ndarray, part: str) -> ir.Node:
