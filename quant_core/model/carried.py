@@ -72,12 +72,12 @@ def insert_identities(model: ir.Model) -> None:
     4. A branch of an If may give it back. What a body gives back would be made in each round, and
        what the model gives stays as it is.
     """
-    callers = _callers(model)
+    callers = callers_of(model)
     branches = {inside for inside, node in callers.items() if node.op_type == "If"}
     for value in graph.initializers_of(model):
         if value.is_graph_output() and value.graph not in branches:
             continue  # 4
-        if _is_large_weight(value) and not _has_node(value) and _is_multiplied(value, callers):
+        if _is_large_weight(value) and not _has_node(value) and is_multiplied(value, callers):
             _insert_identity(value)
 
 
@@ -102,8 +102,11 @@ def _picks_columns(node: ir.Node) -> bool:
     return node.op_type == "Gather" and graph.attribute(node, "axis", 0) != 0
 
 
-def _is_multiplied(weight: ir.Value, callers: Mapping[ir.Graph, ir.Node]) -> bool:
-    """Rule 1, whichever way the weight takes."""
+def is_multiplied(weight: ir.Value, callers: Mapping[ir.Graph, ir.Node]) -> bool:
+    """Whether an operator that multiplies by it is reached (rule 1), whichever way it takes.
+
+    callers  `callers_of` the model
+    """
     seen: set[tuple[ir.Value, bool]] = set()
     waiting = [(weight, False)]
     while waiting:
@@ -171,7 +174,7 @@ def _given_back(value: ir.Value, callers: Mapping[ir.Graph, ir.Node]) -> Iterato
             yield outer
 
 
-def _callers(model: ir.Model) -> dict[ir.Graph, ir.Node]:
+def callers_of(model: ir.Model) -> dict[ir.Graph, ir.Node]:
     """Inner graph -> the node that runs it."""
     return {
         attribute.as_graph(): node

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from quant_core.model import graph
+from quant_core.model.carried import callers_of, is_multiplied
 from quant_core.model.constants import tensor_of
 
 FLOAT32 = ir.DataType.FLOAT
@@ -79,6 +80,7 @@ def stores_float16(model: ir.Model) -> bool:
 def _weight_types(model: ir.Model) -> frozenset[ir.DataType]:
     """The types other than float32 of constants that are weights."""
     found = set()
+    callers = callers_of(model)
     inside_functions = (f.graph for f in model.functions.values())
     for inside in (*graph.graphs_of(model), *inside_functions):
         for value in _values(inside):
@@ -86,10 +88,15 @@ def _weight_types(model: ir.Model) -> frozenset[ir.DataType]:
             if tensor is None or tensor.dtype not in OTHERS or len(tensor.shape) < 2:
                 continue
             readers = graph.consumers(value)
-            if any(n.op_type in graph.WEIGHTED or n.op_type == "Cast" or n.domain for n in readers):
+            if any(_may_multiply(n) for n in readers) or is_multiplied(value, callers):
                 found.add(tensor.dtype)
         found.update(t.dtype for t in _handed_over(inside) if t.dtype in OTHERS)
     return frozenset(found)
+
+
+def _may_multiply(reader: ir.Node) -> bool:
+    """Whether it has weights, or hides what does."""
+    return reader.op_type in graph.WEIGHTED or reader.op_type == "Cast" or bool(reader.domain)
 
 
 def _handed_over(inside: ir.Graph) -> Iterator[ir.TensorProtocol]:

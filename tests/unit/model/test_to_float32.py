@@ -55,6 +55,30 @@ def test_a_quantized_model_takes_and_gives_the_type_of_its_original(tmp_path, na
     assert result.size_bytes < 0.65 * result.float_size_bytes
 
 
+WAYS = {
+    "a sum over indices": 'y = Einsum<equation = "ij,jk->ik">(x, w)',
+    "a shape": "s = Constant<value_ints = [64, 64]>() v = Reshape(w, s) y = MatMul(x, v)",
+    "a stack": "v = Concat<axis = 0>(w, u) z = Concat<axis = 1>(x, x) y = MatMul(z, v)",
+}
+
+
+@pytest.mark.parametrize("body", WAYS.values(), ids=list(WAYS))
+@pytest.mark.parametrize("name", ["float16", "double"])
+def test_weights_that_reach_a_product_on_a_way_are_quantized(tmp_path, name, body):
+    dtype = TYPES[name]
+    weights = {"w": weight(64, 64, dtype=dtype)}
+    if "(w, u)" in body:
+        weights["u"] = weight(64, 64, dtype=dtype, seed=1)
+    model = sketch(f"({name}[n, 64] x) => ({name}[n, 64] y) {{ {body} }}", weights)
+    x = weight(4, 64, dtype=dtype, seed=9) * 8
+    original = saved(tmp_path, model)
+
+    result = quantize(original, tmp_path / "q.onnx")
+
+    assert_near(original, tmp_path / "q.onnx", x, dtype)
+    assert result.size_bytes < 0.75 * result.float_size_bytes
+
+
 def test_bfloat16_weights_between_casts_are_quantized(tmp_path):
     weights = {"w": weight(64, 64, dtype=ml_dtypes.bfloat16)}
     text = """(float[n, 64] x) => (float[n, 64] y)
