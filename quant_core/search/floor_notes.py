@@ -21,6 +21,7 @@ from quant_core.search.candidate import Candidate
 from quant_core.search.policy import POLICY
 
 SHOWN_NODES = 3  # names in a note; more are counted
+UNREACHED_DB = 140.0  # what float32 itself keeps: what was rounded does not show in such an output
 
 
 def poorly_measured(judged: Candidate, bench: Bench) -> list[str]:
@@ -34,11 +35,22 @@ def poorly_measured(judged: Candidate, bench: Bench) -> list[str]:
     def share_db(output: str) -> float | None:
         return varying_db(map(numbers_of, bench.reference.outputs.of(names.index(output))))
 
+    which = f"all {len(bench.samples)} samples that judge"
     if judging and all(share_db(o.name) == -math.inf for o in judging):
-        which = f"all {len(bench.samples)} samples that judge"
         return [f"float's outputs are the same on {which}: little was measured"]
     doubts = [(o, _doubt(o, least, share_db)) for o in judging]
-    return [f"output {o.name} {o.nearness}, but {doubt}" for o, doubt in doubts if doubt]
+    notes = [f"output {o.name} {o.nearness}, but {doubt}" for o, doubt in doubts if doubt]
+    if not notes and _is_unreached(judged):
+        notes.append(f"rounded weights change no output on {which}: little was measured")
+    return notes
+
+
+def _is_unreached(judged: Candidate) -> bool:
+    """Whether rounding changed weights, but no float output: the samples may saturate a Softmax."""
+    assert judged.fidelity is not None
+    measured = [o.centred_db for o in judged.fidelity.per_output if o.centred_db is not None]
+    is_rounded = min(judged.quantized.weight_sqnr_db.values(), default=math.inf) < UNREACHED_DB
+    return is_rounded and bool(measured) and min(measured) >= UNREACHED_DB
 
 
 def _doubt(output: OutputFidelity, least: float, share_db: Callable[[str], float | None]) -> str:

@@ -89,6 +89,18 @@ def test_outputs_that_are_the_same_on_all_samples_prove_little(tmp_path, gain):
     assert ("outputs are the same on all" in result.note) == (gain == 0)
 
 
+@pytest.mark.parametrize("far", [0.0, 1e4])
+def test_outputs_that_no_rounded_weight_reaches_prove_little(tmp_path, far):
+    text = """(float[n,32] x) => (float[n,32] y)
+        { m = MatMul(x, w) s = Sub(m, far) r = Relu(s) y = Add(x, r) }"""
+    arrays = {**weights(w=(32, 32)), "far": np.float32([far])}
+    onnx.save(sketch(text, arrays), tmp_path / "m.onnx")
+
+    result = quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx", QuantConfig(mode="dynamic"))
+
+    assert ("rounded weights change no output" in result.note) == (far > 0)
+
+
 def test_outputs_that_float_does_not_repeat_are_not_judged(tmp_path):
     model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
     onnx.save(noisy(), model)
