@@ -25,6 +25,8 @@ PASSES_ON: dict[str, tuple[int, ...]] = {
     "Concat": (),
     "Where": (1, 2),
     "StringNormalizer": (0,),
+    "StringSplit": (0,),
+    "Tokenizer": (0,),
     "ArrayFeatureExtractor": (0,),
     "FeatureVectorizer": (),
 }

@@ -400,6 +400,27 @@ def test_texts_whose_case_is_changed_come_from_the_vocabulary_that_counts_them(t
     assert {str(text) for feed in samples for text in feed["words"]} == {"red", "green"}
 
 
+SPLITS = {
+    "StringSplit": 's, c = StringSplit <delimiter = " "> (words)',
+    "Tokenizer": """s = com.microsoft.Tokenizer <mark = 0, mincharnum = 1, pad_value = "#",
+        tokenexp = "[a-z]+"> (words)""",
+}
+
+
+@pytest.mark.parametrize("split", SPLITS.values(), ids=list(SPLITS))
+def test_texts_that_are_split_come_from_the_vocabulary_that_counts_their_words(tmp_path, split):
+    text = f"""<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1]>
+        agraph (string[n] words) => (float[n, 2] y) {{
+        {split}
+        y = TfIdfVectorizer<max_gram_length = 1, max_skip_count = 0, min_gram_length = 1,
+            mode = "TF", ngram_counts = [0], ngram_indexes = [0, 1],
+            pool_strings = ["red", "green"]>(s) }}"""
+
+    samples = drawn(tmp_path, onnx.parser.parse_model(text), count=20)
+
+    assert {str(text) for feed in samples for text in feed["words"]} == {"red", "green"}
+
+
 def test_pixels_that_the_model_divides_by_255_are_pixels(tmp_path):
     text = "(float[n, 3, 32, 32] x) => (float[n, 3, 32, 32] y) { y = Div(x, top) }"
 
