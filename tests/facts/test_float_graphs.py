@@ -57,9 +57,23 @@ def test_x_times_hard_sigmoid_of_x_becomes_the_activation_of_the_conv():
         ("a = BatchNormalization(r, norm, norm, norm, norm)", False),
         ("a = PRelu(r, slope)", True),
         ("p = Conv<group = 32>(r, d) q = Relu(p) t = Conv<group = 32>(r, d) a = Add(t, q)", False),
+        ("q = Relu(r) p = Conv<group = 32>(q, d) t = Conv<group = 32>(r, d) a = Add(t, p)", False),
+        ("q = Pad(r, nothing) a = Add(q, r)", True),
     ],
 )
 def test_which_operators_leave_the_blocked_layout(between, leaves):
-    found = operators(f"c = {CONV}(x, w) r = Relu(c) {between} y = {CONV}(a, w)")
+    body = f"c = {CONV}(x, w) r = Relu(c) {between} y = {CONV}(a, w)"
+
+    found = operators(body, {"nothing": np.zeros(8, np.int64)})
 
     assert (found.count("ReorderInput") > 1) is leaves
+
+
+@pytest.mark.parametrize(("row", "is_blocked"), [("", False), ("1, ", True)])
+def test_convs_over_one_axis_have_no_blocked_kernel(row, is_blocked):
+    text = f"(float[n, {C}, {row}16] x) => (float[n, {C}, {row}14] y) {{ y = Conv(x, w) }}"
+    weight = CONSTANTS["w"][:, :, :1] if row else CONSTANTS["w"][:, :, 0]
+
+    graph = optimized_graph(sketch(text, {"w": weight}).SerializeToString()).graph
+
+    assert ("ReorderOutput" in {node.op_type for node in graph.node}) is is_blocked
