@@ -31,7 +31,7 @@ from quant_core.search.job import QuantJob
 from quant_core.search.one_run import affordable_samples, one_run
 from quant_core.search.policy import POLICY
 from quant_core.search.prepared import timed_in
-from quant_core.text import counted
+from quant_core.text import counted, joined
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,12 +71,12 @@ def choose_judges(job: QuantJob) -> Judging:
     few_are_enough = job.contract is None or judged_by_calibration
     if judges is not None and judges.labels is None and few_are_enough:
         judges = judges.subsample(_enough_samples(job))
-    drawn = _drawn_samples(job)
+    drawn, why_not = _drawn_samples(job)
     if job.samples is not None:
         judges, drawn = drawn or judges, None
     if judges is not None and job.evaluation is job.samples:
         judges = _with_splices(job, judges)
-    return Judging(job.samples, judges, drawn=drawn, note=note)
+    return Judging(job.samples, judges, drawn=drawn, note=joined([note, why_not]))
 
 
 def hold_out_judges(job: QuantJob) -> Judging:
@@ -210,12 +210,12 @@ def _judges_by_calibration_samples(job: QuantJob) -> bool:
     return job.evaluation.same_feeds(job.samples)
 
 
-def _drawn_samples(job: QuantJob) -> Samples | None:
-    """Random samples to judge by that the original runs on, where no others are given; none of them
-    is a calibration sample. None if there are others, or a contract, or if none fit.
+def _drawn_samples(job: QuantJob) -> tuple[Samples | None, str]:
+    """Random samples to judge by that the original runs on, where no others are given, and why none
+    fit. None of them is a calibration sample. None if there are others, a contract, or none fit.
     """
     if job.contract is not None or job.evaluation is not job.samples:
-        return None
+        return None, ""
     count = POLICY.most_drawn_samples
     if job.samples is not None:
         more = job.samples.drawn_next(count) if job.samples.are_random else None
@@ -223,9 +223,10 @@ def _drawn_samples(job: QuantJob) -> Samples | None:
         try:
             spec, sizes = SampleSpec(count=count), job.plan.config.fix_shape
             more = samples_for(job.original, spec, sizes=sizes)
-        except (DataError, ModelError):
-            more = None
-    return None if more is None else _affordable(job, more)
+        except (DataError, ModelError) as error:
+            place = f"{error.where}: " if error.where != str(job.original) else ""
+            return None, f"the original was not run: {place}{error.problem}"
+    return None if more is None else _affordable(job, more), ""
 
 
 def _with_splices(job: QuantJob, judges: Samples) -> Samples:

@@ -124,8 +124,22 @@ def test_a_model_that_nothing_can_be_drawn_for_is_delivered_with_a_note(tmp_path
 
     assert output.exists()
     assert "not checked" in result.note
+    assert "not run: no random sample fits" in result.note
     assert result.worst_db is None
     assert result.verdict == "none"
+
+
+def test_a_model_that_takes_any_text_is_delivered_with_a_note_that_says_so(tmp_path):
+    model, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    text = "(string[n,32] words) => (float[n,16] y)"
+    text += (
+        ' { s = RegexFullMatch<pattern = "[a-z]+">(words) x = Cast<to = 1>(s) y = MatMul(x, w) }'
+    )
+    onnx.save(sketch(text, weights(w=(32, 16)), opset=20), model)
+
+    result = quantize_model(model, output)
+
+    assert "words: takes text" in result.note
 
 
 def test_probabilities_with_a_small_error_are_sound_whatever_their_sqnr():
