@@ -143,9 +143,7 @@ def _fixed_sizes(source: ir.Value, rank: int) -> dict[int, int | str]:
             steps = STEP_AXES.get(node.op_type, slice(0))
             if position == 0 and 0 in axes[steps]:
                 sizes.setdefault(0, STEPS)
-            others = [other for other in node.inputs if other is not value]
-            output = node.outputs[0]
-            behind = _axes_behind(node, axes) if all(map(is_given, others)) else None
+            output, behind = node.outputs[0], _axes_behind(node, value, axes)
             if behind is not None and (output.shape is None or len(output.shape) == len(behind)):
                 waiting.append((output, behind))
     return sizes
@@ -171,10 +169,25 @@ def _sizes_that_fit(node: ir.Node, position: int, rank: int) -> Iterator[tuple[i
                 yield axis, size
 
 
-def _axes_behind(node: ir.Node, axes: Axes) -> Axes | None:
-    """Which axis of an input each axis of a node's output is, None for new ones; None if the node
-    is none of those that keep the others' sizes.
+def _padded_axes(pad: ir.Node, rank: int) -> set[int]:
+    """The axes that a Pad makes longer; all but the second, of channels, where that is computed."""
+    pads = graph.attribute(pad, "pads", None) or numbers_of(graph.input_at(pad, 1)) or ()
+    if len(pads) != 2 * rank:
+        return {k for k in range(rank) if k != 1}
+    return {k for k in range(rank) if pads[k] or pads[rank + k]}
+
+
+def _axes_behind(node: ir.Node, value: ir.Value, axes: Axes) -> Axes | None:
+    """Which axis of an input each axis of a node's output is, None for new ones and for what is
+    padded; None if the node is none of those that keep the others' sizes.
+
+    value, axes  what the node reads, and which axis of the input each of its axes is
     """
+    if node.op_type == "Pad":
+        padded = _padded_axes(node, len(axes))
+        return tuple(None if k in padded else axis for k, axis in enumerate(axes))
+    if not all(is_given(other) for other in node.inputs if other is not value):
+        return None
     if node.op_type in SAME_AXES:
         return axes
     if node.op_type == "Transpose":

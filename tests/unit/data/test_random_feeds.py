@@ -551,6 +551,26 @@ def test_sizes_that_weights_fix_are_not_drawn(tmp_path):
     assert samples[0]["x"].shape == (1, 32, 5)
 
 
+@pytest.mark.parametrize("pads", ["computed", "constant"])
+def test_channels_are_known_behind_a_pad_of_the_sides(tmp_path, pads):
+    text = f"""(float[n, c, h, w] x) => (float[n, o, height, width] y)
+        {{ s = Shape(x) sides = Slice(s, two, four) m = Mod(sides, four)
+          computed = Concat<axis = 0>(none, none, none, m)
+          p = Pad(x, {pads}) d = Sub(p, mean) y = Conv(d, weight) }}"""
+    constants = {
+        "two": np.array([2]),
+        "four": np.array([4]),
+        "none": np.array([0, 0]),
+        "constant": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "mean": np.zeros((1, 3, 1, 1), np.float32),
+        "weight": np.ones((4, 3, 3, 3), np.float32),
+    }
+
+    samples = drawn(tmp_path, sketch(text, constants))
+
+    assert samples[0]["x"].shape == (1, 3, 224, 224)
+
+
 def test_an_axis_of_size_zero_stays_empty_as_that_of_the_past_of_a_first_step(tmp_path):
     text = """(float[n, 8] x, float[1, 4, 0, 8] past, float[0, 8] rows, int64[1, 0] mask)
         => (float[a, 8] y, float[1, 4, b, 8] z)
