@@ -10,8 +10,9 @@ compact, fuse_hard_sigmoid, normalize, deduplicate, unused, restore_interface
                     steps of prepare: what is folded, fused, tidied and given back
 graph, constants, axes, choices
                     questions to a graph, and edits of it; where it ends in a choice among results
-session, providers, runtime_errors, containers, external_initializers, inner_outputs
-                    running a model: sessions, their errors, values that are no tensors
+session, providers, runtime_errors, containers, external_initializers, inner_outputs, fixed_noise
+                    running a model: sessions, their errors, values that are no tensors, the same
+                    random numbers in each run
 values, layerwise, subgraph, parallel, spill
                     values of inner tensors: of all feeds, layer by layer, of a part of a model
 write, atomic, share

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +35,7 @@ LEVELS = {
 }
 
 CPU = "CPUExecutionProvider"
+RANDOM = b"Random"  # how the types of random nodes begin
 # In float32 as on the CPU, where a provider would rather be fast.
 PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     "CUDAExecutionProvider": {"use_tf32": "0"},
@@ -184,7 +187,7 @@ def write_optimized(model: Model, folder: Path, *, optimize: Optimize = True) ->
     )
     # The kernels never run, so their copies of the weights are not needed.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    _open(model, options)
+    _open(model, options, is_run=False)
     return path
 
 
@@ -224,10 +227,13 @@ def _open(
     outputs: Sequence[str] = (),
     provider: str = CPU,
     counting: Sequence[str] = (),
+    *,
+    is_run: bool = True,
 ) -> ort.InferenceSession:
     """A session with these outputs too.
 
     counting  the tensors whose elements nodes count that write these outputs, one each
+    is_run    whether random nodes are fixed (fixed_noise.py)
     """
     chosen = [] if provider == CPU else [(provider, PROVIDER_OPTIONS.get(provider, {}))]
     where = str(model) if isinstance(model, (str, Path)) else "model in memory"
@@ -235,6 +241,10 @@ def _open(
         from quant_core.model.files import no_file  # it imports onnx, see below
 
         raise no_file(Path(model))
+    if is_run and _may_draw(model):
+        from quant_core.model.fixed_noise import with_fixed_noise  # it imports onnx, see above
+
+        model = with_fixed_noise(Path(model) if isinstance(model, str) else model) or model
     try:
         with _source(model, in_memory=bool(outputs), externalizes=not chosen) as (
             source,
@@ -261,6 +271,19 @@ def _open(
         raise
     except Exception as error:  # onnxruntime's exceptions have no other class in common
         raise loading_error(error, where) from error
+
+
+def _may_draw(model: Model) -> bool:
+    """Whether the model may have random nodes: a file is not parsed for that."""
+    if isinstance(model, bytes):
+        return RANDOM in model
+    if not isinstance(model, (str, Path)):
+        return True
+    with Path(model).open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False  # it cannot be mapped
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(RANDOM) >= 0
 
 
 @contextmanager

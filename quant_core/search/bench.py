@@ -40,7 +40,7 @@ class Reference:
 
     outputs   of each of the samples
     unsteady  names of the outputs that float itself does not repeat, run again, also without
-              optimizers: they come from random nodes, or their values are rounding errors, or
+              optimizers: they come from nodes that draw, or their values are rounding errors, or
               memory that nothing has written
     """
 

@@ -27,7 +27,7 @@ def filter_bank() -> onnx.ModelProto:
 
 def noisy() -> onnx.ModelProto:
     text = "(float[n,32] x) => (float[n,16] y, float[n,16] z)"
-    text += " { y = MatMul(x, w) r = RandomNormalLike(y) z = Add(y, r) }"
+    text += " { y = MatMul(x, w) s = Sigmoid(y) r = Bernoulli(s) z = Add(y, r) }"
     return sketch(text, weights(w=(32, 16)))
 
 
