@@ -81,7 +81,8 @@ def fixed_sizes(model: ir.Model, inputs: tuple[InputSpec, ...]) -> tuple[InputSp
 
 
 def baked_sizes(model: ir.Model) -> list[int]:
-    """Sizes above 1 that constants of shapes and tables hold, those that most of them hold first.
+    """Sizes above 1 that constants of shapes, tables and positions hold, those that most of them
+    hold first.
 
     Exporters that trace a model write so what was the size of an open axis.
     """
@@ -95,6 +96,8 @@ def baked_sizes(model: ir.Model) -> list[int]:
                 counted.update(numbers_of(constant) or ())
             elif node.op_type in OF_TABLES and not tensor.dtype.is_integer():
                 counted.update(tensor.shape.numpy()[1:-1])  # neither a batch nor channels
+            elif node.op_type == "RotaryEmbedding" and tensor.dtype.is_integer():
+                counted.update(tensor.shape.numpy()[1:])  # a position for each step
     sizes = (size for size, _ in counted.most_common() if 1 < size < MOST_STEPS)
     return list(islice(sizes, MOST_BAKED))
 

@@ -311,8 +311,9 @@ def test_other_sizes_are_tried_until_the_model_runs(tmp_path):
         "two = Constant<value = int64[1] {2}>() four = Constant<value = int64[1] {4}>() "
         "sizes = Concat<axis = 0>(length, two, four) y = Reshape(x, sizes)",
         "r = Relu(x) e = Exp(r) y = Add(e, table)",
+        "y = com.microsoft.RotaryEmbedding<num_heads = 2>(x, steps, angles, angles)",
     ],
-    ids=["a shape", "part of a shape", "a table"],
+    ids=["a shape", "part of a shape", "a table", "positions"],
 )
 def test_a_size_that_the_exporter_wrote_into_a_constant_is_tried(tmp_path, body):
     text = f"(float[1, t, 8] x) => (float[a, b, c] y) {{ {body} }}"
@@ -320,6 +321,8 @@ def test_a_size_that_the_exporter_wrote_into_a_constant_is_tried(tmp_path, body)
         "shape": np.array([41, 2, 4]),
         "length": np.array([41]),
         "table": np.ones((1, 41, 8), np.float32),
+        "steps": np.arange(41).reshape(1, 41),
+        "angles": np.ones((64, 2), np.float32),
     }
 
     samples = drawn(tmp_path, sketch(text, constants))
