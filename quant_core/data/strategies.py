@@ -8,8 +8,12 @@ from dataclasses import dataclass
 SIDE = 224  # of an open spatial axis of an image (rank 4)
 # Sides that vision models are trained with: where a table holds a row for each patch of an image,
 # no other size runs. Small ones last: one patch alone can be added to any table.
-SIDES = (384, 336, 256, 448, 512, 518, 240, 288, 320, 640, 192, 160, 128, 112, 96, 64, 32, 28)
+SIDES = (
+    *(384, 336, 256, 448, 512, 518, 240, 288, 320, 640, 768, 800, 960, 1024),
+    *(192, 160, 128, 112, 96, 64, 32, 28),
+)
 LENGTH = 32  # of any other open axis that is not the batch
+SHORT = 16  # the longest text that some models take beside an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ LAST = (
     Strategy(is_alone=True),
     Strategy(length=512, is_alone=True),
     Strategy(length=8, side=16, integers=0),
+    *(Strategy(length=SHORT, side=side) for side in SIDES),
 )
 
 

@@ -274,15 +274,17 @@ def test_open_axes_that_count_points_are_no_sides():
     assert points.shape == (1, 1, 32, 2)
 
 
-@pytest.mark.parametrize("side", [48 * 7, 32])
+@pytest.mark.parametrize(("side", "words"), [(48 * 7, 32), (32, 32), (768, 16)])
 def test_sides_are_tried_until_an_image_has_the_patches_that_the_model_has_places_for(
-    tmp_path, side
+    tmp_path, side, words
 ):
     places = np.ones((1, 8, (side // 16) ** 2), np.float32)
     text = """(float[n, 3, h, w] x, int64[n, t] ids) => (float[n, 8, p] y) {
         a = Conv<strides = [16, 16]>(x, k) b = Reshape(a, flat) c = Add(b, places)
-        r = Gather(table, ids) m = ReduceMean<axes = [1, 2], keepdims = 1>(r) y = Add(c, m) }"""
+        g = Gather(table, ids) r = Add(g, order)
+        m = ReduceMean<axes = [1, 2], keepdims = 1>(r) y = Add(c, m) }"""
     weights = {
+        "order": np.ones((words, 4), np.float32),
         "k": np.ones((8, 3, 16, 16), np.float32),
         "flat": np.array([0, 8, -1]),
         "places": places,
