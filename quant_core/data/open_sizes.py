@@ -16,6 +16,8 @@ SAMPLE_RATE = 16000  # of audio, of which one second is drawn
 BATCH = "batch"  # in the names of open axes
 # Open axes named so are no batch, though they may come first.
 STEPS = re.compile(r"seq|len|time|frame|token|atom|node|edge|point|step|past|width|height|sample")
+# Inputs named so say how much noise an image has: one number for all, or one for each.
+TIMESTEP = re.compile(r"(^|_)time_?steps?$")
 # Inputs named so carry a state from one run to the next: their open axes are the batch.
 STATE = re.compile(r"state|hidden|cell|(^|_)[hc]\d*($|_)")
 # Inputs named so are the keys and values of the steps before: their open axes are no sides.
@@ -36,7 +38,8 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     """Symbol -> size. One symbol has one size, wherever it stands; sums of symbols add up.
 
     1. A symbol that is called a batch is one, and so is that of a first axis, unless its
-       name says that it counts steps, or another axis of the input has it too.
+       name says that it counts steps, or another axis of the input has it too. That of the
+       timestep of a diffusion model is a batch, whatever its name.
     2. An open axis of an image (rank 4) is a side, of a state 1, any other a length. Latents and
        features of an encoder have more channels than an image, and shorter sides, and so has what
        shares their axes.
@@ -48,7 +51,8 @@ def sizes_of_symbols(inputs: Sequence[InputSpec], strategy: Strategy) -> dict[st
     for spec, size in named:  # 1
         name = size.lower()
         is_first = size == spec.shape[0] and size not in spec.shape[1:]
-        if BATCH in name or (is_first and not STEPS.search(name)):
+        counts_steps = STEPS.search(name) and not TIMESTEP.search(spec.name.lower())
+        if BATCH in name or (is_first and not counts_steps):
             symbols[size] = strategy.batch
     for spec, size in sorted(named, key=lambda pair: not _has_features(pair[0])):  # 2
         if not COMPUTED.search(size):

@@ -268,6 +268,11 @@ def test_what_shares_the_sides_of_features_has_them_short_too():
     }
 
 
+def test_the_timestep_of_a_diffusion_model_is_one_for_the_whole_batch():
+    assert named("timestep", np.int64, "steps").shape == (1,)
+    assert named("timesteps", np.float32, "num_steps").shape == (1,)
+
+
 def test_open_axes_that_count_points_are_no_sides():
     points = named("points", np.float32, "n", "point_batch_size", "points_per_image", 2)
 
