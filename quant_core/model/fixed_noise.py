@@ -22,6 +22,7 @@ from quant_core.model.proto import from_proto
 OPSET_RANGE = 11  # the first with Range
 NORMAL = ("RandomNormal", "RandomNormalLike")
 UNIFORM = ("RandomUniform", "RandomUniformLike")
+DRAW_NUMBERS = (*NORMAL, *UNIFORM)  # the operators that draw floats
 COUNT = 1 << 18  # numbers of a table; what takes more begins anew
 
 
@@ -31,16 +32,14 @@ def with_fixed_noise(model: ir.Model | Path | bytes) -> ir.Model | None:
     1. Each begins at the start of the table: after rewrites nobody knows which node was which.
     2. Nodes of local functions, and those that draw classes or drop values, stay as they are.
     """
-    if isinstance(model, ir.Model):
-        copy = model.clone() if any(graph.nodes_of(model, *NORMAL, *UNIFORM)) else model
-    elif isinstance(model, Path):
-        copy = files.load(model)
-    else:
-        copy = from_proto(onnx.load_model_from_string(model))
-    drawing = list(graph.nodes_of(copy, *NORMAL, *UNIFORM))
-    if not drawing or graph.opset(copy) < OPSET_RANGE:
+    if isinstance(model, Path):
+        model = files.load(model)
+    elif isinstance(model, bytes):
+        model = from_proto(onnx.load_model_from_string(model))
+    if not any(graph.nodes_of(model, *DRAW_NUMBERS)) or graph.opset(model) < OPSET_RANGE:
         return None
-    for node in drawing:
+    copy = model.clone()
+    for node in graph.nodes_of(copy, *DRAW_NUMBERS):
         _fix(copy.graph, node)
     return copy
 

@@ -7,14 +7,12 @@ from collections.abc import Hashable
 import onnx_ir as ir
 
 from quant_core.model import graph
+from quant_core.model.fixed_noise import DRAW_NUMBERS
 from quant_core.optimize.applied import Applied
 from quant_core.optimize.edit import bypass, remove
 from quant_core.optimize.facts import Facts
 
-RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
-     "Bernoulli", "Dropout"}
-)  # fmt: skip
+RANDOM = frozenset({*DRAW_NUMBERS, "Multinomial", "Bernoulli", "Dropout"})
 NUMBERS_AND_TEXT = frozenset(
     {ir.AttributeType.FLOAT, ir.AttributeType.FLOATS, ir.AttributeType.INT, ir.AttributeType.INTS,
      ir.AttributeType.STRING, ir.AttributeType.STRINGS}
